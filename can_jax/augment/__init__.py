@@ -1,0 +1,1 @@
+"""Augmentation: crops on the host, everything photometric on the device."""

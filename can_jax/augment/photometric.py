@@ -1,0 +1,219 @@
+"""Photometric augmentation on the device: flip, colour jitter, greyscale, blur, solarise.
+
+Each operation takes one image with values in [0, 1]; `augment` maps all of them over a batch. The
+definitions are torchvision's, so recipes carry over. What has probability or strength 0 is not
+compiled.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+Image = Float[Array, "channels height width"]  # planes, which vector units read in one go
+Scalar = Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photometric:
+    """Probabilities and strengths; the keys of `config.augment` of the same names.
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        jitter: probability of colour jitter, whose four operations come in random order.
+        brightness, contrast, saturation: factors are drawn from [max(0, 1 - s), 1 + s].
+        hue: shift is drawn from [-hue, hue], in turns of the colour circle.
+        greyscale: probability.
+        blur: probability of a Gaussian blur.
+        blur_sigma: range of its standard deviation, in pixels.
+        solarize: probability of inverting all values from 0.5 on.
+    """
+
+    flip: float = 0.0
+    jitter: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    greyscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
+        """Those of ``settings`` that belong here; cropping, say, does not."""
+        return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def needs_colour(self) -> bool:
+        """Whether an operation is defined for RGB only."""
+        return bool((self.jitter and (self.saturation or self.hue)) or self.greyscale)
+
+
+def luminance(image: Image) -> Float[Array, "height width"]:
+    """ITU-R 601 luma; of an image that is not RGB the channels' mean."""
+    if image.shape[0] != 3:
+        return image.mean(axis=0)
+    red, green, blue = image
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
+    """So many parts of the image, of its luminance, and of its mean luminance, clipped to [0, 1].
+
+    Brightness, contrast and saturation all have this form, so that jitter can draw which of them
+    to apply without computing each.
+    """
+    luma = luminance(image)
+    return jnp.clip(parts[0] * image + parts[1] * luma + parts[2] * luma.mean(), 0.0, 1.0)
+
+
+def brightness_parts(factor: Scalar) -> Float[Array, " 3"]:
+    """Blend with black."""
+    return jnp.stack([factor, jnp.zeros_like(factor), jnp.zeros_like(factor)])
+
+
+def contrast_parts(factor: Scalar) -> Float[Array, " 3"]:
+    """Blend with the mean luminance of the whole image."""
+    return jnp.stack([factor, jnp.zeros_like(factor), 1 - factor])
+
+
+def saturation_parts(factor: Scalar) -> Float[Array, " 3"]:
+    """Blend with the greyscale image."""
+    return jnp.stack([factor, 1 - factor, jnp.zeros_like(factor)])
+
+
+def adjust_hue(image: Image, shift: Scalar) -> Image:
+    """Turn the hue of HSV by ``shift`` turns."""
+    red, green, blue = image
+    value = image.max(axis=0)
+    chroma = value - image.min(axis=0)
+    divisor = jnp.where(chroma > 0, chroma, 1.0)
+    sixths = jnp.where(
+        value == red,
+        (green - blue) / divisor,
+        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    turned = sixths + 6 * shift
+
+    def channel(offset: int) -> Array:
+        k = jnp.mod(offset + turned, 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
+
+    return jnp.stack([channel(5), channel(3), channel(1)])
+
+
+def colour_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
+    """Brightness, contrast, saturation and hue in random order."""
+    order_key, place_key, hue_key, *keys = jax.random.split(key, 6)
+    kinds = (
+        (brightness_parts, settings.brightness),
+        (contrast_parts, settings.contrast),
+        (saturation_parts, settings.saturation),
+    )
+    blends = []
+    for (parts, strength), draw in zip(kinds, keys, strict=True):
+        if strength:
+            low = max(0.0, 1 - strength)
+            blends.append(parts(jax.random.uniform(draw, minval=low, maxval=1 + strength)))
+    if blends:
+        ordered = jax.random.permutation(order_key, jnp.stack(blends))
+        # Hue comes before a random one of them, or last: all orders are equally likely.
+        place = jax.random.randint(place_key, (), 0, len(blends) + 1) if settings.hue else 0
+        nothing = jnp.array([1.0, 0.0, 0.0])
+    if settings.hue:
+        for i in range(len(blends)):
+            image = blend(image, jnp.where(i < place, ordered[i], nothing))
+        shift = jax.random.uniform(hue_key, minval=-settings.hue, maxval=settings.hue)
+        image = adjust_hue(image, shift)
+    for i in range(len(blends)):
+        image = blend(image, jnp.where(i >= place, ordered[i], nothing))
+    return image
+
+
+def blur_matrix(size: int, sigma: Scalar) -> Float[Array, "size size"]:
+    """The Gaussian along one axis as a matrix, borders mirrored (the edge pixel not repeated).
+
+    A matrix product gives every image its own width at full matrix speed, where a convolution
+    would need one kernel an image.
+    """
+    place = jnp.arange(size)
+
+    def weight(offset: Array) -> Array:
+        return jnp.exp(-0.5 * jnp.square(offset / sigma))
+
+    mirrored_low = weight(place[:, None] + place) * (place > 0)
+    mirrored_high = weight(2 * (size - 1) - place - place[:, None]) * (place < size - 1)
+    matrix = weight(place[:, None] - place) + mirrored_low + mirrored_high
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+def blur(image: Image, sigma: Scalar) -> Image:
+    """A separable Gaussian blur with standard deviation ``sigma`` pixels."""
+    vertical, horizontal = (blur_matrix(size, sigma) for size in image.shape[1:])
+    return vertical @ image @ horizontal.T
+
+
+def solarize(image: Image) -> Image:
+    """Invert the values from 0.5 on."""
+    return jnp.where(image >= 0.5, 1 - image, image)
+
+
+def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
+    """All operations on one image, each with its own probability."""
+    flip_key, jitter_key, grey_key, blur_key, solarize_key = jax.random.split(key, 5)
+
+    def sometimes(key: Array, probability: float, changed: Image, image: Image) -> Image:
+        return jnp.where(jax.random.bernoulli(key, probability), changed, image)
+
+    if settings.flip:
+        image = sometimes(flip_key, settings.flip, image[:, :, ::-1], image)
+    if settings.jitter:
+        coin, draw = jax.random.split(jitter_key)
+        image = sometimes(coin, settings.jitter, colour_jitter(image, draw, settings), image)
+    if settings.greyscale:
+        grey = jnp.broadcast_to(luminance(image), image.shape)
+        image = sometimes(grey_key, settings.greyscale, grey, image)
+    if settings.blur:
+        coin, draw = jax.random.split(blur_key)
+        low, high = settings.blur_sigma
+        sigma = jax.random.uniform(draw, minval=low, maxval=high)
+        image = sometimes(coin, settings.blur, blur(image, sigma), image)
+    if settings.solarize:
+        image = sometimes(solarize_key, settings.solarize, solarize(image), image)
+    return image
+
+
+def augment(
+    images: Float[Array, "rows height width channels"],
+    keys: Key[Array, " rows"],
+    settings: Photometric,
+) -> Float[Array, "rows height width channels"]:
+    """Augment each row by its own key. Values stay in [0, 1]."""
+
+    def one(image: Array, key: Array) -> Array:
+        return jnp.moveaxis(augment_one(jnp.moveaxis(image, -1, 0), key, settings), 0, -1)
+
+    return jax.vmap(one)(images, keys)
+
+
+def to_float(images: UInt8[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
+    """Bytes to float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255.0
+
+
+def normalize(
+    images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch channels"]:
+    """``(images - mean) / std`` by channel."""
+    return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
+
+
+def denormalize(
+    images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "*batch channels"]:
+    """The inverse of `normalize`."""
+    return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)

@@ -1,0 +1,67 @@
+"""How every command starts and ends: flags in, one clear line and an exit code out."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from absl import flags, logging
+
+from can_jax.config import one_line
+from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError
+
+DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parse the flags, run ``main``, and exit: 0 finished, 1 an error, 75 preempted after saving.
+
+    Args:
+        main: the command, without arguments; it reads its flags.
+        usage: what ``--help`` prints above the flags.
+    """
+    sys.exit(_exit_code(main, usage))
+
+
+def _exit_code(main: Callable[[], None], usage: str) -> int:
+    logging.use_absl_handler()
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with _help(usage):
+            rest = flags.FLAGS(sys.argv)[1:]
+        if rest:
+            raise UserError(f"what is {rest[0]!r}? options look like --name=value; see --help")
+        main()
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return EXIT_PREEMPTED
+    except UserError as error:
+        return _fail(str(error))
+    except flags.Error as error:
+        return _fail(one_line(error).removeprefix(f"{type(error).__name__}: "))
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command goes on from the last checkpoint")
+    except Exception as error:
+        return _fail(f"{one_line(error)} (unexpected; --debug shows where)")
+    return 0
+
+
+@contextlib.contextmanager
+def _help(usage: str) -> Iterator[None]:
+    """Answer ``--help`` with this program's own flags, and tell a mistyped key what it meant."""
+    if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in sys.argv[1:]):
+        print(usage.strip() + "\n")
+        print(flags.FLAGS.main_module_help() + "\n" + flags.FLAGS.module_help("can_jax.command"))
+        sys.exit(0)
+    try:
+        yield
+    except (AttributeError, KeyError) as error:  # how ml_collections says that a key is unknown
+        raise UserError(f"unknown key in a --config.… option: {one_line(error)}") from error
+
+
+def _fail(message: str) -> int:
+    """One line on stderr, after the trace if that was asked for."""
+    if any(argument in ("--debug", "--debug=true") for argument in sys.argv):
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return EXIT_ERROR

@@ -1,0 +1,1 @@
+"""Images from files to the devices: sources, their order, and the loader."""

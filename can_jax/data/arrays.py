@@ -1,0 +1,57 @@
+"""`arrays`: npz shards of decoded images, `{split}*.npz` in one folder."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from can_jax.data.source import ArraySource
+from can_jax.errors import UserError
+
+
+def open_arrays(path: str, split: str, channels: int) -> ArraySource:
+    """Read the shards of a split into memory, in the order of their names.
+
+    A shard holds ``images``, uint8 (n, height, width, channels), and may hold ``labels``, ints
+    (n,), and ``label_names``. Pickled objects are refused.
+
+    Raises:
+        UserError: no shard, or one that does not hold what it should.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise UserError(f"config.data.path={path} does not exist")
+    shards = sorted(root.glob(f"{split}*.npz")) if root.is_dir() else [root]
+    if not shards:
+        there = ", ".join(sorted(file.name for file in root.iterdir())[:8]) or "nothing"
+        raise UserError(f"no {split}*.npz in config.data.path={path}, which holds {there}")
+    images, labels, names = zip(*(_read(shard, channels) for shard in shards), strict=True)
+    shapes = {shard.shape[1:] for shard in images}
+    if len(shapes) > 1:
+        raise UserError(f"the shards of {path} hold images of several shapes: {sorted(shapes)}")
+    source = ArraySource(np.concatenate(images), np.concatenate(labels), names[0])
+    if not source.examples:
+        raise UserError(f"the shards {split}*.npz in {path} hold no image")
+    return source
+
+
+def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images, labels and label names of one shard."""
+    try:
+        with np.load(shard, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in content.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{shard} cannot be read as an npz file of plain arrays: {error}") from error
+    if "images" not in arrays:
+        raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
+        raise UserError(
+            f"{shard}: 'images' is {images.dtype} {images.shape}; wanted is uint8 "
+            f"(images, height, width, {channels}), the last as in config.data.channels"
+        )
+    labels = arrays.get("labels", np.full(len(images), -1))
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{shard}: 'labels' is {labels.dtype} {labels.shape}, not one int an image")
+    names = tuple(str(name) for name in arrays.get("label_names", ()))
+    return images, labels.astype(np.int32), names

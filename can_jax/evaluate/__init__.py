@@ -1,0 +1,1 @@
+"""Is the representation any good? Protocols on frozen features."""

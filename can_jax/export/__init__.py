@@ -1,0 +1,1 @@
+"""The weights in the layouts of other libraries."""

@@ -1,0 +1,123 @@
+"""Our parameters under MAE's names and in PyTorch's layout, and back.
+
+MAE and timm name a ViT's arrays alike. A Linear weight is (out, in) there, a convolution's
+(out, in, height, width); blocks are numbered one by one, where ours are stacked.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from can_jax.errors import UserError
+from can_jax.parallel.rules import path_name
+
+# Our path, without the layer axis of a block, and theirs. A projector's layers are numbered with
+# the activations between them.
+NAMES = {
+    "encoder/class_token": "cls_token",
+    "encoder/patch_embed": "patch_embed.proj",
+    "encoder/norm": "norm",
+    "noise_level/hidden": "noise_pe_mlp.0",
+    "noise_level/out": "noise_pe_mlp.2",
+    "decoder/embed": "decoder_embed",
+    "decoder/mask_token": "mask_token",
+    "decoder/norm": "decoder_norm",
+    "decoder/predict": "decoder_pred",
+    **{f"projector/layers/{i}": f"projection_head.{2 * i}" for i in range(4)},
+}
+BLOCKS = {"encoder/blocks/layers/": "blocks", "decoder/blocks/layers/": "decoder_blocks"}
+BLOCK_NAMES = {
+    "attention_norm": "norm1",
+    "attention/qkv": "attn.qkv",
+    "attention/out": "attn.proj",
+    "mlp_norm": "norm2",
+    "mlp/expand": "mlp.fc1",
+    "mlp/contract": "mlp.fc2",
+}
+SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
+
+
+class Entry(NamedTuple):
+    """One of their arrays, and where it is in our tree: a path, and the layer if stacked."""
+
+    name: str
+    path: tuple[Any, ...]
+    layer: int | None
+
+
+def entries(parameters: Any) -> Iterator[Entry]:
+    """Every array of a parameter tree under its foreign name.
+
+    Raises:
+        KeyError: a parameter that has no foreign name.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        name = path_name(path)
+        prefix = next((prefix for prefix in BLOCKS if name.startswith(prefix)), None)
+        if name in NAMES:
+            yield Entry(NAMES[name], path, None)
+        elif prefix is None:
+            module, suffix = name.rsplit("/", 1)
+            yield Entry(NAMES[module] + SUFFIXES[suffix], path, None)
+        else:
+            module, suffix = name.removeprefix(prefix).rsplit("/", 1)
+            for layer in range(leaf.shape[0]):
+                theirs = f"{BLOCKS[prefix]}.{layer}.{BLOCK_NAMES[module]}{SUFFIXES[suffix]}"
+                yield Entry(theirs, path, layer)
+
+
+def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
+    """One of our arrays, without its layer axis, as PyTorch has it."""
+    if name.endswith("_token"):
+        return array.reshape(1, 1, -1)
+    if name == "patch_embed.proj.weight":
+        width = array.shape[-1]
+        return array.reshape(patch_size, patch_size, -1, width).transpose(3, 2, 0, 1)
+    if name.endswith("attn.qkv.weight"):
+        return array.reshape(array.shape[0], -1).T
+    return array.T if array.ndim == 2 and not name.endswith(".bias") else array.reshape(-1)
+
+
+def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """One of their arrays as ours of the given shape."""
+    if name == "patch_embed.proj.weight" and array.ndim == 4:
+        array = array.transpose(2, 3, 1, 0)
+    elif array.ndim == 2:
+        array = array.T
+    if array.size != np.prod(shape):
+        raise UserError(f"{name} has shape {array.shape}, which does not fit {shape} here")
+    return array.reshape(shape)
+
+
+def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
+    """A tree of parameters, or of their gradients, under foreign names."""
+    leaves = dict(jax.tree_util.tree_leaves_with_path(parameters))
+    arrays = {}
+    for name, path, layer in entries(parameters):
+        array = np.asarray(leaves[path])
+        arrays[name] = _to_torch(name, array if layer is None else array[layer], patch_size)
+    return arrays
+
+
+def from_torch(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """Foreign arrays as a tree of parameters.
+
+    Args:
+        arrays: by foreign name. Those that the tree has no place for are left over.
+        like: the tree, of arrays or shapes.
+
+    Raises:
+        UserError: an array is missing, or has another shape.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    found: dict[tuple[Any, ...], list[np.ndarray]] = {path: [] for path, _ in leaves}
+    shapes = {path: leaf.shape for path, leaf in leaves}
+    for name, path, layer in entries(like):
+        if name not in arrays:
+            raise UserError(f"the weights have no {name}")
+        shape = shapes[path] if layer is None else shapes[path][1:]
+        found[path].append(_from_torch(name, arrays[name], shape))
+    stacked = [np.stack(parts).reshape(shapes[path]) for path, parts in found.items()]
+    return jax.tree_util.tree_unflatten(structure, stacked)

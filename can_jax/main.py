@@ -1,0 +1,30 @@
+"""`python -m can_jax.main --config=configs/X.py --workdir=DIR [--config.key=value …]`
+
+Pretrains as the recipe says, into the run directory. The same command again goes on from the newest
+checkpoint. Any key of the recipe can be set on the command line.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from can_jax import command
+from can_jax.errors import UserError
+from can_jax.pretrain import pretrain
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+
+
+def main() -> None:
+    """Flags to config to pretrain."""
+    if _CONFIG.value is None:
+        raise UserError("--config=FILE is missing; the shipped recipes are in configs/")
+    if _WORKDIR.value is None:
+        raise UserError("--workdir=DIR is missing: say where the run may write")
+    pretrain(_CONFIG.value, Path(_WORKDIR.value))
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,1 @@
+"""The network, from pixels to predictions. Knows nothing of data, steps or checkpoints."""

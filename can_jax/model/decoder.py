@@ -1,0 +1,58 @@
+"""The decoder: one prediction of pixels for every patch, visible or hidden."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from can_jax.model.positions import sincos_2d
+from can_jax.model.vit import Blocks, Linear, layer_norm
+from can_jax.parallel.mesh import pin_rows
+
+
+class Decoder(nnx.Module):
+    """MAE's decoder: narrow blocks over all places of the grid, mask tokens at the hidden ones."""
+
+    def __init__(
+        self,
+        encoder_width: int,
+        pixels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        scan: bool,
+        remat: str,
+        **options: Any,
+    ):
+        self.embed = Linear(encoder_width, width, **options)
+        normal = nnx.initializers.normal(0.02)
+        self.mask_token = nnx.Param(
+            normal(options["rngs"].params(), (width,), options["param_dtype"])
+        )
+        self.blocks = Blocks(depth, width, heads, mlp_width, scan=scan, remat=remat, **options)
+        self.norm = layer_norm(width, **options)
+        self.predict = Linear(width, pixels, **options)
+
+    def __call__(
+        self,
+        latent: Float[Array, "rows visible+1 encoder_width"],
+        shuffle: Int[Array, "rows patches"],
+        grid: tuple[int, int],
+    ) -> Float[Array, "rows patches pixels"]:
+        """Predict every patch from the class token and the visible patches' latents."""
+        tokens = self.embed(latent)
+        rows, _, width = tokens.shape
+        patches = shuffle.shape[1]
+        hidden = patches - (tokens.shape[1] - 1)
+        mask_token = self.mask_token[...].astype(tokens.dtype)
+        mask_tokens = jnp.broadcast_to(mask_token, (rows, hidden, width))
+        shuffled = jnp.concatenate([tokens[:, 1:], mask_tokens], axis=1)
+        # Undo the shuffle: place p of the grid stands at restore[p] of the shuffled tokens.
+        restore = jnp.argsort(shuffle, axis=1)
+        placed = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
+        placed = placed + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
+        x = pin_rows(jnp.concatenate([tokens[:, :1], placed], axis=1))
+        return self.predict(self.norm(self.blocks(x)))[:, 1:]

@@ -1,0 +1,67 @@
+"""Two small heads: the projector of the contrastive branch, and the noise-level embedding."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from can_jax.model.positions import sincos_level
+from can_jax.model.vit import Linear
+
+
+class Projector(nnx.Module):
+    """Linear layers with ReLU between them, with or without BatchNorm before each ReLU.
+
+    Statistics are those of all rows given, which under a mesh is the global batch. A layer that
+    BatchNorm follows has no bias: the normalisation would remove it.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: int, outputs: int, layers: int, batch_norm: bool, **options: Any
+    ):
+        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
+        last = layers - 1
+        self.layers = nnx.List(
+            Linear(widths[i], widths[i + 1], use_bias=not batch_norm or i == last, **options)
+            for i in range(layers)
+        )
+        self.norms = nnx.List(
+            nnx.BatchNorm(hidden, momentum=0.9, use_fast_variance=False, **options)
+            for _ in range(last if batch_norm else 0)
+        )
+
+    def __call__(
+        self, x: Float[Array, "rows width"], *, train: bool
+    ) -> Float[Array, "rows outputs"]:
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i < len(self.norms):
+                x = self.norms[i](x, use_running_average=not train)
+            if i < len(self.layers) - 1:
+                x = jax.nn.relu(x)
+        return x
+
+
+class NoiseLevel(nnx.Module):
+    """What the decoder is told about the amount of noise: a 2-layer MLP over sinusoids of sigma.
+
+    Args:
+        width: the encoder's width, which the embedding shares.
+        scale: multiplies sigma before the sinusoids. At 1.0 (the literal form) a sigma of at most
+            0.05 turns every angle by at most 0.05 rad, and the embedding is nearly constant.
+    """
+
+    def __init__(self, width: int, scale: float, **options: Any):
+        self.hidden = Linear(width, width, **options)
+        self.out = Linear(width, width, **options)
+        self.width = width
+        self.scale = scale
+
+    def sinusoid(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
+        """The fixed features of sigma that the MLP reads."""
+        return sincos_level(sigma * jnp.asarray(self.scale, sigma.dtype), self.width)
+
+    def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
+        return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))

@@ -1,0 +1,40 @@
+"""Sinusoids: fixed 2-D positions of patches, and the features of a noise level."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@functools.lru_cache(maxsize=16)
+def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches width"]:
+    """Fixed sin-cos positions of a (height, width) grid of patches, row by row.
+
+    MAE's convention (arXiv 2111.06377, code): the first half of the width encodes the column,
+    the second half the row; each half is all sines, then all cosines, at frequencies
+    ``10000 ** (-i / (width / 4))``. The class token has no position (zero).
+
+    Raises:
+        ValueError: ``width`` is not divisible by 4.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+
+    def encode(coordinate: np.ndarray) -> np.ndarray:
+        angles = coordinate.reshape(-1, 1) * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    # Rounded to float32 as MAE stores it, so that double precision agrees with its weights too.
+    table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+    table.flags.writeable = False  # the cache hands the same array to every caller
+    return table
+
+
+def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
+    """Sines, then cosines, of ``level`` at frequencies ``10000 ** (-i / (width / 2))``."""
+    frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
+    angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

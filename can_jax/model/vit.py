@@ -1,0 +1,178 @@
+"""The Vision Transformer: pre-norm blocks, and the encoder that sees visible patches only."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from can_jax.model.positions import sincos_2d
+from can_jax.parallel.mesh import pin_rows
+
+LAYER_NORM_EPS = 1e-6
+
+# What the backward pass keeps of a block; the rest is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # keep everything: fastest, most memory
+    "dots": jax.checkpoint_policies.checkpoint_dots,  # keep every matrix product
+    "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep a block's input only
+}
+
+
+class Linear(nnx.Linear):
+    """A linear layer over the last axis, initialised as in MAE: Xavier uniform, zero bias.
+
+    The product is of two matrices, all leading axes being one: the CPU backend is twice as fast in
+    the backward pass so, and accelerators do not mind.
+    """
+
+    def __init__(self, inputs: int, outputs: int, **options: Any):
+        super().__init__(
+            inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), **options
+        )
+
+    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+
+def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
+    """LayerNorm with float32 statistics by the two-pass variance, which bf16 inputs need."""
+    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, **options)
+
+
+def attend(
+    query: Float[Array, "rows tokens heads width"],
+    key: Float[Array, "rows tokens heads width"],
+    value: Float[Array, "rows tokens heads width"],
+) -> Float[Array, "rows tokens heads width"]:
+    """Scaled dot-product attention. Logits and softmax are float32, or float64 if given that."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5)
+    return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, width: int, heads: int, **options: Any):
+        # Query, key, value and head are axes of their own, so that heads can be split over devices.
+        init = nnx.initializers.xavier_uniform()
+        self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), kernel_init=init, **options)
+        self.out = Linear(width, width, **options)
+
+    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        rows, tokens, width = x.shape
+        qkv = self.qkv(x.reshape(-1, width))
+        query, key, value = (qkv[:, i].reshape(rows, tokens, *qkv.shape[2:]) for i in range(3))
+        return self.out(attend(query, key, value).reshape(x.shape))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int, **options: Any):
+        self.expand = Linear(width, hidden, **options)
+        self.contract = Linear(hidden, width, **options)
+
+    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        return self.contract(jax.nn.gelu(self.expand(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, width: int, heads: int, mlp_width: int, **options: Any):
+        self.attention_norm = layer_norm(width, **options)
+        self.attention = Attention(width, heads, **options)
+        self.mlp_norm = layer_norm(width, **options)
+        self.mlp = Mlp(width, mlp_width, **options)
+
+    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Blocks(nnx.Module):
+    """``depth`` blocks whose parameters are stacked on a leading layer axis.
+
+    One layout serves both forms: ``scan=True`` compiles a single block and loops over it (short
+    compile times), ``scan=False`` lays all of them out (more freedom for the compiler). The numbers
+    and the checkpoints are the same.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        scan: bool,
+        remat: str,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(width, heads, mlp_width, rngs=rngs, **options)
+
+        self.layers = stack(rngs)
+        self.depth = depth
+        self.scan = scan
+        self.remat = remat
+
+    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        block, layers = nnx.split(self.layers)
+
+        def apply(x: Array, layer: nnx.State) -> tuple[Array, None]:
+            return pin_rows(nnx.merge(block, layer)(x)), None
+
+        if (policy := REMAT_POLICIES[self.remat]) is not None:
+            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
+        x, _ = jax.lax.scan(apply, x, layers, unroll=1 if self.scan else self.depth)
+        return x
+
+
+class Encoder(nnx.Module):
+    """A ViT over a subset of the patches: embed, add positions, class token, blocks, norm."""
+
+    def __init__(
+        self,
+        pixels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        scan: bool,
+        remat: str,
+        rngs: nnx.Rngs,
+        dtype: jnp.dtype,
+        param_dtype: jnp.dtype,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.patch_embed = Linear(pixels, width, **options)
+        token = nnx.initializers.normal(0.02)(rngs.params(), (width,), param_dtype)
+        self.class_token = nnx.Param(token)
+        self.blocks = Blocks(depth, width, heads, mlp_width, scan=scan, remat=remat, **options)
+        self.norm = layer_norm(width, **options)
+
+    def __call__(
+        self,
+        patches: Float[Array, "rows visible pixels"],
+        index: Int[Array, "rows visible"],
+        grid: tuple[int, int],
+    ) -> Float[Array, "rows visible+1 width"]:
+        """Encode patches that sit at places ``index`` of the grid. The class token comes first."""
+        tokens = self.patch_embed(patches)
+        rows, _, width = tokens.shape
+        tokens = tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)[index]
+        class_token = self.class_token[...].astype(tokens.dtype)
+        class_tokens = jnp.broadcast_to(class_token, (rows, 1, width))
+        x = pin_rows(jnp.concatenate([class_tokens, tokens], axis=1))
+        return self.norm(self.blocks(x))

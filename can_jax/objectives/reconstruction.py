@@ -1,0 +1,37 @@
+"""Reconstruction of hidden patches, as in MAE (arXiv 2111.06377)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+
+
+def patch_statistics(
+    patches: Float[Array, "rows patches pixels"],
+) -> tuple[Float[Array, "rows patches 1"], Float[Array, "rows patches 1"]]:
+    """Mean of each patch, and ``sqrt(unbiased variance + 1e-6)``."""
+    mean = patches.mean(axis=-1, keepdims=True)
+    variance = patches.var(axis=-1, keepdims=True, ddof=1)
+    return mean, jnp.sqrt(variance + 1e-6)
+
+
+def reconstruction_loss(
+    prediction: Float[Array, "rows patches pixels"],
+    clean: Float[Array, "rows patches pixels"],
+    hidden: Bool[Array, "rows patches"],
+) -> Loss:
+    """Mean squared error on hidden patches to the clean pixels, each patch normalised by its own
+    mean and deviation. The target never holds the noise that was added to the input."""
+    clean = at_least_float32(clean)
+    mean, deviation = patch_statistics(clean)
+    errors = jnp.square(at_least_float32(prediction) - (clean - mean) / deviation)
+    return jnp.mean(errors.mean(axis=-1), where=hidden)
+
+
+def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
+    """`reconstruction_loss` of a step."""
+    assert arrays.prediction is not None
+    return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden), {}
+
+
+OBJECTIVE = Objective(frozenset({"prediction"}), loss)

@@ -1,0 +1,80 @@
+"""Where the time of a run goes, measured between points at which the devices are known to be idle.
+
+JAX returns from a step before it is computed, so a clock around the call would measure nothing.
+Here every window starts and ends with waiting for a result.
+"""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+STEPS_IN_FLIGHT = 2  # enough to keep the devices busy, few enough to bound the batches they hold
+
+
+class Window(NamedTuple):
+    """One stretch of training, from idle to idle, pauses left out."""
+
+    steps: int
+    seconds: float
+    data_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds a step, on average."""
+        return self.seconds / max(self.steps, 1)
+
+    @property
+    def data_wait(self) -> float:
+        """The share of the time that was spent waiting for the next batch."""
+        return self.data_seconds / self.seconds if self.seconds else 0.0
+
+
+class StepClock:
+    """Measures windows of steps."""
+
+    def __init__(self) -> None:
+        self._in_flight: deque[Any] = deque()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.perf_counter()
+        self._steps = 0
+        self._data_seconds = self._paused_seconds = 0.0
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Around getting a batch."""
+        start = time.perf_counter()
+        yield
+        self._data_seconds += time.perf_counter() - start
+
+    def stepped(self, result: Any) -> None:
+        """After a step was dispatched, with something it computes. Waits for earlier steps."""
+        self._steps += 1
+        self._in_flight.append(result)
+        if len(self._in_flight) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(self._in_flight.popleft())
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around work between steps that is not training: the window's time stands still."""
+        self._fence()
+        start = time.perf_counter()
+        yield
+        self._paused_seconds += time.perf_counter() - start
+
+    def window(self) -> Window:
+        """Wait for all steps, close the window, and open the next one."""
+        self._fence()
+        seconds = time.perf_counter() - self._start - self._paused_seconds
+        window = Window(self._steps, seconds, self._data_seconds)
+        self._restart()
+        return window
+
+    def _fence(self) -> None:
+        jax.block_until_ready(list(self._in_flight))
+        self._in_flight.clear()

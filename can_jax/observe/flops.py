@@ -1,0 +1,77 @@
+"""Analytic FLOPs of a training step, and what the hardware could do at best."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from can_jax.model.can import Size, encoder_size
+from can_jax.model.masking import visible_count
+
+# Dense bfloat16 FLOP/s of one device as JAX counts devices, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v3": 61.5e12,  # a core; two make a chip
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA V100": 125e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+}
+
+
+def transformer_flops(size: Size, tokens: int) -> float:
+    """Forward FLOPs of the blocks over one row: ``depth * (24 t D^2 + 4 t^2 D)``, 2 a
+    multiply-add."""
+    return size.depth * (24 * tokens * size.width**2 + 4 * tokens**2 * size.width)
+
+
+def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> float:
+    """FLOPs of a training step for one image, all its views: 3 times the forward pass.
+
+    Counted are the blocks of encoder and decoder; what remains is less than a few percent.
+    """
+    (height, width), patch = config.data.image_size, config.model.patch_size
+    patches = (height // patch) * (width // patch)
+    visible = visible_count(patches, config.model.mask_ratio)
+    view = transformer_flops(encoder_size(config.model), visible + 1)
+    if "prediction" in heads:
+        view += transformer_flops(Size(**config.model.decoder), patches + 1)
+    return 3 * config.augment.views * view
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """The best FLOP/s of one device, and where the number comes from.
+
+    Without an entry for its kind (a CPU, say) it is the rate of a matrix product measured now.
+    """
+    kind = jax.devices()[0].device_kind
+    matching = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    if matching:
+        name = max(matching, key=len)
+        return PEAK_FLOPS[name], f"data sheet of {name}, bfloat16"
+    rate = matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
+    return rate, f"{dtype} matrix product measured on this {kind}"
+
+
+def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
+    """FLOP/s of a square matrix product on one device: the best of several."""
+    matrix = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(matrix, matrix))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

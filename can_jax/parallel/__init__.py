@@ -1,0 +1,1 @@
+"""Processes, the device mesh, and where each parameter lies on it."""

@@ -1,0 +1,247 @@
+"""`python -m can_jax.selfcheck --reference=FILE.npz [--x64] [--json]`
+
+Proves this installation against reference vectors: copies the file's weights in, runs our network,
+losses and gradients on its inputs, and compares each quantity with the file's.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from can_jax import command
+from can_jax.config import default_config, resolve
+from can_jax.errors import UserError
+from can_jax.export.torch_layout import from_torch, to_torch
+from can_jax.model import can
+from can_jax.model.masking import hidden_mask, patchify
+from can_jax.model.positions import sincos_2d, sincos_level
+from can_jax.objectives.denoising import denoising_loss
+from can_jax.step import Inputs, Step, forward, grid_of, heads, losses, make_step
+
+_REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
+_X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+File = dict[str, np.ndarray]
+
+
+def tolerance(quantity: str, x64: bool) -> float:
+    """The largest relative error allowed."""
+    if x64:
+        return 1e-8
+    return 1e-3 if quantity.startswith("grad/") else 1e-4
+
+
+def read(path: str) -> tuple[dict[str, Any], File]:
+    """The sizes and the arrays of a reference file."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+        return json.loads(str(arrays.pop("meta"))), arrays
+    except FileNotFoundError:
+        raise UserError(f"--reference={path} does not exist") from None
+    except KeyError:
+        raise UserError(f"--reference={path} is no reference file: it has no 'meta'") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"--reference={path} cannot be read: {error}") from error
+
+
+def config_of(meta: dict[str, Any], file: File, dtype: str) -> ConfigDict:
+    """The configuration whose network has the file's sizes."""
+    config = default_config()
+    height, width, channels = file["in/views"].shape[1:]
+    projector = sorted(name for name in file if name.startswith("param/projection_head."))
+    weights = [file[name] for name in projector if name.endswith("weight")]
+    config.batch_size, config.total_steps = meta["images"], 1
+    config.data.update(source="shapes", image_size=(height, width), channels=channels)
+    config.augment.update(
+        views=meta["views"], saturation=0.0, hue=0.0, greyscale=0.0,
+        mean=(0.0,) * channels, std=(1.0,) * channels,
+    )  # fmt: skip
+    config.model.update(
+        width=meta["width"], depth=meta["depth"], heads=meta["heads"],
+        patch_size=meta["patch_size"], mask_ratio=float(meta["mask_ratio"]), dtype=dtype,
+    )  # fmt: skip
+    for name in ("width", "depth", "heads"):
+        config.model.decoder[name] = meta[f"decoder_{name}"]
+    config.model.projector.update(
+        layers=len(weights), hidden=weights[0].shape[0], outputs=weights[-1].shape[0],
+        batch_norm=False,
+    )  # fmt: skip
+    names = ("contrastive", "reconstruction", "denoising")
+    for name, weight in zip(names, meta["weights"], strict=True):
+        config.objective[name].weight = float(weight)
+    config.objective.contrastive.temperature = float(meta["temperature"])
+    config.noise.update(
+        sigma_max=float(meta["sigma_max"]), level_scale=float(meta["sigma_scale"]), target="scaled"
+    )
+    return resolve(config)
+
+
+def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
+    """The file's inputs, rows in our order."""
+    dtype = jnp.dtype(config.model.dtype)
+
+    def patches(name: str) -> jax.Array:
+        return patchify(jnp.asarray(file[name][order], dtype), config.model.patch_size)
+
+    return Inputs(
+        clean=patches("in/views"),
+        unit_noise=patches("in/unit_noise"),
+        sigma=jnp.asarray(file["in/sigma"][order], dtype),
+        shuffle=jnp.asarray(file["in/shuffle"][order], jnp.int32),
+        labels=jnp.full(config.batch_size, -1),
+    )
+
+
+def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Every quantity of a reference file, rows in our order."""
+    config = step.config
+
+    def loss(parameters: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(step.network, parameters, {}, copy=True)
+        outputs = forward(config, model, inputs, train=True)
+        total, metrics = losses(config, outputs, inputs)
+        return total, (outputs, metrics)
+
+    with jax.default_matmul_precision("highest"):  # accelerators round products by default
+        gradient, (outputs, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+    hidden = hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1)
+    found = {
+        "latent": outputs.latent,
+        "pooled": outputs.pooled,
+        "projection": outputs.projection,
+        "noise_level_sinusoid": sincos_level(
+            inputs.sigma * can.level_scale(config), config.model.width
+        ),
+        "noise_level_embedding": outputs.noise_level,
+        "prediction": outputs.prediction,
+        "mask": hidden,
+        "loss/denoising_unit_noise": denoising_loss(
+            outputs.prediction, inputs.unit_noise, hidden
+        ),
+    }
+    found |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
+    found |= {
+        f"grad/{name}": array for name, array in to_torch(gradient, config.model.patch_size).items()
+    }
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
+    """The file's outputs, losses and gradients; rows in our order."""
+    found = {}
+    for name, array in file.items():
+        if name.startswith("out/"):
+            found[name.removeprefix("out/")] = array[order]
+        elif name.startswith(("loss/", "grad/")):
+            found[name] = array
+    return found
+
+
+def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+    """The largest relative error of each quantity: largest difference over largest value.
+
+    Gradients are taken array by array and reported by group: a block, or a module outside blocks.
+    """
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UserError(f"the reference file has {missing[0]}, which is unknown here")
+    largest_gradient = max(
+        (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
+        default=0.0,
+    )
+    worst: dict[str, float] = {}
+    for name, reference in wanted.items():
+        if found[name].shape != reference.shape:
+            raise UserError(f"{name} is {reference.shape} in the file, {found[name].shape} here")
+        scale = np.abs(reference).max()
+        if name.startswith("grad/"):
+            scale = max(scale, 1e-6 * largest_gradient)  # a gradient that is zero by symmetry
+        difference = np.abs(found[name].astype(np.float64) - reference).max()
+        error = float(difference / scale) if scale else float(difference)
+        group = group_of(name)
+        worst[group] = max(worst.get(group, 0.0), error if np.isfinite(error) else np.inf)
+    return worst
+
+
+def group_of(name: str) -> str:
+    """The name under which a quantity is reported."""
+    if not name.startswith("grad/"):
+        return name
+    parts = name.removeprefix("grad/").split(".")
+    return "grad/" + ".".join(parts[: 2 if parts[0].endswith("blocks") else 1])
+
+
+def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
+    """Our fixed positions against those in the file, class token first."""
+    widths = {"pos_embed": config.model.width, "decoder_pos_embed": config.model.decoder.width}
+    worst = {}
+    for name, width in widths.items():
+        if f"param/{name}" in file:
+            ours = np.concatenate([np.zeros((1, width)), sincos_2d(grid_of(config), width)])
+            worst[name] = float(np.abs(ours - file[f"param/{name}"][0]).max())
+    return worst
+
+
+def check(path: str, x64: bool) -> dict[str, Any]:
+    """Compare this installation with a reference file.
+
+    Returns:
+        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    meta, file = read(path)
+    try:
+        config = config_of(meta, file, "float64" if x64 else "float32")
+        step = make_step(config, lambda _: 0.0)
+        like = nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
+        like = nnx.to_pure_dict(nnx.state(like, nnx.Param))
+        weights = {name.removeprefix("param/"): a for name, a in file.items() if "param/" in name}
+        dtype = config.model.dtype
+        parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
+        # The file's rows are ordered by view, ours by image.
+        order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
+        found = compute(step, parameters, inputs_of(config, file, order))
+        worst = position_errors(config, file) | errors(found, expected(file, order))
+    except KeyError as error:
+        raise UserError(f"--reference={path} has no {error}") from error
+    limits = {quantity: tolerance(quantity, x64) for quantity in worst}
+    passed = all(error <= limits[quantity] for quantity, error in worst.items())
+    return {"max_relative_error": worst, "tolerance": limits, "passed": passed}
+
+
+def main() -> None:
+    """Check, print, and fail if a quantity is off."""
+    if _REFERENCE.value is None:
+        raise UserError("--reference=FILE.npz is missing: the reference vectors to compare with")
+    jax.config.update("jax_enable_x64", _X64.value)
+    report = check(_REFERENCE.value, _X64.value)
+    if _JSON.value:
+        print(json.dumps(report, indent=2))
+    else:
+        table = Table("quantity", "largest relative error", "tolerance", "", title="Self-check")
+        for quantity, error in report["max_relative_error"].items():
+            limit = report["tolerance"][quantity]
+            verdict = "ok" if error <= limit else "TOO LARGE"
+            table.add_row(quantity, f"{error:.2e}", f"{limit:.0e}", verdict)
+        Console().print(table)
+    if not report["passed"]:
+        worst = report["max_relative_error"]
+        off = [name for name, error in worst.items() if error > report["tolerance"][name]]
+        raise UserError(f"{len(off)} of {len(worst)} quantities are off: {', '.join(off)}")
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__ or "")

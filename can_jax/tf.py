@@ -1,0 +1,16 @@
+"""The only door to TensorFlow: imported when data is first touched, and kept off the GPUs."""
+
+import functools
+import os
+from types import ModuleType
+
+
+@functools.cache
+def tensorflow() -> ModuleType:
+    """The TensorFlow module, unable to see an accelerator, which is JAX's to use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # images that are skipped, counted by us
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and announces itself
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return tf
