@@ -3,6 +3,8 @@
 import difflib
 import json
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -119,6 +121,12 @@ def default_config() -> ConfigDict:
     ).lock()
 
 
+def load_recipe(beside: str, name: str) -> ConfigDict:
+    """The configuration of the recipe ``name`` in the folder of the file ``beside``: what a recipe
+    that changes another one starts from."""
+    return runpy.run_path(str(Path(beside).with_name(f"{name}.py")))["get_config"]()
+
+
 def one_line(error: BaseException) -> str:
     """An exception's message on one line, with its kind where the message is bare."""
     text = " ".join(str(error).split()).replace("\\n", " ").strip("'\" ")[:400]
@@ -127,7 +135,7 @@ def one_line(error: BaseException) -> str:
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             flat |= flatten(value, f"{prefix}{key}.")
@@ -147,12 +155,16 @@ def check_keys(config: ConfigDict) -> None:
         near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown key config.{key}; did you mean config.{near}?")
     for key in defaults.keys() - given.keys():
-        raise UserError(f"config.{key} is missing; start a recipe from can_jax.config.default_config()")
+        raise UserError(
+            f"config.{key} is missing; start a recipe from can_jax.config.default_config()"
+        )
     for key, value in given.items():
         kind = type(defaults[key])
         number = kind is float and isinstance(value, int) and not isinstance(value, bool)
         if defaults[key] is not None and not isinstance(value, kind) and not number:
-            raise UserError(f"config.{key}={value!r} is a {type(value).__name__}, not a {kind.__name__}")
+            raise UserError(
+                f"config.{key}={value!r} is a {type(value).__name__}, not a {kind.__name__}"
+            )
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -172,14 +184,12 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 def as_size(value: Any) -> tuple[int, int]:
     """An int or a pair as (height, width)."""
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or any(
-        not isinstance(side, int) or side < 1 for side in pair
-    ):
+    sides = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(sides) not in (1, 2) or any(not isinstance(side, int) or side < 1 for side in sides):
         raise UserError(
             f"config.data.image_size={value!r}: give an int, or (height, width), in pixels"
         )
-    return pair[0], pair[1]
+    return sides[0], sides[-1]
 
 
 def check(condition: Any, message: str) -> None:
@@ -211,7 +221,7 @@ def check_model(config: ConfigDict) -> None:
     model, (height, width) = config.model, config.data.image_size
     check_one_of("model.size", model.size, SIZES)
     check_one_of("model.remat", model.remat, REMAT_POLICIES)
-    double = ("float64",) if jax.config.jax_enable_x64 else ()
+    double = ("float64",) if jax.config.read("jax_enable_x64") else ()
     check_one_of("model.dtype", model.dtype, ("bfloat16", "float32", *double))
     check(model.patch_size >= 1, f"model.patch_size={model.patch_size}: at least 1 pixel")
     check(
@@ -283,7 +293,7 @@ def check_augment(config: ConfigDict) -> None:
     check(augment.hue <= 0.5, f"augment.hue={augment.hue}: at most 0.5, half the colour circle")
     channels = config.data.channels
     check(
-        channels == 3 or not Photometric.from_settings(augment).needs_colour,
+        channels == 3 or not Photometric.from_settings(augment.to_dict()).needs_colour,
         f"data.channels={channels}: set augment.saturation=0, augment.hue=0 and "
         "augment.greyscale=0, which are defined for RGB only",
     )
@@ -310,9 +320,7 @@ def check_schedule(config: ConfigDict) -> None:
     for block in ("probe", "figures"):
         every = config[block].every_steps
         check(every is None or every >= 1, f"{block}.every_steps={every}: at least 1")
-    check_one_of(
-        "optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16")
-    )
+    check_one_of("optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16"))
     check(
         config.optimizer.learning_rate > 0,
         f"optimizer.learning_rate={config.optimizer.learning_rate}: above 0",

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, resolve, steps_of, to_json
-from can_jax.data.batch import Batch
+from can_jax.data.batch import Batch, batch_shapes
 from can_jax.data.loader import TrainingLoader, evaluation_images
 from can_jax.data.source import Source, open_source
 from can_jax.errors import Preempted, UserError
@@ -40,7 +39,7 @@ class Plan(NamedTuple):
     total: int
     warmup: int
     peak_learning_rate: float
-    flops_per_image: float
+    flops_per_image: int
     probe_every: int | None
     figures_every: int | None
 
@@ -72,6 +71,9 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     with contextlib.closing(open_checkpoints(config, workdir)) as checkpoints:
         first = first_step(checkpoints, plan, workdir)
         report = console.Reporter(first, plan.total)
+        if first == plan.total:
+            report.say(f"{workdir} has already finished its {first} steps; nothing to do")
+            return
         note_run(config, workdir, mesh, plan, report)
 
         step = make_step(
@@ -107,7 +109,7 @@ def loop(
     plan: Plan,
     first: int,
     state: TrainState,
-    loader: Iterator[Batch],
+    loader: TrainingLoader,
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]],
     observers: "Observers",
     hooks: list[Hook],
@@ -297,7 +299,6 @@ def note_run(
     config: ConfigDict, workdir: Path, mesh: Mesh, plan: Plan, report: console.Reporter
 ) -> None:
     """Print and store what is about to run."""
-    resolved = json.loads(to_json(config))
     facts = {
         "effective batch (images)": config.batch_size,
         "views an image": config.augment.views,
@@ -313,7 +314,7 @@ def note_run(
     report.say(console.fact_table("Run", facts))
     before = workdir / "config.json"
     if before.exists():
-        old, new = flatten(json.loads(before.read_text())), flatten(resolved)
+        old, new = (flatten(json.loads(text)) for text in (before.read_text(), to_json(config)))
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
@@ -327,12 +328,13 @@ def compile_timed(
     step: Step, abstract: TrainState, mesh: Mesh, report: console.Reporter
 ) -> Callable[..., Any]:
     """The compiled train step; says how long that took."""
-    config, placed = step.config, batch_sharding(mesh)
-    images = config.batch_size
-    views = (images, config.augment.views, *config.data.image_size, config.data.channels)
-    shapes = Batch((views, np.uint8), ((images,), np.uint32), ((images,), np.int32))
-    batch = Batch(
-        *(jax.ShapeDtypeStruct(shape, dtype, sharding=placed) for shape, dtype in shapes)
+    config, data = step.config, step.config.data
+    batch = batch_shapes(
+        config.batch_size,
+        config.augment.views,
+        data.image_size,
+        data.channels,
+        batch_sharding(mesh),
     )
     started = time.perf_counter()
     compiled = compile_train_step(step, abstract, batch, mesh)

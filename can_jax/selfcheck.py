@@ -5,7 +5,6 @@ losses and gradients on its inputs, and compares each quantity with the file's.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from can_jax.model import can
 from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
-from can_jax.step import Inputs, Step, forward, grid_of, heads, losses, make_step
+from can_jax.step import Inputs, Noise, Step, forward, grid_of, heads, losses, make_step
 
 _REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
@@ -96,8 +95,7 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
     return Inputs(
         clean=patches("in/views"),
-        unit_noise=patches("in/unit_noise"),
-        sigma=jnp.asarray(file["in/sigma"][order], dtype),
+        noise=Noise(jnp.asarray(file["in/sigma"][order], dtype), patches("in/unit_noise")),
         shuffle=jnp.asarray(file["in/shuffle"][order], jnp.int32),
         labels=jnp.full(config.batch_size, -1),
     )
@@ -115,20 +113,19 @@ def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray
 
     with jax.default_matmul_precision("highest"):  # accelerators round products by default
         gradient, (outputs, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+    assert inputs.noise is not None
     hidden = hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1)
     found = {
         "latent": outputs.latent,
         "pooled": outputs.pooled,
         "projection": outputs.projection,
         "noise_level_sinusoid": sincos_level(
-            inputs.sigma * can.level_scale(config), config.model.width
+            inputs.noise.sigma * can.level_scale(config), config.model.width
         ),
         "noise_level_embedding": outputs.noise_level,
         "prediction": outputs.prediction,
         "mask": hidden,
-        "loss/denoising_unit_noise": denoising_loss(
-            outputs.prediction, inputs.unit_noise, hidden
-        ),
+        "loss/denoising_unit_noise": denoising_loss(outputs.prediction, inputs.noise.unit, hidden),
     }
     found |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
     found |= {
@@ -206,8 +203,8 @@ def check(path: str, x64: bool) -> dict[str, Any]:
     try:
         config = config_of(meta, file, "float64" if x64 else "float32")
         step = make_step(config, lambda _: 0.0)
-        like = nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
-        like = nnx.to_pure_dict(nnx.state(like, nnx.Param))
+        network = nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
+        like = nnx.to_pure_dict(nnx.state(network, nnx.Param))
         weights = {name.removeprefix("param/"): a for name, a in file.items() if "param/" in name}
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))

@@ -43,30 +43,41 @@ class TrainState:
         batch_stats: BatchNorm's running statistics.
         optimizer: the optimizer's state.
         skipped: how many updates were left out since their loss or gradient was not finite.
+
+    The leaves are arrays, or what stands for them: shapes, or shardings.
     """
 
-    step: Int[Array, ""]
+    step: Tree
     parameters: Tree
     batch_stats: Tree
     optimizer: Tree
-    skipped: Int[Array, ""]
+    skipped: Tree
+
+
+class Noise(NamedTuple):
+    """Noise of each row's own strength."""
+
+    sigma: Float[Array, " rows"]
+    unit: Float[Array, "rows patches pixels"]  # standard normal
+
+    @property
+    def scaled(self) -> Float[Array, "rows patches pixels"]:
+        """What is added to the input, in normalised pixel units."""
+        return self.sigma[:, None, None] * self.unit
 
 
 class Inputs(NamedTuple):
     """What the network and its losses are given, after augmentation, noise and masks."""
 
     clean: Float[Array, "rows patches pixels"]
-    unit_noise: Float[Array, "rows patches pixels"] | None
-    sigma: Float[Array, " rows"] | None
+    noise: Noise | None
     shuffle: Int[Array, "rows patches"]
     labels: Int[Array, " images"]
 
     @property
     def noisy(self) -> Float[Array, "rows patches pixels"]:
-        """The clean patches plus ``sigma`` times the unit noise."""
-        if self.unit_noise is None:
-            return self.clean
-        return self.clean + self.sigma[:, None, None] * self.unit_noise
+        """The clean patches plus their noise."""
+        return self.clean if self.noise is None else self.clean + self.noise.scaled
 
 
 def heads(config: ConfigDict) -> frozenset[str]:
@@ -113,16 +124,16 @@ def prepare(
     views = normalize(views, config.augment.mean, config.augment.std)
     clean = pin_rows(patchify(views, config.model.patch_size))
 
-    sigma = unit_noise = None
+    noise = None
     if config.noise.sigma_max:
-        draw = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.noise.sigma_max))
-        sigma = draw(sigma_keys)
-        unit_noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))(noise_keys)
+        strength = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.noise.sigma_max))
+        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))
+        noise = Noise(strength(sigma_keys), normal(noise_keys))
     if config.model.mask_ratio:
         shuffle = random_shuffle(mask_keys, clean.shape[1])
     else:
         shuffle = jnp.broadcast_to(jnp.arange(clean.shape[1]), clean.shape[:2])
-    return Inputs(clean, unit_noise, sigma, shuffle, batch.label)
+    return Inputs(clean, noise, shuffle, batch.label)
 
 
 def forward(config: ConfigDict, model: can.CAN, inputs: Inputs, *, train: bool) -> can.Forward:
@@ -131,9 +142,8 @@ def forward(config: ConfigDict, model: can.CAN, inputs: Inputs, *, train: bool) 
     if config.model.mask_ratio:
         visible = visible_count(patches.shape[1], config.model.mask_ratio)
         patches = gather_patches(patches, inputs.shuffle[:, :visible])
-    return model(
-        pin_rows(patches), inputs.shuffle, inputs.sigma, grid=grid_of(config), train=train
-    )
+    sigma = None if inputs.noise is None else inputs.noise.sigma
+    return model(pin_rows(patches), inputs.shuffle, sigma, grid=grid_of(config), train=train)
 
 
 def losses(
@@ -144,9 +154,9 @@ def losses(
     projection = outputs.projection
     if projection is not None:
         projection = projection.reshape(inputs.labels.shape[0], -1, projection.shape[-1])
-    noise = inputs.unit_noise
-    if noise is not None and config.noise.target == "scaled":
-        noise = inputs.sigma[:, None, None] * noise
+    noise = None
+    if inputs.noise is not None:
+        noise = inputs.noise.scaled if config.noise.target == "scaled" else inputs.noise.unit
     arrays = objectives.Arrays(
         projection=projection,
         prediction=outputs.prediction,
@@ -203,7 +213,7 @@ class Step:
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """One step. An update whose loss or gradient is not finite is skipped and counted."""
-        settings = Photometric.from_settings(self.config.augment)
+        settings = Photometric.from_settings(self.config.augment.to_dict())
         inputs = prepare(self.config, batch, state.step, settings)
         gradient = jax.value_and_grad(self.loss, has_aux=True)
         (total, (metrics, batch_stats)), gradients = gradient(
@@ -254,12 +264,11 @@ def initialize(step: Step, mesh: Mesh) -> tuple[TrainState, TrainState]:
     def create() -> TrainState:
         rngs = nnx.Rngs(random_streams(step.config.seed)[0])
         network = can.build(step.config, heads(step.config), rngs)
-        _, parameters, batch_stats = nnx.split(network, nnx.Param, ...)
-        parameters = nnx.to_pure_dict(parameters)
+        parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             parameters=parameters,
-            batch_stats=nnx.to_pure_dict(batch_stats),
+            batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
             optimizer=step.optimizer.init(parameters),
             skipped=jnp.zeros((), jnp.int32),
         )

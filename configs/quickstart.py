@@ -1,6 +1,13 @@
-"""CAN on drawn shapes, in a few minutes on a laptop.
+"""CAN on drawn shapes: the first run, on a laptop, without any download.
 
     python -m can_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
+
+`make quickstart` does the same in an environment of its own. A narrow ViT on 40 px images; the
+contrastive loss has a larger weight than in the paper, and colour jitter is strong, which in so
+short a run shows sooner.
+
+Hardware: two CPU cores; about three minutes.
+Result: measured here, kNN accuracy QUICKSTART.
 """
 
 from ml_collections import ConfigDict
@@ -10,18 +17,22 @@ from can_jax.config import default_config
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.batch_size = 256
-    config.total_steps = 600
-    config.log_every_steps = 25
-    config.data.update(source="shapes", image_size=48)
-    config.augment.update(crop_area=(0.4, 1.0), blur_sigma=(0.1, 1.0))
+    config.batch_size = 128
+    config.total_steps = 800
+    config.log_every_steps = 50
+    config.data.update(source="shapes", image_size=40)
+    config.augment.update(
+        crop_area=(0.5, 1.0), jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.8, hue=0.2,
+        greyscale=0.5, blur=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+    )  # fmt: skip
     config.model.update(
-        size="Ti", width=128, depth=4, heads=4, patch_size=8, dtype="float32", scan=False
+        size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False
     )
-    config.model.decoder.update(width=64, depth=2, heads=4)
-    config.model.projector.update(hidden=256)
-    config.optimizer.update(learning_rate=1e-3, warmup_steps=50)
-    config.checkpoint.every_steps = 200
-    config.probe.update(every_steps=150, bank=4000, queries=2000)
-    config.figures.every_steps = 300
+    config.model.decoder.update(width=64, depth=1, heads=4)
+    config.model.projector.update(layers=2, hidden=256)
+    config.objective.contrastive.weight = 1.0
+    config.optimizer.update(learning_rate=4e-3, warmup_steps=80)
+    config.checkpoint.update(every_steps=400, keep_last=2)
+    config.probe.update(every_steps=200, bank=4000, queries=2000)
+    config.figures.every_steps = 400
     return config

@@ -31,7 +31,9 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
     start = mix_key(seed)
     mixed = counters * tf.constant(golden, tf.uint64) + tf.constant(start, tf.uint64)
     for shift, factor in ((30, first), (27, second)):
-        mixed = tf.bitwise.bitwise_xor(mixed, shifted(mixed, shift)) * tf.constant(factor, tf.uint64)
+        mixed = tf.bitwise.bitwise_xor(mixed, shifted(mixed, shift)) * tf.constant(
+            factor, tf.uint64
+        )
     mixed = tf.bitwise.bitwise_xor(mixed, shifted(mixed, 31))
     return tf.cast(shifted(mixed, 40), tf.float32) * 2.0**-24  # 24 bits fill a float32
 

@@ -92,10 +92,12 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
     value = image.max(axis=0)
     chroma = value - image.min(axis=0)
     divisor = jnp.where(chroma > 0, chroma, 1.0)
+    # Which channel is the largest: not by `value == red`, which may fail when the compiler computes
+    # the two in different places. Where two channels tie, their formulas agree.
     sixths = jnp.where(
-        value == red,
+        (red >= green) & (red >= blue),
         (green - blue) / divisor,
-        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+        jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     turned = sixths + 6 * shift
 

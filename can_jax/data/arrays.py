@@ -41,7 +41,9 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
         with np.load(shard, allow_pickle=False) as content:
             arrays = {key: content[key] for key in content.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{shard} cannot be read as an npz file of plain arrays: {error}") from error
+        raise UserError(
+            f"{shard} cannot be read as an npz file of plain arrays: {error}"
+        ) from error
     if "images" not in arrays:
         raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")
     images = arrays["images"]

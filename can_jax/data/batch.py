@@ -1,7 +1,9 @@
 """What the host sends to the devices each step."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jaxtyping import Array, Int, UInt8, UInt32
 
 
@@ -15,3 +17,18 @@ class Batch(NamedTuple):
     views: UInt8[Array, "images views height width channels"]
     position: UInt32[Array, " images"]
     label: Int[Array, " images"]
+
+
+def batch_shapes(
+    images: int, views: int, size: tuple[int, int], channels: int, sharding: Any
+) -> Batch:
+    """What stands for a batch where only shapes are needed, as in compiling."""
+
+    def shape(*dimensions: int, dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(dimensions, dtype, sharding=sharding)
+
+    return Batch(
+        views=shape(images, views, *size, channels, dtype=np.uint8),
+        position=shape(images, dtype=np.uint32),
+        label=shape(images, dtype=np.int32),
+    )

@@ -11,12 +11,12 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.augment.crops import centre_crop, crop_and_resize, random_boxes
-from can_jax.tf import tensorflow
 from can_jax.data.batch import Batch
 from can_jax.data.order import example_at
 from can_jax.data.source import ArraySource, EncodedSource, Source
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import batch_sharding, to_global
+from can_jax.tf import tensorflow
 
 # How many examples are tried at one place of the stream before the run gives up.
 DECODE_ATTEMPTS = 16
@@ -67,7 +67,9 @@ def _from_arrays(config: ConfigDict, source: ArraySource, steps: Any, rows: tupl
     return steps.map(assemble, num_parallel_calls=config.data.threads or tf.data.AUTOTUNE)
 
 
-def _from_files(config: ConfigDict, source: EncodedSource, steps: Any, rows: tuple[int, int]) -> Any:
+def _from_files(
+    config: ConfigDict, source: EncodedSource, steps: Any, rows: tuple[int, int]
+) -> Any:
     """Batches of images decoded one by one, each only once for all of its views.
 
     An image that cannot be decoded is replaced by another that depends on the position alone, so
@@ -119,7 +121,7 @@ class TrainingLoader(Iterator[Batch]):
         local = config.batch_size // processes
         rows = (process * local, (process + 1) * local)
         steps = tf.data.Dataset.range(first_step, total_steps)
-        make = _from_arrays if isinstance(source, ArraySource) else _from_files
+        make: Any = _from_arrays if isinstance(source, ArraySource) else _from_files
         dataset = make(config, source, steps, rows)
         options = tf.data.Options()
         options.deterministic = True
@@ -157,7 +159,8 @@ class TrainingLoader(Iterator[Batch]):
         if attempts == DECODE_ATTEMPTS:
             raise UserError(
                 f"none of {attempts} images drawn at position {position} can be decoded as "
-                f"{self._config.data.channels} channels; the last was {self._source.describe(example)}"
+                f"{self._config.data.channels} channels; the last was "
+                f"{self._source.describe(example)}"
             )
 
 

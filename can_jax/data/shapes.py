@@ -1,8 +1,8 @@
 """`shapes`: ten kinds of drawn figures, for a first run without any download.
 
-What tells the classes apart is the outline alone. Place, size, angle, both colours, background
-texture and pixel noise vary freely and say nothing about the class, so that neighbours
-in pixel space are of any class.
+An image shows nine figures of one kind. What tells the classes apart is the outline alone: place,
+size, angle and colour of each figure, the background and the pixel noise vary freely, so that
+neighbours in pixel space are of any class.
 """
 
 import numpy as np
@@ -13,12 +13,12 @@ from can_jax.data.source import ArraySource
 LABEL_NAMES = (
     "disc", "square", "triangle", "star", "cross", "ring", "crescent", "heart", "bars", "hourglass",
 )  # fmt: skip
+CELLS = 3  # figures along each side of an image
 SUPERSAMPLING = 2
 CHUNK = 256  # images drawn at a time, which bounds the memory
 TEST_COUNT = 2000
 
 Plane = Float[np.ndarray, "images height width"]
-Column = Float[np.ndarray, "images 1 1"]
 
 
 def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
@@ -48,48 +48,43 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
             return (abs(x) < abs(y) + 0.06) & (abs(y) < 0.85)
 
 
-def gratings(
-    rng: np.random.Generator, x: Plane, y: Plane
-) -> Float[np.ndarray, "images height width 1"]:
-    """A sine grating of random direction, frequency and phase for each image, in [-1, 1]."""
-    draw = rng.uniform(size=(3, len(x), 1, 1))
-    direction, cycles, phase = 2 * np.pi * draw[0], 1 + 5 * draw[1], 2 * np.pi * draw[2]
-    wave = np.pi * cycles * (np.cos(direction) * x + np.sin(direction) * y) + phase
-    return np.sin(wave)[..., None]
-
-
 def draw_chunk(
-    rng: np.random.Generator, labels: Int[np.ndarray, " images"], size: tuple[int, int], channels: int
+    rng: np.random.Generator,
+    labels: Int[np.ndarray, " images"],
+    size: tuple[int, int],
+    channels: int,
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """Draw one figure a label."""
+    """Draw an image a label: a grid of figures of that kind, each with its own looks."""
     count, (height, width) = len(labels), size
-    fine = (height * SUPERSAMPLING, width * SUPERSAMPLING)
-    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in fine), indexing="ij")
-    y, x = (np.broadcast_to(p, (count, *fine)) for p in (rows, columns))
+    # Where points lie on the grid, which starts anywhere and is continued over the border.
+    y, x = (
+        (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
+        for n in (height, width)
+    )
+    y, x = y[:, :, None], x[:, None, :]
+    cell_of = np.arange(count)[:, None, None], y.astype(int), x.astype(int)
 
-    def column(low: float, high: float) -> Column:
-        return rng.uniform(low, high, (count, 1, 1))
+    def drawn(low: float, high: float) -> Plane:
+        """A number for each figure, spread over its cell."""
+        return rng.uniform(low, high, (count, CELLS, CELLS))[cell_of]
 
-    scale, turn = column(0.42, 0.68), column(-0.5, 0.5)
-    dx, dy = x - column(-0.3, 0.3), y - column(-0.3, 0.3)
+    scale, turn = drawn(0.55, 0.9), drawn(-0.5, 0.5)
+    dy = 2 * (y % 1) - 1 - drawn(-0.2, 0.2)
+    dx = 2 * (x % 1) - 1 - drawn(-0.2, 0.2)
     u = (np.cos(turn) * dx + np.sin(turn) * dy) / scale
     v = (-np.sin(turn) * dx + np.cos(turn) * dy) / scale
-    inside = np.zeros((count, *fine), bool)
+    inside = np.zeros(u.shape, bool)
     for label in range(len(LABEL_NAMES)):
         chosen = labels == label
         inside[chosen] = outline(label, u[chosen], v[chosen])
     coverage = inside.reshape(count, height, SUPERSAMPLING, width, SUPERSAMPLING).mean((2, 4))
 
-    # Two colours that differ somewhere, on textures that reach across both.
     back = rng.uniform(0.1, 0.9, (count, 1, 1, channels))
-    shift = rng.choice([-1.0, 1.0], back.shape) * rng.uniform(0.25, 0.6, back.shape)
+    shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
+    shift *= rng.choice([-1.0, 1.0], shift.shape)
     front = np.where((back + shift > 1) | (back + shift < 0), back - shift, back + shift)
-    coarse = slice(SUPERSAMPLING // 2, None, SUPERSAMPLING)
-    x, y = x[:, coarse, coarse], y[:, coarse, coarse]
-    tint = rng.uniform(-0.12, 0.12, (2, count, 1, 1, channels))
-    back = back + tint[0] * gratings(rng, x, y)
-    front = front + tint[1] * gratings(rng, x, y)
-    pixels = back + (front - back) * coverage[..., None]
+    coarse = (cell_of[0], cell_of[1][:, ::SUPERSAMPLING], cell_of[2][:, :, ::SUPERSAMPLING])
+    pixels = back + (front[coarse] - back) * coverage[..., None]
     pixels += rng.normal(0.0, 0.02, pixels.shape)
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -29,12 +29,24 @@ class ArraySource:
         return len(self.images)
 
 
+@runtime_checkable
 class EncodedSource(Protocol):
     """Encoded images (JPEG, PNG, GIF, BMP, WebP), read one by one in any order."""
 
-    examples: int
-    labels: Int[np.ndarray, " examples"] | None  # None: each record holds its own
-    label_names: tuple[str, ...]
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def labels(self) -> Int[np.ndarray, " examples"] | None:
+        """-1 where unknown; None where each record holds its own."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, if known."""
+        ...
 
     def load(self, index: Any) -> tuple[Any, Any]:
         """Bytes and label of an example: scalar tensors, string and int32. Traced by tf.data."""

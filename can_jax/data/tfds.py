@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from can_jax.tf import tensorflow
 from can_jax.errors import UserError
+from can_jax.tf import tensorflow
 
 HEADER, FOOTER = 12, 4  # bytes of a TFRecord before its content: length and check sum; and after
 
@@ -46,13 +46,11 @@ class TfdsSource:
         record = tf.numpy_function(self._record, [index], tf.string, stateful=False)
         record.set_shape(())
         # Other features are not even parsed: one that is large, or broken, costs nothing.
-        wanted = {self.image_key} | ({self.label_key} if self.label_key else set())
-        example = self.builder.info.features.deserialize_example(
-            record,
-            decoders=tfds.decode.PartialDecoding(
-                wanted, decoders={self.image_key: tfds.decode.SkipDecoding()}
-            ),
-        )
+        features = self.builder.info.features
+        keys = [self.image_key] + ([self.label_key] if self.label_key else [])
+        example = tfds.features.FeaturesDict(
+            {key: features[key] for key in keys}
+        ).deserialize_example(record, decoders={self.image_key: tfds.decode.SkipDecoding()})
         label = example[self.label_key] if self.label_key else tf.constant(-1)
         return example[self.image_key], tf.cast(label, tf.int32)
 
@@ -122,7 +120,9 @@ def _scan(path: str) -> tuple[np.ndarray, np.ndarray]:
             header = file.read(HEADER)
             length = struct.unpack("<Q", header[:8])[0] if len(header) == HEADER else size
             if place + HEADER + length + FOOTER > size:
-                raise UserError(f"{path} is cut off: its last record, at byte {place}, is not whole")
+                raise UserError(
+                    f"{path} is cut off: its last record, at byte {place}, is not whole"
+                )
             offsets.append(place + HEADER)
             lengths.append(length)
             place += HEADER + length + FOOTER

@@ -29,7 +29,7 @@ class FeatureExtractor:
 
     def __call__(
         self, state: Any, images: UInt8[np.ndarray, "examples height width channels"]
-    ) -> Float[np.ndarray, "examples width"]:
+    ) -> Float[np.ndarray, "examples features"]:
         """Features of all images, on the host. Every process passes the same images."""
         found = []
         with jax.set_mesh(self._mesh):

@@ -31,8 +31,8 @@ class KnnProbe:
         for split, part in ((config.data.split, self._bank), (settings.split, self._queries)):
             if not len(part.labels):
                 raise UserError(
-                    f"the probe finds no labelled image in split {split!r} of config.data; to train "
-                    "without a probe leave config.probe.every_steps and every_epochs unset"
+                    f"the probe finds no labelled image in split {split!r} of config.data; to "
+                    "train without a probe leave config.probe.every_steps and every_epochs unset"
                 )
         self._features = FeatureExtractor(step.features, mesh, BATCH_SIZE)
         self._options = {"k": settings.k, "temperature": settings.temperature}

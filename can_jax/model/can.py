@@ -25,7 +25,7 @@ class Size:
     heads: int
 
     @property
-    def arguments(self) -> dict[str, int]:
+    def arguments(self) -> dict[str, Any]:
         """As `can_jax.model.vit.Blocks` takes them."""
         return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
 
@@ -87,10 +87,15 @@ class CAN(nnx.Module):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         depth_options = {"scan": scan, "remat": remat, **options}
         self.encoder = Encoder(pixels, **encoder.arguments, **depth_options)
-        self.projector = projector and Projector(encoder.width, **projector, **options)
-        self.noise_level = level_scale and NoiseLevel(encoder.width, level_scale, **options)
-        self.decoder = decoder and Decoder(
-            encoder.width, pixels, **decoder.arguments, **depth_options
+        # Assigned once each: an attribute that was None cannot hold a module later.
+        self.projector = Projector(encoder.width, **projector, **options) if projector else None
+        self.noise_level = (
+            NoiseLevel(encoder.width, level_scale, **options) if level_scale else None
+        )
+        self.decoder = (
+            Decoder(encoder.width, pixels, **decoder.arguments, **depth_options)
+            if decoder
+            else None
         )
         self.pool = pool
         self.patch_size = patch_size
@@ -123,6 +128,7 @@ class CAN(nnx.Module):
         decoder_input = latent
         if self.noise_level is not None:
             # The sinusoids need float32: bf16 has 8 bits for angles up to 1000 rad.
+            assert sigma is not None, "this network wants to be told the noise level"
             noise_level = self.noise_level(sigma)
             decoder_input = latent.at[:, 1:].add(noise_level[:, None].astype(latent.dtype))
         if self.decoder is not None:
@@ -131,7 +137,7 @@ class CAN(nnx.Module):
 
     def encode(
         self, images: Float[Array, "rows height width channels"]
-    ) -> Float[Array, "rows tokens width"]:
+    ) -> Float[Array, "rows tokens features"]:
         """The encoder's tokens for whole images: nothing masked, no noise. Class token first."""
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         patches = patchify(images, self.patch_size)

@@ -38,7 +38,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        latent: Float[Array, "rows visible+1 encoder_width"],
+        latent: Float[Array, "rows tokens encoder_width"],
         shuffle: Int[Array, "rows patches"],
         grid: tuple[int, int],
     ) -> Float[Array, "rows patches pixels"]:

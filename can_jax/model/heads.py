@@ -35,6 +35,7 @@ class Projector(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows width"], *, train: bool
     ) -> Float[Array, "rows outputs"]:
+        """Project; with ``train`` BatchNorm uses and remembers the statistics of these rows."""
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < len(self.norms):
@@ -64,4 +65,5 @@ class NoiseLevel(nnx.Module):
         return sincos_level(sigma * jnp.asarray(self.scale, sigma.dtype), self.width)
 
     def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
+        """One embedding a noise level."""
         return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))

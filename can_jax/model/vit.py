@@ -30,12 +30,14 @@ class Linear(nnx.Linear):
     """
 
     def __init__(self, inputs: int, outputs: int, **options: Any):
-        super().__init__(
-            inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), **options
-        )
+        super().__init__(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), **options)
 
-    def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
-        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    def __call__(
+        self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
+    ) -> Float[Array, "*batch outputs"]:
+        """Apply to every vector."""
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        return super().__call__(flat, out_sharding).reshape(*inputs.shape[:-1], -1)
 
 
 def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
@@ -65,6 +67,7 @@ class Attention(nnx.Module):
         self.out = Linear(width, width, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        """Let every token attend to all tokens of its row."""
         rows, tokens, width = x.shape
         qkv = self.qkv(x.reshape(-1, width))
         query, key, value = (qkv[:, i].reshape(rows, tokens, *qkv.shape[2:]) for i in range(3))
@@ -79,6 +82,7 @@ class Mlp(nnx.Module):
         self.contract = Linear(hidden, width, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        """Apply to every token."""
         return self.contract(jax.nn.gelu(self.expand(x), approximate=False))
 
 
@@ -92,6 +96,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(width, mlp_width, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        """Attention, then the MLP, each added to its input."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp(self.mlp_norm(x))
 
@@ -127,6 +132,7 @@ class Blocks(nnx.Module):
         self.remat = remat
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+        """Apply the blocks one after the other."""
         block, layers = nnx.split(self.layers)
 
         def apply(x: Array, layer: nnx.State) -> tuple[Array, None]:
@@ -152,8 +158,8 @@ class Encoder(nnx.Module):
         scan: bool,
         remat: str,
         rngs: nnx.Rngs,
-        dtype: jnp.dtype,
-        param_dtype: jnp.dtype,
+        dtype: Any,
+        param_dtype: Any,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.patch_embed = Linear(pixels, width, **options)

@@ -19,7 +19,8 @@ def denoising_loss(
 
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """`denoising_loss` of a step."""
-    assert arrays.prediction is not None and arrays.noise is not None
+    assert arrays.prediction is not None
+    assert arrays.noise is not None
     return denoising_loss(arrays.prediction, arrays.noise, arrays.hidden), {}
 
 

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,19 +60,19 @@ def make_panel(
     prediction = outputs.prediction.astype(jnp.float32)
     mean, deviation = patch_statistics(inputs.clean)
     noise = predicted = None
-    if config.objective.denoising.weight:
-        sigma = inputs.sigma[:, None, None]
-        noise = noise_picture(sigma * inputs.unit_noise)
-        predicted = noise_picture(
-            prediction if config.noise.target == "scaled" else sigma * prediction
-        )
+    if config.objective.denoising.weight and inputs.noise is not None:
+        noise = noise_picture(inputs.noise.scaled)
+        if config.noise.target == "unit":
+            predicted = noise_picture(inputs.noise._replace(unit=prediction).scaled)
+        else:
+            predicted = noise_picture(prediction)
     return Panel(
         clean=picture(inputs.clean),
         shown=blank(inputs.noisy),
         reconstruction=picture(jnp.where(hidden, prediction * deviation + mean, inputs.clean)),
         noise=noise,
         predicted_noise=predicted,
-        sigma=inputs.sigma,
+        sigma=None if inputs.noise is None else inputs.noise.sigma,
     )
 
 
@@ -88,19 +88,19 @@ def draw(panel: Panel, title: str) -> bytes:
         "noise": panel.noise,
         "predicted noise": panel.predicted_noise,
     }
-    columns = {name: np.asarray(array) for name, array in columns.items() if array is not None}
+    drawn = {name: np.asarray(array) for name, array in columns.items() if array is not None}
     rows, height, width = panel.clean.shape[:3]
     cell = 1.7
     figure = Figure(
-        (cell * len(columns) + 0.5, cell * height / width * rows + 0.7),
+        (cell * len(drawn) + 0.5, cell * height / width * rows + 0.7),
         dpi=110,
         layout="constrained",
     )
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10)
-    axes = figure.subplots(rows, len(columns), squeeze=False)
+    axes = figure.subplots(rows, len(drawn), squeeze=False)
     for row in range(rows):
-        for axis, (name, pictures) in zip(axes[row], columns.items(), strict=True):
+        for axis, (name, pictures) in zip(axes[row], drawn.items(), strict=True):
             # Grey for one channel; of more than three the first three.
             pixels = pictures[row][..., :3] if pictures.shape[-1] >= 3 else pictures[row][..., 0]
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -114,7 +114,7 @@ def draw(panel: Panel, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def save_panel(panel: Any, path: Path, title: str) -> UInt8[np.ndarray, "height width 3"]:
+def save_panel(panel: Panel, path: Path, title: str) -> UInt8[np.ndarray, "height width 3"]:
     """Draw a panel to a PNG file; returns its pixels."""
     from matplotlib.image import imread
 

@@ -30,13 +30,13 @@ PEAK_FLOPS = {
 }
 
 
-def transformer_flops(size: Size, tokens: int) -> float:
+def transformer_flops(size: Size, tokens: int) -> int:
     """Forward FLOPs of the blocks over one row: ``depth * (24 t D^2 + 4 t^2 D)``, 2 a
     multiply-add."""
     return size.depth * (24 * tokens * size.width**2 + 4 * tokens**2 * size.width)
 
 
-def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> float:
+def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
     """FLOPs of a training step for one image, all its views: 3 times the forward pass.
 
     Counted are the blocks of encoder and decoder; what remains is less than a few percent.

@@ -1,9 +1,9 @@
 """The one mesh, `(data, fsdp, tensor)`, and where batches lie on it."""
 
 import math
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -68,6 +68,6 @@ def pin_rows(x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
 
 
-def to_global(sharding: NamedSharding, local: np.ndarray) -> Array:
+def to_global(sharding: NamedSharding, local: Any) -> Array:
     """A global array of which this process holds the given rows."""
     return jax.make_array_from_process_local_data(sharding, local)

@@ -1,0 +1,41 @@
+# Two commands do everything: `make quickstart` and `make test`. Another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+VENV ?= .venv-$(VERSION)
+WORKDIR ?= runs/quickstart
+CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
+REQUIREMENTS := requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+
+.PHONY: quickstart test lint constraints clean
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-test lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+# Stamps: a second call installs nothing, a changed list of packages installs again.
+$(VENV)/installed: $(REQUIREMENTS)
+	@test -f $(CONSTRAINTS) || { echo "Python $(VERSION) is not supported: use 3.11, 3.12 or 3.13, such as make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+# The tested versions, written down from an environment with the newest that requirements.txt allows.
+constraints:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --editable '.[test]'
+	$(VENV)-newest/bin/python -m pip freeze --exclude-editable > $(CONSTRAINTS)
+
+clean:
+	rm -rf .venv-* runs build *.egg-info

@@ -1,0 +1,35 @@
+"""CAN on CIFAR-10, small enough for a CPU.
+
+    python -m can_jax.main --config=configs/cifar10.py --workdir=runs/cifar10 \
+        --config.data.path=/data/cifar10
+
+`data.path` holds `train*.npz` and `test*.npz` with `images` (n, 32, 32, 3) and `labels`. With TFDS
+instead: `--config.data.source=tfds --config.data.name=cifar10`.
+
+Hardware: two CPU cores; the run can be stopped at any time and goes on.
+Result: TODO
+"""
+
+from ml_collections import ConfigDict
+
+from can_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.batch_size = 128
+    config.total_epochs = 20
+    config.log_every_steps = 100
+    config.data.update(source="arrays", image_size=32)
+    config.augment.update(blur=0.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+    config.model.update(
+        size="Ti", width=192, depth=6, heads=3, patch_size=4, dtype="float32", scan=False
+    )
+    config.model.decoder.update(width=96, depth=1, heads=3)
+    config.model.projector.update(layers=2, hidden=512)
+    config.objective.contrastive.weight = 1.0
+    config.optimizer.update(learning_rate=2e-3, warmup_epochs=1)
+    config.checkpoint.every_steps = 1000
+    config.probe.update(every_epochs=1, bank=10000, queries=5000)
+    config.figures.every_steps = 1000
+    return config

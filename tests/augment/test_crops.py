@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from can_jax.augment.crops import centre_crop, crop_and_resize, random_boxes, uniforms
+from can_jax.tf import tensorflow
+
+tf = tensorflow()
+AREA, ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)
+
+
+def boxes(seed, positions, size, views=2, area=AREA):
+    return random_boxes(seed, tf.constant(positions, tf.int64), size, views, area, ASPECT).numpy()
+
+
+def test_uniforms_are_uniform_and_independent():
+    drawn = uniforms(7, tf.range(50_000, dtype=tf.int64), 3).numpy()
+    assert (drawn >= 0).all() and (drawn < 1).all()
+    for column in drawn.T:
+        counts = np.histogram(column, 20, (0, 1))[0]
+        assert ((counts - 2500) ** 2 / 2500).sum() < 45  # chi-square, 19 degrees of freedom
+    assert np.abs(np.corrcoef(drawn.T) - np.eye(3)).max() < 0.02
+    assert abs(np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]) < 0.02
+    assert abs(np.corrcoef(drawn[:, 0], uniforms(8, np.arange(50_000), 3)[:, 0])[0, 1]) < 0.02
+
+
+def test_numbers_are_the_same_for_ever():
+    # A change here changes every run that is resumed.
+    assert uniforms(0, tf.constant([0, 2**40], tf.int64), 2).numpy().tolist() == STREAM
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**40))
+def test_boxes_lie_inside_the_image(height, width, position):
+    top, left, box_height, box_width = boxes(0, [position], (height, width))[0].T
+    assert (top >= 0).all() and (left >= 0).all()
+    assert (box_height >= 1).all() and (top + box_height <= height).all()
+    assert (box_width >= 1).all() and (left + box_width <= width).all()
+
+
+def test_boxes_have_the_wanted_areas_and_aspects():
+    _, _, height, width = boxes(0, range(4000), (500, 500), views=1)[:, 0].T
+    share, aspect = height * width / 500**2, width / height
+    assert share.min() > 0.19 and share.max() <= 1.0 and 0.5 < share.mean() < 0.62
+    assert aspect.min() > 0.74 and aspect.max() < 1.35
+    assert np.log(aspect).mean() == pytest.approx(0, abs=0.01)
+
+
+def test_a_box_depends_on_seed_position_and_view_alone():
+    every = boxes(3, range(10), (40, 50))
+    np.testing.assert_array_equal(every[4:6], boxes(3, [4, 5], (40, 50)))
+    assert not np.array_equal(every, boxes(4, range(10), (40, 50)))
+    assert not np.array_equal(every[:, 0], every[:, 1])
+
+
+def test_image_that_no_box_fits_is_cut_in_the_middle():
+    box = boxes(0, [0], (4, 1000), area=(1.0, 1.0))[0, 0]
+    np.testing.assert_array_equal(box, [0, 498, 4, 5])
+
+
+def test_resizing_is_bilinear_with_half_pixel_centres():
+    image = np.random.default_rng(0).integers(0, 256, (1, 24, 30, 3), dtype=np.uint8)
+    whole = np.array([[[0, 0, 24, 30]]], np.float32)
+    for size in ((24, 30), (12, 15), (50, 41)):
+        found = crop_and_resize(tf.constant(image), tf.constant(whole), size)[0, 0].numpy()
+        np.testing.assert_allclose(found, tf.image.resize(image[0], size).numpy(), atol=0.51)
+
+
+def test_inner_box_takes_its_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (2, 24, 30, 3), dtype=np.uint8)
+    box = np.array([[[3, 5, 8, 6]], [[0, 0, 8, 6]]], np.float32)
+    found = crop_and_resize(tf.constant(image), tf.constant(box), (8, 6)).numpy()
+    np.testing.assert_array_equal(found[0, 0], image[0, 3:11, 5:11])
+    np.testing.assert_array_equal(found[1, 0], image[1, :8, :6])
+
+
+def test_centre_crop_of_the_wanted_size_is_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(centre_crop(tf.constant(image), (8, 6)), image)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (1, 1), (3, 500)])
+def test_centre_crop_of_any_size(shape):
+    image = np.full((*shape, 3), 77, np.uint8)
+    assert (centre_crop(tf.constant(image), (16, 24)).numpy() == 77).all()
+
+
+STREAM = [[0.02327805757522583, 0.399982750415802], [0.9467357397079468, 0.4219070076942444]]

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from can_jax.data.arrays import open_arrays
+from can_jax.errors import UserError
+
+
+def images(count, size=8):
+    return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_shards_are_joined_in_order(tmp_path):
+    np.savez(tmp_path / "train-1.npz", images=images(3), labels=np.array([4, 5, 6]))
+    np.savez(
+        tmp_path / "train-0.npz", images=images(2), labels=np.array([1, 2]), label_names=["a", "b"]
+    )
+    np.savez(tmp_path / "test.npz", images=images(1))
+    source = open_arrays(str(tmp_path), "train", 3)
+    np.testing.assert_array_equal(source.images, np.concatenate([images(2), images(3)]))
+    assert source.labels.tolist() == [1, 2, 4, 5, 6]
+    assert source.label_names == ("a", "b")
+    assert open_arrays(str(tmp_path), "test", 3).labels.tolist() == [-1]
+    assert open_arrays(str(tmp_path / "test.npz"), "train", 3).examples == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"pictures": images(2)}, "no array 'images', only pictures"),
+        ({"images": images(2).astype(np.float32)}, "float32"),
+        ({"images": images(2)[..., :1]}, r"wanted is uint8 \(images, height, width, 3\)"),
+        ({"images": images(2), "labels": np.array([1])}, "not one int an image"),
+        ({"images": images(0)}, "hold no image"),
+        ({"images": np.array([{}], dtype=object)}, "cannot be read as an npz file of plain arrays"),
+    ],
+)
+def test_shard_that_is_not_what_it_should_be(tmp_path, content, message):
+    np.savez(tmp_path / "train.npz", **content)
+    with pytest.raises(UserError, match=message):
+        open_arrays(str(tmp_path), "train", 3)
+
+
+def test_shards_of_two_sizes(tmp_path):
+    np.savez(tmp_path / "train-0.npz", images=images(2, 8))
+    np.savez(tmp_path / "train-1.npz", images=images(2, 9))
+    with pytest.raises(UserError, match="several shapes"):
+        open_arrays(str(tmp_path), "train", 3)
+
+
+def test_missing_and_broken(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_arrays(str(tmp_path / "none"), "train", 3)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no train\*.npz in .*which holds notes.txt"):
+        open_arrays(str(tmp_path), "train", 3)
+    (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_arrays(str(tmp_path), "train", 3)

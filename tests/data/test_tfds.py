@@ -1,0 +1,83 @@
+"""A real small TFDS data set, built on disk."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from can_jax.data.tfds import open_tfds
+from can_jax.errors import UserError
+from can_jax.tf import tensorflow
+
+tf = tensorflow()
+import tensorflow_datasets as tfds  # noqa: E402
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, 5, 3), value, np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tfds")
+    features = tfds.features.FeaturesDict(
+        {
+            "picture": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "class": tfds.features.ClassLabel(names=["even", "odd"]),
+            "caption": tfds.features.Text(),
+        }
+    )
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(23), "test": self._generate_examples(4)}
+
+        def _generate_examples(self, count=0):
+            for i in range(count):
+                yield i, {"picture": io.BytesIO(png(i)), "class": i % 2, "caption": f"{i}"}
+
+    Tiny.name = "tiny"
+    builder = Tiny(data_dir=root)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
+    return str(root)
+
+
+def test_records_in_any_order(data_dir):
+    source = open_tfds("tiny", data_dir, "train")
+    assert source.examples == 23 and source.label_names == ("even", "odd")
+    assert len(source.files) == 3
+    seen = set()
+    for index in np.random.default_rng(0).permutation(23):
+        encoded, label = source.load(tf.constant(index))
+        value = int(tf.io.decode_image(encoded)[0, 0, 0])
+        assert int(label) == value % 2
+        seen.add(value)
+    assert seen == set(range(23))
+    assert "the record at byte" in source.describe(0)
+
+
+def test_what_is_not_there_is_named(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"no split 'val'; it has t"):
+        open_tfds("tiny", data_dir, "val")
+    with pytest.raises(UserError, match="finds no data set 'none'"):
+        open_tfds("none", data_dir, "train")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_tfds("mnist", str(tmp_path), "train")
+
+
+def test_record_file_that_is_cut_off(data_dir, tmp_path):
+    import shutil
+
+    shutil.copytree(data_dir, tmp_path / "cut")
+    shard = sorted((tmp_path / "cut").rglob("*train.tfrecord*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-3])
+    with pytest.raises(UserError, match="is cut off: its last record"):
+        open_tfds("tiny", str(tmp_path / "cut"), "train")

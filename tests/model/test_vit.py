@@ -1,0 +1,65 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend
+
+
+def make_blocks(**options):
+    options = {"scan": False, "remat": "none", "dtype": jnp.float32} | options
+    return Blocks(3, 8, 2, 16, param_dtype=jnp.float32, rngs=nnx.Rngs(0), **options)
+
+
+def value_and_gradient(blocks, x):
+    graph, parameters = nnx.split(blocks)
+    return jax.value_and_grad(lambda p: jnp.sum(nnx.merge(graph, p)(x) ** 2))(parameters)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_every_way_to_run_the_blocks_gives_the_same(scan, remat):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+    value, gradient = value_and_gradient(make_blocks(scan=scan, remat=remat), x)
+    expected, expected_gradient = value_and_gradient(make_blocks(), x)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_scan_compiles_one_block_and_remat_computes_again():
+    def text(**options):
+        graph, parameters = nnx.split(make_blocks(**options))
+        x = jnp.ones((2, 5, 8))
+        loss = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(x))))
+        return loss.lower(parameters).as_text()
+
+    assert "stablehlo.while" in text(scan=True) and "stablehlo.while" not in text(scan=False)
+    products = [text(scan=True, remat=remat).count("dot_general") for remat in ("none", "full")]
+    assert products[0] < products[1]
+
+
+def test_attention_is_softmax_of_scaled_products():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 5, 2, 4))
+    scores = np.einsum("rqhw,rkhw->rhqk", q, k) / 2
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("rhqk,rkhw->rqhw", weights, v)
+    found = attend(*(jnp.asarray(array, jnp.float32) for array in (q, k, v)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_encoder_sees_places_and_not_the_order_in_which_they_come():
+    encoder = Encoder(
+        12, 8, 2, 2, 16, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
+        param_dtype=jnp.float32,
+    )  # fmt: skip
+    patches = jax.random.normal(jax.random.key(0), (1, 4, 12))
+    index = jnp.array([[5, 0, 3, 1]])
+    tokens = encoder(patches, index, (2, 3))
+    turned = encoder(patches[:, ::-1], index[:, ::-1], (2, 3))
+    np.testing.assert_allclose(tokens[:, 1:], turned[:, :0:-1], atol=1e-5)
+    np.testing.assert_allclose(tokens[:, 0], turned[:, 0], atol=1e-5)
+    moved = encoder(patches, index.at[0, 0].set(4), (2, 3))
+    assert float(jnp.abs(moved - tokens).max()) > 1e-3

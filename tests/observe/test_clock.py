@@ -1,0 +1,21 @@
+import time
+
+import jax.numpy as jnp
+
+from can_jax.observe.clock import StepClock
+
+
+def test_window_leaves_out_pauses_and_knows_the_wait():
+    clock = StepClock()
+    for _ in range(4):
+        with clock.waiting_for_data():
+            time.sleep(0.02)
+        clock.stepped(jnp.zeros(()))
+    with clock.paused():
+        time.sleep(0.5)
+    window = clock.window()
+    assert window.steps == 4
+    assert 0.08 <= window.seconds < 0.5
+    assert 0.02 <= window.step_seconds < 0.125
+    assert 0.3 < window.data_wait <= 1
+    assert clock.window().steps == 0

@@ -1,0 +1,22 @@
+import jax.numpy as jnp
+import pytest
+from rich.console import Console
+
+from can_jax.observe import console
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.2, "7s"), (187.0, "3m 07s"), (11220.0, "3h 07m"), (266400.0, "3d 02h")]
+)
+def test_durations_read_well(seconds, text):
+    assert console.duration(seconds) == text
+
+
+def test_parameter_table_counts_all():
+    tree = {
+        "encoder": {"norm": {"scale": jnp.zeros(3), "bias": jnp.zeros(3)}, "token": jnp.zeros(4)}
+    }
+    recorder = Console(record=True, width=80)
+    recorder.print(console.parameter_table(tree))
+    text = recorder.export_text()
+    assert "encoder/norm" in text and " 10 " in text

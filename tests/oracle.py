@@ -1,0 +1,254 @@
+"""CAN in NumPy, written from the formulas alone and sharing no line with the package.
+
+Everything is analytic in the weights (no conjugate, no absolute value of a complex number), so a
+gradient can be had by a complex step, exact to rounding: Im f(w + ih) / h.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from scipy.special import erf
+
+LN_EPS = 1e-6
+
+
+def sincos_2d(height: int, width: int, channels: int) -> np.ndarray:
+    """MAE's table: first half from the column, second from the row; sines before cosines."""
+    table = np.zeros((height * width, channels))
+    quarter = channels // 4
+    for row in range(height):
+        for column in range(width):
+            for i in range(quarter):
+                frequency = 1.0 / 10000 ** (i / quarter)
+                entry = table[row * width + column]
+                entry[i], entry[quarter + i] = (
+                    np.sin(column * frequency),
+                    np.cos(column * frequency),
+                )
+                entry[2 * quarter + i] = np.sin(row * frequency)
+                entry[3 * quarter + i] = np.cos(row * frequency)
+    return table.astype(np.float32).astype(np.float64)
+
+
+def sincos_level(sigma: np.ndarray, channels: int) -> np.ndarray:
+    half = channels // 2
+    angles = sigma[:, None] * 10000.0 ** (-np.arange(half) / half)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def layer_norm(x, weight, bias):
+    mean = x.sum(-1, keepdims=True) / x.shape[-1]
+    variance = ((x - mean) ** 2).sum(-1, keepdims=True) / x.shape[-1]
+    return (x - mean) / np.sqrt(variance + LN_EPS) * weight + bias
+
+
+def gelu(x):
+    return 0.5 * x * (1 + erf(x / np.sqrt(2)))
+
+
+def relu(x):
+    return np.where(x.real > 0, x, 0)
+
+
+def log_sum_exp(x):
+    shift = x.real.max(-1, keepdims=True)
+    return (np.log(np.exp(x - shift).sum(-1, keepdims=True)) + shift)[..., 0]
+
+
+def linear(w, name, x):
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def attention(w, name, x, heads):
+    rows, tokens, width = x.shape
+    qkv = linear(w, f"{name}.qkv", x).reshape(rows, tokens, 3, heads, width // heads)
+    q, k, v = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(width // heads)
+    weights = np.exp(scores - log_sum_exp(scores)[..., None])
+    return linear(w, f"{name}.proj", (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+def block(w, name, x, heads):
+    x = x + attention(
+        w, f"{name}.attn", layer_norm(x, w[f"{name}.norm1.weight"], w[f"{name}.norm1.bias"]), heads
+    )
+    y = layer_norm(x, w[f"{name}.norm2.weight"], w[f"{name}.norm2.bias"])
+    return x + linear(w, f"{name}.mlp.fc2", gelu(linear(w, f"{name}.mlp.fc1", y)))
+
+
+def patchify(images, size):
+    rows, height, width, channels = images.shape
+    out = []
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            out.append(images[:, top : top + size, left : left + size].reshape(rows, -1))
+    return np.stack(out, axis=1)
+
+
+def info_nce(projection: np.ndarray, temperature: float) -> np.ndarray:
+    """Rows ordered by view: row i and row i + n are one image's."""
+    z = projection / np.sqrt((projection**2).sum(-1, keepdims=True))
+    rows, n = len(z), len(z) // 2
+    total = 0
+    for i in range(rows):
+        others = np.array([z[i] @ z[j] / temperature for j in range(rows) if j != i])
+        total = total + log_sum_exp(others) - z[i] @ z[(i + n) % rows] / temperature
+    return total / rows
+
+
+def sup_con(projection: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """L_out of the paper; ``labels`` is one a row."""
+    z = projection / np.linalg.norm(projection, axis=-1, keepdims=True)
+    total = 0.0
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
+        denominator = np.log(sum(np.exp(z[i] @ z[a] / temperature) for a in others))
+        positives = [j for j in others if labels[j] == labels[i]]
+        total += np.mean([denominator - z[i] @ z[p] / temperature for p in positives])
+    return total / len(z)
+
+
+def reconstruction(prediction, clean, mask):
+    """Rows of patches; ``mask`` is 1 where hidden."""
+    mean = clean.mean(-1, keepdims=True)
+    deviation = np.sqrt(clean.var(-1, ddof=1, keepdims=True) + 1e-6)
+    errors = ((prediction - (clean - mean) / deviation) ** 2).sum(-1) / clean.shape[-1]
+    return (errors * mask).sum() / mask.sum()
+
+
+def denoising(prediction, noise, mask):
+    errors = ((prediction - noise) ** 2).sum(-1) / noise.shape[-1]
+    return (errors * (1 - mask)).sum() / (1 - mask).sum()
+
+
+def forward(w: dict, meta: dict, inputs: dict) -> dict:
+    """All outputs and losses of a reference file, by name."""
+    size, views = meta["patch_size"], inputs["views"]
+    rows = len(views)
+    grid = (views.shape[1] // size, views.shape[2] // size)
+    clean = patchify(views, size)
+    noise = patchify(inputs["sigma"][:, None, None, None] * inputs["unit_noise"], size)
+    unit = patchify(inputs["unit_noise"], size)
+    keep, every = meta["keep"], np.arange(rows)[:, None]
+    visible = inputs["shuffle"][:, :keep]
+    mask = np.ones(clean.shape[:2])
+    mask[every, visible] = 0
+
+    # A convolution with stride = kernel size is a product with each patch, channels first.
+    kernel = w["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(clean.shape[-1], -1)
+    x = (clean + noise)[every, visible] @ kernel + w["patch_embed.proj.bias"]
+    x = x + sincos_2d(*grid, meta["width"])[visible]
+    token = np.broadcast_to(w["cls_token"], (rows, 1, meta["width"]))
+    x = np.concatenate([token, x], axis=1)
+    for i in range(meta["depth"]):
+        x = block(w, f"blocks.{i}", x, meta["heads"])
+    latent = layer_norm(x, w["norm.weight"], w["norm.bias"])
+    pooled = latent[:, 1:].sum(1) / keep
+
+    projection = pooled
+    layers = sorted({int(k.split(".")[1]) for k in w if k.startswith("projection_head")})
+    for i in layers:
+        projection = linear(w, f"projection_head.{i}", projection)
+        projection = relu(projection) if i != layers[-1] else projection
+
+    sinusoid = sincos_level(meta["sigma_scale"] * inputs["sigma"], meta["width"])
+    level = linear(w, "noise_pe_mlp.2", relu(linear(w, "noise_pe_mlp.0", sinusoid)))
+
+    y = np.concatenate([latent[:, :1], latent[:, 1:] + level[:, None]], axis=1)
+    y = linear(w, "decoder_embed", y)
+    width = meta["decoder_width"]
+    places = np.tile(w["mask_token"], (rows, clean.shape[1], 1)).astype(
+        np.result_type(y, w["mask_token"])
+    )
+    places[every, visible] = y[:, 1:]
+    y = np.concatenate([y[:, :1], places + sincos_2d(*grid, width)], axis=1)
+    for i in range(meta["decoder_depth"]):
+        y = block(w, f"decoder_blocks.{i}", y, meta["decoder_heads"])
+    y = layer_norm(y, w["decoder_norm.weight"], w["decoder_norm.bias"])
+    prediction = linear(w, "decoder_pred", y)[:, 1:]
+
+    found = {
+        "out/latent": latent, "out/pooled": pooled, "out/projection": projection,
+        "out/noise_level_sinusoid": sinusoid, "out/noise_level_embedding": level,
+        "out/mask": mask, "out/prediction": prediction,
+        "loss/contrastive": info_nce(projection, meta["temperature"]),
+        "loss/reconstruction": reconstruction(prediction, clean, mask),
+        "loss/denoising": denoising(prediction, noise, mask),
+        "loss/denoising_unit_noise": denoising(prediction, unit, mask),
+    }  # fmt: skip
+    terms = (found[f"loss/{n}"] for n in ("contrastive", "reconstruction", "denoising"))
+    found["loss/total"] = sum(k * t for k, t in zip(meta["weights"], terms, strict=True) if k)
+    return found
+
+
+def shapes_of(meta: dict) -> dict[str, tuple[int, ...]]:
+    """Every weight of a network, by name."""
+    pixels, size = meta["channels"], meta["patch_size"]
+    shapes = {
+        "cls_token": (1, 1, meta["width"]), "mask_token": (1, 1, meta["decoder_width"]),
+        "patch_embed.proj.weight": (meta["width"], pixels, size, size),
+        "patch_embed.proj.bias": (meta["width"],),
+    }  # fmt: skip
+
+    def add(name, outputs, inputs):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+
+    def norm(name, width):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    for prefix, stem in (("", "blocks"), ("decoder_", "decoder_blocks")):
+        width = meta[f"{prefix}width"]
+        for i in range(meta[f"{prefix}depth"]):
+            norm(f"{stem}.{i}.norm1", width)
+            norm(f"{stem}.{i}.norm2", width)
+            add(f"{stem}.{i}.attn.qkv", 3 * width, width)
+            add(f"{stem}.{i}.attn.proj", width, width)
+            add(f"{stem}.{i}.mlp.fc1", 4 * width, width)
+            add(f"{stem}.{i}.mlp.fc2", width, 4 * width)
+        norm(f"{prefix}norm", width)
+    for i, outputs in ((0, meta["width"]), (2, 10)):
+        add(f"projection_head.{i}", outputs, meta["width"])
+        add(f"noise_pe_mlp.{i}", meta["width"], meta["width"])
+    add("decoder_embed", meta["decoder_width"], meta["width"])
+    add("decoder_pred", size * size * pixels, meta["decoder_width"])
+    return shapes
+
+
+META = {
+    "patch_size": 2, "width": 8, "depth": 2, "heads": 2, "decoder_width": 4, "decoder_depth": 1,
+    "decoder_heads": 1, "images": 3, "views": 2, "mask_ratio": 0.7, "keep": 3, "temperature": 0.2,
+    "weights": [0.1, 0.6, 0.3], "sigma_max": 0.5, "sigma_scale": 3.0, "channels": 1,
+}  # fmt: skip
+
+
+def write_reference(
+    path: Path, *, gradients: bool = True, height: int = 4, width: int = 10
+) -> dict:
+    """Write a reference file of a random tiny network on non-square images of one channel."""
+    rng = np.random.default_rng(0)
+    meta, rows = META, META["images"] * META["views"]
+    weights = {k: 0.5 * rng.normal(size=s) for k, s in shapes_of(meta).items()}
+    patches = (height // meta["patch_size"]) * (width // meta["patch_size"])
+    assert meta["keep"] == int(patches * (1 - meta["mask_ratio"]))
+    inputs = {
+        "views": rng.normal(size=(rows, height, width, meta["channels"])),
+        "sigma": rng.uniform(0, meta["sigma_max"], rows),
+        "unit_noise": rng.normal(size=(rows, height, width, meta["channels"])),
+        "shuffle": np.stack([rng.permutation(patches) for _ in range(rows)]),
+    }
+    content = {"meta": np.array(json.dumps(meta | {"image_size": height}))}
+    content |= {f"in/{k}": v for k, v in inputs.items()}
+    content |= {f"param/{k}": v for k, v in weights.items()}
+    content |= forward(weights, meta, inputs)
+    if gradients:
+        for name, weight in weights.items():
+            gradient = np.zeros_like(weight)
+            for place in np.ndindex(weight.shape):
+                stepped = weight.astype(complex)
+                stepped[place] += 1e-30j
+                total = forward(weights | {name: stepped}, meta, inputs)["loss/total"]
+                gradient[place] = total.imag / 1e-30
+            content[f"grad/{name}"] = gradient
+    np.savez(path, **content)
+    return content

@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from can_jax.optimizer import learning_rate_schedule, make_optimizer, peak_learning_rate
+from tests.conftest import small_config
+
+
+def test_rate_scales_with_the_batch():
+    config = small_config(batch_size=4096, optimizer__learning_rate=2.5e-4)
+    assert peak_learning_rate(config) == pytest.approx(4e-3)
+
+
+def test_schedule_is_linear_then_half_a_cosine():
+    schedule = learning_rate_schedule(2.0, warmup_steps=10, total_steps=110)
+    found = [float(schedule(step)) for step in (0, 5, 10, 35, 60, 110)]
+    expected = [0, 1, 2, 1 + np.cos(np.pi / 4), 1, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 5), (40, 20), (5, 5)])
+def test_unusual_durations_stay_within_the_peak(warmup, total):
+    schedule = learning_rate_schedule(1.0, warmup, total)
+    rates = [float(schedule(step)) for step in range(total)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert sum(rates) > 0
+
+
+def test_update_is_adamw():
+    config = small_config(optimizer__weight_decay=0.1, optimizer__epsilon=1e-8)
+    optimizer = make_optimizer(config)
+    weight = {"out": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}}
+    state, m, v = optimizer.init(weight), 0.0, 0.0
+    for i, gradient in enumerate((0.5, -2.0, 1.0), start=1):
+        gradients = jax.tree.map(lambda x, g=gradient: jnp.full_like(x, g), weight)
+        updates, state = optimizer.update(gradients, state, weight)
+        m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
+        step = (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.95**i)) + 1e-8)
+        assert float(updates["out"]["bias"][0]) == pytest.approx(step, rel=1e-5)
+        assert float(updates["out"]["kernel"][0, 0]) == pytest.approx(step + 0.2, rel=1e-5)
+
+
+def test_first_moment_may_be_bfloat16():
+    state = make_optimizer(small_config(optimizer__moment_dtype="bfloat16")).init(
+        {"out": {"kernel": jnp.zeros((2, 2))}}
+    )
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
+    assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")}

@@ -1,0 +1,238 @@
+"""The main command, as a person runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+RECIPE = """
+from can_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.batch_size = 16
+    config.total_steps = 6
+    config.log_every_steps = 1
+    config.data.update(source="shapes", image_size=16, shapes_count=64)
+    config.model.update(size="Ti", width=24, depth=1, heads=3, patch_size=4)
+    config.model.update(dtype="float32", scan=False)
+    config.model.decoder.update(width=16, depth=1, heads=2)
+    config.model.projector.update(hidden=32, outputs=16)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.checkpoint.update(every_steps=3, keep_last=9)
+    config.probe.update(every_steps=6, bank=40, queries=20)
+    config.figures.update(every_steps=6, images=2)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def command(recipe, workdir, *overrides):
+    options = [f"--config={recipe}", f"--workdir={workdir}"]
+    options += [f"--config.{override}" for override in overrides]
+    return [sys.executable, "-m", "can_jax.main", *options]
+
+
+def run(recipe, workdir, *overrides):
+    return subprocess.run(
+        command(recipe, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_at(workdir, step):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+
+
+def assert_same_state(a, b):
+    import jax
+
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, tmp_path_factory):
+    """A whole run of six steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = run(recipe, workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_run_directory_holds_what_it_should(finished):
+    workdir, _ = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["data"]["image_size"] == [16, 16] and config["batch_size"] == 16
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["versions"]["jax"] and environment["mesh"]["data"] == 1
+    assert environment["run"]["steps"] == 6
+    lines = metrics(workdir)
+    last = [line for line in lines if "loss/total" in line][-1]
+    expected = {
+        "step", "examples", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction",
+        "loss/denoising", "learning_rate", "grad_norm", "param_norm", "images_per_second", "mfu",
+        "data_wait", "embedding/std", "embedding/effective_rank", "contrastive/top1",
+        "contrastive/positive_similarity", "contrastive/negative_similarity", "skipped_steps",
+    }  # fmt: skip
+    assert expected <= set(last)
+    assert (last["step"], last["examples"], last["epoch"]) == (6, 96, 1.5)
+    assert [line["step"] for line in lines if "probe/knn" in line] == [0, 6]
+    assert (workdir / "figures" / "step_00000006.png").stat().st_size > 5000
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_output_tells_what_runs_and_what_came_of_it(finished):
+    output = finished[1].stdout
+    for part in (
+        "Parameters", "Mesh: data 1, fsdp 1, tensor 1", "peak learning rate", "compiled the train",
+        "kNN: raw pixels", "step 6/6 | loss", "| contrastive", "| denoising", "MFU", "data wait",
+        "ETA", "kNN, trained encoder", "figure to open",
+    ):  # fmt: skip
+        assert part in output, part
+
+
+def test_losses_fall_in_a_short_run(recipe, tmp_path):
+    done = run(recipe, tmp_path, "total_steps=60", "log_every_steps=10", "probe.every_steps=60")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in metrics(tmp_path) if "loss/total" in line]
+    for loss in ("loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising"):
+        assert lines[-1][loss] < lines[0][loss], loss
+
+
+def test_same_command_again_has_nothing_to_do(finished, recipe):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    done = run(recipe, workdir)
+    assert done.returncode == 0 and "already finished" in done.stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
+    process = subprocess.Popen(
+        command(recipe, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "checkpoints" / "3").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = run(recipe, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_state(state_at(tmp_path, 6), state_at(finished[0], 6))
+
+    def stream(workdir):
+        timed = ("images_per_second", "mfu", "data_wait")
+        return [{k: v for k, v in line.items() if k not in timed} for line in metrics(workdir)]
+
+    assert stream(tmp_path) == stream(finished[0])
+
+
+def test_sigterm_saves_exits_75_and_goes_on(finished, recipe, tmp_path):
+    slow = ["total_steps=100000", "checkpoint.every_steps=100000", "probe.every_steps=100000"]
+    process = subprocess.Popen(
+        command(recipe, tmp_path, *slow), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM" in errors
+    (step,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert f"step {step} is saved" in errors
+    done = run(recipe, tmp_path, f"total_steps={step + 2}", *slow[1:])
+    assert done.returncode == 0 and f"resumed from the checkpoint of step {step}" in done.stdout
+    assert "changed since this run began: total_steps" in done.stdout
+
+
+def test_checkpoint_past_the_end_is_refused(finished, recipe):
+    done = run(recipe, finished[0], "total_steps=4")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "checkpoint of step 6, past the end of this run at 4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modle.size=L"], 'Did you mean "model"'),
+        (["batch_size=many"], "batch_size=many"),
+        (["model.patch_size=5"], "does not divide data.image_size"),
+        (["model.mask_ratio=0.999"], "hides all 16 patches"),
+        (["mesh.data=3"], "does not fit 1 devices"),
+        (["data.source=folder", "data.path=/no/such/place"], "/no/such/place is not a folder"),
+        (["data.source=arrays", "data.path=/no/such/place"], "/no/such/place does not exist"),
+        (["data.source=tfds", "data.name=none", "data.path=/no/such/place"], "no data set 'none'"),
+        (["probe.split=train", "data.source=arrays", "data.path={}"], "no labelled image"),
+    ],
+)
+def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, overrides, message):
+    np.savez(tmp_path / "train.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
+    done = run(recipe, tmp_path / "run", *(o.format(tmp_path) for o in overrides))
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert "compiled" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE is missing"),
+        (["--config=configs/none.py", "--workdir=x"], "configs/none.py"),
+        (["--config=configs/vit_b.py"], "--workdir=DIR is missing"),
+        (["--confg=configs/vit_b.py"], "Did you mean: config"),
+        (["--config=configs/vit_b.py", "--workdir=x", "stray"], "what is 'stray'?"),
+    ],
+)
+def test_wrong_command_line(arguments, message):
+    done = subprocess.run(
+        [sys.executable, "-m", "can_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_and_debug(recipe, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "can_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "--config" in done.stdout and "--workdir" in done.stdout
+    arguments = [*command(recipe, tmp_path, "mesh.data=3"), "--debug"]
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_batch_that_does_not_divide_names_the_nearest(recipe, tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    arguments = command(recipe, tmp_path, "batch_size=12")
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "batch_size=12 does not divide over the 8 devices" in done.stderr
+    assert "8 and 16" in done.stderr

@@ -1,0 +1,66 @@
+"""The self-check, on reference vectors that an independent oracle writes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from can_jax.errors import UserError
+from can_jax.selfcheck import check
+from tests.oracle import write_reference
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "reference.npz"
+    return path, write_reference(path)
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "can_jax.selfcheck", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_outputs_losses_and_gradients_agree_with_the_oracle(reference):
+    path, content = reference
+    report = check(str(path), x64=False)
+    assert report["passed"]
+    wanted = {"latent", "projection", "noise_level_embedding", "prediction", "grad/blocks.1"}
+    wanted |= {name for name in content if name.startswith("loss/")}
+    assert wanted <= set(report["max_relative_error"])
+    assert report["tolerance"]["latent"] == 1e-4
+    assert report["tolerance"]["grad/blocks.1"] == 1e-3
+
+
+def test_double_precision_agrees_to_rounding(reference):
+    done = run(f"--reference={reference[0]}", "--x64", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["passed"]
+    assert max(report["max_relative_error"].values()) < 1e-12
+    assert set(report["tolerance"].values()) == {1e-8}
+
+
+def test_wrong_reference_fails_with_one_line(reference, tmp_path):
+    _, content = reference
+    wrong = content | {"loss/denoising": content["loss/denoising"] * 1.01}
+    np.savez(tmp_path / "wrong.npz", **wrong)
+    done = run(f"--reference={tmp_path / 'wrong.npz'}")
+    assert done.returncode == 1
+    assert done.stderr == "error: 1 of 24 quantities are off: loss/denoising\n"
+    assert "TOO LARGE" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["meta", "in/sigma", "param/norm.weight"])
+def test_incomplete_reference_is_refused(reference, tmp_path, missing):
+    content = {k: v for k, v in reference[1].items() if k != missing}
+    np.savez(tmp_path / "part.npz", **content)
+    with pytest.raises(UserError, match=missing.removeprefix("param/")):
+        check(str(tmp_path / "part.npz"), x64=False)
+
+
+def test_missing_reference_is_refused(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        check(str(tmp_path / "none.npz"), x64=False)

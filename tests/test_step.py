@@ -1,0 +1,354 @@
+"""The train step: what it reduces to, what it leaves out, and known defects it must not have."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from can_jax import step as step_module
+from can_jax.augment.photometric import Photometric
+from can_jax.data.batch import Batch
+from can_jax.export.torch_layout import to_torch
+from can_jax.model.can import Forward
+from can_jax.parallel.mesh import batch_sharding, make_mesh
+from can_jax.step import Inputs, compile_train_step, forward, initialize, losses, make_step, prepare
+from tests import oracle
+from tests.conftest import small_config
+
+PLAIN = {"layers": 2, "hidden": 24, "outputs": 10, "batch_norm": False}
+
+
+def random_batch(config, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (config.batch_size, config.augment.views, *config.data.image_size, config.data.channels)
+    return Batch(
+        jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+        jnp.arange(config.batch_size, dtype=jnp.uint32),
+        jnp.asarray(rng.integers(0, 3, config.batch_size), jnp.int32),
+    )
+
+
+def start(config, devices=1):
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    step = make_step(config, lambda _: jnp.float32(0.01))
+    state, abstract = initialize(step, mesh)
+    return step, mesh, state, abstract
+
+
+def place(batch, mesh):
+    return Batch(*(jax.device_put(array, batch_sharding(mesh)) for array in batch))
+
+
+def lowered_text(config):
+    step, _, state, _ = start(config)
+    return jax.jit(step.train).lower(state, random_batch(config)).as_text()
+
+
+def oracle_total(config, step, state, inputs):
+    """The oracle's total loss, and its derivative in a random direction, from our weights.
+
+    Returns them with our own loss and our gradient along the same direction.
+    """
+    (ours, _), gradient = jax.value_and_grad(step.loss, has_aux=True)(
+        state.parameters, state.batch_stats, inputs
+    )
+    weights = {k: v.astype(float) for k, v in to_torch(state.parameters, 4).items()}
+    slopes = to_torch(gradient, 4)
+    model, decoder = config.model, config.model.decoder
+    views, rows = config.augment.views, inputs.clean.shape[0]
+    order = np.arange(rows).reshape(-1, views).T.reshape(-1)  # the oracle's rows go by view
+    patches = inputs.clean.shape[1]
+    meta = {
+        "patch_size": 4, "width": model.width, "depth": model.depth, "heads": model.heads,
+        "decoder_width": decoder.width, "decoder_depth": decoder.depth,
+        "decoder_heads": decoder.heads, "channels": 3, "temperature": 0.1, "sigma_scale": 1.0,
+        "keep": int(patches * (1 - model.mask_ratio)),
+        "weights": [config.objective[k].weight for k in step_module.objectives.OBJECTIVES],
+    }  # fmt: skip
+    # Heads that we have not built take no part: zeros serve.
+    weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
+    rows = inputs.clean.shape[0]
+    sigma, unit = np.zeros(rows), jnp.zeros_like(inputs.clean)
+    if inputs.noise is not None:
+        sigma, unit = np.asarray(inputs.noise.sigma, float), inputs.noise.unit
+    images = [inputs.clean, unit]
+    grid = step_module.grid_of(config)
+    views_and_noise = (
+        np.asarray(step_module_unpatchify(array, grid))[order].astype(float) for array in images
+    )
+    arrays = dict(zip(("views", "unit_noise"), views_and_noise, strict=True))
+    arrays |= {"sigma": sigma[order], "shuffle": np.asarray(inputs.shuffle)[order]}
+    rng = np.random.default_rng(3)
+    direction = {k: rng.normal(size=weights[k].shape) for k in slopes}
+    moved = weights | {k: weights[k] + 1e-30j * v for k, v in direction.items()}
+    with np.errstate(invalid="ignore"):  # a mean over no hidden patch, with weight 0
+        total = oracle.forward(moved, meta, arrays)["loss/total"]
+    slope = sum(float((slopes[k] * v).sum()) for k, v in direction.items())
+    return (total.real, total.imag / 1e-30), (float(ours), slope)
+
+
+def step_module_unpatchify(patches, grid):
+    from can_jax.model.masking import unpatchify
+
+    return unpatchify(patches, grid, 4)
+
+
+REDUCTIONS = {
+    "mae": {
+        "objective__contrastive__weight": 0.0,
+        "objective__denoising__weight": 0.0,
+        "objective__reconstruction__weight": 1.0,
+        "noise__sigma_max": 0.0,
+        "augment__views": 1,
+        "model__mask_ratio": 0.75,
+    },
+    "simclr": {
+        "objective__reconstruction__weight": 0.0,
+        "objective__denoising__weight": 0.0,
+        "objective__contrastive__weight": 1.0,
+        "noise__sigma_max": 0.0,
+        "model__mask_ratio": 0.0,
+    },
+    "noise as augmentation": {"objective__denoising__weight": 0.0, "noise__sigma_max": 0.5},
+    "noise and loss without sigma": {"noise__embed_level": False, "noise__sigma_max": 0.5},
+    "can": {"noise__level_scale": 1.0, "noise__sigma_max": 0.5},
+    "can, unscanned and scanned alike": {"noise__level_scale": 1.0, "model__scan": True},
+    "can, recomputed blocks": {"noise__level_scale": 1.0, "model__remat": "full"},
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_step_is_the_method_by_an_independent_oracle(name):
+    config = small_config(batch_size=4, **REDUCTIONS[name])
+    config.model.projector.update(PLAIN)
+    step, _, state, _ = start(config)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    (total, slope), (our_total, our_slope) = oracle_total(config, step, state, inputs)
+    assert our_total == pytest.approx(total, rel=1e-5)
+    assert our_slope == pytest.approx(slope, rel=1e-3)
+
+
+def test_supervised_contrast_learns_from_the_labels_and_only_then():
+    batch = random_batch(small_config())
+    totals = {}
+    for supervised in (False, True):
+        config = small_config(objective__contrastive__supervised=supervised)
+        step, _, state, _ = start(config)
+        for labels in ("given", "other"):
+            label = batch.label if labels == "given" else (batch.label + np.arange(8)) % 3
+            _, metrics = jax.jit(step.train)(state, batch._replace(label=label.astype(np.int32)))
+            totals[supervised, labels] = float(metrics["loss/contrastive"])
+    assert totals[False, "given"] == totals[False, "other"]
+    assert totals[True, "given"] != totals[True, "other"]
+
+
+def test_branches_without_weight_are_not_in_the_lowered_step():
+    # Widths that occur nowhere else betray the branch they belong to.
+    decoder = {"width": 44, "depth": 1, "heads": 2}
+    projector = {"layers": 3, "hidden": 52, "outputs": 68, "batch_norm": True}
+    traces = {"decoder": "44x", "projector": "52x", "noise": "erf_inv"}
+
+    def found(**changes):
+        config = small_config(**changes)
+        config.model.decoder.update(decoder)
+        config.model.projector.update(projector)
+        text = lowered_text(config)
+        return {part for part, trace in traces.items() if trace in text}
+
+    assert found() == {"decoder", "projector", "noise"}
+    assert found(**REDUCTIONS["mae"]) == {"decoder"}
+    assert found(**REDUCTIONS["simclr"]) == {"projector"}
+    assert found(**REDUCTIONS["noise as augmentation"]) == {"decoder", "projector", "noise"}
+
+
+def test_only_the_heads_that_are_needed_have_parameters():
+    def built(**changes):
+        return set(start(small_config(**changes))[2].parameters)
+
+    assert built() == {"encoder", "projector", "noise_level", "decoder"}
+    assert built(**REDUCTIONS["mae"]) == {"encoder", "decoder"}
+    assert built(**REDUCTIONS["simclr"]) == {"encoder", "projector"}
+    assert built(**REDUCTIONS["noise as augmentation"]) == {"encoder", "projector", "decoder"}
+
+
+def test_reconstruction_target_is_the_clean_view():
+    config = small_config(noise__sigma_max=1.0)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    clean = np.asarray(inputs.clean)
+    perfect = (clean - clean.mean(-1, keepdims=True)) / np.sqrt(
+        clean.var(-1, ddof=1, keepdims=True) + 1e-6
+    )
+    outputs = Forward(
+        latent=jnp.zeros((16, 9, 24)),
+        pooled=jnp.zeros((16, 24)),
+        projection=jax.random.normal(jax.random.key(0), (16, 16)),
+        noise_level=None,
+        prediction=jnp.asarray(perfect),
+    )
+    _, metrics = losses(config, outputs, inputs)
+    assert float(metrics["loss/reconstruction"]) < 1e-9
+
+
+def test_noise_target_is_not_normalised():
+    for sigma_max in (0.1, 0.4):
+        config = small_config(noise__sigma_max=sigma_max)
+        inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+        zero = Forward(
+            jnp.zeros((16, 9, 24)), jnp.zeros((16, 24)), jnp.ones((16, 16)), None,
+            jnp.zeros((16, 16, 48)),
+        )  # fmt: skip
+        _, metrics = losses(config, zero, inputs)
+        # The unit noise has mean square 1, so what is left is that of sigma.
+        expected = float(jnp.mean(inputs.noise.sigma**2))
+        assert float(metrics["loss/denoising"]) == pytest.approx(expected, rel=0.05)
+
+
+def test_unit_target_predicts_the_unit_noise():
+    config = small_config(noise__target="unit")
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    outputs = Forward(
+        jnp.zeros((16, 9, 24)), jnp.zeros((16, 24)), jnp.ones((16, 16)), None, inputs.noise.unit
+    )
+    assert float(losses(config, outputs, inputs)[1]["loss/denoising"]) == 0
+
+
+def test_sigma_reaches_input_and_network_as_configured():
+    config = small_config(batch_size=256, noise__sigma_max=0.2)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    sigma = np.asarray(inputs.noise.sigma)
+    assert 0 <= sigma.min() < 0.01 and 0.19 < sigma.max() <= 0.2
+    assert sigma.mean() == pytest.approx(0.1, abs=0.01)
+    added = np.asarray(inputs.noisy - inputs.clean).reshape(512, -1)
+    np.testing.assert_allclose(added.std(1), sigma, rtol=0.15, atol=1e-3)
+
+    step, _, state, _ = start(config)
+    model = step.model(state)
+    quiet, loud = (
+        forward(
+            config,
+            model,
+            inputs._replace(noise=inputs.noise._replace(sigma=jnp.full(512, s))),
+            train=False,
+        )
+        for s in (0.01, 0.2)
+    )
+    assert float(jnp.abs(quiet.noise_level - loud.noise_level).max()) > 0.01
+
+
+def test_no_mask_is_repeated_over_rows_views_or_steps():
+    config = small_config(batch_size=32)
+    drawn = [
+        np.asarray(prepare(config, random_batch(config), jnp.int32(i), Photometric()).shuffle)
+        for i in range(3)
+    ]
+    every = np.concatenate(drawn)
+    assert len(np.unique(every, axis=0)) == len(every) == 3 * 64
+    assert (np.sort(every, axis=1) == np.arange(16)).all()
+    # Every patch is visible about half of the time.
+    visible = (np.argsort(every, axis=1) < 8).mean(0)
+    np.testing.assert_allclose(visible, 0.5, atol=0.15)
+
+
+def test_every_parameter_is_trained():
+    config = small_config()
+    step, mesh, state, abstract = start(config)
+    before = jax.device_get(state.parameters)
+    train = compile_train_step(step, abstract, place(random_batch(config), mesh), mesh)
+    state, _ = train(state, place(random_batch(config), mesh))
+    still = [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(before),
+            jax.tree.leaves(jax.device_get(state.parameters)),
+            strict=True,
+        )
+        if np.array_equal(a, b)
+    ]
+    assert not still
+
+
+def test_weight_decay_shrinks_matrices_only():
+    config = small_config(optimizer__weight_decay=0.5)
+    step, *_, state, _ = start(config)
+    gradients = jax.tree.map(jnp.zeros_like, state.parameters)
+    updates, _ = step.optimizer.update(gradients, state.optimizer, state.parameters)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert bool((update != 0).any()) == name.endswith("kernel"), name
+
+
+def test_update_that_is_not_finite_is_skipped_and_counted():
+    config = small_config()
+    step, _, state, _ = start(config)
+    state.parameters["decoder"]["norm"]["bias"] = jnp.full(16, jnp.nan)
+    new, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert (int(new.step), int(new.skipped)) == (1, 1)
+    assert float(metrics["skipped_steps"]) == 1
+    for a, b in zip(
+        jax.tree.leaves((state.parameters, state.optimizer, state.batch_stats)),
+        jax.tree.leaves((new.parameters, new.optimizer, new.batch_stats)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_numbers_do_not_depend_on_the_mesh(mesh):
+    def trained(devices, **axes):
+        # SGD-like epsilon: Adam's first step is a sign, which magnifies the rounding of zeros.
+        config = small_config(
+            model__heads=4, optimizer__epsilon=1e-2, **{f"mesh__{k}": v for k, v in axes.items()}
+        )
+        step, mesh, state, abstract = start(config, devices)
+        batches = [place(random_batch(config, seed), mesh) for seed in (0, 1)]
+        train = compile_train_step(step, abstract, batches[0], mesh)
+        for batch in batches:
+            state, metrics = train(state, batch)
+        return jax.device_get(metrics), jax.device_get(state.parameters)
+
+    metrics, parameters = trained(8, **dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+    wanted_metrics, wanted_parameters = trained(1)
+    for name, value in wanted_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    for a, b in zip(jax.tree.leaves(parameters), jax.tree.leaves(wanted_parameters), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_compute_type_is_bfloat16_but_parameters_losses_and_softmax_are_float32():
+    config = small_config(model__dtype="bfloat16")
+    step, _, state, _ = start(config)
+    jaxpr = str(jax.make_jaxpr(step.train)(state, random_batch(config)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype("float32")}
+    _, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert {value.dtype for value in metrics.values()} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    # The exponentials of attention have a (rows, heads, tokens, tokens) result.
+    softmax = [
+        line for line in jaxpr.splitlines() if re.search(r"\[16,\d+,(\d+),\1\] = exp ", line)
+    ]
+    assert softmax and all("f32[" in line and "bf16" not in line for line in softmax)
+    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+    assert any("bf16" in line for line in products)
+
+
+def test_initial_parameters_follow_from_the_seed():
+    def first(seed):
+        return jax.tree.leaves(start(small_config(seed=seed))[2].parameters)
+
+    assert all(map(np.array_equal, first(1), first(1)))
+    assert not all(map(np.array_equal, first(1), first(2)))
+
+
+def test_network_is_described_without_allocating_it():
+    step = make_step(
+        small_config(model__size="H", model__width=1280, model__heads=16), lambda _: 0.0
+    )
+    assert isinstance(step.network, nnx.GraphDef)
+
+
+def test_inputs_without_noise_are_the_clean_patches():
+    clean = jnp.ones((2, 4, 12))
+    inputs = Inputs(clean, None, jnp.zeros((2, 4), jnp.int32), jnp.zeros(1, jnp.int32))
+    assert inputs.noisy is clean
