@@ -18,14 +18,16 @@ from can_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.batch_size = 128
-    config.total_epochs = 20
+    config.total_epochs = 9
     config.log_every_steps = 100
     config.data.update(source="arrays", image_size=32)
-    config.augment.update(blur=0.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
-    config.model.update(
-        size="Ti", width=192, depth=6, heads=3, patch_size=4, dtype="float32", scan=False
+    config.augment.update(
+        crop_area=(0.3, 1.0), blur=0.0, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
     )
-    config.model.decoder.update(width=96, depth=1, heads=3)
+    config.model.update(
+        size="Ti", width=96, depth=4, heads=3, patch_size=4, dtype="float32", scan=False
+    )
+    config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=512)
     config.objective.contrastive.weight = 1.0
     config.optimizer.update(learning_rate=2e-3, warmup_epochs=1)

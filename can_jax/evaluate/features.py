@@ -36,9 +36,12 @@ class FeatureExtractor:
             for start in range(0, len(images), self._chunk):
                 chunk = images[start : start + self._chunk]
                 padding = [(0, self._chunk - len(chunk))] + [(0, 0)] * 3
-                padded = np.pad(chunk, padding)
-                placed = jax.make_array_from_callback(
-                    padded.shape, self._sharding, lambda index, padded=padded: padded[index]
-                )
+                placed = self._place(np.pad(chunk, padding))
                 found.append(np.asarray(self._function(state, placed))[: len(chunk)])
         return np.concatenate(found)
+
+    def _place(self, images: np.ndarray) -> jax.Array:
+        """Images that every process holds whole, split over the mesh."""
+        return jax.make_array_from_callback(
+            images.shape, self._sharding, lambda index: images[index]
+        )
