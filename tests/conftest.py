@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import jax
 import pytest
 from ml_collections import ConfigDict
@@ -6,20 +9,37 @@ from can_jax.config import default_config, resolve
 
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.
 jax.config.update("jax_num_cpu_devices", 8)
+# Most of the time goes into compiling: do it lightly, and each program once, for commands too.
+jax.config.update("jax_disable_most_optimizations", True)
+CACHE = {
+    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in CACHE.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
+
+
+COLOURS = {"augment__jitter": 0.8, "augment__greyscale": 0.2, "augment__blur": 0.5}
 
 
 def small_config(**changes) -> ConfigDict:
-    """A tiny CAN in float32; keyword `model__depth=3` sets `config.model.depth`."""
+    """A tiny CAN in float32; keyword `model__depth=3` sets `config.model.depth`.
+
+    Colours are left alone, which compiles much faster; `COLOURS` turns them on.
+    """
     config = default_config()
     config.batch_size = 8
     config.total_steps = 4
     config.data.update(source="shapes", image_size=16, shapes_count=64)
     config.model.update(
-        size="Ti", width=24, depth=2, heads=3, patch_size=4, dtype="float32", scan=False
+        size="Ti", width=24, depth=1, heads=3, patch_size=4, dtype="float32", scan=False
     )
     config.model.decoder.update(width=16, depth=1, heads=2)
     config.model.projector.update(hidden=32, outputs=16)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)
     for path, value in changes.items():
         *blocks, key = path.split("__")
         block = config

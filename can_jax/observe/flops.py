@@ -1,5 +1,6 @@
 """Analytic FLOPs of a training step, and what the hardware could do at best."""
 
+import itertools
 import time
 
 import jax
@@ -39,14 +40,22 @@ def transformer_flops(size: Size, tokens: int) -> int:
 def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
     """FLOPs of a training step for one image, all its views: 3 times the forward pass.
 
-    Counted are the blocks of encoder and decoder; what remains is less than a few percent.
+    All matrix products are counted, whatever `model.remat` computes again is not.
     """
     (height, width), patch = config.data.image_size, config.model.patch_size
     patches = (height // patch) * (width // patch)
     visible = visible_count(patches, config.model.mask_ratio)
-    view = transformer_flops(encoder_size(config.model), visible + 1)
+    pixels = patch**2 * config.data.channels
+    encoder = encoder_size(config.model)
+    view = transformer_flops(encoder, visible + 1) + 2 * visible * pixels * encoder.width
     if "prediction" in heads:
-        view += transformer_flops(Size(**config.model.decoder), patches + 1)
+        decoder = Size(**config.model.decoder)
+        view += transformer_flops(decoder, patches + 1)
+        view += 2 * decoder.width * ((visible + 1) * encoder.width + patches * pixels)
+    if "projection" in heads:
+        layers, hidden = config.model.projector.layers, config.model.projector.hidden
+        widths = [encoder.width, *[hidden] * (layers - 1), config.model.projector.outputs]
+        view += 2 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     return 3 * config.augment.views * view
 
 

@@ -12,7 +12,7 @@ from tests.conftest import small_config
 
 @pytest.fixture
 def parameters():
-    config = small_config()
+    config = small_config(model__depth=2)
     config.model.projector.update(layers=2, hidden=24, outputs=10, batch_norm=False)
     heads = frozenset({"projection", "prediction", "noise_level"})
     return nnx.to_pure_dict(nnx.state(build(config, heads, nnx.Rngs(0)), nnx.Param))

@@ -8,8 +8,8 @@ from can_jax.observe.metrics import MetricWriter, effective_rank, to_scalars
 
 def test_effective_rank_counts_directions():
     for rank in (1, 3, 8):
-        basis = np.zeros((64, 8))
-        basis[np.arange(64), np.arange(64) % rank] = 1
+        basis = np.zeros((48, 8))
+        basis[np.arange(48), np.arange(48) % rank] = 1
         assert effective_rank(basis.T @ basis) == pytest.approx(rank, rel=1e-6)
     assert np.isnan(effective_rank(np.full((2, 2), np.nan)))
 
