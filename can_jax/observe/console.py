@@ -109,8 +109,9 @@ class Reporter:
             f"{name} {values[f'loss/{name}']:.4f}" for name in LOSSES if f"loss/{name}" in values
         ]
         remaining = (self._total - step) * window.step_seconds
+        rate = values["images_per_second"]
         parts += [
-            f"{values['images_per_second']:.0f} images/s",
+            f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2f} images/s",
             f"MFU {100 * values['mfu']:.1f}%",
             f"data wait {100 * values['data_wait']:.0f}%",
             f"ETA {duration(remaining)}",
