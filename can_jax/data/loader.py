@@ -1,5 +1,6 @@
 """From a source to batches: crops by tf.data on the host, sharded arrays on the devices."""
 
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -96,7 +97,7 @@ def _from_files(
         }
         return good.concatenate(tf.data.Dataset.from_tensors(none)).take(1)
 
-    threads = config.data.threads or len(jax.devices("cpu")) * 2
+    threads = config.data.threads or os.cpu_count() or 1
     positions = steps.flat_map(
         lambda step: tf.data.Dataset.from_tensor_slices(_row_positions(config, rows, step))
     )
