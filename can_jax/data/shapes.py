@@ -1,7 +1,7 @@
 """`shapes`: ten kinds of drawn figures, for a first run without any download.
 
 An image shows nine figures of one kind. What tells the classes apart is the outline alone: place,
-size, angle and colour of each figure, the background and the pixel noise vary freely, so that
+size, angle and colour of each figure, the background and its shading vary freely, so that
 neighbours in pixel space are of any class.
 """
 
@@ -79,13 +79,17 @@ def draw_chunk(
         inside[chosen] = outline(label, u[chosen], v[chosen])
     coverage = inside.reshape(count, height, SUPERSAMPLING, width, SUPERSAMPLING).mean((2, 4))
 
+    # The background shades from side to side, so that a patch without a figure shows something too.
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
+    slope = rng.uniform(-0.15, 0.15, (2, count, 1, 1, channels))
+    shade = slope[0] * rows[..., None] + slope[1] * columns[..., None]
     back = rng.uniform(0.1, 0.9, (count, 1, 1, channels))
     shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
     shift *= rng.choice([-1.0, 1.0], shift.shape)
     front = np.where((back + shift > 1) | (back + shift < 0), back - shift, back + shift)
     coarse = (cell_of[0], cell_of[1][:, ::SUPERSAMPLING], cell_of[2][:, :, ::SUPERSAMPLING])
-    pixels = back + (front[coarse] - back) * coverage[..., None]
-    pixels += rng.normal(0.0, 0.02, pixels.shape)
+    pixels = back + shade + (front[coarse] - back - shade) * coverage[..., None]
+    pixels += rng.normal(0.0, 0.005, pixels.shape)
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
