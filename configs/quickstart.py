@@ -18,12 +18,12 @@ from can_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.batch_size = 128
-    config.total_steps = 700
+    config.total_steps = 800
     config.log_every_steps = 50
     config.data.update(source="shapes", image_size=40)
     config.augment.update(
         crop_area=(0.5, 1.0), jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.8, hue=0.2,
-        greyscale=0.3, blur=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+        greyscale=0.5, blur=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     )  # fmt: skip
     config.model.update(
         size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.model.projector.update(layers=2, hidden=256)
     config.objective.contrastive.weight = 1.0
     config.optimizer.update(learning_rate=4e-3, warmup_steps=80)
-    config.checkpoint.update(every_steps=350, keep_last=2)
-    config.probe.update(every_steps=175, bank=4000, queries=2000)
-    config.figures.every_steps = 350
+    config.checkpoint.update(every_steps=400, keep_last=2)
+    config.probe.update(every_steps=200, bank=4000, queries=2000)
+    config.figures.every_steps = 400
     return config
