@@ -210,6 +210,10 @@ def check_data(config: ConfigDict) -> None:
     check(1 <= data.channels <= 8, f"data.channels={data.channels}: between 1 and 8")
     if data.source in ("arrays", "folder"):
         check(data.path, f"data.path is not set: say where the {data.source} data lies")
+    check(
+        data.source not in ("folder", "tfds") or data.channels in (1, 3, 4),
+        f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",
+    )
     if data.source == "tfds":
         check(data.name, "data.name is not set: name the TFDS data set, such as imagenet2012")
     check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")

@@ -24,6 +24,7 @@ from tests.conftest import small_config
         ({"data__source": "folder"}, "data.path is not set"),
         ({"data__source": "tfds"}, "data.name is not set"),
         ({"data__channels": 9}, "data.channels=9"),
+        ({"data__source": "folder", "data__path": "x", "data__channels": 2}, "1, 3 or 4 channels"),
         ({"data__channels": 1, "augment__greyscale": 0.2}, "augment.greyscale=0"),
         ({"data__image_size": (16, 16, 3)}, "data.image_size"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -12,10 +12,10 @@ def test_window_leaves_out_pauses_and_knows_the_wait():
             time.sleep(0.02)
         clock.stepped(jnp.zeros(()))
     with clock.paused():
-        time.sleep(0.5)
+        time.sleep(1.5)
     window = clock.window()
     assert window.steps == 4
-    assert 0.08 <= window.seconds < 0.5
-    assert 0.02 <= window.step_seconds < 0.125
-    assert 0.3 < window.data_wait <= 1
+    assert 0.08 <= window.seconds < 1.5
+    assert window.step_seconds == window.seconds / 4
+    assert 0 < window.data_wait <= 1
     assert clock.window().steps == 0
