@@ -107,7 +107,7 @@ def default_config() -> ConfigDict:
                 "keep_last": 3,
                 "keep_every_steps": placeholder(int),  # and these for ever
             },
-            "probe": {  # k nearest neighbours on a labelled split, while training
+            "probe": {  # k nearest neighbours on a labelled split, while training; 0 is never
                 "every_steps": placeholder(int),
                 "every_epochs": placeholder(float),
                 "split": "test",
@@ -323,7 +323,7 @@ def check_schedule(config: ConfigDict) -> None:
         check(value >= 1, f"checkpoint.{name}={value}: at least 1")
     for block in ("probe", "figures"):
         every = config[block].every_steps
-        check(every is None or every >= 1, f"{block}.every_steps={every}: at least 1")
+        check(every is None or every >= 0, f"{block}.every_steps={every}: at least 0, never")
     check_one_of("optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16"))
     check(
         config.optimizer.learning_rate > 0,

@@ -24,11 +24,11 @@ def make_timetable(config: ConfigDict, examples: int) -> Timetable:
     def steps(block: ConfigDict, name: str) -> int | None:
         return steps_of(block, name, config.batch_size, examples)
 
+    draws = "prediction" in heads(config)  # without a decoder there is nothing to draw
     return Timetable(
         examples=examples,
         total=steps(config, "total") or 0,
         warmup=steps(config.optimizer, "warmup") or 0,
-        probe_every=steps(config.probe, "every"),
-        # Without a decoder there is nothing to draw.
-        figures_every=config.figures.every_steps if "prediction" in heads(config) else None,
+        probe_every=steps(config.probe, "every") or None,
+        figures_every=(config.figures.every_steps or None) if draws else None,
     )

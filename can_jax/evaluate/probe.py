@@ -14,6 +14,7 @@ from can_jax.evaluate.knn import knn_accuracy
 from can_jax.step import Step
 
 BATCH_SIZE = 256  # images encoded at a time
+WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
 
 class KnnProbe:
@@ -25,14 +26,16 @@ class KnnProbe:
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
         settings = config.probe
-        queries = open_source(config.data, settings.split)
+        try:
+            queries = open_source(config.data, settings.split)
+        except UserError as error:
+            raise UserError(f"probe: {error}; {WITHOUT}") from error
         self._bank = evaluation_images(config, bank, settings.bank, labelled=True)
         self._queries = evaluation_images(config, queries, settings.queries, labelled=True)
         for split, part in ((config.data.split, self._bank), (settings.split, self._queries)):
             if not len(part.labels):
                 raise UserError(
-                    f"the probe finds no labelled image in split {split!r} of config.data; to "
-                    "train without a probe leave config.probe.every_steps and every_epochs unset"
+                    f"probe: no labelled image in split {split!r} of config.data; {WITHOUT}"
                 )
         self._features = FeatureExtractor(step.features, mesh, BATCH_SIZE)
         self._options = {"k": settings.k, "temperature": settings.temperature}
