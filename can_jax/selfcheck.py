@@ -24,7 +24,16 @@ from can_jax.model import can
 from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
-from can_jax.step import Inputs, Noise, Step, forward, grid_of, heads, losses, make_step
+from can_jax.step import (
+    Inputs,
+    Noise,
+    Step,
+    abstract_network,
+    forward,
+    grid_of,
+    losses,
+    make_step,
+)
 
 _REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
@@ -203,8 +212,7 @@ def check(path: str, x64: bool) -> dict[str, Any]:
     try:
         config = config_of(meta, file, "float64" if x64 else "float32")
         step = make_step(config, lambda _: 0.0)
-        network = nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
-        like = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
         weights = {name.removeprefix("param/"): a for name, a in file.items() if "param/" in name}
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))

@@ -248,10 +248,15 @@ class Step:
         return can.pool(self.model(state).encode(pixels))
 
 
+def abstract_network(config: ConfigDict) -> can.CAN:
+    """The network of a configuration, with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
+
+
 def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
     """The step of a validated configuration. No array is allocated."""
-    network = nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
-    return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)
+    network = nnx.graphdef(abstract_network(config))
+    return Step(config, network, make_optimizer(config), schedule)
 
 
 def initialize(step: Step, mesh: Mesh) -> tuple[TrainState, TrainState]:

@@ -13,6 +13,7 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.batch import Batch
 from can_jax.export.torch_layout import to_torch
 from can_jax.model.can import Forward
+from can_jax.model.masking import unpatchify
 from can_jax.parallel.mesh import batch_sharding, make_mesh
 from can_jax.step import Inputs, compile_train_step, forward, initialize, losses, make_step, prepare
 from tests import oracle
@@ -77,7 +78,7 @@ def oracle_total(config, step, state, inputs):
     images = [inputs.clean, unit]
     grid = step_module.grid_of(config)
     views_and_noise = (
-        np.asarray(step_module_unpatchify(array, grid))[order].astype(float) for array in images
+        np.asarray(unpatchify(array, grid, 4))[order].astype(float) for array in images
     )
     arrays = dict(zip(("views", "unit_noise"), views_and_noise, strict=True))
     arrays |= {"sigma": sigma[order], "shuffle": np.asarray(inputs.shuffle)[order]}
@@ -88,12 +89,6 @@ def oracle_total(config, step, state, inputs):
         total = oracle.forward(moved, meta, arrays)["loss/total"]
     slope = sum(float((slopes[k] * v).sum()) for k, v in direction.items())
     return (total.real, total.imag / 1e-30), (float(ours), slope)
-
-
-def step_module_unpatchify(patches, grid):
-    from can_jax.model.masking import unpatchify
-
-    return unpatchify(patches, grid, 4)
 
 
 REDUCTIONS = {
