@@ -1,23 +1,16 @@
-"""Every key a recipe may set, its default, and the checks that run before anything is compiled."""
+"""Every key a recipe may set, and its default."""
 
 import difflib
 import json
-import math
 import runpy
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from can_jax.augment.photometric import Photometric
 from can_jax.errors import UserError
-from can_jax.model.can import POOLS, SIZES, encoder_size
-from can_jax.model.masking import visible_count
-from can_jax.model.vit import REMAT_POLICIES
-
-DATA_SOURCES = ("shapes", "arrays", "folder", "tfds")
+from can_jax.validate import CHECKS
 
 
 def default_config() -> ConfigDict:
@@ -36,13 +29,22 @@ def default_config() -> ConfigDict:
             "total_examples": placeholder(int),
             "log_every_steps": 50,
             "data": {
-                "source": "folder",  # shapes | arrays | folder | tfds
+                # folder | tfrecord | webdataset | tfds | arrays | shapes | mixture
+                "source": "folder",
                 "path": placeholder(str),
                 "name": placeholder(str),  # of the TFDS data set
                 "split": "train",
                 "image_size": placeholder(object),  # pixels: an int, or (height, width)
                 "channels": 3,
                 "shapes_count": 8192,  # images that the source `shapes` draws for training
+                "image_key": "image/encoded",  # features of TFRecords
+                "label_key": "image/class/label",
+                "mixture": (),  # a dict for each part: keys of this block to change, and `weight`
+                "index": placeholder(str),  # its folder, if it is not beside the data
+                "exif_orientation": False,  # turn photographs upright, as their camera says
+                "max_pixels": 50_000_000,  # of an image; a larger one counts as broken
+                "skip_limit": 0.25,  # the run stops above this share of broken images
+                "cache_gb": 0.0,  # of encoded images that a process keeps in memory
                 "threads": placeholder(int),  # of the input pipeline; one a core by default
             },
             "augment": {
@@ -177,7 +179,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.data.image_size = as_size(config.data.image_size)
-    for check in (check_data, check_model, check_objectives, check_augment, check_schedule):
+    for check in CHECKS:
         check(config)
     return config
 
@@ -190,145 +192,6 @@ def as_size(value: Any) -> tuple[int, int]:
             f"config.data.image_size={value!r}: give an int, or (height, width), in pixels"
         )
     return sides[0], sides[-1]
-
-
-def check(condition: Any, message: str) -> None:
-    """Raise `UserError` with the message, prefixed by `config.`, unless the condition holds."""
-    if not condition:
-        raise UserError(f"config.{message}")
-
-
-def check_one_of(key: str, value: Any, choices: Any) -> None:
-    """The value is one of the choices."""
-    check(value in choices, f"{key}={value!r}: choose one of {', '.join(map(str, choices))}")
-
-
-def check_data(config: ConfigDict) -> None:
-    """Source, sizes and batch."""
-    data = config.data
-    check_one_of("data.source", data.source, DATA_SOURCES)
-    check(1 <= data.channels <= 8, f"data.channels={data.channels}: between 1 and 8")
-    if data.source in ("arrays", "folder"):
-        check(data.path, f"data.path is not set: say where the {data.source} data lies")
-    check(
-        data.source not in ("folder", "tfds") or data.channels in (1, 3, 4),
-        f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",
-    )
-    if data.source == "tfds":
-        check(data.name, "data.name is not set: name the TFDS data set, such as imagenet2012")
-    check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")
-    check(config.log_every_steps >= 1, f"log_every_steps={config.log_every_steps}: at least 1")
-
-
-def check_model(config: ConfigDict) -> None:
-    """Sizes that fit each other."""
-    model, (height, width) = config.model, config.data.image_size
-    check_one_of("model.size", model.size, SIZES)
-    check_one_of("model.remat", model.remat, REMAT_POLICIES)
-    double = ("float64",) if jax.config.read("jax_enable_x64") else ()
-    check_one_of("model.dtype", model.dtype, ("bfloat16", "float32", *double))
-    check(model.patch_size >= 1, f"model.patch_size={model.patch_size}: at least 1 pixel")
-    check(
-        height % model.patch_size == 0 and width % model.patch_size == 0,
-        f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
-    )
-    for name, size in (("model", encoder_size(model)), ("model.decoder", model.decoder)):
-        check(size.depth >= 1, f"{name}.depth={size.depth}: at least one block")
-        check(size.heads >= 1, f"{name}.heads={size.heads}: at least one")
-        check(
-            size.width % size.heads == 0,
-            f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
-        )
-        check(
-            size.width % 4 == 0 and size.width > 0,
-            f"{name}.width={size.width}: 2-D positions need a multiple of 4",
-        )
-    projector = model.projector
-    check(projector.layers >= 1, f"model.projector.layers={projector.layers}: at least 1")
-    patches = (height // model.patch_size) * (width // model.patch_size)
-    ratio = model.mask_ratio
-    check(0 <= ratio < 1, f"model.mask_ratio={ratio}: at least 0 and less than 1")
-    visible = visible_count(patches, ratio)
-    check(visible > 0, f"model.mask_ratio={ratio} hides all {patches} patches")
-    check(
-        visible < patches or not config.objective.reconstruction.weight,
-        f"model.mask_ratio={ratio} hides none of {patches} patches: nothing is left to "
-        "reconstruct; raise it or set objective.reconstruction.weight=0",
-    )
-
-
-def check_objectives(config: ConfigDict) -> None:
-    """Weights, and what each objective needs of the rest."""
-    objective, noise = config.objective, config.noise
-    for name, block in objective.items():
-        check(
-            block.weight >= 0 and math.isfinite(block.weight),
-            f"objective.{name}.weight={block.weight}: at least 0",
-        )
-    check(any(block.weight for block in objective.values()), "objective: all weights are 0")
-    check_one_of("objective.contrastive.pool", objective.contrastive.pool, POOLS)
-    check_one_of("noise.target", noise.target, ("scaled", "unit"))
-    check(noise.sigma_max >= 0, f"noise.sigma_max={noise.sigma_max}: at least 0")
-    check(
-        noise.sigma_max or not objective.denoising.weight,
-        "noise.sigma_max=0: there is no noise to predict; set objective.denoising.weight=0",
-    )
-    if objective.contrastive.weight:
-        temperature, views = objective.contrastive.temperature, config.augment.views
-        check(temperature > 0, f"objective.contrastive.temperature={temperature}: above 0")
-        check(views >= 2, f"augment.views={views}: the contrastive loss compares at least 2")
-        check(config.batch_size >= 2, "batch_size=1: the contrastive loss has no negatives")
-
-
-def check_augment(config: ConfigDict) -> None:
-    """Ranges, probabilities, and colour operations on images with colour."""
-    augment = config.augment
-    check(augment.views >= 1, f"augment.views={augment.views}: at least 1")
-    low, high = augment.crop_area
-    check(0 < low <= high <= 1, f"augment.crop_area={augment.crop_area}: 0 < low <= high <= 1")
-    low, high = augment.crop_aspect
-    check(0 < low <= high, f"augment.crop_aspect={augment.crop_aspect}: 0 < low <= high")
-    low, high = augment.blur_sigma
-    check(0 < low <= high, f"augment.blur_sigma={augment.blur_sigma}: 0 < low <= high")
-    for name in ("flip", "jitter", "greyscale", "blur", "solarize"):
-        check(0 <= augment[name] <= 1, f"augment.{name}={augment[name]} is no probability")
-    for name in ("brightness", "contrast", "saturation", "hue"):
-        check(augment[name] >= 0, f"augment.{name}={augment[name]}: at least 0")
-    check(augment.hue <= 0.5, f"augment.hue={augment.hue}: at most 0.5, half the colour circle")
-    channels = config.data.channels
-    check(
-        channels == 3 or not Photometric.from_settings(augment.to_dict()).needs_colour,
-        f"data.channels={channels}: set augment.saturation=0, augment.hue=0 and "
-        "augment.greyscale=0, which are defined for RGB only",
-    )
-    for name in ("mean", "std"):
-        check(
-            len(augment[name]) == channels,
-            f"augment.{name} has {len(augment[name])} values, data.channels={channels}",
-        )
-    check(min(augment.std) > 0, f"augment.std={augment.std}: each above 0")
-
-
-def check_schedule(config: ConfigDict) -> None:
-    """Durations that are set and positive."""
-    totals = (config.total_steps, config.total_epochs, config.total_examples)
-    check(
-        any(total is not None for total in totals),
-        "total_steps, config.total_epochs and config.total_examples: set one of them",
-    )
-    for name in ("total_steps", "total_epochs", "total_examples"):
-        check(config[name] is None or config[name] > 0, f"{name}={config[name]}: above 0")
-    for name in ("every_steps", "keep_last"):
-        value = config.checkpoint[name]
-        check(value >= 1, f"checkpoint.{name}={value}: at least 1")
-    for block in ("probe", "figures"):
-        every = config[block].every_steps
-        check(every is None or every >= 0, f"{block}.every_steps={every}: at least 0, never")
-    check_one_of("optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16"))
-    check(
-        config.optimizer.learning_rate > 0,
-        f"optimizer.learning_rate={config.optimizer.learning_rate}: above 0",
-    )
 
 
 def steps_of(block: ConfigDict, name: str, batch_size: int, examples: int) -> int | None:

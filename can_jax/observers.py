@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from can_jax.data.loader import TrainingLoader, evaluation_images
+from can_jax.data.evaluation import EvaluationSet
+from can_jax.data.loader import TrainingLoader
 from can_jax.data.source import Source
 from can_jax.evaluate.probe import KnnProbe
 from can_jax.observe import console
@@ -53,7 +54,7 @@ class Observers:
             self._probe = KnnProbe(step.config, step, source, mesh)
         if times.figures_every:
             count = step.config.figures.images
-            self._pictured = evaluation_images(step.config, source, count, labelled=False).images
+            self._pictured = EvaluationSet(step.config, source, count, labelled=False).images()
             self._panel = jax.jit(functools.partial(make_panel, step))
 
     def hooks(self) -> list[Hook]:

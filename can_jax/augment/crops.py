@@ -101,37 +101,40 @@ def random_boxes(
     return tf.stack([top, left, box_height, box_width], axis=-1)
 
 
-def crop_and_resize(images: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """Cut boxes from images and resize them bilinearly, pixel centres at half integers.
+def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
+    """Cut boxes from an image and resize them bilinearly, pixel centres at half integers.
+
+    A box that becomes more than twice smaller along both sides is resized with antialiasing.
 
     Args:
-        images: uint8 tensor (images, height, width, channels).
-        boxes: float32 tensor (images, views, 4): top, left, height, width, in pixels.
+        image: uint8 tensor (height, width, channels).
+        boxes: int32 tensor (views, 4): top, left, height, width, in pixels. The number of views is
+            static.
         size: (height, width) of the result.
 
     Returns:
-        uint8 tensor (images, views, *size, channels).
+        uint8 tensor (views, *size, channels).
     """
     tf = tensorflow()
-    # One mirrored pixel all around: a sample half a pixel outside then takes the edge's value.
-    images = tf.pad(images, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
-    shape = tf.shape(images)
-    count, views = tf.shape(boxes)[0], tf.shape(boxes)[1]
-    start, extent = tf.split(tf.reshape(boxes, [-1, 4]), 2, axis=1)
-    target = tf.constant(size, tf.float32)
-    last = tf.cast(shape[1:3] - 1, tf.float32)
-    # The operation puts its first and last sample on the corners of a box given in [0, 1].
-    step = extent / target
-    corner = start + 0.5 * step + 0.5
-    normalized = tf.concat([corner / last, (corner + step * (target - 1.0)) / last], axis=1)
-    index = tf.repeat(tf.range(count), views)
-    crops = tf.image.crop_and_resize(images, normalized, index, size)
-    crops = tf.reshape(crops, tf.concat([[count, views], size, [images.shape[-1]]], axis=0))
-    return tf.cast(tf.round(crops), tf.uint8)
+
+    def view(box: Any) -> Any:
+        part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], -1])
+        much_smaller = tf.reduce_all(box[2:] > 2 * tf.constant(size))
+        return tf.cond(
+            much_smaller,
+            lambda: tf.image.resize(part, size, antialias=True),
+            lambda: tf.image.resize(part, size),
+        )
+
+    views = tf.stack([view(box) for box in tf.unstack(boxes)])
+    return tf.cast(views + 0.5, tf.uint8)
 
 
-def centre_crop(image: Any, size: tuple[int, int]) -> Any:
-    """What an evaluation sees of an image: the middle, at 7/8 of the largest box that fits.
+def resize_and_centre_crop(image: Any, size: tuple[int, int]) -> Any:
+    """What an evaluation sees of an image: torchvision's `Resize` and `CenterCrop`.
+
+    The shorter side, in proportion to ``size``, is resized to 8/7 of it (256 for 224), bicubic with
+    antialiasing, and the middle is cut out.
 
     Args:
         image: uint8 tensor (height, width, channels). If it has the wanted size it is unchanged.
@@ -143,14 +146,20 @@ def centre_crop(image: Any, size: tuple[int, int]) -> Any:
     tf = tensorflow()
 
     def resized() -> Any:
-        available = tf.cast(tf.shape(image)[:2], tf.float32)
-        wanted = tf.constant(size, tf.float32)
-        extent = tf.round(0.875 * wanted * tf.reduce_min(available / wanted))
-        extent = tf.cast(tf.maximum(extent, 1.0), tf.int32)
-        start = (tf.shape(image)[:2] - extent) // 2
-        middle = tf.slice(image, [start[0], start[1], 0], [extent[0], extent[1], -1])
-        pixels = tf.image.resize(middle, size, antialias=True)
-        return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
+        given = tf.cast(tf.shape(image)[:2], tf.float64)
+        wanted = tf.constant(size, tf.float64)
+        # The side that is short in proportion meets its target; the other follows, rounded down.
+        enlarged = tf.floor(given * tf.reduce_max(tf.round(wanted * 8 / 7) / given) + 1e-6)
+        start = tf.round((enlarged - wanted) / 2)
+        pixels = tf.raw_ops.ScaleAndTranslate(  # computes no more than the crop
+            images=image[None],
+            size=size,
+            scale=tf.cast(enlarged / given, tf.float32),
+            translation=tf.cast(-start, tf.float32),
+            kernel_type="keyscubic",
+            antialias=True,
+        )
+        return tf.cast(tf.clip_by_value(pixels[0], 0.0, 255.0) + 0.5, tf.uint8)
 
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
     result = tf.cond(fits, lambda: image, resized)

@@ -8,6 +8,38 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from can_jax.errors import UserError
+
+Examples = Int[np.ndarray, " chosen"]  # their numbers
+
+
+@runtime_checkable
+class EncodedSource(Protocol):
+    """Encoded images (JPEG, PNG, WebP, GIF, …), read in any order."""
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def labels(self) -> Int[np.ndarray, " examples"] | None:
+        """-1 where unknown; None where each record holds its own."""
+        ...
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, if known."""
+        ...
+
+    def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
+        """Encoded images, and labels as int32; what cannot be read is empty."""
+        ...
+
+    def describe(self, example: int) -> str:
+        """Where an example lies, for messages."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
@@ -28,33 +60,15 @@ class ArraySource:
         """How many there are."""
         return len(self.images)
 
+    def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
+        """As `EncodedSource`, for mixtures with files: in the format of netpbm."""
+        height, width, channels = self.images.shape[1:]
+        header = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
+        return [header + image.tobytes() for image in self.images[examples]], self.labels[examples]
 
-@runtime_checkable
-class EncodedSource(Protocol):
-    """Encoded images (JPEG, PNG, GIF, BMP, WebP), read one by one in any order."""
-
-    @property
-    def examples(self) -> int:
-        """How many there are."""
-        ...
-
-    @property
-    def labels(self) -> Int[np.ndarray, " examples"] | None:
-        """-1 where unknown; None where each record holds its own."""
-        ...
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, if known."""
-        ...
-
-    def load(self, index: Any) -> tuple[Any, Any]:
-        """Bytes and label of an example: scalar tensors, string and int32. Traced by tf.data."""
-        ...
-
-    def describe(self, index: int) -> str:
-        """Where an example lies, for messages."""
-        ...
+    def describe(self, example: int) -> str:
+        """The place of an image in the array."""
+        return f"array, image {example}"
 
 
 Source = ArraySource | EncodedSource
@@ -66,7 +80,10 @@ def open_source(data: ConfigDict, split: str) -> Source:
     Raises:
         UserError: there is no such data, or none in it. The message names the place looked at.
     """
-    return OPENERS[data.source](data, split)
+    source = OPENERS[data.source](data, split)
+    if not source.examples:
+        raise UserError(f"config.data.path={data.path} holds no example of the split {split!r}")
+    return source
 
 
 def _shapes(data: ConfigDict, split: str) -> Source:
@@ -84,19 +101,60 @@ def _arrays(data: ConfigDict, split: str) -> Source:
 def _folder(data: ConfigDict, split: str) -> Source:
     from can_jax.data.folder import open_folder
 
-    return open_folder(data.path, split)
+    return open_folder(data.path, split, data.index, cache_bytes(data))
+
+
+def _tfrecord(data: ConfigDict, split: str) -> Source:
+    from can_jax.data.shards import open_tfrecord
+
+    keys = data.image_key, data.label_key
+    return open_tfrecord(data.path, split, data.index, cache_bytes(data), *keys)
+
+
+def _webdataset(data: ConfigDict, split: str) -> Source:
+    from can_jax.data.shards import open_webdataset
+
+    return open_webdataset(data.path, split, data.index, cache_bytes(data))
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
     from can_jax.data.tfds import open_tfds
 
-    return open_tfds(data.name, data.path, split)
+    return open_tfds(data.name, data.path, split, data.index, cache_bytes(data))
+
+
+def _mixture(data: ConfigDict, split: str) -> Source:
+    from can_jax.data.mixture import MixtureSource
+
+    blocks, weights = zip(*parts_of_mixture(data), strict=True)
+    return MixtureSource([open_source(block, block.split or split) for block in blocks], weights)
+
+
+def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
+    """The config block and the weight of each part: the whole block, changed by what the part sets.
+
+    A part's ``split`` replaces the one that is asked for.
+    """
+    parts = []
+    for changes in data.mixture:
+        block = ConfigDict(data.to_dict() | {"split": None, "mixture": ()})
+        block.update({key: value for key, value in changes.items() if key != "weight"})
+        parts.append((block, float(changes.get("weight", 1.0))))
+    return parts
+
+
+def cache_bytes(data: ConfigDict) -> int:
+    """How many bytes of encoded images a process may keep in memory."""
+    return int(data.cache_gb * 1e9)
 
 
 # A source is imported when it is used: TFDS alone takes seconds.
-OPENERS: dict[str, Callable[[ConfigDict, str], Source]] = {
+OPENERS: dict[str, Callable[[Any, str], Source]] = {
     "shapes": _shapes,
     "arrays": _arrays,
     "folder": _folder,
+    "tfrecord": _tfrecord,
+    "webdataset": _webdataset,
     "tfds": _tfds,
+    "mixture": _mixture,
 }

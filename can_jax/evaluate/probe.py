@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.data.loader import evaluation_images
+from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.source import Source, open_source
 from can_jax.errors import UserError
 from can_jax.evaluate.features import FeatureExtractor
@@ -30,28 +30,37 @@ class KnnProbe:
             queries = open_source(config.data, settings.split)
         except UserError as error:
             raise UserError(f"probe: {error}; {WITHOUT}") from error
-        self._bank = evaluation_images(config, bank, settings.bank, labelled=True)
-        self._queries = evaluation_images(config, queries, settings.queries, labelled=True)
-        for split, part in ((config.data.split, self._bank), (settings.split, self._queries)):
-            if not len(part.labels):
-                raise UserError(
-                    f"probe: no labelled image in split {split!r} of config.data; {WITHOUT}"
-                )
-        self._features = FeatureExtractor(step.features, mesh, BATCH_SIZE)
+        self._parts = [
+            (config.data.split, EvaluationSet(config, bank, settings.bank, labelled=True)),
+            (settings.split, EvaluationSet(config, queries, settings.queries, labelled=True)),
+        ]
+        for split, examples in self._parts:
+            _demand(len(examples), split)
+        self._encoder = FeatureExtractor(step.features, mesh, BATCH_SIZE)
+        self._pixels = FeatureExtractor(_pixels, mesh, BATCH_SIZE)
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
     def __call__(self, state: Any) -> float:
         """Accuracy on the encoder's features, in percent."""
-        parts = (self._bank, self._queries)
-        bank, queries = (self._features(state, part.images) for part in parts)
-        return self._accuracy(bank, queries)
+        return self._accuracy(self._encoder, state)
 
     def on_pixels(self) -> float:
         """Accuracy on raw pixels, in percent: what a representation has to beat."""
-        parts = (self._bank.images, self._queries.images)
-        bank, queries = (part.reshape(len(part), -1).astype(np.float32) for part in parts)
-        return self._accuracy(bank, queries)
+        return self._accuracy(self._pixels, None)
 
-    def _accuracy(self, bank: np.ndarray, queries: np.ndarray) -> float:
-        labels = (self._bank.labels, self._queries.labels)
-        return knn_accuracy(bank, labels[0], queries, labels[1], **self._options)
+    def _accuracy(self, extractor: FeatureExtractor, state: Any) -> float:
+        found = []
+        for split, examples in self._parts:
+            found.append(extractor(state, examples))
+            _demand(len(found[-1].labels), split)
+        return knn_accuracy(*found[0], *found[1], **self._options)
+
+
+def _demand(labelled: int, split: str) -> None:
+    if not labelled:
+        raise UserError(f"probe: no labelled image in split {split!r} of config.data; {WITHOUT}")
+
+
+def _pixels(state: None, images: Any) -> Any:
+    """Raw pixels as features."""
+    return images.reshape(len(images), -1).astype(jnp.float32)

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from can_jax.augment.crops import centre_crop, crop_and_resize, random_boxes, uniforms
+from can_jax.augment.crops import (
+    crop_and_resize,
+    random_boxes,
+    resize_and_centre_crop,
+    uniforms,
+)
 from can_jax.tf import tensorflow
 
 tf = tensorflow()
@@ -60,30 +66,66 @@ def test_image_that_no_box_fits_is_cut_in_the_middle():
 
 
 def test_resizing_is_bilinear_with_half_pixel_centres():
-    image = np.random.default_rng(0).integers(0, 256, (1, 24, 30, 3), dtype=np.uint8)
-    whole = np.array([[[0, 0, 24, 30]]], np.float32)
+    image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    whole = np.array([[0, 0, 24, 30]], np.int32)
     for size in ((24, 30), (12, 15), (50, 41)):
-        found = crop_and_resize(tf.constant(image), tf.constant(whole), size)[0, 0].numpy()
-        np.testing.assert_allclose(found, tf.image.resize(image[0], size).numpy(), atol=0.51)
+        found = crop_and_resize(tf.constant(image), tf.constant(whole), size)[0].numpy()
+        np.testing.assert_allclose(found, by_hand(image, size), atol=0.51)
 
 
-def test_inner_box_takes_its_pixels():
-    image = np.random.default_rng(0).integers(0, 256, (2, 24, 30, 3), dtype=np.uint8)
-    box = np.array([[[3, 5, 8, 6]], [[0, 0, 8, 6]]], np.float32)
-    found = crop_and_resize(tf.constant(image), tf.constant(box), (8, 6)).numpy()
-    np.testing.assert_array_equal(found[0, 0], image[0, 3:11, 5:11])
-    np.testing.assert_array_equal(found[1, 0], image[1, :8, :6])
+def by_hand(image, size):
+    """Each sample from its four neighbours, those beyond the border being the border."""
+    places = [
+        np.clip((np.arange(n) + 0.5) * side / n - 0.5, 0, side - 1)
+        for n, side in zip(size, image.shape, strict=False)
+    ]
+    y, x = (p[:, None] for p in places)
+    low, high = ([np.floor(p).astype(int), np.ceil(p).astype(int)] for p in places)
+    rows = image[low[0]] * (1 - y % 1)[..., None] + image[low[1]] * (y % 1)[..., None]
+    return rows[:, high[0]] * (1 - x % 1) + rows[:, high[1]] * (x % 1)
 
 
-def test_centre_crop_of_the_wanted_size_is_the_image():
+def test_much_smaller_views_are_antialiased():
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    box = tf.constant([[0, 0, 96, 96]])
+    found = crop_and_resize(tf.constant(image), box, (12, 12))[0].numpy().astype(float)
+    wanted = np.asarray(Image.fromarray(image).resize((12, 12), Image.Resampling.BILINEAR))
+    assert abs(found - wanted).max() <= 1.0 and found.std() < 0.25 * image.std()
+
+
+def test_inner_boxes_take_their_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    boxes = tf.constant([[3, 5, 8, 6], [0, 0, 8, 6]])
+    found = crop_and_resize(tf.constant(image), boxes, (8, 6)).numpy()
+    np.testing.assert_array_equal(found[0], image[3:11, 5:11])
+    np.testing.assert_array_equal(found[1], image[:8, :6])
+
+
+def test_evaluation_of_the_wanted_size_is_the_image():
     image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(centre_crop(tf.constant(image), (8, 6)), image)
+    np.testing.assert_array_equal(resize_and_centre_crop(tf.constant(image), (8, 6)), image)
 
 
-@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (1, 1), (3, 500)])
-def test_centre_crop_of_any_size(shape):
+@pytest.mark.parametrize("shape", [(40, 60), (61, 33), (1, 1), (3, 5000), (7000, 1)])
+def test_evaluation_of_any_size(shape):
     image = np.full((*shape, 3), 77, np.uint8)
-    assert (centre_crop(tf.constant(image), (16, 24)).numpy() == 77).all()
+    assert (resize_and_centre_crop(tf.constant(image), (16, 24)).numpy() == 77).all()
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (500, 333), (256, 256), (100, 90), (640, 241)])
+def test_evaluation_is_that_of_torchvision(shape):
+    """`Resize(256, BICUBIC)` and `CenterCrop(224)`, written with Pillow."""
+    rng = np.random.default_rng(sum(shape))
+    smooth = Image.fromarray(rng.integers(0, 256, (23, 31, 3), dtype=np.uint8))
+    image = smooth.resize(shape[::-1], Image.Resampling.BICUBIC)
+    height, width = shape
+    short = min(shape)
+    size = int(256 * width / short), int(256 * height / short)
+    resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    top, left = (round((side - 224) / 2.0) for side in resized.shape[:2])
+    wanted = resized[top : top + 224, left : left + 224].astype(float)
+    found = resize_and_centre_crop(tf.constant(np.asarray(image)), (224, 224)).numpy()
+    assert abs(found - wanted).mean() < 0.3 and abs(found - wanted).max() <= 3
 
 
 STREAM = [[0.02327805757522583, 0.399982750415802], [0.9467357397079468, 0.4219070076942444]]

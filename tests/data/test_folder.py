@@ -11,37 +11,67 @@ def put(path, value=0):
     Image.fromarray(np.full((6, 5, 3), value, np.uint8)).save(path)
 
 
-def test_first_folder_is_the_class(tmp_path):
+def files(source):
+    return [source.table.names[i] for i in range(source.examples)]
+
+
+def test_first_folder_is_the_class(tmp_path, caplog):
     for name in ("dog/deep/a.png", "cat/b.JPG", "cat/c d ü.webp", "cat/.hidden.png", ".git/x.png"):
         put(tmp_path / name)
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     source = open_folder(str(tmp_path), "train")
-    assert source.files == ("cat/b.JPG", "cat/c d ü.webp", "dog/deep/a.png")
+    assert files(source) == ["cat/b.JPG", "cat/c d ü.webp", "dog/deep/a.png"]
     assert source.labels.tolist() == [0, 0, 1]
     assert source.label_names == ("cat", "dog")
     assert source.describe(2) == str(tmp_path / "dog/deep/a.png")
+    assert "1 files are left out" in caplog.text and "cat/notes.txt" in caplog.text
 
 
 def test_loose_images_have_no_labels(tmp_path):
     put(tmp_path / "a.png")
     put(tmp_path / "more" / "b.png")
+    (tmp_path / "more" / "b.png").rename(tmp_path / "more" / "without_suffix")
     source = open_folder(str(tmp_path), "train")
+    assert files(source) == ["a.png", "more/without_suffix"]
     assert source.labels.tolist() == [-1, -1] and source.label_names == ()
 
 
 def test_split_folders(tmp_path):
     put(tmp_path / "train" / "x" / "a.png")
     put(tmp_path / "val" / "x" / "b.png")
-    assert open_folder(str(tmp_path), "train").files == ("x/a.png",)
-    assert open_folder(str(tmp_path), "val").files == ("x/b.png",)
+    assert files(open_folder(str(tmp_path), "train")) == ["x/a.png"]
+    assert files(open_folder(str(tmp_path), "val")) == ["x/b.png"]
     with pytest.raises(UserError, match="no folder .*test"):
         open_folder(str(tmp_path), "test")
 
 
 def test_bytes_and_label_of_a_file(tmp_path):
     put(tmp_path / "x" / "a.png")
-    encoded, label = open_folder(str(tmp_path), "train").load(0)
-    assert encoded.numpy() == (tmp_path / "x" / "a.png").read_bytes() and int(label) == 0
+    put(tmp_path / "y" / "b.png")
+    source = open_folder(str(tmp_path), "train")
+    images, labels = source.read(np.array([1, 0]))
+    assert images == [(tmp_path / name).read_bytes() for name in ("y/b.png", "x/a.png")]
+    assert labels.tolist() == [1, 0]
+
+
+def test_file_that_has_gone_is_empty(tmp_path, caplog):
+    put(tmp_path / "a.png")
+    source = open_folder(str(tmp_path), "train")
+    (tmp_path / "a.png").unlink()
+    assert source.read(np.array([0]))[0] == [b""]
+    assert "cannot be read" in caplog.text and "a.png" in caplog.text
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 0), (150, 1), (10**6, 3)])
+def test_cache_keeps_what_it_has_room_for(tmp_path, room, kept):
+    for name in "abc":
+        (tmp_path / f"{name}.png").write_bytes(name.encode() * 100)
+    source = open_folder(str(tmp_path), "train", cache_bytes=room)
+    before = source.read(np.array([0, 1, 2]))[0]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert [content != b"" for content in source.read(np.array([0, 1, 2]))[0]].count(True) == kept
+    assert before == [name * 100 for name in (b"a", b"b", b"c")]
 
 
 def test_missing_and_empty(tmp_path):

@@ -3,13 +3,16 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from can_jax.data.loader import TrainingLoader, evaluation_images
-from can_jax.data.source import open_source
+from can_jax.data.loader import TrainingLoader, check_share, host_batches
+from can_jax.data.source import ArraySource, open_source
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
 from tests.conftest import small_config
+from tests.data import samples
 
 
 def batches(config, first=0, total=4, split="train"):
@@ -71,7 +74,53 @@ def test_labels_come_with_their_images(folder):
         assert names[views[0, 0, 0, 0] // 20].startswith(f"class{label}")
 
 
-def test_rows_of_several_hosts_are_those_of_one(monkeypatch):
+def assert_stream_of(config, source, hosts, steps):
+    """The rows of all hosts, joined, are those of one host at these steps."""
+    whole = host_batches(config, source, steps, (0, config.batch_size)).as_numpy_iterator()
+    local = config.batch_size // hosts
+    parts = [
+        host_batches(config, source, steps, (i * local, (i + 1) * local)).as_numpy_iterator()
+        for i in range(hosts)
+    ]
+    count = 0
+    for batch, *shares in zip(whole, *parts, strict=True):
+        for key, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([share[key] for share in shares]), value)
+        count += 1
+    assert count == steps[1] - steps[0]
+
+
+@settings(deadline=None, max_examples=12)
+@given(st.data(), st.integers(1, 40), st.sampled_from([1, 2, 3]), st.integers(1, 23))
+def test_stream_is_the_same_on_any_number_of_hosts_from_any_step_on(data, size, hosts, local):
+    """Three epochs; killed at any step and gone on with on another number of hosts."""
+    images = np.random.default_rng(size).integers(0, 256, (size, 17, 19, 3), dtype=np.uint8)
+    source = ArraySource(images, np.arange(size, dtype=np.int32))
+    config = small_config(
+        batch_size=hosts * local, augment__views=1, objective__contrastive__weight=0.0
+    )
+    steps = -(-3 * size // config.batch_size)
+    kill = data.draw(st.integers(0, steps - 1))
+    assert_stream_of(config, source, hosts, (kill, min(steps, kill + 4)))
+    labels = [
+        batch["label"]
+        for part in ((0, kill), (kill, steps))
+        for batch in host_batches(config, source, part, (0, config.batch_size)).as_numpy_iterator()
+    ]
+    joined = np.concatenate(labels)
+    for epoch in range(3):
+        assert sorted(joined[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+def test_broken_files_leave_the_stream_the_same_on_any_number_of_hosts(folder):
+    (folder / "class0" / "0.png").write_bytes(b"not an image")
+    config = on_folder(folder, batch_size=6)
+    source = open_source(config.data, "train")
+    for hosts in (2, 3):
+        assert_stream_of(config, source, hosts, (1, 5))
+
+
+def test_loader_of_each_process_has_its_rows(monkeypatch):
     config = small_config()
     (whole, *_), _ = batches(config)
     source = open_source(config.data, "train")
@@ -85,6 +134,43 @@ def test_rows_of_several_hosts_are_those_of_one(monkeypatch):
     for name in whole._fields:
         joined = np.concatenate([getattr(part, name) for part in parts])
         np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
+def test_containers_of_the_same_images_give_the_same_batches(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (13, 20, 17, 3), dtype=np.uint8)
+    contents = [samples.encode(image) for image in images]
+    labels = rng.integers(0, 3, 13).tolist()
+    for i, content in enumerate(contents):
+        (tmp_path / f"folder/{i:03d}").mkdir(parents=True)
+        (tmp_path / f"folder/{i:03d}/{i:03d}.png").write_bytes(content)
+    samples.write_tfrecord(tmp_path / "r" / "train-0.tfrecord", contents[:5], labels[:5])
+    samples.write_tfrecord(tmp_path / "r" / "train-1.tfrecord", contents[5:], labels[5:])
+    samples.write_webdataset(tmp_path / "w" / "train-0.tar", contents[:9], labels[:9])
+    samples.write_webdataset(tmp_path / "w" / "train-1.tar", contents[9:], labels[9:], first=9)
+    (tmp_path / "a").mkdir()
+    np.savez(tmp_path / "a" / "train.npz", images=images, labels=labels)
+    kinds = {"folder": "folder", "tfrecord": "r", "webdataset": "w", "arrays": "a"}
+    found = {
+        kind: batches(small_config(data__source=kind, data__path=str(tmp_path / name)))[0]
+        for kind, name in kinds.items()
+    }
+    for kind in ("tfrecord", "webdataset"):
+        assert_same(found[kind], found["arrays"])
+    for one, other in zip(found["folder"], found["arrays"], strict=True):
+        np.testing.assert_array_equal(one.views, other.views)
+
+
+def test_mixture_draws_by_weight(folder):
+    parts = (
+        {"source": "folder", "path": str(folder), "weight": 3.0},
+        {"source": "shapes", "shapes_count": 50},
+    )
+    config = small_config(data__source="mixture", data__mixture=parts)
+    found, loader = batches(config, total=8)
+    labels = np.concatenate([batch.label for batch in found])
+    assert ((labels >= 0) & (labels < 2)).sum() == 48 and (labels >= 2).sum() == 16
+    assert loader.skipped == 0
 
 
 def test_files_that_cannot_be_decoded_are_replaced_counted_and_named(folder, caplog):
@@ -125,30 +211,30 @@ def test_grey_alpha_and_palette_files_become_three_channels(folder):
     assert loader.skipped == 0
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_evaluation_images_are_fixed_and_whole(folder, labelled):
-    (folder / "class0" / "0.png").write_bytes(b"broken")
-    config = on_folder(folder)
-    source = open_source(config.data, "train")
-    found = evaluation_images(config, source, 100, labelled=labelled)
-    assert found.images.shape == (10, 16, 16, 3)
-    assert sorted(found.labels.tolist()) == [0] * 5 + [1] * 5
-    again = evaluation_images(config, source, 100, labelled=labelled)
-    np.testing.assert_array_equal(found.images, again.images)
+def test_too_many_broken_files_stop_the_run(folder):
+    for i in (0, 2, 4, 6):
+        (folder / "class0" / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"\d+ of the first \d+ images .*skip_limit=0.01"):
+        batches(on_folder(folder, data__skip_limit=0.01), total=8)
+    _, loader = batches(on_folder(folder, data__skip_limit=1.0), total=8)
+    assert loader.skipped > 8
 
 
-def test_evaluation_of_arrays_keeps_images_and_labels_together():
-    config = small_config()
-    source = open_source(config.data, "train")
-    found = evaluation_images(config, source, 40, labelled=True)
-    for image, label in zip(found.images, found.labels, strict=True):
-        index = next(i for i, x in enumerate(source.images) if np.array_equal(x, image))
-        assert source.labels[index] == label
+def test_share_is_judged_with_its_uncertainty():
+    check_share(skipped=4, seen=8, limit=0.01)
+    check_share(skipped=100, seen=10_000, limit=0.01)
+    check_share(skipped=110, seen=10_000, limit=0.01)
+    with pytest.raises(UserError, match="130 of the first 10000"):
+        check_share(skipped=130, seen=10_000, limit=0.01)
+    with pytest.raises(UserError):
+        check_share(skipped=5, seen=32, limit=0.01)
 
 
-def test_unlabelled_images_are_left_out_where_labels_are_asked_for(tmp_path):
-    np.savez(tmp_path / "train.npz", images=np.zeros((3, 16, 16, 3), np.uint8), labels=[0, -1, 1])
-    config = small_config(data__source="arrays", data__path=str(tmp_path))
-    source = open_source(config.data, "train")
-    assert evaluation_images(config, source, 9, labelled=True).labels.tolist() == [0, 1]
-    assert evaluation_images(config, source, 9, labelled=False).labels.tolist() == [0, -1, 1]
+def test_odd_formats_are_cut_like_all_others(folder):
+    """GIF and BMP take the way through Pillow, with the same crops as the PNG they were."""
+    whole, _ = batches(on_folder(folder))
+    for path in list(folder.rglob("*.png"))[::2]:
+        Image.open(path).save(path, "bmp")
+    found, loader = batches(on_folder(folder))
+    assert loader.skipped == 0
+    assert_same(whole, found)

@@ -3,6 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from can_jax.data.evaluation import EvaluationSet
+from can_jax.data.source import ArraySource
 from can_jax.evaluate.features import FeatureExtractor
 from can_jax.parallel.mesh import make_mesh
 from tests.conftest import small_config
@@ -12,7 +14,10 @@ from tests.conftest import small_config
 @pytest.mark.parametrize("count", [1, 7, 16, 21])
 def test_every_image_counts_once_in_order(devices, count):
     mesh = make_mesh(small_config().mesh, jax.devices()[:devices])
-    images = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    source = ArraySource(images, np.arange(count, dtype=np.int32))
+    examples = EvaluationSet(small_config(), source, count, labelled=False)
     extract = FeatureExtractor(lambda scale, x: scale * x.mean((1, 2)), mesh, batch_size=6)
-    found = extract(jnp.float32(2), images)
-    np.testing.assert_allclose(found, 2 * images.mean((1, 2)), rtol=1e-5)
+    found = extract(jnp.float32(2), examples)
+    np.testing.assert_allclose(found.features, 2 * images.mean((1, 2)), rtol=1e-5)
+    assert found.labels.tolist() == list(range(count))

@@ -1,0 +1,169 @@
+"""From encoded bytes to pixels.
+
+JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
+(GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow.
+Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
+is taken.
+"""
+
+import functools
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from can_jax.tf import tensorflow
+
+REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
+ORIENTATION = 0x0112  # EXIF tag
+
+Image.MAX_IMAGE_PIXELS = None  # config.data.max_pixels is the limit here
+warnings.filterwarnings("ignore", module="PIL")
+
+
+def native_size(encoded: Any, max_pixels: int) -> Any:
+    """Height and width that the header of a JPEG, PNG or WebP states, as an int32 tensor (2,).
+
+    Evaluating it fails for any other content, and above ``max_pixels``.
+    """
+    tf = tensorflow()
+
+    def png() -> Any:
+        sides = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+        return sides[1], sides[0]
+
+    def jpeg() -> Any:
+        shape = tf.image.extract_jpeg_shape(encoded)
+        return shape[0], shape[1]
+
+    sides = _kind_switch(encoded, jpeg=jpeg, png=png, webp=lambda: _webp_sides(encoded))
+    size = tf.stack(sides)
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    limit = tf.debugging.Assert((pixels > 0) & (pixels <= max_pixels), ["pixels:", pixels])
+    with tf.control_dependencies([limit] if limit is not None else []):
+        return tf.identity(size)
+
+
+def reduction(encoded: Any, largest: Any) -> Any:
+    """By how much an image can be made smaller while it is decoded: the largest of `REDUCTIONS`
+    that does not exceed the int32 scalar ``largest`` for a JPEG, otherwise 1.
+
+    The reduced sides are the divided ones, rounded up.
+    """
+    tf = tensorflow()
+    allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
+    return _kind_switch(encoded, jpeg=lambda: allowed, png=lambda: 1, webp=lambda: 1)
+
+
+def native_pixels(encoded: Any, channels: int, ratio: Any = 1, window: Any = None) -> Any:
+    """A JPEG, PNG or WebP, or a part of it, as a uint8 tensor (height, width, channels).
+
+    Args:
+        encoded: the file's content.
+        channels: 1, 3 or 4.
+        ratio: as `reduction` allows; a smaller image is less work.
+        window: int32 tensor (4,), top, left, height and width of the part of the reduced image to
+            decode; by default all. Less of a JPEG is less work.
+    """
+    tf = tensorflow()
+    colours = min(channels, 3)
+    # The accurate transform gives Pillow's pixels to the bit, and costs 3 %.
+    method = {"channels": colours, "dct_method": "INTEGER_ACCURATE"}
+
+    def reduced(ratio: int) -> Any:
+        if window is None:
+            return tf.io.decode_jpeg(encoded, ratio=ratio, **method)
+        return tf.image.decode_and_crop_jpeg(encoded, window, ratio=ratio, **method)
+
+    def jpeg() -> Any:
+        branch = tf.argmax(tf.equal(REDUCTIONS, ratio), output_type=tf.int32)
+        pixels = tf.switch_case(branch, [functools.partial(reduced, r) for r in REDUCTIONS])
+        opaque = [[0, 0], [0, 0], [0, channels - colours]]
+        return tf.pad(pixels, opaque, constant_values=255) if channels == 4 else pixels
+
+    def png() -> Any:
+        return part(tf.io.decode_png(encoded, channels))
+
+    def webp() -> Any:
+        pixels = tf.io.decode_image(encoded, max(channels, 3), expand_animations=False)
+        pixels.set_shape((None, None, max(channels, 3)))
+        return part(tf.image.rgb_to_grayscale(pixels) if channels == 1 else pixels)
+
+    def part(pixels: Any) -> Any:
+        if window is None:
+            return pixels
+        start, extent = tf.split(window, 2)
+        return tf.slice(pixels, tf.pad(start, [[0, 1]]), tf.concat([extent, [-1]], axis=0))
+
+    pixels = _kind_switch(encoded, jpeg=jpeg, png=png, webp=webp)
+    return tf.ensure_shape(pixels, (None, None, channels))
+
+
+def _kind_switch(encoded: Any, **branches: Any) -> Any:
+    """The branch for the format that the first bytes of a file tell; its name tells nothing."""
+    tf = tensorflow()
+    start = tf.strings.substr(encoded, 0, 2)
+    tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI"}
+    matches = tf.stack([tf.equal(start, tags[name]) for name in branches])
+    known = tf.debugging.Assert(tf.reduce_any(matches), ["not a JPEG, PNG or WebP"])
+    with tf.control_dependencies([known] if known is not None else []):
+        return tf.switch_case(tf.argmax(matches, output_type=tf.int32), list(branches.values()))
+
+
+def _webp_sides(encoded: Any) -> tuple[Any, Any]:
+    """Height and width in the header of a WebP (RFC 9649), in any of its three forms."""
+    tf = tensorflow()
+    byte = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
+
+    def number(place: int) -> Any:
+        return byte[place] + 256 * byte[place + 1]
+
+    extended = 1 + number(27) + 65536 * byte[29], 1 + number(24) + 65536 * byte[26]
+    lossy = number(28) % 2**14, number(26) % 2**14
+    high = number(21) // 2**14 + 4 * number(23)
+    lossless = 1 + high % 2**14, 1 + number(21) % 2**14
+    form = tf.strings.substr(encoded, 12, 4)
+    sides = tf.where(form == b"VP8 ", lossy, tf.where(form == b"VP8L", lossless, extended))
+    return sides[0], sides[1]
+
+
+def orientation(encoded: bytes) -> np.int32:
+    """The EXIF orientation of a file, 1 to 8; 1 (upright) where it says nothing."""
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken block of metadata, of which there are many kinds
+        value = 1
+    return np.int32(value if value in range(1, 9) else 1)
+
+
+def orient(pixels: Any, value: Any) -> Any:
+    """Turn and mirror an image tensor (height, width, channels) so that it stands upright."""
+    tf = tensorflow()
+    mirrored = (value == 2) | (value == 4) | (value == 5) | (value == 7)
+    quarter_turns = tf.gather([0, 0, 0, 2, 2, 1, 3, 3, 1], value)  # counterclockwise
+    turned = tf.cond(mirrored, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    return tf.image.rot90(turned, quarter_turns)
+
+
+def pillow_pixels(
+    encoded: bytes, channels: int, max_pixels: int, exif: bool
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Any file that Pillow reads as an array.
+
+    Raises:
+        Exception: of many kinds, if it does not.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        if image.width * image.height > max_pixels:
+            raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+        image.load()
+        upright = ImageOps.exif_transpose(image) if exif else image
+        if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip
+            grey = np.asarray(upright).astype(np.float64)
+            upright = Image.fromarray((grey / (257 if grey.max() > 255 else 1)).astype(np.uint8))
+        pixels = np.asarray(upright.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)

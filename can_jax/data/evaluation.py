@@ -1,0 +1,91 @@
+"""Images as an evaluation sees them: centre crops in a fixed order, every example exactly once."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+from ml_collections import ConfigDict
+
+from can_jax.data import chunks
+from can_jax.data.source import Source
+from can_jax.data.views import CentreView
+from can_jax.tf import tensorflow
+
+
+class EvaluationBatch(NamedTuple):
+    """Rows of a batch. Where ``valid`` is false there is padding, or nothing that counts."""
+
+    images: UInt8[np.ndarray, "rows height width channels"]
+    label: Int[np.ndarray, " rows"]  # -1 where unknown
+    valid: Bool[np.ndarray, " rows"]
+
+
+class EvaluationSet:
+    """Up to ``count`` examples spread evenly over a source, the same ones each time.
+
+    Args:
+        config: resolved.
+        source: of the images.
+        count: of examples; all of them if there are fewer.
+        labelled: leave out what has no label.
+    """
+
+    def __init__(self, config: ConfigDict, source: Source, count: int, *, labelled: bool):
+        self._config, self._source, self._labelled = config, source, labelled
+        if labelled and source.labels is not None:
+            able = np.flatnonzero(source.labels >= 0)
+            self._examples = able[_spread(len(able), count)]
+        else:
+            self._examples = _spread(source.examples, count)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def batches(self, batch_size: int, process: int, processes: int) -> Iterator[EvaluationBatch]:
+        """The rows of a process in each batch, equally many on every process.
+
+        An image that cannot be decoded is not valid.
+
+        Args:
+            batch_size: of the global batch, a multiple of ``processes``.
+            process, processes: which one this is, and of how many.
+        """
+        tf = tensorflow()
+        local = batch_size // processes
+        numbers = np.arange(len(self._examples))
+        mine = self._examples[numbers % batch_size // local == process]
+        config = self._config
+        dataset = chunks.batches(
+            self._source,
+            CentreView.from_config(config),
+            tf.data.Dataset.from_tensor_slices(mine.astype(np.int64)),
+            lambda examples, attempt: examples,
+            1,
+            local,
+            config.data.threads,
+        )
+        loaded = dataset.as_numpy_iterator()
+        for start in range(0, len(self._examples), batch_size):
+            rows = min(local, max(0, len(self._examples) - start - process * local))
+            shape = (local, *config.data.image_size, config.data.channels)
+            images, label = np.zeros(shape, np.uint8), np.full(local, -1, np.int32)
+            valid = np.zeros(local, bool)
+            if rows:
+                part = next(loaded)
+                images[:rows], label[:rows] = part["views"][:, 0], part["label"]
+                valid[:rows] = (part["attempt"] == 0) & (
+                    (part["label"] >= 0) | (not self._labelled)
+                )
+            yield EvaluationBatch(images, label, valid)
+
+    def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
+        """All that are valid, in memory."""
+        (batch,) = self.batches(len(self), 0, 1)
+        return batch.images[batch.valid]
+
+
+def _spread(examples: int, count: int) -> Int[np.ndarray, " chosen"]:
+    """Up to ``count`` numbers below ``examples``, evenly spread."""
+    chosen = min(examples, count)
+    return (np.arange(chosen, dtype=np.int64) * 2 + 1) * examples // max(1, 2 * chosen)

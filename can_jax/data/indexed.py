@@ -1,0 +1,127 @@
+"""Encoded images that are read where they lie, by a table of places."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Int
+
+from can_jax.data.files import OpenFiles, RandomFile, is_remote
+from can_jax.data.source import Examples
+from can_jax.data.table import FACTS, FOLDER, Table, load_table
+from can_jax.errors import UserError
+
+ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
+REMOTE_READERS = 16  # files of a remote store that are read at once, for each chunk of a batch
+
+
+class IndexedSource:
+    """Examples by their place in files.
+
+    Args:
+        root: what the names in the table are relative to.
+        table: where the examples lie.
+        parse: what makes an encoded image and a label of a record; without it the bytes are the
+            image, and the label is the table's.
+        cache_bytes: how many bytes of content are kept in memory, those that are read first.
+    """
+
+    def __init__(
+        self, root: str, table: Table, parse: ParseRecord | None = None, cache_bytes: int = 0
+    ):
+        self.root, self.table, self._parse = root, table, parse
+        self._files = OpenFiles()
+        self._cache: dict[int, bytes] = {}
+        self._cache_room = cache_bytes
+        self._readers = ThreadPoolExecutor(REMOTE_READERS) if is_remote(root) else None
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.table)
+
+    @property
+    def labels(self) -> Int[np.ndarray, " examples"] | None:
+        """-1 where unknown; None where each record holds its own."""
+        return None if self._parse else self.table.label
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, if known."""
+        return self.table.label_names
+
+    def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
+        """Encoded images and labels; what cannot be read is empty."""
+        apply = self._readers.map if self._readers else map
+        contents = list(apply(self._content, map(int, examples)))
+        if self._parse is None:
+            return contents, np.asarray(self.table.label[examples], np.int32)
+        pairs = [self._parse(content) for content in contents]
+        return [image for image, _ in pairs], np.array([label for _, label in pairs], np.int32)
+
+    def describe(self, example: int) -> str:
+        """Where an example lies."""
+        return os.path.join(self.root, self.table.describe(example))
+
+    def _content(self, example: int) -> bytes:
+        """The bytes of an example, from memory if they were kept."""
+        kept = self._cache.get(example)
+        if kept is not None:
+            return kept
+        table = self.table
+        path = os.path.join(self.root, table.names[int(table.file[example])])
+        length = int(table.length[example])
+        try:
+            if length < 0:
+                whole = RandomFile(path)
+                content = whole.read(0, whole.size)
+            else:
+                content = self._files[path].read(int(table.offset[example]), length)
+        except Exception as error:  # a remote store has kinds of its own
+            logging.warning("cannot be read: %s: %s", path, error)
+            return b""
+        if len(content) <= self._cache_room:
+            self._cache_room -= len(content)
+            self._cache[example] = content
+        return content
+
+
+def table_of(
+    root: str,
+    split: str,
+    index: str | None,
+    scan: Callable[[], Table],
+    shards: Sequence[str] | None = None,
+) -> Table:
+    """The table of a data set: its index if it has one, otherwise what a scan finds.
+
+    Args:
+        root: the folder of the data.
+        split: such as `train`.
+        index: the folder of the index, or None for its usual place below the root.
+        scan: looks at the files, for want of an index.
+        shards: names relative to the root, which an index must agree with; None where a file is an
+            example, and those added since are left out.
+
+    Raises:
+        UserError: an index that is damaged, or older than its data.
+    """
+    place = Path(index) if index else Path(root) / FOLDER / split
+    if not index and not (place / FACTS).exists():
+        return scan()
+    table, facts = load_table(place)
+    if shards is None:
+        return table
+    sizes = {name: RandomFile(os.path.join(root, name)).size for name in shards}
+    for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
+        raise UserError(f"{place} is not the index of this data: {name} is in one of them only")
+    for name, size in sizes.items():
+        if size != facts["sizes"][name]:
+            raise UserError(
+                f"{place} is older than {os.path.join(root, name)}; build it again with "
+                f"python -m can_jax.data.index"
+            )
+    return table

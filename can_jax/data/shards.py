@@ -1,0 +1,131 @@
+"""`tfrecord` and `webdataset`: examples packed into shards, each read where it lies."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+
+from can_jax.data.files import Names, find_shards
+from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
+from can_jax.data.scan import Found, scan_tar, scan_tfrecord
+from can_jax.data.table import Table
+from can_jax.errors import UserError
+from can_jax.tf import tensorflow
+
+SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
+KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # what is in the names of shards
+SCAN_THREADS = 16
+
+
+def open_tfrecord(
+    path: str,
+    split: str,
+    index: str | None = None,
+    cache_bytes: int = 0,
+    image_key: str = "image/encoded",
+    label_key: str | None = "image/class/label",
+) -> IndexedSource:
+    """Shards of `tf.train.Example`, in TFRecord files.
+
+    Args:
+        path: of the shards; see `find_shards`.
+        split: such as `train`.
+        index: the folder of the index, or None for its usual place.
+        cache_bytes: content to keep in memory.
+        image_key: feature that holds the encoded image.
+        label_key: feature that holds the label, an int; it may be missing.
+
+    Raises:
+        UserError: no shard, no whole record, or no image in the first record.
+    """
+    root, names = locate_shards("tfrecord", path, split)
+    table = table_of(root, split, index, lambda: scan_shards("tfrecord", root, names), names)
+    source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
+    if source.read(np.array([0]))[0] == [b""]:
+        features = example_features(IndexedSource(root, table).read(np.array([0]))[0][0])
+        raise UserError(
+            f"the first record of {root}/{names[0]} has no feature {image_key!r} with an image; it "
+            f"has {', '.join(features) or 'none'}; set config.data.image_key"
+        )
+    return source
+
+
+def open_webdataset(
+    path: str, split: str, index: str | None = None, cache_bytes: int = 0
+) -> IndexedSource:
+    """Shards in the layout of WebDataset: tars of images, labels in `.cls` members.
+
+    Raises:
+        UserError: no shard, or no image in them.
+    """
+    root, names = locate_shards("webdataset", path, split)
+    table = table_of(root, split, index, lambda: scan_shards("webdataset", root, names), names)
+    return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def locate_shards(source: str, path: str, split: str) -> tuple[str, list[str]]:
+    """The folder that holds all shards of a split, and their names relative to it."""
+    shards = find_shards(path, split, KINDS[source])
+    folders = {os.path.dirname(shard) for shard in shards}
+    root = folders.pop() if len(folders) == 1 else os.path.commonpath(shards)
+    return root, [os.path.relpath(shard, root) for shard in shards]
+
+
+def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
+    """The table of the shards, from their headers.
+
+    A shard that ends early is used as far as it goes, and named.
+
+    Raises:
+        UserError: nothing in any of them.
+    """
+    with ThreadPoolExecutor(SCAN_THREADS) as threads:
+        scans = threads.map(SCANNERS[source], (os.path.join(root, name) for name in names))
+        found = list(scans)
+    for name, shard in zip(names, found, strict=True):
+        if shard.problem:
+            logging.warning("%s", cut_off(os.path.join(root, name), shard))
+    if not sum(len(shard.offset) for shard in found):
+        raise UserError(
+            f"no example in {len(names)} shards: {cut_off(os.path.join(root, names[0]), found[0])}"
+        )
+    return join(list(names), found)
+
+
+def cut_off(path: str, shard: Found) -> str:
+    """What a shard's problem leaves."""
+    return f"{path} {shard.problem or 'is empty'}; {len(shard.offset)} examples of it are used"
+
+
+def join(names: list[str], shards: Sequence[Found]) -> Table:
+    """One table of several shards."""
+    counts = [len(shard.offset) for shard in shards]
+    return Table(
+        names=Names.of(names),
+        file=np.repeat(np.arange(len(names), dtype=np.int32), counts),
+        offset=np.concatenate([shard.offset for shard in shards]),
+        length=np.concatenate([shard.length for shard in shards]),
+        label=np.concatenate([shard.label for shard in shards]),
+    )
+
+
+def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
+    """Reads the image, b"" if it is missing, and the label, -1 if so, of a `tf.train.Example`."""
+
+    def parse(record: bytes) -> tuple[bytes, int]:
+        features = example_features(record)
+        image = features[image_key].bytes_list.value if image_key in features else ()
+        label = features[label_key].int64_list.value if label_key in features else ()
+        return (image[0] if image else b"", int(label[0]) if label else -1)
+
+    return parse
+
+
+def example_features(record: bytes) -> dict:
+    """Features by name; none where the record is no `tf.train.Example`."""
+    try:
+        return dict(tensorflow().train.Example.FromString(record).features.feature)
+    except Exception:  # protobuf's own, of several kinds
+        return {}

@@ -1,0 +1,100 @@
+"""Where every example of a data set lies: the table behind all encoded sources.
+
+A table is a few columns of numbers, made by looking at the files (`scan.py`), or memory-mapped from
+an index that `python -m can_jax.data.index` wrote. Mapped, hundreds of millions of rows take
+address space, not memory.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from can_jax.data.files import Names
+from can_jax.errors import UserError
+
+FORMAT = 1
+FACTS = "index.json"
+FOLDER = ".can_jax_index"  # beside the data, with an index a split
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The examples of a data set, in the order of files and places in them.
+
+    Attributes:
+        names: of the files, relative to the root of the data.
+        file: index into ``names`` of each example.
+        offset, length: its bytes in the file; a length of -1 is the whole file.
+        label: -1 where unknown.
+        label_names: of the classes, if known.
+        digest: the first 8 bytes of BLAKE2b of each content; None if it was not read.
+    """
+
+    names: Names
+    file: Int[np.ndarray, " examples"]
+    offset: Int[np.ndarray, " examples"]
+    length: Int[np.ndarray, " examples"]
+    label: Int[np.ndarray, " examples"]
+    label_names: tuple[str, ...] = ()
+    digest: UInt64[np.ndarray, " examples"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def describe(self, index: int) -> str:
+        """File and place of an example, for messages."""
+        name, offset = self.names[int(self.file[index])], int(self.offset[index])
+        return f"{name}, at byte {offset}" if offset else name
+
+    def save(self, folder: Path, facts: dict[str, Any]) -> None:
+        """Write an index. The file of facts comes last: without it there is no index."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for column, values in self._columns().items():
+            np.save(folder / f"{column}.npy", values)
+        known = {"format": FORMAT, "examples": len(self), "label_names": list(self.label_names)}
+        unfinished = folder / f"{FACTS}.new"
+        unfinished.write_text(json.dumps(facts | known, indent=1))
+        os.replace(unfinished, folder / FACTS)
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {
+            "names": self.names.text,
+            "name_ends": self.names.ends,
+            "file": self.file,
+            "offset": self.offset,
+            "length": self.length,
+            "label": self.label,
+        }
+        return columns if self.digest is None else columns | {"digest": self.digest}
+
+
+def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
+    """An index, memory-mapped, and the facts it was written with.
+
+    Raises:
+        UserError: there is none, or it is not whole.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        if facts["format"] != FORMAT:
+            raise UserError(f"{folder} is an index of format {facts['format']}, not {FORMAT}")
+
+        def column(name: str) -> np.ndarray:
+            return np.load(folder / f"{name}.npy", mmap_mode="r")
+
+        table = Table(
+            names=Names(column("names"), column("name_ends")),
+            **{name: column(name) for name in ("file", "offset", "length", "label")},
+            label_names=tuple(facts["label_names"]),
+            digest=column("digest") if (folder / "digest.npy").exists() else None,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
+    if len({facts["examples"], *(len(c) for c in (table.file, table.offset, table.length))}) > 1:
+        raise UserError(f"{folder} is damaged: its columns differ in length; build it again")
+    return table, facts
