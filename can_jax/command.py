@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
 
@@ -13,25 +13,28 @@ from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
 
-def run(main: Callable[[], None], usage: str) -> None:
+def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) -> None:
     """Parse the flags, run ``main``, and exit: 0 finished, 1 an error, 75 preempted after saving.
 
     Args:
-        main: the command, without arguments; it reads its flags.
+        main: the command; it reads its flags.
         usage: what ``--help`` prints above the flags.
+        arguments: names of what is given without a flag, which ``main`` takes.
     """
-    sys.exit(_exit_code(main, usage))
+    sys.exit(_exit_code(main, usage, arguments))
 
 
-def _exit_code(main: Callable[[], None], usage: str) -> int:
+def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     try:
         with _help(usage):
             rest = flags.FLAGS(sys.argv)[1:]
-        if rest:
-            raise UserError(f"what is {rest[0]!r}? options look like --name=value; see --help")
-        main()
+        if len(rest) < len(arguments):
+            raise UserError(f"{arguments[len(rest)]} is missing; see --help")
+        for extra in rest[len(arguments) :]:
+            raise UserError(f"what is {extra!r}? options look like --name=value; see --help")
+        main(*rest)
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return EXIT_PREEMPTED

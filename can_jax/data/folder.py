@@ -52,14 +52,20 @@ def scan_folder(root: str) -> Table:
         )  # fmt: skip
     if not names:
         raise UserError(f"no image below {root}: no file is named .jpg, .png, .webp or the like")
-    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
-    classes = [] if "" in tops else sorted(set(tops))
-    number = {name: i for i, name in enumerate(classes)}
+    labels, label_names = classes_of(names)
     return Table(
         names=Names.of(names),
         file=np.arange(len(names), dtype=np.int32),
         offset=np.zeros(len(names), np.int64),
         length=np.full(len(names), -1, np.int64),
-        label=np.array([number.get(top, -1) for top in tops], np.int32),
-        label_names=tuple(classes),
+        label=np.array(labels, np.int32),
+        label_names=label_names,
     )
+
+
+def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
+    """The label of each file, -1 if there are no classes, and the names of the classes."""
+    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
+    classes = [] if "" in tops else sorted(set(tops))
+    number = {name: i for i, name in enumerate(classes)}
+    return [number.get(top, -1) for top in tops], tuple(classes)

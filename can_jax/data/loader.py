@@ -1,6 +1,7 @@
 """From a source to batches: this host's rows by tf.data, sharded arrays on the devices."""
 
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,9 @@ class TrainingLoader(Iterator[Batch]):
     ):
         rows = rows_of_process(config.batch_size)
         dataset = host_batches(config, source, (first_step, total_steps), rows)
-        self._batches = dataset.as_numpy_iterator()
+        self._batches = [dataset.as_numpy_iterator()]
+        # Python must not end before the threads that read files for tf.data: neither would return.
+        weakref.finalize(self, self._batches.clear)
         self._config, self._source = config, source
         self._order = order_of(config.seed, source)
         self._sharding = batch_sharding(mesh)
@@ -90,7 +93,7 @@ class TrainingLoader(Iterator[Batch]):
         self.skipped = 0
 
     def __next__(self) -> Batch:
-        host = next(self._batches)
+        host = next(self._batches[0])
         self._seen += len(host["position"])
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))

@@ -2,16 +2,41 @@
 
 import dataclasses
 import os
+from typing import NamedTuple
 
 from can_jax.data.indexed import IndexedSource, table_of
 from can_jax.data.shards import example_parser, scan_shards
+from can_jax.data.table import Table
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
+
+
+class Located(NamedTuple):
+    """Where the records of a split are, and what in them is used."""
+
+    root: str
+    shards: list[str]
+    image_key: str
+    label_key: str | None
+    label_names: tuple[str, ...]
 
 
 def open_tfds(
     name: str, data_dir: str | None, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
+    """A split of a data set that TFDS has prepared; see `locate_tfds`."""
+    found = locate_tfds(name, data_dir, split)
+
+    def scan() -> Table:
+        return scan_shards("tfrecord", found.root, found.shards)
+
+    table = table_of(found.root, split, index, scan, found.shards)
+    table = dataclasses.replace(table, label_names=found.label_names)
+    parse = example_parser(found.image_key, found.label_key)
+    return IndexedSource(found.root, table, parse, cache_bytes)
+
+
+def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     """A split of a data set that TFDS has prepared as TFRecords below ``data_dir``.
 
     The first image feature and the first class label are used. Nothing is downloaded.
@@ -43,9 +68,10 @@ def open_tfds(
     if not images:
         raise UserError(f"TFDS data set {name!r} has no image feature; it has {list(features)}")
     paths = [str(path) for path in splits[split].filepaths]
-    root, shards = os.path.dirname(paths[0]), [os.path.basename(path) for path in paths]
-    table = table_of(root, split, index, lambda: scan_shards("tfrecord", root, shards), shards)
-    if labels:
-        table = dataclasses.replace(table, label_names=tuple(features[labels[0]].names))
-    parse = example_parser(images[0], labels[0] if labels else None)
-    return IndexedSource(root, table, parse, cache_bytes)
+    return Located(
+        root=os.path.dirname(paths[0]),
+        shards=[os.path.basename(path) for path in paths],
+        image_key=images[0],
+        label_key=labels[0] if labels else None,
+        label_names=tuple(features[labels[0]].names) if labels else (),
+    )

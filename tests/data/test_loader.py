@@ -1,5 +1,8 @@
 """Batches: their order, what resuming gives, and files that cannot be decoded."""
 
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -218,6 +221,27 @@ def test_too_many_broken_files_stop_the_run(folder):
         batches(on_folder(folder, data__skip_limit=0.01), total=8)
     _, loader = batches(on_folder(folder, data__skip_limit=1.0), total=8)
     assert loader.skipped > 8
+
+
+ENDS = """
+from can_jax.config import default_config, resolve
+from can_jax.data.loader import TrainingLoader
+from can_jax.data.source import open_source
+from can_jax.parallel.mesh import make_mesh
+
+config = default_config()
+config.total_steps = 10**6
+config.batch_size = 64
+config.data.update(path=%r, image_size=64)
+config = resolve(config)
+loader = TrainingLoader(config, open_source(config.data, "train"), make_mesh(config.mesh), 0, 10**6)
+next(loader)
+"""
+
+
+def test_python_ends_while_batches_are_being_prepared(folder):
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", ENDS % str(folder)], timeout=60, check=True)
 
 
 def test_share_is_judged_with_its_uncertainty():

@@ -1,0 +1,110 @@
+"""`python -m can_jax.data.index PATH [--split=train] [--source=…] [--verify=decode|read|none]`
+
+Writes an index of a data set: where each example lies, so that any of them can be read at once. It
+decodes every image, leaves out those that cannot be, and lists duplicates by content. PATH is what
+`data.path` is in a recipe. The index goes beside the data, where training finds it, or to --out.
+The same command again goes on where it was stopped.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from can_jax import command
+from can_jax.data.files import RandomFile, find_images, find_shards
+from can_jax.data.folder import classes_of, split_folder
+from can_jax.data.indexing import VERIFY, Plan, assemble, examine_all, finish
+from can_jax.data.shards import locate_shards
+from can_jax.data.table import FOLDER
+from can_jax.data.tfds import locate_tfds
+from can_jax.errors import UserError
+
+SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
+
+_SOURCE = flags.DEFINE_enum("source", None, SOURCES, "Kind of data; by default told from PATH.")
+_SPLIT = flags.DEFINE_string("split", "train", "As data.split in a recipe.")
+_NAME = flags.DEFINE_string("name", None, "Of the TFDS data set; PATH is then its data_dir.")
+_OUT = flags.DEFINE_string("out", None, f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
+_VERIFY = flags.DEFINE_enum(
+    "verify", "decode", VERIFY, "Decode each image; read each and its header; or trust them."
+)
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
+_DROP = flags.DEFINE_bool("drop_duplicates", False, "Leave out copies; otherwise only list them.")
+_IMAGE_KEY = flags.DEFINE_string("image_key", "image/encoded", "Feature of TFRecords.")
+_LABEL_KEY = flags.DEFINE_string("label_key", "image/class/label", "Feature of TFRecords.")
+_MAX_PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "A larger image is left out.")
+
+
+def main(path: str) -> None:
+    """Find, examine, write, report."""
+    started = time.monotonic()
+    source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
+    image_key: str = _IMAGE_KEY.value
+    label_key: str | None = _LABEL_KEY.value
+    classes = None
+    if source == "folder":
+        root = split_folder(path, split)
+        names, others = find_images(root)
+        if others:
+            print(f"{len(others)} files are left out, not being named as images, as {others[0]}")
+        labels, label_names = classes_of(names)
+        classes = np.array(labels, np.int32), label_names
+    elif source == "tfds":
+        if not _NAME.value:
+            raise UserError("--name is missing: the name of the TFDS data set")
+        found = locate_tfds(_NAME.value, path, split)
+        root, names, image_key, label_key, _ = found
+    else:
+        root, names = locate_shards(source, path, split)
+    if not names:
+        raise UserError(f"there is no image below {root}")
+    kind = "tfrecord" if source == "tfds" else source
+    plan = Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value)
+    out = Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split
+    print(f"{len(names)} {'files' if kind == 'folder' else 'shards'} in {root}, index in {out}")
+    parts = examine_all(plan, names, out / "parts", _WORKERS.value, Progress())
+    findings = assemble(plan, names, parts, classes, drop_duplicates=_DROP.value)
+    for problem in findings.problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not len(findings.table):
+        raise UserError(f"nothing in {root} can be decoded")
+    sizes = {} if kind == "folder" else {n: RandomFile(os.path.join(root, n)).size for n in names}
+    finish(findings, out, sizes)
+    seconds = time.monotonic() - started
+    print(f"{len(findings.table)} examples indexed in {seconds:.1f}s")
+    dropped = "left out" if _DROP.value else "kept; --drop_duplicates leaves them out"
+    print(f"{len(findings.undecodable)} undecodable, left out; listed in {out}/undecodable.txt")
+    print(f"{len(findings.duplicates)} duplicates, {dropped}; listed in {out}/duplicates.txt")
+
+
+class Progress:
+    """Says now and then how far it is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + 10
+
+    def __call__(self, done: int, units: int) -> None:
+        """``done`` of ``units`` are finished."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + 10
+            print(f"{100 * done / units:.0f}% done", flush=True)
+
+
+def guess_source(path: str, split: str) -> str:
+    """The kind of data at a path."""
+    for source, kind in (("webdataset", "tar"), ("tfrecord", "tfrecord")):
+        try:
+            shards = find_shards(path, split, kind)
+        except UserError:
+            continue
+        if kind in os.path.basename(shards[0]) or kind == "tfrecord":
+            return source
+    return "folder"
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__, ("PATH",))
