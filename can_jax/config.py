@@ -41,6 +41,9 @@ def default_config() -> ConfigDict:
                 "label_key": "image/class/label",
                 "mixture": (),  # a dict for each part: keys of this block to change, and `weight`
                 "index": placeholder(str),  # its folder, if it is not beside the data
+                "streaming": False,  # read shards from start to end, where there can be no index
+                "window": 4096,  # streamed examples that are shuffled together
+                "examples": placeholder(int),  # about how many are streamed; epochs count by it
                 "exif_orientation": False,  # turn photographs upright, as their camera says
                 "max_pixels": 50_000_000,  # of an image; a larger one counts as broken
                 "skip_limit": 0.25,  # the run stops above this share of broken images

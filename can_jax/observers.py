@@ -9,8 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.loader import TrainingLoader
-from can_jax.data.source import Source
+from can_jax.data.loader import Loader
 from can_jax.evaluate.probe import KnnProbe
 from can_jax.observe import console
 from can_jax.observe.clock import StepClock
@@ -34,7 +33,7 @@ class Observers:
     def __init__(
         self,
         step: Step,
-        source: Source,
+        source: Any,
         mesh: Mesh,
         times: Timetable,
         workdir: Path,
@@ -74,9 +73,7 @@ class Observers:
             self._writer.scalars(0, {"probe/knn": untrained, "probe/knn_pixels": pixels})
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
 
-    def log(
-        self, number: int, metrics: dict[str, Any], clock: StepClock, loader: TrainingLoader
-    ) -> None:
+    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Close the clock's window, and write down what is known."""
         window, config = clock.window(), self._step.config
         images_per_second = config.batch_size / window.step_seconds

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, resolve, to_json
 from can_jax.data.batch import Batch, batch_shapes
-from can_jax.data.loader import TrainingLoader
-from can_jax.data.source import Source, open_source
+from can_jax.data.loader import Loader
+from can_jax.data.source import open_source
+from can_jax.data.streaming import open_loader, open_stream
 from can_jax.errors import Preempted, UserError
 from can_jax.observe import console
 from can_jax.observe.clock import StepClock
@@ -45,7 +46,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     config = resolve(config)
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
-    source = open_source(config.data, config.data.split)
+    open_data: Any = open_stream if config.data.streaming else open_source
+    source = open_data(config.data, config.data.split)
     check_labels(config, source)
     times = make_timetable(config, source.examples)
     with contextlib.ExitStack() as stack:
@@ -62,20 +64,20 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         step = make_step(config, schedule)
         state, abstract = initialize(step, mesh)
         report.say(console.parameter_table(state.parameters))
-        run = {"seconds": 0.0}  # what is known of the run besides its state
+        run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
         if first:
             state, run = checkpoints.restore(first, abstract)
             report.say(f"resumed from the checkpoint of step {first}")
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         observers = Observers(step, source, mesh, times, workdir, writer, report, run)
-        loader = TrainingLoader(config, source, mesh, first, times.total)
+        loader = open_loader(config, source, mesh, first, times.total, run.get("stream"))
         train_step = compile_timed(step, abstract, mesh, report)
         if not first:
             observers.before(state)
         started = time.perf_counter() - run["seconds"]
 
         def save(number: int, state: TrainState) -> None:
-            run["seconds"] = time.perf_counter() - started
+            run["seconds"], run["stream"] = time.perf_counter() - started, loader.state
             checkpoints.save(number, state, run)
 
         hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]
@@ -92,7 +94,7 @@ def loop(
     first: int,
     total: int,
     state: TrainState,
-    loader: TrainingLoader,
+    loader: Loader,
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]],
     observers: Observers,
     hooks: list[Hook],
@@ -131,7 +133,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def check_labels(config: ConfigDict, source: Source) -> None:
+def check_labels(config: ConfigDict, source: Any) -> None:
     """The supervised contrastive loss has labels to learn from."""
     contrastive = config.objective.contrastive
     wanted = contrastive.weight and contrastive.supervised

@@ -42,6 +42,13 @@ def check_source(data: ConfigDict) -> None:
     )
     if data.source == "tfds":
         check(data.name, "data.name is not set: name the TFDS data set, such as imagenet2012")
+    if data.streaming:
+        check(
+            data.source in ("tfrecord", "webdataset"),
+            f"data.streaming=True: only tfrecord and webdataset stream, not {data.source}",
+        )
+        check(data.examples, "data.examples is not set: say about how many are streamed")
+        check(data.window >= 1, f"data.window={data.window}: at least 1")
     check(data.max_pixels >= 1, f"data.max_pixels={data.max_pixels}: at least 1")
     check(0 <= data.skip_limit <= 1, f"data.skip_limit={data.skip_limit}: a share, 0 to 1")
     check(data.cache_gb >= 0, f"data.cache_gb={data.cache_gb}: at least 0")
@@ -168,6 +175,10 @@ def check_schedule(config: ConfigDict) -> None:
         check(value >= 1, f"checkpoint.{name}={value}: at least 1")
     for block in ("probe", "figures"):
         every = config[block].every_steps
+        check(
+            not config.data.streaming or not (every or config[block].get("every_epochs")),
+            f"{block}.every_steps={every}: a streamed data set cannot be looked into; 0 is never",
+        )
         check(every is None or every >= 0, f"{block}.every_steps={every}: at least 0, never")
     check_one_of("optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16"))
     check(

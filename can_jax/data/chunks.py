@@ -54,18 +54,23 @@ def batches(
         ``position`` (rows,), ``label`` (rows,), and ``attempt`` (rows,), the number of examples
         that were left out; if that is ``attempts``, the views are black.
     """
-    tf = tensorflow()
-    threads = threads or os.cpu_count() or 1
-    # A batch of few rows is made of whole chunks, which saves a copy.
-    size = CHUNK if rows % CHUNK == 0 else max(math.gcd(rows, CHUNK), min(rows, CHUNK))
+    repair = Repair(views)
 
     def chunk(places: Any) -> Any:
         if isinstance(source, ArraySource):
             return _array_chunk(source, views, places, examples_at)
         return _encoded_chunk(source, views, places, examples_at, repair, attempts)
 
-    repair = Repair(views)
-    chunks = positions.batch(size).interleave(
+    return in_parallel(positions, chunk, rows, threads)
+
+
+def in_parallel(elements: Any, chunk: Callable[..., Any], rows: int, threads: int | None) -> Any:
+    """Batches of ``rows`` elements; ``chunk`` makes a few of them at a time, in one thread."""
+    tf = tensorflow()
+    threads = threads or os.cpu_count() or 1
+    # Where whole chunks make a batch of few rows, a copy is saved.
+    size = CHUNK if rows % CHUNK == 0 else max(math.gcd(rows, CHUNK), min(rows, CHUNK))
+    chunks = elements.batch(size).interleave(
         chunk, cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )
     options = tf.data.Options()
@@ -115,21 +120,33 @@ def _encoded_chunk(
 
         return repair(positions, candidate, attempts)
 
-    def repaired(positions: Any) -> dict[str, Any]:
-        dtypes = (tf.uint8, tf.int32, tf.int32)
-        pixels, labels, skipped = tf.numpy_function(again, [positions], dtypes)
-        return _element(views, pixels, positions, labels, skipped)
+    def otherwise() -> Any:
+        return tf.numpy_function(again, [positions], (tf.uint8, tf.int32, tf.int32))
 
     images, labels = tf.numpy_function(
         read, [examples_at(positions, 0)], (tf.string, tf.int32), stateful=False
     )
+    return decoded_or(views, images, positions, labels, otherwise)
+
+
+def decoded_or(
+    views: Views, images: Any, positions: Any, labels: Any, otherwise: Callable[[], Any]
+) -> Any:
+    """A data set of one element: the views of all images, or if one of them cannot be decoded what
+    ``otherwise`` gives, (views, labels, skipped)."""
+    tf = tensorflow()
     images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
     rows = tf.data.Dataset.from_tensor_slices((images, positions, labels))
     cut = rows.map(lambda image, place, label: (views.from_bytes(image, place), place, label))
     whole = cut.batch(tf.size(positions, tf.int64), drop_remainder=True).ignore_errors()
-    good = whole.map(lambda *row: _element(views, *row))
+
+    def repaired(positions: Any) -> dict[str, Any]:
+        pixels, labels, skipped = otherwise()
+        return _element(views, pixels, positions, labels, skipped)
+
     # What is concatenated is not begun if there is an element before it.
-    return good.concatenate(tf.data.Dataset.from_tensors(positions).map(repaired)).take(1)
+    again = tf.data.Dataset.from_tensors(positions).map(repaired)
+    return whole.map(lambda *row: _element(views, *row)).concatenate(again).take(1)
 
 
 def _element(views: Views, pixels: Any, positions: Any, labels: Any, skipped: Any = None) -> dict:

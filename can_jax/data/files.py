@@ -55,7 +55,7 @@ class RandomFile:
             os.close(self._descriptor)
 
 
-def open_stream(path: str) -> Any:
+def open_file(path: str) -> Any:
     """A file to be read from its start on."""
     return tensorflow().io.gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb")
 

@@ -70,33 +70,32 @@ def host_batches(
     )
 
 
-class TrainingLoader(Iterator[Batch]):
-    """The batches of a run from a step on, as global arrays split over the mesh.
+class Loader(Iterator[Batch]):
+    """Batches as global arrays split over the mesh.
+
+    Args:
+        dataset: this process's rows of each batch, as `chunks.batches` gives them.
+        mesh: of the devices.
+        skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
 
     Attributes:
         skipped: images of this process so far that could not be decoded.
     """
 
-    def __init__(
-        self, config: ConfigDict, source: Source, mesh: Mesh, first_step: int, total_steps: int
-    ):
-        rows = rows_of_process(config.batch_size)
-        dataset = host_batches(config, source, (first_step, total_steps), rows)
+    def __init__(self, dataset: Any, mesh: Mesh, skip_limit: float):
         self._batches = [dataset.as_numpy_iterator()]
         # Python must not end before the threads that read files for tf.data: neither would return.
         weakref.finalize(self, self._batches.clear)
-        self._config, self._source = config, source
-        self._order = order_of(config.seed, source)
         self._sharding = batch_sharding(mesh)
-        self._named: set[int] = set()
+        self._skip_limit = skip_limit
         self._seen = 0
         self.skipped = 0
 
     def __next__(self) -> Batch:
         host = next(self._batches[0])
         self._seen += len(host["position"])
-        for row in np.flatnonzero(host["attempt"]):
-            self._report(int(host["position"][row]), int(host["attempt"][row]))
+        self.account(host)
+        check_share(self.skipped, self._seen, self._skip_limit)
         batch = Batch(
             views=host["views"],
             position=host["position"].astype(np.uint32),
@@ -104,11 +103,39 @@ class TrainingLoader(Iterator[Batch]):
         )
         return Batch(*(to_global(self._sharding, array) for array in batch))
 
+    @property
+    def state(self) -> list[list[int]] | None:
+        """What a run has to remember in order to go on, besides its step."""
+        return None
+
+    def account(self, host: dict[str, np.ndarray]) -> None:
+        """Count what was skipped in a batch of this process."""
+        raise NotImplementedError
+
+
+class TrainingLoader(Loader):
+    """The batches of a run from a step on, in the order of its seed."""
+
+    def __init__(
+        self, config: ConfigDict, source: Source, mesh: Mesh, first_step: int, total_steps: int
+    ):
+        rows = rows_of_process(config.batch_size)
+        dataset = host_batches(config, source, (first_step, total_steps), rows)
+        super().__init__(dataset, mesh, config.data.skip_limit)
+        self._config, self._source = config, source
+        self._order = order_of(config.seed, source)
+        self._named: set[int] = set()
+
+    def account(self, host: dict[str, np.ndarray]) -> None:
+        """Count images that were skipped in a batch of this process."""
+        for row in np.flatnonzero(host["attempt"]):
+            self._report(int(host["position"][row]), int(host["attempt"][row]))
+
     def _report(self, position: int, attempts: int) -> None:
         """Count images that were skipped at a position, and name each of them once.
 
         Raises:
-            UserError: there are too many.
+            UserError: none could be decoded there.
         """
         tf = tensorflow()
         for attempt in range(attempts):
@@ -123,7 +150,6 @@ class TrainingLoader(Iterator[Batch]):
                 f"{self._config.data.channels} channels; the last was "
                 f"{self._source.describe(example)}"
             )
-        check_share(self.skipped, self._seen, self._config.data.skip_limit)
 
 
 def check_share(skipped: int, seen: int, limit: float) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import struct
+import sys
 import tarfile
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
-from can_jax.data.files import IMAGE_NAME, RandomFile, open_stream
+from can_jax.data.files import IMAGE_NAME, RandomFile, open_file
 
 HEADER, FOOTER = 12, 4  # bytes of a TFRecord before its content: length and check sum; and after
 
@@ -31,13 +33,9 @@ def scan_tfrecord(path: str) -> Found:
     file = RandomFile(path)
     offsets, lengths, place, problem = [], [], 0, None
     while place < file.size:
-        header = file.read(place, HEADER)
-        if len(header) < HEADER:
-            problem = f"is cut off at byte {place}"
-            break
-        length, check = struct.unpack("<QI", header)
-        if masked_crc32c(header[:8]) != check:
-            problem = f"has no TFRecord at byte {place} (damaged, or compressed)"
+        length = record_length(file.read(place, HEADER))
+        if length is None:
+            problem = f"has no TFRecord at byte {place} (cut off, damaged, or compressed)"
             break
         if place + HEADER + length + FOOTER > file.size:
             problem = f"is cut off: its record at byte {place} is not whole"
@@ -48,48 +46,74 @@ def scan_tfrecord(path: str) -> Found:
     return _found(offsets, lengths, [-1] * len(offsets), problem)
 
 
+def record_length(header: bytes) -> int | None:
+    """The length that the first `HEADER` bytes of a TFRecord state; None if they are not such."""
+    if len(header) < HEADER:
+        return None
+    length, check = struct.unpack("<QI", header)
+    return length if masked_crc32c(header[:8]) == check else None
+
+
 def scan_tar(path: str) -> Found:
     """Every image of an uncompressed tar.
 
     Members that share a name up to the first dot are one example, as in WebDataset: its first image
     is used, and the number in its member `.cls`, if there is one, is its label.
     """
-    file = RandomFile(path)
+    size = RandomFile(path).size
     offsets: list[int] = []
     lengths: list[int] = []
     labels: list[int] = []
     problem = None
-    key, image, label = None, None, -1  # of the example whose members are being read
-
-    def close() -> None:
-        if image:
-            offsets.append(image.offset_data)
-            lengths.append(image.size)
-            labels.append(label)
-
     try:
-        with open_stream(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # which would otherwise keep every header
-                folder, name = os.path.split(member.name)
-                if not member.isfile() or name.startswith("."):
-                    continue
-                if member.offset_data + member.size > file.size:
-                    problem = f"is cut off: its member {member.name} is not whole"
-                    break
-                if key != (key := (folder, name.split(".")[0])):
-                    close()
-                    image, label = None, -1
-                if name.lower().endswith(".cls"):
-                    label = _number(file.read(member.offset_data, member.size))
-                elif image is None and IMAGE_NAME.search(name):
-                    image = member
-            if not problem and file.read(tar.offset, tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        with open_file(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for image, label in examples_of_tar(tar, size):
+                offsets.append(image.offset_data)
+                lengths.append(image.size)
+                labels.append(label)
+            if lacks_end(tar):
                 problem = f"is cut off: it has no end mark at byte {tar.offset}"
     except (tarfile.TarError, EOFError) as error:
         problem = f"is no whole uncompressed tar: {error}"
-    close()
     return _found(offsets, lengths, labels, problem)
+
+
+def examples_of_tar(
+    tar: tarfile.TarFile,
+    size: int = sys.maxsize,
+    take: Callable[[Any], Any] = lambda member: member,
+) -> Iterator[tuple[Any, int]]:
+    """What is taken of the image of each example, and its label.
+
+    Args:
+        tar: open for reading, whether it can seek or not.
+        size: of the file in bytes; nothing that goes beyond it is taken.
+        take: called with the member of an image while the tar is at it.
+    """
+    key, image, label = None, None, -1
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined]  # which would otherwise keep every header
+        folder, name = os.path.split(member.name)
+        if not member.isfile() or name.startswith("."):
+            continue
+        if member.offset_data + member.size > size:
+            break
+        if key != (key := (folder, name.split(".")[0])):
+            if image is not None:
+                yield image, label
+            image, label = None, -1
+        if name.lower().endswith(".cls"):
+            content = tar.extractfile(member)
+            label = _number(content.read() if content else b"")
+        elif image is None and IMAGE_NAME.search(name):
+            image = take(member)
+    if image is not None:
+        yield image, label
+
+
+def lacks_end(tar: Any) -> bool:
+    """Whether a tar that has been read to its end lacks the zeros that mark it."""
+    return tar.fileobj.tell() < tar.offset + tarfile.BLOCKSIZE
 
 
 def _found(offsets: list, lengths: list, labels: list, problem: str | None) -> Found:

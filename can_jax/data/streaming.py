@@ -1,0 +1,273 @@
+"""Streaming: shards that are read from start to end, where an index is not to be had.
+
+Compressed shards and remote stores that dislike random access can be trained on so. What it
+guarantees is less than the indexed order does:
+
+- Each epoch, a process reads each of its shards once, in a new order. Processes share out shards,
+  not examples: one that has smaller shards begins its next epoch earlier.
+- Examples are shuffled within windows of `data.window` of them, which may span shards.
+- A run that goes on with as many processes as before sees the very stream it would have seen. With
+  another number each process starts at the beginning of the next epoch, and says so.
+- In the place of an image that cannot be decoded comes the next one of its chunk.
+"""
+
+import functools
+import gzip
+import itertools
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from can_jax.data import chunks
+from can_jax.data.files import open_file
+from can_jax.data.loader import Loader, TrainingLoader, rows_of_process
+from can_jax.data.scan import FOOTER, HEADER, examples_of_tar, lacks_end, record_length
+from can_jax.data.shards import example_parser, locate_shards
+from can_jax.data.source import Source
+from can_jax.data.views import RandomViews
+from can_jax.errors import UserError
+from can_jax.tf import tensorflow
+
+# Where a process is: epoch, number of its shard in the epoch, number of the record in the shard at
+# which the window begins, and how many of the window it has had.
+State = Int[np.ndarray, "4"]
+START = (0, 0, 0, 0)
+Read = Callable[[str], Iterator[tuple[bytes, int]]]
+
+
+class ShardStream:
+    """A source that is read in one direction.
+
+    Args:
+        paths: of the shards.
+        read: the encoded images and labels of a shard.
+        examples: about how many there are, by which epochs are counted.
+    """
+
+    labels = None
+
+    def __init__(self, paths: list[str], read: Read, examples: int):
+        self.paths, self._read, self.examples = paths, read, examples
+
+    def stream(
+        self, seed: int, window: int, process: int, processes: int, state: tuple[int, ...]
+    ) -> Iterator[tuple[bytes, int, str, State]]:
+        """Image, label, name, and the state after it, of one example after another, endlessly."""
+        epoch, shard, record, taken = state
+        for epoch in itertools.count(epoch):  # noqa: B020
+            order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
+            mine = [self.paths[i] for i in order[process::processes]]
+            places = self._from(mine, shard, record)
+            while batch := list(itertools.islice(places, window)):
+                shard, record, *_ = batch[0]
+                shuffle = np.random.default_rng([seed, epoch, shard, record])
+                for number, i in enumerate(shuffle.permutation(len(batch))):
+                    if number < taken:
+                        continue
+                    where, which, image, label = batch[i]
+                    name = f"{mine[where]}, record {which}"
+                    after = np.array([epoch, shard, record, number + 1], np.int64)
+                    yield image, label, name, after
+                taken = 0
+            shard, record, taken = 0, 0, 0
+
+    def _from(
+        self, paths: list[str], shard: int, record: int
+    ) -> Iterator[tuple[int, int, bytes, int]]:
+        """(shard, record, image, label) from a place on, to the end of the shards."""
+        for where in range(shard, len(paths)):
+            found = enumerate(self._read(paths[where]))
+            for which, (image, label) in itertools.islice(found, record, None):
+                yield where, which, image, label
+            record = 0
+
+
+def read_tfrecord(path: str, parse: Callable[[bytes], tuple[bytes, int]]) -> Iterator:
+    """The examples of a TFRecord file, plain or gzipped, as far as it is whole."""
+    try:
+        with open_file(path) as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if zipped else file
+            while header := stream.read(HEADER):
+                length = record_length(header)
+                content = stream.read(length + FOOTER) if length is not None else b""
+                if length is None or len(content) < length + FOOTER:
+                    logging.warning("%s is cut off or damaged; what follows is left out", path)
+                    return
+                yield parse(content[:-FOOTER])
+    except (OSError, EOFError) as error:
+        logging.warning("%s cannot be read further: %s", path, error)
+
+
+def read_tar(path: str) -> Iterator[tuple[bytes, int]]:
+    """The examples of a tar, compressed or not, as far as it is whole."""
+    try:
+        with open_file(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
+
+            def content(member: Any) -> bytes:
+                inside = tar.extractfile(member)
+                return inside.read() if inside else b""
+
+            yield from examples_of_tar(tar, take=content)
+            if lacks_end(tar):
+                logging.warning("%s is cut off at byte %d", path, tar.offset)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        logging.warning("%s cannot be read further: %s", path, error)
+
+
+def open_stream(data: ConfigDict, split: str) -> ShardStream:
+    """The shards that a checked config block names, to be streamed.
+
+    Raises:
+        UserError: there are none, or fewer than processes, or no image at the start of the first.
+    """
+    root, names = locate_shards(data.source, data.path, split)
+    paths = [os.path.join(root, name) for name in names]
+    if len(paths) < jax.process_count():
+        raise UserError(
+            f"{len(paths)} shards in {root} are too few for {jax.process_count()} processes"
+        )
+    read: Read = read_tar
+    if data.source == "tfrecord":
+        read = functools.partial(
+            read_tfrecord, parse=example_parser(data.image_key, data.label_key)
+        )
+    for path in paths:
+        image, _ = next(read(path), (None, -1))
+        if image:
+            return ShardStream(paths, read, data.examples)
+        if image is not None:
+            raise UserError(f"{path} holds no {data.image_key!r}; set config.data.image_key")
+    raise UserError(f"no image in any of {len(paths)} shards, such as {paths[0]}")
+
+
+def open_loader(
+    config: ConfigDict,
+    source: Source | ShardStream,
+    mesh: Mesh,
+    first_step: int,
+    total_steps: int,
+    states: list[list[int]] | None = None,
+) -> Loader:
+    """The batches of a source from a step on; ``states`` are those of the loader before."""
+    if isinstance(source, ShardStream):
+        return StreamingLoader(config, source, mesh, first_step, total_steps, states)
+    return TrainingLoader(config, source, mesh, first_step, total_steps)
+
+
+class StreamingLoader(Loader):
+    """The batches of a run that streams, from a step on.
+
+    Args:
+        config: resolved.
+        source: of the images.
+        mesh: of the devices.
+        first_step, total_steps: of the run; the second is exclusive.
+        states: `state` of the run that this one goes on with.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: ShardStream,
+        mesh: Mesh,
+        first_step: int,
+        total_steps: int,
+        states: list[list[int]] | None = None,
+    ):
+        process, processes = jax.process_index(), jax.process_count()
+        state = resumed(states, process, processes)
+        self._last = np.array(state, np.int64)
+        rows = rows_of_process(config.batch_size)
+        views = RandomViews.from_config(config)
+        dataset = _batches(config, source, views, (first_step, total_steps), rows, state)
+        super().__init__(dataset, mesh, config.data.skip_limit)
+
+    def account(self, host: dict[str, np.ndarray]) -> None:
+        """Keep the state, and count what was replaced."""
+        self._last = host["state"][-1]
+        self.skipped += int((host["attempt"] > 0).sum())
+
+    @property
+    def state(self) -> list[list[int]]:
+        """Where every process is, (processes, 4), after the batch that was returned last.
+
+        All of them have to ask.
+        """
+        if jax.process_count() == 1:
+            return [self._last.tolist()]
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(self._last)).tolist()
+
+
+def resumed(states: list[list[int]] | None, process: int, processes: int) -> tuple[int, ...]:
+    """Where a process goes on, given where all of them were."""
+    if not states:
+        return START
+    if len(states) == processes:
+        return tuple(states[process])
+    epoch = max(state[0] for state in states) + 1
+    logging.warning(
+        "streaming was begun with %d processes and goes on with %d: from epoch %d on",
+        len(states), processes, epoch,
+    )  # fmt: skip
+    return (epoch, 0, 0, 0)
+
+
+def _batches(
+    config: ConfigDict,
+    source: ShardStream,
+    views: RandomViews,
+    steps: tuple[int, int],
+    rows: tuple[int, int],
+    state: tuple[int, ...],
+) -> Any:
+    """As `chunks.batches`, with the state after each row."""
+    tf = tensorflow()
+    local = rows[1] - rows[0]
+    process, processes = rows[0] // local, config.batch_size // local
+
+    def examples() -> Iterator[tuple]:
+        stream = source.stream(config.seed, config.data.window, process, processes, state)
+        for step in range(*steps):
+            for row in range(*rows):
+                yield step * config.batch_size + row, *next(stream)
+
+    signature = tuple(
+        tf.TensorSpec(shape, dtype)
+        for shape, dtype in (
+            ((), tf.int64), ((), tf.string), ((), tf.int32), ((), tf.string), ((4,), tf.int64)
+        )
+    )  # fmt: skip
+    repair = chunks.Repair(views)
+
+    def chunk(positions: Any, images: Any, labels: Any, names: Any, states: Any) -> Any:
+        def again(positions: Any, images: Any, labels: Any, names: Any) -> tuple:
+            def candidate(row: int, attempt: int) -> tuple[bytes, int]:
+                other = (row + attempt) % len(images)
+                return images[other], int(labels[other])
+
+            found = repair(positions, candidate, len(images))
+            for row in np.flatnonzero(found[2]):
+                logging.warning("skipped, cannot be decoded: %s", names[row].decode())
+            return found
+
+        def otherwise() -> tuple:
+            dtypes = (tf.uint8, tf.int32, tf.int32)
+            return tf.numpy_function(again, [positions, images, labels, names], dtypes)
+
+        cut = chunks.decoded_or(views, images, positions, labels, otherwise)
+        return cut.map(lambda element: element | {"state": states})
+
+    elements = tf.data.Dataset.from_generator(examples, output_signature=signature)
+    return chunks.in_parallel(elements, chunk, local, config.data.threads)

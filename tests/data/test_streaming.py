@@ -1,0 +1,158 @@
+"""Shards read from start to end: what each epoch shows, and going on."""
+
+import gzip
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from can_jax.data.streaming import START, ShardStream, open_loader, open_stream, resumed
+from can_jax.errors import UserError
+from can_jax.parallel.mesh import make_mesh
+from tests.conftest import small_config
+from tests.data.samples import encode, write_tfrecord, write_webdataset
+
+
+def numbered_shards(sizes):
+    """A stream whose images are their own numbers, as bytes."""
+    starts = np.cumsum([0, *sizes])
+    content = {
+        f"shard{i}": [(bytes([n]), n) for n in range(start, start + size)]
+        for i, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    }
+    return ShardStream(list(content), lambda path: iter(content[path]), sum(sizes))
+
+
+SIZES = st.lists(st.integers(0, 9), min_size=3, max_size=6).filter(lambda sizes: min(sizes) > 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(SIZES, st.integers(1, 12), st.integers(1, 3), st.data())
+def test_each_epoch_shows_every_example_once_and_goes_on_anywhere(sizes, window, processes, data):
+    stream = numbered_shards(sizes)
+    seen = [[], []]
+    for process in range(processes):
+        everything = []
+        for image, label, name, state in stream.stream(0, window, process, processes, START):
+            if state[0] == 2:
+                break
+            assert image == bytes([label]) and name.startswith("shard")
+            seen[state[0]].append(label)
+            everything.append((label, state.tolist()))
+        if not everything:
+            continue
+        stop = data.draw(st.integers(0, len(everything) - 1))
+        again = stream.stream(0, window, process, processes, tuple(everything[stop][1]))
+        for label, state in everything[stop + 1 :]:
+            _, found, _, found_state = next(again)
+            assert found == label and found_state.tolist() == state
+    for epoch in seen:
+        assert sorted(epoch) == list(range(sum(sizes)))
+    if sum(sizes) > 12 and window > 7:
+        assert seen[0] != seen[1]
+
+
+def test_another_number_of_processes_begins_the_next_epoch(caplog):
+    assert resumed([[3, 1, 2, 4], [4, 0, 0, 9]], 1, 2) == (4, 0, 0, 9)
+    assert resumed([[3, 1, 2, 4], [4, 0, 0, 9]], 0, 3) == (5, 0, 0, 0)
+    assert "begun with 2 processes and goes on with 3: from epoch 5 on" in caplog.text
+    assert resumed(None, 0, 1) == START
+
+
+@pytest.fixture
+def contents():
+    rng = np.random.default_rng(0)
+    return [encode(rng.integers(0, 256, (18, 20, 3), dtype=np.uint8)) for _ in range(21)]
+
+
+def shards(folder, kind, contents):
+    for i in range(3):
+        part = contents[7 * i : 7 * i + 7]
+        labels = list(range(7 * i, 7 * i + 7))
+        if kind.startswith("tfrecord"):
+            path = folder / f"train-{i}.tfrecord"
+            write_tfrecord(path, part, labels)
+            if kind.endswith("gz"):
+                path.write_bytes(gzip.compress(path.read_bytes()))
+        else:
+            path = folder / f"train-{i}.tar"
+            write_webdataset(path, part, labels)
+            if kind.endswith("gz"):
+                path.write_bytes(gzip.compress(path.read_bytes()))
+    return small_config(
+        data__source=kind.split(".")[0],
+        data__path=str(folder),
+        data__streaming=True,
+        data__examples=21,
+        data__window=5,
+    )
+
+
+def labels_of(config, first=0, total=8, states=None):
+    source = open_stream(config.data, "train")
+    loader = open_loader(config, source, make_mesh(config.mesh), first, total, states)
+    found = []
+    for batch in loader:
+        found.append((jax.device_get(batch), loader.state))
+    return found, loader
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "tfrecord.gz", "webdataset", "webdataset.gz"])
+def test_batches_of_shards_resume_exactly(tmp_path, kind, contents):
+    config = shards(tmp_path, kind, contents)
+    whole, loader = labels_of(config)
+    labels = np.concatenate([batch.label for batch, _ in whole])
+    for epoch in range(3):
+        assert sorted(labels[21 * epoch : 21 * epoch + 21]) == list(range(21))
+    rest, _ = labels_of(config, first=3, states=whole[2][1])
+    for (one, state), (other, other_state) in zip(whole[3:], rest, strict=True):
+        assert state == other_state
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert loader.skipped == 0
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_broken_images_and_shards_are_passed_over(tmp_path, kind, contents, caplog):
+    contents[3] = b"broken"
+    config = shards(tmp_path, kind, contents)
+    last = sorted(tmp_path.iterdir())[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    found, loader = labels_of(config)
+    labels = np.concatenate([batch.label for batch, _ in found])
+    assert loader.skipped >= 2 and 3 not in labels
+    assert "skipped, cannot be decoded" in caplog.text and str(last) in caplog.text
+    assert set(range(14)) - {3} <= set(labels.tolist())
+
+
+def test_what_cannot_be_streamed_is_said_before(tmp_path, contents):
+    config = shards(tmp_path, "tfrecord", contents)
+    config.data.image_key = "other"
+    with pytest.raises(UserError, match=r"holds no 'other'; set config\.data\.image_key"):
+        open_stream(config.data, "train")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"no record")
+    with pytest.raises(UserError, match="no image in any of 3 shards"):
+        open_stream(config.data, "train")
+    with pytest.raises(UserError, match="only tfrecord and webdataset stream"):
+        small_config(data__streaming=True)
+    with pytest.raises(UserError, match=r"data\.examples is not set"):
+        small_config(data__streaming=True, data__source="tfrecord", data__path="x")
+
+
+def test_tars_written_by_others_are_read(tmp_path):
+    """Long names, folders and links, as GNU tar and Python write them."""
+    image = encode(np.zeros((9, 9, 3), np.uint8))
+    (tmp_path / ("long" * 50)).write_bytes(image)
+    with tarfile.open(tmp_path / "train.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(tmp_path / ("long" * 50), arcname=f"folder/{'deep/' * 30}{'long' * 40}.png")
+        tar.add(tmp_path, arcname="folder", recursive=False)
+    config = small_config(
+        data__source="webdataset", data__path=str(tmp_path), data__streaming=True, data__examples=1
+    )
+    found, _ = labels_of(config, total=2)
+    assert len(found) == 2
