@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags, logging
 
-from can_jax.config import one_line
-from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError
+from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
@@ -19,7 +18,8 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
     Args:
         main: the command; it reads its flags.
         usage: what ``--help`` prints above the flags.
-        arguments: names of what is given without a flag, which ``main`` takes.
+        arguments: names of what is given without a flag, which ``main`` takes; in brackets those
+            that can be left out.
     """
     sys.exit(_exit_code(main, usage, arguments))
 
@@ -30,8 +30,9 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     try:
         with _help(usage):
             rest = flags.FLAGS(sys.argv)[1:]
-        if len(rest) < len(arguments):
-            raise UserError(f"{arguments[len(rest)]} is missing; see --help")
+        for missing in arguments[len(rest) :]:
+            if not missing.startswith("["):
+                raise UserError(f"{missing} is missing; see --help")
         for extra in rest[len(arguments) :]:
             raise UserError(f"what is {extra!r}? options look like --name=value; see --help")
         main(*rest)

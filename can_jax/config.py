@@ -132,12 +132,6 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
     return runpy.run_path(str(Path(beside).with_name(f"{name}.py")))["get_config"]()
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line, with its kind where the message is bare."""
-    text = " ".join(str(error).split()).replace("\\n", " ").strip("'\" ")[:400]
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-
-
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested keys as dotted ones."""
     flat: dict[str, Any] = {}

@@ -10,3 +10,9 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was told to stop, and has saved its state."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message on one line, with its kind where the message is bare."""
+    text = " ".join(str(error).split()).replace("\\n", " ").strip("'\" ")[:400]
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -120,14 +120,12 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
     def view(box: Any) -> Any:
         part = tf.slice(image, [box[0], box[1], 0], [box[2], box[3], -1])
         much_smaller = tf.reduce_all(box[2:] > 2 * tf.constant(size))
-        return tf.cond(
-            much_smaller,
-            lambda: tf.image.resize(part, size, antialias=True),
-            lambda: tf.image.resize(part, size),
-        )
+        return tf.cond(much_smaller, lambda: resized(part, True), lambda: resized(part, False))
 
-    views = tf.stack([view(box) for box in tf.unstack(boxes)])
-    return tf.cast(views + 0.5, tf.uint8)
+    def resized(part: Any, antialias: bool) -> Any:
+        return tf.cast(tf.image.resize(part, size, antialias=antialias) + 0.5, tf.uint8)
+
+    return tf.stack([view(box) for box in tf.unstack(boxes)])
 
 
 def resize_and_centre_crop(image: Any, size: tuple[int, int]) -> Any:

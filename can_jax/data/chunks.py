@@ -1,13 +1,11 @@
 """The host's work, where tf.data does it: read, decode and cut a few images at a time.
 
-A chunk of images goes through one thread. Only if one of them cannot be decoded, the chunk is done
-again image by image in Python, which finds out which it was, tries Pillow, and then puts another
-image in its place.
+A chunk of images goes through one thread, without Python. Only those that cannot be decoded are
+then looked at in Python, which tries Pillow, and if that fails puts another image in the place.
 """
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from can_jax.data.source import ArraySource, EncodedSource, Source
 from can_jax.data.views import Views
 from can_jax.tf import tensorflow
 
-CHUNK = 16  # images: enough that what is done once a chunk costs little
+CHUNK = 64  # images at most: enough that what is done once a chunk costs little
 
 # (positions, attempt) to the examples there: attempt 0, and those that may replace them.
 ExamplesAt = Callable[[Any, int], Any]
@@ -68,8 +66,9 @@ def in_parallel(elements: Any, chunk: Callable[..., Any], rows: int, threads: in
     """Batches of ``rows`` elements; ``chunk`` makes a few of them at a time, in one thread."""
     tf = tensorflow()
     threads = threads or os.cpu_count() or 1
-    # Where whole chunks make a batch of few rows, a copy is saved.
-    size = CHUNK if rows % CHUNK == 0 else max(math.gcd(rows, CHUNK), min(rows, CHUNK))
+    fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
+    # A batch of whole chunks saves a copy; chunks that are too small cost more than that.
+    size = fitting[-1] if 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
     chunks = elements.batch(size).interleave(
         chunk, cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )
@@ -92,9 +91,9 @@ def _array_chunk(source: ArraySource, views: Views, positions: Any, examples_at:
         take, [examples_at(positions, 0)], (tf.uint8, tf.int32), stateful=False
     )
     images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
-    rows = tf.data.Dataset.from_tensor_slices((images, positions, labels))
-    cut = rows.map(lambda image, place, label: (views.from_pixels(image, place), place, label))
-    return cut.batch(tf.size(positions, tf.int64)).map(lambda *row: _element(views, *row))
+    rows = tf.data.Dataset.from_tensor_slices((images, positions))
+    cut = rows.map(views.from_pixels).batch(tf.size(positions, tf.int64))
+    return cut.map(lambda pixels: _element(views, positions, pixels, labels, tf.zeros_like(labels)))
 
 
 def _encoded_chunk(
@@ -112,46 +111,62 @@ def _encoded_chunk(
         images, labels = source.read(examples)
         return np.array([*images, None], object)[:-1], labels  # so that one image is an array too
 
-    def again(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+    def mend(pixels: Any, rows: Any, positions: Any, labels: Any) -> tuple[np.ndarray, ...]:
         def candidate(row: int, attempt: int) -> tuple[bytes, int]:
             place = tf.constant(positions[row : row + 1])
-            images, labels = source.read(np.asarray(examples_at(place, attempt)))
-            return images[0], int(labels[0])
+            found, known = source.read(np.asarray(examples_at(place, attempt)))
+            return found[0], int(known[0])
 
-        return repair(positions, candidate, attempts)
-
-    def otherwise() -> Any:
-        return tf.numpy_function(again, [positions], (tf.uint8, tf.int32, tf.int32))
+        return repair(pixels, rows, positions, labels, candidate, attempts)
 
     images, labels = tf.numpy_function(
         read, [examples_at(positions, 0)], (tf.string, tf.int32), stateful=False
     )
-    return decoded_or(views, images, positions, labels, otherwise)
+    return decoded(views, images, positions, labels, mend)
 
 
-def decoded_or(
-    views: Views, images: Any, positions: Any, labels: Any, otherwise: Callable[[], Any]
+def decoded(
+    views: Views,
+    images: Any,
+    positions: Any,
+    labels: Any,
+    mend: Callable[..., tuple],
+    extra: Sequence[Any] = (),
 ) -> Any:
-    """A data set of one element: the views of all images, or if one of them cannot be decoded what
-    ``otherwise`` gives, (views, labels, skipped)."""
+    """The views of a chunk of encoded images, as a data set of one element.
+
+    Args:
+        views: what is cut from each.
+        images, positions, labels: of the chunk.
+        mend: called in Python if some image cannot be decoded natively, with the pixels of the
+            others, their row numbers, all positions and labels, and what is ``extra``; returns
+            pixels, labels, and how many examples were left out, of all rows.
+    """
     tf = tensorflow()
     images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
-    rows = tf.data.Dataset.from_tensor_slices((images, positions, labels))
-    cut = rows.map(lambda image, place, label: (views.from_bytes(image, place), place, label))
-    whole = cut.batch(tf.size(positions, tf.int64), drop_remainder=True).ignore_errors()
+    count = tf.size(positions, tf.int64)
+    rows = tf.data.Dataset.from_tensor_slices((images, positions, tf.range(count)))
+    cut = rows.map(lambda image, position, row: (views.from_bytes(image, position), row))
+    none = tf.zeros((0, *views.shape), tf.uint8), tf.zeros((0,), tf.int64)
+    good = cut.ignore_errors().batch(count).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
 
-    def repaired(positions: Any) -> dict[str, Any]:
-        pixels, labels, skipped = otherwise()
-        return _element(views, pixels, positions, labels, skipped)
+    def mended(pixels: Any, rows: Any) -> tuple:
+        given = [pixels, rows, positions, labels, *extra]
+        return tuple(tf.numpy_function(mend, given, (tf.uint8, tf.int32, tf.int32)))
 
-    # What is concatenated is not begun if there is an element before it.
-    again = tf.data.Dataset.from_tensors(positions).map(repaired)
-    return whole.map(lambda *row: _element(views, *row)).concatenate(again).take(1)
+    def whole(pixels: Any, rows: Any) -> dict[str, Any]:
+        found = tf.cond(
+            tf.size(rows, tf.int64) == count,
+            lambda: (pixels, labels, tf.zeros_like(labels)),
+            lambda: mended(pixels, rows),
+        )
+        return _element(views, positions, *found)
+
+    return good.map(whole)
 
 
-def _element(views: Views, pixels: Any, positions: Any, labels: Any, skipped: Any = None) -> dict:
+def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: Any) -> dict:
     tf = tensorflow()
-    skipped = tf.zeros_like(labels) if skipped is None else skipped
     return {
         "views": tf.ensure_shape(pixels, (None, *views.shape)),
         "position": positions,
@@ -161,7 +176,7 @@ def _element(views: Views, pixels: Any, positions: Any, labels: Any, skipped: An
 
 
 class Repair:
-    """Does a chunk again, image by image, when something in it cannot be decoded."""
+    """Fills in the rows of a chunk whose images cannot be decoded natively."""
 
     def __init__(self, views: Views):
         tf = tensorflow()
@@ -172,30 +187,45 @@ class Repair:
         self._from_pixels = tf.function(views.from_pixels, input_signature=[pixels, position])
 
     def __call__(
-        self, positions: Int[np.ndarray, " rows"], candidate: Candidate, attempts: int
+        self,
+        good_pixels: UInt8[np.ndarray, "good views height width channels"],
+        good: Int[np.ndarray, " good"],
+        positions: Int[np.ndarray, " rows"],
+        labels: Int[np.ndarray, " rows"],
+        candidate: Candidate,
+        attempts: int,
     ) -> tuple[
         UInt8[np.ndarray, "rows views height width channels"],
         Int32[np.ndarray, " rows"],
         Int32[np.ndarray, " rows"],
     ]:
-        """Views, labels, and how many candidates each row had to leave out."""
+        """Views and labels of all rows, and how many candidates each had to leave out.
+
+        Args:
+            good_pixels, good: views that are there already, and their rows.
+            positions, labels: of all rows.
+            candidate: the image for a row at each attempt; the first is the one that failed.
+            attempts: candidates of a row; if all of them fail it is black.
+        """
         pixels = np.zeros((len(positions), *self._views.shape), np.uint8)
-        labels = np.full(len(positions), -1, np.int32)
-        skipped = np.full(len(positions), attempts, np.int32)
-        for row, position in enumerate(positions):
+        pixels[good], labels = good_pixels, labels.astype(np.int32, copy=True)
+        skipped = np.zeros(len(positions), np.int32)
+        for row in np.setdiff1d(np.arange(len(positions)), good):
+            labels[row], skipped[row] = -1, attempts
             for attempt in range(attempts):
-                encoded, label = candidate(row, attempt)
-                found = self._cut(encoded, position)
+                encoded, label = candidate(int(row), attempt)
+                found = self._cut(encoded, positions[row], natively=attempt > 0)
                 if found is not None:
                     pixels[row], labels[row], skipped[row] = found, label, attempt
                     break
         return pixels, labels, skipped
 
-    def _cut(self, encoded: bytes, position: np.int64) -> np.ndarray | None:
-        """Views of an encoded image, or None if neither decoder can read it."""
+    def _cut(self, encoded: bytes, position: np.int64, *, natively: bool) -> np.ndarray | None:
+        """Views of an encoded image, or None if it cannot be decoded."""
         views = self._views
         try:
-            return self._from_bytes(encoded, position).numpy()
+            if natively:
+                return self._from_bytes(encoded, position).numpy()
         except (tensorflow().errors.OpError, UnicodeDecodeError):
             pass  # the second, where an error's message quotes the bytes
         try:

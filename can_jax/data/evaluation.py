@@ -35,9 +35,9 @@ class EvaluationSet:
         self._config, self._source, self._labelled = config, source, labelled
         if labelled and source.labels is not None:
             able = np.flatnonzero(source.labels >= 0)
-            self._examples = able[_spread(len(able), count)]
+            self._examples = able[spread(len(able), count)]
         else:
-            self._examples = _spread(source.examples, count)
+            self._examples = spread(source.examples, count)
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -85,7 +85,7 @@ class EvaluationSet:
         return batch.images[batch.valid]
 
 
-def _spread(examples: int, count: int) -> Int[np.ndarray, " chosen"]:
+def spread(examples: int, count: int) -> Int[np.ndarray, " chosen"]:
     """Up to ``count`` numbers below ``examples``, evenly spread."""
     chosen = min(examples, count)
     return (np.arange(chosen, dtype=np.int64) * 2 + 1) * examples // max(1, 2 * chosen)

@@ -7,17 +7,16 @@ The same command again goes on where it was stopped.
 """
 
 import os
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from can_jax import command
-from can_jax.data.files import RandomFile, find_images, find_shards
+from can_jax.data.examine import VERIFY, Plan
+from can_jax.data.files import find_images, find_shards
 from can_jax.data.folder import classes_of, split_folder
-from can_jax.data.indexing import VERIFY, Plan, assemble, examine_all, finish
+from can_jax.data.indexing import build_index
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.data.tfds import locate_tfds
@@ -40,58 +39,36 @@ _MAX_PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "A larger image is 
 
 
 def main(path: str) -> None:
-    """Find, examine, write, report."""
-    started = time.monotonic()
+    """Find the files, and build their index."""
     source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
     image_key: str = _IMAGE_KEY.value
     label_key: str | None = _LABEL_KEY.value
-    classes = None
+    file_labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
     if source == "folder":
         root = split_folder(path, split)
         names, others = find_images(root)
         if others:
             print(f"{len(others)} files are left out, not being named as images, as {others[0]}")
         labels, label_names = classes_of(names)
-        classes = np.array(labels, np.int32), label_names
+        file_labels = np.array(labels, np.int32)
     elif source == "tfds":
         if not _NAME.value:
             raise UserError("--name is missing: the name of the TFDS data set")
         found = locate_tfds(_NAME.value, path, split)
-        root, names, image_key, label_key, _ = found
+        root, names, image_key, label_key, label_names = found
     else:
         root, names = locate_shards(source, path, split)
-    if not names:
-        raise UserError(f"there is no image below {root}")
     kind = "tfrecord" if source == "tfds" else source
-    plan = Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value)
-    out = Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split
-    print(f"{len(names)} {'files' if kind == 'folder' else 'shards'} in {root}, index in {out}")
-    parts = examine_all(plan, names, out / "parts", _WORKERS.value, Progress())
-    findings = assemble(plan, names, parts, classes, drop_duplicates=_DROP.value)
-    for problem in findings.problems:
-        print(f"warning: {problem}", file=sys.stderr)
-    if not len(findings.table):
-        raise UserError(f"nothing in {root} can be decoded")
-    sizes = {} if kind == "folder" else {n: RandomFile(os.path.join(root, n)).size for n in names}
-    finish(findings, out, sizes)
-    seconds = time.monotonic() - started
-    print(f"{len(findings.table)} examples indexed in {seconds:.1f}s")
-    dropped = "left out" if _DROP.value else "kept; --drop_duplicates leaves them out"
-    print(f"{len(findings.undecodable)} undecodable, left out; listed in {out}/undecodable.txt")
-    print(f"{len(findings.duplicates)} duplicates, {dropped}; listed in {out}/duplicates.txt")
-
-
-class Progress:
-    """Says now and then how far it is."""
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + 10
-
-    def __call__(self, done: int, units: int) -> None:
-        """``done`` of ``units`` are finished."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + 10
-            print(f"{100 * done / units:.0f}% done", flush=True)
+    build_index(
+        Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value),
+        names,
+        Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
+        _WORKERS.value,
+        file_labels=file_labels,
+        label_names=label_names,
+        drop_duplicates=_DROP.value,
+    )
 
 
 def guess_source(path: str, split: str) -> str:

@@ -1,279 +1,128 @@
-"""Building an index: every example found, read, decoded once and hashed, by many processes.
+"""Building an index: what was found, in one table, with lists of what is amiss."""
 
-The work is cut into units, a shard or some hundred files, and what was found in each is kept in
-`parts/` until all are done: so a second call goes on where the first was stopped.
-"""
-
-import concurrent.futures
 import dataclasses
-import hashlib
-import io
-import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from can_jax.data import decode
-from can_jax.data.files import Names, RandomFile, is_remote
-from can_jax.data.shards import SCANNERS, example_parser
+from can_jax.data.examine import UNIT, Part, Plan, examine_all
+from can_jax.data.files import Names, RandomFile
 from can_jax.data.table import Table
-from can_jax.tf import tensorflow
+from can_jax.errors import UserError
 
-UNIT = 200  # files of a folder
-VERIFY = ("decode", "read", "none")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is to be indexed, and how carefully.
-
-    Attributes:
-        source: `folder`, `tfrecord` or `webdataset`.
-        root: of the names.
-        verify: `decode` every image; `read` every byte and look at the header; or `none`, which
-            trusts what the headers of shards, and the names of files, promise.
-        image_key, label_key: features of TFRecords.
-        max_pixels: of an image; a larger one counts as undecodable.
-    """
-
-    source: str
-    root: str
-    verify: str = "decode"
-    image_key: str = "image/encoded"
-    label_key: str | None = "image/class/label"
-    max_pixels: int = 50_000_000
+PROGRESS_SECONDS = 10
 
 
-class Part(NamedTuple):
-    """What was found in the files of a unit.
-
-    ``which`` is the file, counted from the first of the unit. ``reason`` says why an example cannot
-    be decoded, and is empty if it can; ``problems`` say where shards end early.
-    """
-
-    which: np.ndarray
-    offset: np.ndarray
-    length: np.ndarray
-    label: np.ndarray
-    digest: np.ndarray
-    reason: np.ndarray
-    problems: np.ndarray
-
-
-def examine(plan: Plan, names: list[str]) -> Part:
-    """Look at every example in some files."""
-    rows: list[tuple[int, int, int, int, int, str]] = []
-    problems = []
-    for number, name in enumerate(names):
-        path = os.path.join(plan.root, name)
-        if plan.source == "folder":
-            places = [(0, -1, -1)]
-        else:
-            found = SCANNERS[plan.source](path)
-            places = list(zip(found.offset, found.length, found.label, strict=True))
-            if found.problem:
-                problems.append(f"{name} {found.problem}; {len(places)} examples of it are used")
-        for offset, length, label in places:
-            facts = (int(label), 0, "")
-            if plan.verify != "none":
-                facts = _examine_one(plan, path, int(offset), int(length), int(label))
-            rows.append((number, int(offset), int(length), *facts))
-    kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
-    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
-    arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return Part._make([*arrays, np.array(problems, str)])
-
-
-def _examine_one(
-    plan: Plan, path: str, offset: int, length: int, label: int
-) -> tuple[int, int, str]:
-    """Label, digest, and why it cannot be decoded, of one example."""
-    try:
-        file = RandomFile(path)
-        content = file.read(offset, length if length >= 0 else file.size)
-    except OSError as error:
-        return label, 0, f"cannot be read: {error}"
-    if plan.source == "tfrecord":
-        content, label = example_parser(plan.image_key, plan.label_key)(content)
-        if not content:
-            return label, 0, f"has no feature {plan.image_key!r}"
-    digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-    return label, digest, why_undecodable(content, plan.max_pixels, whole=plan.verify == "decode")
-
-
-def why_undecodable(encoded: bytes, max_pixels: int, *, whole: bool) -> str:
-    """Why neither decoder can read an image; empty if one of them can.
-
-    Args:
-        encoded: the image.
-        max_pixels: the limit.
-        whole: decode it; otherwise only its header is looked at.
-    """
-    try:
-        if whole:
-            decode.pillow_pixels(encoded, 3, max_pixels, False)
-        else:
-            with Image.open(io.BytesIO(encoded)) as image:
-                if image.width * image.height > max_pixels:
-                    return f"{image.width} x {image.height} pixels are more than {max_pixels}"
-    except Exception as error:  # Pillow raises every kind
-        reason = " ".join(str(error).split()).split(" <_io")[0] or type(error).__name__
-    else:
-        return ""
-    try:  # rarely, TensorFlow reads what Pillow does not
-        decode.native_size(encoded, max_pixels)
-        decode.native_pixels(encoded, 3)
-    except (tensorflow().errors.OpError, UnicodeDecodeError):
-        return reason
-    return ""
-
-
-def examine_all(
-    plan: Plan, names: list[str], parts: Path, workers: int, progress: Callable[[int, int], None]
-) -> list[Part]:
-    """Examine all files, with several processes; parts that are there already are taken.
-
-    Args:
-        plan: what to do.
-        names: files, relative to the plan's root.
-        parts: the folder where finished parts are kept.
-        workers: processes.
-        progress: called with the numbers of finished and of all units.
-    """
-    size = UNIT if plan.source == "folder" else 1
-    units = [names[start : start + size] for start in range(0, len(names), size)]
-    parts.mkdir(parents=True, exist_ok=True)
-    paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
-    todo = [number for number, path in enumerate(paths) if not path.exists()]
-    progress(len(units) - len(todo), len(units))
-    done = len(units) - len(todo)
-    for number, part in _in_processes(plan, units, todo, workers):
-        unfinished = paths[number].with_suffix(".new")
-        with open(unfinished, "wb") as file:
-            np.savez(file, **part._asdict())
-        os.replace(unfinished, paths[number])
-        done += 1
-        progress(done, len(units))
-    return [_load(path) for path in paths]
-
-
-def _in_processes(
-    plan: Plan, units: list[list[str]], todo: list[int], workers: int
-) -> Iterator[tuple[int, Part]]:
-    """Units as they are finished, each with its number."""
-    if workers == 1 or len(todo) < 2:
-        yield from ((number, examine(plan, units[number])) for number in todo)
-        return
-    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
-        futures = {pool.submit(examine, plan, units[number]): number for number in todo}
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _load(path: Path) -> Part:
-    with np.load(path) as content:
-        return Part(**{field: content[field] for field in Part._fields})
-
-
-def _fingerprint(plan: Plan, names: list[str]) -> str:
-    """Of a unit and what is done with it: another file, size or time of change gives another."""
-    digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
-    for name in names:
-        path = os.path.join(plan.root, name)
-        if is_remote(path):
-            known = [RandomFile(path).size]
-        else:
-            status = os.stat(path)
-            known = [status.st_size, status.st_mtime_ns]
-        digest.update(repr((name, known)).encode())
-    return digest.hexdigest()
-
-
-class Findings(NamedTuple):
-    """The index of a data set, and what is to be reported of it."""
-
-    table: Table
-    undecodable: list[str]  # "file, at byte n: reason"
-    duplicates: list[str]  # "copy = original"
-    problems: list[str]
-    facts: dict[str, Any]
-
-
-def assemble(
+def build_index(
     plan: Plan,
     names: list[str],
-    parts: list[Part],
-    classes: tuple[np.ndarray, tuple[str, ...]] | None,
+    out: Path,
+    workers: int,
     *,
-    drop_duplicates: bool,
-) -> Findings:
-    """One table of all parts, without what cannot be decoded.
+    file_labels: np.ndarray | None = None,
+    label_names: tuple[str, ...] = (),
+    drop_duplicates: bool = False,
+) -> None:
+    """Examine all files, write their index, and print what was found.
 
     Args:
-        plan: what was done.
-        names: files, relative to the root.
-        parts: of them, in their order.
-        classes: label of each file and names of the labels, where the files tell.
+        plan: what is to be done.
+        names: files, relative to the plan's root.
+        out: folder of the index.
+        workers: processes.
+        file_labels: the label of each file, where its place tells.
+        label_names: of the classes, if known.
         drop_duplicates: keep only the first of examples with the same content.
+
+    Raises:
+        UserError: nothing can be decoded.
     """
-    size = UNIT if plan.source == "folder" else 1
-    file = np.concatenate(
-        [part.which.astype(np.int64) + size * number for number, part in enumerate(parts)]
-    )
-    column = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("offset", "length", "label", "digest", "reason")
-    }
-    if classes:
-        column["label"] = classes[0][file]
-    whole = Table(
-        names=Names.of(names),
-        file=file.astype(np.int32),
-        **{name: column[name] for name in ("offset", "length", "label", "digest")},
-        label_names=classes[1] if classes else (),
-    )
-    bad = column["reason"] != ""
-    copies = _copies(column["digest"], ~bad) if plan.verify != "none" else {}
-    keep = ~bad
-    if drop_duplicates:
-        keep[list(copies)] = False
-    # A file whose every example was left out keeps its name: examples count files.
-    table = dataclasses.replace(
-        whole,
-        **{
-            name: getattr(whole, name)[keep]
-            for name in ("file", "offset", "length", "label", "digest")
-        },
-    )
-    return Findings(
-        table=table,
-        undecodable=[
-            f"{whole.describe(int(i))}: {column['reason'][i]}" for i in np.flatnonzero(bad)
+    if not names:
+        raise UserError(f"there is no image below {plan.root}")
+    started = time.monotonic()
+    kind = "files" if plan.source == "folder" else "shards"
+    print(f"{len(names)} {kind} in {plan.root}, index in {out}", flush=True)
+    parts = examine_all(plan, names, out / "parts", workers, Progress())
+    whole, reason = join_parts(plan, names, parts)
+    if file_labels is not None:
+        whole = dataclasses.replace(whole, label=file_labels[whole.file])
+    good = reason == ""
+    copies = copies_of(whole.digest, good) if plan.verify != "none" else {}
+    dropped = list(copies) if drop_duplicates else []
+    keep = good & ~np.isin(np.arange(len(good)), dropped)
+    lists = {
+        "undecodable": [f"{whole.describe(int(i))}: {reason[i]}" for i in np.flatnonzero(~good)],
+        "duplicates": [
+            f"{whole.describe(i)} = {whole.describe(copies[i])}" for i in sorted(copies)
         ],
-        duplicates=[f"{whole.describe(i)} = {whole.describe(copies[i])}" for i in sorted(copies)],
-        problems=[str(problem) for part in parts for problem in part.problems],
-        facts={
-            "source": plan.source,
-            "verify": plan.verify,
-            "undecodable": int(bad.sum()),
-            "duplicates": len(copies),
-            "duplicates_dropped": drop_duplicates,
-        },
+        "cut_off": [str(problem) for part in parts for problem in part.problems],
+    }
+    for name, lines in lists.items():
+        (out / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+    for line in lists["cut_off"]:
+        print(f"warning: {line}")
+    if not keep.any():
+        raise UserError(f"nothing in {plan.root} can be decoded; see {out}/undecodable.txt")
+    sizes = {} if plan.source == "folder" else {name: file_size(plan, name) for name in names}
+    facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes}
+    counts = {name: len(lines) for name, lines in lists.items()}
+    dataclasses.replace(select(whole, keep), label_names=label_names).save(out, facts | counts)
+    shutil.rmtree(out / "parts")
+    print(f"{int(keep.sum())} examples indexed in {time.monotonic() - started:.1f}s")
+    print(f"{counts['undecodable']} undecodable, left out; see {out}/undecodable.txt")
+    kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
+    print(f"{counts['duplicates']} duplicates, {kept}; see {out}/duplicates.txt")
+
+
+class Progress:
+    """Says now and then how far it is."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def __call__(self, done: int, units: int) -> None:
+        """``done`` of ``units`` are finished."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            print(f"{100 * done / units:.0f}% done", flush=True)
+
+
+def file_size(plan: Plan, name: str) -> int:
+    """Bytes of a file."""
+    return RandomFile(os.path.join(plan.root, name)).size
+
+
+def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, np.ndarray]:
+    """One table of all that was found, and why each of it cannot be decoded, "" if it can."""
+    size = UNIT if plan.source == "folder" else 1
+    file = [part.which.astype(np.int64) + size * number for number, part in enumerate(parts)]
+
+    def column(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    table = Table(
+        names=Names.of(names),
+        file=np.concatenate(file).astype(np.int32),
+        offset=column("offset"),
+        length=column("length"),
+        label=column("label"),
+        digest=column("digest"),
     )
+    return table, column("reason")
 
 
-def _copies(digest: np.ndarray, good: np.ndarray) -> dict[int, int]:
+def select(table: Table, rows: np.ndarray) -> Table:
+    """Some rows of a table. Files without any keep their names, for rows count files."""
+    columns = ("file", "offset", "length", "label", "digest")
+    return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in columns})
+
+
+def copies_of(digest: np.ndarray | None, good: np.ndarray) -> dict[int, int]:
     """Examples that have the content of an earlier one, which is given."""
+    assert digest is not None
     rows = np.flatnonzero(good)
     order = rows[np.argsort(digest[rows], kind="stable")]
     same = np.flatnonzero(digest[order[1:]] == digest[order[:-1]]) + 1
@@ -282,12 +131,3 @@ def _copies(digest: np.ndarray, good: np.ndarray) -> dict[int, int]:
         before = int(order[place - 1])
         first[int(order[place])] = first.get(before, before)
     return first
-
-
-def finish(findings: Findings, folder: Path, sizes: dict[str, int]) -> None:
-    """Write the index, with lists of what was found amiss beside it, and clear the parts."""
-    for name in ("undecodable", "duplicates", "problems"):
-        lines = getattr(findings, name)
-        (folder / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
-    findings.table.save(folder, findings.facts | {"sizes": sizes})
-    shutil.rmtree(folder / "parts")

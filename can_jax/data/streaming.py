@@ -252,21 +252,19 @@ def _batches(
     repair = chunks.Repair(views)
 
     def chunk(positions: Any, images: Any, labels: Any, names: Any, states: Any) -> Any:
-        def again(positions: Any, images: Any, labels: Any, names: Any) -> tuple:
+        def mend(
+            pixels: Any, rows: Any, positions: Any, labels: Any, images: Any, names: Any
+        ) -> tuple[np.ndarray, ...]:
             def candidate(row: int, attempt: int) -> tuple[bytes, int]:
                 other = (row + attempt) % len(images)
                 return images[other], int(labels[other])
 
-            found = repair(positions, candidate, len(images))
-            for row in np.flatnonzero(found[2]):
+            mended = repair(pixels, rows, positions, labels, candidate, len(images))
+            for row in np.flatnonzero(mended[2]):
                 logging.warning("skipped, cannot be decoded: %s", names[row].decode())
-            return found
+            return mended
 
-        def otherwise() -> tuple:
-            dtypes = (tf.uint8, tf.int32, tf.int32)
-            return tf.numpy_function(again, [positions, images, labels, names], dtypes)
-
-        cut = chunks.decoded_or(views, images, positions, labels, otherwise)
+        cut = chunks.decoded(views, images, positions, labels, mend, extra=[images, names])
         return cut.map(lambda element: element | {"state": states})
 
     elements = tf.data.Dataset.from_generator(examples, output_signature=signature)

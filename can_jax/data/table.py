@@ -87,14 +87,12 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
         def column(name: str) -> np.ndarray:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
 
-        table = Table(
-            names=Names(column("names"), column("name_ends")),
-            **{name: column(name) for name in ("file", "offset", "length", "label")},
-            label_names=tuple(facts["label_names"]),
-            digest=column("digest") if (folder / "digest.npy").exists() else None,
-        )
+        rows = {name: column(name) for name in ("file", "offset", "length", "label")}
+        names = Names(column("names"), column("name_ends"))
+        digest = column("digest") if (folder / "digest.npy").exists() else None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
-    if len({facts["examples"], *(len(c) for c in (table.file, table.offset, table.length))}) > 1:
+    if {len(values) for values in rows.values()} != {facts["examples"]}:
         raise UserError(f"{folder} is damaged: its columns differ in length; build it again")
+    table = Table(names, **rows, label_names=tuple(facts["label_names"]), digest=digest)
     return table, facts

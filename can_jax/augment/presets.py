@@ -1,0 +1,20 @@
+"""Augmentations by name, as changes to the defaults, which are CAN's own.
+
+A recipe takes one with ``config.augment.update(PRESETS["mae"])``.
+"""
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "can": {},
+    # arXiv 2111.06377: one view, cropped and flipped.
+    "mae": {"views": 1, "jitter": 0.0, "greyscale": 0.0, "blur": 0.0},
+    # arXiv 2002.05709, appendix A: smaller crops, and twice the jitter.
+    "simclr": {
+        "crop_area": (0.08, 1.0),
+        "brightness": 0.8,
+        "contrast": 0.8,
+        "saturation": 0.8,
+        "hue": 0.2,
+    },
+}

@@ -1,0 +1,165 @@
+"""How many images a second the host can prepare, stage by stage, beside Pillow."""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
+from can_jax.data.decode import native_pixels
+from can_jax.data.evaluation import spread
+from can_jax.data.loader import TrainingLoader, host_batches
+from can_jax.data.source import ArraySource, open_source
+from can_jax.data.views import RandomViews
+from can_jax.errors import UserError
+from can_jax.parallel.mesh import make_mesh
+from can_jax.tf import tensorflow
+
+SAMPLE = 512  # images that are decoded, cropped and given to Pillow
+FOREVER = 10**6  # steps
+WARM_BATCHES = 2  # before the clock starts
+
+Turn = Callable[[float], float]  # seconds to images a second
+
+
+def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, float]:
+    """Images a second of each stage, over all threads: the median of its turns.
+
+    Args:
+        config: resolved; its source must hold encoded images.
+        rounds: turns of each stage; the stages alternate.
+        seconds: of a turn.
+
+    Returns:
+        ``decode_only``, ``crops`` (of decoded images), ``host_pipeline`` (files to uint8 batches),
+        ``to_device``, ``pil_two_view``; and the settings.
+    """
+    source = open_source(config.data, config.data.split)
+    if isinstance(source, ArraySource):
+        raise UserError(f"--source={config.data.source} has nothing to decode; use files")
+    encoded = [image for image in source.read(spread(source.examples, SAMPLE))[0] if image]
+    threads = config.data.threads or os.cpu_count() or 1
+    rates: dict[str, list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        stages = {
+            "decode_only": _rows(_decoded(config, encoded, threads)),
+            "crops": _rows(_cropped(config, encoded, threads)),
+            "host_pipeline": _rows(_host(config, source)),
+            "to_device": _to_device(config, source),
+            "pil_two_view": _pillow(config, encoded, threads, stack),
+        }
+        for _ in range(rounds):
+            for name, turn in stages.items():
+                rates.setdefault(name, []).append(turn(seconds))
+    return {name: round(statistics.median(turns), 1) for name, turns in rates.items()} | {
+        "threads": threads,
+        "image_size": config.data.image_size[0],
+        "batch_size": config.batch_size,
+        "examples": source.examples,
+        "rounds": rounds,
+    }
+
+
+def _parallel(dataset: Any, work: Callable[..., Any], threads: int, batch: int) -> Any:
+    """Batches of a data set that is repeated for ever, with work done on each element."""
+    tf = tensorflow()
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    mapped = dataset.repeat().map(work, num_parallel_calls=threads, deterministic=True)
+    return mapped.ignore_errors().with_options(options), batch
+
+
+def _decoded(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
+    """Images decoded whole, one by one."""
+    tf = tensorflow()
+    images = tf.data.Dataset.from_tensor_slices(encoded)
+    return _parallel(images, lambda image: native_pixels(image, config.data.channels), threads, 1)
+
+
+def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
+    """Views of decoded images, one by one."""
+    tf = tensorflow()
+    views = RandomViews.from_config(config)
+    decoded = [native_pixels(image, 3).numpy() for image in encoded[:32] if _decodes(image)]
+
+    def take(number: np.ndarray) -> np.ndarray:
+        return decoded[number % len(decoded)]
+
+    def cut(number: Any) -> Any:
+        image = tf.numpy_function(take, [number], tf.uint8, stateful=False)
+        return views.from_pixels(tf.ensure_shape(image, (None, None, 3)), number)
+
+    return _parallel(tf.data.Dataset.range(2**40), cut, threads, 1)
+
+
+def _decodes(image: bytes) -> bool:
+    try:
+        native_pixels(image, 3)
+    except (tensorflow().errors.OpError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def _host(config: ConfigDict, source: Any) -> tuple[Any, int]:
+    """Batches of views, as the devices are to get them."""
+    rows = (0, config.batch_size)
+    return host_batches(config, source, (0, FOREVER), rows), config.batch_size
+
+
+def _rows(made: tuple[Any, int]) -> Turn:
+    """Turns of a data set whose elements hold so many images."""
+    dataset, images = made
+    return lambda seconds: _rate(iter(dataset), images, seconds)
+
+
+def _to_device(config: ConfigDict, source: Any) -> Turn:
+    """Batches until they are on the devices."""
+    mesh = make_mesh(config.mesh)
+
+    def turn(seconds: float) -> float:
+        loader = TrainingLoader(config, source, mesh, 0, FOREVER)
+        placed = (jax.block_until_ready(batch) for batch in loader)
+        return _rate(placed, config.batch_size, seconds)
+
+    return turn
+
+
+def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
+    """Images a second of an iterator whose elements hold so many."""
+    for _ in range(max(WARM_BATCHES, -(-128 // images))):
+        next(batches)
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        next(batches)
+        count += images
+    return count / elapsed
+
+
+def _pillow(
+    config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
+) -> Turn:
+    """As many processes as there are threads; nothing is sent between them but counts."""
+    good = [image for image in encoded if _decodes(image)]
+    names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
+    settings = {name: config.augment[name] for name in names}
+    views = TwoViews(size=config.data.image_size, **settings)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(threads, context, start_worker, (good,))
+    stack.enter_context(pool)
+
+    def turn(seconds: float) -> float:
+        futures = [pool.submit(count_images, views, seconds) for _ in range(threads)]
+        return sum(count / elapsed for count, elapsed in (f.result() for f in futures))
+
+    turn(0.1)  # the processes have started
+    return turn

@@ -1,0 +1,107 @@
+"""The peer: two views of an image as PyTorch users make them, with Pillow.
+
+Crops, jitter, greyscale, blur and normalisation have the parameters of `config.augment`, and the
+steps are those of torchvision on Pillow images. Neither JAX nor TensorFlow is imported, so that the
+processes start at once.
+"""
+
+import dataclasses
+import io
+import math
+import random
+import time
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+_encoded: list[bytes] = []  # of a worker process
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoViews:
+    """Makes the views of an image; the names are those of `config.augment`."""
+
+    size: tuple[int, int]
+    views: int
+    crop_area: tuple[float, float]
+    crop_aspect: tuple[float, float]
+    flip: float
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    greyscale: float
+    blur: float
+    blur_sigma: tuple[float, float]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, encoded: bytes) -> np.ndarray:
+        """Normalised views of an encoded image, float32 (views, 3, height, width)."""
+        with Image.open(io.BytesIO(encoded)) as image:
+            whole = image.convert("RGB")
+        return np.stack([self._normalised(self._view(whole)) for _ in range(self.views)])
+
+    def _normalised(self, view: Image.Image) -> np.ndarray:
+        planes = np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1)).astype(np.float32) / 255
+        mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
+        return (planes - mean) / std
+
+    def _view(self, image: Image.Image) -> Image.Image:
+        part = image.crop(self._box(image))
+        view = part.resize(self.size[::-1], Image.Resampling.BILINEAR)
+        if random.random() < self.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if random.random() < self.jitter:
+            for change in random.sample((self._light, self._contrast, self._colour, self._hue), 4):
+                view = change(view)
+        if random.random() < self.greyscale:
+            view = view.convert("L").convert("RGB")
+        if random.random() < self.blur:
+            view = view.filter(ImageFilter.GaussianBlur(random.uniform(*self.blur_sigma)))
+        return view
+
+    def _box(self, image: Image.Image) -> tuple[int, int, int, int]:
+        for _ in range(10):
+            area = random.uniform(*self.crop_area) * image.width * image.height
+            ratio = math.exp(random.uniform(*map(math.log, self.crop_aspect)))
+            width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < width <= image.width and 0 < height <= image.height:
+                left = random.randint(0, image.width - width)
+                top = random.randint(0, image.height - height)
+                return left, top, left + width, top + height
+        return 0, 0, image.width, image.height
+
+    def _light(self, view: Image.Image) -> Image.Image:
+        return ImageEnhance.Brightness(view).enhance(self._factor(self.brightness))
+
+    def _contrast(self, view: Image.Image) -> Image.Image:
+        return ImageEnhance.Contrast(view).enhance(self._factor(self.contrast))
+
+    def _colour(self, view: Image.Image) -> Image.Image:
+        return ImageEnhance.Color(view).enhance(self._factor(self.saturation))
+
+    def _hue(self, view: Image.Image) -> Image.Image:
+        hue, saturation, value = view.convert("HSV").split()
+        shift = round(255 * random.uniform(-self.hue, self.hue))
+        turned = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))
+        return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+    @staticmethod
+    def _factor(strength: float) -> float:
+        return random.uniform(max(0.0, 1 - strength), 1 + strength)
+
+
+def start_worker(encoded: list[bytes]) -> None:
+    """Give a process the images it is to work on."""
+    _encoded.extend(encoded)
+
+
+def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:
+    """How many images a process makes views of, and in how many seconds."""
+    count, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        views(_encoded[count % len(_encoded)])
+        count += 1
+    return count, elapsed

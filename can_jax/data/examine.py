@@ -1,0 +1,197 @@
+"""Looking at every example of a data set: found, read, decoded once and hashed, by many processes.
+
+The work is cut into units, a shard or some hundred files, and what was found in each is kept in a
+file until all are done: so a second call goes on where the first was stopped.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import io
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from can_jax.data import decode
+from can_jax.data.files import RandomFile, is_remote
+from can_jax.data.shards import SCANNERS, example_parser
+from can_jax.tf import tensorflow
+
+UNIT = 200  # files of a folder
+VERIFY = ("decode", "read", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be indexed, and how carefully.
+
+    Attributes:
+        source: `folder`, `tfrecord` or `webdataset`.
+        root: of the names.
+        verify: `decode` every image; `read` every byte and look at the header; or `none`, which
+            trusts what the headers of shards, and the names of files, promise.
+        image_key, label_key: features of TFRecords.
+        max_pixels: of an image; a larger one counts as undecodable.
+    """
+
+    source: str
+    root: str
+    verify: str = "decode"
+    image_key: str = "image/encoded"
+    label_key: str | None = "image/class/label"
+    max_pixels: int = 50_000_000
+
+
+class Part(NamedTuple):
+    """What was found in the files of a unit.
+
+    ``which`` is the file, counted from the first of the unit. ``reason`` says why an example cannot
+    be decoded, and is empty if it can; ``problems`` say where shards end early.
+    """
+
+    which: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    digest: np.ndarray
+    reason: np.ndarray
+    problems: np.ndarray
+
+
+def examine(plan: Plan, names: list[str]) -> Part:
+    """Look at every example in some files."""
+    rows: list[tuple[int, int, int, int, int, str]] = []
+    problems = []
+    for number, name in enumerate(names):
+        path = os.path.join(plan.root, name)
+        if plan.source == "folder":
+            places = [(0, -1, -1)]
+        else:
+            found = SCANNERS[plan.source](path)
+            places = list(zip(found.offset, found.length, found.label, strict=True))
+            if found.problem:
+                problems.append(f"{name} {found.problem}; {len(places)} examples of it are used")
+        for offset, length, label in places:
+            facts = (int(label), 0, "")
+            if plan.verify != "none":
+                facts = _examine_one(plan, path, int(offset), int(length), int(label))
+            rows.append((number, int(offset), int(length), *facts))
+    kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
+    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    return Part._make([*arrays, np.array(problems, str)])
+
+
+def _examine_one(
+    plan: Plan, path: str, offset: int, length: int, label: int
+) -> tuple[int, int, str]:
+    """Label, digest, and why it cannot be decoded, of one example."""
+    try:
+        file = RandomFile(path)
+        content = file.read(offset, length if length >= 0 else file.size)
+    except OSError as error:
+        return label, 0, f"cannot be read: {error}"
+    if plan.source == "tfrecord":
+        content, label = example_parser(plan.image_key, plan.label_key)(content)
+        if not content:
+            return label, 0, f"has no feature {plan.image_key!r}"
+    digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    return label, digest, why_undecodable(content, plan.max_pixels, whole=plan.verify == "decode")
+
+
+def why_undecodable(encoded: bytes, max_pixels: int, *, whole: bool) -> str:
+    """Why neither decoder can read an image; empty if one of them can.
+
+    Args:
+        encoded: the image.
+        max_pixels: the limit.
+        whole: decode it; otherwise only its header is looked at.
+    """
+    try:
+        if whole:
+            decode.pillow_pixels(encoded, 3, max_pixels, False)
+        else:
+            with Image.open(io.BytesIO(encoded)) as image:
+                if image.width * image.height > max_pixels:
+                    return f"{image.width} x {image.height} pixels are more than {max_pixels}"
+    except Exception as error:  # Pillow raises every kind
+        reason = " ".join(str(error).split()).split(" <_io")[0] or type(error).__name__
+    else:
+        return ""
+    try:  # rarely, TensorFlow reads what Pillow does not
+        decode.native_size(encoded, max_pixels)
+        decode.native_pixels(encoded, 3)
+    except (tensorflow().errors.OpError, UnicodeDecodeError):
+        return reason
+    return ""
+
+
+def examine_all(
+    plan: Plan, names: list[str], parts: Path, workers: int, progress: Callable[[int, int], None]
+) -> list[Part]:
+    """Examine all files, with several processes; parts that are there already are taken.
+
+    Args:
+        plan: what to do.
+        names: files, relative to the plan's root.
+        parts: the folder where finished parts are kept.
+        workers: processes.
+        progress: called with the numbers of finished and of all units.
+    """
+    size = UNIT if plan.source == "folder" else 1
+    units = [names[start : start + size] for start in range(0, len(names), size)]
+    parts.mkdir(parents=True, exist_ok=True)
+    paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
+    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    progress(len(units) - len(todo), len(units))
+    done = len(units) - len(todo)
+    for number, part in _in_processes(plan, units, todo, workers):
+        unfinished = paths[number].with_suffix(".new")
+        with open(unfinished, "wb") as file:
+            np.savez(file, **part._asdict())
+        os.replace(unfinished, paths[number])
+        done += 1
+        progress(done, len(units))
+    return [_load(path) for path in paths]
+
+
+def _in_processes(
+    plan: Plan, units: list[list[str]], todo: list[int], workers: int
+) -> Iterator[tuple[int, Part]]:
+    """Units as they are finished, each with its number."""
+    if workers == 1 or len(todo) < 2:
+        yield from ((number, examine(plan, units[number])) for number in todo)
+        return
+    context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+        futures = {pool.submit(examine, plan, units[number]): number for number in todo}
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _load(path: Path) -> Part:
+    with np.load(path) as content:
+        return Part(**{field: content[field] for field in Part._fields})
+
+
+def _fingerprint(plan: Plan, names: list[str]) -> str:
+    """Of a unit and what is done with it: another file, size or time of change gives another."""
+    digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
+    for name in names:
+        path = os.path.join(plan.root, name)
+        if is_remote(path):
+            known = [RandomFile(path).size]
+        else:
+            status = os.stat(path)
+            known = [status.st_size, status.st_mtime_ns]
+        digest.update(repr((name, known)).encode())
+    return digest.hexdigest()

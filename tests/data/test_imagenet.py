@@ -1,0 +1,141 @@
+"""Preparing ImageNet, from small tars and folders with the layout of the official ones."""
+
+import io
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from can_jax.data import imagenet
+from can_jax.data.shards import open_tfrecord
+from can_jax.errors import UserError
+from tests.data.samples import encode, write_tar, write_tfrecord
+
+CLASSES = ("n01", "n02", "n03")
+RNG = np.random.default_rng(0)
+TRAIN = {
+    f"{name}/{name}_{i}.JPEG": encode(RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8), "jpeg")
+    for name in CLASSES
+    for i in range(4)
+}
+VAL = [encode(RNG.integers(0, 256, (9, 8, 3), dtype=np.uint8), "jpeg") for _ in range(5)]
+VAL_IDS = [3, 1, 2, 2, 1]  # in the numbering of the development kit
+WNID_OF = {1: "n02", 2: "n03", 3: "n01"}
+
+
+def tar_of(members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def official(tmp_path):
+    root = tmp_path / "official"
+    inner = [
+        (f"{c}.tar", tar_of([(n.split("/")[1], b) for n, b in TRAIN.items() if n.startswith(c)]))
+        for c in CLASSES
+    ]
+    write_tar(root / imagenet.TRAIN_TAR, inner)
+    names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 6)]
+    write_tar(root / imagenet.VAL_TAR, list(zip(names, VAL, strict=True))[::-1])
+    kind = [("ILSVRC2012_ID", "f8"), ("WNID", "O")]
+    synsets = np.array(list(WNID_OF.items()), kind)
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": synsets})
+    truth = "".join(f"{i}\n" for i in VAL_IDS).encode()
+    with tarfile.open(root / imagenet.DEVKIT, "w:gz") as tar:
+        for name, content in [
+            ("ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue()),
+            ("ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return root
+
+
+def prepare(*arguments):
+    command = [sys.executable, "-m", "can_jax.data.imagenet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def contents(root, split):
+    source = open_tfrecord(str(root), split)
+    images, labels = source.read(np.arange(source.examples))
+    assert source.label_names == CLASSES
+    return sorted(zip(images, labels.tolist(), strict=True))
+
+
+def test_official_tars_become_indexed_shards(official, tmp_path):
+    out = tmp_path / "out"
+    run = prepare(official, out, "--shards=3")
+    assert run.returncode == 0, run.stderr
+    assert "train: 12 images in 3 classes, where ImageNet-1k has 1281167" in run.stdout
+    train = [(content, CLASSES.index(name.split("/")[0])) for name, content in TRAIN.items()]
+    assert contents(out, "train") == sorted(train)
+    val = [(image, CLASSES.index(WNID_OF[i])) for image, i in zip(VAL, VAL_IDS, strict=True)]
+    assert contents(out, "val") == sorted(val)
+    shards = sorted(path.name for path in out.glob("train-*"))
+    assert shards == [f"train-{i:05d}-of-00003.tfrecord" for i in range(3)]
+    # A shard that is missing is written again, to the byte; those that are there are left alone.
+    lost, kept = out / shards[1], out / shards[0]
+    before, time = lost.read_bytes(), kept.stat().st_mtime_ns
+    lost.unlink()
+    assert prepare(official, out, "--shards=3").returncode == 0
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
+    again = prepare(official, out, "--shards=2")
+    assert again.returncode == 1 and "is of other images or shards" in again.stderr
+
+
+def test_folders_and_records(tmp_path):
+    for name, content in TRAIN.items():
+        path = tmp_path / "folders" / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    run = prepare(tmp_path / "folders", tmp_path / "out")
+    assert run.returncode == 0, run.stderr
+    assert len(contents(tmp_path / "out", "train")) == 12
+    write_tfrecord(tmp_path / "records" / "train-00000-of-00001", list(TRAIN.values()))
+    run = prepare(tmp_path / "records")
+    assert run.returncode == 0, run.stderr
+    assert open_tfrecord(str(tmp_path / "records"), "train").examples == 12
+
+
+def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
+    tar = official / imagenet.TRAIN_TAR
+    tar.write_bytes(tar.read_bytes()[:9000])
+    with pytest.raises(UserError, match=rf"{tar} is .*is the download complete\?"):
+        imagenet.find_train(official)
+    tar.unlink()
+    with pytest.raises(UserError, match=rf"neither {tar} nor {official}/train/CLASS"):
+        imagenet.find_train(official)
+    (official / imagenet.DEVKIT).write_bytes(b"no archive")
+    with pytest.raises(UserError, match="is not the development kit"):
+        imagenet.find_val(official)
+    (official / imagenet.DEVKIT).unlink()
+    assert imagenet.find_val(official) == []
+    run = prepare(tmp_path / "none", tmp_path / "out")
+    assert run.returncode == 1 and f"{tmp_path / 'none'} is not a folder" in run.stderr
+    (tmp_path / "loose" / "train").mkdir(parents=True)
+    (tmp_path / "loose" / "train" / "a.jpg").write_bytes(VAL[0])
+    with pytest.raises(UserError, match="lies in no class folder"):
+        imagenet.find_train(tmp_path / "loose")
+
+
+def test_room_is_checked_before_anything_is_written(official, tmp_path, monkeypatch):
+    images = imagenet.find_train(official)
+    monkeypatch.setattr(
+        imagenet.shutil, "disk_usage", lambda _: imagenet.shutil._ntuple_diskusage(9, 9, 9)
+    )
+    imagenet.flags.FLAGS(["test"])
+    with pytest.raises(UserError, match=r"GB free, .* GB are needed"):
+        imagenet.write_shards(tmp_path / "out", "train", images, list(CLASSES))
+    assert list((tmp_path / "out").iterdir()) == []

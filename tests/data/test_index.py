@@ -1,0 +1,193 @@
+"""Indexes: what is found, left out, listed and gone on with; and training from them."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from can_jax.data import examine
+from can_jax.data.examine import Plan
+from can_jax.data.files import Names, find_images
+from can_jax.data.indexing import build_index
+from can_jax.data.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.source import open_source
+from can_jax.data.table import FOLDER, Table, load_table
+from can_jax.errors import UserError
+from tests.conftest import small_config
+from tests.data.samples import encode, write_tfrecord, write_webdataset
+
+RNG = np.random.default_rng(0)
+IMAGES = [encode(RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)) for _ in range(9)]
+IMAGES[4] = b"broken"
+IMAGES[7] = IMAGES[2]
+
+
+def index(root, source, names=None, **options):
+    plan = Plan(source, str(root), **{k: v for k, v in options.items() if k == "verify"})
+    others = {k: v for k, v in options.items() if k != "verify"}
+    names = names or locate_shards(source, str(root), "train")[1]
+    build_index(plan, names, root / FOLDER / "train", workers=1, **others)
+
+
+def shards(root, source):
+    if source == "tfrecord":
+        write_tfrecord(root / "train-0.tfrecord", IMAGES[:5], [0, 1, 2, 3, 4])
+        write_tfrecord(root / "train-1.tfrecord", IMAGES[5:], [5, 6, 7, 8])
+    else:
+        write_webdataset(root / "train-0.tar", IMAGES[:5], [0, 1, 2, 3, 4])
+        write_webdataset(root / "train-1.tar", IMAGES[5:], [5, 6, 7, 8])
+
+
+@pytest.mark.parametrize("source", ["tfrecord", "webdataset"])
+@pytest.mark.parametrize("drop", [False, True])
+def test_index_of_shards(tmp_path, source, drop, capsys):
+    shards(tmp_path, source)
+    index(tmp_path, source, drop_duplicates=drop)
+    lists = {
+        name: (tmp_path / FOLDER / "train" / f"{name}.txt").read_text()
+        for name in ("undecodable", "duplicates", "cut_off")
+    }
+    assert lists["undecodable"].count("\n") == lists["duplicates"].count("\n") == 1
+    assert "train-0" in lists["undecodable"] and "cannot identify" in lists["undecodable"]
+    assert lists["duplicates"].startswith("train-1") and " = train-0" in lists["duplicates"]
+    assert f"{8 - drop} examples indexed" in capsys.readouterr().out
+    source = (open_tfrecord if source == "tfrecord" else open_webdataset)(str(tmp_path), "train")
+    kept = [i for i in range(9) if i != 4 and not (drop and i == 7)]
+    images, labels = source.read(np.arange(source.examples))
+    assert images == [IMAGES[i] for i in kept] and labels.tolist() == kept
+    assert isinstance(source.table.offset, np.memmap)
+
+
+def test_index_of_a_folder_keeps_its_classes(tmp_path):
+    for i, content in enumerate(IMAGES):
+        path = tmp_path / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    subprocess.run(
+        [sys.executable, "-m", "can_jax.data.index", str(tmp_path), "--workers=1"], check=True
+    )
+    config = small_config(data__source="folder", data__path=str(tmp_path))
+    source = open_source(config.data, "train")
+    assert source.examples == 8 and source.label_names == ("class0", "class1")
+    assert source.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    (tmp_path / "class0" / "later.png").write_bytes(IMAGES[0])
+    assert open_source(config.data, "train").examples == 8  # the index says what there is
+
+
+def test_index_elsewhere(tmp_path):
+    shards(tmp_path / "data", "tfrecord")
+    command = [sys.executable, "-m", "can_jax.data.index", str(tmp_path / "data")]
+    subprocess.run([*command, f"--out={tmp_path / 'index'}", "--verify=none"], check=True)
+    source = open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path / "index"))
+    assert source.examples == 9 and not (tmp_path / "data" / FOLDER).exists()
+    with pytest.raises(UserError, match=r"holds no whole index of can_jax"):
+        open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path))
+
+
+def test_second_call_goes_on_where_the_first_was_stopped(tmp_path, monkeypatch):
+    names = []
+    for i in range(3 * examine.UNIT):
+        names.append(f"{i:05d}.png")
+        (tmp_path / names[-1]).write_bytes(IMAGES[i % 4])
+    whole, looked_at = examine.examine, []
+
+    def stopping(plan, unit):
+        looked_at.append(unit[0])
+        if len(looked_at) == 3:
+            raise KeyboardInterrupt
+        return whole(plan, unit)
+
+    monkeypatch.setattr(examine, "examine", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        index(tmp_path, "folder", names, verify="read")
+    assert not (tmp_path / FOLDER / "train" / "index.json").exists()
+    (tmp_path / "00000.png").write_bytes(IMAGES[5])  # a unit with another file is done again
+    index(tmp_path, "folder", names, verify="read")
+    assert looked_at[3:] == [names[0], names[2 * examine.UNIT]]
+    table, facts = load_table(tmp_path / FOLDER / "train")
+    assert len(table) == len(names) and facts["duplicates"] == len(names) - 5
+    assert not (tmp_path / FOLDER / "train" / "parts").exists()
+
+
+def test_several_processes_find_the_same(tmp_path):
+    shards(tmp_path, "webdataset")
+    command = [sys.executable, "-m", "can_jax.data.index", str(tmp_path)]
+    subprocess.run([*command, "--workers=2", f"--out={tmp_path / 'two'}"], check=True)
+    subprocess.run([*command, "--workers=1", f"--out={tmp_path / 'one'}"], check=True)
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_cut_off_shard_is_indexed_as_far_as_it_goes(tmp_path, capsys):
+    shards(tmp_path, "tfrecord")
+    path = tmp_path / "train-1.tfrecord"
+    path.write_bytes(path.read_bytes()[:-9])
+    index(tmp_path, "tfrecord")
+    assert "train-1.tfrecord is cut off: its record at byte" in capsys.readouterr().out
+    assert open_tfrecord(str(tmp_path), "train").examples == 7
+
+
+def test_index_that_is_not_of_the_data_is_refused(tmp_path):
+    shards(tmp_path, "tfrecord")
+    index(tmp_path, "tfrecord")
+    path = tmp_path / "train-1.tfrecord"
+    content = path.read_bytes()
+    write_tfrecord(path, IMAGES[5:8])
+    with pytest.raises(UserError, match=r"older than .*train-1\.tfrecord; build it again with"):
+        open_tfrecord(str(tmp_path), "train")
+    path.write_bytes(content)
+    write_tfrecord(tmp_path / "train-2.tfrecord", IMAGES[:1])
+    with pytest.raises(UserError, match=r"train-2\.tfrecord is in one of them only"):
+        open_tfrecord(str(tmp_path), "train")
+
+
+def test_damaged_index_is_refused(tmp_path):
+    shards(tmp_path, "tfrecord")
+    index(tmp_path, "tfrecord")
+    folder = tmp_path / FOLDER / "train"
+    np.save(folder / "offset.npy", np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="is damaged: its columns differ in length"):
+        load_table(folder)
+    facts = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(facts | {"format": 99}))
+    with pytest.raises(UserError, match="index of format 99"):
+        load_table(folder)
+
+
+def test_nothing_to_index_is_one_line(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"broken")
+    run = subprocess.run(
+        [sys.executable, "-m", "can_jax.data.index", str(tmp_path)], capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith(f"error: nothing in {tmp_path} can be decoded")
+    for arguments, message in [((), "PATH is missing"), (("none",), "none is not a folder")]:
+        command = [sys.executable, "-m", "can_jax.data.index", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_millions_of_names_take_little_memory(tmp_path):
+    names = Names.of([f"folder{i % 100}/ü{i}.jpg" for i in range(100_000)])
+    assert (
+        len(names) == 100_000
+        and names[99_999] == "folder99/ü99999.jpg"
+        and names[0][-6:] == "ü0.jpg"
+    )
+    count = len(names)
+    table = Table(
+        names, np.arange(count, dtype=np.int32), *np.full((2, count), -1), np.zeros(count, np.int32)
+    )
+    table.save(tmp_path, {})
+    loaded, _ = load_table(tmp_path)
+    assert isinstance(loaded.names.text, np.memmap) and loaded.names[4321] == names[4321]
+    with pytest.raises(IndexError):
+        names[count]
+
+
+def test_find_images_keeps_to_names(tmp_path):
+    for name in ("b.TIFF", "a.jpg", "c", "d.txt", ".e.jpg"):
+        (tmp_path / name).touch()
+    assert find_images(str(tmp_path)) == (["a.jpg", "b.TIFF", "c"], ["d.txt"])
