@@ -70,14 +70,14 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
             report.say(f"resumed from the checkpoint of step {first}")
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         observers = Observers(step, source, mesh, times, workdir, writer, report, run)
-        loader = open_loader(config, source, mesh, first, times.total, run.get("stream"))
+        loader = open_loader(config, source, mesh, first, times.total, run.get("loader"))
         train_step = compile_timed(step, abstract, mesh, report)
         if not first:
             observers.before(state)
         started = time.perf_counter() - run["seconds"]
 
         def save(number: int, state: TrainState) -> None:
-            run["seconds"], run["stream"] = time.perf_counter() - started, loader.state
+            run["seconds"], run["loader"] = time.perf_counter() - started, loader.state
             checkpoints.save(number, state, run)
 
         hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]

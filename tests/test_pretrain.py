@@ -12,6 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests.data import samples
+
 ROOT = Path(__file__).parents[1]
 
 RECIPE = """
@@ -128,24 +130,56 @@ def test_same_command_again_has_nothing_to_do(finished, recipe):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
+def run_killed_once(recipe, workdir, *overrides):
+    """A run that is killed after its first checkpoint, and then goes on to its end."""
     process = subprocess.Popen(
-        command(recipe, tmp_path), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        command(recipe, workdir, *overrides),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 240
-    while not (tmp_path / "checkpoints" / "3").exists() and time.monotonic() < deadline:
+    while not (workdir / "checkpoints" / "3").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = run(recipe, tmp_path)
+    done = run(recipe, workdir, *overrides)
     assert done.returncode == 0, done.stderr
-    assert_same_state(state_at(tmp_path, 6), state_at(finished[0], 6))
+    return done
 
-    def stream(workdir):
-        timed = ("images_per_second", "mfu", "data_wait")
-        return [{k: v for k, v in line.items() if k not in timed} for line in metrics(workdir)]
 
-    assert stream(tmp_path) == stream(finished[0])
+def assert_same_run(one, other):
+    timed = ("images_per_second", "mfu", "data_wait")
+    found, wanted = (
+        [{k: v for k, v in line.items() if k not in timed} for line in metrics(workdir)]
+        for workdir in (one, other)
+    )
+    assert found == wanted
+    assert_same_state(state_at(one, 6), state_at(other, 6))
+
+
+def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
+    run_killed_once(recipe, tmp_path)
+    assert_same_run(tmp_path, finished[0])
+
+
+def test_killed_run_on_shards_with_broken_images(recipe, tmp_path):
+    """Streamed: where it was is in the checkpoint, and so is what was skipped."""
+    rng = np.random.default_rng(0)
+    images = [samples.encode(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(40)]
+    images[3] = images[22] = b"broken"
+    for i in range(2):
+        samples.write_tfrecord(tmp_path / f"data/train-{i}.tfrecord", images[20 * i : 20 * i + 20])
+    overrides = [
+        "data.source=tfrecord", f"data.path={tmp_path / 'data'}", "data.streaming=True",
+        "data.examples=40", "data.window=7", "probe.every_steps=0", "figures.every_steps=0",
+    ]  # fmt: skip
+    whole = run(recipe, tmp_path / "whole", *overrides)
+    assert whole.returncode == 0, whole.stderr
+    assert metrics(tmp_path / "whole")[-1]["skipped_images"] >= 4
+    assert "skipped, cannot be decoded" in whole.stderr and "record 2" in whole.stderr
+    run_killed_once(recipe, tmp_path / "killed", *overrides)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_sigterm_saves_exits_75_and_goes_on(finished, recipe, tmp_path):

@@ -12,12 +12,13 @@ from absl import flags
 from can_jax import command
 from can_jax.benchmark.input import measure_input
 from can_jax.config import default_config, resolve
-from can_jax.data.source import OPENERS
 from can_jax.errors import UserError
 from can_jax.observe.console import fact_table
 
+SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
+
 _PATH = flags.DEFINE_string("path", None, "As data.path in a recipe.")
-_SOURCE = flags.DEFINE_enum("source", "folder", list(OPENERS), "As data.source in a recipe.")
+_SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, "As data.source in a recipe.")
 _NAME = flags.DEFINE_string("name", None, "As data.name in a recipe.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels along a side.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a batch.", lower_bound=1)

@@ -18,9 +18,8 @@ from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
 from can_jax.data.decode import native_pixels
 from can_jax.data.evaluation import spread
 from can_jax.data.loader import TrainingLoader, host_batches
-from can_jax.data.source import ArraySource, open_source
+from can_jax.data.source import EncodedSource, open_source
 from can_jax.data.views import RandomViews
-from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
 from can_jax.tf import tensorflow
 
@@ -35,7 +34,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     """Images a second of each stage, over all threads: the median of its turns.
 
     Args:
-        config: resolved; its source must hold encoded images.
+        config: resolved; its source holds encoded images.
         rounds: turns of each stage; the stages alternate.
         seconds: of a turn.
 
@@ -44,8 +43,6 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         ``to_device``, ``pil_two_view``; and the settings.
     """
     source = open_source(config.data, config.data.split)
-    if isinstance(source, ArraySource):
-        raise UserError(f"--source={config.data.source} has nothing to decode; use files")
     encoded = [image for image in source.read(spread(source.examples, SAMPLE))[0] if image]
     threads = config.data.threads or os.cpu_count() or 1
     rates: dict[str, list[float]] = {}
@@ -110,7 +107,7 @@ def _decodes(image: bytes) -> bool:
     return True
 
 
-def _host(config: ConfigDict, source: Any) -> tuple[Any, int]:
+def _host(config: ConfigDict, source: EncodedSource) -> tuple[Any, int]:
     """Batches of views, as the devices are to get them."""
     rows = (0, config.batch_size)
     return host_batches(config, source, (0, FOREVER), rows), config.batch_size
@@ -122,7 +119,7 @@ def _rows(made: tuple[Any, int]) -> Turn:
     return lambda seconds: _rate(iter(dataset), images, seconds)
 
 
-def _to_device(config: ConfigDict, source: Any) -> Turn:
+def _to_device(config: ConfigDict, source: EncodedSource) -> Turn:
     """Batches until they are on the devices."""
     mesh = make_mesh(config.mesh)
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -24,6 +25,19 @@ from can_jax.tf import tensorflow
 # How many examples are tried at one place of the stream before the run gives up.
 DECODE_ATTEMPTS = 16
 NAMED = 1000  # files that are named when they cannot be decoded; further ones are only counted
+
+
+States = list[list[int]]  # a row for each process
+
+
+def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
+    """Images seen and skipped by a process that goes on; if there are now more or fewer processes,
+    the first one takes over the counts of all."""
+    if states and len(states) == processes:
+        return states[process][0], states[process][1]
+    if states and process == 0:
+        return sum(state[0] for state in states), sum(state[1] for state in states)
+    return 0, 0
 
 
 def order_of(seed: int, source: Source) -> Order:
@@ -78,24 +92,25 @@ class Loader(Iterator[Batch]):
         mesh: of the devices.
         skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
 
+        states: `state` of the loader that this one goes on from.
+
     Attributes:
-        skipped: images of this process so far that could not be decoded.
+        seen, skipped: images of this process so far, and how many of them could not be decoded.
     """
 
-    def __init__(self, dataset: Any, mesh: Mesh, skip_limit: float):
+    def __init__(self, dataset: Any, mesh: Mesh, skip_limit: float, states: States | None = None):
         self._batches = [dataset.as_numpy_iterator()]
         # Python must not end before the threads that read files for tf.data: neither would return.
         weakref.finalize(self, self._batches.clear)
         self._sharding = batch_sharding(mesh)
         self._skip_limit = skip_limit
-        self._seen = 0
-        self.skipped = 0
+        self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
 
     def __next__(self) -> Batch:
         host = next(self._batches[0])
-        self._seen += len(host["position"])
+        self.seen += len(host["position"])
         self.account(host)
-        check_share(self.skipped, self._seen, self._skip_limit)
+        check_share(self.skipped, self.seen, self._skip_limit)
         batch = Batch(
             views=host["views"],
             position=host["position"].astype(np.uint32),
@@ -104,9 +119,18 @@ class Loader(Iterator[Batch]):
         return Batch(*(to_global(self._sharding, array) for array in batch))
 
     @property
-    def state(self) -> list[list[int]] | None:
-        """What a run has to remember in order to go on, besides its step."""
-        return None
+    def state(self) -> States:
+        """What a run has to remember of every process in order to go on, besides its step: the
+        counts of images seen and skipped, and `place`. All processes have to ask."""
+        mine = np.array([self.seen, self.skipped, *self.place], np.int64)
+        if jax.process_count() == 1:
+            return [mine.tolist()]
+        return np.asarray(multihost_utils.process_allgather(mine)).tolist()
+
+    @property
+    def place(self) -> list[int]:
+        """Where this process is in its data, if the step does not tell."""
+        return []
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Count what was skipped in a batch of this process."""
@@ -117,11 +141,17 @@ class TrainingLoader(Loader):
     """The batches of a run from a step on, in the order of its seed."""
 
     def __init__(
-        self, config: ConfigDict, source: Source, mesh: Mesh, first_step: int, total_steps: int
+        self,
+        config: ConfigDict,
+        source: Source,
+        mesh: Mesh,
+        first_step: int,
+        total_steps: int,
+        states: States | None = None,
     ):
         rows = rows_of_process(config.batch_size)
         dataset = host_batches(config, source, (first_step, total_steps), rows)
-        super().__init__(dataset, mesh, config.data.skip_limit)
+        super().__init__(dataset, mesh, config.data.skip_limit, states)
         self._config, self._source = config, source
         self._order = order_of(config.seed, source)
         self._named: set[int] = set()

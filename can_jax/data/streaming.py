@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data import chunks
 from can_jax.data.files import open_file
-from can_jax.data.loader import Loader, TrainingLoader, rows_of_process
+from can_jax.data.loader import Loader, States, TrainingLoader, rows_of_process
 from can_jax.data.scan import FOOTER, HEADER, examples_of_tar, lacks_end, record_length
 from can_jax.data.shards import example_parser, locate_shards
 from can_jax.data.source import Source
@@ -38,7 +38,7 @@ from can_jax.tf import tensorflow
 
 # Where a process is: epoch, number of its shard in the epoch, number of the record in the shard at
 # which the window begins, and how many of the window it has had.
-State = Int[np.ndarray, "4"]
+Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 
@@ -58,10 +58,10 @@ class ShardStream:
         self.paths, self._read, self.examples = paths, read, examples
 
     def stream(
-        self, seed: int, window: int, process: int, processes: int, state: tuple[int, ...]
-    ) -> Iterator[tuple[bytes, int, str, State]]:
-        """Image, label, name, and the state after it, of one example after another, endlessly."""
-        epoch, shard, record, taken = state
+        self, seed: int, window: int, process: int, processes: int, place: tuple[int, ...]
+    ) -> Iterator[tuple[bytes, int, str, Place]]:
+        """Image, label, name, and the place after it, of one example after another, endlessly."""
+        epoch, shard, record, taken = place
         for epoch in itertools.count(epoch):  # noqa: B020
             order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
             mine = [self.paths[i] for i in order[process::processes]]
@@ -156,12 +156,12 @@ def open_loader(
     mesh: Mesh,
     first_step: int,
     total_steps: int,
-    states: list[list[int]] | None = None,
+    states: States | None = None,
 ) -> Loader:
     """The batches of a source from a step on; ``states`` are those of the loader before."""
     if isinstance(source, ShardStream):
         return StreamingLoader(config, source, mesh, first_step, total_steps, states)
-    return TrainingLoader(config, source, mesh, first_step, total_steps)
+    return TrainingLoader(config, source, mesh, first_step, total_steps, states)
 
 
 class StreamingLoader(Loader):
@@ -172,7 +172,7 @@ class StreamingLoader(Loader):
         source: of the images.
         mesh: of the devices.
         first_step, total_steps: of the run; the second is exclusive.
-        states: `state` of the run that this one goes on with.
+        states: `state` of the loader that this one goes on from.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class StreamingLoader(Loader):
         mesh: Mesh,
         first_step: int,
         total_steps: int,
-        states: list[list[int]] | None = None,
+        states: States | None = None,
     ):
         process, processes = jax.process_index(), jax.process_count()
         state = resumed(states, process, processes)
@@ -190,7 +190,7 @@ class StreamingLoader(Loader):
         rows = rows_of_process(config.batch_size)
         views = RandomViews.from_config(config)
         dataset = _batches(config, source, views, (first_step, total_steps), rows, state)
-        super().__init__(dataset, mesh, config.data.skip_limit)
+        super().__init__(dataset, mesh, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Keep the state, and count what was replaced."""
@@ -198,25 +198,18 @@ class StreamingLoader(Loader):
         self.skipped += int((host["attempt"] > 0).sum())
 
     @property
-    def state(self) -> list[list[int]]:
-        """Where every process is, (processes, 4), after the batch that was returned last.
-
-        All of them have to ask.
-        """
-        if jax.process_count() == 1:
-            return [self._last.tolist()]
-        from jax.experimental import multihost_utils
-
-        return np.asarray(multihost_utils.process_allgather(self._last)).tolist()
+    def place(self) -> list[int]:
+        """After the last row of the batch that was returned last; as `Place`."""
+        return self._last.tolist()
 
 
-def resumed(states: list[list[int]] | None, process: int, processes: int) -> tuple[int, ...]:
-    """Where a process goes on, given where all of them were."""
+def resumed(states: States | None, process: int, processes: int) -> tuple[int, ...]:
+    """The place at which a process goes on, given the states of all of them."""
     if not states:
         return START
     if len(states) == processes:
-        return tuple(states[process])
-    epoch = max(state[0] for state in states) + 1
+        return tuple(states[process][2:])
+    epoch = max(state[2] for state in states) + 1
     logging.warning(
         "streaming was begun with %d processes and goes on with %d: from epoch %d on",
         len(states), processes, epoch,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from can_jax.data.loader import TrainingLoader, check_share, host_batches
+from can_jax.data.loader import TrainingLoader, check_share, counts_of, host_batches
 from can_jax.data.source import ArraySource, open_source
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
@@ -242,6 +242,13 @@ next(loader)
 def test_python_ends_while_batches_are_being_prepared(folder):
     for _ in range(3):
         subprocess.run([sys.executable, "-c", ENDS % str(folder)], timeout=60, check=True)
+
+
+def test_counts_are_kept_when_a_run_goes_on():
+    states = [[80, 3], [80, 1]]
+    assert [counts_of(states, process, 2) for process in (0, 1)] == [(80, 3), (80, 1)]
+    assert [counts_of(states, process, 3) for process in (0, 1, 2)] == [(160, 4), (0, 0), (0, 0)]
+    assert counts_of(None, 0, 1) == (0, 0)
 
 
 def test_share_is_judged_with_its_uncertainty():

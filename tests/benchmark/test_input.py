@@ -1,0 +1,81 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from can_jax.benchmark.pillow import TwoViews
+from can_jax.config import default_config
+from tests.data.samples import encode
+
+STAGES = ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        image = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        (tmp_path / f"{i}.jpg").write_bytes(encode(image, "jpeg"))
+    (tmp_path / "6.jpg").write_bytes(b"broken")
+    return tmp_path
+
+
+def benchmark(*arguments):
+    command = [sys.executable, "-m", "can_jax.benchmark", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_every_stage_is_measured(folder):
+    short = ("--rounds=1", "--seconds=0.2", "--image_size=32", "--batch_size=8")
+    run = benchmark("input", f"--path={folder}", "--json", *short)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert all(found[stage] > 0 for stage in STAGES)
+    assert found["examples"] == 7 and found["threads"] >= 1
+    table = benchmark("input", f"--path={folder}", *short)
+    assert all(stage in table.stdout for stage in STAGES)
+
+
+def test_mistakes_are_one_line(tmp_path):
+    for arguments, message in [
+        (("input",), "data.path is not set"),
+        (("input", f"--path={tmp_path}"), "no image below"),
+        (("input", "--source=shapes"), "should be one of"),
+        (("stop",), "there is a benchmark of: input"),
+        ((), "SUBJECT is missing"),
+    ]:
+        run = benchmark(*arguments)
+        assert run.returncode == 1 and message in run.stderr, run.stderr
+
+
+def two_views(**changes):
+    names = TwoViews.__dataclass_fields__.keys() - {"size"}
+    settings = {name: default_config().augment[name] for name in names} | changes
+    return TwoViews(size=(24, 32), **settings)
+
+
+def test_peer_makes_normalised_views():
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    views = two_views()(encode(image))
+    assert views.shape == (2, 3, 24, 32) and views.dtype == np.float32
+    assert not np.array_equal(views[0], views[1])
+    assert abs(views).max() < 3
+
+
+def test_peer_without_colours_is_a_crop():
+    ramp = np.arange(60, dtype=np.uint8)[None, :, None].repeat(50, 0).repeat(3, 2)
+    plain = two_views(
+        flip=0.0, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3
+    )
+    for view in plain(encode(ramp)):
+        assert (np.diff(view[0], axis=1) >= 0).all() and np.ptp(view[:, 0, :]) <= 59
+
+
+def test_peer_turns_hues():
+    red = Image.new("RGB", (8, 8), (200, 40, 40))
+    turned = {two_views(hue=0.5)._hue(red).getpixel((0, 0)) for _ in range(40)}
+    assert len(turned) > 10
+    assert {two_views(hue=0.0)._hue(red).getpixel((0, 0))} == {(200, 40, 40)}
