@@ -1,6 +1,7 @@
 """How every command starts and ends: flags in, one clear line and an exit code out."""
 
 import contextlib
+import logging as python_logging
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
 def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
+    plain = python_logging.Formatter("%(levelname)s: %(message)s")
+    logging.get_absl_handler().setFormatter(plain)
     try:
         with _help(usage):
             rest = flags.FLAGS(sys.argv)[1:]

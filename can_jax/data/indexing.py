@@ -45,7 +45,10 @@ def build_index(
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
     print(f"{len(names)} {kind} in {plan.root}, index in {out}", flush=True)
-    parts = examine_all(plan, names, out / "parts", workers, Progress())
+    try:
+        parts = examine_all(plan, names, out / "parts", workers, Progress())
+    except PermissionError as error:
+        raise UserError(f"{out} cannot be written; give another folder with --out") from error
     whole, reason = join_parts(plan, names, parts)
     if file_labels is not None:
         whole = dataclasses.replace(whole, label=file_labels[whole.file])

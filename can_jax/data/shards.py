@@ -68,8 +68,7 @@ def open_webdataset(
 def locate_shards(source: str, path: str, split: str) -> tuple[str, list[str]]:
     """The folder that holds all shards of a split, and their names relative to it."""
     shards = find_shards(path, split, KINDS[source])
-    folders = {os.path.dirname(shard) for shard in shards}
-    root = folders.pop() if len(folders) == 1 else os.path.commonpath(shards)
+    root = os.path.dirname(os.path.commonprefix([f"{os.path.dirname(s)}/" for s in shards]))
     return root, [os.path.relpath(shard, root) for shard in shards]
 
 
