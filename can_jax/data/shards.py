@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from can_jax.data.files import Names, find_shards
+from can_jax.data.files import Names, find_shards, is_remote
 from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
 from can_jax.data.scan import Found, scan_tar, scan_tfrecord
 from can_jax.data.table import Table
@@ -68,7 +68,9 @@ def open_webdataset(
 def locate_shards(source: str, path: str, split: str) -> tuple[str, list[str]]:
     """The folder that holds all shards of a split, and their names relative to it."""
     shards = find_shards(path, split, KINDS[source])
-    root = os.path.dirname(os.path.commonprefix([f"{os.path.dirname(s)}/" for s in shards]))
+    root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
+    if is_remote(path):
+        root = root.replace(":/", "://", 1)  # which was taken for a doubled separator
     return root, [os.path.relpath(shard, root) for shard in shards]
 
 

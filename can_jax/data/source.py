@@ -133,11 +133,12 @@ def _mixture(data: ConfigDict, split: str) -> Source:
 def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
     """The config block and the weight of each part: the whole block, changed by what the part sets.
 
-    A part's ``split`` replaces the one that is asked for.
+    A part is a folder unless it says otherwise. Its ``split`` replaces the one that is asked for.
     """
     parts = []
+    defaults = {"source": "folder", "split": None, "mixture": (), "index": None}
     for changes in data.mixture:
-        block = ConfigDict(data.to_dict() | {"split": None, "mixture": ()})
+        block = ConfigDict(data.to_dict() | defaults)
         block.update({key: value for key, value in changes.items() if key != "weight"})
         parts.append((block, float(changes.get("weight", 1.0))))
     return parts
