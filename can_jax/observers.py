@@ -12,7 +12,7 @@ from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.loader import Loader
 from can_jax.evaluate.probe import KnnProbe
 from can_jax.observe import console
-from can_jax.observe.clock import StepClock
+from can_jax.observe.clock import InputWatch, StepClock
 from can_jax.observe.figures import make_panel, save_panel
 from can_jax.observe.flops import peak_flops, train_flops_per_image
 from can_jax.observe.metrics import MetricWriter, to_scalars
@@ -48,6 +48,7 @@ class Observers:
         self._peak = peak * mesh.size
         self._flops = train_flops_per_image(step.config, heads(step.config))
         self._skipped_steps = 0.0
+        self._input = InputWatch()
         self._probe = None
         if times.probe_every:
             self._probe = KnnProbe(step.config, step, source, mesh)
@@ -87,6 +88,8 @@ class Observers:
         }
         self._writer.scalars(number, values)
         self.report.status(number, values, window)
+        if line := self._input(window.data_wait, images_per_second):
+            self.report.say(line)
         if values["skipped_steps"] > self._skipped_steps:
             self._skipped_steps = values["skipped_steps"]
             self.report.say(

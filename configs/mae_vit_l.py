@@ -14,6 +14,7 @@ on JFT-300M. Not reproduced here.
 
 from ml_collections import ConfigDict
 
+from can_jax.augment.presets import PRESETS
 from can_jax.config import default_config
 
 
@@ -21,7 +22,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.augment.update(views=1, jitter=0.0, greyscale=0.0, blur=0.0)
+    config.augment.update(PRESETS["mae"])
     config.model.update(size="L", mask_ratio=0.75)
     config.objective.contrastive.weight = 0.0
     config.objective.reconstruction.weight = 1.0

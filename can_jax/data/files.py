@@ -110,7 +110,7 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [n for n in folders if not n.startswith(".") and not _leads_back(folder, n)]
         inside = os.path.relpath(folder, root)
         for name in files:
             if name.startswith("."):
@@ -118,6 +118,14 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
             named = IMAGE_NAME.search(name) or "." not in name
             (images if named else others).append(os.path.normpath(os.path.join(inside, name)))
     return sorted(images), sorted(others)
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether a link in a folder is to the folder itself, or to one that holds it."""
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
+    return f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/")
 
 
 def find_shards(path: str, split: str, kind: str) -> list[str]:

@@ -1,15 +1,18 @@
 """From a source to batches: this host's rows by tf.data, sharded arrays on the devices."""
 
+import functools
 import math
 import weakref
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from can_jax.data import chunks
@@ -24,6 +27,7 @@ from can_jax.tf import tensorflow
 
 # How many examples are tried at one place of the stream before the run gives up.
 DECODE_ATTEMPTS = 16
+AHEAD = 2  # batches on their way to the devices
 NAMED = 1000  # files that are named when they cannot be decoded; further ones are only counted
 
 
@@ -85,13 +89,12 @@ def host_batches(
 
 
 class Loader(Iterator[Batch]):
-    """Batches as global arrays split over the mesh.
+    """Batches as global arrays split over the mesh, placed on the devices ahead of their time.
 
     Args:
         dataset: this process's rows of each batch, as `chunks.batches` gives them.
         mesh: of the devices.
         skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
-
         states: `state` of the loader that this one goes on from.
 
     Attributes:
@@ -99,24 +102,22 @@ class Loader(Iterator[Batch]):
     """
 
     def __init__(self, dataset: Any, mesh: Mesh, skip_limit: float, states: States | None = None):
-        self._batches = [dataset.as_numpy_iterator()]
-        # Python must not end before the threads that read files for tf.data: neither would return.
-        weakref.finalize(self, self._batches.clear)
-        self._sharding = batch_sharding(mesh)
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
+        batches = [dataset.as_numpy_iterator()]
+        # Python must not end before the threads that read files for tf.data: neither would return.
+        weakref.finalize(self, batches.clear)
+        self._place = functools.partial(_place_next, batches, batch_sharding(mesh))
+        self._thread = ThreadPoolExecutor(1)
+        self._ahead = deque(self._thread.submit(self._place) for _ in range(AHEAD))
 
     def __next__(self) -> Batch:
-        host = next(self._batches[0])
+        host, batch = self._ahead.popleft().result()
+        self._ahead.append(self._thread.submit(self._place))
         self.seen += len(host["position"])
         self.account(host)
         check_share(self.skipped, self.seen, self._skip_limit)
-        batch = Batch(
-            views=host["views"],
-            position=host["position"].astype(np.uint32),
-            label=host["label"],
-        )
-        return Batch(*(to_global(self._sharding, array) for array in batch))
+        return batch
 
     @property
     def state(self) -> States:
@@ -135,6 +136,13 @@ class Loader(Iterator[Batch]):
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Count what was skipped in a batch of this process."""
         raise NotImplementedError
+
+
+def _place_next(batches: list[Any], sharding: NamedSharding) -> tuple[dict[str, Any], Batch]:
+    """The next batch of the host, without its images, and as global arrays."""
+    host = next(batches[0])
+    local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
+    return host, Batch(*(to_global(sharding, array) for array in local))
 
 
 class TrainingLoader(Loader):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,6 +15,7 @@ from can_jax.evaluate.knn import knn_accuracy
 from can_jax.step import Step
 
 BATCH_SIZE = 256  # images encoded at a time
+PIXELS = 64  # along a side, where pixels themselves are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
 
@@ -62,5 +64,7 @@ def _demand(labelled: int, split: str) -> None:
 
 
 def _pixels(state: None, images: Any) -> Any:
-    """Raw pixels as features."""
-    return images.reshape(len(images), -1).astype(jnp.float32)
+    """Raw pixels as features, of large images at most `PIXELS` along each side."""
+    count, *size, channels = images.shape
+    small = (count, *(min(side, PIXELS) for side in size), channels)
+    return jax.image.resize(images.astype(jnp.float32), small, "linear").reshape(count, -1)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+INPUT_BOUND = 0.1  # share of the time spent waiting for images from which on it is worth a line
 STEPS_IN_FLIGHT = 2  # enough to keep the devices busy, few enough to bound the batches they hold
 
 
@@ -78,3 +79,28 @@ class StepClock:
     def _fence(self) -> None:
         jax.block_until_ready(list(self._in_flight))
         self._in_flight.clear()
+
+
+class InputWatch:
+    """Says once when the devices wait for images, and how long."""
+
+    def __init__(self) -> None:
+        self._windows, self._said = 0, False
+
+    def __call__(self, share: float, images_per_second: float) -> str | None:
+        """The line to print after a window, if any.
+
+        Args:
+            share: of the window's time that was spent waiting.
+            images_per_second: in the window.
+        """
+        self._windows += 1  # in the first the pipeline fills
+        if self._said or self._windows == 1 or share < INPUT_BOUND:
+            return None
+        self._said = True
+        possible = images_per_second / max(1 - share, 0.01)
+        return (
+            f"input-bound: the devices wait for images {100 * share:.0f}% of the time; they get "
+            f"{images_per_second:.0f} images/s and could take about {possible:.0f}. More cores or "
+            "config.data.cache_gb may help; python -m can_jax.benchmark input measures the stages"
+        )

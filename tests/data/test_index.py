@@ -190,4 +190,9 @@ def test_millions_of_names_take_little_memory(tmp_path):
 def test_find_images_keeps_to_names(tmp_path):
     for name in ("b.TIFF", "a.jpg", "c", "d.txt", ".e.jpg"):
         (tmp_path / name).touch()
-    assert find_images(str(tmp_path)) == (["a.jpg", "b.TIFF", "c"], ["d.txt"])
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "round").symlink_to(tmp_path)  # leads back, and is not followed
+    (tmp_path / "elsewhere").symlink_to("more")
+    (tmp_path / "more" / "f.png").touch()
+    images = ["a.jpg", "b.TIFF", "c", "elsewhere/f.png", "more/f.png"]
+    assert find_images(str(tmp_path)) == (images, ["d.txt"])

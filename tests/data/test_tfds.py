@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,3 +82,17 @@ def test_record_file_that_is_cut_off(data_dir, tmp_path, caplog):
     shard.write_bytes(shard.read_bytes()[:-3])
     assert open_tfds("tiny", str(tmp_path / "cut"), "train").examples == 22
     assert f"{shard} is cut off" in caplog.text
+
+
+def test_index_of_a_prepared_data_set(data_dir, tmp_path):
+    command = [sys.executable, "-m", "can_jax.data.index", data_dir, "--source=tfds"]
+    run = subprocess.run([*command, f"--out={tmp_path}"], capture_output=True, text=True)
+    assert run.returncode == 1 and "--name is missing" in run.stderr
+    run = subprocess.run(
+        [*command, "--name=tiny", f"--out={tmp_path}", "--verify=none"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    source = open_tfds("tiny", data_dir, "train", index=str(tmp_path))
+    assert source.examples == 23 and source.label_names == ("even", "odd")
+    assert isinstance(source.table.offset, np.memmap)

@@ -2,7 +2,7 @@ import time
 
 import jax.numpy as jnp
 
-from can_jax.observe.clock import StepClock
+from can_jax.observe.clock import InputWatch, StepClock
 
 
 def test_window_leaves_out_pauses_and_knows_the_wait():
@@ -19,3 +19,12 @@ def test_window_leaves_out_pauses_and_knows_the_wait():
     assert window.step_seconds == window.seconds / 4
     assert 0 < window.data_wait <= 1
     assert clock.window().steps == 0
+
+
+def test_input_that_holds_up_the_devices_is_said_once():
+    watch = InputWatch()
+    assert watch(0.9, 100.0) is None  # the pipeline fills
+    assert watch(0.05, 100.0) is None
+    line = watch(0.25, 300.0)
+    assert "25% of the time" in line and "get 300 images/s and could take about 400" in line
+    assert watch(0.5, 100.0) is None
