@@ -62,13 +62,24 @@ def batches(
     return in_parallel(positions, chunk, rows, threads)
 
 
-def in_parallel(elements: Any, chunk: Callable[..., Any], rows: int, threads: int | None) -> Any:
-    """Batches of ``rows`` elements; ``chunk`` makes a few of them at a time, in one thread."""
+def in_parallel(
+    elements: Any,
+    chunk: Callable[..., Any],
+    rows: int,
+    threads: int | None,
+    *,
+    whole_chunks: bool = False,
+) -> Any:
+    """Batches of ``rows`` elements; ``chunk`` makes a few of them at a time, in one thread.
+
+    With ``whole_chunks`` no chunk goes beyond a batch, so that they begin at the same elements
+    wherever a run begins.
+    """
     tf = tensorflow()
     threads = threads or os.cpu_count() or 1
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
     # A batch of whole chunks saves a copy; chunks that are too small cost more than that.
-    size = fitting[-1] if 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
+    size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
     chunks = elements.batch(size).interleave(
         chunk, cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )

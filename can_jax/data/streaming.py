@@ -40,6 +40,7 @@ from can_jax.tf import tensorflow
 # which the window begins, and how many of the window it has had.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
+NOTHING = 2**30  # attempts at a row for which no image of its chunk can be decoded
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 
 
@@ -185,17 +186,25 @@ class StreamingLoader(Loader):
         states: States | None = None,
     ):
         process, processes = jax.process_index(), jax.process_count()
-        state = resumed(states, process, processes)
-        self._last = np.array(state, np.int64)
+        place = resumed(states, process, processes)
+        self._last = np.array(place, np.int64)
         rows = rows_of_process(config.batch_size)
         views = RandomViews.from_config(config)
-        dataset = _batches(config, source, views, (first_step, total_steps), rows, state)
+        dataset = _batches(config, source, views, (first_step, total_steps), rows, place)
         super().__init__(dataset, mesh, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Keep the state, and count what was replaced."""
-        self._last = host["state"][-1]
+        """Keep the place, and count what was replaced.
+
+        Raises:
+            UserError: nothing was there to replace it.
+        """
+        self._last = host["place"][-1]
         self.skipped += int((host["attempt"] > 0).sum())
+        if (host["attempt"] == NOTHING).any():
+            raise UserError(
+                "no image of a whole chunk of the stream can be decoded; see their names"
+            )
 
     @property
     def place(self) -> list[int]:
@@ -223,15 +232,15 @@ def _batches(
     views: RandomViews,
     steps: tuple[int, int],
     rows: tuple[int, int],
-    state: tuple[int, ...],
+    place: tuple[int, ...],
 ) -> Any:
-    """As `chunks.batches`, with the state after each row."""
+    """As `chunks.batches`, with the place after each row."""
     tf = tensorflow()
     local = rows[1] - rows[0]
     process, processes = rows[0] // local, config.batch_size // local
 
     def examples() -> Iterator[tuple]:
-        stream = source.stream(config.seed, config.data.window, process, processes, state)
+        stream = source.stream(config.seed, config.data.window, process, processes, place)
         for step in range(*steps):
             for row in range(*rows):
                 yield step * config.batch_size + row, *next(stream)
@@ -244,7 +253,7 @@ def _batches(
     )  # fmt: skip
     repair = chunks.Repair(views)
 
-    def chunk(positions: Any, images: Any, labels: Any, names: Any, states: Any) -> Any:
+    def chunk(positions: Any, images: Any, labels: Any, names: Any, places: Any) -> Any:
         def mend(
             pixels: Any, rows: Any, positions: Any, labels: Any, images: Any, names: Any
         ) -> tuple[np.ndarray, ...]:
@@ -253,12 +262,13 @@ def _batches(
                 return images[other], int(labels[other])
 
             mended = repair(pixels, rows, positions, labels, candidate, len(images))
+            mended[2][mended[2] == len(images)] = NOTHING
             for row in np.flatnonzero(mended[2]):
                 logging.warning("skipped, cannot be decoded: %s", names[row].decode())
             return mended
 
         cut = chunks.decoded(views, images, positions, labels, mend, extra=[images, names])
-        return cut.map(lambda element: element | {"state": states})
+        return cut.map(lambda element: element | {"place": places})
 
     elements = tf.data.Dataset.from_generator(examples, output_signature=signature)
-    return chunks.in_parallel(elements, chunk, local, config.data.threads)
+    return chunks.in_parallel(elements, chunk, local, config.data.threads, whole_chunks=True)

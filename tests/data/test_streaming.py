@@ -156,3 +156,9 @@ def test_tars_written_by_others_are_read(tmp_path):
     )
     found, _ = labels_of(config, total=2)
     assert len(found) == 2
+
+
+def test_chunk_without_any_image_stops_the_run(tmp_path):
+    config = shards(tmp_path, "tfrecord", [b"broken"] * 21)
+    with pytest.raises(UserError, match="no image of a whole chunk"):
+        labels_of(config)
