@@ -47,7 +47,7 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     except flags.Error as error:
         return _fail(one_line(error).removeprefix(f"{type(error).__name__}: "))
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint")
+        return _fail("interrupted; the same command goes on from what was saved")
     except Exception as error:
         return _fail(f"{one_line(error)} (unexpected; --debug shows where)")
     return 0

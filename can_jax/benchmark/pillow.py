@@ -14,6 +14,8 @@ import time
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from can_jax.processes import end_with_parent
+
 _encoded: list[bytes] = []  # of a worker process
 
 
@@ -95,6 +97,7 @@ class TwoViews:
 
 def start_worker(encoded: list[bytes]) -> None:
     """Give a process the images it is to work on."""
+    end_with_parent()
     _encoded.extend(encoded)
 
 

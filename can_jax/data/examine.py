@@ -20,6 +20,7 @@ from PIL import Image
 from can_jax.data import decode
 from can_jax.data.files import RandomFile, is_remote
 from can_jax.data.shards import SCANNERS, example_parser
+from can_jax.processes import end_with_parent
 from can_jax.tf import tensorflow
 
 UNIT = 200  # files of a folder
@@ -168,7 +169,8 @@ def _in_processes(
         yield from ((number, examine(plan, units[number])) for number in todo)
         return
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(todo)), context) as pool:
+    count = min(workers, len(todo))
+    with concurrent.futures.ProcessPoolExecutor(count, context, end_with_parent) as pool:
         futures = {pool.submit(examine, plan, units[number]): number for number in todo}
         try:
             for future in concurrent.futures.as_completed(futures):

@@ -15,6 +15,7 @@ from can_jax.data.table import FACTS, FOLDER, Table, load_table
 from can_jax.errors import UserError
 
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
+NAMED = 1000  # files that are named when they cannot be read
 REMOTE_READERS = 16  # files of a remote store that are read at once, for each chunk of a batch
 
 
@@ -34,6 +35,7 @@ class IndexedSource:
     ):
         self.root, self.table, self._parse = root, table, parse
         self._files = OpenFiles()
+        self._unread: set[int] = set()
         self._cache: dict[int, bytes] = {}
         self._cache_room = cache_bytes
         self._readers = ThreadPoolExecutor(REMOTE_READERS) if is_remote(root) else None
@@ -81,7 +83,9 @@ class IndexedSource:
             else:
                 content = self._files[path].read(int(table.offset[example]), length)
         except Exception as error:  # a remote store has kinds of its own
-            logging.warning("cannot be read: %s: %s", path, error)
+            if example not in self._unread and len(self._unread) < NAMED:
+                self._unread.add(example)
+                logging.warning("cannot be read: %s: %s", path, error)
             return b""
         if len(content) <= self._cache_room:
             self._cache_room -= len(content)

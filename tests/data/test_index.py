@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -118,6 +119,21 @@ def test_several_processes_find_the_same(tmp_path):
     subprocess.run([*command, "--workers=1", f"--out={tmp_path / 'one'}"], check=True)
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
+
+
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    for i in range(2000):
+        (tmp_path / f"{i}.png").write_bytes(IMAGES[i % 4])
+    command = [sys.executable, "-m", "can_jax.data.index", str(tmp_path), "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    parts = tmp_path / FOLDER / "train" / "parts"
+    deadline = time.monotonic() + 60
+    while not (parts.exists() and any(parts.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=20)  # until the last of the workers has closed stderr
+    subprocess.run(command, check=True)
+    assert len(load_table(tmp_path / FOLDER / "train")[0]) == 2000
 
 
 def test_cut_off_shard_is_indexed_as_far_as_it_goes(tmp_path, capsys):

@@ -1,0 +1,18 @@
+"""Worker processes that do not outlive the command which started them."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """To be called in a worker: end it when its parent is gone, however that came to its end."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
