@@ -21,7 +21,7 @@ def open_folder(
         UserError: no such folder, or no image in it.
     """
     root = split_folder(path, split)
-    table = table_of(root, split, index, lambda: scan_folder(root))
+    table = table_of("folder", root, split, index, lambda: scan_folder(root))
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 
 

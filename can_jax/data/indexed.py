@@ -94,6 +94,7 @@ class IndexedSource:
 
 
 def table_of(
+    source: str,
     root: str,
     split: str,
     index: str | None,
@@ -103,6 +104,7 @@ def table_of(
     """The table of a data set: its index if it has one, otherwise what a scan finds.
 
     Args:
+        source: the kind of the data, as the index has it.
         root: the folder of the data.
         split: such as `train`.
         index: the folder of the index, or None for its usual place below the root.
@@ -117,6 +119,8 @@ def table_of(
     if not index and not (place / FACTS).exists():
         return scan()
     table, facts = load_table(place)
+    if facts["source"] != source:
+        raise UserError(f"{place} is an index of {facts['source']} data, not of {source} data")
     if shards is None:
         return table
     sizes = {name: RandomFile(os.path.join(root, name)).size for name in shards}

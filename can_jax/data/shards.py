@@ -17,6 +17,7 @@ from can_jax.tf import tensorflow
 SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
 KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # what is in the names of shards
 SCAN_THREADS = 16
+FIRST_RECORDS = 16  # of which one at least has to hold an image
 
 
 def open_tfrecord(
@@ -38,16 +39,16 @@ def open_tfrecord(
         label_key: feature that holds the label, an int; it may be missing.
 
     Raises:
-        UserError: no shard, no whole record, or no image in the first record.
+        UserError: no shard, no whole record, or no image in the first of them.
     """
-    root, names = locate_shards("tfrecord", path, split)
-    table = table_of(root, split, index, lambda: scan_shards("tfrecord", root, names), names)
+    root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
-    if source.read(np.array([0]))[0] == [b""]:
-        features = example_features(IndexedSource(root, table).read(np.array([0]))[0][0])
+    first = np.arange(min(FIRST_RECORDS, source.examples))
+    if not any(source.read(first)[0]):
+        features = example_features(IndexedSource(root, table).read(first)[0][0])
         raise UserError(
-            f"the first record of {root}/{names[0]} has no feature {image_key!r} with an image; it "
-            f"has {', '.join(features) or 'none'}; set config.data.image_key"
+            f"the first records below {root} have no feature {image_key!r} with an image, but "
+            f"{', '.join(features) or 'none'}; set config.data.image_key"
         )
     return source
 
@@ -60,9 +61,18 @@ def open_webdataset(
     Raises:
         UserError: no shard, or no image in them.
     """
-    root, names = locate_shards("webdataset", path, split)
-    table = table_of(root, split, index, lambda: scan_shards("webdataset", root, names), names)
+    root, table = _table("webdataset", path, split, index)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, Table]:
+    """The root of the shards, and the table of their examples."""
+    root, names = locate_shards(source, path, split)
+
+    def scan() -> Table:
+        return scan_shards(source, root, names)
+
+    return root, table_of(source, root, split, index, scan, names)
 
 
 def locate_shards(source: str, path: str, split: str) -> tuple[str, list[str]]:

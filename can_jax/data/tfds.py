@@ -30,7 +30,7 @@ def open_tfds(
     def scan() -> Table:
         return scan_shards("tfrecord", found.root, found.shards)
 
-    table = table_of(found.root, split, index, scan, found.shards)
+    table = table_of("tfrecord", found.root, split, index, scan, found.shards)
     table = dataclasses.replace(table, label_names=found.label_names)
     parse = example_parser(found.image_key, found.label_key)
     return IndexedSource(found.root, table, parse, cache_bytes)

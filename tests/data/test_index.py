@@ -159,6 +159,14 @@ def test_index_that_is_not_of_the_data_is_refused(tmp_path):
         open_tfrecord(str(tmp_path), "train")
 
 
+def test_index_of_other_data_in_the_same_folder_is_refused(tmp_path):
+    shards(tmp_path, "webdataset")
+    index(tmp_path, "webdataset")
+    config = small_config(data__source="folder", data__path=str(tmp_path))
+    with pytest.raises(UserError, match="is an index of webdataset data, not of folder data"):
+        open_source(config.data, "train")
+
+
 def test_damaged_index_is_refused(tmp_path):
     shards(tmp_path, "tfrecord")
     index(tmp_path, "tfrecord")

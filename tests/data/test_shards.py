@@ -42,9 +42,7 @@ def test_features_of_other_names(tmp_path):
     write_tfrecord(tmp_path / "a.tfrecord", CONTENTS, image_key="jpeg")
     source = open_tfrecord(str(tmp_path / "a.tfrecord"), "train", image_key="jpeg")
     assert read_all(source)[0] == CONTENTS
-    with pytest.raises(
-        UserError, match=r"no feature 'image/encoded'.*it has jpeg; set .*image_key"
-    ):
+    with pytest.raises(UserError, match=r"no feature 'image/encoded'.*but jpeg; set .*image_key"):
         open_tfrecord(str(tmp_path / "a.tfrecord"), "train")
 
 
