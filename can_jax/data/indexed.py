@@ -119,7 +119,7 @@ def table_of(
     if not index and not (place / FACTS).exists():
         return scan()
     table, facts = load_table(place)
-    if facts["source"] != source:
+    if facts.get("source", source) != source:
         raise UserError(f"{place} is an index of {facts['source']} data, not of {source} data")
     if shards is None:
         return table
