@@ -1,9 +1,15 @@
-"""Worker processes that do not outlive the command which started them."""
+"""Cores to work on, and workers that do not outlive the command which started them."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
 import threading
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which in a container can be fewer than there are."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from can_jax.data.loader import TrainingLoader, host_batches
 from can_jax.data.source import EncodedSource, open_source
 from can_jax.data.views import RandomViews
 from can_jax.parallel.mesh import make_mesh
+from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
 
 SAMPLE = 512  # images that are decoded, cropped and given to Pillow
@@ -44,7 +44,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     """
     source = open_source(config.data, config.data.split)
     encoded = [image for image in source.read(spread(source.examples, SAMPLE))[0] if image]
-    threads = config.data.threads or os.cpu_count() or 1
+    threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         stages = {

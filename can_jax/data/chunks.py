@@ -4,7 +4,6 @@ A chunk of images goes through one thread, without Python. Only those that canno
 then looked at in Python, which tries Pillow, and if that fails puts another image in the place.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from jaxtyping import Int, Int32, UInt8
 from can_jax.data.decode import pillow_pixels
 from can_jax.data.source import ArraySource, EncodedSource, Source
 from can_jax.data.views import Views
+from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
 
 CHUNK = 64  # images at most: enough that what is done once a chunk costs little
@@ -76,7 +76,7 @@ def in_parallel(
     wherever a run begins.
     """
     tf = tensorflow()
-    threads = threads or os.cpu_count() or 1
+    threads = threads or usable_cores()
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
     # A batch of whole chunks saves a copy; chunks that are too small cost more than that.
     size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK

@@ -33,6 +33,7 @@ from can_jax.data.scan import lacks_end
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.errors import UserError
+from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -87,9 +88,7 @@ def main(source: str, target: str | None = None) -> None:
 def _index(root: str, shards: list[str], split: str, classes: tuple[str, ...] = ()) -> None:
     """Index shards in their usual place."""
     out = Path(root) / FOLDER / split
-    build_index(
-        Plan("tfrecord", root, "read"), shards, out, os.cpu_count() or 1, label_names=classes
-    )
+    build_index(Plan("tfrecord", root, "read"), shards, out, usable_cores(), label_names=classes)
 
 
 def find_train(root: Path) -> list[Image]:

@@ -21,6 +21,7 @@ from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.data.tfds import locate_tfds
 from can_jax.errors import UserError
+from can_jax.processes import usable_cores
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 
@@ -31,7 +32,7 @@ _OUT = flags.DEFINE_string("out", None, f"Folder of the index; by default PATH/{
 _VERIFY = flags.DEFINE_enum(
     "verify", "decode", VERIFY, "Decode each image; read each and its header; or trust them."
 )
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "Processes.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", usable_cores(), "Processes.", lower_bound=1)
 _DROP = flags.DEFINE_bool("drop_duplicates", False, "Leave out copies; otherwise only list them.")
 _IMAGE_KEY = flags.DEFINE_string("image_key", "image/encoded", "Feature of TFRecords.")
 _LABEL_KEY = flags.DEFINE_string("label_key", "image/class/label", "Feature of TFRecords.")
