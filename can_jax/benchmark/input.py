@@ -19,6 +19,7 @@ from can_jax.data.evaluation import spread
 from can_jax.data.loader import TrainingLoader, host_batches
 from can_jax.data.source import EncodedSource, open_source
 from can_jax.data.views import RandomViews
+from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
 from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
@@ -43,12 +44,18 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
         ``to_device``, ``pil_two_view``; and the settings.
     """
     source = open_source(config.data, config.data.split)
-    encoded = [image for image in source.read(spread(source.examples, SAMPLE))[0] if image]
+    sample, _ = source.read(spread(source.examples, SAMPLE))
+    encoded = [image for image in sample if _decodes(image)]
+    if not encoded:
+        raise UserError(
+            f"none of {len(sample)} images in {config.data.path} is a JPEG, PNG or WebP that "
+            "TensorFlow decodes; there is nothing to measure"
+        )
     threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}
     with contextlib.ExitStack() as stack:
         stages = {
-            "decode_only": _rows(_decoded(config, encoded, threads)),
+            "decode_only": _rows(_decoded(encoded, threads)),
             "crops": _rows(_cropped(config, encoded, threads)),
             "host_pipeline": _rows(_host(config, source)),
             "to_device": _to_device(config, source),
@@ -66,28 +73,28 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     }
 
 
-def _parallel(dataset: Any, work: Callable[..., Any], threads: int, batch: int) -> Any:
-    """Batches of a data set that is repeated for ever, with work done on each element."""
+def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[Any, int]:
+    """Elements of a data set that is repeated for ever, with work done on each."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     mapped = dataset.repeat().map(work, num_parallel_calls=threads, deterministic=True)
-    return mapped.ignore_errors().with_options(options), batch
+    return mapped.with_options(options), 1
 
 
-def _decoded(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
+def _decoded(encoded: list[bytes], threads: int) -> tuple[Any, int]:
     """Images decoded whole, one by one."""
     tf = tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded)
-    return _parallel(images, lambda image: native_pixels(image, config.data.channels), threads, 1)
+    return _one_by_one(images, lambda image: native_pixels(image, 3), threads)
 
 
 def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
     """Views of decoded images, one by one."""
     tf = tensorflow()
     views = RandomViews.from_config(config)
-    decoded = [native_pixels(image, 3).numpy() for image in encoded[:32] if _decodes(image)]
+    decoded = [native_pixels(image, 3).numpy() for image in encoded[:32]]
 
     def take(number: np.ndarray) -> np.ndarray:
         return decoded[number % len(decoded)]
@@ -96,7 +103,7 @@ def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[An
         image = tf.numpy_function(take, [number], tf.uint8, stateful=False)
         return views.from_pixels(tf.ensure_shape(image, (None, None, 3)), number)
 
-    return _parallel(tf.data.Dataset.range(2**40), cut, threads, 1)
+    return _one_by_one(tf.data.Dataset.range(2**40), cut, threads)
 
 
 def _decodes(image: bytes) -> bool:
@@ -146,12 +153,11 @@ def _pillow(
     config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
 ) -> Turn:
     """As many processes as there are threads; nothing is sent between them but counts."""
-    good = [image for image in encoded if _decodes(image)]
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}
     views = TwoViews(size=config.data.image_size, **settings)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(threads, context, start_worker, (good,))
+    pool = ProcessPoolExecutor(threads, context, start_worker, (encoded,))
     stack.enter_context(pool)
 
     def turn(seconds: float) -> float:

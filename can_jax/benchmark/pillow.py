@@ -5,6 +5,7 @@ steps are those of torchvision on Pillow images. Neither JAX nor TensorFlow is i
 processes start at once.
 """
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -96,9 +97,12 @@ class TwoViews:
 
 
 def start_worker(encoded: list[bytes]) -> None:
-    """Give a process the images it is to work on."""
+    """Give a process the images it is to work on, those of them that Pillow decodes."""
     end_with_parent()
-    _encoded.extend(encoded)
+    for image in encoded:
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(image)) as opened:
+            opened.convert("RGB")
+            _encoded.append(image)
 
 
 def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:

@@ -40,9 +40,11 @@ def test_every_stage_is_measured(folder):
 
 
 def test_mistakes_are_one_line(tmp_path):
+    (tmp_path / "a.gif").write_bytes(encode(np.zeros((4, 4, 3), np.uint8), "gif"))
     for arguments, message in [
         (("input",), "data.path is not set"),
-        (("input", f"--path={tmp_path}"), "no image below"),
+        (("input", f"--path={tmp_path / 'none'}"), "is not a folder"),
+        (("input", f"--path={tmp_path}"), "none of 1 images"),
         (("input", "--source=shapes"), "should be one of"),
         (("stop",), "there is a benchmark of: input"),
         ((), "SUBJECT is missing"),
