@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
-from can_jax.data.decode import native_pixels
+from can_jax.data.decode import native_pixels, native_size
 from can_jax.data.evaluation import spread
 from can_jax.data.loader import TrainingLoader, host_batches
 from can_jax.data.source import EncodedSource, open_source
@@ -45,7 +45,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))
-    encoded = [image for image in sample if _decodes(image)]
+    encoded = [image for image in sample if _decodes(image, config.data.max_pixels)]
     if not encoded:
         raise UserError(
             f"none of {len(sample)} images in {config.data.path} is a JPEG, PNG or WebP that "
@@ -106,8 +106,9 @@ def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[An
     return _one_by_one(tf.data.Dataset.range(2**40), cut, threads)
 
 
-def _decodes(image: bytes) -> bool:
+def _decodes(image: bytes, max_pixels: int) -> bool:
     try:
+        native_size(image, max_pixels)
         native_pixels(image, 3)
     except (tensorflow().errors.OpError, UnicodeDecodeError):
         return False
