@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image
 
 from can_jax.data import decode
-from can_jax.data.files import RandomFile, is_remote
-from can_jax.data.shards import SCANNERS, example_parser
+from can_jax.data.files import OpenFiles, RandomFile, is_remote
+from can_jax.data.indexed import ParseRecord
+from can_jax.data.shards import SCANNERS, cut_off, example_parser
 from can_jax.processes import end_with_parent
 from can_jax.tf import tensorflow
 
@@ -47,6 +48,11 @@ class Plan:
     label_key: str | None = "image/class/label"
     max_pixels: int = 50_000_000
 
+    @property
+    def unit(self) -> int:
+        """Files that are examined together: some of a folder, or a shard."""
+        return UNIT if self.source == "folder" else 1
+
 
 class Part(NamedTuple):
     """What was found in the files of a unit.
@@ -68,6 +74,9 @@ def examine(plan: Plan, names: list[str]) -> Part:
     """Look at every example in some files."""
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
+    files, parse = OpenFiles(), None
+    if plan.source == "tfrecord":
+        parse = example_parser(plan.image_key, plan.label_key)
     for number, name in enumerate(names):
         path = os.path.join(plan.root, name)
         if plan.source == "folder":
@@ -76,11 +85,11 @@ def examine(plan: Plan, names: list[str]) -> Part:
             found = SCANNERS[plan.source](path)
             places = list(zip(found.offset, found.length, found.label, strict=True))
             if found.problem:
-                problems.append(f"{name} {found.problem}; {len(places)} examples of it are used")
+                problems.append(cut_off(name, found))
         for offset, length, label in places:
             facts = (int(label), 0, "")
             if plan.verify != "none":
-                facts = _examine_one(plan, path, int(offset), int(length), int(label))
+                facts = _examine_one(plan, files, path, int(offset), int(length), int(label), parse)
             rows.append((number, int(offset), int(length), *facts))
     kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
@@ -89,16 +98,21 @@ def examine(plan: Plan, names: list[str]) -> Part:
 
 
 def _examine_one(
-    plan: Plan, path: str, offset: int, length: int, label: int
+    plan: Plan,
+    files: OpenFiles,
+    path: str,
+    offset: int,
+    length: int,
+    label: int,
+    parse: ParseRecord | None,
 ) -> tuple[int, int, str]:
     """Label, digest, and why it cannot be decoded, of one example."""
     try:
-        file = RandomFile(path)
-        content = file.read(offset, length if length >= 0 else file.size)
+        content = files[path].read(offset, length)
     except OSError as error:
         return label, 0, f"cannot be read: {error}"
-    if plan.source == "tfrecord":
-        content, label = example_parser(plan.image_key, plan.label_key)(content)
+    if parse:
+        content, label = parse(content)
         if not content:
             return label, 0, f"has no feature {plan.image_key!r}"
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
@@ -144,13 +158,12 @@ def examine_all(
         workers: processes.
         progress: called with the numbers of finished and of all units.
     """
-    size = UNIT if plan.source == "folder" else 1
-    units = [names[start : start + size] for start in range(0, len(names), size)]
+    units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
     parts.mkdir(parents=True, exist_ok=True)
     paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
     todo = [number for number, path in enumerate(paths) if not path.exists()]
-    progress(len(units) - len(todo), len(units))
     done = len(units) - len(todo)
+    progress(done, len(units))
     for number, part in _in_processes(plan, units, todo, workers):
         unfinished = paths[number].with_suffix(".new")
         with open(unfinished, "wb") as file:

@@ -43,7 +43,9 @@ class RandomFile:
             self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from an offset on; fewer where the file ends."""
+        """Bytes from an offset on, fewer where the file ends; all of them for a length of -1."""
+        if length < 0:
+            length = self.size - offset
         if self._gfile is None:
             return os.pread(self._descriptor, length, offset)
         with self._lock:

@@ -27,7 +27,7 @@ from absl import flags
 
 from can_jax import command
 from can_jax.data.examine import Plan
-from can_jax.data.files import RandomFile, find_images
+from can_jax.data.files import OpenFiles, find_images
 from can_jax.data.indexing import build_index
 from can_jax.data.scan import lacks_end
 from can_jax.data.shards import locate_shards
@@ -242,11 +242,11 @@ def write_shards(target: Path, split: str, images: list[Image], classes: list[st
 def _write_shard(path: Path, images: list[Image], number: dict[str, int]) -> None:
     """A shard, whole or not at all."""
     tf = tensorflow()
+    files = OpenFiles()
     unfinished = path.with_suffix(".new")
     with tf.io.TFRecordWriter(str(unfinished)) as writer:
         for image in images:
-            file = RandomFile(image.path)
-            content = file.read(image.offset, image.length if image.length >= 0 else file.size)
+            content = files[image.path].read(image.offset, image.length)
             feature = {
                 "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[content])),
                 "image/filename": tf.train.Feature(

@@ -77,11 +77,9 @@ class IndexedSource:
         path = os.path.join(self.root, table.names[int(table.file[example])])
         length = int(table.length[example])
         try:
-            if length < 0:
-                whole = RandomFile(path)
-                content = whole.read(0, whole.size)
-            else:
-                content = self._files[path].read(int(table.offset[example]), length)
+            # Files of their own are not kept open: each is read once an epoch.
+            file = RandomFile(path) if length < 0 else self._files[path]
+            content = file.read(int(table.offset[example]), length)
         except Exception as error:  # a remote store has kinds of its own
             if example not in self._unread and len(self._unread) < NAMED:
                 self._unread.add(example)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from can_jax.data.examine import UNIT, Part, Plan, examine_all
+from can_jax.data.examine import Part, Plan, examine_all
 from can_jax.data.files import Names, RandomFile
 from can_jax.data.table import Table
 from can_jax.errors import UserError
@@ -100,8 +100,7 @@ def file_size(plan: Plan, name: str) -> int:
 
 def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, np.ndarray]:
     """One table of all that was found, and why each of it cannot be decoded, "" if it can."""
-    size = UNIT if plan.source == "folder" else 1
-    file = [part.which.astype(np.int64) + size * number for number, part in enumerate(parts)]
+    file = [part.which.astype(np.int64) + plan.unit * number for number, part in enumerate(parts)]
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])

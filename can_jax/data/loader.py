@@ -107,13 +107,13 @@ class Loader(Iterator[Batch]):
         batches = [dataset.as_numpy_iterator()]
         # Python must not end before the threads that read files for tf.data: neither would return.
         weakref.finalize(self, batches.clear)
-        self._place = functools.partial(_place_next, batches, batch_sharding(mesh))
+        self._load = functools.partial(_place_next, batches, batch_sharding(mesh))
         self._thread = ThreadPoolExecutor(1)
-        self._ahead = deque(self._thread.submit(self._place) for _ in range(AHEAD))
+        self._ahead = deque(self._thread.submit(self._load) for _ in range(AHEAD))
 
     def __next__(self) -> Batch:
         host, batch = self._ahead.popleft().result()
-        self._ahead.append(self._thread.submit(self._place))
+        self._ahead.append(self._thread.submit(self._load))
         self.seen += len(host["position"])
         self.account(host)
         check_share(self.skipped, self.seen, self._skip_limit)

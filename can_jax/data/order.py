@@ -6,6 +6,7 @@ state but the position.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class Order:
         return part, cycle * tf.gather(counts, part) + tf.gather(ranks, slot)
 
 
+@functools.cache
 def turns(
     weights: tuple[float, ...],
 ) -> tuple[Int[np.ndarray, " cycle"], Int[np.ndarray, " cycle"], Int[np.ndarray, " parts"]]:
