@@ -86,6 +86,7 @@ def default_config() -> ConfigDict:
                     "temperature": 0.1,
                     "pool": "patches",  # patches | all | class
                     "supervised": False,
+                    "block": placeholder(int),  # keys compared at a time; as memory allows
                 },
                 "reconstruction": {"weight": 0.67},
                 "denoising": {"weight": 0.30},

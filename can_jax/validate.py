@@ -129,6 +129,8 @@ def check_objectives(config: ConfigDict) -> None:
         temperature, views = objective.contrastive.temperature, config.augment.views
         check(temperature > 0, f"objective.contrastive.temperature={temperature}: above 0")
         check(views >= 2, f"augment.views={views}: the contrastive loss compares at least 2")
+        block = objective.contrastive.block
+        check(block is None or block >= 1, f"objective.contrastive.block={block}: at least 1 key")
         check(config.batch_size >= 2, "batch_size=1: the contrastive loss has no negatives")
 
 

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -52,7 +52,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -66,6 +66,19 @@ def pin_rows(x: Array) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
+def replicate(x: Array) -> Array:
+    """Give every device all of an array. Outside a `jax.set_mesh` context this does nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def row_shards() -> int:
+    """Into how many parts `pin_rows` splits; 1 outside a `jax.set_mesh` context."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else batch_shards(mesh)
 
 
 def to_global(sharding: NamedSharding, local: Any) -> Array:

@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from can_jax.objectives import contrastive
-from can_jax.objectives.contrastive import info_nce, sup_con
+from can_jax.objectives.base import Arrays
+from can_jax.parallel.mesh import make_mesh
 from tests import oracle
+from tests.conftest import small_config
+
+BLOCKS = (None, 1, 3, 5)
 
 
 def embeddings(images, views, width, seed=0):
@@ -19,23 +23,105 @@ def by_view(z):
     return z.transpose(1, 0, 2).reshape(-1, z.shape[-1])
 
 
+def whole(z, temperature, labels=None, block=None):
+    """The loss and its metrics."""
+    arrays = Arrays(z, None, None, None, None, labels)
+    return contrastive.loss(arrays, temperature, supervised=labels is not None, block=block)
+
+
+def info_nce(z, temperature, block=None):
+    return whole(z, temperature, block=block)[0]
+
+
+def sup_con(z, labels, temperature, block=None):
+    return whole(z, temperature, labels, block)[0]
+
+
+def written_out(z, labels, temperature):
+    """The loss as the paper writes it, for the compiler to differentiate."""
+    images, views, width = z.shape
+    unit = contrastive.normalize(z).reshape(-1, width)
+    image, itself = jnp.arange(images * views) // views, jnp.eye(images * views, dtype=bool)
+    label = jnp.repeat(labels, views)
+    alike = (image[:, None] == image) | ((label[:, None] == label) & (label >= 0))
+    logits = jnp.where(itself, -jnp.inf, unit @ unit.T / temperature)
+    logs = logits - jax.nn.logsumexp(logits, axis=1, keepdims=True)
+    positive = alike & ~itself
+    return -jnp.mean(jnp.sum(logs, axis=1, where=positive) / positive.sum(axis=1))
+
+
 @settings(deadline=None, max_examples=15)
-@given(st.integers(2, 6), st.integers(2, 9), st.sampled_from([0.05, 0.1, 0.5, 1.0]))
-def test_info_nce_by_the_oracle(images, width, temperature):
+@given(
+    st.integers(2, 6), st.integers(2, 9), st.sampled_from([0.05, 0.1, 0.5, 1.0]),
+    st.sampled_from(BLOCKS),
+)  # fmt: skip
+def test_info_nce_by_the_oracle(images, width, temperature, block):
     z = embeddings(images, 2, width)
     expected = oracle.info_nce(by_view(z).astype(float), temperature)
-    assert float(info_nce(jnp.asarray(z), temperature)) == pytest.approx(
+    assert float(info_nce(jnp.asarray(z), temperature, block)) == pytest.approx(
         expected, rel=1e-4, abs=1e-5
     )
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(st.integers(0, 2), min_size=2, max_size=6))
-def test_sup_con_by_the_oracle(labels):
+@given(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.sampled_from(BLOCKS))
+def test_sup_con_by_the_oracle(labels, block):
     z = embeddings(len(labels), 2, 5)
     expected = oracle.sup_con(by_view(z).astype(float), np.tile(labels, 2), 0.1)
-    found = float(sup_con(jnp.asarray(z), jnp.array(labels), 0.1))
+    found = float(sup_con(jnp.asarray(z), jnp.array(labels), 0.1, block))
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("labels", [[-1] * 5, [0, 1, 0, -1, -1], [0] * 5])
+@pytest.mark.parametrize("views", [2, 3])
+def test_gradient_is_that_of_the_loss_written_out(labels, views, block):
+    z, labels = jnp.asarray(embeddings(5, views, 4)), jnp.array(labels)
+    expected, gradient = jax.value_and_grad(written_out)(z, labels, 0.2)
+    found, own = jax.value_and_grad(lambda z: 3 * sup_con(z, labels, 0.2, block))(z)
+    assert float(found) == pytest.approx(3 * float(expected), rel=1e-6)
+    np.testing.assert_allclose(own, 3 * gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 3, 7, 16, 100])
+def test_blocks_change_nothing(block):
+    z = jnp.asarray(embeddings(8, 2, 6))
+    (value, metrics), gradient = jax.value_and_grad(whole, has_aux=True)(z, 0.1)
+    (blocked, others), own = jax.value_and_grad(whole, has_aux=True)(z, 0.1, block=block)
+    assert float(blocked) == pytest.approx(float(value), rel=1e-6)
+    np.testing.assert_allclose(own, gradient, rtol=1e-5, atol=1e-7)
+    for name in metrics:
+        assert float(others[name]) == pytest.approx(float(metrics[name]), rel=1e-5), name
+
+
+def test_block_follows_from_what_a_device_may_hold():
+    assert contrastive.block_size(8192, shards=1) == 4096
+    assert contrastive.block_size(8192, shards=8) == 8192
+    assert contrastive.block_size(131072, shards=256) * 131072 // 256 <= 2**25
+    assert contrastive.block_size(2**40, shards=1) == 1
+
+
+def largest_array(images, shards):
+    """Entries of the largest array that a device would hold in the loss and its gradient."""
+    mesh = make_mesh(small_config(mesh__data=8).mesh)
+    block = contrastive.block_size(2 * images, shards)
+    z = jax.ShapeDtypeStruct((images, 2, 16), jnp.float32)
+
+    def entries(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (v.aval.size for v in equation.outvars)
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from entries(inner)
+
+    with jax.set_mesh(mesh):
+        gradient = jax.value_and_grad(lambda z: info_nce(z, 0.1, block))
+        return max(entries(jax.make_jaxpr(gradient)(z).jaxpr)) // shards
+
+
+def test_memory_grows_with_the_batch_and_not_with_its_square():
+    assert largest_array(4096, shards=256) == 8192 * 8192 // 256  # in one piece
+    for images in (65536, 262144):
+        assert largest_array(images, shards=256) <= contrastive.BLOCK_ENTRIES
 
 
 def test_without_labels_sup_con_is_info_nce():
@@ -51,11 +137,13 @@ def test_perfect_agreement_and_collapse():
     assert float(info_nce(together, 0.1)) == pytest.approx(np.log(7), rel=1e-5)
 
 
-def test_negatives_are_those_of_the_global_batch():
+@pytest.mark.parametrize("block", [None, 4])
+def test_negatives_are_those_of_the_global_batch(block):
     z = embeddings(8, 2, 6)
-    mesh = jax.make_mesh((8,), ("data",), (jax.sharding.AxisType.Auto,))
-    placed = jax.device_put(z, NamedSharding(mesh, PartitionSpec("data")))
-    value, gradient = jax.jit(jax.value_and_grad(lambda z: info_nce(z, 0.1)))(placed)
+    mesh = make_mesh(small_config(mesh__data=8).mesh)
+    placed = jax.device_put(z, NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
+    with jax.set_mesh(mesh):
+        value, gradient = jax.jit(jax.value_and_grad(lambda z: info_nce(z, 0.1, block)))(placed)
     expected, expected_gradient = jax.value_and_grad(lambda z: info_nce(z, 0.1))(jnp.asarray(z))
     local = np.mean([info_nce(jnp.asarray(z[i : i + 4]), 0.1) for i in (0, 4)])
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
@@ -75,8 +163,10 @@ def test_zero_embedding_has_a_finite_gradient():
     assert bool(jnp.isfinite(gradient).all())
 
 
-def test_top1_counts_nearest_rows_of_the_same_image():
-    z = jnp.array([[[1.0, 0.0], [1.0, 0.1]], [[0.0, 1.0], [0.9, -0.1]]])
-    arrays = contrastive.Arrays(z, None, None, None, None, None)
-    _, metrics = contrastive.loss(arrays, temperature=0.1, supervised=False)
+def test_what_is_logged_beside_the_loss():
+    z = jnp.array([[[1.0, 0.0], [0.8, 0.6]], [[0.0, 1.0], [0.0, -1.0]]])
+    _, metrics = whole(z, 0.1)
+    # The first two rows are nearest to each other, the other two to rows of the other image.
     assert float(metrics["contrastive/top1"]) == 0.5
+    assert float(metrics["contrastive/positive_similarity"]) == pytest.approx((0.8 - 1.0) / 2)
+    assert float(metrics["contrastive/negative_similarity"]) == pytest.approx(0.0, abs=1e-6)
