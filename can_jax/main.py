@@ -1,7 +1,8 @@
 """`python -m can_jax.main --config=configs/X.py --workdir=DIR [--config.key=value …]`
 
 Pretrains as the recipe says, into the run directory. The same command again goes on from the newest
-checkpoint. Any key of the recipe can be set on the command line.
+checkpoint. Any key of the recipe can be set on the command line. On several hosts the same command
+runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
 """
 
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from can_jax import command
+from can_jax import command, job
 from can_jax.errors import UserError
 from can_jax.pretrain import pretrain
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, one for all hosts.")
+flags.adopt_module_key_flags(job)
 
 
 def main() -> None:
@@ -23,6 +25,7 @@ def main() -> None:
         raise UserError("--config=FILE is missing; the shipped recipes are in configs/")
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
+    job.join()
     pretrain(_CONFIG.value, Path(_WORKDIR.value))
 
 

@@ -16,6 +16,7 @@ from can_jax.observe.clock import InputWatch, StepClock
 from can_jax.observe.figures import make_panel, save_panel
 from can_jax.observe.flops import peak_flops, train_flops_per_image
 from can_jax.observe.metrics import MetricWriter, to_scalars
+from can_jax.parallel.mesh import replicated
 from can_jax.step import Step, TrainState, heads
 from can_jax.timetable import Timetable
 
@@ -55,7 +56,9 @@ class Observers:
         if times.figures_every:
             count = step.config.figures.images
             self._pictured = EvaluationSet(step.config, source, count, labelled=False).images()
-            self._panel = jax.jit(functools.partial(make_panel, step))
+            self._panel = jax.jit(
+                functools.partial(make_panel, step), out_shardings=replicated(mesh)
+            )
 
     def hooks(self) -> list[Hook]:
         """Those that the configuration asks for."""
@@ -110,7 +113,8 @@ class Observers:
         path = self._workdir / "figures" / f"step_{number:08d}.png"
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
-        self._writer.image(number, "panel", save_panel(panel, path, f"step {number}"))
+        if jax.process_index() == 0:
+            self._writer.image(number, "panel", save_panel(panel, path, f"step {number}"))
         self._run["figure"] = str(path)
 
     def conclude(self, seconds: float) -> None:

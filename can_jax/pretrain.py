@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from can_jax.observe.metrics import MetricWriter
 from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.parallel.runtime import environment
+from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
 from can_jax.step import Step, TrainState, compile_train_step, heads, initialize, make_step
 from can_jax.timetable import Timetable, make_timetable
 
@@ -44,6 +42,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         Preempted: SIGTERM came; the state is saved.
     """
     config = resolve(config)
+    demand_same("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     open_data: Any = open_stream if config.data.streaming else open_source
@@ -51,7 +50,7 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
     check_labels(config, source)
     times = make_timetable(config, source.examples)
     with contextlib.ExitStack() as stack:
-        stopping = stack.enter_context(stop_on_sigterm())
+        stopping = stack.enter_context(contextlib.closing(Stopping()))
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
         first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
@@ -66,7 +65,8 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
         report.say(console.parameter_table(state.parameters))
         run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
         if first:
-            state, run = checkpoints.restore(first, abstract)
+            with meeting("restoring the checkpoint"):
+                state, run = checkpoints.restore(first, abstract)
             report.say(f"resumed from the checkpoint of step {first}")
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         observers = Observers(step, source, mesh, times, workdir, writer, report, run)
@@ -78,14 +78,16 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 
         def save(number: int, state: TrainState) -> None:
             run["seconds"], run["loader"] = time.perf_counter() - started, loader.state
-            checkpoints.save(number, state, run)
+            with meeting("saving the checkpoint"):
+                checkpoints.save(number, state, run)
 
         hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]
         report.start_bar()
         try:
             loop(config, first, times.total, state, loader, train_step, observers, hooks, stopping)
         finally:
-            checkpoints.wait()  # also when told to stop: what was begun is worth having
+            with meeting("finishing the checkpoint"):
+                checkpoints.wait()  # also when told to stop: what was begun is worth having
         observers.conclude(time.perf_counter() - started)
 
 
@@ -98,7 +100,7 @@ def loop(
     train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]],
     observers: Observers,
     hooks: list[Hook],
-    stopping: threading.Event,
+    stopping: Stopping,
 ) -> None:
     """Step after step, and what is due after each."""
     clock = StepClock()
@@ -109,7 +111,7 @@ def loop(
         clock.stepped(metrics["loss/total"])
         observers.report.advance(number)
 
-        last, stop = number == total, stopping.is_set()
+        last, stop = number == total, stopping.after(number)
         if number % config.log_every_steps == 0 or last:
             observers.log(number, metrics, clock, loader)
         for hook in hooks:
@@ -210,14 +212,3 @@ def compile_timed(
     compiled = compile_train_step(step, abstract, batch, mesh)
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")
     return compiled
-
-
-@contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, for the loop to look at between steps."""
-    stopping = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGTERM, before)

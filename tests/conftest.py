@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from can_jax.config import default_config, resolve
+from tests.runs import RECIPE
 
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -52,3 +53,11 @@ def small_config(**changes) -> ConfigDict:
 @pytest.fixture
 def config() -> ConfigDict:
     return small_config()
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> Path:
+    """The file of a recipe that trains for seconds."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.py"
+    path.write_text(RECIPE)
+    return path

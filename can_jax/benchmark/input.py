@@ -117,7 +117,7 @@ def _decodes(image: bytes, max_pixels: int) -> bool:
 
 def _host(config: ConfigDict, source: EncodedSource) -> tuple[Any, int]:
     """Batches of views, as the devices are to get them."""
-    rows = (0, config.batch_size)
+    rows = np.arange(config.batch_size)
     return host_batches(config, source, (0, FOREVER), rows), config.batch_size
 
 

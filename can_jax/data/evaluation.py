@@ -42,19 +42,19 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self._examples)
 
-    def batches(self, batch_size: int, process: int, processes: int) -> Iterator[EvaluationBatch]:
-        """The rows of a process in each batch, equally many on every process.
-
-        An image that cannot be decoded is not valid.
+    def batches(
+        self, batch_size: int, rows: Int[np.ndarray, " local"]
+    ) -> Iterator[EvaluationBatch]:
+        """Some rows of every batch. An image that cannot be decoded is not valid.
 
         Args:
-            batch_size: of the global batch, a multiple of ``processes``.
-            process, processes: which one this is, and of how many.
+            batch_size: of the global batch.
+            rows: of it, ascending.
         """
         tf = tensorflow()
-        local = batch_size // processes
+        local = len(rows)
         numbers = np.arange(len(self._examples))
-        mine = self._examples[numbers % batch_size // local == process]
+        mine = self._examples[np.isin(numbers % batch_size, rows)]
         config = self._config
         dataset = chunks.batches(
             self._source,
@@ -67,21 +67,21 @@ class EvaluationSet:
         )
         loaded = dataset.as_numpy_iterator()
         for start in range(0, len(self._examples), batch_size):
-            rows = min(local, max(0, len(self._examples) - start - process * local))
+            there = int(np.searchsorted(rows, len(self._examples) - start))
             shape = (local, *config.data.image_size, config.data.channels)
             images, label = np.zeros(shape, np.uint8), np.full(local, -1, np.int32)
             valid = np.zeros(local, bool)
-            if rows:
+            if there:
                 part = next(loaded)
-                images[:rows], label[:rows] = part["views"][:, 0], part["label"]
-                valid[:rows] = (part["attempt"] == 0) & (
+                images[:there], label[:there] = part["views"][:, 0], part["label"]
+                valid[:there] = (part["attempt"] == 0) & (
                     (part["label"] >= 0) | (not self._labelled)
                 )
             yield EvaluationBatch(images, label, valid)
 
     def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
         """All that are valid, in memory."""
-        (batch,) = self.batches(len(self), 0, 1)
+        (batch,) = self.batches(len(self), np.arange(len(self)))
         return batch.images[batch.valid]
 
 

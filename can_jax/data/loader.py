@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data import chunks
@@ -22,7 +22,8 @@ from can_jax.data.order import Order
 from can_jax.data.source import Source
 from can_jax.data.views import RandomViews
 from can_jax.errors import UserError
-from can_jax.parallel.mesh import batch_sharding, to_global
+from can_jax.parallel.rows import Share, share_of_process
+from can_jax.parallel.runtime import gather
 from can_jax.tf import tensorflow
 
 # How many examples are tried at one place of the stream before the run gives up.
@@ -51,14 +52,8 @@ def order_of(seed: int, source: Source) -> Order:
     return Order(seed, (source.examples,))
 
 
-def rows_of_process(batch_size: int) -> tuple[int, int]:
-    """First and last row, exclusive, of the global batch that this process loads."""
-    local = batch_size // jax.process_count()
-    return jax.process_index() * local, (jax.process_index() + 1) * local
-
-
 def host_batches(
-    config: ConfigDict, source: Source, steps: tuple[int, int], rows: tuple[int, int]
+    config: ConfigDict, source: Source, steps: tuple[int, int], rows: Int[np.ndarray, " local"]
 ) -> Any:
     """Some rows of the batches of a range of steps, as a `tf.data.Dataset`.
 
@@ -66,16 +61,15 @@ def host_batches(
         config: resolved.
         source: of the images.
         steps: first and last, exclusive.
-        rows: first and last, exclusive, of the global batch.
+        rows: of the global batch.
 
     Returns:
         elements as `chunks.batches` describes them.
     """
     tf = tensorflow()
+    local = tf.constant(rows, tf.int64)
     positions = tf.data.Dataset.range(*steps, output_type=tf.int64).flat_map(
-        lambda step: tf.data.Dataset.range(
-            step * config.batch_size + rows[0], step * config.batch_size + rows[1]
-        )
+        lambda step: tf.data.Dataset.from_tensor_slices(step * config.batch_size + local)
     )
     return chunks.batches(
         source,
@@ -83,7 +77,7 @@ def host_batches(
         positions,
         order_of(config.seed, source).examples_at,
         DECODE_ATTEMPTS,
-        rows[1] - rows[0],
+        len(rows),
         config.data.threads,
     )
 
@@ -93,7 +87,7 @@ class Loader(Iterator[Batch]):
 
     Args:
         dataset: this process's rows of each batch, as `chunks.batches` gives them.
-        mesh: of the devices.
+        share: which rows these are.
         skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
         states: `state` of the loader that this one goes on from.
 
@@ -101,13 +95,13 @@ class Loader(Iterator[Batch]):
         seen, skipped: images of this process so far, and how many of them could not be decoded.
     """
 
-    def __init__(self, dataset: Any, mesh: Mesh, skip_limit: float, states: States | None = None):
+    def __init__(self, dataset: Any, share: Share, skip_limit: float, states: States | None = None):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [dataset.as_numpy_iterator()]
         # Python must not end before the threads that read files for tf.data: neither would return.
         weakref.finalize(self, batches.clear)
-        self._load = functools.partial(_place_next, batches, batch_sharding(mesh))
+        self._load = functools.partial(_place_next, batches, share)
         self._thread = ThreadPoolExecutor(1)
         self._ahead = deque(self._thread.submit(self._load) for _ in range(AHEAD))
 
@@ -124,9 +118,7 @@ class Loader(Iterator[Batch]):
         """What a run has to remember of every process in order to go on, besides its step: the
         counts of images seen and skipped, and `place`. All processes have to ask."""
         mine = np.array([self.seen, self.skipped, *self.place], np.int64)
-        if jax.process_count() == 1:
-            return [mine.tolist()]
-        return np.asarray(multihost_utils.process_allgather(mine)).tolist()
+        return gather("state of the input", mine).tolist()
 
     @property
     def place(self) -> list[int]:
@@ -138,11 +130,11 @@ class Loader(Iterator[Batch]):
         raise NotImplementedError
 
 
-def _place_next(batches: list[Any], sharding: NamedSharding) -> tuple[dict[str, Any], Batch]:
+def _place_next(batches: list[Any], share: Share) -> tuple[dict[str, Any], Batch]:
     """The next batch of the host, without its images, and as global arrays."""
     host = next(batches[0])
     local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
-    return host, Batch(*(to_global(sharding, array) for array in local))
+    return host, Batch(*map(share.place, local))
 
 
 class TrainingLoader(Loader):
@@ -157,9 +149,9 @@ class TrainingLoader(Loader):
         total_steps: int,
         states: States | None = None,
     ):
-        rows = rows_of_process(config.batch_size)
-        dataset = host_batches(config, source, (first_step, total_steps), rows)
-        super().__init__(dataset, mesh, config.data.skip_limit, states)
+        share = share_of_process(mesh, config.batch_size)
+        dataset = host_batches(config, source, (first_step, total_steps), share.rows)
+        super().__init__(dataset, share, config.data.skip_limit, states)
         self._config, self._source = config, source
         self._order = order_of(config.seed, source)
         self._named: set[int] = set()

@@ -28,12 +28,13 @@ from ml_collections import ConfigDict
 
 from can_jax.data import chunks
 from can_jax.data.files import open_file
-from can_jax.data.loader import Loader, States, TrainingLoader, rows_of_process
+from can_jax.data.loader import Loader, States, TrainingLoader
 from can_jax.data.scan import FOOTER, HEADER, examples_of_tar, lacks_end, record_length
 from can_jax.data.shards import example_parser, locate_shards
 from can_jax.data.source import Source
 from can_jax.data.views import RandomViews
 from can_jax.errors import UserError
+from can_jax.parallel.rows import Share, share_of_process
 from can_jax.tf import tensorflow
 
 # Where a process is: epoch, number of its shard in the epoch, number of the record in the shard at
@@ -188,10 +189,10 @@ class StreamingLoader(Loader):
         process, processes = jax.process_index(), jax.process_count()
         place = resumed(states, process, processes)
         self._last = np.array(place, np.int64)
-        rows = rows_of_process(config.batch_size)
+        share = share_of_process(mesh, config.batch_size)
         views = RandomViews.from_config(config)
-        dataset = _batches(config, source, views, (first_step, total_steps), rows, place)
-        super().__init__(dataset, mesh, config.data.skip_limit, states)
+        dataset = _batches(config, source, views, (first_step, total_steps), share, place)
+        super().__init__(dataset, share, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Keep the place, and count what was replaced.
@@ -231,18 +232,16 @@ def _batches(
     source: ShardStream,
     views: RandomViews,
     steps: tuple[int, int],
-    rows: tuple[int, int],
+    share: Share,
     place: tuple[int, ...],
 ) -> Any:
     """As `chunks.batches`, with the place after each row."""
     tf = tensorflow()
-    local = rows[1] - rows[0]
-    process, processes = rows[0] // local, config.batch_size // local
 
     def examples() -> Iterator[tuple]:
-        stream = source.stream(config.seed, config.data.window, process, processes, place)
+        stream = source.stream(config.seed, config.data.window, share.number, share.count, place)
         for step in range(*steps):
-            for row in range(*rows):
+            for row in share.rows.tolist():
                 yield step * config.batch_size + row, *next(stream)
 
     signature = tuple(
@@ -271,4 +270,6 @@ def _batches(
         return cut.map(lambda element: element | {"place": places})
 
     elements = tf.data.Dataset.from_generator(examples, output_signature=signature)
-    return chunks.in_parallel(elements, chunk, local, config.data.threads, whole_chunks=True)
+    return chunks.in_parallel(
+        elements, chunk, len(share.rows), config.data.threads, whole_chunks=True
+    )

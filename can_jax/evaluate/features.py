@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.parallel.mesh import batch_sharding, batch_shards, replicated, to_global
+from can_jax.parallel.mesh import batch_shards, replicated
+from can_jax.parallel.rows import share_of_process
 
 
 class Features(NamedTuple):
@@ -30,9 +31,8 @@ class FeatureExtractor:
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
         shards = batch_shards(mesh)
-        self._batch_size = -(-batch_size // shards) * shards
         self._mesh = mesh
-        self._sharding = batch_sharding(mesh)
+        self._share = share_of_process(mesh, -(-batch_size // shards) * shards)
 
         def whole(state: Any, images: Any, *facts: Any) -> Any:
             return function(state, images), *facts
@@ -44,10 +44,8 @@ class FeatureExtractor:
         """Features of all examples. Every process passes the same ones, and loads its share."""
         found = []
         with jax.set_mesh(self._mesh):
-            for batch in examples.batches(
-                self._batch_size, jax.process_index(), jax.process_count()
-            ):
-                placed = (to_global(self._sharding, part) for part in batch)
+            for batch in examples.batches(self._share.batch_size, self._share.rows):
+                placed = map(self._share.place, batch)
                 features, labels, valid = map(np.asarray, self._function(state, *placed))
                 found.append(Features(features[valid], labels[valid]))
         return Features(*map(np.concatenate, zip(*found, strict=True)))

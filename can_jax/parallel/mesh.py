@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
@@ -35,11 +36,40 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``config.mesh`` over all devices of all processes, or over ``devices``."""
+    """The mesh of ``config.mesh`` over all devices of all processes, or over ``devices``.
+
+    Neighbours in the mesh are neighbours on the chips' network. Over several slices, each with fast
+    links inside and slow ones to the others, `slice_shape` says which axis crosses the slow ones.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        mesh_shape(config, len(devices)), AXES, (AxisType.Auto,) * len(AXES), devices=devices
-    )
+    shape = mesh_shape(config, len(devices))
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
+    if slices > 1:
+        across = slice_shape(shape, slices)
+        inside = [size // parts for size, parts in zip(shape, across, strict=True)]
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, **split)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, **split)
+    return Mesh(grid, AXES, (AxisType.Auto,) * len(AXES))
+
+
+def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
+    """How slices form the mesh: over `data` as far as it divides, which sends a step's gradients
+    once, and over `fsdp`, which sends the parameters too, for the rest.
+
+    Raises:
+        UserError: slices are left, which `tensor` would have to cross.
+    """
+    data, fsdp, _ = shape
+    across = math.gcd(data, slices)
+    rest = slices // across
+    if fsdp % rest:
+        raise UserError(
+            f"mesh.data={data}, mesh.fsdp={fsdp} do not divide over {slices} slices; let mesh.data "
+            f"be a multiple of {slices}"
+        )
+    return across, rest, 1
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -79,8 +109,3 @@ def row_shards() -> int:
     """Into how many parts `pin_rows` splits; 1 outside a `jax.set_mesh` context."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)
-
-
-def to_global(sharding: NamedSharding, local: Any) -> Array:
-    """A global array of which this process holds the given rows."""
-    return jax.make_array_from_process_local_data(sharding, local)

@@ -1,15 +1,178 @@
-"""What this program runs on, written down beside its results."""
+"""From one process or many to one program: its start, its meeting points, what it runs on."""
 
+import contextlib
+import glob
+import hashlib
 import importlib.metadata
+import importlib.util
+import os
 import platform
+import signal
 import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from can_jax.errors import EXIT_ERROR, UserError, one_line
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
+
+
+BARRIER_SECONDS = 600.0  # that processes wait for each other, at most
+
+
+def surroundings() -> str | None:
+    """What starts several processes here, and tells each which one it is; None for nothing."""
+    environment = os.environ
+    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
+        return "SLURM"
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return "Open MPI"
+    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+    if chips and importlib.util.find_spec("libtpu"):
+        return "Cloud TPU"  # or GKE
+    return None
+
+
+def start(
+    coordinator: str | None, processes: int | None, process: int | None, timeout: int
+) -> None:
+    """Join this process with the others of its job. Call before anything else of JAX.
+
+    On Cloud TPU, GKE, SLURM and Open MPI nothing has to be given. A single process needs no start.
+
+    Args:
+        coordinator: `host:port` of process 0, reachable from all.
+        processes: how many there are.
+        process: which one this is.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: some of the three are missing, or not all processes came.
+    """
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    found = surroundings()
+    if 0 < len(missing) < 3 and not found:
+        raise UserError(
+            f"{', '.join(missing)} is missing: give --coordinator=HOST:PORT, "
+            "--processes and --process together"
+        )
+    if len(missing) == 3 and found is None:
+        return
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise UserError(
+            f"--process={process}: between 0 and {processes - 1}, one less than --processes"
+        )
+    where = f"as {found} tells" if missing else f"at --coordinator={coordinator}"
+    hint = (
+        f"the processes of this job did not find each other {where} within --start_timeout="
+        f"{timeout} s: is every one of them started, and can each reach that host and port?"
+    )
+    if proxies := [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy")]:
+        hint += f" {' and '.join(proxies)} in the environment may stand in the way"
+    try:
+        with give_up_after(timeout, hint):  # left to itself, JAX ends the program with a stack dump
+            jax.distributed.initialize(
+                coordinator, processes, process, initialization_timeout=timeout + 60
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{hint} ({one_line(error)[:200]})") from error
+
+
+@contextlib.contextmanager
+def give_up_after(seconds: float, message: str) -> Iterator[None]:
+    """End the program with one line if what is inside takes longer. Waiting for a process that is
+    gone cannot be interrupted in any gentler way."""
+
+    def give_up() -> None:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        os._exit(EXIT_ERROR)
+
+    watch = threading.Timer(seconds, give_up)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+@contextlib.contextmanager
+def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
+    """Around anything for which every process has to come: it ends in time, or the program does."""
+    if jax.process_count() == 1:
+        yield
+        return
+    me = f"process {jax.process_index()} of {jax.process_count()}"
+    started = time.perf_counter()
+    with give_up_after(
+        seconds,
+        f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them is gone or stuck",
+    ):
+        yield
+    logging.info("%s: all processes after %.2f s", name, time.perf_counter() - started)
+
+
+def gather(name: str, value: Any) -> np.ndarray:
+    """The value of every process, stacked. All have to ask.
+
+    Args:
+        name: of this meeting point, for messages.
+        value: an array, of the same shape everywhere.
+    """
+    if jax.process_count() == 1:
+        return np.asarray(value)[None]
+    with meeting(name):
+        return np.asarray(multihost_utils.process_allgather(value))
+
+
+class Stopping:
+    """Whether SIGTERM asks the job to stop: for the loop to look at after each step.
+
+    With several processes all of them learn of it after the same step, whichever was told.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+        if jax.process_count() == 1:  # of several, JAX's service takes the signal
+            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_told", True))
+
+    def after(self, step: int) -> bool:
+        """All processes have to ask, after every step."""
+        if jax.process_count() > 1:
+            self._told |= multihost_utils.reached_preemption_sync_point(step)
+        return self._told
+
+    def close(self) -> None:
+        """Give the signal back."""
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def demand_same(name: str, text: str) -> None:
+    """Every process was given the same.
+
+    Raises:
+        UserError: this one was not given what process 0 was.
+    """
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
+    others = gather(f"same {name}", digest)
+    different = np.flatnonzero((others != others[0]).any(axis=1))
+    if len(different):
+        raise UserError(
+            f"processes {', '.join(map(str, different))} were given another {name} than process 0; "
+            "start all of them with the same command"
+        )
 
 
 def version_of(package: str) -> str | None:

@@ -20,7 +20,8 @@ def numbered(count):
 def test_every_example_counts_once_on_any_number_of_hosts(size, count, hosts, local):
     examples = EvaluationSet(small_config(), numbered(size), count, labelled=False)
     assert len(examples) == min(size, count)
-    parts = [list(examples.batches(hosts * local, host, hosts)) for host in range(hosts)]
+    shares = np.split(np.arange(hosts * local), hosts)
+    parts = [list(examples.batches(hosts * local, rows)) for rows in shares]
     assert len({len(part) for part in parts}) == 1
     seen = []
     for batches in zip(*parts, strict=True):
@@ -29,7 +30,7 @@ def test_every_example_counts_once_on_any_number_of_hosts(size, count, hosts, lo
             shown = batch.images[:, 0, 0, 0]
             assert (shown[batch.valid] == batch.label[batch.valid]).all()
             seen += shown[batch.valid].tolist()
-    alone = [label for b in examples.batches(7, 0, 1) for label in b.label[b.valid]]
+    alone = [label for b in examples.batches(7, np.arange(7)) for label in b.label[b.valid]]
     assert seen == alone and len(set(seen)) == len(examples)
 
 
@@ -44,7 +45,7 @@ def test_what_cannot_be_decoded_does_not_count(tmp_path, labelled):
     config = small_config(data__source="folder", data__path=str(tmp_path))
     source = open_source(config.data, "train")
     examples = EvaluationSet(config, source, 10, labelled=labelled)
-    (batch,) = examples.batches(6, 0, 1)
+    (batch,) = examples.batches(6, np.arange(6))
     assert batch.valid.tolist() == [True, False, True, True, False, False]
     assert batch.label[batch.valid].tolist() == [0, 1, 1]
     assert examples.images()[:, 0, 0, 0].tolist() == [0, 2, 3]
@@ -61,5 +62,5 @@ def test_unlabelled_images_are_left_out_where_labels_are_asked_for():
 
 def test_examples_are_spread_over_the_source():
     examples = EvaluationSet(small_config(), numbered(100), 5, labelled=False)
-    (batch,) = examples.batches(5, 0, 1)
+    (batch,) = examples.batches(5, np.arange(5))
     assert batch.label.tolist() == [10, 30, 50, 70, 90]

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from can_jax.errors import UserError
-from can_jax.parallel.mesh import batch_shards, make_mesh, mesh_shape, pin_rows
+from can_jax.parallel.mesh import batch_shards, make_mesh, mesh_shape, pin_rows, slice_shape
 
 
 def axes(data=-1, fsdp=1, tensor=1):
@@ -45,3 +45,10 @@ def test_pinned_rows_are_split_over_data_and_fsdp():
 def test_without_a_mesh_nothing_is_pinned():
     x = jnp.zeros((3, 2))
     assert pin_rows(x) is x
+
+
+def test_data_crosses_the_slow_links_between_slices():
+    assert slice_shape((8, 4, 1), 2) == (2, 1, 1)
+    assert slice_shape((2, 64, 1), 4) == (2, 2, 1)
+    with pytest.raises(UserError, match=r"be a multiple of 4"):
+        slice_shape((2, 1, 16), 4)

@@ -1,0 +1,117 @@
+"""Several processes as one job, by the main command; and one process over eight devices."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from tests.runs import ROOT, command, metrics
+
+QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def with_devices(count):
+    return os.environ | {"JAX_NUM_CPU_DEVICES": str(count), "JAX_PLATFORMS": "cpu"}
+
+
+@contextlib.contextmanager
+def job(recipe, workdir, *overrides, count=2, own=((), ())):
+    """Processes of four devices each; ``own`` are options of one of them."""
+    port = free_port()
+    started = [
+        subprocess.Popen(
+            [
+                *command(recipe, workdir, *overrides),
+                f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
+                "--start_timeout=60", *own[i],
+            ],
+            cwd=ROOT, env=with_devices(4), text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("axes", [[], ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"]])
+def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
+    """The second mesh splits parameters over the devices of a process, which have the same rows."""
+    options = ["total_steps=20", "model.heads=4", *axes, *QUIET]
+    with job(recipe, tmp_path / "two", *options) as processes:
+        outputs = [process.communicate(timeout=300) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "0 (this one) │ 4" in outputs[0][0] and "1            │ 4" in outputs[0][0]
+    assert "Mesh" not in outputs[1][0]  # one process speaks
+    one = subprocess.run(
+        command(recipe, tmp_path / "one", *options), cwd=ROOT, env=with_devices(8),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert one.returncode == 0, one.stderr
+    curves = [
+        [[line[name] for name in line if name.startswith("loss/")] for line in metrics(workdir)]
+        for workdir in (tmp_path / "two", tmp_path / "one")
+    ]
+    assert np.shape(curves[0]) == (20, 4)
+    np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
+
+
+def test_sigterm_to_one_process_saves_and_stops_all_of_them(recipe, tmp_path):
+    endless = ["total_steps=100000", "checkpoint.every_steps=100000", *QUIET]
+    with job(recipe, tmp_path, *endless) as processes:
+        for line in processes[0].stdout:
+            if line.startswith("step 3/"):
+                break
+        processes[1].send_signal(signal.SIGTERM)
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+        assert [process.returncode for process in processes] == [75, 75], errors
+    (saved,) = (path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert all(f"step {saved} is saved" in error for error in errors)
+
+
+def test_process_that_never_comes_is_not_waited_for_endlessly(recipe, tmp_path):
+    alone = (["--start_timeout=5"], [])
+    started = time.monotonic()
+    with job(recipe, tmp_path, count=1, own=alone) as (process,):
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and time.monotonic() - started < 45
+    assert errors.startswith("error: the processes of this job did not find each other")
+    assert errors.count("\n") == 1 and "within --start_timeout=5 s" in errors
+
+
+def test_processes_with_different_configurations_are_refused(recipe, tmp_path):
+    with job(recipe, tmp_path, own=((), ["--config.seed=1"])) as processes:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    for error in errors:
+        assert "processes 1 were given another configuration than process 0" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--processes=2"], "--coordinator, --process is missing"),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], "--process=2: between 0 and 1"),
+    ],
+)
+def test_wrong_flags(recipe, tmp_path, options, message):
+    done = subprocess.run(
+        [*command(recipe, tmp_path), *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr
