@@ -91,6 +91,10 @@ def default_config() -> ConfigDict:
                 "reconstruction": {"weight": 0.67},
                 "denoising": {"weight": 0.30},
             },
+            "accumulation": {  # of gradients, where the whole batch does not fit the memory
+                "microbatches": 1,
+                "negatives": "batch",  # batch: as without | microbatch: cheaper, see gradients.py
+            },
             "noise": {
                 "sigma_max": 0.05,
                 "embed_level": True,  # tell the decoder how much noise there is

@@ -11,13 +11,14 @@ from jax.sharding import Mesh
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.loader import Loader
 from can_jax.evaluate.probe import KnnProbe
+from can_jax.forward import heads
 from can_jax.observe import console
 from can_jax.observe.clock import InputWatch, StepClock
 from can_jax.observe.figures import make_panel, save_panel
 from can_jax.observe.flops import peak_flops, train_flops_per_image
 from can_jax.observe.metrics import MetricWriter, to_scalars
 from can_jax.parallel.mesh import replicated
-from can_jax.step import Step, TrainState, heads
+from can_jax.step import Step, TrainState
 from can_jax.timetable import Timetable
 
 

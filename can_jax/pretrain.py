@@ -18,6 +18,7 @@ from can_jax.data.loader import Loader
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_loader, open_stream
 from can_jax.errors import Preempted, UserError
+from can_jax.forward import heads
 from can_jax.observe import console
 from can_jax.observe.clock import StepClock
 from can_jax.observe.flops import train_flops_per_image
@@ -26,7 +27,7 @@ from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
-from can_jax.step import Step, TrainState, compile_train_step, heads, initialize, make_step
+from can_jax.step import Step, TrainState, compile_train_step, initialize, make_step
 from can_jax.timetable import Timetable, make_timetable
 
 
@@ -125,13 +126,15 @@ def loop(
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """The batch divides over the devices."""
-    shards = batch_shards(mesh)
-    if config.batch_size % shards:
-        below = config.batch_size // shards * shards
-        nearest = " and ".join(str(size) for size in (below, below + shards) if size)
+    devices, parts = batch_shards(mesh), config.accumulation.microbatches
+    unit = devices * parts
+    if config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        nearest = " and ".join(str(size) for size in (below, below + unit) if size)
+        pieces = f" and {parts} microbatches" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over the {shards} devices of "
-            f"mesh.data x mesh.fsdp; the nearest that would: {nearest}"
+            f"config.batch_size={config.batch_size} does not divide over the {devices} devices of "
+            f"mesh.data x mesh.fsdp{pieces}; the nearest that would: {nearest}"
         )
 
 
@@ -173,6 +176,7 @@ def note_run(
     flops = train_flops_per_image(config, heads(config))
     facts = {
         "effective batch (images)": config.batch_size,
+        **microbatch_facts(config),
         "views an image": config.augment.views,
         "peak learning rate": f"{peak_learning_rate(config):.4g}",
         "warm-up steps": times.warmup,
@@ -194,6 +198,19 @@ def note_run(
         before.write_text(to_json(config) + "\n")
         stored = environment(mesh) | {"run": facts}
         (workdir / "environment.json").write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
+    """What accumulation of gradients does to the batch, if it is on."""
+    settings, views = config.accumulation, config.augment.views
+    images = config.batch_size // settings.microbatches
+    if settings.microbatches == 1:
+        return {}
+    facts: dict[str, Any] = {"images of a microbatch": images}
+    if config.objective.contrastive.weight:
+        compared = config.batch_size if settings.negatives == "batch" else images
+        facts["negatives of a row"] = compared * views - views
+    return facts
 
 
 def compile_timed(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from can_jax.config import steps_of
-from can_jax.step import heads
+from can_jax.forward import heads
 
 
 class Timetable(NamedTuple):

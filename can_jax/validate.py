@@ -134,6 +134,24 @@ def check_objectives(config: ConfigDict) -> None:
         check(config.batch_size >= 2, "batch_size=1: the contrastive loss has no negatives")
 
 
+def check_accumulation(config: ConfigDict) -> None:
+    """Microbatches that divide the batch."""
+    settings = config.accumulation
+    count = settings.microbatches
+    check(count >= 1, f"accumulation.microbatches={count}: at least 1")
+    check(
+        config.batch_size % count == 0,
+        f"accumulation.microbatches={count} does not divide batch_size={config.batch_size}",
+    )
+    check_one_of("accumulation.negatives", settings.negatives, ("batch", "microbatch"))
+    check(
+        settings.negatives == "batch"
+        or config.batch_size // count >= 2
+        or not config.objective.contrastive.weight,
+        "accumulation.negatives='microbatch': a microbatch of one image has no negatives",
+    )
+
+
 def check_augment(config: ConfigDict) -> None:
     """Ranges, probabilities, and colour operations on images with colour."""
     augment = config.augment
@@ -189,4 +207,11 @@ def check_schedule(config: ConfigDict) -> None:
     )
 
 
-CHECKS = (check_data, check_model, check_objectives, check_augment, check_schedule)
+CHECKS = (
+    check_data,
+    check_model,
+    check_objectives,
+    check_accumulation,
+    check_augment,
+    check_schedule,
+)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from can_jax.config import resolve
+from can_jax.forward import heads
 from can_jax.observe.flops import train_flops_per_image
-from can_jax.step import heads, make_step
+from can_jax.step import make_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -38,6 +38,7 @@ SIZES = {
     "H": Size(1280, 32, 16),
 }
 
+HEADS = frozenset({"projection", "prediction", "noise_level"})
 POOLS = ("patches", "all", "class")
 
 
@@ -109,8 +110,9 @@ class CAN(nnx.Module):
         *,
         grid: tuple[int, int],
         train: bool,
+        heads: Set[str] = HEADS,
     ) -> Forward:
-        """Run every head that exists.
+        """Run the heads that exist, of those that are asked for.
 
         Args:
             patches: the visible patches, noise included, in the order of ``shuffle``.
@@ -118,22 +120,30 @@ class CAN(nnx.Module):
             sigma: the noise level of each row; unused without a noise-level embedding.
             grid: patches along (height, width).
             train: whether BatchNorm uses this batch's statistics and updates the running ones.
+            heads: some of `HEADS`.
         """
         visible = patches.shape[1]
         latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
         pooled = pool(latent, self.pool)
         projection = noise_level = prediction = None
-        if self.projector is not None:
-            projection = self.projector(pooled.astype(self.dtype), train=train)
+        if self.projector is not None and "projection" in heads:
+            projection = self.project(pooled, train=train)
         decoder_input = latent
-        if self.noise_level is not None:
+        if self.noise_level is not None and "noise_level" in heads:
             # The sinusoids need float32: bf16 has 8 bits for angles up to 1000 rad.
             assert sigma is not None, "this network wants to be told the noise level"
             noise_level = self.noise_level(sigma)
             decoder_input = latent.at[:, 1:].add(noise_level[:, None].astype(latent.dtype))
-        if self.decoder is not None:
+        if self.decoder is not None and "prediction" in heads:
             prediction = self.decoder(decoder_input, shuffle, grid)
         return Forward(latent, pooled, projection, noise_level, prediction)
+
+    def project(
+        self, pooled: Float[Array, "rows width"], *, train: bool
+    ) -> Float[Array, "rows outputs"]:
+        """What the contrastive loss compares, of the pooled embeddings of all rows."""
+        assert self.projector is not None
+        return self.projector(pooled.astype(self.dtype), train=train)
 
     def encode(
         self, images: Float[Array, "rows height width channels"]
@@ -157,8 +167,7 @@ def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
 
     Args:
         config: a validated configuration.
-        heads: a subset of ``projection``, ``prediction``, ``noise_level``: what the objectives
-            with a weight need. Nothing else is built.
+        heads: some of `HEADS`: what the objectives with a weight need. Nothing else is built.
         rngs: a ``params`` stream.
     """
     model = config.model

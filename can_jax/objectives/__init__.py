@@ -6,6 +6,8 @@ give it a block `objective.NAME` with a `weight` in `can_jax.config`.
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from can_jax.objectives import contrastive, denoising, reconstruction
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
 
@@ -15,25 +17,26 @@ OBJECTIVES: dict[str, Objective] = {
     "denoising": denoising.OBJECTIVE,
 }
 
+Settings = dict[str, dict[str, Any]]
 
-def active(settings: dict[str, Any]) -> dict[str, Objective]:
+
+def active(settings: Settings) -> dict[str, Objective]:
     """The objectives with a weight; the others are not computed, nor are their heads built."""
-    return {name: term for name, term in OBJECTIVES.items() if settings[name]["weight"]}
+    return {name: OBJECTIVES[name] for name, block in settings.items() if block["weight"]}
 
 
-def total_loss(arrays: Arrays, settings: dict[str, Any]) -> tuple[Loss, Metrics]:
+def total_loss(arrays: Arrays, settings: Settings) -> tuple[Loss, Metrics]:
     """The weighted sum of the active objectives, and all there is to log of them.
 
     Args:
         arrays: one step of the global batch.
-        settings: a config block for each objective, ``weight`` among its keys.
+        settings: a config block for each objective to compute, ``weight`` among its keys.
     """
     metrics: Metrics = {}
-    total = None
+    total = jnp.zeros(())
     for name, objective in active(settings).items():
         block = settings[name]
         loss, extra = objective.loss(arrays, **{key: block[key] for key in objective.settings})
         metrics |= {f"loss/{name}": loss} | extra
-        total = block["weight"] * loss + (0 if total is None else total)
-    assert total is not None, "validated configurations have at least one weight"
+        total += block["weight"] * loss
     return total, metrics | {"loss/total": total}

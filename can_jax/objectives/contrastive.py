@@ -208,5 +208,8 @@ def loss(
 
 
 OBJECTIVE = Objective(
-    frozenset({"projection"}), loss, settings=("temperature", "supervised", "block")
+    heads=frozenset({"projection"}),
+    loss=loss,
+    settings=("temperature", "supervised", "block"),
+    relates_rows=True,
 )

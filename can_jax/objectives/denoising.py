@@ -21,6 +21,7 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """`denoising_loss` of a step."""
     assert arrays.prediction is not None
     assert arrays.noise is not None
+    assert arrays.hidden is not None
     return denoising_loss(arrays.prediction, arrays.noise, arrays.hidden), {}
 
 

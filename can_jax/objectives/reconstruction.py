@@ -31,6 +31,8 @@ def reconstruction_loss(
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """`reconstruction_loss` of a step."""
     assert arrays.prediction is not None
+    assert arrays.clean is not None
+    assert arrays.hidden is not None
     return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden), {}
 
 

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, UInt8
 
 from can_jax.augment.photometric import Photometric, denormalize
 from can_jax.data.batch import Batch
+from can_jax.forward import forward, grid_of, prepare
 from can_jax.model.masking import hidden_mask, unpatchify, visible_count
 from can_jax.objectives.reconstruction import patch_statistics
-from can_jax.step import Step, TrainState, forward, grid_of, prepare
+from can_jax.step import Step, TrainState
 
 NOISE_CONTRAST = 3.0  # deviations of the strongest noise at which its picture is black or white
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from can_jax.forward import forward
 from can_jax.observe import figures
 from can_jax.parallel.mesh import make_mesh
-from can_jax.step import forward, initialize, make_step
+from can_jax.step import initialize, make_step
 from tests.conftest import small_config
 
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from can_jax.forward import heads
 from can_jax.model.can import SIZES, Size
 from can_jax.model.vit import Blocks
 from can_jax.observe.flops import matmul_flops, peak_flops, train_flops_per_image, transformer_flops
-from can_jax.step import heads
 from tests.conftest import small_config
 
 
