@@ -104,6 +104,9 @@ def default_config() -> ConfigDict:
             "optimizer": {
                 "learning_rate": 2.5e-4,  # for 256 images; scaled to batch_size
                 "weight_decay": 0.05,
+                # By what is found in a parameter's path, the first pattern that is:
+                "learning_rate_scale": (),  # (pattern, factor) pairs, such as ("encoder/", 0.1)
+                "freeze": (),  # patterns of parameters that stay as they are
                 "warmup_steps": placeholder(int),
                 "warmup_epochs": 40.0,
                 "beta1": 0.9,

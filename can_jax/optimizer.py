@@ -1,9 +1,14 @@
-"""Learning-rate schedule and AdamW with the decay mask."""
+"""Learning-rate schedule and AdamW, with what holds for some parameters only."""
 
+import re
+from typing import Any
+
+import jax
 import optax
 from ml_collections import ConfigDict
 
-from can_jax.parallel.rules import decay_mask
+from can_jax.errors import UserError
+from can_jax.parallel.rules import decay_mask, path_name
 
 REFERENCE_BATCH = 256  # images, for which `optimizer.learning_rate` is stated
 
@@ -25,11 +30,57 @@ def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW without its learning rate, which the step applies, so that what is logged is what was
-    used and a skipped step does not shift the schedule."""
+    used and a skipped step does not shift the schedule. Frozen parameters have no moments."""
     settings = config.optimizer
-    return optax.chain(
+    adam = optax.chain(
         optax.scale_by_adam(
             settings.beta1, settings.beta2, settings.epsilon, mu_dtype=settings.moment_dtype
         ),
         optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
     )
+    if scales := settings.learning_rate_scale:
+
+        def scaled(updates: Any, _: Any) -> Any:
+            factors = by_pattern(updates, dict(scales), 1.0)
+            return jax.tree.map(lambda update, factor: factor * update, updates, factors)
+
+        adam = optax.chain(adam, optax.stateless(scaled))
+    if not settings.freeze:
+        return adam
+    kinds = {"trained": adam, "frozen": optax.set_to_zero()}
+    frozen = dict.fromkeys(settings.freeze, "frozen")
+    return optax.partition(kinds, lambda parameters: by_pattern(parameters, frozen, "trained"))
+
+
+def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
+    """For each parameter the value of the first pattern that is found in its path."""
+
+    def value(path: tuple[Any, ...], _: Any) -> Any:
+        name = path_name(path)
+        return next((v for pattern, v in values.items() if re.search(pattern, name)), default)
+
+    return jax.tree_util.tree_map_with_path(value, parameters)
+
+
+def check_patterns(config: ConfigDict, parameters: Any) -> None:
+    """Every pattern is found in the path of a parameter, and something is left to train.
+
+    Raises:
+        UserError: it is not.
+    """
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    settings = config.optimizer
+    scaled = [pattern for pattern, _ in settings.learning_rate_scale]
+    for key, patterns in (("learning_rate_scale", scaled), ("freeze", settings.freeze)):
+        for pattern in patterns:
+            try:
+                found = any(re.search(pattern, name) for name in names)
+            except re.error as error:
+                raise UserError(f"config.optimizer.{key}: {pattern!r}: {error}") from error
+            if not found:
+                raise UserError(
+                    f"config.optimizer.{key}: {pattern!r} is found in no parameter's path; paths "
+                    f"are such as {names[0]} and {names[-1]}"
+                )
+    if all(any(re.search(pattern, name) for pattern in settings.freeze) for name in names):
+        raise UserError("config.optimizer.freeze leaves nothing to train")

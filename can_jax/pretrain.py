@@ -27,7 +27,14 @@ from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
 from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
-from can_jax.step import Step, TrainState, compile_train_step, initialize, make_step
+from can_jax.step import (
+    Step,
+    TrainState,
+    abstract_state,
+    compile_train_step,
+    initialize,
+    make_step,
+)
 from can_jax.timetable import Timetable, make_timetable
 
 
@@ -62,10 +69,12 @@ def pretrain(config: ConfigDict, workdir: Path) -> None:
 
         schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
         step = make_step(config, schedule)
-        state, abstract = initialize(step, mesh)
-        report.say(console.parameter_table(state.parameters))
+        abstract = abstract_state(step, mesh)
+        report.say(console.parameter_table(abstract.parameters))
         run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
-        if first:
+        if not first:
+            state = initialize(step, mesh)
+        else:
             with meeting("restoring the checkpoint"):
                 state, run = checkpoints.restore(first, abstract)
             report.say(f"resumed from the checkpoint of step {first}")

@@ -17,7 +17,7 @@ from can_jax.data.batch import Batch
 from can_jax.forward import Metrics, heads, random_streams
 from can_jax.gradients import gradients
 from can_jax.model import can
-from can_jax.optimizer import make_optimizer
+from can_jax.optimizer import check_patterns, make_optimizer
 from can_jax.parallel.mesh import batch_sharding, replicated
 from can_jax.parallel.rules import shardings
 
@@ -106,38 +106,44 @@ def abstract_network(config: ConfigDict) -> can.CAN:
 
 
 def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
-    """The step of a validated configuration. No array is allocated."""
-    network = nnx.graphdef(abstract_network(config))
-    return Step(config, network, make_optimizer(config), schedule)
+    """The step of a validated configuration. No array is allocated.
 
-
-def initialize(step: Step, mesh: Mesh) -> tuple[TrainState, TrainState]:
-    """A fresh train state, every array created on the devices where it will lie.
-
-    Returns:
-        The state, and the same tree of `jax.ShapeDtypeStruct` with shardings.
+    Raises:
+        UserError: a pattern of the optimizer is that of no parameter.
     """
+    network = abstract_network(config)
+    check_patterns(config, nnx.to_pure_dict(nnx.state(network, nnx.Param)))
+    return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)
 
-    def create() -> TrainState:
-        rngs = nnx.Rngs(random_streams(step.config.seed)[0])
-        network = can.build(step.config, heads(step.config), rngs)
-        parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            parameters=parameters,
-            batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
-            optimizer=step.optimizer.init(parameters),
-            skipped=jnp.zeros((), jnp.int32),
-        )
 
-    shapes = jax.eval_shape(create)
-    places = shardings(shapes, mesh)
-    abstract = jax.tree.map(
+def fresh_state(step: Step) -> TrainState:
+    """The state before the first step, by the configuration's seed."""
+    rngs = nnx.Rngs(random_streams(step.config.seed)[0])
+    network = can.build(step.config, heads(step.config), rngs)
+    parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
+        optimizer=step.optimizer.init(parameters),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def abstract_state(step: Step, mesh: Mesh) -> TrainState:
+    """A tree of `jax.ShapeDtypeStruct`, with where each array of the state lies."""
+    shapes = jax.eval_shape(lambda: fresh_state(step))
+    return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        places,
+        shardings(shapes, mesh),
     )
-    return jax.jit(create, out_shardings=places)(), abstract
+
+
+def initialize(step: Step, mesh: Mesh) -> TrainState:
+    """A fresh train state, every array created on the devices where it will lie."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(step, mesh))
+    return jax.jit(lambda: fresh_state(step), out_shardings=places)()
 
 
 def compile_train_step(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> Callable:

@@ -200,6 +200,15 @@ def check_schedule(config: ConfigDict) -> None:
             f"{block}.every_steps={every}: a streamed data set cannot be looked into; 0 is never",
         )
         check(every is None or every >= 0, f"{block}.every_steps={every}: at least 0, never")
+    for pair in config.optimizer.learning_rate_scale:
+        check(
+            isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str),
+            f"optimizer.learning_rate_scale: {pair!r} is no (pattern, factor) pair",
+        )
+        check(
+            isinstance(pair[1], int | float) and pair[1] >= 0,
+            f"optimizer.learning_rate_scale: {pair!r}: factors are at least 0",
+        )
     check_one_of("optimizer.moment_dtype", config.optimizer.moment_dtype, ("float32", "bfloat16"))
     check(
         config.optimizer.learning_rate > 0,

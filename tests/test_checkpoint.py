@@ -6,14 +6,15 @@ import pytest
 from can_jax.checkpoint import Checkpointer
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
-from can_jax.step import initialize, make_step
+from can_jax.step import abstract_state, initialize, make_step
 from tests.conftest import small_config
 
 
 def fresh(devices=8, **changes):
     config = small_config(model__width=32, model__heads=4, **changes)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    return initialize(make_step(config, lambda _: 0.0), mesh)
+    step = make_step(config, lambda _: 0.0)
+    return initialize(step, mesh), abstract_state(step, mesh)
 
 
 def assert_equal(a, b):
@@ -61,7 +62,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, changes):
     checkpoints.wait()
     config = small_config(**{"model__width": 32, "model__heads": 4} | changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    _, abstract = initialize(make_step(config, lambda _: 0.0), mesh)
+    abstract = abstract_state(make_step(config, lambda _: 0.0), mesh)
     with pytest.raises(UserError, match="checkpoint .*1 ") as caught:
         checkpoints.restore(1, abstract)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600

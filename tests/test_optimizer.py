@@ -3,7 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from can_jax.errors import UserError
 from can_jax.optimizer import learning_rate_schedule, make_optimizer, peak_learning_rate
+from can_jax.parallel.mesh import make_mesh
+from can_jax.parallel.rules import path_name
+from can_jax.step import abstract_state, fresh_state, make_step
 from tests.conftest import small_config
 
 
@@ -47,3 +51,56 @@ def test_first_moment_may_be_bfloat16():
     )
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(state) if leaf.ndim}
     assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+
+
+def updates_by_path(**changes):
+    """What the optimizer makes of gradients that are all 1, by path."""
+    step = make_step(small_config(optimizer__weight_decay=0.5, **changes), lambda _: 1.0)
+    state = fresh_state(step)
+    ones = jax.tree.map(jnp.ones_like, state.parameters)
+    updates, _ = step.optimizer.update(ones, state.optimizer, state.parameters)
+    return {
+        path_name(path): np.asarray(update)
+        for path, update in jax.tree_util.tree_leaves_with_path(updates)
+    }
+
+
+def test_learning_rate_of_some_parameters_is_scaled_by_the_first_pattern():
+    scales = (("encoder/patch_embed", 0.5), ("^encoder/", 0.1))
+    plain, scaled = updates_by_path(), updates_by_path(optimizer__learning_rate_scale=scales)
+    for name, update in plain.items():
+        factor = 1.0
+        if name.startswith("encoder/"):
+            factor = 0.5 if "patch_embed" in name else 0.1
+        np.testing.assert_allclose(scaled[name], factor * update, rtol=1e-6, err_msg=name)
+
+
+def test_frozen_parameters_stay_and_have_no_moments():
+    updates = updates_by_path(optimizer__freeze=("^encoder/",))
+    assert all(
+        (update == 0).all() == name.startswith("encoder/") for name, update in updates.items()
+    )
+    config = small_config(optimizer__freeze=("^encoder/",))
+    state = abstract_state(make_step(config, lambda _: 1.0), make_mesh(config.mesh))
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)]
+    assert not any("encoder/" in name for name in names)
+    assert any("decoder/predict/kernel" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer__freeze": ("encodr",)}, "freeze: 'encodr' is found in no parameter's path"),
+        ({"optimizer__learning_rate_scale": (("[", 1.0),)}, "learning_rate_scale: '\\['"),
+        ({"optimizer__freeze": ("",)}, "leaves nothing to train"),
+    ],
+)
+def test_pattern_that_finds_nothing_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_step(small_config(**changes), lambda _: 1.0)
+
+
+@pytest.mark.parametrize("pair", ["encoder", ("encoder",), (1, 2), ("encoder", -1.0)])
+def test_scale_that_is_no_pair_is_refused(pair):
+    with pytest.raises(UserError, match="learning_rate_scale"):
+        small_config(optimizer__learning_rate_scale=(pair,))

@@ -19,7 +19,7 @@ from can_jax.model.can import Forward
 from can_jax.model.masking import unpatchify
 from can_jax.objectives import contrastive
 from can_jax.parallel.mesh import batch_sharding, make_mesh
-from can_jax.step import compile_train_step, initialize, make_step
+from can_jax.step import abstract_state, compile_train_step, initialize, make_step
 from tests import oracle
 from tests.conftest import COLOURS, small_config
 
@@ -39,8 +39,7 @@ def random_batch(config, seed=0):
 def start(config, devices=1):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     step = make_step(config, lambda _: jnp.float32(0.01))
-    state, abstract = initialize(step, mesh)
-    return step, mesh, state, abstract
+    return step, mesh, initialize(step, mesh), abstract_state(step, mesh)
 
 
 def place(batch, mesh):

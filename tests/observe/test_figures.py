@@ -15,7 +15,7 @@ from tests.conftest import small_config
 
 def panel_of(config, images, monkeypatch=None, prediction=None):
     step = make_step(config, lambda _: 0.0)
-    state, _ = initialize(step, make_mesh(config.mesh, jax.devices()[:1]))
+    state = initialize(step, make_mesh(config.mesh, jax.devices()[:1]))
     if prediction is not None:
 
         def perfect(config, model, inputs, *, train):

@@ -11,7 +11,7 @@ from tests.conftest import small_config
 def state_and_mesh(**changes):
     config = small_config(model__depth=2, model__width=32, model__heads=4, **changes)
     mesh = make_mesh(config.mesh)
-    return initialize(make_step(config, lambda _: 0.0), mesh)[0], mesh
+    return initialize(make_step(config, lambda _: 0.0), mesh), mesh
 
 
 def test_every_parameter_is_covered_and_only_matrices_decay():
