@@ -1,7 +1,6 @@
 """The train state, and the one jitted step from bytes to the updated state."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -146,7 +145,9 @@ def initialize(step: Step, mesh: Mesh) -> TrainState:
     return jax.jit(lambda: fresh_state(step), out_shardings=places)()
 
 
-def compile_train_step(step: Step, state: TrainState, batch: Batch, mesh: Mesh) -> Callable:
+def compile_train_step(
+    step: Step, state: TrainState, batch: Batch, mesh: Mesh
+) -> jax.stages.Compiled:
     """The compiled step: `(state, batch) -> (state, metrics)`. The state's buffers are donated.
 
     Args:

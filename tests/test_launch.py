@@ -1,45 +1,238 @@
-"""The launcher for one machine, with a stand-in for the interpreter that ends as it is told."""
+"""The launchers, with stand-ins for the programs that they start."""
 
+import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[1] / "launch" / "local.sh"
+import kubernetes_validate
+import pytest
+import yaml
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+RUN = ["--config=configs/vit_l.py", "--config.data.path=gs://b/{split}-*.tar", "--workdir=a b"]
+TPU = {"NAME": "can", "ZONE": "us-west4-a", "TYPE": "v5litepod-256", "VERSION": "v2-tpuv5-lite"}
+GKE = {
+    "NAME": "can", "IMAGE": "me/can", "ACCELERATOR": "tpu-v5-lite-podslice", "TOPOLOGY": "16x16",
+    "HOSTS": "64",
+}  # fmt: skip
 
 
-def start(tmp_path, body):
-    python = tmp_path / "python"
-    python.write_text(f"#!/usr/bin/env bash\necho run >> {tmp_path}/runs\n{body}\n")
-    python.chmod(0o755)
-    environment = os.environ | {"PYTHON": str(python)}
+@pytest.fixture
+def stand_in(tmp_path):
+    """Programs that note how they were called in a file, and then do as they are told."""
+
+    def make(name, body="exit 0"):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {tmp_path}/calls\n{body}\n')
+        program.chmod(0o755)
+
+    return make
+
+
+def calls(tmp_path):
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+def start(tmp_path, script, *arguments, **variables):
+    environment = os.environ | {"PYTHON": str(tmp_path / "bin/python")} | variables
+    environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
     return subprocess.Popen(
-        [SCRIPT, "--config=x"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        [LAUNCH / script, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
-def runs(tmp_path):
-    return len((tmp_path / "runs").read_text().splitlines())
+def dry_run(script, *arguments, **variables):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHON"} | variables
+    done = subprocess.run(
+        [LAUNCH / script, *arguments], env=environment | {"DRY_RUN": "1"}, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    return done.stdout
 
 
-def test_preempted_run_is_started_again(tmp_path):
-    process = start(tmp_path, f"[ $(wc -l < {tmp_path}/runs) -ge 3 ] && exit 0 || exit 75")
-    assert process.wait(30) == 0
-    assert runs(tmp_path) == 3
+@pytest.mark.parametrize("script", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_no_lint(script):
+    done = subprocess.run([shutil.which("shellcheck"), script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert os.access(script, os.X_OK)
 
 
-def test_failed_run_is_not(tmp_path):
-    process = start(tmp_path, "exit 1")
-    assert process.wait(30) == 1
-    assert runs(tmp_path) == 1
+# One machine
 
 
-def test_signal_reaches_the_run_which_is_waited_for(tmp_path):
-    body = "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done"
-    process = start(tmp_path, body)
-    assert process.stdout.readline() == "ready\n"
+@pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
+def test_preempted_run_is_started_again(tmp_path, stand_in, script):
+    count = int(script[-1]) if len(script) > 1 else 1
+    stand_in("python", f"[ $(wc -l < {tmp_path}/calls) -gt {2 * count} ] && exit 0 || exit 75")
+    process = start(tmp_path, *script, "--config=x")
+    assert process.wait(30) == 0, process.stderr.read()
+    assert len(calls(tmp_path)) == 3 * count
+
+
+@pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
+def test_failed_run_is_not(tmp_path, stand_in, script):
+    stand_in("python", "exit 1")
+    assert start(tmp_path, *script, "--config=x").wait(30) == 1
+    assert len(calls(tmp_path)) <= 2
+
+
+@pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
+def test_signal_reaches_the_run_which_is_waited_for(tmp_path, stand_in, script):
+    stand_in(
+        "python",
+        "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done",
+    )
+    count = int(script[-1]) if len(script) > 1 else 1
+    process = start(tmp_path, *script, "--config=x")
+    for _ in range(count):
+        assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75
-    assert "saved" in process.stdout.read()
-    assert runs(tmp_path) == 1
+    assert process.stdout.read() == "saved\n" * count
+    assert len(calls(tmp_path)) == count
+
+
+def test_processes_know_their_numbers_and_their_gpus(tmp_path, stand_in):
+    stand_in("python", "echo GPU $CUDA_VISIBLE_DEVICES")
+    process = start(tmp_path, "processes.sh", "2", *RUN, PORT="999")
+    assert process.wait(30) == 0
+    assert sorted(process.stdout.read().split("\n")) == ["", "GPU 0", "GPU 1"]
+    for number, call in enumerate(sorted(calls(tmp_path))):
+        given = f"--coordinator=127.0.0.1:999 --processes=2 --process={number} {' '.join(RUN)}"
+        assert call == f"python -m can_jax.main {given}"
+
+
+def test_where_one_process_fails_the_others_are_stopped(tmp_path, stand_in):
+    stand_in("python", '[ "$CUDA_VISIBLE_DEVICES" = 1 ] && exit 1; sleep 60')
+    assert start(tmp_path, "processes.sh", "3", "--config=x").wait(30) == 1
+
+
+def test_dry_run_of_processes():
+    lines = dry_run("processes.sh", "2", *RUN).splitlines()
+    words = shlex.split(lines[1])
+    assert words[:4] == ["CUDA_VISIBLE_DEVICES=1", "python3", "-m", "can_jax.main"]
+    assert words[-3:] == RUN and "--process=1" in words and len(lines) == 2
+
+
+# SLURM
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (75, True)])
+def test_slurm_job_is_queued_again_only_if_preempted(tmp_path, stand_in, code, queued):
+    stand_in("srun", f"exit {code}")
+    stand_in("scontrol")
+    process = start(tmp_path, "slurm.sh", *RUN, SLURM_JOB_ID="42")
+    assert process.wait(30) == code
+    (step, *rest) = calls(tmp_path)
+    assert step.startswith("srun --kill-on-bad-exit=1") and step.endswith(" ".join(RUN))
+    assert rest == (["scontrol requeue 42"] if queued else [])
+
+
+def test_slurm_script_says_what_it_needs():
+    text = (LAUNCH / "slurm.sh").read_text()
+    options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert {"--requeue", "--signal=TERM@300", "--open-mode=append"} <= set(options)
+    assert shlex.split(dry_run("slurm.sh", *RUN).splitlines()[0])[-3:] == RUN
+
+
+# Cloud TPU
+
+
+def test_tpu_commands_as_they_are():
+    lines = [shlex.split(line) for line in dry_run("tpu_vm.sh", *RUN, **TPU, SPOT="1").splitlines()]
+    create, archive, copy, install, train, delete = lines
+    tpu_vm = ["gcloud", "compute", "tpus", "tpu-vm"]
+    assert create == [
+        *tpu_vm, "create", "can", "--accelerator-type=v5litepod-256", "--version=v2-tpuv5-lite",
+        "--spot", "--zone=us-west4-a",
+    ]  # fmt: skip
+    assert archive[:3] == ["git", "-C", str(LAUNCH.parent)] and "HEAD" in archive
+    assert copy[:5] == [*tpu_vm, "scp"] and "--worker=all" in copy
+    assert install[:6] == [*tpu_vm, "ssh", "can"] and "'.[tpu]'" in install[7]
+    assert train[:7] == [*tpu_vm, "ssh", "can", "--worker=all"]
+    command = shlex.split(train[7].removeprefix("--command="))
+    assert command[:3] == ["cd", "can_jax", "&&"] and command[-3:] == RUN
+    assert delete == [*tpu_vm, "delete", "can", "--quiet", "--zone=us-west4-a"]
+
+
+def test_preempted_tpu_is_made_again_and_the_run_goes_on(tmp_path, stand_in):
+    """The first slice is taken away while training; then one that saved; then the end."""
+    stand_in("git")
+    stand_in(
+        "gcloud",
+        f"""
+runs=$(grep -c 'exec .venv' {tmp_path}/calls)
+case "$*" in
+  *describe*) if [ -e {tmp_path}/taken ]; then echo PREEMPTED; elif [ -e {tmp_path}/made ]; then
+              echo READY; fi ;;
+  *create*) rm -f {tmp_path}/taken; touch {tmp_path}/made ;;
+  *"exec .venv"*) case $runs in 1) touch {tmp_path}/taken; exit 255 ;; 2) exit 75 ;; esac ;;
+esac""",
+    )
+    process = start(tmp_path, "tpu_vm.sh", *RUN, **TPU)
+    assert process.wait(60) == 0, process.stderr.read()
+    verbs = [call.split()[4] for call in calls(tmp_path) if call.startswith("gcloud")]
+    # Each run is a copy and two commands.
+    expected = ["create", "scp", "ssh", "ssh", "delete", "create", *["scp", "ssh", "ssh"] * 2]
+    assert [verb for verb in verbs if verb != "describe"] == [*expected, "delete"]
+
+
+def test_run_that_fails_on_a_tpu_ends_there(tmp_path, stand_in):
+    stand_in("git")
+    stand_in("gcloud", 'case "$*" in *describe*) echo READY ;; *exec*) exit 1 ;; esac')
+    assert start(tmp_path, "tpu_vm.sh", *RUN, **TPU).wait(30) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "variables"), [("tpu_vm.sh", TPU), ("gke.sh", GKE), ("processes.sh", {})]
+)
+def test_what_is_missing_is_named(script, variables):
+    name = next(iter(variables), "COUNT")
+    given = {k: v for k, v in variables.items() if k != name}
+    done = subprocess.run([LAUNCH / script], env=os.environ | given, capture_output=True, text=True)
+    assert done.returncode != 0 and name in done.stderr
+
+
+# GKE
+
+
+def manifest():
+    return yaml.safe_load(dry_run("gke.sh", *RUN, **GKE, SLICES="2"))
+
+
+def test_jobset_holds_what_was_asked_for():
+    (slices,) = manifest()["spec"]["replicatedJobs"]
+    job = slices["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert (slices["replicas"], job["parallelism"], job["completions"]) == (2, 64, 64)
+    assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
+    assert pod["containers"][0]["args"] == RUN
+    assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
+
+
+def test_jobs_of_the_jobset_meet_the_schema():
+    """The JobSet itself has no published schema; what it is made of has."""
+    found = manifest()
+    assert set(found) == {"apiVersion", "kind", "metadata", "spec"}
+    assert set(found["spec"]) <= {"failurePolicy", "replicatedJobs"}
+    template = found["spec"]["replicatedJobs"][0]["template"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}} | template
+    version = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(job, version, strict=True)
+    job["spec"]["parallelims"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_manifest_is_applied(tmp_path, stand_in):
+    stand_in("kubectl", f"cat > {tmp_path}/applied")
+    process = start(tmp_path, "gke.sh", *RUN, **GKE, PYTHON="python3")
+    assert process.wait(30) == 0, process.stderr.read()
+    assert calls(tmp_path) == ["kubectl apply -f -"]
+    assert json.dumps(RUN) in (tmp_path / "applied").read_text()

@@ -9,26 +9,7 @@ from ml_collections import ConfigDict
 
 from can_jax.model.can import Size, encoder_size
 from can_jax.model.masking import visible_count
-
-# Dense bfloat16 FLOP/s of one device as JAX counts devices, from the makers' data sheets.
-PEAK_FLOPS = {
-    "TPU v3": 61.5e12,  # a core; two make a chip
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA V100": 125e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-}
+from can_jax.parallel.hardware import chip_of
 
 
 def transformer_flops(size: Size, tokens: int) -> int:
@@ -65,10 +46,8 @@ def peak_flops(dtype: str) -> tuple[float, str]:
     Without an entry for its kind (a CPU, say) it is the rate of a matrix product measured now.
     """
     kind = jax.devices()[0].device_kind
-    matching = [name for name in PEAK_FLOPS if kind.startswith(name)]
-    if matching:
-        name = max(matching, key=len)
-        return PEAK_FLOPS[name], f"data sheet of {name}, bfloat16"
+    if chip := chip_of(kind):
+        return chip.peak_flops, f"data sheet of {chip.name}, bfloat16"
     rate = matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
     return rate, f"{dtype} matrix product measured on this {kind}"
 

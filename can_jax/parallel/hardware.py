@@ -1,0 +1,59 @@
+"""What one device of a kind can do, from its maker's data sheet.
+
+A device is what JAX counts as one: a chip, but of TPU v2 and v3 one of two cores.
+"""
+
+import dataclasses
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of device.
+
+    Attributes:
+        name: what JAX's ``device_kind`` begins with.
+        peak_flops: dense bfloat16 FLOP/s.
+        memory: bytes that a program may use. Of TPUs that is what their compiler grants, of GPUs
+            nine tenths of what is there; None where it is not known.
+        link: bytes/s over one direction of the fast network in each direction at once: along one
+            axis of a TPU's torus, or from a GPU into its host's NVLink.
+        network: bytes/s of one device to other slices or hosts.
+    """
+
+    name: str
+    peak_flops: float
+    memory: int | None = None
+    link: float | None = None
+    network: float | None = None
+
+
+def _gib(amount: float) -> int:
+    return int(amount * GIB)
+
+
+CHIPS = (
+    Chip("TPU v3", 61.5e12, _gib(15.48), 140e9, 3.1e9),
+    Chip("TPU v4", 275e12, _gib(30.75), 90e9, 6.2e9),
+    Chip("TPU v5 lite", 197e12, _gib(15.75), 90e9, 3.1e9),
+    Chip("TPU v5e", 197e12, _gib(15.75), 90e9, 3.1e9),
+    Chip("TPU v5", 459e12, _gib(95.73), 180e9, 6.2e9),
+    Chip("TPU v5p", 459e12, _gib(95.73), 180e9, 6.2e9),
+    Chip("TPU v6 lite", 918e12, _gib(31.24), 180e9, 12.5e9),
+    Chip("TPU v6e", 918e12, _gib(31.24), 180e9, 12.5e9),
+    Chip("NVIDIA A100", 312e12, _gib(0.9 * 80), 300e9, 25e9),
+    Chip("NVIDIA H100", 989e12, _gib(0.9 * 80), 450e9, 50e9),
+    Chip("NVIDIA H200", 989e12, _gib(0.9 * 141e9 / GIB), 450e9, 50e9),
+    Chip("NVIDIA B200", 2250e12, _gib(0.9 * 180), 900e9, 50e9),
+    Chip("NVIDIA L4", 121e12, _gib(0.9 * 24), 32e9, 12.5e9),
+    Chip("NVIDIA V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
+    Chip("Tesla V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
+    Chip("Tesla T4", 65e12, _gib(0.9 * 16), 16e9, 6.2e9),
+)
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip of a ``device_kind``, None if it is not known."""
+    matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
+    return max(matching, key=lambda chip: len(chip.name), default=None)

@@ -1,0 +1,85 @@
+"""`python -m can_jax.plan --config=configs/X.py --topology=v5e:16x16 [--search] [--json]`
+
+Compiles the train step of a recipe for devices that are not there, and says whether it fits their
+memory, what they would send each other, and about how long the run would take. TPUs: `v5e:16x16`,
+`v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
+`h100:8x4`, four hosts of eight. Exits with 1 if it does not fit, after trying what would.
+"""
+
+import json
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from can_jax import command
+from can_jax.config import resolve
+from can_jax.errors import UserError
+from can_jax.plan.estimate import make_plan
+from can_jax.plan.report import as_json, attempt_line, attempts_as_json, gib, tables
+from can_jax.plan.search import Search
+from can_jax.plan.topology import open_topology
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, such as v5e:16x16.")
+_SLICES = flags.DEFINE_integer("slices", 1, "So many of them, with slower links between.")
+_MFU = flags.DEFINE_float("mfu", 0.4, "The share of their peak FLOP/s that is assumed.")
+_EXAMPLES = flags.DEFINE_integer("examples", 1_281_167, "Images of an epoch; ImageNet-1k's.")
+_SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest settings that fit.")
+_TRIES = flags.DEFINE_integer("tries", None, "Settings to compile at most: 12, or 4 for advice.")
+_JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON.")
+
+
+def main() -> None:
+    """Compile, weigh, print; look for something better if asked, or if it does not fit."""
+    if _CONFIG.value is None:
+        raise UserError("--config=FILE is missing; the shipped recipes are in configs/")
+    if _TOPOLOGY.value is None:
+        raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
+    if not 0 < _MFU.value <= 1:
+        raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
+    config = _CONFIG.value
+    config.data.path = config.data.path or "-"  # nothing is read
+    config = resolve(config)
+    topology = open_topology(_TOPOLOGY.value, _SLICES.value)
+    out, progress = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
+
+    plan = make_plan(config, topology, _MFU.value)
+    found = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
+    if not _JSON.value:
+        for table in tables(found, topology):
+            out.print(table)
+    if _SEARCH.value or not plan.fits:
+        search = Search(config, topology, _MFU.value, plan)
+        tries = _TRIES.value if _TRIES.value is not None else 12 if _SEARCH.value else 4
+        search.run(
+            tries,
+            lambda attempt: progress.print(f"tried {attempt_line(attempt)}", soft_wrap=True),
+            first_fit=not _SEARCH.value,
+        )
+        found["tried"] = attempts_as_json(search.attempts)
+        found["advice"] = advice(search)
+        if not _JSON.value and (_SEARCH.value or plan.fits):
+            out.print(found["advice"], soft_wrap=True)
+    if _JSON.value:
+        print(json.dumps(found, indent=2))
+    if not plan.fits:
+        needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
+        raise UserError(f"it does not fit: {needed}. {found['advice']}")
+
+
+def advice(search: Search) -> str:
+    """What a search found, in a sentence."""
+    if search.best:
+        return f"The best that fits: {search.best.choice.options} ({attempt_line(search.best)})"
+    smallest = search.smallest
+    return (
+        f"Nothing of {len(search.attempts)} settings fits; the smallest came to "
+        f"{gib(smallest.plan.memory.total)} ({attempt_line(smallest)}). Take more devices, or a "
+        "smaller config.batch_size or model"
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

@@ -1,0 +1,197 @@
+"""Which collectives a compiled program runs: read from its text, loops multiplied out."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> (.*) \{$")
+_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
+_ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
+_NAMED_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One operation that moves arrays between devices.
+
+    Attributes:
+        kind: one of `KINDS`.
+        axes: of the mesh that it crosses, such as ``data`` or ``data+fsdp``.
+        devices: that take part together.
+        arrays: type and shape of its results on one device, such as ``bf16[1024,4096]``.
+        bytes: of these, each time.
+        times: that it runs in one step.
+    """
+
+    kind: str
+    axes: str
+    devices: int
+    arrays: tuple[str, ...]
+    bytes: int
+    times: int
+
+    @property
+    def moved(self) -> float:
+        """Bytes that one device sends each time, by the usual ring algorithm."""
+        others = (self.devices - 1) / self.devices
+        if self.kind == "all-reduce":
+            return 2 * others * self.bytes
+        if self.kind == "reduce-scatter":
+            return (self.devices - 1) * self.bytes
+        return self.bytes if self.kind == "collective-permute" else others * self.bytes
+
+
+@dataclasses.dataclass
+class _Computation:
+    lines: list[str]
+    entry: bool
+    result: str
+
+
+def collectives(text: str, mesh: Mesh) -> list[Collective]:
+    """The collectives of a compiled program.
+
+    Args:
+        text: of the optimised program, as ``compiled.as_text()`` gives it.
+        mesh: over whose devices, in this order, it is partitioned.
+    """
+    computations = _split(text)
+    times = _times(computations)
+    found: dict[str, Collective] = {}
+    for name, computation in computations.items():
+        for line in computation.lines:
+            operation = _OPERATION.match(line)
+            if operation is None or not times[name]:
+                continue
+            kind = operation[3].removesuffix("-start")
+            if kind not in KINDS:
+                continue
+            arrays = _results(operation[2], kind, started=kind != operation[3])
+            if name.startswith("all-reduce-scatter"):  # how the TPU compiler writes it
+                kind, arrays = "reduce-scatter", _results(computation.result, kind, started=False)
+            group = _group(line, mesh)
+            if len(group) < 2:
+                continue
+            # The compiler may split one collective over several operations: one channel, one count.
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = channel[1] if channel else f"{name}/{operation[1]}"
+            repeated = max(times[name], found[key].times if key in found else 0)
+            axes = _axes(group, mesh)
+            size = sum(map(bytes_of, arrays))
+            found[key] = Collective(kind, axes, len(group), arrays, size, repeated)
+    return list(found.values())
+
+
+def _split(text: str) -> dict[str, _Computation]:
+    """Computations by name."""
+    found: dict[str, _Computation] = {}
+    lines: list[str] | None = None
+    for raw in text.splitlines():
+        if header := _COMPUTATION.match(raw):
+            lines = []
+            found[header[2]] = _Computation(lines, bool(header[1]), header[3])
+        elif raw.startswith("}"):
+            lines = None
+        elif lines is not None:
+            lines.append(_LAYOUT.sub("", re.sub(r"/\*.*?\*/", "", raw)))
+    return found
+
+
+def _times(computations: dict[str, _Computation]) -> dict[str, int]:
+    """How often each computation runs in one run of the program."""
+    times: dict[str, int] = collections.Counter()
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for line in computations[name].lines:
+            loop = " while(" in line
+            for called in _called(line):
+                if called in computations:
+                    visit(called, count * (_trips(line, computations) if loop else 1))
+
+    for name, computation in computations.items():
+        if computation.entry:
+            visit(name, 1)
+    return times
+
+
+def _called(line: str) -> Iterator[str]:
+    yield from _CALLED.findall(line)
+    for branches in _BRANCHES.findall(line):
+        yield from (name.strip().removeprefix("%") for name in branches.split(","))
+
+
+def _trips(line: str, computations: dict[str, _Computation]) -> int:
+    """How often a loop runs: as the compiler says, or by the constant that its end is tested on."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    inside = computations[condition[1]].lines if condition else []
+    bounds = [int(bound) for text in inside for bound in re.findall(r" constant\((\d+)\)", text)]
+    return max(bounds, default=1)
+
+
+def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
+    """The arrays that an operation gives. A started one gives its operands too, before them."""
+    found = _ARRAY.findall(_LAYOUT.sub("", kind_of))
+    arrays = tuple(f"{name}[{shape}]" for name, shape in found)
+    if started and kind == "collective-permute":
+        return arrays[1:2]
+    if started and kind in ("all-gather", "reduce-scatter", "all-to-all"):
+        return arrays[len(arrays) // 2 :]
+    return arrays
+
+
+def bytes_of(array: str) -> int:
+    """Of an array such as ``bf16[1024,4096]``."""
+    name, shape = array.rstrip("]").split("[")
+    digits = re.search(r"\d+", name)
+    bits = BITS.get(name) or (int(digits[0]) if digits else 8)
+    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+
+
+def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:
+    """The numbers of the devices that take part together, of the first such group."""
+    everyone = np.arange(mesh.size)
+    if named := _NAMED_MESH.search(line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        used = re.findall(r"'(\w+)'", named[2])
+        grid = everyone.reshape([int(size) for size in sizes.values()])
+        return grid[tuple(slice(None) if name in used else 0 for name in sizes)].reshape(-1)
+    if counted := _COUNTED.search(line):
+        rows, columns = int(counted[1]), int(counted[2])
+        grid = everyone.reshape([int(size) for size in counted[3].split(",")])
+        if counted[4]:
+            grid = grid.transpose([int(axis) for axis in counted[4].split(",")])
+        return grid.reshape(rows, columns)[0]
+    if listed := _LISTED.search(line):
+        return np.array([int(number) for number in listed[1].split(",")])
+    if pairs := _PAIRS.search(line):
+        numbers = re.findall(r"(\d+),(\d+)", pairs[1])
+        moving = next(((a, b) for a, b in numbers if a != b), ("0", "0"))
+        return np.unique([int(number) for number in moving])
+    return everyone
+
+
+def _axes(group: Int[np.ndarray, " devices"], mesh: Mesh) -> str:
+    """The axes of the mesh along which a group's devices differ."""
+    places = np.unravel_index(group, tuple(mesh.shape.values()))
+    differ = [
+        name for name, place in zip(mesh.shape, places, strict=True) if len(np.unique(place)) > 1
+    ]
+    return "+".join(differ)

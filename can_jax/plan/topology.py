@@ -1,0 +1,136 @@
+"""Devices that are not there: TPU slices by their compiler, GPUs by as many CPU devices."""
+
+import dataclasses
+import difflib
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from can_jax.errors import UserError, one_line
+from can_jax.observe.flops import peak_flops
+from can_jax.parallel.hardware import Chip, chip_of
+
+# What people call them, and the name and options of JAX's compiler for each.
+TPUS = {
+    "v3": ("v3", {}),
+    "v4": ("v4", {"chip_config_name": "megacore"}),  # a chip's two cores as one device
+    "v5e": ("v5e", {}),
+    "v5p": ("v5p", {}),
+    "v6e": ("v6e", {}),
+}
+GPUS = {
+    "a100": "NVIDIA A100",
+    "h100": "NVIDIA H100",
+    "h200": "NVIDIA H200",
+    "b200": "NVIDIA B200",
+    "l4": "NVIDIA L4",
+    "v100": "NVIDIA V100",
+}
+MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs of a host x hosts) or cpu:8"
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Where a run is to be.
+
+    Attributes:
+        name: as it was asked for.
+        devices: to compile for.
+        chip: what each of them can do.
+        shape: of a slice's network, or GPUs of a host and hosts.
+        slices: how many there are, with slow links between them.
+        exact: whether these devices are of the kind, or CPUs in their place.
+    """
+
+    name: str
+    devices: list[Any]
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int
+    exact: bool
+
+    @property
+    def fast_devices(self) -> int:
+        """How many devices one fast network connects."""
+        return self.shape[0] if not self.exact else len(self.devices) // self.slices
+
+    def bandwidth(self, devices: int) -> float:
+        """Bytes/s at which a device can send to the others of so many that work together.
+
+        On a torus a collective uses as many axes as it takes to reach that many chips; beyond a
+        slice, or a host of GPUs, the slower network bounds it.
+        """
+        assert self.chip.link is not None
+        assert self.chip.network is not None
+        if devices > self.fast_devices:
+            return self.chip.network
+        if not self.exact:
+            return self.chip.link
+        reached, axes = 1, 0
+        for size in sorted(self.shape, reverse=True):
+            if reached < devices:
+                reached, axes = reached * size, axes + 1
+        return self.chip.link * max(axes, 1)
+
+
+def open_topology(name: str, slices: int = 1) -> Topology:
+    """The devices of a name such as `v5e:16x16`. Call it before JAX has started a backend.
+
+    Raises:
+        UserError: there is no such thing, or the compiler for it is not installed.
+    """
+    parsed = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
+    if parsed is None:
+        raise UserError(f"--topology={name!r}: write it like {MEASURE}")
+    kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
+    if slices < 1 or 0 in shape:
+        raise UserError(f"--topology={name}, --slices={slices}: at least 1 of each")
+    jax.config.update("jax_platforms", "cpu")  # nothing is run, so no accelerator is wanted
+    if kind in TPUS:
+        return _tpu(name, kind, shape, slices)
+    if kind in GPUS or kind == "cpu":
+        jax.config.update("jax_num_cpu_devices", math.prod(shape) * slices)
+        chip = chip_of(GPUS[kind]) if kind in GPUS else _this_cpu()
+        assert chip is not None
+        return Topology(name, jax.devices(), chip, shape, slices, exact=False)
+    near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
+    raise UserError(
+        f"--topology={name}: no {kind!r} is known; did you mean {near}, as in {MEASURE}?"
+    )
+
+
+def _this_cpu() -> Chip:
+    """A share of this machine, which its devices divide among them; the links are a guess."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
+    return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
+
+
+def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
+    # Without these the library looks for a TPU to ask, and complains at length.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    known, options = TPUS[kind]
+    arguments: dict[str, Any] = dict(options)
+    if math.prod(shape) < 4:  # less than a host
+        arguments["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
+    if slices > 1:
+        arguments["num_slices"] = slices
+    layout = "x".join(map(str, shape))
+    try:
+        found = topologies.get_topology_desc(f"{known}:{layout}", "tpu", **arguments)
+    except RuntimeError as error:
+        if "not installed" in str(error):
+            raise UserError(
+                f"--topology={name}: the compiler for TPUs is not installed; it needs no TPU: "
+                "pip install 'jax[tpu]' (Linux, x86-64)"
+            ) from error
+        raise UserError(f"--topology={name}: {one_line(error)[:200]}") from error
+    devices: list[Any] = list(found.devices)
+    chip = chip_of(devices[0].device_kind)
+    assert chip is not None
+    return Topology(name, devices, chip, shape, slices, exact=True)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs a recipe on a TPU slice of a GKE cluster, as a JobSet (launch/jobset.yaml):
+#
+#     NAME=can IMAGE=gcr.io/me/can_jax ACCELERATOR=tpu-v5-lite-podslice TOPOLOGY=16x16 HOSTS=64 \
+#         launch/gke.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
+#         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
+#
+# HOSTS is the number of virtual machines of a slice (TOPOLOGY over CHIPS, 4 by default), SLICES how
+# many slices (1). The image has this package installed with '.[tpu]'. Pods that exit with 75, or
+# whose node is taken away, are started again together; any other failure ends the JobSet.
+# DRY_RUN=1 prints the manifest instead.
+set -eu
+: "${NAME:?set NAME, of the JobSet}" "${IMAGE:?set IMAGE, with can_jax installed}"
+: "${ACCELERATOR:?set ACCELERATOR, such as tpu-v5-lite-podslice}"
+: "${TOPOLOGY:?set TOPOLOGY, such as 16x16}" "${HOSTS:?set HOSTS, of a slice}"
+here=$(cd "$(dirname "$0")" && pwd)
+
+# The command's arguments as a YAML list in one line: JSON strings are YAML strings.
+ARGUMENTS=$("${PYTHON:-python3}" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
+export NAME IMAGE ACCELERATOR TOPOLOGY HOSTS ARGUMENTS CHIPS="${CHIPS:-4}" SLICES="${SLICES:-1}"
+manifest=$("${PYTHON:-python3}" -c '
+import os, string, sys
+print(string.Template(sys.stdin.read()).substitute(os.environ))
+' <"$here/jobset.yaml")
+if [ -n "${DRY_RUN:-}" ]; then
+  printf '%s\n' "$manifest"
+else
+  printf '%s\n' "$manifest" | kubectl apply -f -
+fi

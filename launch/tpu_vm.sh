@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Runs a recipe on a Cloud TPU slice: creates it, copies this checkout to all of its hosts, installs,
+# runs on all of them, and where it is preempted does so again until the run is over.
+#
+#     NAME=can ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite \
+#         launch/tpu_vm.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
+#         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
+#
+# SPOT=1 asks for a slice that is cheaper and may be taken away; PROJECT is gcloud's own by default;
+# KEEP=1 leaves the slice there at the end. The hosts find each other by themselves. The run
+# directory is in a bucket: the hosts share no disk. DRY_RUN=1 prints the commands instead.
+set -u
+: "${NAME:?set NAME, of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
+: "${TYPE:?set TYPE, such as v5litepod-256}" "${VERSION:?set VERSION, such as v2-alpha-tpuv5-lite}"
+here=$(cd "$(dirname "$0")/.." && pwd)
+where=(--zone="$ZONE")
+if [ -n "${PROJECT:-}" ]; then where+=(--project="$PROJECT"); fi
+run() {
+  if [ -n "${DRY_RUN:-}" ]; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+tpu() { run gcloud compute tpus tpu-vm "$@" "${where[@]}"; }
+everywhere() { tpu ssh "$NAME" --worker=all --command="$1"; }
+state() {
+  gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" --format='value(state)' 2>/dev/null
+}
+
+create() {
+  local options=(--accelerator-type="$TYPE" --version="$VERSION")
+  if [ -n "${SPOT:-}" ]; then options+=(--spot); fi
+  until tpu create "$NAME" "${options[@]}"; do
+    echo "no such slice at the moment; trying again in five minutes" >&2
+    sleep 300
+  done
+}
+
+setup() {
+  local archive
+  archive=$(mktemp --suffix=.tgz)
+  run git -C "$here" archive --format=tar.gz --output="$archive" HEAD
+  tpu scp "$archive" "$NAME:can_jax.tgz" --worker=all &&
+    everywhere "mkdir -p can_jax && tar -xzf can_jax.tgz -C can_jax && cd can_jax && \
+python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
+  local code=$?
+  rm -f "$archive"
+  return $code
+}
+
+train() {
+  local arguments
+  arguments=$(printf ' %q' "$@")
+  # exec, so that a signal to the shell reaches the run.
+  everywhere "cd can_jax && exec .venv/bin/python -m can_jax.main$arguments"
+}
+
+while true; do
+  if [ -z "${DRY_RUN:-}" ] && [ "$(state)" = READY ]; then echo "$NAME is there" >&2; else create; fi
+  setup && train "$@"
+  code=$?
+  if [ -n "${DRY_RUN:-}" ]; then break; fi
+  now=$(state)
+  if [ "$now" = READY ] && [ "$code" -ne 75 ]; then break; fi
+  if [ "$now" != READY ]; then
+    echo "the slice is ${now:-gone}: making another" >&2
+    tpu delete "$NAME" --quiet
+  fi
+done
+if [ -z "${KEEP:-}" ]; then tpu delete "$NAME" --quiet; fi
+exit "$code"
