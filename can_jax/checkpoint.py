@@ -1,10 +1,10 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from can_jax.errors import UserError
 
@@ -18,8 +18,9 @@ class Checkpointer:
         keep_every_steps: those of steps divisible by it are kept for ever.
     """
 
-    def __init__(self, directory: Path, keep_last: int, keep_every_steps: int | None = None):
-        self._directory = directory.absolute()
+    def __init__(self, directory: epath.Path, keep_last: int, keep_every_steps: int | None = None):
+        # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
+        self._directory = directory if "://" in str(directory) else directory.resolve()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every_steps,

@@ -5,9 +5,8 @@ checkpoint. Any key of the recipe can be set on the command line. On several hos
 runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
 """
 
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from can_jax import command, job
@@ -15,7 +14,9 @@ from can_jax.errors import UserError
 from can_jax.pretrain import pretrain
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run directory, one for all hosts.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run directory, one for all hosts; may be gs://…"
+)
 flags.adopt_module_key_flags(job)
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
     job.join()
-    pretrain(_CONFIG.value, Path(_WORKDIR.value))
+    pretrain(_CONFIG.value, epath.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from can_jax.data.evaluation import EvaluationSet
@@ -38,7 +38,7 @@ class Observers:
         source: Any,
         mesh: Mesh,
         times: Timetable,
-        workdir: Path,
+        workdir: epath.Path,
         writer: MetricWriter,
         report: console.Reporter,
         run: dict[str, Any],

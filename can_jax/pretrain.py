@@ -4,10 +4,10 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -38,7 +38,7 @@ from can_jax.step import (
 from can_jax.timetable import Timetable, make_timetable
 
 
-def pretrain(config: ConfigDict, workdir: Path) -> None:
+def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
     """Train as the configuration says, going on where the run directory ends.
 
     Args:
@@ -157,7 +157,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
         )
 
 
-def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
+def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
     """The run directory's checkpoints."""
     settings = config.checkpoint
     try:
@@ -167,7 +167,7 @@ def open_checkpoints(config: ConfigDict, workdir: Path) -> Checkpointer:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
 
-def first_step(checkpoints: Checkpointer, times: Timetable, workdir: Path) -> int:
+def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
     """How many steps the run directory holds already."""
     done = checkpoints.latest_step or 0
     if done > times.total:
@@ -179,7 +179,7 @@ def first_step(checkpoints: Checkpointer, times: Timetable, workdir: Path) -> in
 
 
 def note_run(
-    config: ConfigDict, workdir: Path, mesh: Mesh, times: Timetable, report: console.Reporter
+    config: ConfigDict, workdir: epath.Path, mesh: Mesh, times: Timetable, report: console.Reporter
 ) -> None:
     """Print and store what is about to run."""
     flops = train_flops_per_image(config, heads(config))

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
 from can_jax.checkpoint import Checkpointer
 from can_jax.errors import UserError
@@ -24,7 +25,7 @@ def assert_equal(a, b):
 
 def test_state_comes_back_on_another_mesh(tmp_path):
     state, _ = fresh(mesh__data=2, mesh__fsdp=4)
-    checkpoints = Checkpointer(tmp_path, keep_last=2)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2)
     checkpoints.save(5, state, {"seconds": 1.5})
     checkpoints.wait()
     _, abstract = fresh(devices=2, seed=1)
@@ -37,7 +38,7 @@ def test_state_comes_back_on_another_mesh(tmp_path):
 
 def test_newest_are_kept_and_some_for_ever(tmp_path):
     state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(tmp_path, keep_last=2, keep_every_steps=4)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2, keep_every_steps=4)
     for step in range(1, 8):
         checkpoints.save(step, state, {})
         checkpoints.wait()
@@ -47,17 +48,17 @@ def test_newest_are_kept_and_some_for_ever(tmp_path):
 
 def test_half_written_checkpoint_does_not_count(tmp_path):
     state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(tmp_path, keep_last=3)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=3)
     checkpoints.save(1, state, {})
     checkpoints.close()
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-    assert Checkpointer(tmp_path, keep_last=3).latest_step == 1
+    assert Checkpointer(epath.Path(tmp_path), keep_last=3).latest_step == 1
 
 
 @pytest.mark.parametrize("changes", [{"model__width": 40}, {"model__depth": 2}])
 def test_checkpoint_of_another_model_is_refused(tmp_path, changes):
     state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(tmp_path, keep_last=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
     checkpoints.save(1, state, {})
     checkpoints.wait()
     config = small_config(**{"model__width": 32, "model__heads": 4} | changes)
@@ -70,7 +71,7 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, changes):
 
 def test_damaged_checkpoint_is_refused(tmp_path):
     state, abstract = fresh(devices=1)
-    checkpoints = Checkpointer(tmp_path, keep_last=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
     checkpoints.save(1, state, {})
     checkpoints.wait()
     for path in (tmp_path / "1" / "state").rglob("*"):
@@ -82,9 +83,9 @@ def test_damaged_checkpoint_is_refused(tmp_path):
 
 def test_saving_a_step_twice_is_harmless(tmp_path):
     state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(tmp_path, keep_last=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
     checkpoints.save(1, state, {"n": 1})
     checkpoints.wait()
     checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"n": 2})
     checkpoints.close()
-    assert Checkpointer(tmp_path, keep_last=1).latest_step == 1
+    assert Checkpointer(epath.Path(tmp_path), keep_last=1).latest_step == 1

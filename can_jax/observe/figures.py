@@ -1,11 +1,11 @@
 """The panel that shows what the network sees, and what it makes of it."""
 
 import io
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Float, UInt8
 
 from can_jax.augment.photometric import Photometric, denormalize
@@ -115,7 +115,7 @@ def draw(panel: Panel, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def save_panel(panel: Panel, path: Path, title: str) -> UInt8[np.ndarray, "height width 3"]:
+def save_panel(panel: Panel, path: epath.Path, title: str) -> UInt8[np.ndarray, "height width 3"]:
     """Draw a panel to a PNG file; returns its pixels."""
     from matplotlib.image import imread
 

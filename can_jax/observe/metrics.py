@@ -2,12 +2,11 @@
 
 import json
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 
 from can_jax.tf import tensorflow
@@ -45,7 +44,7 @@ class MetricWriter:
             dropped, since those steps come again.
     """
 
-    def __init__(self, workdir: Path, after: int):
+    def __init__(self, workdir: epath.Path, after: int):
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -93,4 +92,4 @@ class MetricWriter:
                 kept.append(line + "\n")
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
-        os.replace(temporary, self._path)
+        temporary.replace(self._path)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from can_jax.forward import forward
@@ -59,8 +60,8 @@ def test_half_of_the_input_is_hidden():
 
 def test_png_and_file(tmp_path):
     panel = jax.device_get(panel_of(small_config(), IMAGES))
-    pixels = figures.save_panel(panel, tmp_path / "figures" / "a.png", "step 3")
-    image = Image.open(io.BytesIO((tmp_path / "figures" / "a.png").read_bytes()))
+    pixels = figures.save_panel(panel, epath.Path(tmp_path) / "figures" / "a.png", "step 3")
+    image = Image.open(io.BytesIO((epath.Path(tmp_path) / "figures" / "a.png").read_bytes()))
     assert image.size[::-1] == pixels.shape[:2] and pixels.std() > 10
 
 

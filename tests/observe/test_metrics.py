@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from can_jax.observe.metrics import MetricWriter, effective_rank, to_scalars
 
@@ -22,7 +23,7 @@ def test_scalars_hold_the_rank_and_not_the_matrix():
 
 
 def test_lines_and_events(tmp_path):
-    writer = MetricWriter(tmp_path, after=0)
+    writer = MetricWriter(epath.Path(tmp_path), after=0)
     writer.scalars(1, {"loss/total": 0.5, "grad_norm": float("nan")})
     writer.image(1, "panel", np.zeros((4, 4, 3), np.uint8))
     writer.close()
@@ -38,7 +39,7 @@ def test_lines_and_events(tmp_path):
 def test_going_on_drops_what_comes_again(tmp_path):
     lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    writer = MetricWriter(tmp_path, after=2)
+    writer = MetricWriter(epath.Path(tmp_path), after=2)
     writer.scalars(3, {"again": 1.0})
     writer.close()
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
