@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
+from can_jax.parallel.runtime import spare_absent_tpu
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
@@ -30,6 +31,7 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     logging.set_verbosity(logging.WARNING)
     plain = python_logging.Formatter("%(levelname)s: %(message)s")
     logging.get_absl_handler().setFormatter(plain)
+    spare_absent_tpu()
     try:
         with _help(usage):
             rest = flags.FLAGS(sys.argv)[1:]

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from can_jax.config import default_config, resolve
 from tests.runs import RECIPE
 
+os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling: do it lightly, and each program once, for commands too.

@@ -37,10 +37,25 @@ def surroundings() -> str | None:
         return "SLURM"
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return "Open MPI"
-    chips = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
-    if chips and importlib.util.find_spec("libtpu"):
+    if tpu_chips() and importlib.util.find_spec("libtpu"):
         return "Cloud TPU"  # or GKE
     return None
+
+
+def tpu_chips() -> list[str]:
+    """The device files of this machine's TPU chips."""
+    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
+
+
+def spare_absent_tpu() -> None:
+    """Where the library for TPUs is installed without a TPU, as for `can_jax.plan`, keep it from
+    asking the network which one this is, and from complaining at length that nobody knows. Call
+    before JAX starts a backend."""
+    if not tpu_chips():
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 
 def start(

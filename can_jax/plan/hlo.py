@@ -19,8 +19,11 @@ _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
-_NAMED_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
-_COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # of devices: a grid of them, and its transposition
+_NAMED_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:" + _ORDER + r"|([\d,]+))\))? \{([^}]*)\}"
+)
+_COUNTED = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=" + _ORDER)
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
@@ -52,8 +55,8 @@ class Collective:
         if self.kind == "all-reduce":
             return 2 * others * self.bytes
         if self.kind == "reduce-scatter":
-            return (self.devices - 1) * self.bytes
-        return self.bytes if self.kind == "collective-permute" else others * self.bytes
+            return float((self.devices - 1) * self.bytes)
+        return float(self.bytes) if self.kind == "collective-permute" else others * self.bytes
 
 
 @dataclasses.dataclass
@@ -170,22 +173,31 @@ def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:
     everyone = np.arange(mesh.size)
     if named := _NAMED_MESH.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
-        used = re.findall(r"'(\w+)'", named[2])
-        grid = everyone.reshape([int(size) for size in sizes.values()])
+        used = re.findall(r"'(\w+)'", named[5])
+        order = np.array(_numbers(named[4])) if named[4] else _ordered(everyone, named[2], named[3])
+        grid = order.reshape([int(size) for size in sizes.values()])
         return grid[tuple(slice(None) if name in used else 0 for name in sizes)].reshape(-1)
     if counted := _COUNTED.search(line):
-        rows, columns = int(counted[1]), int(counted[2])
-        grid = everyone.reshape([int(size) for size in counted[3].split(",")])
-        if counted[4]:
-            grid = grid.transpose([int(axis) for axis in counted[4].split(",")])
-        return grid.reshape(rows, columns)[0]
+        groups = int(counted[1]), int(counted[2])
+        return _ordered(everyone, counted[3], counted[4]).reshape(groups)[0]
     if listed := _LISTED.search(line):
-        return np.array([int(number) for number in listed[1].split(",")])
+        return np.array(_numbers(listed[1]))
     if pairs := _PAIRS.search(line):
         numbers = re.findall(r"(\d+),(\d+)", pairs[1])
         moving = next(((a, b) for a, b in numbers if a != b), ("0", "0"))
         return np.unique([int(number) for number in moving])
     return everyone
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _ordered(devices: np.ndarray, grid: str | None, transposed: str | None) -> np.ndarray:
+    """Devices in the order that a grid of them and its transposition say."""
+    if grid:
+        devices = devices.reshape(_numbers(grid))
+    return devices.transpose(_numbers(transposed)) if transposed else devices
 
 
 def _axes(group: Int[np.ndarray, " devices"], mesh: Mesh) -> str:

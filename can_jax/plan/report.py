@@ -119,8 +119,8 @@ def tables(found: dict[str, Any], topology: Topology) -> list[Table]:
         facts["temporaries are"] = "those of the CPU compiler: more than on the real device"
     if found["fits"]:
         facts |= {
-            "step": f"{found['step_seconds']:.3f} s: {found['compute_seconds']:.3f} s computing, "
-            f"{found['communication_seconds']:.3f} s sending, if nothing overlaps",
+            "step": f"{found['step_seconds']:.3g} s: {found['compute_seconds']:.3g} s computing, "
+            f"{found['communication_seconds']:.3g} s sending, if nothing overlaps",
             "images/s": f"{found['images_per_second']:,.0f}",
             "the whole run": f"{found['images']:,} images, {duration(found['days'] * 86400)}, "
             f"{found['chip_hours']:,.0f} device-hours",

@@ -13,6 +13,7 @@ from jax.experimental import topologies
 from can_jax.errors import UserError, one_line
 from can_jax.observe.flops import peak_flops
 from can_jax.parallel.hardware import Chip, chip_of
+from can_jax.parallel.runtime import spare_absent_tpu
 
 # What people call them, and the name and options of JAX's compiler for each.
 TPUS = {
@@ -110,10 +111,7 @@ def _this_cpu() -> Chip:
 
 
 def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
-    # Without these the library looks for a TPU to ask, and complains at length.
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    spare_absent_tpu()
     known, options = TPUS[kind]
     arguments: dict[str, Any] = dict(options)
     if math.prod(shape) < 4:  # less than a host

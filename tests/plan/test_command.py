@@ -1,0 +1,127 @@
+"""The planner, as a person runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from can_jax.plan import table
+from tests.runs import ROOT
+
+
+def plan(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "can_jax.plan", *arguments], cwd=ROOT, capture_output=True,
+        text=True, timeout=600,
+    )  # fmt: skip
+
+
+def figures(*arguments):
+    done = plan(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_figures_of_a_plan(recipe):
+    found = figures(f"--config={recipe}", "--topology=cpu:8", "--config.mesh.fsdp=4", "--mfu=0.5")
+    assert {
+        "fits", "bytes_per_device", "flops_per_image", "collectives", "compile_seconds",
+        "step_seconds", "images_per_second", "days", "chip_hours", "assumed",
+    } <= set(found)  # fmt: skip
+    memory = found["bytes_per_device"]
+    assert {"parameters", "optimizer", "temporaries", "limit"} <= set(memory)
+    assert found["fits"] and found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    # Most of the parameters are split in four; Adam keeps two moments of each.
+    assert found["parameters"] < memory["parameters"] < 2 * found["parameters"]
+    assert memory["optimizer"] == pytest.approx(2 * memory["parameters"], rel=0.01)
+    assert memory["spare"] == memory["limit"] - memory["total"]
+    kinds = {row["kind"] for row in found["collectives"]}
+    assert "all-reduce" in kinds and "all-gather" in kinds
+    assert found["images_per_second"] == pytest.approx(16 / found["step_seconds"])
+    assert found["images"] == 6 * 16
+    again = figures(f"--config={recipe}", "--topology=cpu:8", "--config.mesh.fsdp=1")
+    assert again["bytes_per_device"]["parameters"] == 4 * found["parameters"]
+
+
+def test_tables_for_a_person(recipe):
+    done = plan(f"--config={recipe}", "--topology=v5e:2x2")
+    assert done.returncode == 0, done.stderr
+    for part in ("Plan: v5e:2x2", "of 15.75 GiB: fits", "Sent in a step", "all-reduce", "images/s"):
+        assert part in done.stdout, part
+    assert done.stderr == ""
+
+
+def test_what_does_not_fit_ends_with_advice(recipe):
+    options = [
+        f"--config={recipe}", "--topology=l4:2", "--config.batch_size=8192",
+        "--config.data.image_size=224", "--config.model.patch_size=16", "--config.model.width=768",
+        "--config.model.scan=True", "--config.model.depth=2", "--config.model.heads=12",
+    ]  # fmt: skip
+    done = plan(*options, "--json", "--tries=3")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["fits"] and found["bytes_per_device"]["spare"] < 0
+    assert 2 <= len(found["tried"]) <= 4
+    assert [row["fits"] for row in found["tried"]] == sorted(
+        (row["fits"] for row in found["tried"]), reverse=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: it does not fit: ") and found["advice"] in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE is missing"),
+        (["--config=configs/vit_b.py"], "--topology=NAME is missing"),
+        (["--config=configs/vit_b.py", "--topology=v9:2x2"], "no 'v9' is known"),
+        (["--config=configs/vit_b.py", "--topology=cpu:2", "--mfu=2"], "--mfu=2"),
+        (
+            ["--config=configs/vit_b.py", "--topology=cpu:3"],
+            "batch_size=4096 does not divide into 3 parts",
+        ),
+        (["--config=configs/vit_b.py", "--topology=cpu:2", "--config.mesh.fsdp=4"], "mesh.fsdp=4"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    done = plan(*arguments)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["vit_l", "vit_h"])
+def test_recipes_carry_a_table_of_slices(name):
+    path = ROOT / "configs" / f"{name}.py"
+    _, rows = table.rows_of(path.read_text(), str(path))
+    slices = {slice_name for slice_name, _ in rows}
+    assert {"v5e:16x16", "v4:4x4x4", "v5p:4x4x4", "v6e:16x16"} <= slices
+
+
+def test_row_of_a_table_is_what_the_planner_says():
+    """ViT-L/16 at 4096 images on 256 chips: compiled for all of them, in full."""
+    path = ROOT / "configs" / "vit_l.py"
+    old, rows = table.rows_of(path.read_text(), str(path))
+    number = [row[0] for row in rows].index("v5e:16x16")
+    found = table.plan(str(path), *rows[number])
+    assert found["fits"] and found["batch_size"] == 4096 and found["devices"] == 256
+    memory, limit = (found["bytes_per_device"][key] / 2**30 for key in ("total", "limit"))
+    line = old.splitlines()[1 + number]
+    stated, of = line.split(" of ")
+    assert float(stated.split()[-1]) == pytest.approx(memory, rel=0.02)
+    assert float(of.split()[0]) == pytest.approx(limit, abs=0.1)
+    # Rows stay where they are: what is gathered is the embeddings at most.
+    tokens = {99, 197}
+    for row in found["collectives"]:
+        sizes = {int(size) for size in row["largest"].split("[")[1].rstrip("]").split(",") if size}
+        assert row["kind"] == "all-reduce" or not sizes & tokens, row
+
+
+def test_table_without_a_beginning_is_refused(tmp_path):
+    (tmp_path / "x.py").write_text('"""No table."""\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "can_jax.plan.table", str(tmp_path / "x.py")], cwd=ROOT,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and "has no table" in done.stderr

@@ -1,0 +1,119 @@
+import dataclasses
+
+import pytest
+
+from can_jax.parallel.hardware import Chip
+from can_jax.plan import search as search_module
+from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
+from can_jax.plan.search import Search, choice_of, choices
+from can_jax.plan.topology import Topology
+from tests.conftest import small_config
+
+LIMIT = 1000
+TOPOLOGY = Topology(
+    "v5e:2x4", [None] * 8, Chip("x", 1e9, LIMIT, 1e9, 1e8), (2, 4), slices=1, exact=True
+)
+
+
+def plan_of(config, needed):
+    """What a compiler would say that wants so many bytes with nothing done to save any."""
+    chosen = choice_of(config, 8)
+    temporaries = int(needed * Search._activations(chosen))
+    state = 800 // chosen.mesh[1]
+    return Plan(
+        fits=temporaries + state <= LIMIT,
+        mesh=dict(zip(("data", "fsdp", "tensor"), chosen.mesh, strict=True)),
+        parameters=20,
+        memory=Memory(state // 3, state - state // 3, temporaries, temporaries + state, LIMIT),
+        flops_per_image=1,
+        recomputed_flops_per_image=recomputed_flops(config),
+        collectives=[],
+        compile_seconds=0.0,
+        compute_seconds=search_module.compute_seconds(config, TOPOLOGY, 0.5),
+        communication_seconds=0.0,
+    )
+
+
+def searched(monkeypatch, needed, tries=12, *, first_fit=False, **changes):
+    config = small_config(batch_size=64, **changes)
+    monkeypatch.setattr(search_module, "make_plan", lambda config, *_: plan_of(config, needed))
+    search = Search(config, TOPOLOGY, 0.5, plan_of(config, needed))
+    seen = []
+    search.run(tries, seen.append, first_fit=first_fit)
+    assert seen == search.attempts[1:]
+    return search
+
+
+def test_choices_divide_the_devices_and_the_batch():
+    found = list(choices(small_config(batch_size=24), 8))
+    assert {choice.microbatches for choice in found} == {1}  # 3 images a device
+    assert {choice.mesh for choice in found} == {(8, 1, 1), (4, 2, 1), (2, 4, 1), (1, 8, 1)}
+    assert {choice.remat for choice in found} == {"none", "dots", "dots_no_batch", "full"}
+    with_tensor = choices(small_config(batch_size=64, mesh__tensor=2), 8)
+    assert {choice.mesh[2] for choice in with_tensor} == {2}
+
+
+def test_the_first_that_fits_ends_the_search_for_advice(monkeypatch):
+    search = searched(monkeypatch, needed=900, first_fit=True)
+    assert [attempt.plan.fits for attempt in search.attempts] == [False, True]
+    # Splitting the state is enough: nothing has to be computed again.
+    assert search.best.choice.remat == "none" and search.best.choice.mesh[1] > 1
+
+
+def test_the_fastest_that_fits_is_the_best(monkeypatch):
+    search = searched(monkeypatch, needed=2500)
+    fitting = [attempt for attempt in search.attempts if attempt.plan.fits]
+    assert len(fitting) > 2
+    assert search.best.plan.step_seconds == min(a.plan.step_seconds for a in fitting)
+    assert "--config.model.remat=" in search.best.choice.options
+
+
+def test_where_nothing_fits_it_says_so_without_trying_all(monkeypatch):
+    search = searched(monkeypatch, needed=1e6)
+    assert search.best is None and len(search.attempts) == 2
+    assert search.smallest is search.attempts[1]
+    assert search.smallest.choice.remat == "full" and search.smallest.choice.mesh[1] == 8
+
+
+def test_a_search_compiles_no_more_than_it_may(monkeypatch):
+    assert len(searched(monkeypatch, needed=100, tries=3).attempts) == 4
+
+
+def test_choice_is_applied_to_the_configuration():
+    config = small_config(batch_size=64)
+    for choice in choices(config, 8):
+        assert choice_of(choice.apply(config), 8) == choice
+    assert config.model.remat == "none"
+
+
+@pytest.mark.parametrize(
+    ("message", "size"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
+            "memory required for HLO temporaries (107.94G) exceeds available HBM (15.75G).",
+            107.94 * 2**30,
+        ),
+        ("RESOURCE_EXHAUSTED: Ran out of memory. Used 843.5M of 15.75G hbm.", 843.5 * 2**20),
+    ],
+)
+def test_memory_is_read_from_the_compilers_refusal(message, size):
+    assert needed_temporaries(RuntimeError(message)) == int(size)
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_one_of_memory():
+    with pytest.raises(RuntimeError, match="INTERNAL"):
+        needed_temporaries(RuntimeError("INTERNAL: 3.2G of something"))
+
+
+def test_what_is_computed_again():
+    config = small_config(batch_size=64, model__depth=3)
+    assert recomputed_flops(config) == 0
+    attention = small_config(model__remat="dots_no_batch")
+    everything = small_config(model__remat="full")
+    assert 0 < recomputed_flops(attention) < recomputed_flops(everything)
+    parts = small_config(accumulation__microbatches=2)
+    assert recomputed_flops(parts) > 0
+    cheaper = small_config(accumulation__microbatches=2, accumulation__negatives="microbatch")
+    assert recomputed_flops(cheaper) == 0
+    assert dataclasses.is_dataclass(Plan)
