@@ -26,7 +26,7 @@ from can_jax.observe.metrics import MetricWriter
 from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
+from can_jax.parallel.runtime import Stopping, demand_same, environment, gather, meeting
 from can_jax.step import (
     Step,
     TrainState,
@@ -168,8 +168,8 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
 
 
 def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
-    """How many steps the run directory holds already."""
-    done = checkpoints.latest_step or 0
+    """How many steps the run directory holds already, as process 0 sees it."""
+    done = int(gather("first step", checkpoints.latest_step or 0)[0])
     if done > times.total:
         raise UserError(
             f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "
@@ -181,7 +181,9 @@ def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path)
 def note_run(
     config: ConfigDict, workdir: epath.Path, mesh: Mesh, times: Timetable, report: console.Reporter
 ) -> None:
-    """Print and store what is about to run."""
+    """Print and store what is about to run; the first process does."""
+    if jax.process_index():
+        return
     flops = train_flops_per_image(config, heads(config))
     facts = {
         "effective batch (images)": config.batch_size,
@@ -203,10 +205,9 @@ def note_run(
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
-    if jax.process_index() == 0:
-        before.write_text(to_json(config) + "\n")
-        stored = environment(mesh) | {"run": facts}
-        (workdir / "environment.json").write_text(json.dumps(stored, indent=2) + "\n")
+    before.write_text(to_json(config) + "\n")
+    stored = environment(mesh) | {"run": facts}
+    (workdir / "environment.json").write_text(json.dumps(stored, indent=2) + "\n")
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:

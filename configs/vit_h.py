@@ -9,12 +9,12 @@ parameters and optimizer state over so many devices; on fewer than eight set it 
 Hardware: 1.1 TFLOP an image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. What `python -m
 can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40 % of the peak:
 
-    slice      settings
-    v5e:16x16  -
-    v6e:16x16  -
-    v4:4x4x4   -
-    v5p:4x4x4  -
-    h100:8x8   -
+    slice      settings  memory of a device  step     images/s
+    v5e:16x16  -         6.4 of 15.8 GiB     0.262 s  15,600
+    v6e:16x16  -         6.5 of 31.2 GiB     0.069 s  59,400
+    v4:4x4x4   -         22.7 of 30.8 GiB    0.653 s  6,270
+    v5p:4x4x4  -         23.5 of 95.7 GiB    0.389 s  10,500
+    h100:8x8   -         33.2 of 72.0 GiB    0.198 s  20,600
 
 Result: none is published for this size, and none was measured here.
 """

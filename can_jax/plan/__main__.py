@@ -17,8 +17,8 @@ from can_jax import command
 from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.plan.estimate import make_plan
-from can_jax.plan.report import as_json, attempt_line, attempts_as_json, gib, tables
-from can_jax.plan.search import Search
+from can_jax.plan.report import as_json, attempt_line, attempts_as_json, attempts_table, gib, tables
+from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
@@ -45,6 +45,8 @@ def main() -> None:
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     out, progress = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
 
+    if note := fit_mesh(config, len(topology.devices)):
+        progress.print(note, soft_wrap=True)
     plan = make_plan(config, topology, _MFU.value)
     found = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
     if not _JSON.value:
@@ -60,8 +62,10 @@ def main() -> None:
         )
         found["tried"] = attempts_as_json(search.attempts)
         found["advice"] = advice(search)
-        if not _JSON.value and (_SEARCH.value or plan.fits):
-            out.print(found["advice"], soft_wrap=True)
+        if not _JSON.value:
+            out.print(attempts_table(found["tried"]))
+            if plan.fits:
+                out.print(found["advice"], soft_wrap=True)
     if _JSON.value:
         print(json.dumps(found, indent=2))
     if not plan.fits:

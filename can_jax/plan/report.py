@@ -19,6 +19,11 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
+def rounded(value: float) -> str:
+    """An estimate with the three digits that it deserves at most."""
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
 def length(config: ConfigDict, examples: int) -> int:
     """Images of the whole run; an epoch has so many ``examples``."""
     if config.total_steps is not None:
@@ -121,9 +126,9 @@ def tables(found: dict[str, Any], topology: Topology) -> list[Table]:
         facts |= {
             "step": f"{found['step_seconds']:.3g} s: {found['compute_seconds']:.3g} s computing, "
             f"{found['communication_seconds']:.3g} s sending, if nothing overlaps",
-            "images/s": f"{found['images_per_second']:,.0f}",
+            "images/s": rounded(found["images_per_second"]),
             "the whole run": f"{found['images']:,} images, {duration(found['days'] * 86400)}, "
-            f"{found['chip_hours']:,.0f} device-hours",
+            f"{rounded(found['chip_hours'])} device-hours",
             "assuming": f"{100 * assumed['mfu']:.0f} % of {assumed['peak_flops'] / 1e12:.0f} "
             f"TFLOP/s, links of {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s, between "
             f"slices or hosts {assumed['network_bytes_per_second'] / 1e9:.1f} GB/s",
@@ -147,6 +152,16 @@ def attempt_line(attempt: Attempt) -> str:
         f"remat {choice.remat}, {choice.microbatches} microbatches, mesh {shape}: "
         f"{gib(plan.memory.total)}, {verdict}"
     )
+
+
+def attempts_table(rows: list[dict[str, Any]]) -> Table:
+    """What was tried, as `attempts_as_json` orders it."""
+    table = Table("remat", "microbatches", "mesh", "memory", "step", title="Tried, best first")
+    for row in rows:
+        step = f"{row['step_seconds']:.3g} s" if row["fits"] else "does not fit"
+        mesh = " x ".join(map(str, row["mesh"].values()))
+        table.add_row(row["remat"], str(row["microbatches"]), mesh, gib(row["bytes"]), step)
+    return table
 
 
 def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
+from can_jax.errors import UserError
 from can_jax.model.vit import REMAT_POLICIES
 from can_jax.parallel.mesh import mesh_shape
 from can_jax.plan.estimate import Plan, compute_seconds, make_plan
@@ -15,7 +17,7 @@ from can_jax.plan.topology import Topology
 # rough, to decide what is worth compiling first.
 SHARE = {"none": 1.0, "dots": 0.75, "dots_no_batch": 0.35, "full": 0.2}
 UNDIVIDED = 0.1
-MICROBATCHES = (1, 2, 4, 8, 16)
+MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 LARGEST_FSDP = 64
 
 
@@ -58,6 +60,20 @@ def choice_of(config: ConfigDict, devices: int) -> Choice:
     """What a configuration chose itself."""
     shape = mesh_shape(config.mesh, devices)
     return Choice(config.model.remat, config.accumulation.microbatches, shape)
+
+
+def fit_mesh(config: ConfigDict, devices: int) -> str | None:
+    """Change a mesh that is not one of so many devices into the nearest that is; says what it did,
+    if anything."""
+    mesh = config.mesh
+    try:
+        mesh_shape(mesh, devices)
+    except UserError as error:
+        mesh.tensor = math.gcd(max(mesh.tensor, 1), devices)
+        mesh.fsdp = math.gcd(max(mesh.fsdp, 1), devices // mesh.tensor)
+        mesh.data = devices // mesh.tensor // mesh.fsdp
+        return f"{error}; planned with {mesh.data}, {mesh.fsdp}, {mesh.tensor}"
+    return None
 
 
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:

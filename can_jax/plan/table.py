@@ -4,7 +4,7 @@ Plans a recipe on each slice of the table in its docstring, and writes down what
 begins with the slice and with what is set otherwise than in the recipe, `-` for nothing:
 
     slice      settings             memory of a device  step     images/s
-    v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    42,965
+    v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    43,000
     v4:4x4x4   model.remat=full     …
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 from can_jax import command
 from can_jax.errors import UserError
 from can_jax.parallel.hardware import GIB
+from can_jax.plan.report import rounded
 
 HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
 
@@ -52,7 +53,7 @@ def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
         *row,
         f"{memory['total'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
         f"{found['step_seconds']:.3f} s",
-        f"{found['images_per_second']:,.0f}",
+        rounded(found["images_per_second"]),
     )
 
 

@@ -81,7 +81,6 @@ def test_what_does_not_fit_ends_with_advice(recipe):
             ["--config=configs/vit_b.py", "--topology=cpu:3"],
             "batch_size=4096 does not divide into 3 parts",
         ),
-        (["--config=configs/vit_b.py", "--topology=cpu:2", "--config.mesh.fsdp=4"], "mesh.fsdp=4"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):

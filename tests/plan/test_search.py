@@ -5,7 +5,7 @@ import pytest
 from can_jax.parallel.hardware import Chip
 from can_jax.plan import search as search_module
 from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
-from can_jax.plan.search import Search, choice_of, choices
+from can_jax.plan.search import Search, choice_of, choices, fit_mesh
 from can_jax.plan.topology import Topology
 from tests.conftest import small_config
 
@@ -77,6 +77,16 @@ def test_where_nothing_fits_it_says_so_without_trying_all(monkeypatch):
 
 def test_a_search_compiles_no_more_than_it_may(monkeypatch):
     assert len(searched(monkeypatch, needed=100, tries=3).attempts) == 4
+
+
+def test_mesh_of_other_devices_becomes_the_nearest():
+    config = small_config(batch_size=64)
+    config.mesh.update(data=-1, fsdp=8, tensor=2)
+    assert fit_mesh(config, 32) is None and config.mesh.data == -1
+    assert "does not fit 4 devices" in fit_mesh(config, 4)
+    assert (config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (1, 2, 2)
+    config.mesh.update(data=3, fsdp=1, tensor=1)
+    assert fit_mesh(config, 8) and config.mesh.data == 8
 
 
 def test_choice_is_applied_to_the_configuration():
