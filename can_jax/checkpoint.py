@@ -1,12 +1,32 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
-from typing import Any
+import json
+import logging as python_logging
+import zlib
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
+from can_jax.parallel.rules import path_name
+from can_jax.parallel.runtime import gather
+
+SEAL = "seal.json"  # sums of a checkpoint's files, and the shapes of its arrays
+FAILED_SAVES = 3  # in a row, at which a run stops
+WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # by Orbax, and not needed
+CHUNK = 2**24  # bytes read at a time
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    state: Any
+    run: dict[str, Any]
 
 
 class Checkpointer:
@@ -21,11 +41,16 @@ class Checkpointer:
     def __init__(self, directory: epath.Path, keep_last: int, keep_every_steps: int | None = None):
         # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
         self._directory = directory if "://" in str(directory) else directory.resolve()
+        self._saving = self._failures = 0
+        self._shapes: dict[str, list[int]] = {}
+        # A write that fails is reported below, once, and not by each of its threads.
+        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every_steps,
             enable_async_checkpointing=True,
             create=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -34,56 +59,197 @@ class Checkpointer:
         """The step of the newest complete checkpoint, None without any."""
         return self._manager.latest_step()
 
+    def newest_whole(self) -> int | None:
+        """The step of the newest checkpoint that is as it was written; None without any.
+
+        What is damaged is moved out of the way, and said. All processes have to ask.
+        """
+        found = -1
+        if jax.process_index() == 0:
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                reason = self._damage(step)
+                if reason is None:
+                    found = step
+                    break
+                self._set_aside(step, f"is damaged: {reason}")
+        found = int(gather("newest checkpoint", np.int64(found))[0])
+        self._manager.reload()
+        return None if found < 0 else found
+
     def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Begin to save a state, and what JSON can hold of the run. Returns before it is written.
 
-        A step that is saved already is left as it is.
+        A step that is saved already is left as it is. Where a checkpoint cannot be written, for
+        want of space say, the run is warned and goes on.
+
+        Raises:
+            UserError: it is the third in a row that could not be written.
         """
+        self.wait()
         if step == self.latest_step:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-        self._manager.save(step, args=items)
+        self._saving, self._shapes = step, shapes_of(state)
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:  # Orbax passes on what its threads raised, of any kind
+            self._report_failure(error)
 
-    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """A saved state, placed as ``abstract`` says, and what was saved of the run.
+    def restore(self, step: int, abstract: Any) -> Restored:
+        """The state of a step, placed as ``abstract`` says, and what was saved of the run.
+
+        Where the checkpoint does not fit, the one before it that does is taken, and that is said.
 
         Args:
-            step: of the checkpoint.
+            step: of the newest checkpoint to consider.
             abstract: the state's tree with shapes, types and shardings of now.
 
         Raises:
-            UserError: the checkpoint is damaged, or of another model.
+            UserError: none fits.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
-        )
+        refused: dict[int, str] = {}
+        for candidate in sorted(self._manager.all_steps(), reverse=True):
+            if candidate > step:
+                continue
+            try:
+                state, run = self._read(candidate, abstract)
+            except UserError as error:
+                refused[candidate] = str(error)
+                continue
+            for other, reason in refused.items():
+                if jax.process_index() == 0:
+                    self._set_aside(other, reason)
+            self._manager.reload()
+            return Restored(candidate, state, run)
         place = self._directory / str(step)
-        try:
-            restored = self._manager.restore(step, args=items)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(
-                f"checkpoint {place} does not fit this configuration, or is damaged: {reason}; "
-                "give another --workdir, or the configuration it was made with"
-            ) from error
-        for (path, saved), wanted in zip(
-            jax.tree_util.tree_leaves_with_path(restored.state),
-            jax.tree.leaves(abstract),
-            strict=True,
-        ):
-            if saved.shape != wanted.shape:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise UserError(
-                    f"checkpoint {place} is of another model: {name} is {saved.shape}, "
-                    f"this configuration has {wanted.shape}; give another --workdir"
-                )
-        return restored.state, restored.run
+        raise UserError(
+            f"checkpoint {place} {refused[step]}; give another --workdir, or the configuration it "
+            "was made with"
+        )
 
-    def wait(self) -> None:
-        """Until what was begun is on disk."""
-        self._manager.wait_until_finished()
+    def wait(self) -> bool:
+        """Until what was begun is on disk; whether it is.
+
+        Raises:
+            UserError: it is the third in a row that could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:  # as in `save`
+            self._report_failure(error)
+            return False
+        if self._saving == self.latest_step:
+            self._failures = 0
+        return True
 
     def close(self) -> None:
         """Finish, and let go."""
         self.wait()
         self._manager.close()
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        saved, wanted = self._seal_of(step).get("shapes"), shapes_of(abstract)
+        if saved is not None:
+            for name in sorted(saved.keys() | wanted.keys()):
+                if saved.get(name) != wanted.get(name):
+                    raise UserError(
+                        f"is of another model: {name} is {saved.get(name, 'not there')}, this "
+                        f"configuration has {wanted.get(name, 'none')}"
+                    )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # of any kind, as it is found damaged or of another model
+            raise UserError(f"does not fit this configuration: {one_line(error)[:300]}") from error
+        return restored.state, restored.run
+
+    def _seal(self) -> None:
+        """Write down what a checkpoint holds, just before it is given its name."""
+        if jax.process_index():
+            return
+        places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
+        folder = next(p for p in (self._directory / name for name in places) if p.exists())
+        files = {name: list(_size_and_sum(folder / name)) for name in _files(folder)}
+        (folder / SEAL).write_text(json.dumps({"files": files, "shapes": self._shapes}))
+
+    def _seal_of(self, step: int) -> dict[str, Any]:
+        """What was written down of a checkpoint; empty if it is from before that was done."""
+        place = self._directory / str(step) / SEAL
+        return json.loads(place.read_text()) if place.exists() else {}
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with the files of a checkpoint, if anything."""
+        folder = self._directory / str(step)
+        try:
+            for name, (size, crc) in self._seal_of(step).get("files", {}).items():
+                if not (folder / name).exists():
+                    return f"{name} is missing"
+                found = _size_and_sum(folder / name)
+                if found[0] != size:
+                    return f"{name} has {found[0]} bytes of {size}"
+                if found[1] != crc:
+                    return f"{name} is not what was written"
+        except (OSError, ValueError) as error:
+            return one_line(error)
+        return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Move a checkpoint that cannot be used out of the way of the next of its step."""
+        folder = self._directory.parent / "refused_checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / str(step)
+        while place.exists():
+            place = folder / f"{place.name}_again"
+        (self._directory / str(step)).rename(place)
+        logging.warning(
+            "checkpoint %s %s; it was moved to %s, and the newest good one before it is used",
+            self._directory / str(step), reason, place,
+        )  # fmt: skip
+
+    def _report_failure(self, error: Exception) -> None:
+        """Say that a checkpoint was not written, and make room again."""
+        self._failures += 1
+        self._manager.reload()
+        if jax.process_index() == 0:
+            for left in self._directory.glob("*.orbax-checkpoint-tmp"):
+                left.rmtree()
+        last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
+        message = (
+            f"the checkpoint of step {self._saving} could not be written: "
+            f"{one_line(error)[:200]}; the last good one: {last}"
+        )
+        if self._failures >= FAILED_SAVES:
+            raise UserError(f"{message}; it is the third failure in a row")
+        logging.warning("%s; the run goes on", message)
+
+
+def shapes_of(tree: Any) -> dict[str, list[int]]:
+    """The shape of every array of a tree, by its path."""
+    return {
+        path_name(path): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _files(folder: epath.Path) -> list[str]:
+    """Names of the files below a folder that a checkpoint needs."""
+    found = []
+    for place in folder.iterdir():
+        if place.is_dir():
+            found += [f"{place.name}/{name}" for name in _files(place)]
+        elif place.name not in WRITTEN_LATER:
+            found.append(place.name)
+    return sorted(found)
+
+
+def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
+    """Bytes of a file, and their CRC; of a file in a bucket, which keeps its own, the size only."""
+    if "://" in str(path):
+        return path.stat().length, None
+    crc = 0
+    with path.open("rb") as file:
+        while part := file.read(CHUNK):
+            crc = zlib.crc32(part, crc)
+    return path.stat().length, crc

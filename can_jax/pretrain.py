@@ -26,7 +26,7 @@ from can_jax.observe.metrics import MetricWriter
 from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.parallel.runtime import Stopping, demand_same, environment, gather, meeting
+from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
 from can_jax.step import (
     Step,
     TrainState,
@@ -76,7 +76,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
             state = initialize(step, mesh)
         else:
             with meeting("restoring the checkpoint"):
-                state, run = checkpoints.restore(first, abstract)
+                first, state, run = checkpoints.restore(first, abstract)
             report.say(f"resumed from the checkpoint of step {first}")
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         observers = Observers(step, source, mesh, times, workdir, writer, report, run)
@@ -93,11 +93,15 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
 
         hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]
         report.start_bar()
-        try:
-            loop(config, first, times.total, state, loader, train_step, observers, hooks, stopping)
-        finally:
-            with meeting("finishing the checkpoint"):
-                checkpoints.wait()  # also when told to stop: what was begun is worth having
+        last = loop(
+            config, first, times.total, state, loader, train_step, observers, hooks, stopping
+        )
+        with meeting("finishing the checkpoint"):
+            saved = checkpoints.wait()
+        if not saved:
+            raise UserError(f"step {last} was reached, but could not be saved; see the line above")
+        if last < times.total:
+            raise Preempted(f"stopped by SIGTERM; step {last} is saved, start again to go on")
         observers.conclude(time.perf_counter() - started)
 
 
@@ -111,8 +115,8 @@ def loop(
     observers: Observers,
     hooks: list[Hook],
     stopping: Stopping,
-) -> None:
-    """Step after step, and what is due after each."""
+) -> int:
+    """Step after step, and what is due after each; gives the last step."""
     clock = StepClock()
     for number in range(first + 1, total + 1):
         with clock.waiting_for_data():
@@ -129,8 +133,9 @@ def loop(
             if number % hook.every == 0 or last or (stop and hook is hooks[-1]):
                 with clock.paused():
                     hook.act(number, state)
-        if stop and not last:
-            raise Preempted(f"stopped by SIGTERM; step {number} is saved, start again to go on")
+        if stop:
+            return number
+    return total
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -168,8 +173,8 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
 
 
 def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
-    """How many steps the run directory holds already, as process 0 sees it."""
-    done = int(gather("first step", checkpoints.latest_step or 0)[0])
+    """How many steps the run directory holds already."""
+    done = checkpoints.newest_whole() or 0
     if done > times.total:
         raise UserError(
             f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "

@@ -56,3 +56,14 @@ def state_at(workdir, step):
 def assert_same_state(a, b):
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def assert_same_run(one, other, step):
+    """Two runs ended at a step with the same metrics, but for what is timed, and the same state."""
+    timed = ("images_per_second", "mfu", "data_wait")
+    found, wanted = (
+        [{k: v for k, v in line.items() if k not in timed} for line in metrics(workdir)]
+        for workdir in (one, other)
+    )
+    assert found == wanted
+    assert_same_state(state_at(one, step), state_at(other, step))

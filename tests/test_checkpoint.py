@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +31,8 @@ def test_state_comes_back_on_another_mesh(tmp_path):
     checkpoints.save(5, state, {"seconds": 1.5})
     checkpoints.wait()
     _, abstract = fresh(devices=2, seed=1)
-    restored, run = checkpoints.restore(5, abstract)
-    assert run == {"seconds": 1.5}
+    step, restored, run = checkpoints.restore(5, abstract)
+    assert (step, run) == (5, {"seconds": 1.5})
     assert_equal(state, restored)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(restored)} == {2}
     checkpoints.close()
@@ -69,16 +71,82 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, changes):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_damaged_checkpoint_is_refused(tmp_path):
-    state, abstract = fresh(devices=1)
-    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
-    checkpoints.save(1, state, {})
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """A folder with the checkpoints of steps 1, 2 and 3."""
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, fresh(devices=1)[0], {"n": step})
+    checkpoints.close()
+    return folder
+
+
+def lose(path):
+    path.unlink()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def turn(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(lose, "is missing"), (cut, "bytes of"), (turn, "is not what was written")],
+)
+def test_damage_to_any_file_is_seen_and_the_one_before_it_used(
+    three, tmp_path, damage, reason, caplog
+):
+    """One bit is enough, in a file that the reader itself would believe."""
+    names = [p.relative_to(three / "3") for p in (three / "3").rglob("*") if p.is_file()]
+    kept = {"seal.json", "commit_success.txt", "_CHECKPOINT_METADATA"}
+    names = [name for name in names if name.name not in kept]
+    assert len(names) > 10
+    for number, name in enumerate(names):
+        folder = tmp_path / str(number) / "checkpoints"
+        shutil.copytree(three, folder)
+        damage(folder / "3" / name)
+        caplog.clear()
+        checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
+        assert checkpoints.newest_whole() == 2, name
+        assert f"{name} " in caplog.text and reason in caplog.text
+        assert (folder.parent / "refused_checkpoints" / "3" / "seal.json").exists()
+        assert checkpoints.latest_step == 2
+        checkpoints.close()
+
+
+def test_where_all_are_damaged_there_is_none(three, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three, folder)
+    for step in (1, 2, 3):
+        lose(folder / str(step) / "run" / "metadata")
+    checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
+    assert checkpoints.newest_whole() is None
+    refused = (tmp_path / "refused_checkpoints").iterdir()
+    assert sorted(path.name for path in refused) == ["1", "2", "3"]
+
+
+def test_newest_that_fits_is_restored(three, tmp_path, caplog):
+    """A checkpoint of another model lies among ours."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three, folder)
+    config = small_config(model__width=48)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    checkpoints = Checkpointer(epath.Path(folder), keep_last=9)
+    checkpoints.save(7, initialize(make_step(config, lambda _: 0.0), mesh), {})
     checkpoints.wait()
-    for path in (tmp_path / "1" / "state").rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="damaged"):
-        checkpoints.restore(1, abstract)
+    state, abstract = fresh(devices=1)
+    step, restored, run = checkpoints.restore(checkpoints.newest_whole(), abstract)
+    assert (step, run) == (3, {"n": 3})
+    assert_equal(state, restored)
+    assert "checkpoint" in caplog.text and "7 " in caplog.text and "was moved to" in caplog.text
+    assert checkpoints.latest_step == 3 and (tmp_path / "refused_checkpoints" / "7").is_dir()
 
 
 def test_saving_a_step_twice_is_harmless(tmp_path):
