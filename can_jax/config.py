@@ -28,6 +28,8 @@ def default_config() -> ConfigDict:
             "total_epochs": placeholder(float),
             "total_examples": placeholder(int),
             "log_every_steps": 50,
+            "skipped_updates_limit": 20,  # in a row, not finite, at which a run stops; 0 is never
+            "stuck_after_seconds": 1800.0,  # without a step, a run ends itself; 0 is never
             "data": {
                 # folder | tfrecord | webdataset | tfds | arrays | shapes | mixture
                 "source": "folder",
@@ -225,3 +227,24 @@ def steps_of(block: ConfigDict, name: str, batch_size: int, examples: int) -> in
 def to_json(config: ConfigDict) -> str:
     """The configuration as JSON, keys sorted; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The configuration that `to_json` wrote."""
+    config = default_config()
+
+    def fill(block: ConfigDict, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                fill(block[key], value)
+            else:
+                with block.ignore_type():
+                    block[key] = _tuples(value)
+
+    fill(config, json.loads(text))
+    return config
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

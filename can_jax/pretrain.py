@@ -11,6 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from can_jax.capture import write_capture
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, resolve, to_json
 from can_jax.data.batch import Batch, batch_shapes
@@ -19,10 +20,12 @@ from can_jax.data.source import open_source
 from can_jax.data.streaming import open_loader, open_stream
 from can_jax.errors import Preempted, UserError
 from can_jax.forward import heads
+from can_jax.lock import run_lock
 from can_jax.observe import console
-from can_jax.observe.clock import StepClock
+from can_jax.observe.clock import FiniteWatch, StepClock
 from can_jax.observe.flops import train_flops_per_image
 from can_jax.observe.metrics import MetricWriter
+from can_jax.observe.watchdog import Watchdog
 from can_jax.observers import Hook, Observers
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
@@ -59,6 +62,8 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
     times = make_timetable(config, source.examples)
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(contextlib.closing(Stopping()))
+        make_directory(workdir)
+        stack.enter_context(run_lock(workdir))
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
         first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
@@ -92,10 +97,12 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
                 checkpoints.save(number, state, run)
 
         hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]
+        watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stuck_after_seconds)))
         report.start_bar()
         last = loop(
-            config, first, times.total, state, loader, train_step, observers, hooks, stopping
-        )
+            config, first, times.total, state, loader, train_step, observers, hooks, stopping,
+            watchdog, workdir,
+        )  # fmt: skip
         with meeting("finishing the checkpoint"):
             saved = checkpoints.wait()
         if not saved:
@@ -115,14 +122,19 @@ def loop(
     observers: Observers,
     hooks: list[Hook],
     stopping: Stopping,
+    watchdog: Watchdog,
+    workdir: epath.Path,
 ) -> int:
     """Step after step, and what is due after each; gives the last step."""
-    clock = StepClock()
+    clock, broken = StepClock(), FiniteWatch(config.skipped_updates_limit)
     for number in range(first + 1, total + 1):
         with clock.waiting_for_data():
             batch = next(loader)
         state, metrics = train_step(state, batch)
         clock.stepped(metrics["loss/total"])
+        watchdog.beat(number)
+        if broken(metrics["skipped_steps"]):
+            stop_broken(config, workdir, number, state, batch)
         observers.report.advance(number)
 
         last, stop = number == total, stopping.after(number)
@@ -133,9 +145,23 @@ def loop(
             if number % hook.every == 0 or last or (stop and hook is hooks[-1]):
                 with clock.paused():
                     hook.act(number, state)
+                watchdog.beat(number)
         if stop:
             return number
     return total
+
+
+def stop_broken(
+    config: ConfigDict, workdir: epath.Path, number: int, state: TrainState, batch: Batch
+) -> None:
+    """Keep the step for a closer look, and end the run."""
+    folder = workdir / "captures" / f"step_{number:08d}"
+    write_capture(folder, config, number, state, batch)
+    raise UserError(
+        f"{config.skipped_updates_limit} updates in a row were not finite, up to step {number}: "
+        f"python -m can_jax.replay {folder} shows the step; a lower optimizer.learning_rate may "
+        "help, from an earlier checkpoint"
+    )
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -165,9 +191,15 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
     """The run directory's checkpoints."""
     settings = config.checkpoint
+    return Checkpointer(workdir / "checkpoints", settings.keep_last, settings.keep_every_steps)
+
+
+def make_directory(workdir: epath.Path) -> None:
+    """The run directory, which has to be one that can be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        return Checkpointer(workdir / "checkpoints", settings.keep_last, settings.keep_every_steps)
+        (workdir / ".writable").write_text("")
+        (workdir / ".writable").unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 

@@ -69,6 +69,8 @@ def check_data(config: ConfigDict) -> None:
             check(part.source != "mixture", "data.mixture: a part cannot be a mixture itself")
             check_source(part)
     check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")
+    for name in ("skipped_updates_limit", "stuck_after_seconds"):
+        check(config[name] >= 0, f"{name}={config[name]}: at least 0, never")
     check(config.log_every_steps >= 1, f"log_every_steps={config.log_every_steps}: at least 1")
 
 

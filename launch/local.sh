@@ -12,6 +12,8 @@ stopped=0
 while true; do
   "${PYTHON:-python3}" -m can_jax.main "$@" &
   child=$!
+  # A signal that came before there was a child to tell.
+  if [ "$stopped" -eq 1 ]; then kill -TERM "$child" 2>/dev/null; fi
   wait "$child"
   code=$?
   # `wait` returns early when a signal comes; the child may still be saving.

@@ -38,6 +38,8 @@ while true; do
   children=()
   for ((number = 0; number < count; number++)); do start "$number" "$@"; done
   if [ -n "${DRY_RUN:-}" ]; then exit 0; fi
+  # A signal that came before all of them were there to be told.
+  if [ "$stopped" -eq 1 ]; then tell TERM; fi
   code=0
   left=("${children[@]}")
   while [ "${#left[@]}" -gt 0 ]; do

@@ -3,6 +3,7 @@
 import resource
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +95,51 @@ def test_last_good_checkpoint_survives_a_full_disk(recipe, whole, tmp_path):
     assert done.returncode == 1
     assert "step 9 was reached, but could not be saved" in done.stderr
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
+
+
+def test_second_run_in_the_same_directory_is_refused(recipe, tmp_path):
+    first = subprocess.Popen(
+        command(recipe, tmp_path, *QUIET, "total_steps=100000"), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        for line in first.stdout:
+            if line.startswith("compiled"):
+                break
+        done = run(recipe, tmp_path, *QUIET)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"is in use by process {first.pid} on " in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_replayed(
+    recipe, tmp_path
+):
+    done = run(
+        recipe, tmp_path, *QUIET, "optimizer.learning_rate=1e38", "total_steps=50",
+        "skipped_updates_limit=4",
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: 4 updates in a row were not finite, up to step ")
+    (capture,) = (tmp_path / "captures").iterdir()
+    assert f"python -m can_jax.replay {capture}" in last
+    replay = subprocess.run(
+        [sys.executable, "-m", "can_jax.replay", str(capture)], cwd=ROOT, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert replay.returncode == 0, replay.stderr
+    assert "16 images at positions " in replay.stdout
+    assert "loss/total" in replay.stdout and "not finite" in replay.stdout
+    assert "encoder/blocks" in replay.stdout
+
+
+def test_replay_of_what_is_no_capture_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "can_jax.replay", str(tmp_path)], cwd=ROOT, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "is no capture" in done.stderr

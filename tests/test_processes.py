@@ -115,3 +115,19 @@ def test_wrong_flags(recipe, tmp_path, options, message):
     )
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(recipe, tmp_path, sign):
+    endless = ["total_steps=100000", "checkpoint.every_steps=3", "stuck_after_seconds=15", *QUIET]
+    with job(recipe, tmp_path, *endless) as processes:
+        for line in processes[0].stdout:
+            if line.startswith("step 4/"):
+                break
+        processes[1].send_signal(sign)
+        started = time.monotonic()
+        errors = processes[0].communicate(timeout=120)[1]
+        assert time.monotonic() - started < 60
+        assert processes[0].returncode == 1, errors[-2000:]
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("error: ") and "host" in last, last

@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+STUCK = """
+import time
+from can_jax.observe.watchdog import Watchdog
+
+def waits_for_ever():
+    time.sleep(60)
+
+dog = Watchdog(0.5)
+for step in range(1, 8):
+    time.sleep(0.15)
+    dog.beat(step)
+{then}
+"""
+
+
+def run(then):
+    return subprocess.run(
+        [sys.executable, "-c", STUCK.format(then=then)], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
+    done = run("waits_for_ever()")
+    assert done.returncode == 1
+    assert "waits_for_ever" in done.stderr  # where it was
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: nothing has moved for 0 s after step 7")
+
+
+def test_run_that_moves_or_has_ended_is_left_alone():
+    assert run("dog.close(); time.sleep(1.5)").returncode == 0
+    assert run("").returncode == 0
