@@ -34,11 +34,13 @@ class Checkpointer:
 
     Args:
         directory: where they lie; created if missing.
-        keep_last: how many of the newest are kept.
+        keep_last: how many of the newest are kept; None for all.
         keep_every_steps: those of steps divisible by it are kept for ever.
     """
 
-    def __init__(self, directory: epath.Path, keep_last: int, keep_every_steps: int | None = None):
+    def __init__(
+        self, directory: epath.Path, keep_last: int | None, keep_every_steps: int | None = None
+    ):
         # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
         self._directory = directory if "://" in str(directory) else directory.resolve()
         self._saving = self._failures = 0

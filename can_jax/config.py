@@ -23,6 +23,8 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            # Weights of a new run: a run directory, or an npz or safetensors file in MAE's names.
+            "init_from": placeholder(str),
             "batch_size": 4096,  # images of the global batch, each of them seen in every view
             "total_steps": placeholder(int),
             "total_epochs": placeholder(float),

@@ -20,6 +20,7 @@ from can_jax.data.source import open_source
 from can_jax.data.streaming import open_loader, open_stream
 from can_jax.errors import Preempted, UserError
 from can_jax.forward import heads
+from can_jax.initial import initial_weights
 from can_jax.lock import run_lock
 from can_jax.observe import console
 from can_jax.observe.clock import FiniteWatch, StepClock
@@ -79,6 +80,10 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
         run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
         if not first:
             state = initialize(step, mesh)
+            if config.init_from:
+                state.parameters, lines = initial_weights(config.init_from, state.parameters, mesh)
+                for line in lines:
+                    report.say(line)
         else:
             with meeting("restoring the checkpoint"):
                 first, state, run = checkpoints.restore(first, abstract)

@@ -7,8 +7,8 @@
 # PYTHON chooses the interpreter.
 set -u
 child=
-trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi; stopped=1' TERM INT
 stopped=0
+trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi; stopped=1' TERM INT
 while true; do
   "${PYTHON:-python3}" -m can_jax.main "$@" &
   child=$!

@@ -42,7 +42,8 @@ def one_life(
 ) -> int | None:
     """One start of the run, killed at a random moment; its exit code if it ended before that.
 
-    Most lives end within two seconds after training began, some while it is still starting.
+    Most lives end within two seconds after training began, some while it is still starting; a few
+    are long enough for a probe, after which comes a save.
     """
     process = subprocess.Popen(
         [*command(recipe, workdir, *overrides), *extra], cwd=ROOT, text=True,
@@ -61,7 +62,7 @@ def one_life(
     else:
         while not training.wait(0.05) and process.poll() is None:
             pass
-        time.sleep(rng.uniform(0, 2))
+        time.sleep(rng.uniform(0, 2 if rng.random() < 0.7 else 10))
     code = process.poll()
     process.send_signal(signal.SIGKILL)
     process.wait()

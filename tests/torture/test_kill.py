@@ -1,0 +1,17 @@
+"""The short form of `python -m tests.torture.kill`, on images in files."""
+
+import numpy as np
+
+from tests.data import samples
+from tests.torture.kill import torture
+
+
+def test_run_that_is_killed_a_few_times_ends_the_same(recipe, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        path = tmp_path / f"data/{i % 3}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(samples.encode(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)))
+    data = ["--config.data.source=folder", f"--config.data.path={tmp_path / 'data'}"]
+    quiet = ["--config.probe.every_steps=0", "--config.figures.every_steps=0"]
+    assert torture(recipe, tmp_path, kills=3, steps=120, extra=[*data, *quiet]) >= 1
