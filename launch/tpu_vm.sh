@@ -7,12 +7,13 @@
 #         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
 #
 # SPOT=1 asks for a slice that is cheaper and may be taken away; PROJECT is gcloud's own by default;
-# KEEP=1 leaves the slice there at the end. The hosts find each other by themselves. The run
-# directory is in a bucket: the hosts share no disk. DRY_RUN=1 prints the commands instead.
+# KEEP=1 leaves the slice there at the end. The hosts find each other by themselves; their own Python
+# may be too old, so uv brings one. The run directory is in a bucket: the hosts share no disk.
+# DRY_RUN=1 prints the commands instead.
 set -u
 : "${NAME:?set NAME, of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
 : "${TYPE:?set TYPE, such as v5litepod-256}" "${VERSION:?set VERSION, such as v2-alpha-tpuv5-lite}"
-here=$(cd "$(dirname "$0")/.." && pwd)
+cd "$(dirname "$0")/.." || exit 1
 where=(--zone="$ZONE")
 if [ -n "${PROJECT:-}" ]; then where+=(--project="$PROJECT"); fi
 run() {
@@ -40,11 +41,13 @@ create() {
 
 setup() {
   local archive
-  archive=$(mktemp --suffix=.tgz)
-  run git -C "$here" archive --format=tar.gz --output="$archive" HEAD
+  archive=${TMPDIR:-/tmp}/can_jax-$NAME.tgz
+  run git archive --format=tar.gz --output="$archive" HEAD
   tpu scp "$archive" "$NAME:can_jax.tgz" --worker=all &&
     everywhere "mkdir -p can_jax && tar -xzf can_jax.tgz -C can_jax && cd can_jax && \
-python3 -m venv .venv && .venv/bin/pip install --quiet --editable '.[tpu]'"
+python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --clear --python 3.12 .venv && \
+python3 -m uv pip install --quiet --python .venv --constraint constraints/py312.txt \
+--editable '.[tpu]'"
   local code=$?
   rm -f "$archive"
   return $code

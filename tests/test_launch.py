@@ -153,7 +153,7 @@ def test_tpu_commands_as_they_are():
         *tpu_vm, "create", "can", "--accelerator-type=v5litepod-256", "--version=v2-tpuv5-lite",
         "--spot", "--zone=us-west4-a",
     ]  # fmt: skip
-    assert archive[:3] == ["git", "-C", str(LAUNCH.parent)] and "HEAD" in archive
+    assert archive[:2] == ["git", "archive"] and "HEAD" in archive
     assert copy[:5] == [*tpu_vm, "scp"] and "--worker=all" in copy
     assert install[:6] == [*tpu_vm, "ssh", "can"] and "'.[tpu]'" in install[7]
     assert train[:7] == [*tpu_vm, "ssh", "can", "--worker=all"]
@@ -237,3 +237,21 @@ def test_manifest_is_applied(tmp_path, stand_in):
     assert process.wait(30) == 0, process.stderr.read()
     assert calls(tmp_path) == ["kubectl apply -f -"]
     assert json.dumps(RUN) in (tmp_path / "applied").read_text()
+
+
+def console_blocks():
+    """Commands of the README with what they print, by command."""
+    text = (LAUNCH.parent / "README.md").read_text()
+    for block in text.split("```console\n$ ")[1:]:
+        command, output = block.split("```")[0].split("\n", 1)
+        yield command, output
+
+
+@pytest.mark.parametrize(("command", "output"), console_blocks())
+def test_readme_shows_what_a_dry_run_prints(command, output):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "TMPDIR")}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=LAUNCH.parent, env=environment, capture_output=True, text=True
+    )
+    found = [line.rstrip() for line in done.stdout.splitlines()]
+    assert found == output.splitlines()
