@@ -19,7 +19,7 @@ def losses(workdir):
     return [[line["step"], *(line[name] for name in names)] for line in metrics(workdir)]
 
 
-LENGTH = ["total_steps=60", "checkpoint.every_steps=1000", *QUIET]
+LENGTH = ["total_steps=40", "checkpoint.every_steps=1000", *QUIET]
 
 
 def part(recipe, workdir, devices, *overrides, until=None):
@@ -46,18 +46,18 @@ def whole(recipe, tmp_path_factory):
 
 
 def test_on_other_devices_the_run_is_the_same(recipe, whole, tmp_path):
-    part(recipe, tmp_path, 8, "mesh.fsdp=4", until=8)
-    assert "resumed" in part(recipe, tmp_path, 4, "mesh.fsdp=2", until=22)
-    assert "resumed" in part(recipe, tmp_path, 1, until=36)
+    part(recipe, tmp_path, 8, "mesh.fsdp=4", until=6)
+    assert "resumed" in part(recipe, tmp_path, 4, "mesh.fsdp=2", until=14)
+    assert "resumed" in part(recipe, tmp_path, 1, until=22)
     assert "resumed" in part(recipe, tmp_path, 8, "mesh.tensor=2")
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
 def test_as_other_processes_the_run_is_the_same(recipe, whole, tmp_path):
-    part(recipe, tmp_path, 8, until=10)
+    part(recipe, tmp_path, 8, until=6)
     with job(recipe, tmp_path, *LENGTH) as processes:
         for line in processes[0].stdout:
-            if line.startswith("step 30/"):
+            if line.startswith("step 18/"):
                 break
         processes[0].send_signal(signal.SIGTERM)
         errors = [process.communicate(timeout=300)[1] for process in processes]
@@ -81,7 +81,7 @@ def watched(recipe, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("delay", "signs"), [(0.0, 1), (0.03, 3), (0.15, 1)])
+@pytest.mark.parametrize(("delay", "signs"), [(0.0, 1), (0.03, 3)])
 def test_sigterm_while_stepping_probing_or_saving(recipe, watched, tmp_path, delay, signs):
     """Every second step is followed by a probe and a save; the signals come into any of them."""
     process = subprocess.Popen(

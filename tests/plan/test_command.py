@@ -58,11 +58,11 @@ def test_what_does_not_fit_ends_with_advice(recipe):
         "--config.data.image_size=224", "--config.model.patch_size=16", "--config.model.width=768",
         "--config.model.scan=True", "--config.model.depth=2", "--config.model.heads=12",
     ]  # fmt: skip
-    done = plan(*options, "--json", "--tries=3")
+    done = plan(*options, "--json", "--tries=2")
     assert done.returncode == 1
     found = json.loads(done.stdout)
     assert not found["fits"] and found["bytes_per_device"]["spare"] < 0
-    assert 2 <= len(found["tried"]) <= 4
+    assert 2 <= len(found["tried"]) <= 3
     assert [row["fits"] for row in found["tried"]] == sorted(
         (row["fits"] for row in found["tried"]), reverse=True
     )
