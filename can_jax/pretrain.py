@@ -203,8 +203,9 @@ def make_directory(workdir: epath.Path) -> None:
     """The run directory, which has to be one that can be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".writable").write_text("")
-        (workdir / ".writable").unlink()
+        trial = workdir / f".writable_{jax.process_index()}"  # other processes try, too
+        trial.write_text("")
+        trial.unlink()
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 

@@ -98,7 +98,11 @@ def start(
     try:
         with give_up_after(timeout, hint):  # left to itself, JAX ends the program with a stack dump
             jax.distributed.initialize(
-                coordinator, processes, process, initialization_timeout=timeout + 60
+                coordinator,
+                processes,
+                process,
+                initialization_timeout=timeout + 60,
+                shutdown_timeout_seconds=30,  # of one that ends while the others do not
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
