@@ -270,14 +270,7 @@ def compile_timed(
     step: Step, abstract: TrainState, mesh: Mesh, report: console.Reporter
 ) -> Callable[..., Any]:
     """The compiled train step; says how long that took."""
-    config, data = step.config, step.config.data
-    batch = batch_shapes(
-        config.batch_size,
-        config.augment.views,
-        data.image_size,
-        data.channels,
-        batch_sharding(mesh),
-    )
+    batch = batch_shapes(step.config, batch_sharding(mesh))
     started = time.perf_counter()
     compiled = compile_train_step(step, abstract, batch, mesh)
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

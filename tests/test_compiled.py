@@ -28,7 +28,7 @@ def small(**changes):
 def shapes_of(config):
     mesh = make_mesh(config.mesh)
     step = make_step(config, lambda _: 1e-3)
-    batch = batch_shapes(64, 2, config.data.image_size, 3, batch_sharding(mesh))
+    batch = batch_shapes(config, batch_sharding(mesh))
     return step, abstract_state(step, mesh), batch, mesh
 
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Array, Int, UInt8, UInt32
+from ml_collections import ConfigDict
 
 
 class Batch(NamedTuple):
@@ -19,16 +20,15 @@ class Batch(NamedTuple):
     label: Int[Array, " images"]
 
 
-def batch_shapes(
-    images: int, views: int, size: tuple[int, int], channels: int, sharding: Any
-) -> Batch:
-    """What stands for a batch where only shapes are needed, as in compiling."""
+def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
+    """What stands for a resolved configuration's batch where only shapes are needed."""
+    images, data = config.batch_size, config.data
 
     def shape(*dimensions: int, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(dimensions, dtype, sharding=sharding)
 
     return Batch(
-        views=shape(images, views, *size, channels, dtype=np.uint8),
+        views=shape(images, config.augment.views, *data.image_size, data.channels, dtype=np.uint8),
         position=shape(images, dtype=np.uint32),
         label=shape(images, dtype=np.int32),
     )

@@ -94,14 +94,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
         )
     step = make_step(config, lambda _: 1e-3)
     state = abstract_state(step, mesh)
-    data = config.data
-    batch = batch_shapes(
-        config.batch_size,
-        config.augment.views,
-        data.image_size,
-        data.channels,
-        batch_sharding(mesh),
-    )
+    batch = batch_shapes(config, batch_sharding(mesh))
     started = time.perf_counter()
     moved: list[Collective] = []
     fits = True
