@@ -79,7 +79,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
         report.say(console.parameter_table(abstract.parameters))
         run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
         if not first:
-            state = initialize(step, mesh)
+            state = initialize(step, abstract)
             if config.init_from:
                 state.parameters, lines = initial_weights(config.init_from, state.parameters, mesh)
                 for line in lines:

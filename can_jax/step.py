@@ -139,9 +139,9 @@ def abstract_state(step: Step, mesh: Mesh) -> TrainState:
     )
 
 
-def initialize(step: Step, mesh: Mesh) -> TrainState:
-    """A fresh train state, every array created on the devices where it will lie."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(step, mesh))
+def initialize(step: Step, abstract: TrainState) -> TrainState:
+    """A fresh train state, every array created on the devices where `abstract_state` has it."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda: fresh_state(step), out_shardings=places)()
 
 

@@ -17,7 +17,8 @@ def fresh(devices=8, **changes):
     config = small_config(model__width=32, model__heads=4, **changes)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     step = make_step(config, lambda _: 0.0)
-    return initialize(step, mesh), abstract_state(step, mesh)
+    abstract = abstract_state(step, mesh)
+    return initialize(step, abstract), abstract
 
 
 def assert_equal(a, b):
@@ -139,7 +140,8 @@ def test_newest_that_fits_is_restored(three, tmp_path, caplog):
     config = small_config(model__width=48)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     checkpoints = Checkpointer(epath.Path(folder), keep_last=9)
-    checkpoints.save(7, initialize(make_step(config, lambda _: 0.0), mesh), {})
+    step = make_step(config, lambda _: 0.0)
+    checkpoints.save(7, initialize(step, abstract_state(step, mesh)), {})
     checkpoints.wait()
     state, abstract = fresh(devices=1)
     step, restored, run = checkpoints.restore(checkpoints.newest_whole(), abstract)

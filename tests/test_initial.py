@@ -12,14 +12,15 @@ from can_jax.export.torch_layout import to_torch
 from can_jax.initial import initial_weights
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
-from can_jax.step import initialize, make_step
+from can_jax.step import abstract_state, initialize, make_step
 from tests.conftest import small_config
 
 
 def fresh(**changes):
     config = small_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    return config, initialize(make_step(config, lambda _: 0.0), mesh), mesh
+    step = make_step(config, lambda _: 0.0)
+    return config, initialize(step, abstract_state(step, mesh)), mesh
 
 
 def flat(tree):

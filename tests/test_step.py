@@ -39,7 +39,8 @@ def random_batch(config, seed=0):
 def start(config, devices=1):
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
     step = make_step(config, lambda _: jnp.float32(0.01))
-    return step, mesh, initialize(step, mesh), abstract_state(step, mesh)
+    abstract = abstract_state(step, mesh)
+    return step, mesh, initialize(step, abstract), abstract
 
 
 def place(batch, mesh):

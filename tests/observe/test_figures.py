@@ -10,13 +10,13 @@ from PIL import Image
 from can_jax.forward import forward
 from can_jax.observe import figures
 from can_jax.parallel.mesh import make_mesh
-from can_jax.step import initialize, make_step
+from can_jax.step import abstract_state, initialize, make_step
 from tests.conftest import small_config
 
 
 def panel_of(config, images, monkeypatch=None, prediction=None):
     step = make_step(config, lambda _: 0.0)
-    state = initialize(step, make_mesh(config.mesh, jax.devices()[:1]))
+    state = initialize(step, abstract_state(step, make_mesh(config.mesh, jax.devices()[:1])))
     if prediction is not None:
 
         def perfect(config, model, inputs, *, train):

@@ -4,14 +4,15 @@ import pytest
 
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import decay_mask, path_name, rule_of, shardings
-from can_jax.step import initialize, make_step
+from can_jax.step import abstract_state, initialize, make_step
 from tests.conftest import small_config
 
 
 def state_and_mesh(**changes):
     config = small_config(model__depth=2, model__width=32, model__heads=4, **changes)
     mesh = make_mesh(config.mesh)
-    return initialize(make_step(config, lambda _: 0.0), mesh), mesh
+    step = make_step(config, lambda _: 0.0)
+    return initialize(step, abstract_state(step, mesh)), mesh
 
 
 def test_every_parameter_is_covered_and_only_matrices_decay():
