@@ -2,6 +2,9 @@
 
 import json
 import logging as python_logging
+import shutil
+import sys
+import warnings
 import zlib
 from typing import Any, NamedTuple
 
@@ -45,8 +48,7 @@ class Checkpointer:
         self._directory = directory if "://" in str(directory) else directory.resolve()
         self._saving = self._failures = 0
         self._shapes: dict[str, list[int]] = {}
-        # A write that fails is reported below, once, and not by each of its threads.
-        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+        _hush_threads()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every_steps,
@@ -60,6 +62,17 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, None without any."""
         return self._manager.latest_step()
+
+    def newest(self, up_to: int) -> int | None:
+        """The step of the newest checkpoint up to a step; None without any."""
+        return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
+
+    def set_aside_after(self, step: int, reason: str) -> None:
+        """Move the checkpoints of later steps out of the way. All processes have to ask."""
+        for later in self._manager.all_steps():
+            if later > step and jax.process_index() == 0:
+                self._set_aside(later, reason)
+        self._settle()
 
     def newest_whole(self) -> int | None:
         """The step of the newest checkpoint that is as it was written; None without any.
@@ -75,7 +88,7 @@ class Checkpointer:
                     break
                 self._set_aside(step, f"is damaged: {reason}")
         found = int(gather("newest checkpoint", np.int64(found))[0])
-        self._manager.reload()
+        self._settle()
         return None if found < 0 else found
 
     def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
@@ -93,6 +106,7 @@ class Checkpointer:
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         self._saving, self._shapes = step, shapes_of(state)
         try:
+            self._demand_room(state)
             self._manager.save(step, args=items)
         except Exception as error:  # Orbax passes on what its threads raised, of any kind
             self._report_failure(error)
@@ -121,7 +135,7 @@ class Checkpointer:
             for other, reason in refused.items():
                 if jax.process_index() == 0:
                     self._set_aside(other, reason)
-            self._manager.reload()
+            self._settle()
             return Restored(candidate, state, run)
         place = self._directory / str(step)
         raise UserError(
@@ -210,6 +224,21 @@ class Checkpointer:
             self._directory / str(step), reason, place,
         )  # fmt: skip
 
+    def _demand_room(self, state: Any) -> None:
+        """Raise `OSError` if a local disk has no room for what this host writes."""
+        if "://" in str(self._directory):
+            return
+        shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
+        needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+        free = shutil.disk_usage(self._directory).free
+        if gather("room for a checkpoint", np.int32(needed > free)).any():
+            raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
+
+    def _settle(self) -> None:
+        """Until every process sees the directory as process 0 has left it."""
+        gather("checkpoints", np.int32(0))
+        self._manager.reload()
+
     def _report_failure(self, error: Exception) -> None:
         """Say that a checkpoint was not written, and make room again."""
         self._failures += 1
@@ -225,6 +254,27 @@ class Checkpointer:
         if self._failures >= FAILED_SAVES:
             raise UserError(f"{message}; it is the third failure in a row")
         logging.warning("%s; the run goes on", message)
+
+
+def _hush_threads() -> None:
+    """A write that fails is reported once, above, and not by each thread that took part in it."""
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
+    logger = logging.get_absl_logger()
+    if _of_orbax not in logger.filters:
+        logger.addFilter(_of_orbax)
+        usual = sys.unraisablehook
+
+        def hook(raised: Any) -> None:
+            if str(raised.exc_value) != "Event loop is closed":  # of a write that was given up
+                usual(raised)
+
+        sys.unraisablehook = hook
+
+
+def _of_orbax(record: python_logging.LogRecord) -> bool:
+    """False, which leaves it out, for a line logged by Orbax."""
+    return "orbax" not in record.pathname
 
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:

@@ -31,6 +31,12 @@ def default_config() -> ConfigDict:
             "total_examples": placeholder(int),
             "log_every_steps": 50,
             "skipped_updates_limit": 20,  # in a row, not finite, at which a run stops; 0 is never
+            "spike": {  # of the loss: it stays above its running mean
+                "deviations": 6.0,  # by so many running deviations
+                "steps": 10,  # in a row; 0 is never
+                "rewinds": 0,  # so often go back to before it, and skip the images since; then stop
+            },
+            "check_replicas": True,  # before saving: do all devices hold the same?
             "stuck_after_seconds": 1800.0,  # without a step, a run ends itself; 0 is never
             "data": {
                 # folder | tfrecord | webdataset | tfds | arrays | shapes | mixture

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from can_jax.errors import UserError
+from can_jax.files import replace_text
 from can_jax.parallel.runtime import gather
 
 BEAT_SECONDS = 10.0
@@ -107,9 +108,7 @@ def run_lock(workdir: epath.Path) -> Iterator[None]:
         while not done.wait(BEAT_SECONDS):
             mine["beat"] += 1
             with contextlib.suppress(OSError):  # a full disk is told of elsewhere
-                temporary = place.with_suffix(".tmp")
-                temporary.write_text(json.dumps(mine))
-                temporary.replace(place)
+                replace_text(place, json.dumps(mine))
 
     if jax.process_index() == 0:
         threading.Thread(target=beat, daemon=True).start()

@@ -5,28 +5,55 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.loader import Loader
+from can_jax.errors import one_line
 from can_jax.evaluate.probe import KnnProbe
 from can_jax.forward import heads
 from can_jax.observe import console
 from can_jax.observe.clock import InputWatch, StepClock
-from can_jax.observe.figures import make_panel, save_panel
+from can_jax.observe.figures import draw, make_panel, pixels_of
 from can_jax.observe.flops import peak_flops, train_flops_per_image
-from can_jax.observe.metrics import MetricWriter, to_scalars
+from can_jax.observe.metrics import MetricWriter, read_metrics, to_scalars
 from can_jax.parallel.mesh import replicated
+from can_jax.parallel.runtime import gather
 from can_jax.step import Step, TrainState
 from can_jax.timetable import Timetable
 
+PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # names of metrics
+
 
 class Hook(NamedTuple):
-    """Something to do with the state now and then: every so many steps, and after the last."""
+    """Something to look at now and then: every so many steps, and after the last."""
 
     every: int
     act: Callable[[int, TrainState], None]
+
+
+def unseen(number: int, times: Timetable, workdir: epath.Path) -> list[str]:
+    """What was due after a step and has left no trace: `probe`, `picture`. A run that is killed
+    while it looks at itself has saved that step before. All processes have to ask."""
+    probed = any(line["step"] == number and PROBE in line for line in read_metrics(workdir))
+    traces = {
+        "probe": (times.probe_every, probed),
+        "picture": (times.figures_every, figure_path(workdir, number).exists()),
+    }
+    missing = [
+        bool(every and number and (number % every == 0 or number == times.total) and not seen)
+        for every, seen in traces.values()
+    ]
+    agreed = gather("what was looked at", np.array(missing))[0]
+    return [name for name, absent in zip(traces, agreed, strict=True) if absent]
+
+
+def figure_path(workdir: epath.Path, number: int) -> epath.Path:
+    """Where the panel of a step lies."""
+    return workdir / "figures" / f"step_{number:08d}.png"
 
 
 class Observers:
@@ -41,11 +68,10 @@ class Observers:
         workdir: epath.Path,
         writer: MetricWriter,
         report: console.Reporter,
-        run: dict[str, Any],
     ):
         self.report = report
         self._step, self._mesh, self._times = step, mesh, times
-        self._workdir, self._writer, self._run = workdir, writer, run
+        self._workdir, self._writer = workdir, writer
         peak, self._peak_source = peak_flops(step.config.model.dtype)
         self._peak = peak * mesh.size
         self._flops = train_flops_per_image(step.config, heads(step.config))
@@ -70,13 +96,19 @@ class Observers:
             hooks.append(Hook(self._times.figures_every, self.picture))
         return hooks
 
-    def before(self, state: TrainState) -> None:
-        """The state of things before the first step."""
-        if self._probe:
+    def look_first(self, number: int, state: TrainState) -> None:
+        """Before any step, or before going on from one: at what a killed run did not come to."""
+        if not number and self._probe:
             pixels, untrained = self._probe.on_pixels(), self._probe(state)
-            self._run |= {"knn/pixels": pixels, "knn/untrained": untrained}
-            self._writer.scalars(0, {"probe/knn": untrained, "probe/knn_pixels": pixels})
+            self._writer.scalars(0, {PROBE: untrained, PIXELS: pixels})
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
+        for name in unseen(number, self._times, self._workdir):
+            getattr(self, name)(number, state)
+
+    def go_back(self, number: int) -> None:
+        """The steps after this one come again."""
+        self._writer.go_back(number)
+        self.report.advance(number)
 
     def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Close the clock's window, and write down what is known."""
@@ -105,29 +137,35 @@ class Observers:
         """kNN accuracy on the probe's splits."""
         assert self._probe is not None
         accuracy = self._probe(state)
-        self._run["knn/trained"] = accuracy
-        self._writer.scalars(number, {"probe/knn": accuracy})
+        self._writer.scalars(number, {PROBE: accuracy})
         self.report.say(f"step {number}: kNN {accuracy:.1f}%")
 
     def picture(self, number: int, state: TrainState) -> None:
         """The panel, as a file and for TensorBoard."""
-        path = self._workdir / "figures" / f"step_{number:08d}.png"
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
-            self._writer.image(number, "panel", save_panel(panel, path, f"step {number}"))
-        self._run["figure"] = str(path)
+            png = draw(panel, f"step {number}")
+            try:
+                path = figure_path(self._workdir, number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(png)
+            except OSError as error:
+                logging.warning("the figure cannot be written: %s", one_line(error))
+            self._writer.image(number, "panel", pixels_of(png))
 
     def conclude(self, seconds: float) -> None:
         """What to remember of the run, and where to look."""
+        probes = [line for line in read_metrics(self._workdir) if PROBE in line]
+        accuracies: dict[str, float | None] = {}
+        for line in probes:
+            if line["step"]:
+                accuracies["trained encoder"] = line[PROBE]
+            else:
+                accuracies |= {"raw pixels": line[PIXELS], "untrained encoder": line[PROBE]}
         facts: dict[str, Any] = {"time": console.duration(seconds)}
-        names = {
-            "knn/pixels": "kNN, raw pixels",
-            "knn/untrained": "kNN, untrained encoder",
-            "knn/trained": "kNN, trained encoder",
-        }
-        facts |= {name: f"{self._run[key]:.1f}%" for key, name in names.items() if key in self._run}
+        facts |= {f"kNN, {name}": f"{value:.1f}%" for name, value in accuracies.items()}
         facts["metrics"] = str(self._workdir / "metrics.jsonl")
-        if "figure" in self._run:
-            facts["figure to open"] = self._run["figure"]
+        if self._times.figures_every:
+            facts["figure to open"] = str(figure_path(self._workdir, self._times.total))
         self.report.say(console.fact_table("Finished", facts))

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -11,25 +11,25 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.capture import write_capture
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, resolve, to_json
-from can_jax.data.batch import Batch, batch_shapes
-from can_jax.data.loader import Loader
+from can_jax.data.batch import batch_shapes
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_loader, open_stream
 from can_jax.errors import Preempted, UserError
+from can_jax.files import replace_text
 from can_jax.forward import heads
 from can_jax.initial import initial_weights
 from can_jax.lock import run_lock
+from can_jax.loop import Loop, Progress
 from can_jax.observe import console
-from can_jax.observe.clock import FiniteWatch, StepClock
 from can_jax.observe.flops import train_flops_per_image
 from can_jax.observe.metrics import MetricWriter
 from can_jax.observe.watchdog import Watchdog
-from can_jax.observers import Hook, Observers
+from can_jax.observers import Observers, unseen
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_sharding, batch_shards, make_mesh
+from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
 from can_jax.step import (
     Step,
@@ -68,16 +68,17 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
         first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
-        if first == times.total:
+        if first == times.total and not unseen(first, times, workdir):
             report.say(f"{workdir} has already finished its {first} steps; nothing to do")
             return
-        note_run(config, workdir, mesh, times, report)
+        with writing(workdir):
+            note_run(config, workdir, mesh, times, report)
 
         schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
         step = make_step(config, schedule)
         abstract = abstract_state(step, mesh)
         report.say(console.parameter_table(abstract.parameters))
-        run: dict[str, Any] = {"seconds": 0.0}  # what is known of the run besides its state
+        progress = Progress()
         if not first:
             state = initialize(step, abstract)
             if config.init_from:
@@ -87,86 +88,48 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
         else:
             with meeting("restoring the checkpoint"):
                 first, state, run = checkpoints.restore(first, abstract)
+            progress = Progress.from_json(run)
             report.say(f"resumed from the checkpoint of step {first}")
-        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
-        observers = Observers(step, source, mesh, times, workdir, writer, report, run)
-        loader = open_loader(config, source, mesh, first, times.total, run.get("loader"))
-        train_step = compile_timed(step, abstract, mesh, report)
-        if not first:
-            observers.before(state)
-        started = time.perf_counter() - run["seconds"]
-
-        def save(number: int, state: TrainState) -> None:
-            run["seconds"], run["loader"] = time.perf_counter() - started, loader.state
-            with meeting("saving the checkpoint"):
-                checkpoints.save(number, state, run)
-
-        hooks = [*observers.hooks(), Hook(config.checkpoint.every_steps, save)]
-        watchdog = stack.enter_context(contextlib.closing(Watchdog(config.stuck_after_seconds)))
-        report.start_bar()
-        last = loop(
-            config, first, times.total, state, loader, train_step, observers, hooks, stopping,
-            watchdog, workdir,
-        )  # fmt: skip
-        with meeting("finishing the checkpoint"):
-            saved = checkpoints.wait()
-        if not saved:
-            raise UserError(f"step {last} was reached, but could not be saved; see the line above")
-        if last < times.total:
-            raise Preempted(f"stopped by SIGTERM; step {last} is saved, start again to go on")
-        observers.conclude(time.perf_counter() - started)
+        with writing(workdir):
+            writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
+        observers = Observers(step, source, mesh, times, workdir, writer, report)
+        observers.look_first(first, state)
+        if first < times.total:
+            drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
+            loop = Loop(
+                step=step,
+                loader=open_loader(config, source, mesh, drawn, most, progress.loader),
+                compiled=compile_timed(step, abstract, mesh, report),
+                abstract=abstract,
+                total=times.total,
+                workdir=workdir,
+                checkpoints=checkpoints,
+                observers=observers,
+                stopping=stopping,
+                watchdog=stack.enter_context(
+                    contextlib.closing(Watchdog(config.stuck_after_seconds))
+                ),
+                replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
+                progress=progress,
+            )
+            report.start_bar()
+            finish(loop(first, state), times.total, checkpoints)
+        observers.conclude(progress.seconds)
 
 
-def loop(
-    config: ConfigDict,
-    first: int,
-    total: int,
-    state: TrainState,
-    loader: Loader,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]],
-    observers: Observers,
-    hooks: list[Hook],
-    stopping: Stopping,
-    watchdog: Watchdog,
-    workdir: epath.Path,
-) -> int:
-    """Step after step, and what is due after each; gives the last step."""
-    clock, broken = StepClock(), FiniteWatch(config.skipped_updates_limit)
-    for number in range(first + 1, total + 1):
-        with clock.waiting_for_data():
-            batch = next(loader)
-        state, metrics = train_step(state, batch)
-        clock.stepped(metrics["loss/total"])
-        watchdog.beat(number)
-        if broken(metrics["skipped_steps"]):
-            stop_broken(config, workdir, number, state, batch)
-        observers.report.advance(number)
+def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
+    """Wait for the last checkpoint.
 
-        last, stop = number == total, stopping.after(number)
-        if number % config.log_every_steps == 0 or last:
-            observers.log(number, metrics, clock, loader)
-        for hook in hooks:
-            # The last hook saves, and does so when the run is told to stop.
-            if number % hook.every == 0 or last or (stop and hook is hooks[-1]):
-                with clock.paused():
-                    hook.act(number, state)
-                watchdog.beat(number)
-        if stop:
-            return number
-    return total
-
-
-def stop_broken(
-    config: ConfigDict, workdir: epath.Path, number: int, state: TrainState, batch: Batch
-) -> None:
-    """Keep the step for a closer look, and end the run."""
-    folder = workdir / "captures" / f"step_{number:08d}"
-    write_capture(folder, config, number, state, batch)
-    raise UserError(
-        f"{config.skipped_updates_limit} updates in a row were not finite, up to step {number}: "
-        f"python -m can_jax.replay {folder} shows the step; a lower optimizer.learning_rate may "
-        "help, from an earlier checkpoint"
-    )
+    Raises:
+        UserError: it could not be written.
+        Preempted: it is not the end of the run.
+    """
+    with meeting("finishing the checkpoint"):
+        saved = checkpoints.wait()
+    if not saved:
+        raise UserError(f"step {last} was reached, but could not be saved; see the line above")
+    if last < total:
+        raise Preempted(f"stopped by SIGTERM; step {last} is saved, start again to go on")
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -199,15 +162,22 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
     return Checkpointer(workdir / "checkpoints", settings.keep_last, settings.keep_every_steps)
 
 
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+    """Around what writes to the run directory before the run: it can be written, or is no use."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
 def make_directory(workdir: epath.Path) -> None:
     """The run directory, which has to be one that can be written."""
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         trial = workdir / f".writable_{jax.process_index()}"  # other processes try, too
         trial.write_text("")
         trial.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
 
 
 def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
@@ -248,9 +218,9 @@ def note_run(
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
-    before.write_text(to_json(config) + "\n")
+    replace_text(before, to_json(config) + "\n")
     stored = environment(mesh) | {"run": facts}
-    (workdir / "environment.json").write_text(json.dumps(stored, indent=2) + "\n")
+    replace_text(workdir / "environment.json", json.dumps(stored, indent=2) + "\n")
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:

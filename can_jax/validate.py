@@ -190,6 +190,8 @@ def check_schedule(config: ConfigDict) -> None:
         any(total is not None for total in totals),
         "total_steps, config.total_epochs and config.total_examples: set one of them",
     )
+    for name, value in config.spike.items():
+        check(value >= 0, f"spike.{name}={value}: at least 0")
     for name in ("total_steps", "total_epochs", "total_examples"):
         check(config[name] is None or config[name] > 0, f"{name}={config[name]}: above 0")
     for name in ("every_steps", "keep_last"):

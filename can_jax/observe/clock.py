@@ -81,32 +81,6 @@ class StepClock:
         self._in_flight.clear()
 
 
-class FiniteWatch:
-    """Counts updates in a row that were skipped since they were not finite, a few steps late, so
-    that nothing waits for it.
-
-    Args:
-        limit: the count from which on it says so; 0 is never.
-    """
-
-    def __init__(self, limit: int):
-        self._limit = limit
-        self._pending: deque[Any] = deque()
-        self._skipped: float | None = None
-        self._row = 0
-
-    def __call__(self, skipped: Any) -> bool:
-        """After a step, with the number of updates skipped so far: whether the limit is reached."""
-        self._pending.append(skipped)
-        if not self._limit or len(self._pending) <= STEPS_IN_FLIGHT:
-            return False
-        now = float(self._pending.popleft())
-        before = now if self._skipped is None else self._skipped
-        self._row = self._row + 1 if now > before else 0
-        self._skipped = now
-        return self._row >= self._limit
-
-
 class InputWatch:
     """Says once when the devices wait for images, and how long."""
 

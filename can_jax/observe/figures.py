@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float, UInt8
 
 from can_jax.augment.photometric import Photometric, denormalize
@@ -115,11 +114,8 @@ def draw(panel: Panel, title: str) -> bytes:
     return buffer.getvalue()
 
 
-def save_panel(panel: Panel, path: epath.Path, title: str) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw a panel to a PNG file; returns its pixels."""
+def pixels_of(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """A PNG as pixels."""
     from matplotlib.image import imread
 
-    png = draw(panel, title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png)
     return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)

@@ -1,14 +1,19 @@
 """The run's numbers, as lines of JSON and as TensorBoard events. Nothing else writes metrics."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jaxtyping import Float, UInt8
 
+from can_jax.errors import one_line
+from can_jax.files import replace_text
 from can_jax.tf import tensorflow
 
 
@@ -35,13 +40,23 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in host.items()}
 
 
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's `metrics.jsonl`; none if there is no such file."""
+    path, records = workdir / "metrics.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut off
+            records.append(json.loads(line))
+    return records
+
+
 class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's events; only process 0 writes.
 
+    Where the disk is full, lines wait in memory until it no longer is, and events are lost.
+
     Args:
         workdir: the run directory.
-        after: the step from which the run goes on. What an interrupted run wrote beyond it is
-            dropped, since those steps come again.
+        after: the step from which the run goes on; see `go_back`.
     """
 
     def __init__(self, workdir: epath.Path, after: int):
@@ -51,45 +66,69 @@ class MetricWriter:
         tensorflow()  # clu's writer imports it too; ours keeps it off the GPUs
         from clu.metric_writers import SummaryWriter
 
-        self._path = workdir / "metrics.jsonl"
-        self._drop_lines(after)
-        self._lines = self._path.open("a")
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._waiting, self._warned = b"", False
+        self._lines: Any = None
+        self.go_back(after)
         self._events = SummaryWriter(str(workdir / "tensorboard"))
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines beyond a step, and what a kill left of a line: those steps come again."""
+        if not self._active:
+            return
+        if self._lines:
+            self._flush()
+            self._lines.close()
+        if self._path.exists():
+            kept = [record for record in read_metrics(self._workdir) if record["step"] <= step]
+            replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        if "://" in str(self._path):
+            self._lines = self._path.open("ab")
+        else:  # unbuffered, since then the system says how much of a line it took
+            self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of JSON with the step and all values; NaN and infinity become null."""
         if not self._active:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._lines.write(json.dumps({"step": step} | finite) + "\n")
-        self._lines.flush()
-        self._events.write_scalars(step, values)
+        self._waiting += (json.dumps({"step": step} | finite) + "\n").encode()
+        self._flush()
+        with self._room():
+            self._events.write_scalars(step, values)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """A picture, for TensorBoard."""
         if self._active:
-            self._events.write_images(step, {name: image[None]})
-            self._events.flush()
+            with self._room():
+                self._events.write_images(step, {name: image[None]})
+                self._events.flush()
 
     def close(self) -> None:
         """Write out what is left."""
         if self._active:
+            self._flush()
             self._lines.close()
-            self._events.flush()
-            self._events.close()
+            with self._room():
+                self._events.flush()
+                self._events.close()
 
-    def _drop_lines(self, after: int) -> None:
-        """Keep the whole lines up to a step; replaces the file in one move."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the last line of a run that was killed while writing it
-            if record["step"] <= after:
-                kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(self._path)
+    def _flush(self) -> None:
+        """Write the lines that wait, as far as there is room."""
+        with self._room():
+            while self._waiting:
+                taken = self._lines.write(self._waiting)  # bytes; a bucket's file does not say
+                self._waiting = b"" if taken is None else self._waiting[taken:]
+            self._lines.flush()
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Around writing: warns, once, where it fails. A run is worth more than a line on it."""
+        try:
+            yield
+        except Exception as error:  # the system's, or TensorFlow's
+            if not self._warned:
+                logging.warning(
+                    "metrics of %s cannot be written: %s", self._workdir, one_line(error)
+                )
+            self._warned = True

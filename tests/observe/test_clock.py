@@ -2,7 +2,7 @@ import time
 
 import jax.numpy as jnp
 
-from can_jax.observe.clock import FiniteWatch, InputWatch, StepClock
+from can_jax.observe.clock import InputWatch, StepClock
 
 
 def test_window_leaves_out_pauses_and_knows_the_wait():
@@ -28,12 +28,3 @@ def test_input_that_holds_up_the_devices_is_said_once():
     line = watch(0.25, 300.0)
     assert "25% of the time" in line and "get 300 images/s and could take about 400" in line
     assert watch(0.5, 100.0) is None
-
-
-def test_updates_that_are_skipped_in_a_row_reach_the_limit_a_few_steps_late():
-    watch = FiniteWatch(3)
-    skipped = [0, 1, 2, 2, 3, 4, 5, 5, 5, 5]  # two in a row, one that was good, three in a row
-    told = [watch(jnp.int32(count)) for count in skipped]
-    assert told == [False] * 8 + [True, False]
-    never = FiniteWatch(0)
-    assert not any(never(jnp.int32(count)) for count in range(20))

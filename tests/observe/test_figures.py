@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 from PIL import Image
 
 from can_jax.forward import forward
@@ -58,10 +57,10 @@ def test_half_of_the_input_is_hidden():
     assert (blocks.reshape(48, -1).std(1) == 0).sum() == 24
 
 
-def test_png_and_file(tmp_path):
+def test_png():
     panel = jax.device_get(panel_of(small_config(), IMAGES))
-    pixels = figures.save_panel(panel, epath.Path(tmp_path) / "figures" / "a.png", "step 3")
-    image = Image.open(io.BytesIO((epath.Path(tmp_path) / "figures" / "a.png").read_bytes()))
+    png = figures.draw(panel, "step 3")
+    image, pixels = Image.open(io.BytesIO(png)), figures.pixels_of(png)
     assert image.size[::-1] == pixels.shape[:2] and pixels.std() > 10
 
 

@@ -1,0 +1,193 @@
+"""Step after step, and what is due after each: a line, a checkpoint, a look, a way back."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from can_jax.capture import write_capture
+from can_jax.checkpoint import Checkpointer
+from can_jax.data.batch import Batch
+from can_jax.data.loader import Loader
+from can_jax.errors import UserError
+from can_jax.observe.clock import STEPS_IN_FLIGHT, StepClock
+from can_jax.observe.guard import Guard
+from can_jax.observe.watchdog import Watchdog
+from can_jax.observers import Observers
+from can_jax.parallel.replicas import ReplicaCheck
+from can_jax.parallel.runtime import Stopping, meeting
+from can_jax.step import Step, TrainState
+
+Compiled = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a checkpoint holds of a run beside its state, in what JSON can hold.
+
+    Attributes:
+        seconds: that it took so far.
+        loader: the state of its loader.
+        passed_over: batches that were drawn and are not among its steps, since it went back.
+        rewinds: how often it did.
+        guard: the state of its guard.
+    """
+
+    seconds: float = 0.0
+    loader: Any = None
+    passed_over: int = 0
+    rewinds: int = 0
+    guard: Any = None
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
+        """What was saved, by this version or an older one."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+
+@dataclasses.dataclass
+class Loop:
+    """All that the steps of a run need.
+
+    Attributes:
+        step: what is computed, and the configuration.
+        compiled: the train step for these devices.
+        abstract: the state, with shapes and shardings.
+        total: the last step.
+        workdir: the run directory.
+        progress: up to the step from which the run goes on.
+    """
+
+    step: Step
+    compiled: Compiled
+    abstract: TrainState
+    total: int
+    workdir: epath.Path
+    loader: Loader
+    checkpoints: Checkpointer
+    observers: Observers
+    stopping: Stopping
+    watchdog: Watchdog
+    replicas: ReplicaCheck | None
+    progress: Progress
+
+    def __call__(self, number: int, state: TrainState) -> int:
+        """Train from a step on.
+
+        Returns:
+            The last step that was done, which is saved: the last of all, or that after which the
+            run was told to stop.
+        """
+        config, clock, report = self.step.config, StepClock(), self.observers.report
+        self._started = time.perf_counter() - self.progress.seconds
+        self._guard = Guard(config, self.progress.guard)
+        while number < self.total:
+            number += 1
+            with clock.waiting_for_data():
+                batch = next(self.loader)
+            state, metrics = self.compiled(state, batch)
+            clock.stepped(metrics["loss/total"])
+            self.watchdog.beat(number)
+            report.advance(number)
+
+            verdict = self._guard(metrics["loss/total"], metrics["skipped_steps"])
+            if verdict == "broken":
+                self._stop_broken(number, state, batch)
+            if verdict == "spike" and (target := self._before_spike(number)) is not None:
+                with clock.paused():
+                    number, state = self._go_back(number, target, state)
+                continue
+
+            last, stop = number == self.total, self.stopping.after(number)
+            if number % config.log_every_steps == 0 or last:
+                self.observers.log(number, metrics, clock, self.loader)
+            if number % config.checkpoint.every_steps == 0 or last or stop:
+                with clock.paused():
+                    self._save(number, state)
+                self.watchdog.beat(number)
+            if stop:
+                break  # what else is due is made up for by the run that goes on
+            for hook in self.observers.hooks():
+                if number % hook.every == 0 or last:
+                    with clock.paused():
+                        hook.act(number, state)
+                    self.watchdog.beat(number)
+        self.progress.seconds = self._seconds()
+        return number
+
+    def _seconds(self) -> float:
+        """That the run took so far."""
+        return time.perf_counter() - self._started
+
+    def _save(self, number: int, state: TrainState) -> None:
+        """Begin to save a step, if all devices agree about it."""
+        if self.replicas and (difference := self.replicas(state)):
+            raise UserError(
+                f"at step {number} {difference}: that device or its memory is faulty. Leave it "
+                "out; the same command goes on from the last checkpoint, at which all agreed"
+            )
+        progress = self.progress
+        progress.seconds, progress.loader = self._seconds(), self.loader.state
+        progress.guard = self._guard.state
+        with meeting("saving the checkpoint"):
+            self.checkpoints.save(number, state, dataclasses.asdict(progress))
+
+    def _before_spike(self, number: int) -> int | None:
+        """Say that the loss jumped; the checkpoint to go back to, None for going on.
+
+        Raises:
+            UserError: it jumped too often.
+        """
+        spike = self.step.config.spike
+        message = (
+            f"the loss was more than {spike.deviations:g} deviations above its running mean for "
+            f"{spike.steps} steps, up to step {number}"
+        )
+        if not spike.rewinds:
+            logging.warning("%s; config.spike.rewinds=3 would go back and pass over it", message)
+            return None
+        if self.progress.rewinds >= spike.rewinds:
+            raise UserError(
+                f"{message}, after {self.progress.rewinds} rewinds (config.spike.rewinds): a lower "
+                "optimizer.learning_rate may help, from an earlier checkpoint"
+            )
+        self.checkpoints.wait()
+        target = self.checkpoints.newest(number - spike.steps - STEPS_IN_FLIGHT)
+        if target is None:
+            logging.warning("%s, and there is no checkpoint from before; the run goes on", message)
+        else:
+            logging.warning("%s; going back to the checkpoint of step %d", message, target)
+        return target
+
+    def _go_back(self, number: int, target: int, state: TrainState) -> tuple[int, TrainState]:
+        """The state of an earlier step. The images since are passed over."""
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()  # there may be no room for two
+        with meeting("restoring the checkpoint"):
+            self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
+            found, state, run = self.checkpoints.restore(target, self.abstract)
+        self._guard = Guard(self.step.config, Progress.from_json(run).guard)
+        self.observers.go_back(found)
+        size, before = self.step.config.batch_size, self.progress.passed_over
+        self.progress.passed_over += number - found
+        self.progress.rewinds += 1
+        self.observers.report.say(
+            f"resumed from the checkpoint of step {found}; the images at positions "
+            f"{size * (found + before)} to {size * (number + before) - 1} are passed over"
+        )
+        return found, state
+
+    def _stop_broken(self, number: int, state: TrainState, batch: Batch) -> None:
+        """Keep the step for a closer look, and end the run."""
+        folder, config = self.workdir / "captures" / f"step_{number:08d}", self.step.config
+        write_capture(folder, config, number, state, batch)
+        raise UserError(
+            f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
+            f"{number}: python -m can_jax.replay {folder} shows the step; a lower "
+            "optimizer.learning_rate may help, from an earlier checkpoint"
+        )
