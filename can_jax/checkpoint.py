@@ -225,9 +225,13 @@ class Checkpointer:
         )  # fmt: skip
 
     def _demand_room(self, state: Any) -> None:
-        """Raise `OSError` if a local disk has no room for what this host writes."""
+        """Raise `OSError` if nothing can be written here, or a local disk has no room for what this
+        host writes: Orbax would wait long, and say much."""
         if "://" in str(self._directory):
             return
+        trial = self._directory / f"trial_{jax.process_index()}"
+        trial.mkdir(exist_ok=True)
+        trial.rmdir()
         shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
         needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
         free = shutil.disk_usage(self._directory).free

@@ -2,7 +2,9 @@
 
 import contextlib
 import logging as python_logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -10,6 +12,8 @@ from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
 from can_jax.parallel.runtime import spare_absent_tpu
+
+EXIT_SECONDS = 60.0  # that a program may take to end once all is done
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
@@ -23,7 +27,12 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
         arguments: names of what is given without a flag, which ``main`` takes; in brackets those
             that can be left out.
     """
-    sys.exit(_exit_code(main, usage, arguments))
+    code = _exit_code(main, usage, arguments)
+    # Threads of a save or of another process's making may wait for what will not come.
+    end = threading.Timer(EXIT_SECONDS, lambda: os._exit(code))
+    end.daemon = True
+    end.start()
+    sys.exit(code)
 
 
 def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:

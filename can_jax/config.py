@@ -23,7 +23,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            # Weights of a new run: a run directory, or an npz or safetensors file in MAE's names.
+            # Weights of a new run: a run directory, or an npz, safetensors or pth file of MAE.
             "init_from": placeholder(str),
             "batch_size": 4096,  # images of the global batch, each of them seen in every view
             "total_steps": placeholder(int),

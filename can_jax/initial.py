@@ -15,6 +15,7 @@ from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import resolve
 from can_jax.errors import UserError
+from can_jax.export.reading import read_arrays
 from can_jax.export.torch_layout import entries, from_torch
 from can_jax.parallel.rules import path_name
 from can_jax.step import abstract_state, make_step
@@ -26,7 +27,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     """Parameters with all that the source has for them.
 
     Args:
-        source: a run directory, or an npz or safetensors file.
+        source: a run directory, or a file that `export/reading.py` reads.
         parameters: as they were initialised; what is not found stays.
         mesh: on which they lie.
 
@@ -84,7 +85,7 @@ def _of_run(workdir: epath.Path, mesh: Mesh) -> Flat:
 
 def _of_file(place: epath.Path, parameters: Any) -> Flat:
     """Arrays under MAE's names as ours, as far as a file has whole ones of them."""
-    arrays = _read(place)
+    arrays = read_arrays(place)
     found, used = {}, set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         tree = _nest(path, leaf)
@@ -102,20 +103,3 @@ def _nest(path: tuple[Any, ...], leaf: Any) -> Any:
     for key in reversed(path):
         leaf = {key.key: leaf}
     return leaf
-
-
-def _read(place: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, in which nothing is executed."""
-    try:
-        if place.suffix == ".safetensors":
-            from safetensors.numpy import load
-
-            return load(place.read_bytes())
-        if place.suffix == ".npz":
-            with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return {name.removeprefix("param/"): arrays[name] for name in arrays.files}
-    except ImportError as error:
-        raise UserError(f"config.init_from={place}: pip install safetensors") from error
-    except Exception as error:  # of any kind, from a file that may be anything
-        raise UserError(f"config.init_from={place} cannot be read: {error}") from error
-    raise UserError(f"config.init_from={place}: a run directory, or an npz or safetensors file")

@@ -1,12 +1,22 @@
 """What goes wrong in long runs, done to the main command on purpose."""
 
+import ctypes
+import json
+import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+from etils import epath
 
+from can_jax import pretrain
+from can_jax.config import load_recipe
+from can_jax.errors import UserError
+from tests.parallel.test_replicas import with_one_bit_changed
 from tests.runs import ROOT, assert_same_run, command, metrics, run
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0", "checkpoint.every_steps=2"]
@@ -59,16 +69,98 @@ def test_checkpoint_of_another_model_is_refused_in_one_line(recipe, whole, tmp_p
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
+def bound_by_permissions():
+    """Even root's process then cannot read what is not its to read."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None)
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+            assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+
+
+def restricted(recipe, workdir, restrict, *overrides):
+    """A run in a process for which less is allowed."""
+    return subprocess.run(
+        command(recipe, workdir, *QUIET, *overrides), cwd=ROOT, capture_output=True, text=True,
+        timeout=300, preexec_fn=restrict,
+        # What JAX caches would be cut off, too, and read by the next run.
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+    )  # fmt: skip
+
+
 def limited(recipe, workdir, size, *overrides):
     """A run whose process cannot write files larger than so many bytes."""
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
-    return subprocess.run(
-        command(recipe, workdir, *QUIET, *overrides), cwd=ROOT, capture_output=True, text=True,
-        timeout=300, preexec_fn=limit,
-    )  # fmt: skip
+    return restricted(recipe, workdir, limit, *overrides)
+
+
+def test_checkpoint_that_cannot_be_read_is_left_out(recipe, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    for file in (workdir / "checkpoints/6/state").rglob("d/*"):
+        file.chmod(0)
+    done = restricted(recipe, workdir, bound_by_permissions)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("WARNING: checkpoint ") and "Permission denied" in line
+    assert "resumed from the checkpoint of step 4" in done.stdout
+    assert_same_run(workdir, whole, 6)
+
+
+def test_directory_that_cannot_be_written_is_one_line(recipe, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    workdir.chmod(0o500)
+    done = restricted(recipe, workdir, bound_by_permissions, "total_steps=9")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert f"--workdir={workdir} cannot be written: Permission denied" in done.stderr
+
+
+def test_folder_of_checkpoints_that_cannot_be_written_is_a_failed_save(recipe, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    (workdir / "checkpoints").chmod(0o500)
+    done = restricted(recipe, workdir, bound_by_permissions, "total_steps=40")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3 and all("could not be written" in line for line in lines)
+    assert "step 12" in lines[2] and "the last good one: step 6" in lines[2]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of three megabytes, where one can be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_disk, tmp_path):
+    options = ["total_steps=60", "checkpoint.keep_last=99"]
+    done = restricted(recipe, small_disk / "run", None, *options)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    failed = [line for line in lines if "could not be written" in line]
+    assert len(failed) == 3
+    assert "No space left" in failed[-1] or "it takes 0.2 MB, and 0.0 MB are free" in failed[-1]
+    assert [line.split(":")[0] for line in failed] == ["WARNING", "WARNING", "error"]
+    assert len(lines) <= 5, lines  # and one about metrics, perhaps
+    good = int(failed[-1].split("the last good one: step ")[1].split(";")[0])
+    # Once there is room, the same command ends as a run that nothing happened to.
+    again = restricted(recipe, small_disk / "run", None, *options)
+    assert again.returncode == 1 and "Traceback" not in again.stderr
+    shutil.copytree(small_disk / "run", tmp_path / "moved")
+    done = run(recipe, tmp_path / "moved", *QUIET, *options)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed from the checkpoint of step {good}" in done.stdout
+    done = run(recipe, tmp_path / "peace", *QUIET, *options)
+    assert_same_run(tmp_path / "moved", tmp_path / "peace", 60)
 
 
 def test_checkpoint_that_cannot_be_written_is_a_warning_until_it_happens_again_and_again(
@@ -143,3 +235,120 @@ def test_replay_of_what_is_no_capture_is_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "is no capture" in done.stderr
+
+
+def test_sigterm_while_a_checkpoint_is_being_written(recipe, tmp_path):
+    """The signal comes when the files are half there."""
+    overrides = ["checkpoint.every_steps=2", "probe.every_steps=0", "figures.every_steps=0"]
+    overrides += ["total_steps=400", "model.width=240", "model.depth=4", "log_every_steps=50"]
+    process = subprocess.Popen(
+        command(recipe, tmp_path / "run", *overrides), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    place = tmp_path / "run" / "checkpoints"
+    while process.poll() is None and not list(place.glob("*.orbax-checkpoint-tmp")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    step = int(errors.split("; step ")[1].split()[0])
+    assert max(int(path.name) for path in place.iterdir()) == step < 400
+    overrides[3] = f"total_steps={step + 4}"
+    done = run(recipe, tmp_path / "run", *overrides)
+    assert done.returncode == 0 and f"resumed from the checkpoint of step {step}" in done.stdout
+    peace = run(recipe, tmp_path / "peace", *overrides)
+    assert peace.returncode == 0, peace.stderr
+    # The schedule of the stopped run was longer: only the stream of examples has to agree.
+    assert metrics(tmp_path / "run")[-1]["examples"] == metrics(tmp_path / "peace")[-1]["examples"]
+
+
+def test_what_a_killed_run_did_not_look_at_is_made_up_for(recipe, tmp_path):
+    looking = ["probe.every_steps=3", "figures.every_steps=3"]
+    assert run(recipe, tmp_path / "whole", *looking).returncode == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    lines = metrics(tmp_path / "killed")
+    assert [line["step"] for line in lines if "probe/knn" in line] == [0, 3, 6]
+    kept = [line for line in lines if line["step"] < 6 or "probe/knn" not in line]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    (tmp_path / "killed" / "metrics.jsonl").write_text(text)
+    (tmp_path / "killed/figures/step_00000006.png").unlink()
+    done = run(recipe, tmp_path / "killed", *looking)
+    assert done.returncode == 0 and "step 6: kNN" in done.stdout, done.stdout + done.stderr
+    assert "compiled" not in done.stdout and "figure to open" in done.stdout
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", 6)
+    assert (tmp_path / "killed/figures/step_00000006.png").exists()
+    assert "nothing to do" in run(recipe, tmp_path / "killed", *looking).stdout
+
+
+# A loss that does not fall: its ordinary noise is enough.
+SPIKES = [
+    "spike.deviations=1.0",
+    "spike.steps=2",
+    "total_steps=160",
+    "optimizer.learning_rate=1e-9",
+]
+
+
+def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
+    done = run(recipe, tmp_path, *QUIET, *SPIKES)
+    assert done.returncode == 0
+    line = done.stderr.splitlines()[0]
+    assert line.startswith("WARNING: the loss was more than 1 deviations above its running mean")
+    assert "config.spike.rewinds=3 would go back" in line
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 161))
+
+
+def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(recipe, tmp_path):
+    options = [*QUIET, *SPIKES, "spike.rewinds=2", "checkpoint.every_steps=10"]
+    done = run(recipe, tmp_path / "whole", *options, "checkpoint.keep_last=99")
+    lines = done.stderr.splitlines()
+    back = [int(line.split("of step ")[1]) for line in lines if "going back" in line]
+    jumped = [int(line.split("up to step ")[1].split(";")[0]) for line in lines if "going" in line]
+    assert len(back) == 2 and all(a <= b - 4 for a, b in zip(back, jumped, strict=True))
+    resumed = [line for line in done.stdout.splitlines() if line.startswith("resumed")]
+    first, last = 16 * back[0], 16 * jumped[0] - 1
+    assert resumed[0].endswith(f"at positions {first} to {last} are passed over")
+    steps = [line["step"] for line in metrics(tmp_path / "whole")]
+    assert steps == list(range(1, len(steps) + 1))
+    # The third time is too often; or the loss did not jump again.
+    if done.returncode:
+        assert "after 2 rewinds (config.spike.rewinds)" in lines[-1]
+    # A run that is stopped on its way goes back at the same steps.
+    part = run(recipe, tmp_path / "part", *options, "checkpoint.keep_last=99")
+    shutil.rmtree(tmp_path / "part/checkpoints" / str(max(
+        int(path.name) for path in (tmp_path / "part/checkpoints").iterdir()
+    )))  # fmt: skip
+    part = run(recipe, tmp_path / "part", *options, "checkpoint.keep_last=99")
+    assert part.returncode == done.returncode
+    assert part.stderr.splitlines()[-1:] == lines[-1:] or not done.returncode
+    assert (
+        metrics(tmp_path / "part")[-1]["loss/total"]
+        == metrics(tmp_path / "whole")[-1]["loss/total"]
+    )
+
+
+def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    config = load_recipe(str(recipe), recipe.stem)
+    config.update(checkpoint={"every_steps": 2}, probe={"every_steps": 0})
+    config.figures.every_steps = 0
+    compile_step = pretrain.compile_timed
+
+    def compile_faulty(*arguments):
+        step = compile_step(*arguments)
+
+        def faulty(state, batch):
+            state, result = step(state, batch)
+            if int(state.step) == 5:
+                state.parameters["encoder"]["norm"]["scale"] = with_one_bit_changed(
+                    state.parameters["encoder"]["norm"]["scale"], 3
+                )
+            return state, result
+
+        return faulty
+
+    monkeypatch.setattr(pretrain, "compile_timed", compile_faulty)
+    with pytest.raises(UserError, match="at step 6 device 3 of process 0 has another parameters/"):
+        pretrain.pretrain(config, epath.Path(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]

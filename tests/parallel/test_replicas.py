@@ -31,7 +31,7 @@ def with_one_bit_changed(array, device):
     for shard in array.addressable_shards:
         bits = np.array(shard.data)
         if shard.device.id == device:
-            bits.view(np.uint8)[0, 1] ^= 1
+            bits.view(np.uint8).reshape(-1)[1] ^= 1
         parts.append(jax.device_put(bits, shard.device))
     return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
