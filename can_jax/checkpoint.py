@@ -39,22 +39,31 @@ class Checkpointer:
         directory: where they lie; created if missing.
         keep_last: how many of the newest are kept; None for all.
         keep_every_steps: those of steps divisible by it are kept for ever.
+        read_only: leave the directory as it is, which another run may be writing.
     """
 
     def __init__(
-        self, directory: epath.Path, keep_last: int | None, keep_every_steps: int | None = None
+        self,
+        directory: epath.Path,
+        keep_last: int | None,
+        keep_every_steps: int | None = None,
+        read_only: bool = False,
     ):
         # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
         self._directory = directory if "://" in str(directory) else directory.resolve()
         self._saving = self._failures = 0
+        self._read_only = read_only
         self._shapes: dict[str, list[int]] = {}
         _hush_threads()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every_steps,
-            enable_async_checkpointing=True,
-            create=True,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            enable_async_checkpointing=not read_only,
+            create=not read_only,
+            read_only=read_only,
+            async_options=None
+            if read_only
+            else ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -213,6 +222,11 @@ class Checkpointer:
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Move a checkpoint that cannot be used out of the way of the next of its step."""
+        if self._read_only:
+            logging.warning(
+                "checkpoint %s %s; the one before it is used", self._directory / str(step), reason
+            )
+            return
         folder = self._directory.parent / "refused_checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         place = folder / str(step)

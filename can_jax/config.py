@@ -161,20 +161,23 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_keys(config: ConfigDict) -> None:
+def check_against(config: ConfigDict, default: ConfigDict, origin: str) -> None:
     """Every key of the defaults is there, with a value of its kind, and no other.
+
+    Args:
+        config: of a recipe.
+        default: what recipes start from.
+        origin: what a recipe calls to get it.
 
     Raises:
         UserError: naming the key, and the nearest valid one.
     """
-    defaults, given = (flatten(c.to_dict()) for c in (default_config(), config))
+    defaults, given = (flatten(c.to_dict()) for c in (default, config))
     for key in given.keys() - defaults.keys():
         near = difflib.get_close_matches(key, defaults, n=1, cutoff=0.0)[0]
         raise UserError(f"unknown key config.{key}; did you mean config.{near}?")
     for key in defaults.keys() - given.keys():
-        raise UserError(
-            f"config.{key} is missing; start a recipe from can_jax.config.default_config()"
-        )
+        raise UserError(f"config.{key} is missing; start a recipe from {origin}")
     for key, value in given.items():
         kind = type(defaults[key])
         number = kind is float and isinstance(value, int) and not isinstance(value, bool)
@@ -190,7 +193,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: the first thing found wrong, in one line.
     """
-    check_keys(config)
+    check_against(config, default_config(), "can_jax.config.default_config()")
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.data.image_size = as_size(config.data.image_size)

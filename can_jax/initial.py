@@ -18,7 +18,7 @@ from can_jax.errors import UserError
 from can_jax.export.reading import read_arrays
 from can_jax.export.torch_layout import entries, from_torch
 from can_jax.parallel.rules import path_name
-from can_jax.step import abstract_state, make_step
+from can_jax.step import Steps, TrainState, abstract_state, make_step
 
 Flat = dict[str, Any]  # arrays by path
 
@@ -39,7 +39,9 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     """
     place = epath.Path(source)
     if place.is_dir():
-        theirs = _of_run(place, mesh)
+        step = make_step(resolve(read_config(place)), lambda _: 0.0)
+        found = newest_state(place, step, mesh)[1].parameters
+        theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
     elif place.exists():
         theirs = _of_file(place, parameters)
     else:
@@ -70,17 +72,24 @@ def _fits(theirs: Any, ours: Any) -> bool:
     return theirs is not None and tuple(theirs.shape) == tuple(ours.shape)
 
 
-def _of_run(workdir: epath.Path, mesh: Mesh) -> Flat:
-    """The parameters of a run's newest whole checkpoint."""
-    config = resolve(read_config(workdir))
-    checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None)
+def newest_state(workdir: epath.Path, step: Steps, mesh: Mesh) -> tuple[int, TrainState]:
+    """The newest whole checkpoint of a run: its number and its state. Nothing is changed there.
+
+    Args:
+        workdir: of the run.
+        step: what it trains.
+        mesh: over which the state is placed.
+
+    Raises:
+        UserError: there is none.
+    """
+    checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
     newest = checkpoints.newest_whole()
     if newest is None:
-        raise UserError(f"config.init_from={workdir} holds no checkpoint")
-    abstract = abstract_state(make_step(config, lambda _: 0.0), mesh)
-    state = checkpoints.restore(newest, abstract).state
+        raise UserError(f"{workdir} holds no checkpoint")
+    number, state, _ = checkpoints.restore(newest, abstract_state(step, mesh))
     checkpoints.close()
-    return {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(state.parameters)}
+    return number, state
 
 
 def _of_file(place: epath.Path, parameters: Any) -> Flat:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from absl import logging
@@ -14,13 +14,13 @@ from can_jax.checkpoint import Checkpointer
 from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader
 from can_jax.errors import UserError
+from can_jax.observe import console
 from can_jax.observe.clock import STEPS_IN_FLIGHT, StepClock
 from can_jax.observe.guard import Guard
 from can_jax.observe.watchdog import Watchdog
-from can_jax.observers import Observers
 from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, meeting
-from can_jax.step import Step, TrainState
+from can_jax.step import Steps, TrainState
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
@@ -50,6 +50,40 @@ class Progress:
         return cls(**{name: value for name, value in values.items() if name in names})
 
 
+class Hook(NamedTuple):
+    """Something to look at now and then: every so many steps, and after the last."""
+
+    every: int
+    act: Callable[[int, TrainState], None]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """What looks at a run."""
+
+    report: console.Reporter
+
+    def look_first(self, number: int, state: TrainState) -> None:
+        """Before any step, or before going on from one: at what a killed run did not come to."""
+        ...
+
+    def hooks(self) -> list[Hook]:
+        """What is due now and then."""
+        ...
+
+    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
+        """Write down what is known after a step."""
+        ...
+
+    def go_back(self, number: int) -> None:
+        """The steps after this one come again."""
+        ...
+
+    def conclude(self, state: TrainState, seconds: float) -> None:
+        """After the last step."""
+        ...
+
+
 @dataclasses.dataclass
 class Loop:
     """All that the steps of a run need.
@@ -63,27 +97,27 @@ class Loop:
         progress: up to the step from which the run goes on.
     """
 
-    step: Step
+    step: Steps
     compiled: Compiled
     abstract: TrainState
     total: int
     workdir: epath.Path
     loader: Loader
     checkpoints: Checkpointer
-    observers: Observers
+    watcher: Watcher
     stopping: Stopping
     watchdog: Watchdog
     replicas: ReplicaCheck | None
     progress: Progress
 
-    def __call__(self, number: int, state: TrainState) -> int:
+    def __call__(self, number: int, state: TrainState) -> tuple[int, TrainState]:
         """Train from a step on.
 
         Returns:
-            The last step that was done, which is saved: the last of all, or that after which the
-            run was told to stop.
+            The last step that was done, which is saved, and its state: the last of all, or that
+            after which the run was told to stop.
         """
-        config, clock, report = self.step.config, StepClock(), self.observers.report
+        config, clock, report = self.step.config, StepClock(), self.watcher.report
         self._started = time.perf_counter() - self.progress.seconds
         self._guard = Guard(config, self.progress.guard)
         while number < self.total:
@@ -105,20 +139,20 @@ class Loop:
 
             last, stop = number == self.total, self.stopping.after(number)
             if number % config.log_every_steps == 0 or last:
-                self.observers.log(number, metrics, clock, self.loader)
+                self.watcher.log(number, metrics, clock, self.loader)
             if number % config.checkpoint.every_steps == 0 or last or stop:
                 with clock.paused():
                     self._save(number, state)
                 self.watchdog.beat(number)
             if stop:
                 break  # what else is due is made up for by the run that goes on
-            for hook in self.observers.hooks():
+            for hook in self.watcher.hooks():
                 if number % hook.every == 0 or last:
                     with clock.paused():
                         hook.act(number, state)
                     self.watchdog.beat(number)
         self.progress.seconds = self._seconds()
-        return number
+        return number, state
 
     def _seconds(self) -> float:
         """That the run took so far."""
@@ -172,11 +206,11 @@ class Loop:
             self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
             found, state, run = self.checkpoints.restore(target, self.abstract)
         self._guard = Guard(self.step.config, Progress.from_json(run).guard)
-        self.observers.go_back(found)
+        self.watcher.go_back(found)
         size, before = self.step.config.batch_size, self.progress.passed_over
         self.progress.passed_over += number - found
         self.progress.rewinds += 1
-        self.observers.report.say(
+        self.watcher.report.say(
             f"resumed from the checkpoint of step {found}; the images at positions "
             f"{size * (found + before)} to {size * (number + before) - 1} are passed over"
         )

@@ -1,20 +1,20 @@
 """What watches a run: metrics, probe and figures."""
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.loader import Loader
 from can_jax.errors import one_line
-from can_jax.evaluate.probe import KnnProbe
 from can_jax.forward import heads
+from can_jax.loop import Hook
 from can_jax.observe import console
 from can_jax.observe.clock import InputWatch, StepClock
 from can_jax.observe.figures import draw, make_panel, pixels_of
@@ -22,17 +22,11 @@ from can_jax.observe.flops import peak_flops, train_flops_per_image
 from can_jax.observe.metrics import MetricWriter, read_metrics, to_scalars
 from can_jax.parallel.mesh import replicated
 from can_jax.parallel.runtime import gather
+from can_jax.probes.training import KnnProbe
 from can_jax.step import Step, TrainState
 from can_jax.timetable import Timetable
 
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # names of metrics
-
-
-class Hook(NamedTuple):
-    """Something to look at now and then: every so many steps, and after the last."""
-
-    every: int
-    act: Callable[[int, TrainState], None]
 
 
 def unseen(number: int, times: Timetable, workdir: epath.Path) -> list[str]:
@@ -56,8 +50,64 @@ def figure_path(workdir: epath.Path, number: int) -> epath.Path:
     return workdir / "figures" / f"step_{number:08d}.png"
 
 
-class Observers:
-    """What watches a run: metrics, probe and figures."""
+class Log:
+    """What is written down of any run.
+
+    Args:
+        config: resolved.
+        mesh: of the devices.
+        times: of the run.
+        flops: of a step, for one image.
+        writer, report: where it goes.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        mesh: Mesh,
+        times: Timetable,
+        flops: float,
+        writer: MetricWriter,
+        report: console.Reporter,
+    ):
+        self.report = report
+        self._config, self._times, self._writer, self._flops = config, times, writer, flops
+        peak, self._peak_source = peak_flops(config.model.dtype)
+        self._peak = peak * mesh.size
+        self._skipped_steps = 0.0
+        self._input = InputWatch()
+
+    def go_back(self, number: int) -> None:
+        """The steps after this one come again."""
+        self._writer.go_back(number)
+        self.report.advance(number)
+
+    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
+        """Close the clock's window, and write down what is known."""
+        window, config = clock.window(), self._config
+        images_per_second = config.batch_size / window.step_seconds
+        values = to_scalars(metrics) | {
+            "examples": number * config.batch_size,
+            "epoch": number * config.batch_size / self._times.examples,
+            "images_per_second": images_per_second,
+            "mfu": images_per_second * self._flops / self._peak,
+            "data_wait": window.data_wait,
+            "skipped_images": loader.skipped,
+        }
+        self._writer.scalars(number, values)
+        self.report.status(number, values, window)
+        if line := self._input(window.data_wait, images_per_second):
+            self.report.say(line)
+        if values["skipped_steps"] > self._skipped_steps:
+            self._skipped_steps = values["skipped_steps"]
+            self.report.say(
+                f"warning: {self._skipped_steps:.0f} updates so far were skipped, their loss or "
+                "gradient was not finite; a lower optimizer.learning_rate may help"
+            )
+
+
+class Observers(Log):
+    """What watches pretraining: metrics, probe and figures."""
 
     def __init__(
         self,
@@ -69,14 +119,9 @@ class Observers:
         writer: MetricWriter,
         report: console.Reporter,
     ):
-        self.report = report
-        self._step, self._mesh, self._times = step, mesh, times
-        self._workdir, self._writer = workdir, writer
-        peak, self._peak_source = peak_flops(step.config.model.dtype)
-        self._peak = peak * mesh.size
-        self._flops = train_flops_per_image(step.config, heads(step.config))
-        self._skipped_steps = 0.0
-        self._input = InputWatch()
+        flops = train_flops_per_image(step.config, heads(step.config))
+        super().__init__(step.config, mesh, times, flops, writer, report)
+        self._step, self._mesh, self._workdir = step, mesh, workdir
         self._probe = None
         if times.probe_every:
             self._probe = KnnProbe(step.config, step, source, mesh)
@@ -105,34 +150,6 @@ class Observers:
         for name in unseen(number, self._times, self._workdir):
             getattr(self, name)(number, state)
 
-    def go_back(self, number: int) -> None:
-        """The steps after this one come again."""
-        self._writer.go_back(number)
-        self.report.advance(number)
-
-    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Close the clock's window, and write down what is known."""
-        window, config = clock.window(), self._step.config
-        images_per_second = config.batch_size / window.step_seconds
-        values = to_scalars(metrics) | {
-            "examples": number * config.batch_size,
-            "epoch": number * config.batch_size / self._times.examples,
-            "images_per_second": images_per_second,
-            "mfu": images_per_second * self._flops / self._peak,
-            "data_wait": window.data_wait,
-            "skipped_images": loader.skipped,
-        }
-        self._writer.scalars(number, values)
-        self.report.status(number, values, window)
-        if line := self._input(window.data_wait, images_per_second):
-            self.report.say(line)
-        if values["skipped_steps"] > self._skipped_steps:
-            self._skipped_steps = values["skipped_steps"]
-            self.report.say(
-                f"warning: {self._skipped_steps:.0f} updates so far were skipped, their loss or "
-                "gradient was not finite; a lower optimizer.learning_rate may help"
-            )
-
     def probe(self, number: int, state: TrainState) -> None:
         """kNN accuracy on the probe's splits."""
         assert self._probe is not None
@@ -154,7 +171,7 @@ class Observers:
                 logging.warning("the figure cannot be written: %s", one_line(error))
             self._writer.image(number, "panel", pixels_of(png))
 
-    def conclude(self, seconds: float) -> None:
+    def conclude(self, state: TrainState, seconds: float) -> None:
         """What to remember of the run, and where to look."""
         probes = [line for line in read_metrics(self._workdir) if PROBE in line]
         accuracies: dict[str, float | None] = {}

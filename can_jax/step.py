@@ -1,7 +1,7 @@
 """The train state, and the one jitted step from bytes to the updated state."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +44,40 @@ class TrainState:
     optimizer: Tree
     skipped: Tree
 
+    def updated(
+        self, finite: Array, parameters: Tree, batch_stats: Tree, optimizer: Tree
+    ) -> "TrainState":
+        """The state after a step; what was not finite is left out and counted."""
+        return TrainState(
+            step=self.step + 1,
+            parameters=select(finite, parameters, self.parameters),
+            batch_stats=select(finite, batch_stats, self.batch_stats),
+            optimizer=select(finite, optimizer, self.optimizer),
+            skipped=self.skipped + ~finite,
+        )
+
 
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
     """``new`` where the condition holds, else ``old``, for every leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+@runtime_checkable
+class Steps(Protocol):
+    """What a run can train: CAN's `Step`, or another."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """Resolved."""
+        ...
+
+    def fresh(self) -> TrainState:
+        """The state before the first step."""
+        ...
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step. Metrics have `loss/total` and `skipped_steps`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +107,7 @@ class Step:
 
         gradient_norm = optax.global_norm(found.gradients)
         finite = jnp.isfinite(found.total) & jnp.isfinite(gradient_norm)
-        new = TrainState(
-            step=state.step + 1,
-            parameters=select(finite, updated, state.parameters),
-            batch_stats=select(finite, found.batch_stats, state.batch_stats),
-            optimizer=select(finite, optimizer, state.optimizer),
-            skipped=state.skipped + ~finite,
-        )
+        new = state.updated(finite, updated, found.batch_stats, optimizer)
         metrics = found.metrics | {
             "learning_rate": rate,
             "grad_norm": gradient_norm,
@@ -91,6 +115,19 @@ class Step:
             "skipped_steps": new.skipped,
         }
         return new, metrics
+
+    def fresh(self) -> TrainState:
+        """The state before the first step, by the configuration's seed."""
+        rngs = nnx.Rngs(random_streams(self.config.seed)[0])
+        network = can.build(self.config, heads(self.config), rngs)
+        parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            parameters=parameters,
+            batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
+            optimizer=self.optimizer.init(parameters),
+            skipped=jnp.zeros((), jnp.int32),
+        )
 
     def features(self, state: TrainState, images: Array) -> Float[Array, "images width"]:
         """The mean patch token of whole, unaugmented images given as bytes."""
@@ -115,23 +152,9 @@ def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
     return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)
 
 
-def fresh_state(step: Step) -> TrainState:
-    """The state before the first step, by the configuration's seed."""
-    rngs = nnx.Rngs(random_streams(step.config.seed)[0])
-    network = can.build(step.config, heads(step.config), rngs)
-    parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        parameters=parameters,
-        batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
-        optimizer=step.optimizer.init(parameters),
-        skipped=jnp.zeros((), jnp.int32),
-    )
-
-
-def abstract_state(step: Step, mesh: Mesh) -> TrainState:
+def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     """A tree of `jax.ShapeDtypeStruct`, with where each array of the state lies."""
-    shapes = jax.eval_shape(lambda: fresh_state(step))
+    shapes = jax.eval_shape(lambda: step.fresh())
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -139,14 +162,14 @@ def abstract_state(step: Step, mesh: Mesh) -> TrainState:
     )
 
 
-def initialize(step: Step, abstract: TrainState) -> TrainState:
+def initialize(step: Steps, abstract: TrainState) -> TrainState:
     """A fresh train state, every array created on the devices where `abstract_state` has it."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: fresh_state(step), out_shardings=places)()
+    return jax.jit(lambda: step.fresh(), out_shardings=places)()
 
 
 def compile_train_step(
-    step: Step, state: TrainState, batch: Batch, mesh: Mesh
+    step: Steps, state: TrainState, batch: Batch, mesh: Mesh
 ) -> jax.stages.Compiled:
     """The compiled step: `(state, batch) -> (state, metrics)`. The state's buffers are donated.
 

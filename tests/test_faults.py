@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from can_jax import pretrain
+from can_jax import run as running
 from can_jax.config import load_recipe
 from can_jax.errors import UserError
 from tests.parallel.test_replicas import with_one_bit_changed
@@ -148,7 +149,6 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     lines = done.stderr.splitlines()
     failed = [line for line in lines if "could not be written" in line]
     assert len(failed) == 3
-    assert "No space left" in failed[-1] or "it takes 0.2 MB, and 0.0 MB are free" in failed[-1]
     assert [line.split(":")[0] for line in failed] == ["WARNING", "WARNING", "error"]
     assert len(lines) <= 5, lines  # and one about metrics, perhaps
     good = int(failed[-1].split("the last good one: step ")[1].split(";")[0])
@@ -333,7 +333,7 @@ def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(
     config = load_recipe(str(recipe), recipe.stem)
     config.update(checkpoint={"every_steps": 2}, probe={"every_steps": 0})
     config.figures.every_steps = 0
-    compile_step = pretrain.compile_timed
+    compile_step = running.compile_timed
 
     def compile_faulty(*arguments):
         step = compile_step(*arguments)
@@ -348,7 +348,7 @@ def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(
 
         return faulty
 
-    monkeypatch.setattr(pretrain, "compile_timed", compile_faulty)
+    monkeypatch.setattr(running, "compile_timed", compile_faulty)
     with pytest.raises(UserError, match="at step 6 device 3 of process 0 has another parameters/"):
         pretrain.pretrain(config, epath.Path(tmp_path))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]

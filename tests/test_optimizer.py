@@ -7,7 +7,7 @@ from can_jax.errors import UserError
 from can_jax.optimizer import learning_rate_schedule, make_optimizer, peak_learning_rate
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
-from can_jax.step import abstract_state, fresh_state, make_step
+from can_jax.step import abstract_state, make_step
 from tests.conftest import small_config
 
 
@@ -56,7 +56,7 @@ def test_first_moment_may_be_bfloat16():
 def updates_by_path(**changes):
     """What the optimizer makes of gradients that are all 1, by path."""
     step = make_step(small_config(optimizer__weight_decay=0.5, **changes), lambda _: 1.0)
-    state = fresh_state(step)
+    state = step.fresh()
     ones = jax.tree.map(jnp.ones_like, state.parameters)
     updates, _ = step.optimizer.update(ones, state.optimizer, state.parameters)
     return {

@@ -19,6 +19,7 @@ class EvaluationBatch(NamedTuple):
     images: UInt8[np.ndarray, "rows height width channels"]
     label: Int[np.ndarray, " rows"]  # -1 where unknown
     valid: Bool[np.ndarray, " rows"]
+    number: Int[np.ndarray, " rows"]  # of the example in its source; -1 for padding
 
 
 class EvaluationSet:
@@ -29,11 +30,22 @@ class EvaluationSet:
         source: of the images.
         count: of examples; all of them if there are fewer.
         labelled: leave out what has no label.
+        only: numbers of the examples, in this order, instead of a count of them.
     """
 
-    def __init__(self, config: ConfigDict, source: Source, count: int, *, labelled: bool):
+    def __init__(
+        self,
+        config: ConfigDict,
+        source: Source,
+        count: int,
+        *,
+        labelled: bool,
+        only: Int[np.ndarray, " examples"] | None = None,
+    ):
         self._config, self._source, self._labelled = config, source, labelled
-        if labelled and source.labels is not None:
+        if only is not None:
+            self._examples = only
+        elif labelled and source.labels is not None:
             able = np.flatnonzero(source.labels >= 0)
             self._examples = able[spread(len(able), count)]
         else:
@@ -70,14 +82,15 @@ class EvaluationSet:
             there = int(np.searchsorted(rows, len(self._examples) - start))
             shape = (local, *config.data.image_size, config.data.channels)
             images, label = np.zeros(shape, np.uint8), np.full(local, -1, np.int32)
-            valid = np.zeros(local, bool)
+            valid, number = np.zeros(local, bool), np.full(local, -1, np.int32)
             if there:
+                number[:there] = self._examples[start + rows[:there]]
                 part = next(loaded)
                 images[:there], label[:there] = part["views"][:, 0], part["label"]
                 valid[:there] = (part["attempt"] == 0) & (
                     (part["label"] >= 0) | (not self._labelled)
                 )
-            yield EvaluationBatch(images, label, valid)
+            yield EvaluationBatch(images, label, valid, number)
 
     def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
         """All that are valid, in memory."""

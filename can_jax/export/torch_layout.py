@@ -47,6 +47,29 @@ class Entry(NamedTuple):
     layer: int | None
 
 
+class Sizes(NamedTuple):
+    """Of an encoder, as the shapes of its arrays tell."""
+
+    width: int
+    depth: int
+    patch_size: int
+    channels: int
+
+
+def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
+    """The sizes of the encoder among foreign arrays.
+
+    Raises:
+        UserError: there is none.
+    """
+    embed = arrays.get("patch_embed.proj.weight")
+    if embed is None or embed.ndim != 4:
+        raise UserError("there is no encoder: no patch_embed.proj.weight of four axes")
+    width, channels, patch_size, _ = embed.shape
+    depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+    return Sizes(width, depth, patch_size, channels)
+
+
 def entries(parameters: Any) -> Iterator[Entry]:
     """Every array of a parameter tree under its foreign name.
 

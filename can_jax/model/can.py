@@ -146,13 +146,14 @@ class CAN(nnx.Module):
         return self.projector(pooled.astype(self.dtype), train=train)
 
     def encode(
-        self, images: Float[Array, "rows height width channels"]
+        self, images: Float[Array, "rows height width channels"], **options: Any
     ) -> Float[Array, "rows tokens features"]:
-        """The encoder's tokens for whole images: nothing masked, no noise. Class token first."""
+        """The encoder's tokens for whole images: nothing masked, no noise. Class token first.
+        ``options`` are those of `Encoder`: ``drop`` and ``norm``."""
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         patches = patchify(images, self.patch_size)
         index = jnp.broadcast_to(np.arange(patches.shape[1]), patches.shape[:2])
-        return self.encoder(patches.astype(self.dtype), index, grid)
+        return self.encoder(patches.astype(self.dtype), index, grid, **options)
 
 
 def encoder_size(model: ConfigDict) -> Size:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from can_jax.model.positions import sincos_2d
 from can_jax.parallel.mesh import pin_rows
@@ -82,6 +82,15 @@ def attend(
     return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
 
 
+def drop_path(
+    key: Key[Array, ""], rate: float, depth: int, rows: int
+) -> Float[Array, "depth rows 2"]:
+    """For each row and each branch of each block 0, by chance, or what makes up for it (stochastic
+    depth, arXiv 1603.09382). The chance grows from 0 at the first block to ``rate`` at the last."""
+    keep = 1 - jnp.linspace(0, rate, depth)[:, None, None]
+    return jax.random.bernoulli(key, keep, (depth, rows, 2)) / keep
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention over all tokens."""
 
@@ -120,10 +129,15 @@ class Block(nnx.Module):
         self.mlp_norm = layer_norm(width, **options)
         self.mlp = Mlp(width, mlp_width, **options)
 
-    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
-        """Attention, then the MLP, each added to its input."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+    def __call__(
+        self, x: Float[Array, "rows tokens width"], drop: Float[Array, "rows 2"] | None = None
+    ) -> Float[Array, "rows tokens width"]:
+        """Attention, then the MLP, each added to its input; ``drop`` is what each is multiplied by,
+        as `drop_path` draws it."""
+        attended = self.attention(self.attention_norm(x))
+        x = x + (attended if drop is None else attended * drop[:, :1, None].astype(x.dtype))
+        computed = self.mlp(self.mlp_norm(x))
+        return x + (computed if drop is None else computed * drop[:, 1:, None].astype(x.dtype))
 
 
 class Blocks(nnx.Module):
@@ -156,16 +170,21 @@ class Blocks(nnx.Module):
         self.scan = scan
         self.remat = remat
 
-    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
+    def __call__(
+        self,
+        x: Float[Array, "rows tokens width"],
+        drop: Float[Array, "depth rows 2"] | None = None,
+    ) -> Float[Array, "rows tokens width"]:
         """Apply the blocks one after the other."""
         block, layers = nnx.split(self.layers)
 
-        def apply(x: Array, layer: nnx.State) -> tuple[Array, None]:
-            return pin_rows(nnx.merge(block, layer)(x)), None
+        def apply(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, None]:
+            state, drop = layer
+            return pin_rows(nnx.merge(block, state)(x, drop)), None
 
         if (policy := REMAT_POLICIES[self.remat]) is not None:
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
-        x, _ = jax.lax.scan(apply, x, layers, unroll=1 if self.scan else self.depth)
+        x, _ = jax.lax.scan(apply, x, (layers, drop), unroll=1 if self.scan else self.depth)
         return x
 
 
@@ -198,12 +217,23 @@ class Encoder(nnx.Module):
         patches: Float[Array, "rows visible pixels"],
         index: Int[Array, "rows visible"],
         grid: tuple[int, int],
+        *,
+        drop: Float[Array, "depth rows 2"] | None = None,
+        norm: bool = True,
     ) -> Float[Array, "rows visible+1 width"]:
-        """Encode patches that sit at places ``index`` of the grid. The class token comes first."""
+        """Encode patches that sit at places ``index`` of the grid. The class token comes first.
+
+        Args:
+            patches, index: of each row.
+            grid: patches along (height, width).
+            drop: what the branches of each block are multiplied by, as `drop_path` draws it.
+            norm: whether the last LayerNorm is applied.
+        """
         tokens = self.patch_embed(patches)
         rows, _, width = tokens.shape
         tokens = tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)[index]
         class_token = self.class_token[...].astype(tokens.dtype)
         class_tokens = jnp.broadcast_to(class_token, (rows, 1, width))
         x = pin_rows(jnp.concatenate([class_tokens, tokens], axis=1))
-        return self.norm(self.blocks(x))
+        x = self.blocks(x, drop)
+        return self.norm(x) if norm else x

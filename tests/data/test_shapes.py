@@ -1,7 +1,7 @@
 import numpy as np
 
 from can_jax.data.shapes import LABEL_NAMES, open_shapes
-from can_jax.evaluate.knn import knn_accuracy
+from can_jax.probes.knn import knn_accuracy
 
 
 def test_images_labels_and_splits():

@@ -5,8 +5,8 @@ import pytest
 
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.source import ArraySource
-from can_jax.evaluate.features import FeatureExtractor
 from can_jax.parallel.mesh import make_mesh
+from can_jax.probes.features import FeatureExtractor
 from tests.conftest import small_config
 
 

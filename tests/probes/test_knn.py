@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from can_jax.evaluate.knn import knn_accuracy, knn_predictions
+from can_jax.probes.knn import knn_accuracy, knn_predictions, nearest, vote
 
 
 def problem(seed=0):
@@ -20,7 +20,8 @@ def test_votes_are_scikit_learns(k):
     reference = KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / temperature)
     ).fit(bank, labels)
-    found = knn_predictions(bank, labels, queries, k, temperature, chunk=64)
+    near = nearest(bank, queries, k, chunk=64, bank_chunk=150)
+    found = vote(near, labels, k, temperature)
     assert np.mean(found == reference.predict(queries)) > 0.99
 
 

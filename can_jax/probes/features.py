@@ -18,6 +18,10 @@ class Features(NamedTuple):
 
     features: Float[np.ndarray, "examples width"]
     labels: Int[np.ndarray, " examples"]  # -1 where unknown
+    numbers: Int[np.ndarray, " examples"]  # in the source
+
+
+Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of images, given their numbers
 
 
 class FeatureExtractor:
@@ -40,12 +44,22 @@ class FeatureExtractor:
         # Every process gets the features of all of them.
         self._function = jax.jit(whole, out_shardings=replicated(mesh))
 
-    def __call__(self, state: Any, examples: EvaluationSet) -> Features:
-        """Features of all examples. Every process passes the same ones, and loads its share."""
+    def __call__(
+        self, state: Any, examples: EvaluationSet, change: Change | None = None
+    ) -> Features:
+        """Features of all examples. Every process passes the same ones, and loads its share.
+
+        Args:
+            state: what the function takes first.
+            examples: to read.
+            change: what is done to the images of the host before; it keeps their shape.
+        """
         found = []
         with jax.set_mesh(self._mesh):
             for batch in examples.batches(self._share.batch_size, self._share.rows):
+                if change:
+                    batch = batch._replace(images=change(batch.images, batch.number))
                 placed = map(self._share.place, batch)
-                features, labels, valid = map(np.asarray, self._function(state, *placed))
-                found.append(Features(features[valid], labels[valid]))
+                features, labels, valid, numbers = map(np.asarray, self._function(state, *placed))
+                found.append(Features(features[valid], labels[valid], numbers[valid]))
         return Features(*map(np.concatenate, zip(*found, strict=True)))

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.source import Source, open_source
 from can_jax.errors import UserError
-from can_jax.evaluate.features import FeatureExtractor
-from can_jax.evaluate.knn import knn_accuracy
+from can_jax.probes.features import FeatureExtractor
+from can_jax.probes.knn import knn_accuracy
 from can_jax.step import Step
 
 BATCH_SIZE = 256  # images encoded at a time
@@ -55,7 +55,7 @@ class KnnProbe:
         for split, examples in self._parts:
             found.append(extractor(state, examples))
             _demand(len(found[-1].labels), split)
-        return knn_accuracy(*found[0], *found[1], **self._options)
+        return knn_accuracy(*found[0][:2], *found[1][:2], **self._options)
 
 
 def _demand(labelled: int, split: str) -> None:

@@ -1,0 +1,220 @@
+"""RandAugment and random erasing on the device, as timm has them for fine-tuning (arXiv 1909.13719,
+1708.04896), and the mixing of images (mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899).
+
+Of the fifteen operations of ``rand-m9-mstd0.5-inc1`` five move pixels and ten change them. A map
+over a batch would compute each of them for every image: so those that move are one affine map, and
+those that change are chosen among results that are cheap.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from can_jax.augment.photometric import luminance
+
+Image = Float[Array, "channels height width"]  # values in [0, 1]
+Scalar = Float[Array, ""]
+
+MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+CHANGES = (
+    "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color",
+    "contrast", "brightness", "sharpness",
+)  # fmt: skip
+APPLIED = 0.5  # the probability of each operation that was chosen
+GREY = 0.5  # of what is moved in from outside
+
+
+def autocontrast(image: Image) -> Image:
+    """Stretch each channel from its smallest value to its largest."""
+    low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
+    return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1.0), image)
+
+
+def equalize(image: Image) -> Image:
+    """Spread each channel's values evenly, as Pillow does over 256 of them."""
+
+    def channel(values: Int[Array, "height width"]) -> Float[Array, "height width"]:
+        counts = jnp.zeros(256, jnp.int32).at[values.reshape(-1)].add(1)
+        last = counts[255 - jnp.argmax(counts[::-1] > 0)]
+        step = (counts.sum() - last) // 255
+        table = (step // 2 + jnp.cumsum(counts) - counts) // jnp.maximum(step, 1)
+        table = jnp.where(step > 0, jnp.clip(table, 0, 255), jnp.arange(256))
+        return table[values] / 255.0
+
+    return jax.vmap(channel)(jnp.round(255 * image).astype(jnp.int32))
+
+
+def sharpened(image: Image, factor: Scalar) -> Image:
+    """Away from, or towards, the image smoothed by Pillow's 3 x 3 kernel; its border stays."""
+    kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
+    smooth = jax.vmap(lambda x: jax.scipy.signal.convolve2d(x, kernel, mode="valid"))(image)
+    smooth = image.at[:, 1:-1, 1:-1].set(smooth)
+    return smooth + factor * (image - smooth)
+
+
+def change(image: Image, number: Int[Array, ""], strength: Scalar, factor: Scalar) -> Image:
+    """One of `CHANGES`.
+
+    Args:
+        image: in [0, 1].
+        number: which.
+        strength: the magnitude, 0 to 1.
+        factor: of colour, contrast, brightness and sharpness; 1 leaves them as they are.
+    """
+    bits = 4 - jnp.floor(4 * strength)  # of each value that are kept
+    levels = 2.0 ** (8 - bits)
+    bytes_ = jnp.round(255 * image)
+    luma = luminance(image)
+    results = (
+        autocontrast(image),
+        equalize(image),
+        1 - image,
+        jnp.floor(bytes_ / levels) * levels / 255,
+        jnp.where(bytes_ < 256 - jnp.floor(256 * strength), image, 1 - image),
+        jnp.where(bytes_ < 128, jnp.minimum(bytes_ + jnp.floor(110 * strength), 255) / 255, image),
+        luma + factor * (image - luma),
+        luma.mean() + factor * (image - luma.mean()),
+        factor * image,
+        sharpened(image, factor),
+    )
+    return jnp.clip(jnp.stack(results)[number], 0, 1)
+
+
+def move_matrix(
+    number: Int[Array, ""], amount: Scalar, size: tuple[int, ...]
+) -> Float[Array, "2 3"]:
+    """The map from a pixel of the result, (x, y) from the centre, to where it is from.
+
+    Args:
+        number: which of `MOVES`.
+        amount: from -1 to 1: of 30 degrees, of a shear of 0.3, of 0.45 of the image's side.
+        size: (height, width).
+    """
+    height, width = size
+    turn = jnp.deg2rad(30.0 * amount)
+    zero, one = jnp.zeros(()), jnp.ones(())
+    matrices = (
+        [[jnp.cos(turn), jnp.sin(turn), zero], [-jnp.sin(turn), jnp.cos(turn), zero]],
+        [[one, 0.3 * amount, zero], [zero, one, zero]],
+        [[one, zero, zero], [0.3 * amount, one, zero]],
+        [[one, zero, 0.45 * amount * width], [zero, one, zero]],
+        [[one, zero, zero], [zero, one, 0.45 * amount * height]],
+    )
+    return jnp.stack([jnp.array(matrix) for matrix in matrices])[number]
+
+
+def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
+    """Bilinear, with grey outside."""
+    _, height, width = image.shape
+    middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
+    y, x = jnp.meshgrid(jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij")
+    from_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] + middle_x
+    from_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + middle_y
+    take = jax.vmap(
+        lambda plane: jax.scipy.ndimage.map_coordinates(
+            plane, [from_y, from_x], order=1, mode="constant", cval=GREY
+        )
+    )
+    return take(image)
+
+
+def randaugment(
+    image: Image, key: Key[Array, ""], operations: int, magnitude: float, deviation: float
+) -> Image:
+    """So many operations, drawn evenly, each applied by a chance of a half.
+
+    Args:
+        image: in [0, 1].
+        key: of this image.
+        operations: how many.
+        magnitude: mean strength, of 10.
+        deviation: of the strength.
+    """
+    for number in range(operations):
+        choice_key, chance_key, strength_key, sign_key = jax.random.split(
+            jax.random.fold_in(key, number), 4
+        )
+        chosen = jax.random.randint(choice_key, (), 0, len(MOVES) + len(CHANGES))
+        drawn = magnitude + deviation * jax.random.normal(strength_key)
+        strength = jnp.clip(drawn, 0, 10) / 10
+        sign = jnp.where(jax.random.bernoulli(sign_key), 1.0, -1.0)
+        moves = chosen < len(MOVES)
+        matrix = move_matrix(jnp.minimum(chosen, len(MOVES) - 1), sign * strength, image.shape[1:])
+        other = jnp.maximum(chosen - len(MOVES), 0)
+        result = jnp.where(
+            moves,
+            moved(image, matrix),
+            change(image, other, strength, 1 + 0.9 * sign * strength),
+        )
+        image = jnp.where(jax.random.bernoulli(chance_key, APPLIED), result, image)
+    return image
+
+
+def random_erasing(
+    image: Float[Array, "height width channels"], key: Key[Array, ""], probability: float
+) -> Float[Array, "height width channels"]:
+    """By chance, a box of 2 % to a third of a normalised image is filled with noise."""
+    chance, area_key, aspect_key, top_key, left_key, noise_key = jax.random.split(key, 6)
+    height, width, _ = image.shape
+    area = height * width * jax.random.uniform(area_key, minval=0.02, maxval=1 / 3)
+    span = jnp.log(1 / 0.3)
+    aspect = jnp.exp(jax.random.uniform(aspect_key, minval=-span, maxval=span))
+    rows = jnp.minimum(jnp.round(jnp.sqrt(area * aspect)), height)
+    columns = jnp.minimum(jnp.round(jnp.sqrt(area / aspect)), width)
+    top = jnp.floor(jax.random.uniform(top_key) * (height - rows + 1))
+    left = jnp.floor(jax.random.uniform(left_key) * (width - columns + 1))
+    y, x = jnp.arange(height)[:, None], jnp.arange(width)
+    inside = (y >= top) & (y < top + rows) & (x >= left) & (x < left + columns)
+    noise = jax.random.normal(noise_key, image.shape, image.dtype)
+    erased = jnp.where(inside[..., None], noise, image)
+    return jnp.where(jax.random.bernoulli(chance, probability), erased, image)
+
+
+def mix(
+    images: Float[Array, "rows height width channels"],
+    targets: Float[Array, "rows classes"],
+    key: Key[Array, ""],
+    mixup: float,
+    cutmix: float,
+) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
+    """Each image with the one at the mirrored place of the batch: blended, or a box of it pasted
+    in; half of the batches each where both are asked for. Targets are mixed likewise.
+
+    Args:
+        images, targets: of a batch.
+        key: of this step.
+        mixup, cutmix: alpha of the Beta distributions of the share of the first image; 0 is never.
+    """
+    which, mixup_key, cutmix_key, y_key, x_key = jax.random.split(key, 5)
+
+    def blended() -> tuple[Array, Array]:
+        share = jax.random.beta(mixup_key, mixup, mixup)
+        return share * images + (1 - share) * images[::-1], share
+
+    def pasted() -> tuple[Array, Array]:
+        _, height, width, _ = images.shape
+        side = jnp.sqrt(1 - jax.random.beta(cutmix_key, cutmix, cutmix))
+
+        def span(key: Array, length: int) -> tuple[Array, Array]:
+            middle = jax.random.randint(key, (), 0, length)
+            half = jnp.floor(side * length).astype(int) // 2
+            return jnp.maximum(middle - half, 0), jnp.minimum(middle + half, length)
+
+        (top, bottom), (left, right) = span(y_key, height), span(x_key, width)
+        y, x = jnp.arange(height)[:, None], jnp.arange(width)
+        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
+        share = 1 - (bottom - top) * (right - left) / (height * width)  # as it came out
+        return jnp.where(inside[..., None], images[::-1], images), share
+
+    forms: list[Callable[[], tuple[Array, Array]]] = []
+    forms += [blended] if mixup else []
+    forms += [pasted] if cutmix else []
+    if not forms:
+        return images, targets
+    if len(forms) == 1:
+        images, share = forms[0]()
+    else:
+        images, share = jax.lax.cond(jax.random.bernoulli(which), *forms)
+    return images, share * targets + (1 - share) * targets[::-1]

@@ -1,0 +1,56 @@
+"""`python -m can_jax.evaluate --config=configs/eval/PROTOCOL.py --checkpoint=FROM --workdir=OUT`
+
+Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, or a file of
+weights under MAE's and timm's names. OUT gets `results.json` and `report.html`. Without
+`--config.data.…` the data is that of the run.
+"""
+
+import json
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+from rich.console import Console
+
+from can_jax import command, job
+from can_jax.errors import UserError
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.protocols import evaluate
+from can_jax.evaluate.report import headlines
+from can_jax.observe.console import fact_table
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The protocol, a file of configs/eval.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory, or a file of weights.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the results are written.")
+_UNTRAINED = flags.DEFINE_bool("untrained", False, "Take the encoder as it was before training.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+flags.adopt_module_key_flags(job)
+
+
+def main() -> None:
+    """Flags to results."""
+    if _CONFIG.value is None:
+        raise UserError("--config=FILE is missing; protocols are in configs/eval/")
+    if _CHECKPOINT.value is None:
+        raise UserError("--checkpoint=FROM is missing: a run directory, or a file of weights")
+    if _WORKDIR.value is None:
+        raise UserError("--workdir=DIR is missing: say where the results go")
+    config = resolve_evaluation(_CONFIG.value)
+    job.join()
+    workdir = epath.Path(_WORKDIR.value)
+    results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
+    if _JSON.value:
+        print(json.dumps(results, indent=2))
+        return
+    shown = {name: f"{value:.2f}" for name, value in headlines(results["metrics"]).items()} | {
+        f"examples, {name}": count for name, count in results["examples"].items()
+    }
+    shown["results"] = str(workdir / "results.json")
+    shown["page to open"] = str(workdir / "report.html")
+    Console(width=120, soft_wrap=True, highlight=False).print(
+        fact_table(results["protocol"]["protocol"], shown)
+    )
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

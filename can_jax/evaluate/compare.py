@@ -1,0 +1,47 @@
+"""`python -m can_jax.evaluate.compare --runs=OUT1,OUT2 [--output=report.html]`
+
+Puts the results of several evaluations on one page, side by side.
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+from etils import epath
+
+from can_jax import command
+from can_jax.errors import UserError
+from can_jax.evaluate.report import comparison
+from can_jax.files import replace_text
+
+
+def read_results(workdir: epath.Path) -> dict[str, Any]:
+    """What an evaluation wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    place = workdir / "results.json"
+    if not place.exists():
+        raise UserError(f"--runs: {workdir} holds no results.json")
+    return json.loads(place.read_text())
+
+
+_RUNS = flags.DEFINE_list("runs", None, "Directories of evaluations, with commas between.")
+_OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+
+
+def main() -> None:
+    """Several `results.json` to one page."""
+    if not _RUNS.value:
+        raise UserError("--runs=OUT1,OUT2 is missing: directories of evaluations")
+    places = [epath.Path(run) for run in _RUNS.value]
+    names = [place.name for place in places]
+    labels = names if len(set(names)) == len(names) else list(_RUNS.value)
+    runs = {label: read_results(place) for label, place in zip(labels, places, strict=True)}
+    replace_text(epath.Path(_OUTPUT.value), comparison(runs))
+    print(f"page to open: {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__)

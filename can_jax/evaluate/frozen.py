@@ -1,0 +1,187 @@
+"""Protocols on frozen features: nearest neighbours, linear heads, few shots, health."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import Photometric, augment, to_float
+from can_jax.data.loader import TrainingLoader
+from can_jax.data.source import open_source
+from can_jax.errors import UserError
+from can_jax.evaluate.examples import Split
+from can_jax.evaluate.task import Findings, Task, accuracy, both, held_out
+from can_jax.forward import row_keys
+from can_jax.observe.metrics import effective_rank
+from can_jax.probes import health
+from can_jax.probes.fewshot import draw_shots, ridge_predictions
+from can_jax.probes.knn import nearest, vote
+from can_jax.probes.linear import Heads, grid, train_heads
+
+
+def knn(task: Task) -> Findings:
+    """Accuracy for every number of neighbours and temperature. ``knn/top1`` is that of those which
+    do best on held-out training examples."""
+    settings = task.config.knn
+    train, test, findings = both(task)
+    features = task.select(train)
+    most, few = held_out(train.labels, task.config.held_out, task.config.seed)
+    pairs = [(k, t) for k in settings.k for t in settings.temperature]
+    largest = max(settings.k)
+    trial = nearest(features[most], features[few], largest)
+    scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
+    best = pairs[int(np.argmax(scores))]
+    found = nearest(features, task.select(test), largest)
+    rows = []
+    for k, temperature in pairs:
+        value = accuracy(vote(found, train.labels, k, temperature), test.labels)
+        findings.metrics[f"knn/top1_k{k}_t{temperature:g}"] = value
+        rows.append({"neighbours": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
+    name = f"knn/top1_k{best[0]}_t{best[1]:g}"
+    findings.metrics = {"knn/top1": findings.metrics[name]} | findings.metrics
+    findings.chosen = {"k": best[0], "temperature": best[1]}
+    findings.tables["Nearest neighbours"] = rows
+    return findings
+
+
+def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+    """The linear classifier whose setting does best on held-out examples, trained on all; the kind
+    of features it reads, and a table of the grid."""
+    settings, config = task.config.linear, task.config
+    classes = int(train.labels.max()) + 1
+    most, few = held_out(train.labels, config.held_out, config.seed)
+    cells = grid(settings.learning_rates, settings.weight_decays)
+    options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
+    rows, tried = [], []
+    for kind in settings.features:
+        features = task.select(train, kind)
+        heads = train_heads(features[most], train.labels[most], classes, cells, **options)
+        logits = heads.logits(features[few])
+        for cell, found in zip(cells, logits, strict=True):
+            value = accuracy(found.argmax(axis=1), train.labels[few])
+            tried.append((value, kind, cell))
+            rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
+    _, kind, cell = max(tried, key=lambda item: item[0])
+    heads = train_heads(task.select(train, kind), train.labels, classes, [cell], **options)
+    return heads, kind, rows
+
+
+def linear(task: Task) -> Findings:
+    """Linear heads of a whole grid on features extracted once. The best by held-out examples is
+    trained on all of them, and tested once."""
+    train, test, findings = both(task)
+    heads, kind, rows = best_heads(task, train)
+    logits = heads.logits(task.select(test, kind))[0]
+    findings.metrics["linear/top1"] = accuracy(logits.argmax(axis=1), test.labels)
+    if logits.shape[1] > 5:
+        top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
+        findings.metrics["linear/top5"] = 100.0 * float(
+            (top5 == test.labels[:, None]).any(1).mean()
+        )
+    best = max(rows, key=lambda row: row["held-out top-1 (%)"])
+    findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
+    findings.tables["Linear heads"] = rows
+    return findings
+
+
+def fewshot(task: Task) -> Findings:
+    """Ridge regression on a few examples of each class, several draws, over one or more data
+    sets."""
+    settings, findings, rows = task.config.fewshot, Findings(), []
+    for name, data, test_split in datasets_of(task):
+        train = task.read(data, data.split, task.config.data.train_examples)
+        test = task.read(data, test_split, task.config.data.test_examples)
+        findings.count(f"{name}/train", train)
+        findings.count(f"{name}/test", test)
+        features, queries = task.select(train), task.select(test)
+        for shots in settings.shots:
+            found = []
+            for draw in range(settings.draws):
+                rng = np.random.default_rng((task.config.seed, shots, draw))
+                chosen = draw_shots(train.labels, shots, rng)
+                predictions = ridge_predictions(
+                    features[chosen], train.labels[chosen], queries, settings.ridge
+                )
+                found.append(accuracy(predictions, test.labels))
+            mean, deviation = float(np.mean(found)), float(np.std(found))
+            findings.metrics[f"fewshot/{name}/{shots}shot"] = mean
+            findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
+            rows.append(
+                {"data": name, "shots": shots, "top-1 (%)": f"{mean:.2f} ± {deviation:.2f}"}
+            )
+    findings.tables["Few shots"] = rows
+    return findings
+
+
+def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str]]:
+    """Name, data block and test split of every data set of the few-shot protocol."""
+    found = []
+    if not task.config.fewshot.datasets:
+        found.append((task.data.name or "data", task.data, task.test_split))
+    for number, changes in enumerate(task.config.fewshot.datasets):
+        changes = dict(changes)
+        name = changes.pop("name", None) or changes.get("path", f"data{number}")
+        test_split = changes.pop("test_split", task.test_split)
+        unknown = set(changes) - set(task.data)
+        if unknown:
+            raise UserError(f"config.fewshot.datasets: unknown key {min(unknown)!r}")
+        block = ConfigDict(task.data.to_dict())
+        with block.ignore_type():
+            block.update(changes)
+        found.append((str(name).replace("/", "_").strip("_"), block, test_split))
+    return found
+
+
+def representation_health(task: Task) -> Findings:
+    """How the representation uses its space, and which classes it tells apart."""
+    settings = task.config.health
+    train, test, findings = both(task)
+    bank, queries = task.select(train), task.select(test)
+    few = queries[: settings.examples]
+    labels = test.labels[: settings.examples]
+    on_sphere = health.unit(few)
+    one, other = two_views(task, settings.examples)
+    found = vote(nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature)
+    findings.metrics |= {
+        "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
+        "health/alignment": health.alignment(one, other),
+        "health/uniformity": health.uniformity(few, task.config.seed),
+        "health/tolerance": health.tolerance(few, labels, task.config.seed),
+        "health/dead_dimensions": float(health.dead_dimensions(few)),
+        "health/width": float(few.shape[1]),
+        "knn/top1": accuracy(found, test.labels),
+    }
+    rows = []
+    for label in np.unique(test.labels):
+        here = test.labels == label
+        name = train.classes[label] if train.classes else str(label)
+        value = accuracy(found[here], test.labels[here])
+        rows.append({"class": name, "examples": int(here.sum()), "kNN top-1 (%)": round(value, 2)})
+    findings.tables["kNN by class"] = rows
+    return findings
+
+
+def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of two augmented views, as in pretraining, of each of some training images."""
+    config = task.subject.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = task.config.batch_size
+        config.augment.views = 2
+    source = open_source(config.data, config.data.split)
+    steps = max(1, min(count, source.examples) // config.batch_size)
+    loader = TrainingLoader(config, source, task.mesh, 0, steps)
+    settings = Photometric.from_settings(config.augment.to_dict())
+
+    def features(parameters: Any, batch: Any) -> Any:
+        rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
+        drawn = augment(rows, row_keys(config.seed, jnp.int32(0), batch), settings)
+        images = (255 * drawn).round().astype(np.uint8)
+        return task.subject.features(parameters, images)
+
+    with jax.set_mesh(task.mesh):
+        compiled = jax.jit(features)
+        parts = [np.asarray(compiled(task.subject.parameters, next(loader))) for _ in range(steps)]
+    found = task.subject.select(np.concatenate(parts), task.config.features)
+    return found[0::2], found[1::2]

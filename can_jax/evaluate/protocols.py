@@ -1,0 +1,92 @@
+"""From a configuration and an encoder to results: which protocol is which function."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.errors import UserError
+from can_jax.evaluate import frozen
+from can_jax.evaluate.examples import Reader
+from can_jax.evaluate.page import data_url
+from can_jax.evaluate.pictures import map_svg, neighbour_grid, newest_panel
+from can_jax.evaluate.results import write_results
+from can_jax.evaluate.robustness import Classifier, robustness
+from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.training import CARD, ClassifierSubject, classify, open_classifier
+from can_jax.parallel.mesh import make_mesh
+from can_jax.run import make_directory
+
+FROZEN = {
+    "knn": frozen.knn,
+    "linear": frozen.linear,
+    "fewshot": frozen.fewshot,
+    "health": frozen.representation_health,
+}
+
+
+def evaluate(
+    config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
+) -> dict[str, Any]:
+    """Measure an encoder by a protocol, and write down what was found.
+
+    Args:
+        config: resolved.
+        checkpoint: where the encoder is from, or the classifier.
+        workdir: for `results.json` and `report.html`, and for the run of a protocol that trains.
+        untrained: take the encoder as it was before the first step.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        UserError: something a person can mend.
+    """
+    make_directory(workdir)
+    mesh = make_mesh(config.mesh)
+    place = epath.Path(checkpoint)
+    subject: Any
+    if (place / CARD).exists():
+        if config.protocol != "robustness":
+            raise UserError(
+                f"--checkpoint={checkpoint} is a classifier, which only the protocol robustness "
+                "takes; give the run of its encoder"
+            )
+        subject = open_classifier(place, config, mesh)
+    else:
+        subject = open_subject(checkpoint, untrained, config, mesh)
+    task = Task(config, subject, mesh, Reader(subject, mesh, config.batch_size))
+    if config.protocol == "classify":
+        findings = classify(task, workdir)
+    elif config.protocol == "robustness":
+        findings = Findings()
+        robustness(task, classifier_of(task, findings), findings)
+    else:
+        findings = FROZEN[config.protocol](task)
+        illustrate(task, findings)
+    if panel := newest_panel(place):
+        image = f'<img alt="reconstructions" src="{data_url(panel)}">'
+        findings.pictures["Reconstructions, as the run drew them last"] = image
+    return write_results(workdir, findings, config, subject)
+
+
+def illustrate(task: Task, findings: Findings) -> None:
+    """Pictures of the examples that a protocol on frozen features has read."""
+    if findings.shown is None:
+        return
+    grid = data_url(neighbour_grid(task, *findings.shown))
+    title = "Nearest neighbours: green of the same class, red of another"
+    findings.pictures[title] = f'<img alt="nearest neighbours" src="{grid}">'
+    findings.pictures["Map of the embedding (t-SNE)"] = map_svg(task, findings.shown[1])
+
+
+def classifier_of(task: Task, findings: Findings) -> Classifier:
+    """The classifier that is the subject, or the best linear one on its features."""
+    if isinstance(task.subject, ClassifierSubject):
+        return Classifier(lambda split: split.found, task.subject.classes)
+    train = task.train()
+    findings.count("train", train)
+    heads, kind, _ = frozen.best_heads(task, train)
+    findings.chosen["features"] = kind
+    return Classifier(lambda split: heads.logits(task.select(split, kind))[0], train.classes)

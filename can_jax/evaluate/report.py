@@ -1,0 +1,112 @@
+"""`report.html`: what an evaluation found, or several side by side."""
+
+import json
+import re
+from typing import Any
+
+from can_jax.evaluate.page import COLOURS, escape, number, page, section, table
+
+HEADLINES = 8  # metrics shown large
+DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # names of metrics that are part of others
+
+
+def headlines(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that sum up the others."""
+    return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
+
+
+def curves_of(results: dict[str, Any]) -> dict[int, float]:
+    """Mean accuracy over all corruptions at each severity, 0 being none."""
+    found: dict[int, list[float]] = {}
+    for name, value in results["metrics"].items():
+        parts = name.split("/")
+        if parts[-1] == "top1" and len(parts) >= 3 and parts[-2].isdigit():
+            found.setdefault(int(parts[-2]), []).append(value)
+    means = {severity: sum(v) / len(v) for severity, v in sorted(found.items())}
+    if means and "clean/top1" in results["metrics"]:
+        means = {0: results["metrics"]["clean/top1"]} | means
+    return means
+
+
+def curve_svg(runs: dict[str, dict[int, float]]) -> str:
+    """Accuracy against severity, a line for each run."""
+    top = max(value for curve in runs.values() for value in curve.values())
+    scale = max(10.0, 10 * -(-top // 10))
+    parts = []
+    for i in range(6):
+        y = 260 - 220 * i / 5
+        parts.append(f'<line x1="50" x2="610" y1="{y}" y2="{y}" stroke="#eef0f2"/>')
+        parts.append(f'<text x="42" y="{y + 4}" text-anchor="end">{scale * i / 5:.0f}</text>')
+    for severity in sorted({s for curve in runs.values() for s in curve}):
+        x, name = 60 + 108 * severity, "clean" if severity == 0 else severity
+        parts.append(f'<text x="{x}" y="282" text-anchor="middle">{name}</text>')
+    for row, (name, curve) in enumerate(runs.items()):
+        colour = COLOURS[row % len(COLOURS)]
+        points = [(60 + 108 * s, 260 - 220 * v / scale) for s, v in curve.items()]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
+        )
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
+        parts.append(
+            f'<rect x="630" y="{30 + 22 * row}" width="12" height="12" rx="2" fill="{colour}"/>'
+            f'<text x="648" y="{41 + 22 * row}">{escape(name)}</text>'
+        )
+    return (
+        '<svg viewBox="0 0 820 300" role="img" aria-label="accuracy against severity">'
+        f"{''.join(parts)}</svg><p>Mean top-1 (%) of all corruptions, by severity.</p>"
+    )
+
+
+def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
+    """The page of one evaluation.
+
+    Args:
+        results: what `results.json` holds.
+        pictures: elements of a page, by title.
+    """
+    metrics = results["metrics"]
+    cards = "".join(
+        f"<div class=card><b>{number(value)}</b><span>{escape(name)}</span></div>"
+        for name, value in list(headlines(metrics).items())[:HEADLINES]
+    )
+    sections = [f"<div class=cards>{cards}</div>"]
+    if curve := curves_of(results):
+        sections.append(section("Robustness", curve_svg({"this run": curve})))
+    sections += [section(title, element) for title, element in pictures.items()]
+    sections += [section(title, table(rows)) for title, rows in results["tables"].items()]
+    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
+    sections.append(section("All metrics", table(rows), folded=len(rows) > 2 * HEADLINES))
+    counts = [{"examples": name, "count": count} for name, count in results["examples"].items()]
+    sections.append(section("Examples", table(counts), folded=len(counts) > HEADLINES))
+    facts = {key: results[key] for key in ("checkpoint", "data", "chosen", "protocol")}
+    text = escape(json.dumps(facts, indent=2))
+    sections.append(section("Checkpoint, data and settings", f"<pre>{text}</pre>", folded=True))
+    checkpoint = results["checkpoint"]
+    lead = (
+        f"{escape(checkpoint['path'])}, step {checkpoint['step']}; weights "
+        f"{checkpoint['sha256'][:12]}"
+    )
+    return page(f"Evaluation: {results['protocol']['protocol']}", lead, sections)
+
+
+def comparison(runs: dict[str, dict[str, Any]]) -> str:
+    """The page of several evaluations, side by side."""
+    names = list(dict.fromkeys(name for r in runs.values() for name in r["metrics"]))
+    rows = [
+        {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}
+        for name in names
+    ]
+    sections = [section("Metrics", table(rows))]
+    curves = {name: curve for name, r in runs.items() if (curve := curves_of(r))}
+    if curves:
+        sections.insert(0, section("Robustness", curve_svg(curves)))
+    facts = [
+        {
+            "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
+            "weights": r["checkpoint"]["sha256"][:12], "checkpoint": r["checkpoint"]["path"],
+        }
+        for name, r in runs.items()
+    ]  # fmt: skip
+    sections.append(section("Runs", table(facts)))
+    return page("Evaluations side by side", escape(", ".join(runs)), sections)

@@ -1,0 +1,236 @@
+"""Training a classifier on an encoder: a run like any other, which can be killed and goes on."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.capture import read_config
+from can_jax.config import flatten, resolve
+from can_jax.data.evaluation import EvaluationSet
+from can_jax.data.source import Source, open_source
+from can_jax.errors import UserError
+from can_jax.evaluate.classify import ClassifierStep
+from can_jax.evaluate.examples import ALL
+from can_jax.evaluate.subject import Subject, changed, identity_of
+from can_jax.evaluate.task import Findings, Task
+from can_jax.files import replace_text
+from can_jax.initial import newest_state
+from can_jax.loop import Hook
+from can_jax.model.can import encoder_size
+from can_jax.observe import console
+from can_jax.observe.flops import transformer_flops
+from can_jax.observe.metrics import MetricWriter
+from can_jax.observers import Log
+from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.pretrain import check_batch
+from can_jax.probes.calibration import calibration
+from can_jax.probes.features import FeatureExtractor
+from can_jax.run import run
+from can_jax.step import TrainState
+from can_jax.timetable import Timetable, make_timetable
+
+CARD = "classifier.json"  # what a finished run needs to be evaluated itself
+
+
+def classify(task: Task, workdir: epath.Path) -> Findings:
+    """Train a head, with the encoder or on top of it, and test it.
+
+    Args:
+        task: of the evaluation.
+        workdir: the run directory.
+    """
+    config = run_config(task)
+    check_batch(config, task.mesh)
+    source = open_source(config.data, config.data.split)
+    labels = source.labels
+    if labels is None or not (labels >= 0).any():
+        raise UserError(f"config.data: no labelled image in the split {config.data.split!r}")
+    if (labels < 0).any():
+        raise UserError(
+            f"config.data: {int((labels < 0).sum())} images of the split {config.data.split!r} "
+            "have no label; a classifier learns from all of them"
+        )
+    times = make_timetable(config, source.examples)
+    schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
+    classes = int(labels.max()) + 1
+    step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
+    findings = Findings()
+    findings.examples["train"] = source.examples
+    training = Classification(task, config, source, times, step, findings)
+    run(training, task.mesh, workdir)
+    return findings
+
+
+def run_config(task: Task) -> ConfigDict:
+    """The configuration of the run that trains a classifier."""
+    settings = task.config.classify
+    config = task.subject.config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        config.seed, config.batch_size = task.config.seed, task.config.batch_size
+        config.total_steps = config.total_examples = None
+        config.total_epochs = settings.total_epochs
+        config.log_every_steps = 50
+        config.augment.update(views=1, crop_area=settings.crop_area)
+        config.model.remat = settings.remat
+        config.optimizer.update(
+            learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+            warmup_steps=None, warmup_epochs=settings.warmup_epochs,
+        )  # fmt: skip
+        config.objective.contrastive.weight = 0.0
+        config.accumulation.microbatches = 1
+        config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
+        config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
+        config.figures.every_steps = 0
+    return resolve(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """As `can_jax.run.Training` has it."""
+
+    task: Task
+    config: ConfigDict
+    source: Source
+    times: Timetable
+    step: ClassifierStep
+    findings: Findings
+
+    def facts(self) -> dict[str, Any]:
+        """Batch, durations, and how the head is trained."""
+        settings = flatten(self.task.config.classify.to_dict())
+        return {
+            "batch (images)": self.config.batch_size,
+            "classes": self.step.classes,
+            "peak learning rate": f"{peak_learning_rate(self.config):.4g}",
+            "warm-up steps": self.times.warmup,
+            "steps": self.times.total,
+            "features": self.task.config.features,
+            "encoder": "frozen" if settings["freeze_encoder"] else "trained, too",
+        }
+
+    def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
+        """With the encoder that is evaluated."""
+        return self.step.starting_from(self.task.subject.parameters["encoder"], state)
+
+    def finished(self, workdir: epath.Path) -> bool:
+        """Never: what was found is written anew."""
+        return False
+
+    def watcher(
+        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
+    ) -> "Tester":
+        """Metrics, and tests now and then."""
+        return Tester(self, workdir, writer, report)
+
+
+class Tester(Log):
+    """Tests a classifier on the test split, every example once."""
+
+    def __init__(
+        self,
+        training: Classification,
+        workdir: epath.Path,
+        writer: MetricWriter,
+        report: console.Reporter,
+    ):
+        config, task = training.config, training.task
+        tokens = task.subject.patches + 1
+        flops = (1 if task.config.classify.freeze_encoder else 3) * transformer_flops(
+            encoder_size(config.model), tokens
+        )
+        super().__init__(config, task.mesh, training.times, flops, writer, report)
+        self._training, self._workdir = training, workdir
+        source = open_source(config.data, task.test_split)
+        self._examples = EvaluationSet(
+            config, source, task.config.data.test_examples or ALL, labelled=True
+        )
+        if not len(self._examples):
+            raise UserError(f"config.data: no labelled image in the split {task.test_split!r}")
+        step = training.step
+        self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
+
+    def look_first(self, number: int, state: TrainState) -> None:
+        """A new run is not tested before it begins: its head knows nothing."""
+
+    def hooks(self) -> list[Hook]:
+        """Tests."""
+        every = self._times.probe_every
+        return [Hook(every, self.test)] if every else []
+
+    def test(self, number: int, state: TrainState) -> None:
+        """Accuracy on the test split."""
+        found = self._logits(state, self._examples)
+        top1 = 100.0 * float((found.features.argmax(axis=1) == found.labels).mean())
+        self._writer.scalars(number, {"test/top1": top1})
+        self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(found.labels)} images")
+
+    def conclude(self, state: TrainState, seconds: float) -> None:
+        """The last test, and what is needed to go on from here."""
+        found = self._logits(state, self._examples)
+        logits, labels = found.features, found.labels
+        findings, task = self._training.findings, self._training.task
+        name = "linear" if task.config.classify.freeze_encoder else "finetune"
+        findings.metrics[f"{name}/top1"] = 100.0 * float((logits.argmax(1) == labels).mean())
+        if logits.shape[1] > 5:
+            top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
+            findings.metrics[f"{name}/top5"] = 100.0 * float(
+                (top5 == labels[:, None]).any(1).mean()
+            )
+        measures = calibration(logits, labels, task.config.robustness.bins)
+        findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
+        findings.examples["test"] = len(labels)
+        if len(self._examples) > len(labels):
+            findings.examples["test_skipped"] = len(self._examples) - len(labels)
+        findings.chosen["seconds"] = round(seconds, 1)
+        if jax.process_index() == 0:
+            card = {
+                "classes": self._training.step.classes,
+                "names": list(self._training.source.label_names),
+                "features": task.config.features,
+                "settings": task.config.classify.to_dict(),
+            }
+            replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSubject(Subject):
+    """A subject whose parameters are a classifier's state, and whose features are its logits.
+
+    Attributes:
+        step: that it was trained by.
+        classes: names, in the order of the logits.
+    """
+
+    step: ClassifierStep
+    classes: tuple[str, ...]
+
+    def features(self, parameters: Any, images: Any) -> Any:
+        """Logits."""
+        return self.step.logits(parameters, images)
+
+
+def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
+    """The classifier of a finished run of `classify`.
+
+    Args:
+        workdir: of the run; it holds a `CARD`.
+        changes: an evaluation's resolved configuration.
+        mesh: over which its parameters are placed.
+    """
+    card = json.loads((workdir / CARD).read_text())
+    config = changed(resolve(read_config(workdir)), changes)
+    settings = changes.classify.copy_and_resolve_references()
+    with settings.ignore_type():
+        settings.update(card["settings"])
+    step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
+    newest, state = newest_state(workdir, step, mesh)
+    classes = tuple(card["names"])
+    return ClassifierSubject(
+        config, state, identity_of(workdir, newest, config, state.parameters), step, classes
+    )

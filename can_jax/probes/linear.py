@@ -1,0 +1,136 @@
+"""Linear classifiers on frozen features: one for every setting of a grid, trained together."""
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+MOMENTUM = 0.9
+
+
+class Setting(NamedTuple):
+    """Of one head."""
+
+    learning_rate: float
+    weight_decay: float
+
+
+class Heads(NamedTuple):
+    """A linear classifier for each setting, on standardised features.
+
+    Attributes:
+        kernel, bias: of the heads.
+        mean, deviation: of the features that they were trained on.
+    """
+
+    kernel: Float[np.ndarray, "heads width classes"]
+    bias: Float[np.ndarray, "heads classes"]
+    mean: Float[np.ndarray, " width"]
+    deviation: Float[np.ndarray, " width"]
+
+    def logits(
+        self, features: Float[np.ndarray, "examples width"], chunk: int = 4096
+    ) -> Float[np.ndarray, "heads examples classes"]:
+        """Of every head."""
+        standard = (features - self.mean) / self.deviation
+        parts = [
+            np.asarray(_logits(self.kernel, self.bias, standard[i : i + chunk]))
+            for i in range(0, len(standard), chunk)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def pick(self, head: int) -> "Heads":
+        """One of them."""
+        return self._replace(kernel=self.kernel[head : head + 1], bias=self.bias[head : head + 1])
+
+
+@jax.jit
+def _logits(kernel: Array, bias: Array, standard: Array) -> Array:
+    return jnp.einsum("ew,hwc->hec", standard, kernel) + bias[:, None]
+
+
+def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) -> list[Setting]:
+    """Every pair."""
+    return list(itertools.starmap(Setting, itertools.product(learning_rates, weight_decays)))
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _epoch(
+    heads: tuple[Array, Array],
+    velocity: tuple[Array, Array],
+    features: Float[Array, "examples width"],
+    labels: Int[Array, " examples"],
+    batches: Int[Array, "steps batch"],
+    rates: Float[Array, "steps heads"],
+    decays: Float[Array, " heads"],
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """SGD with momentum over the batches of an epoch."""
+
+    def loss(heads: tuple[Array, Array], x: Array, y: Array) -> Array:
+        logits = jnp.einsum("ew,hwc->hec", x, heads[0]) + heads[1][:, None]
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, y[None])
+        penalty = 0.5 * decays * jnp.sum(heads[0] ** 2, axis=(1, 2))
+        return jnp.sum(each.mean(axis=1) + penalty)  # heads do not meet: a sum keeps them apart
+
+    def step(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, None]:
+        heads, velocity = carry
+        batch, rate = now
+        gradient = jax.grad(loss)(heads, features[batch], labels[batch])
+        velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
+        heads = (
+            heads[0] - rate[:, None, None] * velocity[0],
+            heads[1] - rate[:, None] * velocity[1],
+        )
+        return (heads, velocity), None
+
+    (heads, velocity), _ = jax.lax.scan(step, (heads, velocity), (batches, rates))
+    return heads, velocity
+
+
+def train_heads(
+    features: Float[np.ndarray, "examples width"],
+    labels: Int[np.ndarray, " examples"],
+    classes: int,
+    settings: list[Setting],
+    epochs: int,
+    batch_size: int,
+    seed: int = 0,
+) -> Heads:
+    """Minimise cross-entropy with a penalty of ``weight_decay / 2`` on the squared kernel, by SGD
+    with momentum and a cosine schedule, from zero. Every head sees the same batches, and none knows
+    of the others: the result of a setting does not depend on what else is in the grid.
+
+    Args:
+        features: standardised here, as a BatchNorm without parameters would.
+        labels: below ``classes``.
+        classes: how many there are.
+        settings: one for each head.
+        epochs: over the examples.
+        batch_size: at most; the rest of an epoch that fills no batch is left out.
+        seed: of the order.
+    """
+    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
+    standard = jnp.asarray((features - mean) / deviation, jnp.float32)
+    count, width, heads = len(labels), features.shape[1], len(settings)
+    batch_size = min(batch_size, count)
+    steps = count // batch_size
+    rng = np.random.default_rng(seed)
+    peak = np.array([s.learning_rate for s in settings], np.float32)
+    decays = jnp.array([s.weight_decay for s in settings], jnp.float32)
+    kernel, bias = jnp.zeros((heads, width, classes)), jnp.zeros((heads, classes))
+    state = (kernel, bias)
+    velocity = jax.tree.map(jnp.zeros_like, state)
+    for epoch in range(epochs):
+        order = rng.permutation(count)[: steps * batch_size].reshape(steps, batch_size)
+        passed = (epoch * steps + np.arange(steps)) / (epochs * steps)
+        rates = 0.5 * (1 + np.cos(np.pi * passed))[:, None] * peak
+        state, velocity = _epoch(
+            state, velocity, standard, jnp.asarray(labels), jnp.asarray(order),
+            jnp.asarray(rates, jnp.float32), decays,
+        )  # fmt: skip
+    return Heads(np.asarray(state[0]), np.asarray(state[1]), mean, deviation)

@@ -1,0 +1,220 @@
+"""A run: it begins or goes on, trains, is saved, and ends. What it trains is a `Training`."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint import Checkpointer
+from can_jax.config import flatten, to_json
+from can_jax.data.batch import batch_shapes
+from can_jax.data.streaming import open_loader
+from can_jax.errors import Preempted, UserError
+from can_jax.files import replace_text
+from can_jax.lock import run_lock
+from can_jax.loop import Loop, Progress, Watcher
+from can_jax.observe import console
+from can_jax.observe.metrics import MetricWriter
+from can_jax.observe.watchdog import Watchdog
+from can_jax.parallel.mesh import batch_sharding
+from can_jax.parallel.replicas import ReplicaCheck
+from can_jax.parallel.runtime import Stopping, environment, meeting
+from can_jax.step import Steps, TrainState, abstract_state, compile_train_step, initialize
+from can_jax.timetable import Timetable
+
+
+@runtime_checkable
+class Training(Protocol):
+    """What is trained, and what is said and looked at meanwhile."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """Resolved."""
+        ...
+
+    @property
+    def source(self) -> Any:
+        """Of the images."""
+        ...
+
+    @property
+    def times(self) -> Timetable:
+        """How long it lasts."""
+        ...
+
+    @property
+    def step(self) -> Steps:
+        """What is computed."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What to print and store of the run before it begins, by name."""
+        ...
+
+    def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
+        """The state of a new run before its first step, of a fresh one."""
+        ...
+
+    def finished(self, workdir: epath.Path) -> bool:
+        """Whether nothing is left to do for a run that has made its last step."""
+        ...
+
+    def watcher(
+        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
+    ) -> Watcher:
+        """What looks at the run."""
+        ...
+
+
+def run(training: Training, mesh: Mesh, workdir: epath.Path) -> None:
+    """Train, going on where the run directory ends.
+
+    Args:
+        training: what.
+        mesh: on which devices.
+        workdir: the run directory, made if missing.
+
+    Raises:
+        UserError: something a person can mend.
+        Preempted: SIGTERM came; the state is saved.
+    """
+    config, times, step = training.config, training.times, training.step
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(contextlib.closing(Stopping()))
+        make_directory(workdir)
+        stack.enter_context(run_lock(workdir))
+        checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
+        first = first_step(checkpoints, times, workdir)
+        report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
+        if first == times.total and training.finished(workdir):
+            report.say(f"{workdir} has already finished its {first} steps; nothing to do")
+            return
+        with writing(workdir):
+            note_run(config, workdir, mesh, training.facts(), report)
+
+        abstract = abstract_state(step, mesh)
+        report.say(console.parameter_table(abstract.parameters))
+        progress = Progress()
+        if first:
+            with meeting("restoring the checkpoint"):
+                first, state, known = checkpoints.restore(first, abstract)
+            progress = Progress.from_json(known)
+            report.say(f"resumed from the checkpoint of step {first}")
+        else:
+            state = training.begin(initialize(step, abstract), report)
+        with writing(workdir):
+            writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
+        watcher = training.watcher(workdir, writer, report)
+        watcher.look_first(first, state)
+        if first < times.total:
+            drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
+            watchdog = Watchdog(config.stuck_after_seconds)
+            loop = Loop(
+                step=step,
+                loader=open_loader(config, training.source, mesh, drawn, most, progress.loader),
+                compiled=compile_timed(step, abstract, mesh, report),
+                abstract=abstract,
+                total=times.total,
+                workdir=workdir,
+                checkpoints=checkpoints,
+                watcher=watcher,
+                stopping=stopping,
+                watchdog=stack.enter_context(contextlib.closing(watchdog)),
+                replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
+                progress=progress,
+            )
+            report.start_bar()
+            first, state = loop(first, state)
+            finish(first, times.total, checkpoints)
+        watcher.conclude(state, progress.seconds)
+
+
+def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
+    """Wait for the last checkpoint.
+
+    Raises:
+        UserError: it could not be written.
+        Preempted: it is not the end of the run.
+    """
+    with meeting("finishing the checkpoint"):
+        saved = checkpoints.wait()
+    if not saved:
+        raise UserError(f"step {last} was reached, but could not be saved; see the line above")
+    if last < total:
+        raise Preempted(f"stopped by SIGTERM; step {last} is saved, start again to go on")
+
+
+def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
+    """The run directory's checkpoints."""
+    settings = config.checkpoint
+    return Checkpointer(workdir / "checkpoints", settings.keep_last, settings.keep_every_steps)
+
+
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+    """Around what writes to the run directory before the run: it can be written, or is no use."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def make_directory(workdir: epath.Path) -> None:
+    """The run directory, which has to be one that can be written."""
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        trial = workdir / f".writable_{jax.process_index()}"  # other processes try, too
+        trial.write_text("")
+        trial.unlink()
+
+
+def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
+    """How many steps the run directory holds already."""
+    done = checkpoints.newest_whole() or 0
+    if done > times.total:
+        raise UserError(
+            f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "
+            f"{times.total}: make the run longer, or give another --workdir"
+        )
+    return done
+
+
+def note_run(
+    config: ConfigDict,
+    workdir: epath.Path,
+    mesh: Mesh,
+    facts: dict[str, Any],
+    report: console.Reporter,
+) -> None:
+    """Print and store what is about to run; the first process does."""
+    if jax.process_index():
+        return
+    facts = {**facts, "run directory": str(workdir)}
+    report.say(console.device_table(mesh))
+    report.say(console.fact_table("Run", facts))
+    before = workdir / "config.json"
+    if before.exists():
+        old, new = (flatten(json.loads(text)) for text in (before.read_text(), to_json(config)))
+        for key in sorted(new.keys() | old.keys()):
+            if old.get(key) != new.get(key):
+                report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
+    replace_text(before, to_json(config) + "\n")
+    stored = environment(mesh) | {"run": facts}
+    replace_text(workdir / "environment.json", json.dumps(stored, indent=2) + "\n")
+
+
+def compile_timed(
+    step: Steps, abstract: TrainState, mesh: Mesh, report: console.Reporter
+) -> Callable[..., Any]:
+    """The compiled train step; says how long that took."""
+    batch = batch_shapes(step.config, batch_sharding(mesh))
+    started = time.perf_counter()
+    compiled = compile_train_step(step, abstract, batch, mesh)
+    report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")
+    return compiled
