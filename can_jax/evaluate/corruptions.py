@@ -15,27 +15,28 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
+Number = int | float
 Picture = Float[np.ndarray, "height width 3"]
 SMALL = 64  # pixels along the shorter side, up to which the constants are those of CIFAR-10-C
 
 
-def gaussian_noise(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def gaussian_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """Normal noise of deviation ``c``."""
     return x + rng.normal(scale=c, size=x.shape)
 
 
-def shot_noise(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def shot_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """Poisson noise of ``c`` photons at full brightness."""
     return rng.poisson(x * c) / c
 
 
-def impulse_noise(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def impulse_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """A share ``c`` of all values is black or white."""
     hit, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(hit, white.astype(x.dtype), x)
 
 
-def disk(radius: float, alias_blur: float) -> Float[np.ndarray, "size size"]:
+def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
     """A disk, its edge softened."""
     reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
@@ -47,19 +48,19 @@ def disk(radius: float, alias_blur: float) -> Float[np.ndarray, "size size"]:
     return kernel
 
 
-def defocus_blur(x: Picture, c: tuple[float, float], rng: np.random.Generator) -> Picture:
+def defocus_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """A lens out of focus: radius, softness."""
     return ndimage.correlate(x, disk(*c)[..., None], mode="mirror")
 
 
-def blurred(x: np.ndarray, sigma: float, truncate: float = 4.0) -> np.ndarray:
+def blurred(x: np.ndarray, sigma: Number, truncate: float = 4.0) -> np.ndarray:
     """Gaussian blur within the image plane."""
     return ndimage.gaussian_filter(
         x, (sigma, sigma, 0)[: x.ndim], mode="nearest", truncate=truncate
     )
 
 
-def glass_blur(x: Picture, c: tuple[float, int, int], rng: np.random.Generator) -> Picture:
+def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator) -> Picture:
     """Deviation, reach and rounds: pixels take the place of near ones, between two blurs.
 
     The authors' code means to swap two pixels, and by an alias copies one onto the other; so here.
@@ -76,7 +77,7 @@ def glass_blur(x: Picture, c: tuple[float, int, int], rng: np.random.Generator) 
     return blurred(x, sigma)
 
 
-def along_line(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.ndarray:
+def along_line(x: np.ndarray, radius: Number, sigma: Number, angle: Number) -> np.ndarray:
     """Blur by half a Gaussian along a line, as ImageMagick's motion blur does.
 
     Args:
@@ -104,12 +105,12 @@ def along_line(x: np.ndarray, radius: float, sigma: float, angle: float) -> np.n
     return total
 
 
-def motion_blur(x: Picture, c: tuple[float, float], rng: np.random.Generator) -> Picture:
+def motion_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """Radius and deviation, along a line between -45 and 45 degrees."""
     return along_line(x, *c, rng.uniform(-45, 45))
 
 
-def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
+def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
     """The middle of an image, enlarged to the size of the whole."""
     height, width = x.shape[:2]
     rows, columns = int(np.ceil(height / factor)), int(np.ceil(width / factor))
@@ -120,13 +121,13 @@ def zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     return large[top : top + height, left : left + width]
 
 
-def zoom_blur(x: Picture, c: tuple[float, float], rng: np.random.Generator) -> Picture:
+def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """The mean of the image and of its zooms: up to which factor, in which steps."""
     zooms = [zoomed(x, factor) for factor in np.arange(1, *c)]
     return (x + sum(zooms)) / (len(zooms) + 1)
 
 
-def snow(x: Picture, c: tuple[float, ...], rng: np.random.Generator) -> Picture:
+def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
     """Mean, deviation, zoom, threshold, and radius and deviation of the motion of flakes; how much
     of the image stays as it is, the rest being whitened."""
     mean, deviation, zoom, threshold, radius, sigma, keep = c
@@ -149,13 +150,13 @@ def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
     return bright[..., None] * np.array([0.86, 0.94, 1.0])
 
 
-def frost(x: Picture, c: tuple[float, float], rng: np.random.Generator) -> Picture:
+def frost(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """Weights of the image and of the frost on it."""
     return c[0] * x + c[1] * frost_picture(x.shape[0], x.shape[1], rng)
 
 
 def fractal(
-    height: int, width: int, decay: float, rng: np.random.Generator
+    height: int, width: int, decay: Number, rng: np.random.Generator
 ) -> Float[np.ndarray, "height width"]:
     """A plasma in [0, 1] by the diamond-square algorithm on a torus; the randomness of each finer
     grid is that of the coarser one divided by ``decay``."""
@@ -180,28 +181,28 @@ def fractal(
     return (plane / plane.max())[:height, :width]
 
 
-def fog(x: Picture, c: tuple[float, float], rng: np.random.Generator) -> Picture:
+def fog(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """Thickness, and decay of the fractal that the fog is."""
     brightest = x.max()
     thick = x + c[0] * fractal(x.shape[0], x.shape[1], c[1], rng)[..., None]
     return thick * brightest / (brightest + c[0])
 
 
-def brightness(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def brightness(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """``c`` is added to the value of HSV: hue and saturation stay."""
     value = x.max(axis=2, keepdims=True)
     target = np.clip(value + c, 0, 1)
     return np.where(value > 0, x * target / np.maximum(value, 1e-12), target)
 
 
-def contrast(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def contrast(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """Distances to each channel's mean, times ``c``."""
     mean = x.mean(axis=(0, 1))
     return (x - mean) * c + mean
 
 
 def elastic_transform(
-    x: Picture, c: tuple[float, float, float], rng: np.random.Generator
+    x: Picture, c: tuple[Number, Number, Number], rng: np.random.Generator
 ) -> Picture:
     """Strength and smoothness of a random displacement, and how far three points of an affine map
     move before it; in pixels."""
@@ -233,7 +234,7 @@ def as_image(x: Picture) -> Image.Image:
     return Image.fromarray(np.round(255 * np.clip(x, 0, 1)).astype(np.uint8))
 
 
-def pixelate(x: Picture, c: float, rng: np.random.Generator) -> Picture:
+def pixelate(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
     """Shrunk to ``c`` of its sides, and enlarged again."""
     height, width = x.shape[:2]
     small = as_image(x).resize((int(width * c), int(height * c)), Image.Resampling.BOX)
@@ -247,7 +248,7 @@ def jpeg_compression(x: Picture, c: int, rng: np.random.Generator) -> Picture:
     return np.asarray(Image.open(buffer)) / 255
 
 
-def _elastic(size: int, *rows: tuple[float, float, float]) -> list[tuple[float, float, float]]:
+def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:
     """Constants that are given as parts of an image's side."""
     return [(size * a, size * b, size * c) for a, b, c in rows]
 

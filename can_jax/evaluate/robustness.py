@@ -110,8 +110,8 @@ def curves(
     *,
     relative: bool,
 ) -> None:
-    """Accuracy of every corruption and severity, and their mean; ``relative`` to AlexNet's errors on
-    ImageNet, too, which mean nothing for other data."""
+    """Accuracy of every corruption and severity, and their mean; also ``relative`` to AlexNet's
+    errors on ImageNet, which mean nothing for other data."""
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}
     for name, split_at in read.items():

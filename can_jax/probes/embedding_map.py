@@ -47,7 +47,7 @@ def _neighbourhood(
         weights = other * jnp.exp(-sharpness[:, None] * (squared - squared.min(1, keepdims=True)))
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = jnp.sqrt(low * high)
         p = shares(middle)
@@ -68,7 +68,7 @@ def _descend(
     count = start.shape[0]
     rate = max(count / EXAGGERATION, 50.0)
 
-    def step(i: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         places, velocity, gains = carry
         difference = places[:, None] - places[None]
         near = (1 - jnp.eye(count)) / (1 + jnp.sum(difference**2, axis=-1))

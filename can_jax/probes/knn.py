@@ -31,11 +31,11 @@ def _nearest(
         best: tuple[Array, Array], part: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
         chunk, first = part
-        index = first + jnp.arange(size)
-        similarity = jnp.where(index < count, queries @ chunk.T, -jnp.inf)
+        similarity = jnp.where(first + jnp.arange(size) < count, queries @ chunk.T, -jnp.inf)
+        here, places = jax.lax.top_k(similarity, min(k, size))
         # The earlier ones stand in front, so that ties are broken as without chunks.
-        values = jnp.concatenate([best[0], similarity], axis=1)
-        numbers = jnp.concatenate([best[1], jnp.broadcast_to(index, similarity.shape)], axis=1)
+        values = jnp.concatenate([best[0], here], axis=1)
+        numbers = jnp.concatenate([best[1], first + places], axis=1)
         values, places = jax.lax.top_k(values, k)
         return (values, jnp.take_along_axis(numbers, places, axis=1)), None
 

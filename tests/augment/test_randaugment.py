@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from can_jax.augment import randaugment as ra
+
+
+def picture(seed=0, size=(24, 20)):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(20, 230, (6, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def planes(image):
+    return jnp.asarray(image.transpose(2, 0, 1) / 255.0, jnp.float32)
+
+
+def bytes_of(image):
+    return np.asarray(image).transpose(1, 2, 0) * 255
+
+
+def solarize_add(image, amount):
+    table = [min(255, i + amount) if i < 128 else i for i in range(256)]
+    return image.point(table * 3)
+
+
+STRENGTH, FACTOR = 0.6, 1.54
+PILLOW = {
+    "autocontrast": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "invert": ImageOps.invert,
+    "posterize": lambda image: ImageOps.posterize(image, 4 - int(4 * STRENGTH)),
+    "solarize": lambda image: ImageOps.solarize(image, 256 - int(256 * STRENGTH)),
+    "solarize_add": lambda image: solarize_add(image, int(110 * STRENGTH)),
+    "color": lambda image: ImageEnhance.Color(image).enhance(FACTOR),
+    "contrast": lambda image: ImageEnhance.Contrast(image).enhance(FACTOR),
+    "brightness": lambda image: ImageEnhance.Brightness(image).enhance(FACTOR),
+    "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(FACTOR),
+}
+
+
+@pytest.mark.parametrize("name", ra.CHANGES)
+def test_changes_are_pillows(name):
+    image = picture()
+    number = jnp.int32(ra.CHANGES.index(name))
+    found = bytes_of(ra.change(planes(image), number, jnp.float32(STRENGTH), jnp.float32(FACTOR)))
+    wanted = np.asarray(PILLOW[name](Image.fromarray(image)), float)
+    assert np.abs(found - wanted).max() <= 1.6, np.abs(found - wanted).max()
+    assert np.abs(wanted - image).max() > 5
+
+
+def test_sharpness_knows_pillows_kernel():
+    image = Image.fromarray(picture(1))
+    smooth = np.asarray(image.filter(ImageFilter.SMOOTH), float)
+    found = bytes_of(ra.sharpened(planes(np.asarray(image)), jnp.float32(0.0)))
+    assert np.abs(found - smooth).max() <= 1
+
+
+@pytest.mark.parametrize("name", ra.MOVES)
+@pytest.mark.parametrize("amount", [-0.7, 0.4])
+def test_moves_are_pillows(name, amount):
+    image = picture(2, size=(40, 40))
+    number = jnp.int32(ra.MOVES.index(name))
+    matrix = ra.move_matrix(number, jnp.float32(amount), (40, 40))
+    found = bytes_of(ra.moved(planes(image), matrix))
+    a = np.asarray(matrix, float)
+    # Pillow's map is from corners, and its pixels' centres are at a half.
+    shift = a[:, 2] + 20 - a[:, :2] @ [20, 20]
+    data = (*a[0, :2], shift[0], *a[1, :2], shift[1])
+    pillow = Image.fromarray(image).transform(
+        (40, 40), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(128,) * 3
+    )
+    difference = np.abs(found - np.asarray(pillow, float)).max(axis=2)
+    assert np.median(difference) <= 1 and (difference > 3).mean() < 0.12  # but where grey begins
+
+
+def test_rotation_by_hand():
+    matrix = np.asarray(ra.move_matrix(jnp.int32(0), jnp.float32(1.0), (10, 10)))
+    np.testing.assert_allclose(matrix[0, :2], [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)
+
+
+def test_half_of_the_operations_are_applied():
+    image = planes(picture(3))
+    keys = jax.random.split(jax.random.key(0), 200)
+    found = jax.vmap(lambda key: ra.randaugment(image, key, 1, 9.0, 0.5))(keys)
+    changed = np.abs(np.asarray(found) - np.asarray(image)).max(axis=(1, 2, 3)) > 1e-6
+    assert 0.35 < changed.mean() < 0.65
+    assert float(found.min()) >= 0 and float(found.max()) <= 1
+    same = jax.vmap(lambda key: ra.randaugment(image, key, 0, 9.0, 0.5))(keys)
+    assert np.abs(np.asarray(same) - np.asarray(image)).max() == 0
+
+
+def test_erasing_fills_boxes_of_the_right_size():
+    image = jnp.full((32, 24, 3), 7.0)
+    keys = jax.random.split(jax.random.key(1), 300)
+    found = np.asarray(jax.vmap(lambda key: ra.random_erasing(image, key, 0.5))(keys))
+    hit = (found != 7.0).any(axis=3)
+    share = hit.mean(axis=(1, 2))
+    erased = share > 0
+    assert 0.4 < erased.mean() < 0.6
+    assert share[erased].min() > 0.01 and share[erased].max() < 0.37
+    for mask in hit[erased][:40]:
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
+def test_mixed_targets_say_what_is_in_the_image(mixup, cutmix):
+    # Image i is all ones in channel i, and its target is class i.
+    images = jnp.asarray(np.eye(4)[:, None, None].repeat(32, 1).repeat(32, 2), jnp.float32)
+    targets = jnp.eye(4)
+    for seed in range(20):
+        found, mixed = ra.mix(images, targets, jax.random.key(seed), mixup, cutmix)
+        np.testing.assert_allclose(np.asarray(found).mean(axis=(1, 2)), mixed, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(mixed).sum(axis=1), 1, rtol=1e-6)
+    assert ra.mix(images, targets, jax.random.key(0), 0.0, 0.0)[0] is images

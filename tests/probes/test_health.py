@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from can_jax.probes import health
+
+
+def test_alignment_of_same_opposite_and_orthogonal_views():
+    x = np.array([[1.0, 0], [0, 2.0]])
+    assert health.alignment(x, 5 * x) == pytest.approx(0)
+    assert health.alignment(x, -x) == pytest.approx(4)
+    assert health.alignment(x, x[::-1]) == pytest.approx(2)
+
+
+def test_uniformity_by_hand_and_of_a_point():
+    assert health.uniformity(np.ones((5, 3))) == pytest.approx(0)
+    x = np.eye(3)  # every pair has squared distance 2
+    assert health.uniformity(x) == pytest.approx(-4)
+    two = np.array([[1.0, 0], [1, 0], [-1, 0]])  # distances 0, 4, 4
+    assert health.uniformity(two) == pytest.approx(np.log((1 + 2 * np.exp(-8)) / 3))
+
+
+def test_tolerance_looks_at_pairs_of_a_class():
+    x = np.array([[1.0, 0], [0, 1], [1, 1], [-1, 0]])
+    found = health.tolerance(x, np.array([0, 0, 1, 1]))
+    assert found == pytest.approx((0 - np.sqrt(0.5)) / 2)
+
+
+def test_many_examples_are_sampled_without_pairing_any_with_itself():
+    one, other = health._pairs(5000, 0)
+    assert len(one) == health.PAIRS and (one != other).all()
+    rng = np.random.default_rng(0)
+    even = rng.normal(size=(4000, 64))
+    assert health.uniformity(even) == pytest.approx(-3.9, abs=0.1)
+
+
+def test_dead_dimensions():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 6))
+    x[:, 2] = 1.0
+    x[:, 4] *= 1e-6
+    assert health.dead_dimensions(x) == 2
