@@ -66,7 +66,7 @@ class Log:
         config: ConfigDict,
         mesh: Mesh,
         times: Timetable,
-        flops: float,
+        flops: int,
         writer: MetricWriter,
         report: console.Reporter,
     ):

@@ -16,13 +16,13 @@ FEATURES = (*POOLS, "both")
 
 def default_evaluation() -> ConfigDict:
     """kNN on the data that the encoder was trained on, at the size it was trained at."""
-    data = default_config().data.to_dict()
-    data |= {
-        "source": placeholder(str),  # by default all of this block is that of the run
-        "test_split": placeholder(str),  # by default the run's `probe.split`
-        "train_examples": placeholder(int),  # of each split; all by default
-        "test_examples": placeholder(int),
-    }
+    data = default_config().data
+    with data.unlocked():
+        del data.source
+        data.source = placeholder(str)  # by default all of this block is that of the run
+        data.test_split = placeholder(str)  # by default the run's `probe.split`
+        data.train_examples = placeholder(int)  # of each split; all by default
+        data.test_examples = placeholder(int)
     return ConfigDict(
         {
             "protocol": "knn",  # knn | linear | fewshot | health | robustness | classify

@@ -37,6 +37,7 @@ ALEXNET = {
 
 
 IMAGENET_CLASSES = 1000
+WHOLE = "train"  # the split of a folder that has none
 
 
 class Classifier(NamedTuple):
@@ -205,7 +206,7 @@ def distributed(task: Task, shift: dict[str, Any]) -> dict[str, Callable[[int], 
     def reader(name: str) -> Callable[[int], Split]:
         def read(severity: int) -> Split:
             data = folder_of(task, str(places[name] / str(severity)))
-            return task.read(data, "test", task.config.data.test_examples)
+            return task.read(data, WHOLE, task.config.data.test_examples)
 
         return read
 
@@ -217,7 +218,7 @@ Judged = tuple[Split, Bool[np.ndarray, "examples classes"], Bool[np.ndarray, " c
 
 def same_classes(task: Task, shift: dict[str, Any], classes: tuple[str, ...]) -> Judged:
     """Class folders are named as in training; the choice is among those that are there."""
-    split = task.read(folder_of(task, path_of(shift)), "test", task.config.data.test_examples)
+    split = task.read(folder_of(task, path_of(shift)), WHOLE, task.config.data.test_examples)
     unknown = sorted(set(split.classes) - set(classes))
     if unknown:
         raise UserError(
@@ -229,7 +230,7 @@ def same_classes(task: Task, shift: dict[str, Any], classes: tuple[str, ...]) ->
 
 def numbered_classes(task: Task, shift: dict[str, Any], classes: tuple[str, ...]) -> Judged:
     """Class folders are named by numbers, which are not in their order as words: 10 is before 2."""
-    split = task.read(folder_of(task, path_of(shift)), "test", task.config.data.test_examples)
+    split = task.read(folder_of(task, path_of(shift)), WHOLE, task.config.data.test_examples)
     numbers = [int(name) if name.isdigit() else -1 for name in split.classes]
     if min(numbers) < 0 or max(numbers) >= len(classes):
         raise UserError(
@@ -253,7 +254,7 @@ def real_labels(task: Task, shift: dict[str, Any], classes: tuple[str, ...]) -> 
     is a list of lists, in the order of the images' numbers. What has none is not judged."""
     labels = json.loads(Path(path_of(shift, "labels")).read_text())
     data = folder_of(task, path_of(shift))
-    split = task.read(data, "test", task.config.data.test_examples, labelled=False)
+    split = task.read(data, WHOLE, task.config.data.test_examples, labelled=False)
     accepted = np.zeros((len(split), len(classes)), bool)
     for row, number in enumerate(split.numbers):
         name = split.source.describe(int(number))
@@ -279,7 +280,7 @@ def objectnet(task: Task, shift: dict[str, Any], classes: tuple[str, ...]) -> Ju
     number_of = {int(theirs): int(ours) for ours, theirs in order.items()}
     by_words = {line.strip(): number_of[i] for i, line in enumerate(lines) if i in number_of}
     data = folder_of(task, str(root / "images"))
-    split = task.read(data, "test", task.config.data.test_examples)
+    split = task.read(data, WHOLE, task.config.data.test_examples)
     accepted = np.zeros((len(split), len(classes)), bool)
     for folder, name in enumerate(split.classes):
         words = tables["folder_to_objectnet_label"].get(name)

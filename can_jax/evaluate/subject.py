@@ -41,7 +41,7 @@ class Subject:
 
     def tokens(
         self, parameters: Any, images: UInt8[Array, "images height width channels"]
-    ) -> Float[Array, "images tokens width"]:
+    ) -> Float[Array, "images tokens units"]:
         """The encoder's tokens of whole images given as bytes. The class token comes first."""
         network = encoder_network(self.config)
         model = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)

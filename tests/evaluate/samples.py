@@ -1,0 +1,75 @@
+"""A run directory with an untrained encoder, and a small data set in ImageNet's layout."""
+
+import json
+
+import jax
+import numpy as np
+from etils import epath
+
+from can_jax.checkpoint import Checkpointer
+from can_jax.config import to_json
+from can_jax.evaluate.config import default_evaluation
+from can_jax.parallel.mesh import make_mesh
+from can_jax.step import abstract_state, initialize, make_step
+from tests.conftest import small_config
+from tests.data.samples import encode
+
+CLASSES = ("n01440764", "n01443537", "n01484850")
+
+
+def run_directory(place, **changes):
+    """What a run of pretraining leaves, without the run."""
+    changes = {"data__image_size": 16, "model__depth": 2} | changes
+    config = small_config(**changes)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    step = make_step(config, lambda _: 0.0)
+    state = initialize(step, abstract_state(step, mesh))
+    checkpoints = Checkpointer(epath.Path(place / "checkpoints"), keep_last=1)
+    checkpoints.save(3, state, {})
+    checkpoints.close()
+    (place / "config.json").write_text(to_json(config))
+    return place
+
+
+def picture(label, rng):
+    """An image whose class can be seen: one channel is bright."""
+    image = rng.integers(0, 90, (22, 19, 3), dtype=np.uint8)
+    image[..., label % 3] += 120
+    return image
+
+
+def imagenet(place, train=17, val=5, classes=CLASSES):
+    """Folders `train/` and `val/` with so many images of each class; validation images are numbered
+    throughout, and do not lie in that order."""
+    rng, number = np.random.default_rng(0), 0
+    for label, name in enumerate(classes):
+        for split, count in (("train", train), ("val", val)):
+            folder = place / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                number += split == "val"
+                file = (
+                    f"{name}_{i}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
+                )
+                (folder / file).write_bytes(encode(picture(label, rng)))
+    return place
+
+
+def evaluation(protocol, data=None, **changes):
+    """A configuration; keyword `knn__k=3` sets `config.knn.k`."""
+    config = default_evaluation()
+    config.protocol, config.batch_size = protocol, 16
+    if data is not None:
+        config.data.update(source="folder", path=str(data), test_split="val")
+    for path, value in changes.items():
+        *blocks, key = path.split("__")
+        block = config
+        for name in blocks:
+            block = block[name]
+        with block.ignore_type():
+            block[key] = value
+    return config
+
+
+def results_of(workdir):
+    return json.loads((workdir / "results.json").read_text())

@@ -1,0 +1,228 @@
+"""Every protocol from its recipe, on a small data set in ImageNet's layout, on eight devices."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from can_jax.config import load_recipe
+from can_jax.errors import UserError
+from can_jax.evaluate.compare import read_results
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.examples import Reader
+from can_jax.evaluate.protocols import evaluate
+from can_jax.evaluate.report import comparison
+from can_jax.evaluate.subject import open_subject
+from can_jax.export.torch_layout import to_torch
+from can_jax.parallel.mesh import make_mesh
+from tests.evaluate import samples
+from tests.runs import ROOT
+
+TRAIN, VAL = 51, 15  # images of the small ImageNet: neither divides by eight
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eval")
+    return samples.run_directory(root), samples.imagenet(root / "imagenet")
+
+
+def recipe(name, data, **changes):
+    """A shipped recipe on the small ImageNet, made small."""
+    config = load_recipe(str(ROOT / "configs/eval/knn.py"), name)
+    config.batch_size = 16
+    config.data.update(source="folder", path=str(data), test_split="val")
+    config.linear.update(epochs=30, learning_rates=(0.1, 1.0), weight_decays=(0.0, 1e-4))
+    config.fewshot.update(shots=(1, 5), draws=3)
+    config.health.update(examples=40, k=3)
+    config.classify.update(total_epochs=4.0, warmup_epochs=1.0, test_every_epochs=2.0)
+    for path, value in changes.items():
+        block, key = path.split("__")
+        with config[block].ignore_type():
+            config[block][key] = value
+    return resolve_evaluation(config)
+
+
+EXPECTED = {
+    "knn": {"knn/top1"},
+    "linear": {"linear/top1"},
+    "fewshot": {"fewshot/data/5shot", "fewshot/data/5shot_std"},
+    "health": {"health/effective_rank", "health/alignment", "health/uniformity", "knn/top1"},
+    "robustness": {"clean/top1", "clean/ece", "corrupted/top1"},
+    "linear_imagenet": {"linear/top1", "linear/ece"},
+    "finetune_imagenet_l": {"finetune/top1", "finetune/nll"},
+    "finetune": {"finetune/top1"},
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("untrained", [False, True])
+def test_recipe_from_end_to_end(places, tmp_path, name, untrained):
+    run, data = places
+    changes = {"robustness__corruptions": "fog,pixelate", "robustness__severities": (1, 5)}
+    if untrained and name not in ("knn", "finetune"):
+        pytest.skip("is tested with two of them")
+    results = evaluate(recipe(name, data, **changes), str(run), epath.Path(tmp_path), untrained)
+    assert results == samples.results_of(tmp_path)
+    assert results["metrics"].keys() >= EXPECTED[name]
+    assert all(np.isfinite(value) for value in results["metrics"].values())
+    counted = results["examples"]
+    prefix = "data/" if name == "fewshot" else ""
+    assert (counted[f"{prefix}train"], counted[f"{prefix}test"]) == (TRAIN, VAL)
+    assert results["checkpoint"]["step"] == (0 if untrained else 3)
+    assert len(results["checkpoint"]["sha256"]) == 64
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "http://" not in page and "https://" not in page
+    assert all(key in page for key in results["metrics"])
+    if name in ("knn", "linear", "health"):
+        assert page.count("<circle") >= VAL and 'alt="nearest neighbours"' in page
+
+
+def test_every_example_counts_once_on_one_device_and_on_eight(places):
+    run, data = places
+    config = recipe("knn", data)
+    found = []
+    for devices in (jax.devices()[:1], jax.devices()):
+        mesh = make_mesh(config.mesh, devices)
+        subject = open_subject(str(run), False, config, mesh)
+        split = Reader(subject, mesh, 16)(subject.config.data, "train")
+        assert len(split) == TRAIN and len(set(split.numbers.tolist())) == TRAIN
+        assert split.skipped == 0
+        found.append(split)
+    np.testing.assert_allclose(found[0].found, found[1].found, atol=1e-5)
+    np.testing.assert_array_equal(found[0].labels, found[1].labels)
+    assert found[0].fingerprint == found[1].fingerprint
+
+
+def test_what_cannot_be_decoded_is_counted_apart(places, tmp_path):
+    run, data = places
+    shutil.copytree(data, tmp_path / "imagenet")
+    broken = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4]
+    broken.write_bytes(broken.read_bytes()[:40])
+    results = evaluate(recipe("knn", tmp_path / "imagenet"), str(run), epath.Path(tmp_path / "out"))
+    assert results["examples"] == {"train": TRAIN, "test": VAL - 1, "test_skipped": 1}
+
+
+def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
+    run, data = places
+    config = recipe("knn", data)
+    mesh = make_mesh(config.mesh)
+    subject = open_subject(str(run), False, config, mesh)
+    arrays = to_torch(jax.device_get(subject.parameters), 4)
+    np.savez(tmp_path / "encoder.npz", **arrays)
+    config.data.image_size = (16, 16)
+    config.model.update(heads=3, dtype="float32")
+    other = open_subject(str(tmp_path / "encoder.npz"), False, config, mesh)
+    assert other.identity["model"] == subject.identity["model"]
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    kinds = [
+        np.asarray(s.features(s.parameters, jax.numpy.asarray(images))) for s in (subject, other)
+    ]
+    np.testing.assert_allclose(*kinds, atol=1e-5)
+    for kind, width in (("patches", 24), ("class", 24), ("all", 24), ("both", 48)):
+        assert subject.select(kinds[0], kind).shape == (8, width)
+    tokens = np.asarray(subject.tokens(subject.parameters, jax.numpy.asarray(images)))
+    np.testing.assert_allclose(subject.select(kinds[0], "all"), tokens.mean(1), atol=1e-5)
+    # At another resolution the positions are made anew.
+    large = np.zeros((8, 24, 32, 3), np.uint8)
+    assert subject.tokens(subject.parameters, jax.numpy.asarray(large)).shape == (8, 49, 24)
+
+
+def test_robustness_takes_a_classifier(places, tmp_path):
+    run, data = places
+    trained = evaluate(recipe("finetune", data), str(run), epath.Path(tmp_path / "ft"))
+    config = recipe("robustness", data, robustness__corruptions="none")
+    results = evaluate(config, str(tmp_path / "ft"), epath.Path(tmp_path / "out"))
+    assert results["metrics"]["clean/top1"] == trained["metrics"]["finetune/top1"]
+    with pytest.raises(UserError, match="is a classifier, which only the protocol robustness"):
+        evaluate(recipe("knn", data), str(tmp_path / "ft"), epath.Path(tmp_path / "knn"))
+
+
+def test_pages_side_by_side(places, tmp_path):
+    run, data = places
+    for name, untrained in (("one", False), ("two", True)):
+        evaluate(recipe("knn", data), str(run), epath.Path(tmp_path / name), untrained)
+    runs = {name: read_results(epath.Path(tmp_path / name)) for name in ("one", "two")}
+    page = comparison(runs)
+    for result in runs.values():
+        assert f"{result['metrics']['knn/top1']:.2f}" in page
+        assert result["checkpoint"]["sha256"][:12] in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
+def test_page_opens_in_a_browser_without_a_complaint(places, tmp_path):
+    run, data = places
+    evaluate(recipe("health", data), str(run), epath.Path(tmp_path))
+    page, script = tmp_path / "report.html", "<script>console.log('images', [...document.images]"
+    script += ".every(i => i.complete && i.naturalWidth > 0), document.images.length)</script>"
+    page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+         f"--screenshot={tmp_path / 'page.png'}", "--virtual-time-budget=2000", page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert len(lines) == 1 and "images true 1" in lines[0], lines
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def command(workdir, run, data, *options):
+    return [
+        sys.executable, "-m", "can_jax.evaluate", "--config=configs/eval/finetune.py",
+        f"--checkpoint={run}", f"--workdir={workdir}", "--config.data.source=folder",
+        f"--config.data.path={data}", "--config.data.test_split=val", "--config.batch_size=16",
+        "--config.classify.save_every_steps=4", "--config.classify.total_epochs=8", *options,
+    ]  # fmt: skip
+
+
+def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
+    """On one device, as a person runs it; 51 and 15 images."""
+    run, data = places
+    whole = subprocess.run(
+        command(tmp_path / "whole", run, data, "--json"), cwd=ROOT, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        command(tmp_path / "killed", run, data), cwd=ROOT, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env=os.environ,
+    )  # fmt: skip
+    place = tmp_path / "killed/checkpoints"
+    while process.poll() is None and not any(path.name.isdigit() for path in place.glob("*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(
+        command(tmp_path / "killed", run, data), cwd=ROOT, capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "resumed from the checkpoint" in again.stdout, again.stderr
+    one, other = (samples.results_of(tmp_path / name) for name in ("whole", "killed"))
+    assert one["metrics"] == other["metrics"]
+    assert one["examples"] == other["examples"] == {"train": TRAIN, "test": VAL}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint=/no/such/run"], "--checkpoint=/no/such/run does not exist"),
+        (["--checkpoint=configs"], "is no capture: it has no config.json"),
+        (["--config.protocol=kmm"], "choose one of knn, linear"),
+        (["--config.features=cls"], "choose one of patches"),
+        (["--config.data.path=/no/such/data"], "/no/such/data"),
+        (["--config.held_out=1.5"], "held_out=1.5"),
+        (["--config.knn.k=(0,)"], "knn.k: 0 is not above 0"),
+    ],
+)
+def test_mistake_is_one_line(places, tmp_path, options, message):
+    run, data = places
+    done = subprocess.run(
+        command(tmp_path, run, data, *options), cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and message in done.stderr

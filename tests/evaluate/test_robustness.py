@@ -1,0 +1,147 @@
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from can_jax.errors import UserError
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.corruptions import CORRUPTIONS
+from can_jax.evaluate.protocols import evaluate
+from can_jax.evaluate.robustness import ALEXNET, mean_corruption_error
+from tests.data.samples import encode
+from tests.evaluate import samples
+
+
+def test_mce_by_hand():
+    # Half of AlexNet's error everywhere, and as much as AlexNet's for fog.
+    errors = {name: [ALEXNET[name] / 2] * 5 for name in ALEXNET}
+    errors["fog"] = [ALEXNET["fog"] - 10, ALEXNET["fog"] + 10, *[ALEXNET["fog"]] * 3]
+    mce, each = mean_corruption_error(errors)
+    assert each["fog"] == pytest.approx(100) and each["snow"] == pytest.approx(50)
+    assert mce == pytest.approx((14 * 50 + 100) / 15)
+    assert set(ALEXNET) == set(CORRUPTIONS)
+    # Noise, blur, weather, digital of table 1.
+    assert np.mean(list(ALEXNET.values())) == pytest.approx(78.8, abs=0.2)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("robust")
+    run = samples.run_directory(root, augment__mean=(0.5,) * 3, augment__std=(0.2,) * 3)
+    return run, samples.imagenet(root / "imagenet")
+
+
+def folder(place, labels_of, count=4, names=samples.CLASSES):
+    """A test set of its own: class folders, with images of the classes they say they are."""
+    rng = np.random.default_rng(1)
+    for name in names:
+        (place / name).mkdir(parents=True)
+        for i in range(count):
+            image = encode(samples.picture(labels_of(name), rng))
+            (place / name / f"{i}.JPEG").write_bytes(image)
+    return place
+
+
+def measure(places, tmp_path, shifts, **changes):
+    run, data = places
+    changes = {
+        "robustness__corruptions": "none", "linear__epochs": 40, "linear__learning_rates": (1.0,),
+        "linear__weight_decays": (0.0,), "linear__features": ("patches",),
+    } | changes  # fmt: skip
+    config = samples.evaluation("robustness", data, robustness__shifts=shifts, **changes)
+    return evaluate(resolve_evaluation(config), str(run), epath.Path(tmp_path / "out"))
+
+
+def test_label_maps(places, tmp_path):
+    index = {name: i for i, name in enumerate(samples.CLASSES)}
+    # As ImageNet-A: fewer classes, named alike.
+    fewer = folder(tmp_path / "a", index.get, names=samples.CLASSES[1:])
+    # As ImageNet-V2: numbers; 2 comes after 10 as words do.
+    numbered = folder(tmp_path / "v2", int, names=("0", "1", "2"))
+    # ReaL: the second class's images are also of the third; two have no label at all.
+    real = [[0]] * 5 + [[1, 2]] * 5 + [[0]] * 3 + [[], []]
+    (tmp_path / "real.json").write_text(json.dumps(real))
+    # ObjectNet: the mappings of its archive. Lamps are of two classes, pens of none.
+    rng, root = np.random.default_rng(2), tmp_path / "objectnet"
+    for name, label in (("lamp", 2), ("pen", 0), ("fish", 0)):
+        (root / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            (root / "images" / name / f"{i}.png").write_bytes(encode(samples.picture(label, rng)))
+    (root / "mappings").mkdir()
+    tables = {
+        "folder_to_objectnet_label": {"lamp": "Lamp", "pen": "Pen", "fish": "Fish"},
+        "objectnet_to_imagenet_1k": {"Lamp": "goldfish; shark, great white", "Fish": "tench"},
+        "pytorch_to_imagenet_2012_id": {"0": 2, "1": 0, "2": 1},
+    }
+    for name, table in tables.items():
+        (root / "mappings" / f"{name}.json").write_text(json.dumps(table))
+    (root / "mappings/imagenet_to_label_2012_v2").write_text(
+        "goldfish\nshark, great white\ntench\n"
+    )
+    shifts = (
+        {"kind": "classes", "name": "imagenet_a", "path": str(fewer)},
+        {"kind": "numbered", "name": "imagenet_v2", "path": str(numbered)},
+        {"kind": "real", "path": str(places[1] / "val"), "labels": str(tmp_path / "real.json")},
+        {"kind": "objectnet", "path": str(root)},
+    )
+    found = measure(places, tmp_path, shifts)
+    metrics, examples = found["metrics"], found["examples"]
+    assert metrics["clean/top1"] == 100  # so each number below is one of the maps
+    assert metrics["imagenet_a/top1"] == 100 and examples["imagenet_a"] == 8
+    assert metrics["imagenet_v2/top1"] == 100 and examples["imagenet_v2"] == 12
+    # Of 13 judged, the three that are shown as the third class and labelled as the first are wrong.
+    assert (examples["real"], examples["real_judged"]) == (15, 13)
+    assert metrics["real/top1"] == pytest.approx(100 * 10 / 13)
+    assert (examples["objectnet"], examples["objectnet_judged"]) == (9, 6)
+    assert metrics["objectnet/top1"] == 100
+
+
+def test_missing_classes_are_no_choice(places, tmp_path):
+    """Images of the first class in folders of the others: the first cannot be chosen."""
+    wrong = folder(tmp_path / "a", lambda name: 0, names=samples.CLASSES[1:])
+    shifts = ({"kind": "classes", "name": "a", "path": str(wrong)},)
+    assert measure(places, tmp_path, shifts)["metrics"]["a/top1"] == pytest.approx(50, abs=50.1)
+    whole = folder(tmp_path / "b", lambda name: 0)
+    shifts = ({"kind": "classes", "name": "b", "path": str(whole)},)
+    metrics = measure(places, tmp_path, shifts)["metrics"]
+    assert metrics["b/top1"] == pytest.approx(100 / 3)  # all are taken for the first
+
+
+def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
+    index = {name: i for i, name in enumerate(samples.CLASSES)}
+    for name in CORRUPTIONS:
+        for severity in (1, 2, 3, 4, 5):
+            folder(tmp_path / "c" / name / str(severity), index.get, count=1)
+    shifts = ({"kind": "imagenet_c", "name": "imagenet_c", "path": str(tmp_path / "c")},)
+    found = measure(
+        places, tmp_path, shifts, robustness__corruptions="contrast,gaussian_noise",
+        robustness__severities=(1, 2, 3, 4, 5), data__test_examples=7,
+    )  # fmt: skip
+    metrics = found["metrics"]
+    assert metrics["imagenet_c/mce"] == 0 and metrics["imagenet_c/corrupted/top1"] == 100
+    assert found["examples"]["contrast/5"] == 7 and found["examples"]["imagenet_c/fog/2"] == 3
+    on_the_fly = [v for k, v in metrics.items() if k.startswith(("contrast/", "gaussian_noise/"))]
+    assert len(on_the_fly) == 10
+    assert metrics["corrupted/top1"] == pytest.approx(np.mean(on_the_fly))
+    assert "mce" not in metrics  # of a few corruptions, and not of ImageNet
+
+
+@pytest.mark.parametrize(
+    ("shift", "message"),
+    [
+        ({"kind": "clases", "path": "."}, "one of classes, numbered, real, objectnet, imagenet_c"),
+        ({"kind": "classes", "path": "/no/such/place"}, "path=/no/such/place is not there"),
+        (
+            {"kind": "objectnet", "path": "{imagenet}"},
+            "folder_to_objectnet_label.json is not there",
+        ),
+        ({"kind": "imagenet_c", "path": "{imagenet}"}, "holds none of its folders"),
+        ({"kind": "numbered", "path": "{imagenet}/val"}, "are no numbers below 3"),
+    ],
+)
+def test_wrong_test_set_is_one_line(places, tmp_path, shift, message):
+    shift = shift | {"path": shift["path"].format(imagenet=places[1])}
+    with pytest.raises(UserError, match=message) as error:
+        measure(places, tmp_path, (shift,))
+    assert "\n" not in str(error.value)
