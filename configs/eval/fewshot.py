@@ -1,4 +1,4 @@
-"""Few shots: ridge regression on 1, 5, 10 and 25 examples of each class, five draws, in closed form.
+"""Few shots: ridge regression on 1, 5, 10 and 25 examples of each class, in five draws.
 
     python -m can_jax.evaluate --config=configs/eval/fewshot.py --checkpoint=runs/vit_l \
         --workdir=runs/vit_l_fewshot --config.data.source=folder \

@@ -11,8 +11,8 @@
             {'kind': 'real', 'path': '/data/imagenet/val', 'labels': '/data/real.json'},
             {'kind': 'objectnet', 'path': '/data/objectnet-1.0'})"
 
-The checkpoint is a classifier that `finetune*.py` or `linear_imagenet.py` trained, or an encoder, on
-which the best linear head is trained first.
+The checkpoint is a classifier that `finetune*.py` or `linear_imagenet.py` trained, or an encoder,
+on which the best linear head is trained first.
 
 Hardware: 75 passes over the test images, on one core a few hundred small images a second.
 Result: RESULT
