@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -209,8 +210,10 @@ def test_second_run_in_the_same_directory_is_refused(recipe, tmp_path):
 def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_replayed(
     recipe, tmp_path
 ):
+    """A file does it: weights that are finite, and too large for any product."""
+    np.savez(tmp_path / "large.npz", **{"blocks.0.mlp.fc1.weight": np.full((96, 24), 3e38)})
     done = run(
-        recipe, tmp_path, *QUIET, "optimizer.learning_rate=1e38", "total_steps=50",
+        recipe, tmp_path, *QUIET, f"init_from={tmp_path / 'large.npz'}", "total_steps=50",
         "skipped_updates_limit=4",
     )  # fmt: skip
     assert done.returncode == 1

@@ -5,7 +5,9 @@ weights under MAE's and timm's names. OUT gets `results.json` and `report.html`.
 `--config.data.…` the data is that of the run.
 """
 
+import contextlib
 import json
+import sys
 
 from absl import flags
 from etils import epath
@@ -38,7 +40,9 @@ def main() -> None:
     config = resolve_evaluation(_CONFIG.value)
     job.join()
     workdir = epath.Path(_WORKDIR.value)
-    results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
+    # With --json nothing else is on stdout.
+    with contextlib.redirect_stdout(sys.stderr) if _JSON.value else contextlib.nullcontext():
+        results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
     if _JSON.value:
         print(json.dumps(results, indent=2))
         return

@@ -12,7 +12,7 @@ from can_jax.data.loader import TrainingLoader
 from can_jax.data.source import open_source
 from can_jax.errors import UserError
 from can_jax.evaluate.examples import Split
-from can_jax.evaluate.task import Findings, Task, accuracy, both, held_out
+from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out
 from can_jax.forward import row_keys
 from can_jax.observe.metrics import effective_rank
 from can_jax.probes import health
@@ -74,12 +74,8 @@ def linear(task: Task) -> Findings:
     train, test, findings = both(task)
     heads, kind, rows = best_heads(task, train)
     logits = heads.logits(task.select(test, kind))[0]
-    findings.metrics["linear/top1"] = accuracy(logits.argmax(axis=1), test.labels)
-    if logits.shape[1] > 5:
-        top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
-        findings.metrics["linear/top5"] = 100.0 * float(
-            (top5 == test.labels[:, None]).any(1).mean()
-        )
+    measures = accuracies(logits, test.labels)
+    findings.metrics |= {f"linear/{name}": value for name, value in measures.items()}
     best = max(rows, key=lambda row: row["held-out top-1 (%)"])
     findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
     findings.tables["Linear heads"] = rows

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from can_jax.errors import UserError
 from can_jax.evaluate.corruptions import CORRUPTIONS, corrupt
 from can_jax.evaluate.examples import Split
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.probes.calibration import calibration
 
 # AlexNet's errors in percent, each the mean of the five severities (arXiv 1903.12261, table 1).
@@ -71,8 +71,8 @@ def robustness(task: Task, classifier: Classifier, findings: Findings) -> None:
     clean = task.test()
     findings.count("test", clean)
     logits = classifier.logits(clean)
-    findings.metrics["clean/top1"] = top1(logits, clean.labels)
-    measures = calibration(logits, clean.labels, settings.bins)
+    measures = accuracies(logits, clean.labels)
+    measures |= calibration(logits, clean.labels, settings.bins)
     findings.metrics |= {f"clean/{name}": value for name, value in measures.items()}
     of_imagenet = logits.shape[1] == IMAGENET_CLASSES
     curves(task, classifier, findings, on_the_fly(task), relative=of_imagenet)
@@ -97,11 +97,6 @@ def robustness(task: Task, classifier: Classifier, findings: Findings) -> None:
             findings.metrics[f"{name}/ece"] = ece["ece"]
 
 
-def top1(logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " e"]) -> float:
-    """Accuracy in percent."""
-    return 100.0 * float((logits.argmax(axis=1) == labels).mean())
-
-
 def curves(
     task: Task,
     classifier: Classifier,
@@ -121,7 +116,7 @@ def curves(
         for severity in settings.severities:
             split = split_at(severity)
             findings.examples[f"{prefix}{name}/{severity}"] = len(split)
-            value = top1(classifier.logits(split), split.labels)
+            value = accuracy(classifier.logits(split).argmax(axis=1), split.labels)
             findings.metrics[f"{prefix}{name}/{severity}/top1"] = value
             errors[name].append(100.0 - value)
             row[f"severity {severity}"] = round(value, 2)

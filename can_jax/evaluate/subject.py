@@ -157,4 +157,8 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
             config.model.dtype = changes.model.dtype
         config.model.remat, config.mesh = "none", changes.mesh
         config.init_from = None
+    if config.data.channels != run.data.channels:
+        raise UserError(
+            f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
+        )
     return resolve(config)

@@ -111,3 +111,14 @@ def held_out(
 def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
     """In percent."""
     return 100.0 * float(np.mean(jax.device_get(predictions) == labels))
+
+
+def accuracies(
+    logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
+) -> dict[str, float]:
+    """``top1`` and, of more than five classes, ``top5``; in percent."""
+    found = {"top1": accuracy(logits.argmax(axis=1), labels)}
+    if logits.shape[1] > 5:
+        best = np.argpartition(-logits, 5, axis=1)[:, :5]
+        found["top5"] = accuracy((best == labels[:, None]).any(axis=1), np.ones(len(labels), int))
+    return found

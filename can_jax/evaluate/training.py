@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -16,9 +15,9 @@ from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.source import Source, open_source
 from can_jax.errors import UserError
 from can_jax.evaluate.classify import ClassifierStep
-from can_jax.evaluate.examples import ALL
+from can_jax.evaluate.examples import ALL, fingerprint
 from can_jax.evaluate.subject import Subject, changed, identity_of
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.files import replace_text
 from can_jax.initial import newest_state
 from can_jax.loop import Hook
@@ -62,6 +61,7 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
     step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
     findings = Findings()
     findings.examples["train"] = source.examples
+    findings.data["train"] = f"{config.data.split}:{fingerprint(source, labels)}"
     training = Classification(task, config, source, times, step, findings)
     run(training, task.mesh, workdir)
     return findings
@@ -82,8 +82,11 @@ def run_config(task: Task) -> ConfigDict:
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
             warmup_steps=None, warmup_epochs=settings.warmup_epochs,
         )  # fmt: skip
-        config.objective.contrastive.weight = 0.0
-        config.accumulation.microbatches = 1
+        # Nothing of pretraining is computed; what is said of it has to be possible.
+        config.objective.update(
+            contrastive={"weight": 0.0}, denoising={"weight": 0.0}, reconstruction={"weight": 1.0}
+        )
+        config.model.mask_ratio, config.accumulation.microbatches = 0.5, 1
         config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
         config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
         config.figures.every_steps = 0
@@ -146,9 +149,9 @@ class Tester(Log):
         )
         super().__init__(config, task.mesh, training.times, flops, writer, report)
         self._training, self._workdir = training, workdir
-        source = open_source(config.data, task.test_split)
+        self._source = open_source(config.data, task.test_split)
         self._examples = EvaluationSet(
-            config, source, task.config.data.test_examples or ALL, labelled=True
+            config, self._source, task.config.data.test_examples or ALL, labelled=True
         )
         if not len(self._examples):
             raise UserError(f"config.data: no labelled image in the split {task.test_split!r}")
@@ -166,7 +169,7 @@ class Tester(Log):
     def test(self, number: int, state: TrainState) -> None:
         """Accuracy on the test split."""
         found = self._logits(state, self._examples)
-        top1 = 100.0 * float((found.features.argmax(axis=1) == found.labels).mean())
+        top1 = accuracy(found.features.argmax(axis=1), found.labels)
         self._writer.scalars(number, {"test/top1": top1})
         self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(found.labels)} images")
 
@@ -176,15 +179,11 @@ class Tester(Log):
         logits, labels = found.features, found.labels
         findings, task = self._training.findings, self._training.task
         name = "linear" if task.config.classify.freeze_encoder else "finetune"
-        findings.metrics[f"{name}/top1"] = 100.0 * float((logits.argmax(1) == labels).mean())
-        if logits.shape[1] > 5:
-            top5 = np.argpartition(-logits, 5, axis=1)[:, :5]
-            findings.metrics[f"{name}/top5"] = 100.0 * float(
-                (top5 == labels[:, None]).any(1).mean()
-            )
-        measures = calibration(logits, labels, task.config.robustness.bins)
+        measures = accuracies(logits, labels)
+        measures |= calibration(logits, labels, task.config.robustness.bins)
         findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
         findings.examples["test"] = len(labels)
+        findings.data["test"] = f"{task.test_split}:{fingerprint(self._source, labels)}"
         if len(self._examples) > len(labels):
             findings.examples["test_skipped"] = len(self._examples) - len(labels)
         findings.chosen["seconds"] = round(seconds, 1)

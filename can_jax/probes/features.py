@@ -62,4 +62,6 @@ class FeatureExtractor:
                 placed = map(self._share.place, batch)
                 features, labels, valid, numbers = map(np.asarray, self._function(state, *placed))
                 found.append(Features(features[valid], labels[valid], numbers[valid]))
-        return Features(*map(np.concatenate, zip(*found, strict=True)))
+        whole = Features(*map(np.concatenate, zip(*found, strict=True)))
+        assert len(np.unique(whole.numbers)) == len(whole.numbers), "every example counts once"
+        return whole

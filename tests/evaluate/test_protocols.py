@@ -1,5 +1,6 @@
 """Every protocol from its recipe, on a small data set in ImageNet's layout, on eight devices."""
 
+import json
 import os
 import shutil
 import signal
@@ -135,6 +136,19 @@ def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
     assert subject.tokens(subject.parameters, jax.numpy.asarray(large)).shape == (8, 49, 24)
 
 
+def test_run_without_reconstruction_can_be_fine_tuned(places, tmp_path):
+    weights = {"reconstruction": 0.0, "denoising": 0.0}
+    changes = {f"objective__{name}__weight": weight for name, weight in weights.items()}
+    (tmp_path / "simclr").mkdir()
+    run = samples.run_directory(
+        tmp_path / "simclr", model__mask_ratio=0.0, noise__sigma_max=0.0, **changes
+    )
+    config = recipe("finetune", places[1], classify__total_epochs=1.0)
+    results = evaluate(config, str(run), epath.Path(tmp_path / "out"))
+    assert results["examples"] == {"train": TRAIN, "test": VAL}
+    assert results["data"]["fingerprints"].keys() == {"train", "test"}
+
+
 def test_robustness_takes_a_classifier(places, tmp_path):
     run, data = places
     trained = evaluate(recipe("finetune", data), str(run), epath.Path(tmp_path / "ft"))
@@ -203,6 +217,7 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
     )
     assert again.returncode == 0 and "resumed from the checkpoint" in again.stdout, again.stderr
     one, other = (samples.results_of(tmp_path / name) for name in ("whole", "killed"))
+    assert json.loads(whole.stdout) == one
     assert one["metrics"] == other["metrics"]
     assert one["examples"] == other["examples"] == {"train": TRAIN, "test": VAL}
 
@@ -215,6 +230,7 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
         (["--config.protocol=kmm"], "choose one of knn, linear"),
         (["--config.features=cls"], "choose one of patches"),
         (["--config.data.path=/no/such/data"], "/no/such/data"),
+        (["--config.data.channels=1"], "data.channels=1: the encoder sees 3"),
         (["--config.held_out=1.5"], "held_out=1.5"),
         (["--config.knn.k=(0,)"], "knn.k: 0 is not above 0"),
     ],
