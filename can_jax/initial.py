@@ -15,10 +15,10 @@ from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import resolve
 from can_jax.errors import UserError
-from can_jax.export.reading import read_arrays
-from can_jax.export.torch_layout import entries, from_torch
 from can_jax.parallel.rules import path_name
 from can_jax.step import Steps, TrainState, abstract_state, make_step
+from can_jax.weights.reading import read_arrays
+from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path
 
@@ -27,7 +27,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     """Parameters with all that the source has for them.
 
     Args:
-        source: a run directory, or a file that `export/reading.py` reads.
+        source: a run directory, or a file that `weights/reading.py` reads.
         parameters: as they were initialised; what is not found stays.
         mesh: on which they lie.
 

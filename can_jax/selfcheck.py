@@ -19,13 +19,13 @@ from rich.table import Table
 from can_jax import command
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
-from can_jax.export.torch_layout import from_torch, to_torch
 from can_jax.forward import Inputs, Noise, forward, grid_of, losses
 from can_jax.model import can
 from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.step import Step, abstract_network, make_step
+from can_jax.weights.torch_layout import from_torch, to_torch
 
 _REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")

@@ -8,11 +8,11 @@ from etils import epath
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import to_json
 from can_jax.errors import UserError
-from can_jax.export.torch_layout import to_torch
 from can_jax.initial import initial_weights
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
 from can_jax.step import abstract_state, initialize, make_step
+from can_jax.weights.torch_layout import to_torch
 from tests.conftest import small_config
 
 

@@ -12,7 +12,6 @@ from flax import nnx
 from can_jax import objectives
 from can_jax.augment.photometric import Photometric
 from can_jax.data.batch import Batch
-from can_jax.export.torch_layout import to_torch
 from can_jax.forward import Inputs, forward, grid_of, losses, prepare
 from can_jax.gradients import gradients
 from can_jax.model.can import Forward
@@ -20,6 +19,7 @@ from can_jax.model.masking import unpatchify
 from can_jax.objectives import contrastive
 from can_jax.parallel.mesh import batch_sharding, make_mesh
 from can_jax.step import abstract_state, compile_train_step, initialize, make_step
+from can_jax.weights.torch_layout import to_torch
 from tests import oracle
 from tests.conftest import COLOURS, small_config
 

@@ -17,12 +17,12 @@ from can_jax.augment.photometric import normalize, to_float
 from can_jax.capture import read_config
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
-from can_jax.export.reading import read_arrays
-from can_jax.export.torch_layout import encoder_sizes, from_torch
 from can_jax.initial import newest_state
 from can_jax.model import can
 from can_jax.parallel.rules import path_name, shardings
 from can_jax.step import make_step
+from can_jax.weights.reading import read_arrays
+from can_jax.weights.torch_layout import encoder_sizes, from_torch
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.protocols import evaluate
 from can_jax.evaluate.report import comparison
 from can_jax.evaluate.subject import open_subject
-from can_jax.export.torch_layout import to_torch
 from can_jax.parallel.mesh import make_mesh
+from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
 from tests.runs import ROOT
 

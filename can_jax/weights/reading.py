@@ -6,7 +6,8 @@ import numpy as np
 from etils import epath
 
 from can_jax.errors import UserError, one_line
-from can_jax.export.torch_file import read_torch
+from can_jax.weights.layouts import to_mae
+from can_jax.weights.torch_file import read_torch
 
 
 def _npz(place: epath.Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ READERS = {
 
 
 def read_arrays(place: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name.
+    """The arrays of a file, under MAE's names if they are a ViT in a layout that is known.
 
     Raises:
         UserError: it is of another kind, cannot be read, or holds what is no finite number.
@@ -44,4 +45,7 @@ def read_arrays(place: epath.Path) -> dict[str, np.ndarray]:
         # Types that NumPy does not know of, such as bfloat16, have no kind of their own.
         if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
             raise UserError(f"{place}: {name} holds NaN or infinity")
-    return arrays
+    try:
+        return to_mae(arrays)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error

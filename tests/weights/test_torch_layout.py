@@ -4,8 +4,8 @@ import pytest
 from flax import nnx
 
 from can_jax.errors import UserError
-from can_jax.export.torch_layout import from_torch, to_torch
 from can_jax.model.can import build
+from can_jax.weights.torch_layout import from_torch, to_torch
 from tests import oracle
 from tests.conftest import small_config
 

@@ -10,8 +10,8 @@ import pytest
 from etils import epath
 
 from can_jax.errors import UserError
-from can_jax.export.reading import read_arrays
-from can_jax.export.torch_file import read_torch
+from can_jax.weights.reading import read_arrays
+from can_jax.weights.torch_file import read_torch
 
 
 class Storage:

@@ -1,0 +1,205 @@
+"""The names and shapes that other libraries give the arrays of a ViT, and back to MAE's.
+
+MAE's and timm's layout (`torch_layout.py`) is the one in the middle: every other is a map from it.
+"""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from can_jax.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+# Patterns of MAE's names, and theirs; `{}` is the number of a block.
+HUGGINGFACE = {
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "blocks.{}.norm1": "encoder.layer.{}.layernorm_before",
+    "blocks.{}.norm2": "encoder.layer.{}.layernorm_after",
+    "blocks.{}.attn.proj": "encoder.layer.{}.attention.output.dense",
+    "blocks.{}.mlp.fc1": "encoder.layer.{}.intermediate.dense",
+    "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
+}
+HUGGINGFACE_QKV = "encoder.layer.{}.attention.attention.{part}"
+# ViTMAEForPreTraining has the encoder under `vit.`, and this.
+HUGGINGFACE_DECODER = {
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.decoder_pos_embed",
+    "decoder_embed": "decoder.decoder_embed",
+    "decoder_norm": "decoder.decoder_norm",
+    "decoder_pred": "decoder.decoder_pred",
+}
+PARTS = ("query", "key", "value")
+
+
+def _renamed(name: str, table: dict[str, str]) -> str | None:
+    """The other name of an array, its suffix kept; None without one."""
+    for ours, theirs in table.items():
+        pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
+        if found := re.fullmatch(rf"{pattern}((?:\.weight|\.bias)?)", name):
+            *numbers, suffix = found.groups()
+            return theirs.format(*numbers) + suffix
+    return None
+
+
+def _decoder(table: dict[str, str]) -> dict[str, str]:
+    """The rules for an encoder's blocks, for a decoder's."""
+    return {
+        ours.replace("blocks.", "decoder_blocks."): theirs.replace(
+            "encoder.layer.", "decoder.decoder_layers."
+        )
+        for ours, theirs in table.items()
+        if ours.startswith("blocks.")
+    }
+
+
+def to_huggingface(arrays: Arrays, *, with_decoder: bool) -> Arrays:
+    """As transformers' `ViTModel`, or with the decoder as `ViTMAEForPreTraining`, names them.
+
+    Args:
+        arrays: under MAE's names; what these models have no place for is left out.
+        with_decoder: of the second.
+    """
+    prefix = "vit." if with_decoder else ""
+    decoder = HUGGINGFACE_DECODER | _decoder(HUGGINGFACE) if with_decoder else {}
+    found: Arrays = {}
+    for name, array in arrays.items():
+        is_decoder = name.startswith(("decoder_", "mask_token"))
+        if split := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
+            if split[1] and not with_decoder:
+                continue
+            for part, piece in zip(PARTS, np.split(array, 3), strict=True):
+                target = HUGGINGFACE_QKV.format(split[2], part=part)
+                if split[1]:
+                    target = target.replace("encoder.layer.", "decoder.decoder_layers.")
+                else:
+                    target = prefix + target
+                found[f"{target}.{split[3]}"] = piece
+        elif is_decoder:
+            if theirs := _renamed(name, decoder):
+                found[theirs] = array
+        elif theirs := _renamed(name, HUGGINGFACE):
+            found[prefix + theirs] = array
+    return found
+
+
+def from_huggingface(arrays: Arrays) -> Arrays:
+    """Back to MAE's names. What is not known stays as it is."""
+    tables = {**HUGGINGFACE, **HUGGINGFACE_DECODER, **_decoder(HUGGINGFACE)}
+    back = {theirs: ours for ours, theirs in tables.items()}
+    found: Arrays = {}
+    for name, array in arrays.items():
+        plain = name.removeprefix("vit.")
+        pattern = r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.attention\.attention\.query"
+        if split := re.fullmatch(rf"{pattern}\.(weight|bias)", plain):
+            whole = [arrays[name.replace("query", part)] for part in PARTS]
+            blocks = "blocks" if split[1] == "encoder.layer" else "decoder_blocks"
+            found[f"{blocks}.{split[2]}.attn.qkv.{split[3]}"] = np.concatenate(whole)
+        elif not re.search(r"attention\.attention\.(key|value)\.", plain):
+            found[_renamed(plain, back) or name] = array
+    return found
+
+
+BIG_VISION_BLOCK = "params/Transformer/encoderblock_{}/"
+
+
+def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
+    """The encoder as a flat npz of big_vision has it: `pool_type="tok"`, positions of patches only.
+
+    Args:
+        arrays: under MAE's names.
+        heads: of the attention.
+    """
+    embed = arrays["patch_embed.proj.weight"]
+    width = embed.shape[0]
+    found = {
+        "params/cls": arrays["cls_token"],
+        "params/pos_embedding": arrays["pos_embed"][:, 1:],
+        "params/embedding/kernel": embed.transpose(2, 3, 1, 0),
+        "params/embedding/bias": arrays["patch_embed.proj.bias"],
+        "params/Transformer/encoder_norm/scale": arrays["norm.weight"],
+        "params/Transformer/encoder_norm/bias": arrays["norm.bias"],
+    }
+    depth = len([name for name in arrays if re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)])
+    for i in range(depth):
+        ours, theirs = f"blocks.{i}.", BIG_VISION_BLOCK.format(i)
+        for number, norm in enumerate(("norm1", "norm2")):
+            found[f"{theirs}LayerNorm_{number}/scale"] = arrays[f"{ours}{norm}.weight"]
+            found[f"{theirs}LayerNorm_{number}/bias"] = arrays[f"{ours}{norm}.bias"]
+        attention = f"{theirs}MultiHeadDotProductAttention_0/"
+        weights = np.split(arrays[f"{ours}attn.qkv.weight"], 3)
+        biases = np.split(arrays[f"{ours}attn.qkv.bias"], 3)
+        for part, weight, bias in zip(PARTS, weights, biases, strict=True):
+            found[f"{attention}{part}/kernel"] = weight.T.reshape(width, heads, -1)
+            found[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+        out = arrays[f"{ours}attn.proj.weight"].T.reshape(heads, -1, width)
+        found[f"{attention}out/kernel"] = out
+        found[f"{attention}out/bias"] = arrays[f"{ours}attn.proj.bias"]
+        for number, layer in enumerate(("fc1", "fc2")):
+            dense = f"{theirs}MlpBlock_0/Dense_{number}/"
+            found[f"{dense}kernel"] = arrays[f"{ours}mlp.{layer}.weight"].T
+            found[f"{dense}bias"] = arrays[f"{ours}mlp.{layer}.bias"]
+    return found
+
+
+def from_big_vision(arrays: Arrays) -> Arrays:
+    """Back to MAE's names."""
+    arrays = {name.removeprefix("params/"): array for name, array in arrays.items()}
+    positions = arrays["pos_embedding"]
+    found = {
+        "cls_token": arrays["cls"],
+        "pos_embed": np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1),
+        "patch_embed.proj.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),
+        "patch_embed.proj.bias": arrays["embedding/bias"],
+        "norm.weight": arrays["Transformer/encoder_norm/scale"],
+        "norm.bias": arrays["Transformer/encoder_norm/bias"],
+    }
+    width = found["norm.bias"].shape[0]
+    numbers = {
+        int(match[1])
+        for name in arrays
+        if (match := re.match(r"Transformer/encoderblock_(\d+)/", name))
+    }
+    for i in sorted(numbers):
+        theirs, ours = f"Transformer/encoderblock_{i}/", f"blocks.{i}."
+        for number, norm in enumerate(("norm1", "norm2")):
+            found[f"{ours}{norm}.weight"] = arrays[f"{theirs}LayerNorm_{number}/scale"]
+            found[f"{ours}{norm}.bias"] = arrays[f"{theirs}LayerNorm_{number}/bias"]
+        attention = f"{theirs}MultiHeadDotProductAttention_0/"
+        kernels = [arrays[f"{attention}{part}/kernel"].reshape(width, -1).T for part in PARTS]
+        found[f"{ours}attn.qkv.weight"] = np.concatenate(kernels)
+        biases = [arrays[f"{attention}{part}/bias"].reshape(-1) for part in PARTS]
+        found[f"{ours}attn.qkv.bias"] = np.concatenate(biases)
+        found[f"{ours}attn.proj.weight"] = arrays[f"{attention}out/kernel"].reshape(-1, width).T
+        found[f"{ours}attn.proj.bias"] = arrays[f"{attention}out/bias"]
+        for number, layer in enumerate(("fc1", "fc2")):
+            dense = f"{theirs}MlpBlock_0/Dense_{number}/"
+            found[f"{ours}mlp.{layer}.weight"] = arrays[f"{dense}kernel"].T
+            found[f"{ours}mlp.{layer}.bias"] = arrays[f"{dense}bias"]
+    return found
+
+
+# By which name a layout is known, and the way back to MAE's.
+KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
+    "Hugging Face": (r"(vit\.)?embeddings\.cls_token", from_huggingface),
+    "big_vision": (r"(params/)?Transformer/encoder_norm/scale", from_big_vision),
+}
+
+
+def to_mae(arrays: Arrays) -> Arrays:
+    """Arrays of any known layout under MAE's names; of an unknown one as they are.
+
+    Raises:
+        UserError: an array that the layout has is missing.
+    """
+    for layout, (pattern, back) in KNOWN.items():
+        if any(re.fullmatch(pattern, name) for name in arrays):
+            try:
+                return back(arrays)
+            except KeyError as error:
+                raise UserError(f"the {layout} weights have no {error.args[0]}") from error
+    return arrays
