@@ -141,6 +141,11 @@ def abstract_network(config: ConfigDict) -> can.CAN:
     return nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
 
 
+def encoder_network(config: ConfigDict) -> can.CAN:
+    """The encoder of a configuration alone, likewise."""
+    return nnx.eval_shape(lambda: can.build(config, frozenset(), nnx.Rngs(0)))
+
+
 def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
     """The step of a validated configuration. No array is allocated.
 

@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import Photometric, augment, normalize, to_float
 from can_jax.augment.randaugment import mix, randaugment, random_erasing
 from can_jax.data.batch import Batch
-from can_jax.evaluate.subject import encoder_network
 from can_jax.forward import Metrics, random_streams, row_keys
 from can_jax.model import can
 from can_jax.model.vit import LAYER_NORM_EPS, drop_path
 from can_jax.parallel.rules import decay_mask, path_name
-from can_jax.step import TrainState
+from can_jax.step import TrainState, encoder_network
 
 Tree = Any
 LARS_TRUST, LARS_MOMENTUM = 0.001, 0.9  # as in MAE's linear probe

@@ -20,7 +20,7 @@ from can_jax.errors import UserError
 from can_jax.initial import newest_state
 from can_jax.model import can
 from can_jax.parallel.rules import path_name, shardings
-from can_jax.step import make_step
+from can_jax.step import encoder_network, make_step
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_layout import encoder_sizes, from_torch
 
@@ -70,11 +70,6 @@ class Subject:
         if kind == "all":
             return (first + self.patches * mean) / (self.patches + 1)
         return {"class": first, "patches": mean, "both": found}[kind]
-
-
-def encoder_network(config: ConfigDict) -> can.CAN:
-    """The encoder of a configuration alone, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: can.build(config, frozenset(), nnx.Rngs(0)))
 
 
 def open_subject(checkpoint: str, untrained: bool, changes: ConfigDict, mesh: Mesh) -> Subject:

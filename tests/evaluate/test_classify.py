@@ -157,7 +157,7 @@ def test_dropped_branches_leave_the_input_as_it_is():
     state = state_of(step)
     from flax import nnx
 
-    from can_jax.evaluate.subject import encoder_network
+    from can_jax.step import encoder_network
 
     model = nnx.merge(
         nnx.graphdef(encoder_network(step.config)), {"encoder": state.parameters["encoder"]}, {}

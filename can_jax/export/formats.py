@@ -1,0 +1,142 @@
+"""Files in the formats of other libraries."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax import export as jax_export
+from safetensors.numpy import save
+
+from can_jax.augment.photometric import normalize, to_float
+from can_jax.config import resolve
+from can_jax.errors import UserError
+from can_jax.export.model import Model
+from can_jax.model.can import encoder_size
+from can_jax.parallel.rules import path_name
+from can_jax.step import encoder_network
+from can_jax.weights.layouts import to_big_vision, to_huggingface
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+    """A safetensors file, as libraries for PyTorch expect it."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    path.write_bytes(save(contiguous, metadata={"format": "pt"}))
+
+
+def encoder_only(format: str, contents: str) -> None:
+    """Raise `UserError` where a format has no place for more than the encoder."""
+    if contents != "encoder":
+        raise UserError(f"--format={format} holds an encoder: --contents=encoder")
+
+
+def write_timm(model: Model, contents: str, folder: epath.Path) -> str:
+    """The state dict of timm's `VisionTransformer` with `num_classes=0`."""
+    encoder_only("timm", contents)
+    write_safetensors(folder / "model.safetensors", model.encoder())
+    return "model.safetensors"
+
+
+def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
+    """A directory for `ViTModel.from_pretrained`, or of `ViTMAEForPreTraining` with the decoder."""
+    full = contents == "full"
+    config, size = model.config, encoder_size(model.config.model)
+    height, width = config.data.image_size
+    if height != width:
+        raise UserError(f"--format=huggingface has square images, not {height}x{width}")
+    arrays = model.autoencoder() if full else model.encoder()
+    write_safetensors(folder / "model.safetensors", to_huggingface(arrays, with_decoder=full))
+    settings: dict[str, Any] = {
+        "architectures": ["ViTMAEForPreTraining" if full else "ViTModel"],
+        "model_type": "vit_mae" if full else "vit",
+        "hidden_size": size.width, "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads, "intermediate_size": 4 * size.width,
+        "hidden_act": "gelu", "layer_norm_eps": model.facts()["layer_norm_eps"],
+        "image_size": height, "patch_size": config.model.patch_size,
+        "num_channels": config.data.channels, "qkv_bias": True,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    if full:
+        decoder = config.model.decoder
+        settings |= {
+            "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
+            "decoder_num_attention_heads": decoder.heads,
+            "decoder_intermediate_size": 4 * decoder.width,
+            "mask_ratio": config.model.mask_ratio, "norm_pix_loss": True,
+        }  # fmt: skip
+    processor = {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
+        "do_normalize": True, "size": {"height": height, "width": width}, "resample": 2,
+        "rescale_factor": 1 / 255, "image_mean": list(config.augment.mean),
+        "image_std": list(config.augment.std),
+    }  # fmt: skip
+    for name, content in (("config", settings), ("preprocessor_config", processor)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    return "model.safetensors"
+
+
+def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
+    """The npz of big_vision's `vit.Model` with `pool_type="tok"` and no head."""
+    encoder_only("big_vision", contents)
+    with (folder / "model.npz").open("wb") as file:
+        arrays: dict[str, Any] = dict(to_big_vision(model.encoder(), model.heads))
+        np.savez(file, **arrays)
+    return "model.npz"
+
+
+def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
+    """The encoder under MAE's names, or everything under ours."""
+    arrays = model.everything() if contents == "full" else model.encoder()
+    write_safetensors(folder / "model.safetensors", arrays)
+    return "model.safetensors"
+
+
+def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
+    """The encoder as a program for CPU, CUDA and TPU and any number of images, and its weights:
+    `(weights by name, bytes of images) -> class token and mean patch token`, side by side.
+
+    Weights stay outside: those of a large model are more than one program can hold.
+    """
+    encoder_only("stablehlo", contents)
+    config = model.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(dtype="float32", remat="none")
+    config = resolve(config)
+    tree = {"encoder": model.parameters["encoder"]}
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    arrays: dict[str, Any] = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    order = [path_name(path) for path, _ in leaves]
+
+    def features(weights: dict[str, Any], images: Any) -> Any:
+        parameters = jax.tree.unflatten(structure, [weights[name] for name in order])
+        network = nnx.merge(nnx.graphdef(encoder_network(config)), parameters, {}, copy=True)
+        pixels = normalize(to_float(images), config.augment.mean, config.augment.std)
+        tokens = network.encode(pixels)
+        return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+
+    (count,) = jax_export.symbolic_shape("images")
+    shape = (count, *config.data.image_size, config.data.channels)
+    exported = jax_export.export(jax.jit(features), platforms=PLATFORMS)(
+        {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()},
+        jax.ShapeDtypeStruct(shape, jnp.uint8),
+    )
+    (folder / "model.stablehlo").write_bytes(bytes(exported.serialize()))
+    with (folder / "weights.npz").open("wb") as file:
+        np.savez(file, **arrays)
+    return "model.stablehlo"
+
+
+Writer = Callable[[Model, str, epath.Path], str]
+FORMATS: dict[str, Writer] = {
+    "timm": write_timm,
+    "huggingface": write_huggingface,
+    "big_vision": write_big_vision,
+    "safetensors": write_plain,
+    "stablehlo": write_stablehlo,
+}

@@ -1,0 +1,113 @@
+"""What is exported: a run's parameters under MAE's names, and what has to be known of them."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.capture import read_config
+from can_jax.config import resolve
+from can_jax.errors import UserError
+from can_jax.forward import grid_of
+from can_jax.initial import newest_state
+from can_jax.model.can import encoder_size
+from can_jax.model.positions import sincos_2d
+from can_jax.model.vit import LAYER_NORM_EPS
+from can_jax.parallel.mesh import make_mesh
+from can_jax.parallel.rules import path_name
+from can_jax.step import make_step
+from can_jax.weights.torch_layout import to_torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A run's model.
+
+    Attributes:
+        config: of the run.
+        step: of the checkpoint.
+        parameters, batch_stats: all of them, on the host.
+        source: where they are from.
+    """
+
+    config: ConfigDict
+    step: int
+    parameters: Any
+    batch_stats: Any
+    source: str
+
+    @property
+    def heads(self) -> int:
+        """Of the encoder's attention."""
+        return encoder_size(self.config.model).heads
+
+    def encoder(self) -> dict[str, np.ndarray]:
+        """The encoder under MAE's names, its fixed positions among them."""
+        parameters = {"encoder": self.parameters["encoder"]}
+        arrays = to_torch(parameters, self.config.model.patch_size)
+        return {**arrays, "pos_embed": self._positions(encoder_size(self.config.model).width)}
+
+    def autoencoder(self) -> dict[str, np.ndarray]:
+        """Encoder and decoder under MAE's names.
+
+        Raises:
+            UserError: there is no decoder.
+        """
+        if "decoder" not in self.parameters:
+            raise UserError(f"{self.source} has no decoder: --contents=encoder")
+        parameters = {"decoder": self.parameters["decoder"]}
+        arrays = to_torch(parameters, self.config.model.patch_size)
+        positions = self._positions(self.config.model.decoder.width)
+        return {**self.encoder(), **arrays, "decoder_pos_embed": positions}
+
+    def everything(self) -> dict[str, np.ndarray]:
+        """All parameters and statistics under our own names."""
+        trees = (("", self.parameters), ("batch_stats/", self.batch_stats))
+        return {
+            prefix + path_name(path): np.asarray(leaf)
+            for prefix, tree in trees
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What a user of the weights has to know."""
+        config, size = self.config, encoder_size(self.config.model)
+        return {
+            **dataclasses.asdict(size),
+            "mlp_width": 4 * size.width,
+            "patch_size": config.model.patch_size,
+            "image_size": list(config.data.image_size),
+            "channels": config.data.channels,
+            "mean": list(config.augment.mean),
+            "std": list(config.augment.std),
+            "pooling": config.objective.contrastive.pool,
+            "mask_ratio": config.model.mask_ratio,
+            "patch_targets": "each patch by its own mean and deviation",
+            "layer_norm_eps": LAYER_NORM_EPS,
+            "positions": "fixed 2-D sin-cos, columns in the first half; none for the class token",
+            "step": self.step,
+            "source": self.source,
+        }
+
+    def _positions(self, width: int) -> np.ndarray:
+        table = sincos_2d(grid_of(self.config), width)
+        return np.concatenate([np.zeros_like(table[:1]), table])[None]
+
+
+def open_model(checkpoint: str) -> Model:
+    """The model of a run directory's newest whole checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = epath.Path(checkpoint)
+    if not place.exists():
+        raise UserError(f"--checkpoint={checkpoint} does not exist")
+    config = resolve(read_config(place))
+    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
+    step, state = newest_state(place, make_step(config, lambda _: 0.0), mesh)
+    parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
+    return Model(config, step, parameters, statistics, str(place))

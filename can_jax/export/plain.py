@@ -1,0 +1,69 @@
+"""A ViT in NumPy, from the arrays of a file alone: what an exported file is held against.
+
+It shares nothing with the network but the definition of a ViT, so that a wrong name, axis, position
+or epsilon shows.
+"""
+
+import re
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import erf
+
+from can_jax.errors import UserError
+
+EPS = 1e-6  # of LayerNorm
+Arrays = dict[str, np.ndarray]
+
+
+def _norm(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
+    x = x - x.mean(axis=-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS)
+    return x * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
+
+
+def _linear(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
+    return x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]
+
+
+def encode(
+    arrays: Arrays, pixels: Float[np.ndarray, "images height width channels"], heads: int
+) -> Float[np.ndarray, "images tokens units"]:
+    """The tokens of normalised images, class token first.
+
+    Args:
+        arrays: under MAE's names, positions among them.
+        pixels: normalised.
+        heads: of the attention.
+
+    Raises:
+        UserError: an array is missing.
+    """
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    try:
+        kernel = arrays["patch_embed.proj.weight"]
+        width, channels, patch, _ = kernel.shape
+        count, high, wide, _ = pixels.shape
+        cut = pixels.reshape(count, high // patch, patch, wide // patch, patch, channels)
+        patches = cut.transpose(0, 1, 3, 5, 2, 4).reshape(count, -1, channels * patch * patch)
+        tokens = patches @ kernel.reshape(width, -1).T + arrays["patch_embed.proj.bias"]
+        first = np.broadcast_to(arrays["cls_token"], (count, 1, width))
+        x = np.concatenate([first, tokens], axis=1) + arrays["pos_embed"]
+        depth = len([name for name in arrays if re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)])
+        for i in range(depth):
+            block = f"blocks.{i}."
+            qkv = _linear(_norm(x, arrays, f"{block}norm1"), arrays, f"{block}attn.qkv")
+            query, key, value = qkv.reshape(count, -1, 3, heads, width // heads).transpose(
+                2, 0, 3, 1, 4
+            )
+            logits = query @ key.swapaxes(2, 3) / np.sqrt(width // heads)
+            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
+            mixed = mixed.transpose(0, 2, 1, 3).reshape(count, -1, width)
+            x = x + _linear(mixed, arrays, f"{block}attn.proj")
+            hidden = _linear(_norm(x, arrays, f"{block}norm2"), arrays, f"{block}mlp.fc1")
+            hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2)))
+            x = x + _linear(hidden, arrays, f"{block}mlp.fc2")
+        return _norm(x, arrays, "norm")
+    except KeyError as error:
+        raise UserError(f"the weights have no {error.args[0]}") from error
