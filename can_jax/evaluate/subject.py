@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from typing import Any
 
 import jax
@@ -17,12 +18,16 @@ from can_jax.augment.photometric import normalize, to_float
 from can_jax.capture import read_config
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.initial import newest_state
 from can_jax.model import can
+from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name, shardings
 from can_jax.step import encoder_network, make_step
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_layout import encoder_sizes, from_torch
+
+MANIFEST = "manifest.json"  # of an export
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +71,21 @@ class Subject:
         self, found: Float[np.ndarray, "images features"], kind: str
     ) -> Float[np.ndarray, "images width"]:
         """Features of a kind, of what `features` gives."""
-        first, mean = np.split(found, 2, axis=1)
-        if kind == "all":
-            return (first + self.patches * mean) / (self.patches + 1)
-        return {"class": first, "patches": mean, "both": found}[kind]
+        return select(found, kind, self.patches)
+
+
+def select(
+    found: Float[np.ndarray, "images features"], kind: str, patches: int
+) -> Float[np.ndarray, "images width"]:
+    """One of `FEATURES`, of class token and mean patch token side by side."""
+    first, mean = np.split(found, 2, axis=1)
+    if kind == "all":
+        return (first + patches * mean) / (patches + 1)
+    return {"class": first, "patches": mean, "both": found}[kind]
 
 
 def open_subject(checkpoint: str, untrained: bool, changes: ConfigDict, mesh: Mesh) -> Subject:
-    """The encoder of a run directory, or of a file of weights under MAE's and timm's names.
+    """The encoder of a run directory, of an export, or of a file of weights in a known layout.
 
     Args:
         checkpoint: the directory, or the file.
@@ -88,18 +100,22 @@ def open_subject(checkpoint: str, untrained: bool, changes: ConfigDict, mesh: Me
     place = epath.Path(checkpoint)
     if not place.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
-    run = resolve(read_config(place)) if place.is_dir() else _config_of_file(place, changes)
+    of_run = place.is_dir() and not (place / MANIFEST).exists()
+    if of_run:
+        run = resolve(read_config(place))
+    else:
+        arrays, facts = read_export(place)
+        run = config_of_arrays(arrays, facts, changes.model.heads)
     config = changed(run, changes)
     wanted = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
     step = None
     if untrained:
-        parameters = make_step(run, lambda _: 0.0).fresh().parameters
-        step = 0
-    elif place.is_dir():
+        parameters, step = make_step(run, lambda _: 0.0).fresh().parameters, 0
+    elif of_run:
         step, state = newest_state(place, make_step(run, lambda _: 0.0), mesh)
         parameters = state.parameters
     else:
-        parameters = from_torch(read_arrays(place), wanted)
+        parameters, step = from_arrays(arrays, wanted), facts.get("step")
     encoder = {"encoder": parameters["encoder"]}
     identity = identity_of(place, step, config, encoder)
     places = shardings(wanted, mesh)
@@ -124,18 +140,69 @@ def identity_of(
     }
 
 
-def _config_of_file(place: epath.Path, changes: ConfigDict) -> ConfigDict:
-    """What stands for the configuration of a file of weights, from their shapes."""
-    sizes = encoder_sizes(read_arrays(place))
+def read_export(place: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays of a file of weights, or of the directory of an export, and what its manifest says
+    of the model; nothing without one.
+
+    Raises:
+        UserError: there is no file of weights.
+    """
+    if not place.is_dir():
+        return read_arrays(place), {}
+    manifest = json.loads((place / MANIFEST).read_text())
+    for name in ("model.safetensors", "model.npz"):
+        if (place / name).exists():
+            return read_arrays(place / name), manifest["model"]
+    raise UserError(f"{place} holds no weights but a program; give another format of the export")
+
+
+def from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
+    """A tree of parameters from arrays under MAE's names, or under ours.
+
+    Raises:
+        UserError: an array is missing, or has another shape.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(like)
+    if path_name(paths[0][0]) not in arrays:
+        return from_torch(arrays, like)
+    for path, leaf in paths:
+        found = arrays.get(path_name(path))
+        if found is None or found.shape != leaf.shape:
+            shape = "not there" if found is None else f"of shape {found.shape}"
+            raise UserError(f"the weights: {path_name(path)} is {shape}, not {leaf.shape}")
+    leaves = [arrays[path_name(path)] for path, _ in paths]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def config_of_arrays(
+    arrays: dict[str, np.ndarray], facts: dict[str, Any], heads: int | None
+) -> ConfigDict:
+    """What stands for the configuration of weights without a run: from a manifest, or from shapes.
+
+    Args:
+        arrays: of the encoder.
+        facts: of the manifest, if there is one.
+        heads: of the attention, which shapes do not tell; by default one for every 64 of the width.
+    """
+    if not facts:
+        sizes = encoder_sizes(arrays)
+        facts = {
+            **sizes._asdict(),
+            "heads": max(1, sizes.width // 64),
+            "image_size": [14 * sizes.patch_size] * 2,
+        }
     config = default_config()
     config.total_steps = 1
-    config.data.update(source="shapes", image_size=14 * sizes.patch_size, channels=sizes.channels)
-    config.model.update(
-        width=sizes.width,
-        depth=sizes.depth,
-        heads=changes.model.heads or max(1, sizes.width // 64),
-        patch_size=sizes.patch_size,
-    )
+    size = tuple(facts["image_size"])
+    config.data.update(source="shapes", image_size=size, channels=facts["channels"])
+    names = ("width", "depth", "heads", "patch_size")
+    config.model.update({name: facts[name] for name in names}, dtype="float32")
+    if heads:
+        config.model.heads = heads
+    if "mean" in facts:
+        config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    if facts["channels"] != 3:
+        config.augment.update(saturation=0.0, hue=0.0, greyscale=0.0)
     return resolve(config)
 
 
@@ -157,3 +224,45 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
             f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
         )
     return resolve(config)
+
+
+class Encoder:
+    """An encoder to be called with images; what `can_jax.load` gives.
+
+    Args:
+        subject: the encoder.
+    """
+
+    def __init__(self, subject: Subject):
+        self._subject = subject
+        self._features = jax.jit(subject.features)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) that it was trained or asked for; others work, too."""
+        return self._subject.config.data.image_size
+
+    def __call__(
+        self, images: UInt8[np.ndarray, "images height width channels"], features: str = "patches"
+    ) -> Float[np.ndarray, "images width_of_features"]:
+        """Features of images given as bytes.
+
+        Args:
+            images: of one size, which patches divide. Positions follow from it.
+            features: the mean of the patch tokens (`patches`), of all (`all`), the class token
+                (`class`), or class token and patches side by side (`both`).
+        """
+        found = np.asarray(self._features(self._subject.parameters, jnp.asarray(images)))
+        patch = self._subject.config.model.patch_size
+        patches = (images.shape[1] // patch) * (images.shape[2] // patch)
+        return select(found, features, patches)
+
+
+def load_encoder(path: str, image_size: int | tuple[int, int] | None = None) -> Encoder:
+    """As `can_jax.load`."""
+    changes = default_evaluation()
+    with changes.ignore_type():
+        changes.data.image_size = image_size
+        changes.model.dtype = "float32"
+    mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
+    return Encoder(open_subject(path, False, resolve_evaluation(changes), mesh))

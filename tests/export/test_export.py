@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import can_jax
 from can_jax.errors import UserError
 from can_jax.export import checking
 from can_jax.export.formats import FORMATS
@@ -78,6 +79,30 @@ def test_positions_and_class_token_are_there(run, tmp_path):
         wrong = arrays | {name: arrays[name][..., ::-1]}
         tokens = checking.plain.encode(wrong, checking.pixels_of(model, images), model.heads)
         assert np.abs(tokens - checking.tokens_of(model, images)).max() > 0.01
+
+
+@pytest.mark.parametrize("format", [name for name in FORMATS if name != "stablehlo"])
+def test_export_is_loaded_in_three_lines_without_tensorflow(run, tmp_path, format):
+    contents = "full" if format == "safetensors" else "encoder"
+    model, _ = written(run, format, contents, tmp_path)
+    (tmp_path / "manifest.json").write_text(json.dumps({"model": model.facts()}))
+    images = checking.images_of(model)
+    wanted = checking.tokens_of(model, images)
+    for place in (run, tmp_path):
+        encoder = can_jax.load(str(place))
+        assert encoder.image_size == (16, 16)
+        np.testing.assert_allclose(encoder(images), wanted[:, 1:].mean(1), atol=1e-5)
+        np.testing.assert_allclose(encoder(images, "class"), wanted[:, 0], atol=1e-5)
+        np.testing.assert_allclose(encoder(images, "all"), wanted.mean(1), atol=1e-5)
+    larger = can_jax.load(str(tmp_path), image_size=24)
+    assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
+
+
+def test_loading_needs_no_tensorflow(run):
+    program = (
+        f"import sys, can_jax; can_jax.load({str(run)!r}); sys.exit('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
 def export(*options):
