@@ -9,6 +9,7 @@ memory, what they would send each other, and about how long the run would take. 
 import json
 import sys
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -39,6 +40,8 @@ def main() -> None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
     if not 0 < _MFU.value <= 1:
         raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
+    # What was compiled for devices that are not there cannot be read back from JAX's cache.
+    jax.config.update("jax_enable_compilation_cache", False)
     config = _CONFIG.value
     config.data.path = config.data.path or "-"  # nothing is read
     config = resolve(config)
