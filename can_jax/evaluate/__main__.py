@@ -1,8 +1,8 @@
 """`python -m can_jax.evaluate --config=configs/eval/PROTOCOL.py --checkpoint=FROM --workdir=OUT`
 
-Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, or a file of
-weights under MAE's and timm's names. OUT gets `results.json` and `report.html`. Without
-`--config.data.…` the data is that of the run.
+Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, an export, or
+a file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
+`report.html`. Without `--config.data.…` the data is that of the run.
 """
 
 import contextlib
@@ -22,7 +22,9 @@ from can_jax.evaluate.report import headlines
 from can_jax.observe.console import fact_table
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The protocol, a file of configs/eval.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory, or a file of weights.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A run directory, an export, or a file of weights."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the results are written.")
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Take the encoder as it was before training.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
@@ -34,7 +36,9 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UserError("--config=FILE is missing; protocols are in configs/eval/")
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint=FROM is missing: a run directory, or a file of weights")
+        raise UserError(
+            "--checkpoint=FROM is missing: a run directory, an export, or a file of weights"
+        )
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the results go")
     config = resolve_evaluation(_CONFIG.value)

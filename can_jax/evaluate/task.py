@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
@@ -95,6 +96,11 @@ def both(task: Task) -> tuple[Split, Split, Findings]:
             f"the split {test.name!r} has {len(unknown)} classes that {train.name!r} has not, such "
             f"as {min(unknown)}"
         )
+    if train.fingerprint == test.fingerprint:
+        logging.warning(
+            "the splits %r and %r are the same examples: accuracies say nothing",
+            train.name, test.name,
+        )  # fmt: skip
     return train, test, findings
 
 
