@@ -65,7 +65,7 @@ def evaluate(
     else:
         findings = FROZEN[config.protocol](task)
         illustrate(task, findings)
-    if panel := newest_panel(place):
+    if not untrained and (panel := newest_panel(place)):
         image = f'<img alt="reconstructions" src="{data_url(panel)}">'
         findings.pictures["Reconstructions, as the run drew them last"] = image
     return write_results(workdir, findings, config, subject)

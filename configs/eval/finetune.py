@@ -7,7 +7,8 @@ A run like any other: killed or preempted, the same command goes on. MAE's setti
 `finetune_imagenet_b.py`, `_l.py` and `_h.py`.
 
 Hardware: two CPU cores, 500 images/s with the encoder of `configs/cifar10.py`.
-Result: RESULT
+Result: measured on the checkpoint of `configs/cifar10.py` with `--config.classify.total_epochs=2`:
+64.4 %, and 51.6 % at as many steps from the untrained encoder (`--untrained`, layer_decay=1).
 """
 
 from ml_collections import ConfigDict
