@@ -126,7 +126,7 @@ def default_config() -> ConfigDict:
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "checkpoint": {
-                "every_steps": 1000,
+                "every_steps": 1000,  # and before each probe and figure
                 "keep_last": 3,
                 "keep_every_steps": placeholder(int),  # and these for ever
             },

@@ -140,17 +140,18 @@ class Loop:
             last, stop = number == self.total, self.stopping.after(number)
             if number % config.log_every_steps == 0 or last:
                 self.watcher.log(number, metrics, clock, self.loader)
-            if number % config.checkpoint.every_steps == 0 or last or stop:
+            due = [hook for hook in self.watcher.hooks() if number % hook.every == 0 or last]
+            # Looking takes its time: a run that is killed meanwhile has not to come here again.
+            if number % config.checkpoint.every_steps == 0 or due or last or stop:
                 with clock.paused():
                     self._save(number, state)
                 self.watchdog.beat(number)
             if stop:
-                break  # what else is due is made up for by the run that goes on
-            for hook in self.watcher.hooks():
-                if number % hook.every == 0 or last:
-                    with clock.paused():
-                        hook.act(number, state)
-                    self.watchdog.beat(number)
+                break  # the run that goes on makes up for what else is due
+            for hook in due:
+                with clock.paused():
+                    hook.act(number, state)
+                self.watchdog.beat(number)
         self.progress.seconds = self._seconds()
         return number, state
 

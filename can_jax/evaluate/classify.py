@@ -81,9 +81,10 @@ class ClassifierStep:
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     def fresh(self) -> TrainState:
-        """A new head, normal with deviation 0.01, on an encoder of zeros: see `starting_from`."""
+        """A new head, with MAE's deviations, on an encoder of zeros: see `starting_from`."""
         key = random_streams(self.config.seed)[0]
-        kernel = 0.01 * jax.random.truncated_normal(key, -2, 2, (self.width, self.classes))
+        deviation = 0.01 if self.settings.freeze_encoder else 2e-5
+        kernel = deviation * jax.random.normal(key, (self.width, self.classes))
         head: dict[str, Any] = {"head": {"kernel": kernel, "bias": jnp.zeros(self.classes)}}
         statistics: dict[str, Any] = {}
         if self.settings.head_norm == "layer":
