@@ -1,6 +1,7 @@
 """The examples of an evaluation: features of every one, counted, and what they were taken from."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 
@@ -46,7 +47,7 @@ class Split:
         """Names of the classes, if known."""
         return self.source.label_names
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """What tells one data set from another."""
         return fingerprint(self.source, self.labels)

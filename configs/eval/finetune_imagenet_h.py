@@ -14,17 +14,10 @@ Result: not measured; MAE's ViT-H reaches 86.9 % so, after 1600 epochs of pretra
 
 from ml_collections import ConfigDict
 
-from can_jax.evaluate.config import default_evaluation
+from can_jax.config import load_recipe
 
 
 def get_config() -> ConfigDict:
-    config = default_evaluation()
-    config.protocol = "classify"
-    config.features = "patches"
-    config.batch_size = 1024
-    config.data.test_split = "val"
-    config.classify.update(
-        learning_rate=1e-3, layer_decay=0.75, drop_path=0.3, total_epochs=50.0, warmup_epochs=5.0,
-        randaugment=(2, 9.0, 0.5), random_erasing=0.25, mixup=0.8, cutmix=1.0, remat="dots",
-    )  # fmt: skip
+    config = load_recipe(__file__, "finetune_imagenet_b")
+    config.classify.update(learning_rate=1e-3, layer_decay=0.75, drop_path=0.3, total_epochs=50.0)
     return config
