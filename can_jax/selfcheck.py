@@ -1,7 +1,9 @@
-"""`python -m can_jax.selfcheck --reference=FILE.npz [--x64] [--json]`
+"""`python -m can_jax.selfcheck --reference=FILE.npz [--weights=FILE] [--x64] [--json]`
 
 Proves this installation against reference vectors: copies the file's weights in, runs our network,
 losses and gradients on its inputs, and compares each quantity with the file's.
+With ``--weights`` they come from another file, in any layout that is known: proof that it is read
+right.
 """
 
 import json
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -25,9 +28,11 @@ from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.step import Step, abstract_network, make_step
+from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_layout import from_torch, to_torch
 
 _REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights, instead of the reference's.")
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
@@ -191,16 +196,24 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     return worst
 
 
-def check(path: str, x64: bool) -> dict[str, Any]:
+def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, Any]:
     """Compare this installation with a reference file.
 
+    Args:
+        path: of the reference file.
+        x64: compute in double precision.
+        weights_path: of a file of weights to use instead of those that the reference has.
+
     Returns:
-        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``.
+        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``; of ``weights`` how
+        many arrays were ``taken`` from the other file, and the names ``left_over`` there.
 
     Raises:
         UserError: the file cannot be used.
     """
     meta, file = read(path)
+    given = read_arrays(epath.Path(weights_path)) if weights_path else {}
+    file |= {f"param/{name}": array for name, array in given.items() if f"param/{name}" in file}
     try:
         config = config_of(meta, file, "float64" if x64 else "float32")
         step = make_step(config, lambda _: 0.0)
@@ -216,7 +229,13 @@ def check(path: str, x64: bool) -> dict[str, Any]:
         raise UserError(f"--reference={path} has no {error}") from error
     limits = {quantity: tolerance(quantity, x64) for quantity in worst}
     passed = all(error <= limits[quantity] for quantity, error in worst.items())
-    return {"max_relative_error": worst, "tolerance": limits, "passed": passed}
+    return {
+        "max_relative_error": worst,
+        "tolerance": limits,
+        "passed": passed,
+        "weights": {"taken": len(given.keys() & weights.keys()), "of": len(weights)}
+        | {"left_over": sorted(given.keys() - weights.keys())},
+    }
 
 
 def main() -> None:
@@ -224,7 +243,7 @@ def main() -> None:
     if _REFERENCE.value is None:
         raise UserError("--reference=FILE.npz is missing: the reference vectors to compare with")
     jax.config.update("jax_enable_x64", _X64.value)
-    report = check(_REFERENCE.value, _X64.value)
+    report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
     if _JSON.value:
         print(json.dumps(report, indent=2))
     else:
@@ -234,6 +253,11 @@ def main() -> None:
             verdict = "ok" if error <= limit else "TOO LARGE"
             table.add_row(quantity, f"{error:.2e}", f"{limit:.0e}", verdict)
         Console().print(table)
+        if _WEIGHTS.value is not None:
+            weights = report["weights"]
+            print(f"{weights['taken']} of {weights['of']} arrays are from {_WEIGHTS.value}")
+            if weights["left_over"]:
+                print(f"left over: {', '.join(weights['left_over'])}")
     if not report["passed"]:
         worst = report["max_relative_error"]
         off = [name for name, error in worst.items() if error > report["tolerance"][name]]

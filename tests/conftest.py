@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config import default_config, resolve
 from tests.runs import RECIPE
+from tests.weights.torch_files import save_torch  # noqa: F401, a fixture
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.

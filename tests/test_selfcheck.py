@@ -1,5 +1,6 @@
 """The self-check, on reference vectors that an independent oracle writes."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -41,6 +42,24 @@ def test_double_precision_agrees_to_rounding(reference):
     assert report["passed"]
     assert max(report["max_relative_error"].values()) < 1e-12
     assert set(report["tolerance"].values()) == {1e-8}
+
+
+def test_weights_of_a_public_mae_file_reproduce_the_reference(reference, save_torch, tmp_path):
+    path, content = reference
+    weights = {k.removeprefix("param/"): v for k, v in content.items() if k.startswith("param/")}
+    ours_alone = {k: v for k, v in weights.items() if k.startswith(("noise_pe", "projection"))}
+    model = {k: v.astype(np.float32) for k, v in weights.items() if k not in ours_alone}
+    model["head.weight"] = np.zeros((10, 3), np.float32)
+    tree = {"model": model, "epoch": 800, "args": argparse.Namespace(lr=1e-3)}
+    (tmp_path / "mae.pth").write_bytes(save_torch(tree))
+    without = content | {f"param/{name}": np.zeros_like(weights[name]) for name in weights}
+    without |= {f"param/{name}": array for name, array in ours_alone.items()}
+    np.savez(tmp_path / "without.npz", **without)
+    assert not check(str(tmp_path / "without.npz"), x64=False)["passed"]
+    report = check(str(tmp_path / "without.npz"), False, str(tmp_path / "mae.pth"))
+    assert report["passed"]
+    taken = {"taken": len(weights) - len(ours_alone), "of": len(weights)}
+    assert report["weights"] == taken | {"left_over": ["head.weight"]}
 
 
 def test_wrong_reference_fails_with_one_line(reference, tmp_path):

@@ -3,29 +3,14 @@
 Puts the results of several evaluations on one page, side by side.
 """
 
-import json
-from typing import Any
-
 from absl import flags
 from etils import epath
 
 from can_jax import command
 from can_jax.errors import UserError
 from can_jax.evaluate.report import comparison
+from can_jax.evaluate.results import read_results
 from can_jax.files import replace_text
-
-
-def read_results(workdir: epath.Path) -> dict[str, Any]:
-    """What an evaluation wrote.
-
-    Raises:
-        UserError: it is none.
-    """
-    place = workdir / "results.json"
-    if not place.exists():
-        raise UserError(f"--runs: {workdir} holds no results.json")
-    return json.loads(place.read_text())
-
 
 _RUNS = flags.DEFINE_list("runs", None, "Directories of evaluations, with commas between.")
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")

@@ -8,11 +8,24 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.config import to_json
+from can_jax.errors import UserError
 from can_jax.evaluate.report import report_of
 from can_jax.evaluate.subject import Subject
 from can_jax.evaluate.task import Findings
 from can_jax.files import replace_text
 from can_jax.parallel.runtime import commit, version_of
+
+
+def read_results(workdir: epath.Path) -> dict[str, Any]:
+    """What an evaluation wrote.
+
+    Raises:
+        UserError: it is none.
+    """
+    place = workdir / "results.json"
+    if not place.exists():
+        raise UserError(f"{workdir} holds no results.json")
+    return json.loads(place.read_text())
 
 
 def write_results(

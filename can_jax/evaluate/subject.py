@@ -1,7 +1,6 @@
 """What is evaluated: an encoder, where it comes from, and how to ask it for features."""
 
 import dataclasses
-import hashlib
 import json
 from typing import Any
 
@@ -24,6 +23,7 @@ from can_jax.model import can
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name, shardings
 from can_jax.step import encoder_network, make_step
+from can_jax.weights.digest import sha256_of
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_layout import encoder_sizes, from_torch
 
@@ -127,14 +127,11 @@ def identity_of(
     place: epath.Path, step: int | None, config: ConfigDict, parameters: Any
 ) -> dict[str, Any]:
     """What tells one set of weights from another."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
-        digest.update(path_name(path).encode() + np.asarray(leaf).tobytes())
     size = can.encoder_size(config.model)
     return {
         "path": str(place),
         "step": step,
-        "sha256": digest.hexdigest(),
+        "sha256": sha256_of(parameters),
         "model": dataclasses.asdict(size) | {"patch_size": config.model.patch_size},
         "image_size": list(config.data.image_size),
     }

@@ -1,12 +1,14 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
-Writes the weights of a run for another library: timm, huggingface, big_vision, safetensors or
-stablehlo. What was written is read again by other code and compared with the run, before it gets
-its name; `manifest.json` says how near it came, and what a user of the weights has to know.
+Writes the weights of a run for another library: timm, huggingface, big_vision, safetensors,
+stablehlo or onnx. What was written is read again by other code and compared with the run, before it
+gets its name; `manifest.json` says how near it came, and what a user of the weights has to know,
+and `README.md` is a model card, with the results of `--results=OUT1,OUT2` if there are any.
 """
 
 import hashlib
 import json
+from typing import Any
 
 import jax
 from absl import flags
@@ -14,16 +16,52 @@ from etils import epath
 from rich.console import Console
 
 from can_jax import __version__, command
+from can_jax.config import to_json
 from can_jax.errors import UserError
+from can_jax.export.card import card_of, results_of
 from can_jax.export.checking import check
 from can_jax.export.formats import FORMATS
-from can_jax.export.model import open_model
+from can_jax.export.model import Model, open_model
+from can_jax.export.usage import run_snippets
 from can_jax.observe.console import fact_table
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory.")
 _FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What is written.")
 _CONTENTS = flags.DEFINE_enum("contents", "encoder", ["encoder", "full"], "How much of the model.")
+_RESULTS = flags.DEFINE_list(
+    "results", [], "Directories of evaluations of these weights, for the model card."
+)
 _OUTPUT = flags.DEFINE_string("output", None, "The directory to make.")
+
+
+def write(
+    model: Model, format: str, contents: str, folder: epath.Path, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Fill the directory of an export: weights, `manifest.json`, `README.md`.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: the format does not fit the model, or what was written is not what it should be.
+    """
+    file = FORMATS[format](model, contents, folder)
+    written = sorted(folder.iterdir())
+    manifest: dict[str, Any] = {
+        "format": format,
+        "contents": contents,
+        "model": model.facts(),
+        "config": json.loads(to_json(model.config)),
+        "checked": check(model, format, contents, folder, file),
+        "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written},
+        "written_by": f"can_jax {__version__}, jax {jax.__version__}",
+    }
+    place = folder / "manifest.json"  # which `can_jax.load` wants, and so the lines that are run
+    place.write_text(json.dumps(manifest, indent=2) + "\n")
+    manifest["usage"] = run_snippets(model, format, contents, folder)
+    place.write_text(json.dumps(manifest, indent=2) + "\n")
+    (folder / "README.md").write_text(card_of(model, format, contents, manifest, results))
+    return manifest
 
 
 def main() -> None:
@@ -38,31 +76,22 @@ def main() -> None:
     if output.exists():
         raise UserError(f"--output={output} is there already")
     model = open_model(_CHECKPOINT.value)
+    results = results_of(model, _RESULTS.value)
     folder = output.with_name(f"{output.name}.tmp")
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
     try:
-        file = FORMATS[_FORMAT.value](model, _CONTENTS.value, folder)
-        checked = check(model, _FORMAT.value, _CONTENTS.value, folder, file)
-        manifest = {
-            "format": _FORMAT.value,
-            "contents": _CONTENTS.value,
-            "model": model.facts(),
-            "checked": checked,
-            "sha256": {
-                path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in sorted(folder.iterdir())
-            },
-            "written_by": f"can_jax {__version__}, jax {jax.__version__}",
-        }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+        manifest = write(model, _FORMAT.value, _CONTENTS.value, folder, results)
         folder.rename(output)
     except BaseException:
         if folder.exists():
             folder.rmtree()
         raise
-    facts = {f"largest error, {name}": f"{e:.1e}" for name, e in checked["largest_error"].items()}
+    facts = {
+        f"largest error, {name}": f"{e:.1e}"
+        for name, e in manifest["checked"]["largest_error"].items()
+    }
     names = ", ".join(sorted(path.name for path in output.iterdir()))
     facts |= {"files": names, "directory": str(output)}
     Console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))

@@ -1,96 +1,49 @@
 """Proof that an exported file holds what it should: other code reads it, and gives the same."""
 
-import importlib.util
-import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
-from flax import nnx
-from jaxtyping import Float, UInt8
 
-from can_jax.errors import UserError
-from can_jax.export import plain
+from can_jax.errors import UserError, one_line
+from can_jax.export import readers
 from can_jax.export.model import Model
+from can_jax.export.readers import IMAGES, LIMIT, TOKENS, Arrays, Sample, installed
 from can_jax.parallel.runtime import version_of
-from can_jax.step import encoder_network
-from can_jax.weights.reading import read_arrays
-
-LIMIT = 1e-4  # largest error of a feature, relative to the largest feature
-IMAGES = 3
 
 
-def images_of(model: Model) -> UInt8[np.ndarray, "images height width channels"]:
-    """The same few images each time."""
-    shape = (IMAGES, *model.config.data.image_size, model.config.data.channels)
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+def readers_of(
+    model: Model, format: str, contents: str, folder: epath.Path, file: str, sample: Sample
+) -> Iterator[tuple[str, Callable[[], Arrays]]]:
+    """By name, what can read a file here: the libraries that are installed, and code of ours that
+    shares nothing with the exporter."""
+    place = folder / file
+    if format == "safetensors" and contents == "full":
+        yield "plain reader", lambda: readers.by_own_names(model, place, sample, contents)
+    elif format in ("timm", "huggingface", "big_vision", "safetensors"):
+        yield "plain reader", lambda: readers.by_plain_reader(model, place, sample, contents)
+    if format == "big_vision":
+        name = f"flax.linen {version_of('flax')}"
+        yield name, lambda: readers.by_linen(model, place, sample, approximate=False)
+    if format in ("timm", "safetensors") and contents == "encoder" and installed("torch", "timm"):
+        yield f"timm {version_of('timm')}", lambda: readers.by_timm(model, place, sample)
+    if format == "huggingface" and installed("torch", "transformers"):
+        name = f"transformers {version_of('transformers')}"
+        yield name, lambda: readers.by_transformers(model, folder, sample, contents)
+    if format == "onnx":
+        name = f"onnxruntime {version_of('onnxruntime')}"
+        yield name, lambda: readers.by_onnxruntime(model, place, sample)
+    if format == "stablehlo":
+        yield "jax.export", lambda: readers.by_stablehlo(model, place, sample)
 
 
-def pixels_of(model: Model, images: np.ndarray) -> Float[np.ndarray, "i h w c"]:
-    """Normalised."""
-    augment = model.config.augment
-    return ((images / 255.0 - augment.mean) / augment.std).astype(np.float32)
-
-
-def tokens_of(model: Model, images: np.ndarray) -> Float[np.ndarray, "images tokens units"]:
-    """What the encoder of the run makes of images, in float32."""
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.update(dtype="float32", remat="none")
-    network = nnx.graphdef(encoder_network(config))
-    encoder = nnx.merge(network, {"encoder": model.parameters["encoder"]}, {}, copy=True)
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(jax.jit(lambda x: encoder.encode(x))(pixels_of(model, images)))
-
-
-def by_plain_reader(model: Model, file: epath.Path, images: np.ndarray) -> np.ndarray:
-    """Tokens by `plain.py`, of a file of weights."""
-    arrays = read_arrays(file)
-    if not any(name.startswith("patch_embed") for name in arrays):  # our own names
-        arrays = own_names(model, arrays)
-    return plain.encode(arrays, pixels_of(model, images), model.heads)
-
-
-def own_names(model: Model, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A file of everything, read as the encoder under MAE's names."""
-    found = model.everything()
-    if missing := sorted(found.keys() - arrays.keys()):
-        raise UserError(f"the weights have no {missing[0]}")
-    for name, array in arrays.items():
-        if name not in found or not np.array_equal(array, found[name]):
-            raise UserError(f"the weights have another {name}")
-    return model.encoder()
-
-
-def by_stablehlo(model: Model, file: epath.Path, images: np.ndarray) -> np.ndarray:
-    """Features by the program, asked for one image and for all."""
-    program = jax.export.deserialize(bytearray(file.read_bytes()))
-    with np.load(file.parent / "weights.npz", allow_pickle=False) as content:
-        weights = {name: content[name] for name in content.files}
-    whole = np.asarray(program.call(weights, images))
-    one = np.asarray(program.call(weights, images[:1]))
-    if np.abs(one - whole[:1]).max() > LIMIT * np.abs(whole).max():
-        raise UserError(f"{file} gives other features for one image than for several")
-    return whole
-
-
-def by_transformers(model: Model, folder: epath.Path, images: np.ndarray) -> np.ndarray:
-    """Tokens by transformers."""
-    import torch
-    import transformers
-
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    pixels = torch.tensor(pixels_of(model, images).transpose(0, 3, 1, 2).copy())
-    transformers.logging.set_verbosity_error()
-    loaded: Any = transformers.ViTModel.from_pretrained(
-        str(folder), add_pooling_layer=False, output_loading_info=True
+def error_of(found: Arrays, wanted: Arrays) -> float:
+    """The largest difference, relative to the largest value, of any array that was read."""
+    return max(
+        float(np.abs(array - wanted[name]).max() / np.abs(wanted[name]).max())
+        for name, array in found.items()
     )
-    network, info = loaded
-    if wrong := [name for key in ("missing_keys", "mismatched_keys") for name in info[key]]:
-        raise UserError(f"{folder} has no {wrong[0]}, as transformers sees it")
-    with torch.no_grad():
-        return network.eval()(pixels).last_hidden_state.numpy()
 
 
 def check(
@@ -102,27 +55,27 @@ def check(
         What was compared, for the manifest.
 
     Raises:
-        UserError: they differ by more than `LIMIT`.
+        UserError: they differ by more than `LIMIT`, or cannot be read.
     """
-    images = images_of(model)
-    wanted, readers = tokens_of(model, images), {}
+    sample = readers.sample_of(model)
+    wanted, errors = readers.reference(model, sample, contents), {}
     if format == "stablehlo":
-        wanted = np.concatenate([wanted[:, 0], wanted[:, 1:].mean(axis=1)], axis=1)
-        readers["jax.export"] = by_stablehlo(model, folder / file, images)
-    else:
-        readers["plain reader"] = by_plain_reader(model, folder / file, images)
-    torch = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
-    if format == "huggingface" and contents == "encoder" and torch:
-        name = f"transformers {version_of('transformers')}"
-        readers[name] = by_transformers(model, folder, images)
-    errors = {
-        name: float(np.abs(found - wanted).max() / np.abs(wanted).max())
-        for name, found in readers.items()
-    }
-    for name, error in errors.items():
-        if not error <= LIMIT:
+        tokens = wanted[TOKENS]
+        wanted[TOKENS] = np.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+    for name, read in readers_of(model, format, contents, folder, file, sample):
+        try:
+            errors[name] = error_of(read(), wanted)
+        except UserError:
+            raise
+        except Exception as error:  # of any kind, from the library that reads
+            raise UserError(f"{folder / file}: the {name} fails: {one_line(error)}") from error
+        if not errors[name] <= LIMIT:
             raise UserError(
                 f"{folder / file} is not what was exported: by the {name} features differ by "
-                f"{error:.1e}, more than {LIMIT}"
+                f"{errors[name]:.1e}, more than {LIMIT}"
             )
-    return {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
+    checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
+    if format == "big_vision":
+        by_tanh = readers.by_linen(model, folder / file, sample, approximate=True)
+        checked["with_gelu_by_tanh"] = error_of(by_tanh, wanted)
+    return checked

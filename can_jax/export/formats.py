@@ -1,6 +1,7 @@
 """Files in the formats of other libraries."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +17,14 @@ from can_jax.augment.photometric import normalize, to_float
 from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.export.model import Model
+from can_jax.export.readers import from_pretrained, installed
 from can_jax.model.can import encoder_size
 from can_jax.parallel.rules import path_name
 from can_jax.step import encoder_network
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+ONE_FILE = 2**30  # bytes of weights in an ONNX graph itself, of which it can hold twice as many
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
@@ -132,6 +135,43 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     return "model.stablehlo"
 
 
+ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
+
+
+def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
+    """The encoder as a graph from `pixel_values` to `last_hidden_state`, for any number of images:
+    PyTorch's exporter on transformers' `ViTModel`.
+
+    Raises:
+        UserError: one of the packages is not installed.
+    """
+    encoder_only("onnx", contents)
+    if not installed(*ONNX_PACKAGES):
+        raise UserError(f"--format=onnx is made by others: pip install {' '.join(ONNX_PACKAGES)}")
+    import torch
+
+    with tempfile.TemporaryDirectory() as place:
+        write_huggingface(model, contents, epath.Path(place))
+        network = from_pretrained("ViTModel", epath.Path(place), add_pooling_layer=False)
+
+    class Tokens(torch.nn.Module):  # a graph has arrays for outputs, not a dataclass
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixel_values: Any) -> Any:
+            return self.network(pixel_values).last_hidden_state
+
+    size = sum(4 * array.size for array in model.encoder().values())
+    shape = (2, model.config.data.channels, *model.config.data.image_size)
+    torch.onnx.export(
+        Tokens().eval(), (torch.zeros(shape),), str(folder / "model.onnx"), dynamo=True,
+        input_names=["pixel_values"], output_names=["last_hidden_state"], verbose=False,
+        dynamic_shapes={"pixel_values": {0: "images"}}, external_data=size > ONE_FILE,
+    )  # fmt: skip
+    return "model.onnx"
+
+
 Writer = Callable[[Model, str, epath.Path], str]
 FORMATS: dict[str, Writer] = {
     "timm": write_timm,
@@ -139,4 +179,5 @@ FORMATS: dict[str, Writer] = {
     "big_vision": write_big_vision,
     "safetensors": write_plain,
     "stablehlo": write_stablehlo,
+    "onnx": write_onnx,
 }

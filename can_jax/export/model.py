@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import nnx
 from ml_collections import ConfigDict
 
 from can_jax.capture import read_config
@@ -13,7 +15,7 @@ from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.forward import grid_of
 from can_jax.initial import newest_state
-from can_jax.model.can import encoder_size
+from can_jax.model.can import build, encoder_size
 from can_jax.model.positions import sincos_2d
 from can_jax.model.vit import LAYER_NORM_EPS
 from can_jax.parallel.mesh import make_mesh
@@ -53,6 +55,10 @@ class Model:
     def autoencoder(self) -> dict[str, np.ndarray]:
         """Encoder and decoder under MAE's names.
 
+        MAE's decoder is told no noise level. Here it is told zero: what the embedding of zero adds
+        to every visible patch moves into the bias of ``decoder_embed``, and out again of the class
+        token, which is told none, by its position.
+
         Raises:
             UserError: there is no decoder.
         """
@@ -61,6 +67,10 @@ class Model:
         parameters = {"decoder": self.parameters["decoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
         positions = self._positions(self.config.model.decoder.width)
+        if "noise_level" in self.parameters:
+            added = arrays["decoder_embed.weight"] @ self._no_noise()
+            arrays["decoder_embed.bias"] = arrays["decoder_embed.bias"] + added
+            positions[0, 0] -= added
         return {**self.encoder(), **arrays, "decoder_pos_embed": positions}
 
     def everything(self) -> dict[str, np.ndarray]:
@@ -87,10 +97,20 @@ class Model:
             "mask_ratio": config.model.mask_ratio,
             "patch_targets": "each patch by its own mean and deviation",
             "layer_norm_eps": LAYER_NORM_EPS,
+            "gelu": "exact (erf)",
             "positions": "fixed 2-D sin-cos, columns in the first half; none for the class token",
             "step": self.step,
             "source": self.source,
         }
+
+    def _no_noise(self) -> np.ndarray:
+        """The embedding of the noise level zero, (width,)."""
+        config = self.config
+        network = nnx.eval_shape(lambda: build(config, frozenset({"noise_level"}), nnx.Rngs(0)))
+        parameters = {name: self.parameters[name] for name in ("encoder", "noise_level")}
+        whole = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
+        assert whole.noise_level is not None
+        return np.asarray(whole.noise_level(jnp.zeros(1)))[0]
 
     def _positions(self, width: int) -> np.ndarray:
         table = sincos_2d(grid_of(self.config), width)

@@ -1,4 +1,4 @@
-"""A ViT in NumPy, from the arrays of a file alone: what an exported file is held against.
+"""A ViT and its decoder in NumPy, from the arrays of a file alone: what a file is held against.
 
 It shares nothing with the network but the definition of a ViT, so that a wrong name, axis, position
 or epsilon shows.
@@ -9,8 +9,6 @@ import re
 import numpy as np
 from jaxtyping import Float
 from scipy.special import erf
-
-from can_jax.errors import UserError
 
 EPS = 1e-6  # of LayerNorm
 Arrays = dict[str, np.ndarray]
@@ -26,8 +24,31 @@ def _linear(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
     return x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]
 
 
+def _blocks(x: np.ndarray, arrays: Arrays, name: str, heads: int) -> np.ndarray:
+    count, _, width = x.shape
+    pattern = rf"{name}\.\d+\.norm1\.weight"
+    for i in range(sum(1 for array in arrays if re.fullmatch(pattern, array))):
+        block = f"{name}.{i}."
+        qkv = _linear(_norm(x, arrays, f"{block}norm1"), arrays, f"{block}attn.qkv")
+        query, key, value = qkv.reshape(count, -1, 3, heads, width // heads).transpose(
+            2, 0, 3, 1, 4
+        )
+        logits = query @ key.swapaxes(2, 3) / np.sqrt(np.float32(width // heads))
+        weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
+        mixed = mixed.transpose(0, 2, 1, 3).reshape(count, -1, width)
+        x = x + _linear(mixed, arrays, f"{block}attn.proj")
+        hidden = _linear(_norm(x, arrays, f"{block}norm2"), arrays, f"{block}mlp.fc1")
+        hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(np.float32(2))))
+        x = x + _linear(hidden, arrays, f"{block}mlp.fc2")
+    return x
+
+
 def encode(
-    arrays: Arrays, pixels: Float[np.ndarray, "images height width channels"], heads: int
+    arrays: Arrays,
+    pixels: Float[np.ndarray, "images height width channels"],
+    heads: int,
+    visible: int | None = None,
 ) -> Float[np.ndarray, "images tokens units"]:
     """The tokens of normalised images, class token first.
 
@@ -35,35 +56,42 @@ def encode(
         arrays: under MAE's names, positions among them.
         pixels: normalised.
         heads: of the attention.
+        visible: encode so many patches from the first, and no other.
 
     Raises:
-        UserError: an array is missing.
+        KeyError: an array is missing.
     """
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    try:
-        kernel = arrays["patch_embed.proj.weight"]
-        width, channels, patch, _ = kernel.shape
-        count, high, wide, _ = pixels.shape
-        cut = pixels.reshape(count, high // patch, patch, wide // patch, patch, channels)
-        patches = cut.transpose(0, 1, 3, 5, 2, 4).reshape(count, -1, channels * patch * patch)
-        tokens = patches @ kernel.reshape(width, -1).T + arrays["patch_embed.proj.bias"]
-        first = np.broadcast_to(arrays["cls_token"], (count, 1, width))
-        x = np.concatenate([first, tokens], axis=1) + arrays["pos_embed"]
-        depth = len([name for name in arrays if re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)])
-        for i in range(depth):
-            block = f"blocks.{i}."
-            qkv = _linear(_norm(x, arrays, f"{block}norm1"), arrays, f"{block}attn.qkv")
-            query, key, value = qkv.reshape(count, -1, 3, heads, width // heads).transpose(
-                2, 0, 3, 1, 4
-            )
-            logits = query @ key.swapaxes(2, 3) / np.sqrt(width // heads)
-            weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
-            mixed = mixed.transpose(0, 2, 1, 3).reshape(count, -1, width)
-            x = x + _linear(mixed, arrays, f"{block}attn.proj")
-            hidden = _linear(_norm(x, arrays, f"{block}norm2"), arrays, f"{block}mlp.fc1")
-            hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2)))
-            x = x + _linear(hidden, arrays, f"{block}mlp.fc2")
-        return _norm(x, arrays, "norm")
-    except KeyError as error:
-        raise UserError(f"the weights have no {error.args[0]}") from error
+    kernel = arrays["patch_embed.proj.weight"]
+    width, channels, patch, _ = kernel.shape
+    count, high, wide, _ = pixels.shape
+    cut = pixels.reshape(count, high // patch, patch, wide // patch, patch, channels)
+    patches = cut.transpose(0, 1, 3, 5, 2, 4).reshape(count, -1, channels * patch * patch)
+    tokens = patches @ kernel.reshape(width, -1).T + arrays["patch_embed.proj.bias"]
+    first = np.broadcast_to(arrays["cls_token"], (count, 1, width))
+    x = np.concatenate([first, tokens], axis=1) + arrays["pos_embed"]
+    x = x if visible is None else x[:, : 1 + visible]
+    return _norm(_blocks(x, arrays, "blocks", heads), arrays, "norm")
+
+
+def decode(
+    arrays: Arrays, latent: Float[np.ndarray, "images visible units"], heads: int
+) -> Float[np.ndarray, "images patches pixels"]:
+    """MAE's decoder: what it predicts where the first patches are visible and the others hidden.
+
+    Args:
+        arrays: under MAE's names.
+        latent: of the class token and the visible patches.
+        heads: of the decoder's attention.
+
+    Raises:
+        KeyError: an array is missing.
+    """
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    positions = arrays["decoder_pos_embed"]
+    shown = _linear(latent, arrays, "decoder_embed")
+    count, visible, width = shown.shape
+    hidden = np.broadcast_to(arrays["mask_token"], (count, positions.shape[1] - visible, width))
+    x = np.concatenate([shown, hidden], axis=1) + positions
+    x = _norm(_blocks(x, arrays, "decoder_blocks", heads), arrays, "decoder_norm")
+    return _linear(x, arrays, "decoder_pred")[:, 1:]

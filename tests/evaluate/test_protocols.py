@@ -15,11 +15,11 @@ from etils import epath
 
 from can_jax.config import load_recipe
 from can_jax.errors import UserError
-from can_jax.evaluate.compare import read_results
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.protocols import evaluate
 from can_jax.evaluate.report import comparison
+from can_jax.evaluate.results import read_results
 from can_jax.evaluate.subject import open_subject
 from can_jax.parallel.mesh import make_mesh
 from can_jax.weights.torch_layout import to_torch

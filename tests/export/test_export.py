@@ -1,21 +1,32 @@
+import dataclasses
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load, save_file
 
 import can_jax
 from can_jax.errors import UserError
-from can_jax.export import checking
-from can_jax.export.formats import FORMATS
+from can_jax.export import checking, plain, readers
+from can_jax.export.card import card_of, results_of
+from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import open_model
+from can_jax.weights.digest import sha256_of
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
 from tests.runs import ROOT
 
-CASES = [(name, "encoder") for name in FORMATS] + [("huggingface", "full"), ("safetensors", "full")]
+ONNX = pytest.mark.skipif(not readers.installed(*ONNX_PACKAGES), reason="needs PyTorch and others")
+CASES = [
+    *[pytest.param(name, "encoder", marks=ONNX if name == "onnx" else ()) for name in FORMATS],
+    ("huggingface", "full"),
+    ("safetensors", "full"),
+]
+FILES = [(name, "encoder") for name in FORMATS if name not in ("onnx", "stablehlo")] + CASES[-2:]
 
 
 @pytest.fixture(scope="module")
@@ -23,79 +34,97 @@ def run(tmp_path_factory):
     return samples.run_directory(tmp_path_factory.mktemp("export"))
 
 
-def written(run, format, contents, folder):
-    folder.mkdir(exist_ok=True)
-    model = open_model(str(run))
-    file = FORMATS[format](model, contents, epath.Path(folder))
-    return model, file
+@pytest.fixture(scope="module")
+def model(run):
+    """The run's model, every number of which is of its own, as after training."""
+    opened, rng = open_model(str(run)), np.random.default_rng(0)
+
+    def noisy(x):
+        return (x + 0.05 * rng.normal(size=x.shape)).astype(np.float32)
+
+    return dataclasses.replace(opened, parameters=jax.tree.map(noisy, opened.parameters))
 
 
 @pytest.mark.parametrize(("format", "contents"), CASES)
-def test_features_are_the_same_from_every_format(run, tmp_path, format, contents):
-    model, file = written(run, format, contents, tmp_path)
-    checked = checking.check(model, format, contents, epath.Path(tmp_path), file)
+def test_features_are_the_same_from_every_format(model, tmp_path, format, contents):
+    folder = epath.Path(tmp_path)
+    file = FORMATS[format](model, contents, folder)
+    checked = checking.check(model, format, contents, folder, file)
     assert 0 < max(checked["largest_error"].values()) < 1e-5
 
 
-@pytest.mark.parametrize(("format", "contents"), [c for c in CASES if c[0] != "stablehlo"])
-@pytest.mark.parametrize("damage", ["shuffled", "missing", "scaled"])
-def test_wrong_array_is_caught(run, tmp_path, format, contents, damage):
-    model, file = written(run, format, contents, tmp_path)
-    place = epath.Path(tmp_path / file)
-    if file.endswith(".npz"):
+def read(place):
+    if place.suffix == ".npz":
         with np.load(place) as content:
-            arrays = {name: content[name] for name in content.files}
-    else:
-        from safetensors.numpy import load
+            return {name: content[name] for name in content.files}
+    return load(place.read_bytes())
 
-        arrays = load(place.read_bytes())
-    names = [n for n in arrays if "mlp" in n.lower() or "intermediate" in n or "expand" in n]
-    name = next(
-        n for n in names if n.endswith(("kernel", "weight")) and not n.startswith("decoder")
-    )
-    if damage == "missing":
-        del arrays[name]
-    elif damage == "scaled":
-        arrays[name] = 1.01 * arrays[name]
-    else:
-        order = np.random.default_rng(0).permutation(arrays[name].shape[-1])
-        arrays[name] = np.ascontiguousarray(arrays[name][..., order])
-    if file.endswith(".npz"):
+
+def write(place, arrays):
+    if place.suffix == ".npz":
         np.savez(place, **arrays)
     else:
-        from safetensors.numpy import save_file
-
-        save_file(arrays, place)
-    with pytest.raises(UserError) as error:
-        checking.check(model, format, contents, epath.Path(tmp_path), file)
-    assert "\n" not in str(error.value)
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, place)
 
 
-def test_positions_and_class_token_are_there(run, tmp_path):
-    model, file = written(run, "timm", "encoder", tmp_path)
+def damaged(arrays, name, damage):
+    rest = {other: array for other, array in arrays.items() if other != name}
+    if damage == "missing":
+        return rest
+    if damage == "misnamed":
+        return rest | {f"{name}_": arrays[name]}
+    if damage == "scaled":
+        return rest | {name: 1.5 * arrays[name]}
+    flat = arrays[name].reshape(-1)
+    return rest | {name: np.roll(flat, 1).reshape(arrays[name].shape)}
+
+
+@pytest.mark.parametrize(("format", "contents"), FILES)
+@pytest.mark.parametrize("damage", ["shuffled", "missing", "misnamed", "scaled"])
+def test_any_wrong_array_is_caught(model, tmp_path, monkeypatch, format, contents, damage):
+    folder = epath.Path(tmp_path)
+    place = tmp_path / FORMATS[format](model, contents, folder)
+    wanted = readers.reference(model, readers.sample_of(model), contents)
+    monkeypatch.setattr(readers, "reference", lambda *_: dict(wanted))
+    whole = read(place)
+    assert len(whole) >= 30
+    for name in whole:
+        wrong = damaged(whole, name, damage)
+        same = name in wrong and np.array_equal(wrong[name], whole[name])  # statistics are 0 or 1
+        if same or name.endswith(("key.bias", "key/bias")):
+            continue  # a bias of the keys shifts all logits alike
+        write(place, wrong)
+        with pytest.raises(UserError) as error:
+            checking.check(model, format, contents, folder, place.name)
+        assert "\n" not in str(error.value), name
+
+
+def test_positions_and_class_token_are_there(model, tmp_path):
+    file = FORMATS["timm"](model, "encoder", epath.Path(tmp_path))
     arrays = read_arrays(epath.Path(tmp_path / file))
     assert arrays["pos_embed"].shape == (1, 17, 24) and not arrays["pos_embed"][0, 0].any()
     assert arrays["cls_token"].shape == (1, 1, 24)
-    images = checking.images_of(model)
+    sample = readers.sample_of(model)
+    wanted = readers.reference(model, sample, "encoder")["tokens"]
     for name in ("pos_embed", "cls_token"):
         wrong = arrays | {name: arrays[name][..., ::-1]}
-        tokens = checking.plain.encode(wrong, checking.pixels_of(model, images), model.heads)
-        assert np.abs(tokens - checking.tokens_of(model, images)).max() > 0.01
+        assert np.abs(plain.encode(wrong, sample.pixels, model.heads) - wanted).max() > 0.01
 
 
-@pytest.mark.parametrize("format", [name for name in FORMATS if name != "stablehlo"])
+@pytest.mark.parametrize("format", [name for name, contents in FILES if contents == "encoder"])
 def test_export_is_loaded_in_three_lines_without_tensorflow(run, tmp_path, format):
     contents = "full" if format == "safetensors" else "encoder"
-    model, _ = written(run, format, contents, tmp_path)
+    model = open_model(str(run))
+    FORMATS[format](model, contents, epath.Path(tmp_path))
     (tmp_path / "manifest.json").write_text(json.dumps({"model": model.facts()}))
-    images = checking.images_of(model)
-    wanted = checking.tokens_of(model, images)
+    sample = readers.sample_of(model)
+    wanted = readers.reference(model, sample, "encoder")["tokens"]
     for place in (run, tmp_path):
         encoder = can_jax.load(str(place))
         assert encoder.image_size == (16, 16)
-        np.testing.assert_allclose(encoder(images), wanted[:, 1:].mean(1), atol=1e-5)
-        np.testing.assert_allclose(encoder(images, "class"), wanted[:, 0], atol=1e-5)
-        np.testing.assert_allclose(encoder(images, "all"), wanted.mean(1), atol=1e-5)
+        np.testing.assert_allclose(encoder(sample.images), wanted[:, 1:].mean(1), atol=1e-5)
+        np.testing.assert_allclose(encoder(sample.images, "class"), wanted[:, 0], atol=1e-5)
+        np.testing.assert_allclose(encoder(sample.images, "all"), wanted.mean(1), atol=1e-5)
     larger = can_jax.load(str(tmp_path), image_size=24)
     assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
 
@@ -105,6 +134,38 @@ def test_loading_needs_no_tensorflow(run):
         f"import sys, can_jax; can_jax.load({str(run)!r}); sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_card_has_the_results_of_these_weights_and_of_no_others(run, tmp_path):
+    model = open_model(str(run))
+    results = {
+        "metrics": {"knn_20": 61.25},
+        "protocol": {"protocol": "knn"},
+        "data": {"source": "folder"},
+        "checkpoint": {"sha256": sha256_of({"encoder": model.parameters["encoder"]})}
+        | {"path": str(run), "step": 3},
+    }
+    for name, sha in (("own", results["checkpoint"]["sha256"]), ("other", "0")):
+        (tmp_path / name).mkdir()
+        content = results | {"checkpoint": results["checkpoint"] | {"sha256": sha}}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    found = results_of(model, [str(tmp_path / "own")])
+    manifest = {"usage": {"can_jax": "run"}, "checked": {"images": 3, "largest_error": {"a": 1e-7}}}
+    text = card_of(model, "big_vision", "encoder", manifest, found)
+    assert "| knn | knn_20 | 61.25 | folder |" in text and "| a | 1.0e-07 |" in text
+    assert "ViT (24 wide, 2 blocks, 3 heads), patches of 4," in text and 'can_jax.load(".")' in text
+    with pytest.raises(UserError, match=r"other is of other weights: of .*, step 3"):
+        results_of(model, [str(tmp_path / "other")])
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        results_of(model, [str(tmp_path)])
+
+
+def test_decoder_is_told_that_there_is_no_noise(model):
+    with_level = model.autoencoder()
+    without = {name: tree for name, tree in model.parameters.items() if name != "noise_level"}
+    plain_decoder = dataclasses.replace(model, parameters=without).autoencoder()
+    moved = {n for n, a in with_level.items() if not np.array_equal(a, plain_decoder[n])}
+    assert moved == {"decoder_embed.bias", "decoder_pos_embed"}
 
 
 def export(*options):
@@ -135,6 +196,8 @@ def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):
     assert manifest["model"]["layer_norm_eps"] == 1e-6 and manifest["model"]["step"] == 3
     assert manifest["model"]["mean"] == [0.485, 0.456, 0.406]
     assert max(manifest["checked"]["largest_error"].values()) < 1e-5
+    assert manifest["usage"] == {"jax": "run"} and manifest["config"]["model"]["width"] == 24
+    assert "program.call(weights" in (tmp_path / "out/README.md").read_text()
     assert manifest["sha256"].keys() == {"model.stablehlo", "weights.npz"}
     (tmp_path / "serve.py").write_text(SERVER)
     served = subprocess.run(

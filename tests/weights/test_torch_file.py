@@ -1,9 +1,5 @@
-import io
 import os
-import pickle
 import sys
-import types
-import zipfile
 
 import numpy as np
 import pytest
@@ -12,66 +8,7 @@ from etils import epath
 from can_jax.errors import UserError
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_file import read_torch
-
-
-class Storage:
-    def __init__(self, kind, array):
-        self.kind, self.array = kind, array
-
-
-class Tensor:
-    """What PyTorch's pickles say of a tensor."""
-
-    def __init__(self, storage, offset, size, stride):
-        self.arguments = (storage, offset, size, stride, False, {})
-
-    def __reduce__(self):
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
-
-
-@pytest.fixture
-def save(monkeypatch):
-    """Saves a tree as `torch.save` does, storages being NumPy arrays; PyTorch is not there."""
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
-    for name in ("FloatStorage", "HalfStorage", "LongStorage", "BFloat16Storage"):
-        setattr(torch, name, type(name, (), {"__module__": "torch"}))
-    exec("def _rebuild_tensor_v2(*_): pass", utils.__dict__)
-    utils._rebuild_tensor_v2.__module__ = "torch._utils"
-    torch._utils = utils
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setitem(sys.modules, "torch._utils", utils)
-    kinds = {"f": "FloatStorage", "e": "HalfStorage", "q": "LongStorage", "l": "LongStorage"}
-
-    def describe(value):
-        if isinstance(value, dict):
-            return {key: describe(item) for key, item in value.items()}
-        if not isinstance(value, np.ndarray):
-            return value
-        strides = tuple(step // value.itemsize for step in value.strides)
-        kind = getattr(torch, kinds[value.dtype.char])
-        return Tensor(Storage(kind, value), 0, value.shape, strides)
-
-    def save(tree):
-        storages, buffer = {}, io.BytesIO()
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, thing):
-                if not isinstance(thing, Storage):
-                    return None
-                key = str(len(storages))
-                storages[key] = thing.array.tobytes("A")
-                return ("storage", thing.kind, key, "cpu", thing.array.size)
-
-        Pickler(buffer, 2).dump(describe(tree))
-        archive = io.BytesIO()
-        with zipfile.ZipFile(archive, "w") as file:
-            file.writestr("weights/data.pkl", buffer.getvalue())
-            for key, content in storages.items():
-                file.writestr(f"weights/data/{key}", content)
-        return archive.getvalue()
-
-    return save
-
+from tests.weights.torch_files import Storage, Tensor
 
 ARRAYS = {
     "a.weight": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -83,22 +20,22 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("under", [(), ("model",), ("state_dict",), ("model", "state_dict")])
-def test_arrays_come_back(save, under):
+def test_arrays_come_back(save_torch, under):
     tree = dict(ARRAYS)
     for name in reversed(under):
         tree = {name: tree, "epoch": 3}
-    found = read_torch(save(tree))
+    found = read_torch(save_torch(tree))
     assert found.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
 
 
-def test_names_of_a_distributed_run_and_its_command_line(save):
+def test_names_of_a_distributed_run_and_its_command_line(save_torch):
     import argparse
 
     tree = {"model": {"module.a": ARRAYS["half"]}, "args": argparse.Namespace(lr=1)}
-    assert list(read_torch(save(tree))) == ["a"]
+    assert list(read_torch(save_torch(tree))) == ["a"]
 
 
 class Evil:
@@ -118,36 +55,36 @@ class Evil:
         (lambda mark: Evil(getattr, "a", "upper"), "getattr"),
     ],
 )
-def test_file_that_wants_to_run_something_is_one_line_and_does_nothing(save, tmp_path, make, named):
+def test_file_that_runs_something_is_one_line_and_does_nothing(save_torch, tmp_path, make, named):
     mark, place = tmp_path / "mark", tmp_path / "evil.pth"
-    place.write_bytes(save({"model": {"a": ARRAYS["half"]}, "extra": make(mark)}))
+    place.write_bytes(save_torch({"model": {"a": ARRAYS["half"]}, "extra": make(mark)}))
     with pytest.raises(UserError, match=f"{named}, which is no tensor; nothing") as error:
         read_arrays(epath.Path(place))
     assert "\n" not in str(error.value) and str(place) in str(error.value)
     assert not mark.exists()
 
 
-def test_tensor_beyond_its_storage_is_refused(save):
+def test_tensor_beyond_its_storage_is_refused(save_torch):
     for offset, size, stride in ((9, (4,), (1,)), (0, (3, 4), (5, 1)), (-1, (2,), (1,))):
         storage = Storage(sys.modules["torch"].FloatStorage, ARRAYS["a.weight"])
         with pytest.raises(ValueError, match="beyond its storage"):
-            read_torch(save({"a": Tensor(storage, offset, size, stride)}))
+            read_torch(save_torch({"a": Tensor(storage, offset, size, stride)}))
 
 
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:200], lambda b: b"\x80\x02}q\x00.", lambda b: b"", lambda b: b[:-60]]
 )
-def test_file_that_is_none_is_one_line(save, tmp_path, damage):
+def test_file_that_is_none_is_one_line(save_torch, tmp_path, damage):
     place = epath.Path(tmp_path / "a.pth")
-    place.write_bytes(damage(save(ARRAYS)))
+    place.write_bytes(damage(save_torch(ARRAYS)))
     with pytest.raises(UserError) as error:
         read_arrays(place)
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_are_not_finite_are_refused(save, tmp_path):
+def test_weights_that_are_not_finite_are_refused(save_torch, tmp_path):
     place = epath.Path(tmp_path / "a.pth")
-    place.write_bytes(save(ARRAYS | {"a.weight": np.array([1, np.nan], np.float32)}))
+    place.write_bytes(save_torch(ARRAYS | {"a.weight": np.array([1, np.nan], np.float32)}))
     with pytest.raises(UserError, match="a.weight holds NaN or infinity"):
         read_arrays(place)
 

@@ -1,0 +1,146 @@
+"""How exported weights are used: a few lines of Python for each format, run before they are given.
+
+They are run in the directory of the export, and print the shape of the features of two images.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from etils import epath
+
+import can_jax
+from can_jax.errors import UserError
+from can_jax.export.model import Model
+from can_jax.export.readers import installed
+
+# The packages that a snippet imports, and the snippet.
+TORCH_INPUT = """
+mean, std = torch.tensor({mean}), torch.tensor({std})
+images = torch.randint(0, 256, (2, {height}, {width_px}, {channels}))  # yours, as bytes
+pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
+"""
+TIMM = (
+    """
+import timm
+import torch
+from safetensors.torch import load_file
+
+model = timm.models.VisionTransformer(
+    img_size=({height}, {width_px}), patch_size={patch_size}, in_chans={channels},
+    embed_dim={width}, depth={depth}, num_heads={heads}, num_classes=0,
+)
+model.load_state_dict(load_file("model.safetensors"))
+"""
+    + TORCH_INPUT
+    + """
+features = model.eval().forward_features(pixels)[:, 1:].mean(dim=1)
+"""
+)
+HUGGINGFACE = (
+    """
+import torch
+from transformers import ViTModel
+
+model = ViTModel.from_pretrained(".", add_pooling_layer=False).eval()
+"""
+    + TORCH_INPUT
+    + """
+features = model(pixels).last_hidden_state[:, 1:].mean(dim=1)
+"""
+)
+AUTOENCODER = (
+    """
+import torch
+from transformers import ViTMAEForPreTraining
+
+model = ViTMAEForPreTraining.from_pretrained(".", mask_ratio=0.0).eval()
+"""
+    + TORCH_INPUT
+    + """
+features = model.vit(pixels).last_hidden_state[:, 1:].mean(dim=1)
+"""
+)
+CAN_JAX = """
+import can_jax
+import numpy as np
+
+encoder = can_jax.load(".")
+images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {channels}))
+features = encoder(images.astype(np.uint8))
+"""
+STABLEHLO = """
+import numpy as np
+from jax import export
+
+with open("model.stablehlo", "rb") as file:
+    program = export.deserialize(bytearray(file.read()))
+weights = dict(np.load("weights.npz"))
+images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {channels}))
+both = program.call(weights, images.astype(np.uint8))  # class token, then mean patch token
+features = both[:, {width}:]
+"""
+ONNX = """
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+mean, std = np.array({mean}), np.array({std})
+images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {channels}))
+pixels = ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+(tokens,) = session.run(None, {{"pixel_values": pixels}})
+features = tokens[:, 1:].mean(axis=1)
+"""
+SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
+    ("timm", "encoder"): [(("torch", "timm"), TIMM), (("can_jax",), CAN_JAX)],
+    ("huggingface", "encoder"): [(("torch", "transformers"), HUGGINGFACE), (("can_jax",), CAN_JAX)],
+    ("huggingface", "full"): [(("torch", "transformers"), AUTOENCODER), (("can_jax",), CAN_JAX)],
+    ("big_vision", "encoder"): [(("can_jax",), CAN_JAX)],
+    ("safetensors", "encoder"): [(("torch", "timm"), TIMM), (("can_jax",), CAN_JAX)],
+    ("safetensors", "full"): [(("can_jax",), CAN_JAX)],
+    ("stablehlo", "encoder"): [(("jax",), STABLEHLO)],
+    ("onnx", "encoder"): [(("onnxruntime",), ONNX)],
+}
+
+
+def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
+    """The lines for each library that reads a format, by the library's name."""
+    facts = model.facts()
+    height, width = facts["image_size"]
+    fields = facts | {"height": height, "width_px": width}
+    return {
+        packages[-1]: code.format(**fields).strip().replace("\n\n\n", "\n\n")
+        for packages, code in SNIPPETS[format, contents]
+    }
+
+
+def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -> dict[str, str]:
+    """Run those whose library is here, in the directory of an export.
+
+    Returns:
+        What came of each, for the manifest.
+
+    Raises:
+        UserError: one failed, or its features have another shape.
+    """
+    outcomes = {}
+    codes = snippets(model, format, contents)
+    paths = [str(Path(can_jax.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    for packages, _ in SNIPPETS[format, contents]:
+        name = packages[-1]
+        if not installed(*packages):
+            outcomes[name] = "not run: it cannot be imported here"
+            continue
+        shape = (2, model.facts()["width"])
+        code = f"{codes[name]}\nassert tuple(features.shape) == {shape}, features.shape"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
+            raise UserError(f"{folder}: the lines of the model card for {name} fail: {last[0]}")
+        outcomes[name] = "run"
+    return outcomes

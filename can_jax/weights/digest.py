@@ -1,0 +1,17 @@
+"""What tells one set of weights from another."""
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from can_jax.parallel.rules import path_name
+
+
+def sha256_of(parameters: Any) -> str:
+    """The checksum of a tree's names and numbers, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        digest.update(path_name(path).encode() + np.asarray(leaf).tobytes())
+    return digest.hexdigest()
