@@ -14,13 +14,11 @@ from jax import export as jax_export
 from safetensors.numpy import save
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.export.model import Model
 from can_jax.export.readers import from_pretrained, installed
 from can_jax.model.can import encoder_size
 from can_jax.parallel.rules import path_name
-from can_jax.step import encoder_network
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -107,18 +105,15 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     Weights stay outside: those of a large model are more than one program can hold.
     """
     encoder_only("stablehlo", contents)
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.update(dtype="float32", remat="none")
-    config = resolve(config)
-    tree = {"encoder": model.parameters["encoder"]}
+    config = model.config
+    graph, tree = model.network()
     leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
     arrays: dict[str, Any] = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
     order = [path_name(path) for path, _ in leaves]
 
     def features(weights: dict[str, Any], images: Any) -> Any:
         parameters = jax.tree.unflatten(structure, [weights[name] for name in order])
-        network = nnx.merge(nnx.graphdef(encoder_network(config)), parameters, {}, copy=True)
+        network = nnx.merge(graph, parameters, {}, copy=True)
         pixels = normalize(to_float(images), config.augment.mean, config.augment.std)
         tokens = network.encode(pixels)
         return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)

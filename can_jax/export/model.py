@@ -23,6 +23,8 @@ from can_jax.parallel.rules import path_name
 from can_jax.step import make_step
 from can_jax.weights.torch_layout import to_torch
 
+HEADS_OF = {"decoder": "prediction", "noise_level": "noise_level"}  # what a module is for
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -103,14 +105,20 @@ class Model:
             "source": self.source,
         }
 
+    def network(self, *modules: str) -> tuple[Any, Any]:
+        """Encoder and further modules in float32: what `nnx.merge` wants, graph and parameters."""
+        config = self.config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.update(dtype="float32", remat="none")
+        heads = frozenset(HEADS_OF[module] for module in modules)
+        network = nnx.eval_shape(lambda: build(config, heads, nnx.Rngs(0)))
+        return nnx.graphdef(network), {m: self.parameters[m] for m in ("encoder", *modules)}
+
     def _no_noise(self) -> np.ndarray:
         """The embedding of the noise level zero, (width,)."""
-        config = self.config
-        network = nnx.eval_shape(lambda: build(config, frozenset({"noise_level"}), nnx.Rngs(0)))
-        parameters = {name: self.parameters[name] for name in ("encoder", "noise_level")}
-        whole = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
-        assert whole.noise_level is not None
-        return np.asarray(whole.noise_level(jnp.zeros(1)))[0]
+        network = nnx.merge(*self.network("noise_level"), {}, copy=True)
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(network.noise_level(jnp.zeros(1)))[0]
 
     def _positions(self, width: int) -> np.ndarray:
         table = sincos_2d(grid_of(self.config), width)

@@ -18,7 +18,7 @@ from flax import nnx
 
 from can_jax.errors import UserError
 from can_jax.export import linen, plain
-from can_jax.export.model import Model
+from can_jax.export.model import HEADS_OF, Model
 from can_jax.forward import grid_of
 from can_jax.model import can
 from can_jax.model.masking import patchify
@@ -75,26 +75,18 @@ def installed(*packages: str) -> bool:
 
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
     """What the run's own network gives, in float32; its decoder is told the noise level zero."""
-    config = model.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model.update(dtype="float32", remat="none")
-    modules = {"encoder"}
-    if contents == "full":
-        modules |= model.parameters.keys() & {"decoder", "noise_level"}
-    heads = {"decoder": "prediction", "noise_level": "noise_level"}
-    wanted = frozenset(heads[name] for name in modules - {"encoder"})
-    network = nnx.graphdef(nnx.eval_shape(lambda: can.build(config, wanted, nnx.Rngs(0))))
-    parts = {name: model.parameters[name] for name in modules}
+    modules = [name for name in HEADS_OF if contents == "full" and name in model.parameters]
+    network, parts = model.network(*modules)
+    grid, patch_size = grid_of(model.config), model.config.model.patch_size
 
     def compute(parameters: Any, pixels: jax.Array) -> dict[str, jax.Array]:
         run = nnx.merge(network, parameters, {}, copy=True)
         found = {TOKENS: run.encode(pixels)}
-        if "prediction" in wanted:
-            patches = patchify(pixels, config.model.patch_size)
+        if "decoder" in modules:
+            patches = patchify(pixels, patch_size)
             order = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
             shown, sigma = patches[:, : sample.visible], jnp.zeros(len(patches))
-            outputs = run(shown, order, sigma, grid=grid_of(config), train=False, heads=wanted)
-            found[PREDICTION] = outputs.prediction
+            found[PREDICTION] = run(shown, order, sigma, grid=grid, train=False).prediction
         return found
 
     with jax.default_matmul_precision("highest"):
