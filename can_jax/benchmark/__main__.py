@@ -1,37 +1,49 @@
 """`python -m can_jax.benchmark input --path=DIR [--json]`
+`python -m can_jax.benchmark step --config=RECIPE [--batch=IMAGES] [--parts] [--peer] [--json]`
 
 `input` measures how many images a second the host can prepare: decoding alone, cropping alone, all
 of it, and all of it up to the device; beside the two-view pipeline that PyTorch users write with
 Pillow, with as many processes as we have threads. The stages take turns, several times.
+
+`step` measures the compiled train step on a batch that lies on the device, against a matrix product
+of the same moment; with `--parts` also MAE's and SimCLR's, and what each part of ours costs; with
+`--peer` beside the same mathematics in PyTorch (`benchmarks/torch_reference.py`), in turns.
 """
 
 import json
+from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
 
 from can_jax import command
 from can_jax.benchmark.input import measure_input
+from can_jax.benchmark.step import measure_step
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
 from can_jax.observe.console import fact_table
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
 
-_PATH = flags.DEFINE_string("path", None, "As data.path in a recipe.")
-_SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, "As data.source in a recipe.")
-_NAME = flags.DEFINE_string("name", None, "As data.name in a recipe.")
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels along a side.", lower_bound=1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images of a batch.", lower_bound=1)
-_THREADS = flags.DEFINE_integer("threads", None, "Of each pipeline; by default one a core.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each stage has its turn.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 3.0, "How long a turn lasts.", lower_bound=0.1)
+_PATH = flags.DEFINE_string("path", None, "input: as data.path in a recipe.")
+_SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, "input: as data.source in a recipe.")
+_NAME = flags.DEFINE_string("name", None, "input: as data.name in a recipe.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "input: pixels along a side.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "input: images of a batch.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", None, "input: of each pipeline; else one a core.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "step: the recipe.")
+_BATCH = flags.DEFINE_integer("batch", None, "step: images; else the recipe's.", lower_bound=1)
+_PEER = flags.DEFINE_bool("peer", False, "step: measure PyTorch beside it.")
+_PEER_COMPILED = flags.DEFINE_bool("peer_compiled", False, "step: PyTorch with torch.compile.")
+_PARTS = flags.DEFINE_bool("parts", False, "step: also MAE, SimCLR, and each part of ours.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each has its turn.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 3.0, "How long a turn lasts, at least.", lower_bound=0.1)
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of a table.")
 
 
-def main(subject: str) -> None:
-    """Measure and print."""
-    if subject != "input":
-        raise UserError(f"what is {subject!r}? there is a benchmark of: input")
+def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives what was found, and the rows of the table."""
     config = default_config()
     config.data.update(
         source=_SOURCE.value, path=_PATH.value, name=_NAME.value, threads=_THREADS.value
@@ -40,11 +52,6 @@ def main(subject: str) -> None:
         config.data.image_size = _IMAGE_SIZE.value
     config.batch_size, config.total_steps = _BATCH_SIZE.value, 1
     found = measure_input(resolve(config), _ROUNDS.value, _SECONDS.value)
-    if _JSON.value:
-        print(json.dumps(found))
-        return
-    from rich.console import Console
-
     rows = {}
     for stage in ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view"):
         rate = found[stage]
@@ -53,7 +60,55 @@ def main(subject: str) -> None:
             f"{rate / found['pil_two_view']:5.2f} x Pillow"
         )
     rows["host_pipeline / decode_only"] = f"{found['host_pipeline'] / found['decode_only']:.2f}"
-    Console(width=100, highlight=False).print(fact_table("Input", rows))
+    return found, rows
+
+
+def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives what was found, and the rows of the table."""
+    recipe = _CONFIG.value
+    if recipe is None:
+        raise UserError("--config=FILE is missing; recipes are in configs/")
+    if _BATCH.value is not None:
+        recipe.batch_size = _BATCH.value
+    if recipe.total_steps is None and recipe.total_epochs is None:
+        recipe.total_steps = 1
+    found = measure_step(
+        recipe, rounds=_ROUNDS.value, seconds=_SECONDS.value, peer=_PEER.value,
+        peer_compiled=_PEER_COMPILED.value, parts=_PARTS.value,
+    )  # fmt: skip
+    rows = {
+        "images a second": f"{found['images_per_second']:.2f}",
+        "analytic FLOPs an image": f"{found['analytic_flops_per_image']:.3e}",
+        "counted by the compiler": f"{found['counted_flops_per_image']:.3e}",
+        f"a {found['dtype']} matrix product, FLOP/s": f"{found['measured_peak_flops']:.3e}",
+        "MFU of that": f"{found['mfu_of_measured_peak']:.1%}",
+        "memory of a device, bytes": f"{found['peak_memory_bytes']:.3e}",
+        "compiled in": f"{found['compile_seconds']:.1f} s",
+        "device": found["device"],
+    }
+    if _PEER.value:
+        rows[found["peer"]] = f"{found['peer_images_per_second']:.2f} images a second"
+        rows["ours / theirs"] = f"{found['ratio']:.2f}"
+    if _PARTS.value:
+        whole = found["milliseconds"]["can"]
+        for name, value in found["milliseconds"].items():
+            part = f"   {1 - value / whole:6.1%} of the step" if "without" in name else ""
+            rows[f"{name}, ms a step"] = f"{value:.1f}{part}"
+        for name, value in found["simclr_over_can"].items():
+            rows[f"SimCLR / CAN, {name.replace('_', ' ')}"] = f"{value:.2f}"
+    return found, rows
+
+
+def main(subject: str) -> None:
+    """Measure and print."""
+    measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
+    if subject not in measures:
+        raise UserError(f"what is {subject!r}? there are benchmarks of: {', '.join(measures)}")
+    found, rows = measures[subject]()
+    if _JSON.value:
+        print(json.dumps(found))
+    else:
+        Console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,223 @@
+"""How fast the train step is: ours, without the input, and a PyTorch one beside it."""
+
+import dataclasses
+import importlib.util
+import runpy
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from can_jax.config import resolve
+from can_jax.data.batch import Batch, batch_shapes
+from can_jax.errors import UserError
+from can_jax.forward import grid_of, heads
+from can_jax.methods import METHODS, changed
+from can_jax.model.can import encoder_size, level_scale
+from can_jax.model.masking import visible_count
+from can_jax.observe.flops import matmul_flops, train_flops_per_image
+from can_jax.parallel.mesh import batch_sharding, make_mesh
+from can_jax.step import abstract_state, compile_train_step, initialize, make_step
+
+Turn = Callable[[float], float]  # seconds to images a second
+PEER = Path(__file__).parents[2] / "benchmarks" / "torch_reference.py"
+
+# What is left out to see what a part costs: the difference to the whole step is its time.
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "augmentation": {"augment.jitter": 0.0, "augment.greyscale": 0.0, "augment.blur": 0.0},
+    "noise": {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0},
+    "contrastive head and loss": {"objective.contrastive.weight": 0.0},
+    "decoder and its losses": {
+        "objective.reconstruction.weight": 0.0,
+        "objective.denoising.weight": 0.0,
+    },
+}
+
+
+def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
+    """A batch of noise on the devices; a step's time does not depend on what it sees."""
+    shapes = batch_shapes(config, batch_sharding(mesh))
+    rng = np.random.default_rng(0)
+
+    def draw(shape: Any) -> np.ndarray:
+        top = 256 if shape.dtype == np.uint8 else config.batch_size
+        return rng.integers(0, top, shape.shape).astype(shape.dtype)
+
+    return jax.tree.map(lambda shape: jax.device_put(draw(shape), shape.sharding), shapes)
+
+
+def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> Turn:
+    """Turns of a step that may return before it has ended; a turn ends with ``finish``."""
+
+    def turn(seconds: float) -> float:
+        steps, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            step()
+            finish()
+            steps += 1
+        return images * steps / (time.perf_counter() - started)
+
+    return turn
+
+
+@dataclasses.dataclass
+class Ours:
+    """Our compiled step.
+
+    Attributes:
+        turn: runs it.
+        compile_seconds: tracing and compiling.
+        memory: the most that a device holds, bytes: measured where the device tells, else what the
+            compiler plans.
+    """
+
+    turn: Turn
+    compile_seconds: float
+    memory: int
+
+
+def our_step(config: ConfigDict) -> Ours:
+    """Compile the step of a resolved configuration, and warm it up."""
+    mesh = make_mesh(config.mesh)
+    step = make_step(config, lambda _: 1e-4)
+    abstract = abstract_state(step, mesh)
+    batch = random_batch(config, mesh)
+    started = time.perf_counter()
+    compiled = compile_train_step(step, abstract, batch, mesh)
+    seconds = time.perf_counter() - started
+    state = initialize(step, abstract)
+
+    def advance() -> None:
+        nonlocal state
+        state, _ = compiled(state, batch)
+
+    advance()
+    plan: Any = compiled.memory_analysis()
+    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes
+    told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", planned)
+    turn = timed(advance, lambda: jax.block_until_ready(state.step), config.batch_size)
+    return Ours(turn, seconds, int(told))
+
+
+def counted_flops(config: ConfigDict) -> float:
+    """FLOPs of a step for one image, as the compiler counts them in the program before it is
+    optimized: matrix products and all else, every block laid out, nothing computed twice."""
+    config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
+    step, mesh = make_step(config, lambda _: 0.0), make_mesh(config.mesh, jax.devices()[:1])
+    batch = batch_shapes(config, batch_sharding(mesh))
+    with jax.set_mesh(mesh):
+        counted: Any = jax.jit(step.train).lower(abstract_state(step, mesh), batch).cost_analysis()
+    return counted["flops"] / config.batch_size
+
+
+def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
+    """The same step in PyTorch, on the same device, and what it is.
+
+    Colours are left alone in it, as PyTorch's users change them in the input's workers.
+
+    Raises:
+        UserError: PyTorch or the reference is not there.
+    """
+    if not importlib.util.find_spec("torch") or not PEER.exists():
+        raise UserError(f"--peer needs PyTorch (pip install torch) and {PEER}")
+    import torch
+
+    reference = SimpleNamespace(**runpy.run_path(str(PEER), run_name=PEER.stem))
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    size, model = encoder_size(config.model), config.model
+    decoder, projector = model.decoder, model.projector
+    grid = grid_of(config)
+    sizes = reference.Sizes(
+        size.width, size.depth, size.heads, decoder.width, decoder.depth, decoder.heads,
+        model.patch_size, config.data.channels, grid,
+        (projector.hidden,) * (projector.layers - 1) + (projector.outputs,), projector.batch_norm,
+    )  # fmt: skip
+    objective = config.objective
+    weights = [objective[n].weight for n in ("contrastive", "reconstruction", "denoising")]
+    settings = reference.Settings(
+        visible_count(grid[0] * grid[1], model.mask_ratio), config.noise.sigma_max,
+        level_scale(config), objective.contrastive.temperature, tuple(weights),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer = reference.Trainer(
+        reference.CAN(sizes, settings).to(device), config.augment.mean, config.augment.std, 1e-4,
+        config.optimizer.weight_decay, bfloat16=model.dtype == "bfloat16", compiled=compiled,
+    )  # fmt: skip
+    rows = config.batch_size * config.augment.views
+    shape = (rows, *config.data.image_size, config.data.channels)
+    views = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    finish = torch.cuda.synchronize if device == "cuda" else lambda: None
+    trainer.step(views)
+    turn = timed(lambda: trainer.step(views), finish, config.batch_size)
+    return turn, f"torch {torch.__version__}{', compiled' if compiled else ''}"
+
+
+def measure_step(
+    recipe: ConfigDict, *, rounds: int, seconds: float, peer: bool, peer_compiled: bool, parts: bool
+) -> dict[str, Any]:
+    """Images a second of one step after the other on one batch that lies on the device.
+
+    Args:
+        recipe: a configuration, not resolved.
+        rounds: turns of each; ours, the peer's and a matrix product alternate.
+        seconds: of a turn.
+        peer: also measure the PyTorch reference.
+        peer_compiled: with `torch.compile`.
+        parts: also measure MAE and SimCLR, and what the step costs without its parts.
+
+    Returns:
+        For JSON. Rates are medians over rounds, ``ratio`` is the median of the rounds' ratios.
+    """
+    config = resolve(recipe)
+    if peer:  # the same work on both sides
+        config = resolve(changed(recipe, ABLATIONS["augmentation"]))
+    variants = {"can": config}
+    if parts:
+        variants |= {n: resolve(changed(recipe, METHODS[n])) for n in ("mae", "simclr")}
+        variants |= {f"without {n}": resolve(changed(recipe, c)) for n, c in ABLATIONS.items()}
+    built = {name: our_step(variant) for name, variant in variants.items()}
+    turns = {name: ours.turn for name, ours in built.items()}
+    found: dict[str, Any] = {}
+    if peer:
+        turns["peer"], found["peer"] = peer_step(config, peer_compiled)
+    rates: dict[str, list[float]] = {"matmul": []}
+    for _ in range(rounds):
+        rates["matmul"].append(matmul_flops(config.model.dtype))
+        for name, turn in turns.items():
+            rates.setdefault(name, []).append(turn(seconds))
+    rate = {name: statistics.median(values) for name, values in rates.items()}
+    analytic = {name: train_flops_per_image(v, heads(v)) for name, v in variants.items()}
+    can = built["can"]
+    found |= {
+        "images_per_second": rate["can"],
+        "analytic_flops_per_image": analytic["can"],
+        "counted_flops_per_image": counted_flops(config),
+        "measured_peak_flops": rate["matmul"],
+        "mfu_of_measured_peak": rate["can"] * analytic["can"] / rate["matmul"],
+        "peak_memory_bytes": can.memory,
+        "compile_seconds": can.compile_seconds,
+        "batch_size": config.batch_size,
+        "dtype": config.model.dtype,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "rounds": rounds,
+    }
+    if peer:
+        pairs = zip(rates["can"], rates["peer"], strict=True)
+        found["peer_images_per_second"] = rate["peer"]
+        found["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
+    if parts:
+        milliseconds = {name: 1000 * config.batch_size / rate[name] for name in variants}
+        found["milliseconds"] = milliseconds
+        found["simclr_over_can"] = {
+            "analytic_flops": analytic["simclr"] / analytic["can"],
+            "counted_flops": counted_flops(variants["simclr"]) / counted_flops(config),
+            "time": milliseconds["simclr"] / milliseconds["can"],
+        }
+    return found
