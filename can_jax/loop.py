@@ -17,6 +17,7 @@ from can_jax.errors import UserError
 from can_jax.observe import console
 from can_jax.observe.clock import STEPS_IN_FLIGHT, StepClock
 from can_jax.observe.guard import Guard
+from can_jax.observe.profile import TraceWindow
 from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, meeting
@@ -95,6 +96,7 @@ class Loop:
         total: the last step.
         workdir: the run directory.
         progress: up to the step from which the run goes on.
+        trace: of some steps, if wanted.
     """
 
     step: Steps
@@ -109,6 +111,7 @@ class Loop:
     watchdog: Watchdog
     replicas: ReplicaCheck | None
     progress: Progress
+    trace: TraceWindow | None = None
 
     def __call__(self, number: int, state: TrainState) -> tuple[int, TrainState]:
         """Train from a step on.
@@ -124,7 +127,11 @@ class Loop:
             number += 1
             with clock.waiting_for_data():
                 batch = next(self.loader)
+            if self.trace:
+                self.trace.before(number)
             state, metrics = self.compiled(state, batch)
+            if self.trace and (line := self.trace.after(number, state.step)):
+                report.say(line)
             clock.stepped(metrics["loss/total"])
             self.watchdog.beat(number)
             report.advance(number)

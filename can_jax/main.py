@@ -17,6 +17,8 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run directory, one for all hosts; may be gs://…"
 )
+_PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps for TensorBoard's profiler.")
+_DUMP_HLO = flags.DEFINE_bool("dump_hlo", False, "Write the compiled train step to hlo.txt.")
 flags.adopt_module_key_flags(job)
 
 
@@ -27,7 +29,8 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
     job.join()
-    pretrain(_CONFIG.value, epath.Path(_WORKDIR.value))
+    workdir = epath.Path(_WORKDIR.value)
+    pretrain(_CONFIG.value, workdir, profile=_PROFILE.value, dump_hlo=_DUMP_HLO.value)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,13 @@ from can_jax.step import Step, TrainState, make_step
 from can_jax.timetable import Timetable, make_timetable
 
 
-def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
+def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
     """Train as the configuration says, going on where the run directory ends.
 
     Args:
         config: a recipe's configuration, checked here.
         workdir: the run directory, made if missing.
+        options: ``profile`` and ``dump_hlo``, as `can_jax.run.run` has them.
 
     Raises:
         UserError: something a person can mend; found before anything is compiled.
@@ -46,7 +47,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path) -> None:
     times = make_timetable(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     step = make_step(config, schedule)
-    run(Pretraining(config, source, times, step, mesh), mesh, workdir)
+    run(Pretraining(config, source, times, step, mesh), mesh, workdir, **options)
 
 
 @dataclasses.dataclass(frozen=True)

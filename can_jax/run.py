@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ from can_jax.lock import run_lock
 from can_jax.loop import Loop, Progress, Watcher
 from can_jax.observe import console
 from can_jax.observe.metrics import MetricWriter
+from can_jax.observe.profile import TraceWindow
 from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.mesh import batch_sharding
 from can_jax.parallel.replicas import ReplicaCheck
@@ -72,13 +73,22 @@ class Training(Protocol):
         ...
 
 
-def run(training: Training, mesh: Mesh, workdir: epath.Path) -> None:
+def run(
+    training: Training,
+    mesh: Mesh,
+    workdir: epath.Path,
+    *,
+    profile: bool = False,
+    dump_hlo: bool = False,
+) -> None:
     """Train, going on where the run directory ends.
 
     Args:
         training: what.
         mesh: on which devices.
         workdir: the run directory, made if missing.
+        profile: trace a few steps for TensorBoard.
+        dump_hlo: write the compiled step to `hlo.txt`.
 
     Raises:
         UserError: something a person can mend.
@@ -115,10 +125,14 @@ def run(training: Training, mesh: Mesh, workdir: epath.Path) -> None:
         if first < times.total:
             drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
             watchdog = Watchdog(config.stuck_after_seconds)
+            compiled = compile_timed(step, abstract, mesh, report)
+            if dump_hlo and jax.process_index() == 0:
+                with writing(workdir):
+                    (workdir / "hlo.txt").write_text(compiled.as_text() or "")
             loop = Loop(
                 step=step,
                 loader=open_loader(config, training.source, mesh, drawn, most, progress.loader),
-                compiled=compile_timed(step, abstract, mesh, report),
+                compiled=compiled,
                 abstract=abstract,
                 total=times.total,
                 workdir=workdir,
@@ -128,6 +142,7 @@ def run(training: Training, mesh: Mesh, workdir: epath.Path) -> None:
                 watchdog=stack.enter_context(contextlib.closing(watchdog)),
                 replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
                 progress=progress,
+                trace=TraceWindow(workdir, first, times.total) if profile else None,
             )
             report.start_bar()
             first, state = loop(first, state)
@@ -211,7 +226,7 @@ def note_run(
 
 def compile_timed(
     step: Steps, abstract: TrainState, mesh: Mesh, report: console.Reporter
-) -> Callable[..., Any]:
+) -> jax.stages.Compiled:
     """The compiled train step; says how long that took."""
     batch = batch_shapes(step.config, batch_sharding(mesh))
     started = time.perf_counter()
