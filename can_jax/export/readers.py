@@ -197,8 +197,8 @@ def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     with np.load(file.parent / "weights.npz", allow_pickle=False) as content:
         weights = {name: content[name] for name in content.files}
-    call = each_and_all(lambda images: program.call(weights, images), sample.images, file)
-    return {TOKENS: call}
+    features = each_and_all(lambda images: program.call(weights, images), sample.images, file)
+    return {TOKENS: features}
 
 
 def each_and_all(call: Any, images: np.ndarray, file: epath.Path) -> np.ndarray:
