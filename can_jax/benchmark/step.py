@@ -193,11 +193,11 @@ def measure_step(
             rates.setdefault(name, []).append(turn(seconds))
     rate = {name: statistics.median(values) for name, values in rates.items()}
     analytic = {name: train_flops_per_image(v, heads(v)) for name, v in variants.items()}
-    can = built["can"]
+    can, counted = built["can"], counted_flops(config)
     found |= {
         "images_per_second": rate["can"],
         "analytic_flops_per_image": analytic["can"],
-        "counted_flops_per_image": counted_flops(config),
+        "counted_flops_per_image": counted,
         "measured_peak_flops": rate["matmul"],
         "mfu_of_measured_peak": rate["can"] * analytic["can"] / rate["matmul"],
         "peak_memory_bytes": can.memory,
@@ -217,7 +217,7 @@ def measure_step(
         found["milliseconds"] = milliseconds
         found["simclr_over_can"] = {
             "analytic_flops": analytic["simclr"] / analytic["can"],
-            "counted_flops": counted_flops(variants["simclr"]) / counted_flops(config),
+            "counted_flops": counted_flops(variants["simclr"]) / counted,
             "time": milliseconds["simclr"] / milliseconds["can"],
         }
     return found

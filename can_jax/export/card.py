@@ -56,7 +56,7 @@ def recipe_rows(model: Model) -> list[tuple[str, ...]]:
         "data": " ".join(str(part) for part in (data.source, data.name, data.path) if part),
         "images a step": config.batch_size,
         "views of an image": config.augment.views,
-        "steps": f"{model.step} of {config.total_steps}",
+        "steps": model.step,
         "mask ratio": config.model.mask_ratio,
         "noise, largest sigma": config.noise.sigma_max,
         "weights of the losses": ", ".join(
