@@ -11,6 +11,8 @@ of the same moment; with `--parts` also MAE's and SimCLR's, and what each part o
 """
 
 import json
+import shlex
+import sys
 from typing import Any
 
 from absl import flags
@@ -84,7 +86,7 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
         "MFU of that": f"{found['mfu_of_measured_peak']:.1%}",
         "memory of a device, bytes": f"{found['peak_memory_bytes']:.3e}",
         "compiled in": f"{found['compile_seconds']:.1f} s",
-        "device": found["device"],
+        "devices": ", ".join(found["environment"]["devices"]),
     }
     if _PEER.value:
         rows[found["peer"]] = f"{found['peer_images_per_second']:.2f} images a second"
@@ -106,7 +108,8 @@ def main(subject: str) -> None:
         raise UserError(f"what is {subject!r}? there are benchmarks of: {', '.join(measures)}")
     found, rows = measures[subject]()
     if _JSON.value:
-        print(json.dumps(found))
+        arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])
+        print(json.dumps({"command": arguments} | found, indent=2))
     else:
         Console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))
 

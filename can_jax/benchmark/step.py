@@ -23,6 +23,7 @@ from can_jax.model.can import encoder_size, level_scale
 from can_jax.model.masking import visible_count
 from can_jax.observe.flops import matmul_flops, train_flops_per_image
 from can_jax.parallel.mesh import batch_sharding, make_mesh
+from can_jax.parallel.runtime import environment
 from can_jax.step import abstract_state, compile_train_step, initialize, make_step
 
 Turn = Callable[[float], float]  # seconds to images a second
@@ -38,6 +39,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "objective.denoising.weight": 0.0,
     },
 }
+
+
+def model_name(config: ConfigDict) -> str:
+    """Such as ``ViT-B/16, 224 px``, of a resolved configuration."""
+    model, sides = config.model, sorted(set(config.data.image_size), reverse=True)
+    own = any(model[key] for key in ("width", "depth", "heads"))
+    name = "ViT of its own" if own else f"ViT-{model.size}"
+    return f"{name}/{model.patch_size}, {' x '.join(map(str, sides))} px"
 
 
 def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
@@ -204,9 +213,9 @@ def measure_step(
         "compile_seconds": can.compile_seconds,
         "batch_size": config.batch_size,
         "dtype": config.model.dtype,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
+        "model": model_name(config),
         "rounds": rounds,
+        "environment": environment(make_mesh(config.mesh)),
     }
     if peer:
         pairs = zip(rates["can"], rates["peer"], strict=True)

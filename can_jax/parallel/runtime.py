@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -218,11 +219,22 @@ def commit() -> str | None:
         return None
 
 
+def processor() -> str:
+    """The name of this machine's processor, and how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    if (listing := Path("/proc/cpuinfo")).exists():
+        names = re.findall(r"^model name\s*: (.*)$", listing.read_text(), re.MULTILINE)
+        name = names[0] if names else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
 def environment(mesh: Mesh) -> dict[str, Any]:
     """Versions, devices, mesh and commit, as plain JSON values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "processor": processor(),
         "versions": {package: version_of(package) for package in PACKAGES},
         "commit": commit(),
         "processes": jax.process_count(),

@@ -69,6 +69,8 @@ def test_command_prints_json(recipe):
     command += ["--batch=8", "--rounds=1", "--seconds=0.1", "--json"]
     found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
     assert found["batch_size"] == 8 and found["images_per_second"] > 0
+    assert found["command"].startswith("python -m can_jax.benchmark step --config=")
+    assert found["model"].endswith(" px") and "cores" in found["environment"]["processor"]
 
 
 def test_peer_is_the_same_mathematics(tmp_path):

@@ -1,10 +1,12 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend
+from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend, gelu
 
 
 def make_blocks(**options):
@@ -26,6 +28,21 @@ def test_every_way_to_run_the_blocks_gives_the_same(scan, remat):
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_is_the_exact_one_and_keeps_its_input_only(dtype, error):
+    x = jnp.linspace(-5, 5, 1001).astype(dtype)
+    points = np.asarray(x, np.float64)
+    cdf = np.array([0.5 * math.erfc(-point / math.sqrt(2)) for point in points])
+    density = np.exp(-0.5 * points**2) / math.sqrt(2 * math.pi)
+    value, backward = jax.vjp(gelu, x)
+    (slope,) = backward(jnp.ones_like(x))
+    assert value.dtype == slope.dtype == dtype
+    for found, exact in ((value, points * cdf), (slope, cdf + points * density)):
+        assert (np.abs(np.asarray(found, np.float64) - exact) <= error * (1 + abs(exact))).all()
+    kept = jax.tree.leaves(backward)
+    assert [(a.shape, a.dtype) for a in kept] == [(x.shape, dtype)]
 
 
 def test_scan_compiles_one_block_and_remat_computes_again():
