@@ -70,6 +70,7 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = _CONFIG.value
     if recipe is None:
         raise UserError("--config=FILE is missing; recipes are in configs/")
+    recipe.data.path = recipe.data.path or "-"  # nothing is read
     if _BATCH.value is not None:
         recipe.batch_size = _BATCH.value
     if recipe.total_steps is None and recipe.total_epochs is None:

@@ -64,9 +64,9 @@ def test_command_with_mistakes():
     assert done.returncode and "batch" in done.stderr
 
 
-def test_command_prints_json(recipe):
-    command = [sys.executable, "-m", "can_jax.benchmark", "step", f"--config={recipe}"]
-    command += ["--batch=8", "--rounds=1", "--seconds=0.1", "--json"]
+def test_command_prints_json_and_reads_no_data():
+    command = [sys.executable, "-m", "can_jax.benchmark", "step", "--config=configs/cifar10.py"]
+    command += ["--config.data.path=", "--batch=8", "--rounds=1", "--seconds=0.1", "--json"]
     found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
     assert found["batch_size"] == 8 and found["images_per_second"] > 0
     assert found["command"].startswith("python -m can_jax.benchmark step --config=")
