@@ -83,7 +83,12 @@ def map_svg(task: Task, test: Split) -> str:
     )
 
 
+def figures_of(workdir: epath.Path) -> list[epath.Path]:
+    """The figures of reconstructions that a run drew, the newest last."""
+    return sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
+
+
 def newest_panel(workdir: epath.Path) -> bytes | None:
     """The newest figure of reconstructions of a run, if it drew any."""
-    figures = sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
+    figures = figures_of(workdir)
     return figures[-1].read_bytes() if figures else None

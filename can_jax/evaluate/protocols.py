@@ -18,6 +18,7 @@ from can_jax.evaluate.training import CARD, ClassifierSubject, classify, open_cl
 from can_jax.parallel.mesh import make_mesh
 from can_jax.run import make_directory
 
+MAP = "Map of the embedding (t-SNE)"  # a picture's title
 FROZEN = {
     "knn": frozen.knn,
     "linear": frozen.linear,
@@ -43,6 +44,15 @@ def evaluate(
     Raises:
         UserError: something a person can mend.
     """
+    findings, subject = measure(config, checkpoint, workdir, untrained)
+    return write_results(workdir, findings, config, subject)
+
+
+def measure(
+    config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
+) -> tuple[Findings, Any]:
+    """As `evaluate`, writing nothing but what a protocol that trains needs: what was found, and of
+    what."""
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     place = epath.Path(checkpoint)
@@ -68,7 +78,7 @@ def evaluate(
     if not untrained and (panel := newest_panel(place)):
         image = f'<img alt="reconstructions" src="{data_url(panel)}">'
         findings.pictures["Reconstructions, as the run drew them last"] = image
-    return write_results(workdir, findings, config, subject)
+    return findings, subject
 
 
 def illustrate(task: Task, findings: Findings) -> None:
@@ -78,7 +88,7 @@ def illustrate(task: Task, findings: Findings) -> None:
     grid = data_url(neighbour_grid(task, *findings.shown))
     title = "Nearest neighbours: green of the same class, red of another"
     findings.pictures[title] = f'<img alt="nearest neighbours" src="{grid}">'
-    findings.pictures["Map of the embedding (t-SNE)"] = map_svg(task, findings.shown[1])
+    findings.pictures[MAP] = map_svg(task, findings.shown[1])
 
 
 def classifier_of(task: Task, findings: Findings) -> Classifier:

@@ -1,0 +1,149 @@
+"""Trains what a study still lacks, and writes down what each run found."""
+
+import json
+import statistics
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+
+from can_jax.config import to_json
+from can_jax.evaluate.pictures import figures_of
+from can_jax.evaluate.protocols import MAP, measure
+from can_jax.evaluate.results import write_results
+from can_jax.files import replace_text
+from can_jax.observe.metrics import read_metrics
+from can_jax.parallel.mesh import make_mesh
+from can_jax.parallel.runtime import environment
+from can_jax.pretrain import pretrain
+from can_jax.study.plan import Arm, Plan, Run, flops
+
+Result = dict[str, Any]
+# Columns of a run's curves, of all that `metrics.jsonl` holds.
+CURVES = (
+    "step", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising",
+    "embedding/std", "embedding/effective_rank", "contrastive/top1", "grad_norm", "probe/knn",
+    "probe/knn_pixels",
+)  # fmt: skip
+
+
+def result_path(results: epath.Path, run: Run) -> epath.Path:
+    """Where what a run found is kept."""
+    return results / f"{run.name}.json"
+
+
+def curves_of(workdir: epath.Path) -> list[dict[str, float]]:
+    """What a run logged of `CURVES`, a record a step, to five digits."""
+    merged: dict[int, dict[str, float]] = {}
+    for line in read_metrics(workdir):
+        wanted = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
+        merged.setdefault(line["step"], {}).update(wanted)
+    return [merged[step] for step in sorted(merged)]
+
+
+def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[str, bytes]]:
+    """Measure a finished run: its result, and pictures by file name."""
+    place = workdir / "evaluation"
+    findings, subject = measure(plan.evaluation, str(workdir), place, run.arm.untrained)
+    found = write_results(place, findings, plan.evaluation, subject)
+    lines = [line for line in read_metrics(workdir) if "images_per_second" in line]
+    rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
+    # What it was chosen by is of training examples alone.
+    held_out = [row for rows in found["tables"].values() for row in rows]
+    pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
+    pictures["map.svg"] = findings.pictures[MAP].encode()
+    result = {
+        "arm": run.arm.name,
+        "group": run.arm.group,
+        "seed": run.config.seed,
+        "learning_rate": run.config.optimizer.learning_rate,
+        "steps": run.config.total_steps,
+        "flops_per_image": flops(run.config),
+        "images_per_second": rate,
+        "held_out_top1": max(row["held-out top-1 (%)"] for row in held_out),
+        "metrics": found["metrics"],
+        "examples": found["examples"],
+        "curves": curves_of(workdir),
+        "config": json.loads(to_json(run.config)),
+        "evaluation": found["protocol"],
+        "data": found["data"]["fingerprints"],
+        "environment": environment(make_mesh(run.config.mesh)),
+    }
+    return result, pictures
+
+
+class Driver:
+    """Runs a study, going on where it was.
+
+    Args:
+        plan: the study.
+        workdir: for the run directories.
+        results: for a JSON file a run; a run that has one is not made again.
+    """
+
+    def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
+        self.plan, self.workdir, self.results = plan, workdir, results
+        self._console = Console(width=120, soft_wrap=True, highlight=False)
+
+    def known(self, run: Run) -> Result | None:
+        """What a run found, if it was made."""
+        path = result_path(self.results, run)
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def need(self, run: Run) -> Result:
+        """What a run found; it is trained if it was not yet."""
+        if found := self.known(run):
+            return found
+        self._console.print(f"[bold]{run.arm.name}[/], seed {run.config.seed}: {run.name}")
+        workdir = self.workdir / run.name
+        pretrain(run.config, workdir)
+        found, pictures = conclude(self.plan, run, workdir)
+        self.results.mkdir(parents=True, exist_ok=True)
+        if run.arm.pictured and run.config.seed == 0:
+            for name, content in pictures.items():
+                (self.results / f"{run.name}-{name}").write_bytes(content)
+        replace_text(result_path(self.results, run), json.dumps(found, indent=1) + "\n")
+        jax.clear_caches()  # the next run's programs are others
+        return found
+
+    def best_rate(self, arm: Arm) -> float:
+        """The learning rate with which the first seed did best on held-out training examples."""
+        arm = self.plan.tuned_like(arm)
+        tried = {
+            rate: self.need(self.plan.run(arm, rate, seed=0))["held_out_top1"]
+            for rate in self.plan.learning_rates
+        }
+        return max(tried, key=lambda rate: tried[rate])
+
+    def chosen(self, arm: Arm) -> Run | None:
+        """The first run of an arm at its learning rate, if that is known."""
+        tuned = self.plan.tuned_like(arm)
+        tried = [self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates]
+        return self.plan.run(arm, self.best_rate(arm), seed=0) if all(tried) else None
+
+    def made(self, arm: Arm) -> list[Result]:
+        """What is known of an arm at its learning rate, with the name of each ``file``."""
+        if (first := self.chosen(arm)) is None:
+            return []
+        rate = first.config.optimizer.learning_rate
+        runs = [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
+        return [found | {"file": run.name} for run in runs if (found := self.known(run))]
+
+    def results_of(self, arm: Arm) -> Iterator[Result]:
+        """Those of an arm, a seed each, at its learning rate; runs that lack are made."""
+        rate = self.best_rate(arm)
+        for seed in range(arm.seeds):
+            yield self.need(self.plan.run(arm, rate, seed))
+
+    def progress(self) -> Iterator[str]:
+        """A line an arm: how many of its runs are done."""
+        for arm in self.plan.arms.values():
+            if (run := self.chosen(arm)) is None:
+                waits = self.plan.tuned_like(arm).name
+                yield f"{arm.name}: the learning rate of {waits!r} is not known yet"
+            else:
+                rate = run.config.optimizer.learning_rate
+                done = f"{len(self.made(arm))} of {arm.seeds} runs"
+                yield f"{arm.name}: {done}, learning rate {rate:g}"

@@ -1,0 +1,84 @@
+"""Plots of a study's results."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib
+from etils import epath
+from matplotlib.figure import Figure
+
+Result = dict[str, Any]
+COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "can_jax",  # the same plot is the same file
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e9ecef",
+    "font.size": 9,
+}
+
+
+def save(figure: Figure, path: epath.Path) -> None:
+    """As SVG, without the time of day."""
+    with path.open("wb") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
+
+
+def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
+    """kNN accuracy against images and against FLOPs: the mean over seeds, and their range."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.4))
+        by_images, by_flops = figure.subplots(1, 2, sharey=True)
+        for colour, (name, results) in zip(COLOURS * 2, arms.items(), strict=False):
+            points: dict[float, list[float]] = {}
+            for result in results:
+                for point in result["curves"]:
+                    if "probe/knn" in point:
+                        points.setdefault(point["step"], []).append(point["probe/knn"])
+            steps = sorted(points)
+            if len(steps) < 3:  # the untrained encoder
+                for axis in (by_images, by_flops):
+                    axis.axhline(points[steps[0]][0], color="#9498a0", ls="--", lw=1)
+                by_images.annotate(
+                    name, (0.99, points[steps[0]][0]), xycoords=("axes fraction", "data"),
+                    ha="right", va="bottom", color="#6c757d",
+                )  # fmt: skip
+                continue
+            batch, flops = results[0]["config"]["batch_size"], results[0]["flops_per_image"]
+            style = {"color": colour, "lw": 1.6, "ls": "--" if "equal" in name else "-"}
+            low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
+            mean = [statistics.mean(points[s]) for s in steps]
+            for axis, unit in ((by_images, batch), (by_flops, batch * flops / 1e15)):
+                across = [s * unit for s in steps]
+                axis.plot(across, mean, label=name, marker="o", ms=3, **style)
+                axis.fill_between(across, low, high, color=colour, alpha=0.15, lw=0)
+        by_images.set(xlabel="images seen", ylabel="kNN accuracy (%)")
+        by_flops.set(xlabel="PFLOP")
+        by_flops.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
+        save(figure, path)
+
+
+def bars(
+    arms: list[tuple[str, list[Result]]],
+    reference: list[Result],
+    measure: Callable[[Result], float],
+    path: epath.Path,
+) -> None:
+    """What each arm changes against the mean of the reference, whose spread is shaded."""
+    base = [measure(result) for result in reference]
+    mean = statistics.mean(base)
+    gains = [statistics.mean(map(measure, results)) - mean for _, results in arms]
+    with matplotlib.rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(7, 0.9 + 0.24 * len(arms)))
+        axis = figure.subplots()
+        axis.axvspan(min(base) - mean, max(base) - mean, color="#dee2e6", lw=0)
+        axis.barh(
+            range(len(arms)), gains, height=0.6,
+            color=[COLOURS[4] if gain > 0 else COLOURS[2] for gain in gains],
+        )  # fmt: skip
+        axis.set_yticks(range(len(arms)), [name for name, _ in arms])
+        axis.invert_yaxis()
+        axis.set_xlabel("linear top-1, points against the reference (shaded: its seeds)")
+        save(figure, path)

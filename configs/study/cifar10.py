@@ -1,0 +1,82 @@
+"""CAN beside MAE and SimCLR on CIFAR-10, and every choice the public codes disagree on.
+
+    python -m can_jax.study --config=configs/study/cifar10.py --workdir=runs/study \
+        --config.recipe.data.path=/data/cifar10
+
+`configs/cifar10.py` with patches of 8 pixels and few epochs, so that a run takes minutes on two
+cores. Learning rates are tuned for each method by linear heads on held-out training examples; the
+choices below are tried at that of CAN.
+
+Hardware: two CPU cores, about two hours; it can be stopped at any time and goes on.
+Result: `docs/study.md`.
+"""
+
+from ml_collections import ConfigDict
+
+from can_jax.config import load_recipe
+from can_jax.evaluate.config import default_evaluation
+from can_jax.methods import METHODS
+
+NO_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
+MAE = METHODS["mae"] | {f"augment.{n}": v for n, v in (("jitter", 0.8), ("greyscale", 0.2))}
+METHOD = {"group": "methods", "tuned": True, "seeds": 3}
+EQUAL = {"group": "methods, equal FLOPs", "equal_flops": True, "seeds": 3}
+CHOICES: dict[str, dict[str, dict]] = {
+    "noise": {
+        "noise, not its loss": {"objective.denoising.weight": 0.0, "noise.embed_level": False},
+        "noise and loss, level not told": {"noise.embed_level": False},
+        "level scale 1": {"noise.level_scale": 1.0},
+        "target e": {"noise.target": "unit"},
+        "sigma_max 0.2": {"noise.sigma_max": 0.2},
+    },
+    "mask ratio": {f"mask ratio {r}": {"model.mask_ratio": r} for r in (0.25, 0.75)},
+    "contrastive loss": {
+        **{f"weight {w}": {"objective.contrastive.weight": w} for w in (0.03, 0.3, 3.0)},
+        **{f"temperature {t}": {"objective.contrastive.temperature": t} for t in (0.05, 0.2)},
+        "pool all": {"objective.contrastive.pool": "all"},
+        "pool class": {"objective.contrastive.pool": "class"},
+        "projector without BatchNorm": {"model.projector.batch_norm": False},
+        "labels (SupCon)": {"objective.contrastive.supervised": True},
+    },
+}
+
+
+def get_config() -> ConfigDict:
+    recipe = load_recipe(str(__file__).replace("/study/", "/"), "cifar10")
+    recipe.total_steps = 600
+    recipe.log_every_steps = 25
+    recipe.model.patch_size = 8
+    recipe.optimizer.warmup_steps = 60
+    recipe.checkpoint.update(every_steps=300, keep_last=1)
+    recipe.probe.every_steps = 200
+    recipe.figures.every_steps = 300
+
+    evaluation = default_evaluation()
+    evaluation.protocol = "linear"
+    evaluation.linear.update(
+        learning_rates=(0.03, 0.1, 0.3), weight_decays=(0.0,), features=("patches",), epochs=20
+    )
+    arms = [
+        {"name": "CAN", **METHOD, "pictured": True},
+        {"name": "CAN without noise", **METHOD, "changes": NO_NOISE},
+        {"name": "MAE", **METHOD, "changes": MAE, "pictured": True},
+        {"name": "SimCLR", **METHOD, "changes": METHODS["simclr"], "pictured": True},
+        {"name": "untrained", "group": "methods", "like": "CAN", "untrained": True, "seeds": 3},
+        {"name": "MAE, equal FLOPs", **EQUAL, "like": "MAE"},
+        {"name": "SimCLR, equal FLOPs", **EQUAL, "like": "SimCLR"},
+        {"name": "MAE, its own augmentation", "group": "methods", "like": "MAE", "seeds": 1,
+         "changes": {"augment.jitter": 0.0, "augment.greyscale": 0.0}},
+    ]  # fmt: skip
+    for group, choices in CHOICES.items():
+        for name, changes in choices.items():
+            arms.append({"name": name, "group": group, "like": "CAN", "changes": changes})
+    return ConfigDict(
+        {
+            "name": "cifar10",
+            "recipe": recipe,
+            "evaluation": evaluation,
+            "reference": "CAN",  # whose FLOPs arms with `equal_flops` are given
+            "learning_rates": (1e-3, 2e-3, 4e-3),
+            "arms": tuple(arms),
+        }
+    )
