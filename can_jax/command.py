@@ -1,18 +1,22 @@
 """How every command starts and ends: flags in, one clear line and an exit code out."""
 
 import contextlib
+import hashlib
 import logging as python_logging
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import jax
 from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
-from can_jax.parallel.runtime import spare_absent_tpu
+from can_jax.parallel.runtime import processor, spare_absent_tpu
 
+COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
 EXIT_SECONDS = 60.0  # that a program may take to end once all is done
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
@@ -41,6 +45,7 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     plain = python_logging.Formatter("%(levelname)s: %(message)s")
     logging.get_absl_handler().setFormatter(plain)
     spare_absent_tpu()
+    keep_compiled()
     try:
         with _help(usage):
             rest = flags.FLAGS(sys.argv)[1:]
@@ -62,6 +67,19 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     except Exception as error:
         return _fail(f"{one_line(error)} (unexpected; --debug shows where)")
     return 0
+
+
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles for the next start, in the user's cache: for each kind of
+    processor apart, since what one can run another may not. JAX_COMPILATION_CACHE_DIR names another
+    folder, or none if it is empty."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    kind = hashlib.sha256(processor().encode()).hexdigest()[:8]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "can_jax" / f"compiled-{kind}"))
+    jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import shlex
 import sys
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
@@ -104,6 +105,7 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def main(subject: str) -> None:
     """Measure and print."""
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is measured
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:
         raise UserError(f"what is {subject!r}? there are benchmarks of: {', '.join(measures)}")

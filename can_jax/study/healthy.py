@@ -1,0 +1,108 @@
+"""`python -m can_jax.study.healthy configs/healthy/RECIPE.json --run=DIR [--json]`
+
+Does a run look as runs of its recipe do? Holds its metrics, as far as it has come, against the
+bands of a few runs that went well, and exits with 1 if one leaves them. With `--write` and several
+runs, `--run=DIR1,DIR2,DIR3`, makes the file of bands from them instead.
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+from etils import epath
+from rich.console import Console
+
+from can_jax import command
+from can_jax.errors import UserError
+from can_jax.files import replace_text
+from can_jax.observe.console import fact_table
+from can_jax.observe.metrics import read_metrics
+
+METRICS = (
+    "loss/contrastive", "loss/reconstruction", "loss/denoising", "embedding/effective_rank",
+    "contrastive/top1", "probe/knn",
+)  # fmt: skip
+SLACK = 1.0  # spreads of the runs, that a band is wider on either side
+LEAST = 0.05  # of its middle, that a band is wider at least
+
+Bands = dict[str, dict[str, tuple[float, float]]]  # of a metric: (low, high) by step
+
+_RUN = flags.DEFINE_list("run", None, "Run directories.")
+_WRITE = flags.DEFINE_bool("write", False, "Make the bands from these runs.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
+
+
+def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
+    """Bands around what several runs logged at the steps they have in common."""
+    bands: Bands = {}
+    for metric in METRICS:
+        values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
+        for step in sorted(set.intersection(*(set(of_run) for of_run in values))):
+            found = [of_run[step] for of_run in values]
+            low, high = min(found), max(found)
+            margin = max(SLACK * (high - low), LEAST * abs(low + high) / 2)
+            place = bands.setdefault(metric, {})
+            place[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
+    return bands
+
+
+def outside(bands: Bands, run: list[dict[str, Any]]) -> list[str]:
+    """What a run logged outside of the bands, in words; steps that have none are passed over."""
+    found = []
+    for line in run:
+        for metric, band in bands.items():
+            low, high = band.get(str(line["step"]), (-float("inf"), float("inf")))
+            if metric in line and not low <= line[metric] <= high:
+                place = f"{metric} at step {line['step']}"
+                found.append(f"{place} is {line[metric]:.4g}, not within {low:.4g} and {high:.4g}")
+    return found
+
+
+def compared(bands: Bands, run: list[dict[str, Any]]) -> int:
+    """How many values of a run there are bands for."""
+    return sum(
+        metric in line and str(line["step"]) in band
+        for line in run
+        for metric, band in bands.items()
+    )
+
+
+def main(curves: str) -> None:
+    """Compare, or make the bands."""
+    if not _RUN.value:
+        raise UserError("--run=DIR is missing: the run directory")
+    runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
+    for name, run in zip(_RUN.value, runs, strict=True):
+        if not run:
+            raise UserError(f"--run={name}: there is no metrics.jsonl with a line in it")
+    place = epath.Path(curves)
+    if _WRITE.value:
+        if len(runs) < 2:
+            raise UserError("--write needs several runs: their spread makes the bands")
+        origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
+        content = {"runs": len(runs), "commit": origin["commit"], "bands": bands_of(runs)}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(place, json.dumps(content, indent=1) + "\n")
+        return
+    if not place.exists():
+        raise UserError(f"{curves} does not exist; bands of recipes are in configs/healthy/")
+    bands = json.loads(place.read_text())["bands"]
+    left: dict[str, dict[str, Any]] = {
+        name: {"values": compared(bands, run), "outside": outside(bands, run)}
+        for name, run in zip(_RUN.value, runs, strict=True)
+    }
+    if _JSON.value:
+        print(json.dumps(left, indent=2))
+    else:
+        rows = {
+            n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
+        }
+        Console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
+    if wrong := [name for name, found in left.items() if found["outside"]]:
+        raise UserError(f"{', '.join(wrong)}: not as runs of this recipe are")
+    if empty := [name for name, found in left.items() if not found["values"]]:
+        raise UserError(f"{', '.join(empty)}: nothing to compare yet")
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__, ("BANDS",))

@@ -1,0 +1,47 @@
+import json
+import subprocess
+import sys
+
+from can_jax.study.healthy import METRICS, bands_of, compared, outside
+from tests.runs import ROOT
+
+
+def run_of(offset):
+    return [{"step": s, "loss/contrastive": 5 - s / 10 + offset} for s in (0, 10, 20)]
+
+
+def test_bands_hold_their_runs_and_not_one_that_fails():
+    bands = bands_of([run_of(0.0), run_of(0.2), run_of(0.1)])
+    assert bands["loss/contrastive"]["10"] == (3.795, 4.405)
+    assert outside(bands, run_of(0.1)) == [] and compared(bands, run_of(0.1)) == 3
+    (line, *rest) = outside(bands, run_of(1.0))
+    assert len(rest) == 2
+    assert line == "loss/contrastive at step 0 is 6, not within 4.745 and 5.455"
+    assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
+
+
+def test_command(tmp_path):
+    def command(*arguments):
+        words = [sys.executable, "-m", "can_jax.study.healthy", str(tmp_path / "b.json")]
+        return subprocess.run([*words, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+    for name, offset in (("a", 0.0), ("b", 0.2), ("c", 3.0)):
+        (tmp_path / name).mkdir()
+        lines = "".join(json.dumps(line) + "\n" for line in run_of(offset))
+        (tmp_path / name / "metrics.jsonl").write_text(lines)
+        (tmp_path / name / "environment.json").write_text('{"commit": "abc"}')
+    assert "does not exist" in command(f"--run={tmp_path / 'a'}").stderr
+    made = command(f"--run={tmp_path / 'a'},{tmp_path / 'b'}", "--write")
+    assert made.returncode == 0, made.stderr
+    assert command(f"--run={tmp_path / 'a'}").returncode == 0
+    wrong = command(f"--run={tmp_path / 'c'}", "--json")
+    assert wrong.returncode == 1 and "not as runs of this recipe are" in wrong.stderr
+    assert len(json.loads(wrong.stdout)[str(tmp_path / "c")]["outside"]) == 3
+
+
+def test_shipped_bands_are_of_all_metrics():
+    for path in sorted((ROOT / "configs" / "healthy").glob("*.json")):
+        content = json.loads(path.read_text())
+        assert content["runs"] >= 2 and content["commit"]
+        assert set(content["bands"]) == set(METRICS)
+        assert (ROOT / "configs" / f"{path.stem}.py").exists()

@@ -1,0 +1,123 @@
+import json
+import runpy
+
+import pytest
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.errors import UserError
+from can_jax.evaluate.config import default_evaluation
+from can_jax.study.driver import Driver
+from can_jax.study.plan import Plan, flops
+from can_jax.study.report import Report
+from tests.conftest import small_config
+from tests.runs import ROOT
+
+
+def small_study(**changes):
+    evaluation = default_evaluation()
+    evaluation.protocol = "linear"
+    evaluation.linear.update(learning_rates=(0.1,), weight_decays=(0.0,), epochs=2)
+    evaluation.linear.features = ("patches",)
+    recipe = small_config()
+    recipe.probe.update(every_steps=2, bank=32, queries=16)
+    recipe.log_every_steps = 2
+    arms = (
+        {"name": "CAN", "group": "methods", "tuned": True, "pictured": True},
+        {"name": "mask ratio 0.75", "group": "mask", "like": "CAN",
+         "changes": {"model.mask_ratio": 0.75}},
+        {"name": "untrained", "group": "methods", "like": "CAN", "untrained": True},
+    )  # fmt: skip
+    return ConfigDict(
+        {
+            "name": "small",
+            "recipe": recipe,
+            "evaluation": evaluation,
+            "reference": "CAN",
+            "learning_rates": (1e-3, 1e-2),
+            "arms": arms,
+        }
+        | changes
+    )
+
+
+def test_key_is_of_what_bears_on_the_result():
+    plan = Plan(small_study())
+    arm = plan.arms["CAN"]
+    keys = {plan.run(arm, rate, seed).key for rate in (1e-3, 1e-2) for seed in (0, 1)}
+    assert len(keys) == 4
+    moved = small_study()
+    moved.recipe.data.path = "/elsewhere"
+    assert Plan(moved).run(arm, 1e-3, 0).key in keys
+    assert plan.run(plan.arms["untrained"], 1e-3, 0).config.total_steps == 1
+
+
+def test_equal_flops_are_those_of_the_reference():
+    arms = (*small_study().arms, {"name": "equal", "group": "", "like": "mask ratio 0.75",
+            "equal_flops": True})  # fmt: skip
+    study = small_study(arms=arms)
+    study.recipe.total_steps = 1000
+    plan = Plan(study)
+    reference, equal = (plan.run(plan.arms[name], 1e-3, 0).config for name in ("CAN", "equal"))
+    assert equal.total_steps > 1000 and equal.model.mask_ratio == 0.75
+    ratio = equal.total_steps * flops(equal) / (reference.total_steps * flops(reference))
+    assert ratio == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"name": "CAN", "group": "", "tuned": True}, "two are called 'CAN'"),
+        ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an arm above"),
+        ({"name": "a", "group": ""}, "'a' needs tuned=True, or the arm it is like"),
+        ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
+    ],
+)
+def test_arms_that_do_not_fit(arm, message):
+    with pytest.raises(UserError, match=message):
+        Plan(small_study(arms=(*small_study().arms, arm)))
+
+
+def test_the_shipped_study_is_whole():
+    study = runpy.run_path(str(ROOT / "configs/study/cifar10.py"))["get_config"]()
+    study.recipe.data.path = "/data"
+    plan = Plan(study)
+    names = {plan.run(arm, 2e-3, 0).name for arm in plan.arms.values()}
+    assert len(names) == len(plan.arms) > 20
+    for name in ("CAN", "CAN without noise", "MAE", "SimCLR"):
+        assert plan.arms[name].tuned and plan.arms[name].seeds >= 3
+
+
+def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
+    plan = Plan(small_study())
+    driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
+    assert list(driver.progress())[2].endswith("the learning rate of 'CAN' is not known yet")
+    found = {arm.name: list(driver.results_of(arm)) for arm in plan.arms.values()}
+    files = sorted((tmp_path / "results").glob("*.json"))
+    assert len(files) == 4  # two rates, one change, one that is not trained
+    result = found["mask ratio 0.75"][0]
+    assert result["learning_rate"] == found["CAN"][0]["learning_rate"] == plan_rate(driver, plan)
+    assert result["config"]["model"]["mask_ratio"] == 0.75 and result["environment"]["commit"]
+    assert [point["step"] for point in result["curves"]] == [0, 2, 4]
+    assert {"loss/total", "probe/knn", "embedding/effective_rank"} <= result["curves"][-1].keys()
+
+    before = [path.stat().st_mtime_ns for path in files]
+    again = Driver(plan, epath.Path(tmp_path / "nowhere"), driver.results)
+    assert {arm.name: list(again.results_of(arm)) for arm in plan.arms.values()} == found
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert not (tmp_path / "nowhere").exists()
+    assert list(driver.progress())[1].startswith("mask ratio 0.75: 1 of 1 runs")
+
+    (tmp_path / "results" / "FINDINGS.md").write_text("What did not reproduce: nothing yet.\n")
+    Report(driver, epath.Path(tmp_path / "study.md")).write()
+    page = (tmp_path / "study.md").read_text()
+    assert page.index("did not reproduce") < page.index("| mask | mask ratio 0.75 |")
+    assert f"{result['metrics']['linear/top1']:.1f}" in page
+    assert all(path.stem in page for path in files if json.loads(path.read_text())["learning_rate"]
+               == result["learning_rate"])  # fmt: skip
+    assert (tmp_path / "study" / "choices.svg").exists()
+
+
+def plan_rate(driver, plan):
+    tried = {r: driver.known(plan.run(plan.arms["CAN"], r, 0)) for r in plan.learning_rates}
+    return max(tried, key=lambda rate: tried[rate]["held_out_top1"])
