@@ -19,6 +19,11 @@ from can_jax.errors import UserError
 from can_jax.files import replace_text
 from can_jax.parallel.runtime import gather
 
+
+class InUse(UserError):
+    """Another process has what this one wants."""
+
+
 BEAT_SECONDS = 10.0
 STALE_BEATS = 3.0  # after so many that were missed, a holder on another host is gone
 
@@ -91,13 +96,13 @@ def run_lock(workdir: epath.Path) -> Iterator[None]:
     """Hold the run directory. The first process of a job does; the others learn of the outcome.
 
     Raises:
-        UserError: another run holds it.
+        InUse: another run holds it.
     """
     place = workdir / "lock.json"
     other = _take(place) if jax.process_index() == 0 else None
     if gather("run lock", np.int32(other is not None))[0]:
         who = f"by process {other['pid']} on {other['host']}" if other else ""
-        raise UserError(
+        raise InUse(
             f"--workdir={workdir} is in use {who}: wait for that run, stop it, or give another "
             "--workdir"
         )

@@ -2,8 +2,9 @@
 
 Trains and measures every run of a study, one after the other, and writes a JSON file for each to
 `benchmarks/results/study/NAME`. A run that has such a file is not made again, one that was stopped
-goes on: after SIGTERM or any kill give the same command. `--pending` lists what is left;
-`--report=docs/study.md` makes tables and plots of the results that are there.
+goes on: after SIGTERM or any kill give the same command. Give it several times at once, and they
+share the runs. `--pending` lists what is left; `--report=docs/study.md` makes tables and plots of
+the results that are there.
 """
 
 from absl import flags
@@ -47,9 +48,7 @@ def main() -> None:
         Report(driver, epath.Path(_REPORT.value)).write()
         console.print(f"wrote {_REPORT.value}")
         return
-    for arm in plan.arms.values():
-        found = [result["metrics"]["linear/top1"] for result in driver.results_of(arm)]
-        console.print(f"[bold]{arm.name}[/]: linear {', '.join(f'{v:.2f}' for v in found)} %")
+    driver.work()
 
 
 if __name__ == "__main__":

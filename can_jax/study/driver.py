@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,15 @@ from can_jax.evaluate.pictures import figures_of
 from can_jax.evaluate.protocols import MAP, measure
 from can_jax.evaluate.results import write_results
 from can_jax.files import replace_text
+from can_jax.lock import InUse, run_lock
 from can_jax.observe.metrics import read_metrics
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.runtime import environment
 from can_jax.pretrain import pretrain
+from can_jax.run import make_directory
 from can_jax.study.plan import Arm, Plan, Run, flops
 
+WAIT_SECONDS = 10.0  # until what other processes have left is looked at again
 Result = dict[str, Any]
 # Columns of a run's curves, of all that `metrics.jsonl` holds.
 CURVES = (
@@ -78,50 +82,69 @@ class Driver:
     """Runs a study, going on where it was.
 
     Args:
-        plan: the study.
+        plan: of the study.
         workdir: for the run directories.
         results: for a JSON file a run; a run that has one is not made again.
     """
 
     def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
         self.plan, self.workdir, self.results = plan, workdir, results
-        self._console = Console(width=120, soft_wrap=True, highlight=False)
 
     def known(self, run: Run) -> Result | None:
         """What a run found, if it was made."""
         path = result_path(self.results, run)
         return json.loads(path.read_text()) if path.exists() else None
 
-    def need(self, run: Run) -> Result:
-        """What a run found; it is trained if it was not yet."""
-        if found := self.known(run):
-            return found
-        self._console.print(f"[bold]{run.arm.name}[/], seed {run.config.seed}: {run.name}")
-        workdir = self.workdir / run.name
-        pretrain(run.config, workdir)
-        found, pictures = conclude(self.plan, run, workdir)
-        self.results.mkdir(parents=True, exist_ok=True)
-        if run.arm.pictured and run.config.seed == 0:
-            for name, content in pictures.items():
-                (self.results / f"{run.name}-{name}").write_bytes(content)
-        replace_text(result_path(self.results, run), json.dumps(found, indent=1) + "\n")
-        jax.clear_caches()  # the next run's programs are others
-        return found
+    def work(self) -> None:
+        """Make every run that lacks; several processes may do so at once, each another run."""
+        while missing := list(self.missing()):
+            if not any(map(self._make, missing)):
+                time.sleep(WAIT_SECONDS)  # the others have them all
 
-    def best_rate(self, arm: Arm) -> float:
-        """The learning rate with which the first seed did best on held-out training examples."""
-        arm = self.plan.tuned_like(arm)
-        tried = {
-            rate: self.need(self.plan.run(arm, rate, seed=0))["held_out_top1"]
-            for rate in self.plan.learning_rates
-        }
-        return max(tried, key=lambda rate: tried[rate])
+    def missing(self) -> Iterator[Run]:
+        """Runs that can be made now: those that look for a learning rate, then those with it."""
+        for arm in self.plan.arms.values():
+            runs = [self.plan.run(arm, r, seed=0) for r in self.plan.learning_rates * arm.tuned]
+            if run := self.chosen(arm):
+                rate = run.config.optimizer.learning_rate
+                runs = [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
+            yield from (run for run in runs if not result_path(self.results, run).exists())
+
+    def _make(self, run: Run) -> bool:
+        """Train a run and write down what it found; or, if another process is at it, do not."""
+        workdir = self.workdir / run.name
+        make_directory(workdir / "claim")
+        try:
+            with run_lock(workdir / "claim"):
+                if self.known(run):
+                    return True
+                rate = run.config.optimizer.learning_rate
+                self._say(f"{run.arm.name}, learning rate {rate:g}, seed {run.config.seed}")
+                pretrain(run.config, workdir)
+                found, pictures = conclude(self.plan, run, workdir)
+                self.results.mkdir(parents=True, exist_ok=True)
+                if run.arm.pictured and run.config.seed == 0:
+                    for name, content in pictures.items():
+                        (self.results / f"{run.name}-{name}").write_bytes(content)
+                replace_text(result_path(self.results, run), json.dumps(found, indent=1) + "\n")
+                self._say(f"{run.name}: linear {found['metrics']['linear/top1']:.2f} %")
+        except InUse:
+            return False
+        jax.clear_caches()  # the next run's programs are others
+        return True
+
+    def _say(self, line: str) -> None:
+        Console(width=120, soft_wrap=True, highlight=False).print(line, style="bold")
 
     def chosen(self, arm: Arm) -> Run | None:
-        """The first run of an arm at its learning rate, if that is known."""
+        """The first run of an arm at its learning rate, that with which the first seed did best on
+        held-out training examples; None while that is not known."""
         tuned = self.plan.tuned_like(arm)
-        tried = [self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates]
-        return self.plan.run(arm, self.best_rate(arm), seed=0) if all(tried) else None
+        tried = {r: self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates}
+        found = {rate: result["held_out_top1"] for rate, result in tried.items() if result}
+        if len(found) < len(tried):
+            return None
+        return self.plan.run(arm, max(found, key=lambda rate: found[rate]), seed=0)
 
     def made(self, arm: Arm) -> list[Result]:
         """What is known of an arm at its learning rate, with the name of each ``file``."""
@@ -130,12 +153,6 @@ class Driver:
         rate = first.config.optimizer.learning_rate
         runs = [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
         return [found | {"file": run.name} for run in runs if (found := self.known(run))]
-
-    def results_of(self, arm: Arm) -> Iterator[Result]:
-        """Those of an arm, a seed each, at its learning rate; runs that lack are made."""
-        rate = self.best_rate(arm)
-        for seed in range(arm.seeds):
-            yield self.need(self.plan.run(arm, rate, seed))
 
     def progress(self) -> Iterator[str]:
         """A line an arm: how many of its runs are done."""

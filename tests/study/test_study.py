@@ -92,7 +92,8 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     plan = Plan(small_study())
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
     assert list(driver.progress())[2].endswith("the learning rate of 'CAN' is not known yet")
-    found = {arm.name: list(driver.results_of(arm)) for arm in plan.arms.values()}
+    driver.work()
+    found = {arm.name: driver.made(arm) for arm in plan.arms.values()}
     files = sorted((tmp_path / "results").glob("*.json"))
     assert len(files) == 4  # two rates, one change, one that is not trained
     result = found["mask ratio 0.75"][0]
@@ -103,7 +104,8 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
 
     before = [path.stat().st_mtime_ns for path in files]
     again = Driver(plan, epath.Path(tmp_path / "nowhere"), driver.results)
-    assert {arm.name: list(again.results_of(arm)) for arm in plan.arms.values()} == found
+    again.work()
+    assert {arm.name: again.made(arm) for arm in plan.arms.values()} == found
     assert [path.stat().st_mtime_ns for path in files] == before
     assert not (tmp_path / "nowhere").exists()
     assert list(driver.progress())[1].startswith("mask ratio 0.75: 1 of 1 runs")
