@@ -145,9 +145,9 @@ def default_config() -> ConfigDict:
 
 
 def load_recipe(beside: str, name: str) -> ConfigDict:
-    """The configuration of the recipe ``name`` in the folder of the file ``beside``: what a recipe
-    that changes another one starts from."""
-    return runpy.run_path(str(Path(beside).with_name(f"{name}.py")))["get_config"]()
+    """The configuration of the recipe ``name``, seen from the folder of the file ``beside``: what a
+    recipe that changes another one starts from."""
+    return runpy.run_path(str(Path(beside).parent / f"{name}.py"))["get_config"]()
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader
 from can_jax.errors import UserError
 from can_jax.observe import console
-from can_jax.observe.clock import STEPS_IN_FLIGHT, StepClock
+from can_jax.observe.clock import STEPS_IN_FLIGHT, Startup, StepClock
 from can_jax.observe.guard import Guard
 from can_jax.observe.profile import TraceWindow
 from can_jax.observe.watchdog import Watchdog
@@ -96,6 +96,7 @@ class Loop:
         total: the last step.
         workdir: the run directory.
         progress: up to the step from which the run goes on.
+        startup: until the first of these steps.
         trace: of some steps, if wanted.
     """
 
@@ -111,6 +112,7 @@ class Loop:
     watchdog: Watchdog
     replicas: ReplicaCheck | None
     progress: Progress
+    startup: Startup | None = None
     trace: TraceWindow | None = None
 
     def __call__(self, number: int, state: TrainState) -> tuple[int, TrainState]:
@@ -130,6 +132,9 @@ class Loop:
             if self.trace:
                 self.trace.before(number)
             state, metrics = self.compiled(state, batch)
+            if self.startup:
+                report.say(self.startup.line(state.step))
+                self.startup = None
             if self.trace and (line := self.trace.after(number, state.step)):
                 report.say(line)
             clock.stepped(metrics["loss/total"])

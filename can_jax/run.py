@@ -20,6 +20,7 @@ from can_jax.files import replace_text
 from can_jax.lock import run_lock
 from can_jax.loop import Loop, Progress, Watcher
 from can_jax.observe import console
+from can_jax.observe.clock import Startup
 from can_jax.observe.metrics import MetricWriter
 from can_jax.observe.profile import TraceWindow
 from can_jax.observe.watchdog import Watchdog
@@ -95,6 +96,8 @@ def run(
         Preempted: SIGTERM came; the state is saved.
     """
     config, times, step = training.config, training.times, training.step
+    startup = Startup()
+    startup.mark("imports and data")
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(contextlib.closing(Stopping()))
         make_directory(workdir)
@@ -121,11 +124,15 @@ def run(
         with writing(workdir):
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         watcher = training.watcher(workdir, writer, report)
+        jax.block_until_ready(state)
+        startup.mark("the state")
         watcher.look_first(first, state)
+        startup.mark("the first probe")
         if first < times.total:
             drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
             watchdog = Watchdog(config.stuck_after_seconds)
             compiled = compile_timed(step, abstract, mesh, report)
+            startup.mark("compiling")
             if dump_hlo and jax.process_index() == 0:
                 with writing(workdir):
                     (workdir / "hlo.txt").write_text(compiled.as_text() or "")
@@ -142,6 +149,7 @@ def run(
                 watchdog=stack.enter_context(contextlib.closing(watchdog)),
                 replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
                 progress=progress,
+                startup=startup,
                 trace=TraceWindow(workdir, first, times.total) if profile else None,
             )
             report.start_bar()

@@ -80,8 +80,10 @@ def in_parallel(
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
     # A batch of whole chunks saves a copy; chunks that are too small cost more than that.
     size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
+    # No Python here waits to become a graph, and to look for some takes seconds.
+    as_it_is = tf.autograph.experimental.do_not_convert(chunk)
     chunks = elements.batch(size).interleave(
-        chunk, cycle_length=threads, num_parallel_calls=threads, deterministic=True
+        as_it_is, cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )
     options = tf.data.Options()
     options.deterministic = True

@@ -5,17 +5,22 @@ size, angle and colour of each figure, the background and its shading vary freel
 neighbours in pixel space are of any class.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from can_jax.data.source import ArraySource
+from can_jax.processes import usable_cores
 
 LABEL_NAMES = (
     "disc", "square", "triangle", "star", "cross", "ring", "crescent", "heart", "bars", "hourglass",
 )  # fmt: skip
 CELLS = 3  # figures along each side of an image
 SUPERSAMPLING = 2
-CHUNK = 256  # images drawn at a time, which bounds the memory
+CHUNK = 256  # images whose looks are drawn at a time
+PAINTED = 16  # of these at a time, which fit a core's cache
 TEST_COUNT = 2000
 
 Plane = Float[np.ndarray, "images height width"]
@@ -23,23 +28,21 @@ Plane = Float[np.ndarray, "images height width"]
 
 def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
     """Whether points are inside the figure, which fills about [-1, 1] in both coordinates."""
-    radius = np.hypot(x, y)
-    angle = np.arctan2(y, x)
     match LABEL_NAMES[label]:
         case "disc":
-            return radius < 0.9
+            return np.hypot(x, y) < 0.9
         case "square":
             return np.maximum(abs(x), abs(y)) < 0.8
         case "triangle":
             return (y < 0.65) & (y > 1.9 * abs(x) - 1.0)
         case "star":
-            return radius < 0.68 + 0.36 * np.cos(5 * angle)
+            return np.hypot(x, y) < 0.68 + 0.36 * np.cos(5 * np.arctan2(y, x))
         case "cross":
             return (np.minimum(abs(x), abs(y)) < 0.27) & (np.maximum(abs(x), abs(y)) < 0.95)
         case "ring":
-            return (radius < 0.95) & (radius > 0.55)
+            return abs(np.hypot(x, y) - 0.75) < 0.2
         case "crescent":
-            return (radius < 0.95) & (np.hypot(x - 0.42, y) > 0.72)
+            return (np.hypot(x, y) < 0.95) & (np.hypot(x - 0.42, y) > 0.72)
         case "heart":
             return (1.25 * x) ** 2 + (-1.15 * y - 0.62 * np.sqrt(abs(x)) + 0.05) ** 2 < 0.85
         case "bars":
@@ -48,48 +51,71 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
             return (abs(x) < abs(y) + 0.06) & (abs(y) < 0.85)
 
 
-def draw_chunk(
-    rng: np.random.Generator,
-    labels: Int[np.ndarray, " images"],
-    size: tuple[int, int],
-    channels: int,
-) -> UInt8[np.ndarray, "images height width channels"]:
-    """Draw an image a label: a grid of figures of that kind, each with its own looks."""
-    count, (height, width) = len(labels), size
-    # Where points lie on the grid, which starts anywhere and is continued over the border.
-    y, x = (
+class Looks(NamedTuple):
+    """What is free in some images, an entry an image; all but the noise is a number a figure.
+
+    Attributes:
+        rows, columns: where points lie on the grid, in cells.
+        scale, turn, dy, dx: of the figures.
+        slope: of the background's shade, along rows and columns.
+        back, shift: the background's colour, and what is added to it for a figure's.
+        noise: of the pixels.
+    """
+
+    rows: Float[np.ndarray, "images points"]
+    columns: Float[np.ndarray, "images points"]
+    scale: Float[np.ndarray, "images cells cells"]
+    turn: Float[np.ndarray, "images cells cells"]
+    dy: Float[np.ndarray, "images cells cells"]
+    dx: Float[np.ndarray, "images cells cells"]
+    slope: Float[np.ndarray, "images 2 1 1 channels"]
+    back: Float[np.ndarray, "images 1 1 channels"]
+    shift: Float[np.ndarray, "images cells cells channels"]
+    noise: Float[np.ndarray, "images height width channels"]
+
+
+def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], channels: int) -> Looks:
+    """Choose them at random. The grid starts anywhere and is continued over the border."""
+    rows, columns = (
         (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
-        for n in (height, width)
+        for n in size
     )
-    y, x = y[:, :, None], x[:, None, :]
+    limits = ((0.55, 0.9), (-0.5, 0.5), (-0.2, 0.2), (-0.2, 0.2))
+    scale, turn, dy, dx = (rng.uniform(*pair, (count, CELLS, CELLS)) for pair in limits)
+    slope = rng.uniform(-0.15, 0.15, (2, count, 1, 1, channels)).swapaxes(0, 1)
+    back = rng.uniform(0.1, 0.9, (count, 1, 1, channels))
+    shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
+    shift *= rng.choice([-1.0, 1.0], shift.shape)
+    noise = rng.normal(0.0, 0.005, (count, *size, channels))
+    return Looks(rows, columns, scale, turn, dy, dx, slope, back, shift, noise)
+
+
+def paint(
+    labels: Int[np.ndarray, " images"], looks: Looks
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """An image a label: a grid of figures of that kind, each with its own looks."""
+    count, height, width, _ = looks.noise.shape
+    y, x = looks.rows[:, :, None], looks.columns[:, None, :]
     cell_of = np.arange(count)[:, None, None], y.astype(int), x.astype(int)
-
-    def drawn(low: float, high: float) -> Plane:
-        """A number for each figure, spread over its cell."""
-        return rng.uniform(low, high, (count, CELLS, CELLS))[cell_of]
-
-    scale, turn = drawn(0.55, 0.9), drawn(-0.5, 0.5)
-    dy = 2 * (y % 1) - 1 - drawn(-0.2, 0.2)
-    dx = 2 * (x % 1) - 1 - drawn(-0.2, 0.2)
-    u = (np.cos(turn) * dx + np.sin(turn) * dy) / scale
-    v = (-np.sin(turn) * dx + np.cos(turn) * dy) / scale
+    cos, sin = np.cos(looks.turn)[cell_of], np.sin(looks.turn)[cell_of]
+    scale = looks.scale[cell_of]
+    dy = 2 * (y % 1) - 1 - looks.dy[cell_of]
+    dx = 2 * (x % 1) - 1 - looks.dx[cell_of]
+    u = (cos * dx + sin * dy) / scale
+    v = (-sin * dx + cos * dy) / scale
     inside = np.zeros(u.shape, bool)
-    for label in range(len(LABEL_NAMES)):
+    for label in np.unique(labels):
         chosen = labels == label
         inside[chosen] = outline(label, u[chosen], v[chosen])
     coverage = inside.reshape(count, height, SUPERSAMPLING, width, SUPERSAMPLING).mean((2, 4))
 
     # The background shades from side to side, so that a patch without a figure shows something too.
-    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij")
-    slope = rng.uniform(-0.15, 0.15, (2, count, 1, 1, channels))
-    shade = slope[0] * rows[..., None] + slope[1] * columns[..., None]
-    back = rng.uniform(0.1, 0.9, (count, 1, 1, channels))
-    shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
-    shift *= rng.choice([-1.0, 1.0], shift.shape)
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in (height, width)), indexing="ij")
+    shade = looks.slope[:, 0] * rows[..., None] + looks.slope[:, 1] * columns[..., None]
+    back, shift = looks.back, looks.shift
     front = np.where((back + shift > 1) | (back + shift < 0), back - shift, back + shift)
     coarse = (cell_of[0], cell_of[1][:, ::SUPERSAMPLING], cell_of[2][:, :, ::SUPERSAMPLING])
-    pixels = back + shade + (front[coarse] - back - shade) * coverage[..., None]
-    pixels += rng.normal(0.0, 0.005, pixels.shape)
+    pixels = back + shade + (front[coarse] - back - shade) * coverage[..., None] + looks.noise
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
@@ -101,6 +127,19 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
     count = count if split == "train" else TEST_COUNT
     rng = np.random.default_rng([0 if split == "train" else 1, *size, channels])
     labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
-    starts = range(0, count, CHUNK)
-    images = [draw_chunk(rng, labels[i : i + CHUNK], size, channels) for i in starts]
-    return ArraySource(np.concatenate(images), labels, LABEL_NAMES)
+    images = np.empty((count, *size, channels), np.uint8)
+
+    def fill(start: int, looks: Looks) -> None:
+        end = start + len(looks.noise)
+        images[start:end] = paint(labels[start:end], looks)
+
+    parts = []
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for start in range(0, count, CHUNK):
+            looks = draw_looks(rng, min(CHUNK, count - start), size, channels)
+            for first in range(0, len(looks.noise), PAINTED):
+                few = Looks(*(values[first : first + PAINTED] for values in looks))
+                parts.append(threads.submit(fill, start + first, few))
+    for part in parts:
+        part.result()  # raises what it raised
+    return ArraySource(images, labels, LABEL_NAMES)

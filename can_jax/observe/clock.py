@@ -5,13 +5,16 @@ Here every window starts and ends with waiting for a result.
 """
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+_IMPORTED = time.perf_counter()
 INPUT_BOUND = 0.1  # share of the time spent waiting for images from which on it is worth a line
 STEPS_IN_FLIGHT = 2  # enough to keep the devices busy, few enough to bound the batches they hold
 
@@ -32,6 +35,41 @@ class Window(NamedTuple):
     def data_wait(self) -> float:
         """The share of the time that was spent waiting for the next batch."""
         return self.data_seconds / self.seconds if self.seconds else 0.0
+
+
+def process_age() -> float:
+    """Seconds since this process was started; where the system does not tell, since its first
+    import of this module."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return time.perf_counter() - _IMPORTED
+
+
+class Startup:
+    """Where the time from the command to the first step goes."""
+
+    _told = False  # a further run of a process does not begin with the process
+
+    def __init__(self) -> None:
+        now = time.perf_counter()
+        self._last = now if Startup._told else now - process_age()
+        self._parts: dict[str, float] = {}
+        Startup._told = True
+
+    def mark(self, part: str) -> None:
+        """What lies between the last mark and this one."""
+        now = time.perf_counter()
+        self._parts[part] = now - self._last
+        self._last = now
+
+    def line(self, result: Any) -> str:
+        """Wait for the first step, and say how long everything took."""
+        jax.block_until_ready(result)
+        self.mark("the step")
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self._parts.items())
+        return f"first step after {sum(self._parts.values()):.1f}s: {parts}"
 
 
 class StepClock:

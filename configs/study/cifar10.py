@@ -41,15 +41,12 @@ CHOICES: dict[str, dict[str, dict]] = {
 
 
 def get_config() -> ConfigDict:
-    recipe = load_recipe(str(__file__).replace("/study/", "/"), "cifar10")
-    recipe.total_steps = 600
-    recipe.log_every_steps = 25
+    recipe = load_recipe(__file__, "../cifar10")
+    recipe.update(total_steps=600, log_every_steps=25)
     recipe.model.patch_size = 8
     recipe.optimizer.warmup_steps = 60
     recipe.checkpoint.update(every_steps=300, keep_last=1)
-    recipe.probe.every_steps = 300
-    recipe.figures.every_steps = 300
-
+    recipe.probe.every_steps = recipe.figures.every_steps = 300
     evaluation = default_evaluation()
     evaluation.protocol = "linear"
     evaluation.data.train_examples = 20000
@@ -64,7 +61,7 @@ def get_config() -> ConfigDict:
         {"name": "untrained", "group": "methods", "like": "CAN", "untrained": True, "seeds": 3},
         {"name": "MAE, equal FLOPs", **EQUAL, "like": "MAE"},
         {"name": "SimCLR, equal FLOPs", **EQUAL, "like": "SimCLR"},
-        {"name": "MAE, its own augmentation", "group": "methods", "like": "MAE", "seeds": 1,
+        {"name": "MAE, its own augmentation", "group": "methods", "like": "MAE",
          "changes": {"augment.jitter": 0.0, "augment.greyscale": 0.0}},
     ]  # fmt: skip
     for group, choices in CHOICES.items():
