@@ -104,7 +104,7 @@ def paint(
     u = (cos * dx + sin * dy) / scale
     v = (-sin * dx + cos * dy) / scale
     inside = np.zeros(u.shape, bool)
-    for label in np.unique(labels):
+    for label in range(len(LABEL_NAMES)):
         chosen = labels == label
         inside[chosen] = outline(label, u[chosen], v[chosen])
     coverage = inside.reshape(count, height, SUPERSAMPLING, width, SUPERSAMPLING).mean((2, 4))
