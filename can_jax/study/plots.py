@@ -15,6 +15,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#e9ecef",
     "font.size": 9,
 }
@@ -50,12 +51,12 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
             style = {"color": colour, "lw": 1.6, "ls": "--" if "equal" in name else "-"}
             low, high = [min(points[s]) for s in steps], [max(points[s]) for s in steps]
             mean = [statistics.mean(points[s]) for s in steps]
-            for axis, unit in ((by_images, batch), (by_flops, batch * flops / 1e15)):
+            for axis, unit in ((by_images, batch), (by_flops, batch * flops / 1e12)):
                 across = [s * unit for s in steps]
                 axis.plot(across, mean, label=name, marker="o", ms=3, **style)
                 axis.fill_between(across, low, high, color=colour, alpha=0.15, lw=0)
         by_images.set(xlabel="images seen", ylabel="kNN accuracy (%)")
-        by_flops.set(xlabel="PFLOP")
+        by_flops.set(xlabel="TFLOP")
         by_flops.legend(frameon=False, bbox_to_anchor=(1.02, 1), loc="upper left")
         save(figure, path)
 

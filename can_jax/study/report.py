@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from etils import epath
 
+from can_jax.errors import UserError
 from can_jax.files import replace_text
 from can_jax.study import plots
 from can_jax.study.driver import Driver, Result, result_path
@@ -44,6 +45,9 @@ class Report:
     Args:
         driver: of the study; nothing is trained.
         page: where it goes; plots go to a folder of its name.
+
+    Raises:
+        UserError: the study's reference has no result.
     """
 
     def __init__(self, driver: Driver, page: epath.Path):
@@ -51,6 +55,8 @@ class Report:
         self._folder = page.parent / page.stem
         self._found = {name: driver.made(arm) for name, arm in self._plan.arms.items()}
         self._reference = self._found[self._plan.reference]
+        if not self._reference:
+            raise UserError(f"{driver.results} holds no result of {self._plan.reference!r} yet")
 
     def write(self) -> None:
         """Write page and plots."""
@@ -74,7 +80,7 @@ class Report:
             "## Files",
             self._files(),
         ]
-        plots.curves(self._several(), self._folder / "curves.svg")
+        plots.curves(self._methods_found(), self._folder / "curves.svg")
         choices = [(arm.name, self._found[arm.name]) for arm in self._singles()]
         plots.bars(choices, self._reference, linear, self._folder / "choices.svg")
         replace_text(self._page, "\n\n".join(part for part in parts if part) + "\n")
@@ -93,13 +99,11 @@ class Report:
             "± is the standard deviation over seeds."
         )
 
-    def _several(self) -> dict[str, list[Result]]:
-        """Results of the arms with several seeds, by name."""
-        return {
-            name: results
-            for name, results in self._found.items()
-            if results and self._plan.arms[name].seeds > 1
-        }
+    def _methods_found(self) -> dict[str, list[Result]]:
+        """Results of the arms that are no choices of the reference, by name."""
+        choices = self._singles()
+        arms = [arm for arm in self._plan.arms.values() if arm not in choices]
+        return {arm.name: self._found[arm.name] for arm in arms if self._found[arm.name]}
 
     def _singles(self) -> list[Arm]:
         """Arms that were run, and change the reference."""
@@ -110,10 +114,10 @@ class Report:
     def _methods(self) -> str:
         head = [
             "method", "seeds", "linear top-1 (%)", "kNN (%)", "steps", "MFLOP an image and step",
-            "PFLOP in all", "images/s",
+            "TFLOP in all", "images/s",
         ]  # fmt: skip
         rows = []
-        for name, results in self._several().items():
+        for name, results in self._methods_found().items():
             first = results[0]
             total = first["flops_per_image"] * first["steps"] * first["config"]["batch_size"]
             rate = statistics.median(r["images_per_second"] or 0 for r in results)
@@ -125,7 +129,7 @@ class Report:
                     if trained
                     else ["", ""]
                 )
-                + ([f"{total / 1e15:.2f}", f"{rate:.0f}"] if trained else ["", ""])
+                + ([f"{total / 1e12:.1f}", f"{rate:.0f}"] if trained else ["", ""])
             )
         return rows_to_table(head, rows)
 
@@ -164,7 +168,9 @@ class Report:
                 name = path.stem.removeprefix(f"{stem}-")
                 copy = self._folder / f"{arm.name}_{name}{path.suffix}".replace(" ", "_")
                 copy.write_bytes(path.read_bytes())
-                what = "map of the test images" if name == "map" else name.replace("_0", " 0")
+                what = (
+                    "map of the test images" if name == "map" else f"step {int(name.split('_')[1])}"
+                )
                 lines.append(f"{arm.name}, {what}:\n\n![{what}]({self._folder.name}/{copy.name})")
         return "\n\n".join(lines)
 
