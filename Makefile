@@ -1,4 +1,5 @@
 # Two commands do everything: `make quickstart` and `make test`. Another Python: make test PYTHON=python3.12
+# `make test-torch` runs what `make test` skips without PyTorch.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -7,13 +8,16 @@ CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test lint constraints clean
+.PHONY: quickstart test test-torch lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test lint
 	$(VENV)/bin/python -m pytest
+
+test-torch: $(VENV)/installed-torch
+	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
@@ -29,6 +33,10 @@ $(VENV)/installed: $(REQUIREMENTS)
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-torch: $(VENV)/installed-test
+	$(INSTALL) --editable '.[test,torch]'
 	@touch $@
 
 # The tested versions, written down from an environment with the newest that requirements.txt allows.

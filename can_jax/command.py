@@ -77,7 +77,12 @@ def keep_compiled() -> None:
         return
     kind = hashlib.sha256(processor().encode()).hexdigest()[:8]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "can_jax" / f"compiled-{kind}"))
+    folder = cache / "can_jax" / f"compiled-{kind}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # then each start compiles
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
