@@ -64,7 +64,7 @@ class Order:
         if len(self.sizes) == 1:
             return tf.zeros_like(positions), positions
         parts, ranks, counts = (tf.constant(x, tf.int64) for x in turns(self.weights))
-        cycle, slot = positions // len(parts), positions % len(parts)
+        cycle, slot = positions // parts.shape[0], positions % parts.shape[0]
         part = tf.gather(parts, slot)
         return part, cycle * tf.gather(counts, part) + tf.gather(ranks, slot)
 
