@@ -158,8 +158,10 @@ class Driver:
         """A line an arm: how many of its runs are done."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
-                waits = self.plan.tuned_like(arm).name
-                yield f"{arm.name}: the learning rate of {waits!r} is not known yet"
+                tuned, rates = self.plan.tuned_like(arm), self.plan.learning_rates
+                tried = sum(self.known(self.plan.run(tuned, r, seed=0)) is not None for r in rates)
+                whose = "" if tuned is arm else f" of {tuned.name!r}"
+                yield f"{arm.name}: {tried} of {len(rates)} learning rates{whose} tried"
             else:
                 rate = run.config.optimizer.learning_rate
                 done = f"{len(self.made(arm))} of {arm.seeds} runs"

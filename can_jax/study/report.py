@@ -56,7 +56,9 @@ class Report:
         self._found = {name: driver.made(arm) for name, arm in self._plan.arms.items()}
         self._reference = self._found[self._plan.reference]
         if not self._reference:
-            raise UserError(f"{driver.results} holds no result of {self._plan.reference!r} yet")
+            raise UserError(
+                f"{driver.results} lacks {self._plan.reference!r} at some learning rate"
+            )
 
     def write(self) -> None:
         """Write page and plots."""

@@ -91,8 +91,8 @@ def test_the_shipped_study_is_whole():
 def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     plan = Plan(small_study())
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
-    assert list(driver.progress())[2].endswith("the learning rate of 'CAN' is not known yet")
-    with pytest.raises(UserError, match="holds no result of 'CAN' yet"):
+    assert list(driver.progress())[2].endswith(": 0 of 2 learning rates of 'CAN' tried")
+    with pytest.raises(UserError, match="lacks 'CAN' at some learning rate"):
         Report(driver, epath.Path(tmp_path / "study.md"))
     driver.work()
     found = {arm.name: driver.made(arm) for arm in plan.arms.values()}
