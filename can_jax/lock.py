@@ -19,13 +19,12 @@ from can_jax.errors import UserError
 from can_jax.files import replace_text
 from can_jax.parallel.runtime import gather
 
+BEAT_SECONDS = 10.0
+STALE_BEATS = 3.0  # after so many that were missed, a holder on another host is gone
+
 
 class InUse(UserError):
     """Another process has what this one wants."""
-
-
-BEAT_SECONDS = 10.0
-STALE_BEATS = 3.0  # after so many that were missed, a holder on another host is gone
 
 
 def _started(pid: int) -> str | None:

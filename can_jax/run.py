@@ -124,7 +124,6 @@ def run(
         with writing(workdir):
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         watcher = training.watcher(workdir, writer, report)
-        jax.block_until_ready(state)
         startup.mark("the state")
         watcher.look_first(first, state)
         startup.mark("the first probe")

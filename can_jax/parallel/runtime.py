@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from can_jax.errors import EXIT_ERROR, UserError, one_line
+from can_jax.processes import usable_cores
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
@@ -225,8 +226,7 @@ def processor() -> str:
     if (listing := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"^model name\s*: (.*)$", listing.read_text(), re.MULTILINE)
         name = names[0] if names else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {usable_cores()} cores"
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:

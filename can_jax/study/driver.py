@@ -10,7 +10,6 @@ import jax
 from etils import epath
 from rich.console import Console
 
-from can_jax.config import to_json
 from can_jax.evaluate.pictures import figures_of
 from can_jax.evaluate.protocols import MAP, measure
 from can_jax.evaluate.results import write_results
@@ -21,7 +20,7 @@ from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.runtime import environment
 from can_jax.pretrain import pretrain
 from can_jax.run import make_directory
-from can_jax.study.plan import Arm, Plan, Run, flops
+from can_jax.study.plan import Arm, Plan, Run, flops, settings_of
 
 WAIT_SECONDS = 10.0  # until what other processes have left is looked at again
 Result = dict[str, Any]
@@ -70,8 +69,8 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "metrics": found["metrics"],
         "examples": found["examples"],
         "curves": curves_of(workdir),
-        "config": json.loads(to_json(run.config)),
-        "evaluation": found["protocol"],
+        "config": settings_of(run.config),
+        "evaluation": settings_of(plan.evaluation),
         "data": found["data"]["fingerprints"],
         "environment": environment(make_mesh(run.config.mesh)),
     }
@@ -105,9 +104,8 @@ class Driver:
         """Runs that can be made now: those that look for a learning rate, then those with it."""
         for arm in self.plan.arms.values():
             runs = [self.plan.run(arm, r, seed=0) for r in self.plan.learning_rates * arm.tuned]
-            if run := self.chosen(arm):
-                rate = run.config.optimizer.learning_rate
-                runs = [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
+            if first := self.chosen(arm):
+                runs = self._seeds(arm, first)
             yield from (run for run in runs if not result_path(self.results, run).exists())
 
     def _make(self, run: Run) -> bool:
@@ -139,29 +137,36 @@ class Driver:
     def chosen(self, arm: Arm) -> Run | None:
         """The first run of an arm at its learning rate, that with which the first seed did best on
         held-out training examples; None while that is not known."""
-        tuned = self.plan.tuned_like(arm)
-        tried = {r: self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates}
-        found = {rate: result["held_out_top1"] for rate, result in tried.items() if result}
-        if len(found) < len(tried):
+        found = self._tried(arm)
+        if len(found) < len(self.plan.learning_rates):
             return None
         return self.plan.run(arm, max(found, key=lambda rate: found[rate]), seed=0)
+
+    def _tried(self, arm: Arm) -> dict[float, float]:
+        """Accuracy on held-out training examples by learning rate, as far as it is known."""
+        tuned = self.plan.tuned_like(arm)
+        known = {r: self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates}
+        return {rate: result["held_out_top1"] for rate, result in known.items() if result}
+
+    def _seeds(self, arm: Arm, first: Run) -> list[Run]:
+        """All runs of an arm, given its first."""
+        rate = first.config.optimizer.learning_rate
+        return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 
     def made(self, arm: Arm) -> list[Result]:
         """What is known of an arm at its learning rate, with the name of each ``file``."""
         if (first := self.chosen(arm)) is None:
             return []
-        rate = first.config.optimizer.learning_rate
-        runs = [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
+        runs = self._seeds(arm, first)
         return [found | {"file": run.name} for run in runs if (found := self.known(run))]
 
     def progress(self) -> Iterator[str]:
         """A line an arm: how many of its runs are done."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
-                tuned, rates = self.plan.tuned_like(arm), self.plan.learning_rates
-                tried = sum(self.known(self.plan.run(tuned, r, seed=0)) is not None for r in rates)
+                tuned, rates = self.plan.tuned_like(arm), len(self.plan.learning_rates)
                 whose = "" if tuned is arm else f" of {tuned.name!r}"
-                yield f"{arm.name}: {tried} of {len(rates)} learning rates{whose} tried"
+                yield f"{arm.name}: {len(self._tried(arm))} of {rates} learning rates{whose} tried"
             else:
                 rate = run.config.optimizer.learning_rate
                 done = f"{len(self.made(arm))} of {arm.seeds} runs"

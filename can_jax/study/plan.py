@@ -118,11 +118,16 @@ class Plan:
             config.total_steps = round(config.total_steps * ratio)
         if arm.untrained:
             config.total_steps = 1
-        content = [json.loads(to_json(c)) for c in (config, self.evaluation)]
-        for settings in content:
-            settings["data"].pop("path")
+        content = [settings_of(config), settings_of(self.evaluation)]
         text = json.dumps([content, arm.untrained], sort_keys=True)
         return Run(arm, config, hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS])
+
+
+def settings_of(config: ConfigDict) -> dict[str, Any]:
+    """A configuration as plain JSON values, without where the data lies on this machine."""
+    settings = json.loads(to_json(config))
+    del settings["data"]["path"]
+    return settings
 
 
 def flops(config: ConfigDict) -> int:
