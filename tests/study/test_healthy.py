@@ -2,7 +2,7 @@ import json
 import subprocess
 import sys
 
-from can_jax.study.healthy import METRICS, bands_of, compared, outside
+from can_jax.study.bands import METRICS, bands_of, compared, outside
 from tests.runs import ROOT
 
 
