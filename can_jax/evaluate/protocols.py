@@ -49,10 +49,14 @@ def evaluate(
 
 
 def measure(
-    config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
+    config: ConfigDict,
+    checkpoint: str,
+    workdir: epath.Path,
+    untrained: bool = False,
+    pictures: bool = True,
 ) -> tuple[Findings, Any]:
     """As `evaluate`, writing nothing but what a protocol that trains needs: what was found, and of
-    what."""
+    what. Without ``pictures``, frozen features are measured and not drawn."""
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     place = epath.Path(checkpoint)
@@ -74,7 +78,8 @@ def measure(
         robustness(task, classifier_of(task, findings), findings)
     else:
         findings = FROZEN[config.protocol](task)
-        illustrate(task, findings)
+        if pictures:
+            illustrate(task, findings)
     if not untrained and (panel := newest_panel(place)):
         image = f'<img alt="reconstructions" src="{data_url(panel)}">'
         findings.pictures["Reconstructions, as the run drew them last"] = image

@@ -1,7 +1,5 @@
 """A map of some hundred features in the plane: exact t-SNE (van der Maaten and Hinton, 2008)."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +58,7 @@ def _neighbourhood(
     return jnp.maximum((p + p.T) / (2 * count), 1e-12)
 
 
-@functools.partial(jax.jit, donate_argnums=())
+@jax.jit
 def _descend(
     start: Float[Array, "examples 2"], joint: Float[Array, "examples examples"]
 ) -> Float[Array, "examples 2"]:
@@ -70,10 +68,11 @@ def _descend(
 
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         places, velocity, gains = carry
-        difference = places[:, None] - places[None]
-        near = (1 - jnp.eye(count)) / (1 + jnp.sum(difference**2, axis=-1))
-        pull = jnp.where(i < EXAGGERATED, EXAGGERATION, 1.0) * joint - near / near.sum()
-        gradient = 4 * jnp.einsum("ij,ij,ijd->id", pull, near, difference)
+        lengths = jnp.sum(places**2, axis=1)
+        squared = lengths[:, None] + lengths - 2 * places @ places.T
+        near = (1 - jnp.eye(count)) / (1 + jnp.maximum(squared, 0.0))
+        pull = near * (jnp.where(i < EXAGGERATED, EXAGGERATION, 1.0) * joint - near / near.sum())
+        gradient = 4 * (pull.sum(axis=1, keepdims=True) * places - pull @ places)
         gains = jnp.where(gradient * velocity < 0, gains + 0.2, gains * 0.8).clip(0.01)
         momentum = jnp.where(i < EXAGGERATED, 0.5, 0.8)
         velocity = momentum * velocity - rate * gains * gradient

@@ -47,16 +47,21 @@ def curves_of(workdir: epath.Path) -> list[dict[str, float]]:
 
 
 def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[str, bytes]]:
-    """Measure a finished run: its result, and pictures by file name."""
-    place = workdir / "evaluation"
-    findings, subject = measure(plan.evaluation, str(workdir), place, run.arm.untrained)
+    """Measure a finished run: its result, and, of the first seed of an arm that has them, pictures
+    by file name."""
+    place, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
+    findings, subject = measure(
+        plan.evaluation, str(workdir), place, run.arm.untrained, pictures=pictured
+    )
     found = write_results(place, findings, plan.evaluation, subject)
     lines = [line for line in read_metrics(workdir) if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
     # What it was chosen by is of training examples alone.
     held_out = [row for rows in found["tables"].values() for row in rows]
-    pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
-    pictures["map.svg"] = findings.pictures[MAP].encode()
+    pictures = {}
+    if pictured:
+        pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
+        pictures["map.svg"] = findings.pictures[MAP].encode()
     result = {
         "arm": run.arm.name,
         "group": run.arm.group,
@@ -121,9 +126,8 @@ class Driver:
                 pretrain(run.config, workdir)
                 found, pictures = conclude(self.plan, run, workdir)
                 self.results.mkdir(parents=True, exist_ok=True)
-                if run.arm.pictured and run.config.seed == 0:
-                    for name, content in pictures.items():
-                        (self.results / f"{run.name}-{name}").write_bytes(content)
+                for name, content in pictures.items():
+                    (self.results / f"{run.name}-{name}").write_bytes(content)
                 replace_text(result_path(self.results, run), json.dumps(found, indent=1) + "\n")
                 self._say(f"{run.name}: linear {found['metrics']['linear/top1']:.2f} %")
         except InUse:
