@@ -1,5 +1,6 @@
 """A page about a study: tables and plots, made of its result files alone."""
 
+import json
 import statistics
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ from can_jax.study import plots
 from can_jax.study.driver import Driver, Result, result_path
 from can_jax.study.plan import Arm
 
-FINDINGS = "FINDINGS.md"  # beside the results: what a person makes of them
+# Beside the results: what a person makes of them, and what `benchmark step --parts --json` prints.
+FINDINGS, COST = "FINDINGS.md", "cost.json"
 
 
 def linear(result: Result) -> float:
@@ -64,37 +66,31 @@ class Report:
         """Write page and plots."""
         self._folder.mkdir(parents=True, exist_ok=True)
         findings = self._driver.results / FINDINGS
-        parts = [
-            f"# The study `{self._plan.name}`",
-            findings.read_text().strip() if findings.exists() else "",
-            "## Setting",
-            self._setting(),
-            "## Methods",
-            self._methods(),
-            f"![Learning curves]({self._folder.name}/curves.svg)",
-            "## Learning rates",
-            self._rates(),
-            "## Choices",
-            self._choices(),
-            f"![Choices]({self._folder.name}/choices.svg)",
-            "## What the networks draw",
-            self._pictures(),
-            "## Files",
-            self._files(),
-        ]
         plots.curves(self._methods_found(), self._folder / "curves.svg")
-        choices = [(arm.name, self._found[arm.name]) for arm in self._singles()]
-        plots.bars(choices, self._reference, linear, self._folder / "choices.svg")
-        replace_text(self._page, "\n\n".join(part for part in parts if part) + "\n")
+        sections = {
+            "Setting": self._setting(),
+            "Methods": self._methods(),
+            "What a step costs": self._costs(),
+            "Learning rates": self._rates(),
+            "Choices": self._choices(),
+            "What the networks draw": self._pictures(),
+            "Files": self._files(),
+        }
+        parts = [f"# The study `{self._plan.name}`"]
+        if findings.exists():
+            parts.append(findings.read_text().strip())
+        parts += [f"## {title}\n\n{body}" for title, body in sections.items() if body]
+        replace_text(self._page, "\n\n".join(parts) + "\n")
 
     def _setting(self) -> str:
         first, results = self._reference[0], self._driver.results
         config, examples = first["config"], first["examples"]
         model, side = config["model"], config["data"]["image_size"][0]
         return (
-            f"{examples['train']:,} images to train on, {examples['test']:,} to test, {side} px; "
-            f"an encoder {model['width']} wide and {model['depth']} deep, patches of "
-            f"{model['patch_size']} px; batches of {config['batch_size']}, {first['steps']} steps. "
+            f"Images of {side} px; an encoder {model['width']} wide and {model['depth']} deep, "
+            f"patches of {model['patch_size']} px; {first['steps']} steps with batches of "
+            f"{config['batch_size']}. Linear heads learn from {examples['train']:,} images and are "
+            f"tested on {examples['test']:,}. "
             "This page is made by `python -m can_jax.study "
             f"--config=configs/study/{self._plan.name}.py --report={self._page}` from the files in "
             f"[`{results}`](../{results}), each with its configuration, commit and machine. "
@@ -116,24 +112,38 @@ class Report:
     def _methods(self) -> str:
         head = [
             "method", "seeds", "linear top-1 (%)", "kNN (%)", "steps", "MFLOP an image and step",
-            "TFLOP in all", "images/s",
+            "TFLOP in all",
         ]  # fmt: skip
         rows = []
         for name, results in self._methods_found().items():
             first = results[0]
             total = first["flops_per_image"] * first["steps"] * first["config"]["batch_size"]
-            rate = statistics.median(r["images_per_second"] or 0 for r in results)
-            trained = not self._plan.arms[name].untrained
-            rows.append(
-                [name, str(len(results)), spread(results, linear), spread(results, neighbours)]
-                + (
-                    [str(first["steps"]), f"{first['flops_per_image'] / 1e6:.1f}"]
-                    if trained
-                    else ["", ""]
-                )
-                + ([f"{total / 1e12:.1f}", f"{rate:.0f}"] if trained else ["", ""])
-            )
-        return rows_to_table(head, rows)
+            effort = [str(first["steps"]), f"{first['flops_per_image'] / 1e6:.1f}"]
+            effort += [f"{total / 1e12:.1f}"]
+            if self._plan.arms[name].untrained:
+                effort = [""] * len(effort)
+            accuracies = [spread(results, linear), spread(results, neighbours)]
+            rows.append([name, str(len(results)), *accuracies, *effort])
+        plot = f"![Learning curves]({self._folder.name}/curves.svg)"
+        return f"{rows_to_table(head, rows)}\n\n{plot}"
+
+    def _costs(self) -> str:
+        """Of the methods and of CAN without some part, as the benchmark found."""
+        path = self._driver.results / COST
+        if not path.exists():
+            return ""
+        found = json.loads(path.read_text())
+        whole = found["milliseconds"]["can"]
+        rows = [
+            [name, f"{spent / found['batch_size']:.2f}", f"{spent / whole:.2f}"]
+            for name, spent in found["milliseconds"].items()
+        ]
+        ratio, machine = found["simclr_over_can"], found["environment"]["processor"]
+        return (
+            f"Measured in turns by `{found['command']}` on {machine}. SimCLR's step has "
+            f"{ratio['analytic_flops']:.2f} times the FLOPs of CAN's and takes {ratio['time']:.2f} "
+            "times as long.\n\n" + rows_to_table(["step", "ms an image", "of CAN's"], rows)
+        )
 
     def _rates(self) -> str:
         rates = self._plan.learning_rates
@@ -146,17 +156,19 @@ class Report:
         return rows_to_table(head, rows)
 
     def _choices(self) -> str:
+        if not (choices := self._singles()):
+            return ""
+        changed = [(arm.name, self._found[arm.name]) for arm in choices]
+        plots.bars(changed, self._reference, linear, self._folder / "choices.svg")
         base = statistics.mean(linear(result) for result in self._reference)
         rows = [["", self._plan.reference, spread(self._reference, linear), "",
                  spread(self._reference, neighbours)]]  # fmt: skip
-        for arm in self._singles():
-            results = self._found[arm.name]
+        for arm, (_, results) in zip(choices, changed, strict=True):
             gain = statistics.mean(linear(r) for r in results) - base
             row = [arm.group, arm.name, spread(results, linear), f"{gain:+.1f}"]
             rows.append([*row, spread(results, neighbours)])
-        return rows_to_table(
-            ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"], rows
-        )
+        head = ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"]
+        return f"{rows_to_table(head, rows)}\n\n![Choices]({self._folder.name}/choices.svg)"
 
     def _pictures(self) -> str:
         """Figures at several ages and maps, copied from beside the results."""

@@ -112,11 +112,18 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     assert not (tmp_path / "nowhere").exists()
     assert list(driver.progress())[1].startswith("mask ratio 0.75: 1 of 1 runs")
 
+    cost = {
+        "command": "python -m can_jax.benchmark step", "batch_size": 8,
+        "milliseconds": {"can": 4.0, "simclr": 6.0}, "environment": {"processor": "an abacus"},
+        "simclr_over_can": {"analytic_flops": 1.7, "time": 1.5},
+    }  # fmt: skip
+    (tmp_path / "results" / "cost.json").write_text(json.dumps(cost))
     (tmp_path / "results" / "FINDINGS.md").write_text("What did not reproduce: nothing yet.\n")
     Report(driver, epath.Path(tmp_path / "study.md")).write()
     page = (tmp_path / "study.md").read_text()
     assert page.index("did not reproduce") < page.index("| mask | mask ratio 0.75 |")
     assert f"{result['metrics']['linear/top1']:.1f}" in page
+    assert "| simclr | 0.75 | 1.50 |" in page and "an abacus" in page
     assert all(path.stem in page for path in files if json.loads(path.read_text())["learning_rate"]
                == result["learning_rate"])  # fmt: skip
     assert (tmp_path / "study" / "choices.svg").exists()
