@@ -4,6 +4,7 @@ import json
 import logging as python_logging
 import shutil
 import sys
+import time
 import warnings
 import zlib
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ SEAL = "seal.json"  # sums of a checkpoint's files, and the shapes of its arrays
 FAILED_SAVES = 3  # in a row, at which a run stops
 WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # by Orbax, and not needed
 CHUNK = 2**24  # bytes read at a time
+REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
 SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
 
 
@@ -265,7 +267,7 @@ class Checkpointer:
         self._manager.reload()
         if jax.process_index() == 0:
             for left in self._directory.glob("*.orbax-checkpoint-tmp"):
-                left.rmtree()
+                _remove(left)
         last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
         message = (
             f"the checkpoint of step {self._saving} could not be written: "
@@ -274,6 +276,16 @@ class Checkpointer:
         if self._failures >= FAILED_SAVES:
             raise UserError(f"{message}; it is the third failure in a row")
         logging.warning("%s; the run goes on", message)
+
+
+def _remove(left: epath.Path) -> None:
+    """Remove what is left of a write, to which threads may still add: they end within seconds."""
+    end = time.monotonic() + REMOVAL_SECONDS
+    while left.exists() and time.monotonic() < end:
+        try:
+            left.rmtree()
+        except OSError:
+            time.sleep(0.1)
 
 
 def _hush_threads() -> None:
@@ -330,5 +342,10 @@ def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
 def _keep_small_arrays_whole() -> None:
     """Devices with copies of an array write a part of it each; Orbax would compile a program for
     each part of the smallest, of which 150 small arrays on eight devices take 15 s in a save."""
-    handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE)
+    usual = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SLICE,
+        # Without the usual one, writes go on after one of them has failed.
+        array_metadata_store=getattr(usual, "_array_metadata_store", None),
+    )
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
