@@ -1,15 +1,17 @@
 """Bands around the curves of runs that went well, and what of another run is outside of them."""
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 METRICS = (
     "loss/contrastive", "loss/reconstruction", "loss/denoising", "embedding/effective_rank",
     "contrastive/top1", "probe/knn",
 )  # fmt: skip
-SLACK = 1.0  # spreads of the runs, that a band is wider on either side
+SLACK = 2.0  # average spreads of the runs, in proportion, that a band is wider on either side
 LEAST = 0.05  # of its middle, that a band is wider at least
 
-Bands = dict[str, dict[str, tuple[float, float]]]  # of a metric: (low, high) by step
+Bands = dict[str, dict[str, Sequence[float]]]  # of a metric: (low, high) by step
 
 
 def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
@@ -17,10 +19,15 @@ def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
     bands: Bands = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
+        ranges: dict[int, tuple[float, float]] = {}
         for step in sorted(set.intersection(*(set(of_run) for of_run in values))):
             found = [of_run[step] for of_run in values]
-            low, high = min(found), max(found)
-            margin = max(SLACK * (high - low), LEAST * abs(low + high) / 2)
+            ranges[step] = (min(found), max(found))
+        # A few runs may lie close together at one step by chance: the spread is that of all steps.
+        wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in ranges.values()]
+        share = max(SLACK * statistics.mean(wide), LEAST) if wide else LEAST
+        for step, (low, high) in ranges.items():
+            margin = max(share * abs(low + high) / 2, high - low)
             place = bands.setdefault(metric, {})
             place[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
     return bands

@@ -1,9 +1,10 @@
 import json
+import signal
 import subprocess
 import sys
 
 from can_jax.study.bands import METRICS, bands_of, compared, outside
-from tests.runs import ROOT
+from tests.runs import ROOT, command, metrics
 
 
 def run_of(offset):
@@ -12,16 +13,16 @@ def run_of(offset):
 
 def test_bands_hold_their_runs_and_not_one_that_fails():
     bands = bands_of([run_of(0.0), run_of(0.2), run_of(0.1)])
-    assert bands["loss/contrastive"]["10"] == (3.795, 4.405)
+    assert bands["loss/contrastive"]["10"] == (3.5831, 4.6169)
     assert outside(bands, run_of(0.1)) == [] and compared(bands, run_of(0.1)) == 3
     (line, *rest) = outside(bands, run_of(1.0))
     assert len(rest) == 2
-    assert line == "loss/contrastive at step 0 is 6, not within 4.745 and 5.455"
+    assert line == "loss/contrastive at step 0 is 6, not within 4.481 and 5.719"
     assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
 
 
 def test_command(tmp_path):
-    def command(*arguments):
+    def healthy(*arguments):
         words = [sys.executable, "-m", "can_jax.study.healthy", str(tmp_path / "b.json")]
         return subprocess.run([*words, *arguments], cwd=ROOT, capture_output=True, text=True)
 
@@ -30,18 +31,38 @@ def test_command(tmp_path):
         lines = "".join(json.dumps(line) + "\n" for line in run_of(offset))
         (tmp_path / name / "metrics.jsonl").write_text(lines)
         (tmp_path / name / "environment.json").write_text('{"commit": "abc"}')
-    assert "does not exist" in command(f"--run={tmp_path / 'a'}").stderr
-    made = command(f"--run={tmp_path / 'a'},{tmp_path / 'b'}", "--write")
+    assert "does not exist" in healthy(f"--run={tmp_path / 'a'}").stderr
+    made = healthy(f"--run={tmp_path / 'a'},{tmp_path / 'b'}", "--write")
     assert made.returncode == 0, made.stderr
-    assert command(f"--run={tmp_path / 'a'}").returncode == 0
-    wrong = command(f"--run={tmp_path / 'c'}", "--json")
+    assert healthy(f"--run={tmp_path / 'a'}").returncode == 0
+    wrong = healthy(f"--run={tmp_path / 'c'}", "--json")
     assert wrong.returncode == 1 and "not as runs of this recipe are" in wrong.stderr
     assert len(json.loads(wrong.stdout)[str(tmp_path / "c")]["outside"]) == 3
 
 
 def test_shipped_bands_are_of_all_metrics():
-    for path in sorted((ROOT / "configs" / "healthy").glob("*.json")):
+    shipped = sorted((ROOT / "configs" / "healthy").glob("*.json"))
+    assert shipped
+    for path in shipped:
         content = json.loads(path.read_text())
         assert content["runs"] >= 2 and content["commit"]
         assert set(content["bands"]) == set(METRICS)
         assert (ROOT / "configs" / f"{path.stem}.py").exists()
+
+
+def test_short_run_of_the_quickstart_stays_within_its_bands(tmp_path):
+    """The shipped recipe, stopped after a hundred steps of its eight hundred."""
+    process = subprocess.Popen(
+        command(ROOT / "configs" / "quickstart.py", tmp_path), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 100/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 75, process.stderr.read()
+    bands = json.loads((ROOT / "configs" / "healthy" / "quickstart.json").read_text())["bands"]
+    run = metrics(tmp_path)
+    assert outside(bands, run) == []
+    assert compared(bands, run) >= 11  # five measures at two steps, and kNN before the first
+    halved = [line | {"loss/contrastive": run[-1]["loss/contrastive"] / 2} for line in run]
+    assert outside(bands, halved)
