@@ -17,7 +17,7 @@ def test_bands_hold_their_runs_and_not_one_that_fails():
     assert outside(bands, run_of(0.1)) == [] and compared(bands, run_of(0.1)) == 3
     (line, *rest) = outside(bands, run_of(1.0))
     assert len(rest) == 2
-    assert line == "loss/contrastive at step 0 is 6, not within 4.481 and 5.719"
+    assert line == "loss/contrastive at step 0 is 6, not within 4.481 and 5.718"
     assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
 
 
