@@ -25,10 +25,12 @@ def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
             ranges[step] = (min(found), max(found))
         # A few runs may lie close together at one step by chance: the spread is that of all steps.
         wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in ranges.values()]
-        share = max(SLACK * statistics.mean(wide), LEAST) if wide else LEAST
+        if not wide:
+            continue
+        share = max(SLACK * statistics.mean(wide), LEAST)
+        place = bands[metric] = {}
         for step, (low, high) in ranges.items():
             margin = max(share * abs(low + high) / 2, high - low)
-            place = bands.setdefault(metric, {})
             place[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
     return bands
 

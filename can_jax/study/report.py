@@ -118,10 +118,10 @@ class Report:
         for name, results in self._methods_found().items():
             first = results[0]
             total = first["flops_per_image"] * first["steps"] * first["config"]["batch_size"]
-            effort = [str(first["steps"]), f"{first['flops_per_image'] / 1e6:.1f}"]
-            effort += [f"{total / 1e12:.1f}"]
-            if self._plan.arms[name].untrained:
-                effort = [""] * len(effort)
+            effort = [""] * 3
+            if not self._plan.arms[name].untrained:
+                flops = f"{first['flops_per_image'] / 1e6:.1f}"
+                effort = [str(first["steps"]), flops, f"{total / 1e12:.1f}"]
             accuracies = [spread(results, linear), spread(results, neighbours)]
             rows.append([name, str(len(results)), *accuracies, *effort])
         plot = f"![Learning curves]({self._folder.name}/curves.svg)"
@@ -163,7 +163,8 @@ class Report:
         base = statistics.mean(linear(result) for result in self._reference)
         rows = [["", self._plan.reference, spread(self._reference, linear), "",
                  spread(self._reference, neighbours)]]  # fmt: skip
-        for arm, (_, results) in zip(choices, changed, strict=True):
+        for arm in choices:
+            results = self._found[arm.name]
             gain = statistics.mean(linear(r) for r in results) - base
             row = [arm.group, arm.name, spread(results, linear), f"{gain:+.1f}"]
             rows.append([*row, spread(results, neighbours)])
