@@ -82,6 +82,15 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     return result, pictures
 
 
+def _beyond(found: dict[float, float | None]) -> float | None:
+    """The learning rate next to the best of `found`, where that is an outermost of several."""
+    known = {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
+    if len(known) < max(2, len(found)):
+        return None
+    best = max(known, key=lambda rate: known[rate])
+    return {max(known): best * 2, min(known): best / 2}.get(best)
+
+
 class Driver:
     """Runs a study, going on where it was.
 
@@ -108,7 +117,7 @@ class Driver:
     def missing(self) -> Iterator[Run]:
         """Runs that can be made now: those that look for a learning rate, then those with it."""
         for arm in self.plan.arms.values():
-            runs = [self.plan.run(arm, r, seed=0) for r in self.plan.learning_rates * arm.tuned]
+            runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm) if arm.tuned]
             if first := self.chosen(arm):
                 runs = self._seeds(arm, first)
             yield from (run for run in runs if not result_path(self.results, run).exists())
@@ -141,16 +150,26 @@ class Driver:
     def chosen(self, arm: Arm) -> Run | None:
         """The first run of an arm at its learning rate, that with which the first seed did best on
         held-out training examples; None while that is not known."""
-        found = self._tried(arm)
-        if len(found) < len(self.plan.learning_rates):
+        found = self.tried(arm)
+        known = {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
+        if len(known) < len(found):
             return None
-        return self.plan.run(arm, max(found, key=lambda rate: found[rate]), seed=0)
+        return self.plan.run(arm, max(known, key=lambda rate: known[rate]), seed=0)
 
-    def _tried(self, arm: Arm) -> dict[float, float]:
-        """Accuracy on held-out training examples by learning rate, as far as it is known."""
+    def tried(self, arm: Arm) -> dict[float, float | None]:
+        """Accuracy on held-out training examples (%) by learning rate, None where it is not known.
+
+        The study's rates go on, doubled or halved, for as long as the best is an outermost one.
+        """
         tuned = self.plan.tuned_like(arm)
-        known = {r: self.known(self.plan.run(tuned, r, seed=0)) for r in self.plan.learning_rates}
-        return {rate: result["held_out_top1"] for rate, result in known.items() if result}
+        found = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
+        while (rate := _beyond(found)) is not None:
+            found[rate] = self._held_out(tuned, rate)
+        return dict(sorted(found.items()))
+
+    def _held_out(self, arm: Arm, rate: float) -> float | None:
+        result = self.known(self.plan.run(arm, rate, seed=0))
+        return result["held_out_top1"] if result else None
 
     def _seeds(self, arm: Arm, first: Run) -> list[Run]:
         """All runs of an arm, given its first."""
@@ -168,9 +187,10 @@ class Driver:
         """A line an arm: how many of its runs are done."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
-                tuned, rates = self.plan.tuned_like(arm), len(self.plan.learning_rates)
+                tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())
+                known = len(tried) - tried.count(None)
                 whose = "" if tuned is arm else f" of {tuned.name!r}"
-                yield f"{arm.name}: {len(self._tried(arm))} of {rates} learning rates{whose} tried"
+                yield f"{arm.name}: {known} of {len(tried)} learning rates{whose} tried"
             else:
                 rate = run.config.optimizer.learning_rate
                 done = f"{len(self.made(arm))} of {arm.seeds} runs"

@@ -146,12 +146,12 @@ class Report:
         )
 
     def _rates(self) -> str:
-        rates = self._plan.learning_rates
+        tried = {arm.name: self._driver.tried(arm) for arm in self._plan.arms.values() if arm.tuned}
+        rates = sorted(set().union(*tried.values()))
         rows = []
-        for arm in self._plan.arms.values():
-            if arm.tuned:
-                found = [self._driver.known(self._plan.run(arm, rate, 0)) for rate in rates]
-                rows.append([arm.name, *(f"{r['held_out_top1']:.1f}" if r else "" for r in found)])
+        for name, found in tried.items():
+            accuracies = (found.get(rate) for rate in rates)
+            rows.append([name, *("" if a is None else f"{a:.1f}" for a in accuracies)])
         head = ["linear top-1 on held-out training images (%)", *(f"{rate:g}" for rate in rates)]
         return rows_to_table(head, rows)
 

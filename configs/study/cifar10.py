@@ -6,7 +6,7 @@
 `configs/cifar10.py` with patches of 8 pixels and few epochs. Learning rates are tuned for each
 method by linear heads on held-out training examples; the choices below are tried at that of CAN.
 
-Hardware: two CPU cores, two or three hours; it can be stopped at any time and goes on.
+Hardware: two CPU cores, about five hours; it can be stopped at any time and goes on.
 Result: `docs/study.md`.
 """
 
