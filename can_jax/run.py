@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from clu import parameter_overview
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -113,6 +114,8 @@ def run(
 
         abstract = abstract_state(step, mesh)
         report.say(console.parameter_table(abstract.parameters))
+        with writing(workdir):
+            note_parameters(abstract.parameters, workdir)
         progress = Progress()
         if first:
             with meeting("restoring the checkpoint"):
@@ -229,6 +232,13 @@ def note_run(
     replace_text(before, to_json(config) + "\n")
     stored = environment(mesh) | {"run": facts}
     replace_text(workdir / "environment.json", json.dumps(stored, indent=2) + "\n")
+
+
+def note_parameters(parameters: Any, workdir: epath.Path) -> None:
+    """Store every parameter's shape, and over which axes of the mesh it is split."""
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
+        replace_text(workdir / "parameters.txt", overview + "\n")
 
 
 def compile_timed(

@@ -1,8 +1,12 @@
 """The only door to TensorFlow: imported when data is first touched, and kept off the GPUs."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from types import ModuleType
+
+LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
 @functools.cache
@@ -12,7 +16,23 @@ def tensorflow() -> ModuleType:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and announces itself
-    import tensorflow as tf
+    with _without_keras():
+        import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+@contextlib.contextmanager
+def _without_keras() -> Iterator[None]:
+    """Around TensorFlow's import, which imports Keras too, for longer than all else it does. One
+    that asks for the old Keras, which is not installed, goes on without; afterwards `tf.keras`
+    is there for who asks for it."""
+    if LEGACY_KERAS in os.environ:
+        yield
+        return
+    os.environ[LEGACY_KERAS] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[LEGACY_KERAS]

@@ -30,6 +30,7 @@ def test_run_directory_holds_what_it_should(finished):
     environment = json.loads((workdir / "environment.json").read_text())
     assert environment["versions"]["jax"] and environment["mesh"]["data"] == 1
     assert environment["run"]["steps"] == 6
+    assert "encoder/patch_embed/kernel" in (workdir / "parameters.txt").read_text()
     lines = metrics(workdir)
     last = [line for line in lines if "loss/total" in line][-1]
     expected = {

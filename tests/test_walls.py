@@ -1,6 +1,7 @@
 """The layout of the project is kept by these checks."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,11 @@ def test_recipe_says_what_it_is(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     command = f"--config={path.relative_to(ROOT)}"
     assert text and command in text and "Hardware:" in text and "Result:" in text
+
+
+def test_only_one_module_writes_metrics():
+    writers = [path for path in MODULES if re.search(r"\.summary\b", path.read_text())]
+    assert writers == [ROOT / "can_jax" / "observe" / "metrics.py"]
 
 
 def test_network_and_losses_import_without_tensorflow():

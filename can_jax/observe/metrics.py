@@ -63,14 +63,13 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        tensorflow()  # clu's writer imports it too; ours keeps it off the GPUs
-        from clu.metric_writers import SummaryWriter
-
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
         self._waiting, self._warned = b"", False
         self._lines: Any = None
         self.go_back(after)
-        self._events = SummaryWriter(str(workdir / "tensorboard"))
+        # Not clu's writer, which does the same: it imports Keras, 5 s at every start.
+        self._summary = tensorflow().summary
+        self._events = self._summary.create_file_writer(str(workdir / "tensorboard"))
 
     def go_back(self, step: int) -> None:
         """Drop the lines beyond a step, and what a kill left of a line: those steps come again."""
@@ -94,14 +93,15 @@ class MetricWriter:
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._waiting += (json.dumps({"step": step} | finite) + "\n").encode()
         self._flush()
-        with self._room():
-            self._events.write_scalars(step, values)
+        with self._room(), self._events.as_default(step):
+            for name, value in values.items():
+                self._summary.scalar(name, value)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """A picture, for TensorBoard."""
         if self._active:
-            with self._room():
-                self._events.write_images(step, {name: image[None]})
+            with self._room(), self._events.as_default(step):
+                self._summary.image(name, image[None])
                 self._events.flush()
 
     def close(self) -> None:
