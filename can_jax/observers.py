@@ -72,10 +72,14 @@ class Log:
     ):
         self.report = report
         self._config, self._times, self._writer, self._flops = config, times, writer, flops
-        peak, self._peak_source = peak_flops(config.model.dtype)
-        self._peak = peak * mesh.size
+        self._devices = mesh.size
         self._skipped_steps = 0.0
         self._input = InputWatch()
+
+    @functools.cached_property
+    def _peak(self) -> float:
+        """FLOP/s of all devices, which may have to be measured while they are idle."""
+        return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def go_back(self, number: int) -> None:
         """The steps after this one come again."""
@@ -85,12 +89,14 @@ class Log:
     def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Close the clock's window, and write down what is known."""
         window, config = clock.window(), self._config
+        with clock.paused():
+            peak = self._peak
         images_per_second = config.batch_size / window.step_seconds
         values = to_scalars(metrics) | {
             "examples": number * config.batch_size,
             "epoch": number * config.batch_size / self._times.examples,
             "images_per_second": images_per_second,
-            "mfu": images_per_second * self._flops / self._peak,
+            "mfu": images_per_second * self._flops / peak,
             "data_wait": window.data_wait,
             "skipped_images": loader.skipped,
         }

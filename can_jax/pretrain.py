@@ -22,6 +22,7 @@ from can_jax.parallel.mesh import batch_shards, make_mesh
 from can_jax.parallel.runtime import demand_same
 from can_jax.run import run
 from can_jax.step import Step, TrainState, make_step
+from can_jax.tf import import_ahead
 from can_jax.timetable import Timetable, make_timetable
 
 
@@ -38,6 +39,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
         Preempted: SIGTERM came; the state is saved.
     """
     config = resolve(config)
+    import_ahead()
     demand_same("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)

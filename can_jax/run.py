@@ -4,6 +4,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -28,7 +29,7 @@ from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.mesh import batch_sharding
 from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, environment, meeting
-from can_jax.step import Steps, TrainState, abstract_state, compile_train_step, initialize
+from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
 
 
@@ -116,6 +117,12 @@ def run(
         report.say(console.parameter_table(abstract.parameters))
         with writing(workdir):
             note_parameters(abstract.parameters, workdir)
+        threads = ThreadPoolExecutor(1)
+        stack.callback(threads.shutdown, wait=False)
+        # Traced meanwhile. Compiling it now would measure kernels on devices that are not idle.
+        lowering = threads.submit(
+            lower_train_step, step, abstract, batch_shapes(config, batch_sharding(mesh)), mesh
+        )
         progress = Progress()
         if first:
             with meeting("restoring the checkpoint"):
@@ -127,20 +134,21 @@ def run(
         with writing(workdir):
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         watcher = training.watcher(workdir, writer, report)
+        drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
+        loader = open_loader(config, training.source, mesh, drawn, most, progress.loader)
         startup.mark("the state")
         watcher.look_first(first, state)
         startup.mark("the first probe")
         if first < times.total:
-            drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
             watchdog = Watchdog(config.stuck_after_seconds)
-            compiled = compile_timed(step, abstract, mesh, report)
+            compiled = compile_timed(lowering, report)
             startup.mark("compiling")
             if dump_hlo and jax.process_index() == 0:
                 with writing(workdir):
                     (workdir / "hlo.txt").write_text(compiled.as_text() or "")
             loop = Loop(
                 step=step,
-                loader=open_loader(config, training.source, mesh, drawn, most, progress.loader),
+                loader=loader,
                 compiled=compiled,
                 abstract=abstract,
                 total=times.total,
@@ -241,12 +249,9 @@ def note_parameters(parameters: Any, workdir: epath.Path) -> None:
         replace_text(workdir / "parameters.txt", overview + "\n")
 
 
-def compile_timed(
-    step: Steps, abstract: TrainState, mesh: Mesh, report: console.Reporter
-) -> jax.stages.Compiled:
+def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
     """The compiled train step; says how long that took."""
-    batch = batch_shapes(step.config, batch_sharding(mesh))
     started = time.perf_counter()
-    compiled = compile_train_step(step, abstract, batch, mesh)
+    compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")
     return compiled

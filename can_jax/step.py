@@ -173,10 +173,11 @@ def initialize(step: Steps, abstract: TrainState) -> TrainState:
     return jax.jit(lambda: step.fresh(), out_shardings=places)()
 
 
-def compile_train_step(
+def lower_train_step(
     step: Steps, state: TrainState, batch: Batch, mesh: Mesh
-) -> jax.stages.Compiled:
-    """The compiled step: `(state, batch) -> (state, metrics)`. The state's buffers are donated.
+) -> jax.stages.Lowered:
+    """The step, traced. Once compiled it is `(state, batch) -> (state, metrics)`; the state is
+    donated to it.
 
     Args:
         step: the step.
@@ -191,4 +192,11 @@ def compile_train_step(
             in_shardings=(places, batch_sharding(mesh)),
             out_shardings=(places, replicated(mesh)),
         )
-        return jitted.lower(state, batch).compile()
+        return jitted.lower(state, batch)
+
+
+def compile_train_step(
+    step: Steps, state: TrainState, batch: Batch, mesh: Mesh
+) -> jax.stages.Compiled:
+    """`lower_train_step`, compiled."""
+    return lower_train_step(step, state, batch, mesh).compile()

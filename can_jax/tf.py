@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -21,6 +22,16 @@ def tensorflow() -> ModuleType:
 
     tf.config.set_visible_devices([], "GPU")
     return tf
+
+
+def import_ahead() -> None:
+    """Begin to import TensorFlow in a thread; who calls `tensorflow` then waits the less."""
+
+    def quietly() -> None:
+        with contextlib.suppress(ImportError):  # who calls `tensorflow` is told
+            tensorflow()
+
+    threading.Thread(target=quietly).start()
 
 
 @contextlib.contextmanager

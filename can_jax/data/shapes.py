@@ -94,28 +94,39 @@ def paint(
     labels: Int[np.ndarray, " images"], looks: Looks
 ) -> UInt8[np.ndarray, "images height width channels"]:
     """An image a label: a grid of figures of that kind, each with its own looks."""
-    count, height, width, _ = looks.noise.shape
+    height, width = looks.noise.shape[1:3]
     y, x = looks.rows[:, :, None], looks.columns[:, None, :]
-    cell_of = np.arange(count)[:, None, None], y.astype(int), x.astype(int)
-    cos, sin = np.cos(looks.turn)[cell_of], np.sin(looks.turn)[cell_of]
-    scale = looks.scale[cell_of]
-    dy = 2 * (y % 1) - 1 - looks.dy[cell_of]
-    dx = 2 * (x % 1) - 1 - looks.dx[cell_of]
+    cell = np.arange(CELLS)
+    # Products with ones and zeros spread a value of each cell over its points; indices would too,
+    # and take several times as long.
+    down = (y.astype(int) == cell).astype(float)
+    across = (x.astype(int) == cell[:, None]).astype(float)
+    cos, sin, scale, dy, dx = (
+        down @ values @ across
+        for values in (np.cos(looks.turn), np.sin(looks.turn), looks.scale, looks.dy, looks.dx)
+    )
+    dy = 2 * (y % 1) - 1 - dy
+    dx = 2 * (x % 1) - 1 - dx
     u = (cos * dx + sin * dy) / scale
     v = (-sin * dx + cos * dy) / scale
-    inside = np.zeros(u.shape, bool)
+    inside = np.zeros(u.shape, np.uint8)
     for label in range(len(LABEL_NAMES)):
         chosen = labels == label
         inside[chosen] = outline(label, u[chosen], v[chosen])
-    coverage = inside.reshape(count, height, SUPERSAMPLING, width, SUPERSAMPLING).mean((2, 4))
+    parts = [
+        inside[:, i::SUPERSAMPLING, j::SUPERSAMPLING]
+        for i, j in np.ndindex(SUPERSAMPLING, SUPERSAMPLING)
+    ]
+    coverage = np.asarray(sum(parts)) / len(parts)
 
     # The background shades from side to side, so that a patch without a figure shows something too.
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in (height, width)), indexing="ij")
     shade = looks.slope[:, 0] * rows[..., None] + looks.slope[:, 1] * columns[..., None]
     back, shift = looks.back, looks.shift
     front = np.where((back + shift > 1) | (back + shift < 0), back - shift, back + shift)
-    coarse = (cell_of[0], cell_of[1][:, ::SUPERSAMPLING], cell_of[2][:, :, ::SUPERSAMPLING])
-    pixels = back + shade + (front[coarse] - back - shade) * coverage[..., None] + looks.noise
+    down, across = down[:, None, ::SUPERSAMPLING], across[:, None, :, ::SUPERSAMPLING]
+    front = np.moveaxis(down @ np.moveaxis(front, -1, 1) @ across, 1, -1)
+    pixels = back + shade + (front - back - shade) * coverage[..., None] + looks.noise
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 

@@ -17,6 +17,7 @@ from can_jax.evaluate.task import Findings, Task
 from can_jax.evaluate.training import CARD, ClassifierSubject, classify, open_classifier
 from can_jax.parallel.mesh import make_mesh
 from can_jax.run import make_directory
+from can_jax.tf import import_ahead
 
 MAP = "Map of the embedding (t-SNE)"  # a picture's title
 FROZEN = {
@@ -57,6 +58,7 @@ def measure(
 ) -> tuple[Findings, Any]:
     """As `evaluate`, writing nothing but what a protocol that trains needs: what was found, and of
     what. Without ``pictures``, frozen features are measured and not drawn."""
+    import_ahead()
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     place = epath.Path(checkpoint)
