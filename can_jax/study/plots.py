@@ -40,10 +40,11 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                         points.setdefault(point["step"], []).append(point["probe/knn"])
             steps = sorted(points)
             if len(steps) < 3:  # the untrained encoder
+                level = statistics.mean(points[steps[0]])
                 for axis in (by_images, by_flops):
-                    axis.axhline(points[steps[0]][0], color="#9498a0", ls="--", lw=1)
+                    axis.axhline(level, color="#9498a0", ls="--", lw=1)
                 by_images.annotate(
-                    name, (0.99, points[steps[0]][0]), xycoords=("axes fraction", "data"),
+                    name, (0.99, level), xycoords=("axes fraction", "data"),
                     ha="right", va="bottom", color="#6c757d",
                 )  # fmt: skip
                 continue
