@@ -4,6 +4,7 @@ A chunk of images goes through one thread, without Python. Only those that canno
 then looked at in Python, which tries Pillow, and if that fails puts another image in the place.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,7 +60,9 @@ def batches(
             return _array_chunk(source, views, places, examples_at)
         return _encoded_chunk(source, views, places, examples_at, repair, attempts)
 
-    return in_parallel(positions, chunk, rows, threads)
+    dataset = in_parallel(positions, chunk, rows, threads)
+    dataset.source = source  # lives as long as what is read; see `_array_chunk`
+    return dataset
 
 
 def in_parallel(
@@ -96,9 +99,13 @@ def in_parallel(
 def _array_chunk(source: ArraySource, views: Views, positions: Any, examples_at: ExamplesAt) -> Any:
     """A chunk of decoded images, as a data set of one element."""
     tf = tensorflow()
+    # TensorFlow keeps the function for as long as the process lives; the images need not stay.
+    known = weakref.ref(source)
 
     def take(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return source.images[examples], source.labels[examples]
+        there = known()
+        assert there is not None, "the data set holds it"
+        return there.images[examples], there.labels[examples]
 
     images, labels = tf.numpy_function(
         take, [examples_at(positions, 0)], (tf.uint8, tf.int32), stateful=False

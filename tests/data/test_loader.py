@@ -1,7 +1,10 @@
 """Batches: their order, what resuming gives, and files that cannot be decoded."""
 
+import gc
 import subprocess
 import sys
+import time
+import weakref
 
 import jax
 import numpy as np
@@ -44,6 +47,23 @@ def assert_same(a, b):
     for one, other in zip(a, b, strict=True):
         for x, y in zip(one, other, strict=True):
             np.testing.assert_array_equal(x, y)
+
+
+def test_images_do_not_outlive_what_reads_them():
+    config = small_config()
+    source = open_source(config.data, "train")
+    loader = TrainingLoader(config, source, make_mesh(config.mesh), 0, 4)
+    next(loader)
+    known = weakref.ref(source)
+    del source
+    next(loader)
+    del loader
+    for _ in range(100):  # a thread of the loader may be at work still
+        gc.collect()
+        if known() is None:
+            return
+        time.sleep(0.1)
+    pytest.fail("the images are held by something")
 
 
 @pytest.mark.parametrize("kind", ["shapes", "folder"])
