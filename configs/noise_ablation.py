@@ -12,7 +12,8 @@ CELL is one of
 That is `--config=configs/noise_ablation.py:full`, say. All else is `configs/cifar10.py`.
 
 Hardware: as `configs/cifar10.py`, for each cell.
-Result: the paper reports that each step from `none` to `full` helps. Not measured here yet.
+Result: the paper reports that each step from `none` to `full` helps. In the study, with patches of
+8 px and 1.5 epochs, they do not differ: 44.8, 44.8, 45.3 and 45.0 % linear top-1 (`docs/study.md`).
 """
 
 from ml_collections import ConfigDict

@@ -166,7 +166,8 @@ class Report:
         for arm in choices:
             results = self._found[arm.name]
             gain = statistics.mean(linear(r) for r in results) - base
-            row = [arm.group, arm.name, spread(results, linear), f"{gain:+.1f}"]
+            shown = f"{round(gain, 1) + 0.0:+.1f}"  # without a zero below zero
+            row = [arm.group, arm.name, spread(results, linear), shown]
             rows.append([*row, spread(results, neighbours)])
         head = ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"]
         return f"{rows_to_table(head, rows)}\n\n![Choices]({self._folder.name}/choices.svg)"
