@@ -104,7 +104,7 @@ def start(
                 processes,
                 process,
                 initialization_timeout=timeout + 60,
-                shutdown_timeout_seconds=30,  # of one that ends while the others do not
+                shutdown_timeout_seconds=90,  # JAX aborts then; a command ends by itself before
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
