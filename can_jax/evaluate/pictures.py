@@ -78,7 +78,7 @@ def map_svg(task: Task, test: Split) -> str:
             f'<text x="634" y="{y + 4}">{escape(name)}</text>'
         )
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 600" font-family="sans-serif" '
+        '<svg viewBox="0 0 780 600" font-family="sans-serif" '
         'font-size="12" role="img" aria-label="map of the embedding">'
         f"{''.join(dots)}{''.join(legend)}</svg>"
     )

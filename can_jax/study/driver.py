@@ -61,7 +61,9 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     pictures = {}
     if pictured:
         pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
-        pictures["map.svg"] = findings.pictures[MAP].encode()
+        # A file of its own needs the namespace, which a page's own picture does not.
+        whole = findings.pictures[MAP].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+        pictures["map.svg"] = whole.encode()
     result = {
         "arm": run.arm.name,
         "group": run.arm.group,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -81,8 +80,7 @@ def test_recipe_from_end_to_end(places, tmp_path, name, untrained):
     assert results["checkpoint"]["step"] == (0 if untrained else 3)
     assert len(results["checkpoint"]["sha256"]) == 64
     page = (tmp_path / "report.html").read_text()
-    assert page.startswith("<!doctype html>")
-    assert not re.search(r"(src=|href=|url\()\W?https?:", page)  # it needs no network
+    assert page.startswith("<!doctype html>") and "http://" not in page and "https://" not in page
     assert all(key in page for key in results["metrics"])
     if name in ("knn", "linear", "health"):
         assert page.count("<circle") >= VAL and 'alt="nearest neighbours"' in page
