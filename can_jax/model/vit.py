@@ -22,6 +22,42 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 }
 
 
+@jax.custom_vjp
+def matrix_product(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
+    """``x @ kernel``.
+
+    In the kernel's gradient both matrices are multiplied along their rows, for which the CPU
+    backend has a slower routine than for a row with a column. There the narrower of the two is
+    transposed before, the barrier keeping the compiler from taking that back.
+    """
+    return x @ kernel
+
+
+def _kernel_gradient_on_cpu(x: Array, gradient: Array) -> Array:
+    kept = jax.lax.optimization_barrier
+    if x.shape[1] <= gradient.shape[1]:
+        return kept(x.T) @ gradient
+    return kept(kept(gradient.T) @ x).T
+
+
+def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    of_kernel = jax.lax.platform_dependent(
+        x, gradient, cpu=_kernel_gradient_on_cpu, default=lambda x, gradient: x.T @ gradient
+    )
+    return gradient @ kernel.T, of_kernel
+
+
+matrix_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
+
+
+def _product_of_linear(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """As a linear layer calls it, with axes that are always the same."""
+    return matrix_product(x, kernel)
+
+
 class Linear(nnx.Linear):
     """A linear layer over the last axis, initialised as in MAE: Xavier uniform, zero bias.
 
@@ -30,7 +66,13 @@ class Linear(nnx.Linear):
     """
 
     def __init__(self, inputs: int, outputs: int, **options: Any):
-        super().__init__(inputs, outputs, kernel_init=nnx.initializers.xavier_uniform(), **options)
+        super().__init__(
+            inputs,
+            outputs,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            dot_general=_product_of_linear,
+            **options,
+        )
 
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
