@@ -8,12 +8,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
+from can_jax.files import user_cache
 from can_jax.parallel.runtime import processor, spare_absent_tpu
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
@@ -76,8 +76,7 @@ def keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     kind = hashlib.sha256(processor().encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "can_jax" / f"compiled-{kind}"
+    folder = user_cache() / f"compiled-{kind}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

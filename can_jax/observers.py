@@ -127,16 +127,21 @@ class Observers(Log):
     ):
         flops = train_flops_per_image(step.config, heads(step.config))
         super().__init__(step.config, mesh, times, flops, writer, report)
-        self._step, self._mesh, self._workdir = step, mesh, workdir
+        self._step, self._source, self._mesh, self._workdir = step, source, mesh, workdir
         self._probe = None
         if times.probe_every:
             self._probe = KnnProbe(step.config, step, source, mesh)
         if times.figures_every:
-            count = step.config.figures.images
-            self._pictured = EvaluationSet(step.config, source, count, labelled=False).images()
             self._panel = jax.jit(
                 functools.partial(make_panel, step), out_shardings=replicated(mesh)
             )
+
+    @functools.cached_property
+    def _pictured(self) -> np.ndarray:
+        """The images of the figures."""
+        config = self._step.config
+        examples = EvaluationSet(config, self._source, config.figures.images, labelled=False)
+        return examples.images()
 
     def hooks(self) -> list[Hook]:
         """Those that the configuration asks for."""

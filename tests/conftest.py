@@ -14,8 +14,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this mach
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling: do it lightly, and each program once, for commands too.
 jax.config.update("jax_disable_most_optimizations", True)
+OWN = Path(__file__).parents[1] / ".pytest_cache"
+os.environ["XDG_CACHE_HOME"] = str(OWN)  # and not the user's
 CACHE = {
-    "jax_compilation_cache_dir": str(Path(__file__).parents[1] / ".pytest_cache" / "jax"),
+    "jax_compilation_cache_dir": str(OWN / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.2,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }

@@ -5,13 +5,18 @@ size, angle and colour of each figure, the background and its shading vary freel
 neighbours in pixel space are of any class.
 """
 
+import contextlib
+import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from can_jax.data.source import ArraySource
+from can_jax.files import user_cache
 from can_jax.processes import usable_cores
 
 LABEL_NAMES = (
@@ -22,6 +27,8 @@ SUPERSAMPLING = 2
 CHUNK = 256  # images whose looks are drawn at a time
 PAINTED = 16  # of these at a time, which fit a core's cache
 TEST_COUNT = 2000
+KEPT_BYTES = 4 * 2**20  # of images, from which on they are kept: a second's work
+KEPT_FILES = 8
 
 Plane = Float[np.ndarray, "images height width"]
 
@@ -130,14 +137,14 @@ def paint(
     return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
 
 
-def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """The drawn data set: ``count`` images for the split `train`, 2000 for any other.
-
-    The same arguments give the same images on every machine.
-    """
-    count = count if split == "train" else TEST_COUNT
-    rng = np.random.default_rng([0 if split == "train" else 1, *size, channels])
-    labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
+def draw(
+    labels: Int[np.ndarray, " images"],
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    channels: int,
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """An image a label, with all cores."""
+    count = len(labels)
     images = np.empty((count, *size, channels), np.uint8)
 
     def fill(start: int, looks: Looks) -> None:
@@ -153,4 +160,47 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
                 parts.append(threads.submit(fill, start + first, few))
     for part in parts:
         part.result()  # raises what it raised
+    return images
+
+
+def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
+    """The drawn data set: ``count`` images for the split `train`, 2000 for any other.
+
+    The same arguments give the same images on every machine. Large sets are kept in the user's
+    cache for the next start, which reads them in a hundredth of the time.
+    """
+    count = count if split == "train" else TEST_COUNT
+    begin = [0 if split == "train" else 1, *size, channels]
+    rng = np.random.default_rng(begin)
+    labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
+    # What is drawn follows from this file, too: another version keeps images of its own.
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    path = user_cache() / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
+    with contextlib.suppress(OSError, EOFError, ValueError):  # none, or not whole: drawn again
+        images = np.load(path)
+        if images.shape == (count, *size, channels) and images.dtype == np.uint8:
+            return ArraySource(images, labels, LABEL_NAMES)
+    images = draw(labels, rng, size, channels)
+    if images.nbytes >= KEPT_BYTES:
+        with contextlib.suppress(OSError):  # then each start draws
+            keep(path, images)
     return ArraySource(images, labels, LABEL_NAMES)
+
+
+def keep(path: Path, images: np.ndarray) -> None:
+    """Write images in one move, and leave only the latest files of the folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with own.open("wb") as file:
+            np.save(file, images)
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+    files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime)
+    for old in files[:-KEPT_FILES]:
+        old.unlink()

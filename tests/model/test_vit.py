@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend, gelu
+from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend, gelu, matrix_product
 
 
 def make_blocks(**options):
@@ -53,8 +53,24 @@ def test_scan_compiles_one_block_and_remat_computes_again():
         return loss.lower(parameters).as_text()
 
     assert "stablehlo.while" in text(scan=True) and "stablehlo.while" not in text(scan=False)
-    products = [text(scan=True, remat=remat).count("dot_general") for remat in ("none", "full")]
-    assert products[0] < products[1]
+    counts = {r: text(scan=True, remat=r).count("dot_general") for r in ("none", "dots", "full")}
+    assert counts["dots"] == counts["none"] + 1  # of attention's logits; no linear layer's
+    assert counts["none"] < counts["full"]
+
+
+@pytest.mark.parametrize("outputs", [3, 6, 9])
+def test_gradients_of_a_product_of_any_shape(outputs):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((5, 6), (6, outputs), (5, outputs))
+    x, kernel, gradient = map(jax.random.normal, keys, shapes)
+    value, backward = jax.vjp(matrix_product, x, kernel)
+    of_x, of_kernel = backward(gradient)
+    for found, exact in (
+        (value, x @ kernel),
+        (of_x, gradient @ kernel.T),
+        (of_kernel, x.T @ gradient),
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
 
 
 def test_attention_is_softmax_of_scaled_products():
