@@ -80,7 +80,7 @@ class Steps(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class Step:
     """The network's structure and the optimizer: what the train state has no arrays for."""
 
@@ -157,14 +157,9 @@ def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
     return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)
 
 
-def _fresh(step: Steps) -> TrainState:
-    """A function of its own, so that its shapes and its program come of one trace."""
-    return step.fresh()
-
-
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     """A tree of `jax.ShapeDtypeStruct`, with where each array of the state lies."""
-    shapes = jax.jit(_fresh, static_argnums=0).eval_shape(step)
+    shapes = jax.eval_shape(lambda: step.fresh())
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -175,7 +170,7 @@ def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
 def initialize(step: Steps, abstract: TrainState) -> TrainState:
     """A fresh train state, every array created on the devices where `abstract_state` has it."""
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(_fresh, static_argnums=0, out_shardings=places)(step)
+    return jax.jit(lambda: step.fresh(), out_shardings=places)()
 
 
 def lower_train_step(
