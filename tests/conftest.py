@@ -13,15 +13,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this mach
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling: do it lightly, and each program once, for commands too.
-jax.config.update("jax_disable_most_optimizations", True)
 OWN = Path(__file__).parents[1] / ".pytest_cache"
 os.environ["XDG_CACHE_HOME"] = str(OWN)  # and not the user's
-CACHE = {
+COMPILING = {
+    "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(OWN / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0.2,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
-for name, value in CACHE.items():
+for name, value in COMPILING.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)
 
