@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from can_jax.huge_pages import ask_for_huge_pages
+from can_jax import interpreter
 
 if TYPE_CHECKING:
     from can_jax.evaluate.subject import Encoder
 
 __version__ = "0.1.0"
 
-ask_for_huge_pages()  # here, as nothing is imported yet which would then be imported twice
+interpreter.prepare()  # here, as nothing is imported yet which would then be imported twice
 
 
 def load(path: str, image_size: "int | tuple[int, int] | None" = None) -> "Encoder":

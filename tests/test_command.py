@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from can_jax import huge_pages
-from can_jax.huge_pages import TUNABLES, on_demand
+from can_jax import interpreter
+from can_jax.interpreter import NEW_OBJECTS, TUNABLES, on_demand
 from tests.runs import ROOT
 
 # Compiles for longer than what is not worth keeping.
@@ -53,23 +53,29 @@ def test_there_may_be_no_place_for_them(none, tmp_path):
 
 
 @pytest.mark.parametrize("tunables", [None, "", "glibc.malloc.tcache_count=7"])
-def test_a_command_asks_for_huge_pages_unless_told_otherwise(tunables, tmp_path):
+def test_a_command_asks_for_huge_pages_unless_told_otherwise_and_seldom_collects(
+    tunables, tmp_path
+):
     recipe = tmp_path / "tells.py"
-    recipe.write_text("import os, sys; print(os.environ.get('GLIBC_TUNABLES'), *sys.argv[1:])")
+    recipe.write_text(
+        "import gc, os, sys\n"
+        "print(os.environ.get('GLIBC_TUNABLES'), gc.get_threshold()[0], *sys.argv[1:])"
+    )
     environment = {n: v for n, v in os.environ.items() if n != TUNABLES}
     done = subprocess.run(
         [sys.executable, "-m", "can_jax.main", f"--config={recipe}"], cwd=ROOT, text=True,
         env=environment | ({} if tunables is None else {TUNABLES: tunables}), capture_output=True,
     )  # fmt: skip
     own = "glibc.malloc.hugetlb=1" if on_demand() else None
-    assert done.stdout.split(" --")[0] == str(own if tunables is None else tunables)
+    memory = own if tunables is None else tunables
+    assert done.stdout.split(" --")[0] == f"{memory} {NEW_OBJECTS}"
     assert f"--config={recipe}" in done.stdout
     assert done.stderr.startswith("error: ")  # and nothing else is wrong with it
 
 
 def test_huge_pages_are_asked_for_where_there_are_some(monkeypatch, tmp_path):
     enabled = tmp_path / "enabled"
-    monkeypatch.setattr(huge_pages, "ENABLED", enabled)
+    monkeypatch.setattr(interpreter, "ENABLED", enabled)
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
     assert not on_demand()
     for text, there in [("always [madvise] never", True), ("always madvise [never]", False)]:

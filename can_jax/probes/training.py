@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.source import Source, open_source
 from can_jax.errors import UserError
+from can_jax.parallel.mesh import batch_shards
 from can_jax.probes.features import FeatureExtractor
 from can_jax.probes.knn import knn_accuracy
 from can_jax.step import Step
 
-BATCH_SIZE = 256  # images encoded at a time
+BATCH_SIZE = 64  # images a device encodes at a time; more would leave a processor's caches
 PIXELS = 64  # along a side, where pixels themselves are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
@@ -38,8 +39,9 @@ class KnnProbe:
         ]
         for split, examples in self._parts:
             _demand(len(examples), split)
-        self._encoder = FeatureExtractor(step.features, mesh, BATCH_SIZE)
-        self._pixels = FeatureExtractor(_pixels, mesh, BATCH_SIZE)
+        batch_size = BATCH_SIZE * batch_shards(mesh)
+        self._encoder = FeatureExtractor(step.features, mesh, batch_size)
+        self._pixels = FeatureExtractor(_pixels, mesh, batch_size)
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
     def __call__(self, state: Any) -> float:
