@@ -28,6 +28,6 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.model.update(size="L", remat="dots")  # computes no product twice
+    config.model.update(size="L", remat="dots")  # of products only attention's logits twice
     config.figures.every_steps = 5000
     return config
