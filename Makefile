@@ -1,5 +1,5 @@
 # Two commands do everything: `make quickstart` and `make test`. Another Python: make test PYTHON=python3.12
-# `make test-torch` runs what `make test` skips without PyTorch.
+# `make test-all` also runs the tests that take minutes each, `make test-torch` those that need PyTorch.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -8,12 +8,15 @@ CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test test-torch lint constraints clean
+.PHONY: quickstart test test-all test-torch lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test lint
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: $(VENV)/installed-test lint
 	$(VENV)/bin/python -m pytest
 
 test-torch: $(VENV)/installed-torch

@@ -45,6 +45,7 @@ def whole(recipe, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_on_other_devices_the_run_is_the_same(recipe, whole, tmp_path):
     part(recipe, tmp_path, 8, "mesh.fsdp=4", until=6)
     assert "resumed" in part(recipe, tmp_path, 4, "mesh.fsdp=2", until=14)
@@ -53,6 +54,7 @@ def test_on_other_devices_the_run_is_the_same(recipe, whole, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_as_other_processes_the_run_is_the_same(recipe, whole, tmp_path):
     part(recipe, tmp_path, 8, until=6)
     with job(recipe, tmp_path, *LENGTH) as processes:
@@ -81,7 +83,7 @@ def watched(recipe, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("delay", "signs"), [(0.0, 1), (0.03, 3)])
+@pytest.mark.parametrize(("delay", "signs"), [(0.03, 3), pytest.param(0.0, 1, marks=pytest.mark.slow)])
 def test_sigterm_while_stepping_probing_or_saving(recipe, watched, tmp_path, delay, signs):
     """Every second step is followed by a probe and a save; the signals come into any of them."""
     process = subprocess.Popen(

@@ -117,7 +117,9 @@ def test_wrong_flags(recipe, tmp_path, options, message):
     assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
+)
 def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(recipe, tmp_path, sign):
     endless = ["total_steps=100000", "checkpoint.every_steps=3", "stuck_after_seconds=15", *QUIET]
     with job(recipe, tmp_path, *endless) as processes:

@@ -196,6 +196,7 @@ def command(workdir, run, data, *options):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
     """On one device, as a person runs it; 51 and 15 images."""
     run, data = places

@@ -108,6 +108,7 @@ def test_missing_classes_are_no_choice(places, tmp_path):
     assert metrics["b/top1"] == pytest.approx(100 / 3)  # all are taken for the first
 
 
+@pytest.mark.slow
 def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
     index = {name: i for i, name in enumerate(samples.CLASSES)}
     for name in CORRUPTIONS:

@@ -98,6 +98,7 @@ def test_recipes_carry_a_table_of_slices(name):
     assert {"v5e:16x16", "v4:4x4x4", "v5p:4x4x4", "v6e:16x16"} <= slices
 
 
+@pytest.mark.slow
 def test_row_of_a_table_is_what_the_planner_says():
     """ViT-L/16 at 4096 images on 256 chips: compiled for all of them, in full."""
     path = ROOT / "configs" / "vit_l.py"

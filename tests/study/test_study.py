@@ -103,6 +103,7 @@ def test_rates_go_on_until_the_best_is_between_others(tmp_path):
     assert driver.chosen(plan.arms["mask ratio 0.75"]).config.optimizer.learning_rate == 4e-3
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     plan = Plan(small_study())
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
