@@ -83,7 +83,9 @@ def watched(recipe, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("delay", "signs"), [(0.03, 3), pytest.param(0.0, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("delay", "signs"), [(0.03, 3), pytest.param(0.0, 1, marks=pytest.mark.slow)]
+)
 def test_sigterm_while_stepping_probing_or_saving(recipe, watched, tmp_path, delay, signs):
     """Every second step is followed by a probe and a save; the signals come into any of them."""
     process = subprocess.Popen(
