@@ -15,7 +15,7 @@ from can_jax.probes.features import FeatureExtractor
 from can_jax.probes.knn import knn_accuracy
 from can_jax.step import Step
 
-BATCH_SIZE = 64  # images a device encodes at a time; more would leave a processor's caches
+BATCH_SIZE = 64  # images a device encodes at a time
 PIXELS = 64  # along a side, where pixels themselves are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
