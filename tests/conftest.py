@@ -28,12 +28,12 @@ for name, value in COMPILING.items():
     os.environ[name.upper()] = str(value)
 # What is not optimised compiles twice as fast by XLA's older emitters. A version that has them no
 # more would end with such a flag, so it is asked first, once for all workers.
-OLDER_EMITTERS = {"XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false"}
 if "PYTEST_XDIST_WORKER" not in os.environ:
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
     trial = [sys.executable, "-c", "import jax; jax.numpy.zeros(3)"]
-    known = subprocess.run(trial, env=os.environ | OLDER_EMITTERS, capture_output=True)
-    if known.returncode == 0:
-        os.environ |= OLDER_EMITTERS
+    told = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
+    if told.returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
 
 
 COLOURS = {"augment__jitter": 0.8, "augment__greyscale": 0.2, "augment__blur": 0.5}
