@@ -22,6 +22,7 @@ def measured(**options):
     return measure_step(small_config(), **(settings | options))
 
 
+@pytest.mark.slow
 def test_rates_and_parts():
     found = measured(parts=True)
     share = found["images_per_second"] * found["analytic_flops_per_image"]
