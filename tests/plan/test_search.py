@@ -1,7 +1,6 @@
 import math
 
 import jax
-import numpy as np
 import pytest
 
 from can_jax.data.batch import batch_shapes
@@ -129,8 +128,7 @@ def product_flops(jaxpr):
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, (result,) = equation.invars[0].aval.shape, equation.outvars
             found += 2 * result.aval.size * math.prod(left[axis] for axis in contracted)
-        inner = [x for value in equation.params.values() for x in np.ravel(np.array(value, object))]
-        inner = [getattr(x, "jaxpr", x) for x in inner]
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(equation.params)]
         inner = [product_flops(x) for x in inner if hasattr(x, "eqns")]
         if equation.primitive.name == "cond":  # of backends
             inner = inner[-1:]
