@@ -11,6 +11,7 @@ from etils import epath
 
 from can_jax.capture import write_capture
 from can_jax.checkpoint import Checkpointer
+from can_jax.data import order
 from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader
 from can_jax.errors import UserError
@@ -36,6 +37,7 @@ class Progress:
         passed_over: batches that were drawn and are not among its steps, since it went back.
         rewinds: how often it did.
         guard: the state of its guard.
+        order_version: the version of the order of its examples.
     """
 
     seconds: float = 0.0
@@ -43,12 +45,14 @@ class Progress:
     passed_over: int = 0
     rewinds: int = 0
     guard: Any = None
+    order_version: int = order.VERSION
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """What was saved, by this version or an older one."""
+        """Return what was saved, by this version or an older one."""
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        known = {"order_version": 1} | values  # of runs that did not store it
+        return cls(**{name: value for name, value in known.items() if name in names})
 
 
 class Hook(NamedTuple):

@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Any
 
+from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.config import resolve, to_json
+from can_jax.data.mixture import MixtureSource
+from can_jax.data.order import shares
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_stream
 from can_jax.errors import UserError
@@ -46,6 +49,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
     open_data: Any = open_stream if config.data.streaming else open_source
     source = open_data(config.data, config.data.split)
     check_labels(config, source)
+    warn_of_repeats(config, source)
     times = make_timetable(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     step = make_step(config, schedule)
@@ -119,6 +123,28 @@ def check_labels(config: ConfigDict, source: Any) -> None:
         raise UserError(
             "config.objective.contrastive.supervised=True needs labels, and the data has none"
         )
+
+
+def warn_of_repeats(config: ConfigDict, source: Any) -> None:
+    """Log that a batch holds images more than once, whose copies are negatives of each other."""
+    contrastive = config.objective.contrastive
+    if not contrastive.weight or contrastive.supervised:
+        return
+    images = config.batch_size
+    if config.accumulation.negatives == "microbatch":
+        images //= config.accumulation.microbatches
+    parts = [("the data", source.examples, 1.0)]
+    if isinstance(source, MixtureSource):
+        sized = zip(source.sizes, shares(source.weights), strict=True)
+        parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
+    for name, examples, share in parts:
+        drawn = images * share
+        if drawn > examples:
+            logging.warning(
+                "%s has %d images, and each step compares %d of them: the contrastive loss takes "
+                "copies of an image for negatives; use a config.batch_size of at most %d",
+                name, examples, round(drawn), config.batch_size * examples / drawn,
+            )  # fmt: skip
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def run(
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         watcher = training.watcher(workdir, writer, report)
         drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
-        loader = open_loader(config, training.source, mesh, drawn, most, progress.loader)
+        loader = open_loader(
+            config, training.source, mesh, drawn, most, progress.loader, progress.order_version
+        )
         startup.mark("the state")
         watcher.look_first(first, state)
         startup.mark("the first probe")

@@ -19,8 +19,8 @@ from can_jax.tf import tensorflow
 
 CHUNK = 64  # images at most: enough that what is done once a chunk costs little
 
-# (positions, attempt) to the examples there: attempt 0, and those that may replace them.
-ExamplesAt = Callable[[Any, int], Any]
+# (position, attempt from 1 on) to the example that may replace the one at a position.
+Replacement = Callable[[int, int], int]
 # (row, attempt) to an encoded image and its label.
 Candidate = Callable[[int, int], tuple[bytes, int]]
 
@@ -28,11 +28,11 @@ Candidate = Callable[[int, int], tuple[bytes, int]]
 def batches(
     source: Source,
     views: Views,
-    positions: Any,
-    examples_at: ExamplesAt,
-    attempts: int,
+    places: Any,
     rows: int,
     threads: int | None,
+    replacement: Replacement | None = None,
+    attempts: int = 1,
 ) -> Any:
     """Batches of views, in the order of the positions.
 
@@ -42,11 +42,11 @@ def batches(
     Args:
         source: of the images.
         views: what is cut from each.
-        positions: `tf.data.Dataset` of int64 places in the stream.
-        examples_at: the examples at some places.
-        attempts: how many examples are tried at a place.
+        places: `tf.data.Dataset` of int64 pairs, a position and the example there.
         rows: of a batch; the last one may have fewer.
         threads: of tf.data; by default one a core.
+        replacement: of an example that cannot be decoded.
+        attempts: how many examples are tried at a position, the first of them included.
 
     Returns:
         `tf.data.Dataset` of dicts: ``views`` uint8 (rows, views, height, width, channels),
@@ -55,12 +55,12 @@ def batches(
     """
     repair = Repair(views)
 
-    def chunk(places: Any) -> Any:
+    def chunk(positions: Any, examples: Any) -> Any:
         if isinstance(source, ArraySource):
-            return _array_chunk(source, views, places, examples_at)
-        return _encoded_chunk(source, views, places, examples_at, repair, attempts)
+            return _array_chunk(source, views, positions, examples)
+        return _encoded_chunk(source, views, positions, examples, repair, replacement, attempts)
 
-    dataset = in_parallel(positions, chunk, rows, threads)
+    dataset = in_parallel(places, chunk, rows, threads)
     dataset.source = source  # lives as long as what is read; see `_array_chunk`
     return dataset
 
@@ -96,7 +96,7 @@ def in_parallel(
     return whole.with_options(options).prefetch(2)
 
 
-def _array_chunk(source: ArraySource, views: Views, positions: Any, examples_at: ExamplesAt) -> Any:
+def _array_chunk(source: ArraySource, views: Views, positions: Any, examples: Any) -> Any:
     """A chunk of decoded images, as a data set of one element."""
     tf = tensorflow()
     # TensorFlow keeps the function for as long as the process lives; the images need not stay.
@@ -107,9 +107,7 @@ def _array_chunk(source: ArraySource, views: Views, positions: Any, examples_at:
         assert there is not None, "the data set holds it"
         return there.images[examples], there.labels[examples]
 
-    images, labels = tf.numpy_function(
-        take, [examples_at(positions, 0)], (tf.uint8, tf.int32), stateful=False
-    )
+    images, labels = tf.numpy_function(take, [examples], (tf.uint8, tf.int32), stateful=False)
     images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
     rows = tf.data.Dataset.from_tensor_slices((images, positions))
     cut = rows.map(views.from_pixels).batch(tf.size(positions, tf.int64))
@@ -120,8 +118,9 @@ def _encoded_chunk(
     source: EncodedSource,
     views: Views,
     positions: Any,
-    examples_at: ExamplesAt,
+    examples: Any,
     repair: "Repair",
+    replacement: Replacement | None,
     attempts: int,
 ) -> Any:
     """A chunk of encoded images, as a data set of one element."""
@@ -131,18 +130,20 @@ def _encoded_chunk(
         images, labels = source.read(examples)
         return np.array([*images, None], object)[:-1], labels  # so that one image is an array too
 
-    def mend(pixels: Any, rows: Any, positions: Any, labels: Any) -> tuple[np.ndarray, ...]:
+    def mend(
+        pixels: Any, rows: Any, positions: Any, labels: Any, examples: Any
+    ) -> tuple[np.ndarray, ...]:
         def candidate(row: int, attempt: int) -> tuple[bytes, int]:
-            place = tf.constant(positions[row : row + 1])
-            found, known = source.read(np.asarray(examples_at(place, attempt)))
-            return found[0], int(known[0])
+            example = int(examples[row])
+            if attempt and replacement is not None:
+                example = replacement(int(positions[row]), attempt)
+            images, labels = source.read(np.array([example]))
+            return images[0], int(labels[0])
 
         return repair(pixels, rows, positions, labels, candidate, attempts)
 
-    images, labels = tf.numpy_function(
-        read, [examples_at(positions, 0)], (tf.string, tf.int32), stateful=False
-    )
-    return decoded(views, images, positions, labels, mend)
+    images, labels = tf.numpy_function(read, [examples], (tf.string, tf.int32), stateful=False)
+    return decoded(views, images, positions, labels, mend, extra=[examples])
 
 
 def decoded(

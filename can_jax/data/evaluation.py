@@ -66,14 +66,12 @@ class EvaluationSet:
         tf = tensorflow()
         local = len(rows)
         numbers = np.arange(len(self._examples))
-        mine = self._examples[np.isin(numbers % batch_size, rows)]
+        mine = self._examples[np.isin(numbers % batch_size, rows)].astype(np.int64)
         config = self._config
         dataset = chunks.batches(
             self._source,
             CentreView.from_config(config),
-            tf.data.Dataset.from_tensor_slices(mine.astype(np.int64)),
-            lambda examples, attempt: examples,
-            1,
+            tf.data.Dataset.from_tensor_slices((mine, mine)),
             local,
             config.data.threads,
         )

@@ -7,13 +7,13 @@ state but the position.
 
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int64
 
-from can_jax.tf import tensorflow
+from can_jax.data.permutation import fold, permute, permute_by_tensorflow
 
+VERSION = 2  # of the order of new runs; runs that began with version 1 keep its weak permutations
 CYCLE = 10_000  # places of the stream over which a mixture has its weights exactly
 
 
@@ -26,47 +26,55 @@ class Order:
     before it shows any of them again.
 
     Attributes:
-        seed: of all permutations.
+        seed: of all permutations, any integer.
         sizes: examples of each part.
         weights: of each part, above 0; their ratios are met to 1 / `CYCLE`.
+        version: of the order, `VERSION` for a new run.
     """
 
     seed: int
     sizes: tuple[int, ...]
     weights: tuple[float, ...] = (1.0,)
+    version: int = VERSION
 
-    def examples_at(self, positions: Any, attempt: Any = 0) -> Any:
-        """The examples at places of the stream.
+    def examples_at(
+        self, positions: Int64[np.ndarray, " n"], attempt: int = 0
+    ) -> Int64[np.ndarray, " n"]:
+        """Return the examples at positions of the stream.
 
         Args:
-            positions: int64 tensor (n,).
+            positions: in the stream, from 0 on.
             attempt: 0 for the stream itself; from 1 on, other draws that replace an example which
                 cannot be decoded.
 
         Returns:
-            int64 tensor (n,). The examples of a part count on from those of the parts before it.
+            Examples; those of a part are numbered after those of the parts before it.
         """
-        tf = tensorflow()
         part, place = self._turn(positions)
-        sizes = tf.constant(self.sizes, tf.int64)
-        size = tf.gather(sizes, part)
-        epochs = tf.cast(place // size % 2**31, tf.int32)
-        # Parts, attempts and epochs have permutations of their own.
-        draw = tf.cast(part, tf.int32) * 2**20 + attempt
-        seeds = tf.stack([tf.zeros_like(epochs) + self.seed % 2**31, epochs, draw], axis=-1)
-        # The raw operation: its Python wrapper pads a matrix of seeds along the wrong axis.
-        within = tf.raw_ops.RandomIndexShuffle(index=place % size, seed=seeds, max_index=size - 1)
-        return within + tf.gather(tf.cumsum(sizes, exclusive=True), part)
+        sizes = np.array(self.sizes, np.int64)
+        size = sizes[part]
+        epoch, index = np.divmod(place, size)
+        if self.version == 1:
+            seed = np.full_like(epoch, self.seed % 2**31)
+            seeds = np.stack([seed, epoch % 2**31, part * 2**20 + attempt], axis=-1)
+            within = permute_by_tensorflow(index, size, seeds)
+        else:
+            key = np.full(len(positions), self.seed % 2**64, np.uint64)
+            for number in (part, attempt, epoch):
+                key = fold(key, number)
+            within = permute(index, size, key)
+        return within + (np.cumsum(sizes) - sizes)[part]
 
-    def _turn(self, positions: Any) -> tuple[Any, Any]:
-        """Part, and place in the part's own stream, of each position."""
-        tf = tensorflow()
+    def _turn(
+        self, positions: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        """Return the part of each position, and the position in that part's own stream."""
         if len(self.sizes) == 1:
-            return tf.zeros_like(positions), positions
-        parts, ranks, counts = (tf.constant(x, tf.int64) for x in turns(self.weights))
-        cycle, slot = positions // parts.shape[0], positions % parts.shape[0]
-        part = tf.gather(parts, slot)
-        return part, cycle * tf.gather(counts, part) + tf.gather(ranks, slot)
+            return np.zeros_like(positions), positions
+        parts, ranks, counts = turns(self.weights)
+        cycle, slot = np.divmod(positions, len(parts))
+        part = parts[slot]
+        return part, cycle * counts[part] + ranks[slot]
 
 
 @functools.cache
@@ -87,3 +95,10 @@ def turns(
     parts = np.repeat(np.arange(len(counts)), counts)
     when = np.argsort((ranks + 0.5) / counts[parts], kind="stable")
     return parts[when], ranks[when], counts
+
+
+def shares(weights: tuple[float, ...]) -> list[tuple[float, float]]:
+    """Return the share of the stream that the weight of each part asks for, and the one it gets."""
+    counts = turns(weights)[2]
+    asked = np.array(weights) / sum(weights)
+    return list(zip(asked.tolist(), (counts / counts.sum()).tolist(), strict=True))

@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 from can_jax.data import chunks
 from can_jax.data.files import open_file
 from can_jax.data.loader import Loader, States, TrainingLoader
+from can_jax.data.order import VERSION
 from can_jax.data.scan import FOOTER, HEADER, examples_of_tar, lacks_end, record_length
 from can_jax.data.shards import example_parser, locate_shards
 from can_jax.data.source import Source
@@ -159,11 +160,21 @@ def open_loader(
     first_step: int,
     total_steps: int,
     states: States | None = None,
+    order_version: int = VERSION,
 ) -> Loader:
-    """The batches of a source from a step on; ``states`` are those of the loader before."""
+    """Return the batches of a source from a step on.
+
+    Args:
+        config: resolved.
+        source: of the images.
+        mesh: of the devices.
+        first_step, total_steps: of the run; the second is exclusive.
+        states: `state` of the loader that this one resumes.
+        order_version: the version of the run's order; see `can_jax.data.order`.
+    """
     if isinstance(source, ShardStream):
         return StreamingLoader(config, source, mesh, first_step, total_steps, states)
-    return TrainingLoader(config, source, mesh, first_step, total_steps, states)
+    return TrainingLoader(config, source, mesh, first_step, total_steps, states, order_version)
 
 
 class StreamingLoader(Loader):

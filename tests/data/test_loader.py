@@ -1,5 +1,6 @@
 """Batches: their order, what resuming gives, and files that cannot be decoded."""
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from can_jax.data.loader import TrainingLoader, check_share, counts_of, host_batches
+from can_jax.data.order import VERSION, Order
 from can_jax.data.source import ArraySource, open_source
+from can_jax.data.streaming import open_loader
 from can_jax.errors import UserError
+from can_jax.loop import Progress
 from can_jax.parallel.mesh import batch_sharding, make_mesh
 from can_jax.parallel.rows import Share
 from tests.conftest import small_config
@@ -74,6 +78,19 @@ def test_resuming_anywhere_gives_the_same_stream(kind, folder):
     assert whole[0].views.shape == (8, 2, 16, 16, 3) and whole[0].views.dtype == np.uint8
     assert_same(whole[2:], batches(config, first=2)[0])
     np.testing.assert_array_equal(np.concatenate([b.position for b in whole]), np.arange(32))
+
+
+@pytest.mark.parametrize(("saved", "version"), [({}, 1), (dataclasses.asdict(Progress()), VERSION)])
+def test_a_run_resumes_the_order_it_began_with(saved, version):
+    config = small_config()
+    images = np.zeros((40, 16, 16, 3), np.uint8)
+    source = ArraySource(images, np.arange(40, dtype=np.int32))
+    resumed = Progress.from_json(saved).order_version
+    mesh = make_mesh(config.mesh)
+    loader = open_loader(config, source, mesh, 2, 5, order_version=resumed)
+    found = np.concatenate([batch.label for batch in loader])
+    expected = Order(config.seed, (40,), version=version).examples_at(np.arange(16, 40))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_views_differ_and_depend_on_the_seed():

@@ -1,0 +1,30 @@
+"""Data sets that are smaller than a batch."""
+
+import numpy as np
+
+from can_jax.data.mixture import MixtureSource
+from can_jax.data.source import ArraySource
+from can_jax.pretrain import warn_of_repeats
+from tests.conftest import small_config
+
+
+def told_of_repeats(caplog, source, **changes):
+    caplog.clear()
+    warn_of_repeats(small_config(**changes), source)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_batches_that_hold_an_image_twice_are_told_before_the_first_step(caplog):
+    few = ArraySource(np.zeros((5, 16, 16, 3), np.uint8), np.zeros(5, np.int32))
+    many = ArraySource(np.zeros((16, 16, 16, 3), np.uint8), np.zeros(16, np.int32))
+    mixed = MixtureSource((few, many), (3.0, 1.0))
+    (line,) = told_of_repeats(caplog, few)
+    assert "the data has 5 images" in line and "batch_size of at most 5" in line
+    (line,) = told_of_repeats(caplog, mixed)
+    assert "part 0 of the mixture has 5 images" in line and "batch_size of at most 6" in line
+    assert not told_of_repeats(caplog, many)
+    # Where no copy is a negative there is nothing to tell.
+    assert not told_of_repeats(caplog, few, objective__contrastive__weight=0.0)
+    assert not told_of_repeats(caplog, few, objective__contrastive__supervised=True)
+    parts = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
+    assert not told_of_repeats(caplog, few, **parts)
