@@ -32,11 +32,16 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
             that can be left out.
     """
     code = _exit_code(main, usage, arguments)
-    # Threads of a save or of another process's making may wait for what will not come.
+    bound_exit(code)
+    sys.exit(code)
+
+
+def bound_exit(code: int) -> None:
+    """End this process with an exit code once it has taken a minute to end by itself. Threads of a
+    save or of a library may wait for an event that never comes."""
     end = threading.Timer(EXIT_SECONDS, lambda: os._exit(code))
     end.daemon = True
     end.start()
-    sys.exit(code)
 
 
 def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:
