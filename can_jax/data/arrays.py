@@ -1,11 +1,13 @@
 """`arrays`: npz shards of decoded images, `{split}*.npz` in one folder."""
 
+import glob
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from can_jax.data.source import ArraySource
+from can_jax.data.splits import choose_files, some, split_of_file, standard
 from can_jax.errors import UserError
 
 
@@ -21,10 +23,7 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     root = Path(path)
     if not root.exists():
         raise UserError(f"config.data.path={path} does not exist")
-    shards = sorted(root.glob(f"{split}*.npz")) if root.is_dir() else [root]
-    if not shards:
-        there = ", ".join(sorted(file.name for file in root.iterdir())[:8]) or "nothing"
-        raise UserError(f"no {split}*.npz in config.data.path={path}, which holds {there}")
+    shards = shards_of_split(root, split)
     images, labels, names = zip(*(_read(shard, channels) for shard in shards), strict=True)
     shapes = {shard.shape[1:] for shard in images}
     if len(shapes) > 1:
@@ -33,6 +32,25 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     if not source.examples:
         raise UserError(f"the shards {split}*.npz in {path} hold no image")
     return source
+
+
+def shards_of_split(root: Path, split: str) -> list[Path]:
+    """Return `{split}*.npz` in a folder, or else the npz files that state the split otherwise.
+
+    Raises:
+        UserError: There is none.
+    """
+    if root.is_file():
+        choose_files(str(root), [root.name], split, "npz file", listed=True)
+        return [root]
+    if shards := sorted(root.glob(f"{glob.escape(split)}*.npz")):
+        return shards
+    names = sorted(file.name for file in root.glob("*.npz"))
+    stated = [name for name in names if split_of_file(name) == standard(split)]
+    if not stated:
+        there = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
+        raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {there}")
+    return [root / name for name in choose_files(str(root), names, split, "npz", listed=False)]
 
 
 def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:

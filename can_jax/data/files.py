@@ -5,13 +5,10 @@ TensorFlow's file systems.
 """
 
 import collections
-import glob
-import itertools
 import os
 import re
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,22 +101,30 @@ class Names:
 
 
 def find_images(root: str) -> tuple[list[str], list[str]]:
-    """Files below a local folder in the order of their names, relative to it.
+    """Return the files below a local folder in the order of their names, relative to it.
 
     Returns:
-        those named as images, or with no suffix at all; and the others. Hidden ones are in neither.
+        Those named as images, or with no suffix at all; and the others. Hidden ones are in neither.
     """
     images: list[str] = []
     others: list[str] = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [n for n in folders if not n.startswith(".") and not _leads_back(folder, n)]
+    for folder, files in walk(root):
         inside = os.path.relpath(folder, root)
         for name in files:
-            if name.startswith("."):
-                continue
             named = IMAGE_NAME.search(name) or "." not in name
             (images if named else others).append(os.path.normpath(os.path.join(inside, name)))
     return sorted(images), sorted(others)
+
+
+def walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder below a root, and the root, with the names of its visible files."""
+    if is_remote(root):
+        for folder, _, files in tensorflow().io.gfile.walk(root):
+            yield folder, files
+        return
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [n for n in folders if not n.startswith(".") and not _leads_back(folder, n)]
+        yield folder, [name for name in files if not name.startswith(".")]
 
 
 def _leads_back(folder: str, name: str) -> bool:
@@ -130,64 +135,33 @@ def _leads_back(folder: str, name: str) -> bool:
     return f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/")
 
 
-def find_shards(path: str, split: str, kind: str) -> list[str]:
-    """The shards of a split, in the order of their names.
+def is_folder(path: str) -> bool:
+    """Return whether a path is a folder."""
+    return _remote(path, "isdir") if is_remote(path) else os.path.isdir(path)
 
-    Args:
-        path: a shard; a pattern of shards with `*`, `?`, `[…]` or `{000..127}`, in which `{split}`
-            stands for the split; or a folder. In a folder, the shards that have the split in their
-            name, or all of the folder ``path/split``, or, for the split `train`, all there are.
-        split: such as `train`.
-        kind: `tfrecord` or `tar`, which a folder's shards must have in their names.
+
+def exists(path: str) -> bool:
+    """Return whether a path is there."""
+    return _remote(path, "exists") if is_remote(path) else os.path.exists(path)
+
+
+def listed(path: str) -> list[str]:
+    """Return the names in a folder."""
+    names = _remote(path, "listdir") if is_remote(path) else os.listdir(path)
+    return [name.rstrip("/") for name in names]
+
+
+def _remote(path: str, call: str) -> Any:
+    """Call TensorFlow's file system.
 
     Raises:
-        UserError: there is none; says where it looked.
+        UserError: TensorFlow has no such file system.
     """
-    path = path.replace("{split}", split)
-    if re.search(r"[*?\[{]", os.path.basename(path)):
-        found = sorted(itertools.chain(*(map(_glob, _expand_braces(path)))))
-        if not found:
-            raise UserError(f"no file matches {path}")
-        return found
-    if not _is_folder(path):
-        if not _exists(path):
-            raise UserError(f"{path} does not exist")
-        return [path]
-    inner = os.path.join(path, split)
-    folder = inner if _is_folder(inner) else path
-    like = r"tfrecord|-\d{5}-of-\d{5}" if kind == "tfrecord" else r"\.tar$"
-    names = sorted(name for name in _list(folder) if re.search(like, name.lower()))
-    named = [n for n in names if re.search(rf"(^|[^a-z]){re.escape(split)}([^a-z]|$)", n)]
-    chosen = names if folder == inner or (not named and split == "train") else named
-    if not chosen:
-        there = ", ".join(names[:6]) or "no shard"
-        raise UserError(f"no {kind} shard of the split {split!r} in {folder}, which has {there}")
-    return [os.path.join(folder, name) for name in chosen]
-
-
-def _expand_braces(pattern: str) -> Iterator[str]:
-    """`a-{00..02}` as a-00, a-01, a-02, as shells and WebDataset do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not match:
-        yield pattern
-        return
-    low, high = match.groups()
-    for number in range(int(low), int(high) + 1):
-        middle = str(number).zfill(len(low))
-        yield from _expand_braces(pattern[: match.start()] + middle + pattern[match.end() :])
-
-
-def _glob(pattern: str) -> list[str]:
-    return tensorflow().io.gfile.glob(pattern) if is_remote(pattern) else glob.glob(pattern)
-
-
-def _is_folder(path: str) -> bool:
-    return tensorflow().io.gfile.isdir(path) if is_remote(path) else Path(path).is_dir()
-
-
-def _exists(path: str) -> bool:
-    return tensorflow().io.gfile.exists(path) if is_remote(path) else Path(path).exists()
-
-
-def _list(path: str) -> list[str]:
-    return tensorflow().io.gfile.listdir(path) if is_remote(path) else os.listdir(path)
+    tf = tensorflow()
+    try:
+        return getattr(tf.io.gfile, call)(path)
+    except tf.errors.UnimplementedError as error:
+        scheme = path.split("://", 1)[0]
+        raise UserError(
+            f"{path}: {scheme}:// cannot be read here; mount the store, or copy its files"
+        ) from error

@@ -8,6 +8,7 @@ from absl import logging
 
 from can_jax.data.files import Names, find_images
 from can_jax.data.indexed import IndexedSource, table_of
+from can_jax.data.splits import choose_folder, choose_images, shown, standard
 from can_jax.data.table import Table
 from can_jax.errors import UserError
 
@@ -20,31 +21,48 @@ def open_folder(
     Raises:
         UserError: no such folder, or no image in it.
     """
-    root = split_folder(path, split)
-    table = table_of("folder", root, split, index, lambda: scan_folder(root))
+    if not Path(path).is_dir():
+        raise UserError(f"config.data.path={shown(path)} is not a folder")
+    root = split_folder(path, split) or path
+    if index and root == path and standard(split) != "train":
+        images_of_split(path, split)  # an index does not tell the splits apart
+    table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 
 
-def split_folder(path: str, split: str) -> str:
-    """The folder of a split."""
+def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
+    """Return the folder of a split, its images and its other files, relative to that folder.
+
+    Raises:
+        UserError: ``path`` is no folder, or no image in it is known to belong to the split.
+    """
     if not Path(path).is_dir():
-        raise UserError(f"config.data.path={path} is not a folder")
+        raise UserError(f"config.data.path={shown(path)} is not a folder")
+    inner = split_folder(path, split)
+    names, others = find_images(inner or path)
+    return inner or path, names if inner else choose_images(path, names, split), others
+
+
+def split_folder(path: str, split: str) -> str | None:
+    """Return the folder of a split within a folder; None if it has none of its own."""
     inner = os.path.join(path, split)
-    if not Path(inner).is_dir() and split != "train":
-        raise UserError(f"there is no folder {inner} for the split {split!r}")
-    return inner if Path(inner).is_dir() else path
+    if Path(inner).is_dir():
+        return inner
+    folders = [name for name in os.listdir(path) if Path(path, name).is_dir()]
+    chosen = choose_folder(path, folders, split)
+    return None if chosen is None else os.path.join(path, chosen)
 
 
-def scan_folder(root: str) -> Table:
-    """The images below a folder, in the order of their names.
+def scan_folder(path: str, split: str) -> Table:
+    """Return the images of a split, in the order of their names.
 
-    If none lies directly in the root, the first folder on the way to an image is its class;
+    If none lies directly in its folder, the first folder on the way to an image is its class;
     otherwise there are no labels.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
-    names, others = find_images(root)
+    root, names, others = images_of_split(path, split)
     if others:
         logging.warning(
             "%s: %d files are left out, not being named as images, such as %s",

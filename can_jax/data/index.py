@@ -14,8 +14,9 @@ from absl import flags
 
 from can_jax import command
 from can_jax.data.examine import VERIFY, Plan
-from can_jax.data.files import find_images, find_shards
-from can_jax.data.folder import classes_of, split_folder
+from can_jax.data.files import find_images, is_folder
+from can_jax.data.find import find_shards
+from can_jax.data.folder import classes_of, images_of_split
 from can_jax.data.indexing import build_index
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
@@ -47,8 +48,7 @@ def main(path: str) -> None:
     file_labels: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
     if source == "folder":
-        root = split_folder(path, split)
-        names, others = find_images(root)
+        root, names, others = images_of_split(path, split)
         if others:
             print(f"{len(others)} files are left out, not being named as images, as {others[0]}")
         labels, label_names = classes_of(names)
@@ -79,8 +79,11 @@ def guess_source(path: str, split: str) -> str:
             shards = find_shards(path, split, kind)
         except UserError:
             continue
-        if kind in os.path.basename(shards[0]) or kind == "tfrecord":
-            return source
+        if kind == "tar" and kind not in os.path.basename(shards[0]):
+            continue
+        if is_folder(path) and len(find_images(path)[0]) > len(shards):
+            continue  # a folder of images with an archive in it
+        return source
     return "folder"
 
 

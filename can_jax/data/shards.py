@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from can_jax.data.files import Names, find_shards, is_remote
+from can_jax.data.files import Names, is_remote
+from can_jax.data.find import find_shards
 from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
 from can_jax.data.scan import Found, scan_tar, scan_tfrecord
 from can_jax.data.table import Table
@@ -75,9 +76,11 @@ def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, 
     return root, table_of(source, root, split, index, scan, names)
 
 
-def locate_shards(source: str, path: str, split: str) -> tuple[str, list[str]]:
+def locate_shards(
+    source: str, path: str, split: str, *, compressed: bool = False
+) -> tuple[str, list[str]]:
     """The folder that holds all shards of a split, and their names relative to it."""
-    shards = find_shards(path, split, KINDS[source])
+    shards = find_shards(path, split, KINDS[source], compressed)
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
     if is_remote(path):
         root = root.replace(":/", "://", 1)  # which was taken for a doubled separator

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from can_jax.data.splits import SPELLINGS
 from can_jax.errors import UserError
 
 Examples = Int[np.ndarray, " chosen"]  # their numbers
@@ -84,6 +87,67 @@ def open_source(data: ConfigDict, split: str) -> Source:
     if not source.examples:
         raise UserError(f"config.data.path={data.path} holds no example of the split {split!r}")
     return source
+
+
+def available_splits(data: ConfigDict) -> tuple[str, ...]:
+    """Return which of the splits `train`, `val` and `test` a checked config block has.
+
+    Each can be opened by this name, even where the data spells it otherwise. Nothing is logged.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # files of other splits are no news here
+    try:
+        return tuple(split for split in SPELLINGS if _has(data, split))
+    finally:
+        logging.set_verbosity(level)
+
+
+def _has(data: ConfigDict, split: str) -> bool:
+    if data.source == "mixture":
+        blocks = (block for block, _ in parts_of_mixture(data))
+        return all(_has(block, block.split or split) for block in blocks)
+    try:
+        LOCATORS[data.source](data, split)
+    except UserError:
+        return False
+    return True
+
+
+def _locate_arrays(data: ConfigDict, split: str) -> None:
+    from can_jax.data.arrays import shards_of_split
+
+    if not Path(data.path).exists():
+        raise UserError(f"config.data.path={data.path} does not exist")
+    shards_of_split(Path(data.path), split)
+
+
+def _locate_folder(data: ConfigDict, split: str) -> None:
+    from can_jax.data.folder import images_of_split, split_folder
+
+    if split != "train" and split_folder(data.path, split) is None:
+        images_of_split(data.path, split)
+
+
+def _locate_shards(data: ConfigDict, split: str) -> None:
+    from can_jax.data.shards import locate_shards
+
+    locate_shards(data.source, data.path, split, compressed=data.streaming)
+
+
+def _locate_tfds(data: ConfigDict, split: str) -> None:
+    from can_jax.data.tfds import locate_tfds
+
+    locate_tfds(data.name, data.path, split)
+
+
+LOCATORS: dict[str, Callable[[Any, str], None]] = {
+    "shapes": lambda data, split: None,
+    "arrays": _locate_arrays,
+    "folder": _locate_folder,
+    "tfrecord": _locate_shards,
+    "webdataset": _locate_shards,
+    "tfds": _locate_tfds,
+}
 
 
 def _shapes(data: ConfigDict, split: str) -> Source:

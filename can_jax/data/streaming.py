@@ -133,7 +133,7 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
     Raises:
         UserError: there are none, or fewer than processes, or no image at the start of the first.
     """
-    root, names = locate_shards(data.source, data.path, split)
+    root, names = locate_shards(data.source, data.path, split, compressed=True)
     paths = [os.path.join(root, name) for name in names]
     if len(paths) < jax.process_count():
         raise UserError(

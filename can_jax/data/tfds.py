@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from can_jax.data.indexed import IndexedSource, table_of
 from can_jax.data.shards import example_parser, scan_shards
+from can_jax.data.splits import standard
 from can_jax.data.table import Table
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
@@ -54,6 +55,8 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"TFDS finds no data set {name!r} in {place}: {reason}") from error
     splits = builder.info.splits
+    same = [name for name in splits if standard(name) == standard(split)]
+    split = split if split in splits or len(same) != 1 else same[0]
     if split not in splits:
         there = ", ".join(splits) or f"none; prepare it first, config.data.path={place} has no data"
         raise UserError(f"TFDS data set {name!r} in {place} has no split {split!r}; it has {there}")

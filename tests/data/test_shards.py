@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from can_jax.data.examine import Plan
-from can_jax.data.files import find_shards
+from can_jax.data.find import find_shards
 from can_jax.data.indexing import build_index
 from can_jax.data.scan import masked_crc32c, scan_tar, scan_tfrecord
 from can_jax.data.shards import locate_shards, open_tfrecord, open_webdataset

@@ -1,0 +1,167 @@
+"""Which files and folders belong to a split, however it is spelled."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from can_jax.data.arrays import open_arrays
+from can_jax.data.find import find_shards
+from can_jax.data.folder import open_folder
+from can_jax.data.source import available_splits
+from can_jax.data.splits import split_folders
+from can_jax.errors import UserError
+from tests.conftest import small_config
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def put(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / name)
+
+
+def images(path, split):
+    source = open_folder(str(path), split)
+    return [source.describe(i).removeprefix(f"{path}/") for i in range(source.examples)]
+
+
+def shards(path, split, root):
+    return [name.removeprefix(f"{root}/") for name in find_shards(str(path), split, "tar")]
+
+
+def splits(source, path):
+    return available_splits(small_config(data__source=source, data__path=str(path)).data)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("training-0.tar", "validation-0.tar"), ("Train_0.tar", "VALID_0.tar"),
+        ("a.train.tar", "a.dev.tar"), ("dev-set-train.tar", "dev-set-val.tar"),
+        ("training/0.tar", "validation/0.tar"), ("Train/x/0.tar", "Dev/x/0.tar"),
+        ("train2017.tar", "val2017.tar"),
+    ],
+)  # fmt: skip
+def test_shards_of_splits_by_other_names(tmp_path, train, val):
+    touch(tmp_path, train, val)
+    for pattern in (tmp_path, f"{tmp_path}/**/*.tar"):
+        assert shards(pattern, "train", tmp_path) == [train]
+        assert shards(pattern, "val", tmp_path) == shards(pattern, "validation", tmp_path) == [val]
+        with pytest.raises(UserError, match=r"(?s)no tar shard of the split 'test' .*\{split\}"):
+            shards(pattern, "test", tmp_path)
+    assert splits("webdataset", tmp_path) == ("train", "val")
+
+
+def test_split_in_a_pattern_stands_for_every_spelling(tmp_path):
+    touch(tmp_path, "Training/a-training-0.tar", "Validation/a-validation-0.tar")
+    names = shards(f"{tmp_path}/{{split}}/*-0.tar", "val", tmp_path)
+    assert names == ["Validation/a-validation-0.tar"]
+    touch(tmp_path, "val-0.tar", "dev-0.tar")
+    pattern = f"{tmp_path}/{{split}}-0.tar"
+    assert shards(pattern, "val", tmp_path) == ["val-0.tar"]
+    with pytest.raises(UserError, match="several spellings of the split 'validation'"):
+        shards(pattern, "validation", tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        shards(pattern, "test", tmp_path)
+
+
+@pytest.mark.parametrize("pattern", ["0.tar", "{0..1}.tar", "*.tar", ""])
+def test_shards_that_state_no_split_are_training_data_only(tmp_path, pattern):
+    touch(tmp_path, "0.tar", "1.tar")
+    assert "0.tar" in shards(f"{tmp_path}/{pattern}", "train", tmp_path)
+    for split in ("test", "val", "minival"):
+        with pytest.raises(UserError, match=r"config\.probe\.split or config\.data\.test_split"):
+            shards(f"{tmp_path}/{pattern}", split, tmp_path)
+    assert splits("webdataset", f"{tmp_path}/{pattern}") == ("train",)
+
+
+def test_shards_listed_by_the_user(tmp_path, caplog):
+    touch(tmp_path, "train-0.tar", "extra-0.tar", "val-0.tar", "test/0.tar", "minival-0.tar")
+    pattern = f"{tmp_path}/{{train,extra}}-0.tar"
+    assert shards(pattern, "train", tmp_path) == ["extra-0.tar", "train-0.tar"]
+    with pytest.raises(UserError, match="no tar shard of the split 'test'"):
+        shards(pattern, "test", tmp_path)
+    assert not caplog.text
+    pattern = f"{tmp_path}/{{train,val}}-0.tar"
+    assert shards(pattern, "train", tmp_path) == ["train-0.tar"]
+    assert "1 files do not belong to the split 'train'" in caplog.text
+    assert shards(f"{tmp_path}/val-0.tar", "train", tmp_path) == ["val-0.tar"]
+    assert shards(f"{tmp_path}/val-0.tar", "val", tmp_path) == ["val-0.tar"]
+    assert shards(f"{tmp_path}/test/0.tar", "test", tmp_path) == ["test/0.tar"]
+    assert shards(f"{tmp_path}/*.tar", "minival", tmp_path) == ["minival-0.tar"]
+
+
+def test_folder_without_training_shards(tmp_path, caplog):
+    touch(tmp_path, "val-0.tar")
+    with pytest.raises(UserError, match=r"'train' in .* which has val \(val-0.tar\)"):
+        shards(tmp_path, "train", tmp_path)
+    touch(tmp_path, "part-0.tar")
+    assert shards(tmp_path, "train", tmp_path) == ["part-0.tar"]
+    touch(tmp_path, "train-0.tar")
+    assert shards(tmp_path, "train", tmp_path) == ["train-0.tar"]
+    assert "part-0.tar" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("Training", "Validation"), ("TRAIN", "Dev"), ("train2017", "val2017"),
+        ("training_set", "validation_set"), ("imgs.train", "imgs.valid"),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_are_no_classes(tmp_path, train, val):
+    put(tmp_path, f"{train}/a/0.png", f"{train}/b/0.png", f"{val}/a/0.png")
+    assert images(tmp_path, "train") == [f"{train}/a/0.png", f"{train}/b/0.png"]
+    assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
+    assert images(tmp_path, "validation") == [f"{val}/a/0.png"]
+    with pytest.raises(UserError, match="no folder .*test"):
+        images(tmp_path, "test")
+    assert splits("folder", tmp_path) == ("train", "val")
+
+
+def test_splits_below_the_classes(tmp_path, caplog):
+    put(tmp_path, "cat/train/0.png", "cat/test/1.png", "dog/train/2.png", "dog/test/bad/3.png")
+    assert images(tmp_path, "train") == ["cat/train/0.png", "dog/train/2.png"]
+    assert images(tmp_path, "test") == ["cat/test/1.png", "dog/test/bad/3.png"]
+    assert open_folder(str(tmp_path), "test").label_names == ("cat", "dog")
+    assert "2 files do not belong to the split 'train'" in caplog.text
+    assert splits("folder", tmp_path) == ("train", "test")
+
+
+def test_folder_of_another_split_beside_the_classes(tmp_path, caplog):
+    put(tmp_path, "cat/0.png", "dog/0.png", "Val/cat/1.png")
+    source = open_folder(str(tmp_path), "train")
+    assert source.examples == 2 and source.label_names == ("cat", "dog")
+    assert "Val/cat/1.png" in caplog.text
+    assert images(tmp_path, "val") == ["Val/cat/1.png"]
+
+
+def test_classes_that_contain_a_split_s_word_stay_classes(tmp_path):
+    put(tmp_path, "train station/0.png", "test tube/0.png", "developer/0.png")
+    assert open_folder(str(tmp_path), "train").label_names == (
+        "developer", "test tube", "train station",
+    )  # fmt: skip
+    assert split_folders(["train station", "test tube", "validator"]) == {}
+
+
+def test_folder_that_is_itself_the_split(tmp_path):
+    put(tmp_path, "test/a/0.png", "photos/a/0.png")
+    assert images(tmp_path / "test", "test") == ["a/0.png"]
+    with pytest.raises(UserError, match="no folder .*/photos/test"):
+        images(tmp_path / "photos", "test")
+
+
+def test_arrays_of_splits(tmp_path):
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "cifar-Training.npz", images=pixels)
+    np.savez(tmp_path / "cifar-dev.npz", images=pixels[:1])
+    assert open_arrays(str(tmp_path), "train", 3).examples == 2
+    assert open_arrays(str(tmp_path), "val", 3).examples == 1
+    assert splits("arrays", tmp_path) == ("train", "val")
+    with pytest.raises(UserError, match="no npz file of the split 'test'"):
+        open_arrays(str(tmp_path / "cifar-Training.npz"), "test", 3)
