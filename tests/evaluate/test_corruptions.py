@@ -155,6 +155,126 @@ def test_frost_and_fog_are_weighted_sums(k):
     np.testing.assert_allclose(c.fog(image, (thick, decay), rng()), wanted, atol=1e-12)
 
 
+def plasma(size, wibbledecay, rng):
+    """The published plasma fractal, one point after the other: a new point is the mean of four
+    neighbors plus ``wibble`` times a uniform draw from (-wibble, wibble)."""
+    height = {(0, 0): 0.0}
+    step, wibble = size, 100.0
+    while step > 1:
+        half = step // 2
+
+        def add(points, offsets, reach=half, wibble=wibble):
+            drawn = rng.uniform(-wibble, wibble, len(points)).tolist()
+            for (y, x), jitter in zip(points, drawn, strict=True):
+                near = [height[(y + reach * a) % size, (x + reach * b) % size] for a, b in offsets]
+                height[y, x] = sum(near) / 4 + wibble * jitter
+
+        grid = [(y, x) for y in range(0, size, step) for x in range(0, size, step)]
+        add([(y + half, x + half) for y, x in grid], [(-1, -1), (-1, 1), (1, -1), (1, 1)])
+        edges = [(y, x + half) for y, x in grid] + [(y + half, x) for y, x in grid]
+        add(edges, [(-1, 0), (1, 0), (0, -1), (0, 1)])
+        step, wibble = half, wibble / wibbledecay
+    plane = np.array([[height[y, x] for x in range(size)] for y in range(size)])
+    return (plane - plane.min()) / (plane.max() - plane.min())
+
+
+def power_by_octave(planes):
+    """log10 of the mean power at wave numbers 1, 2-3, 4-7, …, relative to the first."""
+    size = len(planes[0])
+    power = np.mean([np.abs(np.fft.fft2(plane - plane.mean())) ** 2 for plane in planes], axis=0)
+    wave = np.fft.fftfreq(size, 1 / size)
+    octave = np.floor(np.log2(np.maximum(np.hypot(wave[:, None], wave), 0.5))).astype(int)
+    found = [np.log10(power[octave == i].mean()) for i in range(int(np.log2(size)))]
+    return np.array(found) - found[0]
+
+
+def gradient(planes):
+    return np.mean([np.abs(np.diff(plane, axis=i)).mean() for plane in planes for i in (0, 1)])
+
+
+@pytest.mark.parametrize(
+    ("size", "decay"), [(32, 3), (32, 2.5), (32, 2), (32, 1.75), (256, 2), (256, 1.4)]
+)
+def test_fog_has_the_spectrum_and_gradients_of_the_published_fractal(size, decay):
+    # Both get the same random numbers, so that few planes suffice.
+    seeds = range(2 if size == 256 else 8)
+    wanted = [plasma(size, decay, np.random.default_rng(seed)) for seed in seeds]
+    found = [c.fractal(size, size, decay, np.random.default_rng(seed)) for seed in seeds]
+    np.testing.assert_allclose(power_by_octave(found), power_by_octave(wanted), atol=0.1)
+    assert gradient(found) == pytest.approx(gradient(wanted), rel=0.05)
+
+
+@pytest.mark.parametrize(("side", "plane"), [(32, 32), (64, 64), (65, 256), (224, 256), (300, 512)])
+def test_fog_is_cut_from_a_plane_of_the_published_size(side, plane):
+    whole = c.fractal(plane, plane, 2, rng())
+    np.testing.assert_array_equal(c.fractal(side, side, 2, rng()), whole[:side, :side])
+    if side == plane:
+        assert whole.min() == 0 and whole.max() == 1
+
+
+def test_constants_are_the_published_ones():
+    """Of CIFAR-10-C and of ImageNet-C, in the order of severities."""
+    published = {
+        "gaussian_noise": ([0.04, 0.06, 0.08, 0.09, 0.1], [0.08, 0.12, 0.18, 0.26, 0.38]),
+        "shot_noise": ([500, 250, 100, 75, 50], [60, 25, 12, 5, 3]),
+        "impulse_noise": ([0.01, 0.02, 0.03, 0.05, 0.07], [0.03, 0.06, 0.09, 0.17, 0.27]),
+        "defocus_blur": (
+            [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+            [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+        ),
+        "glass_blur": (
+            [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+            [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
+        ),
+        "motion_blur": (
+            [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+            [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+        ),
+        "zoom_blur": (
+            [(end, 0.01) for end in (1.06, 1.11, 1.16, 1.21, 1.26)],
+            [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
+        ),
+        "fog": (
+            [(0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)],
+            [(1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)],
+        ),
+        "frost": (
+            [(1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)],
+            [(1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)],
+        ),
+        "brightness": ([0.05, 0.1, 0.15, 0.2, 0.3], [0.1, 0.2, 0.3, 0.4, 0.5]),
+        "contrast": ([0.75, 0.5, 0.4, 0.3, 0.15], [0.4, 0.3, 0.2, 0.1, 0.05]),
+        "pixelate": ([0.95, 0.9, 0.85, 0.75, 0.65], [0.6, 0.5, 0.4, 0.3, 0.25]),
+        "jpeg_compression": ([80, 65, 58, 50, 40], [25, 18, 15, 10, 7]),
+        "snow": (
+            [
+                (0.1, 0.2, 1, 0.6, 8, 3, 0.95), (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+                (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9), (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+                (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+            ],
+            [
+                (0.1, 0.3, 3, 0.5, 10, 4, 0.8), (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+                (0.55, 0.3, 4, 0.9, 12, 8, 0.7), (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+                (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+            ],
+        ),
+        "elastic_transform": (
+            [
+                (0, 0, 2.56), (1.6, 6.4, 2.24), (2.56, 1.92, 1.92), (3.2, 1.28, 1.6),
+                (3.2, 0.96, 0.96),
+            ],
+            [
+                (488, 170.8, 24.4), (488, 19.52, 48.8), (12.2, 2.44, 4.88), (17.08, 2.44, 4.88),
+                (29.28, 2.44, 4.88),
+            ],
+        ),
+    }  # fmt: skip
+    assert set(published) == set(CORRUPTIONS)
+    for name, tables in published.items():
+        for table, wanted in zip(TABLES, tables, strict=True):
+            np.testing.assert_allclose(CORRUPTIONS[name][table], wanted, err_msg=name)
+
+
 def test_fractal_fills_the_unit_interval_and_is_smoother_the_faster_it_decays():
     rough, smooth = (c.fractal(256, 256, decay, rng()) for decay in (1.4, 3.0))
     for plane in (rough, smooth):
