@@ -69,10 +69,13 @@ def _descend(
     def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         places, velocity, gains = carry
         lengths = jnp.sum(places**2, axis=1)
-        squared = lengths[:, None] + lengths - 2 * places @ places.T
+        # Differences of large numbers: with fewer bits, near places have no distance.
+        products = jnp.matmul(places, places.T, precision="highest")
+        squared = lengths[:, None] + lengths - 2 * products
         near = (1 - jnp.eye(count)) / (1 + jnp.maximum(squared, 0.0))
         pull = near * (jnp.where(i < EXAGGERATED, EXAGGERATION, 1.0) * joint - near / near.sum())
-        gradient = 4 * (pull.sum(axis=1, keepdims=True) * places - pull @ places)
+        pulled = jnp.matmul(pull, places, precision="highest")
+        gradient = 4 * (pull.sum(axis=1, keepdims=True) * places - pulled)
         gains = jnp.where(gradient * velocity < 0, gains + 0.2, gains * 0.8).clip(0.01)
         momentum = jnp.where(i < EXAGGERATED, 0.5, 0.8)
         velocity = momentum * velocity - rate * gains * gradient

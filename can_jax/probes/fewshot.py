@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+SCORES = 2**26  # of queries and classes, computed at a time
 BIAS = 100.0  # the constant feature: so large that the penalty hardly holds it back
 
 
@@ -29,7 +30,8 @@ def ridge_predictions(
     squared error plus ``ridge`` times the squared weights.
 
     Features are standardised by those of the examples, and a constant is added to them. With fewer
-    examples than features the dual form is solved, which has the same solution.
+    examples than features the dual form is solved, which has the same solution. No array has a row
+    for each example and a column for each class.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-5
 
@@ -37,10 +39,19 @@ def ridge_predictions(
         standard = (x.astype(np.float64) - mean) / deviation
         return np.concatenate([standard, np.full((len(x), 1), BIAS)], axis=1)
 
-    x, targets = prepared(features), 2.0 * np.eye(int(labels.max()) + 1)[labels] - 1
+    x = prepared(features)
+    classes, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(x) < x.shape[1]:
+        targets = 2.0 * np.eye(len(classes))[place] - 1
         dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), targets)
         weights = x.T @ dual
     else:
-        weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), x.T @ targets)
-    return (prepared(queries) @ weights).argmax(axis=1)
+        of_class = np.add.reduceat(x[np.argsort(place, kind="stable")], sizes.cumsum() - sizes)
+        products = 2.0 * of_class.T - x.sum(axis=0)[:, None]  # of x.T and the targets
+        weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), products)
+    chunk = max(1, SCORES // len(classes))
+    parts = [
+        (prepared(queries[i : i + chunk]) @ weights).argmax(axis=1)
+        for i in range(0, len(queries), chunk)
+    ]
+    return classes[np.concatenate(parts)]

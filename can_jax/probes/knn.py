@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 BANK_CHUNK = 65536  # of the bank compared at a time, so that a million images need no large matrix
+VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
 
 class Neighbours(NamedTuple):
@@ -31,7 +32,9 @@ def _nearest(
         best: tuple[Array, Array], part: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
         chunk, first = part
-        similarity = jnp.where(first + jnp.arange(size) < count, queries @ chunk.T, -jnp.inf)
+        # Accelerators multiply float32 with fewer bits unless they are told not to.
+        products = jnp.matmul(queries, chunk.T, precision="highest")
+        similarity = jnp.where(first + jnp.arange(size) < count, products, -jnp.inf)
         here, places = jax.lax.top_k(similarity, min(k, size))
         # The earlier ones stand in front, so that ties are broken as without chunks.
         values = jnp.concatenate([best[0], here], axis=1)
@@ -76,13 +79,37 @@ def nearest(
 def vote(
     neighbours: Neighbours, labels: Int[np.ndarray, " bank"], k: int, temperature: float
 ) -> Int[np.ndarray, " queries"]:
-    """The class of each query by a vote of its ``k`` nearest; a vote weighs
-    ``exp(similarity / temperature)`` (arXiv 1805.01978)."""
-    similarity, places = neighbours.similarity[:, :k], neighbours.places[:, :k]
+    """Return the class of each query by a vote of its ``k`` nearest neighbors.
+
+    A vote weighs ``exp(similarity / temperature)`` (arXiv 1805.01978). Of classes with equal votes
+    the smallest label wins. Memory grows with ``k`` and not with the number of classes.
+    """
+    parts = [
+        _vote(neighbours.similarity[rows, :k], labels[neighbours.places[rows, :k]], temperature)
+        for start in range(0, len(neighbours.places), VOTE_CHUNK)
+        for rows in [slice(start, start + VOTE_CHUNK)]
+    ]
+    return np.concatenate(parts) if parts else labels[:0]
+
+
+def _vote(
+    similarity: Float[np.ndarray, "queries k"],
+    labels: Int[np.ndarray, "queries k"],
+    temperature: float,
+) -> Int[np.ndarray, " queries"]:
+    """Return the label with the largest sum of weights in each row."""
     weights = np.exp((similarity - similarity[:, :1]) / temperature)  # the largest is 1
-    votes = np.zeros((len(similarity), int(labels.max()) + 1))
-    np.add.at(votes, (np.arange(len(votes))[:, None], labels[places]), weights)
-    return votes.argmax(axis=1)
+    # A class gets the column of its rank among the classes of its row, so that k columns suffice.
+    order = np.argsort(labels, axis=1, kind="stable")
+    ranked = np.take_along_axis(labels, order, axis=1)
+    rank = np.zeros(labels.shape, np.int64)
+    rank[:, 1:] = np.cumsum(ranked[:, 1:] != ranked[:, :-1], axis=1)
+    columns = np.empty_like(rank)
+    np.put_along_axis(columns, order, rank, axis=1)
+    rows = np.arange(len(labels))
+    votes = np.zeros(labels.shape)
+    np.add.at(votes, (rows[:, None], columns), weights)
+    return ranked[rows, (rank == votes.argmax(axis=1)[:, None]).argmax(axis=1)]
 
 
 def knn_predictions(

@@ -44,6 +44,22 @@ class Heads(NamedTuple):
         ]
         return np.concatenate(parts, axis=1)
 
+    def predictions(
+        self, features: Float[np.ndarray, "examples width"], numbers: int = 2**28
+    ) -> Int[np.ndarray, "heads examples"]:
+        """Return the class that every head chooses for each example.
+
+        Args:
+            features: of the examples.
+            numbers: logits computed at a time, at most; all heads' of one example at least.
+        """
+        chunk = max(1, numbers // self.bias.size)
+        parts = [
+            self.logits(features[i : i + chunk], chunk).argmax(axis=2)
+            for i in range(0, len(features), chunk)
+        ]
+        return np.concatenate(parts, axis=1)
+
     def pick(self, head: int) -> "Heads":
         """One of them."""
         return self._replace(kernel=self.kernel[head : head + 1], bias=self.bias[head : head + 1])
@@ -51,7 +67,8 @@ class Heads(NamedTuple):
 
 @jax.jit
 def _logits(kernel: Array, bias: Array, standard: Array) -> Array:
-    return jnp.einsum("ew,hwc->hec", standard, kernel) + bias[:, None]
+    products = jnp.einsum("ew,hwc->hec", standard, kernel, precision="highest")
+    return products + bias[:, None]
 
 
 def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) -> list[Setting]:
@@ -72,7 +89,7 @@ def _epoch(
     """SGD with momentum over the batches of an epoch."""
 
     def loss(heads: tuple[Array, Array], x: Array, y: Array) -> Array:
-        logits = jnp.einsum("ew,hwc->hec", x, heads[0]) + heads[1][:, None]
+        logits = jnp.einsum("ew,hwc->hec", x, heads[0], precision="highest") + heads[1][:, None]
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y[None])
         penalty = 0.5 * decays * jnp.sum(heads[0] ** 2, axis=(1, 2))
         return jnp.sum(each.mean(axis=1) + penalty)  # heads do not meet: a sum keeps them apart

@@ -29,3 +29,10 @@ def test_confidence_that_is_deserved_costs_nothing():
 def test_large_logits_and_those_left_out():
     found = probabilities(np.array([[1e4, -1e4, -np.inf]]))
     np.testing.assert_allclose(found, [[1, 0, 0]])
+
+
+def test_memory_does_not_grow_with_the_square_of_the_classes():
+    logits = np.zeros((3, 2**19))
+    logits[:, 7] = 50.0
+    found = calibration(logits, np.array([7, 7, 2**19 - 1]), 15)
+    assert found["brier"] == pytest.approx(2 / 3) and found["ece"] == pytest.approx(100 / 3)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from can_jax.probes import fewshot
 from can_jax.probes.fewshot import BIAS, draw_shots, ridge_predictions
 
 
@@ -34,3 +35,17 @@ def test_classes_are_those_of_ridge_regression(examples, ridge):
     reference.fit(prepared(features), 2.0 * np.eye(3)[labels] - 1)
     np.testing.assert_array_equal(found, reference.predict(prepared(queries)).argmax(1))
     assert np.mean(found == np.arange(200) % 3) > 0.8
+
+
+@pytest.mark.parametrize("examples", [12, 90])
+def test_labels_may_have_gaps_and_queries_are_scored_in_parts(examples, monkeypatch):
+    rng = np.random.default_rng(4)
+    labels = np.arange(examples) % 3
+    features = rng.normal(size=(examples, 20))
+    queries = rng.normal(size=(50, 20))
+    wanted = ridge_predictions(features, labels, queries, 1.0)
+    far = np.array([3, 500, 2**40])
+    monkeypatch.setattr(fewshot, "SCORES", 12)
+    np.testing.assert_array_equal(
+        ridge_predictions(features, far[labels], queries, 1.0), far[wanted]
+    )
