@@ -16,6 +16,8 @@ h2 { font-size: 18px; margin: 0 0 12px; }
 p.lead { color: #5a6472; margin: 0 0 26px; overflow-wrap: anywhere; }
 section { background: #fff; border: 1px solid #e3e6ea; border-radius: 10px; padding: 20px 22px;
   margin: 0 0 20px; overflow-x: auto; }
+section.warning { border-color: #efb118; background: #fffaf0; }
+section.warning p { margin: 4px 0; overflow-wrap: anywhere; }
 .cards { display: flex; flex-wrap: wrap; gap: 12px; margin: 0 0 20px; }
 .card { background: #fff; border: 1px solid #e3e6ea; border-radius: 10px; padding: 12px 18px;
   min-width: 130px; }

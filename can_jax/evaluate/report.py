@@ -15,17 +15,25 @@ def headlines(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
 
 
-def curves_of(results: dict[str, Any]) -> dict[int, float]:
-    """Mean accuracy over all corruptions at each severity, 0 being none."""
-    found: dict[int, list[float]] = {}
+def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
+    """Return the mean accuracy over all corruptions at each severity, 0 being none.
+
+    Args:
+        results: what `results.json` holds.
+        run: its name, which the curve of the corruptions computed on the test split gets. The curve
+            of a distributed set gets that set's name too.
+    """
+    found: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
-        parts = name.split("/")
-        if parts[-1] == "top1" and len(parts) >= 3 and parts[-2].isdigit():
-            found.setdefault(int(parts[-2]), []).append(value)
-    means = {severity: sum(v) / len(v) for severity, v in sorted(found.items())}
-    if means and "clean/top1" in results["metrics"]:
-        means = {0: results["metrics"]["clean/top1"]} | means
-    return means
+        parts = name.split("/")  # perhaps a set, then corruption, severity and metric
+        if len(parts) > 2 and parts[-1] == "top1" and parts[-2].isdigit():
+            curve = found.setdefault(" ".join([run, *parts[:-3]]), {})
+            curve.setdefault(int(parts[-2]), []).append(value)
+    clean = {0: results["metrics"]["clean/top1"]} if "clean/top1" in results["metrics"] else {}
+    return {
+        name: clean | {severity: sum(v) / len(v) for severity, v in sorted(curve.items())}
+        for name, curve in found.items()
+    }
 
 
 def curve_svg(runs: dict[str, dict[int, float]]) -> str:
@@ -58,6 +66,20 @@ def curve_svg(runs: dict[str, dict[int, float]]) -> str:
     )
 
 
+def data_of(results: dict[str, Any]) -> str:
+    """Return the data of an evaluation in words: where it is, its splits and their fingerprints."""
+    data = results["data"]
+    place = " ".join(str(data[key]) for key in ("source", "name", "path") if data[key])
+    splits = (f"{name} {found}" for name, found in data["fingerprints"].items())
+    return ", ".join([place, *splits])
+
+
+def tested_on(results: dict[str, Any]) -> frozenset[str]:
+    """Return the fingerprints of the test examples of an evaluation."""
+    found = results["data"]["fingerprints"]
+    return frozenset(found[name] for name in found if name.split("/")[-1] == "test")
+
+
 def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
     """The page of one evaluation.
 
@@ -71,8 +93,13 @@ def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
         for name, value in list(headlines(metrics).items())[:HEADLINES]
     )
     sections = [f"<div class=cards>{cards}</div>"]
-    if curve := curves_of(results):
-        sections.append(section("Robustness", curve_svg({"this run": curve})))
+    if warnings := results.get("warnings"):
+        lines = "".join(f"<p>{escape(warning)}</p>" for warning in warnings)
+        sections.insert(
+            0, f'<section class=warning role="alert"><h2>Warnings</h2>{lines}</section>'
+        )
+    if curves := curves_of(results, "this run"):
+        sections.append(section("Robustness", curve_svg(curves)))
     sections += [section(title, element) for title, element in pictures.items()]
     sections += [section(title, table(rows)) for title, rows in results["tables"].items()]
     rows = [{"metric": name, "value": value} for name, value in metrics.items()]
@@ -84,8 +111,8 @@ def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
     sections.append(section("Checkpoint, data and settings", f"<pre>{text}</pre>", folded=True))
     checkpoint = results["checkpoint"]
     lead = (
-        f"{escape(checkpoint['path'])}, step {checkpoint['step']}; weights "
-        f"{checkpoint['sha256'][:12]}"
+        f"{escape(checkpoint['path'])}, step {escape(str(checkpoint['step']))}; weights "
+        f"{escape(checkpoint['sha256'][:12])}; data {escape(data_of(results))}"
     )
     return page(f"Evaluation: {results['protocol']['protocol']}", lead, sections)
 
@@ -98,15 +125,23 @@ def comparison(runs: dict[str, dict[str, Any]]) -> str:
         for name in names
     ]
     sections = [section("Metrics", table(rows))]
-    curves = {name: curve for name, r in runs.items() if (curve := curves_of(r))}
-    if curves:
+    if curves := {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}:
         sections.insert(0, section("Robustness", curve_svg(curves)))
     facts = [
         {
             "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
             "weights": r["checkpoint"]["sha256"][:12], "checkpoint": r["checkpoint"]["path"],
+            "features": r["protocol"]["features"], "data": data_of(r),
+            "chosen": json.dumps(r["chosen"]),
         }
         for name, r in runs.items()
     ]  # fmt: skip
     sections.append(section("Runs", table(facts)))
+    if len(set(map(tested_on, runs.values()))) > 1:
+        sections.insert(0, section("Data", "<p>The runs were tested on different examples.</p>"))
+    warnings = [
+        {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
+    ]
+    if warnings:
+        sections.insert(0, section("Warnings", table(warnings)))
     return page("Evaluations side by side", escape(", ".join(runs)), sections)

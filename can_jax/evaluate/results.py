@@ -36,6 +36,7 @@ def write_results(
     content = {
         "metrics": findings.metrics,
         "examples": findings.examples,
+        "warnings": findings.warnings,
         "protocol": json.loads(to_json(config)),
         "chosen": findings.chosen,
         "checkpoint": subject.identity,

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from can_jax.errors import UserError
-from can_jax.evaluate.corruptions import CORRUPTIONS, corrupt
+from can_jax.evaluate.corruptions import CORRUPTIONS, DRAWN, corrupt
 from can_jax.evaluate.examples import Split
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.probes.calibration import calibration
@@ -36,7 +36,6 @@ ALEXNET = {
 }  # fmt: skip
 
 
-IMAGENET_CLASSES = 1000
 WHOLE = "train"  # the split of a folder that has none
 
 
@@ -74,8 +73,18 @@ def robustness(task: Task, classifier: Classifier, findings: Findings) -> None:
     measures = accuracies(logits, clean.labels)
     measures |= calibration(logits, clean.labels, settings.bins)
     findings.metrics |= {f"clean/{name}": value for name, value in measures.items()}
-    of_imagenet = logits.shape[1] == IMAGENET_CLASSES
-    curves(task, classifier, findings, on_the_fly(task), relative=of_imagenet)
+    computed = on_the_fly(task)
+    curves(task, classifier, findings, computed, relative=False)
+    if computed:
+        findings.warn(
+            "corruptions were computed on the test images; published numbers, mCE among them, are "
+            "of the distributed files of ImageNet-C or CIFAR-10-C"
+        )
+    if DRAWN in computed:
+        findings.warn(
+            "frost is drawn from a fractal, not taken from the authors' photographs: its numbers, "
+            "and means that contain it, are not comparable with published ones"
+        )
     for number, shift in enumerate(settings.shifts):
         kind, name = shift.get("kind"), shift.get("name") or shift.get("kind")
         if kind == "imagenet_c":
@@ -106,8 +115,8 @@ def curves(
     *,
     relative: bool,
 ) -> None:
-    """Accuracy of every corruption and severity, and their mean; also ``relative`` to AlexNet's
-    errors on ImageNet, which mean nothing for other data."""
+    """Measure accuracy for every corruption and severity, and its mean; also ``relative`` to
+    AlexNet's errors, which were measured on the distributed files of ImageNet-C alone."""
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}
     for name, split_at in read.items():
@@ -125,7 +134,8 @@ def curves(
         return
     mean = 100.0 - float(np.mean(list(errors.values())))
     findings.metrics[f"{prefix}corrupted/top1"] = mean
-    if relative and set(errors) == set(CORRUPTIONS) and len(settings.severities) == 5:
+    whole = set(errors) == set(CORRUPTIONS) and sorted(settings.severities) == [1, 2, 3, 4, 5]
+    if relative and whole:
         findings.metrics[f"{prefix}mce"], each = mean_corruption_error(errors)
         for row in rows:
             row["CE (%)"] = round(each[row["corruption"]], 1)

@@ -27,6 +27,7 @@ class Findings:
         tables: for the report: rows of values, by title.
         pictures: for the report: elements of a page, by title.
         shown: train and test examples to draw from.
+        warnings: what a reader of the metrics has to know, a sentence each.
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -36,6 +37,14 @@ class Findings:
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     pictures: dict[str, str] = dataclasses.field(default_factory=dict)
     shown: tuple[Split, Split] | None = None
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def warn(self, *sentences: str) -> None:
+        """Log what a reader of the metrics has to know, once, and keep it for the results."""
+        for sentence in sentences:
+            if sentence not in self.warnings:
+                self.warnings.append(sentence)
+                logging.warning("%s", sentence)
 
     def count(self, name: str, split: Split) -> None:
         """Note a split that was read."""
@@ -111,6 +120,11 @@ def held_out(
     ones for the same seed."""
     order = np.random.default_rng(seed).permutation(len(labels))
     count = max(1, round(share * len(labels)))
+    if count >= len(labels):
+        raise UserError(
+            f"config.held_out={share} of {len(labels)} labeled training examples leaves none to "
+            "learn from: give more examples, or a smaller share"
+        )
     return np.sort(order[count:]), np.sort(order[:count])
 
 
