@@ -108,6 +108,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")
     _check_positive("knn", config.knn, ("k", "temperature"))
     _check_positive("linear", config.linear, ("learning_rates", "epochs", "batch_size"))
+    _check_positive("health", config.health, ("examples", "k", "temperature"))
     _check_positive("fewshot", config.fewshot, ("shots", "draws"))
     settings = config.classify
     check_one_of("classify.optimizer", settings.optimizer, ("adamw", "lars"))

@@ -5,9 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import Photometric, augment, to_float
+from can_jax.data.evaluation import spread
 from can_jax.data.loader import TrainingLoader
 from can_jax.data.source import open_source
 from can_jax.errors import UserError
@@ -58,9 +60,8 @@ def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any
     for kind in settings.features:
         features = task.select(train, kind)
         heads = train_heads(features[most], train.labels[most], classes, cells, **options)
-        logits = heads.logits(features[few])
-        for cell, found in zip(cells, logits, strict=True):
-            value = accuracy(found.argmax(axis=1), train.labels[few])
+        for cell, found in zip(cells, heads.predictions(features[few]), strict=True):
+            value = accuracy(found, train.labels[few])
             tried.append((value, kind, cell))
             rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
     _, kind, cell = max(tried, key=lambda item: item[0])
@@ -134,9 +135,14 @@ def representation_health(task: Task) -> Findings:
     """How the representation uses its space, and which classes it tells apart."""
     settings = task.config.health
     train, test, findings = both(task)
+    chosen = spread(len(test), settings.examples)
+    if len(chosen) < 2:
+        raise UserError(
+            f"health compares pairs of images: the split {test.name!r} has {len(test)} with a "
+            f"label, and config.health.examples={settings.examples}; both have to be 2 or more"
+        )
     bank, queries = task.select(train), task.select(test)
-    few = queries[: settings.examples]
-    labels = test.labels[: settings.examples]
+    few = queries[chosen]
     on_sphere = health.unit(few)
     one, other = two_views(task, settings.examples)
     found = vote(nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature)
@@ -144,19 +150,52 @@ def representation_health(task: Task) -> Findings:
         "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
         "health/alignment": health.alignment(one, other),
         "health/uniformity": health.uniformity(few, task.config.seed),
-        "health/tolerance": health.tolerance(few, labels, task.config.seed),
         "health/dead_dimensions": float(health.dead_dimensions(few)),
         "health/width": float(few.shape[1]),
         "knn/top1": accuracy(found, test.labels),
     }
-    rows = []
-    for label in np.unique(test.labels):
-        here = test.labels == label
-        name = train.classes[label] if train.classes else str(label)
-        value = accuracy(found[here], test.labels[here])
-        rows.append({"class": name, "examples": int(here.sum()), "kNN top-1 (%)": round(value, 2)})
-    findings.tables["kNN by class"] = rows
+    tolerance = health.tolerance(few, test.labels[chosen])
+    if tolerance is None:
+        findings.warn(
+            f"health/tolerance is left out: no two of the {len(few)} examples are of one class"
+        )
+    else:
+        findings.metrics["health/tolerance"] = tolerance
+    findings.examples["health"] = len(few)
+    findings.tables |= by_class(found == test.labels, test.labels, train.classes)
     return findings
+
+
+def by_class(
+    right: Bool[np.ndarray, " examples"],
+    labels: Int[np.ndarray, " examples"],
+    names: tuple[str, ...],
+    most: int = 1000,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return a table of each class's accuracy under its title.
+
+    Args:
+        right: whether each example is classified as its label.
+        labels: of the examples.
+        names: of the classes; empty where unknown.
+        most: rows of the table. Of more classes it holds the best and the worst.
+    """
+    classes, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shares = np.round(100 * np.bincount(place, right) / sizes, 2)
+    title, chosen = "kNN by class", np.arange(len(classes))
+    if len(classes) > most:
+        title += f", the best and the worst {most // 2} of {len(classes):,}"
+        ranked = np.argsort(-shares, kind="stable")
+        chosen = np.concatenate([ranked[: most // 2], ranked[-(most // 2) :]])
+    rows = [
+        {
+            "class": names[label] if names else str(label),
+            "examples": int(size),
+            "kNN top-1 (%)": float(share),
+        }
+        for label, size, share in zip(classes[chosen], sizes[chosen], shares[chosen], strict=True)
+    ]
+    return {title: rows}
 
 
 def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -106,10 +106,10 @@ def both(task: Task) -> tuple[Split, Split, Findings]:
             f"as {min(unknown)}"
         )
     if train.fingerprint == test.fingerprint:
-        logging.warning(
-            "the splits %r and %r are the same examples: accuracies say nothing",
-            train.name, test.name,
-        )  # fmt: skip
+        findings.warn(
+            f"the splits {train.name!r} and {test.name!r} are the same examples: accuracies say "
+            "nothing"
+        )
     return train, test, findings
 
 

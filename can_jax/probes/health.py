@@ -47,14 +47,18 @@ def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> 
 
 
 def tolerance(
-    features: Float[np.ndarray, "examples width"],
-    labels: Int[np.ndarray, " examples"],
-    seed: int = 0,
-) -> float:
-    """The mean cosine of pairs of one class (arXiv 2012.09740)."""
-    one, other = _pairs(len(features), seed)
-    same = labels[one] == labels[other]
-    return float(_products(unit(features), one[same], other[same]).mean())
+    features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
+) -> float | None:
+    """Return the mean cosine of all pairs of one class (arXiv 2012.09740), None if there is none.
+
+    The cosines of a class's pairs add up to half of the squared length of its sum, less its own.
+    """
+    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    on_sphere = unit(features)
+    sums = np.zeros((len(sizes), features.shape[1]))
+    np.add.at(sums, place, on_sphere)
+    pairs = (sizes * (sizes - 1)).sum()
+    return float(((sums**2).sum() - (on_sphere**2).sum()) / pairs) if pairs else None
 
 
 def dead_dimensions(features: Float[np.ndarray, "examples width"]) -> int:

@@ -15,12 +15,14 @@ from etils import epath
 
 from can_jax.config import load_recipe
 from can_jax.errors import UserError
+from can_jax.evaluate import frozen
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.examples import Reader
-from can_jax.evaluate.protocols import evaluate
+from can_jax.evaluate.protocols import evaluate, measure
 from can_jax.evaluate.report import comparison
 from can_jax.evaluate.results import read_results
 from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.task import held_out
 from can_jax.parallel.mesh import make_mesh
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
@@ -112,6 +114,55 @@ def test_what_cannot_be_decoded_is_counted_apart(places, tmp_path):
     broken.write_bytes(broken.read_bytes()[:40])
     results = evaluate(recipe("knn", tmp_path / "imagenet"), str(run), epath.Path(tmp_path / "out"))
     assert results["examples"] == {"train": TRAIN, "test": VAL - 1, "test_skipped": 1}
+
+
+def of_each(tmp_path, data, train, val):
+    """The small ImageNet with so many images of each class."""
+    for split, count in (("train", train), ("val", val)):
+        for folder in (data / split).iterdir():
+            place = tmp_path / "few" / split / folder.name
+            place.mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, place)
+    return tmp_path / "few"
+
+
+def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
+    """The test split is sorted by class, five images each; three are looked at."""
+    run, data = places
+    config, out = recipe("health", data, health__examples=3), epath.Path(tmp_path / "out")
+    findings, _ = measure(config, str(run), out, pictures=False)
+    assert findings.examples["health"] == 3 and findings.examples["test"] == VAL
+    # Of three classes there is no pair of one class.
+    assert "health/tolerance" not in findings.metrics
+    assert all(np.isfinite(value) for value in findings.metrics.values())
+    assert any("health/tolerance is left out" in line for line in findings.warnings)
+    few = of_each(tmp_path, data, 2, 1)
+    findings, _ = measure(recipe("health", few), str(run), out, pictures=False)
+    assert findings.examples["test"] == 3 and "health/uniformity" in findings.metrics
+    for folder in sorted((few / "val").iterdir())[1:]:
+        shutil.rmtree(folder)
+    with pytest.raises(UserError, match="health compares pairs of images: the split 'val' has 1"):
+        measure(recipe("health", few), str(run), out, pictures=False)
+
+
+def test_table_of_many_classes_holds_the_best_and_the_worst():
+    labels = np.repeat(np.arange(0, 12 * 50_000, 50_000), 2)
+    right = np.arange(24) < 13
+    (rows,) = frozen.by_class(right, labels, ()).values()
+    assert len(rows) == 12
+    assert rows[6] == {"class": "300000", "examples": 2, "kNN top-1 (%)": 50.0}
+    ((title, rows),) = frozen.by_class(right, labels, (), most=4).items()
+    assert title.endswith("the best and the worst 2 of 12")
+    assert [row["kNN top-1 (%)"] for row in rows] == [100, 100, 0, 0]
+
+
+@pytest.mark.parametrize(("examples", "share"), [(1, 0.1), (2, 0.9)])
+def test_held_out_examples_leave_some_to_learn_from(examples, share):
+    with pytest.raises(UserError, match="leaves none to learn from"):
+        held_out(np.zeros(examples, int), share, 0)
+    most, few = held_out(np.zeros(examples + 1, int), 0.1, 0)
+    assert len(most) == examples and len(few) == 1
 
 
 def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):

@@ -39,3 +39,13 @@ def test_dead_dimensions():
     x[:, 2] = 1.0
     x[:, 4] *= 1e-6
     assert health.dead_dimensions(x) == 2
+
+
+def test_tolerance_is_of_all_pairs_of_a_class_or_of_none():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(30, 4)), rng.integers(0, 5, 30) * 50_000
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    pairs = [(i, j) for i in range(30) for j in range(i) if labels[i] == labels[j]]
+    wanted = np.mean([unit[i] @ unit[j] for i, j in pairs])
+    assert health.tolerance(x, labels) == pytest.approx(wanted)
+    assert health.tolerance(x, np.arange(30)) is None
