@@ -133,7 +133,11 @@ def default_config() -> ConfigDict:
             "probe": {  # k nearest neighbours on a labelled split, while training; 0 is never
                 "every_steps": placeholder(int),
                 "every_epochs": placeholder(float),
+                # Where there is no split `test`, `val` or `validation` takes its place.
                 "split": "test",
+                # Of the images of data.split, those to classify where there is no other split, or
+                # none but data.split itself. They are never among those to look for neighbours in.
+                "held_out": 0.05,
                 "bank": 10000,  # examples of data.split to look for neighbours among
                 "queries": 5000,  # examples of probe.split to classify
                 "k": 20,

@@ -204,6 +204,11 @@ def check_schedule(config: ConfigDict) -> None:
             f"{block}.every_steps={every}: a streamed data set cannot be looked into; 0 is never",
         )
         check(every is None or every >= 0, f"{block}.every_steps={every}: at least 0, never")
+    probe = config.probe
+    check(0 < probe.held_out < 1, f"probe.held_out={probe.held_out}: a share, between 0 and 1")
+    for name in ("bank", "queries", "k"):
+        check(probe[name] >= 1, f"probe.{name}={probe[name]}: at least 1")
+    check(probe.temperature > 0, f"probe.temperature={probe.temperature}: above 0")
     for pair in config.optimizer.learning_rate_scale:
         check(
             isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str),

@@ -1,6 +1,7 @@
 """`arrays`: npz shards of decoded images, `{split}*.npz` in one folder."""
 
 import glob
+import os
 import zipfile
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     shapes = {shard.shape[1:] for shard in images}
     if len(shapes) > 1:
         raise UserError(f"the shards of {path} hold images of several shapes: {sorted(shapes)}")
-    source = ArraySource(np.concatenate(images), np.concatenate(labels), names[0])
+    files = tuple(os.path.realpath(shard) for shard in shards)
+    source = ArraySource(np.concatenate(images), np.concatenate(labels), names[0], files)
     if not source.examples:
         raise UserError(f"the shards {split}*.npz in {path} hold no image")
     return source

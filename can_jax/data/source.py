@@ -52,11 +52,13 @@ class ArraySource:
         images: uint8 (examples, height, width, channels).
         labels: int32 (examples,), -1 where unknown.
         label_names: of the classes, if known.
+        files: that the images were read from, if any.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"]
     labels: Int[np.ndarray, " examples"]
     label_names: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def examples(self) -> int:

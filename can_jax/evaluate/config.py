@@ -20,8 +20,10 @@ def default_evaluation() -> ConfigDict:
     with data.unlocked():
         del data.source
         data.source = placeholder(str)  # by default all of this block is that of the run
-        data.test_split = placeholder(str)  # by default the run's `probe.split`
-        data.train_examples = placeholder(int)  # of each split; all by default
+        # By default the run's `probe.split`; where there is no `test`, `val` or `validation`.
+        data.test_split = placeholder(str)
+        data.held_out = placeholder(float)  # of the training examples, where there is no test split
+        data.train_examples = placeholder(int)  # of each split, evenly spread; all by default
         data.test_examples = placeholder(int)
     return ConfigDict(
         {
@@ -55,7 +57,7 @@ def default_evaluation() -> ConfigDict:
             "robustness": {
                 "corruptions": "all",  # computed on the test split: all | none | names
                 "severities": (1, 2, 3, 4, 5),
-                # Other test sets: dicts with `kind`, `path`, perhaps a `name`; see robustness.py.
+                # Other test sets: dicts with `kind`, `path`, perhaps a `name`; see shifts.py.
                 "shifts": (),
                 "bins": 15,  # of the calibration error
             },
@@ -105,6 +107,11 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     for kind in config.linear.features:
         check_one_of("linear.features", kind, FEATURES)
     check(0 < config.held_out < 1, f"held_out={config.held_out}: a share of the examples")
+    share = config.data.held_out
+    check(share is None or 0 < share < 1, f"data.held_out={share}: a share of the examples")
+    for name in ("train_examples", "test_examples"):
+        count = config.data[name]
+        check(count is None or count >= 1, f"data.{name}={count}: at least 1")
     check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")
     _check_positive("knn", config.knn, ("k", "temperature"))
     _check_positive("linear", config.linear, ("learning_rates", "epochs", "batch_size"))

@@ -1,22 +1,20 @@
 """The examples of an evaluation: features of every one, counted, and what they were taken from."""
 
 import dataclasses
-import functools
 import hashlib
 import json
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.source import Source, open_source
+from can_jax.data.labels import Classes
+from can_jax.data.pairs import Part
+from can_jax.data.source import Source
 from can_jax.errors import UserError
 from can_jax.evaluate.subject import Subject
 from can_jax.probes.features import Change, FeatureExtractor
-
-ALL = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +24,12 @@ class Split:
     Attributes:
         name: of the split.
         found: class token and mean patch token, side by side; of a classifier the logits.
-        labels: of each; -1 where unknown.
+        labels: the place of each one's class; -1 where unknown.
         numbers: of each in its source.
         source: that they are from.
         skipped: how many could not be decoded.
+        known: the classes of the training examples.
+        fingerprint: what tells one data set from another.
     """
 
     name: str
@@ -38,19 +38,16 @@ class Split:
     numbers: Int[np.ndarray, " examples"]
     source: Source
     skipped: int
+    known: Classes
+    fingerprint: str
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, if known."""
-        return self.source.label_names
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """What tells one data set from another."""
-        return fingerprint(self.source, self.labels)
+        """Names of the classes, in the order of places; empty where unknown."""
+        return self.known.names
 
 
 def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
@@ -76,20 +73,11 @@ class Reader:
         self._subject = subject
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 
-    def __call__(
-        self,
-        data: ConfigDict,
-        split: str,
-        count: int | None = None,
-        change: Change | None = None,
-        labelled: bool = True,
-    ) -> Split:
-        """Features of a split, every example counted once.
+    def __call__(self, part: Part, change: Change | None = None, labelled: bool = True) -> Split:
+        """Features of the chosen examples of a split, every one counted once.
 
         Args:
-            data: a block as in the configuration of a run.
-            split: its name.
-            count: of examples, evenly spread; all by default.
+            part: the examples.
             change: what is done to the images before.
             labelled: leave out what has no label.
 
@@ -98,15 +86,23 @@ class Reader:
         """
         config = self._subject.config.copy_and_resolve_references()
         with config.unlocked(), config.ignore_type():
-            config.data = data
+            config.data = part.data
             config.data.image_size = self._subject.config.data.image_size
-        source = open_source(config.data, split)
-        examples = EvaluationSet(config, source, count or ALL, labelled=labelled)
+        examples = EvaluationSet(config, part.source, 0, labelled=labelled, only=part.examples)
         what = "labelled image" if labelled else "image"
-        if not len(examples):
-            raise UserError(f"config.data: no {what} in the split {split!r}")
         found = self._extract(self._subject.parameters, examples, change)
         if not len(found.labels):
-            raise UserError(f"config.data: no {what} of the split {split!r} can be decoded")
-        skipped = len(examples) - len(found.labels)
-        return Split(split, found.features, found.labels, found.numbers, source, skipped)
+            raise UserError(f"config.data: no {what} of the split {part.name!r} can be decoded")
+        labels = part.numbering(found.labels)
+        if labelled and (labels < 0).any():
+            raise UserError(f"the labels of the split {part.name!r} changed while it was read")
+        return Split(
+            name=part.name,
+            found=found.features,
+            labels=labels,
+            numbers=found.numbers,
+            source=part.source,
+            skipped=len(examples) - len(found.labels),
+            known=part.classes,
+            fingerprint=fingerprint(part.source, found.labels),
+        )

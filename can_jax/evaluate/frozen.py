@@ -52,7 +52,7 @@ def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any
     """The linear classifier whose setting does best on held-out examples, trained on all; the kind
     of features it reads, and a table of the grid."""
     settings, config = task.config.linear, task.config
-    classes = int(train.labels.max()) + 1
+    classes = len(train.known)
     most, few = held_out(train.labels, config.held_out, config.seed)
     cells = grid(settings.learning_rates, settings.weight_decays)
     options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
@@ -87,12 +87,22 @@ def fewshot(task: Task) -> Findings:
     """Ridge regression on a few examples of each class, several draws, over one or more data
     sets."""
     settings, findings, rows = task.config.fewshot, Findings(), []
-    for name, data, test_split in datasets_of(task):
-        train = task.read(data, data.split, task.config.data.train_examples)
-        test = task.read(data, test_split, task.config.data.test_examples)
+    opened = [
+        (name, task.pair(findings, data, test_split, name))
+        for name, data, test_split in datasets_of(task)
+    ]
+    for name, pair in opened:
+        train, test = task.read(pair.train), task.read(pair.test)
         findings.count(f"{name}/train", train)
         findings.count(f"{name}/test", test)
         features, queries = task.select(train), task.select(test)
+        counts = np.bincount(train.labels)
+        smallest = int(counts[counts > 0].min())
+        if smallest < max(settings.shots):
+            findings.warn(
+                f"{name}: a class has {smallest} training examples, fewer than the "
+                f"{max(settings.shots)} shots: all of them are taken"
+            )
         for shots in settings.shots:
             found = []
             for draw in range(settings.draws):
@@ -112,15 +122,16 @@ def fewshot(task: Task) -> Findings:
     return findings
 
 
-def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str]]:
-    """Name, data block and test split of every data set of the few-shot protocol."""
-    found = []
+def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
+    """Name, data block and test split of every data set of the few-shot protocol; None is the
+    evaluation's test split."""
+    found: list[tuple[str, ConfigDict, str | None]] = []
     if not task.config.fewshot.datasets:
-        found.append((task.data.name or "data", task.data, task.test_split))
+        found.append((task.data.name or "data", task.data, None))
     for number, changes in enumerate(task.config.fewshot.datasets):
         changes = dict(changes)
         name = changes.pop("name", None) or changes.get("path", f"data{number}")
-        test_split = changes.pop("test_split", task.test_split)
+        test_split = changes.pop("test_split", None)
         unknown = set(changes) - set(task.data)
         if unknown:
             raise UserError(f"config.fewshot.datasets: unknown key {min(unknown)!r}")

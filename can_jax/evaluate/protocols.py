@@ -5,13 +5,14 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.data.pairs import Part
 from can_jax.errors import UserError
 from can_jax.evaluate import frozen
 from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.page import data_url
 from can_jax.evaluate.pictures import map_svg, neighbour_grid, newest_panel
 from can_jax.evaluate.results import write_results
-from can_jax.evaluate.robustness import Classifier, robustness
+from can_jax.evaluate.robustness import Logits, robustness
 from can_jax.evaluate.subject import open_subject
 from can_jax.evaluate.task import Findings, Task
 from can_jax.evaluate.training import CARD, ClassifierSubject, classify, open_classifier
@@ -77,7 +78,12 @@ def measure(
         findings = classify(task, workdir)
     elif config.protocol == "robustness":
         findings = Findings()
-        robustness(task, classifier_of(task, findings), findings)
+        if isinstance(subject, ClassifierSubject):
+            clean, train = task.test_part(findings, subject.classes), None
+        else:
+            pair = task.pair(findings)
+            clean, train = pair.test, pair.train
+        robustness(task, clean, lambda: logits_of(task, train, findings), findings)
     else:
         findings = FROZEN[config.protocol](task)
         if pictures:
@@ -98,12 +104,13 @@ def illustrate(task: Task, findings: Findings) -> None:
     findings.pictures[MAP] = map_svg(task, findings.shown[1])
 
 
-def classifier_of(task: Task, findings: Findings) -> Classifier:
-    """The classifier that is the subject, or the best linear one on its features."""
-    if isinstance(task.subject, ClassifierSubject):
-        return Classifier(lambda split: split.found, task.subject.classes)
-    train = task.train()
-    findings.count("train", train)
-    heads, kind, _ = frozen.best_heads(task, train)
+def logits_of(task: Task, train: Part | None, findings: Findings) -> Logits:
+    """The logits of the classifier that is the subject, or of the best linear one on its features
+    of ``train``."""
+    if train is None:
+        return lambda split: split.found
+    learned = task.read(train)
+    findings.count("train", learned)
+    heads, kind, _ = frozen.best_heads(task, learned)
     findings.chosen["features"] = kind
-    return Classifier(lambda split: heads.logits(task.select(split, kind))[0], train.classes)
+    return lambda split: heads.logits(task.select(split, kind))[0]

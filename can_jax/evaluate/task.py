@@ -10,6 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
+from can_jax.data.labels import Classes
+from can_jax.data.pairs import Pair, Part, open_pair, open_part, open_test
 from can_jax.errors import UserError
 from can_jax.evaluate.examples import Reader, Split
 from can_jax.evaluate.subject import Subject
@@ -75,18 +77,64 @@ class Task:
         """The block that says where the data is."""
         return self.subject.config.data
 
-    def train(self) -> Split:
-        """The examples to learn from."""
-        return self.read(self.data, self.data.split, self.config.data.train_examples)
+    @property
+    def counts(self) -> tuple[int | None, int | None]:
+        """Training and test examples to choose; None for all."""
+        return self.config.data.train_examples, self.config.data.test_examples
 
     @property
     def test_split(self) -> str:
         """The name of the split to test on."""
         return self.config.data.test_split or self.subject.config.probe.split
 
-    def test(self) -> Split:
-        """The examples to test on."""
-        return self.read(self.data, self.test_split, self.config.data.test_examples)
+    def pair(
+        self,
+        findings: Findings,
+        data: ConfigDict | None = None,
+        test_split: str | None = None,
+        name: str = "",
+    ) -> Pair:
+        """Open training and test examples with the same classes, none of them read.
+
+        Args:
+            findings: get the warnings.
+            data: the block that says where the data is, by default that of the evaluation.
+            test_split: the split to test on, likewise.
+            name: what warnings call the data, where there are several.
+
+        Raises:
+            UserError: a split is missing, has no labels or has unknown classes.
+        """
+        share = self.config.data.held_out
+        pair = open_pair(
+            self.data if data is None else data,
+            test_split or self.test_split,
+            chosen=bool(test_split or self.config.data.test_split),
+            counts=self.counts,
+            share=self.subject.config.probe.held_out if share is None else share,
+            seed=self.config.seed,
+        )
+        findings.warn(*(f"{name}: {note}" if name else note for note in pair.notes))
+        return pair
+
+    def test_part(self, findings: Findings, classes: Classes) -> Part:
+        """Open test examples alone, for a classifier of known classes.
+
+        Args:
+            findings: get the warnings.
+            classes: of the classifier.
+        """
+        notes: list[str] = []
+        chosen = bool(self.config.data.test_split)
+        split, source = open_test(self.data, self.test_split, chosen=chosen, notes=notes)
+        findings.warn(*notes)
+        if source is None:
+            raise UserError(f"{notes[-1]}; set config.data.test_split")
+        called = f"the split {split!r}"
+        part, absent = open_part(self.data, split, source, self.counts[1], classes, called)
+        if absent:
+            findings.warn(f"{called} has no image of {absent}")
+        return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
         """Features of a kind, by default that of the configuration."""
@@ -95,21 +143,12 @@ class Task:
 
 def both(task: Task) -> tuple[Split, Split, Findings]:
     """Train and test examples, with the same classes, counted."""
-    train, test, findings = task.train(), task.test(), Findings()
+    findings = Findings()
+    pair = task.pair(findings)
+    train, test = task.read(pair.train), task.read(pair.test)
     findings.count("train", train)
     findings.count("test", test)
     findings.shown = (train, test)
-    unknown = set(test.labels.tolist()) - set(train.labels.tolist())
-    if unknown:
-        raise UserError(
-            f"the split {test.name!r} has {len(unknown)} classes that {train.name!r} has not, such "
-            f"as {min(unknown)}"
-        )
-    if train.fingerprint == test.fingerprint:
-        findings.warn(
-            f"the splits {train.name!r} and {test.name!r} are the same examples: accuracies say "
-            "nothing"
-        )
     return train, test, findings
 
 

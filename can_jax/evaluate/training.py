@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,10 +13,11 @@ from ml_collections import ConfigDict
 from can_jax.capture import read_config
 from can_jax.config import flatten, resolve
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.source import Source, open_source
-from can_jax.errors import UserError
+from can_jax.data.labels import Classes
+from can_jax.data.pairs import Pair
+from can_jax.data.source import Source
 from can_jax.evaluate.classify import ClassifierStep
-from can_jax.evaluate.examples import ALL, fingerprint
+from can_jax.evaluate.examples import fingerprint
 from can_jax.evaluate.subject import Subject, changed, identity_of
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.files import replace_text
@@ -46,23 +48,23 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
     """
     config = run_config(task)
     check_batch(config, task.mesh)
-    source = open_source(config.data, config.data.split)
-    labels = source.labels
-    if labels is None or not (labels >= 0).any():
-        raise UserError(f"config.data: no labelled image in the split {config.data.split!r}")
-    if (labels < 0).any():
-        raise UserError(
-            f"config.data: {int((labels < 0).sum())} images of the split {config.data.split!r} "
-            "have no label; a classifier learns from all of them"
+    findings = Findings()
+    pair = task.pair(findings)
+    source = pair.train.labeled()
+    unlabeled = pair.train.source.examples - source.examples
+    if unlabeled and task.counts[0] is None and pair.train.source is not pair.test.source:
+        findings.warn(
+            f"{unlabeled} images of the split {config.data.split!r} have no label: the classifier "
+            f"learns from the other {source.examples}"
         )
     times = make_timetable(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
-    classes = int(labels.max()) + 1
+    classes = len(pair.classes)
     step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
-    findings = Findings()
     findings.examples["train"] = source.examples
-    findings.data["train"] = f"{config.data.split}:{fingerprint(source, labels)}"
-    training = Classification(task, config, source, times, step, findings)
+    of_train = fingerprint(pair.train.source, pair.train.labels)
+    findings.data["train"] = f"{config.data.split}:{of_train}"
+    training = Classification(task, config, pair, source, times, step, findings)
     run(training, task.mesh, workdir)
     return findings
 
@@ -99,6 +101,7 @@ class Classification:
 
     task: Task
     config: ConfigDict
+    pair: Pair
     source: Source
     times: Timetable
     step: ClassifierStep
@@ -149,12 +152,10 @@ class Tester(Log):
         )
         super().__init__(config, task.mesh, training.times, flops, writer, report)
         self._training, self._workdir = training, workdir
-        self._source = open_source(config.data, task.test_split)
+        self._part = training.pair.test
         self._examples = EvaluationSet(
-            config, self._source, task.config.data.test_examples or ALL, labelled=True
+            config, self._part.source, 0, labelled=True, only=self._part.examples
         )
-        if not len(self._examples):
-            raise UserError(f"config.data: no labelled image in the split {task.test_split!r}")
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
@@ -168,29 +169,35 @@ class Tester(Log):
 
     def test(self, number: int, state: TrainState) -> None:
         """Accuracy on the test split."""
-        found = self._logits(state, self._examples)
-        top1 = accuracy(found.features.argmax(axis=1), found.labels)
+        logits, _, labels = self._predict(state)
+        top1 = accuracy(logits.argmax(axis=1), labels)
         self._writer.scalars(number, {"test/top1": top1})
-        self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(found.labels)} images")
+        self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(labels)} images")
+
+    def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return logits, the source's own labels, and places of classes, of all test examples."""
+        found = self._logits(state, self._examples)
+        return found.features, found.labels, self._part.numbering(found.labels)
 
     def conclude(self, state: TrainState, seconds: float) -> None:
         """The last test, and what is needed to go on from here."""
-        found = self._logits(state, self._examples)
-        logits, labels = found.features, found.labels
+        logits, own_labels, labels = self._predict(state)
         findings, task = self._training.findings, self._training.task
         name = "linear" if task.config.classify.freeze_encoder else "finetune"
         measures = accuracies(logits, labels)
         measures |= calibration(logits, labels, task.config.robustness.bins)
         findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
         findings.examples["test"] = len(labels)
-        findings.data["test"] = f"{task.test_split}:{fingerprint(self._source, labels)}"
+        of_test = fingerprint(self._part.source, own_labels)
+        findings.data["test"] = f"{self._part.name}:{of_test}"
         if len(self._examples) > len(labels):
             findings.examples["test_skipped"] = len(self._examples) - len(labels)
         findings.chosen["seconds"] = round(seconds, 1)
         if jax.process_index() == 0:
             card = {
                 "classes": self._training.step.classes,
-                "names": list(self._training.source.label_names),
+                "names": list(self._training.pair.classes.names),
+                "numbers": self._training.pair.classes.numbers.tolist(),
                 "features": task.config.features,
                 "settings": task.config.classify.to_dict(),
             }
@@ -203,11 +210,11 @@ class ClassifierSubject(Subject):
 
     Attributes:
         step: that it was trained by.
-        classes: names, in the order of the logits.
+        classes: that it was trained on, in the order of the logits.
     """
 
     step: ClassifierStep
-    classes: tuple[str, ...]
+    classes: Classes
 
     def features(self, parameters: Any, images: Any) -> Any:
         """Logits."""
@@ -229,7 +236,9 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
         settings.update(card["settings"])
     step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
     newest, state = newest_state(workdir, step, mesh)
-    classes = tuple(card["names"])
+    names = tuple(card["names"][: card["classes"]])
+    numbers = np.array(card.get("numbers", range(card["classes"])), np.int64)
+    classes = Classes(numbers, names if len(names) == len(numbers) else ())
     return ClassifierSubject(
         config, state, identity_of(workdir, newest, config, state.parameters), step, classes
     )

@@ -4,11 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.source import Source, open_source
+from can_jax.data.pairs import open_pair
+from can_jax.data.source import Source
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import batch_shards
 from can_jax.probes.features import FeatureExtractor
@@ -23,22 +25,27 @@ WITHOUT = "to train without a probe set config.probe.every_steps=0"
 class KnnProbe:
     """Classifies `probe.queries` images of `probe.split` by `probe.bank` images of `data.split`.
 
+    Classes are those of the bank; no image is in both.
+
     Raises:
-        UserError: one of the two has no labelled image.
+        UserError: one of the two has no labelled image, or the queries have unknown classes.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
         settings = config.probe
         try:
-            queries = open_source(config.data, settings.split)
+            pair = open_pair(
+                config.data, settings.split, counts=(settings.bank, settings.queries),
+                share=settings.held_out, seed=config.seed, train=bank,
+            )  # fmt: skip
         except UserError as error:
             raise UserError(f"probe: {error}; {WITHOUT}") from error
+        for note in pair.notes:
+            logging.warning("probe: %s", note)
         self._parts = [
-            (config.data.split, EvaluationSet(config, bank, settings.bank, labelled=True)),
-            (settings.split, EvaluationSet(config, queries, settings.queries, labelled=True)),
+            (part, EvaluationSet(config, part.source, 0, labelled=True, only=part.examples))
+            for part in (pair.train, pair.test)
         ]
-        for split, examples in self._parts:
-            _demand(len(examples), split)
         batch_size = BATCH_SIZE * batch_shards(mesh)
         self._encoder = FeatureExtractor(step.features, mesh, batch_size)
         self._pixels = FeatureExtractor(_pixels, mesh, batch_size)
@@ -54,15 +61,14 @@ class KnnProbe:
 
     def _accuracy(self, extractor: FeatureExtractor, state: Any) -> float:
         found = []
-        for split, examples in self._parts:
-            found.append(extractor(state, examples))
-            _demand(len(found[-1].labels), split)
-        return knn_accuracy(*found[0][:2], *found[1][:2], **self._options)
-
-
-def _demand(labelled: int, split: str) -> None:
-    if not labelled:
-        raise UserError(f"probe: no labelled image in split {split!r} of config.data; {WITHOUT}")
+        for part, examples in self._parts:
+            features, labels, _ = extractor(state, examples)
+            if not len(labels):
+                raise UserError(
+                    f"probe: no labelled image of the split {part.name!r} can be decoded; {WITHOUT}"
+                )
+            found.append((features, part.numbering(labels)))
+        return knn_accuracy(*found[0], *found[1], **self._options)
 
 
 def _pixels(state: None, images: Any) -> Any:

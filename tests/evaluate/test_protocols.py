@@ -14,6 +14,7 @@ import pytest
 from etils import epath
 
 from can_jax.config import load_recipe
+from can_jax.data.pairs import open_own
 from can_jax.errors import UserError
 from can_jax.evaluate import frozen
 from can_jax.evaluate.config import resolve_evaluation
@@ -98,7 +99,7 @@ def test_every_example_counts_once_on_one_device_and_on_eight(places):
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(config.mesh, devices)
         subject = open_subject(str(run), False, config, mesh)
-        split = Reader(subject, mesh, 16)(subject.config.data, "train")
+        split = Reader(subject, mesh, 16)(open_own(subject.config.data, "train", None))
         assert len(split) == TRAIN and len(set(split.numbers.tolist())) == TRAIN
         assert split.skipped == 0
         found.append(split)

@@ -1,0 +1,211 @@
+"""Classes that mean the same in two sources: matched by name, or by number where names are missing.
+
+A source numbers its classes by itself, so equal numbers of two sources may be different classes.
+`Classes` holds those of a training source; `Classes.match` translates the labels of another one.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from can_jax.data.indexed import IndexedSource
+from can_jax.data.source import Source
+from can_jax.errors import UserError
+
+READ_AT_ONCE = 256  # records that are read together for their labels
+CHUNK = 2**20  # labels of a memory-mapped index that are looked at together
+COMPARED = 64  # records by which the labels of an index are verified
+NAMED = 3  # classes that a message names
+
+Labels = Int[np.ndarray, "_"]
+Numbers = Int[np.ndarray, "_"]  # of examples in a source
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbering:
+    """A translation of labels to the places of their classes.
+
+    Attributes:
+        labels: the known labels, ascending.
+        places: the place of each.
+    """
+
+    labels: Labels
+    places: Labels
+
+    def __call__(self, labels: Labels) -> Labels:
+        """Return the place of each label as int32, -1 for an unknown one."""
+        if not len(self.labels):
+            return np.full(len(labels), -1, np.int32)
+        at = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
+        return np.where(self.labels[at] == labels, self.places[at], -1).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes of a training source, in the order of a classifier's outputs.
+
+    Attributes:
+        numbers: the label of each class in the training source, ascending; any integers.
+        names: the name of each class; empty where the source has no names.
+    """
+
+    numbers: Labels
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def numbering(self) -> Numbering:
+        """The translation of the training source's own labels."""
+        return Numbering(self.numbers, np.arange(len(self)))
+
+    def match(
+        self, labels: Labels, label_names: Sequence[str], split: str, train: str
+    ) -> Numbering:
+        """Return the translation of another source's labels.
+
+        Args:
+            labels: the distinct labels that occur in the other source, ascending.
+            label_names: the names of its classes; empty where unknown.
+            split, train: what messages call the other source and the training source.
+
+        Raises:
+            UserError: a class is not among these, or names do not tell the classes apart.
+        """
+        own = dict(zip(self.numbers.tolist(), self.names, strict=False))
+        # With the same name at each number, numbers agree, even where two classes share a name.
+        same = bool(own) and all(
+            number < len(label_names) and label_names[number] == name
+            for number, name in own.items()
+        )
+        if not own or not label_names:
+            places, called = self.numbering(labels), [str(label) for label in labels]
+        else:
+            called = names_of(labels, label_names, split)
+            places = self.numbering(labels)
+            if not same:
+                _refuse_duplicates(self.names, train)
+                _refuse_duplicates(called, split)
+                place = {name: i for i, name in enumerate(self.names)}
+                places = np.array([place.get(name, -1) for name in called], np.int64)
+        unknown = [name for name, place in zip(called, places, strict=True) if place < 0]
+        if unknown:
+            raise UserError(self._unknown(unknown, split, train))
+        return Numbering(np.asarray(labels), places)
+
+    def absent(self, labels: Labels) -> str:
+        """Return a phrase that counts and names the classes without any of the given places."""
+        absent = np.setdiff1d(np.arange(len(self)), labels)
+        if not len(absent):
+            return ""
+        called = [self.names[i] if self.names else str(self.numbers[i]) for i in absent[:NAMED]]
+        return f"{len(absent)} of {len(self)} classes, such as {', '.join(map(repr, called))}"
+
+    def _unknown(self, unknown: list[str], split: str, train: str) -> str:
+        what = f"the class {unknown[0]!r}"
+        if len(unknown) > 1:
+            what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
+        there = self.names or [str(number) for number in self.numbers[:1000]]
+        folded = {name.strip(" /\\").casefold(): name for name in there}
+        close = difflib.get_close_matches(unknown[0].strip(" /\\").casefold(), folded, 1, 0.8)
+        near = f"; did you mean {folded[close[0]]!r}?" if close and self.names else ""
+        return f"{split} has {what} that {train} has not{near}"
+
+
+def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str]:
+    """Return the name of each label.
+
+    Raises:
+        UserError: a label is beyond the names.
+    """
+    if len(labels) and labels[-1] >= len(label_names):
+        raise UserError(
+            f"{split} has the label {labels[-1]}, but only {len(label_names)} label_names: give "
+            "each class a name, or none"
+        )
+    return [label_names[label] for label in labels]
+
+
+def _refuse_duplicates(names: Sequence[str], split: str) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(
+                f"{split} has two classes named {name!r}, so classes cannot be matched by name; "
+                "give each class a name of its own"
+            )
+        seen.add(name)
+
+
+def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels:
+    """Return the labels of some examples, -1 where unknown.
+
+    Args:
+        source: of the examples, which are read for their labels where these are not known.
+        examples: numbers in the source.
+        known: as `known_labels` of the source.
+    """
+    if known is not None:
+        return np.asarray(known[examples])
+    parts = [
+        source.read(examples[start : start + READ_AT_ONCE])[1]
+        for start in range(0, len(examples), READ_AT_ONCE)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+
+def known_labels(source: Source) -> Labels | None:
+    """Return the labels of a source where they are known without reading it, else None.
+
+    An index holds the labels of records, but may have been made with another `label_key`: they
+    count if some records that are read agree with them.
+    """
+    if source.labels is not None or not isinstance(source, IndexedSource):
+        return source.labels
+    labels = source.table.label
+    some = np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
+    if not (labels[some] >= 0).any():
+        return None
+    return labels if np.array_equal(source.read(some)[1], labels[some]) else None
+
+
+def distinct(labels: Labels) -> Labels:
+    """Return the labels that occur, ascending, without those that are unknown."""
+    parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]
+    found = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
+    return found[found >= 0]
+
+
+class LabeledSource:
+    """Some examples of an encoded source, with other labels.
+
+    Args:
+        source: of the images.
+        chosen: numbers of the examples in it.
+        labels: of each.
+        label_names: of the classes.
+    """
+
+    def __init__(
+        self, source: Source, chosen: Numbers, labels: Labels, label_names: tuple[str, ...]
+    ):
+        self._source, self._chosen = source, chosen
+        self.labels, self.label_names = labels, label_names
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self._chosen)
+
+    def read(self, examples: Numbers) -> tuple[list[bytes], np.ndarray]:
+        """Return encoded images and labels; what cannot be read is empty."""
+        return self._source.read(self._chosen[examples])[0], self.labels[examples]
+
+    def describe(self, example: int) -> str:
+        """Return where an example is stored."""
+        return self._source.describe(int(self._chosen[example]))

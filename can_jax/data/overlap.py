@@ -1,0 +1,111 @@
+"""Numbers that two splits share, and a share of one split that is held out of it."""
+
+import hashlib
+import os
+
+import numpy as np
+
+from can_jax.data.evaluation import spread
+from can_jax.data.files import is_remote
+from can_jax.data.indexed import IndexedSource
+from can_jax.data.labels import Labels, Numbers
+from can_jax.data.mixture import MixtureSource
+from can_jax.data.source import ArraySource, Source
+from can_jax.errors import UserError
+
+SAMPLE = 256  # test examples whose bytes are compared
+CANDIDATES = 2048  # training examples of their sizes that are read
+STATED = 200_000  # files whose sizes are looked up
+
+
+def same_examples(one: Source, other: Source) -> bool:
+    """Return whether two sources read the very same files."""
+    if one is other:
+        return True
+    if isinstance(one, ArraySource) and isinstance(other, ArraySource):
+        return bool(one.files) and one.files == other.files
+    if isinstance(one, MixtureSource) and isinstance(other, MixtureSource):
+        parts = zip(one.parts, other.parts, strict=False)
+        same = len(one.parts) == len(other.parts)
+        return same and all(same_examples(a, b) for a, b in parts)
+    if not (isinstance(one, IndexedSource) and isinstance(other, IndexedSource)):
+        return False
+    return (
+        _place(one) == _place(other)
+        and len(one.table) == len(other.table)
+        and np.array_equal(one.table.names.text, other.table.names.text)
+        and np.array_equal(one.table.file, other.table.file)
+        and np.array_equal(one.table.offset, other.table.offset)
+    )
+
+
+def _place(source: IndexedSource) -> str:
+    return source.root if is_remote(source.root) else os.path.realpath(source.root)
+
+
+def copies(
+    train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
+) -> tuple[int, int]:
+    """Count test examples whose bytes are those of a training example.
+
+    All are compared where both are arrays or both indexes hold digests. Otherwise a sample is
+    compared with files of the same size. Other pairs of sources are not compared.
+
+    Returns:
+        Copies that were found, and test examples that were compared.
+    """
+    if isinstance(train, ArraySource) and isinstance(test, ArraySource):
+        known = {_digest(image.tobytes()) for image in train.images[train_examples]}
+        found = sum(_digest(image.tobytes()) in known for image in test.images[test_examples])
+        return found, len(test_examples)
+    if not (isinstance(train, IndexedSource) and isinstance(test, IndexedSource)):
+        return 0, 0
+    if train.table.digest is not None and test.table.digest is not None:
+        chosen = test.table.digest[test_examples]
+        found = np.isin(chosen, train.table.digest[train_examples]) & (chosen != 0)
+        return int(found.sum()), len(test_examples)
+    sample = test_examples[spread(len(test_examples), SAMPLE)]
+    sizes, wanted = _sizes(train, train_examples), _sizes(test, sample)
+    if sizes is None or wanted is None:
+        return 0, 0
+    candidates = train_examples[np.isin(sizes, wanted)]
+    candidates = candidates[spread(len(candidates), CANDIDATES)]
+    known = {_digest(image) for image in train.read(candidates)[0] if image}
+    return sum(_digest(image) in known for image in test.read(sample)[0]), len(sample)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _sizes(source: IndexedSource, examples: Numbers) -> np.ndarray | None:
+    """Return the bytes of each example; None where too many files would have to be asked."""
+    table, length = source.table, np.asarray(source.table.length[examples])
+    if (length >= 0).all():
+        return length
+    if is_remote(source.root) or len(examples) > STATED:
+        return None
+
+    def size(example: int) -> int:
+        try:
+            return os.stat(os.path.join(source.root, table.names[int(table.file[example])])).st_size
+        except OSError:
+            return -1
+
+    return np.array([size(int(example)) for example in examples], np.int64)
+
+
+def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
+    """Return the places of examples to keep, and of ``count`` or fewer that are held out.
+
+    They are drawn at random, the same ones for the same seed. Each class keeps one at least.
+
+    Raises:
+        UserError: no class has two examples.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    _, first = np.unique(labels[order], return_index=True)  # of each class, which stays
+    out = np.sort(np.delete(order, first)[:count])
+    if not len(out):
+        raise UserError("no class has two labeled images, so none can be held out")
+    return np.setdiff1d(np.arange(len(labels)), out), out

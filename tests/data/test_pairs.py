@@ -1,0 +1,193 @@
+"""Classes that are matched by name, and splits that are kept apart."""
+
+import numpy as np
+import pytest
+
+from can_jax.data.labels import Classes
+from can_jax.data.overlap import hold_out
+from can_jax.data.pairs import open_pair
+from can_jax.errors import UserError
+from tests.conftest import small_config
+from tests.data import samples
+
+CLASSES = ("a_red", "b_green", "c_blue")
+
+
+def image_of(name, number):
+    """An image of its own for each class and number."""
+    rng = np.random.default_rng([ord(name[0]), number])
+    return samples.random_image(rng, 16, 16)
+
+
+def folder(root, contents, count=4):
+    """Class folders ``contents[split]``; equal class and number is the same image in each split."""
+    for split, names in contents.items():
+        for name in names:
+            place = root / split / name
+            place.mkdir(parents=True)
+            for i in range(count):
+                (place / f"{i}.png").write_bytes(samples.encode(image_of(name, i)))
+    return root
+
+
+def arrays(root, contents, count=4):
+    """The same as npz files, with names in the order given, which need not be that of training."""
+    for split, names in contents.items():
+        images = np.stack([image_of(name, i) for name in names for i in range(count)])
+        labels = np.repeat(np.arange(len(names)), count)
+        np.savez(root / f"{split}.npz", images=images, labels=labels, label_names=list(names))
+    return root
+
+
+def pair(source, path, split="test", **options):
+    config = small_config(data__source=source, data__path=str(path))
+    return open_pair(config.data, split, **{"share": 0.25, "seed": 0} | options)
+
+
+def named(part):
+    """The class of each chosen example, by name."""
+    return [part.classes.names[i] for i in part.numbering(part.labels)]
+
+
+@pytest.mark.parametrize("write", [folder, arrays])
+@pytest.mark.parametrize(
+    "there", [CLASSES, CLASSES[1:], CLASSES[::2], CLASSES[:1], CLASSES[::-1], CLASSES[2:0:-1]]
+)
+def test_classes_are_matched_by_name_whatever_is_missing(tmp_path, write, there):
+    found = pair(write.__name__, write(tmp_path, {"train": CLASSES, "test": there}))
+    assert named(found.train) == [name for name in CLASSES for _ in range(4)]
+    wanted = sorted(there) if write is folder else there
+    assert named(found.test) == [name for name in wanted for _ in range(4)]
+    said = [note for note in found.notes if "has no image of" in note]
+    missing = [name for name in CLASSES if name not in there]
+    assert bool(said) == bool(missing)
+    if missing:
+        assert f"{len(missing)} of 3 classes" in said[0] and repr(missing[0]) in said[0]
+    assert any("byte for byte" in note for note in found.notes)  # the images are those of training
+
+
+@pytest.mark.parametrize("write", [folder, arrays])
+def test_class_that_training_has_not_is_refused_by_name(tmp_path, write):
+    source = write.__name__
+    root = write(tmp_path, {"train": CLASSES[1:], "test": CLASSES})
+    with pytest.raises(
+        UserError, match="the split 'test' has the class 'a_red' that the sp"
+    ):
+        pair(source, root)
+    other = tmp_path / "case"
+    other.mkdir()
+    write(other, {"train": ("Cat", "dog"), "test": ("cat", "dog")})
+    with pytest.raises(UserError, match="the class 'cat' .*did you mean 'Cat'"):
+        pair(source, other)
+
+
+def test_numbers_are_compared_where_there_are_no_names(tmp_path):
+    images = np.zeros((6, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=[7, 7, 2**31 - 1, 2**31 - 1, 40, 40])
+    np.savez(tmp_path / "test.npz", images=images[:2], labels=[2**31 - 1, 7])
+    found = pair("arrays", tmp_path)
+    assert len(found.classes) == 3  # and not 2**31
+    assert found.train.numbering(found.train.labels).tolist() == [0, 0, 2, 2, 1, 1]
+    assert found.test.numbering(found.test.labels).tolist() == [2, 0]
+    np.savez(tmp_path / "test.npz", images=images[:2], labels=[8, 7])
+    with pytest.raises(UserError, match="has the class '8' that"):
+        pair("arrays", tmp_path)
+    np.savez(tmp_path / "test.npz", images=images[:2], labels=[1, 0], label_names=["x", "y"])
+    with pytest.raises(UserError, match="has 2 classes, such as '0', '1', that"):
+        pair("arrays", tmp_path)
+    np.savez(tmp_path / "train.npz", images=images, labels=[0, 0, 0, 1, 1, 1])
+    assert any("matched by number" in note for note in pair("arrays", tmp_path).notes)
+
+
+def test_names_that_do_not_tell_classes_apart():
+    known = Classes(np.arange(3), ("crane", "crane", "dog"))
+    both = np.arange(2)
+    same = known.match(both, ["crane", "crane", "dog"], "the split 'test'", "train")
+    assert same(both).tolist() == [0, 1]  # the same list: its numbers mean the same
+    with pytest.raises(UserError, match="train has two classes named 'crane'"):
+        known.match(both, ["dog", "crane"], "the split 'test'", "train")
+    with pytest.raises(UserError, match="the split 'test' has two classes named 'dog'"):
+        Classes(np.arange(2), ("cat", "dog")).match(
+            both, ["dog", "dog"], "the split 'test'", "train"
+        )
+    with pytest.raises(UserError, match="has the label 1, but only 1 label_names"):
+        known.match(both, ["dog"], "the split 'test'", "train")
+
+
+@pytest.mark.parametrize("source", ["tfrecord", "webdataset"])
+def test_shards_without_names(tmp_path, source):
+    write = getattr(samples, f"write_{source}")
+    end = {"tfrecord": "tfrecord", "webdataset": "tar"}[source]
+    contents = [samples.encode(image_of("x", i)) for i in range(6)]
+    write(tmp_path / f"train-0.{end}", contents, [5, 5, 9, 9, 1, 1])
+    write(tmp_path / f"test-0.{end}", contents[:2], [9, 1])
+    found = pair(source, tmp_path)
+    assert found.train.numbering(found.train.labels).tolist() == [1, 1, 2, 2, 0, 0]
+    assert found.test.numbering(found.test.labels).tolist() == [2, 0]
+    learned = found.train.labeled()
+    assert learned.read(np.array([5, 0]))[1].tolist() == [0, 1]
+    write(tmp_path / f"test-0.{end}", contents[:2], [9, 2])
+    with pytest.raises(UserError, match="has the class '2' that"):
+        pair(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_other_split_takes_the_place_of_test_and_is_named(tmp_path, name):
+    root = folder(tmp_path, {"train": CLASSES, name: CLASSES[:2]})
+    found = pair("folder", root)
+    assert found.test.name in (name, "val") and len(found.test.examples) == 8
+    assert any("takes the place of 'test'" in note for note in found.notes)
+    with pytest.raises(UserError, match="test"):
+        pair("folder", root, chosen=True)
+    with pytest.raises(UserError, match="minival"):
+        pair("folder", root, "minival")
+
+
+def test_test_split_without_labels_is_no_test_split(tmp_path):
+    root = folder(tmp_path, {"train": CLASSES, "val": CLASSES})
+    (root / "test").mkdir()
+    (root / "test" / "0.png").write_bytes(samples.encode(image_of("t", 0)))
+    found = pair("folder", root)
+    assert found.test.name == "val" and "'test' has no labels" in " ".join(found.notes)
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_share_is_held_out_where_there_is_no_other_split(tmp_path, split):
+    root = folder(tmp_path, {"train": CLASSES}, count=4)
+    found = pair("folder", root, split)
+    train, test = set(found.train.examples.tolist()), set(found.test.examples.tolist())
+    assert not train & test and len(train | test) == 12 and len(test) == 3
+    assert set(named(found.train)) == set(CLASSES)
+    assert any("3 of its examples are held out" in note for note in found.notes)
+    again = pair("folder", root, split)
+    np.testing.assert_array_equal(again.test.examples, found.test.examples)
+    few = pair("folder", root, split, counts=(5, 2))
+    assert len(few.test.examples) == 2 and len(few.train.examples) == 5
+    assert not set(few.train.examples.tolist()) & set(few.test.examples.tolist())
+
+
+def test_same_file_under_two_names_is_held_out_or_said(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "all.npz", images=images, labels=[0, 1] * 4)
+    found = pair("arrays", tmp_path / "all.npz")
+    assert not set(found.train.examples.tolist()) & set(found.test.examples.tolist())
+    chosen = pair("arrays", tmp_path / "all.npz", chosen=True)
+    assert len(chosen.test.examples) == 8
+    assert any("are the same examples" in note for note in chosen.notes)
+
+
+def test_partial_overlap_is_counted(tmp_path):
+    root = folder(tmp_path, {"train": CLASSES, "test": CLASSES[:1]}, count=4)
+    for i in range(3):
+        (root / "test" / "a_red" / f"{i}.png").write_bytes(samples.encode(image_of("n", i)))
+    assert any("1 of 4 examples" in note for note in pair("folder", root).notes)
+
+
+def test_every_class_keeps_an_example():
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    for seed in range(20):
+        kept, out = hold_out(labels, 3, seed)
+        assert set(labels[kept]) == {0, 1, 2} and len(out) == 3
+        assert sorted([*kept, *out]) == list(range(6))
+    with pytest.raises(UserError, match="no class has two"):
+        hold_out(np.arange(5), 2, 0)
