@@ -18,6 +18,12 @@ from can_jax.tf import tensorflow
 
 IMAGES = r"jpe?g|jpe|jfif|a?png|gif|bmp|dib|webp|tiff?|avif|mpo|jp2|ico|p[bgpn]m"
 IMAGE_NAME = re.compile(rf"\.({IMAGES})$", re.IGNORECASE)
+# First bytes of the same formats.
+IMAGE_START = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8[79]a|BM.{4}\0\0\0\0|RIFF.{4}WEBP|II[*+]\0|MM\0[*+]"
+    rb"|.{4}ftyp(avif|avis|mif1|heic|heix|jp2)|\0\0\0\x0cjP  |\xffO\xffQ|\0\0\x01\0|P[1-7][\s#]",
+    re.DOTALL,
+)
 OPEN_FILES = 256  # kept open at once
 
 
@@ -104,16 +110,30 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     """Return the files below a local folder in the order of their names, relative to it.
 
     Returns:
-        Those named as images, or with no suffix at all; and the others. Hidden ones are in neither.
+        Images, by name or, without a suffix, by their first bytes; and the others. Hidden ones are
+        in neither.
     """
     images: list[str] = []
     others: list[str] = []
     for folder, files in walk(root):
         inside = os.path.relpath(folder, root)
         for name in files:
-            named = IMAGE_NAME.search(name) or "." not in name
+            named = bool(IMAGE_NAME.search(name))
+            if not named and "." not in name:
+                named = starts_as_image(os.path.join(folder, name))
             (images if named else others).append(os.path.normpath(os.path.join(inside, name)))
     return sorted(images), sorted(others)
+
+
+def starts_as_image(path: str) -> bool:
+    """Return whether the first bytes of a file are those of an image format."""
+    try:
+        if not is_remote(path) and not os.path.isfile(path):  # a pipe would wait for a writer
+            return False
+        with open_file(path) as file:
+            return bool(IMAGE_START.match(file.read(64)))
+    except OSError:
+        return False
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:

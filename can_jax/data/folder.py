@@ -8,7 +8,7 @@ from absl import logging
 
 from can_jax.data.files import Names, find_images
 from can_jax.data.indexed import IndexedSource, table_of
-from can_jax.data.splits import choose_folder, choose_images, shown, standard
+from can_jax.data.splits import choose_folder, choose_images, shown, some, standard
 from can_jax.data.table import Table
 from can_jax.errors import UserError
 
@@ -56,8 +56,8 @@ def split_folder(path: str, split: str) -> str | None:
 def scan_folder(path: str, split: str) -> Table:
     """Return the images of a split, in the order of their names.
 
-    If none lies directly in its folder, the first folder on the way to an image is its class;
-    otherwise there are no labels.
+    The first folder on the way to an image is its class; images directly in the folder have no
+    label.
 
     Raises:
         UserError: There is none.
@@ -65,12 +65,19 @@ def scan_folder(path: str, split: str) -> Table:
     root, names, others = images_of_split(path, split)
     if others:
         logging.warning(
-            "%s: %d files are left out, not being named as images, such as %s",
-            root, len(others), ", ".join(others[:3]),
+            "%s: %d files are left out, not being images by name or content, such as %s",
+            shown(root), len(others), some(others, 3),
         )  # fmt: skip
     if not names:
-        raise UserError(f"no image below {root}: no file is named .jpg, .png, .webp or the like")
+        raise UserError(
+            f"no image below {shown(root)}: no file is named .jpg, .png, .webp or the like"
+        )
     labels, label_names = classes_of(names)
+    if label_names and (loose := [name for name in names if os.sep not in name]):
+        logging.warning(
+            "%s: %d images lie in no class folder and have no label, such as %s",
+            shown(root), len(loose), some(loose, 3),
+        )  # fmt: skip
     return Table(
         names=Names.of(names),
         file=np.arange(len(names), dtype=np.int32),
@@ -82,8 +89,11 @@ def scan_folder(path: str, split: str) -> Table:
 
 
 def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """The label of each file, -1 if there are no classes, and the names of the classes."""
+    """Return the label of each file and the names of the classes, its first folders.
+
+    A file in no folder has the label -1. Where most files are in none, folders are no classes.
+    """
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
-    classes = [] if "" in tops else sorted(set(tops))
+    classes = sorted(set(tops) - {""}) if 2 * tops.count("") < len(tops) else []
     number = {name: i for i, name in enumerate(classes)}
     return [number.get(top, -1) for top in tops], tuple(classes)

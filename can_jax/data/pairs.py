@@ -21,11 +21,11 @@ from can_jax.data.labels import (
     names_of,
 )
 from can_jax.data.overlap import copies, hold_out, same_examples
-from can_jax.data.source import ArraySource, Source, open_source
+from can_jax.data.source import ArraySource, Source, available_splits, open_source
 from can_jax.errors import UserError
 
 ALL = 2**62
-TEST_SPLITS = ("test", "val", "validation", "valid")  # in the order in which they are tried
+TEST_SPLITS = ("test", "val")  # in the order in which they are tried, in any spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,25 +161,23 @@ def open_test(
     """Return the name and source of the split to test on; None where there is no such split.
 
     Raises:
-        UserError: there is none, though a person asked for another than `test`, or chose it.
+        UserError: there is none, and it is not the default, `test`, or a person chose it.
     """
     if chosen or split != "test":
         return split, open_source(data, split)
-    missing = ""
+    there, missing = available_splits(data), f"there is no split {split!r}"
     for name in TEST_SPLITS:
-        try:
-            source = open_source(data, name)
-        except UserError as error:
-            missing = missing or str(error)
+        if name not in there:
             continue
+        source = open_source(data, name)
         known = known_labels(source)
         if known is not None and not (known >= 0).any():
-            missing = missing or f"the split {name!r} has no labels"
+            missing = f"the split {name!r} has no labels"
             continue
         if name != split:
-            notes.append(f"the split {name!r} takes the place of {split!r}: {missing}")
+            notes.append(f"{missing}; {name!r} takes its place")
         return name, source
-    notes.append(f"there is no split to test on: {missing}")
+    notes.append(missing)
     return split, None
 
 

@@ -4,6 +4,7 @@ from PIL import Image
 
 from can_jax.data.folder import open_folder
 from can_jax.errors import UserError
+from tests.data.samples import encode
 
 
 def put(path, value=0):
@@ -80,3 +81,29 @@ def test_missing_and_empty(tmp_path):
         open_folder(str(tmp_path / "none"), "train")
     with pytest.raises(UserError, match="no image below"):
         open_folder(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("stray", ["LICENSE", "README", "Makefile", "cat/CHECKSUMS"])
+def test_file_that_is_no_image_takes_no_labels_away(tmp_path, caplog, stray):
+    for name in ("cat/a.png", "dog/b.png"):
+        put(tmp_path / name)
+    (tmp_path / stray).write_text("Permission is hereby granted")
+    source = open_folder(str(tmp_path), "train")
+    assert source.label_names == ("cat", "dog") and source.labels.tolist() == [0, 1]
+    assert files(source) == ["cat/a.png", "dog/b.png"]
+    assert "1 files are left out" in caplog.text and stray in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "ico"])
+def test_image_without_a_suffix_is_known_by_its_bytes(tmp_path, kind):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "0").write_bytes(encode(np.full((16, 16, 3), 9, np.uint8), kind))
+    assert files(open_folder(str(tmp_path), "train")) == ["x/0"]
+
+
+def test_few_loose_images_have_no_label_and_are_named(tmp_path, caplog):
+    for name in ("cat/a.png", "dog/b.png", "loose.png"):
+        put(tmp_path / name)
+    source = open_folder(str(tmp_path), "train")
+    assert source.label_names == ("cat", "dog") and source.labels.tolist() == [0, 1, -1]
+    assert "1 images lie in no class folder" in caplog.text and "loose.png" in caplog.text

@@ -17,7 +17,7 @@ from can_jax.data.source import open_source
 from can_jax.data.table import FOLDER, Table, load_table
 from can_jax.errors import UserError
 from tests.conftest import small_config
-from tests.data.samples import encode, write_tfrecord, write_webdataset
+from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
 
 RNG = np.random.default_rng(0)
 IMAGES = [encode(RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)) for _ in range(9)]
@@ -214,6 +214,7 @@ def test_millions_of_names_take_little_memory(tmp_path):
 def test_find_images_keeps_to_names(tmp_path):
     for name in ("b.TIFF", "a.jpg", "c", "d.txt", ".e.jpg"):
         (tmp_path / name).touch()
+    (tmp_path / "c").write_bytes(encode(random_image(np.random.default_rng(0), 4, 4)))
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "round").symlink_to(tmp_path)  # leads back, and is not followed
     (tmp_path / "elsewhere").symlink_to("more")

@@ -70,9 +70,7 @@ def test_classes_are_matched_by_name_whatever_is_missing(tmp_path, write, there)
 def test_class_that_training_has_not_is_refused_by_name(tmp_path, write):
     source = write.__name__
     root = write(tmp_path, {"train": CLASSES[1:], "test": CLASSES})
-    with pytest.raises(
-        UserError, match="the split 'test' has the class 'a_red' that the sp"
-    ):
+    with pytest.raises(UserError, match="the split 'test' has the class 'a_red' that the sp"):
         pair(source, root)
     other = tmp_path / "case"
     other.mkdir()
@@ -131,12 +129,12 @@ def test_shards_without_names(tmp_path, source):
         pair(source, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "Validation"])
 def test_other_split_takes_the_place_of_test_and_is_named(tmp_path, name):
     root = folder(tmp_path, {"train": CLASSES, name: CLASSES[:2]})
     found = pair("folder", root)
-    assert found.test.name in (name, "val") and len(found.test.examples) == 8
-    assert any("takes the place of 'test'" in note for note in found.notes)
+    assert found.test.name == "val" and len(found.test.examples) == 8
+    assert any("no split 'test'; 'val' takes its place" in note for note in found.notes)
     with pytest.raises(UserError, match="test"):
         pair("folder", root, chosen=True)
     with pytest.raises(UserError, match="minival"):
@@ -171,7 +169,10 @@ def test_same_file_under_two_names_is_held_out_or_said(tmp_path):
     np.savez(tmp_path / "all.npz", images=images, labels=[0, 1] * 4)
     found = pair("arrays", tmp_path / "all.npz")
     assert not set(found.train.examples.tolist()) & set(found.test.examples.tolist())
-    chosen = pair("arrays", tmp_path / "all.npz", chosen=True)
+    (tmp_path / "val.npz").symlink_to(tmp_path / "all.npz")
+    linked = pair("arrays", tmp_path, "val", train=found.train.source)
+    assert not set(linked.train.examples.tolist()) & set(linked.test.examples.tolist())
+    chosen = pair("arrays", tmp_path / "all.npz", "train", chosen=True)
     assert len(chosen.test.examples) == 8
     assert any("are the same examples" in note for note in chosen.notes)
 
