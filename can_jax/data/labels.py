@@ -60,6 +60,11 @@ class Classes:
         return len(self.numbers)
 
     @property
+    def called(self) -> tuple[str, ...]:
+        """The names of the classes, or their labels where they have none."""
+        return self.names or tuple(map(str, self.numbers.tolist()))
+
+    @property
     def numbering(self) -> Numbering:
         """The translation of the training source's own labels."""
         return Numbering(self.numbers, np.arange(len(self)))
@@ -103,17 +108,16 @@ class Classes:
         absent = np.setdiff1d(np.arange(len(self)), labels)
         if not len(absent):
             return ""
-        called = [self.names[i] if self.names else str(self.numbers[i]) for i in absent[:NAMED]]
-        return f"{len(absent)} of {len(self)} classes, such as {', '.join(map(repr, called))}"
+        some = ", ".join(repr(self.called[i]) for i in absent[:NAMED])
+        return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def _unknown(self, unknown: list[str], split: str, train: str) -> str:
         what = f"the class {unknown[0]!r}"
         if len(unknown) > 1:
             what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
-        there = self.names or [str(number) for number in self.numbers[:1000]]
-        folded = {name.strip(" /\\").casefold(): name for name in there}
+        folded = {name.strip(" /\\").casefold(): name for name in self.names}
         close = difflib.get_close_matches(unknown[0].strip(" /\\").casefold(), folded, 1, 0.8)
-        near = f"; did you mean {folded[close[0]]!r}?" if close and self.names else ""
+        near = f"; did you mean {folded[close[0]]!r}?" if close else ""
         return f"{split} has {what} that {train} has not{near}"
 
 

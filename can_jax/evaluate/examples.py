@@ -46,8 +46,8 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of places; empty where unknown."""
-        return self.known.names
+        """What tables call the classes, in the order of places."""
+        return self.known.called
 
 
 def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:

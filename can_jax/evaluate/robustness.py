@@ -27,8 +27,6 @@ ALEXNET = {
 }  # fmt: skip
 
 
-
-
 Logits = Callable[[Split], Float[np.ndarray, "examples classes"]]
 
 
