@@ -15,8 +15,12 @@ set -eu
 : "${TOPOLOGY:?set TOPOLOGY, such as 16x16}" "${HOSTS:?set HOSTS, of a slice}"
 here=$(cd "$(dirname "$0")" && pwd)
 
-# The command's arguments as a YAML list in one line: JSON strings are YAML strings.
-ARGUMENTS=$("${PYTHON:-python3}" -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
+# The command's arguments as a YAML list in one line: JSON strings are YAML strings, if characters
+# beyond 16 bits are not written as pairs.
+ARGUMENTS=$("${PYTHON:-python3}" -c '
+import json, sys
+print(json.dumps(sys.argv[1:], ensure_ascii=False))
+' "$@")
 export NAME IMAGE ACCELERATOR TOPOLOGY HOSTS ARGUMENTS CHIPS="${CHIPS:-4}" SLICES="${SLICES:-1}"
 manifest=$("${PYTHON:-python3}" -c '
 import os, string, sys

@@ -4,13 +4,20 @@
 #
 #     launch/local.sh --config=configs/cifar10.py --workdir=runs/cifar10
 #
-# PYTHON chooses the interpreter.
+# PYTHON chooses the interpreter; DRY_RUN=1 prints the command instead.
 set -u
+command=("${PYTHON:-python3}" -m can_jax.main "$@")
+if [ -n "${DRY_RUN:-}" ]; then
+  printf '%q' "${command[0]}"
+  printf ' %q' "${command[@]:1}"
+  echo
+  exit 0
+fi
 child=
 stopped=0
 trap 'if [ -n "$child" ]; then kill -TERM "$child" 2>/dev/null; fi; stopped=1' TERM INT
 while true; do
-  "${PYTHON:-python3}" -m can_jax.main "$@" &
+  "${command[@]}" &
   child=$!
   # A signal that came before there was a child to tell.
   if [ "$stopped" -eq 1 ]; then kill -TERM "$child" 2>/dev/null; fi

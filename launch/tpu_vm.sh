@@ -14,6 +14,10 @@ set -u
 : "${NAME:?set NAME, of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
 : "${TYPE:?set TYPE, such as v5litepod-256}" "${VERSION:?set VERSION, such as v2-alpha-tpuv5-lite}"
 cd "$(dirname "$0")/.." || exit 1
+if [ ! -e .git ] || [ ! -e pyproject.toml ]; then
+  echo "tpu_vm.sh copies a checkout to the slice, and $PWD is none: clone the repository" >&2
+  exit 1
+fi
 where=(--zone="$ZONE")
 if [ -n "${PROJECT:-}" ]; then where+=(--project="$PROJECT"); fi
 run() {
@@ -49,7 +53,7 @@ python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --clear -
 python3 -m uv pip install --quiet --python .venv --constraint constraints/py312.txt \
 --editable '.[tpu]'"
   local code=$?
-  rm -f "$archive"
+  if [ -z "${DRY_RUN:-}" ]; then rm -f "$archive"; fi
   return $code
 }
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,41 @@ def test_no_lint(script):
     done = subprocess.run([shellcheck, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert os.access(script, os.X_OK)
+
+
+STARTED = ("python", "srun", "scontrol", "gcloud", "kubectl", "git")
+
+
+@pytest.mark.parametrize(
+    ("script", "variables"),
+    [("local.sh", {}), ("processes.sh 2", {}), ("slurm.sh", {}), ("tpu_vm.sh", TPU),
+     ("gke.sh", GKE)],
+)  # fmt: skip
+def test_dry_run_starts_nothing(tmp_path, stand_in, script, variables):
+    for program in STARTED:
+        stand_in(program)
+    archive = tmp_path / "can_jax-can.tgz"
+    archive.write_text("of another run")
+    own = {"PYTHON": "python3"} if script == "gke.sh" else {}  # which fills in the manifest by it
+    process = start(
+        tmp_path, *script.split(), *RUN, DRY_RUN="1", TMPDIR=str(tmp_path), **(variables | own)
+    )
+    printed, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "--workdir=a" in printed.replace("\\", "") and not (tmp_path / "calls").exists()
+    assert archive.exists()
+
+
+def test_command_on_this_machine_as_it_is():
+    line = shlex.split(dry_run("local.sh", *RUN))
+    assert line == ["python3", "-m", "can_jax.main", *RUN]
+
+
+def test_tpu_launcher_outside_a_checkout_says_so(tmp_path):
+    (tmp_path / "can_jax" / "launch").mkdir(parents=True)
+    script = shutil.copy(LAUNCH / "tpu_vm.sh", tmp_path / "can_jax" / "launch")
+    done = subprocess.run([script], env=os.environ | TPU, capture_output=True, text=True)
+    assert done.returncode == 1 and "clone the repository" in done.stderr
 
 
 # One machine
