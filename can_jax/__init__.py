@@ -1,5 +1,6 @@
 """CAN in JAX: contrastive, masked autoencoding and noise prediction in one pretraining step."""
 
+import os
 from typing import TYPE_CHECKING
 
 from can_jax import interpreter
@@ -12,7 +13,9 @@ __version__ = "0.1.0"
 interpreter.prepare()  # here, as nothing is imported yet which would then be imported twice
 
 
-def load(path: str, image_size: "int | tuple[int, int] | None" = None) -> "Encoder":
+def load(
+    path: "str | os.PathLike[str]", image_size: "int | tuple[int, int] | None" = None
+) -> "Encoder":
     """A pretrained encoder, to be called with images.
 
         encoder = can_jax.load("runs/vit_l")
@@ -26,5 +29,6 @@ def load(path: str, image_size: "int | tuple[int, int] | None" = None) -> "Encod
         can_jax.errors.UserError: there is no such thing, or nothing in it.
     """
     from can_jax.evaluate.subject import load_encoder
+    from can_jax.files import expand_home
 
-    return load_encoder(path, image_size)
+    return load_encoder(expand_home(os.fspath(path)), image_size)

@@ -332,11 +332,11 @@ def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
     """Bytes of a file, and their CRC; of a file in a bucket, which keeps its own, the size only."""
     if "://" in str(path):
         return path.stat().length, None
-    crc = 0
+    size = crc = 0  # counted here: epath's `stat` fails where the owner has no name
     with path.open("rb") as file:
         while part := file.read(CHUNK):
-            crc = zlib.crc32(part, crc)
-    return path.stat().length, crc
+            size, crc = size + len(part), zlib.crc32(part, crc)
+    return size, crc
 
 
 def _keep_small_arrays_whole() -> None:

@@ -1,19 +1,19 @@
 """How every command starts and ends: flags in, one clear line and an exit code out."""
 
-import contextlib
 import hashlib
 import logging as python_logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
-from can_jax.files import user_cache
+from can_jax.files import expand_home, user_cache
+from can_jax.mistakes import nearest_option, plain_message
 from can_jax.parallel.runtime import processor, spare_absent_tpu
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
@@ -52,21 +52,12 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     spare_absent_tpu()
     keep_compiled()
     try:
-        with _help(usage):
-            rest = flags.FLAGS(sys.argv)[1:]
-        for missing in arguments[len(rest) :]:
-            if not missing.startswith("["):
-                raise UserError(f"{missing} is missing; see --help")
-        for extra in rest[len(arguments) :]:
-            raise UserError(f"what is {extra!r}? options look like --name=value; see --help")
-        main(*rest)
+        main(*_parse(usage, arguments))
     except Preempted as stop:
         print(stop, file=sys.stderr)
         return EXIT_PREEMPTED
     except UserError as error:
         return _fail(str(error))
-    except flags.Error as error:
-        return _fail(one_line(error).removeprefix(f"{type(error).__name__}: "))
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from what was saved")
     except Exception as error:
@@ -77,31 +68,46 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
 def keep_compiled() -> None:
     """Let JAX keep what it compiles for the next start, in the user's cache: for each kind of
     processor apart, since what one can run another may not. JAX_COMPILATION_CACHE_DIR names another
-    folder, or none if it is empty."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    folder, or none if it is empty. Where the cache cannot be written, each start compiles."""
+    cache = user_cache()
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:
         return
     kind = hashlib.sha256(processor().encode()).hexdigest()[:8]
-    folder = user_cache() / f"compiled-{kind}"
+    folder = cache / f"compiled-{kind}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # then each start compiles
+        return
+    if not os.access(folder, os.W_OK):  # JAX would warn at each program
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@contextlib.contextmanager
-def _help(usage: str) -> Iterator[None]:
-    """Answer ``--help`` with this program's own flags, and tell a mistyped key what it meant."""
+def _parse(usage: str, arguments: Sequence[str]) -> list[str]:
+    """Parse the flags, and return what is given without one; or answer ``--help`` and exit.
+
+    Raises:
+        UserError: an option or its value is wrong, or an argument is missing.
+    """
     if any(argument in ("--help", "-help", "-h", "--helpfull") for argument in sys.argv[1:]):
         print(usage.strip() + "\n")
         print(flags.FLAGS.main_module_help() + "\n" + flags.FLAGS.module_help("can_jax.command"))
         sys.exit(0)
     try:
-        yield
-    except (AttributeError, KeyError) as error:  # how ml_collections says that a key is unknown
-        raise UserError(f"unknown key in a --config.… option: {one_line(error)}") from error
+        rest = flags.FLAGS(sys.argv)[1:]
+    except UserError:
+        raise
+    except Exception as error:  # absl's, or ml_collections' for the keys of a recipe
+        raise UserError(plain_message(error, sys.argv[1:])) from error
+    for missing in arguments[len(rest) :]:
+        if not missing.startswith("["):
+            raise UserError(f"{missing} is missing; see --help")
+    for extra in rest[len(arguments) :]:
+        form = nearest_option(extra) or "; options look like --name=value, see --help"
+        raise UserError(f"unexpected argument {extra!r}{form}")
+    return [expand_home(argument) for argument in rest]
 
 
 def _fail(message: str) -> int:

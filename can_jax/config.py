@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from can_jax.errors import UserError
+from can_jax.files import expand_home
+from can_jax.shipped import find
 from can_jax.validate import CHECKS
 
 
@@ -149,9 +151,16 @@ def default_config() -> ConfigDict:
 
 
 def load_recipe(beside: str, name: str) -> ConfigDict:
-    """The configuration of the recipe ``name``, seen from the folder of the file ``beside``: what a
-    recipe that changes another one starts from."""
-    return runpy.run_path(str(Path(beside).parent / f"{name}.py"))["get_config"]()
+    """Return the configuration of another recipe, for a recipe that changes it.
+
+    Args:
+        beside: the file of the recipe that asks.
+        name: of a file in the same folder, without its suffix, or else of a shipped recipe.
+    """
+    path = Path(beside).parent / f"{name}.py"
+    if not path.is_file():
+        path = find(name, "recipe", f"load_recipe({name!r}) of {beside}")
+    return runpy.run_path(str(path))["get_config"]()
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,11 +207,44 @@ def resolve(config: ConfigDict) -> ConfigDict:
         UserError: the first thing found wrong, in one line.
     """
     check_against(config, default_config(), "can_jax.config.default_config()")
-    config = config.copy_and_resolve_references()
+    config = expand_paths(config)
     with config.ignore_type():
         config.data.image_size = as_size(config.data.image_size)
     for check in CHECKS:
         check(config)
+    return config
+
+
+def expand_paths(config: ConfigDict) -> ConfigDict:
+    """Return a copy in which each string that begins with ``~`` has the home in its place.
+
+    No setting but a path begins so; parts of a mixture and lists of data sets are looked through.
+
+    Raises:
+        UserError: there is no such home; names the key.
+    """
+
+    def expanded(value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            try:
+                return expand_home(value)
+            except UserError as error:
+                raise UserError(f"{key}={error}") from None
+        if isinstance(value, dict):
+            return {name: expanded(v, f"{key}: {name}") for name, v in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(expanded(v, key) for v in value)
+        return value
+
+    def visit(block: ConfigDict, prefix: str) -> None:
+        for name, value in block.items():
+            if isinstance(value, ConfigDict):
+                visit(value, f"{prefix}{name}.")
+            elif (found := expanded(value, prefix + name)) != value:
+                block[name] = found
+
+    config = config.copy_and_resolve_references()
+    visit(config, "config.")
     return config
 
 

@@ -13,6 +13,7 @@ class Preempted(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's message on one line, with its kind where the message is bare."""
-    text = " ".join(str(error).split()).replace("\\n", " ").strip("'\" ")[:400]
+    """Return an exception's message on one line, after its kind unless it is a `UserError`."""
+    bare = isinstance(error, KeyError) and len(error.args) == 1  # whose `str` is a `repr`
+    text = " ".join(str(error.args[0] if bare else error).split())[:400]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

@@ -1,5 +1,5 @@
-"""Small files, replaced whole: whoever reads one sees the old text or the new, never a part. And
-where that lies which can be made again."""
+"""Small files that are replaced whole, so that a reader sees the old text or the new; and the
+user's home and cache."""
 
 import contextlib
 import os
@@ -7,11 +7,40 @@ from pathlib import Path
 
 from etils import epath
 
+from can_jax.errors import UserError
 
-def user_cache() -> Path:
-    """The folder of what is kept between starts to save time, in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "can_jax"
+
+def user_cache() -> Path | None:
+    """Return the folder in the user's cache of what saves time at the next start.
+
+    None without a home, as in a container whose user has no name. It need not exist.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache", must=False)
+    return Path(cache) / "can_jax" if os.path.isabs(cache) else None
+
+
+def expand_home(path: str, must: bool = True) -> str:
+    """Replace a leading ``~`` or ``~user`` of a path by that home; shells expand few of them.
+
+    Args:
+        path: of a file or folder, or a URL.
+        must: refuse what cannot be expanded, otherwise return it as it is.
+
+    Raises:
+        UserError: there is no such home.
+    """
+    if not path.startswith("~"):
+        return path
+    user = path.split("/")[0]
+    expanded = os.path.expanduser(path)
+    if user == "~" and os.environ.get("HOME") == "":  # "~/x" would be "/x"
+        expanded = path
+    if os.path.isabs(expanded):
+        return expanded
+    if not must:
+        return path
+    missing = "HOME is not set" if user == "~" else f"there is no user {user[1:]!r}"
+    raise UserError(f"{path}: {missing}; write ./{path} for a file or folder of that name")
 
 
 def replace_text(path: epath.Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m can_jax.main --config=configs/X.py --workdir=DIR [--config.key=value …]`
+"""`python -m can_jax.main --config=RECIPE --workdir=DIR [--config.key=value …]`
 
 Pretrains as the recipe says, into the run directory. The same command again goes on from the newest
 checkpoint. Any key of the recipe can be set on the command line. On several hosts the same command
@@ -7,16 +7,14 @@ runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from can_jax import command, job
 from can_jax.errors import UserError
+from can_jax.options import define_path, define_recipe, demand_recipe
 from can_jax.pretrain import pretrain
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "The run directory, one for all hosts; may be gs://…"
-)
+_CONFIG = define_recipe("recipe")
+_WORKDIR = define_path("workdir", "The run directory, one for all hosts; may be gs://…")
 _PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps for TensorBoard's profiler.")
 _DUMP_HLO = flags.DEFINE_bool("dump_hlo", False, "Write the compiled train step to hlo.txt.")
 flags.adopt_module_key_flags(job)
@@ -24,13 +22,12 @@ flags.adopt_module_key_flags(job)
 
 def main() -> None:
     """Flags to config to pretrain."""
-    if _CONFIG.value is None:
-        raise UserError("--config=FILE is missing; the shipped recipes are in configs/")
+    config = demand_recipe(_CONFIG.value, "recipe")
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
     job.join()
     workdir = epath.Path(_WORKDIR.value)
-    pretrain(_CONFIG.value, workdir, profile=_PROFILE.value, dump_hlo=_DUMP_HLO.value)
+    pretrain(config, workdir, profile=_PROFILE.value, dump_hlo=_DUMP_HLO.value)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ from can_jax.model import can
 from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
+from can_jax.options import define_path
 from can_jax.step import Step, abstract_network, make_step
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_layout import from_torch, to_torch
 
-_REFERENCE = flags.DEFINE_string("reference", None, "The file of reference vectors, npz.")
-_WEIGHTS = flags.DEFINE_string("weights", None, "A file of weights, instead of the reference's.")
+_REFERENCE = define_path("reference", "The file of reference vectors, npz.")
+_WEIGHTS = define_path("weights", "A file of weights, instead of the reference's.")
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config import default_config, resolve, steps_of
 from can_jax.errors import UserError
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from tests.conftest import small_config
 
 
@@ -109,3 +110,38 @@ def test_shipped_defaults_are_the_papers():
     assert weights == [0.03, 0.67, 0.30]
     assert (config.model.mask_ratio, config.noise.sigma_max) == (0.5, 0.05)
     assert config.objective.contrastive.temperature == 0.1
+
+
+def test_home_is_expanded_wherever_a_path_stands(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = small_config(
+        init_from="~/w.npz", data__path="~/d/{a,b}-*.tar", data__index="~",
+        data__mixture=({"path": "~/one", "weight": 2.0}, {"path": "/two~", "name": "a~b"}),
+    )  # fmt: skip
+    assert (config.init_from, config.data.path) == ("/home/me/w.npz", "/home/me/d/{a,b}-*.tar")
+    assert config.data.index == "/home/me"
+    assert config.data.mixture == (
+        {"path": "/home/me/one", "weight": 2.0}, {"path": "/two~", "name": "a~b"}
+    )  # fmt: skip
+
+
+def test_home_is_expanded_in_an_evaluation(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = default_evaluation()
+    config.data.path = "~/d"
+    config.fewshot.datasets = ({"name": "pets", "path": "~/pets"},)
+    config.robustness.shifts = ({"kind": "real", "path": "~/val", "labels": "~/real.json"},)
+    resolved = resolve_evaluation(config)
+    assert resolved.data.path == "/home/me/d"
+    assert resolved.fewshot.datasets[0]["path"] == "/home/me/pets"
+    assert resolved.robustness.shifts[0]["labels"] == "/home/me/real.json"
+
+
+@pytest.mark.parametrize(
+    ("path", "home", "reason"),
+    [("~no_such_user/d", "/home/me", "there is no user 'no_such_user'"), ("~/d", "", "HOME")],
+)
+def test_home_that_is_none_is_refused_by_name(monkeypatch, path, home, reason):
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(UserError, match=rf"config\.data\.mixture: path={path}: {reason}.*\./~"):
+        small_config(data__mixture=({"path": path},))

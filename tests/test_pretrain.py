@@ -166,25 +166,6 @@ def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, 
     assert "compiled" not in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--config=FILE is missing"),
-        (["--config=configs/none.py", "--workdir=x"], "configs/none.py"),
-        (["--config=configs/vit_b.py"], "--workdir=DIR is missing"),
-        (["--confg=configs/vit_b.py"], "Did you mean: config"),
-        (["--config=configs/vit_b.py", "--workdir=x", "stray"], "what is 'stray'?"),
-    ],
-)
-def test_wrong_command_line(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "can_jax.main", *arguments], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: ") and message in done.stderr, done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_help_and_debug(recipe, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "can_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True

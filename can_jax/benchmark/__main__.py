@@ -7,7 +7,7 @@ Pillow, with as many processes as we have threads. The stages take turns, severa
 
 `step` measures the compiled train step on a batch that lies on the device, against a matrix product
 of the same moment; with `--parts` also MAE's and SimCLR's, and what each part of ours costs; with
-`--peer` beside the same mathematics in PyTorch (`benchmarks/torch_reference.py`), in turns.
+`--peer` beside the same mathematics in PyTorch (`torch_reference.py` in this folder), in turns.
 """
 
 import json
@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 from can_jax import command
@@ -26,16 +25,17 @@ from can_jax.benchmark.step import measure_step
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
 from can_jax.observe.console import fact_table
+from can_jax.options import define_path, define_recipe, demand_recipe
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
 
-_PATH = flags.DEFINE_string("path", None, "input: as data.path in a recipe.")
+_PATH = define_path("path", "input: as data.path in a recipe.")
 _SOURCE = flags.DEFINE_enum("source", "folder", SOURCES, "input: as data.source in a recipe.")
 _NAME = flags.DEFINE_string("name", None, "input: as data.name in a recipe.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "input: pixels along a side.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "input: images of a batch.", lower_bound=1)
 _THREADS = flags.DEFINE_integer("threads", None, "input: of each pipeline; else one a core.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "step: the recipe.")
+_CONFIG = define_recipe("recipe", prefix="step: ")
 _BATCH = flags.DEFINE_integer("batch", None, "step: images; else the recipe's.", lower_bound=1)
 _PEER = flags.DEFINE_bool("peer", False, "step: measure PyTorch beside it.")
 _PEER_COMPILED = flags.DEFINE_bool("peer_compiled", False, "step: PyTorch with torch.compile.")
@@ -68,9 +68,7 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     """Gives what was found, and the rows of the table."""
-    recipe = _CONFIG.value
-    if recipe is None:
-        raise UserError("--config=FILE is missing; recipes are in configs/")
+    recipe = demand_recipe(_CONFIG.value, "recipe")
     recipe.data.path = recipe.data.path or "-"  # nothing is read
     if _BATCH.value is not None:
         recipe.batch_size = _BATCH.value
@@ -108,7 +106,7 @@ def main(subject: str) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is measured
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:
-        raise UserError(f"what is {subject!r}? there are benchmarks of: {', '.join(measures)}")
+        raise UserError(f"unknown benchmark {subject!r}: choose one of {', '.join(measures)}")
     found, rows = measures[subject]()
     if _JSON.value:
         arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])

@@ -22,6 +22,7 @@ from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.data.tfds import locate_tfds
 from can_jax.errors import UserError
+from can_jax.options import define_path
 from can_jax.processes import usable_cores
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
@@ -29,7 +30,7 @@ SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 _SOURCE = flags.DEFINE_enum("source", None, SOURCES, "Kind of data; by default told from PATH.")
 _SPLIT = flags.DEFINE_string("split", "train", "As data.split in a recipe.")
 _NAME = flags.DEFINE_string("name", None, "Of the TFDS data set; PATH is then its data_dir.")
-_OUT = flags.DEFINE_string("out", None, f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
+_OUT = define_path("out", f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
 _VERIFY = flags.DEFINE_enum(
     "verify", "decode", VERIFY, "Decode each image; read each and its header; or trust them."
 )

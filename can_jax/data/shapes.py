@@ -175,7 +175,10 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
     labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
     # What is drawn follows from this file, too: another version keeps images of its own.
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
-    path = user_cache() / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
+    cache = user_cache()
+    if cache is None:
+        return ArraySource(draw(labels, rng, size, channels), labels, LABEL_NAMES)
+    path = cache / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
     with contextlib.suppress(OSError, EOFError, ValueError):  # none, or not whole: drawn again
         images = np.load(path)
         if images.shape == (count, *size, channels) and images.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""`python -m can_jax.evaluate --config=configs/eval/PROTOCOL.py --checkpoint=FROM --workdir=OUT`
+"""`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
 
 Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, an export, or
 a file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
@@ -11,7 +11,6 @@ import sys
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 from rich.console import Console
 
 from can_jax import command, job
@@ -20,12 +19,11 @@ from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.protocols import evaluate
 from can_jax.evaluate.report import headlines
 from can_jax.observe.console import fact_table
+from can_jax.options import define_path, define_recipe, demand_recipe
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The protocol, a file of configs/eval.")
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A run directory, an export, or a file of weights."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the results are written.")
+_CONFIG = define_recipe("protocol")
+_CHECKPOINT = define_path("checkpoint", "A run directory, an export, or a file of weights.")
+_WORKDIR = define_path("workdir", "Where the results are written.")
 _UNTRAINED = flags.DEFINE_bool("untrained", False, "Take the encoder as it was before training.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 flags.adopt_module_key_flags(job)
@@ -33,15 +31,14 @@ flags.adopt_module_key_flags(job)
 
 def main() -> None:
     """Flags to results."""
-    if _CONFIG.value is None:
-        raise UserError("--config=FILE is missing; protocols are in configs/eval/")
+    protocol = demand_recipe(_CONFIG.value, "protocol")
     if _CHECKPOINT.value is None:
         raise UserError(
             "--checkpoint=FROM is missing: a run directory, an export, or a file of weights"
         )
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the results go")
-    config = resolve_evaluation(_CONFIG.value)
+    config = resolve_evaluation(protocol)
     job.join()
     workdir = epath.Path(_WORKDIR.value)
     # With --json nothing else is on stdout.

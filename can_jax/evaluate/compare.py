@@ -3,7 +3,6 @@
 Puts the results of several evaluations on one page, side by side.
 """
 
-from absl import flags
 from etils import epath
 
 from can_jax import command
@@ -11,9 +10,10 @@ from can_jax.errors import UserError
 from can_jax.evaluate.report import comparison
 from can_jax.evaluate.results import read_results
 from can_jax.files import replace_text
+from can_jax.options import define_path, define_paths
 
-_RUNS = flags.DEFINE_list("runs", None, "Directories of evaluations, with commas between.")
-_OUTPUT = flags.DEFINE_string("output", "report.html", "The page to write.")
+_RUNS = define_paths("runs", "Directories of evaluations, with commas between.")
+_OUTPUT = define_path("output", "The page to write.", default="report.html")
 
 
 def main() -> None:

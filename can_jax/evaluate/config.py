@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from can_jax.config import as_size, check_against, default_config
+from can_jax.config import as_size, check_against, default_config, expand_paths
 from can_jax.errors import UserError
 from can_jax.model.can import POOLS
 from can_jax.validate import check, check_one_of, check_source
@@ -95,7 +95,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
         UserError: the first thing found wrong, in one line.
     """
     check_against(config, default_evaluation(), "can_jax.evaluate.config.default_evaluation()")
-    config = config.copy_and_resolve_references()
+    config = expand_paths(config)
     if config.data.image_size is not None:
         with config.ignore_type():
             config.data.image_size = as_size(config.data.image_size)

@@ -24,14 +24,15 @@ from can_jax.export.formats import FORMATS
 from can_jax.export.model import Model, open_model
 from can_jax.export.usage import run_snippets
 from can_jax.observe.console import fact_table
+from can_jax.options import define_path, define_paths
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A run directory.")
+_CHECKPOINT = define_path("checkpoint", "A run directory.")
 _FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What is written.")
 _CONTENTS = flags.DEFINE_enum("contents", "encoder", ["encoder", "full"], "How much of the model.")
-_RESULTS = flags.DEFINE_list(
-    "results", [], "Directories of evaluations of these weights, for the model card."
+_RESULTS = define_paths(
+    "results", "Directories of evaluations of these weights, for the model card."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "The directory to make.")
+_OUTPUT = define_path("output", "The directory to make.")
 
 
 def write(
@@ -76,7 +77,7 @@ def main() -> None:
     if output.exists():
         raise UserError(f"--output={output} is there already")
     model = open_model(_CHECKPOINT.value)
-    results = results_of(model, _RESULTS.value)
+    results = results_of(model, _RESULTS.value or [])
     folder = output.with_name(f"{output.name}.tmp")
     if folder.exists():
         folder.rmtree()

@@ -1,4 +1,4 @@
-"""`python -m can_jax.plan --config=configs/X.py --topology=v5e:16x16 [--search] [--json]`
+"""`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
 
 Compiles the train step of a recipe for devices that are not there, and says whether it fits their
 memory, what they would send each other, and about how long the run would take. TPUs: `v5e:16x16`,
@@ -11,18 +11,18 @@ import sys
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 from rich.console import Console
 
 from can_jax import command
 from can_jax.config import resolve
 from can_jax.errors import UserError
+from can_jax.options import define_recipe, demand_recipe
 from can_jax.plan.estimate import make_plan
 from can_jax.plan.report import as_json, attempt_line, attempts_as_json, attempts_table, gib, tables
 from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+_CONFIG = define_recipe("recipe")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, such as v5e:16x16.")
 _SLICES = flags.DEFINE_integer("slices", 1, "So many of them, with slower links between.")
 _MFU = flags.DEFINE_float("mfu", 0.4, "The share of their peak FLOP/s that is assumed.")
@@ -34,15 +34,13 @@ _JSON = flags.DEFINE_bool("json", False, "Print the figures as JSON.")
 
 def main() -> None:
     """Compile, weigh, print; look for something better if asked, or if it does not fit."""
-    if _CONFIG.value is None:
-        raise UserError("--config=FILE is missing; the shipped recipes are in configs/")
+    config = demand_recipe(_CONFIG.value, "recipe")
     if _TOPOLOGY.value is None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
     if not 0 < _MFU.value <= 1:
         raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
     # What was compiled for devices that are not there cannot be read back from JAX's cache.
     jax.config.update("jax_enable_compilation_cache", False)
-    config = _CONFIG.value
     config.data.path = config.data.path or "-"  # nothing is read
     config = resolve(config)
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)

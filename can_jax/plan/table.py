@@ -19,13 +19,14 @@ from can_jax import command
 from can_jax.errors import UserError
 from can_jax.parallel.hardware import GIB
 from can_jax.plan.report import rounded
+from can_jax.shipped import find
 
 HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
 
 
 def main(*paths: str) -> None:
     """Rewrite the tables of some recipes."""
-    for path in paths:
+    for path in (str(find(path, "recipe", path)) for path in paths):
         text = Path(path).read_text()
         old, rows = rows_of(text, path)
         lines = [HEADER, *(planned(path, row) for row in rows)]

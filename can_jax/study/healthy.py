@@ -1,8 +1,9 @@
-"""`python -m can_jax.study.healthy configs/healthy/RECIPE.json --run=DIR [--json]`
+"""`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
 
 Does a run look as runs of its recipe do? Holds its metrics, as far as it has come, against the
 bands of a few runs that went well, and exits with 1 if one leaves them. With `--write` and several
-runs, `--run=DIR1,DIR2,DIR3`, makes the file of bands from them instead.
+runs, `--run=DIR1,DIR2,DIR3`, makes the file of bands from them instead. RANGES is such a file, or
+the name of a shipped one: `quickstart` or `cifar10`.
 """
 
 import json
@@ -17,9 +18,11 @@ from can_jax.errors import UserError
 from can_jax.files import replace_text
 from can_jax.observe.console import fact_table
 from can_jax.observe.metrics import read_metrics
+from can_jax.options import define_paths
+from can_jax.shipped import find
 from can_jax.study.bands import bands_of, compared, outside
 
-_RUN = flags.DEFINE_list("run", None, "Run directories.")
+_RUN = define_paths("run", "Run directories, with commas between.")
 _WRITE = flags.DEFINE_bool("write", False, "Make the bands from these runs.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
@@ -32,8 +35,8 @@ def main(curves: str) -> None:
     for name, run in zip(_RUN.value, runs, strict=True):
         if not run:
             raise UserError(f"--run={name}: there is no metrics.jsonl with a line in it")
-    place = epath.Path(curves)
     if _WRITE.value:
+        place = epath.Path(curves)
         if len(runs) < 2:
             raise UserError("--write needs several runs: their spread makes the bands")
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
@@ -41,9 +44,7 @@ def main(curves: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_text(place, json.dumps(content, indent=1) + "\n")
         return
-    if not place.exists():
-        raise UserError(f"{curves} does not exist; bands of recipes are in configs/healthy/")
-    bands = json.loads(place.read_text())["bands"]
+    bands = json.loads(find(curves, "ranges", curves).read_text())["bands"]
     left: dict[str, dict[str, Any]] = {
         name: {"values": compared(bands, run), "outside": outside(bands, run)}
         for name, run in zip(_RUN.value, runs, strict=True)
@@ -62,4 +63,4 @@ def main(curves: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, __doc__, ("BANDS",))
+    command.run(main, __doc__, ("RANGES",))

@@ -46,7 +46,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("input", f"--path={tmp_path / 'none'}"), "is not a folder"),
         (("input", f"--path={tmp_path}"), "none of 1 images"),
         (("input", "--source=shapes"), "should be one of"),
-        (("stop",), "there are benchmarks of: input, step"),
+        (("stop",), "choose one of input, step"),
         ((), "SUBJECT is missing"),
     ]:
         run = benchmark(*arguments)

@@ -36,7 +36,7 @@ def test_command(tmp_path):
         lines = "".join(json.dumps(line) + "\n" for line in run_of(offset))
         (tmp_path / name / "metrics.jsonl").write_text(lines)
         (tmp_path / name / "environment.json").write_text('{"commit": "abc"}')
-    assert "does not exist" in healthy(f"--run={tmp_path / 'a'}").stderr
+    assert "there is no such file" in healthy(f"--run={tmp_path / 'a'}").stderr
     made = healthy(f"--run={tmp_path / 'a'},{tmp_path / 'b'}", "--write")
     assert made.returncode == 0, made.stderr
     assert healthy(f"--run={tmp_path / 'a'}").returncode == 0
