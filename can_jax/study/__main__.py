@@ -1,44 +1,43 @@
-"""`python -m can_jax.study --config=configs/study/NAME.py --workdir=RUNS [--results=DIR]`
+"""`python -m can_jax.study --config=STUDY --workdir=RUNS [--results=DIR]`
 
 Trains and measures every run of a study, one after the other, and writes a JSON file for each to
-`benchmarks/results/study/NAME`. A run that has such a file is not made again, one that was stopped
-goes on: after SIGTERM or any kill give the same command. Give it several times at once, and they
-share the runs. `--pending` lists what is left; `--report=docs/study.md` makes tables and plots of
-the results that are there.
+`RUNS/results`, or to the folder of `--results`. A run that has such a file is not made again, and
+one that was stopped is resumed: after SIGTERM or any kill give the same command. Several such
+commands at once share the runs. `--pending` lists what is left; `--report=PAGE.md` makes tables and
+plots of the results that are there.
 """
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 from rich.console import Console
 
 from can_jax import command
 from can_jax.errors import UserError
+from can_jax.options import define_path, define_recipe, demand_recipe
 from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan
 from can_jax.study.report import Report
 
-RESULTS = epath.Path("benchmarks/results/study")
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The study, a file of configs/study.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run directories are.")
-_RESULTS = flags.DEFINE_string("results", None, f"Of each run; by default {RESULTS}/NAME.")
+_CONFIG = define_recipe("study")
+_WORKDIR = define_path("workdir", "Where the run directories are.")
+_RESULTS = define_path("results", "The folder of the results; by default WORKDIR/results.")
 _PENDING = flags.DEFINE_bool("pending", False, "Say what is done and what is left, and end.")
-_REPORT = flags.DEFINE_string("report", None, "Write a page about what is known, and end.")
+_REPORT = define_path("report", "Write a page about what is known, and end.")
 
 
 def main() -> None:
     """Flags to results."""
-    if _CONFIG.value is None:
-        raise UserError("--config=FILE is missing; studies are in configs/study/")
+    study = demand_recipe(_CONFIG.value, "study")
     only_read = _PENDING.value or _REPORT.value
     if _WORKDIR.value is None and not only_read:
         raise UserError("--workdir=DIR is missing: say where the runs may write")
-    recipe = _CONFIG.value.recipe
-    recipe.data.path = recipe.data.path or ("-" if only_read else None)
-    plan = Plan(_CONFIG.value)
-    results = epath.Path(_RESULTS.value) if _RESULTS.value else RESULTS / plan.name
-    driver = Driver(plan, epath.Path(_WORKDIR.value or "."), results)
+    if _WORKDIR.value is None and _RESULTS.value is None:
+        raise UserError("--workdir=DIR or --results=DIR is missing: say where the results are")
+    study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
+    plan = Plan(study)
+    workdir = epath.Path(_WORKDIR.value or ".")
+    results = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "results"
+    driver = Driver(plan, workdir, results)
     console = Console(width=120, soft_wrap=True, highlight=False)
     if _PENDING.value:
         for line in driver.progress():
@@ -48,6 +47,8 @@ def main() -> None:
         Report(driver, epath.Path(_REPORT.value)).write()
         console.print(f"wrote {_REPORT.value}")
         return
+    if not any(driver.missing()):
+        console.print(f"every run has its result in {results}; nothing to do", markup=False)
     driver.work()
 
 

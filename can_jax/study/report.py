@@ -1,6 +1,7 @@
 """A page about a study: tables and plots, made of its result files alone."""
 
 import json
+import os
 import statistics
 from collections.abc import Callable
 
@@ -92,10 +93,15 @@ class Report:
             f"{config['batch_size']}. Linear heads learn from {examples['train']:,} images and are "
             f"tested on {examples['test']:,}. "
             "This page is made by `python -m can_jax.study "
-            f"--config=configs/study/{self._plan.name}.py --report={self._page}` from the files in "
-            f"[`{results}`](../{results}), each with its configuration, commit and machine. "
+            f"--config=study/{self._plan.name} --results={results} --report={self._page}` from the "
+            f"files in [`{results}`]({self._from_page(results)}), each with its configuration, "
+            "commit and machine. "
             "± is the standard deviation over seeds."
         )
+
+    def _from_page(self, path: epath.Path) -> str:
+        """Return a path as a link on the page, which is relative to it."""
+        return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _methods_found(self) -> dict[str, list[Result]]:
         """Results of the arms that are no choices of the reference, by name."""
@@ -196,7 +202,7 @@ class Report:
         for name, results in self._found.items():
             for result in results:
                 file = f"{result['file']}.json"
-                link = f"[`{file}`](../{self._driver.results}/{file})"
+                link = f"[`{file}`]({self._from_page(self._driver.results)}/{file})"
                 commit = (result["environment"]["commit"] or "")[:9]
                 rows.append(
                     [

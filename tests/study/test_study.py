@@ -11,7 +11,7 @@ from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan, flops
 from can_jax.study.report import Report
 from tests.conftest import small_config
-from tests.runs import ROOT
+from tests.runs import ROOT, main_in_process
 
 
 def small_study(**changes):
@@ -142,3 +142,31 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     assert "| simclr | 0.75 | 1.50 |" in page and "an abacus" in page
     assert all(path.stem in page for path in files)
     assert (tmp_path / "study" / "choices.svg").exists()
+
+
+def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("from tests.study.test_study import small_study as get_config")
+    plan = Plan(small_study())
+
+    def study(*options):
+        done = main_in_process("can_jax.study", f"--config={file}", *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    runs = f"--workdir={tmp_path / 'runs'}"
+    assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs)
+    (tmp_path / "runs" / "results").mkdir(parents=True)
+    names = ("CAN", "mask ratio 0.75", "untrained")
+    for run in (
+        plan.run(plan.arms[name], rate, 0) for name in names for rate in (5e-4, 1e-3, 2e-3)
+    ):
+        best = run.config.optimizer.learning_rate == 1e-3
+        text = json.dumps({"held_out_top1": 2.0 if best else 1.0})
+        (tmp_path / "runs" / "results" / f"{run.name}.json").write_text(text)
+    assert "CAN: 1 of 1 runs" in study("--pending", runs)
+    assert "nothing to do" in study(runs)
+    elsewhere = f"--results={tmp_path / 'none'}"
+    assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs, elsewhere)
+    refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
+    assert "say where the results are" in refused.stderr
