@@ -20,7 +20,7 @@ from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.runtime import environment
 from can_jax.pretrain import pretrain
 from can_jax.run import make_directory
-from can_jax.study.plan import Arm, Plan, Run, flops, settings_of
+from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
 
 WAIT_SECONDS = 10.0  # until what other processes have left is looked at again
 Result = dict[str, Any]
@@ -30,11 +30,6 @@ CURVES = (
     "embedding/std", "embedding/effective_rank", "contrastive/top1", "grad_norm", "probe/knn",
     "probe/knn_pixels",
 )  # fmt: skip
-
-
-def result_path(results: epath.Path, run: Run) -> epath.Path:
-    """Where what a run found is kept."""
-    return results / f"{run.name}.json"
 
 
 def curves_of(workdir: epath.Path) -> list[dict[str, float]]:
@@ -105,10 +100,25 @@ class Driver:
     def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
         self.plan, self.workdir, self.results = plan, workdir, results
 
+    def name_of(self, run: Run) -> str | None:
+        """Return the name of a run's result, None without one.
+
+        The name has a key of all settings, so a result that was made when there were fewer settings
+        has another one.
+        """
+        if (self.results / f"{run.name}.json").exists():
+            return run.name
+        for path in sorted(self.results.glob(f"{run.name[:-KEY_DIGITS]}*.json")):
+            if same_settings(json.loads(path.read_text()), run, self.plan.evaluation):
+                return path.stem
+        return None
+
     def known(self, run: Run) -> Result | None:
-        """What a run found, if it was made."""
-        path = result_path(self.results, run)
-        return json.loads(path.read_text()) if path.exists() else None
+        """What a run found, and the name of its `file`, if it was made."""
+        name = self.name_of(run)
+        if name is None:
+            return None
+        return json.loads((self.results / f"{name}.json").read_text()) | {"file": name}
 
     def work(self) -> None:
         """Make every run that lacks; several processes may do so at once, each another run."""
@@ -122,7 +132,7 @@ class Driver:
             runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm) if arm.tuned]
             if first := self.chosen(arm):
                 runs = self._seeds(arm, first)
-            yield from (run for run in runs if not result_path(self.results, run).exists())
+            yield from (run for run in runs if self.name_of(run) is None)
 
     def _make(self, run: Run) -> bool:
         """Train a run and write down what it found; or, if another process is at it, do not."""
@@ -139,7 +149,8 @@ class Driver:
                 self.results.mkdir(parents=True, exist_ok=True)
                 for name, content in pictures.items():
                     (self.results / f"{run.name}-{name}").write_bytes(content)
-                replace_text(result_path(self.results, run), json.dumps(found, indent=1) + "\n")
+                text = json.dumps(found, indent=1) + "\n"
+                replace_text(self.results / f"{run.name}.json", text)
                 self._say(f"{run.name}: linear {found['metrics']['linear/top1']:.2f} %")
         except InUse:
             return False
@@ -179,11 +190,11 @@ class Driver:
         return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 
     def made(self, arm: Arm) -> list[Result]:
-        """What is known of an arm at its learning rate, with the name of each ``file``."""
+        """What is known of an arm at its learning rate."""
         if (first := self.chosen(arm)) is None:
             return []
         runs = self._seeds(arm, first)
-        return [found | {"file": run.name} for run in runs if (found := self.known(run))]
+        return [found for run in runs if (found := self.known(run))]
 
     def progress(self) -> Iterator[str]:
         """A line an arm: how many of its runs are done."""

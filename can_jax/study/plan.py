@@ -7,9 +7,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config import resolve, to_json
+from can_jax.config import default_config, flatten, resolve, to_json
 from can_jax.errors import UserError
-from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.forward import heads
 from can_jax.methods import changed
 from can_jax.observe.flops import train_flops_per_image
@@ -121,6 +121,22 @@ class Plan:
         content = [settings_of(config), settings_of(self.evaluation)]
         text = json.dumps([content, arm.untrained], sort_keys=True)
         return Run(arm, config, hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS])
+
+
+def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
+    """Return whether a result is that of a run and an evaluation.
+
+    A key that the result lacks counts as its default: it is newer than the result.
+    """
+    pairs = (
+        (result.get("config"), run.config, default_config()),
+        (result.get("evaluation"), evaluation, default_evaluation()),
+    )
+    return all(
+        given is not None
+        and flatten(settings_of(default)) | flatten(given) == flatten(settings_of(own))
+        for given, own, default in pairs
+    )
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from etils import epath
 from can_jax.errors import UserError
 from can_jax.files import replace_text
 from can_jax.study import plots
-from can_jax.study.driver import Driver, Result, result_path
+from can_jax.study.driver import Driver, Result
 from can_jax.study.plan import Arm
 
 # Beside the results: what a person makes of them, and what `benchmark step --parts --json` prints.
@@ -185,7 +185,7 @@ class Report:
             run = self._driver.chosen(arm)
             if not arm.pictured or run is None:
                 continue
-            stem = result_path(self._driver.results, run).stem
+            stem = self._driver.name_of(run)
             for path in sorted(self._driver.results.glob(f"{stem}-*.*g")):
                 name = path.stem.removeprefix(f"{stem}-")
                 copy = self._folder / f"{arm.name}_{name}{path.suffix}".replace(" ", "_")

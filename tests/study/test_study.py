@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study.driver import Driver
-from can_jax.study.plan import Plan, flops
+from can_jax.study.plan import Plan, flops, settings_of
 from can_jax.study.report import Report
 from tests.conftest import small_config
 from tests.runs import ROOT, main_in_process
@@ -86,6 +86,32 @@ def test_the_shipped_study_is_whole():
     assert len(names) == len(plan.arms) > 20
     for name in ("CAN", "CAN without noise", "MAE", "SimCLR"):
         assert plan.arms[name].tuned and plan.arms[name].seeds >= 3
+
+
+def test_results_from_before_a_setting_was_added_are_found(tmp_path):
+    plan = Plan(small_study())
+    driver = Driver(plan, epath.Path(tmp_path), epath.Path(tmp_path))
+    run = plan.run(plan.arms["CAN"], 1e-3, 0)
+    older = {"config": settings_of(run.config), "evaluation": settings_of(plan.evaluation)}
+    del older["config"]["probe"]["k"], older["evaluation"]["fewshot"]
+    (tmp_path / "CAN-0123456789.json").write_text(json.dumps(older | {"held_out_top1": 1.0}))
+    assert driver.known(run)["file"] == driver.name_of(run) == "CAN-0123456789"
+    for changed in (plan.run(plan.arms["CAN"], 1e-3, 1), plan.run(plan.arms["CAN"], 2e-3, 0)):
+        assert driver.name_of(changed) is None
+    other = small_study()
+    other.recipe.probe.k = 7  # which the result has at its default
+    own = Plan(other)
+    assert driver.name_of(own.run(own.arms["CAN"], 1e-3, 0)) is None
+
+
+def test_our_results_are_those_of_the_shipped_study(tmp_path):
+    study = runpy.run_path(str(ROOT / "configs/study/cifar10.py"))["get_config"]()
+    study.recipe.data.path = "/data"
+    ours = epath.Path(ROOT / "benchmarks" / "results" / "study" / "cifar10")
+    driver = Driver(Plan(study), epath.Path(tmp_path), ours)
+    found = driver.made(driver.plan.arms["CAN"])
+    assert [result["seed"] for result in found] == [0, 1, 2]
+    assert {result["learning_rate"] for result in found} == {2e-3}
 
 
 def test_rates_go_on_until_the_best_is_between_others(tmp_path):
