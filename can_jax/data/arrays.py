@@ -3,9 +3,11 @@
 import glob
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from can_jax.data.source import ArraySource
 from can_jax.data.splits import choose_files, some, split_of_file, standard
@@ -25,15 +27,43 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     if not root.exists():
         raise UserError(f"config.data.path={path} does not exist")
     shards = shards_of_split(root, split)
-    images, labels, names = zip(*(_read(shard, channels) for shard in shards), strict=True)
+    images, labels, all_names = zip(*(_read(shard, channels) for shard in shards), strict=True)
     shapes = {shard.shape[1:] for shard in images}
     if len(shapes) > 1:
         raise UserError(f"the shards of {path} hold images of several shapes: {sorted(shapes)}")
+    labels, names = one_numbering(shards, labels, all_names)
     files = tuple(os.path.realpath(shard) for shard in shards)
-    source = ArraySource(np.concatenate(images), np.concatenate(labels), names[0], files)
+    source = ArraySource(np.concatenate(images), np.concatenate(labels), names, files)
     if not source.examples:
         raise UserError(f"the shards {split}*.npz in {path} hold no image")
     return source
+
+
+def one_numbering(
+    shards: Sequence[Path], labels: Sequence[np.ndarray], names: Sequence[tuple[str, ...]]
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return the labels of all shards by the names of all, and these names.
+
+    A shard without names numbers its classes as the first one with names does.
+
+    Raises:
+        UserError: A shard numbers its classes in its own way, and does not name each once.
+    """
+    first = next((own for own in names if own), ())
+    union = tuple(dict.fromkeys(name for own in names for name in own))
+    number = {name: i for i, name in enumerate(union)}
+    renumbered = []
+    for shard, own_labels, own in zip(shards, labels, names, strict=True):
+        if own and own != first:
+            if own_labels.max(initial=-1) >= len(own) or len(set(first)) < len(first):
+                raise UserError(
+                    f"{shard}: label_names differ from those of another shard, and do not give "
+                    "each label a name of its own"
+                )
+            table = np.array([number[name] for name in own], np.int32)
+            own_labels = np.where(own_labels >= 0, table[own_labels], -1)
+        renumbered.append(own_labels)
+    return renumbered, first if len(union) <= len(first) else union
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
@@ -75,5 +105,15 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
     labels = arrays.get("labels", np.full(len(images), -1))
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{shard}: 'labels' is {labels.dtype} {labels.shape}, not one int an image")
-    names = tuple(str(name) for name in arrays.get("label_names", ()))
-    return images, labels.astype(np.int32), names
+    names = tuple(
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        for name in np.atleast_1d(arrays.get("label_names", ())).tolist()
+    )
+    beyond = labels > np.iinfo(np.int32).max
+    if beyond.any():
+        logging.warning(
+            "%s: %d labels, such as %d, are beyond 32 bits and count as unknown",
+            shard, beyond.sum(), labels[beyond][0],
+        )  # fmt: skip
+    labels = np.where(beyond, 0, labels).astype(np.int64)
+    return images, np.where(beyond | (labels < 0), -1, labels).astype(np.int32), names

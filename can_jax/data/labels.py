@@ -6,7 +6,9 @@ A source numbers its classes by itself, so equal numbers of two sources may be d
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -74,6 +76,9 @@ class Classes:
     ) -> Numbering:
         """Return the translation of another source's labels.
 
+        Classes are matched by name. Where one source has no names, its numbers are compared with
+        the other's names if these are numbers, otherwise with the other's numbers.
+
         Args:
             labels: the distinct labels that occur in the other source, ascending.
             label_names: the names of its classes; empty where unknown.
@@ -82,22 +87,24 @@ class Classes:
         Raises:
             UserError: a class is not among these, or names do not tell the classes apart.
         """
-        own = dict(zip(self.numbers.tolist(), self.names, strict=False))
+        places = self.numbering(labels)
+        numbers = [str(label) for label in labels]
+        called = names_of(labels, label_names, split) if label_names else numbers
         # With the same name at each number, numbers agree, even where two classes share a name.
-        same = bool(own) and all(
+        same = all(
             number < len(label_names) and label_names[number] == name
-            for number, name in own.items()
+            for number, name in zip(self.numbers.tolist(), self.names, strict=False)
         )
-        if not own or not label_names:
-            places, called = self.numbering(labels), [str(label) for label in labels]
-        else:
-            called = names_of(labels, label_names, split)
-            places = self.numbering(labels)
-            if not same:
-                _refuse_duplicates(self.names, train)
-                _refuse_duplicates(called, split)
-                place = {name: i for i, name in enumerate(self.names)}
-                places = np.array([place.get(name, -1) for name in called], np.int64)
+        named = [names for names in (self.names, called if label_names else ()) if names]
+        numeric = len(named) == 1 and all(name.isdecimal() for name in named[0])
+        if numeric or (len(named) == 2 and not same):
+            key: Callable[[str], Any] = int if numeric else _composed
+            _refuse_duplicates(self.called, key, train)
+            _refuse_duplicates(called, key, split)
+            place = {key(name): i for i, name in enumerate(self.called)}
+            places = np.array([place.get(key(name), -1) for name in called], np.int64)
+        elif not same or not self.names:
+            called = numbers
         unknown = [name for name, place in zip(called, places, strict=True) if place < 0]
         if unknown:
             raise UserError(self._unknown(unknown, split, train))
@@ -135,15 +142,20 @@ def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str
     return [label_names[label] for label in labels]
 
 
-def _refuse_duplicates(names: Sequence[str], split: str) -> None:
-    seen: set[str] = set()
+def _composed(name: str) -> str:
+    """Return a name as it is spelled on every system: some take accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _refuse_duplicates(names: Sequence[str], key: Callable[[str], Any], split: str) -> None:
+    seen: set[Any] = set()
     for name in names:
-        if name in seen:
+        if key(name) in seen:
             raise UserError(
                 f"{split} has two classes named {name!r}, so classes cannot be matched by name; "
                 "give each class a name of its own"
             )
-        seen.add(name)
+        seen.add(key(name))
 
 
 def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels:
@@ -176,6 +188,15 @@ def known_labels(source: Source) -> Labels | None:
     if not (labels[some] >= 0).any():
         return None
     return labels if np.array_equal(source.read(some)[1], labels[some]) else None
+
+
+def has_labels(source: Source) -> bool:
+    """Return whether a source has a label, as far as is known or some records tell."""
+    known = known_labels(source)
+    if known is None:
+        some = np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
+        known = source.read(some)[1]
+    return bool((known >= 0).any())
 
 
 def distinct(labels: Labels) -> Labels:

@@ -4,6 +4,7 @@ The probe of a run and every protocol of an evaluation open their examples here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,16 +17,18 @@ from can_jax.data.labels import (
     Numbering,
     Numbers,
     distinct,
+    has_labels,
     known_labels,
     labels_of,
     names_of,
 )
 from can_jax.data.overlap import copies, hold_out, same_examples
 from can_jax.data.source import ArraySource, Source, available_splits, open_source
+from can_jax.data.splits import SPELLINGS, standard
 from can_jax.errors import UserError
 
 ALL = 2**62
-TEST_SPLITS = ("test", "val")  # in the order in which they are tried, in any spelling
+TEST_SPLITS = ("test", "val")  # where a person chose none; in any spelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Pair:
 
 def open_pair(
     data: ConfigDict,
-    test_split: str,
+    splits: Sequence[str],
     *,
     chosen: bool = False,
     counts: tuple[int | None, int | None] = (None, None),
@@ -88,13 +91,13 @@ def open_pair(
 ) -> Pair:
     """Open training and test examples with the same classes.
 
-    Where there is no split ``test``, ``val`` or ``validation`` takes its place. Where there is none
-    of them, or it reads the very same files, a share of the training examples is held out.
+    Where there is no split to test on, or it reads the very files of the training split, a share of
+    the training examples is held out.
 
     Args:
         data: a config block that names the data.
-        test_split: the split to test on.
-        chosen: a person chose ``test_split`` for this very purpose: nothing takes its place.
+        splits: the splits to test on, the preferred one first; see `open_test`.
+        chosen: a person chose the split for this very purpose: nothing is held out.
         counts: training and test examples to choose, evenly spread; None for all.
         share: of the training examples, to hold out where there is no test split.
         seed: of the examples that are held out.
@@ -106,11 +109,11 @@ def open_pair(
     notes: list[str] = []
     source = train or open_source(data, data.split)
     known = known_labels(source)
-    if test_split == data.split:
-        name: str = test_split
+    if tuple(splits) == (data.split,):
+        name: str = data.split
         other: Source | None = source
     else:
-        name, other = open_test(data, test_split, chosen=chosen, notes=notes)
+        name, other = open_test(data, splits, notes=notes)
     same = other is not None and (name == data.split or same_examples(source, other))
     if same and not chosen:
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
@@ -156,29 +159,34 @@ def open_pair(
 
 
 def open_test(
-    data: ConfigDict, split: str, *, chosen: bool, notes: list[str]
+    data: ConfigDict, splits: Sequence[str], *, notes: list[str]
 ) -> tuple[str, Source | None]:
-    """Return the name and source of the split to test on; None where there is no such split.
+    """Return the name and source of the first of some splits that has labels; None without any.
+
+    Args:
+        data: a config block that names the data.
+        splits: the splits to test on, the preferred one first. A single one has to be there.
+        notes: get what a person has to know.
 
     Raises:
-        UserError: there is none, and it is not the default, `test`, or a person chose it.
+        UserError: there is no such split, and no other one may take its place.
     """
-    if chosen or split != "test":
-        return split, open_source(data, split)
-    there, missing = available_splits(data), f"there is no split {split!r}"
-    for name in TEST_SPLITS:
-        if name not in there:
+    if len(splits) == 1:
+        return splits[0], open_source(data, splits[0])
+    there, missing = available_splits(data), ""
+    for name in splits:
+        if standard(name) in SPELLINGS and standard(name) not in there:
+            missing = missing or f"there is no split {name!r}"
             continue
         source = open_source(data, name)
-        known = known_labels(source)
-        if known is not None and not (known >= 0).any():
-            missing = f"the split {name!r} has no labels"
+        if not has_labels(source):
+            missing = missing or f"the split {name!r} has no labels"
             continue
-        if name != split:
+        if missing:
             notes.append(f"{missing}; {name!r} takes its place")
         return name, source
     notes.append(missing)
-    return split, None
+    return splits[0], None
 
 
 def open_part(

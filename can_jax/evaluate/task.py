@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from can_jax.data.labels import Classes
-from can_jax.data.pairs import Pair, Part, open_pair, open_part, open_test
+from can_jax.data.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
 from can_jax.errors import UserError
 from can_jax.evaluate.examples import Reader, Split
 from can_jax.evaluate.subject import Subject
@@ -82,10 +82,13 @@ class Task:
         """Training and test examples to choose; None for all."""
         return self.config.data.train_examples, self.config.data.test_examples
 
-    @property
-    def test_split(self) -> str:
-        """The name of the split to test on."""
-        return self.config.data.test_split or self.subject.config.probe.split
+    def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
+        """The splits to test on, the preferred one first: the one that is configured alone, or else
+        that of the run's probe and the usual ones."""
+        if self.config.data.test_split:
+            return (self.config.data.test_split,)
+        names = dict.fromkeys((self.subject.config.probe.split, *TEST_SPLITS))
+        return tuple(name for name in names if name != data.split)
 
     def pair(
         self,
@@ -105,10 +108,10 @@ class Task:
         Raises:
             UserError: a split is missing, has no labels or has unknown classes.
         """
-        share = self.config.data.held_out
+        share, data = self.config.data.held_out, self.data if data is None else data
         pair = open_pair(
-            self.data if data is None else data,
-            test_split or self.test_split,
+            data,
+            (test_split,) if test_split else self.test_splits(data),
             chosen=bool(test_split or self.config.data.test_split),
             counts=self.counts,
             share=self.subject.config.probe.held_out if share is None else share,
@@ -125,8 +128,7 @@ class Task:
             classes: of the classifier.
         """
         notes: list[str] = []
-        chosen = bool(self.config.data.test_split)
-        split, source = open_test(self.data, self.test_split, chosen=chosen, notes=notes)
+        split, source = open_test(self.data, self.test_splits(self.data), notes=notes)
         findings.warn(*notes)
         if source is None:
             raise UserError(f"{notes[-1]}; set config.data.test_split")

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.pairs import open_pair
+from can_jax.data.pairs import TEST_SPLITS, open_pair
 from can_jax.data.source import Source
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import batch_shards
@@ -33,9 +33,10 @@ class KnnProbe:
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
         settings = config.probe
+        splits = TEST_SPLITS if settings.split == TEST_SPLITS[0] else (settings.split,)
         try:
             pair = open_pair(
-                config.data, settings.split, counts=(settings.bank, settings.queries),
+                config.data, splits, counts=(settings.bank, settings.queries),
                 share=settings.held_out, seed=config.seed, train=bank,
             )  # fmt: skip
         except UserError as error:

@@ -56,3 +56,25 @@ def test_missing_and_broken(tmp_path):
     (tmp_path / "train.npz").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(UserError, match="cannot be read"):
         open_arrays(str(tmp_path), "train", 3)
+
+
+def test_shards_that_number_the_same_classes_differently(tmp_path):
+    np.savez(tmp_path / "train-0.npz", images=images(2), labels=[0, 1], label_names=["a", "b"])
+    np.savez(
+        tmp_path / "train-1.npz", images=images(3), labels=[0, 1, -1], label_names=[b"b", b"a"]
+    )
+    source = open_arrays(str(tmp_path), "train", 3)
+    assert source.labels.tolist() == [0, 1, 1, 0, -1] and source.label_names == ("a", "b")
+    np.savez(tmp_path / "train-1.npz", images=images(1), labels=[0], label_names=["c"])
+    source = open_arrays(str(tmp_path), "train", 3)
+    assert source.labels.tolist() == [0, 1, 2] and source.label_names == ("a", "b", "c")
+    np.savez(tmp_path / "train-1.npz", images=images(1), labels=[1], label_names=["c"])
+    with pytest.raises(UserError, match="do not give each label a name of its own"):
+        open_arrays(str(tmp_path), "train", 3)
+
+
+def test_labels_beyond_32_bits_are_unknown_and_named(tmp_path, caplog):
+    labels = np.array([3, 2**40 + 3, 2**31], np.uint64)
+    np.savez(tmp_path / "train.npz", images=images(3), labels=labels)
+    assert open_arrays(str(tmp_path), "train", 3).labels.tolist() == [3, -1, -1]
+    assert "2 labels, such as 1099511627779, are beyond 32 bits" in caplog.text

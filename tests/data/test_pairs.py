@@ -5,7 +5,7 @@ import pytest
 
 from can_jax.data.labels import Classes
 from can_jax.data.overlap import hold_out
-from can_jax.data.pairs import open_pair
+from can_jax.data.pairs import TEST_SPLITS, open_pair
 from can_jax.errors import UserError
 from tests.conftest import small_config
 from tests.data import samples
@@ -19,6 +19,11 @@ def image_of(name, number):
     return samples.random_image(rng, 16, 16)
 
 
+def encoded(name, number):
+    """The same image as a PNG."""
+    return samples.encode(image_of(name, number))
+
+
 def folder(root, contents, count=4):
     """Class folders ``contents[split]``; equal class and number is the same image in each split."""
     for split, names in contents.items():
@@ -26,7 +31,7 @@ def folder(root, contents, count=4):
             place = root / split / name
             place.mkdir(parents=True)
             for i in range(count):
-                (place / f"{i}.png").write_bytes(samples.encode(image_of(name, i)))
+                (place / f"{i}.png").write_bytes(encoded(name, i))
     return root
 
 
@@ -39,9 +44,9 @@ def arrays(root, contents, count=4):
     return root
 
 
-def pair(source, path, split="test", **options):
+def pair(source, path, *splits, **options):
     config = small_config(data__source=source, data__path=str(path))
-    return open_pair(config.data, split, **{"share": 0.25, "seed": 0} | options)
+    return open_pair(config.data, splits or TEST_SPLITS, **{"share": 0.25, "seed": 0} | options)
 
 
 def named(part):
@@ -93,6 +98,12 @@ def test_numbers_are_compared_where_there_are_no_names(tmp_path):
     np.savez(tmp_path / "test.npz", images=images[:2], labels=[1, 0], label_names=["x", "y"])
     with pytest.raises(UserError, match="has 2 classes, such as '0', '1', that"):
         pair("arrays", tmp_path)
+    np.savez(tmp_path / "train.npz", images=images, labels=[10, 2, 10, 2, 1, 1])
+    names = ["1", "10", "2"]  # as folders of classes are sorted
+    np.savez(tmp_path / "test.npz", images=images[:3], labels=[0, 1, 2], label_names=names)
+    found = pair("arrays", tmp_path)
+    assert found.classes.numbers[found.test.numbering(found.test.labels)].tolist() == [1, 10, 2]
+    np.savez(tmp_path / "test.npz", images=images[:2], labels=[1, 0], label_names=["x", "y"])
     np.savez(tmp_path / "train.npz", images=images, labels=[0, 0, 0, 1, 1, 1])
     assert any("matched by number" in note for note in pair("arrays", tmp_path).notes)
 
@@ -108,6 +119,11 @@ def test_names_that_do_not_tell_classes_apart():
         Classes(np.arange(2), ("cat", "dog")).match(
             both, ["dog", "dog"], "the split 'test'", "train"
         )
+    accents = Classes(np.arange(2), ("caf\u00e9", "th\u00e9"))  # one letter each, and two below
+    assert accents.match(both, ["the\u0301", "cafe\u0301"], "test", "train")(both).tolist() == [
+        1,
+        0,
+    ]
     with pytest.raises(UserError, match="has the label 1, but only 1 label_names"):
         known.match(both, ["dog"], "the split 'test'", "train")
 
@@ -116,7 +132,7 @@ def test_names_that_do_not_tell_classes_apart():
 def test_shards_without_names(tmp_path, source):
     write = getattr(samples, f"write_{source}")
     end = {"tfrecord": "tfrecord", "webdataset": "tar"}[source]
-    contents = [samples.encode(image_of("x", i)) for i in range(6)]
+    contents = [encoded("x", i) for i in range(6)]
     write(tmp_path / f"train-0.{end}", contents, [5, 5, 9, 9, 1, 1])
     write(tmp_path / f"test-0.{end}", contents[:2], [9, 1])
     found = pair(source, tmp_path)
@@ -136,7 +152,7 @@ def test_other_split_takes_the_place_of_test_and_is_named(tmp_path, name):
     assert found.test.name == "val" and len(found.test.examples) == 8
     assert any("no split 'test'; 'val' takes its place" in note for note in found.notes)
     with pytest.raises(UserError, match="test"):
-        pair("folder", root, chosen=True)
+        pair("folder", root, "test", chosen=True)
     with pytest.raises(UserError, match="minival"):
         pair("folder", root, "minival")
 
@@ -144,22 +160,22 @@ def test_other_split_takes_the_place_of_test_and_is_named(tmp_path, name):
 def test_test_split_without_labels_is_no_test_split(tmp_path):
     root = folder(tmp_path, {"train": CLASSES, "val": CLASSES})
     (root / "test").mkdir()
-    (root / "test" / "0.png").write_bytes(samples.encode(image_of("t", 0)))
+    (root / "test" / "0.png").write_bytes(encoded("t", 0))
     found = pair("folder", root)
     assert found.test.name == "val" and "'test' has no labels" in " ".join(found.notes)
 
 
-@pytest.mark.parametrize("split", ["test", "train"])
-def test_share_is_held_out_where_there_is_no_other_split(tmp_path, split):
+@pytest.mark.parametrize("splits", [(), ("train",)])
+def test_share_is_held_out_where_there_is_no_other_split(tmp_path, splits):
     root = folder(tmp_path, {"train": CLASSES}, count=4)
-    found = pair("folder", root, split)
+    found = pair("folder", root, *splits)
     train, test = set(found.train.examples.tolist()), set(found.test.examples.tolist())
     assert not train & test and len(train | test) == 12 and len(test) == 3
     assert set(named(found.train)) == set(CLASSES)
     assert any("3 of its examples are held out" in note for note in found.notes)
-    again = pair("folder", root, split)
+    again = pair("folder", root, *splits)
     np.testing.assert_array_equal(again.test.examples, found.test.examples)
-    few = pair("folder", root, split, counts=(5, 2))
+    few = pair("folder", root, *splits, counts=(5, 2))
     assert len(few.test.examples) == 2 and len(few.train.examples) == 5
     assert not set(few.train.examples.tolist()) & set(few.test.examples.tolist())
 
@@ -180,7 +196,7 @@ def test_same_file_under_two_names_is_held_out_or_said(tmp_path):
 def test_partial_overlap_is_counted(tmp_path):
     root = folder(tmp_path, {"train": CLASSES, "test": CLASSES[:1]}, count=4)
     for i in range(3):
-        (root / "test" / "a_red" / f"{i}.png").write_bytes(samples.encode(image_of("n", i)))
+        (root / "test" / "a_red" / f"{i}.png").write_bytes(encoded("n", i))
     assert any("1 of 4 examples" in note for note in pair("folder", root).notes)
 
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from can_jax.data.pairs import open_pair
 from can_jax.data.tfds import open_tfds
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
+from tests.conftest import small_config
 
 tf = tensorflow()
 import tensorflow_datasets as tfds  # noqa: E402
@@ -96,3 +98,15 @@ def test_index_of_a_prepared_data_set(data_dir, tmp_path):
     source = open_tfds("tiny", data_dir, "train", index=str(tmp_path))
     assert source.examples == 23 and source.label_names == ("even", "odd")
     assert isinstance(source.table.offset, np.memmap)
+
+
+def test_names_and_records_are_matched_as_in_other_sources(data_dir):
+    config = small_config(data__source="tfds", data__name="tiny", data__path=data_dir)
+    found = open_pair(config.data, ("test",), share=0.1, seed=0, counts=(10, None))
+    assert found.classes.names == ("even", "odd") and len(found.train.examples) == 10
+    learned = found.train.labeled()
+    images, labels = learned.read(np.arange(10))
+    shown = [int(tf.io.decode_image(image)[0, 0, 0]) % 2 for image in images]
+    assert labels.tolist() == shown and learned.label_names == ("even", "odd")
+    # Two files of the same bytes: 0.png is in both splits.
+    assert any("byte for byte" in note for note in found.notes)
