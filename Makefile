@@ -5,7 +5,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV ?= .venv-$(VERSION)
 WORKDIR ?= runs/quickstart
 CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
-REQUIREMENTS := requirements.txt pyproject.toml $(wildcard $(CONSTRAINTS))
+REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: quickstart test test-all test-torch lint constraints clean

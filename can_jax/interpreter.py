@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from can_jax.processes import schedulable_cores, usable_cores
+
 TUNABLES = "GLIBC_TUNABLES"
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 NEW_OBJECTS = 100_000  # between collections, which else are a tenth of the time to the first step
@@ -15,8 +17,16 @@ def prepare() -> None:
     """Do so, if `python -m` was just given one of our commands; who imports us is left alone."""
     if sys.argv[:1] != ["-m"]:  # what it is until the module to run is found
         return
+    bound_threads()
     _ask_for_huge_pages()
     gc.set_threshold(NEW_OBJECTS)
+
+
+def bound_threads() -> None:
+    """Let XLA start as many threads as a container's CPU quota allows; it counts all cores."""
+    cores = usable_cores()
+    if cores < schedulable_cores():
+        os.environ.setdefault("NPROC", str(cores))  # which XLA reads
 
 
 def _ask_for_huge_pages() -> None:

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import multiprocessing
-import multiprocessing.connection
 import os
 import threading
 from collections.abc import Iterator
@@ -18,9 +16,13 @@ def usable_cores() -> int:
     Its affinity and the CPU quota of its container, rounded up, can each allow fewer than there
     are.
     """
+    return max(1, math.ceil(min(schedulable_cores(), cpu_quota())))
+
+
+def schedulable_cores() -> int:
+    """Return on how many cores this process may be scheduled, all at once or in turns."""
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, cpu_quota())))
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_quota(process: Path = PROCESS) -> float:
@@ -82,6 +84,8 @@ def _quotas_of(group: Path) -> Iterator[float]:
 
 def end_with_parent() -> None:
     """To be called in a worker: end it when its parent is gone, however that came to its end."""
+    import multiprocessing.connection  # here, as every start imports this module
+
     parent = multiprocessing.parent_process()
 
     def watch() -> None:

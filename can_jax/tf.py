@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from types import ModuleType
 
+from can_jax.processes import usable_cores
+
 LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
@@ -21,6 +23,9 @@ def tensorflow() -> ModuleType:
         import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
+    # TensorFlow counts all cores, also those that a container's quota leaves out.
+    tf.config.threading.set_inter_op_parallelism_threads(usable_cores())
+    tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
     return tf
 
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from can_jax import processes
+from can_jax import interpreter, processes
 from can_jax.processes import cpu_quota, usable_cores
 
 SYSTEM = "1 0 0:1 / /proc rw - proc proc rw\n"
@@ -68,6 +68,19 @@ def test_quota_and_affinity_bound_the_cores(monkeypatch, quota, cores):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(2.5, "3"), (math.inf, None)])
+def test_xla_is_told_the_quota(monkeypatch, quota, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
+    monkeypatch.setenv("NPROC", "")  # so that it is put back
+    monkeypatch.delenv("NPROC")
+    interpreter.bound_threads()
+    assert os.environ.get("NPROC") == threads
+    monkeypatch.setenv("NPROC", "1")  # which somebody set
+    interpreter.bound_threads()
+    assert os.environ["NPROC"] == "1"
 
 
 def test_no_control_groups(tmp_path):
