@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import from_json, to_json
 from can_jax.data.batch import Batch
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 
 
 def write_capture(
@@ -69,3 +69,5 @@ def read_config(folder: epath.Path) -> ConfigDict:
         return from_json((folder / "config.json").read_text())
     except OSError as error:
         raise UserError(f"{folder} is no capture: it has no config.json") from error
+    except (UserError, ValueError) as error:
+        raise UserError(f"{folder}/config.json cannot be read: {one_line(error)}") from error

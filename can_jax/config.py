@@ -25,7 +25,8 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            # Weights of a new run: a run directory, or an npz, safetensors or pth file of MAE.
+            # Weights of a new run: a run directory, an export, a folder of Hugging Face or timm,
+            # or a file: npz, safetensors, pth, pt, bin.
             "init_from": placeholder(str),
             "batch_size": 4096,  # images of the global batch, each of them seen in every view
             "total_steps": placeholder(int),
@@ -290,15 +291,17 @@ def from_json(text: str) -> ConfigDict:
     """The configuration that `to_json` wrote."""
     config = default_config()
 
-    def fill(block: ConfigDict, values: dict[str, Any]) -> None:
+    def fill(block: ConfigDict, values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():
+            if not isinstance(block, ConfigDict) or key not in block:
+                raise UserError(f"config.{prefix}{key} is no key of this version of can_jax")
             if isinstance(value, dict):
-                fill(block[key], value)
+                fill(block[key], value, f"{prefix}{key}.")
             else:
                 with block.ignore_type():
                     block[key] = _tuples(value)
 
-    fill(config, json.loads(text))
+    fill(config, json.loads(text), "")
     return config
 
 

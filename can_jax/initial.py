@@ -1,4 +1,4 @@
-"""Weights to start a new run from: those of another run, or of a file under MAE's names.
+"""Weights to start a new run from: those of another run, an export, or another library.
 
 Only weights are taken. The schedule, the optimizer's moments and the data begin anew, which is what
 tells this from going on with a run.
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
@@ -17,7 +18,9 @@ from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.parallel.rules import path_name
 from can_jax.step import Steps, TrainState, abstract_state, make_step
-from can_jax.weights.reading import read_arrays
+from can_jax.weights.accounting import grid_of_positions, refuse_unused
+from can_jax.weights.descriptions import is_run
+from can_jax.weights.pretrained import OWN, Weights, read_weights
 from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path
@@ -27,7 +30,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     """Parameters with all that the source has for them.
 
     Args:
-        source: a run directory, or a file that `weights/reading.py` reads.
+        source: What `can_jax.load` opens, too.
         parameters: as they were initialised; what is not found stays.
         mesh: on which they lie.
 
@@ -38,14 +41,19 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
         UserError: the source cannot be read, or has nothing that fits.
     """
     place = epath.Path(source)
-    if place.is_dir():
-        step = make_step(resolve(read_config(place)), lambda _: 0.0)
+    notes: list[str] = []
+    if not place.exists():
+        raise UserError(f"config.init_from={source} does not exist")
+    if is_run(place):
+        step = make_step(read_run(place), lambda _: 0.0)
         found = newest_state(place, step, mesh)[1].parameters
         theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
-    elif place.exists():
-        theirs = _of_file(place, parameters)
     else:
-        raise UserError(f"config.init_from={source} does not exist")
+        weights = read_weights(place)
+        try:
+            theirs, notes = _of_weights(weights, parameters)
+        except UserError as error:
+            raise UserError(f"config.init_from={source}: {error}") from error
     ours = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(parameters)}
     taken = {name for name, array in ours.items() if _fits(theirs.get(name), array)}
     if not taken:
@@ -65,6 +73,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     for what, names in (("as initialised", missing), ("not used", left)):
         if names:
             lines.append(f"  {what}: {', '.join(names)}")
+    lines += [f"  {note}" for note in notes]
     return jax.tree_util.tree_map_with_path(take, parameters), lines
 
 
@@ -92,19 +101,77 @@ def newest_state(workdir: epath.Path, step: Steps, mesh: Mesh) -> tuple[int, Tra
     return number, state
 
 
-def _of_file(place: epath.Path, parameters: Any) -> Flat:
-    """Arrays under MAE's names as ours, as far as a file has whole ones of them."""
-    arrays = read_arrays(place)
-    found, used = {}, set()
+def read_run(place: epath.Path) -> ConfigDict:
+    """Return the configuration of a run of pretraining.
+
+    Raises:
+        UserError: It is a run of another kind, or its configuration cannot be read.
+    """
+    if (place / "classifier.json").exists():
+        raise UserError(f"{place} is a fine-tuned classifier; give the run of its encoder")
+    return resolve(read_config(place))
+
+
+def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
+    """Return arrays by our names as far as the weights hold all of one, and notes to print.
+
+    Arrays from outside of the encoder that are not needed keep their names.
+
+    Raises:
+        UserError: An array of their encoder would be left unused, or used wrongly.
+    """
+    arrays, stated = weights.arrays, weights.facts
+    if OWN in arrays:
+        return arrays, list(weights.warnings)
+    found: Flat = {}
+    used: set[str] = set()
+    wrong: list[UserError] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         tree = _nest(path, leaf)
         try:
             names = {entry.name for entry in entries(tree)}
+        except KeyError:
+            continue  # without a foreign name
+        if not names & arrays.keys():
+            continue
+        try:
             (found[path_name(path)],) = jax.tree.leaves(from_torch(arrays, tree))
-        except (KeyError, UserError):
-            continue  # without a foreign name, not there, or of another shape
-        used |= names
-    return found | {name: array for name, array in arrays.items() if name not in used}
+            used |= names
+        except UserError as error:
+            if path_name(path).startswith("encoder/"):
+                wrong.append(error)
+    rest = {name: array for name, array in arrays.items() if name not in used}
+    notes = list(weights.warnings)
+    if found:
+        if wrong:
+            raise wrong[0]
+        refuse_unused(arrays, used)
+        _compare_encoder(weights, parameters, notes)
+        if "mean" in stated:
+            notes.append(
+                f"they were trained on images of mean {stated['mean']}, std {stated['std']}"
+            )
+    return found | rest, notes
+
+
+def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
+    """Refuse weights of other positions or of another number of heads than ours.
+
+    Args:
+        weights: Of the other encoder.
+        parameters: Ours.
+        notes: Gets a line where positions cannot be compared.
+    """
+    shape = parameters["encoder"]["blocks"]["layers"]["attention"]["qkv"]["kernel"].shape
+    width, heads = shape[1], shape[3]
+    if weights.facts.get("heads", heads) != heads:
+        raise UserError(
+            f"the weights are of {weights.facts['heads']} heads, config.model has {heads}"
+        )
+    if "pos_embed" in weights.arrays:
+        grid_of_positions(weights.arrays["pos_embed"], width)
+    else:
+        notes.append("positions not compared with the fixed sin-cos ones: there is no pos_embed")
 
 
 def _nest(path: tuple[Any, ...], leaf: Any) -> Any:

@@ -29,8 +29,9 @@ from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.options import define_path
 from can_jax.step import Step, abstract_network, make_step
+from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.reading import read_arrays
-from can_jax.weights.torch_layout import from_torch, to_torch
+from can_jax.weights.torch_layout import entries, from_torch, to_torch
 
 _REFERENCE = define_path("reference", "The file of reference vectors, npz.")
 _WEIGHTS = define_path("weights", "A file of weights, instead of the reference's.")
@@ -193,7 +194,10 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     for name, width in widths.items():
         if f"param/{name}" in file:
             ours = np.concatenate([np.zeros((1, width)), sincos_2d(grid_of(config), width)])
-            worst[name] = float(np.abs(ours - file[f"param/{name}"][0]).max())
+            theirs = file[f"param/{name}"]
+            if theirs.shape != (1, *ours.shape):
+                raise UserError(f"{name} is {theirs.shape} in the file, {(1, *ours.shape)} here")
+            worst[name] = float(np.abs(ours - theirs[0]).max())
     return worst
 
 
@@ -214,11 +218,19 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     """
     meta, file = read(path)
     given = read_arrays(epath.Path(weights_path)) if weights_path else {}
-    file |= {f"param/{name}": array for name, array in given.items() if f"param/{name}" in file}
+    file |= {
+        f"param/{name}": array
+        for name, array in given.items()
+        if f"param/{name}" in file and name != "pos_embed"  # whose grid may be another
+    }
     try:
         config = config_of(meta, file, "float64" if x64 else "float32")
         step = make_step(config, lambda _: 0.0)
         like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
+        if given:
+            refuse_unused(given, [entry.name for entry in entries(like)])
+        if "pos_embed" in given:
+            grid_of_positions(given["pos_embed"], config.model.width)
         weights = {name.removeprefix("param/"): a for name, a in file.items() if "param/" in name}
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import save_file
 
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import to_json
@@ -12,8 +13,10 @@ from can_jax.initial import initial_weights
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
 from can_jax.step import abstract_state, initialize, make_step
+from can_jax.weights.layouts import to_huggingface
 from can_jax.weights.torch_layout import to_torch
 from tests.conftest import small_config
+from tests.weights.vits import vit
 
 
 def fresh(**changes):
@@ -91,3 +94,64 @@ def test_run_directory_without_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     with pytest.raises(UserError, match="holds no checkpoint"):
         initial_weights(str(tmp_path), state.parameters, mesh)
+    (tmp_path / "classifier.json").write_text("{}")
+    with pytest.raises(UserError, match="is a fine-tuned classifier; give the run of its encoder"):
+        initial_weights(str(tmp_path), state.parameters, mesh)
+    (tmp_path / "classifier.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"novel": 1}))
+    with pytest.raises(UserError, match=r"config\.json cannot be read: config\.novel is no key"):
+        initial_weights(str(tmp_path), state.parameters, mesh)
+
+
+@pytest.fixture(scope="module")
+def ours():
+    """The parameters of a run whose encoder is that of `vit()`, and their mesh."""
+    _, state, mesh = fresh(model__depth=2, model__projector__batch_norm=False)
+    return state.parameters, mesh
+
+
+def test_folder_of_hugging_face_is_taken_and_its_normalization_told(ours, tmp_path):
+    theirs = to_huggingface(vit(), with_decoder=False)
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in theirs.items()}, tmp_path / "model.safetensors"
+    )
+    config = {"model_type": "vit", "num_attention_heads": 3, "layer_norm_eps": 1e-12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    taken, lines = initial_weights(str(tmp_path), *ours)
+    found = to_torch({"encoder": taken["encoder"]}, 4)
+    for name, array in vit().items():
+        if name != "pos_embed":
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
+    text = "\n".join(lines)
+    assert "layer_norm_eps is 1e-12" in text and "trained on images of mean [0.5, 0.5, 0.5]" in text
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 6}))
+    with pytest.raises(UserError, match="the weights are of 6 heads, config.model has 3"):
+        initial_weights(str(tmp_path), *ours)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: vit() | {"blocks.1.ls2.gamma": np.ones(24)}, "blocks.1.ls2.gamma has no place"),
+        (lambda: vit() | {"reg_token": np.ones((1, 4, 24))}, "reg_token has no place"),
+        (lambda: vit(depth=3), "blocks.2.attn.proj.bias has no place in this encoder, nor have 11"),
+        (lambda: vit(depth=1), r"the weights have no blocks\.1\."),
+        (lambda: vit(patch=2), r"patch_embed\.proj\.weight has shape \(24, 3, 2, 2\)"),
+        (lambda: vit() | {"pos_embed": vit()["pos_embed"] + 0.1}, "learned and other positions"),
+        (lambda: vit() | {"pos_embed": 0 * vit()["pos_embed"]}, "pos_embed holds zeros"),
+        (lambda: vit(width=32) | {"fc_norm.bias": np.ones(32)}, "has shape|nothing that fits"),
+    ],
+)
+def test_encoder_that_would_be_used_wrongly_is_refused(ours, tmp_path, make, message):
+    np.savez(tmp_path / "a.npz", **make())
+    with pytest.raises(UserError, match=message) as error:
+        initial_weights(str(tmp_path / "a.npz"), *ours)
+    assert "\n" not in str(error.value) and "a.npz" in str(error.value)
+
+
+def test_positions_that_are_not_there_are_told(ours, tmp_path):
+    np.savez(tmp_path / "a.npz", **{k: v for k, v in vit().items() if k != "pos_embed"})
+    _, lines = initial_weights(str(tmp_path / "a.npz"), *ours)
+    assert "positions not compared" in lines[-1]

@@ -62,6 +62,21 @@ def test_weights_of_a_public_mae_file_reproduce_the_reference(reference, save_to
     assert report["weights"] == taken | {"left_over": ["head.weight"]}
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"blocks.0.ls1.gamma": np.ones(8)}, "blocks.0.ls1.gamma has no place"),
+        ({"pos_embed": np.ones((1, 11, 8))}, "learned and other positions"),
+    ],
+)
+def test_weights_of_another_encoder_are_refused(reference, tmp_path, extra, message):
+    path, content = reference
+    weights = {k.removeprefix("param/"): v for k, v in content.items() if k.startswith("param/")}
+    np.savez(tmp_path / "a.npz", **weights | extra)
+    with pytest.raises(UserError, match=message):
+        check(str(path), False, str(tmp_path / "a.npz"))
+
+
 def test_wrong_reference_fails_with_one_line(reference, tmp_path):
     _, content = reference
     wrong = content | {"loss/denoising": content["loss/denoising"] * 1.01}

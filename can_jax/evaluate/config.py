@@ -35,8 +35,10 @@ def default_evaluation() -> ConfigDict:
             "held_out": 0.1,  # of the training examples, by which settings are chosen
             "data": data,
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "model": {  # of an encoder that comes without a configuration, as a bare file does
-                "heads": placeholder(int),  # by default one for every 64 of the width
+            "model": {  # what files of weights may not state; by default what is known of them
+                "heads": placeholder(int),
+                "mean": placeholder(object),  # of each channel of images in [0, 1]
+                "std": placeholder(object),
                 "dtype": placeholder(str),  # by default that of the run
             },
             "knn": {"k": (1, 5, 10, 20, 50, 100, 200), "temperature": (0.02, 0.07, 0.2)},

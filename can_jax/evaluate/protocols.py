@@ -59,10 +59,12 @@ def measure(
 ) -> tuple[Findings, Any]:
     """As `evaluate`, writing nothing but what a protocol that trains needs: what was found, and of
     what. Without ``pictures``, frozen features are measured and not drawn."""
+    place = epath.Path(checkpoint)
+    if not place.exists():
+        raise UserError(f"--checkpoint={checkpoint} does not exist")
     import_ahead()
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
-    place = epath.Path(checkpoint)
     subject: Any
     if (place / CARD).exists():
         if config.protocol != "robustness":

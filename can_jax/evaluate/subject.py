@@ -1,12 +1,13 @@
 """What is evaluated: an encoder, where it comes from, and how to ask it for features."""
 
 import dataclasses
-import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
@@ -14,20 +15,18 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.capture import read_config
 from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
-from can_jax.evaluate.config import default_evaluation, resolve_evaluation
-from can_jax.initial import newest_state
+from can_jax.initial import newest_state, read_run
 from can_jax.model import can
-from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name, shardings
 from can_jax.step import encoder_network, make_step
+from can_jax.weights.accounting import refuse_unused
+from can_jax.weights.descriptions import Facts, is_run
 from can_jax.weights.digest import sha256_of
-from can_jax.weights.reading import read_arrays
-from can_jax.weights.torch_layout import encoder_sizes, from_torch
-
-MANIFEST = "manifest.json"  # of an export
+from can_jax.weights.layouts import Arrays
+from can_jax.weights.pretrained import channel_values, complete, read_weights
+from can_jax.weights.torch_layout import from_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,28 +83,43 @@ def select(
     return {"class": first, "patches": mean, "both": found}[kind]
 
 
-def open_subject(checkpoint: str, untrained: bool, changes: ConfigDict, mesh: Mesh) -> Subject:
-    """The encoder of a run directory, of an export, or of a file of weights in a known layout.
+def open_subject(
+    checkpoint: str,
+    untrained: bool,
+    changes: ConfigDict,
+    mesh: Mesh,
+    warn: Callable[[str], None] = logging.warning,
+) -> Subject:
+    """Open the encoder of a run, of an export, or of weights of another library.
 
     Args:
-        checkpoint: the directory, or the file.
-        untrained: take the encoder as it was before the first step.
-        changes: an evaluation's resolved configuration, in which ``data`` and ``model`` may differ
+        checkpoint: A run directory, an export, a folder of Hugging Face or timm, or a file.
+        untrained: Take the encoder as it was before the first step.
+        changes: An evaluation's resolved configuration, in which ``data`` and ``model`` may differ
             from the run's.
-        mesh: over which the parameters are placed.
+        mesh: Over which the parameters are placed.
+        warn: Called with each line on what was assumed.
 
     Raises:
-        UserError: there is no such thing, or nothing in it.
+        UserError: It cannot be read, or features of it would not be its model's.
     """
     place = epath.Path(checkpoint)
     if not place.exists():
-        raise UserError(f"--checkpoint={checkpoint} does not exist")
-    of_run = place.is_dir() and not (place / MANIFEST).exists()
+        raise UserError(f"{checkpoint} does not exist")
+    given = changes.model
+    of_run = is_run(place)
     if of_run:
-        run = resolve(read_config(place))
+        run = with_normalization(read_run(place), given, place)
     else:
-        arrays, facts = read_export(place)
-        run = config_of_arrays(arrays, facts, changes.model.heads)
+        weights = complete(
+            read_weights(place), given.heads, given.mean, given.std, changes.data.image_size
+        )
+        run = config_of_facts(weights.facts)
+    if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
+        raise UserError(
+            f"{checkpoint}: image_size={size[0]}x{size[1]} is no multiple of its patch size "
+            f"{run.model.patch_size}"
+        )
     config = changed(run, changes)
     wanted = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
     step = None
@@ -115,9 +129,15 @@ def open_subject(checkpoint: str, untrained: bool, changes: ConfigDict, mesh: Me
         step, state = newest_state(place, make_step(run, lambda _: 0.0), mesh)
         parameters = state.parameters
     else:
-        parameters, step = from_arrays(arrays, wanted), facts.get("step")
+        try:
+            parameters, step = from_arrays(weights.arrays, wanted), weights.facts.get("step")
+        except UserError as error:
+            raise UserError(f"{weights.place}: {error}") from error
     encoder = {"encoder": parameters["encoder"]}
     identity = identity_of(place, step, config, encoder)
+    if not of_run:
+        for line in weights.warnings:
+            warn(line)
     places = shardings(wanted, mesh)
     placed = jax.tree.map(lambda x, where: jax.device_put(np.asarray(x), where), encoder, places)
     return Subject(config, placed, identity)
@@ -137,69 +157,58 @@ def identity_of(
     }
 
 
-def read_export(place: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays of a file of weights, or of the directory of an export, and what its manifest says
-    of the model; nothing without one.
+def from_arrays(arrays: Arrays, like: Any) -> Any:
+    """Return a tree of parameters from arrays under MAE's names, or under ours.
 
     Raises:
-        UserError: there is no file of weights.
+        UserError: An array is missing, has another shape, or would be left unused.
     """
-    if not place.is_dir():
-        return read_arrays(place), {}
-    manifest = json.loads((place / MANIFEST).read_text())
-    for name in ("model.safetensors", "model.npz"):
-        if (place / name).exists():
-            return read_arrays(place / name), manifest["model"]
-    raise UserError(f"{place} holds no weights but a program; give another format of the export")
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    if path_name(leaves[0][0]) not in arrays:
+        found = from_torch(arrays, like)
+    else:
+        refuse_unused(arrays, [path_name(path) for path, _ in leaves])
+        for path, leaf in leaves:
+            array = arrays.get(path_name(path))
+            if array is None or array.shape != leaf.shape:
+                shape = "missing" if array is None else f"of shape {array.shape}"
+                raise UserError(f"{path_name(path)} is {shape}, not {leaf.shape}")
+        found = jax.tree.unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
+    return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), found, like)
 
 
-def from_arrays(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """A tree of parameters from arrays under MAE's names, or under ours.
-
-    Raises:
-        UserError: an array is missing, or has another shape.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(like)
-    if path_name(paths[0][0]) not in arrays:
-        return from_torch(arrays, like)
-    for path, leaf in paths:
-        found = arrays.get(path_name(path))
-        if found is None or found.shape != leaf.shape:
-            shape = "not there" if found is None else f"of shape {found.shape}"
-            raise UserError(f"the weights: {path_name(path)} is {shape}, not {leaf.shape}")
-    leaves = [arrays[path_name(path)] for path, _ in paths]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def config_of_arrays(
-    arrays: dict[str, np.ndarray], facts: dict[str, Any], heads: int | None
-) -> ConfigDict:
-    """What stands for the configuration of weights without a run: from a manifest, or from shapes.
+def config_of_facts(facts: Facts) -> ConfigDict:
+    """Return the configuration that stands for the run of weights that come without one.
 
     Args:
-        arrays: of the encoder.
-        facts: of the manifest, if there is one.
-        heads: of the attention, which shapes do not tell; by default one for every 64 of the width.
+        facts: Complete, as `can_jax.weights.pretrained.complete` returns them.
     """
-    if not facts:
-        sizes = encoder_sizes(arrays)
-        facts = {
-            **sizes._asdict(),
-            "heads": max(1, sizes.width // 64),
-            "image_size": [14 * sizes.patch_size] * 2,
-        }
     config = default_config()
     config.total_steps = 1
     size = tuple(facts["image_size"])
     config.data.update(source="shapes", image_size=size, channels=facts["channels"])
     names = ("width", "depth", "heads", "patch_size")
     config.model.update({name: facts[name] for name in names}, dtype="float32")
-    if heads:
-        config.model.heads = heads
-    if "mean" in facts:
-        config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     if facts["channels"] != 3:
         config.augment.update(saturation=0.0, hue=0.0, greyscale=0.0)
+    return resolve(config)
+
+
+def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) -> ConfigDict:
+    """Return a run's configuration with the normalization given for an evaluation, if any.
+
+    Raises:
+        UserError: Another number of heads is given than the run has.
+    """
+    heads = can.encoder_size(run.model).heads
+    if given.heads is not None and given.heads != heads:
+        raise UserError(f"{place}: heads={given.heads}: the run has {heads} heads")
+    config = run.copy_and_resolve_references()
+    with config.ignore_type():
+        for name in ("mean", "std"):
+            if given[name] is not None:
+                config.augment[name] = tuple(channel_values(name, given[name], run.data.channels))
     return resolve(config)
 
 
@@ -221,45 +230,3 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
             f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
         )
     return resolve(config)
-
-
-class Encoder:
-    """An encoder to be called with images; what `can_jax.load` gives.
-
-    Args:
-        subject: the encoder.
-    """
-
-    def __init__(self, subject: Subject):
-        self._subject = subject
-        self._features = jax.jit(subject.features)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) that it was trained or asked for; others work, too."""
-        return self._subject.config.data.image_size
-
-    def __call__(
-        self, images: UInt8[np.ndarray, "images height width channels"], features: str = "patches"
-    ) -> Float[np.ndarray, "images width_of_features"]:
-        """Features of images given as bytes.
-
-        Args:
-            images: of one size, which patches divide. Positions follow from it.
-            features: the mean of the patch tokens (`patches`), of all (`all`), the class token
-                (`class`), or class token and patches side by side (`both`).
-        """
-        found = np.asarray(self._features(self._subject.parameters, jnp.asarray(images)))
-        patch = self._subject.config.model.patch_size
-        patches = (images.shape[1] // patch) * (images.shape[2] // patch)
-        return select(found, features, patches)
-
-
-def load_encoder(path: str, image_size: int | tuple[int, int] | None = None) -> Encoder:
-    """As `can_jax.load`."""
-    changes = default_evaluation()
-    with changes.ignore_type():
-        changes.data.image_size = image_size
-        changes.model.dtype = "float32"
-    mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
-    return Encoder(open_subject(path, False, resolve_evaluation(changes), mesh))

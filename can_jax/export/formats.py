@@ -20,15 +20,22 @@ from can_jax.export.readers import from_pretrained, installed
 from can_jax.model.can import encoder_size
 from can_jax.parallel.rules import path_name
 from can_jax.weights.layouts import to_big_vision, to_huggingface
+from can_jax.weights.pretrained import METADATA
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ONE_FILE = 2**30  # bytes of weights in an ONNX graph itself, of which it can hold twice as many
 
 
-def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
-    """A safetensors file, as libraries for PyTorch expect it."""
+def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
+    """Write a safetensors file as libraries for PyTorch expect it.
+
+    Its metadata holds the facts that arrays do not tell, which a copy without `manifest.json` would
+    lack.
+    """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    path.write_bytes(save(contiguous, metadata={"format": "pt"}))
+    facts = {name: fact for name, fact in model.facts().items() if name != "source"}
+    metadata = {"format": "pt", METADATA: json.dumps(facts)}
+    path.write_bytes(save(contiguous, metadata=metadata))
 
 
 def encoder_only(format: str, contents: str) -> None:
@@ -40,7 +47,7 @@ def encoder_only(format: str, contents: str) -> None:
 def write_timm(model: Model, contents: str, folder: epath.Path) -> str:
     """The state dict of timm's `VisionTransformer` with `num_classes=0`."""
     encoder_only("timm", contents)
-    write_safetensors(folder / "model.safetensors", model.encoder())
+    write_safetensors(folder / "model.safetensors", model.encoder(), model)
     return "model.safetensors"
 
 
@@ -52,7 +59,8 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     if height != width:
         raise UserError(f"--format=huggingface has square images, not {height}x{width}")
     arrays = model.autoencoder() if full else model.encoder()
-    write_safetensors(folder / "model.safetensors", to_huggingface(arrays, with_decoder=full))
+    theirs = to_huggingface(arrays, with_decoder=full)
+    write_safetensors(folder / "model.safetensors", theirs, model)
     settings: dict[str, Any] = {
         "architectures": ["ViTMAEForPreTraining" if full else "ViTModel"],
         "model_type": "vit_mae" if full else "vit",
@@ -94,7 +102,7 @@ def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
 def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
     """The encoder under MAE's names, or everything under ours."""
     arrays = model.everything() if contents == "full" else model.encoder()
-    write_safetensors(folder / "model.safetensors", arrays)
+    write_safetensors(folder / "model.safetensors", arrays, model)
     return "model.safetensors"
 
 

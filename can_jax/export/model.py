@@ -10,17 +10,16 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.capture import read_config
-from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.forward import grid_of
-from can_jax.initial import newest_state
+from can_jax.initial import newest_state, read_run
 from can_jax.model.can import build, encoder_size
 from can_jax.model.positions import sincos_2d
 from can_jax.model.vit import LAYER_NORM_EPS
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
 from can_jax.step import make_step
+from can_jax.weights.descriptions import is_run
 from can_jax.weights.torch_layout import to_torch
 
 HEADS_OF = {"decoder": "prediction", "noise_level": "noise_level"}  # what a module is for
@@ -134,7 +133,9 @@ def open_model(checkpoint: str) -> Model:
     place = epath.Path(checkpoint)
     if not place.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
-    config = resolve(read_config(place))
+    if not is_run(place):
+        raise UserError(f"--checkpoint={checkpoint} is no run directory; exports are made of runs")
+    config = read_run(place)
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
     step, state = newest_state(place, make_step(config, lambda _: 0.0), mesh)
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))

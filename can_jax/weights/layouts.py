@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 
 Arrays = dict[str, np.ndarray]
 
@@ -147,40 +147,41 @@ def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
 
 
 def from_big_vision(arrays: Arrays) -> Arrays:
-    """Back to MAE's names."""
-    arrays = {name.removeprefix("params/"): array for name, array in arrays.items()}
-    positions = arrays["pos_embedding"]
+    """Rename to MAE's names. Unknown arrays keep their names."""
+    rest = {name.removeprefix("params/"): array for name, array in arrays.items()}
+    positions = rest.pop("pos_embedding")
     found = {
-        "cls_token": arrays["cls"],
+        "cls_token": rest.pop("cls"),
         "pos_embed": np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1),
-        "patch_embed.proj.weight": arrays["embedding/kernel"].transpose(3, 2, 0, 1),
-        "patch_embed.proj.bias": arrays["embedding/bias"],
-        "norm.weight": arrays["Transformer/encoder_norm/scale"],
-        "norm.bias": arrays["Transformer/encoder_norm/bias"],
+        "patch_embed.proj.weight": rest.pop("embedding/kernel").transpose(3, 2, 0, 1),
+        "patch_embed.proj.bias": rest.pop("embedding/bias"),
+        "norm.weight": rest.pop("Transformer/encoder_norm/scale"),
+        "norm.bias": rest.pop("Transformer/encoder_norm/bias"),
     }
     width = found["norm.bias"].shape[0]
     numbers = {
         int(match[1])
-        for name in arrays
+        for name in rest
         if (match := re.match(r"Transformer/encoderblock_(\d+)/", name))
     }
     for i in sorted(numbers):
         theirs, ours = f"Transformer/encoderblock_{i}/", f"blocks.{i}."
         for number, norm in enumerate(("norm1", "norm2")):
-            found[f"{ours}{norm}.weight"] = arrays[f"{theirs}LayerNorm_{number}/scale"]
-            found[f"{ours}{norm}.bias"] = arrays[f"{theirs}LayerNorm_{number}/bias"]
+            found[f"{ours}{norm}.weight"] = rest.pop(f"{theirs}LayerNorm_{number}/scale")
+            found[f"{ours}{norm}.bias"] = rest.pop(f"{theirs}LayerNorm_{number}/bias")
         attention = f"{theirs}MultiHeadDotProductAttention_0/"
-        kernels = [arrays[f"{attention}{part}/kernel"].reshape(width, -1).T for part in PARTS]
+        kernels = [rest.pop(f"{attention}{part}/kernel").reshape(width, -1).T for part in PARTS]
         found[f"{ours}attn.qkv.weight"] = np.concatenate(kernels)
-        biases = [arrays[f"{attention}{part}/bias"].reshape(-1) for part in PARTS]
+        biases = [rest.pop(f"{attention}{part}/bias").reshape(-1) for part in PARTS]
         found[f"{ours}attn.qkv.bias"] = np.concatenate(biases)
-        found[f"{ours}attn.proj.weight"] = arrays[f"{attention}out/kernel"].reshape(-1, width).T
-        found[f"{ours}attn.proj.bias"] = arrays[f"{attention}out/bias"]
+        out = rest.pop(f"{attention}out/kernel").reshape(-1, width)
+        found[f"{ours}attn.proj.weight"] = out.T
+        found[f"{ours}attn.proj.bias"] = rest.pop(f"{attention}out/bias")
         for number, layer in enumerate(("fc1", "fc2")):
             dense = f"{theirs}MlpBlock_0/Dense_{number}/"
-            found[f"{ours}mlp.{layer}.weight"] = arrays[f"{dense}kernel"].T
-            found[f"{ours}mlp.{layer}.bias"] = arrays[f"{dense}bias"]
-    return found
+            found[f"{ours}mlp.{layer}.weight"] = rest.pop(f"{dense}kernel").T
+            found[f"{ours}mlp.{layer}.bias"] = rest.pop(f"{dense}bias")
+    return rest | found
 
 
 # By which name a layout is known, and the way back to MAE's.
@@ -190,16 +191,40 @@ KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
 }
 
 
+def layout_of(arrays: Arrays) -> str | None:
+    """Return which of the `KNOWN` layouts arrays are named in, or None."""
+    for layout, (pattern, _) in KNOWN.items():
+        if any(re.fullmatch(pattern, name) for name in arrays):
+            return layout
+    return None
+
+
 def to_mae(arrays: Arrays) -> Arrays:
-    """Arrays of any known layout under MAE's names; of an unknown one as they are.
+    """Rename arrays of any known layout to MAE's names. Unknown arrays keep their names.
 
     Raises:
-        UserError: an array that the layout has is missing.
+        UserError: An array that the layout requires is missing, or has another number of axes.
     """
-    for layout, (pattern, back) in KNOWN.items():
-        if any(re.fullmatch(pattern, name) for name in arrays):
-            try:
-                return back(arrays)
-            except KeyError as error:
-                raise UserError(f"the {layout} weights have no {error.args[0]}") from error
-    return arrays
+    layout = layout_of(arrays)
+    if layout is None:
+        return arrays
+    try:
+        return KNOWN[layout][1](arrays)
+    except KeyError as error:
+        raise UserError(f"the {layout} weights have no {error.args[0]}") from error
+    except ValueError as error:  # of reshape, transpose or concatenate
+        raise UserError(f"the {layout} weights: {one_line(error)}") from error
+
+
+def heads_of(arrays: Arrays) -> int | None:
+    """Return the attention heads where a layout keeps them as an axis, else None.
+
+    Args:
+        arrays: Under their own names, of big_vision or of ours.
+    """
+    for name, array in arrays.items():
+        if name.endswith("encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"):
+            return array.shape[1] if array.ndim == 3 else None
+        if name == "encoder/blocks/layers/attention/qkv/kernel":
+            return array.shape[3] if array.ndim == 5 else None
+    return None

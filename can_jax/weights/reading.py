@@ -1,51 +1,164 @@
-"""The arrays of files of weights, in which nothing is executed."""
+"""Read the arrays of files of weights, without executing anything in them."""
 
-from typing import Any
+import json
+import re
+import struct
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from etils import epath
 
 from can_jax.errors import UserError, one_line
-from can_jax.weights.layouts import to_mae
+from can_jax.weights.layouts import Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
 
+# The types of safetensors. Those of 8 bits are left out: their scales are stored elsewhere.
+TYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+INDEX = ".index.json"  # how the name of the table of a sharded file ends
+REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # beside the weights, not of them
+LFS = b"version https://git-lfs"
+SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
 
-def _npz(place: epath.Path) -> dict[str, Any]:
-    with place.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        return {name.removeprefix("param/"): arrays[name] for name in arrays.files}
+
+class Contents(NamedTuple):
+    """The contents of a file of weights.
+
+    Attributes:
+        arrays: By name, under MAE's names where the layout is known.
+        layout: The library that the names are of, or None for MAE's own and ours.
+        heads: The attention heads, where the layout has an axis for them.
+        metadata: The texts that a safetensors file stores beside its arrays.
+    """
+
+    arrays: Arrays
+    layout: str | None
+    heads: int | None
+    metadata: dict[str, str]
 
 
-def _safetensors(place: epath.Path) -> dict[str, Any]:
-    from safetensors.numpy import load
+def _npz(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+    with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        arrays = {name: content[name] for name in content.files}
+    if any(name.startswith("param/") for name in arrays):  # reference vectors
+        arrays = {
+            name.removeprefix("param/"): array
+            for name, array in arrays.items()
+            if not REFERENCE.fullmatch(name)
+        }
+    return arrays, {}
 
-    return load(place.read_bytes())
+
+def _safetensors(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+    from safetensors import deserialize
+
+    content = place.read_bytes()
+    arrays = {}
+    for name, tensor in deserialize(content):  # which checks the header and all offsets
+        if tensor["dtype"] not in TYPES:
+            raise UserError(f"{name} is of type {tensor['dtype']}, which is not supported")
+        flat = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]])
+        arrays[name] = flat.reshape(tensor["shape"])
+    (length,) = struct.unpack("<Q", content[:8])
+    return arrays, json.loads(content[8 : 8 + length]).get("__metadata__", {})
+
+
+def _torch(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+    return read_torch(place.read_bytes()), {}
 
 
 READERS = {
     ".npz": _npz,
     ".safetensors": _safetensors,
-    **dict.fromkeys((".pth", ".pt", ".bin"), lambda place: read_torch(place.read_bytes())),
+    **dict.fromkeys((".pth", ".pt", ".bin"), _torch),
 }
 
 
-def read_arrays(place: epath.Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, under MAE's names if they are a ViT in a layout that is known.
-
-    Raises:
-        UserError: it is of another kind, cannot be read, or holds what is no finite number.
-    """
+def _one_file(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+    """Read one file by its reader."""
     if place.suffix not in READERS:
-        kinds = ", ".join(READERS)
+        kinds = ", ".join([*READERS, f"*{INDEX}"])
         raise UserError(f"{place}: a file of weights is one of {kinds}")
     try:
-        arrays = READERS[place.suffix](place)
+        with place.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                raise UserError("it is a pointer of Git LFS: fetch the file by `git lfs pull`")
+        arrays, metadata = READERS[place.suffix](place)
+        return {name: _plain(name, array) for name, array in arrays.items()}, metadata
     except Exception as error:  # of any kind, from a file that may be anything
         raise UserError(f"{place} cannot be read: {one_line(error)}") from error
-    for name, array in arrays.items():
-        # Types that NumPy does not know of, such as bfloat16, have no kind of their own.
-        if array.dtype.kind in "fV" and not np.isfinite(array.astype(np.float32)).all():
-            raise UserError(f"{place}: {name} holds NaN or infinity")
+
+
+def _plain(name: str, array: np.ndarray) -> np.ndarray:
+    """Widen an array of 16-bit floats to float32, without loss."""
+    if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
+        array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files have no name for
+    if array.dtype in (np.float16, ml_dtypes.bfloat16):
+        array = array.astype(np.float32)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UserError(f"{name} holds NaN or infinity")
+    return array
+
+
+def _shards(place: epath.Path) -> Arrays:
+    """Read every file that the table of a sharded file names."""
     try:
-        return to_mae(arrays)
+        files = json.loads(place.read_text())["weight_map"]
+        names = sorted(set(files.values()))
+    except Exception as error:  # of any kind, from a file that may be anything
+        raise UserError(f"{place} is no table of shards: {one_line(error)}") from error
+    arrays: Arrays = {}
+    for name in names:
+        shard = place.parent / name
+        if "/" in name or "\\" in name or not shard.exists():
+            raise UserError(f"{place} names {name}, which is not in its folder")
+        arrays |= _one_file(shard)[0]
+    if missing := sorted(files.keys() - arrays.keys()):
+        raise UserError(f"{place} names {missing[0]}, which is not in {files[missing[0]]}")
+    return arrays
+
+
+def read_contents(place: epath.Path) -> Contents:
+    """Read a file of weights, or all shards that a ``*.index.json`` names.
+
+    Raises:
+        UserError: The file is of another kind, is one shard of several, cannot be read, or holds a
+            value that is not a finite number.
+    """
+    metadata: dict[str, str] = {}
+    if place.name.endswith(INDEX):
+        arrays = _shards(place)
+    elif (shard := SHARD.fullmatch(place.name)) and int(shard[1]) > 1:
+        raise UserError(
+            f"{place} is one of {int(shard[1])} shards: give its folder, or the *{INDEX} beside it"
+        )
+    else:
+        arrays, metadata = _one_file(place)
+    try:
+        return Contents(to_mae(arrays), layout_of(arrays), heads_of(arrays), metadata)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+
+
+def read_arrays(place: epath.Path) -> Arrays:
+    """Return the arrays of `read_contents`."""
+    return read_contents(place).arrays
+
+
+def read_json(place: epath.Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(place.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{place} holds a {type(content).__name__}, not an object")
+    return content

@@ -57,17 +57,34 @@ class Sizes(NamedTuple):
 
 
 def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
-    """The sizes of the encoder among foreign arrays.
+    """Read the sizes of the encoder off the shapes of foreign arrays.
 
     Raises:
-        UserError: there is none.
+        UserError: The arrays are not those of a ViT in a known layout.
     """
     embed = arrays.get("patch_embed.proj.weight")
-    if embed is None or embed.ndim != 4:
-        raise UserError("there is no encoder: no patch_embed.proj.weight of four axes")
-    width, channels, patch_size, _ = embed.shape
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+    if embed is None or not depth:
+        missing = "patch_embed.proj.weight" if embed is None else "blocks.0"
+        names = ", ".join(sorted(arrays)[:3]) or "none"
+        raise UserError(
+            "these are not the arrays of a ViT as MAE, timm, Hugging Face or big_vision name them: "
+            f"{missing} is missing; there are, for example, {names}"
+        )
+    if embed.ndim != 4 or embed.shape[2] != embed.shape[3]:
+        raise UserError(
+            f"patch_embed.proj.weight has shape {embed.shape}, not (width, channels, patch, patch)"
+        )
+    width, channels, patch_size, _ = embed.shape
     return Sizes(width, depth, patch_size, channels)
+
+
+def encoder_names(depth: int) -> set[str]:
+    """Return the foreign names of all arrays of an encoder of so many blocks."""
+    modules = [NAMES["encoder/patch_embed"], NAMES["encoder/norm"]]
+    modules += [f"blocks.{i}.{name}" for i in range(depth) for name in BLOCK_NAMES.values()]
+    suffixes = (".weight", ".bias")
+    return {NAMES["encoder/class_token"]} | {m + suffix for m in modules for suffix in suffixes}
 
 
 def entries(parameters: Any) -> Iterator[Entry]:
@@ -104,18 +121,29 @@ def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """One of their arrays as ours of the given shape."""
-    if name == "patch_embed.proj.weight" and array.ndim == 4:
-        array = array.transpose(2, 3, 1, 0)
-    elif array.ndim == 2:
-        array = array.T
-    if array.size != np.prod(shape):
-        raise UserError(f"{name} has shape {array.shape}, which does not fit {shape} here")
-    return array.reshape(shape)
+    """Rearrange one of their arrays into ours of the given shape.
+
+    As many elements are not enough: a transposed matrix would be taken for another one.
+    """
+    embed = name == "patch_embed.proj.weight"
+    if name.endswith("_token"):
+        wanted = (*(1 for _ in array.shape[1:]), *shape)
+    elif embed:
+        patch = max([1, *array.shape[2:]])
+        wanted = (shape[1], shape[0] // patch**2, patch, patch)
+    elif len(shape) == 1 or name.endswith(".bias"):
+        wanted = (int(np.prod(shape)),)
+    else:
+        wanted = (int(np.prod(shape[1:])), shape[0])
+    if array.shape != wanted or array.size != np.prod(shape):
+        raise UserError(f"{name} has shape {array.shape}, which does not fit {wanted} here")
+    if array.dtype.kind != "f":
+        raise UserError(f"{name} is of type {array.dtype}, not of floating-point numbers")
+    return (array.transpose(2, 3, 1, 0) if embed else array.T).reshape(shape)
 
 
 def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
-    """A tree of parameters, or of their gradients, under foreign names."""
+    """Return a tree of parameters, or of their gradients, under foreign names."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(parameters))
     arrays = {}
     for name, path, layer in entries(parameters):

@@ -28,6 +28,7 @@ from can_jax.parallel.mesh import make_mesh
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
 from tests.runs import ROOT
+from tests.weights.vits import vit
 
 TRAIN, VAL = 51, 15  # images of the small ImageNet: neither divides by eight
 
@@ -172,6 +173,7 @@ def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
     mesh = make_mesh(config.mesh)
     subject = open_subject(str(run), False, config, mesh)
     arrays = to_torch(jax.device_get(subject.parameters), 4)
+    arrays["pos_embed"] = vit(class_row=False)["pos_embed"]
     np.savez(tmp_path / "encoder.npz", **arrays)
     config.data.image_size = (16, 16)
     config.model.update(heads=3, dtype="float32")

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from can_jax.export.card import card_of, results_of
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import open_model
 from can_jax.weights.digest import sha256_of
+from can_jax.weights.pretrained import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
 from tests.runs import ROOT
@@ -115,7 +117,7 @@ def test_positions_and_class_token_are_there(model, tmp_path):
 def test_export_is_loaded_in_three_lines_without_tensorflow(run, tmp_path, format):
     contents = "full" if format == "safetensors" else "encoder"
     model = open_model(str(run))
-    FORMATS[format](model, contents, epath.Path(tmp_path))
+    file = FORMATS[format](model, contents, epath.Path(tmp_path))
     (tmp_path / "manifest.json").write_text(json.dumps({"model": model.facts()}))
     sample = readers.sample_of(model)
     wanted = readers.reference(model, sample, "encoder")["tokens"]
@@ -125,6 +127,21 @@ def test_export_is_loaded_in_three_lines_without_tensorflow(run, tmp_path, forma
         np.testing.assert_allclose(encoder(sample.images), wanted[:, 1:].mean(1), atol=1e-5)
         np.testing.assert_allclose(encoder(sample.images, "class"), wanted[:, 0], atol=1e-5)
         np.testing.assert_allclose(encoder(sample.images, "all"), wanted.mean(1), atol=1e-5)
+    assert read_weights(epath.Path(tmp_path / file)).facts == model.facts()
+    (tmp_path / "manifest.json").unlink()
+    if file.endswith(".npz"):
+        with pytest.warns(UserWarning, match="does not state mean and std"):
+            alone = can_jax.load(tmp_path / file)
+        assert alone.heads == 3
+    else:
+        alone = read_weights(epath.Path(tmp_path / file)).facts
+        assert alone == {name: fact for name, fact in model.facts().items() if name != "source"}
+        (tmp_path / "manifest.json").write_text("{}")  # of something else
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            alone = can_jax.load(tmp_path / file)
+    np.testing.assert_array_equal(alone(sample.images), encoder(sample.images))
+    (tmp_path / "manifest.json").write_text(json.dumps({"model": model.facts()}))
     larger = can_jax.load(str(tmp_path), image_size=24)
     assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
 

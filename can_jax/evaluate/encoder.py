@@ -1,0 +1,142 @@
+"""The encoder that `can_jax.load` returns."""
+
+import os
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+from can_jax.config import as_size
+from can_jax.errors import UserError, one_line
+from can_jax.evaluate.config import FEATURES, default_evaluation, resolve_evaluation
+from can_jax.evaluate.subject import Subject, open_subject, select
+from can_jax.files import expand_home
+from can_jax.model import can
+from can_jax.parallel.mesh import make_mesh
+
+
+class Encoder:
+    """A pretrained encoder that maps images to features.
+
+    Attributes:
+        image_size: (height, width) of the images that it takes.
+        patch_size: Pixels along an edge of a patch.
+        channels: Channels of the images.
+        width, depth, heads: Sizes of the transformer.
+        mean, std: By channel, with which images in [0, 1] are normalized.
+    """
+
+    def __init__(self, subject: Subject):
+        """Wrap an open encoder.
+
+        Args:
+            subject: Configuration and parameters.
+        """
+        config = subject.config
+        size = can.encoder_size(config.model)
+        self.image_size: tuple[int, int] = config.data.image_size
+        self.patch_size: int = config.model.patch_size
+        self.channels: int = config.data.channels
+        self.width, self.depth, self.heads = size.width, size.depth, size.heads
+        self.mean: tuple[float, ...] = config.augment.mean
+        self.std: tuple[float, ...] = config.augment.std
+        self._subject = subject
+        self._features = jax.jit(subject.features)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"Encoder({self._subject.identity['path']!r}: ViT of width {self.width}, {self.depth} "
+            f"blocks, {self.heads} heads, patches of {self.patch_size}; uint8 images "
+            f"(n, {height}, {width}, {self.channels}))"
+        )
+
+    def __call__(self, images: Any, features: str = "patches") -> np.ndarray:
+        """Compute features of images.
+
+        Args:
+            images: uint8 values 0 to 255 of shape (n, height, width, channels), as an array or as
+                what NumPy makes one of.
+            features: The mean of the patch tokens (``patches``) or of all tokens (``all``), the
+                class token (``class``), or class token and patches side by side (``both``).
+
+        Returns:
+            float32 (n, width), or (n, 2 * width) for ``both``.
+
+        Raises:
+            UserError: The images are of another type, range, shape or layout.
+        """
+        if features not in FEATURES:
+            raise UserError(f"features={features!r}: choose one of {', '.join(FEATURES)}")
+        array = self._checked(images)
+        found = np.asarray(self._features(self._subject.parameters, array))
+        return select(found, features, self._subject.patches)
+
+    def _checked(self, images: Any) -> np.ndarray:
+        """Return images as the bytes that the encoder takes, or raise `UserError`."""
+        try:
+            array = np.asarray(images)
+        except ValueError as error:
+            raise UserError("images are no array of one shape: give images of one size") from error
+        except Exception as error:  # of any kind, from what may be anything
+            raise UserError(f"images are no array: {one_line(error)}") from error
+        wanted = (*self.image_size, self.channels)
+        shape = f"(n, {', '.join(map(str, wanted))})"
+        if array.size == 0:
+            raise UserError(f"images of shape {array.shape} are empty; give uint8 {shape}")
+        if array.dtype != np.uint8:
+            raise UserError(f"images are {array.dtype}, not uint8 {shape}: {_as_bytes(array)}")
+        if array.shape[1:] == wanted and array.ndim == 4:
+            return array
+        hint = ""
+        if array.shape == wanted:
+            hint = ": of a single image, give images[None]"
+        elif array.ndim == 4 and array.shape[1:] == (self.channels, *self.image_size):
+            hint = ": channels come last, so give images.transpose(0, 2, 3, 1)"
+        elif array.ndim == 4 and array.shape[1:3] == self.image_size:
+            hint = f": the encoder takes {self.channels} channels"
+        elif array.ndim == 4 and array.shape[3] == self.channels:
+            hint = ": resize the images, or give can_jax.load the image_size"
+        raise UserError(f"images have shape {array.shape}, not {shape}{hint}")
+
+
+def _as_bytes(array: np.ndarray) -> str:
+    """Tell how values become bytes."""
+    if array.dtype.kind not in "fiub":
+        return "give values 0 to 255"
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return "values in [0, 1] become uint8 by (255 * images).round().astype('uint8')"
+    if array.dtype.kind != "b" and low >= 0 and high <= 255:
+        return "values in [0, 255] become uint8 by images.round().astype('uint8')"
+    return f"values reach from {low} to {high}; give values 0 to 255, not normalized"
+
+
+def load_encoder(
+    path: "str | os.PathLike[str]",
+    image_size: Any = None,
+    *,
+    heads: Any = None,
+    mean: Any = None,
+    std: Any = None,
+) -> Encoder:
+    """Open an encoder; see `can_jax.load`. Anything may be given, and is checked."""
+    place = expand_home(os.fspath(path))
+    if image_size is not None:
+        try:
+            as_size(image_size)
+        except UserError:
+            raise UserError(
+                f"{place}: image_size={image_size!r}: give an int, or (height, width), in pixels"
+            ) from None
+    changes = default_evaluation()
+    with changes.ignore_type():
+        changes.data.image_size = image_size
+        changes.model.update(dtype="float32", heads=heads, mean=mean, std=std)
+    mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
+    assumed: list[str] = []
+    subject = open_subject(place, False, resolve_evaluation(changes), mesh, assumed.append)
+    for line in assumed:
+        warnings.warn(line, stacklevel=3)  # at the line that calls `can_jax.load`
+    return Encoder(subject)

@@ -1,0 +1,84 @@
+"""Account for every array of a foreign encoder: used, known to be outside of it, or refused."""
+
+import re
+from collections.abc import Collection
+
+import ml_dtypes
+import numpy as np
+
+from can_jax.errors import UserError
+from can_jax.model.positions import sincos_2d
+
+# Arrays that do not take part in computing an encoder's tokens, by patterns of their names.
+OUTSIDE = re.compile(
+    r"pos_embed"  # compared with ours by `grid_of_positions`
+    r"|(vit\.)?(embeddings\.)?mask_token"
+    r"|(vit\.)?pooler\..*|classifier\..*|(head|head_dist|pre_logits)[./].*"  # after the last norm
+    r"|decoder[._/].*|projection_head\..*|noise_pe_mlp\..*"
+    r"|(projector|noise_level|batch_stats)/.*"  # of our own full exports
+    r"|(opt|optimizer|opt_state)[./].*"
+)
+
+
+def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
+    """Raise `UserError` for an array that is neither used nor known to be outside of the encoder.
+
+    Args:
+        arrays: Names of all arrays of a file.
+        used: Names of those that our encoder takes.
+    """
+    unused = sorted(set(arrays) - set(used))
+    if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
+        others = f", nor have {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{unknown[0]} has no place in this encoder{others}: features would be wrong without it"
+        )
+
+
+def _tolerance(positions: np.ndarray) -> float:
+    """Return how far rounding may move a value in [-1, 1], by the type that the values fit into."""
+    for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
+        if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
+            return bound
+    return 1e-4
+
+
+def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
+    """Return the grid, (height, width) in patches, whose fixed sin-cos positions an array holds.
+
+    Args:
+        positions: (1, tokens, width), with a first row for the class token or without one.
+        width: Of the encoder.
+
+    Raises:
+        UserError: They are other positions, which this encoder cannot use.
+    """
+    if positions.dtype.kind != "f" or positions.ndim != 3 or positions.shape[::2] != (1, width):
+        raise UserError(
+            f"pos_embed is {positions.dtype} of shape {positions.shape}, not (1, tokens, {width})"
+        )
+    if width % 4:
+        raise UserError(f"the encoder is {width} wide; 2-D sin-cos positions need a multiple of 4")
+    if not positions.any():
+        raise UserError("pos_embed holds zeros instead of the fixed sin-cos positions")
+    best = np.inf
+    for first in (1, 0):
+        patches = positions[0, first:].astype(np.float64)
+        for height in _heights(len(patches)):
+            table = sincos_2d.__wrapped__((height, len(patches) // height), width)
+            error = float(np.abs(patches - table).max())
+            if first:  # of the class token, which has no position
+                error = max(error, float(np.abs(positions[0, 0]).max()))
+            if error <= _tolerance(positions):
+                return height, len(patches) // height
+            best = min(best, error)
+    raise UserError(
+        "pos_embed is not the fixed 2-D sin-cos table (it differs by up to "
+        f"{best:.2g}): learned and other positions are not supported"
+    )
+
+
+def _heights(patches: int) -> list[int]:
+    """Return the heights of all grids of so many patches, the squarest first."""
+    heights = [height for height in range(1, patches + 1) if patches % height == 0]
+    return sorted(heights, key=lambda height: abs(np.log(height**2 / patches)))

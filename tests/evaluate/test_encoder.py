@@ -1,0 +1,115 @@
+"""`can_jax.load` on files of other libraries, and the images that its encoder takes."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import can_jax
+from can_jax.errors import UserError
+from can_jax.export import plain
+from can_jax.weights.layouts import to_huggingface
+from tests.weights.vits import vit
+
+MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.3, 0.2]
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 24, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of Hugging Face with images of 16 x 24 pixels."""
+    place = tmp_path_factory.mktemp("vit")
+    arrays = to_huggingface(vit(grid=(4, 6)), with_decoder=False)
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, place / "model.safetensors")
+    config = {"model_type": "vit", "num_attention_heads": 3, "layer_norm_eps": 1e-6}
+    (place / "config.json").write_text(json.dumps(config))
+    processor = {"image_mean": MEAN, "image_std": STD}
+    (place / "preprocessor_config.json").write_text(json.dumps(processor))
+    return place
+
+
+@pytest.fixture(scope="module")
+def encoder(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return can_jax.load(folder)
+
+
+def test_features_are_those_of_the_model(encoder):
+    pixels = ((IMAGES / 255 - MEAN) / STD).astype(np.float32)
+    wanted = plain.encode(vit(grid=(4, 6)), pixels, heads=3)
+    np.testing.assert_allclose(encoder(IMAGES, "class"), wanted[:, 0], atol=2e-5)
+    np.testing.assert_allclose(encoder(IMAGES), wanted[:, 1:].mean(axis=1), atol=2e-5)
+    np.testing.assert_array_equal(encoder(list(IMAGES)), encoder(IMAGES))
+
+
+def test_encoder_says_what_it_is(encoder, folder):
+    found = (encoder.image_size, encoder.patch_size, encoder.channels, encoder.width, encoder.heads)
+    assert found == ((16, 24), 4, 3, 24, 3) and encoder.depth == 2
+    assert list(encoder.mean) == MEAN and list(encoder.std) == STD
+    assert str(folder) in repr(encoder) and "uint8 images (n, 16, 24, 3)" in repr(encoder)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES / 255, r"float64, not uint8 \(n, 16, 24, 3\): values in \[0, 1\] become uint8 by"),
+        ((IMAGES / 255).astype(np.float32), "images are float32"),
+        (IMAGES.astype(np.float16), r"values in \[0, 255\] become uint8"),
+        (IMAGES.astype(np.int64), r"values in \[0, 255\] become uint8"),
+        (IMAGES.astype(np.int16) - 300, "values reach from -300 to"),
+        (IMAGES / 127.5 - 1, "not normalized"),
+        (IMAGES > 3, "images are bool"),
+        (IMAGES.transpose(0, 3, 1, 2), r"channels come last, so give images\.transpose"),
+        (IMAGES[0], r"of a single image, give images\[None\]"),
+        (IMAGES[..., :1], "the encoder takes 3 channels"),
+        (np.concatenate([IMAGES, IMAGES[..., :1]], axis=3), "the encoder takes 3 channels"),
+        (IMAGES[..., 0], r"shape \(3, 16, 24\), not"),
+        (IMAGES[:, :, :16], "resize the images, or give can_jax.load the image_size"),
+        (IMAGES[:, :15], "resize the images"),
+        (IMAGES.transpose(0, 2, 1, 3), "resize the images"),
+        (IMAGES[:0], "are empty"),
+        ([], "are empty"),
+        ([IMAGES[0], IMAGES[0, :8]], "no array of one shape"),
+        (None, "images are object"),
+        ("photo.jpg", "not uint8"),
+    ],
+)
+def test_images_of_another_kind_are_refused(encoder, images, message):
+    with pytest.raises(UserError, match=message) as error:
+        encoder(images)
+    assert "\n" not in str(error.value)
+
+
+def test_features_of_another_name_are_refused(encoder):
+    with pytest.raises(UserError, match="features='cls': choose one of patches, all, class, both"):
+        encoder(IMAGES, "cls")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 18}, "image_size=18x18 is no multiple of its patch size 4"),
+        ({"image_size": "large"}, "image_size='large': give an int"),
+        ({"heads": 4}, "heads=4: the weights are of 3 heads"),
+        ({"mean": [120, 110, 100]}, "not of bytes"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_by_the_path(folder, options, message):
+    with pytest.raises(UserError, match=message) as error:
+        can_jax.load(folder, **options)
+    assert str(folder) in str(error.value) and "checkpoint" not in str(error.value)
+
+
+def test_path_that_is_not_there_is_told_as_it_was_given():
+    with pytest.raises(UserError, match="^/no/such/place does not exist$"):
+        can_jax.load("/no/such/place")
+
+
+def test_what_is_assumed_of_a_bare_file_is_warned_of(folder, tmp_path):
+    save_file(vit(), tmp_path / "mae.safetensors")
+    with pytest.warns(UserWarning, match="does not state mean and std") as told:
+        can_jax.load(tmp_path / "mae.safetensors", heads=3)
+    assert len(told) == 1

@@ -1,0 +1,175 @@
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import save_file
+
+from can_jax.errors import UserError
+from can_jax.weights.layouts import to_big_vision, to_huggingface
+from can_jax.weights.pretrained import IMAGENET, complete, read_weights
+from tests.weights.vits import vit
+
+HF = {"model_type": "vit", "hidden_size": 24, "num_attention_heads": 3, "layer_norm_eps": 1e-6}
+HALF = [0.5, 0.4, 0.6]
+PROCESSOR = {"image_mean": HALF, "image_std": HALF, "do_rescale": True, "rescale_factor": 1 / 255}
+TIMM = {
+    "architecture": "vit_tiny_patch16_224", "num_features": 24,
+    "model_args": {"embed_dim": 24, "num_heads": 3, "img_size": 16},
+    "pretrained_cfg": {"mean": HALF, "std": HALF, "input_size": [3, 16, 16]},
+}  # fmt: skip
+
+
+def folder(place, arrays, config=None, processor=None, name="model.safetensors"):
+    place.mkdir(exist_ok=True)
+    save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, place / name)
+    for file, content in (("config", config), ("preprocessor_config", processor)):
+        if content is not None:
+            (place / f"{file}.json").write_text(json.dumps(content))
+    return epath.Path(place)
+
+
+def opened(place, **given):
+    return complete(read_weights(epath.Path(place)), **given)
+
+
+def refused(place, message, **given):
+    with pytest.raises(UserError, match=message) as error:
+        opened(place, **given)
+    assert "\n" not in str(error.value) and str(place) in str(error.value)
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("grid", [(4, 4), (2, 6)])
+def test_folder_of_hugging_face_states_heads_and_normalization(tmp_path, bare, grid):
+    arrays = to_huggingface(vit(grid=grid), with_decoder=False)
+    arrays["pooler.dense.weight"] = np.zeros((24, 24), np.float32)
+    place = folder(tmp_path / "a", arrays, HF, PROCESSOR)
+    found = opened(place / "model.safetensors" if bare else place)
+    wanted = {"heads": 3, "mean": HALF, "std": HALF, "image_size": [4 * side for side in grid]}
+    assert found.facts.items() >= (wanted | {"width": 24, "depth": 2, "patch_size": 4}).items()
+    assert not found.warnings
+
+
+def test_folder_of_timm_states_them_too(tmp_path):
+    found = opened(folder(tmp_path / "a", vit(), TIMM))
+    assert found.facts.items() >= {"heads": 3, "mean": HALF, "std": HALF}.items()
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (HF | {"model_type": "dinov2"}, "type 'dinov2' has another structure"),
+        ({"architectures": ["CLIPModel"]}, "'CLIPModel' has another structure"),
+        (HF | {"hidden_act": "gelu_new"}, "hidden_act='gelu_new': this encoder computes"),
+        (HF | {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05; this encoder computes with 1e-06"),
+        (HF | {"hidden_size": 32}, "width of the arrays is 24, and 32 is stated"),
+        (HF | {"num_hidden_layers": 12}, "depth of the arrays is 2, and 12 is stated"),
+        (HF | {"num_attention_heads": 5}, "heads=5 does not divide the width 24"),
+        (HF | {"patch_size": [4, 8]}, "patches have to be square"),
+        (HF | {"architectures": 3, "model_type": None}, "malformed"),
+        (TIMM | {"architecture": "swin_tiny"}, "'swin_tiny' is not supported"),
+        (TIMM | {"model_args": {"act_layer": "quick_gelu"}}, "act_layer='quick_gelu' is not"),
+        ({"a": 1}, "neither the configuration of a run nor that of a model"),
+        ([1], "holds a list, not an object"),
+    ],
+)
+def test_configuration_of_another_model_is_refused(tmp_path, config, message):
+    refused(folder(tmp_path / "a", vit(), config), message)
+
+
+def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
+    place = folder(tmp_path / "a", vit())
+    refused(place, r"no run directory, no export .*: config\.json is missing; give the file itself")
+    (place / "model.safetensors").unlink()
+    refused(place, r"config\.json is missing$")
+    (place / "config.json").write_text(json.dumps(HF))
+    refused(place, "is incomplete: it holds none of model.safetensors")
+    (place / "config.json").write_text('{"model_type": ')
+    refused(place, "config.json cannot be read")
+
+
+def test_smaller_epsilon_is_used_and_said(tmp_path):
+    found = opened(folder(tmp_path / "a", vit(), HF | {"layer_norm_eps": 1e-12}, PROCESSOR))
+    assert "layer_norm_eps is 1e-12" in found.warnings[0]
+
+
+def test_normalization_that_cannot_be_applied_is_demanded(tmp_path):
+    place = folder(tmp_path / "a", vit(), HF, PROCESSOR | {"rescale_factor": 1 / 127.5})
+    refused(place, r"mean of the channels is not known: give it \(can_jax\.load\(path, mean=")
+    assert opened(place, mean=HALF, std=HALF).facts["mean"] == HALF
+    place = folder(tmp_path / "b", vit(), HF, PROCESSOR | {"do_normalize": False})
+    assert opened(place).facts["std"] == [1.0, 1.0, 1.0]
+
+
+def test_bare_file_says_what_it_does_not_state(tmp_path):
+    place = folder(tmp_path / "a", vit(), name="mae.safetensors") / "mae.safetensors"
+    refused(place, r"heads is not known of a ViT of width 24 and depth 2: give it \(can_jax\.load")
+    found = opened(place, heads=6)
+    assert found.facts["heads"] == 6 and found.facts["image_size"] == [16, 16]
+    assert found.facts["mean"] == list(IMAGENET["mean"])
+    assert "ImageNet's (0.485" in found.warnings[0] and len(found.warnings) == 1
+    assert not opened(place, heads=6, mean=HALF, std=HALF).warnings
+
+
+def test_channels_other_than_three_have_no_usual_normalization(tmp_path):
+    place = folder(tmp_path / "a", vit(channels=1), name="a.safetensors") / "a.safetensors"
+    refused(place, "mean of the channels is not known", heads=3)
+    assert opened(place, heads=3, mean=0.5, std=[0.25]).facts["mean"] == [0.5]
+    refused(place, "std=.* has 3 values, the encoder 1 channels", heads=3, mean=0.5, std=HALF)
+    refused(place, "not of bytes", heads=3, mean=[127.5], std=[0.5])
+    refused(place, "not of bytes", heads=3, mean=[0.5], std=[0.0])
+
+
+def test_heads_of_the_known_sizes(tmp_path):
+    arrays = vit(width=1280, depth=1, patch=1, grid=(1, 1))
+    known = {k: v for k, v in arrays.items() if not k.startswith("blocks.")}
+    known |= {k.replace("blocks.0", f"blocks.{i}"): v for i in range(32)
+              for k, v in arrays.items() if k.startswith("blocks.") and "norm" in k}  # fmt: skip
+    place = epath.Path(tmp_path / "h.npz")
+    np.savez(place, **known)
+    assert opened(place).facts["heads"] == 16
+
+
+def test_contradiction_of_heads_is_refused(tmp_path):
+    place = folder(tmp_path / "a", vit(), HF, PROCESSOR)
+    refused(place, "heads=4: the weights are of 3 heads", heads=4)
+
+
+def test_big_vision_tells_heads_by_its_shapes_and_differs_in_gelu(tmp_path):
+    np.savez(tmp_path / "a.npz", **to_big_vision(vit(), heads=3))
+    found = opened(tmp_path / "a.npz", mean=HALF, std=HALF)
+    assert found.facts["heads"] == 3 and found.facts["image_size"] == [16, 16]
+    assert len(found.warnings) == 1 and "GELU by tanh" in found.warnings[0]
+
+
+@pytest.mark.parametrize("layout", ["mae", "huggingface", "big_vision"])
+def test_unknown_array_of_every_layout_is_refused_by_name(tmp_path, layout):
+    arrays, extra = vit(), "blocks.0.ls1.gamma"
+    if layout == "huggingface":
+        arrays = to_huggingface(arrays, with_decoder=False)
+        extra = "encoder.layer.0.layer_scale1.lambda1"
+    elif layout == "big_vision":
+        arrays = to_big_vision(arrays, heads=3)
+        extra = "Transformer/encoderblock_0/scale"
+    np.savez(tmp_path / "a.npz", **arrays, **{extra: np.ones(24, np.float32)})
+    refused(tmp_path / "a.npz", f"a.npz: {extra} has no place in this encoder", heads=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.pop("pos_embed"), "there is no pos_embed"),
+        (lambda a: a.update(pos_embed=a["pos_embed"] * 0), "holds zeros"),
+        (lambda a: a.update(pos_embed=a["pos_embed"][:, ::-1]), "learned and other positions"),
+        (lambda a: a.pop("patch_embed.proj.weight"), "not the arrays of a ViT as MAE, timm"),
+        (lambda a: [a.pop(k) for k in list(a) if "blocks" in k], "blocks.0 is missing"),
+        (lambda a: a.update({"fc_norm.bias": a.pop("norm.bias")}), "fc_norm.bias has no place"),
+    ],
+)
+def test_encoder_of_another_kind_is_refused(tmp_path, change, message):
+    arrays = vit()
+    change(arrays)
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(tmp_path / "a.npz", message, heads=3)

@@ -1,0 +1,99 @@
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from safetensors.numpy import save_file
+
+from can_jax.errors import UserError
+from can_jax.weights.reading import read_arrays
+from tests.weights.vits import save_raw, vit
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16", "F64"])
+def test_every_type_of_floats_is_read(tmp_path, kind):
+    dtype = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}[kind]
+    arrays, place = vit(), tmp_path / "a.safetensors"
+    save_raw(place, arrays, dtype, kind)
+    found = read_arrays(epath.Path(place))
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found[name].dtype == (np.float64 if kind == "F64" else np.float32)
+        np.testing.assert_array_equal(found[name], array.astype(dtype).astype(np.float32))
+
+
+def test_bfloat16_of_a_file_of_numpy_is_read(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([1.5, -3], ml_dtypes.bfloat16))
+    found = read_arrays(epath.Path(tmp_path / "a.npz"))["a"]
+    assert found.dtype == np.float32 and found.tolist() == [1.5, -3]
+
+
+def test_eight_bit_floats_are_refused(tmp_path):
+    save_raw(tmp_path / "a.safetensors", {"w": np.ones(4)}, ml_dtypes.float8_e4m3fn, "F8_E4M3")
+    with pytest.raises(UserError, match="w is of type F8_E4M3, which is not supported"):
+        read_arrays(epath.Path(tmp_path / "a.safetensors"))
+
+
+def shards(place, arrays, save=save_file, name="model-{:05}-of-00002.safetensors"):
+    """Two shards and their table, as transformers writes them."""
+    names = sorted(arrays)
+    files = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        save({key: arrays[key] for key in part}, place / name.format(number))
+        files |= dict.fromkeys(part, name.format(number))
+    table = {"metadata": {"total_size": 1}, "weight_map": files}
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps(table))
+    return epath.Path(index)
+
+
+def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
+    arrays = vit()
+    index = shards(tmp_path, arrays)
+    found = read_arrays(index)
+    assert found.keys() == arrays.keys()
+    np.testing.assert_array_equal(found["norm.bias"], arrays["norm.bias"])
+    with pytest.raises(UserError, match=r"00001-of-00002\.safetensors is one of 2 shards: give"):
+        read_arrays(epath.Path(tmp_path / "model-00001-of-00002.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda place, table: (place / "model-00002-of-00002.safetensors").unlink(), "names mod"),
+        (lambda place, table: table["weight_map"].update(x="../secret.npz"), "not in its folder"),
+        (lambda place, table: table["weight_map"].update(x="model-00001-of-00002.safetensors"),
+         "names x, which is not in"),
+        (lambda place, table: table.pop("weight_map"), "is no table of shards"),
+    ],
+)  # fmt: skip
+def test_incomplete_shards_are_refused(tmp_path, damage, message):
+    index = shards(tmp_path, vit())
+    table = json.loads(index.read_text())
+    damage(tmp_path, table)
+    index.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=message) as error:
+        read_arrays(index)
+    assert "\n" not in str(error.value)
+
+
+def test_pointer_of_git_lfs_is_told(tmp_path):
+    place = epath.Path(tmp_path / "model.safetensors")
+    place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(UserError, match="pointer of Git LFS"):
+        read_arrays(place)
+
+
+def test_transposed_array_is_refused_and_not_rearranged():
+    from can_jax.weights.torch_layout import from_torch
+
+    shapes = {"norm": {"scale": np.zeros(24)}, "patch_embed": {"kernel": np.zeros((48, 24))}}
+    like, arrays = {"encoder": shapes}, vit()
+    assert from_torch(arrays, like)["encoder"]["patch_embed"]["kernel"].shape == (48, 24)
+    for shape in ((24, 48), (3, 24, 4, 4), (24, 3, 2, 8), (24, 4, 4, 3)):
+        wrong = arrays | {"patch_embed.proj.weight": np.zeros(shape, np.float32)}
+        with pytest.raises(UserError, match=r"patch_embed\.proj\.weight has shape"):
+            from_torch(wrong, like)
+    with pytest.raises(UserError, match=r"norm\.weight is of type int8"):
+        from_torch(arrays | {"norm.weight": np.ones(24, np.int8)}, like)
