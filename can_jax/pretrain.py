@@ -66,6 +66,9 @@ class Pretraining:
     step: Step
     mesh: Mesh
 
+    def identity(self) -> None:
+        """Return None: a resumed pretraining may change its settings."""
+
     def facts(self) -> dict[str, Any]:
         """Batch, durations and cost."""
         config, times = self.config, self.times

@@ -19,6 +19,7 @@ from can_jax.data.batch import batch_shapes
 from can_jax.data.streaming import open_loader
 from can_jax.errors import Preempted, UserError
 from can_jax.files import replace_text
+from can_jax.identity import Identity, check_identity, store_identity
 from can_jax.lock import run_lock
 from can_jax.loop import Loop, Progress, Watcher
 from can_jax.observe import console
@@ -55,6 +56,10 @@ class Training(Protocol):
     @property
     def step(self) -> Steps:
         """What is computed."""
+        ...
+
+    def identity(self) -> Identity | None:
+        """Return all that the results depend on; None where a directory holds any such run."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -104,6 +109,8 @@ def run(
         stopping = stack.enter_context(contextlib.closing(Stopping()))
         make_directory(workdir)
         stack.enter_context(run_lock(workdir))
+        identity = training.identity()
+        check_identity(workdir, identity)
         checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
         first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
@@ -111,6 +118,8 @@ def run(
             report.say(f"{workdir} has already finished its {first} steps; nothing to do")
             return
         with writing(workdir):
+            if not first and jax.process_index() == 0:
+                store_identity(workdir, identity)
             note_run(config, workdir, mesh, training.facts(), report)
 
         abstract = abstract_state(step, mesh)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from can_jax.data.pairs import Part
 from can_jax.errors import UserError
 from can_jax.evaluate import frozen
+from can_jax.evaluate.classifier import CARD, ClassifierSubject, open_classifier
 from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.page import data_url
 from can_jax.evaluate.pictures import map_svg, neighbour_grid, newest_panel
@@ -15,7 +16,7 @@ from can_jax.evaluate.results import write_results
 from can_jax.evaluate.robustness import Logits, robustness
 from can_jax.evaluate.subject import open_subject
 from can_jax.evaluate.task import Findings, Task
-from can_jax.evaluate.training import CARD, ClassifierSubject, classify, open_classifier
+from can_jax.evaluate.training import classify
 from can_jax.parallel.mesh import make_mesh
 from can_jax.run import make_directory
 from can_jax.tf import import_ahead

@@ -67,16 +67,17 @@ def curve_svg(runs: dict[str, dict[int, float]]) -> str:
 
 
 def data_of(results: dict[str, Any]) -> str:
-    """Return the data of an evaluation in words: where it is, its splits and their fingerprints."""
+    """Return the data of an evaluation in words: where it is, and the splits with their
+    fingerprints."""
     data = results["data"]
-    place = " ".join(str(data[key]) for key in ("source", "name", "path") if data[key])
-    splits = (f"{name} {found}" for name, found in data["fingerprints"].items())
+    place = " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
+    splits = (f"{name} {found}" for name, found in data.get("fingerprints", {}).items())
     return ", ".join([place, *splits])
 
 
 def tested_on(results: dict[str, Any]) -> frozenset[str]:
     """Return the fingerprints of the test examples of an evaluation."""
-    found = results["data"]["fingerprints"]
+    found = results["data"].get("fingerprints", {})
     return frozenset(found[name] for name in found if name.split("/")[-1] == "test")
 
 

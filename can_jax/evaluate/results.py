@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import jax
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -28,6 +29,19 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
     return json.loads(place.read_text())
 
 
+def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
+    """Log whose results those of another evaluation are about to replace."""
+    try:
+        old = json.loads((workdir / "results.json").read_text())
+        same = all(old[key] == content[key] for key in ("checkpoint", "protocol"))
+        protocol, checkpoint = old["protocol"]["protocol"], old["checkpoint"]
+        whose = f"{protocol} of {checkpoint['path']}, step {checkpoint['step']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there are none, or none that can be told
+    if not same:
+        logging.warning("%s held results of %s: replaced", workdir, whose)
+
+
 def write_results(
     workdir: epath.Path, findings: Findings, config: ConfigDict, subject: Subject
 ) -> dict[str, Any]:
@@ -50,6 +64,7 @@ def write_results(
         },
     }
     if jax.process_index() == 0:
+        say_replaced(workdir, content)
         replace_text(workdir / "results.json", json.dumps(content, indent=2) + "\n")
         replace_text(workdir / "report.html", report_of(content, findings.pictures))
     return content

@@ -154,6 +154,8 @@ def identity_of(
         "sha256": sha256_of(parameters),
         "model": dataclasses.asdict(size) | {"patch_size": config.model.patch_size},
         "image_size": list(config.data.image_size),
+        "mean": list(config.augment.mean),
+        "std": list(config.augment.std),
     }
 
 

@@ -7,21 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.capture import read_config
 from can_jax.config import flatten, resolve
 from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.labels import Classes
 from can_jax.data.pairs import Pair
 from can_jax.data.source import Source
+from can_jax.evaluate.classifier import CARD
 from can_jax.evaluate.classify import ClassifierStep
 from can_jax.evaluate.examples import fingerprint
-from can_jax.evaluate.subject import Subject, changed, identity_of
+from can_jax.evaluate.provenance import classifier_identity
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.files import replace_text
-from can_jax.initial import newest_state
+from can_jax.identity import Identity
 from can_jax.loop import Hook
 from can_jax.model.can import encoder_size
 from can_jax.observe import console
@@ -35,8 +33,6 @@ from can_jax.probes.features import FeatureExtractor
 from can_jax.run import run
 from can_jax.step import TrainState
 from can_jax.timetable import Timetable, make_timetable
-
-CARD = "classifier.json"  # what a finished run needs to be evaluated itself
 
 
 def classify(task: Task, workdir: epath.Path) -> Findings:
@@ -62,9 +58,10 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
     classes = len(pair.classes)
     step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
     findings.examples["train"] = source.examples
-    of_train = fingerprint(pair.train.source, pair.train.labels)
-    findings.data["train"] = f"{config.data.split}:{of_train}"
-    training = Classification(task, config, pair, source, times, step, findings)
+    for role, part in (("train", pair.train), ("test", pair.test)):
+        findings.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
+    identity = classifier_identity(task, config, findings, pair)
+    training = Classification(task, config, pair, source, times, step, findings, identity)
     run(training, task.mesh, workdir)
     return findings
 
@@ -106,6 +103,11 @@ class Classification:
     times: Timetable
     step: ClassifierStep
     findings: Findings
+    depends_on: Identity
+
+    def identity(self) -> Identity:
+        """Return encoder, data and settings."""
+        return self.depends_on
 
     def facts(self) -> dict[str, Any]:
         """Batch, durations, and how the head is trained."""
@@ -200,45 +202,6 @@ class Tester(Log):
                 "numbers": self._training.pair.classes.numbers.tolist(),
                 "features": task.config.features,
                 "settings": task.config.classify.to_dict(),
+                "identity": self._training.identity(),
             }
             replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassifierSubject(Subject):
-    """A subject whose parameters are a classifier's state, and whose features are its logits.
-
-    Attributes:
-        step: that it was trained by.
-        classes: that it was trained on, in the order of the logits.
-    """
-
-    step: ClassifierStep
-    classes: Classes
-
-    def features(self, parameters: Any, images: Any) -> Any:
-        """Logits."""
-        return self.step.logits(parameters, images)
-
-
-def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
-    """The classifier of a finished run of `classify`.
-
-    Args:
-        workdir: of the run; it holds a `CARD`.
-        changes: an evaluation's resolved configuration.
-        mesh: over which its parameters are placed.
-    """
-    card = json.loads((workdir / CARD).read_text())
-    config = changed(resolve(read_config(workdir)), changes)
-    settings = changes.classify.copy_and_resolve_references()
-    with settings.ignore_type():
-        settings.update(card["settings"])
-    step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
-    newest, state = newest_state(workdir, step, mesh)
-    names = tuple(card["names"][: card["classes"]])
-    numbers = np.array(card.get("numbers", range(card["classes"])), np.int64)
-    classes = Classes(numbers, names if len(names) == len(numbers) else ())
-    return ClassifierSubject(
-        config, state, identity_of(workdir, newest, config, state.parameters), step, classes
-    )

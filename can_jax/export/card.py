@@ -7,7 +7,8 @@ from etils import epath
 
 from can_jax import __version__
 from can_jax.errors import UserError
-from can_jax.evaluate.report import headlines
+from can_jax.evaluate.provenance import check_provenance
+from can_jax.evaluate.report import data_of, headlines
 from can_jax.evaluate.results import read_results
 from can_jax.export.model import Model
 from can_jax.export.usage import snippets
@@ -30,14 +31,28 @@ def results_of(model: Model, places: list[str]) -> list[dict[str, Any]]:
     Raises:
         UserError: a directory holds none, or those of other weights.
     """
+    facts = model.facts()
     wanted, found = sha256_of({"encoder": model.parameters["encoder"]}), []
     for place in places:
         results = read_results(epath.Path(place))
-        if results["checkpoint"]["sha256"] != wanted:
+        checkpoint = results["checkpoint"]
+        if checkpoint["sha256"] != wanted:
             raise UserError(
-                f"--results: {place} is of other weights: of {results['checkpoint']['path']}, "
-                f"step {results['checkpoint']['step']}"
+                f"--results: {place} is of other weights: of {checkpoint['path']}, "
+                f"step {checkpoint['step']}"
             )
+        # The same weights with other heads or another normalization are another encoder.
+        named = {key: checkpoint[key] for key in ("mean", "std") if key in checkpoint}
+        for key, value in (checkpoint.get("model", {}) | named).items():
+            if key in facts and facts[key] != value:
+                raise UserError(
+                    f"--results: {place} is of these weights with {key}={value}, where the run has "
+                    f"{key}={facts[key]}"
+                )
+        try:
+            check_provenance(results, epath.Path(place))
+        except UserError as error:
+            raise UserError(f"--results: {error}") from error
         found.append(results)
     return found
 
@@ -72,10 +87,20 @@ def recipe_rows(model: Model) -> list[tuple[str, ...]]:
 def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """A row for each metric of each evaluation."""
     return [
-        (result["protocol"]["protocol"], name, f"{value:.2f}", str(result["data"]["source"]))
+        (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(result))
         for result in results
         for name, value in headlines(result["metrics"]).items()
     ]
+
+
+def warnings_of(results: list[dict[str, Any]]) -> list[str]:
+    """Return what a reader of the results has to know, as a list in Markdown."""
+    lines = [
+        f"- {result['protocol']['protocol']}: {text}"
+        for result in results
+        for text in result.get("warnings", [])
+    ]
+    return ["\n".join(lines)] if lines else []
 
 
 def card_of(
@@ -112,6 +137,7 @@ def card_of(
         table(("protocol", "metric", "value", "data"), result_rows(results))
         if results
         else "None were given to the export (`--results`).",
+        *warnings_of(results),
         "## Use",
         "Lines to be run in this directory.",
     ]

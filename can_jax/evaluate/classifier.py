@@ -1,0 +1,66 @@
+"""A trained classifier as what is evaluated."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.capture import read_config
+from can_jax.config import resolve
+from can_jax.data.labels import Classes
+from can_jax.errors import UserError
+from can_jax.evaluate.classify import ClassifierStep
+from can_jax.evaluate.subject import Subject, changed, identity_of
+from can_jax.identity import differences, read_identity
+from can_jax.initial import newest_state
+
+CARD = "classifier.json"  # what a finished run needs to be evaluated itself
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSubject(Subject):
+    """A subject whose parameters are a classifier's state, and whose features are its logits.
+
+    Attributes:
+        step: that it was trained by.
+        classes: that it was trained on, in the order of the logits.
+    """
+
+    step: ClassifierStep
+    classes: Classes
+
+    def features(self, parameters: Any, images: Any) -> Any:
+        """Logits."""
+        return self.step.logits(parameters, images)
+
+
+def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
+    """The classifier of a finished run of `classify`.
+
+    Args:
+        workdir: of the run; it holds a `CARD`.
+        changes: an evaluation's resolved configuration.
+        mesh: over which its parameters are placed.
+    """
+    card = json.loads((workdir / CARD).read_text())
+    config = changed(resolve(read_config(workdir)), changes)
+    settings = changes.classify.copy_and_resolve_references()
+    with settings.ignore_type():
+        settings.update(card["settings"])
+    step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
+    newest, state = newest_state(workdir, step, mesh)
+    names = tuple(card["names"][: card["classes"]])
+    numbers = np.array(card.get("numbers", range(card["classes"])), np.int64)
+    classes = Classes(numbers, names if len(names) == len(numbers) else ())
+    identity = identity_of(workdir, newest, config, state.parameters)
+    if trained := read_identity(workdir):
+        if lines := differences(card.get("identity", {}), trained):
+            raise UserError(
+                f"{workdir}: {CARD} is of an earlier run there: {lines[0]}; finish the present one"
+            )
+        identity["trained_from"] = trained["encoder"]
+    return ClassifierSubject(config, state, identity, step, classes)
