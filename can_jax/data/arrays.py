@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
+from can_jax.data.label_range import as_labels
 from can_jax.data.source import ArraySource
 from can_jax.data.splits import choose_files, some, split_of_file, standard
 from can_jax.errors import UserError
@@ -109,11 +109,4 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
         name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         for name in np.atleast_1d(arrays.get("label_names", ())).tolist()
     )
-    beyond = labels > np.iinfo(np.int32).max
-    if beyond.any():
-        logging.warning(
-            "%s: %d labels, such as %d, are beyond 32 bits and count as unknown",
-            shard, beyond.sum(), labels[beyond][0],
-        )  # fmt: skip
-    labels = np.where(beyond, 0, labels).astype(np.int64)
-    return images, np.where(beyond | (labels < 0), -1, labels).astype(np.int32), names
+    return images, np.maximum(as_labels(labels, str(shard)), np.int32(-1)), names

@@ -4,12 +4,14 @@ The work is cut into units, a shard or some hundred files, and what was found in
 file until all are done: so a second call goes on where the first was stopped.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import hashlib
 import io
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +20,17 @@ import numpy as np
 from PIL import Image
 
 from can_jax.data import decode
-from can_jax.data.files import OpenFiles, RandomFile, is_remote
-from can_jax.data.indexed import ParseRecord
-from can_jax.data.shards import SCANNERS, cut_off, example_parser
+from can_jax.data.files import OpenFiles, is_remote, size_of
+from can_jax.data.indexed import ParseRecord, read_example
+from can_jax.data.shards import cut_off, example_parser, scan_shard
+from can_jax.data.splits import shown
+from can_jax.data.webdataset import as_text
+from can_jax.errors import UserError, one_line
 from can_jax.processes import end_with_parent
 from can_jax.tf import tensorflow
 
 UNIT = 200  # files of a folder
+PARTS = 2  # the form of the finished parts, which others cannot be read as
 VERIFY = ("decode", "read", "none")
 
 
@@ -58,7 +64,8 @@ class Part(NamedTuple):
     """What was found in the files of a unit.
 
     ``which`` is the file, counted from the first of the unit. ``reason`` says why an example cannot
-    be decoded, and is empty if it can; ``problems`` say where shards end early.
+    be decoded, and is empty if it can; ``problems`` say where shards are damaged, and ``unused``
+    counts the members that are no examples, by their kind.
     """
 
     which: np.ndarray
@@ -68,12 +75,14 @@ class Part(NamedTuple):
     digest: np.ndarray
     reason: np.ndarray
     problems: np.ndarray
+    unused: np.ndarray
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
     """Look at every example in some files."""
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
+    unused: collections.Counter[str] = collections.Counter()
     files, parse = OpenFiles(), None
     if plan.source == "tfrecord":
         parse = example_parser(plan.image_key, plan.label_key)
@@ -82,7 +91,8 @@ def examine(plan: Plan, names: list[str]) -> Part:
         if plan.source == "folder":
             places = [(0, -1, -1)]
         else:
-            found = SCANNERS[plan.source](path)
+            found = scan_shard(plan.source, path)
+            unused += found.unused
             places = list(zip(found.offset, found.length, found.label, strict=True))
             if found.problem:
                 problems.append(cut_off(name, found))
@@ -94,7 +104,7 @@ def examine(plan: Plan, names: list[str]) -> Part:
     kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
     arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    return Part._make([*arrays, np.array(problems, str)])
+    return Part._make([*arrays, np.array(problems, str), as_text(unused)])
 
 
 def _examine_one(
@@ -108,9 +118,12 @@ def _examine_one(
 ) -> tuple[int, int, str]:
     """Label, digest, and why it cannot be decoded, of one example."""
     try:
-        content = files[path].read(offset, length)
-    except OSError as error:
-        return label, 0, f"cannot be read: {error}"
+        content = read_example(files[path], offset, length, parse)
+    except UserError:
+        raise
+    except Exception as error:  # a remote store has kinds of its own
+        reason = getattr(error, "strerror", None) or one_line(error)
+        return label, 0, f"cannot be read: {shown(reason)}"
     if parse:
         content, label = parse(content)
         if not content:
@@ -159,13 +172,12 @@ def examine_all(
         progress: called with the numbers of finished and of all units.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
-    parts.mkdir(parents=True, exist_ok=True)
     paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
     todo = [number for number, path in enumerate(paths) if not path.exists()]
     done = len(units) - len(todo)
     progress(done, len(units))
     for number, part in _in_processes(plan, units, todo, workers):
-        unfinished = paths[number].with_suffix(".new")
+        unfinished = paths[number].with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
         with open(unfinished, "wb") as file:
             np.savez(file, **part._asdict())
         os.replace(unfinished, paths[number])
@@ -200,13 +212,14 @@ def _load(path: Path) -> Part:
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:
     """Of a unit and what is done with it: another file, size or time of change gives another."""
-    digest = hashlib.blake2b(repr(plan).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((PARTS, plan)).encode(), digest_size=16)
     for name in names:
         path = os.path.join(plan.root, name)
-        if is_remote(path):
-            known = [RandomFile(path).size]
-        else:
-            status = os.stat(path)
-            known = [status.st_size, status.st_mtime_ns]
+        try:
+            known = [size_of(path)]
+            if not is_remote(path):
+                known.append(os.stat(path).st_mtime_ns)
+        except OSError as error:  # such as a link that leads nowhere
+            known = [error.errno or 0]
         digest.update(repr((name, known)).encode())
     return digest.hexdigest()

@@ -5,18 +5,25 @@ TensorFlow's file systems.
 """
 
 import collections
+import errno
 import os
 import re
+import resource
+import stat
 import threading
-from collections.abc import Iterator
-from typing import Any
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from can_jax.data.walk import walk_local
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
 
 IMAGES = r"jpe?g|jpe|jfif|a?png|gif|bmp|dib|webp|tiff?|avif|mpo|jp2|ico|p[bgpn]m"
+Result = TypeVar("Result")
 IMAGE_NAME = re.compile(rf"\.({IMAGES})$", re.IGNORECASE)
 # First bytes of the same formats.
 IMAGE_START = re.compile(
@@ -24,7 +31,20 @@ IMAGE_START = re.compile(
     rb"|.{4}ftyp(avif|avis|mif1|heic|heix|jp2)|\0\0\0\x0cjP  |\xffO\xffQ|\0\0\x01\0|P[1-7][\s#]",
     re.DOTALL,
 )
-OPEN_FILES = 256  # kept open at once
+OPEN_FILES = 256  # kept open at once, or fewer where a process may not open as many
+SHARE = 4  # of the descriptors that a process may have: the part that is kept open
+WAITS = (0.1, 0.5, 2.0)  # seconds before a read is tried again
+# Errors that another try can mend: of a network or a store, and of descriptors that are in use.
+FULL = (errno.EMFILE, errno.ENFILE)
+TRANSIENT = (
+    *FULL, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ENOMEM, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTUNREACH,
+    errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN, errno.EPIPE,
+)  # fmt: skip
+REMOTE_TRANSIENT = (
+    "AbortedError", "DeadlineExceededError", "InternalError", "ResourceExhaustedError",
+    "UnavailableError", "UnknownError",
+)  # fmt: skip
 
 
 def is_remote(path: str) -> bool:
@@ -32,16 +52,65 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def patiently(call: Callable[[], Result]) -> Result:
+    """Return what a call returns; after an error that can pass it is tried again.
+
+    Raises:
+        UserError: The process may not open more files.
+        OSError, tf.errors.OpError: It failed every time, or with an error that stays.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return call()
+        except Exception as error:
+            passing = type(error).__name__ in REMOTE_TRANSIENT
+            if isinstance(error, OSError):
+                passing = error.errno in TRANSIENT
+            if isinstance(error, OSError) and error.errno in FULL:
+                OpenFiles.release()
+            if passing and wait is not None:
+                time.sleep(wait)
+                continue
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise UserError(
+                    f"{error.filename or 'a file'} cannot be opened: this process has as many open "
+                    "files as it may; raise the limit (ulimit -n)"
+                ) from error
+            raise
+    raise AssertionError
+
+
+def size_of(path: str) -> int:
+    """Return the bytes of a file, which need not be readable."""
+    if is_remote(path):
+        return int(patiently(lambda: tensorflow().io.gfile.stat(path)).length)
+    return os.stat(path).st_size
+
+
+def demand_regular(path: str) -> None:
+    """Refuse what is no regular file, such as a FIFO, without opening it: that could wait forever.
+
+    Raises:
+        OSError: It is none, or is not there.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", path)
+
+
 class RandomFile:
     """A file that is read at any place, by many threads at once."""
 
     def __init__(self, path: str):
         self._gfile: Any = None
+        patiently(lambda: self._open(path))
+
+    def _open(self, path: str) -> None:
         if is_remote(path):
             gfile = tensorflow().io.gfile
             self.size = int(gfile.stat(path).length)
             self._gfile, self._lock = gfile.GFile(path, "rb"), threading.Lock()
         else:
+            demand_regular(path)
             self._descriptor = os.open(path, os.O_RDONLY)
             self.size = os.fstat(self._descriptor).st_size
 
@@ -49,6 +118,9 @@ class RandomFile:
         """Bytes from an offset on, fewer where the file ends; all of them for a length of -1."""
         if length < 0:
             length = self.size - offset
+        return patiently(lambda: self._read(offset, length))
+
+    def _read(self, offset: int, length: int) -> bytes:
         if self._gfile is None:
             return os.pread(self._descriptor, length, offset)
         with self._lock:
@@ -62,15 +134,22 @@ class RandomFile:
 
 def open_file(path: str) -> Any:
     """A file to be read from its start on."""
-    return tensorflow().io.gfile.GFile(path, "rb") if is_remote(path) else open(path, "rb")
+    if is_remote(path):
+        return tensorflow().io.gfile.GFile(path, "rb")
+    demand_regular(path)
+    return patiently(lambda: open(path, "rb"))
 
 
 class OpenFiles:
-    """The files used last, kept open."""
+    """The files used last, kept open: all of these together fit the limit of the process."""
+
+    _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
+    _lock = threading.Lock()
 
     def __init__(self) -> None:
         self._files: collections.OrderedDict[str, RandomFile] = collections.OrderedDict()
-        self._lock = threading.Lock()
+        with self._lock:
+            self._all.add(self)
 
     def __getitem__(self, path: str) -> RandomFile:
         with self._lock:
@@ -78,9 +157,30 @@ class OpenFiles:
         file = file or RandomFile(path)
         with self._lock:
             self._files[path] = file
-            if len(self._files) > OPEN_FILES:  # one that is still being read closes after that
-                self._files.popitem(last=False)
+            closing = []  # one that is still being read closes after that
+            while sum(len(files._files) for files in self._all) > open_limit():
+                fullest = self if len(self._files) > 1 else max(self._all, key=OpenFiles._count)
+                closing.append(fullest._files.popitem(last=False))
+        del closing
         return file
+
+    def _count(self) -> int:
+        return len(self._files)
+
+    @classmethod
+    def release(cls) -> None:
+        """Close what is kept open, as soon as nobody reads it."""
+        with cls._lock:
+            closing = [files._files for files in cls._all]
+            for files in cls._all:
+                files._files = collections.OrderedDict()
+        del closing
+
+
+def open_limit() -> int:
+    """Return how many files to keep open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, soft // SHARE))
 
 
 class Names:
@@ -142,17 +242,7 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
         for folder, _, files in tensorflow().io.gfile.walk(root):
             yield folder, files
         return
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [n for n in folders if not n.startswith(".") and not _leads_back(folder, n)]
-        yield folder, [name for name in files if not name.startswith(".")]
-
-
-def _leads_back(folder: str, name: str) -> bool:
-    """Whether a link in a folder is to the folder itself, or to one that holds it."""
-    path = os.path.join(folder, name)
-    if not os.path.islink(path):
-        return False
-    return f"{os.path.realpath(folder)}/".startswith(f"{os.path.realpath(path)}/")
+    yield from walk_local(root)
 
 
 def is_folder(path: str) -> bool:

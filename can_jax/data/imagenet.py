@@ -28,10 +28,11 @@ from absl import flags
 from can_jax import command
 from can_jax.data.examine import Plan
 from can_jax.data.files import OpenFiles, find_images
+from can_jax.data.find import is_shard
 from can_jax.data.indexing import build_index
-from can_jax.data.scan import lacks_end
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
+from can_jax.data.tar import Members, open_tar
 from can_jax.errors import UserError
 from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
@@ -45,6 +46,9 @@ SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
 
 _SHARDS = flags.DEFINE_integer(
     "shards", None, "Of each split; by default one for 140 MB.", lower_bound=1
+)
+_PARTIAL = flags.DEFINE_bool(
+    "partial", False, "Accept official tars with other numbers of images than ImageNet-1k has."
 )
 
 
@@ -63,10 +67,8 @@ def main(source: str, target: str | None = None) -> None:
     root = Path(source)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for what it is to hold")
-    if any("tfrecord" in name or "-of-" in name for name in os.listdir(root)):
-        for split in SPLITS_OF_RECORDS:
-            with contextlib.suppress(UserError):
-                _index(*locate_shards("tfrecord", str(root), split), split)
+    if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
+        _index_records(str(root))
         return
     splits = {"train": find_train(root), "val": find_val(root)}
     if target is None:
@@ -79,10 +81,37 @@ def main(source: str, target: str | None = None) -> None:
         for name in sorted(names - set(classes)):
             raise UserError(f"the class {name} of the split {split} is not in the split train")
         print(f"{split}: {len(images)} images in {len(names)} classes, {same}")
+        tar = {"train": TRAIN_TAR, "val": VAL_TAR}[split]
+        if images and len(images) != known and (root / tar).exists() and not _PARTIAL.value:
+            raise UserError(
+                f"{root / tar} has {len(images)} images, ImageNet-1k has {known}: download it "
+                "again, or take it as it is with --partial"
+            )
     for split, images in splits.items():
         if images:
             shards = write_shards(Path(target), split, images, classes)
             _index(target, shards, split, tuple(classes))
+
+
+def _index_records(root: str) -> None:
+    """Index TFRecords where they are, each split that their names state.
+
+    Raises:
+        UserError: There is none.
+    """
+    indexed: list[list[str]] = []
+    refused = None
+    for split in SPLITS_OF_RECORDS:
+        try:
+            folder, shards = locate_shards("tfrecord", root, split)
+        except UserError as error:
+            refused = refused or error
+            continue
+        if shards not in indexed:  # `val` is `validation` by another name
+            indexed.append(shards)
+            _index(folder, shards, split)
+    if not indexed and refused:
+        raise refused
 
 
 def _index(root: str, shards: list[str], split: str, classes: tuple[str, ...] = ()) -> None:
@@ -140,7 +169,7 @@ class _Slice(io.RawIOBase):
     """A part of a file as a file."""
 
     def __init__(self, file: io.BufferedReader, start: int, length: int):
-        self._file, self._start, self._length, self._place = file, start, length, 0
+        self._file, self.start, self._length, self._place = file, start, length, 0
 
     def readable(self) -> bool:
         return True
@@ -157,7 +186,7 @@ class _Slice(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        self._file.seek(self._start + self._place)
+        self._file.seek(self.start + self._place)
         content = self._file.read(min(len(buffer), max(0, self._length - self._place)))
         buffer[: len(content)] = content
         self._place += len(content)
@@ -171,16 +200,27 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
         UserError: the tar is not whole.
     """
     try:
-        with tarfile.open(path if part is None else None, "r:", fileobj=part) as tar:
-            for member in tar:
-                if member.isfile():
-                    name = os.path.basename(member.name)
+        with contextlib.ExitStack() as stack:
+            file = part or stack.enter_context(open(path, "rb"))
+            members = Members(stack.enter_context(open_tar(file, "r:")), _size(file))
+            for member in members:
+                name = os.path.basename(member.name)
+                if member.issparse() or member.islnk() or member.issym():
+                    raise UserError(f"{path}: {name} is a link or sparse; make the tar again")
+                if member.isreg():
                     yield Image(str(path), member.offset_data, member.size, name, "")
-            whole = not lacks_end(tar)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{path} is no whole tar: {error}; is the download complete?") from error
-    if not whole:
-        raise UserError(f"{path} is cut off; is the download complete?")
+    if members.problem:
+        where = f"{path}, in the tar at byte {part.start} of it," if part else str(path)
+        raise UserError(f"{where} {members.problem}; is the download complete?")
+
+
+def _size(file: Any) -> int:
+    """Return the bytes of an open file."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    return size
 
 
 def labels_of_devkit(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ from can_jax.data.find import find_shards
 from can_jax.data.folder import classes_of, images_of_split
 from can_jax.data.indexing import build_index
 from can_jax.data.shards import locate_shards
+from can_jax.data.splits import shown
 from can_jax.data.table import FOLDER
 from can_jax.data.tfds import locate_tfds
 from can_jax.errors import UserError
@@ -51,7 +52,8 @@ def main(path: str) -> None:
     if source == "folder":
         root, names, others = images_of_split(path, split)
         if others:
-            print(f"{len(others)} files are left out, not being named as images, as {others[0]}")
+            first = shown(others[0])
+            print(f"{len(others)} files are left out, not being named as images, as {first}")
         labels, label_names = classes_of(names)
         file_labels = np.array(labels, np.int32)
     elif source == "tfds":

@@ -9,8 +9,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from can_jax.data.files import OpenFiles, RandomFile, is_remote
+from can_jax.data.files import OpenFiles, RandomFile, is_remote, size_of
+from can_jax.data.records import FOOTER, WRONG_SUM, intact_content
 from can_jax.data.source import Examples
+from can_jax.data.splits import shown
 from can_jax.data.table import FACTS, FOLDER, Table, load_table
 from can_jax.errors import UserError
 
@@ -79,16 +81,34 @@ class IndexedSource:
         try:
             # Files of their own are not kept open: each is read once an epoch.
             file = RandomFile(path) if length < 0 else self._files[path]
-            content = file.read(int(table.offset[example]), length)
+            content = read_example(file, int(table.offset[example]), length, self._parse)
+        except UserError:
+            raise
         except Exception as error:  # a remote store has kinds of its own
             if example not in self._unread and len(self._unread) < NAMED:
                 self._unread.add(example)
-                logging.warning("cannot be read: %s: %s", path, error)
+                where = shown(self.describe(example))
+                logging.warning("cannot be read: %s: %s", where, shown(str(error)))
             return b""
         if len(content) <= self._cache_room:
             self._cache_room -= len(content)
             self._cache[example] = content
         return content
+
+
+def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord | None) -> bytes:
+    """Return the bytes of an example; those of a record are held against their checksum.
+
+    Raises:
+        ValueError: The checksum is wrong.
+        Exception: Whatever the file system raises.
+    """
+    if parse is None:
+        return file.read(offset, length)
+    content = intact_content(file.read(offset, length + FOOTER))
+    if content is None:
+        raise ValueError(WRONG_SUM)
+    return content
 
 
 def table_of(
@@ -121,7 +141,7 @@ def table_of(
         raise UserError(f"{place} is an index of {facts['source']} data, not of {source} data")
     if shards is None:
         return table
-    sizes = {name: RandomFile(os.path.join(root, name)).size for name in shards}
+    sizes = {name: size_of(os.path.join(root, name)) for name in shards}
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(f"{place} is not the index of this data: {name} is in one of them only")
     for name, size in sizes.items():

@@ -1,6 +1,8 @@
 """Building an index: what was found, in one table, with lists of what is amiss."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -8,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from can_jax.data.claim import only_writer
 from can_jax.data.examine import Part, Plan, examine_all
-from can_jax.data.files import Names, RandomFile
-from can_jax.data.table import Table
+from can_jax.data.files import Names, size_of
+from can_jax.data.splits import shown
+from can_jax.data.table import FACTS, Table
+from can_jax.data.webdataset import from_text, list_unused
 from can_jax.errors import UserError
 
 PROGRESS_SECONDS = 10
@@ -28,6 +33,8 @@ def build_index(
 ) -> None:
     """Examine all files, write their index, and print what was found.
 
+    If another process is writing the same index, wait for it, and take what it wrote.
+
     Args:
         plan: what is to be done.
         names: files, relative to the plan's root.
@@ -42,13 +49,52 @@ def build_index(
     """
     if not names:
         raise UserError(f"there is no image below {plan.root}")
+    request = (plan, names, file_labels is not None, label_names, drop_duplicates)
+    digest = hashlib.blake2b(repr(request).encode(), digest_size=16).hexdigest()
+    waited = []
+
+    def wait() -> None:
+        waited.append(True)
+        print(f"another process is writing {shown(str(out))}; waiting for it", flush=True)
+
+    try:
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+        writer = only_writer(out, wait)
+        with writer:
+            if waited and _request_of(out) == digest:
+                print(f"{shown(str(out))} was written by the other process", flush=True)
+                return
+            (out / "parts").mkdir(parents=True, exist_ok=True)
+            _build(plan, names, out, workers, file_labels, label_names, drop_duplicates, digest)
+    except PermissionError as error:
+        raise UserError(
+            f"{shown(str(out))} cannot be written; give another folder with --out"
+        ) from error
+
+
+def _request_of(out: Path) -> str | None:
+    """Return the digest of what an index was asked to hold; None without one."""
+    try:
+        return json.loads((out / FACTS).read_text()).get("request")
+    except (OSError, ValueError):
+        return None
+
+
+def _build(
+    plan: Plan,
+    names: list[str],
+    out: Path,
+    workers: int,
+    file_labels: np.ndarray | None,
+    label_names: tuple[str, ...],
+    drop_duplicates: bool,
+    request: str,
+) -> None:
+    """Write an index into a folder that no other process writes to."""
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
-    print(f"{len(names)} {kind} in {plan.root}, index in {out}", flush=True)
-    try:
-        parts = examine_all(plan, names, out / "parts", workers, Progress())
-    except PermissionError as error:
-        raise UserError(f"{out} cannot be written; give another folder with --out") from error
+    print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
+    parts = examine_all(plan, names, out / "parts", workers, Progress())
     whole, reason = join_parts(plan, names, parts)
     if file_labels is not None:
         whole = dataclasses.replace(whole, label=file_labels[whole.file])
@@ -64,20 +110,23 @@ def build_index(
         "cut_off": [str(problem) for part in parts for problem in part.problems],
     }
     for name, lines in lists.items():
-        (out / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+        text = "".join(f"{line}\n" for line in lines)  # with the very bytes of the names
+        (out / f"{name}.txt").write_text(text, errors="surrogateescape")
     for line in lists["cut_off"]:
-        print(f"warning: {line}")
+        print(f"warning: {shown(line)}")
+    if unused := from_text(line for part in parts for line in part.unused):
+        print(f"members of tars that are not used: {list_unused(unused)}")
     if not keep.any():
         raise UserError(f"nothing in {plan.root} can be decoded; see {out}/undecodable.txt")
     sizes = {} if plan.source == "folder" else {name: file_size(plan, name) for name in names}
-    facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes}
+    facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes, "request": request}
     counts = {name: len(lines) for name, lines in lists.items()}
     dataclasses.replace(select(whole, keep), label_names=label_names).save(out, facts | counts)
     shutil.rmtree(out / "parts")
     print(f"{int(keep.sum())} examples indexed in {time.monotonic() - started:.1f}s")
-    print(f"{counts['undecodable']} undecodable, left out; see {out}/undecodable.txt")
+    print(f"{counts['undecodable']} undecodable, left out; see {shown(str(out))}/undecodable.txt")
     kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
-    print(f"{counts['duplicates']} duplicates, {kept}; see {out}/duplicates.txt")
+    print(f"{counts['duplicates']} duplicates, {kept}; see {shown(str(out))}/duplicates.txt")
 
 
 class Progress:
@@ -95,7 +144,7 @@ class Progress:
 
 def file_size(plan: Plan, name: str) -> int:
     """Bytes of a file."""
-    return RandomFile(os.path.join(plan.root, name)).size
+    return size_of(os.path.join(plan.root, name))
 
 
 def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, np.ndarray]:

@@ -1,5 +1,6 @@
 """`tfrecord` and `webdataset`: examples packed into shards, each read where it lies."""
 
+import collections
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,13 @@ from absl import logging
 from can_jax.data.files import Names, is_remote
 from can_jax.data.find import find_shards
 from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
-from can_jax.data.scan import Found, scan_tar, scan_tfrecord
+from can_jax.data.label_range import as_label
+from can_jax.data.records import scan_tfrecord
+from can_jax.data.scan import Found, found
+from can_jax.data.splits import shown
 from can_jax.data.table import Table
-from can_jax.errors import UserError
+from can_jax.data.webdataset import list_unused, scan_tar
+from can_jax.errors import UserError, one_line
 from can_jax.tf import tensorflow
 
 SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
@@ -96,21 +101,35 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
         UserError: nothing in any of them.
     """
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
-        scans = threads.map(SCANNERS[source], (os.path.join(root, name) for name in names))
-        found = list(scans)
-    for name, shard in zip(names, found, strict=True):
+        paths = [os.path.join(root, name) for name in names]
+        scans = list(threads.map(lambda path: scan_shard(source, path), paths))
+    unused = sum((shard.unused for shard in scans), collections.Counter())
+    for path, shard in zip(paths, scans, strict=True):
         if shard.problem:
-            logging.warning("%s", cut_off(os.path.join(root, name), shard))
-    if not sum(len(shard.offset) for shard in found):
-        raise UserError(
-            f"no example in {len(names)} shards: {cut_off(os.path.join(root, names[0]), found[0])}"
-        )
-    return join(list(names), found)
+            logging.warning("%s", cut_off(path, shard))
+    if unused:
+        logging.warning("%s: not used: %s", shown(root), list_unused(unused))
+    if not sum(len(shard.offset) for shard in scans):
+        raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
+    return join(list(names), scans)
+
+
+def scan_shard(source: str, path: str) -> Found:
+    """Return what a shard holds; one that cannot be read holds nothing, and says why."""
+    try:
+        return SCANNERS[source](path)
+    except UserError:
+        raise
+    except Exception as error:  # a remote store has kinds of its own
+        reason = getattr(error, "strerror", None) or one_line(error)
+        return found([], [], [], f"cannot be read: {reason}")
 
 
 def cut_off(path: str, shard: Found) -> str:
-    """What a shard's problem leaves."""
-    return f"{path} {shard.problem or 'is empty'}; {len(shard.offset)} examples of it are used"
+    """Return the problem of a shard, and how much of it is used."""
+    empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
+    count = len(shard.offset)
+    return f"{shown(path)} {shard.problem or empty}; {count} examples of it are used"
 
 
 def join(names: list[str], shards: Sequence[Found]) -> Table:
@@ -127,12 +146,13 @@ def join(names: list[str], shards: Sequence[Found]) -> Table:
 
 def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
     """Reads the image, b"" if it is missing, and the label, -1 if so, of a `tf.train.Example`."""
+    where = f"the feature {label_key!r}"
 
     def parse(record: bytes) -> tuple[bytes, int]:
         features = example_features(record)
         image = features[image_key].bytes_list.value if image_key in features else ()
         label = features[label_key].int64_list.value if label_key in features else ()
-        return (image[0] if image else b"", int(label[0]) if label else -1)
+        return (image[0] if image else b"", as_label(int(label[0]), where) if label else -1)
 
     return parse
 

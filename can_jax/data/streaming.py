@@ -11,12 +11,9 @@ guarantees is less than the indexed order does:
 - In the place of an image that cannot be decoded comes the next one of its chunk.
 """
 
-import functools
-import gzip
 import itertools
 import os
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,12 +24,11 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data import chunks
-from can_jax.data.files import open_file
 from can_jax.data.loader import Loader, States, TrainingLoader
 from can_jax.data.order import VERSION
-from can_jax.data.scan import FOOTER, HEADER, examples_of_tar, lacks_end, record_length
-from can_jax.data.shards import example_parser, locate_shards
+from can_jax.data.shards import FIRST_RECORDS, locate_shards
 from can_jax.data.source import Source
+from can_jax.data.stream import Read, reader_of
 from can_jax.data.views import RandomViews
 from can_jax.errors import UserError
 from can_jax.parallel.rows import Share, share_of_process
@@ -43,7 +39,6 @@ from can_jax.tf import tensorflow
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
 NOTHING = 2**30  # attempts at a row for which no image of its chunk can be decoded
-Read = Callable[[str], Iterator[tuple[bytes, int]]]
 
 
 class ShardStream:
@@ -93,40 +88,6 @@ class ShardStream:
             record = 0
 
 
-def read_tfrecord(path: str, parse: Callable[[bytes], tuple[bytes, int]]) -> Iterator:
-    """The examples of a TFRecord file, plain or gzipped, as far as it is whole."""
-    try:
-        with open_file(path) as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            stream = gzip.GzipFile(fileobj=file) if zipped else file
-            while header := stream.read(HEADER):
-                length = record_length(header)
-                content = stream.read(length + FOOTER) if length is not None else b""
-                if length is None or len(content) < length + FOOTER:
-                    logging.warning("%s is cut off or damaged; what follows is left out", path)
-                    return
-                yield parse(content[:-FOOTER])
-    except (OSError, EOFError) as error:
-        logging.warning("%s cannot be read further: %s", path, error)
-
-
-def read_tar(path: str) -> Iterator[tuple[bytes, int]]:
-    """The examples of a tar, compressed or not, as far as it is whole."""
-    try:
-        with open_file(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
-
-            def content(member: Any) -> bytes:
-                inside = tar.extractfile(member)
-                return inside.read() if inside else b""
-
-            yield from examples_of_tar(tar, take=content)
-            if lacks_end(tar):
-                logging.warning("%s is cut off at byte %d", path, tar.offset)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        logging.warning("%s cannot be read further: %s", path, error)
-
-
 def open_stream(data: ConfigDict, split: str) -> ShardStream:
     """The shards that a checked config block names, to be streamed.
 
@@ -139,16 +100,12 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
         raise UserError(
             f"{len(paths)} shards in {root} are too few for {jax.process_count()} processes"
         )
-    read: Read = read_tar
-    if data.source == "tfrecord":
-        read = functools.partial(
-            read_tfrecord, parse=example_parser(data.image_key, data.label_key)
-        )
+    read = reader_of(data)
     for path in paths:
-        image, _ = next(read(path), (None, -1))
-        if image:
+        first = list(itertools.islice(read(path), FIRST_RECORDS))
+        if any(image for image, _ in first):
             return ShardStream(paths, read, data.examples)
-        if image is not None:
+        if first and data.source == "tfrecord":
             raise UserError(f"{path} holds no {data.image_key!r}; set config.data.image_key")
     raise UserError(f"no image in any of {len(paths)} shards, such as {paths[0]}")
 

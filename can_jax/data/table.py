@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 
 from can_jax.data.files import Names
+from can_jax.data.label_range import as_labels
 from can_jax.errors import UserError
 
 FORMAT = 1
@@ -88,6 +89,8 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
 
         rows = {name: column(name) for name in ("file", "offset", "length", "label")}
+        if rows["label"].dtype != np.int32:  # written by another program
+            rows["label"] = as_labels(rows["label"], str(folder))
         names = Names(column("names"), column("name_ends"))
         digest = column("digest") if (folder / "digest.npy").exists() else None
     except (OSError, ValueError, KeyError) as error:

@@ -8,11 +8,12 @@ import pytest
 from can_jax.data.examine import Plan
 from can_jax.data.find import find_shards
 from can_jax.data.indexing import build_index
-from can_jax.data.scan import masked_crc32c, scan_tar, scan_tfrecord
+from can_jax.data.records import masked_crc32c, scan_tfrecord
 from can_jax.data.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.webdataset import scan_tar
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
-from tests.data.samples import write_tar, write_tfrecord, write_webdataset
+from tests.data.samples import example, write_tar, write_tfrecord, write_webdataset
 
 CONTENTS = [bytes([i]) * (50 + i) for i in range(7)]
 
@@ -63,14 +64,16 @@ def test_cut_off_shard_is_used_as_far_as_it_goes(tmp_path, kind, cut, caplog):
     assert str(path) in caplog.text and "6 examples of it are used" in caplog.text
 
 
-def test_damaged_length_ends_a_record_file_there(tmp_path):
+def test_damaged_length_costs_one_record(tmp_path):
     write_tfrecord(tmp_path / "a", CONTENTS)
     content = bytearray((tmp_path / "a").read_bytes())
     third = scan_tfrecord(str(tmp_path / "a")).offset[2] - 12
     content[third] ^= 1
     (tmp_path / "a").write_bytes(content)
     found = scan_tfrecord(str(tmp_path / "a"))
-    assert len(found.offset) == 2 and f"no TFRecord at byte {third}" in found.problem
+    fourth = third + 16 + len(example(CONTENTS[2]))
+    assert len(found.offset) == 6
+    assert f"no TFRecord at byte {third} to {fourth}, which is passed over" in found.problem
 
 
 @pytest.mark.parametrize("suffix", ["tfrecord", "tar"])

@@ -1,0 +1,149 @@
+"""A shard read from its start to its end: compressed or not, whole or damaged."""
+
+import collections
+import functools
+import gzip
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from can_jax.data.files import open_file
+from can_jax.data.indexed import ParseRecord
+from can_jax.data.records import (
+    FOOTER,
+    HEADER,
+    SEARCH,
+    WRONG_SUM,
+    candidates,
+    intact_content,
+    record_length,
+)
+from can_jax.data.shards import example_parser
+from can_jax.data.splits import shown
+from can_jax.data.tar import Members, open_tar
+from can_jax.data.webdataset import Unused, examples_of_tar, list_unused
+from can_jax.errors import UserError, one_line
+
+Read = Callable[[str], Iterator[tuple[bytes, int]]]
+NOT_FOLLOWED = "links, which a stream does not follow"
+LONGEST = 2**30  # bytes of a record; a longer one is taken for damage
+
+
+def reader_of(data: ConfigDict) -> Read:
+    """Return the reader of the shards that a checked config block names."""
+    if data.source == "webdataset":
+        return functools.partial(read_tar, reported=set())
+    return functools.partial(read_tfrecord, parse=example_parser(data.image_key, data.label_key))
+
+
+class _Ahead:
+    """A stream of which bytes that were read can be given back.
+
+    Args:
+        stream: It cannot seek.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream, self._ahead, self.place = stream, b"", 0
+
+    def read(self, length: int) -> bytes:
+        """Return as many bytes, fewer at the end."""
+        content, self._ahead = self._ahead[:length], self._ahead[length:]
+        if len(content) < length:
+            content += self._stream.read(length - len(content))
+        self.place += len(content)
+        return content
+
+    def give_back(self, content: bytes) -> None:
+        """Let the next bytes that are read be these."""
+        self._ahead = content + self._ahead
+        self.place -= len(content)
+
+
+def read_tfrecord(path: str, parse: ParseRecord) -> Iterator[tuple[bytes, int]]:
+    """Yield the examples of a TFRecord file, plain or gzipped.
+
+    The image of a record with a wrong checksum is empty. Behind a damaged header, reading resumes
+    at the next header that is valid.
+    """
+    try:
+        with open_file(path) as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = _Ahead(gzip.GzipFile(fileobj=file) if zipped else file)
+            while header := stream.read(HEADER):
+                start = stream.place - len(header)
+                length = record_length(header)
+                record = stream.read(length + FOOTER) if length is not None else b""
+                if length is not None and len(record) == length + FOOTER:
+                    content = intact_content(record)
+                    if content is None:
+                        logging.warning("%s: %s, at byte %d", shown(path), WRONG_SUM, start)
+                    yield parse(content or b"")
+                    continue
+                stream.give_back(header[1:] + record)
+                if not _skip_to_record(stream):
+                    logging.warning("%s is cut off or damaged at byte %d", shown(path), start)
+                    return
+                logging.warning(
+                    "%s has no TFRecord at byte %d to %d, which is passed over",
+                    shown(path), start, stream.place,
+                )  # fmt: skip
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, a remote store, gzip or zlib
+        logging.warning("%s cannot be read further: %s", shown(path), shown(one_line(error)))
+
+
+def _skip_to_record(stream: _Ahead) -> bool:
+    """Go to the next valid header of a record; return whether there is one."""
+    while len(block := stream.read(SEARCH)) >= HEADER:
+        for start in candidates(block):
+            length = record_length(block[start : start + HEADER])
+            if length is not None and length < LONGEST:
+                stream.give_back(block[start:])
+                return True
+        if len(block) < SEARCH:
+            return False
+        stream.give_back(block[1 - HEADER :])
+    return False
+
+
+def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
+    """Yield the examples of a tar, compressed or not.
+
+    Args:
+        path: Of the tar.
+        reported: Kinds of members that are not used and have been logged; others are added.
+    """
+    unused: Unused = collections.Counter()
+    try:
+        with open_file(path) as file, open_tar(file, "r|*") as tar:
+
+            def content(member: Any) -> bytes | None:
+                if not member.isreg():
+                    unused[NOT_FOLLOWED] += 1
+                    return None
+                inside = tar.extractfile(member)
+                return inside.read() if inside else b""
+
+            members = Members(tar)
+            yield from examples_of_tar(members, tar, content, unused)
+            if members.problem:
+                logging.warning("%s %s", shown(path), members.problem)
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, a remote store, tarfile or a decompressor
+        if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):
+            logging.warning("%s is cut off", shown(path))
+        else:
+            logging.warning("%s cannot be read further: %s", shown(path), shown(one_line(error)))
+    if set(unused) - reported:
+        reported.update(unused)
+        logging.warning(
+            "%s: not used: %s; members of these kinds are not named again",
+            shown(path), list_unused(unused),
+        )  # fmt: skip

@@ -1,0 +1,116 @@
+"""Members of a tar, whole or damaged: headers, links, and the bytes that belong to no member."""
+
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+BLOCK = tarfile.BLOCKSIZE
+NAMED_GAPS = 3  # damaged places that a message names
+END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
+# How files of these kinds begin; they can only be read from start to end.
+COMPRESSED = {
+    rb"\x1f\x8b": "gzip", rb"BZh\d1AY&": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd",
+    rb"\x04\x22\x4d\x18": "lz4", rb"\x78[\x01\x9c\xda]": "zlib",
+}  # fmt: skip
+
+
+def compression_of(start: bytes) -> str | None:
+    """Return how a file that begins with these bytes is compressed; None if it is not."""
+    return next((kind for magic, kind in COMPRESSED.items() if re.match(magic, start)), None)
+
+
+def open_tar(file: Any, mode: str) -> tarfile.TarFile:
+    """Open a tar for `Members`, with a mode of `tarfile`: `r:` or `r|*`.
+
+    Raises:
+        tarfile.TarError: It is empty.
+    """
+    return tarfile.open(fileobj=file, mode=mode, ignore_zeros=True)  # type: ignore[call-overload]
+
+
+class Members:
+    """The members of a tar that is read once, from start to end.
+
+    A header that is damaged, or overwritten with zeros, ends the members for `tarfile`. Here
+    reading resumes at the next header whose checksum is right.
+
+    Args:
+        tar: As `open_tar` returns it.
+        size: Of the file in bytes, if it is known. Members beyond it are left out.
+    """
+
+    def __init__(self, tar: tarfile.TarFile, size: int = sys.maxsize):
+        self.tar: Any = tar
+        self._size = size
+        self._gaps: list[tuple[int, int]] = []
+        self._ending: str | None = None
+        self._damaged = False  # since the last member
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        end = 0  # of the last member
+        while (member := self._next()) is not None:
+            if member.offset > end:
+                self._gaps.append((end, member.offset))
+            end, self._damaged = self.tar.offset, False
+            whole = not member.isreg() or member.offset_data + member.size <= self._size
+            if not whole and not member.issparse():  # whose size is not that in the file
+                self._ending = f"is cut off: its member at byte {member.offset} is not whole"
+                return
+            yield member
+        self._finish(end)
+
+    @property
+    def problem(self) -> str | None:
+        """What is damaged, and where; None if nothing is. Known after the iteration."""
+        said = []
+        if self._gaps:
+            places = [f"{b - a} bytes from byte {a} on" for a, b in self._gaps[:NAMED_GAPS]]
+            if len(self._gaps) > NAMED_GAPS:
+                places.append(f"{len(self._gaps) - NAMED_GAPS} more places")
+            said.append(f"is damaged: no valid header in {', '.join(places)}, which is passed over")
+        if self._ending:
+            said.append(self._ending)
+        return "; it ".join(said) or None
+
+    def _next(self) -> tarfile.TarInfo | None:
+        """Return the next member that has a valid header."""
+        tar = self.tar
+        tar.members = []  # which would otherwise keep every header
+        if tar.firstmember is not None:
+            member, tar.firstmember = tar.firstmember, None
+            return member
+        while self._seek():
+            try:
+                return tar.tarinfo.fromtarfile(tar)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                tar.offset += BLOCK
+            except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+                self._damaged = True
+                tar.offset += BLOCK
+            except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+                return None
+            except (tarfile.HeaderError, ValueError, OverflowError):
+                # The header of a long name or of attributes is right, and what follows is not.
+                self._damaged = True
+                tar.offset = -(-max(tar.fileobj.tell(), tar.offset + BLOCK) // BLOCK) * BLOCK
+        return None
+
+    def _seek(self) -> bool:
+        """Go to where the next header should be; return whether the file reaches that far."""
+        file, offset = self.tar.fileobj, self.tar.offset
+        if file.tell() == offset:
+            return True
+        file.seek(offset - 1)
+        return bool(file.read(1))
+
+    def _finish(self, end: int) -> None:
+        """Note what is wrong behind the last member, where only zeros belong."""
+        rest = self.tar.fileobj.tell() - end
+        if self._damaged:
+            self._gaps.append((end, end + rest))
+        elif rest < BLOCK:
+            self._ending = f"is cut off: it has no end mark at byte {end}"
+        elif rest > END_ZEROS:
+            self._ending = f"has only zeros from byte {end} on, {rest} bytes"

@@ -1,0 +1,99 @@
+"""Patterns, ranges and lists of shards, and folders of them."""
+
+import pytest
+
+from can_jax.data.find import expand_braces, find_shards
+from can_jax.errors import UserError
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def names(root, pattern, kind="tar", **options):
+    found = find_shards(f"{root}/{pattern}", "train", kind, **options)
+    return [name.removeprefix(f"{root}/") for name in found]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("a{00..02}", ["a00", "a01", "a02"]),
+        ("{a,b{0..1},}c", ["ac", "b0c", "b1c", "c"]),
+        ("{x{1,2},y}{3,4}", ["x13", "x14", "x23", "x24", "y3", "y4"]),
+        ("{0..6..3}{a..c}", [f"{n}{c}" for n in "036" for c in "abc"]),
+        ("{3..1}", ["3", "2", "1"]), ("{a}{}-{b", ["{a}{}-{b"]), ("{a{0..1}}", ["{a0}", "{a1}"]),
+    ],
+)  # fmt: skip
+def test_braces_expand_as_in_a_shell(pattern, expanded):
+    assert list(expand_braces(pattern)) == expanded
+
+
+def test_patterns(tmp_path):
+    touch(tmp_path, "m1/x-0.tar", "m2/x-0.tar", "m2/x-1.tar", "data[v1]/a.tar", "data[v1]/b.tar")
+    assert names(tmp_path, "m{1..2}/x-0.tar") == ["m1/x-0.tar", "m2/x-0.tar"]
+    assert names(tmp_path, "m?/*-[1-9].tar") == ["m2/x-1.tar"]
+    assert names(tmp_path, "{m1,data[v1]}/*.tar") == [
+        "data[v1]/a.tar",
+        "data[v1]/b.tar",
+        "m1/x-0.tar",
+    ]
+    assert names(tmp_path, "data[v1]/{a,b}.tar") == ["data[v1]/a.tar", "data[v1]/b.tar"]
+    assert names(tmp_path, "data[v1]") == names(tmp_path, "data[[]v1]/[ab].tar")
+    assert names(tmp_path, "**/x-*.tar") == ["m1/x-0.tar", "m2/x-0.tar", "m2/x-1.tar"]
+    assert names(tmp_path, f"m1/x-0.tar::{tmp_path}/m2/x-{{0..1}}.tar::{tmp_path}/m1") == [
+        "m1/x-0.tar", "m2/x-0.tar", "m2/x-1.tar",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"none\.tar does not exist"):
+        names(tmp_path, f"m1/x-0.tar::{tmp_path}/none.tar")
+    with pytest.raises(UserError, match=r"no file matches .*m\{3\.\.4\}/\*"):
+        names(tmp_path, "m{3..4}/*")
+
+
+def test_what_a_range_lists_and_is_not_there_is_said(tmp_path, caplog):
+    touch(tmp_path, "00000.tar", "00001.tar", "00004.tar")
+    assert names(tmp_path, "{00000..00004}.tar") == ["00000.tar", "00001.tar", "00004.tar"]
+    assert "lists 5 files, of which 2 do not exist" in caplog.text
+    assert f"{tmp_path}/00002.tar, {tmp_path}/00003.tar" in caplog.text
+    caplog.clear()
+    names(tmp_path, "{00000,x*}.tar")
+    assert "lists 2 files, of which 1 do not exist" in caplog.text and "x*.tar" in caplog.text
+    caplog.clear()
+    names(tmp_path, "0000{0..1}.tar")
+    assert not caplog.text
+
+
+def test_folders_of_shards(tmp_path, caplog):
+    touch(tmp_path, "a/0.tar", "a/deep/1.tar", "b/2.tar", ".hidden/3.tar", "b/c.txt")
+    assert names(tmp_path, "") == ["a/0.tar", "a/deep/1.tar", "b/2.tar"]
+    touch(tmp_path, "4.tar")
+    assert names(tmp_path, "") == ["4.tar"]
+    assert "3 shards in folders below it are left out, such as a/0.tar" in caplog.text
+
+
+def test_compressed_tars_in_a_folder(tmp_path, caplog):
+    touch(tmp_path, "a.tar.gz", "b.tgz")
+    with pytest.raises(UserError, match=r"2 compressed tars, such as .*data\.streaming=True"):
+        names(tmp_path, "")
+    assert names(tmp_path, "", compressed=True) == ["a.tar.gz", "b.tgz"]
+    touch(tmp_path, "c.tar")
+    assert names(tmp_path, "") == ["c.tar"] and "2 compressed tars" in caplog.text
+    assert names(tmp_path, "", compressed=True) == ["a.tar.gz", "b.tgz", "c.tar"]
+
+
+def test_files_beside_records_are_none(tmp_path):
+    touch(
+        tmp_path, "a.tfrecord", "a.tfrecord.idx", "b.tfrecord-00000-of-00001", "b-00000-of-00001",
+        "c-00000-of-00001.parquet", "d-00000-of-00001.arrow", "e.array_record-00000-of-00001",
+        "c-00000-of-00001-0a1b.parquet", "f.tfrecord.tmp", "g.tfrec", "dataset_info.json",
+    )  # fmt: skip
+    assert names(tmp_path, "", "tfrecord") == [
+        "a.tfrecord", "b-00000-of-00001", "b.tfrecord-00000-of-00001", "g.tfrec",
+    ]  # fmt: skip
+
+
+def test_store_that_cannot_be_read_is_one_line():
+    with pytest.raises(UserError, match="s3:// cannot be read here; mount the store"):
+        find_shards("s3://bucket/{split}-*.tar", "train", "tar")
