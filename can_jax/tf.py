@@ -24,8 +24,9 @@ def tensorflow() -> ModuleType:
 
     tf.config.set_visible_devices([], "GPU")
     # TensorFlow counts all cores, also those that a container's quota leaves out.
-    tf.config.threading.set_inter_op_parallelism_threads(usable_cores())
-    tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
+    with contextlib.suppress(RuntimeError):  # somebody has used it before, with threads of its own
+        tf.config.threading.set_inter_op_parallelism_threads(usable_cores())
+        tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
     return tf
 
 
