@@ -129,7 +129,7 @@ def _options() -> list[str]:
 
 def _nearest(name: str) -> str | None:
     """Return the option that a mistyped name means: that which ends so, or the most like it."""
-    options = _options()
+    options, name = _options(), name.replace("-", "_").lower()
     whole = [o for o in options if o == name or o.endswith(f".{name}")]
     if whole:
         return min(whole, key=lambda option: option.count("."))

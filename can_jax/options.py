@@ -112,6 +112,8 @@ def load(name: str, kind: str) -> ConfigDict:
     except UserError as error:
         raise UserError(f"--{CONFIG}={error}") from None
     path = str(find(given, kind, option))
+    if path.endswith((".json", ".yaml", ".yml", ".toml")):
+        raise UserError(f"{option}: a {KINDS[kind].title} is a Python file with get_config()")
     try:
         get_config = getattr(_import(path), "get_config", None)
         if get_config is None:
