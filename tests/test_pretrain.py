@@ -145,7 +145,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["modle.size=L"], 'Did you mean "model"'),
+        (["modle.size=L"], "did you mean --config.model.size?"),
         (["batch_size=many"], "batch_size=many"),
         (["model.patch_size=5"], "does not divide data.image_size"),
         (["model.mask_ratio=0.999"], "hides all 16 patches"),

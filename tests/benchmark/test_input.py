@@ -45,7 +45,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("input",), "data.path is not set"),
         (("input", f"--path={tmp_path / 'none'}"), "is not a folder"),
         (("input", f"--path={tmp_path}"), "none of 1 images"),
-        (("input", "--source=shapes"), "should be one of"),
+        (("input", "--source=shapes"), "choose one of folder"),
         (("stop",), "choose one of input, step"),
         ((), "SUBJECT is missing"),
     ]:

@@ -73,7 +73,7 @@ def test_what_does_not_fit_ends_with_advice(recipe):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config=FILE is missing"),
+        ([], "--config=NAME is missing"),
         (["--config=configs/vit_b.py"], "--topology=NAME is missing"),
         (["--config=configs/vit_b.py", "--topology=v9:2x2"], "no 'v9' is known"),
         (["--config=configs/vit_b.py", "--topology=cpu:2", "--mfu=2"], "--mfu=2"),
