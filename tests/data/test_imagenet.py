@@ -1,18 +1,18 @@
 """Preparing ImageNet, from small tars and folders with the layout of the official ones."""
 
 import io
-import subprocess
-import sys
 import tarfile
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from scipy.io import savemat
 
 from can_jax.data import imagenet
 from can_jax.data.shards import open_tfrecord
 from can_jax.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord
+from tests.runs import main_in_process
 
 CLASSES = ("n01", "n02", "n03")
 RNG = np.random.default_rng(0)
@@ -62,9 +62,18 @@ def official(tmp_path):
     return root
 
 
-def prepare(*arguments):
-    command = [sys.executable, "-m", "can_jax.data.imagenet", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def prepare(monkeypatch, capsys):
+    """Run the command in this process; returns what it prints."""
+    monkeypatch.setattr(imagenet, "usable_cores", lambda: 1)  # no worker for small shards
+    imagenet.flags.FLAGS(["test"])
+
+    def call(*arguments, **options):
+        with flagsaver.flagsaver(**options):
+            imagenet.main(*map(str, arguments))
+        return capsys.readouterr().out
+
+    return call
 
 
 def contents(root, split):
@@ -74,11 +83,10 @@ def contents(root, split):
     return sorted(zip(images, labels.tolist(), strict=True))
 
 
-def test_official_tars_become_indexed_shards(official, tmp_path):
+def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     out = tmp_path / "out"
-    run = prepare(official, out, "--shards=3", "--partial")
-    assert run.returncode == 0, run.stderr
-    assert "train: 12 images in 3 classes, where ImageNet-1k has 1281167" in run.stdout
+    printed = prepare(official, out, shards=3, partial=True)
+    assert "train: 12 images in 3 classes, where ImageNet-1k has 1281167" in printed
     train = [(content, CLASSES.index(name.split("/")[0])) for name, content in TRAIN.items()]
     assert contents(out, "train") == sorted(train)
     val = [(image, CLASSES.index(WNID_OF[i])) for image, i in zip(VAL, VAL_IDS, strict=True)]
@@ -89,23 +97,21 @@ def test_official_tars_become_indexed_shards(official, tmp_path):
     lost, kept = out / shards[1], out / shards[0]
     before, time = lost.read_bytes(), kept.stat().st_mtime_ns
     lost.unlink()
-    assert prepare(official, out, "--shards=3", "--partial").returncode == 0
+    prepare(official, out, shards=3, partial=True)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
-    again = prepare(official, out, "--shards=2", "--partial")
-    assert again.returncode == 1 and "is of other images or shards" in again.stderr
+    with pytest.raises(UserError, match="is of other images or shards"):
+        prepare(official, out, shards=2, partial=True)
 
 
-def test_folders_and_records(tmp_path):
+def test_folders_and_records(tmp_path, prepare):
     for name, content in TRAIN.items():
         path = tmp_path / "folders" / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    run = prepare(tmp_path / "folders", tmp_path / "out")
-    assert run.returncode == 0, run.stderr
+    prepare(tmp_path / "folders", tmp_path / "out")
     assert len(contents(tmp_path / "out", "train")) == 12
     write_tfrecord(tmp_path / "records" / "train-00000-of-00001", list(TRAIN.values()))
-    run = prepare(tmp_path / "records")
-    assert run.returncode == 0, run.stderr
+    prepare(tmp_path / "records")
     assert open_tfrecord(str(tmp_path / "records"), "train").examples == 12
 
 
@@ -122,12 +128,45 @@ def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
         imagenet.find_val(official)
     (official / imagenet.DEVKIT).unlink()
     assert imagenet.find_val(official) == []
-    run = prepare(tmp_path / "none", tmp_path / "out")
+    run = main_in_process("can_jax.data.imagenet", tmp_path / "none", tmp_path / "out")
     assert run.returncode == 1 and f"{tmp_path / 'none'} is not a folder" in run.stderr
     (tmp_path / "loose" / "train").mkdir(parents=True)
     (tmp_path / "loose" / "train" / "a.jpg").write_bytes(VAL[0])
     with pytest.raises(UserError, match="lies in no class folder"):
         imagenet.find_train(tmp_path / "loose")
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_damaged_header_is_refused(official, inner):
+    """Each image behind the header would be missing, and each class another number."""
+    tar = official / imagenet.TRAIN_TAR
+    content = bytearray(tar.read_bytes())
+    with tarfile.open(tar) as outer:
+        member = outer.getmembers()[1]
+    place = member.offset
+    if inner:
+        with tarfile.open(fileobj=io.BytesIO(content[member.offset_data :])) as tar_of_class:
+            place = member.offset_data + tar_of_class.getmembers()[2].offset
+    content[place + 20] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged: no valid header in .*is the download compl"):
+        imagenet.find_train(official)
+
+
+def test_official_tars_with_other_counts_are_refused(official, tmp_path, prepare):
+    told = "has 12 images, ImageNet-1k has 1281167: .* take it as it is with --partial"
+    with pytest.raises(UserError, match=told):
+        prepare(official, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_cannot_be_indexed_are_refused(tmp_path, prepare):
+    (tmp_path / "train-00000-of-00001").write_bytes(b"no record")
+    with pytest.raises(UserError, match="nothing in .* can be decoded"):
+        prepare(tmp_path)
+    (tmp_path / "train-00000-of-00001").rename(tmp_path / "train-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="there is neither"):
+        prepare(tmp_path)
 
 
 def test_room_is_checked_before_anything_is_written(official, tmp_path, monkeypatch):

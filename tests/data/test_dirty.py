@@ -1,0 +1,264 @@
+"""Folders as people have them: links, pipes, odd names, no permissions, few descriptors."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from can_jax.data import files
+from can_jax.data.claim import LOCK
+from can_jax.data.examine import Plan
+from can_jax.data.files import OpenFiles, RandomFile, find_images, open_limit, patiently
+from can_jax.data.folder import open_folder
+from can_jax.data.indexing import build_index
+from can_jax.data.shards import open_webdataset
+from can_jax.data.table import FOLDER, load_table
+from can_jax.errors import UserError
+from tests.data.samples import encode, write_tar
+from tests.runs import main_in_process
+
+RNG = np.random.default_rng(0)
+IMAGES = [encode(RNG.integers(0, 256, (6, 5, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+def put(root, **content):
+    for name, image in content.items():
+        path = root / f"{name.replace('_', '/')}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+
+
+@contextlib.contextmanager
+def nobody():
+    """A user who may not read everything; root may."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@contextlib.contextmanager
+def descriptors(limit):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def used_descriptors():
+    return max(map(int, os.listdir("/dev/fd"))) + 1
+
+
+def test_what_is_no_readable_file_is_counted_with_its_cause(tmp_path, capsys):
+    put(tmp_path, a_good=IMAGES[0], b_good=IMAGES[1])
+    (tmp_path / "a/gone.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "a/self.jpg").symlink_to("self.jpg")
+    os.mkfifo(tmp_path / "b/pipe.jpg")
+    names = find_images(str(tmp_path))[0]
+    build_index(Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1)
+    assert "3 undecodable, left out" in capsys.readouterr().out
+    lines = (tmp_path / FOLDER / "train/undecodable.txt").read_text().splitlines()
+    assert lines == [
+        "a/gone.jpg: cannot be read: No such file or directory",
+        "a/self.jpg: cannot be read: Too many levels of symbolic links",
+        "b/pipe.jpg: cannot be read: not a regular file",
+    ]
+    assert len(load_table(tmp_path / FOLDER / "train")[0]) == 2
+
+
+def test_pipes_are_never_waited_for(tmp_path, caplog):
+    put(tmp_path, a=IMAGES[0])
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "c")
+    source = open_folder(str(tmp_path), "train")
+    assert source.read(np.arange(source.examples))[0] == [IMAGES[0], b""]
+    assert "b.png: [Errno 22] not a regular file" in caplog.text
+    os.mkfifo(tmp_path / "train.tar")
+    with pytest.raises(UserError, match=r"train\.tar cannot be read: not a regular file"):
+        open_webdataset(str(tmp_path / "train.tar"), "train")
+
+
+def test_what_may_not_be_read_is_counted_with_its_cause(tmp_path, caplog, capsys):
+    data = tmp_path / "data"
+    put(data, a_open=IMAGES[0], b_closed=IMAGES[1], c_inside=IMAGES[2])
+    write_tar(tmp_path / "tars/train-0.tar", [("0.png", IMAGES[0])])
+    write_tar(tmp_path / "tars/train-1.tar", [("1.png", IMAGES[1])])
+    (data / "b/closed.png").chmod(0)
+    (data / "c").chmod(0)
+    (tmp_path / "tars/train-1.tar").chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    out.chmod(0o777)
+    with nobody():
+        names = find_images(str(data))[0]
+        assert names == ["a/open.png", "b/closed.png"]
+        assert "1 folders below it cannot be read and are left out" in caplog.text
+        assert f"{data}/c: Permission denied" in caplog.text
+        build_index(Plan("folder", str(data)), names, out / "a", workers=1)
+        assert "closed.png: cannot be read: Permission" in (out / "a/undecodable.txt").read_text()
+        shards = ["train-0.tar", "train-1.tar"]
+        build_index(Plan("webdataset", str(tmp_path / "tars")), shards, out / "b", workers=1)
+        assert "train-1.tar cannot be read: Permission denied" in capsys.readouterr().out
+        source = open_webdataset(str(tmp_path / "tars"), "train", index=str(out / "b"))
+        assert source.examples == 1
+        assert open_webdataset(str(tmp_path / "tars"), "train").examples == 1
+        with pytest.raises(UserError, match=r"index cannot be written; give another folder"):
+            build_index(Plan("folder", str(data)), names, data / "index", workers=1)
+    (data / "c").chmod(0o755)
+
+
+def test_links_in_circles_show_each_file_once(tmp_path):
+    put(tmp_path, a_1=IMAGES[0], b_2=IMAGES[1], c_3=IMAGES[2])
+    for link, target in [("a/b", "b"), ("b/c", "c"), ("c/a", "a"), ("b/a", "a"), ("a/self", "a")]:
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert find_images(str(tmp_path))[0] == ["a/1.png", "b/2.png", "c/3.png"]
+    outside = tmp_path.parent / f"{tmp_path.name}-outside"
+    put(outside, x_4=IMAGES[3])
+    (outside / "back").symlink_to(tmp_path)
+    (tmp_path / "d").symlink_to(outside)
+    assert find_images(str(tmp_path))[0] == ["a/1.png", "b/2.png", "c/3.png", "d/x/4.png"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/train/caf\xe9"
+    os.makedirs(folder)
+    for name, content in [(b"1.png", IMAGES[0]), (b"2.png", IMAGES[0]), (b"no\xff.png", b"no")]:
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(content)
+    with open(folder + b"/note\xe9.txt", "wb"):
+        pass
+    done = main_in_process("can_jax.data.index", tmp_path, "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "note\\xe9.txt" in done.stdout and "2 examples indexed" in done.stdout
+    out = tmp_path / "train" / FOLDER / "train"
+    assert (out / "undecodable.txt").read_bytes().startswith(b"caf\xe9/no\xff.png: cannot")
+    assert (out / "duplicates.txt").read_bytes() == b"caf\xe9/2.png = caf\xe9/1.png\n"
+    source = open_folder(str(tmp_path), "train")
+    assert source.read(np.arange(2))[0] == [IMAGES[0]] * 2
+    assert os.fsencode(source.label_names[0]) == b"caf\xe9"
+
+
+def test_shard_whose_name_is_not_utf8(tmp_path, caplog):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/train-\xe9.tar")
+    write_tar(tmp_path / "ok.tar", [("caf\udce9.png", IMAGES[0]), ("2.png", b"no"), ("3.txt", b"")])
+    os.rename(tmp_path / "ok.tar", path)
+    with open(path, "r+b") as file:
+        file.truncate(3000)
+    done = main_in_process("can_jax.data.index", tmp_path, "--workers=1")
+    assert done.returncode == 0, done.stderr
+    assert "train-\\xe9.tar" in done.stdout and "1 examples indexed" in done.stdout
+    assert open_webdataset(str(tmp_path), "train").examples == 1
+
+
+def test_several_indexers_at_once(tmp_path):
+    put(tmp_path, **{f"a_{i}": IMAGES[i % 4] for i in range(450)})
+    names = find_images(str(tmp_path))[0]
+    plan, out = Plan("folder", str(tmp_path), "read"), tmp_path / FOLDER / "train"
+    with ThreadPoolExecutor(3) as threads:  # the lock tells threads apart, as it does processes
+        done = [threads.submit(build_index, plan, names, out, 1) for _ in range(3)]
+        assert [one.result() for one in done] == [None] * 3
+    assert len(load_table(out)[0]) == 450 and not (out / "parts").exists()
+
+
+def test_indexer_waits_for_another_and_not_for_a_dead_one(tmp_path, capsys):
+    put(tmp_path, a=IMAGES[0])
+    out = tmp_path / FOLDER / "train"
+    out.mkdir(parents=True)
+    held = os.open(out / LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    plan = Plan("folder", str(tmp_path))
+    waiting = threading.Thread(target=build_index, args=(plan, ["a.png"], out, 1))
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive() and not (out / "index.json").exists()
+    os.close(held)  # as the kernel does when a process is killed
+    waiting.join(20)
+    assert (out / "index.json").exists()
+    assert "another process is writing" in capsys.readouterr().out
+    build_index(plan, ["a.png"], out, workers=1)  # the lock file that stayed stops nobody
+    assert "waiting" not in capsys.readouterr().out
+
+
+def test_few_descriptors_break_no_image(tmp_path):
+    for i in range(120):
+        write_tar(tmp_path / f"train-{i:05d}.tar", [("0.png", IMAGES[i % 4])])
+    with descriptors(used_descriptors() + 48):
+        sources = [open_webdataset(str(tmp_path), "train") for _ in range(3)]
+        for _ in range(2):
+            for source in sources:
+                assert source.read(np.arange(120))[0] == [IMAGES[i % 4] for i in range(120)]
+        assert open_limit() < 120
+        held = sum(len(source._files._files) for source in sources)
+        assert held <= open_limit()
+
+
+def test_no_descriptor_left_stops_with_one_line(tmp_path, monkeypatch):
+    put(tmp_path, a=IMAGES[0])
+    source = open_folder(str(tmp_path), "train")
+    monkeypatch.setattr(files, "WAITS", (0.01,))
+    fill = []
+    with descriptors(used_descriptors() + 2):
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.open(os.devnull, os.O_RDONLY))
+        with pytest.raises(UserError, match=r"as many open files as it may.*ulimit -n"):
+            source.read(np.arange(1))
+        for file in fill:
+            os.close(file)
+
+
+def test_descriptors_that_come_free_are_waited_for(tmp_path):
+    put(tmp_path, a=IMAGES[0])
+    fill = []
+    with descriptors(used_descriptors() + 4):
+        with contextlib.suppress(OSError):
+            while True:
+                fill.append(os.open(os.devnull, os.O_RDONLY))
+        free = threading.Timer(0.3, lambda: [os.close(file) for file in fill])
+        free.start()
+        assert RandomFile(str(tmp_path / "a.png")).read(0, -1) == IMAGES[0]
+        free.join()
+
+
+@pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 3), (errno.ENOENT, 1)])
+def test_errors_that_pass_are_tried_again(monkeypatch, number, tries):
+    monkeypatch.setattr(files, "WAITS", (0.01, 0.01, 0.01))
+    calls = []
+
+    def call():
+        calls.append(time.monotonic())
+        if len(calls) < 3:
+            raise OSError(number, "no")
+        return "read"
+
+    if tries == 1:
+        with pytest.raises(FileNotFoundError):
+            patiently(call)
+    else:
+        assert patiently(call) == "read"
+    assert len(calls) == tries
+
+
+def test_open_files_close_the_oldest(tmp_path, monkeypatch):
+    put(tmp_path, a=IMAGES[0], b=IMAGES[1], c=IMAGES[2])
+    monkeypatch.setattr(files, "OPEN_FILES", 2)
+    kept, other = OpenFiles(), OpenFiles()
+    for name in "abc":
+        assert kept[str(tmp_path / f"{name}.png")].read(0, -1) == IMAGES["abc".index(name)]
+    assert [path[-5:] for path in kept._files] == ["b.png", "c.png"]
+    assert other[str(tmp_path / "a.png")].read(0, -1) == IMAGES[0]
