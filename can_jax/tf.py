@@ -52,4 +52,4 @@ def _without_keras() -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[LEGACY_KERAS]
+        os.environ.pop(LEGACY_KERAS, None)
