@@ -22,10 +22,9 @@ def plain_message(error: Exception, argv: list[str]) -> str:
         error: raised while the flags were parsed.
         argv: what was parsed, without the program.
     """
-    config = flags.FLAGS[CONFIG].value if CONFIG in flags.FLAGS else None
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
-        if CONFIG in flags.FLAGS and name.startswith(f"{CONFIG}.") and config is None:
+        if CONFIG in flags.FLAGS and name.startswith(f"{CONFIG}.") and _recipe() is None:
             return f"--{CONFIG}=NAME is missing; --{name} changes a key of it"
         return f"unknown option --{name}{_did_you_mean(name)}"
     if type(error).__name__ == "FlagOrderError":  # which ml_collections does not export
@@ -67,15 +66,18 @@ def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in found if match]
 
 
+def _recipe() -> ConfigDict | None:
+    """Return the recipe that was given, None without one."""
+    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    return parser.config if isinstance(parser, RecipeParser) else None
+
+
 def _keys() -> list[str]:
     """Return the dotted keys of the recipe that was given, or of any of its kind."""
-    if CONFIG not in flags.FLAGS:
+    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    if not isinstance(parser, RecipeParser):
         return []
-    config = flags.FLAGS[CONFIG].value
-    if config is None:
-        parser = flags.FLAGS[CONFIG].parser
-        assert isinstance(parser, RecipeParser)
-        config = load(names_of(parser.kind)[0], parser.kind)
+    config = parser.config or load(names_of(parser.kind)[0], parser.kind)
 
     def keys(block: ConfigDict, prefix: str) -> Iterator[str]:
         for name, value in block.items():
@@ -89,7 +91,7 @@ def _keys() -> list[str]:
 
 def _kind_of_key(name: str) -> type | None:
     """Return the type of a key's value, None of an unknown key."""
-    block: Any = flags.FLAGS[CONFIG].value if CONFIG in flags.FLAGS else None
+    block: Any = _recipe()
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:
         block = block[part] if isinstance(block, ConfigDict) and part in block else None

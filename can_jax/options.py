@@ -45,10 +45,12 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
 
     def __init__(self, kind: str):
         self.kind = kind
+        self.config: ConfigDict | None = None  # the last one, also if a key of it is set wrongly
 
     def parse(self, path: str) -> ConfigDict:
         """Return the locked configuration, whose keys can be set and none added."""
-        return load(path, self.kind).lock()
+        self.config = load(path, self.kind).lock()
+        return self.config
 
 
 def define_path(name: str, help: str, default: str | None = None) -> flags.FlagHolder[str | None]:
@@ -74,7 +76,7 @@ def define_recipe(kind: str, prefix: str = "") -> flags.FlagHolder[ConfigDict | 
     """
     help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
     holder = config_flags.DEFINE_config_file(CONFIG, None, help)
-    flags.FLAGS[CONFIG].parser = RecipeParser(kind)
+    flags.FLAGS[CONFIG].parser = RecipeParser(kind=kind)  # by keyword, or absl shares it
     return _own(holder)
 
 
@@ -111,9 +113,11 @@ def load(name: str, kind: str) -> ConfigDict:
         given, *argument = expand_home(name).split(":", 1)
     except UserError as error:
         raise UserError(f"--{CONFIG}={error}") from None
+    if not given:
+        demand_recipe(None, kind)
     path = str(find(given, kind, option))
     if path.endswith((".json", ".yaml", ".yml", ".toml")):
-        raise UserError(f"{option}: a {KINDS[kind].title} is a Python file with get_config()")
+        raise UserError(f"{option}: {KINDS[kind].one} is a Python file with get_config()")
     try:
         get_config = getattr(_import(path), "get_config", None)
         if get_config is None:
@@ -130,8 +134,8 @@ def load(name: str, kind: str) -> ConfigDict:
     if actual not in (None, kind):
         wanted, taken = KINDS[kind], KINDS[str(actual)]
         raise UserError(
-            f"{option} is a {taken.title}, for python -m {taken.command}; here a {wanted.title} is "
-            f"needed, such as {', '.join(names_of(kind))}".replace("a evaluation", "an evaluation")
+            f"{option} is {taken.one}, for python -m {taken.command}; here {wanted.one} is needed, "
+            f"such as {', '.join(names_of(kind))}"
         )
     return config
 

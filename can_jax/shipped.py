@@ -27,6 +27,11 @@ class Kind(NamedTuple):
     suffix: str
     command: str
 
+    @property
+    def one(self) -> str:
+        """The title after its article."""
+        return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
+
 
 KINDS = {
     "recipe": Kind("pretraining recipe", "", ".py", "can_jax.main"),
@@ -88,7 +93,7 @@ def find(name: str, kind: str, option: str) -> Path:
         return path
     known = f"shipped are {', '.join(names_of(kind))}"
     if path.is_dir():
-        raise UserError(f"{option} is a folder, not a {KINDS[kind].title}; {known}")
+        raise UserError(f"{option} is a folder, not {KINDS[kind].one}; {known}")
     near = _nearest(name, kind)
     hint = f"did you mean {near}? " if near else ""
     missing = f"there is no such file, and no {KINDS[kind].title} of that name"
