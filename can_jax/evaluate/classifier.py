@@ -14,7 +14,7 @@ from can_jax.config import resolve
 from can_jax.data.labels import Classes
 from can_jax.errors import UserError
 from can_jax.evaluate.classify import ClassifierStep
-from can_jax.evaluate.subject import Subject, changed, identity_of
+from can_jax.evaluate.subject import Subject, changed, identity_of, with_normalization
 from can_jax.identity import differences, read_identity
 from can_jax.initial import newest_state
 
@@ -47,7 +47,8 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
         mesh: over which its parameters are placed.
     """
     card = json.loads((workdir / CARD).read_text())
-    config = changed(resolve(read_config(workdir)), changes)
+    run = with_normalization(resolve(read_config(workdir)), changes.model, workdir)
+    config = changed(run, changes)
     settings = changes.classify.copy_and_resolve_references()
     with settings.ignore_type():
         settings.update(card["settings"])

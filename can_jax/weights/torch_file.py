@@ -116,4 +116,7 @@ def read_torch(content: bytes) -> dict[str, np.ndarray]:
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not arrays by name")
     arrays = {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
+    if not arrays:
+        names = ", ".join(map(str, list(tree)[:5])) or "nothing"
+        raise UserError(f"it holds no arrays by name; it holds {names}")
     return {name.removeprefix("module."): array for name, array in arrays.items()}

@@ -167,6 +167,20 @@ def test_held_out_examples_leave_some_to_learn_from(examples, share):
     assert len(most) == examples and len(few) == 1
 
 
+def test_normalization_given_for_a_run_is_used_and_its_heads_are_compared(places):
+    run, data = places
+    config = recipe("knn", data)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with config.ignore_type():
+        config.model.mean = (0.5, 0.4, 0.6)
+    subject = open_subject(str(run), False, config, mesh)
+    assert subject.config.augment.mean == (0.5, 0.4, 0.6) and subject.identity["mean"][1] == 0.4
+    assert subject.config.augment.std == (0.229, 0.224, 0.225)
+    config.model.heads = 6
+    with pytest.raises(UserError, match="heads=6: the run has 3 heads"):
+        open_subject(str(run), False, config, mesh)
+
+
 def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
     run, data = places
     config = recipe("knn", data)

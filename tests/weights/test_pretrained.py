@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from can_jax.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.pretrained import IMAGENET, complete, read_weights
-from tests.weights.vits import vit
+from tests.weights.vits import shards, vit
 
 HF = {"model_type": "vit", "hidden_size": 24, "num_attention_heads": 3, "layer_norm_eps": 1e-6}
 HALF = [0.5, 0.4, 0.6]
@@ -88,6 +88,16 @@ def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
     refused(place, "is incomplete: it holds none of model.safetensors")
     (place / "config.json").write_text('{"model_type": ')
     refused(place, "config.json cannot be read")
+
+
+def test_shards_of_a_folder_are_read_with_its_configuration(tmp_path):
+    arrays = vit()
+    place = folder(tmp_path / "a", {}, HF, PROCESSOR, name="model-00001-of-00002.safetensors")
+    refused(place, "is incomplete")
+    shards(place, arrays)
+    assert opened(place).facts["heads"] == 3
+    (place / "model-00002-of-00002.safetensors").unlink()
+    refused(place, "names model-00002-of-00002.safetensors, which is not in its folder")
 
 
 def test_smaller_epsilon_is_used_and_said(tmp_path):

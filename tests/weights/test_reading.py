@@ -4,11 +4,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from etils import epath
-from safetensors.numpy import save_file
 
 from can_jax.errors import UserError
 from can_jax.weights.reading import read_arrays
-from tests.weights.vits import save_raw, vit
+from tests.weights.vits import save_raw, shards, vit
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16", "F64"])
@@ -33,19 +32,6 @@ def test_eight_bit_floats_are_refused(tmp_path):
     save_raw(tmp_path / "a.safetensors", {"w": np.ones(4)}, ml_dtypes.float8_e4m3fn, "F8_E4M3")
     with pytest.raises(UserError, match="w is of type F8_E4M3, which is not supported"):
         read_arrays(epath.Path(tmp_path / "a.safetensors"))
-
-
-def shards(place, arrays, save=save_file, name="model-{:05}-of-00002.safetensors"):
-    """Two shards and their table, as transformers writes them."""
-    names = sorted(arrays)
-    files = {}
-    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
-        save({key: arrays[key] for key in part}, place / name.format(number))
-        files |= dict.fromkeys(part, name.format(number))
-    table = {"metadata": {"total_size": 1}, "weight_map": files}
-    index = place / "model.safetensors.index.json"
-    index.write_text(json.dumps(table))
-    return epath.Path(index)
 
 
 def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):

@@ -38,6 +38,11 @@ def test_names_of_a_distributed_run_and_its_command_line(save_torch):
     assert list(read_torch(save_torch(tree))) == ["a"]
 
 
+def test_file_of_several_models_is_refused(save_torch):
+    with pytest.raises(UserError, match="holds no arrays by name; it holds student, teacher"):
+        read_torch(save_torch({"student": dict(ARRAYS), "teacher": dict(ARRAYS)}))
+
+
 class Evil:
     def __init__(self, function, *arguments):
         self.call = function, arguments

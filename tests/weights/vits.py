@@ -4,6 +4,8 @@ import json
 import struct
 
 import numpy as np
+from etils import epath
+from safetensors.numpy import save_file
 
 from tests.oracle import sincos_2d
 
@@ -47,3 +49,15 @@ def save_raw(place, arrays, dtype, kind):
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     place.write_bytes(struct.pack("<Q", len(text)) + text + content)
+
+
+def shards(place, arrays):
+    """Write two shards and their table, as transformers does."""
+    names, name = sorted(arrays), "model-{:05}-of-00002.safetensors"
+    files = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        save_file({key: arrays[key] for key in part}, place / name.format(number))
+        files |= dict.fromkeys(part, name.format(number))
+    index = epath.Path(place) / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": files}))
+    return index
