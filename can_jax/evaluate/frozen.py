@@ -138,7 +138,13 @@ def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
         block = ConfigDict(task.data.to_dict())
         with block.ignore_type():
             block.update(changes)
-        found.append((str(name).replace("/", "_").strip("_"), block, test_split))
+        name = str(name).replace("/", "_").strip("_")
+        if name in [other for other, *_ in found]:
+            raise UserError(
+                f"config.fewshot.datasets[{number}]: another data set is called {name!r}; give "
+                "each a `name` of its own"
+            )
+        found.append((name, block, test_split))
     return found
 
 

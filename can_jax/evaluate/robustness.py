@@ -55,6 +55,7 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
         findings: get what is found.
     """
     settings, classes = task.config.robustness, clean.classes
+    check_names(settings.shifts)
     corrupted = on_the_fly(task, clean)
     shifts = [
         (shift, open_shift(task, number, shift, classes, findings))
@@ -95,6 +96,23 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
         if kind in ("classes", "numbered"):
             ece = calibration(found, accepted.argmax(axis=1), settings.bins)
             findings.metrics[f"{name}/ece"] = ece["ece"]
+
+
+def check_names(shifts: tuple[dict[str, Any], ...]) -> None:
+    """Check that no test set's results would be written over those of another.
+
+    Raises:
+        UserError: two have the same name.
+    """
+    taken = {"train", "test", "clean", "corrupted", *CORRUPTIONS}
+    for number, shift in enumerate(shifts):
+        name = str(shift.get("name") or shift.get("kind"))
+        if name in taken:
+            raise UserError(
+                f"config.robustness.shifts[{number}]: another test set is called {name!r}; give "
+                "each a `name` of its own"
+            )
+        taken.add(name)
 
 
 def curves(

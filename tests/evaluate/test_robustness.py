@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -7,8 +8,15 @@ from etils import epath
 from can_jax.errors import UserError
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.corruptions import CORRUPTIONS
+from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.protocols import evaluate
-from can_jax.evaluate.robustness import ALEXNET, mean_corruption_error
+from can_jax.evaluate.report import comparison
+from can_jax.evaluate.robustness import ALEXNET, check_names, mean_corruption_error, robustness
+from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.task import Findings, Task
+from can_jax.export.card import card_of, results_of
+from can_jax.export.model import open_model
+from can_jax.parallel.mesh import make_mesh
 from tests.data.samples import encode
 from tests.evaluate import samples
 
@@ -106,6 +114,49 @@ def test_missing_classes_are_no_choice(places, tmp_path):
     shifts = ({"kind": "classes", "name": "b", "path": str(whole)},)
     metrics = measure(places, tmp_path, shifts)["metrics"]
     assert metrics["b/top1"] == pytest.approx(100 / 3)  # all are taken for the first
+
+
+def test_frost_that_is_drawn_is_said_wherever_its_numbers_are(places, tmp_path):
+    found = measure(
+        places, tmp_path, (), robustness__corruptions="frost", robustness__severities=(3,),
+        data__test_examples=3,
+    )  # fmt: skip
+    (said,) = [line for line in found["warnings"] if line.startswith("frost is drawn")]
+    assert said in samples.results_of(tmp_path / "out")["warnings"]
+    assert said.split("authors")[0] in (tmp_path / "out/report.html").read_text()
+    assert said.split("authors")[0] in comparison({"one": found, "two": found})
+    model = open_model(str(places[0]))
+    manifest = {"usage": {"can_jax": "run"}, "checked": {"images": 3, "largest_error": {"a": 1e-7}}}
+    results = results_of(model, [str(tmp_path / "out")])
+    assert f"- robustness: {said}" in card_of(model, "big_vision", "encoder", manifest, results)
+
+
+def test_mce_is_not_of_corruptions_computed_here(places, monkeypatch):
+    """A classifier of 1,000 classes under all corruptions there are, as if it was but one."""
+    monkeypatch.setattr("can_jax.evaluate.robustness.CORRUPTIONS", {"contrast": None})
+    run, data = places
+    config = resolve_evaluation(samples.evaluation("robustness", data, data__test_examples=1))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    subject = open_subject(str(run), False, config, mesh)
+    task, findings = Task(config, subject, mesh, Reader(subject, mesh, 1)), Findings()
+
+    def logits(split):
+        return np.eye(1000)[split.labels]
+
+    robustness(task, task.pair(findings).test, lambda: logits, findings)
+    assert findings.metrics["corrupted/top1"] == 100
+    assert findings.metrics.keys() >= {f"contrast/{severity}/top1" for severity in range(1, 6)}
+    assert not any("mce" in name for name in findings.metrics)
+    assert not any("CE (%)" in row for rows in findings.tables.values() for row in rows)
+    assert not any("frost" in line for line in findings.warnings)
+
+
+@pytest.mark.parametrize("names", [("a", "a"), (None, None), ("fog", "b"), ("test", "b")])
+def test_test_sets_of_one_name_are_refused(names):
+    shifts = tuple({"kind": "classes", "name": name} for name in names)
+    with pytest.raises(UserError, match="another test set is called"):
+        check_names(shifts)
+    check_names(({"kind": "classes"}, {"kind": "numbered"}, {"kind": "classes", "name": "b"}))
 
 
 @pytest.mark.slow
