@@ -22,9 +22,12 @@ import json, sys
 print(json.dumps(sys.argv[1:], ensure_ascii=False))
 ' "$@")
 export NAME IMAGE ACCELERATOR TOPOLOGY HOSTS ARGUMENTS CHIPS="${CHIPS:-4}" SLICES="${SLICES:-1}"
+# So is any other text, which a name such as 123 would not be without quotes.
 manifest=$("${PYTHON:-python3}" -c '
-import os, string, sys
-print(string.Template(sys.stdin.read()).substitute(os.environ))
+import json, os, string, sys
+texts = ("NAME", "IMAGE", "ACCELERATOR", "TOPOLOGY")
+quoted = {name: json.dumps(os.environ[name], ensure_ascii=False) for name in texts}
+print(string.Template(sys.stdin.read()).substitute({**os.environ, **quoted}))
 ' <"$here/jobset.yaml")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%s\n' "$manifest"

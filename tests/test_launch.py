@@ -253,6 +253,16 @@ def test_jobset_holds_what_was_asked_for():
     assert pod["containers"][0]["resources"]["limits"]["google.com/tpu"] == 4
 
 
+def test_manifest_keeps_any_text_as_it_is():
+    told = {"NAME": "123", "IMAGE": "a: b #c", "ACCELERATOR": "true", "TOPOLOGY": "1e3"}
+    found = yaml.safe_load(dry_run("gke.sh", "--workdir=\U0001f600 é", **GKE | told))
+    (slices,) = found["spec"]["replicatedJobs"]
+    pod = slices["template"]["spec"]["template"]["spec"]
+    assert found["metadata"]["name"] == "123" and pod["containers"][0]["image"] == "a: b #c"
+    assert list(pod["nodeSelector"].values()) == ["true", "1e3"]
+    assert pod["containers"][0]["args"] == ["--workdir=\U0001f600 é"]
+
+
 def test_jobs_of_the_jobset_meet_the_schema():
     """The JobSet itself has no published schema; what it is made of has."""
     found = manifest()
