@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from can_jax.data.depth import Range, check_range
 from can_jax.errors import UserError
 from can_jax.files import expand_home
 from can_jax.shipped import find
@@ -59,6 +60,9 @@ def default_config() -> ConfigDict:
                 "examples": placeholder(int),  # about how many are streamed; epochs count by it
                 "exif_orientation": False,  # turn photographs upright, as their camera says
                 "max_pixels": 50_000_000,  # of an image; a larger one counts as broken
+                # (low, high): the values that become black and white in images of more than 8
+                # bits. By default such an image is used if it fills 16 bits, else it is broken.
+                "range": placeholder(object),
                 "skip_limit": 0.25,  # the run stops above this share of broken images
                 "cache_gb": 0.0,  # of encoded images that a process keeps in memory
                 "threads": placeholder(int),  # of the input pipeline; one a core by default
@@ -211,6 +215,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = expand_paths(config)
     with config.ignore_type():
         config.data.image_size = as_size(config.data.image_size)
+        config.data.range = as_range(config.data.range)
     for check in CHECKS:
         check(config)
     return config
@@ -257,6 +262,18 @@ def as_size(value: Any) -> tuple[int, int]:
             f"config.data.image_size={value!r}: give an int, or (height, width), in pixels"
         )
     return sides[0], sides[-1]
+
+
+def as_range(value: Any) -> Range:
+    """Return `data.range` as a pair of floats, or None.
+
+    Raises:
+        UserError: It is not two numbers, the first the smaller one.
+    """
+    try:
+        return check_range(value)
+    except ValueError as error:
+        raise UserError(f"config.data.range={error}") from error
 
 
 def steps_of(block: ConfigDict, name: str, batch_size: int, examples: int) -> int | None:

@@ -122,7 +122,10 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     """The supervised contrastive loss has labels to learn from."""
     contrastive = config.objective.contrastive
     wanted = contrastive.weight and contrastive.supervised
-    if wanted and source.labels is not None and not (source.labels >= 0).any():
+    unlabeled = source.labels is not None and not (source.labels >= 0).any()
+    if isinstance(source, MixtureSource):
+        unlabeled = not source.label_names
+    if wanted and unlabeled:
         raise UserError(
             "config.objective.contrastive.supervised=True needs labels, and the data has none"
         )

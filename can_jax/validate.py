@@ -14,7 +14,12 @@ from can_jax.model.can import POOLS, SIZES, encoder_size
 from can_jax.model.masking import visible_count
 from can_jax.model.vit import REMAT_POLICIES
 
-FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds", "mixture")
+FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
+# Keys of `data` that hold for a whole mixture: its parts share one pipeline.
+WHOLE_MIXTURE = (
+    "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
+    "streaming", "threads", "window",
+)  # fmt: skip
 
 
 def check(condition: Any, message: str) -> None:
@@ -64,6 +69,8 @@ def check_data(config: ConfigDict) -> None:
         for key in {key for part in data.mixture for key in part} - {"weight"} - set(data):
             near = difflib.get_close_matches(key, [*data, "weight"], n=1, cutoff=0.0)[0]
             check(False, f"data.mixture: unknown key {key!r}; did you mean {near!r}?")
+        for key in sorted({key for part in data.mixture for key in part} & set(WHOLE_MIXTURE)):
+            check(False, f"data.mixture: {key!r} holds for all parts; set config.data.{key}")
         for part, weight in parts_of_mixture(data):
             check(weight > 0, f"data.mixture: weight={weight} is not above 0")
             check(part.source != "mixture", "data.mixture: a part cannot be a mixture itself")

@@ -45,7 +45,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))
-    encoded = [image for image in sample if _decodes(image, config.data.max_pixels)]
+    encoded = [image for image in sample if _decodes(image, config)]
     if not encoded:
         raise UserError(
             f"none of {len(sample)} images in {config.data.path} is a JPEG, PNG or WebP that "
@@ -106,10 +106,10 @@ def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[An
     return _one_by_one(tf.data.Dataset.range(2**40), cut, threads)
 
 
-def _decodes(image: bytes, max_pixels: int) -> bool:
+def _decodes(image: bytes, config: ConfigDict) -> bool:
     try:
-        native_size(image, max_pixels)
-        native_pixels(image, 3)
+        native_size(image, config.data.max_pixels)
+        native_pixels(image, 3, value_range=config.data.range)
     except (tensorflow().errors.OpError, UnicodeDecodeError):
         return False
     return True

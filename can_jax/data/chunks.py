@@ -250,7 +250,9 @@ class Repair:
         except (tensorflow().errors.OpError, UnicodeDecodeError):
             pass  # the second, where an error's message quotes the bytes
         try:
-            image = pillow_pixels(encoded, views.channels, views.max_pixels, views.exif)
+            image = pillow_pixels(
+                encoded, views.channels, views.max_pixels, views.exif, views.value_range
+            )
         except Exception:  # Pillow raises every kind; all say that this is no image
             return None
         return self._from_pixels(image, position).numpy()

@@ -3,7 +3,10 @@
 JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
 (GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow.
 Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
-is taken.
+is taken. What becomes of images of more than 8 bits a channel is said in `can_jax.data.depth`.
+
+Arrays that share a stream with files are encoded by `encode_array`: nothing of them is lost, and
+any number of channels is decoded natively.
 """
 
 import functools
@@ -15,8 +18,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from can_jax.data.depth import (
+    Range,
+    check_reduced,
+    is_reduced,
+    tensor_to_eight_bits,
+    to_eight_bits,
+)
 from can_jax.tf import tensorflow
 
+ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
+ARRAY_HEADER = len(ARRAY) + 3 * 4
+FILE_CHANNELS = (1, 3, 4)  # that image files can be decoded to
 REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -24,8 +37,14 @@ Image.MAX_IMAGE_PIXELS = None  # config.data.max_pixels is the limit here
 warnings.filterwarnings("ignore", module="PIL")
 
 
+def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """Return an array of pixels as bytes that `native_pixels` decodes unchanged."""
+    return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
+
+
 def native_size(encoded: Any, max_pixels: int) -> Any:
-    """Height and width that the header of a JPEG, PNG or WebP states, as an int32 tensor (2,).
+    """Return height and width as the header of a JPEG, PNG, WebP or array states them, as an int32
+    tensor (2,).
 
     Evaluating it fails for any other content, and above ``max_pixels``.
     """
@@ -39,7 +58,11 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
         shape = tf.image.extract_jpeg_shape(encoded)
         return shape[0], shape[1]
 
-    sides = _kind_switch(encoded, jpeg=jpeg, png=png, webp=lambda: _webp_sides(encoded))
+    def array() -> Any:
+        return tuple(tf.unstack(_array_shape(encoded)[:2], num=2))
+
+    webp = functools.partial(_webp_sides, encoded)
+    sides = _kind_switch(encoded, jpeg=jpeg, png=png, webp=webp, array=array)
     size = tf.stack(sides)
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
     limit = tf.debugging.Assert((pixels > 0) & (pixels <= max_pixels), ["pixels:", pixels])
@@ -55,18 +78,26 @@ def reduction(encoded: Any, largest: Any) -> Any:
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
-    return _kind_switch(encoded, jpeg=lambda: allowed, png=lambda: 1, webp=lambda: 1)
+    kinds = {kind: (lambda: 1) for kind in ("png", "webp", "array")}
+    return _kind_switch(encoded, jpeg=lambda: allowed, **kinds)
 
 
-def native_pixels(encoded: Any, channels: int, ratio: Any = 1, window: Any = None) -> Any:
-    """A JPEG, PNG or WebP, or a part of it, as a uint8 tensor (height, width, channels).
+def native_pixels(
+    encoded: Any,
+    channels: int,
+    ratio: Any = 1,
+    window: Any = None,
+    value_range: Range = None,
+) -> Any:
+    """Decode a JPEG, PNG, WebP or array, or a part of it: uint8 (height, width, channels).
 
     Args:
         encoded: the file's content.
-        channels: 1, 3 or 4.
+        channels: 1, 3 or 4; any number where only arrays are decoded.
         ratio: as `reduction` allows; a smaller image is less work.
         window: int32 tensor (4,), top, left, height and width of the part of the reduced image to
             decode; by default all. Less of a JPEG is less work.
+        value_range: of images of more than 8 bits; see `can_jax.data.depth`.
     """
     tf = tensorflow()
     colours = min(channels, 3)
@@ -85,7 +116,12 @@ def native_pixels(encoded: Any, channels: int, ratio: Any = 1, window: Any = Non
         return tf.pad(pixels, opaque, constant_values=255) if channels == 4 else pixels
 
     def png() -> Any:
-        return part(tf.io.decode_png(encoded, channels))
+        def deep() -> Any:
+            values = tf.io.decode_png(encoded, channels, dtype=tf.uint16)
+            return tensor_to_eight_bits(values, value_range)
+
+        is_deep = tf.equal(tf.strings.substr(encoded, 24, 1), b"\x10")  # the header's bit depth
+        return part(tf.cond(is_deep, deep, lambda: tf.io.decode_png(encoded, channels)))
 
     def webp() -> Any:
         pixels = tf.io.decode_image(encoded, max(channels, 3), expand_animations=False)
@@ -98,7 +134,12 @@ def native_pixels(encoded: Any, channels: int, ratio: Any = 1, window: Any = Non
         start, extent = tf.split(window, 2)
         return tf.slice(pixels, tf.pad(start, [[0, 1]]), tf.concat([extent, [-1]], axis=0))
 
-    pixels = _kind_switch(encoded, jpeg=jpeg, png=png, webp=webp)
+    def array() -> Any:
+        content = tf.io.decode_raw(tf.strings.substr(encoded, ARRAY_HEADER, -1), tf.uint8)
+        return part(tf.reshape(content, _array_shape(encoded)))
+
+    files = {"jpeg": jpeg, "png": png, "webp": webp} if channels in FILE_CHANNELS else {}
+    pixels = _kind_switch(encoded, **files, array=array)
     return tf.ensure_shape(pixels, (None, None, channels))
 
 
@@ -106,11 +147,18 @@ def _kind_switch(encoded: Any, **branches: Any) -> Any:
     """The branch for the format that the first bytes of a file tell; its name tells nothing."""
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, 2)
-    tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI"}
+    tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI", "array": ARRAY}
     matches = tf.stack([tf.equal(start, tags[name]) for name in branches])
     known = tf.debugging.Assert(tf.reduce_any(matches), ["not a JPEG, PNG or WebP"])
     with tf.control_dependencies([known] if known is not None else []):
         return tf.switch_case(tf.argmax(matches, output_type=tf.int32), list(branches.values()))
+
+
+def _array_shape(encoded: Any) -> Any:
+    """Height, width and channels of an encoded array, as an int32 tensor (3,)."""
+    tf = tensorflow()
+    shape = tf.io.decode_raw(tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - 2), tf.int32)
+    return tf.ensure_shape(shape, (3,))
 
 
 def _webp_sides(encoded: Any) -> tuple[Any, Any]:
@@ -150,20 +198,23 @@ def orient(pixels: Any, value: Any) -> Any:
 
 
 def pillow_pixels(
-    encoded: bytes, channels: int, max_pixels: int, exif: bool
+    encoded: bytes, channels: int, max_pixels: int, exif: bool, value_range: Range = None
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Any file that Pillow reads as an array.
+    """Decode any file that Pillow reads as an array.
 
     Raises:
-        Exception: of many kinds, if it does not.
+        Exception: Of many kinds, if it does not, or if its values fit no rule of
+            `can_jax.data.depth`.
     """
     with Image.open(io.BytesIO(encoded)) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+        deep, reduced = image.mode.startswith(("I", "F")), is_reduced(image)
         image.load()
         upright = ImageOps.exif_transpose(image) if exif else image
-        if upright.mode.startswith("I"):  # 16 bits, which Pillow would clip
-            grey = np.asarray(upright).astype(np.float64)
-            upright = Image.fromarray((grey / (257 if grey.max() > 255 else 1)).astype(np.uint8))
+        if deep:
+            upright = Image.fromarray(to_eight_bits(np.asarray(upright), value_range))
+        elif reduced:
+            check_reduced(np.asarray(upright.convert("RGB")), value_range)  # without alpha
         pixels = np.asarray(upright.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from can_jax.data import decode
+from can_jax.data.depth import Range
 from can_jax.data.files import OpenFiles, is_remote, size_of
 from can_jax.data.indexed import ParseRecord, read_example
 from can_jax.data.shards import cut_off, example_parser, scan_shard
@@ -45,6 +46,7 @@ class Plan:
             trusts what the headers of shards, and the names of files, promise.
         image_key, label_key: features of TFRecords.
         max_pixels: of an image; a larger one counts as undecodable.
+        value_range: of images of more than 8 bits; those that fit no rule count as undecodable.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Plan:
     image_key: str = "image/encoded"
     label_key: str | None = "image/class/label"
     max_pixels: int = 50_000_000
+    value_range: Range = None
 
     @property
     def unit(self) -> int:
@@ -129,20 +132,24 @@ def _examine_one(
         if not content:
             return label, 0, f"has no feature {plan.image_key!r}"
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-    return label, digest, why_undecodable(content, plan.max_pixels, whole=plan.verify == "decode")
+    whole = plan.verify == "decode"
+    return label, digest, why_undecodable(content, plan.max_pixels, plan.value_range, whole=whole)
 
 
-def why_undecodable(encoded: bytes, max_pixels: int, *, whole: bool) -> str:
+def why_undecodable(
+    encoded: bytes, max_pixels: int, value_range: Range = None, *, whole: bool
+) -> str:
     """Why neither decoder can read an image; empty if one of them can.
 
     Args:
         encoded: the image.
         max_pixels: the limit.
+        value_range: of images of more than 8 bits.
         whole: decode it; otherwise only its header is looked at.
     """
     try:
         if whole:
-            decode.pillow_pixels(encoded, 3, max_pixels, False)
+            decode.pillow_pixels(encoded, 3, max_pixels, False, value_range)
         else:
             with Image.open(io.BytesIO(encoded)) as image:
                 if image.width * image.height > max_pixels:
@@ -153,7 +160,7 @@ def why_undecodable(encoded: bytes, max_pixels: int, *, whole: bool) -> str:
         return ""
     try:  # rarely, TensorFlow reads what Pillow does not
         decode.native_size(encoded, max_pixels)
-        decode.native_pixels(encoded, 3)
+        decode.native_pixels(encoded, 3, value_range=value_range)
     except (tensorflow().errors.OpError, UnicodeDecodeError):
         return reason
     return ""

@@ -13,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from can_jax import command
+from can_jax.data.depth import Range, check_range
 from can_jax.data.examine import VERIFY, Plan
 from can_jax.data.files import find_images, is_folder
 from can_jax.data.find import find_shards
@@ -40,10 +41,14 @@ _DROP = flags.DEFINE_bool("drop_duplicates", False, "Leave out copies; otherwise
 _IMAGE_KEY = flags.DEFINE_string("image_key", "image/encoded", "Feature of TFRecords.")
 _LABEL_KEY = flags.DEFINE_string("label_key", "image/class/label", "Feature of TFRecords.")
 _MAX_PIXELS = flags.DEFINE_integer("max_pixels", 50_000_000, "A larger image is left out.")
+_RANGE = flags.DEFINE_list(
+    "range", None, "LOW,HIGH, as config.data.range: black and white in images of more than 8 bits."
+)
 
 
 def main(path: str) -> None:
     """Find the files, and build their index."""
+    value_range = _value_range(_RANGE.value)
     source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
     image_key: str = _IMAGE_KEY.value
     label_key: str | None = _LABEL_KEY.value
@@ -65,7 +70,7 @@ def main(path: str) -> None:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
     build_index(
-        Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value),
+        Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
         names,
         Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
         _WORKERS.value,
@@ -73,6 +78,14 @@ def main(path: str) -> None:
         label_names=label_names,
         drop_duplicates=_DROP.value,
     )
+
+
+def _value_range(values: list[str] | None) -> Range:
+    """Return the value of `--range` as a pair of floats, or None."""
+    try:
+        return check_range(None if values is None else tuple(map(float, values)))
+    except ValueError as error:
+        raise UserError(f"--range={','.join(values or ())}: give LOW,HIGH, two numbers") from error
 
 
 def guess_source(path: str, split: str) -> str:

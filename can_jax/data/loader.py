@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data import chunks
 from can_jax.data.batch import Batch
+from can_jax.data.examine import why_undecodable
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import CYCLE, VERSION, Order, shares
 from can_jax.data.source import Source
@@ -211,13 +212,25 @@ class TrainingLoader(Loader):
             self.skipped += 1
             if example not in self._named and len(self._named) < NAMED:
                 self._named.add(example)
-                logging.warning("skipped, cannot be decoded: %s", self._source.describe(example))
+                logging.warning(
+                    "skipped, cannot be decoded: %s (%s)",
+                    self._source.describe(example), self._reason(example),
+                )  # fmt: skip
         if attempts == DECODE_ATTEMPTS:
             raise UserError(
                 f"none of {attempts} images drawn at position {position} can be decoded as "
                 f"{self._config.data.channels} channels; the last was "
                 f"{self._source.describe(example)}"
             )
+
+    def _reason(self, example: int) -> str:
+        """Return why an example cannot be decoded."""
+        data = self._config.data
+        (encoded,), _ = self._source.read(np.array([example]))
+        if not encoded:
+            return "cannot be read, or holds nothing"
+        reason = why_undecodable(encoded, data.max_pixels, data.range, whole=True)
+        return reason or f"as {data.channels} channels"
 
 
 def check_share(skipped: int, seen: int, limit: float) -> None:

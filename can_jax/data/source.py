@@ -10,6 +10,7 @@ from absl import logging
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
+from can_jax.data.decode import encode_array
 from can_jax.data.splits import SPELLINGS
 from can_jax.errors import UserError
 
@@ -66,10 +67,8 @@ class ArraySource:
         return len(self.images)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """As `EncodedSource`, for mixtures with files: in the format of netpbm."""
-        height, width, channels = self.images.shape[1:]
-        header = b"P%d %d %d 255\n" % (5 if channels == 1 else 6, width, height)
-        return [header + image.tobytes() for image in self.images[examples]], self.labels[examples]
+        """Return what `EncodedSource` does, for mixtures with files."""
+        return [encode_array(self.images[i]) for i in examples], self.labels[examples]
 
     def describe(self, example: int) -> str:
         """The place of an image in the array."""

@@ -4,6 +4,8 @@ import dataclasses
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from can_jax.data.indexed import IndexedSource, table_of
 from can_jax.data.shards import example_parser, scan_shards
 from can_jax.data.splits import standard
@@ -70,6 +72,12 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
     if not images:
         raise UserError(f"TFDS data set {name!r} has no image feature; it has {list(features)}")
+    kind = np.dtype(features[images[0]].np_dtype)
+    if kind.kind == "f":
+        raise UserError(
+            f"TFDS data set {name!r} stores {images[0]!r} as {kind}, packed into the bytes of "
+            "PNGs; only uint8 and uint16 images can be read: prepare it with one of these types"
+        )
     paths = [str(path) for path in splits[split].filepaths]
     return Located(
         root=os.path.dirname(paths[0]),

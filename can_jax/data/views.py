@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.crops import crop_and_resize, random_boxes, resize_and_centre_crop
 from can_jax.data.decode import native_pixels, native_size, orient, orientation, reduction
+from can_jax.data.depth import Range
 from can_jax.tf import tensorflow
 
 
@@ -19,6 +20,7 @@ class Views(abc.ABC):
     channels: int
     max_pixels: int  # of an image
     exif: bool  # whether images are turned upright
+    value_range: Range  # of images of more than 8 bits a channel
 
     @property
     @abc.abstractmethod
@@ -53,7 +55,13 @@ class CentreView(Views):
     def from_config(config: ConfigDict) -> "CentreView":
         """As `data` says."""
         data = config.data
-        return CentreView(data.image_size, data.channels, data.max_pixels, data.exif_orientation)
+        return CentreView(
+            size=data.image_size,
+            channels=data.channels,
+            max_pixels=data.max_pixels,
+            exif=data.exif_orientation,
+            value_range=data.range,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -67,7 +75,7 @@ class CentreView(Views):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """The view of an encoded image."""
         _, turn = self._header(encoded)
-        image = native_pixels(encoded, self.channels)
+        image = native_pixels(encoded, self.channels, value_range=self.value_range)
         return self.from_pixels(orient(image, turn) if self.exif else image, position)
 
 
@@ -95,6 +103,7 @@ class RandomViews(Views):
             channels=data.channels,
             max_pixels=data.max_pixels,
             exif=data.exif_orientation,
+            value_range=data.range,
         )
 
     @property
@@ -116,12 +125,13 @@ class RandomViews(Views):
         ratio = reduction(encoded, tf.reduce_min(boxes[:, 2:] // tf.constant(self.size)))
         boxes = _reduced(boxes, size, ratio)
         if self.exif:
-            image = orient(native_pixels(encoded, self.channels, ratio), turn)
+            image = native_pixels(encoded, self.channels, ratio, value_range=self.value_range)
+            image = orient(image, turn)
             return crop_and_resize(image, boxes, self.size)
         start = tf.reduce_min(boxes[:, :2], axis=0)
         end = tf.reduce_max(boxes[:, :2] + boxes[:, 2:], axis=0)
         window = tf.concat([start, end - start], axis=0)
-        image = native_pixels(encoded, self.channels, ratio, window)
+        image = native_pixels(encoded, self.channels, ratio, window, self.value_range)
         return crop_and_resize(image, boxes - tf.pad(start, [[0, 2]]), self.size)
 
     def _boxes(self, size: Any, position: Any) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from can_jax.config import as_size, check_against, default_config, expand_paths
+from can_jax.config import as_range, as_size, check_against, default_config, expand_paths
 from can_jax.errors import UserError
 from can_jax.model.can import POOLS
 from can_jax.validate import check, check_one_of, check_source
@@ -98,8 +98,9 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     """
     check_against(config, default_evaluation(), "can_jax.evaluate.config.default_evaluation()")
     config = expand_paths(config)
-    if config.data.image_size is not None:
-        with config.ignore_type():
+    with config.ignore_type():
+        config.data.range = as_range(config.data.range)
+        if config.data.image_size is not None:
             config.data.image_size = as_size(config.data.image_size)
     if config.data.source is not None:
         check_source(config.data)

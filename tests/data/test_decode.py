@@ -75,15 +75,6 @@ def test_cmyk_becomes_rgb():
     assert abs(pixels - np.asarray(SMOOTH).astype(float)).mean() < 3
 
 
-def test_sixteen_bits_keep_their_range():
-    grey = np.arange(0, 65536, 65536 // (40 * 30), dtype=np.uint16)[: 40 * 30].reshape(40, 30)
-    wanted = (grey // 256).astype(float)
-    _, pixels = natively(saved(Image.fromarray(grey), "png"))
-    assert abs(pixels[..., 0] - wanted).max() <= 1
-    tiff = decode.pillow_pixels(saved(Image.fromarray(grey), "tiff"), 3, LIMIT, False)
-    assert abs(tiff[..., 1] - wanted).max() <= 1
-
-
 @pytest.mark.parametrize(
     ("name", "channels"),
     [("jpeg", 1), ("jpeg", 4), ("alpha png", 1), ("alpha png", 4), ("lossless webp", 1)],
