@@ -1,7 +1,7 @@
 """`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
 
 Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, an export, or
-a file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
+a folder or file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
 `report.html`. Without `--config.data.…` the data is that of the run.
 """
 

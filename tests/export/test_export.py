@@ -146,6 +146,17 @@ def test_export_is_loaded_in_three_lines_without_tensorflow(run, tmp_path, forma
     assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
 
 
+def test_weights_that_are_no_run_are_not_exported(run, tmp_path):
+    (tmp_path / "mae.npz").write_bytes(b"")
+    for place in (tmp_path, tmp_path / "mae.npz"):
+        with pytest.raises(UserError, match="is no run directory; exports are made of runs"):
+            open_model(str(place))
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    (tmp_path / "classifier.json").write_text("{}")
+    with pytest.raises(UserError, match="is a fine-tuned classifier"):
+        open_model(str(tmp_path))
+
+
 def test_loading_needs_no_tensorflow(run):
     program = (
         f"import sys, can_jax; can_jax.load({str(run)!r}); sys.exit('tensorflow' in sys.modules)"
