@@ -109,7 +109,11 @@ def read_run(place: epath.Path) -> ConfigDict:
     """
     if (place / "classifier.json").exists():
         raise UserError(f"{place} is a fine-tuned classifier; give the run of its encoder")
-    return resolve(read_config(place))
+    config = read_config(place)
+    try:
+        return resolve(config)
+    except UserError as error:
+        raise UserError(f"{place}/config.json: {error}") from error
 
 
 def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:

@@ -130,6 +130,7 @@ def load_encoder(
             raise UserError(
                 f"{place}: image_size={image_size!r}: give an int, or (height, width), in pixels"
             ) from None
+    mean, std = (x.tolist() if isinstance(x, np.ndarray) else x for x in (mean, std))
     changes = default_evaluation()
     with changes.ignore_type():
         changes.data.image_size = image_size

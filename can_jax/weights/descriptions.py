@@ -111,8 +111,9 @@ def _manifest(folder: epath.Path) -> dict[str, Any] | None:
     """Return the manifest of an export, or None where there is none of ours."""
     if not (folder / MANIFEST).exists():
         return None
-    content = read_json(folder / MANIFEST)
-    return content if isinstance(content.get("model"), dict) else None
+    content = read_json(folder / MANIFEST, of=None)
+    model = content.get("model") if isinstance(content, dict) else None
+    return content if isinstance(model, dict) and {"width", "heads"} <= model.keys() else None
 
 
 def _huggingface(config: dict[str, Any]) -> Facts:

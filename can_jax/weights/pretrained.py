@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -48,7 +47,7 @@ def read_weights(place: epath.Path) -> Weights:
     contents = read_contents(file)
     facts = facts_beside(file)
     if METADATA in contents.metadata:  # it cannot get lost, as a file beside can
-        facts = facts | json.loads(contents.metadata[METADATA])
+        facts = {**facts, **_metadata(contents.metadata[METADATA], file)}
     if contents.heads is not None:
         facts = {**facts, "heads": contents.heads}
     warnings = []
@@ -68,6 +67,17 @@ def read_weights(place: epath.Path) -> Weights:
             "differ by about 2e-4"
         )
     return Weights(file, contents.arrays, facts, tuple(warnings))
+
+
+def _metadata(text: str, file: epath.Path) -> Facts:
+    """Parse the facts that an export of ours stores in a file."""
+    try:
+        facts = json.loads(text)
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise UserError(f"{file}: its metadata {METADATA} is malformed: {text[:60]!r}")
+    return facts
 
 
 def complete(
@@ -174,15 +184,14 @@ def _heads(width: int, depth: int, stated: Any, given: Any) -> int:
             f"the number of attention heads is not known of a ViT of width {width} and depth "
             f"{depth}: give it ({_how('heads')})"
         )
-    if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"heads={heads} does not divide the width {width}")
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"heads={heads!r} is no number of heads for the width {width}")
     return heads
 
 
 def channel_values(name: str, value: Any, channels: int) -> list[float]:
     """Check a mean or deviation and return it for each channel of images in [0, 1]."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    values = list(value) if isinstance(value, Sequence) else [value] * channels
+    values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:
         raise UserError(f"{name}={value} has {len(values)} values, the encoder {channels} channels")
     for one in values:

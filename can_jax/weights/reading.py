@@ -63,7 +63,7 @@ def _safetensors(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
             raise UserError(f"{name} is of type {tensor['dtype']}, which is not supported")
         flat = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]])
         arrays[name] = flat.reshape(tensor["shape"])
-    (length,) = struct.unpack("<Q", content[:8])
+    (length,) = struct.unpack("<Q", content[:8])  # of the header
     return arrays, json.loads(content[8 : 8 + length]).get("__metadata__", {})
 
 
@@ -149,8 +149,12 @@ def read_arrays(place: epath.Path) -> Arrays:
     return read_contents(place).arrays
 
 
-def read_json(place: epath.Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+def read_json(place: epath.Path, of: type | None = dict) -> Any:
+    """Read a JSON file.
+
+    Args:
+        place: The file.
+        of: The type of its content, or None for any.
 
     Raises:
         UserError: It cannot be read, or holds something else.
@@ -159,6 +163,6 @@ def read_json(place: epath.Path) -> dict[str, Any]:
         content = json.loads(place.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{place} cannot be read: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{place} holds a {type(content).__name__}, not an object")
+    if of is not None and not isinstance(content, of):
+        raise UserError(f"{place} holds a {type(content).__name__}, not a {of.__name__}")
     return content

@@ -66,13 +66,13 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (HF | {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05; this encoder computes with 1e-06"),
         (HF | {"hidden_size": 32}, "width of the arrays is 24, and 32 is stated"),
         (HF | {"num_hidden_layers": 12}, "depth of the arrays is 2, and 12 is stated"),
-        (HF | {"num_attention_heads": 5}, "heads=5 does not divide the width 24"),
+        (HF | {"num_attention_heads": 5}, "heads=5 is no number of heads for the width 24"),
         (HF | {"patch_size": [4, 8]}, "patches have to be square"),
         (HF | {"architectures": 3, "model_type": None}, "malformed"),
         (TIMM | {"architecture": "swin_tiny"}, "'swin_tiny' is not supported"),
         (TIMM | {"model_args": {"act_layer": "quick_gelu"}}, "act_layer='quick_gelu' is not"),
         ({"a": 1}, "neither the configuration of a run nor that of a model"),
-        ([1], "holds a list, not an object"),
+        ([1], "holds a list, not a dict"),
     ],
 )
 def test_configuration_of_another_model_is_refused(tmp_path, config, message):
@@ -88,6 +88,29 @@ def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
     refused(place, "is incomplete: it holds none of model.safetensors")
     (place / "config.json").write_text('{"model_type": ')
     refused(place, "config.json cannot be read")
+
+
+@pytest.mark.parametrize("manifest", ["[]", '{"model": "x"}', '{"model": {"a": 1}}'])
+def test_manifest_of_something_else_is_left_alone(tmp_path, manifest):
+    place = folder(tmp_path / "a", vit(), HF, PROCESSOR)
+    (place / "manifest.json").write_text(manifest)
+    assert opened(place).facts["heads"] == 3
+
+
+def test_metadata_that_is_malformed_is_refused(tmp_path):
+    for facts in ("nonsense", "[]", "3"):
+        save_file(vit(), tmp_path / "a.safetensors", metadata={"can_jax": facts})
+        refused(tmp_path / "a.safetensors", "metadata can_jax is malformed")
+    manifest = {"model": {"width": 24, "heads": "3", "mean": [0.5]}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    save_file(vit(), tmp_path / "model.safetensors")
+    refused(tmp_path / "model.safetensors", "heads='3' is no number of heads for the width 24")
+
+
+@pytest.mark.parametrize("heads", [0, -3, True, "3", 3.5, 5])
+def test_heads_that_are_none_are_refused(tmp_path, heads):
+    np.savez(tmp_path / "a.npz", **vit())
+    refused(tmp_path / "a.npz", "is no number of heads for the width 24", heads=heads)
 
 
 def test_shards_of_a_folder_are_read_with_its_configuration(tmp_path):
