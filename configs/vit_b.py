@@ -4,8 +4,8 @@
         --config.data.path=/data/imagenet
 
 `data.path` is a folder with images anywhere below it; class folders are not needed. For the kNN
-probe give labelled splits, `train/CLASS/…` and `val/CLASS/…`, with `--config.probe.every_epochs=10
---config.probe.split=val`.
+probe give labelled splits, `train/CLASS/…` and `val/CLASS/…`, with
+`--config.probe.every_epochs=10`.
 
 Hardware: 169 GFLOP an image and step, 1.7e20 FLOP in all: about two days on eight H100 at 12 %
 of their peak, half a day at 50 % (arithmetic, not a measurement). Fewer devices need a smaller

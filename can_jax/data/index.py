@@ -58,8 +58,10 @@ def main(path: str) -> None:
         root, names, others = images_of_split(path, split)
         if others:
             first = shown(others[0])
-            print(f"{len(others)} files are left out, not being named as images, as {first}")
+            print(f"{len(others)} files are left out, not being images, as {first}")
         labels, label_names = classes_of(names)
+        if label_names and -1 in labels:
+            print(f"{labels.count(-1)} images lie in no class folder and have no label")
         file_labels = np.array(labels, np.int32)
     elif source == "tfds":
         if not _NAME.value:

@@ -118,12 +118,20 @@ class Classes:
         some = ", ".join(repr(self.called[i]) for i in absent[:NAMED])
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
+    def alike(self) -> str:
+        """Return a phrase that names two classes which only case or blanks tell apart, if any."""
+        seen: dict[str, str] = {}
+        for name in self.names:
+            if (other := seen.setdefault(_folded(name), name)) != name:
+                return f"{other!r} and {name!r}"
+        return ""
+
     def _unknown(self, unknown: list[str], split: str, train: str) -> str:
         what = f"the class {unknown[0]!r}"
         if len(unknown) > 1:
             what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
-        folded = {name.strip(" /\\").casefold(): name for name in self.names}
-        close = difflib.get_close_matches(unknown[0].strip(" /\\").casefold(), folded, 1, 0.8)
+        folded = {_folded(name): name for name in self.names}
+        close = difflib.get_close_matches(_folded(unknown[0]), folded, 1, 0.8)
         near = f"; did you mean {folded[close[0]]!r}?" if close else ""
         return f"{split} has {what} that {train} has not{near}"
 
@@ -140,6 +148,10 @@ def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str
             "each class a name, or none"
         )
     return [label_names[label] for label in labels]
+
+
+def _folded(name: str) -> str:
+    return _composed(name).strip(" /\\").casefold()
 
 
 def _composed(name: str) -> str:

@@ -135,6 +135,8 @@ def open_pair(
     numbering = classes.match(there, other.label_names, test_called, train_called)
     if complete and not held and (absent := classes.absent(numbering(there))):
         notes.append(f"{test_called} has no image of {absent}")
+    if alike := classes.alike():
+        notes.append(f"{train_called} has two classes that differ in spelling only: {alike}")
     if absent := classes.absent(classes.numbering(distinct(labels))):
         notes.append(f"no training example is chosen of {absent}")
     if bool(source.label_names) != bool(other.label_names):

@@ -116,7 +116,8 @@ def same_classes(task: Task, path: str, classes: Classes) -> tuple[Part, str]:
     data, count = folder_of(task, path), task.config.data.test_examples
     source = open_source(data, WHOLE)
     called = f"config.robustness.shifts: {path}"
-    if source.label_names and not classes.names:
+    numeric = all(name.isdecimal() for name in source.label_names)
+    if source.label_names and not classes.names and not numeric:
         raise UserError(
             f"{called} has class folders, but the classes of the training data have no names"
         )

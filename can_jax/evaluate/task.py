@@ -136,6 +136,9 @@ class Task:
         part, absent = open_part(self.data, split, source, self.counts[1], classes, called)
         if absent:
             findings.warn(f"{called} has no image of {absent}")
+        if bool(source.label_names) != bool(classes.names):
+            nameless = called if classes.names else "the classifier"
+            findings.warn(f"{nameless} has no label_names, so classes are matched by number")
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:

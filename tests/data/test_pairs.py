@@ -84,6 +84,12 @@ def test_class_that_training_has_not_is_refused_by_name(tmp_path, write):
         pair(source, other)
 
 
+def test_two_spellings_of_a_class_are_named(tmp_path):
+    found = pair("folder", folder(tmp_path, {"train": ("Cat", "cat", "dog"), "val": ("cat",)}))
+    assert any("differ in spelling only: 'Cat' and 'cat'" in note for note in found.notes)
+    assert named(found.test) == ["cat"] * 4
+
+
 def test_numbers_are_compared_where_there_are_no_names(tmp_path):
     images = np.zeros((6, 16, 16, 3), np.uint8)
     np.savez(tmp_path / "train.npz", images=images, labels=[7, 7, 2**31 - 1, 2**31 - 1, 40, 40])
