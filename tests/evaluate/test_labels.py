@@ -104,7 +104,7 @@ def test_fine_tuning_on_some_records_and_what_it_tells(run, tmp_path):
     config = samples.evaluation(
         "classify", data, data__source="tfrecord", data__train_examples=16, batch_size=8,
         classify__total_epochs=1.0, classify__warmup_epochs=0.0,
-        classify__randaugment=(0, 0.0, 0.0),
+        classify__randaugment=(0, 0.0, 0.0), classify__mixup=0.0, classify__cutmix=0.0,
     )  # fmt: skip
     found = evaluate(resolve_evaluation(config), str(run), epath.Path(tmp_path / "out"))
     assert found["examples"] == {"train": 16, "test": 4}
