@@ -310,5 +310,5 @@ def _held_out(
         kept, out = hold_out(labels, count, seed)
     except UserError as error:
         raise UserError(f"the split {split!r}: {error}; {'; '.join(notes)}") from error
-    notes.append(f"{len(out)} of its examples are held out of {split!r} to test on, never both")
+    notes.append(f"{len(out)} examples of the split {split!r} are held out to test on")
     return examples[kept], labels[kept], examples[out], labels[out]

@@ -178,7 +178,7 @@ def test_share_is_held_out_where_there_is_no_other_split(tmp_path, splits):
     train, test = set(found.train.examples.tolist()), set(found.test.examples.tolist())
     assert not train & test and len(train | test) == 12 and len(test) == 3
     assert set(named(found.train)) == set(CLASSES)
-    assert any("3 of its examples are held out" in note for note in found.notes)
+    assert any("3 examples of the split 'train' are held out" in note for note in found.notes)
     again = pair("folder", root, *splits)
     np.testing.assert_array_equal(again.test.examples, found.test.examples)
     few = pair("folder", root, *splits, counts=(5, 2))

@@ -139,7 +139,7 @@ def test_probe_never_scores_images_against_themselves(tmp_path, caplog):
     data = folder(tmp_path, {"train": CLASSES}, count=30)
     for changes in ({}, {"probe__split": "train"}):
         assert probe(data, probe__held_out=0.5, **changes).on_pixels() < 70
-    assert "45 of its examples are held out of 'train'" in caplog.text
+    assert "45 examples of the split 'train' are held out" in caplog.text
     with pytest.raises(UserError, match="config.probe.held_out=1.0: a share"):
         probe(data, probe__held_out=1.0)
     folder(tmp_path, {"val": ("x",)})
@@ -153,7 +153,9 @@ def test_share_is_held_out_of_an_evaluation_and_kept_in_its_results(task, tmp_pa
     findings = Findings()
     pair = dataclasses.replace(task, config=config).pair(findings, data)
     assert (len(pair.train.examples), len(pair.test.examples)) == (18, 6)
-    assert any("6 of its examples are held out" in warning for warning in findings.warnings)
+    assert any(
+        "6 examples of the split 'train' are held out" in warning for warning in findings.warnings
+    )
     # Whoever asks for the same split by name gets it, and is told.
     findings = Findings()
     assert len(task.pair(findings, data, "train").test.examples) == 24
