@@ -153,8 +153,10 @@ class OpenFiles:
 
     def __getitem__(self, path: str) -> RandomFile:
         with self._lock:
-            file = self._files.pop(path, None)
-        file = file or RandomFile(path)
+            if file := self._files.get(path):
+                self._files.move_to_end(path)
+                return file
+        file = RandomFile(path)
         with self._lock:
             self._files[path] = file
             closing = []  # one that is still being read closes after that
