@@ -8,7 +8,7 @@ from absl import logging
 
 from can_jax.data.files import Names, find_images
 from can_jax.data.indexed import IndexedSource, table_of
-from can_jax.data.splits import choose_folder, choose_images, shown, some, standard
+from can_jax.data.splits import choose_folder, choose_images, shown, some, split_folders, standard
 from can_jax.data.table import Table
 from can_jax.errors import UserError
 
@@ -27,7 +27,24 @@ def open_folder(
     if index and root == path and standard(split) != "train":
         images_of_split(path, split)  # an index does not tell the splits apart
     table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
+    if root == path:
+        _refuse_splits_as_classes(path, split, table.label_names)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def _refuse_splits_as_classes(path: str, split: str, classes: tuple[str, ...]) -> None:
+    """Refuse an index in which the folder of another split is a class, as older versions wrote.
+
+    Raises:
+        UserError: There is such a class.
+    """
+    for other, folders in split_folders(os.listdir(path)).items():
+        for name in set(folders) & set(classes):
+            if other != standard(split):
+                raise UserError(
+                    f"the index of {shown(path)} takes {shown(name)}, which is the split {other}, "
+                    "for a class; build it again with python -m can_jax.data.index"
+                )
 
 
 def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:

@@ -28,6 +28,7 @@ from can_jax.data.loader import Loader, States, TrainingLoader
 from can_jax.data.order import VERSION
 from can_jax.data.shards import FIRST_RECORDS, locate_shards
 from can_jax.data.source import Source
+from can_jax.data.splits import shown
 from can_jax.data.stream import Read, reader_of
 from can_jax.data.views import RandomViews
 from can_jax.errors import UserError
@@ -71,7 +72,7 @@ class ShardStream:
                     if number < taken:
                         continue
                     where, which, image, label = batch[i]
-                    name = f"{mine[where]}, record {which}"
+                    name = f"{shown(mine[where])}, record {which}"  # TensorFlow takes UTF-8 only
                     after = np.array([epoch, shard, record, number + 1], np.int64)
                     yield image, label, name, after
                 taken = 0

@@ -5,10 +5,13 @@ import pytest
 from PIL import Image
 
 from can_jax.data.arrays import open_arrays
+from can_jax.data.examine import Plan
 from can_jax.data.find import find_shards
 from can_jax.data.folder import open_folder
+from can_jax.data.indexing import build_index
 from can_jax.data.source import available_splits
 from can_jax.data.splits import split_folders
+from can_jax.data.table import FOLDER
 from can_jax.errors import UserError
 from tests.conftest import small_config
 
@@ -139,6 +142,17 @@ def test_folder_of_another_split_beside_the_classes(tmp_path, caplog):
     assert source.examples == 2 and source.label_names == ("cat", "dog")
     assert "Val/cat/1.png" in caplog.text
     assert images(tmp_path, "val") == ["Val/cat/1.png"]
+
+
+def test_index_that_takes_a_split_for_a_class_is_refused(tmp_path):
+    put(tmp_path, "cat/0.png", "dog/0.png", "Val/1.png")
+    names = ["Val/1.png", "cat/0.png", "dog/0.png"]
+    build_index(
+        Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1,
+        file_labels=np.arange(3, dtype=np.int32), label_names=("Val", "cat", "dog"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="takes Val, which is the split val, for a class; build"):
+        open_folder(str(tmp_path), "train")
 
 
 def test_classes_that_contain_a_split_s_word_stay_classes(tmp_path):

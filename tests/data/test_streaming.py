@@ -1,6 +1,7 @@
 """Shards read from start to end: what each epoch shows, and going on."""
 
 import gzip
+import os
 import tarfile
 
 import jax
@@ -156,6 +157,17 @@ def test_tars_written_by_others_are_read(tmp_path):
     )
     found, _ = labels_of(config, total=2)
     assert len(found) == 2
+
+
+def test_folder_of_compressed_shards_whose_names_are_not_utf8(tmp_path, contents, caplog):
+    contents[3] = b"broken"
+    config = shards(tmp_path, "webdataset.gz", contents)
+    for path in sorted(tmp_path.iterdir()):
+        path.rename(os.fsdecode(os.fsencode(path.with_suffix("")) + b"-\xe9.tar.gz"))
+    found, loader = labels_of(config, total=3)
+    labels = np.concatenate([batch.label for batch, _ in found])
+    assert loader.skipped == 1 and set(labels.tolist()) >= set(range(21)) - {3}
+    assert "train-0-\\xe9.tar.gz, record 3" in caplog.text
 
 
 def test_chunk_without_any_image_stops_the_run(tmp_path):
