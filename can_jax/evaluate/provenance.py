@@ -16,6 +16,7 @@ from can_jax.identity import IDENTITY, Identity, differences, read_identity
 SAMPLED = 64  # images of a source whose bytes are compared
 # Settings that change where data is and how fast it is read, but no result.
 DATA_PLACES = ("path", "index", "threads", "cache_gb", "skip_limit")
+LIMITS = ("train_examples", "test_examples", "held_out")
 PACE = ("save_every_steps", "test_every_epochs", "remat")
 
 
@@ -53,12 +54,15 @@ def digest_of(source: Source) -> str:
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
     """Return those settings of an evaluation on which a trained classifier's results depend.
 
+    Where its data is, and of which type its numbers, follows from the run too, and is not among
+    them: `classifier_identity` holds what came of both.
+
     Args:
         protocol: the configuration of the evaluation, as a dict.
     """
-    names = ("protocol", "seed", "batch_size", "features", "model")
+    names = ("protocol", "seed", "batch_size", "features")
     parts = {name: protocol[name] for name in names}
-    parts["data"] = {k: v for k, v in protocol["data"].items() if k not in DATA_PLACES}
+    parts["data"] = {name: protocol["data"].get(name) for name in LIMITS}
     parts["classify"] = {k: v for k, v in protocol["classify"].items() if k not in PACE}
     parts["bins"] = protocol["robustness"]["bins"]
     return parts

@@ -8,11 +8,13 @@ from etils import epath
 
 from can_jax.config import load_recipe
 from can_jax.errors import UserError
+from can_jax.evaluate import results
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.protocols import evaluate
+from can_jax.evaluate.provenance import protocol_settings
 from can_jax.export.card import results_of
 from can_jax.export.model import open_model
-from can_jax.identity import IDENTITY
+from can_jax.identity import IDENTITY, differences
 from can_jax.pretrain import pretrain
 from tests.conftest import small_config
 from tests.evaluate import samples
@@ -95,11 +97,8 @@ def one_less(place):
         (other_image, r"data\.train_images was \w+, is \w+"),
         (one_less, r"data\.test was val:\w+, is val:\w+"),
         (lambda place: ({"classify__mixup": 0.5}, "a"), r"protocol\.classify\.mixup was 0\.0, is"),
-        (lambda place: ({"features": "class"}, "a"), r"protocol\.features was patches, is class"),
-        (lambda place: ({"seed": 1}, "a"), r"protocol\.seed was 0, is 1"),
-        (lambda place: ({"batch_size": 8}, "a"), r"protocol\.batch_size was 16, is 8"),
-        (lambda place: ({"classify__total_epochs": 9.0}, "a"), r"total_epochs was 1\.0, is 9\.0"),
-        (lambda place: ({"data__test_examples": 5}, "a"), r"test_examples was null, is 5"),
+        (lambda place: ({"model__dtype": "bfloat16"}, "a"), r"run\.dtype was float32, is bfloat16"),
+        (lambda place: ({"data__test_split": "train"}, "a"), r"data\.test was val:\w+, is train:"),
     ],
 )
 def test_anything_else_is_refused_and_nothing_is_written(place, tuned, change, message):
@@ -111,6 +110,27 @@ def test_anything_else_is_refused_and_nothing_is_written(place, tuned, change, m
         )
     assert "\n" not in str(error.value) and "give another --workdir" in str(error.value)
     assert contents(place / "ft") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": "class"}, "features was patches, is class"),
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"batch_size": 8}, "batch_size was 16, is 8"),
+        ({"classify__total_epochs": 9.0}, "classify.total_epochs was 1.0, is 9.0"),
+        ({"classify__freeze_encoder": True}, "classify.freeze_encoder was false, is true"),
+        ({"data__train_examples": 5}, "data.train_examples was null, is 5"),
+        ({"data__held_out": 0.2}, "data.held_out was null, is 0.2"),
+        ({"robustness__bins": 10}, "bins was 15, is 10"),
+        ({"classify__remat": "full", "knn__k": (3,), "data__path": "/elsewhere"}, None),
+    ],
+)
+def test_settings_that_change_results_are_compared(tuned, changes, message):
+    stored = json.loads((tuned / "ft" / IDENTITY).read_text())["protocol"]
+    config = finetuning(tuned / "imagenet", **changes)
+    found = differences(stored, protocol_settings(config.to_dict()))
+    assert found == ([message] if message else [])
 
 
 def test_directories_of_other_kinds_are_refused(place):
@@ -145,9 +165,9 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
         results_of(open_model(str(place / "b")), [str(place / "ft")])
 
     def changed(change):
-        results = json.loads(json.dumps(found))
-        change(results)
-        (place / "ft/results.json").write_text(json.dumps(results))
+        content = json.loads(json.dumps(found))
+        change(content)
+        (place / "ft/results.json").write_text(json.dumps(content))
 
     changed(lambda results: results["protocol"]["classify"].update(learning_rate=1.0))
     with pytest.raises(UserError, match=r"not of the run beside it: protocol\.classify\.learning"):
@@ -162,3 +182,16 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
     (place / "ft" / IDENTITY).unlink()
     with pytest.raises(UserError, match=r"has no identity\.json, as an older version left it"):
         results_of(model, [str(place / "ft")])
+
+
+def test_results_that_are_replaced_are_named(place, caplog):
+    old = samples.results_of(place / "ft")
+    results.say_replaced(epath.Path(place / "ft"), old)
+    assert not caplog.records
+    new = old | {"protocol": old["protocol"] | {"features": "class"}}
+    results.say_replaced(epath.Path(place / "ft"), new)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("held results of classify of " + old["checkpoint"]["path"]
+                                        + ", step 3: replaced")  # fmt: skip
+    (place / "ft/results.json").write_text("[")
+    results.say_replaced(epath.Path(place / "ft"), new)
