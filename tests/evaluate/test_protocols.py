@@ -298,7 +298,7 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
     ("options", "message"),
     [
         (["--checkpoint=/no/such/run"], "--checkpoint=/no/such/run does not exist"),
-        (["--checkpoint=configs"], "is no capture: it has no config.json"),
+        (["--checkpoint=configs"], "config.json is missing"),
         (["--config.protocol=kmm"], "choose one of knn, linear"),
         (["--config.features=cls"], "choose one of patches"),
         (["--config.data.path=/no/such/data"], "/no/such/data"),
