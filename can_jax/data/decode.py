@@ -21,15 +21,17 @@ from PIL import Image, ImageOps
 from can_jax.data.depth import (
     Range,
     check_reduced,
-    is_reduced,
     tensor_to_eight_bits,
     to_eight_bits,
 )
+from can_jax.data.stored import WHITE, open_image, stored_as
 from can_jax.tf import tensorflow
 
 ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
 ARRAY_HEADER = len(ARRAY) + 3 * 4
 FILE_CHANNELS = (1, 3, 4)  # that image files can be decoded to
+# What Pillow converts these modes to first, as it knows no direct way to others.
+BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -206,15 +208,19 @@ def pillow_pixels(
         Exception: Of many kinds, if it does not, or if its values fit no rule of
             `can_jax.data.depth`.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
-        deep, reduced = image.mode.startswith(("I", "F")), is_reduced(image)
+        stored = stored_as(image, encoded)
         image.load()
         upright = ImageOps.exif_transpose(image) if exif else image
-        if deep:
-            upright = Image.fromarray(to_eight_bits(np.asarray(upright), value_range))
-        elif reduced:
+        if stored.deep:
+            values = stored.values(np.asarray(upright), value_range)
+            gray = to_eight_bits(values, value_range)
+            upright = Image.fromarray(255 - gray if stored.inverted else gray)
+        elif stored.bits > 8 and stored.maximum == WHITE:
             check_reduced(np.asarray(upright.convert("RGB")), value_range)  # without alpha
+        if upright.mode in BEFORE:
+            upright = upright.convert(BEFORE[upright.mode])
         pixels = np.asarray(upright.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
     return pixels.reshape(*pixels.shape[:2], channels)

@@ -52,7 +52,7 @@ def to_eight_bits(
     if values.dtype.kind == "f":
         raise ValueError(f"has floating-point values; {ADVICE}")
     least, most = int(values.min()), int(values.max())
-    if least < 0 or not TOP_BIT <= most < 2 * TOP_BIT:
+    if least < 0 or values.dtype.itemsize == 1 or not TOP_BIT <= most < 2 * TOP_BIT:
         raise ValueError(f"has values from {least} to {most}, which do not fill 16 bits; {ADVICE}")
     return (values >> 8).astype(np.uint8)
 
@@ -87,8 +87,3 @@ def check_reduced(pixels: UInt8[np.ndarray, "*shape"], value_range: Range) -> No
         )
     if pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has values that do not fill its 16 bits a channel; {ADVICE}")
-
-
-def is_reduced(image: Any) -> bool:
-    """Return whether Pillow reduces an opened image to the upper bytes of its 16-bit channels."""
-    return any(";16" in str(tile[3]) for tile in image.tile)
