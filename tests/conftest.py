@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from can_jax.config import default_config, resolve
-from tests.runs import RECIPE
+from tests.runs import RECIPE, made_once, run
 from tests.weights.torch_files import save_torch  # noqa: F401, a fixture
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
@@ -75,3 +75,10 @@ def recipe(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "tiny.py"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(recipe, tmp_path_factory) -> tuple[Path, str]:
+    """The directory and the output of a whole run of the recipe, as a process on one device. Copy
+    the directory before you change it: all tests share it."""
+    return made_once(tmp_path_factory, "finished", lambda workdir: run(recipe, workdir))

@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import fcntl
+import importlib.util
 import io
 import json
 import logging as python_logging
@@ -16,6 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
+from jax.experimental.compilation_cache import compilation_cache
 
 import can_jax.command
 import can_jax.job
@@ -55,6 +58,37 @@ def run(recipe, workdir, *overrides):
     )
 
 
+def made_once(factory, name, make):
+    """Make a run once a session, for all the processes among which its tests are divided.
+
+    Args:
+        factory: pytest's ``tmp_path_factory``.
+        name: of the run.
+        make: runs a command in a given directory, and returns what `subprocess.run` does.
+
+    Returns:
+        The run directory, and what the command printed.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which the workers share
+    workdir, output = root / name, root / f"{name}.txt"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            done = make(workdir)
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return workdir, output.read_text()
+
+
+def run_in_process(recipe, workdir, *overrides, devices=1):
+    """As `run`, but in this process, and on as many of its eight devices as wanted."""
+    chosen = jax.devices()[:devices]
+    with patch.object(jax, "devices", lambda: chosen):
+        return main_in_process(*command(recipe, workdir, *overrides)[2:])
+
+
 def main_in_process(module, *arguments):
     """Run ``python -m module`` in this process, which saves the 7 to 13 s that a new one takes to
     import. The result is that of `subprocess.run`. What ends or kills a process needs a process."""
@@ -70,12 +104,20 @@ def main_in_process(module, *arguments):
         patch.object(can_jax.command, "bound_exit"),  # it would end the tests
         _flags_of_a_new_process(),
         _logging_of_a_new_process(err),
+        _own_jax_config(),
     ):
         try:
-            runpy.run_module(module, run_name="__main__", alter_sys=True)
+            runpy.run_path(_file_of(module), run_name="__main__")
         except SystemExit as end:
             code = end.code or 0
     return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def _file_of(module):
+    spec = importlib.util.find_spec(module)
+    if spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    return spec.origin
 
 
 @contextlib.contextmanager
@@ -93,6 +135,19 @@ def _flags_of_a_new_process():
     finally:
         vars(flags.FLAGS).clear()
         vars(flags.FLAGS).update(before)
+
+
+@contextlib.contextmanager
+def _own_jax_config():
+    """Set JAX's configuration back at the end, such as to the cache that benchmarks switch off."""
+    before = dict(jax.config.values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+                compilation_cache.reset_cache()  # else it stays as it was at the first program
 
 
 @contextlib.contextmanager

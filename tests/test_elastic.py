@@ -1,6 +1,7 @@
 """A run that goes on elsewhere: on other devices, as other processes, after SIGTERM at any time."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -8,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, assert_same_run, command, metrics, run
+from tests.runs import ROOT, assert_same_run, command, metrics, run, run_in_process
 from tests.test_processes import job, with_devices
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0", "model.heads=4"]
@@ -43,6 +44,22 @@ def whole(recipe, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("elastic") / "whole"
     part(recipe, workdir, 8)
     return workdir
+
+
+def test_run_of_one_device_resumes_on_eight(recipe, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    done = run_in_process(recipe, workdir, "mesh.fsdp=4", devices=8)
+    assert done.returncode == 0 and "resumed from the checkpoint of step 3" in done.stdout
+    resumed, whole = (
+        [line for line in metrics(place) if "loss/total" in line]
+        for place in (workdir, finished[0])
+    )
+    assert [line["step"] for line in resumed] == [line["step"] for line in whole]
+    for name in ("loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising"):
+        np.testing.assert_allclose(
+            [line[name] for line in resumed], [line[name] for line in whole], rtol=1e-4
+        )
 
 
 @pytest.mark.slow
@@ -83,9 +100,8 @@ def watched(recipe, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(
-    ("delay", "signs"), [(0.03, 3), pytest.param(0.0, 1, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("delay", "signs"), [(0.03, 3), (0.0, 1)])
 def test_sigterm_while_stepping_probing_or_saving(recipe, watched, tmp_path, delay, signs):
     """Every second step is followed by a probe and a save; the signals come into any of them."""
     process = subprocess.Popen(

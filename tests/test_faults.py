@@ -1,13 +1,13 @@
 """What goes wrong in long runs, done to the main command on purpose."""
 
 import ctypes
+import functools
 import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,7 +19,16 @@ from can_jax import run as running
 from can_jax.config import load_recipe
 from can_jax.errors import UserError
 from tests.parallel.test_replicas import with_one_bit_changed
-from tests.runs import ROOT, assert_same_run, command, metrics, run
+from tests.runs import (
+    ROOT,
+    assert_same_run,
+    command,
+    made_once,
+    main_in_process,
+    metrics,
+    run,
+    run_in_process,
+)
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0", "checkpoint.every_steps=2"]
 
@@ -27,10 +36,8 @@ QUIET = ["probe.every_steps=0", "figures.every_steps=0", "checkpoint.every_steps
 @pytest.fixture(scope="module")
 def whole(recipe, tmp_path_factory):
     """A run of six steps, with the checkpoints of 2, 4 and 6."""
-    workdir = tmp_path_factory.mktemp("faults") / "whole"
-    done = run(recipe, workdir, *QUIET)
-    assert done.returncode == 0, done.stderr
-    return workdir
+    make = functools.partial(run_in_process, recipe)
+    return made_once(tmp_path_factory, "whole", lambda workdir: make(workdir, *QUIET))[0]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
@@ -42,7 +49,7 @@ def test_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(recipe, whole,
         victim.unlink()
     else:
         victim.write_bytes(victim.read_bytes()[:-7])
-    done = run(recipe, workdir, *QUIET)
+    done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "is damaged" in line)
     assert line.startswith("WARNING: checkpoint ") and str(workdir / "checkpoints/6") in line
@@ -56,7 +63,7 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_anew_and_says_so(recip
     shutil.copytree(whole, workdir)
     for step in (2, 4, 6):
         (workdir / f"checkpoints/{step}/state/_METADATA").unlink()
-    done = run(recipe, workdir, *QUIET)
+    done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("_METADATA is missing") == 3
     assert_same_run(workdir, whole, 6)
@@ -65,7 +72,7 @@ def test_where_every_checkpoint_is_damaged_the_run_begins_anew_and_says_so(recip
 def test_checkpoint_of_another_model_is_refused_in_one_line(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    done = run(recipe, workdir, *QUIET, "model.width=48", "total_steps=8")
+    done = run_in_process(recipe, workdir, *QUIET, "model.width=48", "total_steps=8")
     assert done.returncode == 1
     assert done.stderr.startswith("error: checkpoint ") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
@@ -120,6 +127,7 @@ def test_directory_that_cannot_be_written_is_one_line(recipe, whole, tmp_path):
     assert f"--workdir={workdir} cannot be written: Permission denied" in done.stderr
 
 
+@pytest.mark.slow
 def test_folder_of_checkpoints_that_cannot_be_written_is_a_failed_save(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -178,7 +186,7 @@ def test_checkpoint_that_cannot_be_written_is_a_warning_until_it_happens_again_a
     assert "third failure in a row" in last
     assert not list((tmp_path / "checkpoints").glob("*tmp*"))
     # With room again, the same command does what it would have done.
-    assert run(recipe, tmp_path, *QUIET).returncode == 0
+    assert run_in_process(recipe, tmp_path, *QUIET).returncode == 0
     assert metrics(tmp_path)[-1]["step"] == 6
 
 
@@ -200,7 +208,7 @@ def test_second_run_in_the_same_directory_is_refused(recipe, tmp_path):
         for line in first.stdout:
             if line.startswith("compiled"):
                 break
-        done = run(recipe, tmp_path, *QUIET)
+        done = run_in_process(recipe, tmp_path, *QUIET)
         assert done.returncode == 1 and done.stderr.count("\n") == 1
         assert f"is in use by process {first.pid} on " in done.stderr
     finally:
@@ -213,7 +221,7 @@ def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_repl
 ):
     """A file does it: weights that are finite, and too large for any product."""
     np.savez(tmp_path / "large.npz", **{"blocks.0.mlp.fc1.weight": np.full((96, 24), 3e38)})
-    done = run(
+    done = run_in_process(
         recipe, tmp_path, *QUIET, f"init_from={tmp_path / 'large.npz'}", "total_steps=50",
         "skipped_updates_limit=4",
     )  # fmt: skip
@@ -222,10 +230,7 @@ def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_repl
     assert last.startswith("error: 4 updates in a row were not finite, up to step ")
     (capture,) = (tmp_path / "captures").iterdir()
     assert f"python -m can_jax.replay {capture}" in last
-    replay = subprocess.run(
-        [sys.executable, "-m", "can_jax.replay", str(capture)], cwd=ROOT, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
+    replay = main_in_process("can_jax.replay", capture)
     assert replay.returncode == 0, replay.stderr
     assert "16 images at positions " in replay.stdout
     assert "loss/total" in replay.stdout and "not finite" in replay.stdout
@@ -233,14 +238,12 @@ def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_repl
 
 
 def test_replay_of_what_is_no_capture_is_one_line(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "can_jax.replay", str(tmp_path)], cwd=ROOT, capture_output=True,
-        text=True,
-    )  # fmt: skip
+    done = main_in_process("can_jax.replay", tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "is no capture" in done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_while_a_checkpoint_is_being_written(recipe, tmp_path):
     """The signal comes when the files are half there."""
     overrides = ["checkpoint.every_steps=2", "probe.every_steps=0", "figures.every_steps=0"]
@@ -265,7 +268,7 @@ def test_sigterm_while_a_checkpoint_is_being_written(recipe, tmp_path):
 
 def test_what_a_killed_run_did_not_look_at_is_made_up_for(recipe, tmp_path):
     looking = ["probe.every_steps=3", "figures.every_steps=3"]
-    assert run(recipe, tmp_path / "whole", *looking).returncode == 0
+    assert run_in_process(recipe, tmp_path / "whole", *looking).returncode == 0
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     lines = metrics(tmp_path / "killed")
     assert [line["step"] for line in lines if "probe/knn" in line] == [0, 3, 6]
@@ -273,12 +276,12 @@ def test_what_a_killed_run_did_not_look_at_is_made_up_for(recipe, tmp_path):
     text = "".join(json.dumps(line) + "\n" for line in kept)
     (tmp_path / "killed" / "metrics.jsonl").write_text(text)
     (tmp_path / "killed/figures/step_00000006.png").unlink()
-    done = run(recipe, tmp_path / "killed", *looking)
+    done = run_in_process(recipe, tmp_path / "killed", *looking)
     assert done.returncode == 0 and "step 6: kNN" in done.stdout, done.stdout + done.stderr
     assert "compiled" not in done.stdout and "figure to open" in done.stdout
     assert_same_run(tmp_path / "killed", tmp_path / "whole", 6)
     assert (tmp_path / "killed/figures/step_00000006.png").exists()
-    assert "nothing to do" in run(recipe, tmp_path / "killed", *looking).stdout
+    assert "nothing to do" in run_in_process(recipe, tmp_path / "killed", *looking).stdout
 
 
 # A loss that does not fall: its ordinary noise is enough.
@@ -299,6 +302,7 @@ def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 161))
 
 
+@pytest.mark.slow
 def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(recipe, tmp_path):
     options = [*QUIET, *SPIKES, "spike.rewinds=2", "checkpoint.every_steps=10"]
     done = run(recipe, tmp_path / "whole", *options, "checkpoint.keep_last=99")

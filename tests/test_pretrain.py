@@ -1,26 +1,26 @@
 """The main command, as a person runs it."""
 
 import json
-import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from tests.data import samples
-from tests.runs import ROOT, assert_same_run, command, metrics, run
+from tests.runs import (
+    ROOT,
+    assert_same_run,
+    command,
+    main_in_process,
+    metrics,
+    run,
+    run_in_process,
+)
 
-
-@pytest.fixture(scope="module")
-def finished(recipe, tmp_path_factory):
-    """A whole run of six steps."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = run(recipe, workdir)
-    assert done.returncode == 0, done.stderr
-    return workdir, done
+QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
 
 
 def test_run_directory_holds_what_it_should(finished):
@@ -48,7 +48,7 @@ def test_run_directory_holds_what_it_should(finished):
 
 
 def test_output_tells_what_runs_and_what_came_of_it(finished):
-    output = finished[1].stdout
+    output = finished[1]
     for part in (
         "Parameters", "Mesh: data 1, fsdp 1, tensor 1", "peak learning rate", "compiled the train",
         "kNN: raw pixels", "step 6/6 | loss", "| contrastive", "| denoising", "MFU", "data wait",
@@ -58,17 +58,17 @@ def test_output_tells_what_runs_and_what_came_of_it(finished):
 
 
 def test_losses_fall_in_a_short_run(recipe, tmp_path):
-    done = run(recipe, tmp_path, "total_steps=60", "log_every_steps=10", "probe.every_steps=60")
+    done = run(recipe, tmp_path, "total_steps=60", "log_every_steps=10", *QUIET)
     assert done.returncode == 0, done.stderr
     lines = [line for line in metrics(tmp_path) if "loss/total" in line]
     for loss in ("loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising"):
         assert lines[-1][loss] < lines[0][loss], loss
 
 
-def test_same_command_again_has_nothing_to_do(finished, recipe):
-    workdir, _ = finished
+def test_same_command_again_has_nothing_to_do(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
     before = (workdir / "metrics.jsonl").read_text()
-    done = run(recipe, workdir)
+    done = run_in_process(recipe, workdir)
     assert done.returncode == 0 and "already finished" in done.stdout
     assert (workdir / "metrics.jsonl").read_text() == before
 
@@ -96,17 +96,30 @@ def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
     assert_same_run(tmp_path, finished[0], 6)
 
 
-def test_killed_run_on_shards_with_broken_images(recipe, tmp_path):
-    """Streamed: where it was is in the checkpoint, and so is what was skipped."""
+def shards_with_broken_images(place):
+    """Overrides for a run on streamed shards, two images of which cannot be decoded."""
     rng = np.random.default_rng(0)
     images = [samples.encode(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(40)]
     images[3] = images[22] = b"broken"
     for i in range(2):
-        samples.write_tfrecord(tmp_path / f"data/train-{i}.tfrecord", images[20 * i : 20 * i + 20])
-    overrides = [
-        "data.source=tfrecord", f"data.path={tmp_path / 'data'}", "data.streaming=True",
-        "data.examples=40", "data.window=7", "probe.every_steps=0", "figures.every_steps=0",
+        samples.write_tfrecord(place / f"data/train-{i}.tfrecord", images[20 * i : 20 * i + 20])
+    return [
+        "data.source=tfrecord", f"data.path={place / 'data'}", "data.streaming=True",
+        "data.examples=40", "data.window=7", *QUIET,
     ]  # fmt: skip
+
+
+def test_broken_images_of_shards_are_skipped_counted_and_named(recipe, tmp_path):
+    done = run_in_process(recipe, tmp_path / "run", *shards_with_broken_images(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "run")[-1]["skipped_images"] >= 4
+    assert "skipped, cannot be decoded" in done.stderr and "record 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_run_on_shards_with_broken_images(recipe, tmp_path):
+    """Streamed: where it was is in the checkpoint, and so is what was skipped."""
+    overrides = shards_with_broken_images(tmp_path)
     whole = run(recipe, tmp_path / "whole", *overrides)
     assert whole.returncode == 0, whole.stderr
     assert metrics(tmp_path / "whole")[-1]["skipped_images"] >= 4
@@ -115,7 +128,7 @@ def test_killed_run_on_shards_with_broken_images(recipe, tmp_path):
     assert_same_run(tmp_path / "killed", tmp_path / "whole", 6)
 
 
-def test_sigterm_saves_exits_75_and_goes_on(finished, recipe, tmp_path):
+def test_sigterm_saves_exits_75_and_goes_on(recipe, tmp_path):
     slow = ["total_steps=100000", "checkpoint.every_steps=100000", "probe.every_steps=100000"]
     process = subprocess.Popen(
         command(recipe, tmp_path, *slow), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -130,13 +143,14 @@ def test_sigterm_saves_exits_75_and_goes_on(finished, recipe, tmp_path):
     assert "stopped by SIGTERM" in errors
     (step,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert f"step {step} is saved" in errors
-    done = run(recipe, tmp_path, f"total_steps={step + 2}", *slow[1:])
+    done = run_in_process(recipe, tmp_path, f"total_steps={step + 2}", *slow[1:])
     assert done.returncode == 0 and f"resumed from the checkpoint of step {step}" in done.stdout
     assert "changed since this run began: total_steps" in done.stdout
 
 
-def test_checkpoint_past_the_end_is_refused(finished, recipe):
-    done = run(recipe, finished[0], "total_steps=4")
+def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    done = run_in_process(recipe, workdir, "total_steps=4")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "checkpoint of step 6, past the end of this run at 4" in done.stderr
@@ -158,7 +172,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe):
 )
 def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, overrides, message):
     np.savez(tmp_path / "train.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
-    done = run(recipe, tmp_path / "run", *(o.format(tmp_path) for o in overrides))
+    done = run_in_process(recipe, tmp_path / "run", *(o.format(tmp_path) for o in overrides))
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and message in lines[-1]
@@ -167,20 +181,15 @@ def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, 
 
 
 def test_help_and_debug(recipe, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "can_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = main_in_process("can_jax.main", "--help")
     assert done.returncode == 0
     assert "--config" in done.stdout and "--workdir" in done.stdout
-    arguments = [*command(recipe, tmp_path, "mesh.data=3"), "--debug"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    done = main_in_process(*command(recipe, tmp_path, "mesh.data=3")[2:], "--debug")
     assert done.returncode == 1 and "Traceback" in done.stderr
 
 
 def test_batch_that_does_not_divide_names_the_nearest(recipe, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    arguments = command(recipe, tmp_path, "batch_size=12")
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = run_in_process(recipe, tmp_path, "batch_size=12", devices=8)
     assert done.returncode == 1
     assert "batch_size=12 does not divide over the 8 devices" in done.stderr
     assert "8 and 16" in done.stderr

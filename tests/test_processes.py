@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.runs import ROOT, command, metrics
+from tests.runs import ROOT, command, main_in_process, metrics, run_in_process
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
 
@@ -49,7 +49,13 @@ def job(recipe, workdir, *overrides, count=2, own=((), ())):
             process.wait()
 
 
-@pytest.mark.parametrize("axes", [[], ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"]])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [],
+        pytest.param(["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"], marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
     """The second mesh splits parameters over the devices of a process, which have the same rows."""
     options = ["total_steps=20", "model.heads=4", *axes, *QUIET]
@@ -58,10 +64,7 @@ def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
         assert [process.returncode for process in processes] == [0, 0], outputs
     assert "0 (this one) │ 4" in outputs[0][0] and "1            │ 4" in outputs[0][0]
     assert "Mesh" not in outputs[1][0]  # one process speaks
-    one = subprocess.run(
-        command(recipe, tmp_path / "one", *options), cwd=ROOT, env=with_devices(8),
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    one = run_in_process(recipe, tmp_path / "one", *options, devices=8)
     assert one.returncode == 0, one.stderr
     curves = [
         [[line[name] for name in line if name.startswith("loss/")] for line in metrics(workdir)]
@@ -71,6 +74,7 @@ def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_stops_all_of_them(recipe, tmp_path):
     endless = ["total_steps=100000", "checkpoint.every_steps=100000", *QUIET]
     with job(recipe, tmp_path, *endless) as processes:
@@ -110,9 +114,7 @@ def test_processes_with_different_configurations_are_refused(recipe, tmp_path):
     ],
 )
 def test_wrong_flags(recipe, tmp_path, options, message):
-    done = subprocess.run(
-        [*command(recipe, tmp_path), *options], cwd=ROOT, capture_output=True, text=True
-    )
+    done = main_in_process(*command(recipe, tmp_path)[2:], *options)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ") and message in done.stderr
 

@@ -2,8 +2,6 @@
 
 import argparse
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ import pytest
 from can_jax.errors import UserError
 from can_jax.selfcheck import check
 from tests.oracle import write_reference
+from tests.runs import main_in_process
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +19,7 @@ def reference(tmp_path_factory):
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "can_jax.selfcheck", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return main_in_process("can_jax.selfcheck", *arguments)
 
 
 def test_outputs_losses_and_gradients_agree_with_the_oracle(reference):

@@ -96,7 +96,7 @@ def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[An
     views = RandomViews.from_config(config)
     decoded = [native_pixels(image, 3).numpy() for image in encoded[:32]]
 
-    def take(number: np.ndarray) -> np.ndarray:
+    def take(number: np.integer) -> np.ndarray:
         return decoded[number % len(decoded)]
 
     def cut(number: Any) -> Any:

@@ -14,7 +14,7 @@ from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
 
-def gib(size: float) -> str:
+def gib(size: int | float) -> str:
     """Bytes as a person reads them."""
     return f"{size / GIB:.2f} GiB"
 

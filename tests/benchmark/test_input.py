@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -9,6 +7,7 @@ from PIL import Image
 from can_jax.benchmark.pillow import TwoViews
 from can_jax.config import default_config
 from tests.data.samples import encode
+from tests.runs import main_in_process
 
 STAGES = ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view")
 
@@ -24,18 +23,23 @@ def folder(tmp_path):
 
 
 def benchmark(*arguments):
-    command = [sys.executable, "-m", "can_jax.benchmark", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+    return main_in_process("can_jax.benchmark", *arguments)
+
+
+SHORT = ("--rounds=1", "--seconds=0.1", "--image_size=32", "--batch_size=8")
 
 
 def test_every_stage_is_measured(folder):
-    short = ("--rounds=1", "--seconds=0.2", "--image_size=32", "--batch_size=8")
-    run = benchmark("input", f"--path={folder}", "--json", *short)
+    run = benchmark("input", f"--path={folder}", "--json", *SHORT)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert all(found[stage] > 0 for stage in STAGES)
     assert found["examples"] == 7 and found["threads"] >= 1
-    table = benchmark("input", f"--path={folder}", *short)
+
+
+@pytest.mark.slow
+def test_table_shows_every_stage(folder):
+    table = benchmark("input", f"--path={folder}", *SHORT)
     assert all(stage in table.stdout for stage in STAGES)
 
 
@@ -45,7 +49,7 @@ def test_mistakes_are_one_line(tmp_path):
         (("input",), "data.path is not set"),
         (("input", f"--path={tmp_path / 'none'}"), "is not a folder"),
         (("input", f"--path={tmp_path}"), "none of 1 images"),
-        (("input", "--source=shapes"), "choose one of folder"),
+        (("input", "--source=shapes"), "choose one of folder, tfrecord, webdataset, tfds"),
         (("stop",), "choose one of input, step"),
         ((), "SUBJECT is missing"),
     ]:

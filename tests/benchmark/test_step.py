@@ -1,7 +1,5 @@
 import json
 import runpy
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +12,7 @@ from can_jax.methods import METHODS, changed
 from can_jax.observe.flops import train_flops_per_image
 from tests.conftest import small_config
 from tests.oracle import write_reference
-from tests.runs import ROOT
+from tests.runs import main_in_process
 
 
 def measured(**options):
@@ -57,8 +55,7 @@ def test_simclr_costs_what_the_paper_says_of_vit_l():
 
 def test_command_with_mistakes():
     def run(*arguments):
-        command = [sys.executable, "-m", "can_jax.benchmark", "step", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        return main_in_process("can_jax.benchmark", "step", *arguments)
 
     assert run().stderr.startswith("error: --config=NAME is missing: the pretraining recipe")
     done = run("--config=configs/quickstart.py", "--batch=0")
@@ -66,9 +63,11 @@ def test_command_with_mistakes():
 
 
 def test_command_prints_json_and_reads_no_data():
-    command = [sys.executable, "-m", "can_jax.benchmark", "step", "--config=configs/cifar10.py"]
-    command += ["--config.data.path=", "--batch=8", "--rounds=1", "--seconds=0.1", "--json"]
-    found = json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout)
+    done = main_in_process(
+        "can_jax.benchmark", "step", "--config=configs/cifar10.py", "--config.data.path=",
+        "--config.model.depth=1", "--batch=8", "--rounds=1", "--seconds=0.1", "--json",
+    )  # fmt: skip
+    found = json.loads(done.stdout)
     assert found["batch_size"] == 8 and found["images_per_second"] > 0
     assert found["command"].startswith("python -m can_jax.benchmark step --config=")
     assert found["model"].endswith(" px") and "cores" in found["environment"]["processor"]

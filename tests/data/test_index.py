@@ -18,6 +18,7 @@ from can_jax.data.table import FOLDER, Table, load_table
 from can_jax.errors import UserError
 from tests.conftest import small_config
 from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
+from tests.runs import main_in_process
 
 RNG = np.random.default_rng(0)
 IMAGES = [encode(RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)) for _ in range(9)]
@@ -66,9 +67,7 @@ def test_index_of_a_folder_keeps_its_classes(tmp_path):
         path = tmp_path / f"class{i % 2}" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
-    subprocess.run(
-        [sys.executable, "-m", "can_jax.data.index", str(tmp_path), "--workers=1"], check=True
-    )
+    main_in_process("can_jax.data.index", tmp_path, "--workers=1").check_returncode()
     config = small_config(data__source="folder", data__path=str(tmp_path))
     source = open_source(config.data, "train")
     assert source.examples == 8 and source.label_names == ("class0", "class1")
@@ -79,8 +78,8 @@ def test_index_of_a_folder_keeps_its_classes(tmp_path):
 
 def test_index_elsewhere(tmp_path):
     shards(tmp_path / "data", "tfrecord")
-    command = [sys.executable, "-m", "can_jax.data.index", str(tmp_path / "data")]
-    subprocess.run([*command, f"--out={tmp_path / 'index'}", "--verify=none"], check=True)
+    options = [f"--out={tmp_path / 'index'}", "--verify=none"]
+    main_in_process("can_jax.data.index", tmp_path / "data", *options).check_returncode()
     source = open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path / "index"))
     assert source.examples == 9 and not (tmp_path / "data" / FOLDER).exists()
     with pytest.raises(UserError, match=r"holds no whole index of can_jax"):
@@ -114,9 +113,9 @@ def test_second_call_goes_on_where_the_first_was_stopped(tmp_path, monkeypatch):
 
 def test_several_processes_find_the_same(tmp_path):
     shards(tmp_path, "webdataset")
-    command = [sys.executable, "-m", "can_jax.data.index", str(tmp_path)]
-    subprocess.run([*command, "--workers=2", f"--out={tmp_path / 'two'}"], check=True)
-    subprocess.run([*command, "--workers=1", f"--out={tmp_path / 'one'}"], check=True)
+    for workers, name in ((2, "two"), (1, "one")):
+        options = [f"--workers={workers}", f"--out={tmp_path / name}"]
+        main_in_process("can_jax.data.index", tmp_path, *options).check_returncode()
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
 
@@ -182,14 +181,11 @@ def test_damaged_index_is_refused(tmp_path):
 
 def test_nothing_to_index_is_one_line(tmp_path):
     (tmp_path / "a.png").write_bytes(b"broken")
-    run = subprocess.run(
-        [sys.executable, "-m", "can_jax.data.index", str(tmp_path)], capture_output=True, text=True
-    )
+    run = main_in_process("can_jax.data.index", tmp_path)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(f"error: nothing in {tmp_path} can be decoded")
     for arguments, message in [((), "PATH is missing"), (("none",), "none is not a folder")]:
-        command = [sys.executable, "-m", "can_jax.data.index", *arguments]
-        run = subprocess.run(command, capture_output=True, text=True)
+        run = main_in_process("can_jax.data.index", *arguments)
         assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1
 
 

@@ -128,9 +128,8 @@ def assert_stream_of(config, source, hosts, steps):
     assert count == steps[1] - steps[0]
 
 
-@settings(deadline=None, max_examples=12)
 @given(st.data(), st.integers(1, 40), st.sampled_from([1, 2, 3]), st.integers(1, 23))
-def test_stream_is_the_same_on_any_number_of_hosts_from_any_step_on(data, size, hosts, local):
+def check_stream_on_any_number_of_hosts_from_any_step_on(data, size, hosts, local):
     """Three epochs; killed at any step and gone on with on another number of hosts."""
     images = np.random.default_rng(size).integers(0, 256, (size, 17, 19, 3), dtype=np.uint8)
     source = ArraySource(images, np.arange(size, dtype=np.int32))
@@ -150,6 +149,13 @@ def test_stream_is_the_same_on_any_number_of_hosts_from_any_step_on(data, size, 
     joined = np.concatenate(labels)
     for epoch in range(3):
         assert sorted(joined[epoch * size : (epoch + 1) * size]) == list(range(size))
+
+
+@pytest.mark.parametrize("cases", [3, pytest.param(12, marks=pytest.mark.slow)])
+def test_stream_is_the_same_on_any_number_of_hosts_from_any_step_on(cases):
+    settings(deadline=None, max_examples=cases)(
+        check_stream_on_any_number_of_hosts_from_any_step_on
+    )()
 
 
 def test_broken_files_leave_the_stream_the_same_on_any_number_of_hosts(folder):
@@ -274,8 +280,9 @@ next(loader)
 """
 
 
-def test_python_ends_while_batches_are_being_prepared(folder):
-    for _ in range(3):
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_python_ends_while_batches_are_being_prepared(folder, times):
+    for _ in range(times):
         subprocess.run([sys.executable, "-c", ENDS % str(folder)], timeout=60, check=True)
 
 

@@ -2,8 +2,6 @@
 
 import io
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from can_jax.data.tfds import open_tfds
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
 from tests.conftest import small_config
+from tests.runs import main_in_process
 
 tf = tensorflow()
 import tensorflow_datasets as tfds  # noqa: E402
@@ -87,13 +86,10 @@ def test_record_file_that_is_cut_off(data_dir, tmp_path, caplog):
 
 
 def test_index_of_a_prepared_data_set(data_dir, tmp_path):
-    command = [sys.executable, "-m", "can_jax.data.index", data_dir, "--source=tfds"]
-    run = subprocess.run([*command, f"--out={tmp_path}"], capture_output=True, text=True)
+    command = ["can_jax.data.index", data_dir, "--source=tfds", f"--out={tmp_path}"]
+    run = main_in_process(*command)
     assert run.returncode == 1 and "--name is missing" in run.stderr
-    run = subprocess.run(
-        [*command, "--name=tiny", f"--out={tmp_path}", "--verify=none"],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    run = main_in_process(*command, "--name=tiny", "--verify=none")
     assert run.returncode == 0, run.stderr
     source = open_tfds("tiny", data_dir, "train", index=str(tmp_path))
     assert source.examples == 23 and source.label_names == ("even", "odd")

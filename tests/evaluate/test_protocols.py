@@ -1,5 +1,6 @@
 """Every protocol from its recipe, on a small data set in ImageNet's layout, on eight devices."""
 
+import functools
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from can_jax.evaluate.task import held_out
 from can_jax.parallel.mesh import make_mesh
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
-from tests.runs import ROOT
+from tests.runs import ROOT, main_in_process
 from tests.weights.vits import vit
 
 TRAIN, VAL = 51, 15  # images of the small ImageNet: neither divides by eight
@@ -67,18 +68,32 @@ EXPECTED = {
 }
 
 
-UNTRAINED = ("knn", "finetune")  # two of them suffice
+@pytest.fixture(scope="module")
+def evaluated(places, tmp_path_factory):
+    """Return what a recipe finds and where it wrote it, run once for all tests."""
+    changes = {"robustness__corruptions": "fog,pixelate", "robustness__severities": (1, 5)}
+
+    @functools.cache
+    def run_once(name, untrained=False):
+        (run, data), workdir = places, tmp_path_factory.mktemp(name)
+        config = recipe(name, data, **changes)
+        return evaluate(config, str(run), epath.Path(workdir), untrained), workdir
+
+    return run_once
 
 
 @pytest.mark.parametrize(
     ("untrained", "name"),
-    [(False, name) for name in EXPECTED] + [(True, name) for name in UNTRAINED],
+    [
+        *[(False, name) for name in EXPECTED if name != "finetune_imagenet_l"],
+        pytest.param(False, "finetune_imagenet_l", marks=pytest.mark.slow),
+        (True, "knn"),
+        pytest.param(True, "finetune", marks=pytest.mark.slow),
+    ],
 )
-def test_recipe_from_end_to_end(places, tmp_path, name, untrained):
-    run, data = places
-    changes = {"robustness__corruptions": "fog,pixelate", "robustness__severities": (1, 5)}
-    results = evaluate(recipe(name, data, **changes), str(run), epath.Path(tmp_path), untrained)
-    assert results == samples.results_of(tmp_path)
+def test_recipe_from_end_to_end(evaluated, name, untrained):
+    results, workdir = evaluated(name, untrained)
+    assert results == samples.results_of(workdir)
     assert results["metrics"].keys() >= EXPECTED[name]
     assert all(np.isfinite(value) for value in results["metrics"].values())
     counted = results["examples"]
@@ -86,7 +101,7 @@ def test_recipe_from_end_to_end(places, tmp_path, name, untrained):
     assert (counted[f"{prefix}train"], counted[f"{prefix}test"]) == (TRAIN, VAL)
     assert results["checkpoint"]["step"] == (0 if untrained else 3)
     assert len(results["checkpoint"]["sha256"]) == 64
-    page = (tmp_path / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "http://" not in page and "https://" not in page
     assert all(key in page for key in results["metrics"])
     if name in ("knn", "linear", "health"):
@@ -220,21 +235,19 @@ def test_run_without_reconstruction_can_be_fine_tuned(places, tmp_path):
     assert results["data"]["fingerprints"].keys() == {"train", "test"}
 
 
-def test_robustness_takes_a_classifier(places, tmp_path):
-    run, data = places
-    trained = evaluate(recipe("finetune", data), str(run), epath.Path(tmp_path / "ft"))
+def test_robustness_takes_a_classifier(places, evaluated, tmp_path):
+    _, data = places
+    trained, workdir = evaluated("finetune")
     config = recipe("robustness", data, robustness__corruptions="none")
-    results = evaluate(config, str(tmp_path / "ft"), epath.Path(tmp_path / "out"))
+    results = evaluate(config, str(workdir), epath.Path(tmp_path / "out"))
     assert results["metrics"]["clean/top1"] == trained["metrics"]["finetune/top1"]
     with pytest.raises(UserError, match="is a classifier, which only the protocol robustness"):
-        evaluate(recipe("knn", data), str(tmp_path / "ft"), epath.Path(tmp_path / "knn"))
+        evaluate(recipe("knn", data), str(workdir), epath.Path(tmp_path / "knn"))
 
 
-def test_pages_side_by_side(places, tmp_path):
-    run, data = places
-    for name, untrained in (("one", False), ("two", True)):
-        evaluate(recipe("knn", data), str(run), epath.Path(tmp_path / name), untrained)
-    runs = {name: read_results(epath.Path(tmp_path / name)) for name in ("one", "two")}
+def test_pages_side_by_side(evaluated):
+    places = {"one": evaluated("knn")[1], "two": evaluated("knn", True)[1]}
+    runs = {name: read_results(epath.Path(place)) for name, place in places.items()}
     page = comparison(runs)
     for result in runs.values():
         assert f"{result['metrics']['knn/top1']:.2f}" in page
@@ -242,9 +255,8 @@ def test_pages_side_by_side(places, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
-def test_page_opens_in_a_browser_without_a_complaint(places, tmp_path):
-    run, data = places
-    evaluate(recipe("health", data), str(run), epath.Path(tmp_path))
+def test_page_opens_in_a_browser_without_a_complaint(evaluated, tmp_path):
+    shutil.copy(evaluated("health")[1] / "report.html", tmp_path)
     page, script = tmp_path / "report.html", "<script>console.log('images', [...document.images]"
     script += ".every(i => i.complete && i.naturalWidth > 0), document.images.length)</script>"
     page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
@@ -309,8 +321,6 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
 )
 def test_mistake_is_one_line(places, tmp_path, options, message):
     run, data = places
-    done = subprocess.run(
-        command(tmp_path, run, data, *options), cwd=ROOT, capture_output=True, text=True
-    )
+    done = main_in_process(*command(tmp_path, run, data, *options)[2:])
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr

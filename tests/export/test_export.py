@@ -20,7 +20,7 @@ from can_jax.weights.digest import sha256_of
 from can_jax.weights.pretrained import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
-from tests.runs import ROOT
+from tests.runs import ROOT, main_in_process
 
 ONNX = pytest.mark.skipif(not readers.installed(*ONNX_PACKAGES), reason="needs PyTorch and others")
 CASES = [
@@ -197,9 +197,7 @@ def test_decoder_is_told_that_there_is_no_noise(model):
 
 
 def export(*options):
-    return subprocess.run(
-        [sys.executable, "-m", "can_jax.export", *options], cwd=ROOT, capture_output=True, text=True
-    )
+    return main_in_process("can_jax.export", *options)
 
 
 SERVER = """

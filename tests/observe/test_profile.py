@@ -1,19 +1,13 @@
-import subprocess
-
 import jax.numpy as jnp
 from etils import epath
 
 from can_jax.observe.profile import TRACED_STEPS, WARM_STEPS, TraceWindow
-from tests.runs import ROOT, command
+from tests.runs import command, main_in_process
 
 
 def test_run_leaves_a_trace_for_tensorboard_and_its_program(recipe, tmp_path):
-    options = [
-        *command(recipe, tmp_path, "probe.every_steps=0", "figures.every_steps=0"),
-        "--profile",
-        "--dump_hlo",
-    ]
-    done = subprocess.run(options, cwd=ROOT, capture_output=True, text=True)
+    options = command(recipe, tmp_path, "probe.every_steps=0", "figures.every_steps=0")
+    done = main_in_process(*options[2:], "--profile", "--dump_hlo")
     assert done.returncode == 0, done.stderr
     assert "steps 1 to 5 traced: tensorboard --logdir=" in done.stdout
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))

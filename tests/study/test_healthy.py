@@ -2,12 +2,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from can_jax.study.bands import METRICS, bands_of, compared, outside
-from tests.runs import ROOT, command, metrics
+from tests.runs import ROOT, command, main_in_process, metrics
 
 CIFAR10 = os.environ.get("CIFAR10")  # a folder of its npz files, which no test can fetch
 
@@ -28,8 +27,7 @@ def test_bands_hold_their_runs_and_not_one_that_fails():
 
 def test_command(tmp_path):
     def healthy(*arguments):
-        words = [sys.executable, "-m", "can_jax.study.healthy", str(tmp_path / "b.json")]
-        return subprocess.run([*words, *arguments], cwd=ROOT, capture_output=True, text=True)
+        return main_in_process("can_jax.study.healthy", tmp_path / "b.json", *arguments)
 
     for name, offset in (("a", 0.0), ("b", 0.2), ("c", 3.0)):
         (tmp_path / name).mkdir()

@@ -1,11 +1,13 @@
 """The short form of `python -m tests.torture.kill`, on images in files."""
 
 import numpy as np
+import pytest
 
 from tests.data import samples
 from tests.torture.kill import torture
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_a_few_times_ends_the_same(recipe, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(60):
