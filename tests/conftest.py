@@ -12,6 +12,7 @@ from tests.runs import RECIPE, made_once, run
 from tests.weights.torch_files import save_torch  # noqa: F401, a fixture
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
+jax.config.update("jax_platforms", "cpu")  # JAX is imported, and has read the variable
 # Eight devices on one CPU: what holds on a mesh is tested on a mesh.
 jax.config.update("jax_num_cpu_devices", 8)
 # Most of the time goes into compiling: do it lightly, and each program once, for commands too.
