@@ -62,10 +62,10 @@ def test_command_with_mistakes():
     assert done.returncode and "batch" in done.stderr
 
 
-def test_command_prints_json_and_reads_no_data():
+def test_command_prints_json_and_reads_no_data(recipe):
     done = main_in_process(
-        "can_jax.benchmark", "step", "--config=configs/cifar10.py", "--config.data.path=",
-        "--config.model.depth=1", "--batch=8", "--rounds=1", "--seconds=0.1", "--json",
+        "can_jax.benchmark", "step", f"--config={recipe}", "--config.data.source=folder",
+        "--batch=8", "--rounds=1", "--seconds=0.1", "--json",
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert found["batch_size"] == 8 and found["images_per_second"] > 0
