@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -19,6 +20,7 @@ from tests.conftest import small_config
 from tests.weights.vits import vit
 
 
+@functools.cache  # what a test changes is its own tree of arrays
 def fresh(**changes):
     config = small_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])

@@ -50,15 +50,16 @@ def job(recipe, workdir, *overrides, count=2, own=((), ())):
 
 
 @pytest.mark.parametrize(
-    "axes",
+    ("steps", "axes"),
     [
-        [],
-        pytest.param(["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"], marks=pytest.mark.slow),
+        (4, []),
+        pytest.param(20, [], marks=pytest.mark.slow),
+        pytest.param(20, ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"], marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
+def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, steps, axes):
     """The second mesh splits parameters over the devices of a process, which have the same rows."""
-    options = ["total_steps=20", "model.heads=4", *axes, *QUIET]
+    options = [f"total_steps={steps}", "model.heads=4", *axes, *QUIET]
     with job(recipe, tmp_path / "two", *options) as processes:
         outputs = [process.communicate(timeout=300) for process in processes]
         assert [process.returncode for process in processes] == [0, 0], outputs
@@ -70,7 +71,7 @@ def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, axes):
         [[line[name] for name in line if name.startswith("loss/")] for line in metrics(workdir)]
         for workdir in (tmp_path / "two", tmp_path / "one")
     ]
-    assert np.shape(curves[0]) == (20, 4)
+    assert np.shape(curves[0]) == (steps, 4)
     np.testing.assert_allclose(curves[0], curves[1], rtol=1e-5)
 
 
@@ -119,9 +120,8 @@ def test_wrong_flags(recipe, tmp_path, options, message):
     assert done.stderr.startswith("error: ") and message in done.stderr
 
 
-@pytest.mark.parametrize(
-    "sign", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
 def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(recipe, tmp_path, sign):
     endless = ["total_steps=100000", "checkpoint.every_steps=3", "stuck_after_seconds=15", *QUIET]
     with job(recipe, tmp_path, *endless) as processes:
