@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -17,6 +18,7 @@ from can_jax.data.table import FACTS, FOLDER, Table, load_table
 from can_jax.errors import UserError
 
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
+NAMED_FOLDERS = 3  # that a message about an index names
 NAMED = 1000  # files that are named when they cannot be read
 REMOTE_READERS = 16  # files of a remote store that are read at once, for each chunk of a batch
 
@@ -139,6 +141,7 @@ def table_of(
     table, facts = load_table(place)
     if facts.get("source", source) != source:
         raise UserError(f"{place} is an index of {facts['source']} data, not of {source} data")
+    _log_left_out(place, facts, root if shards is None else None)
     if shards is None:
         return table
     sizes = {name: size_of(os.path.join(root, name)) for name in shards}
@@ -151,3 +154,33 @@ def table_of(
                 f"python -m can_jax.data.index"
             )
     return table
+
+
+def _log_left_out(place: Path, facts: dict[str, Any], folder: str | None) -> None:
+    """Log what an index leaves out of its data.
+
+    Args:
+        place: the folder of the index.
+        facts: that it was written with.
+        folder: the folder of classes that it is of, None for shards.
+    """
+    again = "python -m can_jax.data.index builds it again"
+    if "request" not in facts and facts.get("source") != "tfrecord":
+        logging.warning(
+            "%s was written by an older version, which missed images in tars and told fewer splits "
+            "apart; %s, which changes the order of examples", place, again,
+        )  # fmt: skip
+    if facts.get("undecodable"):
+        logging.warning(
+            "%s leaves out %d images that could not be decoded as it was built; undecodable.txt in "
+            "it says why", place, facts["undecodable"],
+        )  # fmt: skip
+    if folder is not None and facts["label_names"] and not is_remote(folder):
+        known = set(facts["label_names"])
+        found = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        if new := sorted(name for name in found - known if not name.startswith(".")):
+            names = [shown(name) for name in new[:NAMED_FOLDERS]]
+            logging.warning(
+                "%s does not have %d folders beside its classes, such as %s; %s",
+                place, len(new), ", ".join(names), again,
+            )  # fmt: skip

@@ -217,3 +217,26 @@ def test_find_images_keeps_to_names(tmp_path):
     (tmp_path / "more" / "f.png").touch()
     images = ["a.jpg", "b.TIFF", "c", "elsewhere/f.png", "more/f.png"]
     assert find_images(str(tmp_path)) == (images, ["d.txt"])
+
+
+def test_what_an_index_leaves_out_is_logged(tmp_path, caplog):
+    for i, content in enumerate(IMAGES[:5]):
+        path = tmp_path / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    names, labels = [f"class{i % 2}/{i}.png" for i in range(5)], np.array([0, 1, 0, 1, 0], np.int32)
+    classes = ("class0", "class1")
+    index(tmp_path, "folder", names, file_labels=labels, label_names=classes)
+    config = small_config(data__source="folder", data__path=str(tmp_path))
+    assert open_source(config.data, "train").examples == 4
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "leaves out 1 images that could not be decoded" in line
+    caplog.clear()
+    (tmp_path / "class2").mkdir()
+    facts = tmp_path / FOLDER / "train" / "index.json"
+    old = json.loads(facts.read_text())
+    del old["request"], old["undecodable"]
+    facts.write_text(json.dumps(old))
+    assert open_source(config.data, "train").examples == 4
+    older, new = (record.getMessage() for record in caplog.records)
+    assert "was written by an older version" in older and "such as class2" in new
