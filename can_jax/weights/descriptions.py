@@ -4,6 +4,7 @@ Each function returns facts by the names of our export's manifest, as far as the
 of None says that the normalization is none that this encoder can apply.
 """
 
+import re
 from typing import Any
 
 from etils import epath
@@ -21,6 +22,7 @@ FILES = (
 )  # fmt: skip
 EXPORTED = ("model.safetensors", "model.npz")
 SAME_STRUCTURE = ("vit", "vit_mae")  # model types of Hugging Face
+HUGGINGFACE_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}  # of these types
 EXACT_GELU = ("gelu", "gelu_python")
 EXACT = "exact (erf)"  # as a manifest calls our GELU
 # Arguments of timm's VisionTransformer that neither change the features of given arrays nor go
@@ -29,6 +31,16 @@ HARMLESS = {
     "img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "num_classes",
     "global_pool", "class_token", "dynamic_img_size", "strict_img_size", "mlp_ratio", "qkv_bias",
     "init_values", "qk_norm", "reg_tokens", "pre_norm", "fc_norm", "drop_rate", "drop_path_rate",
+}  # fmt: skip
+
+
+# Names of timm's plain ViTs, perhaps with a tag: others, such as vit_base_patch16_clip_224 or
+# vit_base_patch16_rope_224, have another structure or activation.
+PLAIN_VIT = re.compile(r"vit_[a-z]+_patch\d+_\d+(\.\w+)*")
+# What timm's arguments of structure have to be, where they are stated.
+PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "class_token": (True,), "pre_norm": (False,), "qk_norm": (False,), "reg_tokens": (0,),
+    "init_values": (None,), "fc_norm": (False, None), "qkv_bias": (True,), "mlp_ratio": (4,),
 }  # fmt: skip
 
 
@@ -132,6 +144,7 @@ def _huggingface(config: dict[str, Any]) -> Facts:
         "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
         "channels": "num_channels", "layer_norm_eps": "layer_norm_eps",
     }  # fmt: skip
+    config = HUGGINGFACE_DEFAULTS | config
     facts = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
     if "patch_size" in config:
         facts["patch_size"] = _side(config["patch_size"])
@@ -151,12 +164,16 @@ def _processor(config: dict[str, Any]) -> Facts:
 
 def _timm(config: dict[str, Any]) -> Facts:
     name = config.get("architecture", "")
-    if not name.startswith("vit_"):
-        raise UserError(f"the architecture {name!r} is not supported; a plain vit_… is")
+    if not PLAIN_VIT.fullmatch(name):
+        raise UserError(f"the architecture {name!r} is not supported; a plain vit_…_patch…_… is")
     arguments = config.get("model_args") or {}
-    if unknown := sorted(arguments.keys() - HARMLESS):
+    unknown = arguments.keys() - HARMLESS
+    other = {
+        key for key, plain in PLAIN_ARGUMENTS.items() if arguments.get(key, plain[0]) not in plain
+    }
+    if refused := sorted(unknown | other):
         raise UserError(
-            f"model_args {unknown[0]}={arguments[unknown[0]]!r} is not supported: this encoder is "
+            f"model_args {refused[0]}={arguments[refused[0]]!r} is not supported: this encoder is "
             "a plain ViT"
         )
     names = {"width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans"}

@@ -99,7 +99,7 @@ def from_huggingface(arrays: Arrays) -> Arrays:
             whole = [arrays[name.replace("query", part)] for part in PARTS]
             blocks = "blocks" if split[1] == "encoder.layer" else "decoder_blocks"
             found[f"{blocks}.{split[2]}.attn.qkv.{split[3]}"] = np.concatenate(whole)
-        elif not re.search(r"attention\.attention\.(key|value)\.", plain):
+        elif not re.search(r"attention\.attention\.(key|value)\.(weight|bias)$", plain):
             found[_renamed(plain, back) or name] = array
     return found
 
@@ -212,7 +212,7 @@ def to_mae(arrays: Arrays) -> Arrays:
         return KNOWN[layout][1](arrays)
     except KeyError as error:
         raise UserError(f"the {layout} weights have no {error.args[0]}") from error
-    except ValueError as error:  # of reshape, transpose or concatenate
+    except (ValueError, IndexError) as error:  # of reshape, transpose or concatenate
         raise UserError(f"the {layout} weights: {one_line(error)}") from error
 
 

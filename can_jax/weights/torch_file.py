@@ -9,7 +9,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -115,8 +115,16 @@ def read_torch(content: bytes) -> dict[str, np.ndarray]:
             tree = tree[name]
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not arrays by name")
-    arrays = {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
-    if not arrays:
+    if not any(isinstance(value, np.ndarray) for value in tree.values()):
         names = ", ".join(map(str, list(tree)[:5])) or "nothing"
         raise UserError(f"it holds no arrays by name; it holds {names}")
-    return {name.removeprefix("module."): array for name, array in arrays.items()}
+    return {name.removeprefix("module."): array for name, array in _arrays_in(tree)}
+
+
+def _arrays_in(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of a tree of dicts by dotted names, so that none is left out in silence."""
+    for key, value in tree.items():
+        if isinstance(value, np.ndarray):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, dict):
+            yield from _arrays_in(value, f"{prefix}{key}.")

@@ -70,6 +70,10 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (HF | {"patch_size": [4, 8]}, "patches have to be square"),
         (HF | {"architectures": 3, "model_type": None}, "malformed"),
         (TIMM | {"architecture": "swin_tiny"}, "'swin_tiny' is not supported"),
+        (TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224"}, "is not supported"),
+        (TIMM | {"architecture": "vit_small_patch16_dinov3"}, "is not supported"),
+        (TIMM | {"model_args": {"class_token": False}}, "class_token=False is not supported"),
+        (TIMM | {"model_args": {"num_heads": 3, "pre_norm": True}}, "pre_norm=True is not"),
         (TIMM | {"model_args": {"act_layer": "quick_gelu"}}, "act_layer='quick_gelu' is not"),
         ({"a": 1}, "neither the configuration of a run nor that of a model"),
         ([1], "holds a list, not a dict"),
@@ -206,3 +210,18 @@ def test_encoder_of_another_kind_is_refused(tmp_path, change, message):
     change(arrays)
     np.savez(tmp_path / "a.npz", **arrays)
     refused(tmp_path / "a.npz", message, heads=3)
+
+
+@pytest.mark.parametrize("part", ["query", "key", "value"])
+def test_arrays_beside_an_attention_are_refused(tmp_path, part):
+    arrays = to_huggingface(vit(), with_decoder=False)
+    extra = f"encoder.layer.0.attention.attention.{part}.lora_A.weight"
+    refused(folder(tmp_path / part, arrays | {extra: np.ones((2, 24), np.float32)}, HF), extra)
+
+
+def test_what_hugging_face_leaves_out_is_its_default(tmp_path):
+    """Not the heads that ViTs of this width usually have."""
+    arrays = to_huggingface(vit(width=48), with_decoder=False)
+    place = folder(tmp_path / "a", arrays, {"model_type": "vit", "hidden_size": 48}, PROCESSOR)
+    found = opened(place)
+    assert found.facts["heads"] == 12 and "layer_norm_eps is 1e-12" in found.warnings[0]

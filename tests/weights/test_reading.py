@@ -83,3 +83,10 @@ def test_transposed_array_is_refused_and_not_rearranged():
             from_torch(wrong, like)
     with pytest.raises(UserError, match=r"norm\.weight is of type int8"):
         from_torch(arrays | {"norm.weight": np.ones(24, np.int8)}, like)
+
+
+def test_a_table_of_shards_that_names_no_files_is_refused(tmp_path):
+    place = epath.Path(tmp_path / "model.safetensors.index.json")
+    place.write_text('{"weight_map": {"a": 3}}')
+    with pytest.raises(UserError, match="is no table of shards: weight_map names something else"):
+        read_arrays(place)

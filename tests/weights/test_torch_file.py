@@ -102,3 +102,9 @@ def test_files_that_torch_itself_wrote(tmp_path):
     found = read_arrays(epath.Path(tmp_path / "a.pth"))
     np.testing.assert_array_equal(found["weight"], layer.weight.detach().numpy())
     assert found["b"].astype(np.float32).sum() == 3
+
+
+def test_nested_arrays_are_named_by_their_path(save_torch):
+    array = np.ones(3, np.float32)
+    found = read_torch(save_torch({"norm.weight": array, "extra": {"ls1": {"gamma": array}}}))
+    assert sorted(found) == ["extra.ls1.gamma", "norm.weight"]
