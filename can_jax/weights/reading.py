@@ -110,7 +110,7 @@ def _shards(place: epath.Path) -> Arrays:
         files = json.loads(place.read_text())["weight_map"]
         names = sorted(set(files.values()))
         if not all(isinstance(name, str) for name in names):
-            raise ValueError("weight_map names something else than files")
+            raise UserError("weight_map names something else than files")
     except Exception as error:  # of any kind, from a file that may be anything
         raise UserError(f"{place} is no table of shards: {one_line(error)}") from error
     arrays: Arrays = {}
