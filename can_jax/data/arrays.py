@@ -1,6 +1,5 @@
-"""`arrays`: npz shards of decoded images, `{split}*.npz` in one folder."""
+"""`arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
 
-import glob
 import os
 import zipfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ import numpy as np
 
 from can_jax.data.label_range import as_labels
 from can_jax.data.source import ArraySource
-from can_jax.data.splits import choose_files, some, split_of_file, standard
+from can_jax.data.splits import choose_files, some
 from can_jax.errors import UserError
 
 
@@ -67,7 +66,7 @@ def one_numbering(
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
-    """Return `{split}*.npz` in a folder, or else the npz files that state the split otherwise.
+    """Return the npz files of a split in a folder, by their names.
 
     Raises:
         UserError: There is none.
@@ -75,11 +74,8 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
     if root.is_file():
         choose_files(str(root), [root.name], split, "npz file", listed=True)
         return [root]
-    if shards := sorted(root.glob(f"{glob.escape(split)}*.npz")):
-        return shards
     names = sorted(file.name for file in root.glob("*.npz"))
-    stated = [name for name in names if split_of_file(name) == standard(split)]
-    if not stated:
+    if not names:
         there = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
         raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {there}")
     return [root / name for name in choose_files(str(root), names, split, "npz", listed=False)]

@@ -14,7 +14,9 @@ from can_jax.data.splits import (
     shown,
     some,
     spellings,
+    split_folders,
     split_of_file,
+    standard,
 )
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
@@ -95,12 +97,20 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
     inner: str | None = split
     if not is_folder(os.path.join(path, split)):
         named = [n for n in listed(path) if split_of_file(n) and not is_shard(n, kind)]
-        inner = choose_folder(path, [n for n in named if is_folder(os.path.join(path, n))], split)
+        folders = [n for n in named if is_folder(os.path.join(path, n))]
+        inner = choose_folder(path, split_folders(folders), split)
     if inner is not None:
         folder = os.path.join(path, inner)
         names = _shards_below(folder, kind, compressed)
         if not names:
             raise UserError(_no_shard(folder, kind, split))
+        loose = [name for name in listed(path) if is_shard(name, kind)]
+        loose = [name for name in loose if split_of_file(name) in (None, standard(split))]
+        if loose:
+            logging.warning(
+                "%s: %d shards beside the folder %s are left out: %s; the pattern %s/**/* takes "
+                "all", shown(path), len(loose), shown(inner), some(loose), shown(path),
+            )  # fmt: skip
         return [os.path.join(folder, name) for name in names]
     names = _shards_below(path, kind, compressed)
     if not names:

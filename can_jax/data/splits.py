@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from absl import logging
 
@@ -15,10 +15,17 @@ SPELLINGS = {
     "test": ("test", "testing"),
 }
 STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
+# Words that a split's name may contain besides, by themselves or attached: `Test set`, `trainset`.
+FILLERS = "sets?|data|images?|imgs?|split|files"
+COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
 HINT = (
     "put {split} into config.data.path where the split's name belongs, or set config.data.split, "
     "config.probe.split or config.data.test_split to a split that exists"
 )
+
+
+class AmbiguousSplitError(UserError):
+    """A split is there in several spellings, and none of them is the requested one."""
 
 
 def standard(split: str) -> str:
@@ -34,8 +41,12 @@ def spellings(split: str) -> list[str]:
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of a name in lower case; digits and punctuation separate them."""
-    return re.findall(r"[^\W\d_]+", name.lower())
+    """Return the words of a name in lower case; digits and punctuation separate them.
+
+    Of a compound word such as `trainset`, only the split counts.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
 
 
 def split_of_file(name: str) -> str | None:
@@ -44,16 +55,25 @@ def split_of_file(name: str) -> str | None:
 
 
 def split_of_folder(name: str) -> str | None:
-    """Return the split of a folder that is named by it alone, such as `Training` or `val2017`."""
-    words = words_of(name)
+    """Return the split of a folder that is named by it alone: `Test set`, `val2017`."""
+    words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
     return STANDARD.get(words[0]) if len(words) == 1 else None
 
 
-def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
+def split_folders(
+    names: Iterable[str], *, beside: bool = False, flat: Container[str] = ()
+) -> dict[str, list[str]]:
     """Group the folders that are named as splits by their standard split.
 
     These are folders named by the split alone, and folders whose names differ in the split only,
     such as `images_train` and `images_val`. A class named `train station` is neither.
+
+    Args:
+        names: The folders.
+        beside: Other folders with images, which state no split, lie beside them. Then names that
+            differ in the split only are classes, such as `crash test` and `crash train`. So is
+            `train`, the vehicle, if its images lie directly in it and it is the only split.
+        flat: The folders whose images lie directly in them.
     """
     names = sorted(names)
     rests: dict[str, set[str]] = {}
@@ -63,8 +83,11 @@ def split_folders(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
         split = split_of_file(name)
-        if split and (split_of_folder(name) or len(rests[_rest(name)]) > 1):
+        if split and (split_of_folder(name) or (len(rests[_rest(name)]) > 1 and not beside)):
             groups.setdefault(split, []).append(name)
+    vehicle = beside and list(groups) == ["train"] and len(groups["train"]) == 1
+    if vehicle and groups["train"][0].lower() == "train" and groups["train"][0] in flat:
+        return {}
     return groups
 
 
@@ -72,20 +95,24 @@ def _rest(name: str) -> str:
     """Return a name without its split."""
     split = split_of_file(name)
     words = "|".join(SPELLINGS[split]) if split else ""
-    return re.sub(rf"(?<![^\W\d_])({words})(?![^\W\d_])", "", name.lower())
+    return re.sub(rf"(?<![^\W\d_])({words})({FILLERS})?(?![^\W\d_])", "", name.lower())
 
 
-def choose_folder(path: str, folders: Sequence[str], split: str) -> str | None:
-    """Return the folder of a split among the folders in ``path``; None if there is none.
+def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | None:
+    """Return the folder of a split among those that `split_folders` found in ``path``.
+
+    Returns:
+        None if there is none.
 
     Raises:
-        UserError: Several folders spell the split, and none as it was requested.
+        AmbiguousSplitError: Several folders spell the split, and none as it was requested.
     """
-    chosen = [split] if split in folders else split_folders(folders).get(standard(split), [])
+    there = groups.get(standard(split), [])
+    chosen = [split] if split in there else _of_one_spelling(path, there, split)
+    if split in there:
+        _log_left_out(path, [name for name in there if name != split], split, "folders")
     if len(chosen) > 1:
-        chosen = _of_one_spelling(path, chosen, split)
-    if len(chosen) > 1:
-        raise UserError(
+        raise AmbiguousSplitError(
             f"{shown(path)} has several folders of the split {split!r}: {some(chosen)}; set the "
             "split to the name of one of them"
         )
@@ -137,9 +164,10 @@ def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
         spelled.setdefault(words[-1] if words else split.lower(), []).append(name)
     if len(spelled) < 2:
         return names
-    if split.lower() in spelled:
-        return spelled[split.lower()]
-    raise UserError(
+    if own := spelled.get(split.lower()):
+        _log_left_out(path, [name for name in names if name not in own], split)
+        return own
+    raise AmbiguousSplitError(
         f"{shown(path)} spells the split {split!r} in several ways: {some(sorted(spelled))}; "
         "set the split to one of them"
     )
@@ -157,7 +185,10 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
     asked = standard(split)
     folders = {os.path.dirname(name) for name in names}
     parts = {folder: folder.split(os.sep) for folder in folders}
-    groups = split_folders({part[0] for part in parts.values()})
+    there = {part[0] for part in parts.values()} - {""}
+    flat = {folder for folder in folders if os.sep not in folder}
+    beside = any(split_of_file(name) is None for name in there)
+    groups = split_folders(there, beside=beside, flat=flat)
     tops = {folder: key for key, group in groups.items() for folder in group}
     inner = {folder: [split_of_folder(name) for name in parts[folder][1:]] for folder in folders}
     several = len({key for keys in inner.values() for key in keys if key}) > 1
@@ -196,11 +227,12 @@ def _overview(splits: dict[str, str | None]) -> str:
     return ", ".join(known) or "none"
 
 
-def _log_left_out(path: str, names: Sequence[str], split: str) -> None:
+def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "files") -> None:
     if names:
         logging.warning(
-            "%s: %d files do not belong to the split %r and are left out: %s",
-            shown(path), len(names), split, some(names),
+            "%s: %d %s do not belong to the split %r and are left out: %s; config.data.split or "
+            "config.data.path chooses them",
+            shown(path), len(names), what, split, some(names),
         )  # fmt: skip
 
 

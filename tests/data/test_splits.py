@@ -179,3 +179,79 @@ def test_arrays_of_splits(tmp_path):
     assert splits("arrays", tmp_path) == ("train", "val")
     with pytest.raises(UserError, match="no npz file of the split 'test'"):
         open_arrays(str(tmp_path / "cifar-Training.npz"), "test", 3)
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("images/train", "images/val"), ("data/x/Training set", "data/x/Validation set"),
+        ("data/train_images", "data/val_images"), ("trainset", "valset"),
+        ("set/TrainImages", "set/DevImages"),
+    ],
+)  # fmt: skip
+def test_splits_in_the_only_folder_with_images(tmp_path, train, val):
+    put(tmp_path, f"{train}/a/0.png", f"{train}/b/0.png", f"{val}/a/0.png")
+    touch(tmp_path, "labels/train/0.txt", "README")
+    assert images(tmp_path, "train") == [f"{train}/a/0.png", f"{train}/b/0.png"]
+    assert images(tmp_path, "val") == [f"{val}/a/0.png"]
+    assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
+    with pytest.raises(UserError, match="no folder .*test"):
+        images(tmp_path, "test")
+    assert splits("folder", tmp_path) == ("train", "val")
+
+
+def test_only_folder_without_splits_is_a_class(tmp_path):
+    put(tmp_path, "images/a/0.png", "images/b/0.png")
+    assert open_folder(str(tmp_path), "train").label_names == ("images",)
+
+
+def test_classes_below_the_splits_of_several_folders(tmp_path, caplog):
+    put(tmp_path, "x/train/a/0.png", "x/val/a/1.png", "y/train/b/2.png", "y/val/a/3.png")
+    assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
+    assert open_folder(str(tmp_path), "val").label_names == ("a",)
+    assert "classes are the folders below those of the split, such as a in" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "classes", [("bus", "car", "train"), ("cat", "crash test", "crash train"), ("Train", "bus")]
+)
+def test_classes_that_are_named_like_splits(tmp_path, caplog, classes):
+    put(tmp_path, *(f"{name}/0.png" for name in classes))
+    assert open_folder(str(tmp_path), "train").label_names == tuple(sorted(classes))
+    assert splits("folder", tmp_path) == ("train",)
+    assert "taken for classes" in caplog.text and "config.data.path" in caplog.text
+    assert classes[-1].split()[0] in caplog.text or "Train" in caplog.text
+
+
+def test_images_beside_the_folder_of_the_split_are_named(tmp_path, caplog):
+    put(tmp_path, "train/a/0.png", "extra/1.png", "2.png")
+    touch(tmp_path, "notes/0.txt")
+    assert images(tmp_path, "train") == ["train/a/0.png"]
+    assert "beside the folder train of the split 'train' are left out: extra, 2.png" in caplog.text
+    caplog.clear()
+    touch(tmp_path, "train/0.tar", "1.tar", "val-0.tar")
+    assert shards(tmp_path, "train", tmp_path) == ["train/0.tar"]
+    assert "1 shards beside the folder train are left out: 1.tar" in caplog.text
+
+
+def test_second_spelling_of_a_split_is_named(tmp_path, caplog):
+    touch(tmp_path, "train-0.tar", "training-0.tar")
+    assert shards(tmp_path, "train", tmp_path) == ["train-0.tar"]
+    assert "do not belong to the split 'train' and are left out: training-0.tar" in caplog.text
+    put(tmp_path, "in/Train/a/0.png", "in/training/a/1.png")
+    assert images(tmp_path / "in", "train") == ["Train/a/0.png"]
+    put(tmp_path, "in/train/a/0.png")
+    assert images(tmp_path / "in", "train") == ["train/a/0.png"]
+    assert "left out: training; " in caplog.text and "left out: Train, training; " in caplog.text
+
+
+def test_arrays_that_name_two_splits(tmp_path):
+    pixels = np.zeros((3, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "mnist.npz", images=pixels)
+    assert open_arrays(str(tmp_path), "train", 3).examples == 3
+    with pytest.raises(UserError, match="no npz of the split 'test' .*only files that state no"):
+        open_arrays(str(tmp_path), "test", 3)
+    np.savez(tmp_path / "train_train.npz", images=pixels[:1])
+    np.savez(tmp_path / "train_test.npz", images=pixels[:2])
+    assert open_arrays(str(tmp_path), "train", 3).examples == 1
+    assert open_arrays(str(tmp_path), "test", 3).examples == 2
