@@ -211,6 +211,18 @@ def has_labels(source: Source) -> bool:
     return bool((known >= 0).any())
 
 
+def without_known_class(source: Source, names: Sequence[str]) -> str:
+    """Return the classes of a source if none of them is among the names, else nothing."""
+    known = known_labels(source)
+    if known is None or not names or not source.label_names:
+        return ""
+    there = distinct(known)
+    own = [source.label_names[label] for label in there[there < len(source.label_names)]]
+    if not own or {_folded(name) for name in names} & {_folded(name) for name in own}:
+        return ""
+    return ", ".join(map(repr, own[:NAMED]))
+
+
 def distinct(labels: Labels) -> Labels:
     """Return the labels that occur, ascending, without those that are unknown."""
     parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]

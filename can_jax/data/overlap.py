@@ -51,30 +51,63 @@ def copies(
 
     Where both indexes hold digests all are compared, and of arrays all or `HASHED_BYTES`. Otherwise
     a sample is compared with files of the same size. Other pairs of sources are not compared.
+    Mixtures are compared part by part.
 
     Returns:
         Copies that were found, and test examples that were compared.
     """
+    found = compared = 0
+    for part, chosen in _parts(test, test_examples):
+        seen, known = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for other, learned in _parts(train, train_examples):
+            copied, looked_at = _copied(other, learned, part, chosen)
+            if same_examples(other, part):
+                copied = np.union1d(copied, np.intersect1d(chosen, learned))
+                looked_at = chosen
+            known, seen = np.union1d(known, copied), np.union1d(seen, looked_at)
+        found, compared = found + len(known), compared + len(seen)
+    return found, compared
+
+
+def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
+    """Return the parts of a mixture, or the source itself, with the numbers chosen in each."""
+    if not isinstance(source, MixtureSource):
+        return [(source, examples)]
+    parts, start = [], 0
+    for part in source.parts:
+        inside = examples[(examples >= start) & (examples < start + part.examples)] - start
+        parts += _parts(part, inside)
+        start += part.examples
+    return parts
+
+
+def _copied(
+    train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
+) -> tuple[Numbers, Numbers]:
+    """Return the test examples that are copies, and those that were compared."""
+    none = np.zeros(0, np.int64)
     if isinstance(train, ArraySource) and isinstance(test, ArraySource):
         most = max(1, HASHED_BYTES // max(1, train.images[:1].nbytes))
         some = train_examples[spread(len(train_examples), most)]
         sample = test_examples[spread(len(test_examples), most)]
         known = {_digest(train.images[i].tobytes()) for i in some}
-        return sum(_digest(test.images[i].tobytes()) in known for i in sample), len(sample)
+        same = [_digest(test.images[i].tobytes()) in known for i in sample]
+        return sample[np.array(same, bool)], sample
     if not (isinstance(train, IndexedSource) and isinstance(test, IndexedSource)):
-        return 0, 0
+        return none, none
     if train.table.digest is not None and test.table.digest is not None:
         chosen = test.table.digest[test_examples]
         found = np.isin(chosen, train.table.digest[train_examples]) & (chosen != 0)
-        return int(found.sum()), len(test_examples)
+        return test_examples[found], test_examples
     sample = test_examples[spread(len(test_examples), SAMPLE)]
     sizes, wanted = _sizes(train, train_examples), _sizes(test, sample)
     if sizes is None or wanted is None:
-        return 0, 0
+        return none, none
     candidates = train_examples[np.isin(sizes, wanted)]
     candidates = candidates[spread(len(candidates), CANDIDATES)]
     known = {_digest(image) for image in train.read(candidates)[0] if image}
-    return sum(_digest(image) in known for image in test.read(sample)[0]), len(sample)
+    same = [_digest(image) in known for image in test.read(sample)[0]]
+    return sample[np.array(same, bool)], sample
 
 
 def _digest(content: bytes) -> bytes:

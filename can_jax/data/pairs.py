@@ -21,6 +21,7 @@ from can_jax.data.labels import (
     known_labels,
     labels_of,
     names_of,
+    without_known_class,
 )
 from can_jax.data.overlap import copies, hold_out, same_examples
 from can_jax.data.source import ArraySource, Source, available_splits, open_source
@@ -113,7 +114,7 @@ def open_pair(
         name: str = data.split
         other: Source | None = source
     else:
-        name, other = open_test(data, splits, notes=notes)
+        name, other = open_test(data, splits, notes=notes, names=source.label_names)
     same = other is not None and (name == data.split or same_examples(source, other))
     if same and not chosen:
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
@@ -146,13 +147,19 @@ def open_pair(
         notes.append(
             f"{train_called} and {test_called} are the same examples: accuracies say nothing"
         )
-    elif not held:
+    else:
         found, compared = copies(source, examples, other, test_examples)
         if found:
+            where = "among the other examples" if held else f"in {train_called}"
             notes.append(
-                f"{found} of {compared} examples of {test_called} that were compared are also in "
-                f"{train_called}, byte for byte: accuracies say less than they seem to"
+                f"{found} of {compared} examples of {test_called} that were compared are also "
+                f"{where}, byte for byte: accuracies say less than they seem to"
             )
+    if len(classes) == 1:
+        notes.append(
+            f"{train_called} has a single class, {classes.called[0]!r}: accuracies say nothing; "
+            "config.data.path should be the folder that contains the class folders or the splits"
+        )
     parts = (
         Part(data.split, data, source, examples, labels, classes.numbering, classes),
         Part(name, data, other, test_examples, test_labels, numbering, classes),
@@ -161,7 +168,7 @@ def open_pair(
 
 
 def open_test(
-    data: ConfigDict, splits: Sequence[str], *, notes: list[str]
+    data: ConfigDict, splits: Sequence[str], *, notes: list[str], names: Sequence[str] = ()
 ) -> tuple[str, Source | None]:
     """Return the name and source of the first of some splits that has labels; None without any.
 
@@ -169,20 +176,27 @@ def open_test(
         data: a config block that names the data.
         splits: the splits to test on, the preferred one first. A single one has to be there.
         notes: get what a person has to know.
+        names: of the known classes. A split with none of them is passed over, such as a `test`
+            whose images all lie in `unknown/`.
 
     Raises:
         UserError: there is no such split, and no other one may take its place.
     """
     if len(splits) == 1:
         return splits[0], open_source(data, splits[0])
-    there, missing = available_splits(data), ""
+    problems: dict[str, str] = {}
+    there, missing = available_splits(data, problems), ""
     for name in splits:
         if standard(name) in SPELLINGS and standard(name) not in there:
-            missing = missing or f"there is no split {name!r}"
+            problem = problems.get(standard(name), f"there is no split {name!r}")
+            missing = f"{missing}; {problem}" if missing else problem
             continue
         source = open_source(data, name)
         if not has_labels(source):
             missing = missing or f"the split {name!r} has no labels"
+            continue
+        if strange := without_known_class(source, names):
+            missing = missing or f"the split {name!r} has no known class, only {strange}"
             continue
         if missing:
             notes.append(f"{missing}; {name!r} takes its place")

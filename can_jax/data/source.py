@@ -11,7 +11,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.data.decode import encode_array
-from can_jax.data.splits import SPELLINGS
+from can_jax.data.splits import SPELLINGS, AmbiguousSplitError
 from can_jax.errors import UserError
 
 Examples = Int[np.ndarray, " chosen"]  # their numbers
@@ -90,25 +90,29 @@ def open_source(data: ConfigDict, split: str) -> Source:
     return source
 
 
-def available_splits(data: ConfigDict) -> tuple[str, ...]:
+def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -> tuple[str, ...]:
     """Return which of the splits `train`, `val` and `test` a checked config block has.
 
     Each can be opened by this name, even where the data spells it otherwise. Nothing is logged.
+    A split that is there in several spellings cannot: ``problems`` gets a message of it.
     """
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # files of other splits are no news here
     try:
-        return tuple(split for split in SPELLINGS if _has(data, split))
+        return tuple(s for s in SPELLINGS if _has(data, s, {} if problems is None else problems))
     finally:
         logging.set_verbosity(level)
 
 
-def _has(data: ConfigDict, split: str) -> bool:
+def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
     if data.source == "mixture":
         blocks = (block for block, _ in parts_of_mixture(data))
-        return all(_has(block, block.split or split) for block in blocks)
+        return all(_has(block, block.split or split, problems) for block in blocks)
     try:
         LOCATORS[data.source](data, split)
+    except AmbiguousSplitError as error:
+        problems[split] = str(error)
+        return False
     except UserError:
         return False
     return True

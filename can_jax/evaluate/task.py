@@ -128,7 +128,9 @@ class Task:
             classes: of the classifier.
         """
         notes: list[str] = []
-        split, source = open_test(self.data, self.test_splits(self.data), notes=notes)
+        split, source = open_test(
+            self.data, self.test_splits(self.data), notes=notes, names=classes.names
+        )
         findings.warn(*notes)
         if source is None:
             raise UserError(f"{notes[-1]}; set config.data.test_split")

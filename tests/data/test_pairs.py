@@ -214,3 +214,51 @@ def test_every_class_keeps_an_example():
         assert sorted([*kept, *out]) == list(range(6))
     with pytest.raises(UserError, match="no class has two"):
         hold_out(np.arange(5), 2, 0)
+
+
+def test_split_without_a_known_class_is_passed_over(tmp_path):
+    root = folder(tmp_path, {"train": CLASSES, "val": CLASSES, "test": ["unknown"]})
+    found = pair("folder", root)
+    assert found.test.name == "val"
+    said = "the split 'test' has no known class, only 'unknown'; 'val' takes its place"
+    assert said in found.notes
+    with pytest.raises(UserError, match="has the class 'unknown' that"):
+        pair("folder", root, "test")
+
+
+def test_split_of_two_spellings_is_named(tmp_path):
+    root = folder(tmp_path, {"train": CLASSES, "valid": CLASSES, "validation": CLASSES})
+    found = pair("folder", root)
+    assert "in several ways: valid, validation" in " ".join(found.notes)
+    assert "held out" in found.test.name
+
+
+def test_single_class_is_named(tmp_path):
+    found = pair("folder", folder(tmp_path, {"train": CLASSES[:1], "test": CLASSES[:1]}))
+    assert any("single class, 'a_red': accuracies say nothing" in note for note in found.notes)
+
+
+def test_copies_among_held_out_examples_are_counted(tmp_path):
+    root = folder(tmp_path, {"train": CLASSES}, count=4)
+    for name in CLASSES:
+        for i in range(4):
+            (root / "train" / name / f"{i}.png").write_bytes(encoded("n", 0))
+    notes = " ".join(pair("folder", root).notes)
+    assert "3 of 3 examples of the split 'train (held out)'" in notes
+    assert "also among the other examples" in notes
+
+
+def test_parts_of_a_mixture_that_are_shared_are_counted(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        folder(tmp_path / name, {"train": CLASSES, "test": CLASSES})
+    for file in (tmp_path / "one" / "test").rglob("*.png"):
+        file.write_bytes(encoded("n", CLASSES.index(file.parent.name) * 4 + int(file.stem)))
+    whole = {"path": str(tmp_path / "one")}
+    shared = {"path": str(tmp_path / "two"), "split": "train"}
+    copied = {"path": str(tmp_path / "two")}
+    for parts in ((whole, shared), (shared, whole), (whole, copied)):
+        config = small_config(data__source="mixture", data__mixture=parts)
+        found = open_pair(config.data, TEST_SPLITS, share=0.25, seed=0)
+        assert found.test.name == "test"
+        assert "12 of 24 examples of the split 'test'" in " ".join(found.notes)
