@@ -43,7 +43,9 @@ def open_folder(
     if index and root == place and standard(split) != "train":
         images_of_split(path, split)  # an index does not tell the splits apart
     table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
-    if root == place:
+    if index and root != path and not Path(root, table.names[int(table.file[0])]).exists():
+        root = path  # older versions looked for splits in this folder only
+    if root in (path, place):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 

@@ -255,3 +255,14 @@ def test_arrays_that_name_two_splits(tmp_path):
     np.savez(tmp_path / "train_test.npz", images=pixels[:2])
     assert open_arrays(str(tmp_path), "train", 3).examples == 1
     assert open_arrays(str(tmp_path), "test", 3).examples == 2
+
+
+def test_older_index_of_the_folder_above_the_splits_is_read(tmp_path):
+    put(tmp_path, "images/train/a/0.png", "images/val/a/1.png")
+    place = tmp_path / "index"
+    build_index(
+        Plan("folder", str(tmp_path)), ["images/train/a/0.png"], place, workers=1,
+        file_labels=np.zeros(1, np.int32), label_names=("images",),
+    )  # fmt: skip
+    source = open_folder(str(tmp_path), "train", str(place))
+    assert source.read(np.zeros(1, np.int64))[0][0] and source.label_names == ("images",)
