@@ -39,6 +39,7 @@ def get_config():
     config.model.decoder.update(width=16, depth=1, heads=2)
     config.model.projector.update(hidden=32, outputs=16)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)  # compiles in half the time
     config.checkpoint.update(every_steps=3, keep_last=9)
     config.probe.update(every_steps=6, bank=40, queries=20)
     config.figures.update(every_steps=6, images=2)
@@ -127,7 +128,8 @@ def _flags_of_a_new_process():
     vars(flags.FLAGS).update(copy.deepcopy(before))
     shared = (can_jax.command.__name__, can_jax.job.__name__)
     for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
-        if module.startswith("can_jax.") and module not in shared:
+        # Those that `options` defines are of the module that checks its types.
+        if module.startswith(("can_jax.", "jaxtyping.")) and module not in shared:
             for flag in list(defined):
                 delattr(flags.FLAGS, flag.name)
     try:

@@ -190,6 +190,7 @@ def test_checkpoint_that_cannot_be_written_is_a_warning_until_it_happens_again_a
     assert metrics(tmp_path)[-1]["step"] == 6
 
 
+@pytest.mark.slow
 def test_last_good_checkpoint_survives_a_full_disk(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)

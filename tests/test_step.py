@@ -22,6 +22,7 @@ from can_jax.weights.torch_layout import to_torch
 from tests import oracle
 from tests.conftest import COLOURS, small_config
 
+SLOW = pytest.mark.slow
 PLAIN = {"layers": 2, "hidden": 24, "outputs": 10, "batch_norm": False}
 
 
@@ -334,7 +335,10 @@ def assert_agree(found, wanted, tolerance=1e-5, floor=1e-9):
         assert np.abs(a - b).max() <= tolerance * np.abs(b).max() + floor, name
 
 
-MESHES = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (2, 2, 2)]
+MESHES = [
+    *[pytest.param(mesh, marks=SLOW) for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1))],
+    (2, 2, 2),
+]
 
 
 @pytest.mark.parametrize("mesh", MESHES)
@@ -344,14 +348,17 @@ def test_numbers_do_not_depend_on_the_mesh(on_one_device, mesh):
     assert_agree(trained(two_batches, **axes), on_one_device)
 
 
+@SLOW
 def test_colours_do_not_depend_on_mesh_and_microbatches():
     split = {"mesh__data": 2, "mesh__fsdp": 4, "accumulation__microbatches": 2}
     wanted = trained(two_batches, devices=1, **COLOURS)
     assert_agree(trained(two_batches, **COLOURS, **split), wanted)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    ("count", "remat"),
+    [(4, True), *[pytest.param(*v, marks=SLOW) for v in ((2, False), (2, True), (4, False))]],
+)
 def test_microbatches_change_nothing(on_one_device, count, remat):
     changes = {"model__remat": "full", "model__scan": True} if remat else {}
     assert_agree(trained(two_batches, accumulation__microbatches=count, **changes), on_one_device)
@@ -361,7 +368,7 @@ def test_blocks_of_keys_change_nothing(on_one_device):
     assert_agree(trained(two_batches, objective__contrastive__block=5), on_one_device)
 
 
-@pytest.mark.parametrize("reduction", ["mae", "simclr"])
+@pytest.mark.parametrize("reduction", [pytest.param("mae", marks=SLOW), "simclr"])
 def test_microbatches_of_the_baselines(reduction):
     changes = REDUCTIONS[reduction]
     wanted = trained(two_batches, **changes)
