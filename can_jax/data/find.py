@@ -1,6 +1,7 @@
 """Shards by name: a file, a pattern, a list or a folder, and which of them a split has."""
 
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from can_jax.errors import UserError
 from can_jax.tf import tensorflow
 
 WILD = re.compile(r"[*?\[]")
+MOST_BRACKETS = 8  # of a name, of which each reading is tried
 COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
 RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
 # What lies beside TFRecords, or is numbered like them, and is none.
@@ -271,9 +273,22 @@ def _glob(pattern: str) -> list[str]:
             elif part == "**":
                 after += [place, *glob.glob(f"{glob.escape(literal[:-2])}**/", recursive=True)]
             elif WILD.search(part):
-                after += glob.glob(os.path.join(glob.escape(place), part))
+                after += _glob_part(place, part)
         places = after
     return sorted({path for path in map(os.path.normpath, places) if not os.path.isdir(path)})
+
+
+def _glob_part(place: str, part: str) -> list[str]:
+    """Return what matches in a folder, with as many brackets taken literally as find anything."""
+    start = glob.escape(place)
+    pieces = part.split("[")
+    if len(pieces) > MOST_BRACKETS:
+        return glob.glob(os.path.join(start, part))
+    for brackets in itertools.product(("[[]", "["), repeat=len(pieces) - 1):
+        pattern = "".join(itertools.chain(*zip(("", *brackets), pieces, strict=True)))
+        if files := glob.glob(os.path.join(start, pattern)):
+            return files
+    return []
 
 
 def _files_below(folder: str) -> list[str]:

@@ -52,6 +52,15 @@ def test_patterns(tmp_path):
         names(tmp_path, "m{3..4}/*")
 
 
+def test_brackets_of_file_names_beside_wildcards(tmp_path):
+    touch(tmp_path, "train[0]-0.tar", "train[0]-1.tar", "[a]/x-0.tar", "b0-0.tar", "b1-0.tar")
+    assert names(tmp_path, "train[0]-*.tar") == ["train[0]-0.tar", "train[0]-1.tar"]
+    assert names(tmp_path, "train[0]-[01].tar") == ["train[0]-0.tar", "train[0]-1.tar"]
+    assert names(tmp_path, "train[[]0]-*.tar") == ["train[0]-0.tar", "train[0]-1.tar"]
+    assert names(tmp_path, "[a]*/x-*.tar") == ["[a]/x-0.tar"]
+    assert names(tmp_path, "b[01]-*.tar") == ["b0-0.tar", "b1-0.tar"]
+
+
 def test_what_a_range_lists_and_is_not_there_is_said(tmp_path, caplog):
     touch(tmp_path, "00000.tar", "00001.tar", "00004.tar")
     assert names(tmp_path, "{00000..00004}.tar") == ["00000.tar", "00001.tar", "00004.tar"]
