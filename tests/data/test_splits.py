@@ -10,10 +10,14 @@ from can_jax.data.find import find_shards
 from can_jax.data.folder import open_folder
 from can_jax.data.indexing import build_index
 from can_jax.data.source import available_splits
-from can_jax.data.splits import split_folders
+from can_jax.data.splits import shown, split_folders
 from can_jax.data.table import FOLDER
 from can_jax.errors import UserError
 from tests.conftest import small_config
+
+
+def test_names_are_shown_on_one_line():
+    assert shown("a\nb\r\x1b[1m\u2028c\x85é\udce9") == "a\\nb\\r\\x1b[1m\\u2028c\\x85é\\xe9"
 
 
 def touch(root, *names):
