@@ -127,9 +127,11 @@ class RandomFile:
             self._gfile.seek(offset)
             return self._gfile.read(length)
 
+    _close = staticmethod(os.close)  # at the exit of Python, `os` may be gone before a file is
+
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:
-            os.close(self._descriptor)
+            self._close(self._descriptor)
 
 
 def open_file(path: str) -> Any:

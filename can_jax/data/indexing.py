@@ -13,6 +13,7 @@ import numpy as np
 from can_jax.data.claim import only_writer
 from can_jax.data.examine import Part, Plan, examine_all
 from can_jax.data.files import Names, size_of
+from can_jax.data.shards import first_of
 from can_jax.data.splits import shown
 from can_jax.data.table import FACTS, Table
 from can_jax.data.webdataset import from_text, list_unused
@@ -112,8 +113,8 @@ def _build(
     for name, lines in lists.items():
         text = "".join(f"{line}\n" for line in lines)  # with the very bytes of the names
         (out / f"{name}.txt").write_text(text, errors="surrogateescape")
-    for line in lists["cut_off"]:
-        print(f"warning: {shown(line)}")
+    if problems := lists["cut_off"]:
+        print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/cut_off.txt")
     if unused := from_text(line for part in parts for line in part.unused):
         print(f"members of tars that are not used: {list_unused(unused)}")
     if not keep.any():

@@ -23,6 +23,7 @@ from can_jax.tf import tensorflow
 SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
 KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # what is in the names of shards
 SCAN_THREADS = 16
+NAMED = 3  # damaged shards that a message names
 FIRST_RECORDS = 16  # of which one at least has to hold an image
 
 
@@ -95,7 +96,7 @@ def locate_shards(
 def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     """The table of the shards, from their headers.
 
-    A shard that ends early is used as far as it goes, and named.
+    A shard that ends early is used as far as it goes; the first of them are named.
 
     Raises:
         UserError: nothing in any of them.
@@ -104,9 +105,11 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
         paths = [os.path.join(root, name) for name in names]
         scans = list(threads.map(lambda path: scan_shard(source, path), paths))
     unused = sum((shard.unused for shard in scans), collections.Counter())
-    for path, shard in zip(paths, scans, strict=True):
-        if shard.problem:
-            logging.warning("%s", cut_off(path, shard))
+    problems = [
+        cut_off(path, shard) for path, shard in zip(paths, scans, strict=True) if shard.problem
+    ]
+    if problems:
+        logging.warning("%s", first_of(problems))
     if unused:
         logging.warning("%s: not used: %s", shown(root), list_unused(unused))
     if not sum(len(shard.offset) for shard in scans):
@@ -130,6 +133,13 @@ def cut_off(path: str, shard: Found) -> str:
     empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
     return f"{shown(path)} {shard.problem or empty}; {count} examples of it are used"
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Return the first problems of shards on one line, and the number of the others."""
+    more = len(problems) - NAMED
+    rest = [f"{more} more shards have such problems"] if more > 0 else []
+    return "; ".join([*problems[:NAMED], *rest])
 
 
 def join(names: list[str], shards: Sequence[Found]) -> Table:

@@ -15,6 +15,7 @@ from can_jax.data.indexed import ParseRecord
 from can_jax.data.records import (
     FOOTER,
     HEADER,
+    NAMED_GAPS,
     SEARCH,
     WRONG_SUM,
     candidates,
@@ -24,7 +25,7 @@ from can_jax.data.records import (
 from can_jax.data.shards import example_parser
 from can_jax.data.splits import shown
 from can_jax.data.tar import Members, open_tar
-from can_jax.data.webdataset import Unused, examples_of_tar, list_unused
+from can_jax.data.webdataset import Unused, base_kind, examples_of_tar, list_unused
 from can_jax.errors import UserError, one_line
 
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
@@ -36,7 +37,8 @@ def reader_of(data: ConfigDict) -> Read:
     """Return the reader of the shards that a checked config block names."""
     if data.source == "webdataset":
         return functools.partial(read_tar, reported=set())
-    return functools.partial(read_tfrecord, parse=example_parser(data.image_key, data.label_key))
+    parse = example_parser(data.image_key, data.label_key)
+    return functools.partial(read_tfrecord, parse=parse, reported=set())
 
 
 class _Ahead:
@@ -63,12 +65,48 @@ class _Ahead:
         self.place -= len(content)
 
 
-def read_tfrecord(path: str, parse: ParseRecord) -> Iterator[tuple[bytes, int]]:
+class _Log:
+    """The log of one shard, whose lines are not repeated in later epochs.
+
+    Args:
+        path: Of the shard.
+        reported: Lines that have been logged; others are added.
+    """
+
+    def __init__(self, path: str, reported: set[str]):
+        self._path, self._reported, self._places = path, reported, 0
+
+    def __call__(self, text: str) -> None:
+        """Log a line."""
+        line = f"{shown(self._path)}{text}"
+        if line not in self._reported:
+            self._reported.add(line)
+            logging.warning("%s", line)
+
+    def place(self, text: str) -> None:
+        """Log a damaged place, of which the first are named."""
+        self._places += 1
+        if self._places <= NAMED_GAPS:
+            self(text)
+
+    def finish(self) -> None:
+        """Log how many more damaged places there are."""
+        if self._places > NAMED_GAPS:
+            self(f": {self._places - NAMED_GAPS} more damaged places")
+
+
+def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     """Yield the examples of a TFRecord file, plain or gzipped.
 
     The image of a record with a wrong checksum is empty. Behind a damaged header, reading resumes
     at the next header that is valid.
+
+    Args:
+        path: Of the file.
+        parse: Of a record.
+        reported: Lines that have been logged; others are added.
     """
+    log = _Log(path, reported)
     try:
         with open_file(path) as file:
             zipped = file.read(2) == b"\x1f\x8b"
@@ -81,21 +119,21 @@ def read_tfrecord(path: str, parse: ParseRecord) -> Iterator[tuple[bytes, int]]:
                 if length is not None and len(record) == length + FOOTER:
                     content = intact_content(record)
                     if content is None:
-                        logging.warning("%s: %s, at byte %d", shown(path), WRONG_SUM, start)
+                        log.place(f": {WRONG_SUM}, at byte {start}")
                     yield parse(content or b"")
                     continue
                 stream.give_back(header[1:] + record)
                 if not _skip_to_record(stream):
-                    logging.warning("%s is cut off or damaged at byte %d", shown(path), start)
-                    return
-                logging.warning(
-                    "%s has no TFRecord at byte %d to %d, which is passed over",
-                    shown(path), start, stream.place,
-                )  # fmt: skip
+                    log(f" is cut off or damaged at byte {start}")
+                    break
+                log.place(
+                    f" has no TFRecord at byte {start} to {stream.place}, which is passed over"
+                )
     except UserError:
         raise
     except Exception as error:  # of the file system, a remote store, gzip or zlib
-        logging.warning("%s cannot be read further: %s", shown(path), shown(one_line(error)))
+        log(f" cannot be read further: {shown(one_line(error))}")
+    log.finish()
 
 
 def _skip_to_record(stream: _Ahead) -> bool:
@@ -117,8 +155,10 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
 
     Args:
         path: Of the tar.
-        reported: Kinds of members that are not used and have been logged; others are added.
+        reported: Lines, and kinds of members that are not used, which have been logged; others are
+            added.
     """
+    log = _Log(path, reported)
     unused: Unused = collections.Counter()
     try:
         with open_file(path) as file, open_tar(file, "r|*") as tar:
@@ -133,16 +173,19 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
             members = Members(tar)
             yield from examples_of_tar(members, tar, content, unused)
             if members.problem:
-                logging.warning("%s %s", shown(path), members.problem)
+                log(f" {members.problem}")
     except UserError:
         raise
     except Exception as error:  # of the file system, a remote store, tarfile or a decompressor
         if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):
-            logging.warning("%s is cut off", shown(path))
+            log(" is cut off")
+        elif isinstance(error, tarfile.ReadError) and "truncated header" in str(error):
+            log(" is no tar")
         else:
-            logging.warning("%s cannot be read further: %s", shown(path), shown(one_line(error)))
-    if set(unused) - reported:
-        reported.update(unused)
+            log(f" cannot be read further: {shown(one_line(error))}")
+    kinds = set(map(base_kind, unused))
+    if kinds - reported:
+        reported.update(kinds)
         logging.warning(
             "%s: not used: %s; members of these kinds are not named again",
             shown(path), list_unused(unused),

@@ -8,6 +8,7 @@ from typing import Any
 
 BLOCK = tarfile.BLOCKSIZE
 NAMED_GAPS = 3  # damaged places that a message names
+RECORD = tarfile.RECORDSIZE  # bytes of which most tars are a multiple
 END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
 # How files of these kinds begin; they can only be read from start to end.
 COMPRESSED = {
@@ -27,7 +28,26 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
     Raises:
         tarfile.TarError: It is empty.
     """
-    return tarfile.open(fileobj=file, mode=mode, ignore_zeros=True)  # type: ignore[call-overload]
+
+    class Header(tarfile.TarInfo):
+        """A member that begins at its first header, be it one of attributes for all members."""
+
+        invalid = False  # whether any block was no header
+
+        @classmethod
+        def fromtarfile(cls, tar: tarfile.TarFile) -> "Header":
+            start = tar.fileobj.tell()
+            try:
+                member = super().fromtarfile(tar)
+            except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+                Header.invalid = True
+                raise
+            member.offset = start
+            return member
+
+    return tarfile.open(  # type: ignore[call-overload]
+        fileobj=file, mode=mode, ignore_zeros=True, tarinfo=Header
+    )
 
 
 class Members:
@@ -49,10 +69,13 @@ class Members:
         self._damaged = False  # since the last member
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        end = 0  # of the last member
+        start, end = 0, 0  # of the tar, which can follow another; and end of its last member
         while (member := self._next()) is not None:
             if member.offset > end:
-                self._gaps.append((end, member.offset))
+                if self._ends_tar(start, end, member.offset):
+                    start = member.offset
+                else:
+                    self._gaps.append((end, member.offset))
             end, self._damaged = self.tar.offset, False
             whole = not member.isreg() or member.offset_data + member.size <= self._size
             if not whole and not member.issparse():  # whose size is not that in the file
@@ -100,15 +123,24 @@ class Members:
     def _seek(self) -> bool:
         """Go to where the next header should be; return whether the file reaches that far."""
         file, offset = self.tar.fileobj, self.tar.offset
-        if file.tell() == offset:
-            return True
+        if file.tell() >= offset:
+            return bool(file.tell() == offset)  # or it ends within a block
         file.seek(offset - 1)
         return bool(file.read(1))
+
+    def _ends_tar(self, start: int, end: int, after: int) -> bool:
+        """Return whether the bytes before a member are the end mark of a tar that it follows."""
+        zeros = end > 0 and not self._damaged
+        mark = 2 * BLOCK
+        padded = mark <= after - end < mark + RECORD and (after - start) % RECORD == 0
+        return zeros and (padded or after - end == mark)
 
     def _finish(self, end: int) -> None:
         """Note what is wrong behind the last member, where only zeros belong."""
         rest = self.tar.fileobj.tell() - end
-        if self._damaged:
+        if not end and self.tar.tarinfo.invalid:
+            self._ending = "is no tar: no valid header in it"
+        elif self._damaged:
             self._gaps.append((end, end + rest))
         elif rest < BLOCK:
             self._ending = f"is cut off: it has no end mark at byte {end}"

@@ -12,10 +12,11 @@ import numpy as np
 from can_jax.data.files import IMAGE_NAME, RandomFile, open_file
 from can_jax.data.label_range import BEYOND, is_label
 from can_jax.data.scan import Found, found
+from can_jax.data.splits import shown
 from can_jax.data.tar import Members, compression_of, open_tar
 
 HOPS = 40  # links that may lead to each other, as in Linux
-PENDING = 256  # images of one key that wait for a label
+PENDING = 2**28  # bytes of images of one key that wait in memory for their labels
 # What a second image of an example is named, between its key and its suffix.
 ROLES = frozenset(
     """
@@ -28,6 +29,10 @@ ROLES = frozenset(
 Unused = collections.Counter[str]  # members that are not used, by their kind
 SECOND, LINKS = "second images of an example", "links that lead to no file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are no files"
+LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
+SECOND_LABELS = "second labels of an example"
+NO_INTEGER = "labels that are not integers and count as unknown"
+SUCH_AS = ", such as "  # between a kind and an example of it
 
 
 def scan_tar(path: str) -> Found:
@@ -129,11 +134,10 @@ def examples_of_tar(
             unused["links" if link else _kind(name)] += 1
         elif group.takes(name):
             if (image := take(member)) is not None:
-                group.images.append((posixpath.splitext(name)[0], image))
+                group.add_image(name, image)
         else:
             unused[SECOND] += 1
-        if len(group.images) > PENDING:
-            yield from group.close()
+        yield from group.overflow()
     yield from group.close()
 
 
@@ -142,7 +146,10 @@ class _Group:
 
     def __init__(self, folder: str, key: str, unused: Unused):
         self.folder, self.key = folder, key
-        self.images: list[tuple[str, Any]] = []  # with the name before the suffix
+        # With the name before the suffix.
+        self._images: collections.deque[tuple[str, Any]] = collections.deque()
+        self._bytes = 0
+        self._given: dict[str, int] = {}  # labels of the images that could wait no longer
         self._stems: dict[str, None] = {}
         self._labels: dict[str, int] = {}
         self._unused = unused
@@ -166,28 +173,57 @@ class _Group:
 
     def add_label(self, name: str, content: bytes) -> None:
         """Note the number in a `.cls` member."""
-        try:
-            label = int(content)
-        except ValueError:
-            label = -1
-        if not is_label(label):
+        match = re.fullmatch(rb"\s*([+-]?\d+)(\.0*)?\s*", content)
+        label = int(match[1]) if match else -1
+        if not match:
+            self._count_no_integer(name, content)
+        elif not is_label(label):
             self._unused[BEYOND] += 1
             label = -1
         stem = posixpath.splitext(name)[0]
         self._labels.pop(stem, None)
         self._labels[stem] = label
 
+    def _count_no_integer(self, name: str, content: bytes) -> None:
+        """Count a label that is no integer, under one kind with the first of them."""
+        kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
+        text = content[:20].decode(errors="backslashreplace")
+        self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
+
+    def add_image(self, name: str, image: Any) -> None:
+        """Note what was taken of an image that is an example."""
+        self._images.append((posixpath.splitext(name)[0], image))
+        self._bytes += len(image) if isinstance(image, bytes) else 0
+
+    def overflow(self) -> Iterator[tuple[Any, int]]:
+        """Yield the first images, with the labels known so far, if too many bytes wait."""
+        while self._bytes > PENDING:
+            stem, image = self._images.popleft()
+            self._bytes -= len(image)
+            self._given[stem] = self._label_of(stem)
+            yield image, self._given[stem]
+
+    def _label_of(self, stem: str) -> int:
+        """Return the label of an image: its own, that of the key, or the only image's last."""
+        label = self._labels.get(stem, self._labels.get(self.key))
+        if label is None and len(self._stems) == 1:
+            return next(reversed(self._labels.values()), -1)
+        return -1 if label is None else label
+
     def close(self) -> Iterator[tuple[Any, int]]:
-        """Yield the images with their labels: their own, or that of the key."""
-        if len(self._stems) == 1:
-            last = next(reversed(self._labels.values()), -1)
-            yield from ((image, last) for _, image in self.images)
-        else:
-            shared = self._labels.get(self.key, -1)
-            yield from ((image, self._labels.get(stem, shared)) for stem, image in self.images)
-        if not self._stems and self._labels:
-            self._unused[".cls without an image beside it"] += len(self._labels)
-        self.images = []
+        """Yield the images that wait with their labels, and count the labels not used."""
+        yield from ((image, self._label_of(stem)) for stem, image in self._images)
+        late = sum(self._label_of(stem) != label for stem, label in self._given.items())
+        lone = len(self._labels.keys() - self._stems.keys() - {self.key})
+        if not self._stems:
+            lone = len(self._labels)
+        elif len(self._stems) == 1:  # any label counts as that of the only image
+            self._unused[SECOND_LABELS] += max(0, len(self._labels) - 1)
+            lone = 0
+        self._unused.update({LATE: late, LONE: lone})
+        for kind in (LATE, LONE, SECOND_LABELS):
+            if not self._unused[kind]:
+                del self._unused[kind]
 
 
 def _kind(name: str) -> str:
@@ -196,7 +232,17 @@ def _kind(name: str) -> str:
 
 def list_unused(unused: Unused) -> str:
     """Return the kinds of unused members with their numbers, the most frequent first."""
-    return ", ".join(f"{count} {kind}" for kind, count in unused.most_common())
+    firsts: dict[str, str] = {}
+    total: Unused = collections.Counter()
+    for kind, count in unused.items():
+        firsts.setdefault(base_kind(kind), kind)
+        total[base_kind(kind)] += count
+    return ", ".join(f"{count} {firsts[kind]}" for kind, count in total.most_common())
+
+
+def base_kind(kind: str) -> str:
+    """Return a kind of unused members without its example."""
+    return kind.split(SUCH_AS)[0]
 
 
 def as_text(unused: Unused) -> np.ndarray:

@@ -36,7 +36,7 @@ def test_record_whose_checksum_is_wrong_is_no_image(tmp_path, caplog):
     assert images == [*IMAGES[:3], b"", *IMAGES[4:]] and labels.tolist() == [0, 1, 2, -1, 4, 5, 6]
     told = f"{path}, at byte {offsets(path)[3] + 12}: the checksum of its record is wrong"
     assert told in caplog.text
-    streamed = list(read_tfrecord(str(path), PARSE))
+    streamed = list(read_tfrecord(str(path), PARSE, set()))
     assert streamed == list(zip(images, labels.tolist(), strict=True))
     plan = Plan("tfrecord", str(tmp_path), "read")
     build_index(plan, [path.name], tmp_path / "index", workers=1)
@@ -57,7 +57,7 @@ def test_damaged_header_costs_one_record(tmp_path, place, zipped, caplog):
     assert len(found.offset) == 6 and told in found.problem
     if zipped:
         path.write_bytes(gzip.compress(path.read_bytes()))
-    streamed = [image for image, _ in read_tfrecord(str(path), PARSE)]
+    streamed = [image for image, _ in read_tfrecord(str(path), PARSE, set())]
     assert streamed == [*IMAGES[:2], *IMAGES[3:]] and told in caplog.text
 
 
@@ -70,7 +70,7 @@ def test_hole_of_zeros_longer_than_a_search(tmp_path):
     path.write_bytes(content[:third] + hole + content[third:])
     found = scan_tfrecord(str(path))
     assert len(found.offset) == 7 and f"byte {third} to {third + len(hole)}" in found.problem
-    assert [image for image, _ in read_tfrecord(str(path), PARSE)] == IMAGES
+    assert [image for image, _ in read_tfrecord(str(path), PARSE, set())] == IMAGES
 
 
 def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
@@ -78,7 +78,7 @@ def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
     write_tfrecord(path, IMAGES[:3], [2**40, 5, -(2**40)])
     source = open_tfrecord(str(tmp_path), "train", label_key="image/class/label")
     assert source.read(np.arange(3))[1].tolist() == [-1, 5, -1]
-    assert [label for _, label in read_tfrecord(str(path), PARSE)] == [-1, 5, -1]
+    assert [label for _, label in read_tfrecord(str(path), PARSE, set())] == [-1, 5, -1]
     assert caplog.text.count("has labels beyond 32 bits; they count as unknown") <= 1
     build_index(Plan("tfrecord", str(tmp_path)), [path.name], tmp_path / "index", workers=1)
     assert open_tfrecord(str(tmp_path), "train", index=str(tmp_path / "index")).examples == 3

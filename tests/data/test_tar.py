@@ -1,15 +1,18 @@
 """Tars with dots in names, links, sparse members and damage: what is used, and what is said."""
 
 import io
+import os
 import tarfile
 
 import numpy as np
 import pytest
 from absl import logging
 
+from can_jax.data import files, webdataset
 from can_jax.data.shards import open_webdataset
 from can_jax.data.stream import read_tar
 from can_jax.data.webdataset import scan_tar
+from can_jax.errors import UserError
 from tests.data.samples import write_tar
 
 
@@ -74,6 +77,67 @@ def test_labels_of_names_with_dots(tmp_path):
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert examples == [(b"a0", 3), (b"a1", 4), (b"b0", 7), (b"b1", 7), (b"c", 9)] == streamed
     assert found.unused == {".json": 1, ".cls without an image beside it": 1}
+
+
+@pytest.mark.parametrize("order", ["in pairs", "images first", "labels first"])
+def test_no_label_of_many_images_of_one_key_is_lost(tmp_path, order):
+    pairs = [
+        (f"photo.2019.{i:03d}{suffix}", content)
+        for i in range(600)
+        for suffix, content in ((".jpg", b"x"), (".cls", b"%d" % i))
+    ]
+    if order != "in pairs":
+        pairs.sort(key=lambda member: member[0].endswith("cls") == (order == "images first"))
+    write_tar(tmp_path / "train.tar", pairs)
+    examples, streamed, found = read_both(tmp_path / "train.tar")
+    assert [label for _, label in examples] == list(range(600))
+    assert examples == streamed and not found.unused
+
+
+def test_labels_behind_too_many_bytes_of_images_are_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(webdataset, "PENDING", 25)
+    members = [(f"p.{i}.jpg", b"0123456789") for i in range(5)]
+    write_tar(tmp_path / "a.tar", members + [(f"p.{i}.cls", b"%d" % i) for i in range(5)])
+    write_tar(tmp_path / "b.tar", [*members, ("p.cls", b"7")])
+    for name, labels in [("a", [-1, -1, -1, 3, 4]), ("b", [-1, -1, -1, 7, 7])]:
+        streamed = read_tar(str(tmp_path / f"{name}.tar"), set())
+        assert [label for _, label in streamed] == labels
+    assert caplog.text.count("not used: 3 labels that come too late behind their images") == 2
+    assert scan_tar(str(tmp_path / "a.tar")).label.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_labels_of_other_names_in_a_group_are_counted(tmp_path):
+    members = [
+        ("a.0.jpg", b"a0"), ("a.2.jpg", b"a2"), ("a.1.cls", b"4"), ("a.2.cls", b"5"),
+        ("c.jpg", b"c"), ("c.cls", b"1"), ("c.coarse.cls", b"9"),
+    ]  # fmt: skip
+    write_tar(tmp_path / "train.tar", members)
+    examples, streamed, found = read_both(tmp_path / "train.tar")
+    assert examples == [(b"a0", -1), (b"a2", 5), (b"c", 1)] == streamed
+    assert found.unused == {
+        ".cls without an image beside it": 1, "second labels of an example": 1
+    }  # fmt: skip
+
+
+def test_labels_that_are_no_integers_are_counted(tmp_path, caplog):
+    texts = [b"cat", b"1.0", b"", b" 12\n", b"1.5", b"nan", b"-3", b"dog\xff"]
+    members = []
+    for number, text in enumerate(texts):
+        members += [(f"{number}.jpg", b"x"), (f"{number}.cls", text)]
+    for name in ("train-0.tar", "train-1.tar"):
+        write_tar(tmp_path / name, members)
+    examples, streamed, _ = read_both(tmp_path / "train-0.tar")
+    assert [label for _, label in examples] == [-1, 1, -1, 12, -1, -1, -3, -1]
+    assert examples == streamed
+    caplog.clear()
+    open_webdataset(str(tmp_path), "train")
+    told = "labels that are not integers and count as unknown, such as 'cat' in 0.cls"
+    assert f"not used: 10 {told}" in caplog.text and len(caplog.records) == 1
+    caplog.clear()
+    reported = set()
+    for name in ("train-0.tar", "train-1.tar"):
+        list(read_tar(str(tmp_path / name), reported))
+    assert caplog.text.count(f"5 {told}") == 1
 
 
 def test_what_is_not_used_is_said_by_kind(tmp_path, caplog):
@@ -231,10 +295,65 @@ def test_what_follows_the_last_member_must_be_zeros(tmp_path):
 
 def test_tars_one_behind_the_other_are_read_whole(tmp_path):
     write_tar(tmp_path / "a.tar", contents(3))
-    both = (tmp_path / "a.tar").read_bytes() * 2
-    (tmp_path / "a.tar").write_bytes(both)
-    examples, streamed, found = read_both(tmp_path / "a.tar")
-    assert len(examples) == len(streamed) == 6 and "passed over" in found.problem
+    one = (tmp_path / "a.tar").read_bytes()
+    end = headers(tmp_path / "a.tar")[2] + 512 + 1536
+    for start in (one, one[:end] + bytes(1024)):
+        (tmp_path / "a.tar").write_bytes(start * 2 + one)
+        examples, streamed, found = read_both(tmp_path / "a.tar")
+        assert len(examples) == len(streamed) == 9 and not found.problem
+    (tmp_path / "a.tar").write_bytes(one[:end] + bytes(512) + one)
+    assert "passed over" in read_both(tmp_path / "a.tar")[2].problem
+
+
+def test_headers_for_all_members_are_no_damage(tmp_path):
+    path = tmp_path / "train.tar"
+    attributes = {"comment": "x" * 600}
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=attributes) as tar:
+        for name in ("1.jpg", "long/" * 40 + "2.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"1234"))
+    content = path.read_bytes()
+    for data, count in ((content, 2), (content * 2, 4)):
+        path.write_bytes(data)
+        examples, streamed, found = read_both(path)
+        assert len(examples) == count and examples == streamed and found.problem is None
+
+
+@pytest.mark.parametrize("junk", [b"<!DOCTYPE html>\n" * 100, b"<html></html>", b"\x01" * 20000])
+def test_page_named_as_a_tar_is_said_to_be_none(tmp_path, junk, caplog):
+    (tmp_path / "train.tar").write_bytes(junk)
+    with pytest.raises(UserError, match=r"train\.tar is no (whole uncompressed )?tar"):
+        open_webdataset(str(tmp_path), "train")
+    assert list(read_tar(str(tmp_path / "train.tar"), set())) == []
+    assert "train.tar is no tar" in caplog.records[-1].getMessage()
+
+
+def test_damage_of_many_shards_is_one_line(tmp_path, caplog):
+    write_tar(tmp_path / "train-0.tar", contents(3))
+    content = (tmp_path / "train-0.tar").read_bytes()
+    for number in range(8):
+        (tmp_path / f"train-{number}.tar").write_bytes(content[:4000])
+    assert open_webdataset(str(tmp_path), "train").examples == 16
+    (record,) = caplog.records
+    assert record.getMessage().count("is cut off") == 3
+    assert "5 more shards have such problems" in record.getMessage()
+    caplog.clear()
+    reported = set()
+    for _ in range(3):
+        list(read_tar(str(tmp_path / "train-1.tar"), reported))
+    assert len(caplog.records) == 1
+
+
+def test_file_closes_after_its_module_is_gone(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"x")
+    file = files.RandomFile(str(tmp_path / "a"))
+    monkeypatch.setattr(files, "os", None)  # as Python does at its exit
+    file.__del__()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(file._descriptor)
+    file._descriptor = None
 
 
 def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
