@@ -43,7 +43,8 @@ def open_folder(
     if index and root == place and standard(split) != "train":
         images_of_split(path, split)  # an index does not tell the splits apart
     table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
-    if index and root != path and not Path(root, table.names[int(table.file[0])]).exists():
+    first = table.names[int(table.file[0])] if len(table) else ""
+    if index and root != path and not Path(root, first).exists():
         root = path  # older versions looked for splits in this folder only
     if root in (path, place):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
