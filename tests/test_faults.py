@@ -1,13 +1,12 @@
 """What goes wrong in long runs, done to the main command on purpose."""
 
-import ctypes
 import functools
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -78,19 +77,27 @@ def test_checkpoint_of_another_model_is_refused_in_one_line(recipe, whole, tmp_p
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
-def bound_by_permissions():
-    """Even root's process then cannot read what is not its to read."""
-    if os.geteuid() == 0:
-        libc = ctypes.CDLL(None)
-        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-            assert libc.prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+# Programs that take rights from their process and become the command they are given. To do so in
+# a fork of this process can hang: JAX has threads here.
+BECOME = "os.execv(sys.argv[1], sys.argv[1:])"
+# Even root's process then cannot read what is not its to read.
+BOUND_BY_PERMISSIONS = """
+import ctypes, os, sys
+if os.geteuid() == 0:
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        assert ctypes.CDLL(None).prctl(24, capability, 0, 0, 0) == 0  # PR_CAPBSET_DROP
+"""
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))
+"""
 
 
 def restricted(recipe, workdir, restrict, *overrides):
     """A run in a process for which less is allowed."""
     return subprocess.run(
-        command(recipe, workdir, *QUIET, *overrides), cwd=ROOT, capture_output=True, text=True,
-        timeout=300, preexec_fn=restrict,
+        [sys.executable, "-c", restrict + BECOME, *command(recipe, workdir, *QUIET, *overrides)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
         # What JAX caches would be cut off, too, and read by the next run: it may read only.
         env=os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"},
     )  # fmt: skip
@@ -98,11 +105,7 @@ def restricted(recipe, workdir, restrict, *overrides):
 
 def limited(recipe, workdir, size, *overrides):
     """A run whose process cannot write files larger than so many bytes."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return restricted(recipe, workdir, limit, *overrides)
+    return restricted(recipe, workdir, LIMITED.format(size=size), *overrides)
 
 
 def test_checkpoint_that_cannot_be_read_is_left_out(recipe, whole, tmp_path):
@@ -110,7 +113,7 @@ def test_checkpoint_that_cannot_be_read_is_left_out(recipe, whole, tmp_path):
     shutil.copytree(whole, workdir)
     for file in (workdir / "checkpoints/6/state").rglob("d/*"):
         file.chmod(0)
-    done = restricted(recipe, workdir, bound_by_permissions)
+    done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS)
     assert done.returncode == 0, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("WARNING: checkpoint ") and "Permission denied" in line
@@ -122,7 +125,7 @@ def test_directory_that_cannot_be_written_is_one_line(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     workdir.chmod(0o500)
-    done = restricted(recipe, workdir, bound_by_permissions, "total_steps=9")
+    done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS, "total_steps=9")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"--workdir={workdir} cannot be written: Permission denied" in done.stderr
 
@@ -132,7 +135,7 @@ def test_folder_of_checkpoints_that_cannot_be_written_is_a_failed_save(recipe, w
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     (workdir / "checkpoints").chmod(0o500)
-    done = restricted(recipe, workdir, bound_by_permissions, "total_steps=40")
+    done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS, "total_steps=40")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and all("could not be written" in line for line in lines)
@@ -154,7 +157,7 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_disk, tmp_path):
     options = ["total_steps=30", "checkpoint.keep_last=99"]
-    done = restricted(recipe, small_disk / "run", None, *options)
+    done = restricted(recipe, small_disk / "run", "import os, sys\n", *options)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     failed = [line for line in lines if "could not be written" in line]
@@ -163,7 +166,7 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     assert len(lines) <= 5, lines  # and one about metrics, perhaps
     good = int(failed[-1].split("the last good one: step ")[1].split(";")[0])
     # Once there is room, the same command ends as a run that nothing happened to.
-    again = restricted(recipe, small_disk / "run", None, *options)
+    again = restricted(recipe, small_disk / "run", "import os, sys\n", *options)
     assert again.returncode == 1 and "Traceback" not in again.stderr
     shutil.copytree(small_disk / "run", tmp_path / "moved")
     done = run(recipe, tmp_path / "moved", *QUIET, *options)
