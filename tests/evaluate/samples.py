@@ -61,6 +61,11 @@ def evaluation(protocol, data=None, **changes):
     config.protocol, config.batch_size = protocol, 16
     if data is not None:
         config.data.update(source="folder", path=str(data), test_split="val")
+    return changed(config, **changes)
+
+
+def changed(config, **changes):
+    """The configuration with some keys set; keyword `knn__k=3` sets `config.knn.k`."""
     for path, value in changes.items():
         *blocks, key = path.split("__")
         block = config

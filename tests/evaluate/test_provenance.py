@@ -27,14 +27,7 @@ def finetuning(data, **changes):
     config.batch_size = 16
     config.data.update(source="folder", path=str(data), test_split="val")
     config.classify.update(total_epochs=1.0, warmup_epochs=0.0, test_every_epochs=1.0)
-    for path, value in changes.items():
-        *blocks, key = path.split("__")
-        block = config
-        for name in blocks:
-            block = block[name]
-        with block.ignore_type():
-            block[key] = value
-    return resolve_evaluation(config)
+    return resolve_evaluation(samples.changed(config, **changes))
 
 
 @pytest.fixture(scope="module")
