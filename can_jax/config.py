@@ -15,6 +15,9 @@ from can_jax.files import expand_home
 from can_jax.shipped import find
 from can_jax.validate import CHECKS
 
+# What keys mean in a file that was written before there were such keys.
+BEFORE = {"noise": {"level_tokens": "visible"}}
+
 
 def default_config() -> ConfigDict:
     """CAN as in the paper, ViT-B/16 at 224 px; a recipe changes what it needs to.
@@ -105,7 +108,8 @@ def default_config() -> ConfigDict:
                     "supervised": False,
                     "block": placeholder(int),  # keys compared at a time; as memory allows
                 },
-                "reconstruction": {"weight": 0.67},
+                # normalize: the targets, each patch by its own mean and deviation
+                "reconstruction": {"weight": 0.67, "normalize": True},
                 "denoising": {"weight": 0.30},
             },
             "accumulation": {  # of gradients, where the whole batch does not fit the memory
@@ -116,6 +120,7 @@ def default_config() -> ConfigDict:
                 "sigma_max": 0.05,
                 "embed_level": True,  # tell the decoder how much noise there is
                 "level_scale": placeholder(float),  # by default 1000 / sigma_max
+                "level_tokens": "all",  # the patch tokens that get the level: all | visible
                 "target": "scaled",  # scaled: sigma * e | unit: e
             },
             "optimizer": {
@@ -305,8 +310,10 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The configuration that `to_json` wrote."""
+    """Return the configuration that `to_json` wrote, also one of an earlier version."""
     config = default_config()
+    for block, values in BEFORE.items():
+        config[block].update(values)
 
     def fill(block: ConfigDict, values: dict[str, Any], prefix: str) -> None:
         for key, value in values.items():

@@ -88,9 +88,11 @@ def config_of(meta: dict[str, Any], file: File, dtype: str) -> ConfigDict:
     for name, weight in zip(names, meta["weights"], strict=True):
         config.objective[name].weight = float(weight)
     config.objective.contrastive.temperature = float(meta["temperature"])
+    config.objective.reconstruction.normalize = meta.get("normalize_targets", True)
     config.noise.update(
-        sigma_max=float(meta["sigma_max"]), level_scale=float(meta["sigma_scale"]), target="scaled"
-    )
+        sigma_max=float(meta["sigma_max"]), level_scale=float(meta["sigma_scale"]),
+        level_tokens=meta.get("level_tokens", "visible"), target="scaled",
+    )  # fmt: skip
     return resolve(config)
 
 

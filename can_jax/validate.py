@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import Photometric
 from can_jax.data.source import OPENERS, parts_of_mixture
 from can_jax.errors import UserError
-from can_jax.model.can import POOLS, SIZES, encoder_size
+from can_jax.model.can import LEVEL_TOKENS, POOLS, SIZES, encoder_size
 from can_jax.model.masking import visible_count
 from can_jax.model.vit import REMAT_POLICIES
 
@@ -129,6 +129,7 @@ def check_objectives(config: ConfigDict) -> None:
     check(any(block.weight for block in objective.values()), "objective: all weights are 0")
     check_one_of("objective.contrastive.pool", objective.contrastive.pool, POOLS)
     check_one_of("noise.target", noise.target, ("scaled", "unit"))
+    check_one_of("noise.level_tokens", noise.level_tokens, LEVEL_TOKENS)
     check(noise.sigma_max >= 0, f"noise.sigma_max={noise.sigma_max}: at least 0")
     check(
         noise.sigma_max or not objective.denoising.weight,

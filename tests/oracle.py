@@ -109,11 +109,13 @@ def sup_con(projection: np.ndarray, labels: np.ndarray, temperature: float) -> f
     return total / len(z)
 
 
-def reconstruction(prediction, clean, mask):
+def reconstruction(prediction, clean, mask, normalize=True):
     """Rows of patches; ``mask`` is 1 where hidden."""
-    mean = clean.mean(-1, keepdims=True)
-    deviation = np.sqrt(clean.var(-1, ddof=1, keepdims=True) + 1e-6)
-    errors = ((prediction - (clean - mean) / deviation) ** 2).sum(-1) / clean.shape[-1]
+    target = clean
+    if normalize:
+        mean = clean.mean(-1, keepdims=True)
+        target = (clean - mean) / np.sqrt(clean.var(-1, ddof=1, keepdims=True) + 1e-6)
+    errors = ((prediction - target) ** 2).sum(-1) / clean.shape[-1]
     return (errors * mask).sum() / mask.sum()
 
 
@@ -155,13 +157,16 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
     sinusoid = sincos_level(meta["sigma_scale"] * inputs["sigma"], meta["width"])
     level = linear(w, "noise_pe_mlp.2", relu(linear(w, "noise_pe_mlp.0", sinusoid)))
 
-    y = np.concatenate([latent[:, :1], latent[:, 1:] + level[:, None]], axis=1)
-    y = linear(w, "decoder_embed", y)
+    of_all = meta["level_tokens"] == "all"
+    shown = latent[:, 1:] if of_all else latent[:, 1:] + level[:, None]
+    y = linear(w, "decoder_embed", np.concatenate([latent[:, :1], shown], axis=1))
     width = meta["decoder_width"]
     places = np.tile(w["mask_token"], (rows, clean.shape[1], 1)).astype(
         np.result_type(y, w["mask_token"])
     )
     places[every, visible] = y[:, 1:]
+    if of_all:
+        places = places + (level @ w["decoder_embed.weight"].T)[:, None]
     y = np.concatenate([y[:, :1], places + sincos_2d(*grid, width)], axis=1)
     for i in range(meta["decoder_depth"]):
         y = block(w, f"decoder_blocks.{i}", y, meta["decoder_heads"])
@@ -173,7 +178,7 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
         "out/noise_level_sinusoid": sinusoid, "out/noise_level_embedding": level,
         "out/mask": mask, "out/prediction": prediction,
         "loss/contrastive": info_nce(projection, meta["temperature"]),
-        "loss/reconstruction": reconstruction(prediction, clean, mask),
+        "loss/reconstruction": reconstruction(prediction, clean, mask, meta["normalize_targets"]),
         "loss/denoising": denoising(prediction, noise, mask),
         "loss/denoising_unit_noise": denoising(prediction, unit, mask),
     }  # fmt: skip
@@ -219,15 +224,19 @@ META = {
     "patch_size": 2, "width": 8, "depth": 2, "heads": 2, "decoder_width": 4, "decoder_depth": 1,
     "decoder_heads": 1, "images": 3, "views": 2, "mask_ratio": 0.7, "keep": 3, "temperature": 0.2,
     "weights": [0.1, 0.6, 0.3], "sigma_max": 0.5, "sigma_scale": 3.0, "channels": 1,
+    "level_tokens": "all", "normalize_targets": True,
 }  # fmt: skip
 
 
 def write_reference(
-    path: Path, *, gradients: bool = True, height: int = 4, width: int = 10
+    path: Path, *, gradients: bool = True, height: int = 4, width: int = 10, **changes
 ) -> dict:
-    """Write a reference file of a random tiny network on non-square images of one channel."""
+    """Write a reference file of a random tiny network on non-square images of one channel.
+
+    ``changes`` are entries of its `META`.
+    """
     rng = np.random.default_rng(0)
-    meta, rows = META, META["images"] * META["views"]
+    meta, rows = META | changes, META["images"] * META["views"]
     weights = {k: 0.5 * rng.normal(size=s) for k, s in shapes_of(meta).items()}
     patches = (height // meta["patch_size"]) * (width // meta["patch_size"])
     assert meta["keep"] == int(patches * (1 - meta["mask_ratio"]))

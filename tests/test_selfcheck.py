@@ -33,6 +33,17 @@ def test_outputs_losses_and_gradients_agree_with_the_oracle(reference):
     assert report["tolerance"]["grad/blocks.1"] == 1e-3
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_variants_of_the_method_are_read_from_the_file(tmp_path, said):
+    settings = {"level_tokens": "visible", "normalize_targets": not said}
+    content = write_reference(tmp_path / "a.npz", gradients=said, **settings)
+    if not said:  # as files were before there was a choice
+        meta = json.loads(str(content["meta"]))
+        content["meta"] = np.array(json.dumps({k: v for k, v in meta.items() if k not in settings}))
+        np.savez(tmp_path / "a.npz", **content)
+    assert check(str(tmp_path / "a.npz"), x64=False)["passed"]
+
+
 def test_double_precision_agrees_to_rounding(reference):
     done = run(f"--reference={reference[0]}", "--x64", "--json")
     report = json.loads(done.stdout)

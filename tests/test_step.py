@@ -81,6 +81,8 @@ def oracle_total(config, step, state, inputs):
         "decoder_heads": decoder.heads, "channels": 3, "temperature": 0.1, "sigma_scale": 1.0,
         "keep": int(patches * (1 - model.mask_ratio)),
         "weights": [config.objective[k].weight for k in objectives.OBJECTIVES],
+        "level_tokens": config.noise.level_tokens,
+        "normalize_targets": config.objective.reconstruction.normalize,
     }  # fmt: skip
     # Heads that we have not built take no part: zeros serve.
     weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
@@ -123,6 +125,12 @@ REDUCTIONS = {
     "noise as augmentation": {"objective__denoising__weight": 0.0, "noise__sigma_max": 0.5},
     "noise and loss without sigma": {"noise__embed_level": False, "noise__sigma_max": 0.5},
     "can": {"noise__level_scale": 1.0, "noise__sigma_max": 0.5},
+    "level for visible patches, raw targets": {
+        "noise__level_scale": 1.0,
+        "noise__sigma_max": 0.5,
+        "noise__level_tokens": "visible",
+        "objective__reconstruction__normalize": False,
+    },
     "can, unscanned and scanned alike": {"noise__level_scale": 1.0, "model__scan": True},
     "can, recomputed blocks": {"noise__level_scale": 1.0, "model__remat": "full"},
 }

@@ -151,7 +151,8 @@ def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     weights = [objective[n].weight for n in ("contrastive", "reconstruction", "denoising")]
     settings = reference.Settings(
         visible_count(grid[0] * grid[1], model.mask_ratio), config.noise.sigma_max,
-        level_scale(config), objective.contrastive.temperature, tuple(weights),
+        level_scale(config), config.noise.level_tokens, objective.reconstruction.normalize,
+        objective.contrastive.temperature, tuple(weights),
     )  # fmt: skip
     torch.manual_seed(0)
     trainer = reference.Trainer(

@@ -36,6 +36,8 @@ class Settings(NamedTuple):
     visible: int
     sigma_max: float
     level_scale: float
+    level_tokens: str  # all | visible
+    normalize: bool  # the targets of reconstruction, by patch
     temperature: float
     weights: tuple[float, float, float]  # contrastive, reconstruction, denoising
 
@@ -174,11 +176,17 @@ class CAN(nn.Module):
 
     def decode(self, latent: Tensor, level: Tensor, shuffle: Tensor) -> Tensor:
         """Pixels of every patch."""
-        x = torch.cat([latent[:, :1], latent[:, 1:] + level[:, None].to(latent.dtype)], dim=1)
-        x = self.decoder_embed(x)
+        of_all = self.settings.level_tokens == "all"
+        if not of_all:
+            latent = torch.cat(
+                [latent[:, :1], latent[:, 1:] + level[:, None].to(latent.dtype)], dim=1
+            )
+        x = self.decoder_embed(latent)
         hidden = shuffle.shape[1] + 1 - x.shape[1]
         masks = self.mask_token.expand(len(x), hidden, -1).to(x.dtype)
         placed = taken(torch.cat([x[:, 1:], masks], dim=1), shuffle.argsort(dim=1))
+        if of_all:
+            placed = placed + F.linear(level, self.decoder_embed.weight)[:, None]
         x = torch.cat([x[:, :1], placed], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             x = block(x)
@@ -204,8 +212,10 @@ class CAN(nn.Module):
         level = self.noise_pe_mlp(sinusoid)
         prediction = full(self.decode(latent, level, shuffle))
         hidden = torch.ones(shuffle.shape, device=shuffle.device).scatter(1, shown, 0.0)
-        mean, variance = clean.mean(-1, keepdim=True), clean.var(-1, keepdim=True)
-        target = (clean - mean) / (variance + 1e-6).sqrt()
+        target = clean
+        if settings.normalize:
+            mean, variance = clean.mean(-1, keepdim=True), clean.var(-1, keepdim=True)
+            target = (clean - mean) / (variance + 1e-6).sqrt()
         error = (prediction - target).square().mean(-1)
         noise_error = (prediction - noise).square().mean(-1)
         losses = {

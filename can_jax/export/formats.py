@@ -77,7 +77,8 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
             "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
             "decoder_num_attention_heads": decoder.heads,
             "decoder_intermediate_size": 4 * decoder.width,
-            "mask_ratio": config.model.mask_ratio, "norm_pix_loss": True,
+            "mask_ratio": config.model.mask_ratio,
+            "norm_pix_loss": config.objective.reconstruction.normalize,
         }  # fmt: skip
     processor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,

@@ -40,6 +40,7 @@ SIZES = {
 
 HEADS = frozenset({"projection", "prediction", "noise_level"})
 POOLS = ("patches", "all", "class")
+LEVEL_TOKENS = ("all", "visible")
 
 
 def pool(
@@ -77,6 +78,7 @@ class CAN(nnx.Module):
         decoder: Size | None,
         projector: dict[str, Any] | None,
         level_scale: float | None,
+        level_tokens: str,
         pool: str,
         patch_size: int,
         scan: bool,
@@ -91,10 +93,16 @@ class CAN(nnx.Module):
         # Assigned once each: an attribute that was None cannot hold a module later.
         self.projector = Projector(encoder.width, **projector, **options) if projector else None
         self.noise_level = (
-            NoiseLevel(encoder.width, level_scale, **options) if level_scale else None
+            None if level_scale is None else NoiseLevel(encoder.width, level_scale, **options)
         )
         self.decoder = (
-            Decoder(encoder.width, pixels, **decoder.arguments, **depth_options)
+            Decoder(
+                encoder.width,
+                pixels,
+                **decoder.arguments,
+                level_tokens=level_tokens,
+                **depth_options,
+            )
             if decoder
             else None
         )
@@ -128,14 +136,12 @@ class CAN(nnx.Module):
         projection = noise_level = prediction = None
         if self.projector is not None and "projection" in heads:
             projection = self.project(pooled, train=train)
-        decoder_input = latent
         if self.noise_level is not None and "noise_level" in heads:
             # The sinusoids need float32: bf16 has 8 bits for angles up to 1000 rad.
             assert sigma is not None, "this network wants to be told the noise level"
             noise_level = self.noise_level(sigma)
-            decoder_input = latent.at[:, 1:].add(noise_level[:, None].astype(latent.dtype))
         if self.decoder is not None and "prediction" in heads:
-            prediction = self.decoder(decoder_input, shuffle, grid)
+            prediction = self.decoder(latent, shuffle, grid, noise_level)
         return Forward(latent, pooled, projection, noise_level, prediction)
 
     def project(
@@ -179,6 +185,7 @@ def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
         decoder=Size(**model.decoder) if "prediction" in heads else None,
         projector=projector,
         level_scale=level_scale(config) if "noise_level" in heads else None,
+        level_tokens=config.noise.level_tokens,
         pool=config.objective.contrastive.pool,
         patch_size=model.patch_size,
         scan=model.scan,

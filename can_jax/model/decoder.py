@@ -23,6 +23,7 @@ class Decoder(nnx.Module):
         heads: int,
         mlp_width: int,
         *,
+        level_tokens: str,
         scan: bool,
         remat: str,
         **options: Any,
@@ -35,14 +36,27 @@ class Decoder(nnx.Module):
         self.blocks = Blocks(depth, width, heads, mlp_width, scan=scan, remat=remat, **options)
         self.norm = layer_norm(width, **options)
         self.predict = Linear(width, pixels, **options)
+        self.level_tokens = level_tokens
 
     def __call__(
         self,
         latent: Float[Array, "rows tokens encoder_width"],
         shuffle: Int[Array, "rows patches"],
         grid: tuple[int, int],
+        level: Float[Array, "rows encoder_width"] | None = None,
     ) -> Float[Array, "rows patches pixels"]:
-        """Predict every patch from the class token and the visible patches' latents."""
+        """Predict every patch from the class token and the visible patches' latents.
+
+        Args:
+            latent: The encoder's output, class token first, then the visible patches.
+            shuffle: A permutation of all patches per row; the visible ones come first.
+            grid: Patches along (height, width).
+            level: The noise-level embedding of each row. It is added to the patch tokens that
+                ``level_tokens`` names: `all`, after the input layer's kernel, as in the figure of
+                arXiv 2210.16870, or `visible`. The class token never gets it.
+        """
+        if level is not None and self.level_tokens == "visible":
+            latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))
         tokens = self.embed(latent)
         rows, _, width = tokens.shape
         patches = shuffle.shape[1]
@@ -53,6 +67,9 @@ class Decoder(nnx.Module):
         # Undo the shuffle: place p of the grid stands at restore[p] of the shuffled tokens.
         restore = jnp.argsort(shuffle, axis=1)
         placed = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
+        if level is not None and self.level_tokens == "all":
+            kernel = self.embed.kernel[...].astype(tokens.dtype)
+            placed = placed + (level.astype(tokens.dtype) @ kernel)[:, None]
         placed = placed + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
         x = pin_rows(jnp.concatenate([tokens[:, :1], placed], axis=1))
         return self.predict(self.norm(self.blocks(x)))[:, 1:]

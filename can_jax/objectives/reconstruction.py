@@ -19,21 +19,32 @@ def reconstruction_loss(
     prediction: Float[Array, "rows patches pixels"],
     clean: Float[Array, "rows patches pixels"],
     hidden: Bool[Array, "rows patches"],
+    normalize: bool = True,
 ) -> Loss:
-    """Mean squared error on hidden patches to the clean pixels, each patch normalised by its own
-    mean and deviation. The target never holds the noise that was added to the input."""
-    clean = at_least_float32(clean)
-    mean, deviation = patch_statistics(clean)
-    errors = jnp.square(at_least_float32(prediction) - (clean - mean) / deviation)
+    """Return the mean squared error to the clean pixels, over hidden patches.
+
+    The target never holds the noise that was added to the input.
+
+    Args:
+        prediction: Of every patch.
+        clean: The pixels of every patch, without noise.
+        hidden: The patches that the encoder did not see.
+        normalize: Whether each target patch is normalized by its own mean and deviation.
+    """
+    target = at_least_float32(clean)
+    if normalize:
+        mean, deviation = patch_statistics(target)
+        target = (target - mean) / deviation
+    errors = jnp.square(at_least_float32(prediction) - target)
     return jnp.mean(errors.mean(axis=-1), where=hidden)
 
 
-def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
-    """`reconstruction_loss` of a step."""
+def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
+    """Return the `reconstruction_loss` of a step."""
     assert arrays.prediction is not None
     assert arrays.clean is not None
     assert arrays.hidden is not None
-    return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden), {}
+    return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden, normalize), {}
 
 
-OBJECTIVE = Objective(frozenset({"prediction"}), loss)
+OBJECTIVE = Objective(frozenset({"prediction"}), loss, settings=("normalize",))

@@ -33,8 +33,8 @@ def make_panel(
 ) -> Panel:
     """Run the network on images without augmentation, always under the same masks and noise.
 
-    A hidden patch's prediction is scaled back by that patch's own mean and deviation, as its target
-    was scaled, and pasted between the visible patches.
+    A hidden patch's prediction is scaled back by that patch's own mean and deviation if its target
+    was normalized, and pasted between the visible patches.
     """
     config = step.config
     count = images.shape[0]
@@ -58,7 +58,10 @@ def make_panel(
 
     assert outputs.prediction is not None
     prediction = outputs.prediction.astype(jnp.float32)
-    mean, deviation = patch_statistics(inputs.clean)
+    filled = prediction
+    if config.objective.reconstruction.normalize:
+        mean, deviation = patch_statistics(inputs.clean)
+        filled = prediction * deviation + mean
     noise = predicted = None
     if config.objective.denoising.weight and inputs.noise is not None:
         noise = noise_picture(inputs.noise.scaled)
@@ -69,7 +72,7 @@ def make_panel(
     return Panel(
         clean=picture(inputs.clean),
         shown=blank(inputs.noisy),
-        reconstruction=picture(jnp.where(hidden, prediction * deviation + mean, inputs.clean)),
+        reconstruction=picture(jnp.where(hidden, filled, inputs.clean)),
         noise=noise,
         predicted_noise=predicted,
         sigma=None if inputs.noise is None else inputs.noise.sigma,

@@ -73,9 +73,12 @@ def test_command_prints_json_and_reads_no_data(recipe):
     assert found["model"].endswith(" px") and "cores" in found["environment"]["processor"]
 
 
-def test_peer_is_the_same_mathematics(tmp_path):
+@pytest.mark.parametrize(("level_tokens", "normalize"), [("all", True), ("visible", False)])
+def test_peer_is_the_same_mathematics(tmp_path, level_tokens, normalize):
     torch = pytest.importorskip("torch")
-    content = write_reference(tmp_path / "reference.npz")
+    content = write_reference(
+        tmp_path / "reference.npz", level_tokens=level_tokens, normalize_targets=normalize
+    )
     meta = json.loads(str(content["meta"]))
     reference = SimpleNamespace(**runpy.run_path(str(PEER), run_name=PEER.stem))
     height, width, channels = content["in/views"].shape[1:]
@@ -88,8 +91,8 @@ def test_peer_is_the_same_mathematics(tmp_path):
         tuple(content[name].shape[0] for name in projector), False,
     )  # fmt: skip
     settings = reference.Settings(
-        meta["keep"], meta["sigma_max"], meta["sigma_scale"], meta["temperature"],
-        tuple(meta["weights"]),
+        meta["keep"], meta["sigma_max"], meta["sigma_scale"], level_tokens, normalize,
+        meta["temperature"], tuple(meta["weights"]),
     )  # fmt: skip
     network = reference.CAN(sizes, settings).double()
     arrays = {k.removeprefix("param/"): v for k, v in content.items() if k.startswith("param/")}

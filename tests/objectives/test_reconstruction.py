@@ -6,12 +6,16 @@ from can_jax.objectives.reconstruction import patch_statistics, reconstruction_l
 from tests import oracle
 
 
-def test_loss_by_the_oracle():
+@pytest.mark.parametrize("normalize", [True, False])
+def test_loss_by_the_oracle(normalize):
     rng = np.random.default_rng(0)
     prediction, clean = rng.normal(size=(2, 3, 8, 12)).astype(np.float32)
     hidden = rng.permuted(np.tile([True] * 5 + [False] * 3, (3, 1)), axis=1)
-    found = reconstruction_loss(jnp.asarray(prediction), jnp.asarray(clean), jnp.asarray(hidden))
-    expected = oracle.reconstruction(prediction.astype(float), clean.astype(float), hidden)
+    found = reconstruction_loss(
+        jnp.asarray(prediction), jnp.asarray(clean), jnp.asarray(hidden), normalize
+    )
+    arrays = prediction.astype(float), clean.astype(float), hidden
+    expected = oracle.reconstruction(*arrays, normalize)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
