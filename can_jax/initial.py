@@ -18,9 +18,9 @@ from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.parallel.rules import path_name
 from can_jax.step import Steps, TrainState, abstract_state, make_step
-from can_jax.weights.accounting import grid_of_positions, refuse_unused
+from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
-from can_jax.weights.pretrained import OWN, Weights, read_weights
+from can_jax.weights.pretrained import OWN, Weights, read_weights, sizes
 from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path
@@ -167,14 +167,14 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
         notes: Gets a line where positions cannot be compared.
     """
     shape = parameters["encoder"]["blocks"]["layers"]["attention"]["qkv"]["kernel"].shape
-    width, heads = shape[1], shape[3]
+    heads = shape[3]
     if weights.facts.get("heads", heads) != heads:
         raise UserError(
             f"the weights are of {weights.facts['heads']} heads, config.model has {heads}"
         )
-    if "pos_embed" in weights.arrays:
-        grid_of_positions(weights.arrays["pos_embed"], width)
-    else:
+    if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():  # not a decoder alone
+        sizes(weights)
+    if "pos_embed" not in weights.arrays:
         notes.append("positions not compared with the fixed sin-cos ones: there is no pos_embed")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ from can_jax.objectives.denoising import denoising_loss
 from can_jax.options import define_path
 from can_jax.step import Step, abstract_network, make_step
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
-from can_jax.weights.reading import read_arrays
+from can_jax.weights.reading import read_contents
 from can_jax.weights.torch_layout import entries, from_torch, to_torch
 
 _REFERENCE = define_path("reference", "The file of reference vectors, npz.")
@@ -219,7 +219,11 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         UserError: the file cannot be used.
     """
     meta, file = read(path)
-    given = read_arrays(epath.Path(weights_path)) if weights_path else {}
+    given: dict[str, np.ndarray] = {}
+    if weights_path:
+        given, *_, notes = read_contents(epath.Path(weights_path))
+        for note in notes:
+            logging.warning("%s: %s", weights_path, note)
     file |= {
         f"param/{name}": array
         for name, array in given.items()

@@ -22,9 +22,10 @@ from can_jax.model import can
 from can_jax.parallel.rules import path_name, shardings
 from can_jax.step import encoder_network, make_step
 from can_jax.weights.accounting import refuse_unused
-from can_jax.weights.descriptions import Facts, is_run
+from can_jax.weights.descriptions import is_run
 from can_jax.weights.digest import sha256_of
 from can_jax.weights.layouts import Arrays
+from can_jax.weights.library_configs import Facts
 from can_jax.weights.pretrained import channel_values, complete, read_weights
 from can_jax.weights.torch_layout import from_torch
 

@@ -17,6 +17,7 @@ OUTSIDE = re.compile(
     r"|decoder[._/].*|projection_head\..*|noise_pe_mlp\..*"
     r"|(projector|noise_level|batch_stats)/.*"  # of our own full exports
     r"|(opt|optimizer|opt_state)[./].*"
+    r"|n_averaged"  # the steps that PyTorch's AveragedModel counts
 )
 
 
@@ -29,9 +30,11 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
     """
     unused = sorted(set(arrays) - set(used))
     if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
-        others = f", nor have {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        more = len(unknown) - 1
+        others = f", nor {'has' if more == 1 else 'have'} {more} other{'s'[: more > 1]}"
         raise UserError(
-            f"{unknown[0]} has no place in this encoder{others}: features would be wrong without it"
+            f"{unknown[0]} has no place in this encoder{others if more else ''}: features would be "
+            "wrong without it"
         )
 
 

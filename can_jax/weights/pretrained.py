@@ -2,6 +2,7 @@
 
 import json
 import math
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -10,9 +11,10 @@ from can_jax.errors import UserError
 from can_jax.model.can import SIZES
 from can_jax.model.vit import LAYER_NORM_EPS
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
-from can_jax.weights.descriptions import Facts, facts_beside, file_of_folder
+from can_jax.weights.descriptions import file_of_folder, stated_beside, stated_by_export
 from can_jax.weights.layouts import Arrays
-from can_jax.weights.reading import read_contents
+from can_jax.weights.library_configs import Facts, Stated, merged
+from can_jax.weights.reading import Contents, read_contents
 from can_jax.weights.torch_layout import encoder_names, encoder_sizes
 
 METADATA = "can_jax"  # the key of a safetensors file under which an export stores its facts
@@ -28,12 +30,14 @@ class Weights(NamedTuple):
         place: The file.
         arrays: Under MAE's names, or under ours.
         facts: What is known of the encoder, by the names of an export's manifest.
+        keys: For messages: the file and key that state a fact.
         warnings: What differs slightly, or was assumed.
     """
 
     place: epath.Path
     arrays: Arrays
     facts: Facts
+    keys: dict[str, str]
     warnings: tuple[str, ...]
 
 
@@ -45,16 +49,17 @@ def read_weights(place: epath.Path) -> Weights:
     """
     file = file_of_folder(place) if place.is_dir() else place
     contents = read_contents(file)
-    facts = facts_beside(file)
-    if METADATA in contents.metadata:  # it cannot get lost, as a file beside can
-        facts = {**facts, **_metadata(contents.metadata[METADATA], file)}
-    if contents.heads is not None:
-        facts = {**facts, "heads": contents.heads}
-    warnings = []
+    try:
+        facts, keys = _stated(file, contents)
+    except UserError as error:
+        known = str(error).startswith(str(file.parent))  # of a file beside
+        raise UserError(str(error) if known else f"{file}: {error}") from error
+    warnings = [f"{file}: {note}" for note in contents.notes]
     epsilon = facts.get("layer_norm_eps", LAYER_NORM_EPS)
     if not isinstance(epsilon, float | int) or not 0 <= epsilon <= 1.001 * LAYER_NORM_EPS:
         raise UserError(
-            f"{file}: layer_norm_eps={epsilon}; this encoder computes with {LAYER_NORM_EPS}"
+            f"{file}: {keys['layer_norm_eps']}={epsilon}: this encoder computes with "
+            f"{LAYER_NORM_EPS}"
         )
     if epsilon < 0.999 * LAYER_NORM_EPS:
         warnings.append(
@@ -66,18 +71,25 @@ def read_weights(place: epath.Path) -> Weights:
             f"{file}: big_vision computes GELU by tanh, and the exact one is used: features may "
             "differ by about 2e-4"
         )
-    return Weights(file, contents.arrays, facts, tuple(warnings))
+    return Weights(file, contents.arrays, facts, keys, tuple(warnings))
 
 
-def _metadata(text: str, file: epath.Path) -> Facts:
-    """Parse the facts that an export of ours stores in a file."""
-    try:
-        facts = json.loads(text)
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise UserError(f"{file}: its metadata {METADATA} is malformed: {text[:60]!r}")
-    return facts
+def _stated(file: epath.Path, contents: Contents) -> Stated:
+    """Return what a file itself states, and the files beside it."""
+    parts = []
+    if contents.heads is not None:
+        heads = {"heads": contents.heads}
+        parts.append(Stated(heads, {"heads": "heads in the shapes of the arrays"}))
+    if METADATA in contents.metadata:  # it cannot get lost, as a file beside can
+        text = contents.metadata[METADATA]
+        try:
+            facts = json.loads(text)
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise UserError(f"its metadata {METADATA} is malformed: {text[:60]!r}")
+        parts.append(stated_by_export(facts, f"metadata {METADATA}: "))
+    return merged(*parts, stated_beside(file))
 
 
 def complete(
@@ -112,31 +124,30 @@ def _complete(
     image_size: tuple[int, int] | None,
 ) -> Weights:
     arrays, stated = weights.arrays, weights.facts
-    facts = _sizes(arrays, stated)
+    facts = sizes(weights)
     if OWN not in arrays:
         refuse_unused(arrays, encoder_names(facts["depth"]))
-    if OWN in arrays:
+    if "image_size" not in facts:
+        if OWN not in arrays:
+            raise UserError(
+                "there is no pos_embed, so its positions are unknown: give a file that holds them"
+            )
         size = stated.get("image_size") or image_size
         if size is None:
             raise UserError(f"the image size is not known: give it ({_how('image_size')})")
         facts["image_size"] = list(size)
-    elif "pos_embed" in arrays:
-        grid = grid_of_positions(arrays["pos_embed"], facts["width"])
-        facts["image_size"] = [side * facts["patch_size"] for side in grid]
-    else:
-        raise UserError(
-            "there is no pos_embed, so its positions are unknown: give a file that holds them"
-        )
-    facts["heads"] = _heads(facts["width"], facts["depth"], stated.get("heads"), heads)
+    facts["heads"] = _heads(facts["width"], facts["depth"], weights, heads)
     guessed = []
     for name, given in (("mean", mean), ("std", std)):
         value = stated.get(name) if given is None else given
+        key = name if given is not None else weights.keys.get(name, name)
         if value is None:
             if facts["channels"] != 3 or name in stated:
-                raise UserError(f"{name} of the channels is not known: give it ({_how(name)})")
+                why = weights.keys.get(name, f"{name} of the channels is not known")
+                raise UserError(f"{why}: give mean and std of images in [0, 1] ({_how(name)})")
             value = IMAGENET[name]
             guessed.append(name)
-        facts[name] = channel_values(name, value, facts["channels"])
+        facts[name] = channel_values(key, value, facts["channels"])
     warnings = weights.warnings
     if guessed:
         warnings += (
@@ -153,27 +164,46 @@ def _how(name: str) -> str:
     return f"can_jax.load(path, {name}=…), --config.{key}=…"
 
 
-def _sizes(arrays: Arrays, stated: Facts) -> Facts:
-    """Return the sizes that the arrays have, which must be those that the files state."""
+def sizes(weights: Weights) -> Facts:
+    """Return the sizes that the arrays of an encoder have.
+
+    Raises:
+        UserError: Another size is stated, or the arrays are of another kind of encoder.
+    """
+    arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
         depth, width = arrays["encoder/blocks/layers/attention_norm/scale"].shape
-        facts = {"width": width, "depth": depth}
+        facts: Facts = {"width": width, "depth": depth}
         for name in ("patch_size", "channels"):
             if name not in stated:
                 raise UserError(f"{name} is not known: give the folder of the export instead")
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()
-    for name, value in facts.items():
-        if stated.get(name, value) != value:
-            raise UserError(
-                f"{name} of the arrays is {value}, and {stated[name]} is stated beside them"
-            )
+    found = dict(facts)
+    if (name := "blocks.0.mlp.fc1.bias") in arrays:
+        found["mlp_width"] = arrays[name].size
+    _refuse_contradictions(weights, found)  # before positions, which depend on these
+    if "pos_embed" in arrays:
+        grid = grid_of_positions(arrays["pos_embed"], facts["width"])
+        facts["image_size"] = [side * facts["patch_size"] for side in grid]
+        _refuse_contradictions(weights, facts)
     return facts
 
 
-def _heads(width: int, depth: int, stated: Any, given: Any) -> int:
+def _refuse_contradictions(weights: Weights, found: Facts) -> None:
+    """Raise `UserError` for a stated size that the arrays do not have."""
+    for name, value in found.items():
+        stated = weights.facts.get(name, value)
+        if stated != value or isinstance(stated, bool):
+            what = "the arrays hold positions for" if name == "image_size" else "the arrays have"
+            shown = "x".join(map(str, value)) if name == "image_size" else value
+            raise UserError(f"{weights.keys[name]}={stated}, but {what} {shown}")
+
+
+def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     """Return the attention heads: as stated or given, else those of a known size of ViT."""
+    stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
         raise UserError(f"heads={given}: the weights are of {stated} heads")
     heads = given if stated is None else stated
@@ -184,18 +214,33 @@ def _heads(width: int, depth: int, stated: Any, given: Any) -> int:
             f"the number of attention heads is not known of a ViT of width {width} and depth "
             f"{depth}: give it ({_how('heads')})"
         )
-    if type(heads) is not int or heads < 1 or width % heads:
-        raise UserError(f"heads={heads!r} is no number of heads for the width {width}")
-    return heads
+    whole = isinstance(heads, Integral) and not isinstance(heads, bool)
+    if not whole or heads < 1 or width % int(heads):
+        key = "heads" if stated is None else weights.keys["heads"]
+        raise UserError(f"{key}={heads!r} is no number of heads for the width {width}")
+    return int(heads)
 
 
 def channel_values(name: str, value: Any, channels: int) -> list[float]:
-    """Check a mean or deviation and return it for each channel of images in [0, 1]."""
+    """Check a mean or deviation and return it for each channel of images in [0, 1].
+
+    Args:
+        name: For messages, ending in ``mean`` or ``std``.
+        value: One number, or one of each channel.
+        channels: Of the images.
+
+    Raises:
+        UserError: The value is of another length, not finite, or of bytes instead.
+    """
     values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:
         raise UserError(f"{name}={value} has {len(values)} values, the encoder {channels} channels")
     for one in values:
-        number = isinstance(one, int | float) and math.isfinite(one)
-        if not number or not 0 <= one <= 1 or (name == "std" and one == 0):
+        number = isinstance(one, float | int) and not isinstance(one, bool)
+        if not number or not math.isfinite(one):
+            raise UserError(f"{name}={value}: {one!r} is not a finite number")
+        if name.endswith("std") and one == 0:
+            raise UserError(f"{name}={value}: no channel can have a deviation of 0")
+        if not 0 <= one <= 1:
             raise UserError(f"{name}={value}: values are of images in [0, 1], not of bytes")
     return [float(one) for one in values]

@@ -33,15 +33,25 @@ class Contents(NamedTuple):
         layout: The library that the names are of, or None for MAE's own and ours.
         heads: The attention heads, where the layout has an axis for them.
         metadata: The texts that a safetensors file stores beside its arrays.
+        notes: Lines on weights of the file that are not used.
     """
 
     arrays: Arrays
     layout: str | None
     heads: int | None
     metadata: dict[str, str]
+    notes: tuple[str, ...]
 
 
-def _npz(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+class OneFile(NamedTuple):
+    """What a reader returns: the arrays under their own names, and the rest as in `Contents`."""
+
+    arrays: Arrays
+    metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def _npz(place: epath.Path) -> OneFile:
     with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
     if any(name.startswith("param/") for name in arrays):  # reference vectors
@@ -50,10 +60,10 @@ def _npz(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
             for name, array in arrays.items()
             if not REFERENCE.fullmatch(name)
         }
-    return arrays, {}
+    return OneFile(arrays, {})
 
 
-def _safetensors(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+def _safetensors(place: epath.Path) -> OneFile:
     from safetensors import deserialize
 
     content = place.read_bytes()
@@ -64,11 +74,12 @@ def _safetensors(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
         flat = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]])
         arrays[name] = flat.reshape(tensor["shape"])
     (length,) = struct.unpack("<Q", content[:8])  # of the header
-    return arrays, json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return OneFile(arrays, json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
-def _torch(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
-    return read_torch(place.read_bytes()), {}
+def _torch(place: epath.Path) -> OneFile:
+    arrays, notes = read_torch(place.read_bytes())
+    return OneFile(arrays, {}, notes)
 
 
 READERS = {
@@ -78,7 +89,7 @@ READERS = {
 }
 
 
-def _one_file(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
+def _one_file(place: epath.Path) -> OneFile:
     """Read one file by its reader."""
     if place.suffix not in READERS:
         kinds = ", ".join([*READERS, f"*{INDEX}"])
@@ -87,8 +98,8 @@ def _one_file(place: epath.Path) -> tuple[Arrays, dict[str, str]]:
         with place.open("rb") as file:
             if file.read(len(LFS)) == LFS:
                 raise UserError("it is a pointer of Git LFS: fetch the file by `git lfs pull`")
-        arrays, metadata = READERS[place.suffix](place)
-        return {name: _plain(name, array) for name, array in arrays.items()}, metadata
+        found = READERS[place.suffix](place)
+        return found._replace(arrays={name: _plain(name, a) for name, a in found.arrays.items()})
     except Exception as error:  # of any kind, from a file that may be anything
         raise UserError(f"{place} cannot be read: {one_line(error)}") from error
 
@@ -118,7 +129,7 @@ def _shards(place: epath.Path) -> Arrays:
         shard = place.parent / name
         if "/" in name or "\\" in name or not shard.exists():
             raise UserError(f"{place} names {name}, which is not in its folder")
-        arrays |= _one_file(shard)[0]
+        arrays |= _one_file(shard).arrays
     if missing := sorted(files.keys() - arrays.keys()):
         raise UserError(f"{place} names {missing[0]}, which is not in {files[missing[0]]}")
     return arrays
@@ -131,17 +142,17 @@ def read_contents(place: epath.Path) -> Contents:
         UserError: The file is of another kind, is one shard of several, cannot be read, or holds a
             value that is not a finite number.
     """
-    metadata: dict[str, str] = {}
     if place.name.endswith(INDEX):
-        arrays = _shards(place)
+        found = OneFile(_shards(place), {})
     elif (shard := SHARD.fullmatch(place.name)) and int(shard[1]) > 1:
         raise UserError(
             f"{place} is one of {int(shard[1])} shards: give its folder, or the *{INDEX} beside it"
         )
     else:
-        arrays, metadata = _one_file(place)
+        found = _one_file(place)
+    arrays, metadata, notes = found
     try:
-        return Contents(to_mae(arrays), layout_of(arrays), heads_of(arrays), metadata)
+        return Contents(to_mae(arrays), layout_of(arrays), heads_of(arrays), metadata, notes)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
 

@@ -7,6 +7,7 @@ tensors, and any other ends in one line.
 
 import io
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -30,6 +31,11 @@ TYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
+
+
+USUAL = ("model", "state_dict", "module")  # where codes that train save the weights
+WEIGHTS = r"(.*\.)?(weight|bias)"  # of a model, not of its optimizer or loss
+WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
 
 
 class _Storage(NamedTuple):
@@ -88,16 +94,18 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(dtype, str(key))
 
 
-def read_torch(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a PyTorch file by name; of a training checkpoint those of its `model` or
-    `state_dict`.
+def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Return the arrays of a PyTorch file by name, and lines on other models in it.
+
+    Of a training checkpoint, the arrays are those of its `model`, `state_dict` or `module`, or of
+    the only model that it holds.
 
     Args:
-        content: the file.
+        content: The bytes of the file.
 
     Raises:
-        UserError: it wants to be more than arrays.
-        ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: it is damaged.
+        UserError: It holds something that is no array, or several models to choose from.
+        ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: It is damaged.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError("it is no archive of PyTorch 1.6 or later: load it there and save it again")
@@ -110,15 +118,62 @@ def read_torch(content: bytes) -> dict[str, np.ndarray]:
         tree = _Unpickler(
             io.BytesIO(archive.read(description)), lambda key: archive.read(f"{folder}data/{key}")
         ).load()
-    for name in ("model", "state_dict", "module"):
-        if isinstance(tree, dict) and isinstance(tree.get(name), dict):
-            tree = tree[name]
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not arrays by name")
-    if not any(isinstance(value, np.ndarray) for value in tree.values()):
+    tree, notes = _model_in(tree)
+    if not _is_state(tree):
         names = ", ".join(map(str, list(tree)[:5])) or "nothing"
         raise UserError(f"it holds no arrays by name; it holds {names}")
-    return {name.removeprefix("module."): array for name, array in _arrays_in(tree)}
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in _arrays_in(tree):
+        plain = WRAPPED.sub("", name)
+        if plain in arrays:
+            raise UserError(f"it holds {plain} twice, once as {name}")
+        arrays[plain] = array
+    return arrays, notes
+
+
+def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
+    """Return the weights to use of a training checkpoint, and lines on the others in it.
+
+    Raises:
+        UserError: There are several, and none is the usual one.
+    """
+    notes: tuple[str, ...] = ()
+    path = ""
+    while not _is_state(tree):
+        inner = {key: value for key, value in tree.items() if isinstance(value, dict)}
+        usual = [key for key in USUAL if key in inner and _holds(inner[key], ".*")]
+        models = [key for key in inner if key in usual or _holds(inner[key], WEIGHTS)]
+        if not models:
+            break
+        if not usual and len(models) == 1:
+            usual = models
+        if len(usual) != 1:
+            raise UserError(
+                f"it holds several models: {', '.join(map(str, models))}; save the one to use "
+                f"alone: torch.save(torch.load(file){path}[{models[-1]!r}], other_file)"
+            )
+        (used,) = usual
+        if others := [str(key) for key in models if key != used]:
+            notes += (
+                f"its weights {used!r} are used, and {', '.join(map(repr, others))} not; to use "
+                f"those: torch.save(torch.load(file){path}[{others[0]!r}], other_file)",
+            )
+        tree, path = inner[used], f"{path}[{used!r}]"
+    return tree, notes
+
+
+def _is_state(tree: dict[Any, Any]) -> bool:
+    """Return whether a dict itself holds arrays."""
+    return any(isinstance(value, np.ndarray) for value in tree.values())
+
+
+def _holds(tree: dict[Any, Any], names: str) -> bool:
+    """Return whether a dict, or one within it, holds arrays of names that match a pattern."""
+    if _is_state(tree):
+        return any(re.fullmatch(names, str(name)) for name in tree)
+    return any(isinstance(value, dict) and _holds(value, names) for value in tree.values())
 
 
 def _arrays_in(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:

@@ -63,11 +63,26 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (HF | {"model_type": "dinov2"}, "type 'dinov2' has another structure"),
         ({"architectures": ["CLIPModel"]}, "'CLIPModel' has another structure"),
         (HF | {"hidden_act": "gelu_new"}, "hidden_act='gelu_new': this encoder computes"),
-        (HF | {"layer_norm_eps": 1e-5}, "layer_norm_eps=1e-05; this encoder computes with 1e-06"),
-        (HF | {"hidden_size": 32}, "width of the arrays is 24, and 32 is stated"),
-        (HF | {"num_hidden_layers": 12}, "depth of the arrays is 2, and 12 is stated"),
-        (HF | {"num_attention_heads": 5}, "heads=5 is no number of heads for the width 24"),
+        (
+            HF | {"layer_norm_eps": 1e-5},
+            "config.json: layer_norm_eps=1e-05: this encoder computes with 1e-06",
+        ),
+        (HF | {"hidden_size": 32}, "config.json: hidden_size=32, but the arrays have 24"),
+        (
+            HF | {"num_hidden_layers": 12},
+            "config.json: num_hidden_layers=12, but the arrays have 2",
+        ),
+        (HF | {"num_attention_heads": 5}, "num_attention_heads=5 is no number of heads for"),
         (HF | {"patch_size": [4, 8]}, "patches have to be square"),
+        (HF | {"patch_size": 16}, "config.json: patch_size=16, but the arrays have 4"),
+        (HF | {"intermediate_size": 64}, "intermediate_size=64, but the arrays have 96"),
+        (HF | {"num_channels": 1}, "num_channels=1, but the arrays have 3"),
+        (HF | {"num_channels": "3"}, "num_channels=3, but the arrays have 3"),
+        (HF | {"image_size": 224}, r"image_size=\[224, 224\], but the arrays hold .* for 16x16"),
+        (HF | {"image_size": [8, 32]}, r"image_size=\[8, 32\], but"),
+        (HF | {"qkv_bias": False}, "qkv_bias=False: this encoder adds biases"),
+        (HF | {"hidden_act": None}, "hidden_act=None: this encoder"),
+        (HF | {"layer_norm_eps": "1e-6"}, "layer_norm_eps=1e-6: this encoder computes with"),
         (HF | {"architectures": 3, "model_type": None}, "malformed"),
         (TIMM | {"architecture": "swin_tiny"}, "'swin_tiny' is not supported"),
         (TIMM | {"architecture": "vit_base_patch16_clip_quickgelu_224"}, "is not supported"),
@@ -75,6 +90,10 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (TIMM | {"model_args": {"class_token": False}}, "class_token=False is not supported"),
         (TIMM | {"model_args": {"num_heads": 3, "pre_norm": True}}, "pre_norm=True is not"),
         (TIMM | {"model_args": {"act_layer": "quick_gelu"}}, "act_layer='quick_gelu' is not"),
+        (TIMM | {"model_args": {"img_size": 32}}, r"img_size=\[32, 32\], but the arrays hold"),
+        (TIMM | {"model_args": {"embed_dim": 32}}, "model_args.embed_dim=32, but the arrays"),
+        (TIMM | {"num_features": 32, "model_args": {}}, "config.json: num_features=32, but"),
+        (TIMM | {"pretrained_cfg": {"input_size": [1, 16, 16]}}, "input_size=1, but the arrays"),
         ({"a": 1}, "neither the configuration of a run nor that of a model"),
         ([1], "holds a list, not a dict"),
     ],
@@ -108,7 +127,10 @@ def test_metadata_that_is_malformed_is_refused(tmp_path):
     manifest = {"model": {"width": 24, "heads": "3", "mean": [0.5]}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     save_file(vit(), tmp_path / "model.safetensors")
-    refused(tmp_path / "model.safetensors", "heads='3' is no number of heads for the width 24")
+    refused(
+        tmp_path / "model.safetensors",
+        "manifest.json: model.heads='3' is no number of heads for the width 24",
+    )
 
 
 @pytest.mark.parametrize("heads", [0, -3, True, "3", 3.5, 5])
@@ -132,12 +154,65 @@ def test_smaller_epsilon_is_used_and_said(tmp_path):
     assert "layer_norm_eps is 1e-12" in found.warnings[0]
 
 
-def test_normalization_that_cannot_be_applied_is_demanded(tmp_path):
-    place = folder(tmp_path / "a", vit(), HF, PROCESSOR | {"rescale_factor": 1 / 127.5})
-    refused(place, r"mean of the channels is not known: give it \(can_jax\.load\(path, mean=")
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ({"rescale_factor": 1 / 127.5}, "has rescale_factor=0.00784.* instead of 1/255, so its"),
+        ({"do_rescale": False}, "preprocessor_config.json has do_rescale=false, so its normaliz"),
+        ({"do_rescale": False, "do_normalize": False}, "do_rescale=false"),
+        ({"offset": True}, "has offset=true"),
+        ({"image_std": None}, "preprocessor_config.json has no image_std: give mean and std"),
+    ],
+)
+def test_normalization_that_cannot_be_applied_is_demanded(tmp_path, processor, message):
+    place = folder(tmp_path / "a", vit(), HF, PROCESSOR | processor)
+    refused(place, rf"{message}.*can_jax\.load\(path, (mean|std)=")
     assert opened(place, mean=HALF, std=HALF).facts["mean"] == HALF
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ("[1]", "preprocessor_config.json holds a list"),
+        ('{"image_mean": ', "preprocessor_config.json cannot be read"),
+        ('{"do_rescale": "false"}', "preprocessor_config.json: do_rescale='false' is neither"),
+        ('{"rescale_factor": "x"}', "preprocessor_config.json: rescale_factor='x' is not a pos"),
+        ('{"rescale_factor": 0}', "rescale_factor=0 is not a positive"),
+        ('{"image_mean": NaN, "image_std": 1}', "json: image_mean=nan: nan is not a finite"),
+        ('{"image_mean": [0.5, 0.5], "image_std": 1}', "json: image_mean=.* has 2 values"),
+        ('{"image_mean": 0.5, "image_std": [1, 0, 1]}', "json: image_std=.* deviation of 0"),
+        ('{"image_mean": "half", "image_std": 1}', "json: image_mean=half: 'half' is not a fin"),
+        ('{"image_mean": 0.5, "image_std": 58}', "image_std=58: values are of images in"),
+    ],
+)
+def test_malformed_processor_is_named_itself(tmp_path, processor, message):
+    place = folder(tmp_path / "a", vit(), HF)
+    (place / "preprocessor_config.json").write_text(processor)
+    refused(place, message)
+    with pytest.raises(UserError) as error:
+        opened(place)
+    assert "a/config.json" not in str(error.value)
+
+
+def test_images_that_are_not_normalized_have_mean_zero(tmp_path):
     place = folder(tmp_path / "b", vit(), HF, PROCESSOR | {"do_normalize": False})
     assert opened(place).facts["std"] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 6}, "config.json: num_attention_heads=6, but .*json: model.heads"),
+        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+    ],
+)
+def test_files_that_contradict_each_other_are_refused(tmp_path, change, message):
+    place = folder(tmp_path / "a", vit(), HF | change, PROCESSOR)
+    manifest = {"model": {"width": 24, "heads": 3, "mean": HALF, "std": HALF}}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    refused(place, message)
+    (place / "config.json").write_text(json.dumps(HF))
+    assert opened(place).facts["heads"] == 3
 
 
 def test_bare_file_says_what_it_does_not_state(tmp_path):
@@ -156,7 +231,9 @@ def test_channels_other_than_three_have_no_usual_normalization(tmp_path):
     assert opened(place, heads=3, mean=0.5, std=[0.25]).facts["mean"] == [0.5]
     refused(place, "std=.* has 3 values, the encoder 1 channels", heads=3, mean=0.5, std=HALF)
     refused(place, "not of bytes", heads=3, mean=[127.5], std=[0.5])
-    refused(place, "not of bytes", heads=3, mean=[0.5], std=[0.0])
+    refused(place, "deviation of 0", heads=3, mean=[0.5], std=[0.0])
+    refused(place, "mean=.*nan is not a finite number", heads=3, mean=[np.nan], std=0.5)
+    refused(place, "mean=True: True is not a finite number", heads=3, mean=True, std=0.5)
 
 
 def test_heads_of_the_known_sizes(tmp_path):

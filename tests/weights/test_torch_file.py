@@ -19,13 +19,15 @@ ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("under", [(), ("model",), ("state_dict",), ("model", "state_dict")])
+@pytest.mark.parametrize(
+    "under", [(), ("model",), ("state_dict",), ("model", "state_dict"), ("teacher",), ("a", "ema")]
+)
 def test_arrays_come_back(save_torch, under):
     tree = dict(ARRAYS)
     for name in reversed(under):
         tree = {name: tree, "epoch": 3}
-    found = read_torch(save_torch(tree))
-    assert found.keys() == ARRAYS.keys()
+    found, notes = read_torch(save_torch(tree))
+    assert found.keys() == ARRAYS.keys() and not notes
     for name, array in ARRAYS.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype and found[name].shape == array.shape
@@ -34,13 +36,55 @@ def test_arrays_come_back(save_torch, under):
 def test_names_of_a_distributed_run_and_its_command_line(save_torch):
     import argparse
 
-    tree = {"model": {"module.a": ARRAYS["half"]}, "args": argparse.Namespace(lr=1)}
-    assert list(read_torch(save_torch(tree))) == ["a"]
+    for name in ("module.a", "_orig_mod.module.a", "a"):
+        tree = {"model": {name: ARRAYS["half"]}, "args": argparse.Namespace(lr=1)}
+        assert list(read_torch(save_torch(tree))[0]) == ["a"]
+    with pytest.raises(UserError, match=r"it holds a twice, once as module\.a"):
+        read_torch(save_torch({"a": ARRAYS["half"], "module.a": ARRAYS["half"]}))
 
 
-def test_file_of_several_models_is_refused(save_torch):
-    with pytest.raises(UserError, match="holds no arrays by name; it holds student, teacher"):
-        read_torch(save_torch({"student": dict(ARRAYS), "teacher": dict(ARRAYS)}))
+# What codes save beside the weights: counters, an optimizer's moments, the state of a loss.
+REST = {
+    "epoch": 3, "lr_scheduler": {"last_epoch": 3}, "dino_loss": {"center": ARRAYS["half"]},
+    "optimizer": {"state": {0: {"exp_avg": ARRAYS["a.weight"]}}, "param_groups": []},
+}  # fmt: skip
+
+
+def other():
+    return {name: np.asarray(array + 1) for name, array in ARRAYS.items()}
+
+
+@pytest.mark.parametrize(
+    ("used", "others"),
+    [
+        ("model", ("model_ema",)),  # DeiT and torchvision
+        ("state_dict", ("state_dict_ema",)),  # timm
+        ("module", ("ema",)),
+        ("model", ("teacher", "student")),
+    ],
+)
+def test_weights_beside_the_usual_ones_are_named(save_torch, used, others):
+    found, notes = read_torch(save_torch(REST | dict.fromkeys(others, other()) | {used: ARRAYS}))
+    np.testing.assert_array_equal(found["half"], ARRAYS["half"])
+    (note,) = notes
+    names = ", ".join(map(repr, others))
+    assert f"its weights '{used}' are used, and {names} not" in note
+    assert f"torch.save(torch.load(file)['{others[0]}'], other_file)" in note
+
+
+@pytest.mark.parametrize(
+    "names", [("student", "teacher"), ("encoder", "target_encoder"), ("model", "state_dict")]
+)
+def test_file_of_several_models_is_refused(save_torch, names):
+    message = f"several models: {', '.join(names)}; save the one to use alone: torch.save"
+    for tree in (dict.fromkeys(names, ARRAYS), {"model": dict.fromkeys(names, ARRAYS)}):
+        with pytest.raises(UserError, match=message):
+            read_torch(save_torch(REST | tree))
+
+
+def test_file_without_a_model_is_refused(save_torch):
+    with pytest.raises(UserError, match="no arrays by name; it holds epoch, lr_scheduler, dino"):
+        read_torch(save_torch(REST))
 
 
 class Evil:
@@ -106,5 +150,5 @@ def test_files_that_torch_itself_wrote(tmp_path):
 
 def test_nested_arrays_are_named_by_their_path(save_torch):
     array = np.ones(3, np.float32)
-    found = read_torch(save_torch({"norm.weight": array, "extra": {"ls1": {"gamma": array}}}))
+    found, _ = read_torch(save_torch({"norm.weight": array, "extra": {"ls1": {"gamma": array}}}))
     assert sorted(found) == ["extra.ls1.gamma", "norm.weight"]

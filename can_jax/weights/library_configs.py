@@ -1,0 +1,221 @@
+"""Read the JSON files in which Hugging Face and timm describe a model, and refuse other models."""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from can_jax.errors import UserError, one_line
+from can_jax.weights.reading import read_json
+
+Facts = dict[str, Any]
+
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+SAME_STRUCTURE = ("vit", "vit_mae")  # model types of Hugging Face
+# What these types take for a key that is left out, where the arrays do not tell.
+HUGGINGFACE_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}
+HUGGINGFACE_KEYS = {
+    "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
+    "mlp_width": "intermediate_size", "channels": "num_channels", "patch_size": "patch_size",
+    "image_size": "image_size", "layer_norm_eps": "layer_norm_eps",
+}  # fmt: skip
+EXACT_GELU = ("gelu", "gelu_python")
+EXACT = "exact (erf)"  # as a manifest calls our GELU
+TIMM_KEYS = {
+    "width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans",
+    "patch_size": "patch_size", "image_size": "img_size",
+}  # fmt: skip
+# Arguments of timm's VisionTransformer that neither change the features of given arrays nor go
+# unseen: those of sizes are compared with the arrays.
+HARMLESS = {
+    *TIMM_KEYS.values(), "num_classes", "global_pool", "class_token", "dynamic_img_size",
+    "strict_img_size", "mlp_ratio", "qkv_bias", "init_values", "qk_norm", "reg_tokens", "pre_norm",
+    "fc_norm", "drop_rate", "drop_path_rate",
+}  # fmt: skip
+# Names of timm's plain ViTs, perhaps with a tag: others, such as vit_base_patch16_clip_224 or
+# vit_base_patch16_rope_224, have another structure or activation.
+PLAIN_VIT = re.compile(r"vit_[a-z]+_patch\d+_\d+(\.\w+)*")
+# What timm's arguments of structure have to be, where they are stated.
+PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "class_token": (True,), "pre_norm": (False,), "qk_norm": (False,), "reg_tokens": (0,),
+    "init_values": (None,), "fc_norm": (False, None), "qkv_bias": (True,), "mlp_ratio": (4,),
+}  # fmt: skip
+
+
+class Stated(NamedTuple):
+    """Statements about an encoder.
+
+    Attributes:
+        facts: By the names of our export's manifest. A mean of None says that the normalization is
+            not one that this encoder can apply as it is stated.
+        keys: For messages: the file and key that state a fact, or why a mean of None is None.
+    """
+
+    facts: Facts
+    keys: dict[str, str]
+
+
+def is_of_library(config: dict[str, Any]) -> bool:
+    """Return whether a `config.json` is of Hugging Face or timm."""
+    return any(key in config for key in ("model_type", "architectures", "architecture"))
+
+
+def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
+    """Return what the `config.json` of Hugging Face or timm states, and the files beside it.
+
+    Raises:
+        UserError: The model is of another structure, or a file is malformed.
+    """
+    timm = "architecture" in config or "pretrained_cfg" in config
+    stated = _parsed(_timm if timm else _huggingface, folder / CONFIG, config)
+    processor = folder / PROCESSOR
+    if not timm and processor.exists():
+        stated = merged(stated, _parsed(_processor, processor, read_json(processor)))
+    return stated
+
+
+def merged(*parts: Stated) -> Stated:
+    """Return all facts of several statements.
+
+    Raises:
+        UserError: Two of them contradict each other.
+    """
+    facts: Facts = {}
+    keys: dict[str, str] = {}
+    for part in parts:
+        for name, value in part.facts.items():
+            if name in facts and not _equal(value, facts[name]):
+                raise UserError(
+                    f"{part.keys[name]}={value}, but {keys[name]}={facts[name]}: correct the file "
+                    "that does not belong to these weights"
+                )
+        facts = part.facts | facts
+        keys = part.keys | keys
+    return Stated(facts, keys)
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Return whether two values are the same number or numbers, one number standing for all."""
+    try:
+        return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
+    except (TypeError, ValueError):  # no numbers, or of other lengths
+        return bool(value == other)
+
+
+def _parsed(parse: Callable[[Facts], Stated], place: epath.Path, content: Facts) -> Stated:
+    """Apply a parser to the content of a file, and name the file where it fails."""
+    try:
+        return parse(content)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{place} is malformed: {one_line(error)}") from error
+
+
+def _huggingface(config: Facts) -> Stated:
+    kind = config.get("model_type")
+    names = config.get("architectures") or [""]
+    if kind is None and names[0].startswith(("ViTModel", "ViTMAE", "ViTFor")):
+        kind = "vit"
+    if kind not in SAME_STRUCTURE:
+        raise UserError(
+            f"a model of type {kind or names[0]!r} has another structure; supported are "
+            f"{' and '.join(SAME_STRUCTURE)}"
+        )
+    if (activation := config.get("hidden_act", "gelu")) not in EXACT_GELU:
+        raise UserError(f"hidden_act={activation!r}: this encoder computes the exact GELU")
+    if (bias := config.get("qkv_bias", True)) is not True:
+        raise UserError(f"qkv_bias={bias}: this encoder adds biases to queries, keys and values")
+    stated = _named(HUGGINGFACE_DEFAULTS | config, HUGGINGFACE_KEYS)
+    for name, key in HUGGINGFACE_KEYS.items():
+        if key in HUGGINGFACE_DEFAULTS and key not in config:
+            stated.keys[name] += " (by default)"
+    return stated
+
+
+def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
+    """Return the facts that a configuration states under the keys of a table."""
+    facts = {ours: config[key] for ours, key in table.items() if key in config}
+    if "patch_size" in facts:
+        facts["patch_size"] = _side(facts["patch_size"])
+    if "image_size" in facts:
+        size = facts["image_size"]
+        facts["image_size"] = list(size) if isinstance(size, list | tuple) else [size, size]
+    keys = {ours: f"{CONFIG}: {prefix}{table[ours]}" for ours in facts}
+    return Stated(facts | {"gelu": EXACT}, keys)
+
+
+def _side(value: Any) -> int:
+    """Return the side of a square that is stored as a number or as a pair."""
+    sides = set(value) if isinstance(value, list | tuple) else {value}
+    if len(sides) != 1:
+        raise UserError(f"patch_size={value}: patches have to be square")
+    return sides.pop()
+
+
+def _processor(config: Facts) -> Stated:
+    """Return the normalization of an image processor of Hugging Face."""
+    for key in ("do_normalize", "do_rescale"):
+        if not isinstance(config.get(key), bool | None):
+            raise UserError(f"{key}={config[key]!r} is neither true nor false")
+    names = {"mean": "image_mean", "std": "image_std"}
+    if reason := _not_in_unit_range(config):
+        reason = f"{PROCESSOR} has {reason}, so its normalization is not of images in [0, 1]"
+        return Stated(dict.fromkeys(names), dict.fromkeys(names, reason))
+    if not config.get("do_normalize", True):
+        keys = {ours: f"{PROCESSOR}: do_normalize=false, so {ours}" for ours in names}
+        return Stated({"mean": 0.0, "std": 1.0}, keys)
+    facts = {ours: config.get(key) for ours, key in names.items()}
+    keys = {
+        ours: f"{PROCESSOR}: {key}" if config.get(key) is not None else f"{PROCESSOR} has no {key}"
+        for ours, key in names.items()
+    }
+    return Stated(facts, keys)
+
+
+def _not_in_unit_range(config: Facts) -> str | None:
+    """Return the setting because of which a processor does not normalize images in [0, 1]."""
+    if not config.get("do_rescale", True):
+        return "do_rescale=false"
+    factor = config.get("rescale_factor", 1 / 255)
+    number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not number or not math.isfinite(factor) or factor <= 0:
+        raise UserError(f"rescale_factor={factor!r} is not a positive number")
+    if abs(255 * factor - 1) > 1e-6:
+        return f"rescale_factor={factor} instead of 1/255"
+    shifted = [key for key in ("offset", "rescale_offset") if config.get(key)]
+    return f"{shifted[0]}=true" if shifted else None
+
+
+def _timm(config: Facts) -> Stated:
+    name = config.get("architecture", "")
+    if not PLAIN_VIT.fullmatch(name):
+        raise UserError(f"the architecture {name!r} is not supported; a plain vit_…_patch…_… is")
+    arguments = config.get("model_args") or {}
+    unknown = arguments.keys() - HARMLESS
+    other = {
+        key for key, plain in PLAIN_ARGUMENTS.items() if arguments.get(key, plain[0]) not in plain
+    }
+    if refused := sorted(unknown | other):
+        raise UserError(
+            f"model_args {refused[0]}={arguments[refused[0]]!r} is not supported: this encoder is "
+            "a plain ViT"
+        )
+    facts, keys = _named(arguments, TIMM_KEYS, "model_args.")
+    pretrained = config.get("pretrained_cfg") or config
+    channels, *size = pretrained.get("input_size") or [None]
+    further = {
+        "width": (config.get("num_features"), "num_features"),
+        "channels": (channels, "pretrained_cfg.input_size"),
+        "image_size": (size or None, "pretrained_cfg.input_size"),
+        "mean": (pretrained.get("mean"), "pretrained_cfg.mean"),
+        "std": (pretrained.get("std"), "pretrained_cfg.std"),
+    }
+    for ours, (value, key) in further.items():
+        if ours not in facts and value is not None:
+            facts[ours], keys[ours] = value, f"{CONFIG}: {key}"
+    return Stated(facts, keys)
