@@ -7,6 +7,7 @@ from can_jax import interpreter
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from typing import SupportsIndex
 
     from can_jax.evaluate.encoder import Encoder
 
@@ -19,7 +20,7 @@ def load(
     path: "str | os.PathLike[str]",
     image_size: "int | Sequence[int] | None" = None,
     *,
-    heads: int | None = None,
+    heads: "SupportsIndex | None" = None,
     mean: "Sequence[float] | None" = None,
     std: "Sequence[float] | None" = None,
 ) -> "Encoder":

@@ -82,35 +82,79 @@ class Encoder:
         except Exception as error:  # of any kind, from what may be anything
             raise UserError(f"images are no array: {one_line(error)}") from error
         wanted = (*self.image_size, self.channels)
-        shape = f"(n, {', '.join(map(str, wanted))})"
-        if array.size == 0:
-            raise UserError(f"images of shape {array.shape} are empty; give uint8 {shape}")
-        if array.dtype != np.uint8:
-            raise UserError(f"images are {array.dtype}, not uint8 {shape}: {_as_bytes(array)}")
-        if array.shape[1:] == wanted and array.ndim == 4:
+        if array.dtype == np.uint8 and array.ndim == 4 and array.size and array.shape[1:] == wanted:
             return array
-        hint = ""
-        if array.shape == wanted:
-            hint = ": of a single image, give images[None]"
-        elif array.ndim == 4 and array.shape[1:] == (self.channels, *self.image_size):
-            hint = ": channels come last, so give images.transpose(0, 2, 3, 1)"
-        elif array.ndim == 4 and array.shape[1:3] == self.image_size:
-            hint = f": the encoder takes {self.channels} channels"
-        elif array.ndim == 4 and array.shape[3] == self.channels:
-            hint = ": resize the images, or give can_jax.load the image_size"
-        raise UserError(f"images have shape {array.shape}, not {shape}{hint}")
+        # A list or a tensor of PyTorch has no `astype`.
+        name = "images" if hasattr(images, "astype") else "np.asarray(images)"
+        raise UserError(_refusal(array, wanted, name))
 
 
-def _as_bytes(array: np.ndarray) -> str:
-    """Tell how values become bytes."""
+def _refusal(array: np.ndarray, wanted: tuple[int, ...], name: str) -> str:
+    """Return what is wrong with images, and the expression that makes them right if there is one.
+
+    Args:
+        array: The images.
+        wanted: The (height, width, channels) that the encoder takes.
+        name: An expression for the array.
+    """
+    shape = f"(n, {', '.join(map(str, wanted))})"
+    if array.size == 0:
+        return f"images of shape {array.shape} are empty; give uint8 {shape}"
+    hints, code, found = _layout(array.shape, wanted[2], name)
+    fits = len(found) == 4 and found[1:] == wanted
+    if len(found) == 4 and found[3] != wanted[2]:
+        hints.append(f"the encoder takes {wanted[2]} channels")
+    elif len(found) == 4 and not fits:
+        hints.append("resize the images, or give can_jax.load the image_size")
+    if array.dtype != np.uint8:
+        start = f"images are {array.dtype}, not uint8 {shape}"
+        if array.shape[1:] != wanted:
+            start = f"images are {array.dtype} of shape {array.shape}, not uint8 {shape}"
+        hints.append(_as_bytes(array, code))
+    else:
+        start = f"images have shape {array.shape}, not {shape}"
+        if code != name:
+            hints.append(f"give {code}")
+    return ": ".join([start, "; ".join(hints)] if hints else [start])
+
+
+def _layout(
+    shape: tuple[int, ...], channels: int, code: str
+) -> tuple[list[str], str, tuple[int, ...]]:
+    """Return hints on a layout, an expression for images with channels last, and its shape.
+
+    Args:
+        shape: Of the images.
+        channels: Of those that the encoder takes.
+        code: An expression for the images.
+    """
+    hints = []
+    if len(shape) == 3 and channels in (shape[0], shape[2]):
+        hints.append("these are of a single image")
+        shape, code = (1, *shape), f"{code}[None]"
+    if len(shape) == 4 and shape[1] == channels != shape[3]:
+        hints.append("channels come first here and have to come last")
+        shape, code = (shape[0], *shape[2:], channels), f"{code}.transpose(0, 2, 3, 1)"
+    return hints, code, shape
+
+
+def _as_bytes(array: np.ndarray, code: str) -> str:
+    """Return how the values of an array, for which there is an expression, become bytes."""
     if array.dtype.kind not in "fiub":
         return "give values 0 to 255"
     low, high = array.min(), array.max()
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return "values in [0, 1] become uint8 by (255 * images).round().astype('uint8')"
+        return f"values in [0, 1] become uint8 by (255 * {code}).round().astype('uint8')"
     if array.dtype.kind != "b" and low >= 0 and high <= 255:
-        return "values in [0, 255] become uint8 by images.round().astype('uint8')"
+        return f"values in [0, 255] become uint8 by {code}.round().astype('uint8')"
     return f"values reach from {low} to {high}; give values 0 to 255, not normalized"
+
+
+def _plain(value: Any) -> Any:
+    """Return numbers and tuples of Python for scalars and arrays of NumPy and JAX."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def load_encoder(
@@ -123,6 +167,7 @@ def load_encoder(
 ) -> Encoder:
     """Open an encoder; see `can_jax.load`. Anything may be given, and is checked."""
     place = expand_home(os.fspath(path))
+    image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     if image_size is not None:
         try:
             as_size(image_size)
@@ -130,7 +175,6 @@ def load_encoder(
             raise UserError(
                 f"{place}: image_size={image_size!r}: give an int, or (height, width), in pixels"
             ) from None
-    mean, std = (x.tolist() if isinstance(x, np.ndarray) else x for x in (mean, std))
     changes = default_evaluation()
     with changes.ignore_type():
         changes.data.image_size = image_size

@@ -62,8 +62,20 @@ def test_encoder_says_what_it_is(encoder, folder):
         (IMAGES.astype(np.int16) - 300, "values reach from -300 to"),
         (IMAGES / 127.5 - 1, "not normalized"),
         (IMAGES > 3, "images are bool"),
-        (IMAGES.transpose(0, 3, 1, 2), r"channels come last, so give images\.transpose"),
-        (IMAGES[0], r"of a single image, give images\[None\]"),
+        (IMAGES.transpose(0, 3, 1, 2), r"channels come first .*; give images\.transpose\(0, 2,"),
+        (
+            IMAGES[:2].transpose(0, 3, 1, 2) / 255,
+            r"of shape \(2, 3, 16, 24\), .*first.*\(255 \* images\.transpose\(0, 2, 3, 1\)\)",
+        ),
+        (
+            list(IMAGES.transpose(0, 3, 1, 2)),
+            r"first.*give np\.asarray\(images\)\.transpose\(0, 2,",
+        ),
+        (IMAGES.tolist(), r"become uint8 by np\.asarray\(images\)\.round\(\)\.astype"),
+        (np.zeros((2, 3, 224, 224), np.uint8), "channels come first.*resize the images"),
+        (IMAGES[0].transpose(2, 0, 1), r"single image.*first.*give images\[None\]\.transpose\(0"),
+        (IMAGES[0], r"of a single image; give images\[None\]$"),
+        (IMAGES[0, :8], r"of a single image; resize"),
         (IMAGES[..., :1], "the encoder takes 3 channels"),
         (np.concatenate([IMAGES, IMAGES[..., :1]], axis=3), "the encoder takes 3 channels"),
         (IMAGES[..., 0], r"shape \(3, 16, 24\), not"),
@@ -94,6 +106,9 @@ def test_features_of_another_name_are_refused(encoder):
         ({"image_size": 18}, "image_size=18x18 is no multiple of its patch size 4"),
         ({"image_size": "large"}, "image_size='large': give an int"),
         ({"heads": 4}, "heads=4: the weights are of 3 heads"),
+        ({"heads": np.int64(4)}, "heads=4: the weights are of 3 heads"),
+        ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
+        ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, the encoder 3 channels"),
         ({"mean": [120, 110, 100]}, "not of bytes"),
     ],
 )
@@ -101,6 +116,12 @@ def test_options_that_do_not_fit_are_refused_by_the_path(folder, options, messag
     with pytest.raises(UserError, match=message) as error:
         can_jax.load(folder, **options)
     assert str(folder) in str(error.value) and "checkpoint" not in str(error.value)
+
+
+def test_numbers_of_numpy_are_taken(folder):
+    size = (np.int64(16), np.int32(24))
+    one = can_jax.load(folder, size, heads=np.int64(3), mean=np.float32(0.5), std=np.ones(3) / 2)
+    assert (one.heads, one.image_size, one.mean) == (3, (16, 24), (0.5, 0.5, 0.5))
 
 
 def test_path_that_is_not_there_is_told_as_it_was_given():
