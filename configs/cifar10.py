@@ -14,7 +14,7 @@ goes on.
 Result: measured (in 53 minutes, on a machine that did other work too): kNN accuracy of the probe
 31.7 % on raw pixels, 30.6 % untrained, 43.7 % after one epoch, 54.5 % after nine; loss of contrast
 to 1.5, of reconstruction to 0.38, of denoising to 0.0018. To predict no noise at all would cost
-0.0008: in so short a run the denoising branch does not learn yet.
+0.0008: in so short a run the denoising branch does not learn (`docs/method.md` has the causes).
 """
 
 from ml_collections import ConfigDict

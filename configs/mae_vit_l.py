@@ -1,15 +1,16 @@
 """MAE, ViT-L/16 at 224 px: CAN without its contrastive and denoising branches.
 
     python -m can_jax.main --config=configs/mae_vit_l.py --workdir=runs/mae_vit_l \
-        --config.data.path=/data/images
+        --config.data.path=/data/imagenet
 
 One view of crop and flip, three quarters of the patches hidden, as in arXiv 2111.06377. The two
 branches without weight are not built.
 
-Hardware: 125 GFLOP an image and step; 800 epochs of ImageNet-1k are 1.3e20 FLOP, on 64 H100 at
+Hardware: 124 GFLOP an image and step; 800 epochs of ImageNet-1k are 1.3e20 FLOP, on 64 H100 at
 50 % of their peak a bit over an hour (arithmetic, not a measurement).
-Result: the CAN paper reports 64.1 % linear probe and 85.4 % fine-tuning on ImageNet-1k, pretrained
-on JFT-300M. Not reproduced here.
+Result: for this run on ImageNet-1k the CAN paper (Table 3) reports 83.7 % fine-tuned and 71.4 %
+linear probe by its authors, 84.9 and 73.5 % by MAE's. Beside it, both for 800 epochs of ViT-L: CAN
+84.7 and 76.2 %, SimCLR 83.4 and 73.9 %. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40
     v5p:4x4x4  -         23.5 of 95.7 GiB    0.389 s  10,500
     h100:8x8   -         33.2 of 72.0 GiB    0.198 s  20,600
 
-Result: none is published for this size, and none was measured here.
+Result: the paper's tables have no ViT-H, and none was measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
-"""CAN, ViT-L/16 at 224 px: the paper's main model.
+"""CAN, ViT-L/16 at 224 px: the paper's run of 800 epochs on ImageNet-1k.
 
     python -m can_jax.main --config=configs/vit_l.py --workdir=runs/vit_l \
-        --config.data.path=/data/images
+        --config.data.path=/data/imagenet
 
-`data.path` is a folder with images anywhere below it; no labels are needed.
+`data.path` is a folder with images anywhere below it; no labels are needed. The paper's longer run
+on JFT-300M is `configs/jft_vit_l.py`.
 
 Hardware: 431 GFLOP an image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. What `python -m
 can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40 % of the peak:
@@ -15,8 +16,9 @@ can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40
     v5p:4x4x4  -         17.7 of 95.7 GiB    0.153 s  26,800
     h100:8x8   -         25.1 of 72.0 GiB    0.125 s  32,600
 
-Result: the paper reports 75.4 % linear probe and 86.1 % fine-tuning on ImageNet-1k, pretrained on
-JFT-300M for 5000 ImageNet-sized epochs. Not reproduced here.
+Result: for this run on ImageNet-1k the paper (Table 3) reports 84.7 % fine-tuned and 76.2 % linear
+probe. Beside it, both for 800 epochs of ViT-L: SimCLR 83.4 and 73.9 %, MAE 83.7 and 71.4 % by the
+same authors, MAE 84.9 and 73.5 % by its own. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

@@ -11,7 +11,9 @@ from can_jax.errors import UserError
 from can_jax.options import load
 from tests.runs import main_in_process
 
-RECIPES = "cifar10, mae_vit_l, noise_ablation, quickstart, simclr_vit_l, vit_b, vit_h, vit_l"
+RECIPES = (
+    "cifar10, jft_vit_l, mae_vit_l, noise_ablation, quickstart, simclr_vit_l, vit_b, vit_h, vit_l"
+)
 
 
 def refused(module, *arguments):

@@ -1,4 +1,4 @@
-"""CAN beside MAE and SimCLR on CIFAR-10, and every choice the public codes disagree on.
+"""CAN beside MAE and SimCLR on CIFAR-10, and choices on which the public codes disagree.
 
     python -m can_jax.study --config=configs/study/cifar10.py --workdir=runs/study \
         --config.recipe.data.path=/data/cifar10
