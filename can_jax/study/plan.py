@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config import default_config, flatten, resolve, to_json
+from can_jax.config import flatten, from_json, resolve, to_json
 from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.forward import heads
@@ -126,10 +126,10 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return whether a result is that of a run and an evaluation.
 
-    A key that the result lacks counts as its default: it is newer than the result.
+    A key that the result lacks is newer than the result. It counts as what runs did before.
     """
     pairs = (
-        (result.get("config"), run.config, default_config()),
+        (result.get("config"), run.config, from_json("{}")),
         (result.get("evaluation"), evaluation, default_evaluation()),
     )
     return all(

@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     recipe = load_recipe(__file__, "../cifar10")
     recipe.update(total_steps=600, log_every_steps=25)
     recipe.model.patch_size = 8
+    recipe.noise.level_tokens = "visible"  # the default when these runs were made
     recipe.optimizer.warmup_steps = 60
     recipe.checkpoint.update(every_steps=300, keep_last=1)
     recipe.probe.every_steps = recipe.figures.every_steps = 300

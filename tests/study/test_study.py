@@ -98,6 +98,13 @@ def test_results_from_before_a_setting_was_added_are_found(tmp_path):
     assert driver.known(run)["file"] == driver.name_of(run) == "CAN-0123456789"
     for changed in (plan.run(plan.arms["CAN"], 1e-3, 1), plan.run(plan.arms["CAN"], 2e-3, 0)):
         assert driver.name_of(changed) is None
+    del older["config"]["noise"]["level_tokens"]  # which then was what is `visible` now
+    (tmp_path / "CAN-0123456789.json").write_text(json.dumps(older))
+    visible = small_study()
+    visible.recipe.noise.level_tokens = "visible"
+    for study, name in ((small_study(), None), (visible, "CAN-0123456789")):
+        own = Plan(study)
+        assert driver.name_of(own.run(own.arms["CAN"], 1e-3, 0)) == name
     other = small_study()
     other.recipe.probe.k = 7  # which the result has at its default
     own = Plan(other)
