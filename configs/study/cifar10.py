@@ -43,8 +43,7 @@ CHOICES: dict[str, dict[str, dict]] = {
 def get_config() -> ConfigDict:
     recipe = load_recipe(__file__, "../cifar10")
     recipe.update(total_steps=600, log_every_steps=25)
-    recipe.model.patch_size = 8
-    recipe.noise.level_tokens = "visible"  # the default when these runs were made
+    recipe.model.patch_size, recipe.noise.level_tokens = 8, "visible"  # as in its results
     recipe.optimizer.warmup_steps = 60
     recipe.checkpoint.update(every_steps=300, keep_last=1)
     recipe.probe.every_steps = recipe.figures.every_steps = 300
