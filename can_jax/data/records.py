@@ -7,12 +7,11 @@ import google_crc32c
 import numpy as np
 
 from can_jax.data.files import RandomFile
-from can_jax.data.scan import Found, found
+from can_jax.data.scan import Found, found, name_gaps
 from can_jax.data.tar import compression_of
 
 HEADER, FOOTER = 12, 4  # bytes of a record before its content: length and checksum; and after
 SEARCH = 2**20  # bytes in which the next record is searched at once
-NAMED_GAPS = 3  # damaged places that a message names
 WRONG_SUM = "the checksum of its record is wrong"
 
 
@@ -76,10 +75,8 @@ class Problems:
     def __str__(self) -> str:
         said = []
         if self.gaps:
-            places = [f"byte {start} to {end}" for start, end in self.gaps[:NAMED_GAPS]]
-            if len(self.gaps) > NAMED_GAPS:
-                places.append(f"{len(self.gaps) - NAMED_GAPS} more places")
-            said.append(f"has no TFRecord at {', '.join(places)}, which is passed over")
+            places = name_gaps(self.gaps, "byte {} to {}".format)
+            said.append(f"has no TFRecord at {places}, which is passed over")
         return "; it ".join([*said, *filter(None, [self.ending])])
 
 

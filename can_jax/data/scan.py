@@ -1,10 +1,13 @@
 """What a look at a shard's headers finds: byte offsets and lengths of its examples."""
 
 import collections
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+
+NAMED_GAPS = 3  # damaged places that a message names
 
 
 class Found(NamedTuple):
@@ -36,3 +39,15 @@ def found(
         problem,
         collections.Counter() if unused is None else unused,
     )
+
+
+def name_gaps(gaps: list[tuple[int, int]], describe: Callable[[int, int], str]) -> str:
+    """Return a list of the first gaps of a file, and the number of the others.
+
+    Args:
+        gaps: The first byte of each, and the one behind it.
+        describe: Returns a phrase for one of them.
+    """
+    more = len(gaps) - NAMED_GAPS
+    places = [describe(*gap) for gap in gaps[:NAMED_GAPS]]
+    return ", ".join([*places, f"{more} more places"] if more > 0 else places)

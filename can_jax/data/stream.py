@@ -15,13 +15,13 @@ from can_jax.data.indexed import ParseRecord
 from can_jax.data.records import (
     FOOTER,
     HEADER,
-    NAMED_GAPS,
     SEARCH,
     WRONG_SUM,
     candidates,
     intact_content,
     record_length,
 )
+from can_jax.data.scan import NAMED_GAPS
 from can_jax.data.shards import example_parser
 from can_jax.data.splits import shown
 from can_jax.data.tar import Members, open_tar

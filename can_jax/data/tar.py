@@ -6,9 +6,15 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
+from can_jax.data.scan import name_gaps
+
 BLOCK = tarfile.BLOCKSIZE
-NAMED_GAPS = 3  # damaged places that a message names
-RECORD = tarfile.RECORDSIZE  # bytes of which most tars are a multiple
+# Bytes of which a tar is a multiple, as `tar -b` sets it: mostly a multiple of the usual 20 blocks,
+# or a power of two. Smaller powers are left out, as a hole of a page would pass for padding.
+RECORDS = (
+    *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
+    *(BLOCK << power for power in range(6, 12)),
+)
 END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
 # How files of these kinds begin; they can only be read from start to end.
 COMPRESSED = {
@@ -50,6 +56,10 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
     )
 
 
+def _bytes_from(start: int, end: int) -> str:
+    return f"{end - start} bytes from byte {start} on"
+
+
 class Members:
     """The members of a tar that is read once, from start to end.
 
@@ -65,6 +75,7 @@ class Members:
         self.tar: Any = tar
         self._size = size
         self._gaps: list[tuple[int, int]] = []
+        self._zeros: list[tuple[int, int]] = []  # gaps that may be padding
         self._ending: str | None = None
         self._damaged = False  # since the last member
 
@@ -72,7 +83,10 @@ class Members:
         start, end = 0, 0  # of the tar, which can follow another; and end of its last member
         while (member := self._next()) is not None:
             if member.offset > end:
-                if self._ends_tar(start, end, member.offset):
+                mark = 2 * BLOCK  # of zeros, with which every tar ends
+                if end and not self._damaged and member.offset - end >= mark:
+                    if not self._is_padded(start, end + mark, member.offset):
+                        self._zeros.append((end, member.offset))
                     start = member.offset
                 else:
                     self._gaps.append((end, member.offset))
@@ -89,10 +103,14 @@ class Members:
         """What is damaged, and where; None if nothing is. Known after the iteration."""
         said = []
         if self._gaps:
-            places = [f"{b - a} bytes from byte {a} on" for a, b in self._gaps[:NAMED_GAPS]]
-            if len(self._gaps) > NAMED_GAPS:
-                places.append(f"{len(self._gaps) - NAMED_GAPS} more places")
-            said.append(f"is damaged: no valid header in {', '.join(places)}, which is passed over")
+            places = name_gaps(self._gaps, _bytes_from)
+            said.append(f"is damaged: no valid header in {places}, which is passed over")
+        if self._zeros:
+            places = name_gaps(self._zeros, _bytes_from)
+            said.append(
+                f"has no valid header in {places}, which is passed over: only zeros, as between "
+                "tars that were joined, or as in a hole that cost members"
+            )
         if self._ending:
             said.append(self._ending)
         return "; it ".join(said) or None
@@ -128,12 +146,12 @@ class Members:
         file.seek(offset - 1)
         return bool(file.read(1))
 
-    def _ends_tar(self, start: int, end: int, after: int) -> bool:
-        """Return whether the bytes before a member are the end mark of a tar that it follows."""
-        zeros = end > 0 and not self._damaged
-        mark = 2 * BLOCK
-        padded = mark <= after - end < mark + RECORD and (after - start) % RECORD == 0
-        return zeros and (padded or after - end == mark)
+    def _is_padded(self, start: int, end: int, after: int) -> bool:
+        """Return whether zeros from the end of a tar to the next one pad it to whole records."""
+        padding = after - end
+        return not padding or any(
+            padding < record and (after - start) % record == 0 for record in RECORDS
+        )
 
     def _finish(self, end: int) -> None:
         """Note what is wrong behind the last member, where only zeros belong."""

@@ -305,6 +305,29 @@ def test_tars_one_behind_the_other_are_read_whole(tmp_path):
     assert "passed over" in read_both(tmp_path / "a.tar")[2].problem
 
 
+@pytest.mark.parametrize("blocks", [2, 20, 40, 64, 128, 256, 1000, 2048])
+def test_tars_with_other_padding_are_joined_whole(tmp_path, blocks):
+    write_tar(tmp_path / "a.tar", contents(3))
+    one = (tmp_path / "a.tar").read_bytes()
+    end = headers(tmp_path / "a.tar")[2] + 512 + 1536
+    one = one[:end] + bytes(1024)
+    one += bytes(-len(one) % (512 * blocks))
+    (tmp_path / "a.tar").write_bytes(one * 3)
+    examples, streamed, found = read_both(tmp_path / "a.tar")
+    assert len(examples) == len(streamed) == 9 and not found.problem
+
+
+def test_zeros_between_members_are_no_damage_but_named(tmp_path):
+    write_tar(tmp_path / "a.tar", contents(3))
+    one = (tmp_path / "a.tar").read_bytes()
+    end = headers(tmp_path / "a.tar")[2] + 512 + 1536
+    (tmp_path / "a.tar").write_bytes(one[:end] + bytes(512 * 7) + one)
+    examples, streamed, found = read_both(tmp_path / "a.tar")
+    assert len(examples) == len(streamed) == 6 and "damaged" not in found.problem
+    told = f"has no valid header in 3584 bytes from byte {end} on, which is passed over: only zeros"
+    assert told in found.problem
+
+
 def test_headers_for_all_members_are_no_damage(tmp_path):
     path = tmp_path / "train.tar"
     attributes = {"comment": "x" * 600}
