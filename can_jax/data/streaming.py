@@ -24,6 +24,7 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data import chunks
+from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader, States, TrainingLoader
 from can_jax.data.order import VERSION
 from can_jax.data.shards import FIRST_RECORDS, locate_shards
@@ -59,11 +60,17 @@ class ShardStream:
     def stream(
         self, seed: int, window: int, process: int, processes: int, place: tuple[int, ...]
     ) -> Iterator[tuple[bytes, int, str, Place]]:
-        """Image, label, name, and the place after it, of one example after another, endlessly."""
+        """Yield image, label, name and the place after it of one example after another, forever.
+
+        Raises:
+            UserError: All shards were read since the last image, as when a store is gone.
+        """
         epoch, shard, record, taken = place
+        barren: set[str] = set()  # shards that were read since the last image
         for epoch in itertools.count(epoch):  # noqa: B020
             order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
             mine = [self.paths[i] for i in order[process::processes]]
+            barren.update([] if shard or record or taken else mine)
             places = self._from(mine, shard, record)
             while batch := list(itertools.islice(places, window)):
                 shard, record, *_ = batch[0]
@@ -74,9 +81,15 @@ class ShardStream:
                     where, which, image, label = batch[i]
                     name = f"{shown(mine[where])}, record {which}"  # TensorFlow takes UTF-8 only
                     after = np.array([epoch, shard, record, number + 1], np.int64)
+                    barren = barren if not image else set()
                     yield image, label, name, after
                 taken = 0
             shard, record, taken = 0, 0, 0
+            if len(barren) == len(self.paths):
+                raise UserError(
+                    f"no image in any of {len(barren)} shards any more, such as {shown(mine[0])}; "
+                    "warnings above say why"
+                )
 
     def _from(
         self, paths: list[str], shard: int, record: int
@@ -160,8 +173,18 @@ class StreamingLoader(Loader):
         self._last = np.array(place, np.int64)
         share = share_of_process(mesh, config.batch_size)
         views = RandomViews.from_config(config)
-        dataset = _batches(config, source, views, (first_step, total_steps), share, place)
+        self._failed: list[UserError] = []
+        steps = first_step, total_steps
+        dataset = _batches(config, source, views, steps, share, place, self._failed)
         super().__init__(dataset, share, config.data.skip_limit, states)
+
+    def __next__(self) -> Batch:
+        try:
+            return super().__next__()
+        except StopIteration:
+            if self._failed:
+                raise self._failed[0] from None
+            raise
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Keep the place, and count what was replaced.
@@ -203,15 +226,22 @@ def _batches(
     steps: tuple[int, int],
     share: Share,
     place: tuple[int, ...],
+    failed: list[UserError],
 ) -> Any:
-    """As `chunks.batches`, with the place after each row."""
+    """As `chunks.batches`, with the place after each row.
+
+    An error that ends the stream is added to ``failed``: tf.data would wrap it into its own.
+    """
     tf = tensorflow()
 
     def examples() -> Iterator[tuple]:
         stream = source.stream(config.seed, config.data.window, share.number, share.count, place)
-        for step in range(*steps):
-            for row in share.rows.tolist():
-                yield step * config.batch_size + row, *next(stream)
+        try:
+            for step in range(*steps):
+                for row in share.rows.tolist():
+                    yield step * config.batch_size + row, *next(stream)
+        except UserError as error:
+            failed.append(error)
 
     signature = tuple(
         tf.TensorSpec(shape, dtype)

@@ -170,6 +170,30 @@ def test_folder_of_compressed_shards_whose_names_are_not_utf8(tmp_path, contents
     assert "train-0-\\xe9.tar.gz, record 3" in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset.gz"])
+def test_run_whose_shards_become_unreadable_ends_in_one_line(tmp_path, kind, contents):
+    config = shards(tmp_path, kind, contents)
+    source = open_stream(config.data, "train")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"gone")
+    loader = open_loader(config, source, make_mesh(config.mesh), 0, 8)
+    with pytest.raises(UserError, match=r"no image in any of 3 shards any more, such as .*train-"):
+        next(loader)
+
+
+def test_shards_are_given_up_only_when_all_of_them_are_empty():
+    def read(path):
+        return iter([(b"image", 0)] if path == "c" else [])
+
+    stream = ShardStream(list("abc"), read, 1).stream(0, 4, 0, 3, START)
+    assert [next(stream)[0] for _ in range(20)] == [b"image"] * 20  # of a third of the epochs
+    stream = ShardStream(list("ab"), read, 1).stream(0, 4, 1, 2, START)
+    with pytest.raises(UserError, match="no image in any of 2 shards"):
+        next(stream)
+    rest = ShardStream(["c"], read, 1).stream(0, 4, 0, 1, (3, 0, 0, 1))  # the end of a pass
+    assert next(rest)[3].tolist() == [4, 0, 0, 1]
+
+
 def test_chunk_without_any_image_stops_the_run(tmp_path):
     config = shards(tmp_path, "tfrecord", [b"broken"] * 21)
     with pytest.raises(UserError, match="no image of a whole chunk"):
