@@ -5,16 +5,18 @@ import os
 
 import numpy as np
 
+from can_jax.data.decode import FILE_CHANNELS, pillow_pixels
 from can_jax.data.evaluation import spread
 from can_jax.data.files import is_remote
 from can_jax.data.indexed import IndexedSource
 from can_jax.data.labels import Labels, Numbers
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.source import ArraySource, Source
+from can_jax.data.stored import open_image
 from can_jax.errors import UserError
 
 SAMPLE = 256  # test examples whose bytes are compared
-CANDIDATES = 2048  # training examples of their sizes that are read
+CANDIDATES = 2048  # training examples that are read for them
 HASHED_BYTES = 10**9  # of arrays
 STATED = 200_000  # files whose sizes are looked up
 
@@ -50,8 +52,8 @@ def copies(
     """Count test examples whose bytes are those of a training example.
 
     Where both indexes hold digests all are compared, and of arrays all or `HASHED_BYTES`. Otherwise
-    a sample is compared with files of the same size. Other pairs of sources are not compared.
-    Mixtures are compared part by part.
+    a sample is compared with files of the same size. Files and arrays are compared by the pixels of
+    a sample of the files. Mixtures are compared part by part.
 
     Returns:
         Copies that were found, and test examples that were compared.
@@ -85,16 +87,30 @@ def _copied(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
     """Return the test examples that are copies, and those that were compared."""
+    if isinstance(train, IndexedSource) and isinstance(test, IndexedSource):
+        return _copied_files(train, train_examples, test, test_examples)
+    arrays = train if isinstance(train, ArraySource) else test
+    kinds = ArraySource | IndexedSource
+    if not (
+        isinstance(arrays, ArraySource) and isinstance(train, kinds) and isinstance(test, kinds)
+    ):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    most = max(1, HASHED_BYTES // max(1, arrays.images[:1].nbytes))
+    learn = most if isinstance(train, ArraySource) else CANDIDATES
+    look = most if isinstance(test, ArraySource) else SAMPLE
+    sample = test_examples[spread(len(test_examples), look)]
+    shape = arrays.images.shape[1:]
+    some = train_examples[spread(len(train_examples), learn)]
+    known = set(_pixel_digests(train, some, shape)) - {b""}
+    same = [digest in known for digest in _pixel_digests(test, sample, shape)]
+    return sample[np.array(same, bool)], sample
+
+
+def _copied_files(
+    train: IndexedSource, train_examples: Numbers, test: IndexedSource, test_examples: Numbers
+) -> tuple[Numbers, Numbers]:
+    """Return what `_copied` does, of two sources of encoded images."""
     none = np.zeros(0, np.int64)
-    if isinstance(train, ArraySource) and isinstance(test, ArraySource):
-        most = max(1, HASHED_BYTES // max(1, train.images[:1].nbytes))
-        some = train_examples[spread(len(train_examples), most)]
-        sample = test_examples[spread(len(test_examples), most)]
-        known = {_digest(train.images[i].tobytes()) for i in some}
-        same = [_digest(test.images[i].tobytes()) in known for i in sample]
-        return sample[np.array(same, bool)], sample
-    if not (isinstance(train, IndexedSource) and isinstance(test, IndexedSource)):
-        return none, none
     if train.table.digest is not None and test.table.digest is not None:
         chosen = test.table.digest[test_examples]
         found = np.isin(chosen, train.table.digest[train_examples]) & (chosen != 0)
@@ -108,6 +124,26 @@ def _copied(
     known = {_digest(image) for image in train.read(candidates)[0] if image}
     same = [_digest(image) in known for image in test.read(sample)[0]]
     return sample[np.array(same, bool)], sample
+
+
+def _pixel_digests(
+    source: ArraySource | IndexedSource, examples: Numbers, shape: tuple[int, ...]
+) -> list[bytes]:
+    """Return a digest of the pixels of each example; of files of another size nothing."""
+    if isinstance(source, ArraySource):
+        return [_digest(source.images[i].tobytes()) for i in examples]
+    return [_digest_of_file(encoded, shape) for encoded in source.read(examples)[0]]
+
+
+def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
+    height, width, channels = shape
+    try:
+        with open_image(encoded) as image:
+            if image.size != (width, height) or channels not in FILE_CHANNELS:
+                return b""
+        return _digest(pillow_pixels(encoded, channels, height * width, False).tobytes())
+    except Exception:  # Pillow raises every kind; all say that this is no image
+        return b""
 
 
 def _digest(content: bytes) -> bytes:

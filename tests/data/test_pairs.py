@@ -262,3 +262,23 @@ def test_parts_of_a_mixture_that_are_shared_are_counted(tmp_path):
         found = open_pair(config.data, TEST_SPLITS, share=0.25, seed=0)
         assert found.test.name == "test"
         assert "12 of 24 examples of the split 'test'" in " ".join(found.notes)
+
+
+@pytest.mark.parametrize("copy", ["of an array", "of a file", "none"])
+def test_arrays_and_files_of_a_mixture_are_compared(tmp_path, copy):
+    for split, kinds in (("train", "tv"), ("test", "uw")):
+        stack = np.stack([image_of(kinds[0], i) for i in range(6)])
+        files = [encoded(kinds[1], i) for i in range(5)]
+        if split == "test" and copy == "of an array":
+            files[0] = encoded("t", 2)
+        elif split == "test" and copy == "of a file":
+            stack[3] = image_of("v", 1)
+        (tmp_path / "files" / split / "a").mkdir(parents=True)
+        for i, file in enumerate([*files, b"no image", samples.encode(stack[0, :8])]):
+            (tmp_path / "files" / split / "a" / f"{i}.png").write_bytes(file)
+        np.savez(tmp_path / f"{split}.npz", images=stack, labels=np.arange(6) % 2)
+    parts = {"path": str(tmp_path / "files")}, {"source": "arrays", "path": str(tmp_path)}
+    config = small_config(data__source="mixture", data__mixture=parts)
+    notes = " ".join(open_pair(config.data, TEST_SPLITS, share=0.25, seed=0).notes)
+    copies = 1 if copy == "none" else 2  # the image that is no image, and perhaps one more
+    assert f"{copies} of 13 examples of the split 'test'" in notes
