@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from can_jax.data.splits import (
 from can_jax.data.table import Table
 from can_jax.errors import UserError
 
+# Names of folders of photographs, and of folders with what belongs to each photograph.
+PHOTOS = re.compile(r"images?|imgs?|photos?|pictures?|rgb|inputs?")
+TARGETS = re.compile(r"masks?|labels?|targets?|annot|segm?|truth|depth|\bgt\b")
 DEEPEST = 4  # folders that are looked through for those of the splits
 Groups = dict[str, list[str]]  # folders by their split
 
@@ -218,8 +222,21 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
             )  # fmt: skip
         tops = below
     classes = sorted(set(tops) - {""}) if 2 * tops.count("") < len(tops) else []
+    if len(classes) > 1 and not all(below):
+        _log_no_classes(classes, names)
     number = {name: i for i, name in enumerate(classes)}
     return [number.get(top, -1) for top in tops], tuple(classes)
+
+
+def _log_no_classes(classes: list[str], names: list[str]) -> None:
+    """Log classes that may be kinds of files, such as `images` and `masks`, or hold splits."""
+    inner = {os.path.basename(os.path.dirname(name)) for name in names}
+    pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
+    if pairs or all(map(split_of_folder, inner)):
+        logging.warning(
+            "the folders %s are taken for classes, with images such as %s; set config.data.path to "
+            "one of them to read it alone", some(classes), shown(names[0]),
+        )  # fmt: skip
 
 
 def _folder_below_split(name: str) -> str:

@@ -140,6 +140,28 @@ def test_splits_below_the_classes(tmp_path, caplog):
     assert splits("folder", tmp_path) == ("train", "test")
 
 
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (("images/train/0.png", "masks/train/0.png"), ("images", "masks")),
+        (("images/train/0.png", "images/val/1.png", "masks/train/0.png"), ("images", "masks")),
+        (("a/x/train/0.png", "b/x/train/0.png"), ("a", "b")),
+        (("JPEGImages/0.png", "SegmentationClass/0.png"), ("JPEGImages", "SegmentationClass")),
+        (("cat/train/0.png", "dog/train/0.png"), ("cat", "dog")),
+    ],
+)
+def test_folders_that_may_be_no_classes_are_named(tmp_path, caplog, names, classes):
+    put(tmp_path, *names)
+    assert open_folder(str(tmp_path), "train").label_names == classes
+    assert f"folders {', '.join(classes)} are taken for classes, with images such" in caplog.text
+
+
+def test_usual_classes_are_no_news(tmp_path, caplog):
+    put(tmp_path, "masks/0.png", "hats/0.png", "cat/train station/0.png")
+    open_folder(str(tmp_path), "train")
+    assert not caplog.text
+
+
 def test_folder_of_another_split_beside_the_classes(tmp_path, caplog):
     put(tmp_path, "cat/0.png", "dog/0.png", "Val/cat/1.png")
     source = open_folder(str(tmp_path), "train")
