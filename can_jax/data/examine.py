@@ -42,8 +42,9 @@ class Plan:
     Attributes:
         source: `folder`, `tfrecord` or `webdataset`.
         root: of the names.
-        verify: `decode` every image; `read` every byte and look at the header; or `none`, which
-            trusts what the headers of shards, and the names of files, promise.
+        verify: `decode` every image; `read` and hash every byte, but decode the header of an image
+            only, which misses those that are cut off; or `none`, which trusts what the headers of
+            shards, and the names of files, promise.
         image_key, label_key: features of TFRecords.
         max_pixels: of an image; a larger one counts as undecodable.
         value_range: of images of more than 8 bits; those that fit no rule count as undecodable.

@@ -34,7 +34,11 @@ _SPLIT = flags.DEFINE_string("split", "train", "As data.split in a recipe.")
 _NAME = flags.DEFINE_string("name", None, "Of the TFDS data set; PATH is then its data_dir.")
 _OUT = define_path("out", f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
 _VERIFY = flags.DEFINE_enum(
-    "verify", "decode", VERIFY, "Decode each image; read each and its header; or trust them."
+    "verify",
+    "decode",
+    VERIFY,
+    "decode: decode each image. read: read and hash each file or record, and decode the header of "
+    "its image only, which misses images that are cut off. none: trust the headers of shards.",
 )
 _WORKERS = flags.DEFINE_integer("workers", usable_cores(), "Processes.", lower_bound=1)
 _DROP = flags.DEFINE_bool("drop_duplicates", False, "Leave out copies; otherwise only list them.")

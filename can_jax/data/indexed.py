@@ -13,8 +13,8 @@ from jaxtyping import Int
 from can_jax.data.files import OpenFiles, RandomFile, is_remote, size_of
 from can_jax.data.records import FOOTER, WRONG_SUM, intact_content
 from can_jax.data.source import Examples
-from can_jax.data.splits import shown
-from can_jax.data.table import FACTS, FOLDER, Table, load_table
+from can_jax.data.splits import shown, spellings
+from can_jax.data.table import FACTS, FOLDER, Table, facts_of, load_table
 from can_jax.errors import UserError
 
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
@@ -135,8 +135,8 @@ def table_of(
     Raises:
         UserError: an index that is damaged, or older than its data.
     """
-    place = Path(index) if index else Path(root) / FOLDER / split
-    if not index and not (place / FACTS).exists():
+    place = Path(index) if index else _usual_place(root, split, shards)
+    if place is None:
         return scan()
     table, facts = load_table(place)
     if facts.get("source", source) != source:
@@ -154,6 +154,22 @@ def table_of(
                 f"python -m can_jax.data.index"
             )
     return table
+
+
+def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | None:
+    """Return the folder of a split's index beside its data, built under any name of the split.
+
+    Args:
+        root, split, shards: As in `table_of`. An index of other shards does not count, unless it
+            has the very name of the split.
+    """
+    for spelling in spellings(split):
+        place = Path(root) / FOLDER / spelling
+        if not (place / FACTS).exists():
+            continue
+        if spelling == split or shards is None or set(shards) == set(facts_of(place)["sizes"]):
+            return place
+    return None
 
 
 def _log_left_out(place: Path, facts: dict[str, Any], folder: str | None) -> None:

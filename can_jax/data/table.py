@@ -74,16 +74,29 @@ class Table:
         return columns if self.digest is None else columns | {"digest": self.digest}
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """Return the facts that an index was written with.
+
+    Raises:
+        UserError: It is no index.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        if facts["format"] != FORMAT:
+            raise UserError(f"{folder} is an index of format {facts['format']}, not {FORMAT}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
+    return facts
+
+
 def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
     """An index, memory-mapped, and the facts it was written with.
 
     Raises:
         UserError: there is none, or it is not whole.
     """
+    facts = facts_of(folder)
     try:
-        facts = json.loads((folder / FACTS).read_text())
-        if facts["format"] != FORMAT:
-            raise UserError(f"{folder} is an index of format {facts['format']}, not {FORMAT}")
 
         def column(name: str) -> np.ndarray:
             return np.load(folder / f"{name}.npy", mmap_mode="r")

@@ -76,6 +76,42 @@ def test_index_of_a_folder_keeps_its_classes(tmp_path):
     assert open_source(config.data, "train").examples == 8  # the index says what there is
 
 
+@pytest.mark.parametrize("source", ["folder", "tfrecord", "webdataset"])
+def test_index_of_a_split_is_found_under_its_other_names(tmp_path, source):
+    place = tmp_path
+    if source == "folder":
+        place = tmp_path / "validation"
+        place.mkdir()
+        (place / "0.png").write_bytes(IMAGES[0])
+    else:
+        write = write_tfrecord if source == "tfrecord" else write_webdataset
+        suffix = "tfrecord" if source == "tfrecord" else "tar"
+        write(tmp_path / f"validation-0.{suffix}", IMAGES[:3], [0, 1, 2])
+    options = ["--split=validation", f"--source={source}", "--workers=1"]
+    main_in_process("can_jax.data.index", tmp_path, *options).check_returncode()
+    assert (place / FOLDER / "validation").exists()
+    for split in ("val", "validation", "dev"):
+        config = small_config(data__source=source, data__path=str(tmp_path))
+        assert isinstance(open_source(config.data, split).table.offset, np.memmap)
+
+
+def test_index_of_another_spelling_s_shards_is_left_alone(tmp_path):
+    for name, images in (("val-0.tar", IMAGES[:3]), ("dev-0.tar", IMAGES[:2])):
+        write_webdataset(tmp_path / name, images, range(len(images)))
+    main_in_process("can_jax.data.index", tmp_path, "--split=dev", "--workers=1")
+    assert open_webdataset(str(tmp_path), "dev").examples == 2
+    assert open_webdataset(str(tmp_path), "val").examples == 3
+
+
+def test_index_by_reading_keeps_images_that_are_cut_off(tmp_path):
+    (tmp_path / "a.png").write_bytes(IMAGES[0][:-40])
+    for verify, kept in (("read", 1), ("decode", 0)):
+        out = tmp_path / verify
+        options = [f"--out={out}", f"--verify={verify}", "--workers=1"]
+        result = main_in_process("can_jax.data.index", tmp_path, *options)
+        assert (result.returncode == 0) == bool(kept)
+
+
 def test_index_elsewhere(tmp_path):
     shards(tmp_path / "data", "tfrecord")
     options = [f"--out={tmp_path / 'index'}", "--verify=none"]
