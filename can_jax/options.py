@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from can_jax.durations import keep_overrides
 from can_jax.errors import UserError, one_line
 from can_jax.files import expand_home
 from can_jax.shipped import KINDS, find, names_of
@@ -53,6 +54,27 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
         return self.config
 
 
+class OrNone(flags.ArgumentParser[Any]):
+    """A flag of a key of a recipe: None, or what another parser reads.
+
+    Args:
+        parser: Of values that are not None.
+        words: That stand for None.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser[Any], words: tuple[str, ...]):
+        self.parser, self.words = parser, words
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        """Return the value."""
+        return None if argument in self.words else self.parser.parse(argument)
+
+    def flag_type(self) -> str:
+        """Return the type for the help."""
+        return self.parser.flag_type()
+
+
 def define_path(name: str, help: str, default: str | None = None) -> flags.FlagHolder[str | None]:
     """Define a flag that takes a path."""
     return _own(
@@ -74,6 +96,13 @@ def define_recipe(kind: str, prefix: str = "") -> flags.FlagHolder[ConfigDict | 
         kind: key of `can_jax.shipped.KINDS`.
         prefix: of the help.
     """
+    numbers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
+    for kind_of_key, parser in numbers:
+        or_none = OrNone(parser=parser, words=("None", "none"))
+        config_flags.register_flag_parser_for_type(kind_of_key, or_none)
+    # `none` is a value of some keys.
+    or_none = OrNone(parser=flags.ArgumentParser(), words=("None",))
+    config_flags.register_flag_parser_for_type(str, or_none)
     help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
     holder = config_flags.DEFINE_config_file(CONFIG, None, help)
     flags.FLAGS[CONFIG].parser = RecipeParser(kind=kind)  # by keyword, or absl shares it
@@ -87,14 +116,16 @@ def _own(holder: flags.FlagHolder[Any]) -> flags.FlagHolder[Any]:
 
 
 def demand_recipe(recipe: ConfigDict | None, kind: str) -> ConfigDict:
-    """Return the recipe that was given.
+    """Return the recipe that was given, without durations that the command line replaced.
 
     Raises:
-        UserError: none was; lists the shipped ones.
+        UserError: None was given, or the command line sets a duration twice.
     """
     if recipe is None:
         known = f"a file, or one of {', '.join(names_of(kind))}"
         raise UserError(f"--config=NAME is missing: the {KINDS[kind].title}, {known}")
+    overrides = getattr(flags.FLAGS[CONFIG], "override_values", {}) if CONFIG in flags.FLAGS else {}
+    keep_overrides(recipe, overrides, prefix="recipe." if kind == "study" else "")
     return recipe
 
 

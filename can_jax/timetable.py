@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from can_jax.config import steps_of
+from can_jax.durations import PROBE, TOTAL, steps_of, warmup_steps
 from can_jax.forward import heads
 
 
@@ -19,16 +19,17 @@ class Timetable(NamedTuple):
 
 
 def make_timetable(config: ConfigDict, examples: int) -> Timetable:
-    """The durations of a checked configuration, given the size of the data set."""
+    """Return the durations of a checked configuration, given the size of the data set.
 
-    def steps(block: ConfigDict, name: str) -> int | None:
-        return steps_of(block, name, config.batch_size, examples)
-
+    Raises:
+        UserError: The warm-up is not shorter than the run.
+    """
+    total = steps_of(config, TOTAL, examples) or 0
     draws = "prediction" in heads(config)  # without a decoder there is nothing to draw
     return Timetable(
         examples=examples,
-        total=steps(config, "total") or 0,
-        warmup=steps(config.optimizer, "warmup") or 0,
-        probe_every=steps(config.probe, "every") or None,
+        total=total,
+        warmup=warmup_steps(config, examples, total),
+        probe_every=steps_of(config, PROBE, examples) or None,
         figures_every=(config.figures.every_steps or None) if draws else None,
     )

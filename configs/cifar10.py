@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=512)
     config.objective.contrastive.weight = 1.0
-    config.optimizer.update(learning_rate=2e-3, warmup_epochs=1)
+    config.optimizer.update(learning_rate=2e-3, warmup_share=1 / 9)
     config.checkpoint.every_steps = 1000
     config.probe.update(every_epochs=1, bank=10000, queries=5000)
     config.figures.every_steps = 1000

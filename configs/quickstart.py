@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=256)
     config.objective.contrastive.weight = 1.0
-    config.optimizer.update(learning_rate=4e-3, warmup_steps=80)
+    config.optimizer.update(learning_rate=4e-3, warmup_share=0.1)
     config.checkpoint.update(every_steps=400, keep_last=2)
     config.probe.update(every_steps=200, bank=4000, queries=2000)
     config.figures.every_steps = 400

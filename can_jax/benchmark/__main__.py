@@ -23,6 +23,7 @@ from can_jax import command
 from can_jax.benchmark.input import measure_input
 from can_jax.benchmark.step import measure_step
 from can_jax.config import default_config, resolve
+from can_jax.durations import TOTAL, value_of
 from can_jax.errors import UserError
 from can_jax.observe.console import fact_table
 from can_jax.options import define_path, define_recipe, demand_recipe
@@ -72,7 +73,7 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     recipe.data.path = recipe.data.path or "-"  # nothing is read
     if _BATCH.value is not None:
         recipe.batch_size = _BATCH.value
-    if recipe.total_steps is None and recipe.total_epochs is None:
+    if all(value_of(recipe, key) is None for key in TOTAL):
         recipe.total_steps = 1
     found = measure_step(
         recipe, rounds=_ROUNDS.value, seconds=_SECONDS.value, peer=_PEER.value,

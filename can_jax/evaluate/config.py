@@ -1,102 +1,197 @@
-"""Every key that a recipe of an evaluation may set, and its default."""
+"""The table of all keys that a recipe of an evaluation may set, and their checks."""
 
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-from can_jax.config import as_range, as_size, check_against, default_config, expand_paths
-from can_jax.errors import UserError
+from can_jax.config import as_range, as_size, expand_paths
+from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
 from can_jax.model.can import POOLS
-from can_jax.validate import check, check_one_of, check_source
+from can_jax.settings import (
+    Choice,
+    Key,
+    Number,
+    Several,
+    Special,
+    Switch,
+    Table,
+    Text,
+    Whole,
+    check_table,
+    configuration,
+)
+from can_jax.validate import check, check_source
 
 PROTOCOLS = ("knn", "linear", "fewshot", "health", "robustness", "classify")
 FEATURES = (*POOLS, "both")
 
+INSIDE = Number(above=0, below=1)
+BELOW_ONE = Number(0, below=1)
+TEMPERATURE = Number(1e-3, 1000)
+RATE = Number(above=0, high=1e4)
+FACTOR = Number(0, 1e4)
+ALPHA = Number(1e-3, 1e3, also=(0,))
+
+
+def _are_blocks(value: Any) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(block, dict) for block in value)
+
+
+def _is_randaugment(value: Any) -> bool:
+    kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == len(kinds)
+        and all(kind.accepts(x) for kind, x in zip(kinds, value, strict=True))
+    )
+
+
+PER_CHANNEL = Special("a number for each channel, of images in [0, 1]", lambda value: True)
+
+EVALUATION: Table = {
+    "protocol": Key("knn", Choice(PROTOCOLS), "What is measured."),
+    "seed": Key(0, Whole(0, 2**31 - 1), "The seed of all random choices."),
+    "batch_size": Key(
+        256, Whole(1, 2**24), "Images encoded at a time; for classify, those of a step."
+    ),
+    "features": Key(
+        "patches", Choice(FEATURES),
+        "The tokens whose mean is the feature; both joins class and patches.",
+    ),
+    "held_out": Key(
+        0.1, INSIDE, "The share of the training examples by which settings are chosen."
+    ),
+    # All of this block is that of the run by default.
+    "data": {
+        **DATA,
+        "source": dataclasses.replace(DATA["source"], default=None),
+        "test_split": Key(
+            None, Text(),
+            "The split to test on; by default that of the run's probe, `test`, `val` or "
+            "`validation`.",
+        ),
+        "held_out": Key(
+            None, INSIDE, "The share of the training examples to test on without a test split."
+        ),
+        "train_examples": Key(
+            None, COUNT, "Training examples to use, evenly spread; all by default."
+        ),
+        "test_examples": Key(None, COUNT, "Test examples to use, likewise."),
+    },
+    "mesh": MESH,
+    # What files of weights may not state; by default what is known of them.
+    "model": {
+        "heads": Key(None, HEADS, "Attention heads of the encoder."),
+        "mean": Key(None, PER_CHANNEL, "The mean that images are normalized by."),
+        "std": Key(None, PER_CHANNEL, "The standard deviation likewise."),
+        "dtype": Key(None, MODEL["dtype"].kind, "The type of the computation."),
+    },
+    "knn": {
+        "k": Key((1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False), "Neighbors to try."),
+        "temperature": Key(
+            (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False), "Temperatures to try."
+        ),
+    },
+    # A head for each combination, all of them trained at once.
+    "linear": {
+        "learning_rates": Key(
+            (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False), "Learning rates to try."
+        ),
+        "weight_decays": Key(
+            (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "Weight decays to try."
+        ),
+        "features": Key(
+            ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
+            "Features to try.",
+        ),
+        "batch_size": Key(1024, COUNT, "Features of a step.", unit="images"),
+        "epochs": Key(50, Whole(1, 10**6), "Length of the training.", unit="epochs"),
+    },
+    "fewshot": {
+        "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False), "Images of a class."),
+        "draws": Key(5, Whole(1, 10**6), "How often they are drawn."),
+        "ridge": Key(1024.0, Number(1e-6, 1e15), "The penalty, as in big_vision."),
+        "datasets": Key(
+            (), Special("a dict for each: keys of `data` to change, and a `name`", _are_blocks,
+                        tuple),
+            "Data sets to use instead.",
+        ),
+    },
+    "health": {
+        "examples": Key(5000, Whole(2, 2**31 - 1), "Test images that are compared."),
+        "k": Key(20, COUNT, "Neighbors that vote."),
+        "temperature": Key(0.07, TEMPERATURE, "Of the votes' weights."),
+    },
+    "robustness": {
+        "corruptions": Key(
+            "all", Text(), "Corruptions of the test split: all, none, or names with commas between."
+        ),
+        "severities": Key(
+            (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "Severities of each corruption."
+        ),
+        "shifts": Key(
+            (), Special("a dict for each: `kind`, `path`, perhaps a `name`", _are_blocks, tuple),
+            "Other test sets; see `can_jax.evaluate.shifts`.",
+        ),
+        "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
+    },
+    # Trains a head, with the encoder or on top of it.
+    "classify": {
+        "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
+        "head_norm": Key(
+            "layer", Choice(("layer", "batch", "none")), "Between features and head."
+        ),
+        "total_epochs": Key(
+            100.0, Number(above=0, high=1e9), "Length of the training.", unit="epochs"
+        ),
+        "warmup_epochs": Key(5.0, Number(0, 1e9), "Length of its warm-up.", unit="epochs"),
+        "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
+        "learning_rate": Key(
+            5e-4, RATE, "The peak learning rate for 256 images; it is scaled to the batch."
+        ),
+        "weight_decay": Key(0.05, FACTOR, "The weight decay."),
+        "layer_decay": Key(
+            0.75, Number(above=0, high=1),
+            "Factor of the learning rate from a block to the one below it.",
+        ),
+        "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "Decay of the second moment."),
+        "clip_norm": Key(0.0, Number(0, 1e9), "The largest norm of the gradient; 0 is any."),
+        "drop_path": Key(
+            0.1, BELOW_ONE, "Probability at the last block, falling to 0 at the first."
+        ),
+        "mixup": Key(0.8, ALPHA, "Alpha of mixup's Beta distribution; 0 is none."),
+        "cutmix": Key(1.0, ALPHA, "Alpha of CutMix's Beta distribution; 0 is none."),
+        "label_smoothing": Key(0.1, BELOW_ONE, "Spread over all classes."),
+        "randaugment": Key(
+            (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
+                                   _is_randaugment, tuple),
+            "RandAugment; no operations is none.",
+        ),
+        "random_erasing": Key(0.25, BELOW_ONE, "A probability."),
+        "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
+        "ema_decay": Key(
+            0.0, BELOW_ONE, "Of an average of the parameters that is evaluated; 0 is none."
+        ),
+        "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 is never."),
+        "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+        "remat": Key("none", MODEL["remat"].kind, "As `model.remat` of pretraining."),
+    },
+}  # fmt: skip
+
 
 def default_evaluation() -> ConfigDict:
-    """kNN on the data that the encoder was trained on, at the size it was trained at."""
-    data = default_config().data
-    with data.unlocked():
-        del data.source
-        data.source = placeholder(str)  # by default all of this block is that of the run
-        # By default the run's `probe.split`; where there is no `test`, `val` or `validation`.
-        data.test_split = placeholder(str)
-        data.held_out = placeholder(float)  # of the training examples, where there is no test split
-        data.train_examples = placeholder(int)  # of each split, evenly spread; all by default
-        data.test_examples = placeholder(int)
-    return ConfigDict(
-        {
-            "protocol": "knn",  # knn | linear | fewshot | health | robustness | classify
-            "seed": 0,
-            "batch_size": 256,  # images encoded at a time; for classify, those of a step
-            # Of the tokens: patches (their mean) | all | class | both (class and patches, joined)
-            "features": "patches",
-            "held_out": 0.1,  # of the training examples, by which settings are chosen
-            "data": data,
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            "model": {  # what files of weights may not state; by default what is known of them
-                "heads": placeholder(int),
-                "mean": placeholder(object),  # of each channel of images in [0, 1]
-                "std": placeholder(object),
-                "dtype": placeholder(str),  # by default that of the run
-            },
-            "knn": {"k": (1, 5, 10, 20, 50, 100, 200), "temperature": (0.02, 0.07, 0.2)},
-            "linear": {  # a head for each setting, all of them trained at once
-                "learning_rates": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
-                "weight_decays": (0.0, 1e-6, 1e-5, 1e-4),
-                "features": ("patches", "class", "both"),
-                "batch_size": 1024,
-                "epochs": 50,
-            },
-            "fewshot": {
-                "shots": (1, 5, 10, 25),  # images of a class
-                "draws": 5,
-                "ridge": 1024.0,  # as in big_vision
-                "datasets": (),  # further ones: dicts of keys of `data` to change, and a `name`
-            },
-            "health": {"examples": 5000, "k": 20, "temperature": 0.07},
-            "robustness": {
-                "corruptions": "all",  # computed on the test split: all | none | names
-                "severities": (1, 2, 3, 4, 5),
-                # Other test sets: dicts with `kind`, `path`, perhaps a `name`; see shifts.py.
-                "shifts": (),
-                "bins": 15,  # of the calibration error
-            },
-            "classify": {  # train a head, with the encoder or on top of it
-                "freeze_encoder": False,
-                "head_norm": "layer",  # between features and head: layer | batch | none
-                "total_epochs": 100.0,
-                "warmup_epochs": 5.0,
-                "optimizer": "adamw",  # adamw | lars
-                "learning_rate": 5e-4,  # for 256 images
-                "weight_decay": 0.05,
-                "layer_decay": 0.75,  # of the learning rate, from a block to the one below it
-                "beta2": 0.999,
-                "clip_norm": 0.0,  # of the gradient; 0 is not at all
-                "drop_path": 0.1,  # at the last block, falling to 0 at the first
-                "mixup": 0.8,  # alpha of the Beta distribution; 0 is none
-                "cutmix": 1.0,
-                "label_smoothing": 0.1,
-                "randaugment": (2, 9.0, 0.5),  # operations, magnitude of 10, its deviation
-                "random_erasing": 0.25,  # a probability
-                "crop_area": (0.08, 1.0),
-                "ema_decay": 0.0,  # of an average of the parameters, which is then evaluated
-                "test_every_epochs": 5.0,
-                "save_every_steps": 500,
-                "remat": "none",
-            },
-        }
-    ).lock()
+    """Return kNN on the data that the encoder was trained on, at the size it was trained at."""
+    return configuration(EVALUATION).lock()
 
 
 def resolve_evaluation(config: ConfigDict) -> ConfigDict:
-    """A checked copy.
+    """Return a checked copy.
 
     Raises:
-        UserError: the first thing found wrong, in one line.
+        UserError: The first setting that is wrong, in one line.
     """
-    check_against(config, default_evaluation(), "can_jax.evaluate.config.default_evaluation()")
+    check_table(config, EVALUATION, "can_jax.evaluate.config.default_evaluation()")
     config = expand_paths(config)
     with config.ignore_type():
         config.data.range = as_range(config.data.range)
@@ -105,33 +200,10 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     if config.data.source is not None:
         check_source(config.data)
         check(not config.data.streaming, "data.streaming=True: an evaluation reads by number")
-    check_one_of("protocol", config.protocol, PROTOCOLS)
-    check_one_of("features", config.features, FEATURES)
-    for kind in config.linear.features:
-        check_one_of("linear.features", kind, FEATURES)
-    check(0 < config.held_out < 1, f"held_out={config.held_out}: a share of the examples")
-    share = config.data.held_out
-    check(share is None or 0 < share < 1, f"data.held_out={share}: a share of the examples")
-    for name in ("train_examples", "test_examples"):
-        count = config.data[name]
-        check(count is None or count >= 1, f"data.{name}={count}: at least 1")
-    check(config.batch_size >= 1, f"batch_size={config.batch_size}: at least 1 image")
-    _check_positive("knn", config.knn, ("k", "temperature"))
-    _check_positive("linear", config.linear, ("learning_rates", "epochs", "batch_size"))
-    _check_positive("health", config.health, ("examples", "k", "temperature"))
-    _check_positive("fewshot", config.fewshot, ("shots", "draws"))
     settings = config.classify
-    check_one_of("classify.optimizer", settings.optimizer, ("adamw", "lars"))
-    check_one_of("classify.head_norm", settings.head_norm, ("layer", "batch", "none"))
-    for name in ("drop_path", "label_smoothing", "random_erasing", "ema_decay"):
-        check(0 <= settings[name] < 1, f"classify.{name}={settings[name]}: at least 0, below 1")
-    _check_positive("classify", settings, ("total_epochs", "learning_rate", "layer_decay"))
+    check(
+        config.protocol != "classify" or settings.warmup_epochs < settings.total_epochs,
+        f"classify.warmup_epochs={settings.warmup_epochs:g} is not shorter than "
+        f"config.classify.total_epochs={settings.total_epochs:g}: shorten the warm-up",
+    )
     return config
-
-
-def _check_positive(block: str, settings: ConfigDict, names: tuple[str, ...]) -> None:
-    for name in names:
-        values: Any = settings[name]
-        for value in values if isinstance(values, tuple | list) else (values,):
-            if not isinstance(value, int | float) or value <= 0:
-                raise UserError(f"config.{block}.{name}: {value!r} is not above 0")

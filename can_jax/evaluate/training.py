@@ -79,7 +79,8 @@ def run_config(task: Task) -> ConfigDict:
         config.model.remat = settings.remat
         config.optimizer.update(
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
-            warmup_steps=None, warmup_epochs=settings.warmup_epochs,
+            warmup_share=None, warmup_steps=None, warmup_examples=None,
+            warmup_epochs=settings.warmup_epochs,
         )  # fmt: skip
         # Nothing of pretraining is computed; what is said of it has to be possible.
         config.objective.update(

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.config import flatten, from_json, resolve, to_json
+from can_jax.durations import WARMUP, unset
 from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.forward import heads
@@ -118,6 +119,7 @@ class Plan:
             config.total_steps = round(config.total_steps * ratio)
         if arm.untrained:
             config.total_steps = 1
+            unset(config, WARMUP, but="")
         content = [settings_of(config), settings_of(self.evaluation)]
         text = json.dumps([content, arm.untrained], sort_keys=True)
         return Run(arm, config, hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS])
@@ -126,17 +128,20 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return whether a result is that of a run and an evaluation.
 
-    A key that the result lacks is newer than the result. It counts as what runs did before.
+    A key that the result lacks is newer than the result, and counts as what stands for that.
     """
-    pairs = (
-        (result.get("config"), run.config, from_json("{}")),
-        (result.get("evaluation"), evaluation, default_evaluation()),
-    )
-    return all(
-        given is not None
-        and flatten(settings_of(default)) | flatten(given) == flatten(settings_of(own))
-        for given, own, default in pairs
-    )
+    given, measured = result.get("config"), result.get("evaluation")
+    if given is None or measured is None:
+        return False
+    stored = flatten(settings_of(from_json(json.dumps(given))))
+    own = flatten(settings_of(run.config))
+    if run.arm.untrained:  # on which the optimizer has no bearing
+        stored, own = (
+            {key: value for key, value in settings.items() if not key.startswith("optimizer.")}
+            for settings in (stored, own)
+        )
+    default = flatten(settings_of(default_evaluation()))
+    return stored == own and default | flatten(measured) == flatten(settings_of(evaluation))
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:

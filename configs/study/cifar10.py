@@ -42,11 +42,11 @@ CHOICES: dict[str, dict[str, dict]] = {
 
 def get_config() -> ConfigDict:
     recipe = load_recipe(__file__, "../cifar10")
-    recipe.update(total_steps=600, log_every_steps=25)
+    recipe.update(total_steps=600, total_epochs=None, log_every_steps=25)
     recipe.model.patch_size, recipe.noise.level_tokens = 8, "visible"  # as in its results
-    recipe.optimizer.warmup_steps = 60
+    recipe.optimizer.update(warmup_steps=60, warmup_share=None)
     recipe.checkpoint.update(every_steps=300, keep_last=1)
-    recipe.probe.every_steps = recipe.figures.every_steps = 300
+    recipe.update(probe={"every_steps": 300, "every_epochs": None}, figures={"every_steps": 300})
     evaluation = default_evaluation()
     evaluation.protocol = "linear"
     evaluation.data.train_examples = 20000

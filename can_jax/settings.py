@@ -1,0 +1,280 @@
+"""Declarations of configuration keys: the default, the values that are allowed, and the meaning.
+
+A table is a nested dict of `Key`. `configuration` builds its defaults, and `check_table` checks a
+configuration against it.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from ml_collections import ConfigDict, FieldReference
+
+from can_jax.errors import UserError
+
+Table = dict[str, Any]  # of `Key`, or of tables
+AS_DEFAULT: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A finite number.
+
+    Attributes:
+        low, high: The smallest and the largest value.
+        above, below: Bounds that are not reached themselves.
+        also: Single values that are allowed beside the range, such as 0 for "off".
+    """
+
+    low: int | float = -math.inf
+    high: int | float = math.inf
+    _: dataclasses.KW_ONLY
+    above: int | float = -math.inf
+    below: int | float = math.inf
+    also: tuple[int | float, ...] = ()
+    type: ClassVar[type] = float
+    noun: ClassVar[str] = "number"
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is allowed."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        return value in self.also or self.holds(value)
+
+    def holds(self, value: int | float) -> bool:
+        """Return whether a number is in the range."""
+        return (
+            math.isfinite(value)
+            and self.low <= value <= self.high
+            and self.above < value < self.below
+        )
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the range in words, such as ``numbers above 0, at most 1``."""
+        bounds = (
+            ("at least", self.low), ("above", self.above),
+            ("at most", self.high), ("below", self.below),
+        )  # fmt: skip
+        words = ", ".join(f"{name} {bound:,g}" for name, bound in bounds if math.isfinite(bound))
+        noun = f"{self.noun}s" if plural else f"a {self.noun}"
+        others = "".join(f", or {value:g}" for value in self.also)
+        return f"{noun} {words}".rstrip() + others
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Number):
+    """A whole number; ``multiple`` is a number that divides it."""
+
+    _: dataclasses.KW_ONLY
+    multiple: int = 1
+    type: ClassVar[type] = int
+    noun: ClassVar[str] = "whole number"
+
+    def holds(self, value: int | float) -> bool:
+        """Return whether a number is in the range, and whole."""
+        return isinstance(value, int) and super().holds(value) and value % self.multiple == 0
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the range in words."""
+        words = super().describe(plural)
+        return words if self.multiple == 1 else f"{words}, divisible by {self.multiple}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """True or false."""
+
+    type: ClassVar[type] = bool
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is allowed."""
+        return isinstance(value, bool)
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the values in words."""
+        return "True or False"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A string that is not empty."""
+
+    type: ClassVar[type] = str
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is allowed."""
+        return isinstance(value, str) and bool(value)
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the values in words."""
+        return "strings" if plural else "a string that is not empty"
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of a few strings."""
+
+    choices: tuple[str, ...]
+    type: ClassVar[type] = str
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is one of them."""
+        return isinstance(value, str) and value in self.choices
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the choices in words."""
+        return f"one of {', '.join(self.choices)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+    """A tuple.
+
+    Attributes:
+        of: The kind of its elements.
+        length: How many there are; any number by default.
+        ascending: Whether no element is smaller than the one before it.
+        empty: Whether there may be none.
+    """
+
+    of: "Kind"
+    _: dataclasses.KW_ONLY
+    length: int | None = None
+    ascending: bool = False
+    empty: bool = True
+    type: ClassVar[type] = tuple
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is a tuple or a list of allowed elements."""
+        if not isinstance(value, tuple | list) or not all(map(self.of.accepts, value)):
+            return False
+        if self.length not in (None, len(value)) or not (value or self.empty):
+            return False
+        return not self.ascending or list(value) == sorted(value)
+
+    def describe(self, plural: bool = False) -> str:
+        """Return length, elements and order in words."""
+        count = "a tuple of" if self.length is None else f"a tuple of {self.length}"
+        order = ", in ascending order" if self.ascending else ""
+        return f"{count} {self.of.describe(plural=True)}{order}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """A value that a function of its own checks.
+
+    Attributes:
+        words: The values that are allowed.
+        accepts: Returns whether a value is.
+        type: That the command line parses; `object` is any Python literal.
+    """
+
+    words: str
+    accepts: Callable[[Any], bool]
+    type: type = object
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the values in words."""
+        return self.words
+
+
+Kind = Number | Switch | Text | Choice | Several | Special
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of a configuration.
+
+    Attributes:
+        default: The value unless a recipe sets another; None where the key is not set.
+        kind: The values that are allowed.
+        meaning: For the reference of keys.
+        unit: Of the value.
+        optional: Whether the key may be None; always true where that is the default.
+        before: The value that a configuration stands for which was stored before there was this
+            key; by default the default.
+    """
+
+    default: Any
+    kind: Kind
+    meaning: str
+    _: dataclasses.KW_ONLY
+    unit: str = ""
+    optional: bool = False
+    before: Any = AS_DEFAULT
+
+    @property
+    def may_be_none(self) -> bool:
+        """Whether the key may be left unset."""
+        return self.optional or self.default is None
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is allowed."""
+        return self.may_be_none if value is None else self.kind.accepts(value)
+
+    def describe(self) -> str:
+        """Return the allowed values in words."""
+        return self.kind.describe() + (", or None" if self.may_be_none else "")
+
+
+def configuration(table: Table) -> ConfigDict:
+    """Return the defaults of a table. Every key keeps its type while it is None."""
+
+    def value(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return configuration(entry)
+        return FieldReference(entry.default, field_type=entry.kind.type)
+
+    return ConfigDict({name: value(entry) for name, entry in table.items()})
+
+
+def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
+    """Yield the dotted name of each key of a table, and the key."""
+    for name, entry in table.items():
+        if isinstance(entry, dict):
+            yield from flat_keys(entry, f"{prefix}{name}.")
+        else:
+            yield prefix + name, entry
+
+
+def refuse(key: str, value: Any, kind: Key | Kind) -> None:
+    """Raise `UserError` unless a key or a kind accepts the value."""
+    if not kind.accepts(value):
+        raise UserError(f"config.{key}={value!r}: give {kind.describe()}")
+
+
+def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> None:
+    """Check that a configuration has every key of the table, with an allowed value, and no other.
+
+    Args:
+        config: Of a recipe, a `ConfigDict` or a dict; lists in it become tuples.
+        table: That its defaults were made from.
+        origin: The function that a recipe starts from.
+        prefix: Of its keys.
+
+    Raises:
+        UserError: Names the first key that is wrong, and what to give instead.
+    """
+    for name in config:
+        if name not in table:
+            known = [key for key, _ in flat_keys(table, prefix)]
+            near = difflib.get_close_matches(f"{prefix}{name}", known, n=1, cutoff=0.0)[0]
+            raise UserError(f"unknown key config.{prefix}{name}; did you mean config.{near}?")
+    for name, entry in table.items():
+        key = prefix + name
+        if name not in config:
+            raise UserError(f"config.{key} is missing; start a recipe from {origin}")
+        value = config[name]
+        if isinstance(entry, dict):
+            if not isinstance(value, ConfigDict | dict):
+                raise UserError(
+                    f"config.{key}={value!r} replaces a block of keys: set one of them, such as "
+                    f"config.{key}.{next(iter(entry))}"
+                )
+            check_table(value, entry, origin, f"{key}.")
+        elif isinstance(value, ConfigDict):
+            raise UserError(f"config.{key} is a block of keys: give {entry.describe()}")
+        else:
+            refuse(key, value, entry)
