@@ -93,7 +93,7 @@ def test_labels_in_records_without_an_index_are_told_to_be_unknown(tmp_path, cap
 def test_what_is_wrong_with_a_mixture_is_one_line(parts):
     for broken, message in [
         ((), "mixture is empty"),
-        (({"weight": 0.0, **parts[1]} | {"weight": 0.0},), "weight=0.0 is not above 0"),
+        (({"weight": 0.0, **parts[1]} | {"weight": 0.0},), "weight=0.0: give a number above 0"),
         (({"source": "mixture"},), "cannot be a mixture"),
         (({"sorce": "folder"},), "unknown key 'sorce'; did you mean 'source'"),
         (({"source": "folder"},), "data.path is not set"),
