@@ -13,7 +13,7 @@ from absl import flags, logging
 
 from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
 from can_jax.files import expand_home, user_cache
-from can_jax.mistakes import nearest_option, plain_message
+from can_jax.mistakes import missing_value, nearest_option, plain_message
 from can_jax.parallel.runtime import processor, spare_absent_tpu
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
@@ -96,7 +96,11 @@ def _parse(usage: str, arguments: Sequence[str]) -> list[str]:
         print(flags.FLAGS.main_module_help() + "\n" + flags.FLAGS.module_help("can_jax.command"))
         sys.exit(0)
     try:
+        if swallowed := missing_value(sys.argv[1:]):
+            raise UserError(swallowed)
         rest = flags.FLAGS(sys.argv)[1:]
+        if swallowed := missing_value(sys.argv[1:]):  # now that the types of keys are known
+            raise UserError(swallowed)
     except UserError:
         raise
     except Exception as error:  # absl's, or ml_collections' for the keys of a recipe

@@ -1,6 +1,7 @@
 """Plain messages for what is wrong with an option, with the nearest right form."""
 
 import difflib
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,9 +10,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
+from can_jax.nearest import nearest
 from can_jax.options import CONFIG, PathListParser, PathParser, RecipeParser, load
 from can_jax.shipped import names_of
 
+OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # an argument that looks like an option
 VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -22,6 +25,8 @@ def plain_message(error: Exception, argv: list[str]) -> str:
         error: raised while the flags were parsed.
         argv: what was parsed, without the program.
     """
+    if swallowed := missing_value(argv):
+        return swallowed
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
         if CONFIG in flags.FLAGS and name.startswith(f"{CONFIG}.") and _recipe() is None:
@@ -42,6 +47,28 @@ def plain_message(error: Exception, argv: list[str]) -> str:
         if isinstance(error, TypeError | ValueError):
             return f"--{CONFIG}.{name}={value}: {text}"
     return text
+
+
+def missing_value(argv: list[str]) -> str | None:
+    """Return a message about the first option that takes the next option for its value, if any.
+
+    Args:
+        argv: The command line, without the program. Types of keys are known once it is parsed.
+    """
+    for argument, after in itertools.pairwise(argv):
+        if argument == "--":
+            return None
+        option, following = OPTION.match(argument), OPTION.match(after)
+        if option and following and not option[2] and _takes_value(option[1]):
+            return f"--{option[1]} has no value, but {after} follows; write --{option[1]}=VALUE"
+    return None
+
+
+def _takes_value(name: str) -> bool:
+    """Return whether an option is known to need a value, which `true` or `false` is not."""
+    if name.startswith(f"{CONFIG}."):
+        return _kind_of_key(name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
+    return name in flags.FLAGS and not flags.FLAGS[name].boolean
 
 
 def nearest_option(text: str) -> str:
@@ -130,15 +157,12 @@ def _options() -> list[str]:
 
 
 def _nearest(name: str) -> str | None:
-    """Return the option that a mistyped name means: that which ends so, or the most like it."""
-    options, name = _options(), name.replace("-", "_").lower()
-    whole = [o for o in options if o == name or o.endswith(f".{name}")]
-    if whole:
-        return min(whole, key=lambda option: option.count("."))
-    by_form = {f: o for o in reversed(options) for f in (o.split(".")[-1], o)}
-    by_form |= {o.removeprefix(f"{CONFIG}."): o for o in options}
-    near = difflib.get_close_matches(name, by_form, n=1)
-    return by_form[near[0]] if near else None
+    """Return the option that a mistyped name means."""
+    recipe, others = _recipe() or ConfigDict(), set[str]()
+    if "protocol" in recipe:  # whose blocks are those of all protocols, and three of general use
+        blocks = {key for key, value in recipe.items() if isinstance(value, ConfigDict)}
+        others = blocks - {recipe.protocol, "data", "mesh", "model"}
+    return nearest(name, _options(), f"{CONFIG}.", others)
 
 
 def _did_you_mean(name: str) -> str:

@@ -111,4 +111,6 @@ def _nearest(name: str, kind: str) -> str | None:
     for known in names_of(kind):
         short = known.removeprefix(prefix)
         choices |= {short, known, f"{known}{suffix}", f"configs/{known}{suffix}"}
-    return next(iter(difflib.get_close_matches(name, sorted(choices), n=1)), None)
+    alike = {choice.lower(): choice for choice in sorted(choices)}
+    spelled = name.lower().replace("-", "_")
+    return next((alike[c] for c in difflib.get_close_matches(spelled, alike, n=1)), None)

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from can_jax import options
-from can_jax.config import default_config
+from can_jax.config import default_config, flatten
 from can_jax.errors import UserError
+from can_jax.evaluate.config import default_evaluation
+from can_jax.nearest import OTHER_NAMES, nearest
 from can_jax.options import load
 from tests.runs import main_in_process
 
@@ -62,6 +64,17 @@ def refused(module, *arguments):
          "--config.data.mixture=({'path': 'a b' is not a tuple"),
         (["--config.seed=1", "--config=vit_b"], "--config=NAME must come before"),
         (["--config=vit_b", "--workdir"], "--workdir has no value"),
+        (["--config=vit_b", "--workdir", "--config.seed=1"],
+         "--workdir has no value, but --config.seed=1 follows; write --workdir=VALUE"),
+        (["--config=vit_b", "--config.model.size", "--workdir=W"],
+         "--config.model.size has no value, but --workdir=W follows"),
+        (["--config=vit_b", "--config.seed", "--workdir=W"], "--config.seed has no value, but"),
+        (["--config", "--workdir=W"], "--config has no value, but --workdir=W follows"),
+        (["--config=vit_b", "--config.model.scan", "--config.lr=1"], "unknown key --config.lr"),
+        (["--config=VIT_L"], "did you mean vit_l?"),
+        (["--config=ViT-L"], "did you mean vit_l?"),
+        (["--config=configs/VIT_L.py"], "did you mean configs/vit_l.py?"),
+        (["--config=vit_b", "--chekpoint=x"], "did you mean --config.init_from?"),
         (["--config=vit_b", "--workdir=~nobody_/x"],
          "--workdir=~nobody_/x: there is no user 'nobody_'"),
         (["--config=vit_b", "stray"], "unexpected argument 'stray'; options look like"),
@@ -84,6 +97,12 @@ def test_mistake_in_training(arguments, message):
          "here an evaluation protocol is needed, such as eval/fewshot"),
         ("evaluate", ["--config=configs/vit_l.py"], "is a pretraining recipe"),
         ("evaluate", ["--config=knm"], "did you mean knn?"),
+        ("evaluate", ["--config=KNN"], "did you mean knn?"),
+        ("evaluate", ["--config=finetune", "--config.epochs=3"],
+         "did you mean --config.classify.total_epochs?"),
+        ("evaluate", ["--config=linear", "--config.epochs=3"], "--config.linear.epochs?"),
+        ("evaluate", ["--config=finetune", "--chekpoint=x"], "did you mean --checkpoint?"),
+        ("export", ["--format", "--checkpoint=x"], "--format has no value, but --checkpoint=x"),
         ("evaluate", [], "--config=NAME is missing: the evaluation protocol, a file, or one of"),
         ("evaluate", ["--config=knn", "--config.data.spilt=val"], "--config.data.split?"),
         ("study", ["--config=quickstart"], "here a study is needed, such as study/cifar10"),
@@ -98,6 +117,34 @@ def test_mistake_in_training(arguments, message):
 )  # fmt: skip
 def test_mistake_in_another_command(module, arguments, message):
     assert message in refused(f"can_jax.{module}", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("lr", "optimizer.learning_rate"), ("wd", "optimizer.weight_decay"),
+        ("bs", "batch_size"), ("epochs", "total_epochs"), ("steps", "total_steps"),
+        ("warmup", "optimizer.warmup_share"), ("tau", "objective.contrastive.temperature"),
+        ("probe.temp", "probe.temperature"), ("optimizer.lr", "optimizer.learning_rate"),
+        ("mask", "model.mask_ratio"), ("model.patch", "model.patch_size"), ("ema", None),
+        ("img-size", "data.image_size"), ("Resolution", "data.image_size"),
+        ("dataset", "data.source"), ("num_workers", "data.threads"), ("precision", "model.dtype"),
+        ("data.size", "data.image_size"), ("model.learning_rate", "optimizer.learning_rate"),
+        ("decoder.depth", "model.decoder.depth"), ("checkpoint.keep", "checkpoint.keep_last"),
+        ("optimiser.learning_rate", "optimizer.learning_rate"), ("optimizer.xyz", None),
+        ("learningrate", "optimizer.learning_rate"), ("xyz", None), ("modle.sise", "model.size"),
+    ],
+)  # fmt: skip
+def test_key_that_another_name_means(name, wanted):
+    options = [f"config.{key}" for key in flatten(default_config().to_dict())]
+    found = nearest(name, options, "config.")
+    assert found == (wanted and f"config.{wanted}")
+
+
+def test_every_other_name_leads_to_a_key():
+    keys = {*flatten(default_config().to_dict()), *flatten(default_evaluation().to_dict())}
+    keys |= {"checkpoint", "config", "workdir"}  # options of commands
+    assert [name for name in OTHER_NAMES if nearest(name, sorted(keys)) is None] == []
 
 
 START = "from can_jax.config import default_config, load_recipe\ndef get_config():\n"

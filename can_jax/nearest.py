@@ -1,0 +1,103 @@
+"""The key or option that a mistyped name, or another library's name for it, most likely means."""
+
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+
+# Other names of options, as timm, MAE, PyTorch Lightning and users call them: the ends of ours,
+# the best one first.
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("lr", "blr", "base_lr", "learningrate"), ("learning_rate", "learning_rates")),
+    **dict.fromkeys(("wd", "decay"), ("weight_decay", "weight_decays")),
+    **dict.fromkeys(("bs", "bsz", "batch", "batch_size_per_gpu"), ("batch_size",)),
+    **dict.fromkeys(("epoch", "epochs", "num_epochs", "max_epochs"), ("total_epochs", "epochs")),
+    **dict.fromkeys(
+        ("step", "steps", "num_steps", "max_steps", "iters", "iterations"), ("total_steps",)
+    ),
+    **dict.fromkeys(("ema", "model_ema", "model_ema_decay"), ("ema_decay",)),
+    **dict.fromkeys(("tau", "temp", "temperature"), ("contrastive.temperature", "temperature")),
+    **dict.fromkeys(("clip", "clip_grad", "grad_clip", "max_grad_norm"), ("clip_norm",)),
+    **dict.fromkeys(("accum", "accum_iter", "grad_accum", "accumulation_steps"), ("microbatches",)),
+    **dict.fromkeys(("img_size", "input_size", "resolution", "crop_size"), ("image_size",)),
+    **dict.fromkeys(("precision", "amp", "fp16", "bf16", "fp32", "half"), ("model.dtype",)),
+    **dict.fromkeys(("arch", "architecture", "backbone", "model"), ("model.size",)),
+    **dict.fromkeys(("patch",), ("patch_size",)),
+    **dict.fromkeys(("dim", "embed_dim", "hidden_size", "hidden_dim"), ("model.width",)),
+    **dict.fromkeys(("layers", "num_layers", "blocks"), ("model.depth",)),
+    **dict.fromkeys(("num_heads",), ("model.heads",)),
+    **dict.fromkeys(("dataset", "data_set"), ("data.source",)),
+    **dict.fromkeys(("data", "data_path", "data_dir", "root", "dataset_path"), ("data.path",)),
+    **dict.fromkeys(("workers", "num_workers", "num_threads"), ("data.threads",)),
+    **dict.fromkeys(("optim", "opt"), ("classify.optimizer", "optimizer.learning_rate")),
+    **dict.fromkeys(
+        ("output", "output_dir", "out", "outdir", "log_dir", "logdir", "save_dir"), ("workdir",)
+    ),
+    **dict.fromkeys(
+        ("checkpoint", "ckpt", "weights", "pretrained", "finetune"),
+        ("checkpoint", "init_from"),
+    ),
+    **dict.fromkeys(("sigma", "noise_std"), ("sigma_max",)),
+    **dict.fromkeys(("drop_path_rate",), ("drop_path",)),
+    **dict.fromkeys(("smoothing",), ("label_smoothing",)),
+    **dict.fromkeys(("recipe", "cfg"), ("config",)),
+}
+LIKE = 0.7  # similarity, of 1, from which a name is taken for a mistyped one
+
+
+def nearest(
+    name: str, options: Sequence[str], prefix: str = "", others: Collection[str] = ()
+) -> str | None:
+    """Return the option that a name means, or None.
+
+    That is one of the name or of another name for it, else one that contains its words, else one
+    that is spelled much like it. Options of the given block go first.
+
+    Args:
+        name: As it was given, dotted or not.
+        options: All that there are.
+        prefix: Of the options that are keys, such as ``config.``; names may lack it.
+        others: Blocks that do not matter here; options in them go last unless the name has one.
+    """
+    name = name.replace("-", "_").lower().removeprefix(prefix)
+    keys = {option.removeprefix(prefix): option for option in options}
+    block, _, last = name.rpartition(".")
+    ends = [*OTHER_NAMES.get(last, ()), last]
+    if name in keys:
+        return keys[name]
+
+    def cost(key: str) -> tuple[bool, bool, int, int, int]:
+        elsewhere = f".{block}." not in f".{key}" if block else False
+        unlikely = key.split(".")[0] in others and not key.startswith(f"{block.split('.')[0]}.")
+        rank = next((i for i, end in enumerate(ends) if _ends(key, end)), len(ends))
+        return elsewhere, unlikely, rank, key.count("."), len(key)
+
+    found = [key for key in keys if any(_ends(key, end) for end in ends) or _contains(key, last)]
+    if found:
+        return keys[min(found, key=cost)]
+    if last in OTHER_NAMES:
+        return None
+    inside = {key.rpartition(".")[2]: key for key in keys if f".{block}." in f".{key}"}
+    if block and inside:
+        return next((keys[inside[form]] for form in _alike(last, inside)), None)
+    for form in _alike(name, keys):
+        return keys[form]
+    known = [
+        other for other, ends in OTHER_NAMES.items() for e in ends for k in keys if _ends(k, e)
+    ]
+    lasts = [key.rpartition(".")[2] for key in keys]
+    return next(
+        (nearest(form, options, prefix, others) for form in _alike(last, known + lasts)), None
+    )
+
+
+def _ends(key: str, end: str) -> bool:
+    """Return whether a dotted key is a name, or ends with it."""
+    return key == end or key.endswith(f".{end}")
+
+
+def _contains(key: str, name: str) -> bool:
+    """Return whether the last part of a dotted key has all words of a name."""
+    return set(name.split("_")) <= set(key.rpartition(".")[2].split("_"))
+
+
+def _alike(name: str, forms: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, sorted(set(forms)), n=1, cutoff=LIKE)
