@@ -10,6 +10,10 @@
 # whose node is taken away, are started again together; any other failure ends the JobSet.
 # DRY_RUN=1 prints the manifest instead.
 set -eu
+# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+on() {
+  case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
+}
 : "${NAME:?set NAME, of the JobSet}" "${IMAGE:?set IMAGE, with can_jax installed}"
 : "${ACCELERATOR:?set ACCELERATOR, such as tpu-v5-lite-podslice}"
 : "${TOPOLOGY:?set TOPOLOGY, such as 16x16}" "${HOSTS:?set HOSTS, of a slice}"
@@ -29,7 +33,7 @@ texts = ("NAME", "IMAGE", "ACCELERATOR", "TOPOLOGY")
 quoted = {name: json.dumps(os.environ[name], ensure_ascii=False) for name in texts}
 print(string.Template(sys.stdin.read()).substitute({**os.environ, **quoted}))
 ' <"$here/jobset.yaml")
-if [ -n "${DRY_RUN:-}" ]; then
+if on DRY_RUN; then
   printf '%s\n' "$manifest"
 else
   printf '%s\n' "$manifest" | kubectl apply -f -

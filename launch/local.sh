@@ -6,8 +6,12 @@
 #
 # PYTHON chooses the interpreter; DRY_RUN=1 prints the command instead.
 set -u
+# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+on() {
+  case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
+}
 command=("${PYTHON:-python3}" -m can_jax.main "$@")
-if [ -n "${DRY_RUN:-}" ]; then
+if on DRY_RUN; then
   printf '%q' "${command[0]}"
   printf ' %q' "${command[@]:1}"
   echo

@@ -8,7 +8,16 @@
 # pipeline. Without GPUs the processes share the CPU. PYTHON chooses the interpreter, PORT the port
 # on which they meet; DRY_RUN=1 prints the commands instead.
 set -u
-count=${1:?usage: launch/processes.sh COUNT --config=… --workdir=…}
+# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+on() {
+  case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
+}
+count=${1:-}
+if [[ ! $count =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: COUNT='$count' is not a number of processes;" \
+    "usage: launch/processes.sh COUNT --config=… --workdir=…" >&2
+  exit 1
+fi
 shift
 port=${PORT:-12355}
 stopped=0
@@ -24,7 +33,7 @@ start() {
   shift
   local command=("${PYTHON:-python3}" -m can_jax.main --coordinator="127.0.0.1:$port"
     --processes="$count" --process="$number" "$@")
-  if [ -n "${DRY_RUN:-}" ]; then
+  if on DRY_RUN; then
     printf 'CUDA_VISIBLE_DEVICES=%s' "$number"
     printf ' %q' "${command[@]}"
     echo
@@ -37,7 +46,7 @@ start() {
 while true; do
   children=()
   for ((number = 0; number < count; number++)); do start "$number" "$@"; done
-  if [ -n "${DRY_RUN:-}" ]; then exit 0; fi
+  if on DRY_RUN; then exit 0; fi
   # A signal that came before all of them were there to be told.
   if [ "$stopped" -eq 1 ]; then tell TERM; fi
   code=0

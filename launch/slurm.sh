@@ -22,9 +22,14 @@
 # on a file system that all nodes share. PYTHON chooses the interpreter; DRY_RUN=1 prints the
 # commands instead.
 set -u
+# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+on() {
+  case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
+}
 run() {
-  if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q ' "$@"
+  if on DRY_RUN; then
+    printf '%q' "$1"
+    printf ' %q' "${@:2}"
     echo
   else
     "$@"
@@ -35,7 +40,7 @@ run() {
 trap : TERM
 run srun --kill-on-bad-exit=1 "${PYTHON:-python3}" -m can_jax.main "$@"
 code=$?
-if [ "$code" -eq 75 ] || [ -n "${DRY_RUN:-}" ]; then
+if [ "$code" -eq 75 ] || on DRY_RUN; then
   echo "preempted: back in the queue" >&2
   run scontrol requeue "${SLURM_JOB_ID:-JOB}"
 fi

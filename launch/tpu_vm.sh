@@ -11,6 +11,10 @@
 # may be too old, so uv brings one. The run directory is in a bucket: the hosts share no disk.
 # DRY_RUN=1 prints the commands instead.
 set -u
+# Whether a variable such as DRY_RUN is set, and not to 0, false or no.
+on() {
+  case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
+}
 : "${NAME:?set NAME, of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
 : "${TYPE:?set TYPE, such as v5litepod-256}" "${VERSION:?set VERSION, such as v2-alpha-tpuv5-lite}"
 cd "$(dirname "$0")/.." || exit 1
@@ -21,8 +25,9 @@ fi
 where=(--zone="$ZONE")
 if [ -n "${PROJECT:-}" ]; then where+=(--project="$PROJECT"); fi
 run() {
-  if [ -n "${DRY_RUN:-}" ]; then
-    printf '%q ' "$@"
+  if on DRY_RUN; then
+    printf '%q' "$1"
+    printf ' %q' "${@:2}"
     echo
   else
     "$@"
@@ -36,7 +41,7 @@ state() {
 
 create() {
   local options=(--accelerator-type="$TYPE" --version="$VERSION")
-  if [ -n "${SPOT:-}" ]; then options+=(--spot); fi
+  if on SPOT; then options+=(--spot); fi
   until tpu create "$NAME" "${options[@]}"; do
     echo "no such slice at the moment; trying again in five minutes" >&2
     sleep 300
@@ -53,7 +58,7 @@ python3 -m pip install --quiet --user uv && python3 -m uv venv --quiet --clear -
 python3 -m uv pip install --quiet --python .venv --constraint constraints/py312.txt \
 --editable '.[tpu]'"
   local code=$?
-  if [ -z "${DRY_RUN:-}" ]; then rm -f "$archive"; fi
+  if ! on DRY_RUN; then rm -f "$archive"; fi
   return $code
 }
 
@@ -65,10 +70,10 @@ train() {
 }
 
 while true; do
-  if [ -z "${DRY_RUN:-}" ] && [ "$(state)" = READY ]; then echo "$NAME is there" >&2; else create; fi
+  if ! on DRY_RUN && [ "$(state)" = READY ]; then echo "$NAME is there" >&2; else create; fi
   setup && train "$@"
   code=$?
-  if [ -n "${DRY_RUN:-}" ]; then break; fi
+  if on DRY_RUN; then break; fi
   now=$(state)
   if [ "$now" = READY ] && [ "$code" -ne 75 ]; then break; fi
   if [ "$now" != READY ]; then
@@ -76,5 +81,5 @@ while true; do
     tpu delete "$NAME" --quiet
   fi
 done
-if [ -z "${KEEP:-}" ]; then tpu delete "$NAME" --quiet; fi
+if ! on KEEP; then tpu delete "$NAME" --quiet; fi
 exit "$code"

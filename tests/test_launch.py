@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -86,6 +87,23 @@ def test_dry_run_starts_nothing(tmp_path, stand_in, script, variables):
     assert process.returncode == 0
     assert "--workdir=a" in printed.replace("\\", "") and not (tmp_path / "calls").exists()
     assert archive.exists()
+
+
+@pytest.mark.parametrize("value", ["0", "false", "no", ""])
+def test_dry_run_that_is_off_starts_the_run(tmp_path, stand_in, value):
+    stand_in("python")
+    assert start(tmp_path, "local.sh", *RUN, DRY_RUN=value).wait(30) == 0
+    assert calls(tmp_path) == [f"python -m can_jax.main {' '.join(RUN)}"]
+
+
+@pytest.mark.parametrize("count", ["two", "0", "-1", "1.5", "--config=x"])
+def test_number_of_processes_that_is_none_is_one_line(count):
+    done = subprocess.run(
+        [LAUNCH / "processes.sh", count, *RUN], env=os.environ | {"DRY_RUN": "1"}, text=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: COUNT='{count}' is not a number of processes; usage:")
 
 
 def test_command_on_this_machine_as_it_is():
@@ -175,7 +193,8 @@ def test_slurm_script_says_what_it_needs():
     text = (LAUNCH / "slurm.sh").read_text()
     options = [line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")]
     assert {"--requeue", "--signal=TERM@300", "--open-mode=append"} <= set(options)
-    assert shlex.split(dry_run("slurm.sh", *RUN).splitlines()[0])[-3:] == RUN
+    printed = dry_run("slurm.sh", *RUN).splitlines()
+    assert shlex.split(printed[0])[-3:] == RUN and all(line == line.rstrip() for line in printed)
 
 
 # Cloud TPU
@@ -184,6 +203,9 @@ def test_slurm_script_says_what_it_needs():
 def test_tpu_commands_as_they_are():
     lines = [shlex.split(line) for line in dry_run("tpu_vm.sh", *RUN, **TPU, SPOT="1").splitlines()]
     create, archive, copy, install, train, delete = lines
+    assert not re.search(r" $", dry_run("tpu_vm.sh", *RUN, **TPU), re.M)
+    off = dry_run("tpu_vm.sh", *RUN, **TPU, SPOT="0", KEEP="1").splitlines()
+    assert "--spot" not in off[0] and len(off) == len(lines) - 1
     tpu_vm = ["gcloud", "compute", "tpus", "tpu-vm"]
     assert create == [
         *tpu_vm, "create", "can", "--accelerator-type=v5litepod-256", "--version=v2-tpuv5-lite",
