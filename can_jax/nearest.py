@@ -3,43 +3,36 @@
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-# Other names of options, as timm, MAE, PyTorch Lightning and users call them: the ends of ours,
-# the best one first.
-OTHER_NAMES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("lr", "blr", "base_lr", "learningrate"), ("learning_rate", "learning_rates")),
-    **dict.fromkeys(("wd", "decay"), ("weight_decay", "weight_decays")),
-    **dict.fromkeys(("bs", "bsz", "batch", "batch_size_per_gpu"), ("batch_size",)),
-    **dict.fromkeys(("epoch", "epochs", "num_epochs", "max_epochs"), ("total_epochs", "epochs")),
-    **dict.fromkeys(
-        ("step", "steps", "num_steps", "max_steps", "iters", "iterations"), ("total_steps",)
-    ),
-    **dict.fromkeys(("ema", "model_ema", "model_ema_decay"), ("ema_decay",)),
-    **dict.fromkeys(("tau", "temp", "temperature"), ("contrastive.temperature", "temperature")),
-    **dict.fromkeys(("clip", "clip_grad", "grad_clip", "max_grad_norm"), ("clip_norm",)),
-    **dict.fromkeys(("accum", "accum_iter", "grad_accum", "accumulation_steps"), ("microbatches",)),
-    **dict.fromkeys(("img_size", "input_size", "resolution", "crop_size"), ("image_size",)),
-    **dict.fromkeys(("precision", "amp", "fp16", "bf16", "fp32", "half"), ("model.dtype",)),
-    **dict.fromkeys(("arch", "architecture", "backbone", "model"), ("model.size",)),
-    **dict.fromkeys(("patch",), ("patch_size",)),
-    **dict.fromkeys(("dim", "embed_dim", "hidden_size", "hidden_dim"), ("model.width",)),
-    **dict.fromkeys(("layers", "num_layers", "blocks"), ("model.depth",)),
-    **dict.fromkeys(("num_heads",), ("model.heads",)),
-    **dict.fromkeys(("dataset", "data_set"), ("data.source",)),
-    **dict.fromkeys(("data", "data_path", "data_dir", "root", "dataset_path"), ("data.path",)),
-    **dict.fromkeys(("workers", "num_workers", "num_threads"), ("data.threads",)),
-    **dict.fromkeys(("optim", "opt"), ("classify.optimizer", "optimizer.learning_rate")),
-    **dict.fromkeys(
-        ("output", "output_dir", "out", "outdir", "log_dir", "logdir", "save_dir"), ("workdir",)
-    ),
-    **dict.fromkeys(
-        ("checkpoint", "ckpt", "weights", "pretrained", "finetune"),
-        ("checkpoint", "init_from"),
-    ),
-    **dict.fromkeys(("sigma", "noise_std"), ("sigma_max",)),
-    **dict.fromkeys(("drop_path_rate",), ("drop_path",)),
-    **dict.fromkeys(("smoothing",), ("label_smoothing",)),
-    **dict.fromkeys(("recipe", "cfg"), ("config",)),
+# Ends of options, the best one first, and what timm, MAE, PyTorch Lightning and users call them.
+CALLED: dict[tuple[str, ...], str] = {
+    ("learning_rate", "learning_rates"): "lr blr base_lr learningrate",
+    ("weight_decay", "weight_decays"): "wd decay",
+    ("batch_size",): "bs bsz batch batch_size_per_gpu",
+    ("total_epochs", "epochs"): "epoch epochs num_epochs max_epochs",
+    ("total_steps",): "step steps num_steps max_steps iters iterations",
+    ("ema_decay",): "ema model_ema model_ema_decay",
+    ("contrastive.temperature", "temperature"): "tau temp temperature",
+    ("clip_norm",): "clip clip_grad grad_clip max_grad_norm",
+    ("microbatches",): "accum accum_iter grad_accum accumulation_steps",
+    ("image_size",): "img_size input_size resolution crop_size",
+    ("model.dtype",): "precision amp fp16 bf16 fp32 half",
+    ("model.size",): "arch architecture backbone model",
+    ("patch_size",): "patch",
+    ("model.width",): "dim embed_dim hidden_size hidden_dim",
+    ("model.depth",): "layers num_layers blocks",
+    ("model.heads",): "num_heads",
+    ("data.source",): "dataset data_set",
+    ("data.path",): "data data_path data_dir root dataset_path",
+    ("data.threads",): "workers num_workers num_threads",
+    ("classify.optimizer", "optimizer.learning_rate"): "optim opt",
+    ("workdir",): "output output_dir out outdir log_dir logdir save_dir",
+    ("checkpoint", "init_from"): "checkpoint ckpt weights pretrained finetune",
+    ("sigma_max",): "sigma noise_std",
+    ("drop_path",): "drop_path_rate",
+    ("label_smoothing",): "smoothing",
+    ("config",): "recipe cfg",
 }
+OTHER_NAMES = {name: ends for ends, names in CALLED.items() for name in names.split()}
 LIKE = 0.7  # similarity, of 1, from which a name is taken for a mistyped one
 
 
