@@ -129,7 +129,6 @@ def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
         key = next(key for key in WARMUP if value_of(config, key) is not None)
         raise UserError(
             f"config.{key}={value_of(config, key)} is a warm-up of {exact:,.0f} steps, not shorter "
-            f"than the run of {total:,}: shorten it, or state it as a share of the run with "
-            f"config.{key}=None and config.{WARMUP[-1]}=0.05"
+            f"than the run of {total:,}: shorten it, or set config.{WARMUP[-1]} instead"
         )
     return min(round(exact), total - 1)

@@ -8,12 +8,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.config import resolve, to_json
+from can_jax.config import resolve, to_json, with_stored
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import shares
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_stream
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 from can_jax.forward import heads
 from can_jax.initial import initial_weights
 from can_jax.observe import console
@@ -41,7 +41,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
         UserError: something a person can mend; found before anything is compiled.
         Preempted: SIGTERM came; the state is saved.
     """
-    config = resolve(config)
+    config = continued(resolve(config), workdir)
     import_ahead()
     demand_same("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
@@ -104,6 +104,26 @@ class Pretraining:
         return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
 
 
+def continued(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with which a run directory is continued.
+
+    Settings newer than the run keep what they stood for when it began.
+
+    Raises:
+        UserError: The stored configuration cannot be read.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return config
+    try:
+        config, kept = with_stored(config, path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    for line in kept:
+        logging.warning("%s, as when this run began", line)
+    return config
+
+
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """The batch divides over the devices."""
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
@@ -132,24 +152,24 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log that a batch holds images more than once, whose copies are negatives of each other."""
+    """Log that a batch is larger than the data set, or a part of it, so that it holds copies."""
     contrastive = config.objective.contrastive
-    if not contrastive.weight or contrastive.supervised:
-        return
-    images = config.batch_size
+    compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
     if config.accumulation.negatives == "microbatch":
-        images //= config.accumulation.microbatches
+        compared //= config.accumulation.microbatches
     parts = [("the data", source.examples, 1.0)]
     if isinstance(source, MixtureSource):
         sized = zip(source.sizes, shares(source.weights), strict=True)
         parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
     for name, examples, share in parts:
-        drawn = images * share
+        drawn = config.batch_size * share
         if drawn > examples:
+            negatives = ", and the contrastive loss takes copies of an image for negatives"
             logging.warning(
-                "%s has %d images, and each step compares %d of them: the contrastive loss takes "
-                "copies of an image for negatives; use a config.batch_size of at most %d",
-                name, examples, round(drawn), config.batch_size * examples / drawn,
+                "%s has %d images, fewer than the %d that each step draws of it: a batch holds "
+                "images more than once%s; use a config.batch_size of at most %d",
+                name, examples, round(drawn), negatives if compared * share > examples else "",
+                config.batch_size * examples / drawn,
             )  # fmt: skip
 
 

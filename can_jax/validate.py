@@ -69,7 +69,7 @@ def check_data(config: ConfigDict) -> None:
         check_source(part)
 
 
-def check_part(name: str, key: str, value: Any) -> None:
+def check_part(name: str, key: Any, value: Any) -> None:
     """Check one key of a part of a mixture."""
     if key == "weight":
         refuse(name, value, PART_WEIGHT)

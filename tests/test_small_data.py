@@ -23,8 +23,11 @@ def test_batches_that_hold_an_image_twice_are_told_before_the_first_step(caplog)
     (line,) = told_of_repeats(caplog, mixed)
     assert "part 0 of the mixture has 5 images" in line and "batch_size of at most 6" in line
     assert not told_of_repeats(caplog, many)
-    # Where no copy is a negative there is nothing to tell.
-    assert not told_of_repeats(caplog, few, objective__contrastive__weight=0.0)
-    assert not told_of_repeats(caplog, few, objective__contrastive__supervised=True)
+    assert "takes copies of an image for negatives" in line
     parts = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
-    assert not told_of_repeats(caplog, few, **parts)
+    for changes in (
+        {"objective__contrastive__weight": 0.0}, {"objective__contrastive__supervised": True}, parts
+    ):  # fmt: skip
+        (line,) = told_of_repeats(caplog, few, **changes)
+        assert "5 images, fewer than the 8 that each step draws" in line
+        assert "negatives" not in line  # no copy is one

@@ -140,7 +140,7 @@ def test_probe_never_scores_images_against_themselves(tmp_path, caplog):
     for changes in ({}, {"probe__split": "train"}):
         assert probe(data, probe__held_out=0.5, **changes).on_pixels() < 70
     assert "45 examples of the split 'train' are held out" in caplog.text
-    with pytest.raises(UserError, match="config.probe.held_out=1.0: a share"):
+    with pytest.raises(UserError, match="config.probe.held_out=1.0: give a number above 0"):
         probe(data, probe__held_out=1.0)
     folder(tmp_path, {"val": ("x",)})
     with pytest.raises(UserError, match="probe: .*'x' .*config.probe.every_steps=0"):

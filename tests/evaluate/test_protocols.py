@@ -311,12 +311,12 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
     [
         (["--checkpoint=/no/such/run"], "--checkpoint=/no/such/run does not exist"),
         (["--checkpoint=configs"], "config.json is missing"),
-        (["--config.protocol=kmm"], "choose one of knn, linear"),
-        (["--config.features=cls"], "choose one of patches"),
+        (["--config.protocol=kmm"], "config.protocol='kmm': give one of knn, linear"),
+        (["--config.features=cls"], "give one of patches"),
         (["--config.data.path=/no/such/data"], "/no/such/data"),
         (["--config.data.channels=1"], "data.channels=1: the encoder sees 3"),
         (["--config.held_out=1.5"], "held_out=1.5"),
-        (["--config.knn.k=(0,)"], "knn.k: 0 is not above 0"),
+        (["--config.knn.k=(0,)"], "config.knn.k=(0,): give a tuple of whole numbers at least 1"),
     ],
 )
 def test_mistake_is_one_line(places, tmp_path, options, message):
