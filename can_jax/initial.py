@@ -151,10 +151,13 @@ def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
             raise wrong[0]
         refuse_unused(arrays, used)
         _compare_encoder(weights, parameters, notes)
-        if "mean" in stated:
-            notes.append(
-                f"they were trained on images of mean {stated['mean']}, std {stated['std']}"
-            )
+        normalization = {name: stated[name] for name in ("mean", "std") if name in stated}
+        unknown = [weights.keys[name] for name, value in normalization.items() if value is None]
+        told = ", ".join(f"{name} {value}" for name, value in normalization.items())
+        if unknown:
+            notes.append(unknown[0])
+        elif told:
+            notes.append(f"they were trained on images of {told}")
     return found | rest, notes
 
 

@@ -128,6 +128,15 @@ def test_folder_of_hugging_face_is_taken_and_its_normalization_told(ours, tmp_pa
             np.testing.assert_array_equal(found[name], array, err_msg=name)
     text = "\n".join(lines)
     assert "layer_norm_eps is 1e-12" in text and "trained on images of mean [0.5, 0.5, 0.5]" in text
+    for name, content, told in (
+        ("preprocessor_config", processor | {"do_rescale": False}, "has do_rescale=false"),
+        ("preprocessor_config", {"image_mean": 0.5}, "preprocessor_config.json has no image_std"),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        assert told in initial_weights(str(tmp_path), *ours)[1][-1]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 6}))
+    with pytest.raises(UserError, match="intermediate_size=6, but the arrays have 96"):
+        initial_weights(str(tmp_path), *ours)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 6}))
     with pytest.raises(UserError, match="the weights are of 6 heads, config.model has 3"):
         initial_weights(str(tmp_path), *ours)
