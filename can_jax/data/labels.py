@@ -195,8 +195,7 @@ def known_labels(source: Source) -> Labels | None:
     """
     if source.labels is not None or not isinstance(source, IndexedSource):
         return source.labels
-    labels = source.table.label
-    some = np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
+    labels, some = source.table.label, _sample(source)
     if not (labels[some] >= 0).any():
         return None
     return labels if np.array_equal(source.read(some)[1], labels[some]) else None
@@ -206,9 +205,13 @@ def has_labels(source: Source) -> bool:
     """Return whether a source has a label, as far as is known or some records tell."""
     known = known_labels(source)
     if known is None:
-        some = np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
-        known = source.read(some)[1]
+        known = source.read(_sample(source))[1]
     return bool((known >= 0).any())
+
+
+def _sample(source: Source) -> Numbers:
+    """Return numbers of examples that are read to learn about all."""
+    return np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
 
 
 def without_known_class(source: Source, names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
+from can_jax.data.chosen import ALL, Chosen, choose, choose_and_hold_out, classes_of
 from can_jax.data.evaluation import spread
 from can_jax.data.labels import (
     Classes,
@@ -18,17 +19,12 @@ from can_jax.data.labels import (
     Numbers,
     distinct,
     has_labels,
-    known_labels,
-    labels_of,
-    names_of,
     without_known_class,
 )
-from can_jax.data.overlap import copies, hold_out, same_examples
+from can_jax.data.overlap import copies, same_examples
 from can_jax.data.source import ArraySource, Source, available_splits, open_source
 from can_jax.data.splits import SPELLINGS, standard
-from can_jax.errors import UserError
 
-ALL = 2**62
 TEST_SPLITS = ("test", "val")  # where a person chose none; in any spelling
 
 
@@ -109,62 +105,84 @@ def open_pair(
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)
-    known = known_labels(source)
-    if tuple(splits) == (data.split,):
-        name: str = data.split
-        other: Source | None = source
-    else:
+    name: str = data.split
+    other: Source | None = source
+    if tuple(splits) != (data.split,):
         name, other = open_test(data, splits, notes=notes, names=source.label_names)
     same = other is not None and (name == data.split or same_examples(source, other))
     if same and not chosen:
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
     held = other is None or (same and not chosen)
     if other is None or held:
-        other, other_known, name = source, None, f"{data.split} (held out)"
-        examples, labels, test_examples, test_labels = _held_out(
-            source, known, data.split, counts, share, seed, notes
-        )
+        learned, tested = choose_and_hold_out(source, data.split, counts, share, seed, notes)
     else:
-        other_known = known_labels(other)
-        examples, labels = choose(source, known, data.split, counts[0])
-        test_examples, test_labels = choose(other, other_known, name, counts[1])
-    train_called, test_called = f"the split {data.split!r}", f"the split {name!r}"
-    classes, complete = classes_of(source, known, labels, counts[0], train_called)
-    there = distinct(test_labels if other_known is None else other_known)
-    if not complete:  # other classes may be among the records that were not looked at
-        classes = Classes(np.union1d(classes.numbers, there))
-    numbering = classes.match(there, other.label_names, test_called, train_called)
-    if complete and not held and (absent := classes.absent(numbering(there))):
-        notes.append(f"{test_called} has no image of {absent}")
-    if alike := classes.alike():
-        notes.append(f"{train_called} has two classes that differ in spelling only: {alike}")
-    if absent := classes.absent(classes.numbering(distinct(labels))):
-        notes.append(f"no training example is chosen of {absent}")
-    if bool(source.label_names) != bool(other.label_names):
-        nameless = test_called if source.label_names else train_called
-        notes.append(f"{nameless} has no label_names, so classes are matched by number")
-    if same and not held:
-        notes.append(
-            f"{train_called} and {test_called} are the same examples: accuracies say nothing"
-        )
-    else:
-        found, compared = copies(source, examples, other, test_examples)
-        if found:
-            where = "among the other examples" if held else f"in {train_called}"
-            notes.append(
-                f"{found} of {compared} examples of {test_called} that were compared are also "
-                f"{where}, byte for byte: accuracies say less than they seem to"
-            )
+        learned, tested = choose(source, data.split, counts[0]), choose(other, name, counts[1])
+    classes, numbering = _match(learned, tested, counts[0], held, notes)
+    _compare_images(learned, tested, same, held, notes)
     if len(classes) == 1:
         notes.append(
-            f"{train_called} has a single class, {classes.called[0]!r}: accuracies say nothing; "
+            f"{learned.called} has a single class, {classes.called[0]!r}: accuracies say nothing; "
             "config.data.path should be the folder that contains the class folders or the splits"
         )
     parts = (
-        Part(data.split, data, source, examples, labels, classes.numbering, classes),
-        Part(name, data, other, test_examples, test_labels, numbering, classes),
+        _part(learned, data, classes.numbering, classes),
+        _part(tested, data, numbering, classes),
     )
     return Pair(*parts, classes, tuple(notes))
+
+
+def _match(
+    learned: Chosen, tested: Chosen, count: int | None, held: bool, notes: list[str]
+) -> tuple[Classes, Numbering]:
+    """Return the classes of training examples, and the translation of the test examples' labels.
+
+    Args:
+        learned, tested: The training and the test examples.
+        count: Training examples that were asked for; None for all.
+        held: The test examples are held out of the training examples.
+        notes: Get what a person has to know of the classes.
+    """
+    classes, complete = classes_of(learned, count)
+    there = tested.distinct_labels
+    if not complete:  # other classes may be among the records that were not looked at
+        classes = Classes(np.union1d(classes.numbers, there))
+    names, other_names = learned.source.label_names, tested.source.label_names
+    numbering = classes.match(there, other_names, tested.called, learned.called)
+    if complete and not held and (absent := classes.absent(numbering(there))):
+        notes.append(f"{tested.called} has no image of {absent}")
+    if alike := classes.alike():
+        notes.append(f"{learned.called} has two classes that differ in spelling only: {alike}")
+    if absent := classes.absent(classes.numbering(distinct(learned.labels))):
+        notes.append(f"no training example is chosen of {absent}")
+    if bool(names) != bool(other_names):
+        nameless = tested.called if names else learned.called
+        notes.append(f"{nameless} has no label_names, so classes are matched by number")
+    return classes, numbering
+
+
+def _compare_images(
+    learned: Chosen, tested: Chosen, same: bool, held: bool, notes: list[str]
+) -> None:
+    """Note which test images are training images, too.
+
+    Args:
+        learned, tested: The training and the test examples.
+        same: Both are of the same files.
+        held: The test examples are held out of the training examples.
+        notes: Get a sentence on it.
+    """
+    if same and not held:
+        notes.append(
+            f"{learned.called} and {tested.called} are the same examples: accuracies say nothing"
+        )
+        return
+    found, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
+    if found:
+        where = "among the other examples" if held else f"in {learned.called}"
+        notes.append(
+            f"{found} of {compared} examples of {tested.called} that were compared are also "
+            f"{where}, byte for byte: accuracies say less than they seem to"
+        )
 
 
 def open_test(
@@ -224,12 +242,10 @@ def open_part(
     Raises:
         UserError: it has no labels or has unknown classes.
     """
-    known = known_labels(source)
-    examples, labels = choose(source, known, split, count)
-    there = distinct(labels if known is None else known)
+    chosen = choose(source, split, count)
+    there = chosen.distinct_labels
     numbering = classes.match(there, source.label_names, called, "the classifier's training data")
-    part = Part(split, data, source, examples, labels, numbering, classes)
-    return part, classes.absent(numbering(there))
+    return _part(chosen, data, numbering, classes), classes.absent(numbering(there))
 
 
 def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool = True) -> Part:
@@ -245,84 +261,13 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
         labels = np.full(len(examples), -1, np.int32)
         nothing = Classes(labels[:0])
         return Part(split, data, source, examples, labels, nothing.numbering, nothing)
-    known = known_labels(source)
-    examples, labels = choose(source, known, split, count)
-    classes, _ = classes_of(source, known, labels, count, f"the split {split!r}")
-    return Part(split, data, source, examples, labels, classes.numbering, classes)
+    chosen = choose(source, split, count)
+    classes, _ = classes_of(chosen, count)
+    return _part(chosen, data, classes.numbering, classes)
 
 
-def choose(
-    source: Source, known: Labels | None, split: str, count: int | None
-) -> tuple[Numbers, Labels]:
-    """Return numbers and labels of labeled examples, evenly spread over the source.
-
-    Args:
-        source: of the examples.
-        known: as `known_labels` of the source.
-        split: what messages call it.
-        count: of examples; None for all.
-
-    Raises:
-        UserError: there is none.
-    """
-    if known is not None:
-        able = np.flatnonzero(known >= 0)
-        examples = able[spread(len(able), count or ALL)]
-    else:
-        examples = spread(source.examples, count or ALL)
-    labels = labels_of(source, examples, known)
-    examples, labels = examples[labels >= 0], labels[labels >= 0]
-    if not len(examples):
-        raise UserError(f"config.data: no labelled image in the split {split!r}")
-    return examples, labels
-
-
-def classes_of(
-    source: Source, known: Labels | None, labels: Labels, count: int | None, split: str
-) -> tuple[Classes, bool]:
-    """Return the classes of a training source, and whether they are known to be all of them.
-
-    Args:
-        source: of the training examples.
-        known: as `known_labels` of the source.
-        labels: of the chosen examples.
-        count: how many were asked for; None for all.
-        split: what messages call the source.
-
-    Raises:
-        UserError: a label is beyond the names.
-    """
-    complete = True
-    if known is not None:
-        numbers = distinct(known)
-    elif count is None:
-        numbers = distinct(labels)
-    else:  # a few of many records: the names are all that is known of the others
-        numbers = distinct(labels)
-        names_of(numbers if source.label_names else numbers[:0], source.label_names, split)
-        if source.label_names:
-            numbers = np.arange(len(source.label_names))
-        complete = bool(source.label_names)
-    names = names_of(numbers, source.label_names, split) if source.label_names else []
-    return Classes(numbers, tuple(names)), complete
-
-
-def _held_out(
-    source: Source,
-    known: Labels | None,
-    split: str,
-    counts: tuple[int | None, int | None],
-    share: float,
-    seed: int,
-    notes: list[str],
-) -> tuple[Numbers, Labels, Numbers, Labels]:
-    """Return numbers and labels of training examples, and of those that are held out of them."""
-    able = source.examples if known is None else int((known >= 0).sum())
-    count = min(counts[1] or ALL, max(1, round(share * able)))
-    examples, labels = choose(source, known, split, counts[0] and counts[0] + count)
-    try:
-        kept, out = hold_out(labels, count, seed)
-    except UserError as error:
-        raise UserError(f"the split {split!r}: {error}; {'; '.join(notes)}") from error
-    notes.append(f"{len(out)} examples of the split {split!r} are held out to test on")
-    return examples[kept], labels[kept], examples[out], labels[out]
+def _part(chosen: Chosen, data: ConfigDict, numbering: Numbering, classes: Classes) -> Part:
+    """Return chosen examples with the classes that they are labeled by."""
+    return Part(
+        chosen.name, data, chosen.source, chosen.examples, chosen.labels, numbering, classes
+    )
