@@ -202,6 +202,10 @@ OPTIMIZER: Table = {
     "beta1": Key(0.9, Number(0, 0.99999), "Decay of the first moment."),
     "beta2": Key(0.95, Number(0, 0.99999), "Decay of the second moment."),
     "epsilon": Key(1e-8, Number(1e-16, 1), "Added to the root of the second moment."),
+    "clip_norm": Key(
+        None, POSITIVE,
+        "Gradients of a larger global norm are scaled down to it; never by default.",
+    ),
     "moment_dtype": Key(
         "float32", Choice(("float32", "bfloat16")), "The type of the first moment."
     ),

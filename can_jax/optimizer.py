@@ -32,7 +32,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """AdamW without its learning rate, which the step applies, so that what is logged is what was
     used and a skipped step does not shift the schedule. Frozen parameters have no moments."""
     settings = config.optimizer
-    adam = optax.chain(
+    update = optax.chain(
         optax.scale_by_adam(
             settings.beta1, settings.beta2, settings.epsilon, mu_dtype=settings.moment_dtype
         ),
@@ -44,12 +44,35 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             factors = by_pattern(updates, dict(scales), 1.0)
             return jax.tree.map(lambda update, factor: factor * update, updates, factors)
 
-        adam = optax.chain(adam, optax.stateless(scaled))
+        update = optax.chain(update, optax.stateless(scaled))
+    if settings.clip_norm is not None:
+        update = clipped(update, settings.clip_norm)
     if not settings.freeze:
-        return adam
-    kinds = {"trained": adam, "frozen": optax.set_to_zero()}
+        return update
+    kinds = {"trained": update, "frozen": optax.set_to_zero()}
     frozen = dict.fromkeys(settings.freeze, "frozen")
     return optax.partition(kinds, lambda parameters: by_pattern(parameters, frozen, "trained"))
+
+
+def clipped(
+    transformation: optax.GradientTransformation, norm: float
+) -> optax.GradientTransformation:
+    """Return a transformation whose gradients are first scaled down to a global norm.
+
+    Its state is that of the transformation given, so that a run may change the limit when it
+    resumes.
+
+    Args:
+        transformation: Of the gradients.
+        norm: The largest global norm that is left as it is; above 0.
+    """
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Any]:
+        gradients, _ = clip.update(gradients, clip.init(parameters))
+        return transformation.update(gradients, state, parameters)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:

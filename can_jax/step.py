@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
@@ -33,7 +33,7 @@ class TrainState:
         parameters: every trained array, as a nested dict.
         batch_stats: BatchNorm's running statistics.
         optimizer: the optimizer's state.
-        skipped: how many updates were left out since their loss or gradient was not finite.
+        skipped: how many updates were left out because something in them was not finite.
 
     The leaves are arrays, or what stands for them: shapes, or shardings.
     """
@@ -47,7 +47,16 @@ class TrainState:
     def updated(
         self, finite: Array, parameters: Tree, batch_stats: Tree, optimizer: Tree
     ) -> "TrainState":
-        """The state after a step; what was not finite is left out and counted."""
+        """Return the state after a step.
+
+        An update is left out, and counted, unless it and all that it leads to is finite: a finite
+        gradient can still end in parameters or moments from which no later step recovers.
+
+        Args:
+            finite: Whether the loss and the gradient are.
+            parameters, batch_stats, optimizer: As the update makes them.
+        """
+        finite &= all_finite((parameters, batch_stats, optimizer))
         return TrainState(
             step=self.step + 1,
             parameters=select(finite, parameters, self.parameters),
@@ -60,6 +69,11 @@ class TrainState:
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
     """``new`` where the condition holds, else ``old``, for every leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def all_finite(tree: Tree) -> Bool[Array, ""]:
+    """Return whether every number of every array is finite."""
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 @runtime_checkable
@@ -94,7 +108,7 @@ class Step:
         return nnx.merge(self.network, state.parameters, state.batch_stats, copy=True)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One step. An update whose loss or gradient is not finite is skipped and counted."""
+        """Take one step. An update that is not finite is left out and counted."""
         found = gradients(
             self.config, self.network, state.parameters, state.batch_stats, batch, state.step
         )

@@ -87,6 +87,32 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert any("decoder/predict/kernel" in name for name in names)
 
 
+@pytest.mark.parametrize("frozen", [(), ("^encoder/",)])
+def test_gradients_are_clipped_by_the_norm_of_what_is_trained(frozen):
+    changes = {"optimizer__epsilon": 1.0, "optimizer__freeze": frozen}
+
+    def sizes(limit):
+        updates = updates_by_path(optimizer__clip_norm=limit, **changes)
+        return {name: u for name, u in updates.items() if u.any() and name.endswith("bias")}
+
+    plain = updates_by_path(**changes)
+    trained = [u for name, u in plain.items() if not (frozen and name.startswith("encoder/"))]
+    norm = sum(update.size for update in trained) ** 0.5  # of gradients that are all 1
+    # Adam's first step on a gradient g is g / (|g| + epsilon); biases do not decay.
+    for limit, size in ((None, 1 / 2), (1.01 * norm, 1 / 2), (norm / 4, 0.25 / 1.25)):
+        assert sizes(limit)
+        for name, update in sizes(limit).items():
+            np.testing.assert_allclose(update, size, rtol=1e-5, err_msg=name)
+
+
+def test_clipping_can_be_set_when_a_run_resumes():
+    step, clipped = (
+        make_step(small_config(optimizer__clip_norm=norm), lambda _: 1.0) for norm in (None, 1.0)
+    )
+    states = [jax.tree.structure(jax.eval_shape(s.fresh)) for s in (step, clipped)]
+    assert states[0] == states[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
