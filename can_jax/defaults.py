@@ -124,6 +124,7 @@ AUGMENT: Table = {
     ),
 }  # fmt: skip
 
+DTYPES = ("bfloat16", "float32", "float64")
 WIDTH = Whole(4, 2**16, multiple=4)  # which 2-D positions need
 DEPTH = Whole(1, 1024)
 HEADS = Whole(1, 2**14)
@@ -149,8 +150,12 @@ MODEL: Table = {
         "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each of its hidden layers."),
     },
     "dtype": Key(
-        "bfloat16", Choice(("bfloat16", "float32", "float64")),
+        "bfloat16", Choice(DTYPES),
         "The type of the computation. Parameters and losses are float32.",
+    ),
+    "residual_dtype": Key(
+        None, Choice(DTYPES),
+        "The type of the sum to which each block adds; that of `dtype` by default.",
     ),
     "scan": Key(True, Switch(), "Whether to compile one block and loop over it."),
     "remat": Key(

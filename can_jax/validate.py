@@ -88,10 +88,11 @@ def check_model(config: ConfigDict) -> None:
     """Check that sizes fit each other."""
     model, (height, width) = config.model, config.data.image_size
     reconstruction = config.objective.reconstruction
-    check(
-        model.dtype != "float64" or jax.config.read("jax_enable_x64"),
-        "model.dtype='float64' needs JAX_ENABLE_X64=1",
-    )
+    for name in ("dtype", "residual_dtype"):
+        check(
+            model[name] != "float64" or jax.config.read("jax_enable_x64"),
+            f"model.{name}='float64' needs JAX_ENABLE_X64=1",
+        )
     check(
         height % model.patch_size == 0 and width % model.patch_size == 0,
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",

@@ -84,11 +84,14 @@ class CAN(nnx.Module):
         scan: bool,
         remat: str,
         dtype: Any,
+        residual_dtype: Any,
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        depth_options = {"scan": scan, "remat": remat, **options}
+        depth_options = {
+            "scan": scan, "remat": remat, "residual_dtype": residual_dtype, **options
+        }  # fmt: skip
         self.encoder = Encoder(pixels, **encoder.arguments, **depth_options)
         # Assigned once each: an attribute that was None cannot hold a module later.
         self.projector = Projector(encoder.width, **projector, **options) if projector else None
@@ -191,6 +194,7 @@ def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
         scan=model.scan,
         remat=model.remat,
         dtype=jnp.dtype(model.dtype),
+        residual_dtype=jnp.dtype(model.residual_dtype or model.dtype),
         param_dtype=jnp.promote_types(model.dtype, jnp.float32),
         rngs=rngs,
     )

@@ -26,6 +26,7 @@ class Decoder(nnx.Module):
         level_tokens: str,
         scan: bool,
         remat: str,
+        residual_dtype: Any,
         **options: Any,
     ):
         self.embed = Linear(encoder_width, width, **options)
@@ -33,8 +34,12 @@ class Decoder(nnx.Module):
         self.mask_token = nnx.Param(
             normal(options["rngs"].params(), (width,), options["param_dtype"])
         )
-        self.blocks = Blocks(depth, width, heads, mlp_width, scan=scan, remat=remat, **options)
-        self.norm = layer_norm(width, **options)
+        self.blocks = Blocks(
+            depth, width, heads, mlp_width,
+            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
+        )  # fmt: skip
+        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
+        self.residual_dtype = residual_dtype
         self.predict = Linear(width, pixels, **options)
         self.level_tokens = level_tokens
 
@@ -57,7 +62,7 @@ class Decoder(nnx.Module):
         """
         if level is not None and self.level_tokens == "visible":
             latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))
-        tokens = self.embed(latent)
+        tokens = self.embed(latent).astype(self.residual_dtype)
         rows, _, width = tokens.shape
         patches = shuffle.shape[1]
         hidden = patches - (tokens.shape[1] - 1)

@@ -188,12 +188,13 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block; its normalizations read and compute in ``residual_dtype``."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, **options: Any):
-        self.attention_norm = layer_norm(width, **options)
+    def __init__(self, width: int, heads: int, mlp_width: int, residual_dtype: Any, **options: Any):
+        wide = options | {"dtype": residual_dtype}
+        self.attention_norm = layer_norm(width, **wide)
         self.attention = Attention(width, heads, **options)
-        self.mlp_norm = layer_norm(width, **options)
+        self.mlp_norm = layer_norm(width, **wide)
         self.mlp = Mlp(width, mlp_width, **options)
 
     def __call__(
@@ -224,13 +225,14 @@ class Blocks(nnx.Module):
         *,
         scan: bool,
         remat: str,
+        residual_dtype: Any,
         rngs: nnx.Rngs,
         **options: Any,
     ):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, mlp_width, rngs=rngs, **options)
+            return Block(width, heads, mlp_width, residual_dtype, rngs=rngs, **options)
 
         self.layers = stack(rngs)
         self.depth = depth
@@ -268,6 +270,7 @@ class Encoder(nnx.Module):
         *,
         scan: bool,
         remat: str,
+        residual_dtype: Any,
         rngs: nnx.Rngs,
         dtype: Any,
         param_dtype: Any,
@@ -276,8 +279,12 @@ class Encoder(nnx.Module):
         self.patch_embed = Linear(pixels, width, **options)
         token = nnx.initializers.normal(0.02)(rngs.params(), (width,), param_dtype)
         self.class_token = nnx.Param(token)
-        self.blocks = Blocks(depth, width, heads, mlp_width, scan=scan, remat=remat, **options)
-        self.norm = layer_norm(width, **options)
+        self.blocks = Blocks(
+            depth, width, heads, mlp_width,
+            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
+        )  # fmt: skip
+        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
+        self.residual_dtype = residual_dtype
 
     def __call__(
         self,
@@ -296,7 +303,7 @@ class Encoder(nnx.Module):
             drop: what the branches of each block are multiplied by, as `drop_path` draws it.
             norm: whether the last LayerNorm is applied.
         """
-        tokens = self.patch_embed(patches)
+        tokens = self.patch_embed(patches).astype(self.residual_dtype)
         rows, _, width = tokens.shape
         tokens = tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)[index]
         class_token = self.class_token[...].astype(tokens.dtype)

@@ -51,19 +51,18 @@ def test_encode_is_the_forward_pass_with_nothing_hidden():
     np.testing.assert_allclose(model.encode(images), outputs.latent, atol=1e-5)
 
 
-def test_level_is_added_to_visible_patch_tokens_only():
+def test_decoder_is_given_the_level_beside_the_latents():
     config = small_config()
     model = build(config, ALL, nnx.Rngs(0))
     patches = jax.random.normal(jax.random.key(0), (2, 8, 48))
     shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
     seen = []
     decoder = model.decoder
-    model.decoder = nnx.data(lambda latent, *_: seen.append(latent))
+    model.decoder = nnx.data(lambda latent, _, __, level: seen.extend((latent, level)))
     outputs = model(patches, shuffle, jnp.full(2, 0.03), grid=(4, 4), train=True)
     model.decoder = decoder
-    np.testing.assert_array_equal(seen[0][:, 0], outputs.latent[:, 0])
-    expected = outputs.latent[:, 1:] + outputs.noise_level[:, None]
-    np.testing.assert_allclose(seen[0][:, 1:], expected, atol=1e-6)
+    np.testing.assert_array_equal(seen[0], outputs.latent)
+    np.testing.assert_array_equal(seen[1], outputs.noise_level)
 
 
 def test_pools():

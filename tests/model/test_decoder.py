@@ -9,7 +9,7 @@ from can_jax.model.decoder import Decoder
 
 def make(**changes):
     options = {"scan": False, "remat": "none", "dtype": jnp.float32, "param_dtype": jnp.float32}
-    options["level_tokens"] = "all"
+    options |= {"level_tokens": "all", "residual_dtype": jnp.float32}
     return Decoder(8, 12, 16, 1, 2, 32, rngs=nnx.Rngs(0), **options | changes)
 
 

@@ -11,6 +11,7 @@ from can_jax.model.vit import REMAT_POLICIES, Blocks, Encoder, attend, gelu, mat
 
 def make_blocks(**options):
     options = {"scan": False, "remat": "none", "dtype": jnp.float32} | options
+    options = {"residual_dtype": options["dtype"]} | options
     return Blocks(3, 8, 2, 16, param_dtype=jnp.float32, rngs=nnx.Rngs(0), **options)
 
 
@@ -83,10 +84,29 @@ def test_attention_is_softmax_of_scaled_products():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_residual_stream_in_float32_is_nearer_to_float32_throughout():
+    x = jax.random.normal(jax.random.key(1), (4, 9, 32))
+    half = jnp.bfloat16
+
+    def output(dtype, residual_dtype):
+        options = {"scan": True, "remat": "none", "param_dtype": jnp.float32}
+        blocks = Blocks(
+            16, 32, 4, 64, dtype=dtype, residual_dtype=residual_dtype, rngs=nnx.Rngs(0), **options
+        )
+        return blocks(x.astype(residual_dtype))
+
+    exact, wide, narrow = (
+        output(*dtypes) for dtypes in ((jnp.float32,) * 2, (half, jnp.float32), (half, half))
+    )
+    assert (wide.dtype, narrow.dtype) == (jnp.float32, half)
+    errors = [float(jnp.linalg.norm(y.astype(jnp.float32) - exact)) for y in (wide, narrow)]
+    assert 0 < errors[0] < 0.8 * errors[1]
+
+
 def test_encoder_sees_places_and_not_the_order_in_which_they_come():
     encoder = Encoder(
         12, 8, 2, 2, 16, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        residual_dtype=jnp.float32, param_dtype=jnp.float32,
     )  # fmt: skip
     patches = jax.random.normal(jax.random.key(0), (1, 4, 12))
     index = jnp.array([[5, 0, 3, 1]])

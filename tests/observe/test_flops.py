@@ -41,7 +41,7 @@ def test_known_costs():
 def test_formula_is_what_the_compiler_counts():
     blocks = Blocks(
         2, 256, 4, 1024, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
-        param_dtype=jnp.float32,
+        residual_dtype=jnp.float32, param_dtype=jnp.float32,
     )  # fmt: skip
     graph, parameters = nnx.split(blocks)
     forward = jax.jit(lambda p, x: nnx.merge(graph, p)(x))
