@@ -148,6 +148,10 @@ MODEL: Table = {
             128, Whole(2, 2**20), "Width of its output. One number has no direction to compare."
         ),
         "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each of its hidden layers."),
+        "final_norm": Key(
+            False, Switch(),
+            "Whether BatchNorm without bias follows its last layer, as in google-research/simclr.",
+        ),
     },
     "dtype": Key(
         "bfloat16", Choice(DTYPES),
@@ -168,6 +172,12 @@ OBJECTIVE: Table = {
         "weight": Key(0.03, WEIGHT, "Weight of the contrastive loss."),
         "temperature": Key(0.1, Number(1e-3, 100), "Divides the similarities."),
         "pool": Key("patches", Choice(POOLS), "The tokens whose mean is projected."),
+        "directions": Key(
+            "mean",
+            Choice(("mean", "sum")),
+            "How the losses that take each view as the query are put together. The sum, as in "
+            "google-research/simclr, is as many times the mean as there are views.",
+        ),
         "supervised": Key(
             False, Switch(), "Whether images of one label are positives of each other."
         ),

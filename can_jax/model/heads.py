@@ -15,22 +15,40 @@ class Projector(nnx.Module):
     """Linear layers with ReLU between them, with or without BatchNorm before each ReLU.
 
     Statistics are those of all rows given, which under a mesh is the global batch. A layer that
-    BatchNorm follows has no bias: the normalisation would remove it.
+    BatchNorm follows has no bias: the normalization would remove it.
+
+    Args:
+        inputs: The width of a row.
+        hidden: The width of all layers but the last.
+        outputs: The width of the last layer.
+        layers: The number of linear layers.
+        batch_norm: Whether BatchNorm follows each layer but the last.
+        final_norm: Whether BatchNorm without bias follows the last layer, as in
+            google-research/simclr.
+        **options: Those of a layer: types and random numbers.
     """
 
     def __init__(
-        self, inputs: int, hidden: int, outputs: int, layers: int, batch_norm: bool, **options: Any
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        layers: int,
+        batch_norm: bool,
+        final_norm: bool,
+        **options: Any,
     ):
         widths = [inputs] + [hidden] * (layers - 1) + [outputs]
-        last = layers - 1
+        normed = [batch_norm] * (layers - 1) + [final_norm]
         self.layers = nnx.List(
-            Linear(widths[i], widths[i + 1], use_bias=not batch_norm or i == last, **options)
+            Linear(widths[i], widths[i + 1], use_bias=not normed[i], **options)
             for i in range(layers)
         )
+        options |= {"momentum": 0.9, "use_fast_variance": False}
         self.norms = nnx.List(
-            nnx.BatchNorm(hidden, momentum=0.9, use_fast_variance=False, **options)
-            for _ in range(last if batch_norm else 0)
+            nnx.BatchNorm(hidden, **options) for _ in range(layers - 1 if batch_norm else 0)
         )
+        self.final_norm = nnx.BatchNorm(outputs, use_bias=False, **options) if final_norm else None
 
     def __call__(
         self, x: Float[Array, "rows width"], *, train: bool
@@ -42,7 +60,7 @@ class Projector(nnx.Module):
                 x = self.norms[i](x, use_running_average=not train)
             if i < len(self.layers) - 1:
                 x = jax.nn.relu(x)
-        return x
+        return x if self.final_norm is None else self.final_norm(x, use_running_average=not train)
 
 
 class NoiseLevel(nnx.Module):

@@ -40,9 +40,15 @@ class Seen(NamedTuple):
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Vectors of length 1 along the last axis; a zero vector stays zero, with gradient zero."""
+    """Return vectors of length 1 along the last axis.
+
+    One shorter than 1e-12 becomes zero, and its gradient is zero: that of the division would be
+    beyond 1e12, and spoil the optimizer's second moments for many steps.
+    """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+    long = squares > 1e-24
+    # The inner choice keeps the derivative of the root finite where the outer one drops it.
+    return jnp.where(long, x * jax.lax.rsqrt(jnp.where(long, squares, 1.0)), 0.0)
 
 
 def block_size(rows: int, shards: int) -> int:
@@ -177,7 +183,7 @@ contrast.defvjp(_forward, _backward)
 
 
 def loss(
-    arrays: Arrays, temperature: float, supervised: bool, block: int | None
+    arrays: Arrays, temperature: float, directions: str, supervised: bool, block: int | None
 ) -> tuple[Loss, Metrics]:
     """InfoNCE, or SupCon if ``supervised``; logged beside it how well the views are told apart.
 
@@ -186,6 +192,8 @@ def loss(
     Args:
         arrays: of the step; an image with label -1 is of a class of its own.
         temperature: that divides the similarities.
+        directions: `mean` over all rows, or `sum` over the views of the mean over their images,
+            as in google-research/simclr.
         supervised: whether rows of one label are positives of each other.
         block: keys compared at a time; by default as many as `block_size` says.
     """
@@ -204,12 +212,12 @@ def loss(
         "contrastive/positive_similarity": seen.pair_sum.mean() / (views - 1),
         "contrastive/negative_similarity": seen.other_sum.mean() / (count - views),
     }
-    return value, metrics
+    return value * views if directions == "sum" else value, metrics
 
 
 OBJECTIVE = Objective(
     heads=frozenset({"projection"}),
     loss=loss,
-    settings=("temperature", "supervised", "block"),
+    settings=("temperature", "directions", "supervised", "block"),
     relates_rows=True,
 )

@@ -37,7 +37,8 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
     """
 
     def value(projection: jax.Array) -> jax.Array:
-        return loss(Arrays(projection), temperature=0.1, supervised=False, block=block)[0]
+        arrays = Arrays(projection=projection)
+        return loss(arrays, 0.1, directions="mean", supervised=False, block=block)[0]
 
     place = batch_sharding(mesh)
     projection = jax.ShapeDtypeStruct((images, 2, width), jnp.float32, sharding=place)

@@ -9,9 +9,12 @@ from can_jax.model.heads import NoiseLevel, Projector
 OPTIONS = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
 
-@pytest.mark.parametrize(("layers", "batch_norm"), [(3, True), (2, False), (1, False)])
-def test_projector_in_numpy(layers, batch_norm):
-    projector = Projector(6, 10, 4, layers, batch_norm, rngs=nnx.Rngs(0), **OPTIONS)
+@pytest.mark.parametrize(
+    ("layers", "batch_norm", "final_norm"),
+    [(3, True, False), (2, False, False), (1, False, False), (3, True, True), (1, False, True)],
+)
+def test_projector_in_numpy(layers, batch_norm, final_norm):
+    projector = Projector(6, 10, 4, layers, batch_norm, final_norm, rngs=nnx.Rngs(0), **OPTIONS)
     x = np.random.default_rng(0).normal(size=(16, 6)).astype(np.float32)
     found = projector(jnp.asarray(x), train=True)
     for i, layer in enumerate(projector.layers):
@@ -22,11 +25,13 @@ def test_projector_in_numpy(layers, batch_norm):
             if batch_norm:
                 x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
             x = np.maximum(x, 0)
+    if final_norm:
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
     np.testing.assert_allclose(found, x, atol=1e-4)
 
 
 def test_batch_norm_keeps_running_statistics_for_evaluation():
-    projector = Projector(6, 10, 4, 3, True, rngs=nnx.Rngs(0), **OPTIONS)
+    projector = Projector(6, 10, 4, 3, True, False, rngs=nnx.Rngs(0), **OPTIONS)
     x = 3 + jax.random.normal(jax.random.key(0), (512, 6))
     before = projector(x, train=False)
     for _ in range(60):
@@ -36,8 +41,11 @@ def test_batch_norm_keeps_running_statistics_for_evaluation():
 
 
 def test_layer_before_batch_norm_has_no_bias():
-    projector = Projector(6, 10, 4, 3, True, rngs=nnx.Rngs(0), **OPTIONS)
+    projector = Projector(6, 10, 4, 3, True, False, rngs=nnx.Rngs(0), **OPTIONS)
     assert [layer.bias is not None for layer in projector.layers] == [False, False, True]
+    projector = Projector(6, 10, 4, 3, True, True, rngs=nnx.Rngs(0), **OPTIONS)
+    assert not any(layer.bias is not None for layer in projector.layers)
+    assert projector.final_norm.bias is None and projector.final_norm.scale is not None
 
 
 def test_scaled_level_reaches_the_embedding():

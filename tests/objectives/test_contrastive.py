@@ -26,10 +26,11 @@ def by_view(z):
     return z.transpose(1, 0, 2).reshape(-1, z.shape[-1])
 
 
-def whole(z, temperature, labels=None, block=None):
+def whole(z, temperature, labels=None, block=None, directions="mean"):
     """The loss and its metrics."""
-    arrays = Arrays(z, None, None, None, None, labels)
-    return contrastive.loss(arrays, temperature, supervised=labels is not None, block=block)
+    arrays = Arrays(projection=z, labels=labels)
+    settings = {"directions": directions, "supervised": labels is not None, "block": block}
+    return contrastive.loss(arrays, temperature, **settings)
 
 
 def info_nce(z, temperature, block=None):
@@ -156,9 +157,24 @@ def test_bfloat16_embeddings_give_a_float32_loss():
     assert float(loss) == pytest.approx(float(info_nce(z.astype(jnp.float32), 0.1)), rel=1e-6)
 
 
-def test_zero_embedding_has_a_finite_gradient():
-    gradient = jax.grad(lambda z: info_nce(z, 0.1))(jnp.zeros((3, 2, 4)))
-    assert bool(jnp.isfinite(gradient).all())
+@pytest.mark.parametrize("short", [0.0, 1e-13])
+def test_zero_row_has_no_gradient_and_leaves_that_of_the_others(short):
+    z = jnp.asarray(embeddings(3, 2, 4)).at[1, 0].set(short)
+    gradient = jax.grad(lambda z: info_nce(z, 0.1))(z)
+    assert not gradient[1, 0].any()
+    assert 0.01 < float(jnp.abs(gradient).max()) < 10
+    assert not jax.grad(lambda z: info_nce(z, 0.1))(jnp.full((3, 2, 4), short)).any()
+
+
+def test_sum_of_directions_is_that_of_the_original():
+    """As google-research/simclr: the cross entropies of either view are added."""
+    z = embeddings(4, 2, 8)
+    unit = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    total = 0.0
+    for a, b in ((unit[:, 0], unit[:, 1]), (unit[:, 1], unit[:, 0])):
+        logits = np.concatenate([a @ b.T, a @ a.T - 1e9 * np.eye(4)], axis=1) / 0.1
+        total += np.mean(np.log(np.exp(logits).sum(axis=1)) - np.diag(logits))
+    assert float(whole(jnp.asarray(z), 0.1, directions="sum")[0]) == pytest.approx(total, rel=1e-5)
 
 
 def test_what_is_logged_beside_the_loss():
