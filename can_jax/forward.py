@@ -53,12 +53,11 @@ class Inputs(NamedTuple):
 
 def heads(config: ConfigDict) -> frozenset[str]:
     """The heads that the objectives with a weight read, and no others."""
-    needed: set[str] = set()
-    for objective in objectives.active(config.objective.to_dict()).values():
-        needed |= objective.heads
-    if not (config.noise.sigma_max and config.noise.embed_level):
-        needed.discard("noise_level")
-    return frozenset(needed)
+    reads = objectives.reads(config.objective.to_dict())
+    needed = reads & {"projection", "prediction"}
+    if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
+        needed |= {"noise_level"}
+    return needed
 
 
 def grid_of(config: ConfigDict) -> tuple[int, int]:
@@ -133,24 +132,28 @@ def losses(
         outputs, inputs: of the network.
         settings: of the objectives to compute; by default those of the configuration.
     """
-    visible = outputs.latent.shape[1] - 1
-    projection = outputs.projection
-    if projection is not None:
-        projection = projection.reshape(inputs.labels.shape[0], -1, projection.shape[-1])
+    if settings is None:
+        settings = config.objective.to_dict()
+    images = inputs.labels.shape[0]
+
+    def by_image(rows: Array | None) -> Array | None:
+        return None if rows is None else rows.reshape(images, -1, *rows.shape[1:])
+
     noise = None
     if inputs.noise is not None:
         noise = inputs.noise.scaled if config.noise.target == "scaled" else inputs.noise.unit
     arrays = objectives.Arrays(
-        projection=projection,
+        tokens=by_image(outputs.latent),
+        pooled=by_image(outputs.pooled),
+        projection=by_image(outputs.projection),
         prediction=outputs.prediction,
         clean=inputs.clean,
         noise=noise,
-        hidden=hidden_mask(inputs.shuffle, visible),
-        labels=inputs.labels if config.objective.contrastive.supervised else None,
+        hidden=hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1),
+        labels=inputs.labels,
     )
-    if settings is None:
-        settings = config.objective.to_dict()
-    return objectives.total_loss(arrays, settings)
+    unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
+    return objectives.total_loss(arrays._replace(**unread), settings)
 
 
 def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:

@@ -24,6 +24,7 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.batch import Batch
 from can_jax.forward import Inputs, Metrics, embedding_metrics, forward, losses, prepare
 from can_jax.model import can
+from can_jax.objectives.base import at_least_float32
 from can_jax.parallel.mesh import pin_rows
 
 Tree = Any
@@ -132,23 +133,35 @@ class _Run(NamedTuple):
         return Found(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[Found, Embeddings]:
-        """The gradient of the whole batch, in microbatches; see the head of this file."""
+        """Return the gradient of the whole batch, in microbatches; see the head of this file."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = Batch(*(parted(x, count) for x in batch))
+        settings = self.settings(related=True)
+        reads = objectives.reads(settings)
+
+        def embedded(outputs: can.Forward) -> Array:
+            return outputs.latent if "tokens" in reads else outputs.pooled
+
+        def pooled_of(embeddings: Array) -> Embeddings:
+            rows = embeddings.reshape(-1, *embeddings.shape[2:])
+            pool = self.config.objective.contrastive.pool
+            return can.pool(rows, pool) if "tokens" in reads else rows
 
         def embed(_: None, part: Batch) -> tuple[None, Array]:
             model = self.model(self.parameters, self.batch_stats)
-            outputs = forward(self.config, model, self.inputs(part), train=True, heads=set())
-            return None, outputs.pooled.reshape(-1, views, outputs.pooled.shape[-1])
+            rows = embedded(forward(self.config, model, self.inputs(part), train=True, heads=set()))
+            return None, rows.reshape(-1, views, *rows.shape[1:])
 
         def related(parameters: Tree, embeddings: Array) -> tuple[Array, tuple[Metrics, Tree]]:
             model = self.model(parameters, self.batch_stats)
-            pooled = embeddings.reshape(-1, embeddings.shape[-1])
-            projection = model.project(pooled, train=True)
-            arrays = objectives.Arrays(
-                projection=projection.reshape(*embeddings.shape[:2], -1), labels=batch.label
-            )
-            total, metrics = objectives.total_loss(arrays, self.settings(related=True))
+            pooled = pooled_of(embeddings)
+            fields = {"tokens": embeddings, "labels": batch.label}
+            fields["pooled"] = pooled.reshape(*embeddings.shape[:2], -1)
+            if "projection" in reads:
+                projection = model.project(pooled, train=True)
+                fields["projection"] = projection.reshape(*embeddings.shape[:2], -1)
+            arrays = objectives.Arrays(**{name: fields[name] for name in reads})
+            total, metrics = objectives.total_loss(arrays, settings)
             return total, (metrics, statistics_of(model))
 
         def separable(parameters: Tree, part: Batch, pull: Array) -> tuple[Array, Any]:
@@ -156,7 +169,8 @@ class _Run(NamedTuple):
             heads = can.HEADS - {"projection"}
             outputs = forward(self.config, model, inputs, train=True, heads=heads)
             total, metrics = losses(self.config, outputs, inputs, self.settings(related=False))
-            pulled = jnp.vdot(outputs.pooled, pull.reshape(outputs.pooled.shape))
+            rows = at_least_float32(embedded(outputs))
+            pulled = jnp.vdot(rows, pull.reshape(rows.shape))
             return total / count + pulled, (total, metrics)
 
         def add(total: Tree, part: tuple[Batch, Array]) -> tuple[Tree, Any]:
@@ -169,7 +183,7 @@ class _Run(NamedTuple):
         total, logged = jax.lax.scan(add, total, (parts, parted(pull, count)))
         others, other_metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         metrics |= other_metrics | {"loss/total": loss + others}
-        pooled = embeddings.reshape(-1, embeddings.shape[-1])
+        pooled = pooled_of(embeddings)
         return Found(loss + others, metrics, statistics, total), pooled
 
 

@@ -16,6 +16,7 @@ from can_jax.durations import TOTAL, value_of
 from can_jax.errors import UserError
 from can_jax.model.can import encoder_size
 from can_jax.model.masking import visible_count
+from can_jax.objectives import active
 from can_jax.optimizer import peak_learning_rate
 from can_jax.settings import Number, refuse
 
@@ -129,26 +130,30 @@ def check_objectives(config: ConfigDict) -> None:
         noise.sigma_max or not objective.denoising.weight,
         "noise.sigma_max=0: there is no noise to predict; set objective.denoising.weight=0",
     )
-    if objective.contrastive.weight:
-        views = config.augment.views
-        check(views >= 2, f"augment.views={views}: the contrastive loss compares at least 2")
-        check(config.batch_size >= 2, "batch_size=1: the contrastive loss has no negatives")
 
 
-def check_accumulation(config: ConfigDict) -> None:
-    """Check that microbatches divide the batch."""
+def check_batch(config: ConfigDict) -> None:
+    """Check that microbatches divide the batch, and that objectives can work with it."""
     settings = config.accumulation
     count = settings.microbatches
     check(
         config.batch_size % count == 0,
         f"accumulation.microbatches={count} does not divide batch_size={config.batch_size}",
     )
-    check(
-        settings.negatives == "batch"
-        or config.batch_size // count >= 2
-        or not config.objective.contrastive.weight,
-        "accumulation.negatives='microbatch': a microbatch of one image has no negatives",
-    )
+    views = config.augment.views
+    together = config.batch_size // (count if settings.negatives == "microbatch" else 1)
+    where = "" if together == config.batch_size else f", and a microbatch has {together}"
+    for name, objective in active(config.objective.to_dict()).items():
+        fewest = objective.min_views
+        check(
+            views >= fewest, f"augment.views={views}: objective.{name} compares at least {fewest}"
+        )
+        fewest = objective.min_images
+        check(
+            together >= fewest,
+            f"batch_size={config.batch_size}: objective.{name} compares at least {fewest} images"
+            + where,
+        )
 
 
 def check_augment(config: ConfigDict) -> None:
@@ -198,7 +203,7 @@ CHECKS = (
     check_data,
     check_model,
     check_objectives,
-    check_accumulation,
+    check_batch,
     check_augment,
     check_optimizer,
     check_schedule,

@@ -1,6 +1,7 @@
 """The train step: what it reduces to, what it leaves out, and known defects it must not have."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -13,6 +14,7 @@ from can_jax import objectives
 from can_jax.augment.photometric import Photometric
 from can_jax.data.batch import Batch
 from can_jax.forward import Inputs, forward, grid_of, losses, prepare
+from can_jax.gradients import gradients
 from can_jax.model.can import Forward
 from can_jax.model.masking import unpatchify
 from can_jax.objectives import contrastive
@@ -310,6 +312,76 @@ def test_update_that_is_not_finite_is_skipped_and_counted():
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_update_that_ends_in_what_is_not_finite_is_left_out():
+    """Loss and gradient are finite, the new parameters are not."""
+    config = small_config()
+    step = make_step(config, lambda _: jnp.float32(jnp.inf))
+    state = step.fresh()
+    new, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert np.isfinite(metrics["loss/total"]) and np.isfinite(metrics["grad_norm"])
+    assert (int(new.step), int(new.skipped)) == (1, 1)
+    for a, b in zip(
+        jax.tree.leaves(state.parameters), jax.tree.leaves(new.parameters), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def koleo(arrays):
+    """A loss of pooled embeddings alone: they shall be far from each other."""
+    pooled = arrays.pooled.reshape(-1, arrays.pooled.shape[-1])
+    return jnp.mean(jax.nn.softmax(pooled @ pooled.T) ** 2), {}
+
+
+def tokens_of_a_class(arrays):
+    """A loss of tokens and labels: those of a class shall be alike."""
+    mean = arrays.tokens.mean(axis=(1, 2))
+    same = arrays.labels[:, None] == arrays.labels
+    return jnp.mean(jnp.where(same, jnp.square(mean[:, None] - mean).sum(-1), 0.0)), {}
+
+
+def label_of_the_embedding(arrays):
+    """A mean over images of pooled embeddings and labels."""
+    found = arrays.pooled.sum(axis=-1)
+    return jnp.mean(jnp.square(found - arrays.labels[:, None])), {}
+
+
+OTHERS = {
+    "koleo": objectives.Objective(frozenset({"pooled"}), koleo, relates_rows=True),
+    "alike": objectives.Objective(
+        frozenset({"tokens", "labels"}), tokens_of_a_class, relates_rows=True
+    ),
+    "label": objectives.Objective(frozenset({"pooled", "labels"}), label_of_the_embedding),
+}
+
+
+@pytest.mark.parametrize("chosen", [("koleo", "label"), ("alike", "label", "contrastive")])
+def test_objectives_are_given_the_same_with_and_without_microbatches(monkeypatch, chosen):
+    found = []
+    for count in (1, 4):
+        config = small_config(accumulation__microbatches=count, noise__sigma_max=0.2)
+        for name, objective in OTHERS.items():
+            monkeypatch.setitem(objectives.OBJECTIVES, name, objective)
+        with config.unlocked():
+            weights = {name: 0.1 * (name in chosen) for name in objectives.OBJECTIVES}
+            for name, weight in weights.items():
+                config.objective[name] = {**config.objective.get(name, {}), "weight": weight}
+        step = make_step(config, lambda _: 0.0)
+        state = step.fresh()
+        compute = jax.jit(functools.partial(gradients, config, step.network))
+        batch = random_batch(config)
+        found.append(compute(state.parameters, state.batch_stats, batch, state.step))
+        assert {f"loss/{name}" for name in chosen} <= set(found[-1].metrics)
+    assert_agree(found[1].gradients, found[0].gradients, floor=5e-6)
+    assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
+
+
+def test_objective_that_reads_what_it_cannot_is_refused():
+    with pytest.raises(ValueError, match="cannot read 'prediction'; it can read labels, pooled"):
+        objectives.Objective(frozenset({"prediction"}), koleo, relates_rows=True)
+    with pytest.raises(ValueError, match="relates_rows=False cannot read 'projection'"):
+        objectives.Objective(frozenset({"projection"}), koleo)
 
 
 def trained(batches, devices=8, **changes):

@@ -25,6 +25,11 @@ def active(settings: Settings) -> dict[str, Objective]:
     return {name: OBJECTIVES[name] for name, block in settings.items() if block["weight"]}
 
 
+def reads(settings: Settings) -> frozenset[str]:
+    """Return the fields of `Arrays` that the active objectives read."""
+    return frozenset().union(*(objective.reads for objective in active(settings).values()))
+
+
 def total_loss(arrays: Arrays, settings: Settings) -> tuple[Loss, Metrics]:
     """The weighted sum of the active objectives, and all there is to log of them.
 

@@ -1,4 +1,4 @@
-"""What an objective is: the arrays it may look at, the heads it needs, and its function."""
+"""What an objective is: the arrays it reads, the batches it can work with, and its function."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,15 +10,21 @@ from jaxtyping import Array, Bool, Float, Int
 Loss = Float[Array, ""]
 Metrics = dict[str, Float[Array, ""]]
 
+# What an objective that relates rows can read: under microbatches these alone are there for the
+# whole batch at a time.
+OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "projection", "labels"})
+
 
 class Arrays(NamedTuple):
     """One step as the objectives see it: what was computed, and what it is compared with.
 
     An image's views lie next to each other: row ``r`` is view ``r % views`` of image
-    ``r // views``. A field is None where no objective that is asked for needs it.
+    ``r // views``. A field is None unless an active objective reads it.
     """
 
-    projection: Float[Array, "images views width"] | None = None
+    tokens: Float[Array, "images views tokens width"] | None = None  # the encoder's, class first
+    pooled: Float[Array, "images views width"] | None = None
+    projection: Float[Array, "images views outputs"] | None = None
     prediction: Float[Array, "rows patches pixels"] | None = None
     clean: Float[Array, "rows patches pixels"] | None = None
     noise: Float[Array, "rows patches pixels"] | None = None  # to predict; visible places only
@@ -31,17 +37,33 @@ class Objective:
     """A term of the total loss.
 
     Attributes:
-        heads: the parts of the network it reads, as `can_jax.model.can.build` names them.
-        loss: ``loss(arrays, **settings)`` gives the loss and what else to log of it.
-        settings: the keys of its config block that ``loss`` takes.
-        relates_rows: whether it compares rows with each other, so that it is no mean over
-            microbatches. It then reads projections and labels only.
+        reads: The fields of `Arrays` that ``loss`` reads. The network's heads that compute them are
+            built, and no others.
+        loss: ``loss(arrays, **settings)`` returns the loss and a dict of metrics to log.
+        settings: The keys of its config block that ``loss`` takes.
+        relates_rows: Whether it compares rows with each other, so that it is no mean over
+            microbatches. It can then read `OF_WHOLE_BATCH` only.
+        min_views: The fewest views of an image it can work with.
+        min_images: The fewest images it can work with at a time.
+
+    Raises:
+        ValueError: It reads an unknown field, or one that does not go with ``relates_rows``.
     """
 
-    heads: frozenset[str]
+    reads: frozenset[str]
     loss: Callable[..., tuple[Loss, Metrics]]
     settings: tuple[str, ...] = ()
     relates_rows: bool = False
+    min_views: int = 1
+    min_images: int = 1
+
+    def __post_init__(self) -> None:
+        known = OF_WHOLE_BATCH if self.relates_rows else set(Arrays._fields) - {"projection"}
+        if unknown := sorted(self.reads - known):
+            raise ValueError(
+                f"an objective with relates_rows={self.relates_rows} cannot read {unknown[0]!r}; "
+                f"it can read {', '.join(sorted(known))}"
+            )
 
 
 def at_least_float32(x: Array) -> Array:

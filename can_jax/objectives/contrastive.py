@@ -216,8 +216,10 @@ def loss(
 
 
 OBJECTIVE = Objective(
-    heads=frozenset({"projection"}),
+    reads=frozenset({"projection", "labels"}),
     loss=loss,
     settings=("temperature", "directions", "supervised", "block"),
     relates_rows=True,
+    min_views=2,  # a positive
+    min_images=2,  # a negative
 )

@@ -25,4 +25,4 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     return denoising_loss(arrays.prediction, arrays.noise, arrays.hidden), {}
 
 
-OBJECTIVE = Objective(frozenset({"prediction", "noise_level"}), loss)
+OBJECTIVE = Objective(frozenset({"prediction", "noise", "hidden"}), loss)

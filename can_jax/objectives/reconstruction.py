@@ -47,4 +47,4 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
     return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden, normalize), {}
 
 
-OBJECTIVE = Objective(frozenset({"prediction"}), loss, settings=("normalize",))
+OBJECTIVE = Objective(frozenset({"prediction", "clean", "hidden"}), loss, settings=("normalize",))

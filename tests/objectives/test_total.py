@@ -27,11 +27,11 @@ def test_total_is_the_weighted_sum_of_what_has_a_weight():
 
 def test_new_objective_needs_one_entry_and_one_block(monkeypatch):
     extra = Objective(
-        frozenset(), lambda arrays, power: (arrays.clean.mean() ** power, {}), ("power",)
+        frozenset({"clean"}), lambda arrays, power: (arrays.clean.mean() ** power, {}), ("power",)
     )
     monkeypatch.setitem(objectives.OBJECTIVES, "extra", extra)
     settings = {name: {"weight": 0.0} for name in objectives.OBJECTIVES}
     settings["extra"] = {"weight": 3.0, "power": 2}
-    arrays = Arrays(None, None, jnp.full((1, 1, 2), 2.0), None, jnp.ones((1, 1), bool), None)
+    arrays = Arrays(clean=jnp.full((1, 1, 2), 2.0))
     total, metrics = total_loss(arrays, settings)
     assert (float(total), float(metrics["loss/extra"])) == (12.0, 4.0)
