@@ -74,8 +74,9 @@ def test_the_long_run_is_counted_in_examples(epochs):
     config = recipe("jft_vit_l", *([] if epochs == 5000 else [str(epochs)]))
     assert config.total_examples == epochs * IMAGENET
     for size_of_data in (IMAGENET, 300_000_000):
-        total = make_timetable(config, size_of_data).total
-        assert total == round(epochs * IMAGENET / config.batch_size)
+        durations = make_timetable(config, size_of_data)
+        assert durations.total == round(epochs * IMAGENET / config.batch_size)
+        assert durations.warmup == pytest.approx(durations.total / 20, abs=1)
     assert config.data.streaming and config.batch_size == 4096 and config.noise.sigma_max == 0.05
     assert config.mesh == recipe("vit_l").mesh and config.model == recipe("vit_l").model
 
