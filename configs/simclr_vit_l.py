@@ -3,7 +3,9 @@
     python -m can_jax.main --config=configs/simclr_vit_l.py --workdir=runs/simclr_vit_l \
         --config.data.path=/data/imagenet
 
-Two whole views and the contrastive loss of arXiv 2002.05709; no decoder is built.
+Two whole views and the contrastive loss of arXiv 2002.05709; no decoder is built. As in
+google-research/simclr, the projection head ends in a BatchNorm without bias, and the loss is the
+sum over both directions. The head's three layers and the colors are those of CAN.
 
 Hardware: 739 GFLOP an image and step, 1.72 times CAN's; 800 epochs of ImageNet-1k are 7.6e20 FLOP,
 on 64 H100 at 50 % of their peak about seven hours (arithmetic, not a measurement).
@@ -22,7 +24,8 @@ def get_config() -> ConfigDict:
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
     config.model.update(size="L", mask_ratio=0.0)
-    config.objective.contrastive.weight = 1.0
+    config.model.projector.final_norm = True
+    config.objective.contrastive.update(weight=1.0, directions="sum")
     config.objective.reconstruction.weight = 0.0
     config.objective.denoising.weight = 0.0
     config.noise.sigma_max = 0.0

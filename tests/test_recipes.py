@@ -94,7 +94,10 @@ def test_every_recipe_is_in_the_readme():
 
 def test_baselines_build_only_what_they_need():
     assert heads(recipe("mae_vit_l")) == {"prediction"}
-    assert heads(recipe("simclr_vit_l")) == {"projection"}
+    simclr = recipe("simclr_vit_l")
+    assert heads(simclr) == {"projection"}
+    assert simclr.model.projector.final_norm  # as in google-research/simclr
+    assert simclr.objective.contrastive.directions == "sum"
     assert heads(recipe("vit_h")) == {"projection", "prediction", "noise_level"}
 
 
