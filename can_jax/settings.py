@@ -5,7 +5,6 @@ configuration against it.
 """
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 from ml_collections import ConfigDict, FieldReference
 
 from can_jax.errors import UserError
+from can_jax.nearest import nearest
 
 Table = dict[str, Any]  # of `Key`, or of tables
 AS_DEFAULT: Any = object()
@@ -260,8 +260,9 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
     for name in config:
         if name not in table:
             known = [key for key, _ in flat_keys(table, prefix)]
-            near = difflib.get_close_matches(f"{prefix}{name}", known, n=1, cutoff=0.0)[0]
-            raise UserError(f"unknown key config.{prefix}{name}; did you mean config.{near}?")
+            near = nearest(f"{prefix}{name}", known)
+            hint = f"did you mean config.{near}?" if near else f"{origin} has all keys"
+            raise UserError(f"unknown key config.{prefix}{name}; {hint}")
     for name, entry in table.items():
         key = prefix + name
         if name not in config:

@@ -3,7 +3,6 @@
 `can_jax.defaults` states the values that each key may have by itself.
 """
 
-import difflib
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ from can_jax.durations import TOTAL, value_of
 from can_jax.errors import UserError
 from can_jax.model.can import encoder_size
 from can_jax.model.masking import visible_count
+from can_jax.nearest import nearest
 from can_jax.objectives import active
 from can_jax.optimizer import peak_learning_rate
 from can_jax.settings import Number, refuse
@@ -76,8 +76,9 @@ def check_part(name: str, key: Any, value: Any) -> None:
         refuse(name, value, PART_WEIGHT)
         return
     if key not in DATA:
-        near = difflib.get_close_matches(str(key), [*DATA, "weight"], n=1, cutoff=0.0)[0]
-        check(False, f"data.mixture: unknown key {key!r}; did you mean {near!r}?")
+        near = nearest(str(key), [*DATA, "weight"])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise UserError(f"config.data.mixture: unknown key {key!r}{hint}")
     check(
         key not in WHOLE_MIXTURE,
         f"data.mixture: {key!r} holds for all parts; set config.data.{key}",

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from can_jax import options
-from can_jax.config import default_config, flatten
+from can_jax.config import default_config, flatten, resolve
 from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation
 from can_jax.nearest import OTHER_NAMES, nearest
@@ -139,6 +140,15 @@ def test_key_that_another_name_means(name, wanted):
     options = [f"config.{key}" for key in flatten(default_config().to_dict())]
     found = nearest(name, options, "config.")
     assert found == (wanted and f"config.{wanted}")
+
+
+def test_unknown_key_of_a_configuration_gets_its_meaning():
+    for key, wanted in (("optimizer.lr", "optimizer.learning_rate"), ("epochs", "total_epochs")):
+        config = default_config().to_dict()
+        *blocks, last = key.split(".")
+        (config[blocks[0]] if blocks else config)[last] = 1
+        with pytest.raises(UserError, match=rf"config\.{key}; did you mean config\.{wanted}\?$"):
+            resolve(ConfigDict(config))
 
 
 def test_every_other_name_leads_to_a_key():

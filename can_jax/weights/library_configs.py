@@ -1,5 +1,6 @@
 """Read the JSON files in which Hugging Face and timm describe a model, and refuse other models."""
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -151,10 +152,10 @@ def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
 
 def _side(value: Any) -> int:
     """Return the side of a square that is stored as a number or as a pair."""
-    sides = set(value) if isinstance(value, list | tuple) else {value}
-    if len(sides) != 1:
+    sides = value if isinstance(value, list | tuple) else [value]
+    if not sides or any(side != sides[0] for side in sides):
         raise UserError(f"patch_size={value}: patches have to be square")
-    return sides.pop()
+    return sides[0]
 
 
 def _processor(config: Facts) -> Stated:
@@ -180,7 +181,7 @@ def _processor(config: Facts) -> Stated:
 def _not_in_unit_range(config: Facts) -> str | None:
     """Return the setting because of which a processor does not normalize images in [0, 1]."""
     if not config.get("do_rescale", True):
-        return "do_rescale=false"
+        return f"do_rescale={json.dumps(config['do_rescale'])}"
     factor = config.get("rescale_factor", 1 / 255)
     number = isinstance(factor, int | float) and not isinstance(factor, bool)
     if not number or not math.isfinite(factor) or factor <= 0:
