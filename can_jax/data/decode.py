@@ -19,12 +19,14 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from can_jax.data.depth import (
+    WHITE,
     Range,
     check_reduced,
+    open_image,
+    stored_as,
     tensor_to_eight_bits,
     to_eight_bits,
 )
-from can_jax.data.stored import WHITE, open_image, stored_as
 from can_jax.tf import tensorflow
 
 ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow

@@ -6,13 +6,13 @@ import os
 import numpy as np
 
 from can_jax.data.decode import FILE_CHANNELS, pillow_pixels
+from can_jax.data.depth import open_image
 from can_jax.data.evaluation import spread
 from can_jax.data.files import is_remote
 from can_jax.data.indexed import IndexedSource
 from can_jax.data.labels import Labels, Numbers
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.source import ArraySource, Source
-from can_jax.data.stored import open_image
 from can_jax.errors import UserError
 
 SAMPLE = 256  # test examples whose bytes are compared
