@@ -57,8 +57,8 @@ class Model:
         """Encoder and decoder under MAE's names.
 
         MAE's decoder is told no noise level. Here it is told zero: what the embedding of zero adds
-        to every visible patch moves into the bias of ``decoder_embed``, and out again of the class
-        token, which is told none, by its position.
+        to every patch moves into the positions. Where it is added to the visible patches only, it
+        moves into the bias of ``decoder_embed``, and out again of the class token by its position.
 
         Raises:
             UserError: there is no decoder.
@@ -70,8 +70,11 @@ class Model:
         positions = self._positions(self.config.model.decoder.width)
         if "noise_level" in self.parameters:
             added = arrays["decoder_embed.weight"] @ self._no_noise()
-            arrays["decoder_embed.bias"] = arrays["decoder_embed.bias"] + added
-            positions[0, 0] -= added
+            if self.config.noise.level_tokens == "all":
+                positions[0, 1:] += added
+            else:
+                arrays["decoder_embed.bias"] = arrays["decoder_embed.bias"] + added
+                positions[0, 0] -= added
         return {**self.encoder(), **arrays, "decoder_pos_embed": positions}
 
     def everything(self) -> dict[str, np.ndarray]:

@@ -55,6 +55,15 @@ def test_features_are_the_same_from_every_format(model, tmp_path, format, conten
     assert 0 < max(checked["largest_error"].values()) < 1e-5
 
 
+def test_noise_level_of_visible_patches_alone_is_exported(model, tmp_path):
+    config = model.config.copy_and_resolve_references()
+    config.noise.level_tokens = "visible"
+    visible = dataclasses.replace(model, config=config)
+    file = FORMATS["huggingface"](visible, "full", epath.Path(tmp_path))
+    checked = checking.check(visible, "huggingface", "full", epath.Path(tmp_path), file)
+    assert 0 < max(checked["largest_error"].values()) < 1e-5
+
+
 def read(place):
     if place.suffix == ".npz":
         with np.load(place) as content:
