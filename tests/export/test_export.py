@@ -55,10 +55,14 @@ def test_features_are_the_same_from_every_format(model, tmp_path, format, conten
     assert 0 < max(checked["largest_error"].values()) < 1e-5
 
 
-def test_noise_level_of_visible_patches_alone_is_exported(model, tmp_path):
+def with_level_tokens(model, value):
     config = model.config.copy_and_resolve_references()
-    config.noise.level_tokens = "visible"
-    visible = dataclasses.replace(model, config=config)
+    config.noise.level_tokens = value
+    return dataclasses.replace(model, config=config)
+
+
+def test_noise_level_of_visible_patches_alone_is_exported(model, tmp_path):
+    visible = with_level_tokens(model, "visible")
     file = FORMATS["huggingface"](visible, "full", epath.Path(tmp_path))
     checked = checking.check(visible, "huggingface", "full", epath.Path(tmp_path), file)
     assert 0 < max(checked["largest_error"].values()) < 1e-5
@@ -197,12 +201,17 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, tmp_path):
         results_of(model, [str(tmp_path)])
 
 
-def test_decoder_is_told_that_there_is_no_noise(model):
+@pytest.mark.parametrize(
+    ("level_tokens", "arrays"),
+    [("all", {"decoder_pos_embed"}), ("visible", {"decoder_embed.bias", "decoder_pos_embed"})],
+)
+def test_decoder_is_told_that_there_is_no_noise(model, level_tokens, arrays):
+    model = with_level_tokens(model, level_tokens)
     with_level = model.autoencoder()
     without = {name: tree for name, tree in model.parameters.items() if name != "noise_level"}
     plain_decoder = dataclasses.replace(model, parameters=without).autoencoder()
     moved = {n for n, a in with_level.items() if not np.array_equal(a, plain_decoder[n])}
-    assert moved == {"decoder_embed.bias", "decoder_pos_embed"}
+    assert moved == arrays
 
 
 def export(*options):
