@@ -229,7 +229,7 @@ def test_run_without_reconstruction_can_be_fine_tuned(places, tmp_path):
     run = samples.run_directory(
         tmp_path / "simclr", model__mask_ratio=0.0, noise__sigma_max=0.0, **changes
     )
-    config = recipe("finetune", places[1], classify__total_epochs=1.0)
+    config = recipe("finetune", places[1], classify__total_epochs=1.0, classify__warmup_epochs=0.5)
     results = evaluate(config, str(run), epath.Path(tmp_path / "out"))
     assert results["examples"] == {"train": TRAIN, "test": VAL}
     assert results["data"]["fingerprints"].keys() == {"train", "test"}
