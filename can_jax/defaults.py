@@ -196,7 +196,7 @@ OBJECTIVE: Table = {
 
 OPTIMIZER: Table = {
     "learning_rate": Key(
-        2.5e-4, Number(above=0, high=100),
+        2.5e-4, Number(1e-9, 100),
         "The peak learning rate for 256 images; it is scaled linearly to the batch.",
     ),
     "weight_decay": Key(0.05, Number(0, 1e6), "AdamW's weight decay."),
@@ -265,7 +265,8 @@ RECIPE: Table = {
         True, Switch(), "Whether to compare the replicas of the state before each checkpoint."
     ),
     "stuck_after_seconds": Key(
-        1800.0, Number(0, 1e7), "Without a step for so long, a run ends itself; 0 is never.",
+        1800.0, Number(1, 1e7, also=(0,)),
+        "Without a step for so long, a run ends itself; 0 is never.",
         unit="seconds",
     ),
     "data": DATA,

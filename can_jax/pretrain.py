@@ -41,6 +41,16 @@ def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
         UserError: something a person can mend; found before anything is compiled.
         Preempted: SIGTERM came; the state is saved.
     """
+    training = prepare(config, workdir)
+    run(training, training.mesh, workdir, **options)
+
+
+def prepare(config: ConfigDict, workdir: epath.Path) -> "Pretraining":
+    """Return the run that a configuration describes, with its data opened and all checks made.
+
+    Raises:
+        UserError: A setting is wrong, or the data does not fit it.
+    """
     config = continued(resolve(config), workdir)
     import_ahead()
     demand_same("configuration", to_json(config))
@@ -53,7 +63,7 @@ def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
     times = make_timetable(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     step = make_step(config, schedule)
-    run(Pretraining(config, source, times, step, mesh), mesh, workdir, **options)
+    return Pretraining(config, source, times, step, mesh)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,8 @@ def import_ahead() -> None:
     """Begin to import TensorFlow in a thread; who calls `tensorflow` then waits the less."""
 
     def quietly() -> None:
-        with contextlib.suppress(ImportError):  # who calls `tensorflow` is told
+        # Who calls `tensorflow` is told. A process that ends meanwhile makes the import fail.
+        with contextlib.suppress(ImportError, RuntimeError):
             tensorflow()
 
     threading.Thread(target=quietly).start()

@@ -41,7 +41,10 @@ from tests.conftest import small_config
         ({"objective__contrastive__pool": "cls"}, "objective.contrastive.pool='cls'"),
         ({"noise__sigma_max": 0.0}, "there is no noise to predict"),
         ({"noise__target": "raw"}, "noise.target='raw'"),
-        ({"optimizer__learning_rate": 0.0}, "optimizer.learning_rate=0.0: give a number above 0"),
+        (
+            {"optimizer__learning_rate": 0.0},
+            "optimizer.learning_rate=0.0: give a number at least 1e-09",
+        ),
         ({"checkpoint__keep_last": 0}, "checkpoint.keep_last=0"),
         ({"log_every_steps": 0}, "log_every_steps=0"),
         ({"total_steps": -1}, "total_steps=-1: give a whole number at least 1"),
