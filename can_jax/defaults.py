@@ -12,7 +12,6 @@ MOST = 2**31 - 1  # of whole numbers on the device
 COUNT = Whole(1, MOST)
 OR_NEVER = Whole(0, MOST)
 SHARE = Number(0, 1)
-POSITIVE = Number(above=0, high=1e15)
 STRENGTH = Number(0, 100)
 WEIGHT = Number(1e-6, 1e6, also=(0,))  # below, Adam's epsilon would swallow the gradient
 AXIS = Whole(1, 2**20, also=(-1,))
@@ -218,7 +217,7 @@ OPTIMIZER: Table = {
     "beta2": Key(0.95, Number(0, 0.99999), "Decay of the second moment."),
     "epsilon": Key(1e-8, Number(1e-16, 1), "Added to the root of the second moment."),
     "clip_norm": Key(
-        None, POSITIVE,
+        None, Number(1e-6, 1e15),
         "Gradients of a larger global norm are scaled down to it; never by default.",
     ),
     "moment_dtype": Key(

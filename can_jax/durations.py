@@ -125,7 +125,7 @@ def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
     length = exact_steps(config, TOTAL, examples)
     if exact is None or length is None:
         return 0
-    if exact and exact >= length:
+    if exact and exact >= max(length, total):
         key = next(key for key in WARMUP if value_of(config, key) is not None)
         raise UserError(
             f"config.{key}={value_of(config, key)} is a warm-up of {exact:,.0f} steps, not shorter "

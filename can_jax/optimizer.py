@@ -105,5 +105,8 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
                     f"config.optimizer.{key}: {pattern!r} is found in no parameter's path; paths "
                     f"are such as {names[0]} and {names[-1]}"
                 )
-    if all(any(re.search(pattern, name) for pattern in settings.freeze) for name in names):
-        raise UserError("config.optimizer.freeze leaves nothing to train")
+    factors = jax.tree.leaves(by_pattern(parameters, dict(settings.learning_rate_scale), 1.0))
+    frozen = [any(re.search(pattern, name) for pattern in settings.freeze) for name in names]
+    if all(fixed or not factor for fixed, factor in zip(frozen, factors, strict=True)):
+        key = "freeze" if any(frozen) else "learning_rate_scale"
+        raise UserError(f"config.optimizer.{key} leaves nothing to train")

@@ -118,7 +118,8 @@ def test_clipping_can_be_set_when_a_run_resumes():
     [
         ({"optimizer__freeze": ("encodr",)}, "freeze: 'encodr' is found in no parameter's path"),
         ({"optimizer__learning_rate_scale": (("[", 1.0),)}, "learning_rate_scale: '\\['"),
-        ({"optimizer__freeze": ("",)}, "leaves nothing to train"),
+        ({"optimizer__freeze": (".",)}, "freeze leaves nothing to train"),
+        ({"optimizer__learning_rate_scale": ((".", 0.0),)}, "scale leaves nothing to train"),
     ],
 )
 def test_pattern_that_finds_nothing_is_refused(changes, message):
