@@ -160,7 +160,7 @@ def values_before(stored: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def with_stored(config: ConfigDict, text: str) -> tuple[ConfigDict, list[str]]:
+def with_stored(config: ConfigDict, stored: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """Return a configuration that keeps what a run began with where a default is newer.
 
     A key whose default is not what older versions did keeps their value if the stored
@@ -168,12 +168,11 @@ def with_stored(config: ConfigDict, text: str) -> tuple[ConfigDict, list[str]]:
 
     Args:
         config: Resolved, of a run that resumes.
-        text: The configuration that is stored in the run directory.
+        stored: The configuration that the run directory holds.
 
     Returns:
         The configuration, and a phrase for each setting that was kept.
     """
-    stored = from_json(text)
     config = config.copy_and_resolve_references()
     kept: list[str] = []
     for name, key in flat_keys(RECIPE):

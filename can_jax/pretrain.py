@@ -8,12 +8,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from can_jax.capture import read_config
 from can_jax.config import resolve, to_json, with_stored
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import shares
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_stream
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError
 from can_jax.forward import heads
 from can_jax.initial import initial_weights
 from can_jax.observe import console
@@ -122,13 +123,9 @@ def continued(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
     Raises:
         UserError: The stored configuration cannot be read.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    if not (workdir / "config.json").exists():
         return config
-    try:
-        config, kept = with_stored(config, path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+    config, kept = with_stored(config, read_config(workdir))
     for line in kept:
         logging.warning("%s, as when this run began", line)
     return config

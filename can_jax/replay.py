@@ -29,7 +29,11 @@ from can_jax.step import abstract_state, make_step
 def main(capture: str) -> None:
     """Compute the step again, and show what came of it."""
     folder = epath.Path(capture)
-    config = resolve(read_config(folder))
+    config = read_config(folder)
+    try:
+        config = resolve(config)
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from error
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     step = make_step(config, lambda _: 0.0)

@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, to_json
 from can_jax.data.batch import batch_shapes
@@ -244,7 +245,8 @@ def note_run(
     report.say(console.fact_table("Run", facts))
     before = workdir / "config.json"
     if before.exists():
-        old, new = (flatten(json.loads(text)) for text in (before.read_text(), to_json(config)))
+        began = read_config(workdir)  # with the keys that are newer than it
+        old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
