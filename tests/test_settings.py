@@ -313,6 +313,13 @@ def test_the_warmup_of_a_classifier_is_shorter_than_its_training():
         resolve_evaluation(config)
 
 
+def test_data_sets_of_few_shots_are_checked_as_data_is():
+    config = default_evaluation()
+    config.fewshot.datasets = ({"path": "/d", "name": "d"}, {"path": 3})
+    with pytest.raises(UserError, match=r"config.fewshot.datasets\[1\]: path=3: give a string"):
+        resolve_evaluation(config)
+
+
 def test_every_kind_is_described():
     assert Number(0, 1).describe() == "a number at least 0, at most 1"
     assert Whole(4, multiple=4).describe() == "a whole number at least 4, divisible by 4"

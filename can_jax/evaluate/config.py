@@ -20,6 +20,7 @@ from can_jax.settings import (
     Whole,
     check_table,
     configuration,
+    refuse,
 )
 from can_jax.validate import check, check_source
 
@@ -180,6 +181,9 @@ EVALUATION: Table = {
 }  # fmt: skip
 
 
+DATASET = EVALUATION["data"] | {"name": Key(None, Text(), "The name in the results.")}
+
+
 def default_evaluation() -> ConfigDict:
     """Return kNN on the data that the encoder was trained on, at the size it was trained at."""
     return configuration(EVALUATION).lock()
@@ -200,6 +204,10 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     if config.data.source is not None:
         check_source(config.data)
         check(not config.data.streaming, "data.streaming=True: an evaluation reads by number")
+    for number, block in enumerate(config.fewshot.datasets):
+        for key, value in block.items():
+            if key in DATASET:
+                refuse(f"fewshot.datasets[{number}]: {key}", value, DATASET[key])
     settings = config.classify
     check(
         config.protocol != "classify" or settings.warmup_epochs < settings.total_epochs,

@@ -8,14 +8,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.config import flatten, from_json, resolve, to_json
+from can_jax.defaults import RECIPE
 from can_jax.durations import WARMUP, unset
 from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.forward import heads
 from can_jax.methods import changed
 from can_jax.observe.flops import train_flops_per_image
+from can_jax.settings import Several, Whole, refuse
 
 KEY_DIGITS = 10  # of the hash that tells runs apart
+RATES = Several(RECIPE["optimizer"]["learning_rate"].kind, empty=False)
+SEEDS = Whole(1, 10**6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Plan:
 
     def __init__(self, study: ConfigDict):
         self.name: str = study.name
+        refuse("learning_rates", study.learning_rates, RATES)
         self.learning_rates: tuple[float, ...] = tuple(study.learning_rates)
         self.evaluation = resolve_evaluation(study.evaluation)
         self._recipe = study.recipe
@@ -87,6 +92,7 @@ class Plan:
                 arm = Arm(**entry)
             except TypeError as error:
                 raise UserError(f"config.arms: {entry}: {error}") from error
+            refuse(f"arms: {arm.name}: seeds", arm.seeds, SEEDS)
             if arm.name in self.arms:
                 raise UserError(f"config.arms: two are called {arm.name!r}")
             if arm.like is not None and arm.like not in self.arms:

@@ -71,11 +71,18 @@ def test_equal_flops_are_those_of_the_reference():
         ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an arm above"),
         ({"name": "a", "group": ""}, "'a' needs tuned=True, or the arm it is like"),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
+        ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
     ],
 )
 def test_arms_that_do_not_fit(arm, message):
     with pytest.raises(UserError, match=message):
         Plan(small_study(arms=(*small_study().arms, arm)))
+
+
+@pytest.mark.parametrize("rates", [(), (0.0,), (1e-3, "1e-3")])
+def test_learning_rates_of_a_study_are_numbers(rates):
+    with pytest.raises(UserError, match="config.learning_rates=.*: give a tuple of numbers"):
+        Plan(small_study(learning_rates=rates))
 
 
 def test_the_shipped_study_is_whole():
