@@ -13,7 +13,7 @@ COUNT = Whole(1, MOST)
 OR_NEVER = Whole(0, MOST)
 SHARE = Number(0, 1)
 STRENGTH = Number(0, 100)
-WEIGHT = Number(1e-6, 1e6, also=(0,))  # below, Adam's epsilon would swallow the gradient
+WEIGHT = Number(1e-6, 1e4, also=(0,))  # below, Adam's epsilon would swallow the gradient
 AXIS = Whole(1, 2**20, also=(-1,))
 
 
@@ -38,11 +38,13 @@ def _is_mixture(value: Any) -> bool:
 def _is_scale(value: Any) -> bool:
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
-    return Text().accepts(value[0]) and Number(0, 1e6).accepts(value[1])
+    return Text().accepts(value[0]) and Number(0, 1000).accepts(value[1])
 
 
 SIZE = Special("an int, or (height, width), in pixels", is_size)
-SCALES = Several(Special("(pattern, factor) pairs, each factor at least 0", _is_scale, tuple))
+SCALES = Several(
+    Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
+)
 
 # Optional keys with no default of their own say what happens without them.
 DATA: Table = {
@@ -114,11 +116,11 @@ AUGMENT: Table = {
     ),
     "solarize": Key(0.0, SHARE, "The probability of inverting all values from 0.5 on."),
     "mean": Key(
-        (0.485, 0.456, 0.406), Several(Number(-1000, 1000)),
+        (0.485, 0.456, 0.406), Several(Number(-10, 10)),
         "The mean of each channel of images in [0, 1].",
     ),
     "std": Key(
-        (0.229, 0.224, 0.225), Several(Number(1e-3, 1000)),
+        (0.229, 0.224, 0.225), Several(Number(1e-3, 10)),
         "The standard deviation of each channel of images in [0, 1].",
     ),
 }  # fmt: skip
@@ -195,7 +197,7 @@ OBJECTIVE: Table = {
 
 OPTIMIZER: Table = {
     "learning_rate": Key(
-        2.5e-4, Number(1e-9, 100),
+        2.5e-4, Number(1e-9, 10),
         "The peak learning rate for 256 images; it is scaled linearly to the batch.",
     ),
     "weight_decay": Key(0.05, Number(0, 1e6), "AdamW's weight decay."),

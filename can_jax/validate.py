@@ -26,6 +26,7 @@ WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
     "streaming", "threads", "window",
 )  # fmt: skip
+HIGHEST_RATE = 100.0  # by which a step of Adam moves each weight
 PART_WEIGHT = Number(above=0, high=1e9)
 
 
@@ -174,15 +175,20 @@ def check_augment(config: ConfigDict) -> None:
 
 
 def check_optimizer(config: ConfigDict) -> None:
-    """Check that weight decay shrinks weights."""
+    """Check that steps are no larger than weights can be, and that decay shrinks weights."""
     settings = config.optimizer
-    factor = max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
-    decay = settings.weight_decay * peak_learning_rate(config) * factor
+    peak = peak_learning_rate(config)
+    peak *= max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
+    check(
+        peak <= HIGHEST_RATE,
+        f"optimizer.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
+        f"batch_size and learning_rate_scale: at most {HIGHEST_RATE:g}",
+    )
+    decay = settings.weight_decay * peak
     check(
         decay < 1,
         f"optimizer.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
-        f"{peak_learning_rate(config) * factor:g} a step would take {decay:g} times each weight "
-        "away; lower one of them",
+        f"{peak:g} a step would take {decay:g} times each weight away; lower one of them",
     )
 
 

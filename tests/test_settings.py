@@ -130,6 +130,8 @@ def test_settings_that_cannot_work(name, value):
          "config.optimizer.weight_decay=1000: with a peak learning rate of 0.03125"),
         ({"optimizer__weight_decay": 1.0, "optimizer__learning_rate": 1.0,
           "optimizer__learning_rate_scale": (("encoder/", 100),)}, "peak learning rate of 3.125"),
+        ({"optimizer__learning_rate": 10.0, "optimizer__learning_rate_scale": (("mlp", 1e3),)},
+         "config.optimizer.learning_rate=10 is a peak of 312.5 for this batch_size"),
         ({"data__source": "mixture", "data__mixture": ({"path": 3},)},
          r"config.data.mixture\[0\]: path=3: give a string"),
         ({"data__source": "mixture", "data__mixture": ({"weight": NAN},)},

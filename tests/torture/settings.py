@@ -58,7 +58,7 @@ OWN_VALUES: dict[str, tuple[Any, ...]] = {
     "probe.split": ("test", "train"),
     "optimizer.freeze": ((), ("encoder/",), ("decoder", "projector"), ("bias$",), (".",), ("(",)),
     "optimizer.learning_rate_scale": (
-        (), (("encoder/", 0.1),), (("encoder/", 0.0),), ((".", 0.0),), (("bias", 1e6),),
+        (), (("encoder/", 0.1),), (("encoder/", 0.0),), ((".", 0.0),), (("bias", 1e3),),
     ),
 }  # fmt: skip
 # Keys of data that is not there, of the devices, and of what is never set to None in a tiny run.
