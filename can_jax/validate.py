@@ -26,7 +26,7 @@ WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
     "streaming", "threads", "window",
 )  # fmt: skip
-HIGHEST_RATE = 100.0  # by which a step of Adam moves each weight
+HIGHEST_RATE = 1.0  # a step of Adam moves each weight by about the rate
 PART_WEIGHT = Number(above=0, high=1e9)
 
 

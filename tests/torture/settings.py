@@ -176,6 +176,8 @@ def outcome(config: ConfigDict) -> str:
             return f"crashed in its checks: {type(error).__name__}: {error}"
         try:
             return trained(training)
+        except UserError as error:  # of a probe without classes, before the first step
+            return f"refused: {error}" if "config." in str(error) else f"unclear: {error}"
         except Exception as error:
             return f"crashed: {type(error).__name__}: {error}"
 
@@ -184,6 +186,7 @@ def trained(training: Pretraining) -> str:
     """Train for a few steps, draw a figure and probe if that is set, and return what came of it."""
     step, mesh, times = training.step, training.mesh, training.times
     steps = min(STEPS, times.total)
+    probe = KnnProbe(training.config, step, training.source, mesh) if times.probe_every else None
     loader = open_loader(training.config, training.source, mesh, 0, steps)
     with jax.set_mesh(mesh):
         state = step.fresh()
@@ -198,9 +201,8 @@ def trained(training: Pretraining) -> str:
             count = training.config.figures.images
             examples = EvaluationSet(training.config, training.source, count, labelled=False)
             draw(jax.device_get(make_panel(step, state, examples.images())), "a draw")
-    if times.probe_every:
-        accuracy = KnnProbe(training.config, step, training.source, mesh)(state)
-        assert 0 <= accuracy <= 100
+    if probe:
+        assert 0 <= probe(state) <= 100
     leaves = jax.tree.leaves((state.parameters, state.batch_stats))
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         return "not finite: parameters"
