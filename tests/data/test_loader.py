@@ -128,7 +128,6 @@ def assert_stream_of(config, source, hosts, steps):
     assert count == steps[1] - steps[0]
 
 
-@given(st.data(), st.integers(1, 40), st.sampled_from([1, 2, 3]), st.integers(1, 23))
 def check_stream_on_any_number_of_hosts_from_any_step_on(data, size, hosts, local):
     """Three epochs; killed at any step and gone on with on another number of hosts."""
     images = np.random.default_rng(size).integers(0, 256, (size, 17, 19, 3), dtype=np.uint8)
@@ -153,9 +152,9 @@ def check_stream_on_any_number_of_hosts_from_any_step_on(data, size, hosts, loca
 
 @pytest.mark.parametrize("cases", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_stream_is_the_same_on_any_number_of_hosts_from_any_step_on(cases):
-    settings(deadline=None, max_examples=cases)(
-        check_stream_on_any_number_of_hosts_from_any_step_on
-    )()
+    drawn = given(st.data(), st.integers(1, 40), st.sampled_from([1, 2, 3]), st.integers(1, 23))
+    check = drawn(check_stream_on_any_number_of_hosts_from_any_step_on)
+    settings(deadline=None, max_examples=cases)(check)()
 
 
 def test_broken_files_leave_the_stream_the_same_on_any_number_of_hosts(folder):
