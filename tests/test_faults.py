@@ -270,6 +270,7 @@ def test_sigterm_while_a_checkpoint_is_being_written(recipe, tmp_path):
     assert metrics(tmp_path / "run")[-1]["step"] == step + 4
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_did_not_look_at_is_made_up_for(recipe, tmp_path):
     looking = ["probe.every_steps=3", "figures.every_steps=3"]
     assert run_in_process(recipe, tmp_path / "whole", *looking).returncode == 0

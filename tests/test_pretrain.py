@@ -111,6 +111,7 @@ def shards_with_broken_images(place):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_broken_images_of_shards_are_skipped_counted_and_named(recipe, tmp_path):
     done = run_in_process(recipe, tmp_path / "run", *shards_with_broken_images(tmp_path))
     assert done.returncode == 0, done.stderr

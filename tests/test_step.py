@@ -448,7 +448,8 @@ def test_blocks_of_keys_change_nothing(on_one_device):
     assert_agree(trained(two_batches, objective__contrastive__block=5), on_one_device)
 
 
-@pytest.mark.parametrize("reduction", [pytest.param("mae", marks=SLOW), "simclr"])
+@SLOW
+@pytest.mark.parametrize("reduction", ["mae", "simclr"])
 def test_microbatches_of_the_baselines(reduction):
     changes = REDUCTIONS[reduction]
     wanted = trained(two_batches, **changes)
@@ -456,6 +457,7 @@ def test_microbatches_of_the_baselines(reduction):
     assert_agree(found, wanted, floor=5e-6)  # BatchNorm takes the norm's bias away
 
 
+@SLOW
 def test_negatives_of_a_part_of_the_batch_would_be_noticed(on_one_device, monkeypatch):
     """The comparison above fails where a loss sees less than the whole batch."""
     cheaper = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
