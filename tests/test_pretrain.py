@@ -57,6 +57,7 @@ def test_output_tells_what_runs_and_what_came_of_it(finished):
         assert part in output, part
 
 
+@pytest.mark.slow
 def test_losses_fall_in_a_short_run(recipe, tmp_path):
     options = ["total_steps=60", "log_every_steps=10", "checkpoint.every_steps=60", *QUIET]
     options += ["augment.jitter=0.8", "augment.greyscale=0.2", "augment.blur=0.5"]

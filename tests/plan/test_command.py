@@ -49,6 +49,7 @@ def test_tables_for_a_person(recipe):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_ends_with_advice(recipe):
     options = [
         f"--config={recipe}", "--topology=l4:2", "--config.batch_size=8192",
