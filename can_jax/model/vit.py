@@ -202,9 +202,9 @@ class Block(nnx.Module):
     ) -> Float[Array, "rows tokens width"]:
         """Attention, then the MLP, each added to its input; ``drop`` is what each is multiplied by,
         as `drop_path` draws it."""
-        attended = self.attention(self.attention_norm(x))
+        attended = self.attention(self.attention_norm(x)).astype(x.dtype)
         x = x + (attended if drop is None else attended * drop[:, :1, None].astype(x.dtype))
-        computed = self.mlp(self.mlp_norm(x))
+        computed = self.mlp(self.mlp_norm(x)).astype(x.dtype)
         return x + (computed if drop is None else computed * drop[:, 1:, None].astype(x.dtype))
 
 

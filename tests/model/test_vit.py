@@ -103,6 +103,12 @@ def test_residual_stream_in_float32_is_nearer_to_float32_throughout():
     assert 0 < errors[0] < 0.8 * errors[1]
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_residual_stream_narrower_than_the_computation_keeps_its_type(scan):
+    blocks = make_blocks(scan=scan, residual_dtype=jnp.bfloat16)
+    assert blocks(jnp.ones((2, 5, 8), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
 def test_encoder_sees_places_and_not_the_order_in_which_they_come():
     encoder = Encoder(
         12, 8, 2, 2, 16, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
