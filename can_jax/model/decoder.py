@@ -7,11 +7,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from can_jax.model.positions import sincos_2d
-from can_jax.model.vit import Blocks, Linear, layer_norm
+from can_jax.model.vit import Linear, Transformer
 from can_jax.parallel.mesh import pin_rows
 
 
-class Decoder(nnx.Module):
+class Decoder(Transformer):
     """MAE's decoder: narrow blocks over all places of the grid, mask tokens at the hidden ones."""
 
     def __init__(
@@ -24,22 +24,16 @@ class Decoder(nnx.Module):
         mlp_width: int,
         *,
         level_tokens: str,
-        scan: bool,
-        remat: str,
-        residual_dtype: Any,
-        **options: Any,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        param_dtype: Any,
+        **run: Any,
     ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.embed = Linear(encoder_width, width, **options)
         normal = nnx.initializers.normal(0.02)
-        self.mask_token = nnx.Param(
-            normal(options["rngs"].params(), (width,), options["param_dtype"])
-        )
-        self.blocks = Blocks(
-            depth, width, heads, mlp_width,
-            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
-        )  # fmt: skip
-        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
-        self.residual_dtype = residual_dtype
+        self.mask_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
+        super().__init__(width, depth, heads, mlp_width, **run, **options)
         self.predict = Linear(width, pixels, **options)
         self.level_tokens = level_tokens
 

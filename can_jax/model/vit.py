@@ -257,7 +257,34 @@ class Blocks(nnx.Module):
         return x
 
 
-class Encoder(nnx.Module):
+class Transformer(nnx.Module):
+    """Blocks on a residual stream of ``residual_dtype``, and the LayerNorm that ends it.
+
+    A subclass creates its input layers before it calls this constructor, as initial parameters
+    follow from the order of creation.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        scan: bool,
+        remat: str,
+        residual_dtype: Any,
+        **options: Any,
+    ):
+        self.blocks = Blocks(
+            depth, width, heads, mlp_width,
+            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
+        )  # fmt: skip
+        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
+        self.residual_dtype = residual_dtype
+
+
+class Encoder(Transformer):
     """A ViT over a subset of the patches: embed, add positions, class token, blocks, norm."""
 
     def __init__(
@@ -268,23 +295,16 @@ class Encoder(nnx.Module):
         heads: int,
         mlp_width: int,
         *,
-        scan: bool,
-        remat: str,
-        residual_dtype: Any,
         rngs: nnx.Rngs,
         dtype: Any,
         param_dtype: Any,
+        **run: Any,
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         self.patch_embed = Linear(pixels, width, **options)
         token = nnx.initializers.normal(0.02)(rngs.params(), (width,), param_dtype)
         self.class_token = nnx.Param(token)
-        self.blocks = Blocks(
-            depth, width, heads, mlp_width,
-            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
-        )  # fmt: skip
-        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
-        self.residual_dtype = residual_dtype
+        super().__init__(width, depth, heads, mlp_width, **run, **options)
 
     def __call__(
         self,
