@@ -31,7 +31,8 @@ def _is_range(value: Any) -> bool:
     return True
 
 
-def _is_mixture(value: Any) -> bool:
+def are_blocks(value: Any) -> bool:
+    """Return whether the value is a sequence of dicts."""
     return isinstance(value, tuple | list) and all(isinstance(part, dict) for part in value)
 
 
@@ -61,7 +62,7 @@ DATA: Table = {
     "label_key": Key("image/class/label", Text(), "The feature of TFRecords with the label."),
     "mixture": Key(
         (),
-        Special("a dict for each part: keys of this block to change, and `weight`", _is_mixture,
+        Special("a dict for each part: keys of this block to change, and `weight`", are_blocks,
                 tuple),
         "The parts of the source `mixture`.",
     ),

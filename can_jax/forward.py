@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
 def heads(config: ConfigDict) -> frozenset[str]:
     """The heads that the objectives with a weight read, and no others."""
     reads = objectives.reads(config.objective.to_dict())
-    needed = reads & {"projection", "prediction"}
+    needed = reads & can.HEADS
     if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
         needed |= {"noise_level"}
     return needed

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.config import as_range, as_size, expand_paths
-from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
+from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE, are_blocks
 from can_jax.model.can import POOLS
 from can_jax.settings import (
     Choice,
@@ -33,10 +33,6 @@ TEMPERATURE = Number(1e-3, 1000)
 RATE = Number(above=0, high=1e4)
 FACTOR = Number(0, 1e4)
 ALPHA = Number(1e-3, 1e3, also=(0,))
-
-
-def _are_blocks(value: Any) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(block, dict) for block in value)
 
 
 def _is_randaugment(value: Any) -> bool:
@@ -114,7 +110,7 @@ EVALUATION: Table = {
         "draws": Key(5, Whole(1, 10**6), "How often they are drawn."),
         "ridge": Key(1024.0, Number(1e-6, 1e15), "The penalty, as in big_vision."),
         "datasets": Key(
-            (), Special("a dict for each: keys of `data` to change, and a `name`", _are_blocks,
+            (), Special("a dict for each: keys of `data` to change, and a `name`", are_blocks,
                         tuple),
             "Data sets to use instead.",
         ),
@@ -132,7 +128,7 @@ EVALUATION: Table = {
             (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "Severities of each corruption."
         ),
         "shifts": Key(
-            (), Special("a dict for each: `kind`, `path`, perhaps a `name`", _are_blocks, tuple),
+            (), Special("a dict for each: `kind`, `path`, perhaps a `name`", are_blocks, tuple),
             "Other test sets; see `can_jax.evaluate.shifts`.",
         ),
         "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
