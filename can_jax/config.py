@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data.depth import Range, check_range
 from can_jax.defaults import DATA, RECIPE, SIZE
-from can_jax.durations import DURATIONS, keep_first, keep_only, value_of
+from can_jax.durations import keep_first, keep_only
 from can_jax.errors import UserError
 from can_jax.files import expand_home
 from can_jax.settings import AS_DEFAULT, Table, check_table, configuration, flat_keys, refuse
@@ -158,33 +158,6 @@ def values_before(stored: dict[str, Any]) -> dict[str, Any]:
         for name, key in flat_keys(RECIPE)
         if name not in known and key.before is not AS_DEFAULT
     }
-
-
-def with_stored(config: ConfigDict, stored: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """Return a configuration that keeps what a run began with where a default is newer.
-
-    A key whose default is not what older versions did keeps their value if the stored
-    configuration has it, or lacks the key, and the new one is at its default.
-
-    Args:
-        config: Resolved, of a run that resumes.
-        stored: The configuration that the run directory holds.
-
-    Returns:
-        The configuration, and a phrase for each setting that was kept.
-    """
-    config = config.copy_and_resolve_references()
-    kept: list[str] = []
-    for name, key in flat_keys(RECIPE):
-        changed = key.before is not AS_DEFAULT and value_of(config, name) == key.default
-        if not changed or value_of(stored, name) != key.before:
-            continue
-        together = next((names for names in DURATIONS if name in names), (name,))
-        values = {name: value_of(stored, name) for name in together}
-        with config.ignore_type():
-            config.update_from_flattened_dict(values)
-        kept += [f"config.{name}={value}" for name, value in values.items() if value is not None]
-    return config, kept
 
 
 def _tuples(value: Any) -> Any:

@@ -10,7 +10,7 @@ from etils import epath
 
 from can_jax import command, job
 from can_jax.errors import UserError
-from can_jax.options import define_path, define_recipe, demand_recipe
+from can_jax.options import define_path, define_recipe, demand_recipe, overrides
 from can_jax.pretrain import pretrain
 
 _CONFIG = define_recipe("recipe")
@@ -27,7 +27,8 @@ def main() -> None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
     job.join()
     workdir = epath.Path(_WORKDIR.value)
-    pretrain(config, workdir, profile=_PROFILE.value, dump_hlo=_DUMP_HLO.value)
+    options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}
+    pretrain(config, workdir, overrides(), **options)
 
 
 if __name__ == "__main__":

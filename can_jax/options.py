@@ -124,9 +124,13 @@ def demand_recipe(recipe: ConfigDict | None, kind: str) -> ConfigDict:
     if recipe is None:
         known = f"a file, or one of {', '.join(names_of(kind))}"
         raise UserError(f"--config=NAME is missing: the {KINDS[kind].title}, {known}")
-    overrides = getattr(flags.FLAGS[CONFIG], "override_values", {}) if CONFIG in flags.FLAGS else {}
-    keep_overrides(recipe, overrides, prefix="recipe." if kind == "study" else "")
+    keep_overrides(recipe, overrides(), prefix="recipe." if kind == "study" else "")
     return recipe
+
+
+def overrides() -> dict[str, Any]:
+    """Return the values of a recipe that the command line sets, by dotted key."""
+    return getattr(flags.FLAGS[CONFIG], "override_values", {}) if CONFIG in flags.FLAGS else {}
 
 
 def load(name: str, kind: str) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Pretraining: what it checks, prints and looks at. The run itself is `run.py`."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from absl import logging
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.capture import read_config
-from can_jax.config import resolve, to_json, with_stored
+from can_jax.config import resolve, to_json
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import shares
 from can_jax.data.source import open_source
@@ -24,35 +25,39 @@ from can_jax.observers import Observers, unseen
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_shards, make_mesh
 from can_jax.parallel.runtime import demand_same
+from can_jax.resuming import with_stored
 from can_jax.run import run
 from can_jax.step import Step, TrainState, make_step
 from can_jax.tf import import_ahead
 from can_jax.timetable import Timetable, make_timetable
 
 
-def pretrain(config: ConfigDict, workdir: epath.Path, **options: bool) -> None:
+def pretrain(
+    config: ConfigDict, workdir: epath.Path, given: Collection[str] = (), **options: bool
+) -> None:
     """Train as the configuration says, going on where the run directory ends.
 
     Args:
         config: a recipe's configuration, checked here.
         workdir: the run directory, made if missing.
+        given: dotted keys that the command line sets.
         options: ``profile`` and ``dump_hlo``, as `can_jax.run.run` has them.
 
     Raises:
         UserError: something a person can mend; found before anything is compiled.
         Preempted: SIGTERM came; the state is saved.
     """
-    training = prepare(config, workdir)
+    training = prepare(config, workdir, given)
     run(training, training.mesh, workdir, **options)
 
 
-def prepare(config: ConfigDict, workdir: epath.Path) -> "Pretraining":
+def prepare(config: ConfigDict, workdir: epath.Path, given: Collection[str] = ()) -> "Pretraining":
     """Return the run that a configuration describes, with its data opened and all checks made.
 
     Raises:
         UserError: A setting is wrong, or the data does not fit it.
     """
-    config = continued(resolve(config), workdir)
+    config = continued(resolve(config), workdir, given)
     import_ahead()
     demand_same("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
@@ -115,20 +120,30 @@ class Pretraining:
         return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
 
 
-def continued(config: ConfigDict, workdir: epath.Path) -> ConfigDict:
+def continued(config: ConfigDict, workdir: epath.Path, given: Collection[str] = ()) -> ConfigDict:
     """Return the configuration with which a run directory is continued.
 
-    Settings newer than the run keep what they stood for when it began.
+    Keys that are newer than the run keep what they stood for when it began.
+
+    Args:
+        config: Resolved.
+        workdir: The run directory; it may be missing.
+        given: Dotted keys that the command line sets, whose values win.
 
     Raises:
-        UserError: The stored configuration cannot be read.
+        UserError: The stored configuration cannot be read, or what it keeps is wrong.
     """
-    if not (workdir / "config.json").exists():
+    place = workdir / "config.json"
+    if not place.exists():
         return config
-    config, kept = with_stored(config, read_config(workdir))
+    read_config(workdir)  # which says what is wrong with the file
+    config, kept = with_stored(config, place.read_text(), given)
     for line in kept:
-        logging.warning("%s, as when this run began", line)
-    return config
+        logging.warning("%s", line)
+    try:
+        return resolve(config)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

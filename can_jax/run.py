@@ -31,6 +31,7 @@ from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.mesh import batch_sharding
 from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, environment, meeting
+from can_jax.resuming import to_store
 from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
 
@@ -244,15 +245,16 @@ def note_run(
     report.say(console.device_table(mesh))
     report.say(console.fact_table("Run", facts))
     before = workdir / "config.json"
-    if before.exists():
+    stored = before.read_text() if before.exists() else None
+    if stored is not None:
         began = read_config(workdir)  # with the keys that are newer than it
         old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
-    replace_text(before, to_json(config) + "\n")
-    stored = environment(mesh) | {"run": facts}
-    replace_text(workdir / "environment.json", json.dumps(stored, indent=2) + "\n")
+    replace_text(before, to_store(config, stored) + "\n")
+    surroundings = environment(mesh) | {"run": facts}
+    replace_text(workdir / "environment.json", json.dumps(surroundings, indent=2) + "\n")
 
 
 def note_parameters(parameters: Any, workdir: epath.Path) -> None:

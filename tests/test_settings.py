@@ -4,15 +4,13 @@ import json
 import math
 
 import pytest
-from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.config import from_json, load_recipe, resolve, to_json, with_stored
+from can_jax.config import from_json, load_recipe, resolve, to_json
 from can_jax.defaults import RECIPE
 from can_jax.durations import keep_overrides
 from can_jax.errors import UserError
 from can_jax.evaluate.config import EVALUATION, default_evaluation, resolve_evaluation
-from can_jax.pretrain import continued
 from can_jax.settings import (
     Choice,
     Number,
@@ -275,30 +273,6 @@ def test_stored_durations_of_older_versions_are_read_as_those_read_them():
     read = resolve(from_json(json.dumps(stored)))
     assert make_timetable(read, 64)[1:4] == (4, 3, 4)
     assert (read.total_epochs, read.optimizer.warmup_epochs) == (None, None)
-
-
-def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
-    recipe = small_config(total_steps=4000, optimizer__warmup_steps=None)
-    text = json.dumps(older(recipe, warmup_epochs=40.0))
-    config, kept = with_stored(recipe, from_json(text))
-    assert (
-        make_timetable(config, 64).warmup == 320 and "config.optimizer.warmup_epochs=40.0" in kept
-    )
-    again, _ = with_stored(recipe, from_json(to_json(config)))  # the next time it resumes
-    assert make_timetable(again, 64).warmup == 320
-    chosen = small_config(total_steps=4000, optimizer__warmup_steps=7)
-    assert make_timetable(with_stored(chosen, from_json(text))[0], 64).warmup == 7
-
-
-def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
-    recipe, place = small_config(optimizer__warmup_steps=None), epath.Path(tmp_path)
-    assert continued(recipe, place) is recipe
-    (place / "config.json").write_text(json.dumps(older(recipe, warmup_epochs=0.125)))
-    assert make_timetable(continued(recipe, place), 64).warmup == 1
-    assert "config.optimizer.warmup_epochs=0.125, as when this run began" in caplog.text
-    (place / "config.json").write_text('{"model": {"colour": 1}}')
-    with pytest.raises(UserError, match=r"config.json cannot be read: config.model.colour is no"):
-        continued(recipe, place)
 
 
 def test_stored_settings_that_are_refused_now_are_named():

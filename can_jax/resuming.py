@@ -1,0 +1,91 @@
+"""The configuration of a run that resumes, and what its run directory stores of it.
+
+A stored configuration lacks the keys that are newer than the run. They keep what the older version
+did, until the command line sets them.
+"""
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config import flatten, from_json, to_json
+from can_jax.defaults import RECIPE
+from can_jax.durations import DURATIONS, value_of
+from can_jax.settings import flat_keys
+
+
+def with_stored(
+    config: ConfigDict, stored: str, given: Collection[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """Return a configuration in which keys that are newer than the run keep their old meaning.
+
+    A key that the run directory stores has the value of the new configuration.
+
+    Args:
+        config: Resolved, of a run that resumes.
+        stored: The text of the configuration in the run directory.
+        given: Dotted keys that the command line sets, whose values win.
+
+    Returns:
+        The configuration, and a sentence for each key that differs from the one given.
+    """
+    config = config.copy_and_resolve_references()
+    began = from_json(stored)
+    kept: list[str] = []
+    for name in newer_keys(stored):
+        # All units of a duration are one setting.
+        together = next((keys for keys in DURATIONS if name in keys), (name,))
+        differs = value_of(began, name) != value_of(config, name)
+        if not differs or any(is_given(key, given) for key in together):
+            continue
+        old, new = ({key: value_of(of, key) for key in together} for of in (began, config))
+        with config.ignore_type():
+            config.update_from_flattened_dict(old)
+        kept.append(
+            f"{_said(old, name)}, as when this run began, and not {_said(new, name)}: to change "
+            f"it, give --{_said(new, name)}"
+        )
+    return config, kept
+
+
+def newer_keys(stored: str) -> list[str]:
+    """Return the dotted keys that a stored configuration lacks."""
+    known = flatten(json.loads(stored))
+    return [name for name, _ in flat_keys(RECIPE) if name not in known]
+
+
+def is_given(key: str, given: Collection[str]) -> bool:
+    """Return whether a key, an element of its value, or a block that holds it is given."""
+    names = {name.split("[")[0] for name in given}
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def to_store(config: ConfigDict, stored: str | None) -> str:
+    """Return a configuration as JSON, for a run directory.
+
+    Newer keys that still have their old meaning are left out, so that the next resume keeps it.
+
+    Args:
+        config: Of the run.
+        stored: The text of the configuration that the run directory has, if any.
+    """
+    values = json.loads(to_json(config))
+    if stored is not None:
+        began = from_json(stored)
+        for name in newer_keys(stored):
+            if value_of(began, name) == value_of(config, name):
+                *blocks, last = name.split(".")
+                block = values
+                for part in blocks:
+                    block = block[part]
+                del block[last]
+    return json.dumps(values, indent=2, sort_keys=True)
+
+
+def _said(values: dict[str, Any], name: str) -> str:
+    """Return the setting that holds, as an option without its dashes."""
+    known = {key: value for key, value in values.items() if value is not None}
+    key, value = next(iter(known.items()), (name, None))
+    return f"config.{key}={value}"

@@ -1,0 +1,117 @@
+"""What a run that resumes keeps of the configuration that it began with."""
+
+import json
+
+import pytest
+from etils import epath
+
+from can_jax.config import from_json, to_json
+from can_jax.errors import UserError
+from can_jax.pretrain import continued
+from can_jax.resuming import is_given, to_store, with_stored
+from can_jax.timetable import make_timetable
+from tests.conftest import small_config
+from tests.runs import command, main_in_process
+
+LEVEL = "noise.level_tokens"
+
+
+def stored_without(config, *keys, **changes):
+    """The text of a configuration as a version wrote it that did not have some keys."""
+    stored = json.loads(to_json(config))
+    for key in keys:
+        *blocks, last = key.split(".")
+        block = stored
+        for name in blocks:
+            block = block[name]
+        del block[last]
+    stored["optimizer"].update(changes)
+    return json.dumps(stored)
+
+
+def test_a_key_that_is_newer_than_the_run_keeps_its_old_meaning():
+    text = stored_without(small_config(), LEVEL)
+    config, kept = with_stored(small_config(), text)
+    assert config.noise.level_tokens == "visible"
+    assert kept == [
+        "config.noise.level_tokens=visible, as when this run began, and not "
+        "config.noise.level_tokens=all: to change it, give --config.noise.level_tokens=all"
+    ]
+    again, kept = with_stored(small_config(), to_store(config, text))  # the next time
+    assert again.noise.level_tokens == "visible" and kept
+
+
+def test_a_newer_key_that_the_recipe_sets_needs_the_command_line():
+    """A recipe of a newer version may set it to other than the default, too."""
+    text = stored_without(small_config(), "model.projector.final_norm", "optimizer.clip_norm")
+    recipe = small_config(model__projector__final_norm=True, optimizer__clip_norm=2.0)
+    config, kept = with_stored(recipe, text, ["optimizer.clip_norm"])
+    assert (config.model.projector.final_norm, config.optimizer.clip_norm) == (False, 2.0)
+    assert len(kept) == 1 and kept[0].endswith("give --config.model.projector.final_norm=True")
+    again, _ = with_stored(small_config(), to_store(config, text))  # which stores the other key now
+    assert again.optimizer.clip_norm is None
+
+
+@pytest.mark.parametrize("stored", ["visible", "all"])
+def test_a_stored_key_has_the_value_of_the_recipe(stored):
+    text = to_json(small_config(noise__level_tokens=stored))
+    config, kept = with_stored(small_config(), text)
+    assert config.noise.level_tokens == "all" and not kept
+    config, kept = with_stored(small_config(noise__level_tokens="visible"), text)
+    assert config.noise.level_tokens == "visible" and not kept
+    assert to_store(config, text) == to_json(config) == to_store(config, None)
+
+
+def test_a_default_on_the_command_line_wins():
+    text = stored_without(small_config(), LEVEL)
+    config, kept = with_stored(small_config(), text, [LEVEL])
+    assert config.noise.level_tokens == "all" and not kept
+    written = to_store(config, text)
+    assert from_json(written).noise.level_tokens == "all"
+    again, kept = with_stored(small_config(), written)
+    assert again.noise.level_tokens == "all" and not kept
+
+
+def test_names_of_the_command_line():
+    assert is_given("augment.mean", ["augment.mean[0]"]) and is_given("noise.target", ["noise"])
+    assert not is_given("noise.target", ["noise.tar", "augment"])
+
+
+def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
+    recipe = small_config(total_steps=4000, optimizer__warmup_steps=None)
+    keys = ("optimizer.warmup_share", "optimizer.warmup_examples")
+    text = stored_without(recipe, *keys, warmup_epochs=40.0)
+    config, kept = with_stored(recipe, text)
+    assert make_timetable(config, 64).warmup == 320
+    assert "config.optimizer.warmup_epochs=40.0, as when this run began, and not config." in kept[0]
+    again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
+    assert make_timetable(again, 64).warmup == 320
+    chosen = small_config(total_steps=4000, optimizer__warmup_steps=7)
+    assert make_timetable(with_stored(chosen, text)[0], 64).warmup == 7
+    given, kept = with_stored(recipe, text, ["optimizer.warmup_share"])
+    assert make_timetable(given, 64).warmup == 200 and not kept
+
+
+def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
+    recipe, place = small_config(optimizer__warmup_steps=None), epath.Path(tmp_path)
+    assert continued(recipe, place) is recipe
+    share = "optimizer.warmup_share"
+    (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=0.125))
+    assert make_timetable(continued(recipe, place), 64).warmup == 1
+    assert "config.optimizer.warmup_epochs=0.125, as when this run began" in caplog.text
+    (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=-1.0))
+    with pytest.raises(UserError, match=r"config.json: config.optimizer.warmup_epochs=-1.0: give"):
+        continued(recipe, place)
+    (place / "config.json").write_text('{"model": {"colour": 1}}')
+    with pytest.raises(UserError, match=r"config.json cannot be read: config.model.colour is no"):
+        continued(recipe, place)
+
+
+def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
+    """The run ends where it opens its data, which is after it read the directory."""
+    (tmp_path / "config.json").write_text(stored_without(small_config(), LEVEL))
+    options = command(recipe, tmp_path, "data.source=folder", "data.path=/no/such/place")[2:]
+    done = main_in_process(*options)
+    assert "config.noise.level_tokens=visible, as when this run began" in done.stderr
+    done = main_in_process(*options, f"--config.{LEVEL}=all")
+    assert "/no/such/place" in done.stderr and "as when this run began" not in done.stderr
