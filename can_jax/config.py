@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,19 @@ from ml_collections import ConfigDict
 
 from can_jax.data.depth import Range, check_range
 from can_jax.defaults import DATA, RECIPE, SIZE
-from can_jax.durations import keep_first, keep_only
+from can_jax.durations import keep_first, keep_only, value_of
 from can_jax.errors import UserError
 from can_jax.files import expand_home
 from can_jax.settings import AS_DEFAULT, Table, check_table, configuration, flat_keys, refuse
 from can_jax.shipped import find
-from can_jax.validate import CHECKS
+from can_jax.validate import CHECKS, check_encoder
+
+# The keys that a reader of a pretrained encoder uses.
+ENCODER = (
+    "data.image_size", "data.channels", "augment.mean", "augment.std", "model.size", "model.width",
+    "model.depth", "model.heads", "model.patch_size", "model.dtype", "model.residual_dtype",
+    "model.scan", "model.remat",
+)  # fmt: skip
 
 
 def default_config() -> ConfigDict:
@@ -67,6 +75,62 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for check in CHECKS:
         check(config)
     return config
+
+
+def resolve_encoder(config: ConfigDict) -> ConfigDict:
+    """Return a checked copy of a stored configuration of which the encoder is read.
+
+    What only training uses is left as it is. Older versions took values that are refused now.
+
+    Raises:
+        UserError: The first setting of the encoder that is wrong, in one line.
+    """
+    check_keys(config, ENCODER)
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.data.image_size = as_size(config.data.image_size)
+        if DATA["range"].accepts(config.data.range):
+            config.data.range = as_range(config.data.range)
+    check_encoder(config)
+    return config
+
+
+def check_keys(config: ConfigDict, names: Collection[str]) -> None:
+    """Check the values of some keys, and of all keys of some blocks, against the table.
+
+    Args:
+        config: Of a recipe.
+        names: Of the keys and blocks, dotted.
+    """
+    for name, key in flat_keys(RECIPE):
+        if within(name, names):
+            refuse(name, value_of(config, name), key)
+
+
+def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDict, list[str]]:
+    """Return a copy of a stored configuration in which refused values are defaults.
+
+    Args:
+        config: Of a run, perhaps of an older version.
+        but: Dotted keys and blocks that are left as they are.
+
+    Returns:
+        The copy, and a sentence for each value that was replaced.
+    """
+    config, lines = config.copy_and_resolve_references(), []
+    for name, key in flat_keys(RECIPE):
+        value = value_of(config, name)
+        if within(name, but) or key.accepts(value):
+            continue
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict({name: key.default})
+        lines.append(f"config.{name}={value} is refused now; {key.default} takes its place")
+    return config, lines
+
+
+def within(name: str, names: Collection[str]) -> bool:
+    """Return whether a dotted key is one of some names, or in a block that is."""
+    return name in names or any(name.startswith(f"{block}.") for block in names)
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:

@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
-from can_jax.config import resolve
+from can_jax.config import resolve_encoder
 from can_jax.errors import UserError
 from can_jax.parallel.rules import path_name
-from can_jax.step import Steps, TrainState, abstract_state, make_step
+from can_jax.step import Steps, TrainState, abstract_state, stored_step
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.pretrained import OWN, Weights, read_weights, sizes
@@ -45,8 +45,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     if not place.exists():
         raise UserError(f"config.init_from={source} does not exist")
     if is_run(place):
-        step = make_step(read_run(place), lambda _: 0.0)
-        found = newest_state(place, step, mesh)[1].parameters
+        found = newest_state(place, stored_step(read_run(place)), mesh)[1].parameters
         theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
     else:
         weights = read_weights(place)
@@ -102,16 +101,25 @@ def newest_state(workdir: epath.Path, step: Steps, mesh: Mesh) -> tuple[int, Tra
 
 
 def read_run(place: epath.Path) -> ConfigDict:
-    """Return the configuration of a run of pretraining.
+    """Return the configuration of a run of pretraining, of which the encoder is checked.
 
     Raises:
         UserError: It is a run of another kind, or its configuration cannot be read.
     """
     if (place / "classifier.json").exists():
         raise UserError(f"{place} is a fine-tuned classifier; give the run of its encoder")
+    return read_encoder(place)
+
+
+def read_encoder(place: epath.Path) -> ConfigDict:
+    """Return the configuration of a run of any kind, or of a capture, likewise.
+
+    Raises:
+        UserError: It cannot be read, or its encoder is not as this version has it.
+    """
     config = read_config(place)
     try:
-        return resolve(config)
+        return resolve_encoder(config)
     except UserError as error:
         raise UserError(f"{place}/config.json: {error}") from error
 

@@ -16,27 +16,23 @@ from rich.console import Console
 from rich.table import Table
 
 from can_jax import command
-from can_jax.capture import read_batch, read_config
+from can_jax.capture import read_batch
 from can_jax.checkpoint import Checkpointer
-from can_jax.config import resolve
 from can_jax.errors import UserError
 from can_jax.gradients import gradients
+from can_jax.initial import read_encoder
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
-from can_jax.step import abstract_state, make_step
+from can_jax.step import abstract_state, stored_step
 
 
 def main(capture: str) -> None:
     """Compute the step again, and show what came of it."""
     folder = epath.Path(capture)
-    config = read_config(folder)
-    try:
-        config = resolve(config)
-    except UserError as error:
-        raise UserError(f"{folder}/config.json: {error}") from error
+    config = read_encoder(folder)
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
-    step = make_step(config, lambda _: 0.0)
+    step = stored_step(config)
     checkpoints = Checkpointer(folder / "state", keep_last=1)
     newest = checkpoints.newest_whole()
     if newest is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config import flatten, from_json, to_json
+from can_jax.config import flatten, from_json, to_json, within
 from can_jax.defaults import RECIPE
 from can_jax.durations import DURATIONS, value_of
 from can_jax.settings import flat_keys
@@ -58,8 +58,7 @@ def newer_keys(stored: str) -> list[str]:
 
 def is_given(key: str, given: Collection[str]) -> bool:
     """Return whether a key, an element of its value, or a block that holds it is given."""
-    names = {name.split("[")[0] for name in given}
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    return within(key, {name.split("[")[0] for name in given})
 
 
 def to_store(config: ConfigDict, stored: str | None) -> str:

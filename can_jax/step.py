@@ -175,6 +175,16 @@ def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
     return Step(config, nnx.graphdef(network), make_optimizer(config), schedule)
 
 
+def stored_step(config: ConfigDict) -> Step:
+    """Return the step of a stored configuration, whose states can be restored. It is not trained.
+
+    Args:
+        config: As `can_jax.config.resolve_encoder` returns it.
+    """
+    network = nnx.graphdef(abstract_network(config))
+    return Step(config, network, make_optimizer(config), lambda _: 0.0)
+
+
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     """A tree of `jax.ShapeDtypeStruct`, with where each array of the state lies."""
     shapes = jax.eval_shape(lambda: step.fresh())

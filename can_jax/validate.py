@@ -87,10 +87,9 @@ def check_part(name: str, key: Any, value: Any) -> None:
     refuse(name, value, DATA[key])
 
 
-def check_model(config: ConfigDict) -> None:
-    """Check that sizes fit each other."""
+def check_encoder(config: ConfigDict) -> None:
+    """Check that sizes of the encoder fit each other, and that each channel is normalized."""
     model, (height, width) = config.model, config.data.image_size
-    reconstruction = config.objective.reconstruction
     for name in ("dtype", "residual_dtype"):
         check(
             model[name] != "float64" or jax.config.read("jax_enable_x64"),
@@ -100,6 +99,28 @@ def check_model(config: ConfigDict) -> None:
         height % model.patch_size == 0 and width % model.patch_size == 0,
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
     )
+    check_heads("model", encoder_size(model))
+    for name in ("mean", "std"):
+        check(
+            len(config.augment[name]) == config.data.channels,
+            f"augment.{name} has {len(config.augment[name])} values, "
+            f"data.channels={config.data.channels}",
+        )
+
+
+def check_heads(name: str, size: Any) -> None:
+    """Check that heads divide a width."""
+    check(
+        size.width % size.heads == 0,
+        f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
+    )
+
+
+def check_masking(config: ConfigDict) -> None:
+    """Check that the decoder can be built, and has something to reconstruct."""
+    model, (height, width) = config.model, config.data.image_size
+    reconstruction = config.objective.reconstruction
+    check_heads("model.decoder", model.decoder)
     check(
         model.patch_size > 1
         or config.data.channels > 1
@@ -108,11 +129,6 @@ def check_model(config: ConfigDict) -> None:
         "model.patch_size=1 with data.channels=1: a patch of one value cannot be normalized by its "
         "own deviation; set objective.reconstruction.normalize=False or use larger patches",
     )
-    for name, size in (("model", encoder_size(model)), ("model.decoder", model.decoder)):
-        check(
-            size.width % size.heads == 0,
-            f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
-        )
     patches = (height // model.patch_size) * (width // model.patch_size)
     ratio = model.mask_ratio
     visible = visible_count(patches, ratio)
@@ -159,7 +175,7 @@ def check_batch(config: ConfigDict) -> None:
 
 
 def check_augment(config: ConfigDict) -> None:
-    """Check that color operations have colors, and that each channel has a mean and deviation."""
+    """Check that color operations have colors."""
     augment = config.augment
     channels = config.data.channels
     check(
@@ -167,27 +183,32 @@ def check_augment(config: ConfigDict) -> None:
         f"data.channels={channels}: set augment.saturation=0, augment.hue=0 and "
         "augment.greyscale=0, which are defined for RGB only",
     )
-    for name in ("mean", "std"):
-        check(
-            len(augment[name]) == channels,
-            f"augment.{name} has {len(augment[name])} values, data.channels={channels}",
-        )
 
 
 def check_optimizer(config: ConfigDict) -> None:
     """Check that steps are no larger than weights can be, and that decay shrinks weights."""
-    settings = config.optimizer
-    peak = peak_learning_rate(config)
-    peak *= max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
+    scale = max([1.0, *(factor for _, factor in config.optimizer.learning_rate_scale)])
+    check_rates("optimizer", config.optimizer, peak_learning_rate(config) * scale)
+
+
+def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
+    """Check a block with a learning rate and a weight decay for AdamW.
+
+    Args:
+        name: Of the block.
+        settings: The block.
+        peak: The largest learning rate of a parameter.
+    """
+    scale = " and learning_rate_scale" if "learning_rate_scale" in settings else ""
     check(
         peak <= HIGHEST_RATE,
-        f"optimizer.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
-        f"batch_size and learning_rate_scale: at most {HIGHEST_RATE:g}",
+        f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
+        f"batch_size{scale}: at most {HIGHEST_RATE:g}",
     )
     decay = settings.weight_decay * peak
     check(
         decay < 1,
-        f"optimizer.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
+        f"{name}.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
         f"{peak:g} a step would take {decay:g} times each weight away; lower one of them",
     )
 
@@ -208,10 +229,11 @@ def check_schedule(config: ConfigDict) -> None:
 
 CHECKS = (
     check_data,
-    check_model,
+    check_augment,
+    check_encoder,
+    check_masking,
     check_objectives,
     check_batch,
-    check_augment,
     check_optimizer,
     check_schedule,
 )

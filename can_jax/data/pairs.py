@@ -24,6 +24,7 @@ from can_jax.data.labels import (
 from can_jax.data.overlap import copies, same_examples
 from can_jax.data.source import ArraySource, Source, available_splits, open_source
 from can_jax.data.splits import SPELLINGS, standard
+from can_jax.errors import UserError
 
 TEST_SPLITS = ("test", "val")  # where a person chose none; in any spelling
 
@@ -114,6 +115,11 @@ def open_pair(
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
     held = other is None or (same and not chosen)
     if other is None or held:
+        if not 0 < share < 1:  # of a run of an older version
+            raise UserError(
+                f"there is no split to test on but {data.split!r}, and config.probe.held_out="
+                f"{share} is no share of it: set config.data.held_out or config.data.test_split"
+            )
         learned, tested = choose_and_hold_out(source, data.split, counts, share, seed, notes)
     else:
         learned, tested = choose(source, data.split, counts[0]), choose(other, name, counts[1])

@@ -9,14 +9,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.capture import read_config
-from can_jax.config import resolve
 from can_jax.data.labels import Classes
 from can_jax.errors import UserError
 from can_jax.evaluate.classify import ClassifierStep
 from can_jax.evaluate.subject import Subject, changed, identity_of, with_normalization
 from can_jax.identity import differences, read_identity
-from can_jax.initial import newest_state
+from can_jax.initial import newest_state, read_encoder
 
 CARD = "classifier.json"  # what a finished run needs to be evaluated itself
 
@@ -47,7 +45,7 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
         mesh: over which its parameters are placed.
     """
     card = json.loads((workdir / CARD).read_text())
-    run = with_normalization(resolve(read_config(workdir)), changes.model, workdir)
+    run = with_normalization(read_encoder(workdir), changes.model, workdir)
     config = changed(run, changes)
     settings = changes.classify.copy_and_resolve_references()
     with settings.ignore_type():

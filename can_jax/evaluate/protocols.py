@@ -5,6 +5,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.config import check_keys
 from can_jax.data.pairs import Part
 from can_jax.errors import UserError
 from can_jax.evaluate import frozen
@@ -20,6 +21,7 @@ from can_jax.evaluate.training import classify
 from can_jax.parallel.mesh import make_mesh
 from can_jax.run import make_directory
 from can_jax.tf import import_ahead
+from can_jax.validate import check_augment, check_data
 
 MAP = "Map of the embedding (t-SNE)"  # a picture's title
 FROZEN = {
@@ -76,6 +78,7 @@ def measure(
         subject = open_classifier(place, config, mesh)
     else:
         subject = open_subject(checkpoint, untrained, config, mesh)
+    check_used(subject.config, config.protocol, place)
     task = Task(config, subject, mesh, Reader(subject, mesh, config.batch_size))
     if config.protocol == "classify":
         findings = classify(task, workdir)
@@ -95,6 +98,27 @@ def measure(
         image = f'<img alt="reconstructions" src="{data_url(panel)}">'
         findings.pictures["Reconstructions, as the run drew them last"] = image
     return findings, subject
+
+
+def check_used(run: ConfigDict, protocol: str, place: epath.Path) -> None:
+    """Check the settings of a run, beyond those of its encoder, that a protocol uses.
+
+    Args:
+        run: The configuration of the run, with the data of the evaluation in it.
+        protocol: Of the evaluation.
+        place: Of the run, for the message.
+
+    Raises:
+        UserError: Names the first setting that is wrong.
+    """
+    augment = {"classify": "augment.crop_aspect", "health": "augment"}
+    try:
+        check_keys(run, ("data", augment.get(protocol, "data")))
+        check_data(run)
+        if protocol == "health":
+            check_augment(run)
+    except UserError as error:
+        raise UserError(f"{place}/config.json: {error}") from error
 
 
 def illustrate(task: Task, findings: Findings) -> None:

@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.config import default_config, resolve
+from can_jax.config import default_config, resolve_encoder
 from can_jax.errors import UserError
 from can_jax.initial import newest_state, read_run
 from can_jax.model import can
 from can_jax.parallel.rules import path_name, shardings
-from can_jax.step import encoder_network, make_step
+from can_jax.step import encoder_network, stored_step
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.digest import sha256_of
@@ -125,9 +125,9 @@ def open_subject(
     wanted = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
     step = None
     if untrained:
-        parameters, step = make_step(run, lambda _: 0.0).fresh().parameters, 0
+        parameters, step = stored_step(run).fresh().parameters, 0
     elif of_run:
-        step, state = newest_state(place, make_step(run, lambda _: 0.0), mesh)
+        step, state = newest_state(place, stored_step(run), mesh)
         parameters = state.parameters
     else:
         try:
@@ -195,7 +195,7 @@ def config_of_facts(facts: Facts) -> ConfigDict:
     config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     if facts["channels"] != 3:
         config.augment.update(saturation=0.0, hue=0.0, greyscale=0.0)
-    return resolve(config)
+    return resolve_encoder(config)
 
 
 def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) -> ConfigDict:
@@ -212,7 +212,7 @@ def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) ->
         for name in ("mean", "std"):
             if given[name] is not None:
                 config.augment[name] = tuple(channel_values(name, given[name], run.data.channels))
-    return resolve(config)
+    return resolve_encoder(config)
 
 
 def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
@@ -232,4 +232,4 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
         raise UserError(
             f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
         )
-    return resolve(config)
+    return resolve_encoder(config)

@@ -88,7 +88,7 @@ class Task:
         if self.config.data.test_split:
             return (self.config.data.test_split,)
         names = dict.fromkeys((self.subject.config.probe.split, *TEST_SPLITS))
-        return tuple(name for name in names if name != data.split)
+        return tuple(name for name in names if name and name != data.split)
 
     def pair(
         self,

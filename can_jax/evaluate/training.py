@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.config import flatten, resolve
+from can_jax.config import ENCODER, flatten, resolve_encoder, without_refused
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.pairs import Pair
 from can_jax.data.source import Source
@@ -69,7 +70,9 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
 def run_config(task: Task) -> ConfigDict:
     """The configuration of the run that trains a classifier."""
     settings = task.config.classify
-    config = task.subject.config.copy_and_resolve_references()
+    config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
+    for line in lines:
+        logging.warning("%s: %s", task.subject.identity["path"], line)
     with config.unlocked(), config.ignore_type():
         config.seed, config.batch_size = task.config.seed, task.config.batch_size
         config.total_steps = config.total_examples = None
@@ -90,7 +93,7 @@ def run_config(task: Task) -> ConfigDict:
         config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
         config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
         config.figures.every_steps = 0
-    return resolve(config)
+    return resolve_encoder(config)
 
 
 @dataclasses.dataclass(frozen=True)
