@@ -180,7 +180,50 @@ class Special:
         return self.words
 
 
-Kind = Number | Switch | Text | Choice | Several | Special
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A tuple of dicts, each with keys of a table.
+
+    Attributes:
+        table: The keys that a dict may have.
+        needed: The keys that each has to have.
+        elsewhere: For keys that hold for all dicts, the dotted key that sets them.
+    """
+
+    table: Table
+    _: dataclasses.KW_ONLY
+    needed: tuple[str, ...] = ()
+    elsewhere: dict[str, str] = dataclasses.field(default_factory=dict)
+    type: ClassVar[type] = tuple
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether the value is a tuple or a list of such dicts."""
+        if not isinstance(value, tuple | list) or not all(isinstance(v, dict) for v in value):
+            return False
+        return not any(map(self.complaint, value))
+
+    def complaint(self, block: dict[Any, Any]) -> str:
+        """Return what is wrong with a dict and what to give instead; empty if nothing is."""
+        for name in self.needed:
+            if block.get(name) is None:
+                return f"{name} is missing: give {self.table[name].describe()}"
+        for name, value in block.items():
+            if name in self.elsewhere:
+                return f"{name!r} holds for all of them: set config.{self.elsewhere[name]}"
+            if name not in self.table:
+                near = nearest(str(name), list(self.table))
+                hint = f"did you mean {near!r}?" if near else f"keys are {', '.join(self.table)}"
+                return f"unknown key {name!r}; {hint}"
+            if not self.table[name].accepts(value):
+                return f"{name}={value!r}: give {self.table[name].describe()}"
+        return ""
+
+    def describe(self, plural: bool = False) -> str:
+        """Return the keys in words."""
+        return f"a tuple of dicts, each with some of the keys {', '.join(self.table)}"
+
+
+Kind = Number | Switch | Text | Choice | Several | Special | Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,8 +284,14 @@ def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
 
 def refuse(key: str, value: Any, kind: Key | Kind) -> None:
     """Raise `UserError` unless a key or a kind accepts the value."""
-    if not kind.accepts(value):
-        raise UserError(f"config.{key}={value!r}: give {kind.describe()}")
+    if kind.accepts(value):
+        return
+    own = kind.kind if isinstance(kind, Key) else kind
+    if isinstance(own, Blocks) and isinstance(value, tuple | list):
+        for number, block in enumerate(value):
+            if isinstance(block, dict) and (reason := own.complaint(block)):
+                raise UserError(f"config.{key}[{number}]: {reason}")
+    raise UserError(f"config.{key}={value!r}: give {kind.describe()}")
 
 
 def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> None:

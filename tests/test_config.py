@@ -135,7 +135,7 @@ def test_home_is_expanded_wherever_a_path_stands(monkeypatch):
 def test_home_is_expanded_in_an_evaluation(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = default_evaluation()
-    config.data.path = "~/d"
+    config.data.update(source="folder", path="~/d")
     config.fewshot.datasets = ({"name": "pets", "path": "~/pets"},)
     config.robustness.shifts = ({"kind": "real", "path": "~/val", "labels": "~/real.json"},)
     resolved = resolve_evaluation(config)

@@ -12,6 +12,7 @@ from can_jax.durations import keep_overrides
 from can_jax.errors import UserError
 from can_jax.evaluate.config import EVALUATION, default_evaluation, resolve_evaluation
 from can_jax.settings import (
+    Blocks,
     Choice,
     Number,
     Several,
@@ -303,4 +304,4 @@ def test_every_kind_is_described():
     pair = Several(Number(above=0), length=2, ascending=True)
     assert pair.describe() == "a tuple of 2 numbers above 0, in ascending order"
     kinds = {type(key.kind) for table in TABLES.values() for _, key in flat_keys(table)}
-    assert kinds == {Number, Whole, Switch, Text, Choice, Several, Special}
+    assert kinds == {Number, Whole, Switch, Text, Choice, Several, Special, Blocks}

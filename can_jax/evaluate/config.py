@@ -6,9 +6,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.config import as_range, as_size, expand_paths
-from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE, are_blocks
+from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
+from can_jax.errors import UserError
+from can_jax.evaluate.validate import (
+    check_classifier,
+    check_datasets,
+    check_evaluation_data,
+    check_shifts,
+    corruptions_of,
+)
 from can_jax.model.can import POOLS
 from can_jax.settings import (
+    Blocks,
     Choice,
     Key,
     Number,
@@ -20,9 +29,7 @@ from can_jax.settings import (
     Whole,
     check_table,
     configuration,
-    refuse,
 )
-from can_jax.validate import check, check_source
 
 PROTOCOLS = ("knn", "linear", "fewshot", "health", "robustness", "classify")
 FEATURES = (*POOLS, "both")
@@ -44,7 +51,47 @@ def _is_randaugment(value: Any) -> bool:
     )
 
 
-PER_CHANNEL = Special("a number for each channel, of images in [0, 1]", lambda value: True)
+def _per_channel(kind: Number) -> Special:
+    """Return the kind of one number, or one for each channel."""
+    each = Several(kind, empty=False)
+    words = f"{kind.describe()}, or one for each channel, of images in [0, 1]"
+    return Special(words, lambda value: kind.accepts(value) or each.accepts(value))
+
+
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+    "jpeg_compression",
+)  # fmt: skip
+
+
+def _are_corruptions(value: Any) -> bool:
+    try:
+        corruptions_of(value, CORRUPTIONS)
+    except (UserError, AttributeError):
+        return False
+    return True
+
+
+# An entry of `robustness.shifts`; see `can_jax.evaluate.shifts`.
+SHIFT: Table = {
+    "kind": Key(
+        "classes", Choice(("classes", "numbered", "real", "objectnet", "imagenet_c")),
+        "How its classes are known.",
+    ),
+    "path": Key(None, Text(), "Its folder."),
+    "name": Key(None, Text(), "The name in the results; by default the kind."),
+    "labels": Key(None, Text(), "The file of the labels of kind `real`."),
+}  # fmt: skip
+# An entry of `fewshot.datasets`. All of them are read at one size, by number.
+SHARED = (
+    "channels", "examples", "held_out", "image_size", "streaming", "test_examples",
+    "train_examples", "window",
+)  # fmt: skip
+DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
+    "test_split": Key(None, Text(), "The split to test on."),
+    "name": Key(None, Text(), "The name in the results; of a TFDS data set, its name there, too."),
+}
 
 EVALUATION: Table = {
     "protocol": Key("knn", Choice(PROTOCOLS), "What is measured."),
@@ -80,8 +127,8 @@ EVALUATION: Table = {
     # What files of weights may not state; by default what is known of them.
     "model": {
         "heads": Key(None, HEADS, "Attention heads of the encoder."),
-        "mean": Key(None, PER_CHANNEL, "The mean that images are normalized by."),
-        "std": Key(None, PER_CHANNEL, "The standard deviation likewise."),
+        "mean": Key(None, _per_channel(Number(0, 1)), "The mean that images are normalized by."),
+        "std": Key(None, _per_channel(Number(1e-3, 1)), "The standard deviation likewise."),
         "dtype": Key(None, MODEL["dtype"].kind, "The type of the computation."),
     },
     "knn": {
@@ -110,9 +157,8 @@ EVALUATION: Table = {
         "draws": Key(5, Whole(1, 10**6), "How often they are drawn."),
         "ridge": Key(1024.0, Number(1e-6, 1e15), "The penalty, as in big_vision."),
         "datasets": Key(
-            (), Special("a dict for each: keys of `data` to change, and a `name`", are_blocks,
-                        tuple),
-            "Data sets to use instead.",
+            (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
+            "Data sets to use instead: keys of `data` to change, and a `name`.",
         ),
     },
     "health": {
@@ -122,13 +168,16 @@ EVALUATION: Table = {
     },
     "robustness": {
         "corruptions": Key(
-            "all", Text(), "Corruptions of the test split: all, none, or names with commas between."
+            "all",
+            Special(f"all, none, or some of {', '.join(CORRUPTIONS)} with commas between",
+                    _are_corruptions, str),
+            "Corruptions of the test split.",
         ),
         "severities": Key(
             (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "Severities of each corruption."
         ),
         "shifts": Key(
-            (), Special("a dict for each: `kind`, `path`, perhaps a `name`", are_blocks, tuple),
+            (), Blocks(SHIFT, needed=("kind", "path")),
             "Other test sets; see `can_jax.evaluate.shifts`.",
         ),
         "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
@@ -177,9 +226,6 @@ EVALUATION: Table = {
 }  # fmt: skip
 
 
-DATASET = EVALUATION["data"] | {"name": Key(None, Text(), "The name in the results.")}
-
-
 def default_evaluation() -> ConfigDict:
     """Return kNN on the data that the encoder was trained on, at the size it was trained at."""
     return configuration(EVALUATION).lock()
@@ -197,17 +243,12 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
         config.data.range = as_range(config.data.range)
         if config.data.image_size is not None:
             config.data.image_size = as_size(config.data.image_size)
-    if config.data.source is not None:
-        check_source(config.data)
-        check(not config.data.streaming, "data.streaming=True: an evaluation reads by number")
-    for number, block in enumerate(config.fewshot.datasets):
-        for key, value in block.items():
-            if key in DATASET:
-                refuse(f"fewshot.datasets[{number}]: {key}", value, DATASET[key])
-    settings = config.classify
-    check(
-        config.protocol != "classify" or settings.warmup_epochs < settings.total_epochs,
-        f"classify.warmup_epochs={settings.warmup_epochs:g} is not shorter than "
-        f"config.classify.total_epochs={settings.total_epochs:g}: shorten the warm-up",
-    )
+        config.fewshot.datasets = tuple(
+            {**block, "range": as_range(block["range"])} if "range" in block else block
+            for block in config.fewshot.datasets
+        )
+    check_evaluation_data(config, EVALUATION["data"])
+    check_datasets(config)
+    check_shifts(config, CORRUPTIONS)
+    check_classifier(config)
     return config

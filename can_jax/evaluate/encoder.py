@@ -14,6 +14,7 @@ from can_jax.evaluate.subject import Subject, open_subject, select
 from can_jax.files import expand_home
 from can_jax.model import can
 from can_jax.parallel.mesh import make_mesh
+from can_jax.weights.pretrained import channel_values
 
 
 class Encoder:
@@ -175,13 +176,24 @@ def load_encoder(
             raise UserError(
                 f"{place}: image_size={image_size!r}: give an int, or (height, width), in pixels"
             ) from None
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None:
+            try:
+                channel_values(name, value, len(value) if isinstance(value, tuple) else 1)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from None
     changes = default_evaluation()
     with changes.ignore_type():
         changes.data.image_size = image_size
         changes.model.update(dtype="float32", heads=heads, mean=mean, std=std)
     mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
+    try:
+        changes = resolve_evaluation(changes)
+    except UserError as error:
+        reason = str(error).removeprefix("config.model.")
+        raise UserError(f"{place}: {reason}") from None
     assumed: list[str] = []
-    subject = open_subject(place, False, resolve_evaluation(changes), mesh, assumed.append)
+    subject = open_subject(place, False, changes, mesh, assumed.append)
     for line in assumed:
         warnings.warn(line, stacklevel=3)  # at the line that calls `can_jax.load`
     return Encoder(subject)

@@ -15,12 +15,14 @@ from can_jax.data.source import open_source
 from can_jax.errors import UserError
 from can_jax.evaluate.examples import Split
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out
+from can_jax.evaluate.validate import dataset_name
 from can_jax.forward import row_keys
 from can_jax.observe.metrics import effective_rank
 from can_jax.probes import health
 from can_jax.probes.fewshot import draw_shots, ridge_predictions
 from can_jax.probes.knn import nearest, vote
 from can_jax.probes.linear import Heads, grid, train_heads
+from can_jax.validate import check_source
 
 
 def knn(task: Task) -> Findings:
@@ -130,20 +132,16 @@ def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
         found.append((task.data.name or "data", task.data, None))
     for number, changes in enumerate(task.config.fewshot.datasets):
         changes = dict(changes)
-        name = changes.pop("name", None) or changes.get("path", f"data{number}")
-        test_split = changes.pop("test_split", None)
-        unknown = set(changes) - set(task.data)
-        if unknown:
-            raise UserError(f"config.fewshot.datasets: unknown key {min(unknown)!r}")
+        name, test_split = dataset_name(number, changes), changes.pop("test_split", None)
+        if changes.get("source", task.data.source) != "tfds":
+            changes.pop("name", None)
         block = ConfigDict(task.data.to_dict())
         with block.ignore_type():
             block.update(changes)
-        name = str(name).replace("/", "_").strip("_")
-        if name in [other for other, *_ in found]:
-            raise UserError(
-                f"config.fewshot.datasets[{number}]: another data set is called {name!r}; give "
-                "each a `name` of its own"
-            )
+        try:
+            check_source(block)
+        except UserError as error:
+            raise UserError(f"config.fewshot.datasets[{number}]: {error}") from None
         found.append((name, block, test_split))
     return found
 

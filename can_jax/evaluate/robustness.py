@@ -15,6 +15,7 @@ from can_jax.evaluate.corruptions import CORRUPTIONS, DRAWN, corrupt
 from can_jax.evaluate.examples import Split
 from can_jax.evaluate.shifts import Reads, open_shift
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
+from can_jax.evaluate.validate import corruptions_of
 from can_jax.probes.calibration import calibration
 
 # AlexNet's errors in percent, each the mean of the five severities (arXiv 1903.12261, table 1).
@@ -55,12 +56,8 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
         findings: get what is found.
     """
     settings, classes = task.config.robustness, clean.classes
-    check_names(settings.shifts)
     corrupted = on_the_fly(task, clean)
-    shifts = [
-        (shift, open_shift(task, number, shift, classes, findings))
-        for number, shift in enumerate(settings.shifts)
-    ]
+    shifts = [(shift, open_shift(task, shift, classes, findings)) for shift in settings.shifts]
     logits_of = fit()
     split = task.read(clean)
     findings.count("test", split)
@@ -96,23 +93,6 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
         if kind in ("classes", "numbered"):
             ece = calibration(found, accepted.argmax(axis=1), settings.bins)
             findings.metrics[f"{name}/ece"] = ece["ece"]
-
-
-def check_names(shifts: tuple[dict[str, Any], ...]) -> None:
-    """Check that no test set's results would be written over those of another.
-
-    Raises:
-        UserError: two have the same name.
-    """
-    taken = {"train", "test", "clean", "corrupted", *CORRUPTIONS}
-    for number, shift in enumerate(shifts):
-        name = str(shift.get("name") or shift.get("kind"))
-        if name in taken:
-            raise UserError(
-                f"config.robustness.shifts[{number}]: another test set is called {name!r}; give "
-                "each a `name` of its own"
-            )
-        taken.add(name)
 
 
 def curves(
@@ -153,13 +133,7 @@ def curves(
 
 def on_the_fly(task: Task, clean: Part) -> Reads:
     """The test split under each corruption, computed here."""
-    wanted = task.config.robustness.corruptions
-    names = {"all": list(CORRUPTIONS), "none": []}.get(wanted, wanted.split(","))
-    for name in names:
-        if name not in CORRUPTIONS:
-            raise UserError(
-                f"config.robustness.corruptions: {name!r} is none of {', '.join(CORRUPTIONS)}"
-            )
+    names = corruptions_of(task.config.robustness.corruptions, tuple(CORRUPTIONS))
     if names and task.data.channels != 3:
         raise UserError("config.robustness.corruptions: they are defined for RGB; set 'none'")
 

@@ -211,7 +211,11 @@ def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) ->
     with config.ignore_type():
         for name in ("mean", "std"):
             if given[name] is not None:
-                config.augment[name] = tuple(channel_values(name, given[name], run.data.channels))
+                try:
+                    values = channel_values(name, given[name], run.data.channels)
+                except UserError as error:
+                    raise UserError(f"{place}: {error}") from error
+                config.augment[name] = tuple(values)
     return resolve_encoder(config)
 
 

@@ -6,12 +6,14 @@ import pytest
 from etils import epath
 
 from can_jax.errors import UserError
+from can_jax.evaluate import config
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.corruptions import CORRUPTIONS
 from can_jax.evaluate.examples import Reader
 from can_jax.evaluate.protocols import evaluate
 from can_jax.evaluate.report import comparison
-from can_jax.evaluate.robustness import ALEXNET, check_names, mean_corruption_error, robustness
+from can_jax.evaluate.robustness import ALEXNET, mean_corruption_error, robustness
+from can_jax.evaluate.shifts import SHIFTS
 from can_jax.evaluate.subject import open_subject
 from can_jax.evaluate.task import Findings, Task
 from can_jax.export.card import card_of, results_of
@@ -153,10 +155,18 @@ def test_mce_is_not_of_corruptions_computed_here(places, monkeypatch):
 
 @pytest.mark.parametrize("names", [("a", "a"), (None, None), ("fog", "b"), ("test", "b")])
 def test_test_sets_of_one_name_are_refused(names):
-    shifts = tuple({"kind": "classes", "name": name} for name in names)
+    def resolve(*shifts):
+        shifts = tuple(shift | {"path": "/data"} for shift in shifts)
+        resolve_evaluation(samples.evaluation("robustness", robustness__shifts=shifts))
+
     with pytest.raises(UserError, match="another test set is called"):
-        check_names(shifts)
-    check_names(({"kind": "classes"}, {"kind": "numbered"}, {"kind": "classes", "name": "b"}))
+        resolve(*({"kind": "classes", "name": name} for name in names))
+    resolve({"kind": "classes"}, {"kind": "numbered"}, {"kind": "classes", "name": "b"})
+
+
+def test_the_table_knows_all_corruptions_and_kinds_of_test_sets():
+    assert tuple(CORRUPTIONS) == config.CORRUPTIONS
+    assert set(config.SHIFT["kind"].kind.choices) == {*SHIFTS, "imagenet_c"}
 
 
 @pytest.mark.slow

@@ -1,0 +1,107 @@
+"""Settings of an evaluation that cannot work are refused with their key, before all else."""
+
+import pytest
+
+import can_jax
+from can_jax.errors import UserError
+from can_jax.evaluate.config import resolve_evaluation
+from tests.evaluate import samples
+from tests.runs import main_in_process
+
+NAN = float("nan")
+REAL = {"kind": "real", "path": "/d"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("fewshot__datasets", ({"path": "/a"}, {"pth": "/b"}),
+         r"fewshot.datasets\[1\]: unknown key 'pth'; did you mean 'path'"),
+        ("fewshot__datasets", [{"source": "folders"}],
+         r"fewshot.datasets\[0\]: source='folders': give one of"),
+        ("fewshot__datasets", ({"path": "/d", "image_size": 32},),
+         r"fewshot.datasets\[0\]: 'image_size' holds for all of them: set config.data.image_size"),
+        ("fewshot__datasets", ({"path": "/d", "test_examples": 3},), "set config.data.test_exampl"),
+        ("fewshot__datasets", ({"path": "/d"}, {"path": "/d"}), r"\[1\]: another data set is cal"),
+        ("fewshot__datasets", ({"path": "/d", "range": (5, 1)},), r"\[0\]: range=\(5, 1\): give"),
+        ("fewshot__datasets", ({1: 2},), r"fewshot.datasets\[0\]: unknown key 1"),
+        ("fewshot__datasets", ("pets",), r"fewshot.datasets=\('pets',\): give a tuple of dicts"),
+        ("robustness__corruptions", "fogg", "robustness.corruptions='fogg': give all, none, or"),
+        ("robustness__corruptions", "fog,", "robustness.corruptions='fog,': give all, none, or"),
+        ("robustness__corruptions", "all,fog", "robustness.corruptions='all,fog': give all"),
+        ("robustness__corruptions", "", "robustness.corruptions='': give all, none, or"),
+        ("robustness__shifts", ({"kind": "class", "path": "/d"},),
+         r"robustness.shifts\[0\]: kind='class': give one of classes, numbered, real"),
+        ("robustness__shifts", ({"path": "/d"},), r"robustness.shifts\[0\]: kind is missing"),
+        ("robustness__shifts", ({"kind": "classes"},), r"robustness.shifts\[0\]: path is missing"),
+        ("robustness__shifts", ({"kind": "classes", "path": 3},), r"\[0\]: path=3: give a string"),
+        ("robustness__shifts", (REAL,), r"robustness.shifts\[0\]: labels is missing"),
+        ("robustness__shifts", (REAL | {"label": "/l"},), "unknown key 'label'; did you mean 'lab"),
+        ("robustness__shifts", ({"kind": "objectnet", "path": "/d", "labels": "/l"},),
+         "only kind='real' reads them"),
+        ("model__std", 0, "model.std=0: give a number at least 0.001, at most 1, or one for each"),
+        ("model__std", (0.2, 0.0, 0.2), r"model.std=\(0.2, 0.0, 0.2\): give a number at least"),
+        ("model__mean", 127.5, "model.mean=127.5: give a number at least 0, at most 1"),
+        ("model__mean", (NAN, 0.5, 0.5), r"model.mean=\(nan, 0.5, 0.5\): give a number"),
+        ("model__mean", "half", "model.mean='half': give a number"),
+        ("model__mean", (), r"model.mean=\(\): give a number"),
+        ("model__mean", True, "model.mean=True: give a number"),
+        ("data__path", "/d", "data.path=/d has no effect without config.data.source"),
+        ("data__split", "val", "data.split=val has no effect without config.data.source"),
+    ],
+)  # fmt: skip
+def test_settings_of_an_evaluation_that_cannot_work(name, value, message):
+    with pytest.raises(UserError, match=f"^config.*{message}") as error:
+        resolve_evaluation(samples.evaluation("knn", **{name: value}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__mean": (0.5, 0.5)}, "config.model.mean=.* each of data.channels=3"),
+        ({"data__source": "mixture", "data__mixture": ({"path": 3},)}, r"mixture\[0\]: path=3"),
+        ({"classify__learning_rate": 100.0},
+         "config.classify.learning_rate=100 is a peak of 6.25 for this batch_size: at most 1"),
+        ({"classify__weight_decay": 9e3, "classify__learning_rate": 1.0},
+         "config.classify.weight_decay=9000: with a peak learning rate of 0.0625"),
+    ],
+)  # fmt: skip
+def test_settings_of_an_evaluation_that_do_not_fit_each_other(changes, message):
+    with pytest.raises(UserError, match=message):
+        resolve_evaluation(samples.evaluation("classify", "/data", **changes))
+
+
+def test_settings_that_work_are_taken():
+    pets = {"name": "oxford_iiit_pet", "source": "tfds", "test_split": "test", "range": [0, 255]}
+    config = samples.evaluation(
+        "fewshot", fewshot__datasets=[pets, {"path": "/d"}], robustness__corruptions="fog, snow",
+        robustness__shifts=[REAL | {"labels": "/l"}], model__mean=0.5, model__std=[0.2, 0.2, 0.3],
+        data__test_split="val", data__train_examples=3,
+    )  # fmt: skip
+    assert resolve_evaluation(config).fewshot.datasets[0]["range"] == (0.0, 255.0)
+
+
+def test_mistakes_of_the_command_line_write_nothing(tmp_path):
+    """The checkpoint is not there: the settings are looked at first."""
+    options = ["--config=robustness", "--checkpoint=/no/such", f"--workdir={tmp_path / 'out'}"]
+    done = main_in_process(
+        "can_jax.evaluate", *options, "--config.robustness.corruptions=gausian_noise"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "config.robustness.corruptions='gausian_noise': give all, none, or some" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": 0}, "std=0: no channel can have a deviation of 0"),
+        ({"std": 1e-5}, "std=1e-05: give a number at least 0.001"),
+        ({"heads": 0}, "heads=0: give a whole number at least 1"),
+        ({"mean": ()}, r"mean=\(\): give a number"),
+    ],
+)
+def test_options_of_load_are_named_as_they_are_given(options, message):
+    with pytest.raises(UserError, match=f"^/a/run: {message}"):
+        can_jax.load("/a/run", **options)
