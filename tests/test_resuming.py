@@ -1,14 +1,19 @@
 """What a run that resumes keeps of the configuration that it began with."""
 
+import contextlib
 import json
 
+import jax
 import pytest
 from etils import epath
 
 from can_jax.config import from_json, to_json
 from can_jax.errors import UserError
+from can_jax.observe.console import Reporter
+from can_jax.parallel.mesh import make_mesh
 from can_jax.pretrain import continued
 from can_jax.resuming import is_given, to_store, with_stored
+from can_jax.run import note_run
 from can_jax.timetable import make_timetable
 from tests.conftest import small_config
 from tests.runs import command, main_in_process
@@ -105,6 +110,18 @@ def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
     (place / "config.json").write_text('{"model": {"colour": 1}}')
     with pytest.raises(UserError, match=r"config.json cannot be read: config.model.colour is no"):
         continued(recipe, place)
+
+
+def test_the_run_directory_stores_what_the_next_resume_needs(tmp_path, capsys):
+    place, file = epath.Path(tmp_path), tmp_path / "config.json"
+    mesh = make_mesh(small_config().mesh, jax.devices()[:1])
+    file.write_text(stored_without(small_config(), LEVEL))
+    for given, level in (([], None), ([], None), ([LEVEL], "all"), ([], "all")):
+        with contextlib.closing(Reporter(0, 4)) as report:
+            note_run(continued(small_config(), place, given), place, mesh, {}, report)
+        assert json.loads(file.read_text())["noise"].get("level_tokens") == level
+        change = f"changed since this run began: {LEVEL} visible -> all"
+        assert (change in capsys.readouterr().out) is bool(given)
 
 
 def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
