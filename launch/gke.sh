@@ -6,7 +6,7 @@
 #         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
 #
 # HOSTS is the number of virtual machines of a slice (TOPOLOGY over CHIPS, 4 by default), SLICES how
-# many slices (1). The image has this package installed with '.[tpu]'. Pods that exit with 75, or
+# many slices (1). The image has this package installed with '.[tpu]'. Pods that exit with 75 or 143, or
 # whose node is taken away, are started again together; any other failure ends the JobSet.
 # DRY_RUN=1 prints the manifest instead.
 set -eu

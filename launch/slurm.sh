@@ -18,8 +18,9 @@
 #
 # Any line above can be changed on sbatch's command line. The processes find each other by SLURM's
 # own variables. Five minutes before the end SLURM sends SIGTERM to them; they save after the same
-# step and exit with 75, and the job is queued again, to go on from there. The run directory must be
-# on a file system that all nodes share. PYTHON chooses the interpreter; DRY_RUN=1 prints the
+# step and exit with 75, and the job is queued again and resumes. So it is after 143, SIGTERM before
+# the program had begun, and up to RETRIES times, 3 by default, after an unexpected error or a hang
+# (70). The run directory must be on a file system that all nodes share. PYTHON chooses the interpreter; DRY_RUN=1 prints the
 # commands instead.
 set -u
 # Whether a variable such as DRY_RUN is set, and not to 0, false or no.
@@ -40,8 +41,13 @@ run() {
 trap : TERM
 run srun --kill-on-bad-exit=1 "${PYTHON:-python3}" -m can_jax.main "$@"
 code=$?
-if [ "$code" -eq 75 ] || on DRY_RUN; then
-  echo "preempted: back in the queue" >&2
+again=
+case $code in
+  75 | 143) again=preempted ;;
+  70) if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRIES:-3}" ]; then again="unexpected error"; fi ;;
+esac
+if [ -n "$again" ] || on DRY_RUN; then
+  echo "${again:-preempted}: back in the queue" >&2
   run scontrol requeue "${SLURM_JOB_ID:-JOB}"
 fi
 exit "$code"

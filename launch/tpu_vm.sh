@@ -75,7 +75,7 @@ while true; do
   code=$?
   if on DRY_RUN; then break; fi
   now=$(state)
-  if [ "$now" = READY ] && [ "$code" -ne 75 ]; then break; fi
+  if [ "$now" = READY ] && [ "$code" -ne 75 ] && [ "$code" -ne 143 ]; then break; fi
   if [ "$now" != READY ]; then
     echo "the slice is ${now:-gone}: making another" >&2
     tpu delete "$NAME" --quiet

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kubernetes_validate
@@ -41,7 +42,8 @@ def calls(tmp_path):
 
 
 def start(tmp_path, script, *arguments, **variables):
-    environment = os.environ | {"PYTHON": str(tmp_path / "bin/python")} | variables
+    own = {"PYTHON": str(tmp_path / "bin/python"), "PORT": "999"}
+    environment = os.environ | own | variables
     environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
     return subprocess.Popen(
         [LAUNCH / script, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
@@ -121,24 +123,36 @@ def test_tpu_launcher_outside_a_checkout_says_so(tmp_path):
 # One machine
 
 
+@pytest.mark.parametrize("code", [75, 143])
 @pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
-def test_preempted_run_is_started_again(tmp_path, stand_in, script):
+def test_preempted_run_is_started_again(tmp_path, stand_in, script, code):
     count = int(script[-1]) if len(script) > 1 else 1
-    stand_in("python", f"[ $(wc -l < {tmp_path}/calls) -gt {2 * count} ] && exit 0 || exit 75")
+    stand_in("python", f"[ $(wc -l < {tmp_path}/calls) -gt {2 * count} ] && exit 0 || exit {code}")
     process = start(tmp_path, *script, "--config=x")
     assert process.wait(30) == 0, process.stderr.read()
     assert len(calls(tmp_path)) == 3 * count
 
 
+@pytest.mark.parametrize("code", [1, 130])
 @pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
-def test_failed_run_is_not(tmp_path, stand_in, script):
-    stand_in("python", "exit 1")
-    assert start(tmp_path, *script, "--config=x").wait(30) == 1
+def test_failed_run_is_not(tmp_path, stand_in, script, code):
+    stand_in("python", f"exit {code}")
+    assert start(tmp_path, *script, "--config=x").wait(30) == code
     assert len(calls(tmp_path)) <= 2
 
 
+@pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "1"]])
+def test_run_that_ends_unexpectedly_is_started_a_few_times_more(tmp_path, stand_in, script):
+    stand_in("python", "exit 70")
+    assert start(tmp_path, *script, "--config=x", RETRIES="2").wait(30) == 70
+    assert len(calls(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
 @pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "2"]])
-def test_signal_reaches_the_run_which_is_waited_for(tmp_path, stand_in, script):
+def test_signal_reaches_the_run_which_is_waited_for(tmp_path, stand_in, script, number, code):
     stand_in(
         "python",
         "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done",
@@ -147,20 +161,56 @@ def test_signal_reaches_the_run_which_is_waited_for(tmp_path, stand_in, script):
     process = start(tmp_path, *script, "--config=x")
     for _ in range(count):
         assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 75
+    process.send_signal(number)
+    assert process.wait(30) == code
     assert process.stdout.read() == "saved\n" * count
     assert len(calls(tmp_path)) == count
 
 
+@pytest.mark.parametrize("script", [["local.sh"], ["processes.sh", "1"]])
+def test_second_ctrl_c_does_not_wait_for_the_run(tmp_path, stand_in, script):
+    stand_in("python", "trap '' TERM; echo ready; exec sleep 60")
+    process = start(tmp_path, *script, "--config=x")
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+
+
 def test_processes_know_their_numbers_and_their_gpus(tmp_path, stand_in):
     stand_in("python", "echo GPU $CUDA_VISIBLE_DEVICES")
-    process = start(tmp_path, "processes.sh", "2", *RUN, PORT="999")
+    process = start(tmp_path, "processes.sh", "2", *RUN)
     assert process.wait(30) == 0
     assert sorted(process.stdout.read().split("\n")) == ["", "GPU 0", "GPU 1"]
     for number, call in enumerate(sorted(calls(tmp_path))):
         given = f"--coordinator=127.0.0.1:999 --processes=2 --process={number} {' '.join(RUN)}"
         assert call == f"python -m can_jax.main {given}"
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus"),
+    [("6,GPU-8f,2", ["GPU 6", "GPU GPU-8f"]), ("", ["GPU 0", "GPU 1"]), ("-1", ["GPU -1"] * 2)],
+)
+def test_processes_share_the_devices_that_were_given(tmp_path, stand_in, visible, gpus):
+    stand_in("python", "echo GPU $CUDA_VISIBLE_DEVICES")
+    process = start(tmp_path, "processes.sh", "2", *RUN, CUDA_VISIBLE_DEVICES=visible)
+    assert process.wait(30) == 0
+    assert sorted(process.stdout.read().splitlines()) == sorted(gpus)
+
+
+def test_fewer_devices_than_processes_are_refused(tmp_path, stand_in):
+    stand_in("python")
+    process = start(tmp_path, "processes.sh", "3", *RUN, CUDA_VISIBLE_DEVICES="4,5")
+    assert process.wait(30) == 1 and not (tmp_path / "calls").exists()
+    assert "CUDA_VISIBLE_DEVICES=4,5 names 2 devices" in process.stderr.read()
+
+
+def test_jobs_on_one_machine_meet_on_ports_of_their_own():
+    ports = {
+        re.search(r"127\.0\.0\.1:(\d+)", dry_run("processes.sh", "2", *RUN))[1] for _ in range(3)
+    }
+    assert len(ports) == 3
 
 
 def test_where_one_process_fails_the_others_are_stopped(tmp_path, stand_in):
@@ -178,11 +228,16 @@ def test_dry_run_of_processes():
 # SLURM
 
 
-@pytest.mark.parametrize(("code", "queued"), [(0, False), (1, False), (75, True)])
-def test_slurm_job_is_queued_again_only_if_preempted(tmp_path, stand_in, code, queued):
+@pytest.mark.parametrize(
+    ("code", "before", "queued"),
+    [(0, 0, False), (1, 0, False), (130, 0, False), (75, 9, True), (143, 9, True), (70, 2, True),
+     (70, 3, False)],
+)  # fmt: skip
+def test_slurm_job_is_queued_again_if_that_may_help(tmp_path, stand_in, code, before, queued):
     stand_in("srun", f"exit {code}")
     stand_in("scontrol")
-    process = start(tmp_path, "slurm.sh", *RUN, SLURM_JOB_ID="42")
+    variables = {"SLURM_JOB_ID": "42", "SLURM_RESTART_COUNT": str(before)}
+    process = start(tmp_path, "slurm.sh", *RUN, **variables)
     assert process.wait(30) == code
     (step, *rest) = calls(tmp_path)
     assert step.startswith("srun --kill-on-bad-exit=1") and step.endswith(" ".join(RUN))
