@@ -11,10 +11,18 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import flags, logging
 
-from can_jax.errors import EXIT_ERROR, EXIT_PREEMPTED, Preempted, UserError, one_line
+from can_jax.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_UNEXPECTED,
+    Preempted,
+    UserError,
+    one_line,
+)
 from can_jax.files import expand_home, user_cache
 from can_jax.mistakes import missing_value, nearest_option, plain_message
 from can_jax.parallel.runtime import processor, spare_absent_tpu
+from can_jax.preemption import RESUME, Stopped, handler
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
 EXIT_SECONDS = 60.0  # that a program may take to end once all is done
@@ -23,7 +31,10 @@ DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
 
 def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) -> None:
-    """Parse the flags, run ``main``, and exit: 0 finished, 1 an error, 75 preempted after saving.
+    """Parse the flags, run ``main``, and exit.
+
+    The exit code is 0 at the end, 1 for a mistake of the user's, 70 for an unexpected error, 75
+    when the command was preempted and has saved, and 130 likewise after Ctrl-C.
 
     Args:
         main: the command; it reads its flags.
@@ -32,6 +43,7 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
             that can be left out.
     """
     code = _exit_code(main, usage, arguments)
+    handler.finish(code)
     bound_exit(code)
     sys.exit(code)
 
@@ -55,13 +67,15 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
         main(*_parse(usage, arguments))
     except Preempted as stop:
         print(stop, file=sys.stderr)
-        return EXIT_PREEMPTED
+        return handler.exit_code
+    except Stopped:
+        return handler.exit_code
     except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from what was saved")
+        return _fail(str(error), EXIT_REFUSED)
+    except KeyboardInterrupt:  # of a command inside another program
+        return _fail(f"interrupted; {RESUME}", EXIT_INTERRUPTED)
     except Exception as error:
-        return _fail(f"{one_line(error)} (unexpected; --debug shows where)")
+        return _fail(f"{one_line(error)} (unexpected; --debug shows where)", EXIT_UNEXPECTED)
     return 0
 
 
@@ -114,9 +128,9 @@ def _parse(usage: str, arguments: Sequence[str]) -> list[str]:
     return [expand_home(argument) for argument in rest]
 
 
-def _fail(message: str) -> int:
-    """One line on stderr, after the trace if that was asked for."""
+def _fail(message: str, code: int) -> int:
+    """Print one line to stderr, after the trace if that was asked for, and return the code."""
     if any(argument in ("--debug", "--debug=true") for argument in sys.argv):
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
-    return EXIT_ERROR
+    return code

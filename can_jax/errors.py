@@ -1,7 +1,9 @@
-"""The two ways in which a command ends before it is finished, and their exit codes."""
+"""The ways in which a command ends before it is finished, and their exit codes."""
 
-EXIT_ERROR = 1
-EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: start the same command again
+EXIT_REFUSED = 1  # a mistake of the user's, which a restart would repeat
+EXIT_UNEXPECTED = 70  # BSD's EX_SOFTWARE: a fault or a hang, which a restart may get past
+EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command resumes
+EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
 
 
 class UserError(Exception):

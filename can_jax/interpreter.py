@@ -3,9 +3,11 @@ starts itself once more, and a garbage collector that seldom runs."""
 
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
+from can_jax import preemption
 from can_jax.processes import schedulable_cores, usable_cores
 
 TUNABLES = "GLIBC_TUNABLES"
@@ -19,6 +21,7 @@ def prepare() -> None:
         return
     bound_threads()
     _ask_for_huge_pages()
+    preemption.handler.install()
     gc.set_threshold(NEW_OBJECTS)
 
 
@@ -40,6 +43,8 @@ def _ask_for_huge_pages() -> None:
     if TUNABLES in os.environ or not on_demand():
         return
     os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
+    # A signal that comes meanwhile waits for the handler of the program that is started.
+    signal.pthread_sigmask(signal.SIG_BLOCK, preemption.SIGNALS)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -45,7 +45,7 @@ def pretrain(
 
     Raises:
         UserError: something a person can mend; found before anything is compiled.
-        Preempted: SIGTERM came; the state is saved.
+        Preempted: A signal asked to stop; the state is saved.
     """
     training = prepare(config, workdir, given)
     run(training, training.mesh, workdir, **options)

@@ -31,6 +31,7 @@ from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.mesh import batch_sharding
 from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, environment, meeting
+from can_jax.preemption import RESUME, handler
 from can_jax.resuming import to_store
 from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
@@ -102,7 +103,7 @@ def run(
 
     Raises:
         UserError: something a person can mend.
-        Preempted: SIGTERM came; the state is saved.
+        Preempted: A signal asked to stop; the state is saved.
     """
     config, times, step = training.config, training.times, training.step
     startup = Startup()
@@ -176,6 +177,7 @@ def run(
                 trace=TraceWindow(workdir, first, times.total) if profile else None,
             )
             report.start_bar()
+            stopping.begin()
             first, state = loop(first, state)
             finish(first, times.total, checkpoints)
         watcher.conclude(state, progress.seconds)
@@ -193,7 +195,7 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
     if not saved:
         raise UserError(f"step {last} was reached, but could not be saved; see the line above")
     if last < total:
-        raise Preempted(f"stopped by SIGTERM; step {last} is saved, start again to go on")
+        raise Preempted(f"{handler.cause}; step {last} is saved; {RESUME}")
 
 
 def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:

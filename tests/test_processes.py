@@ -94,7 +94,7 @@ def test_process_that_never_comes_is_not_waited_for_endlessly(recipe, tmp_path):
     started = time.monotonic()
     with job(recipe, tmp_path, count=1, own=alone) as (process,):
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and time.monotonic() - started < 45
+    assert process.returncode == 70 and time.monotonic() - started < 45
     assert errors.startswith("error: the processes of this job did not find each other")
     assert errors.count("\n") == 1 and "within --start_timeout=5 s" in errors
 
@@ -132,6 +132,6 @@ def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(recipe, tmp
         started = time.monotonic()
         errors = processes[0].communicate(timeout=120)[1]
         assert time.monotonic() - started < 60
-        assert processes[0].returncode == 1, errors[-2000:]
+        assert processes[0].returncode == 70, errors[-2000:]
     last = errors.strip().splitlines()[-1]
     assert last.startswith("error: ") and "host" in last, last

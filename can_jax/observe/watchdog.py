@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from can_jax.errors import EXIT_ERROR
+from can_jax.errors import EXIT_UNEXPECTED
 
 
 class Watchdog:
@@ -42,4 +42,4 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(EXIT_ERROR)
+                os._exit(EXIT_UNEXPECTED)

@@ -23,7 +23,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from can_jax.errors import EXIT_ERROR, UserError, one_line
+from can_jax.errors import EXIT_UNEXPECTED, UserError, one_line
+from can_jax.preemption import handler
 from can_jax.processes import usable_cores
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
@@ -108,6 +109,7 @@ def start(
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
+    demand_same("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
 
 
 @contextlib.contextmanager
@@ -117,7 +119,7 @@ def give_up_after(seconds: float, message: str) -> Iterator[None]:
 
     def give_up() -> None:
         print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(EXIT_ERROR)
+        os._exit(EXIT_UNEXPECTED)
 
     watch = threading.Timer(seconds, give_up)
     watch.daemon = True
@@ -158,26 +160,39 @@ def gather(name: str, value: Any) -> np.ndarray:
 
 
 class Stopping:
-    """Whether SIGTERM asks the job to stop: for the loop to look at after each step.
+    """The signals that ask the job to stop, for a loop that polls them after each step and saves.
 
-    With several processes all of them learn of it after the same step, whichever was told.
+    With several processes all of them stop after the same step, whichever was told. Inside another
+    program, such as a notebook, only SIGTERM is handled, and only in the main thread.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        if jax.process_count() == 1:  # of several, JAX's service takes the signal
-            self._before = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_told", True))
+        self._several = jax.process_count() > 1
+        self._forwarded = False
+        self._before: Any = None
+        main = threading.current_thread() is threading.main_thread()
+        if main and not handler.installed and not self._several:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: handler.request(signal.SIGTERM))
+
+    def begin(self) -> None:
+        """Answer from now on, by `after`, rather than end the process at once."""
+        handler.defer()
 
     def after(self, step: int) -> bool:
-        """All processes have to ask, after every step."""
-        if jax.process_count() > 1:
-            self._told |= multihost_utils.reached_preemption_sync_point(step)
-        return self._told
+        """Return whether to stop after this step. Collective: every process must call this."""
+        if not self._several:
+            return handler.requested is not None
+        if handler.requested and not self._forwarded:
+            self._forwarded = True
+            os.kill(os.getpid(), signal.SIGTERM)  # which JAX's service takes, and tells the others
+        return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def close(self) -> None:
-        """Give the signal back."""
-        if jax.process_count() == 1:
+        """Leave the signals to whoever had them before."""
+        handler.resume()
+        if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
+            handler.requested = None
 
 
 def demand_same(name: str, text: str) -> None:

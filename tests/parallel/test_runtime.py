@@ -45,4 +45,4 @@ def test_waiting_ends_with_one_line():
         "with give_up_after(0.5, 'nobody came'):\n    time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "error: nobody came\n")
+    assert (done.returncode, done.stderr) == (70, "error: nobody came\n")
