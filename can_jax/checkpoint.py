@@ -1,12 +1,10 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
-import json
 import logging as python_logging
 import shutil
 import sys
 import time
 import warnings
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +13,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
+from can_jax.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.errors import UserError, one_line
 from can_jax.parallel.rules import path_name
 from can_jax.parallel.runtime import gather
 
-SEAL = "seal.json"  # sums of a checkpoint's files, and the shapes of its arrays
 FAILED_SAVES = 3  # in a row, at which a run stops
-WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # by Orbax, and not needed
-CHUNK = 2**24  # bytes read at a time
 REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
 SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
 
@@ -33,6 +29,10 @@ class Restored(NamedTuple):
     step: int
     state: Any
     run: dict[str, Any]
+
+
+class _OtherModel(Exception):
+    """A checkpoint's arrays have other names or shapes than the configured model's."""
 
 
 class Checkpointer:
@@ -64,6 +64,7 @@ class Checkpointer:
             keep_period=keep_every_steps,
             enable_async_checkpointing=not read_only,
             create=not read_only,
+            cleanup_tmp_directories=not read_only,  # of saves that a kill ended
             read_only=read_only,
             async_options=None
             if read_only
@@ -88,21 +89,48 @@ class Checkpointer:
         self._settle()
 
     def newest_whole(self) -> int | None:
-        """The step of the newest checkpoint that is as it was written; None without any.
+        """Return the latest step whose checksums verify, or None without any checkpoint.
 
-        What is damaged is moved out of the way, and said. All processes have to ask.
+        Later checkpoints, which are damaged, are moved aside with a warning. Collective: every
+        process must call this.
+
+        Raises:
+            UserError: No checkpoint verifies, or one cannot be read at the moment. Nothing was
+                moved.
         """
-        found = -1
+        found, refusal = -1, ""
         if jax.process_index() == 0:
-            for step in sorted(self._manager.all_steps(), reverse=True):
-                reason = self._damage(step)
-                if reason is None:
-                    found = step
-                    break
-                self._set_aside(step, f"is damaged: {reason}")
+            try:
+                found = self._verify_newest()
+            except UserError as error:
+                found, refusal = -2, str(error)
         found = int(gather("newest checkpoint", np.int64(found))[0])
+        if found == -2:
+            raise UserError(
+                refusal or "process 0 cannot read the checkpoints; its message says why"
+            )
         self._settle()
         return None if found < 0 else found
+
+    def _verify_newest(self) -> int:
+        """Return the latest step whose checksums verify, after moving later ones aside; -1 if
+        there are no checkpoints."""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = find_damage(self._directory / str(step))
+            if reason is None:
+                for later, why in damaged.items():
+                    self._set_aside(later, f"is damaged: {why}")
+                return step
+            damaged[step] = reason
+        if damaged:
+            latest = max(damaged)
+            raise UserError(
+                f"no checkpoint in {self._directory} is whole; that of step {latest}: "
+                f"{damaged[latest]}. Nothing was changed: restore a copy, or give another "
+                "--workdir to start anew"
+            )
+        return -1
 
     def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
         """Begin to save a state, and what JSON can hold of the run. Returns before it is written.
@@ -121,8 +149,10 @@ class Checkpointer:
         try:
             self._demand_room(state)
             self._manager.save(step, args=items)
+            failure = None
         except Exception as error:  # Orbax passes on what its threads raised, of any kind
-            self._report_failure(error)
+            failure = error
+        self._agree(failure)
 
     def restore(self, step: int, abstract: Any) -> Restored:
         """The state of a step, placed as ``abstract`` says, and what was saved of the run.
@@ -142,7 +172,7 @@ class Checkpointer:
                 continue
             try:
                 state, run = self._read(candidate, abstract)
-            except UserError as error:
+            except _OtherModel as error:
                 refused[candidate] = str(error)
                 continue
             for other, reason in refused.items():
@@ -164,12 +194,22 @@ class Checkpointer:
         """
         try:
             self._manager.wait_until_finished()
+            failure = None
         except Exception as error:  # as in `save`
-            self._report_failure(error)
+            failure = error
+        if not self._agree(failure):
             return False
         if self._saving == self.latest_step:
             self._failures = 0
         return True
+
+    def _agree(self, failure: Exception | None) -> bool:
+        """Return whether no process failed; else report the failure in all of them. Collective:
+        every process must call this, or those that did not fail would wait for the others."""
+        if not gather("a save", np.int32(failure is not None)).any():
+            return True
+        self._report_failure(failure or OSError("another process could not write its part"))
+        return False
 
     def close(self) -> None:
         """Finish, and let go."""
@@ -177,11 +217,11 @@ class Checkpointer:
         self._manager.close()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        saved, wanted = self._seal_of(step).get("shapes"), shapes_of(abstract)
+        saved, wanted = saved_shapes(self._directory / str(step)), shapes_of(abstract)
         if saved is not None:
             for name in sorted(saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
-                    raise UserError(
+                    raise _OtherModel(
                         f"is of another model: {name} is {saved.get(name, 'not there')}, this "
                         f"configuration has {wanted.get(name, 'none')}"
                     )
@@ -190,8 +230,11 @@ class Checkpointer:
         )
         try:
             restored = self._manager.restore(step, args=items)
-        except Exception as error:  # of any kind, as it is found damaged or of another model
-            raise UserError(f"does not fit this configuration: {one_line(error)[:300]}") from error
+        except Exception as error:  # Orbax raises errors of any kind
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored: "
+                f"{one_line(error)[:300]}. Nothing was changed"
+            ) from error
         return restored.state, restored.run
 
     def _seal(self) -> None:
@@ -200,29 +243,7 @@ class Checkpointer:
             return
         places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
         folder = next(p for p in (self._directory / name for name in places) if p.exists())
-        files = {name: list(_size_and_sum(folder / name)) for name in _files(folder)}
-        (folder / SEAL).write_text(json.dumps({"files": files, "shapes": self._shapes}))
-
-    def _seal_of(self, step: int) -> dict[str, Any]:
-        """What was written down of a checkpoint; empty if it is from before that was done."""
-        place = self._directory / str(step) / SEAL
-        return json.loads(place.read_text()) if place.exists() else {}
-
-    def _damage(self, step: int) -> str | None:
-        """What is wrong with the files of a checkpoint, if anything."""
-        folder = self._directory / str(step)
-        try:
-            for name, (size, crc) in self._seal_of(step).get("files", {}).items():
-                if not (folder / name).exists():
-                    return f"{name} is missing"
-                found = _size_and_sum(folder / name)
-                if found[0] != size:
-                    return f"{name} has {found[0]} bytes of {size}"
-                if found[1] != crc:
-                    return f"{name} is not what was written"
-        except (OSError, ValueError) as error:
-            return one_line(error)
-        return None
+        write_checksums(folder, self._shapes)
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Move a checkpoint that cannot be used out of the way of the next of its step."""
@@ -247,14 +268,20 @@ class Checkpointer:
         host writes: Orbax would wait long, and say much."""
         if "://" in str(self._directory):
             return
-        trial = self._directory / f"trial_{jax.process_index()}"
-        trial.mkdir(exist_ok=True)
-        trial.rmdir()
         shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
         needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
-        free = shutil.disk_usage(self._directory).free
-        if gather("room for a checkpoint", np.int32(needed > free)).any():
-            raise OSError(f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free")
+        refusal = ""
+        try:
+            trial = self._directory / f"trial_{jax.process_index()}"
+            trial.mkdir(exist_ok=True)
+            trial.rmdir()
+            free = shutil.disk_usage(self._directory).free
+            if needed > free:
+                refusal = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+        except OSError as error:
+            refusal = one_line(error).removeprefix("OSError: ")
+        if gather("room for a checkpoint", np.int32(bool(refusal))).any():
+            raise OSError(refusal or "another process has no room for its part")
 
     def _settle(self) -> None:
         """Until every process sees the directory as process 0 has left it."""
@@ -315,28 +342,6 @@ def shapes_of(tree: Any) -> dict[str, list[int]]:
         path_name(path): list(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _files(folder: epath.Path) -> list[str]:
-    """Names of the files below a folder that a checkpoint needs."""
-    found = []
-    for place in folder.iterdir():
-        if place.is_dir():
-            found += [f"{place.name}/{name}" for name in _files(place)]
-        elif place.name not in WRITTEN_LATER:
-            found.append(place.name)
-    return sorted(found)
-
-
-def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
-    """Bytes of a file, and their CRC; of a file in a bucket, which keeps its own, the size only."""
-    if "://" in str(path):
-        return path.stat().length, None
-    size = crc = 0  # counted here: epath's `stat` fails where the owner has no name
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            size, crc = size + len(part), zlib.crc32(part, crc)
-    return size, crc
 
 
 def _keep_small_arrays_whole() -> None:

@@ -47,11 +47,20 @@ def replace_text(path: epath.Path, text: str) -> None:
     """Write a text file in one move. Where there is no room for it, the old one stays.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: It cannot be written.
+    """
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: epath.Path, content: bytes) -> None:
+    """Write a file in one move. Where there is no room for it, the old one stays.
+
+    Raises:
+        OSError: It cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

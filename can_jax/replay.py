@@ -33,7 +33,7 @@ def main(capture: str) -> None:
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     step = stored_step(config)
-    checkpoints = Checkpointer(folder / "state", keep_last=1)
+    checkpoints = Checkpointer(folder / "state", keep_last=None, read_only=True)
     newest = checkpoints.newest_whole()
     if newest is None:
         raise UserError(f"{folder} holds no whole state")

@@ -1,3 +1,5 @@
+import errno
+import os
 import shutil
 
 import jax
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax import checksums
 from can_jax.checkpoint import Checkpointer
 from can_jax.errors import UserError
 from can_jax.parallel.mesh import make_mesh
@@ -122,15 +125,66 @@ def test_damage_to_any_file_is_seen_and_the_one_before_it_used(
         checkpoints.close()
 
 
-def test_where_all_are_damaged_there_is_none(three, tmp_path):
+def test_where_all_are_damaged_nothing_is_changed(three, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(three, folder)
     for step in (1, 2, 3):
         lose(folder / str(step) / "run" / "metadata")
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
-    assert checkpoints.newest_whole() is None
-    refused = (tmp_path / "refused_checkpoints").iterdir()
-    assert sorted(path.name for path in refused) == ["1", "2", "3"]
+    with pytest.raises(UserError, match="no checkpoint in .* that of step 3: run/metadata is miss"):
+        checkpoints.newest_whole()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_what_cannot_be_read_now_is_not_damaged(three, tmp_path, monkeypatch, number):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three, folder)
+
+    def fail(path):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(checksums, "_size_and_sum", fail)
+    checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
+    with pytest.raises(UserError, match=f"3 cannot be read: {os.strerror(number)}. Nothing was"):
+        checkpoints.newest_whole()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[]", "lists no files"),
+        ('{"files": {}}', "lists no files"),
+        ('{"files": {"a": 3}}', "holds no size and checksum of a"),
+        ('{"files": {"', "cannot be parsed"),
+        (b"\xff\xfe", "cannot be parsed"),
+        (None, "is missing: it was not saved as a whole"),
+    ],
+)
+def test_without_checksums_a_checkpoint_is_not_trusted(three, tmp_path, content, reason, caplog):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three, folder)
+    if content is None:
+        (folder / "3/seal.json").unlink()
+    else:
+        (folder / "3/seal.json").write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
+    assert Checkpointer(epath.Path(folder), keep_last=3).newest_whole() == 2
+    assert f"seal.json {reason}" in caplog.text
+
+
+def test_what_a_kill_left_of_a_save_is_removed(three, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(three, folder)
+    shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
+    Checkpointer(epath.Path(folder), keep_last=None, read_only=True).close()
+    assert (folder / "4.orbax-checkpoint-tmp").exists()
+    checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
+    checkpoints.save(5, fresh(devices=1)[0], {})
+    checkpoints.close()
+    assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
 
 def test_newest_that_fits_is_restored(three, tmp_path, caplog):

@@ -57,14 +57,36 @@ def test_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(recipe, whole,
     assert_same_run(workdir, whole, 6)
 
 
-def test_where_every_checkpoint_is_damaged_the_run_begins_anew_and_says_so(recipe, whole, tmp_path):
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["a file is missing", "empty folder"])
+def test_where_no_checkpoint_is_whole_nothing_is_changed(recipe, whole, tmp_path, damage):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     for step in (2, 4, 6):
-        (workdir / f"checkpoints/{step}/state/_METADATA").unlink()
+        if damage == "empty folder":
+            shutil.rmtree(workdir / f"checkpoints/{step}")
+            (workdir / f"checkpoints/{step}").mkdir()
+        else:
+            (workdir / f"checkpoints/{step}/state/_METADATA").unlink()
+    before = contents(workdir)
     done = run_in_process(recipe, workdir, *QUIET)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("_METADATA is missing") == 3
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    missing = "seal.json is missing" if damage == "empty folder" else "_METADATA is missing"
+    assert f"no checkpoint in {workdir / 'checkpoints'} is whole; that of step 6: " in done.stderr
+    assert missing in done.stderr and contents(workdir) == before
+
+
+def test_empty_checkpoint_of_the_last_step_does_not_end_the_run(recipe, whole, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints/6")
+    (workdir / "checkpoints/6").mkdir()
+    done = run_in_process(recipe, workdir, *QUIET)
+    assert done.returncode == 0 and "resumed from the checkpoint of step 4" in done.stdout
+    assert "seal.json is missing: it was not saved as a whole" in done.stderr
     assert_same_run(workdir, whole, 6)
 
 
@@ -108,17 +130,19 @@ def limited(recipe, workdir, size, *overrides):
     return restricted(recipe, workdir, LIMITED.format(size=size), *overrides)
 
 
-def test_checkpoint_that_cannot_be_read_is_left_out(recipe, whole, tmp_path):
+def test_checkpoint_that_cannot_be_read_is_not_damaged(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
+    before = contents(workdir)
     for file in (workdir / "checkpoints/6/state").rglob("d/*"):
         file.chmod(0)
     done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("WARNING: checkpoint ") and "Permission denied" in line
-    assert "resumed from the checkpoint of step 4" in done.stdout
-    assert_same_run(workdir, whole, 6)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: checkpoint {workdir / 'checkpoints/6'} cannot be read")
+    assert "Permission denied" in done.stderr
+    for file in (workdir / "checkpoints/6/state").rglob("d/*"):
+        file.chmod(0o644)
+    assert contents(workdir) == before
 
 
 def test_directory_that_cannot_be_written_is_one_line(recipe, whole, tmp_path):
