@@ -46,6 +46,7 @@ def whole(recipe, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_run_of_one_device_resumes_on_eight(recipe, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "6")
