@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from can_jax.data.depth import check_range
+from can_jax.data.depth import RANGE, check_range
 from can_jax.data.source import OPENERS
 from can_jax.model.can import LEVEL_TOKENS, POOLS, SIZES
 from can_jax.model.vit import REMAT_POLICIES
@@ -54,7 +54,8 @@ DATA: Table = {
     "name": Key(None, Text(), "The name of a TFDS data set."),
     "split": Key("train", Text(), "The split to train on."),
     "image_size": Key(
-        None, SIZE, "Size of the views; it has to be set for pretraining.", unit="pixels"
+        None, SIZE, "Size of the views; it has to be set for pretraining.", unit="pixels",
+        required=True,
     ),
     "channels": Key(3, Whole(1, 8), "Channels of an image."),
     "shapes_count": Key(8192, COUNT, "Training images of the source `shapes`.", unit="images"),
@@ -82,7 +83,7 @@ DATA: Table = {
     ),
     "range": Key(
         None,
-        Special("two numbers (low, high), low below high", _is_range),
+        Special(RANGE, _is_range),
         "The values that become black and white in images of more than 8 bits. By default such "
         "an image has to fill 16 bits, else it counts as broken.",
     ),

@@ -16,6 +16,7 @@ DURATIONS = (
     ("probe.every_steps", "probe.every_epochs"),
 )  # fmt: skip
 TOTAL, WARMUP, PROBE = DURATIONS
+MOST_STEPS = 2**31 - 1  # that the counters on the device hold
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
@@ -94,6 +95,9 @@ def exact_steps(
         keys: An entry of `DURATIONS`.
         examples: Images of an epoch.
         total: Steps of the run.
+
+    Raises:
+        UserError: It is longer than steps can be counted.
     """
     for key in keys:
         value = value_of(config, key)
@@ -105,6 +109,11 @@ def exact_steps(
             "examples": 1 / config.batch_size,
             "share": total,
         }[key.rsplit("_", 1)[1]]
+        if value * scale > MOST_STEPS:
+            raise UserError(
+                f"config.{key}={value:,} is {value * scale:,.0f} steps with batch_size="
+                f"{config.batch_size}: at most {MOST_STEPS:,} can be counted; give a smaller value"
+            )
         return value * scale
     return None
 

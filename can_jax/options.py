@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from can_jax.durations import keep_overrides
 from can_jax.errors import UserError, one_line
@@ -75,6 +76,15 @@ class OrNone(flags.ArgumentParser[Any]):
         return self.parser.flag_type()
 
 
+class OptionalTupleParser(tuple_parser.TupleParser):
+    """A flag of a key of a recipe that is a tuple, which None empties."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """Return the tuple."""
+        parsed: tuple[Any, ...] = super().parse(argument)
+        return () if parsed == (None,) else parsed
+
+
 def define_path(name: str, help: str, default: str | None = None) -> flags.FlagHolder[str | None]:
     """Define a flag that takes a path."""
     return _own(
@@ -103,6 +113,7 @@ def define_recipe(kind: str, prefix: str = "") -> flags.FlagHolder[ConfigDict | 
     # `none` is a value of some keys.
     or_none = OrNone(parser=flags.ArgumentParser(), words=("None",))
     config_flags.register_flag_parser_for_type(str, or_none)
+    config_flags.register_flag_parser_for_type(tuple, OptionalTupleParser())
     help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
     holder = config_flags.DEFINE_config_file(CONFIG, None, help)
     flags.FLAGS[CONFIG].parser = RecipeParser(kind=kind)  # by keyword, or absl shares it

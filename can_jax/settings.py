@@ -16,6 +16,25 @@ from can_jax.nearest import nearest
 
 Table = dict[str, Any]  # of `Key`, or of tables
 AS_DEFAULT: Any = object()
+MOST_SHOWN = 200  # characters of a value in a message
+
+
+def is_finite(value: int | float) -> bool:
+    """Return whether a number is finite as a float, which whole numbers of 400 digits are not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, the middle of a long one left out."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
+    half = MOST_SHOWN // 2
+    return text if len(text) <= MOST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +65,7 @@ class Number:
     def holds(self, value: int | float) -> bool:
         """Return whether a number is in the range."""
         return (
-            math.isfinite(value)
-            and self.low <= value <= self.high
-            and self.above < value < self.below
+            is_finite(value) and self.low <= value <= self.high and self.above < value < self.below
         )
 
     def describe(self, plural: bool = False) -> str:
@@ -215,7 +232,7 @@ class Blocks:
                 hint = f"did you mean {near!r}?" if near else f"keys are {', '.join(self.table)}"
                 return f"unknown key {name!r}; {hint}"
             if not self.table[name].accepts(value):
-                return f"{name}={value!r}: give {self.table[name].describe()}"
+                return f"{name}={shown(value)}: give {self.table[name].describe()}"
         return ""
 
     def describe(self, plural: bool = False) -> str:
@@ -236,6 +253,7 @@ class Key:
         meaning: For the reference of keys.
         unit: Of the value.
         optional: Whether the key may be None; always true where that is the default.
+        required: Whether a recipe has to replace the default None.
         before: The value that a configuration stands for which was stored before there was this
             key; by default the default.
     """
@@ -246,6 +264,7 @@ class Key:
     _: dataclasses.KW_ONLY
     unit: str = ""
     optional: bool = False
+    required: bool = False
     before: Any = AS_DEFAULT
 
     @property
@@ -259,7 +278,33 @@ class Key:
 
     def describe(self) -> str:
         """Return the allowed values in words."""
-        return self.kind.describe() + (", or None" if self.may_be_none else "")
+        or_none = self.may_be_none and not self.required
+        return self.kind.describe() + (", or None" if or_none else "")
+
+
+class Value(FieldReference):
+    """The value of a key, which `ConfigDict` must not turn into another value in silence.
+
+    None empties a tuple, where that is allowed and None is not.
+    """
+
+    def __init__(self, key: Key):
+        empties = key.kind.type is tuple and key.accepts(()) and not key.may_be_none
+        self._unset = () if empties else None
+        super().__init__(key.default, field_type=key.kind.type)
+
+    def set(self, value: Any, type_safe: bool = True) -> None:
+        """Set the value. A number that is no float stays as it is, for `check_table` to refuse."""
+        odd = isinstance(value, bool) or (isinstance(value, int) and not is_finite(value))
+        if odd and self.get_type() is float:
+            super().set(FieldReference(value), type_safe=False)
+        else:
+            super().set(self._unset if value is None else value, type_safe)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a copy."""
+        super().__setstate__(state)
+        self._unset = state["_unset"]
 
 
 def configuration(table: Table) -> ConfigDict:
@@ -268,7 +313,7 @@ def configuration(table: Table) -> ConfigDict:
     def value(entry: Any) -> Any:
         if isinstance(entry, dict):
             return configuration(entry)
-        return FieldReference(entry.default, field_type=entry.kind.type)
+        return Value(entry)
 
     return ConfigDict({name: value(entry) for name, entry in table.items()})
 
@@ -291,7 +336,7 @@ def refuse(key: str, value: Any, kind: Key | Kind) -> None:
         for number, block in enumerate(value):
             if isinstance(block, dict) and (reason := own.complaint(block)):
                 raise UserError(f"config.{key}[{number}]: {reason}")
-    raise UserError(f"config.{key}={value!r}: give {kind.describe()}")
+    raise UserError(f"config.{key}={shown(value)}: give {kind.describe()}")
 
 
 def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> None:
@@ -320,8 +365,8 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
         if isinstance(entry, dict):
             if not isinstance(value, ConfigDict | dict):
                 raise UserError(
-                    f"config.{key}={value!r} replaces a block of keys: set one of them, such as "
-                    f"config.{key}.{next(iter(entry))}"
+                    f"config.{key}={shown(value)} replaces a block of keys: set one of them, such "
+                    f"as config.{key}.{next(iter(entry))}"
                 )
             check_table(value, entry, origin, f"{key}.")
         elif isinstance(value, ConfigDict):

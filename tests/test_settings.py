@@ -1,16 +1,20 @@
 """Settings that cannot work are refused with their key, and durations mean what a user sets."""
 
+import copy
+import functools
 import json
 import math
 
 import pytest
 from ml_collections import ConfigDict
 
+from can_jax import objectives
 from can_jax.config import from_json, load_recipe, resolve, to_json
 from can_jax.defaults import RECIPE
 from can_jax.durations import keep_overrides
 from can_jax.errors import UserError
 from can_jax.evaluate.config import EVALUATION, default_evaluation, resolve_evaluation
+from can_jax.options import OptionalTupleParser
 from can_jax.settings import (
     Blocks,
     Choice,
@@ -113,6 +117,9 @@ def test_values_beyond_what_the_table_states_are_refused_by_key(table):
         ("data.mixture", ("a",)), ("data.path", ""), ("mesh.data", 0), ("mesh.fsdp", -2),
         ("seed", -1), ("batch_size", 8.0), ("batch_size", True), ("spike.steps", -1),
         ("objective.contrastive.block", 0), ("stuck_after_seconds", INF),
+        ("augment.mean", (10**400, 0, 0)), ("data.range", (10**400, 1)),
+        ("data.range", (0, 10**400)), ("data.range", (2**53, 2**53 + 1)),
+        ("data.range", (-1.7e308, 1.7e308)), ("noise.sigma_max", False),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work(name, value):
@@ -170,6 +177,7 @@ def test_lists_stand_for_tuples():
         (["batch_size=None"], "config.batch_size=None: give a whole number"),
         (["data.split=None"], "config.data.split=None: give a string"),
         (["total_epochs=None", "data.path=x"], "config.total_examples: set one of them"),
+        (["augment.crop_area=None"], "config.augment.crop_area=(): give a tuple of 2 numbers"),
         (["total_steps=5", "total_epochs=2"],
          "--config.total_steps and --config.total_epochs set the same duration: give one of them"),
         (["optimizer.warmup_share=0.1", "optimizer.warmup_examples=9"],
@@ -305,3 +313,94 @@ def test_every_kind_is_described():
     assert pair.describe() == "a tuple of 2 numbers above 0, in ascending order"
     kinds = {type(key.kind) for table in TABLES.values() for _, key in flat_keys(table)}
     assert kinds == {Number, Whole, Switch, Text, Choice, Several, Special, Blocks}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.learning_rate", True), ("optimizer.clip_norm", False),
+        ("model.mask_ratio", False), ("data.cache_gb", True),
+    ],
+)  # fmt: skip
+def test_booleans_and_huge_numbers_do_not_become_floats(name, value):
+    """They are set as a recipe does, and as the configuration of an older run is read."""
+    recipe = load_recipe(str(ROOT / "configs" / "own.py"), "quickstart")
+    recipe.update_from_flattened_dict({name: value})
+    with pytest.raises(UserError, match=f"^config.{name}=.*: give a number"):
+        resolve(copy.deepcopy(recipe))
+    stored = json.loads(to_json(small_config()))
+    *blocks, key = name.split(".")
+    functools.reduce(dict.__getitem__, blocks, stored)[key] = value
+    with pytest.raises(UserError, match=f"^config.{name}=.*: give a number"):
+        resolve(from_json(json.dumps(stored)))
+    recipe.update_from_flattened_dict({name: 1})
+    assert type(recipe.to_dict()[blocks[0]][key]) is float
+
+
+def test_numbers_of_many_digits_are_refused_by_key():
+    for value in (10**400, -(10**400), 10**5000):
+        for name in ("seed", "optimizer.learning_rate", "total_epochs"):
+            recipe = load_recipe(str(ROOT / "configs" / "own.py"), "quickstart")
+            recipe.update_from_flattened_dict({name: value})
+            with pytest.raises(UserError, match=rf"^config.{name}=.{{1,210}}: give a "):
+                resolve(recipe)
+
+
+def test_none_empties_a_tuple():
+    recipe = copy.deepcopy(load_recipe(str(ROOT / "configs" / "own.py"), "quickstart"))
+    recipe.optimizer.freeze = ("encoder/",)
+    recipe.optimizer.freeze = None
+    assert resolve(recipe).optimizer.freeze == ()
+    recipe.augment.crop_area = None
+    with pytest.raises(UserError, match="config.augment.crop_area=None: give a tuple of 2"):
+        resolve(recipe)
+    parser = OptionalTupleParser()
+    assert [parser.parse(x) for x in ("None", "()", "(1,)", "a/")] == [(), (), (1,), ("a/",)]
+
+
+def test_only_keys_that_may_be_none_offer_it():
+    for value in ((16, 0), 10**400, None):
+        with pytest.raises(UserError, match=r"data.image_size=.*\(height, width\), in pixels$"):
+            resolve(with_value(small_config(), "data.image_size", value))
+    assert EVALUATION["data"]["image_size"].describe().endswith("or None")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("total_epochs", 1e9), ("total_examples", 10**15), ("probe.every_epochs", 1e9),
+        ("optimizer.warmup_examples", 10**15),
+    ],
+)  # fmt: skip
+def test_durations_beyond_what_steps_are_counted_in_are_refused_by_key(key, value):
+    unset = {"total_steps": None} if key.startswith("total") else {}
+    if key.startswith("optimizer"):
+        unset["optimizer__warmup_steps"] = None
+    if key.startswith("probe"):
+        unset["probe__every_steps"] = None
+    config = small_config(**unset, **{key.replace(".", "__"): value})
+    with pytest.raises(UserError, match=f"^config.{key}=.* steps with batch_size=8: at most 2,147"):
+        make_timetable(config, 64)
+
+
+def test_what_does_not_relate_rows_sees_a_microbatch(monkeypatch):
+    """Whatever `negatives` says; what relates rows sees the whole batch with `batch`."""
+    pair = objectives.Objective(frozenset({"pooled"}), len, min_images=2)
+    monkeypatch.setitem(objectives.OBJECTIVES, "reconstruction", pair)
+    assert small_config(accumulation__microbatches=4)
+    for negatives in ("batch", "microbatch"):
+        settings = {"microbatches": 8, "negatives": negatives}
+        changes = {f"accumulation__{name}": value for name, value in settings.items()}
+        weights = {"objective__contrastive__weight": 0.0}
+        with pytest.raises(UserError, match="objective.reconstruction compares at least 2 images"):
+            small_config(**changes, **weights)
+    monkeypatch.undo()
+    assert small_config(accumulation__microbatches=8)
+
+
+@pytest.mark.parametrize("unit", ["every_steps", "every_epochs"])
+def test_a_probe_of_a_stream_is_refused_by_the_key_that_was_set(unit):
+    changes = {"probe__every_steps": None, f"probe__{unit}": 3, "data__streaming": True}
+    data = {"data__source": "webdataset", "data__path": "/d", "data__examples": 64}
+    with pytest.raises(UserError, match=rf"^config.probe.{unit}=3(\.0)?: images of a streamed"):
+        small_config(**changes, **data)

@@ -15,10 +15,13 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFile
 
+from can_jax.settings import Number, Several, shown
 from can_jax.tf import tensorflow
 
 Range = tuple[float, float] | None
 ADVICE = "set config.data.range=(low, high) to the values of black and white"
+RANGE = "two numbers (low, high), low below high, none beyond 1e+300"
+LIMITS = Number(-1e300, 1e300)  # of a range, so that differences of its values are finite
 TOP_BIT = 2**15  # an image that fills 16 bits has a value from here on
 WHITE = 2**16 - 1
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
@@ -30,15 +33,16 @@ def check_range(value: Any) -> Range:
     """Return a setting of `config.data.range` as a pair of floats, or None.
 
     Raises:
-        ValueError: It is not two finite numbers, the first the smaller one.
+        ValueError: It is not two numbers that scale values, the first the smaller one.
     """
     if value is None:
         return None
-    pair = tuple(value) if isinstance(value, tuple | list) else (value,)
-    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) for x in pair)
-    if len(pair) != 2 or not numbers or not np.isfinite(pair).all() or pair[0] >= pair[1]:
-        raise ValueError(f"{value!r}: give two numbers (low, high), low below high")
-    return float(pair[0]), float(pair[1])
+    if not Several(LIMITS, length=2).accepts(value):
+        raise ValueError(f"{shown(value)}: give {RANGE}")
+    low, high = float(value[0]), float(value[1])
+    if not high - low > 1e-300:
+        raise ValueError(f"{shown(value)}: give {RANGE}")
+    return low, high
 
 
 def to_eight_bits(

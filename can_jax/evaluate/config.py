@@ -110,6 +110,7 @@ EVALUATION: Table = {
     "data": {
         **DATA,
         "source": dataclasses.replace(DATA["source"], default=None),
+        "image_size": dataclasses.replace(DATA["image_size"], required=False),
         "test_split": Key(
             None, Text(),
             "The split to test on; by default that of the run's probe, `test`, `val` or "

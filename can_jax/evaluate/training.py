@@ -14,6 +14,7 @@ from can_jax.config import ENCODER, flatten, resolve_encoder, without_refused
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.pairs import Pair
 from can_jax.data.source import Source
+from can_jax.errors import UserError
 from can_jax.evaluate.classifier import CARD
 from can_jax.evaluate.classify import ClassifierStep
 from can_jax.evaluate.examples import fingerprint
@@ -35,6 +36,13 @@ from can_jax.run import run
 from can_jax.step import TrainState
 from can_jax.timetable import Timetable, make_timetable
 
+# What the run of a classifier calls its durations, and the keys under `classify` that state them.
+OWN_KEYS = {
+    "total_epochs": "total_epochs",
+    "optimizer.warmup_epochs": "warmup_epochs",
+    "probe.every_epochs": "test_every_epochs",
+}
+
 
 def classify(task: Task, workdir: epath.Path) -> Findings:
     """Train a head, with the encoder or on top of it, and test it.
@@ -54,7 +62,10 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
             f"{unlabeled} images of the split {config.data.split!r} have no label: the classifier "
             f"learns from the other {source.examples}"
         )
-    times = make_timetable(config, source.examples)
+    try:
+        times = make_timetable(config, source.examples)
+    except UserError as error:
+        raise UserError(with_own_keys(str(error))) from error
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     classes = len(pair.classes)
     step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
@@ -65,6 +76,13 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
     training = Classification(task, config, pair, source, times, step, findings, identity)
     run(training, task.mesh, workdir)
     return findings
+
+
+def with_own_keys(message: str) -> str:
+    """Return a message about durations with the keys that an evaluation calls them by."""
+    for key, own in OWN_KEYS.items():
+        message = message.replace(f"config.{key}=", f"config.classify.{own}=")
+    return message
 
 
 def run_config(task: Task) -> ConfigDict:
