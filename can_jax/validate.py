@@ -159,13 +159,15 @@ def check_batch(config: ConfigDict) -> None:
         f"accumulation.microbatches={count} does not divide batch_size={config.batch_size}",
     )
     views = config.augment.views
-    together = config.batch_size // (count if settings.negatives == "microbatch" else 1)
-    where = "" if together == config.batch_size else f", and a microbatch has {together}"
     for name, objective in active(config.objective.to_dict()).items():
         fewest = objective.min_views
         check(
             views >= fewest, f"augment.views={views}: objective.{name} compares at least {fewest}"
         )
+        # Only what relates rows is given the embeddings of all microbatches together.
+        whole = objective.relates_rows and settings.negatives == "batch"
+        together = config.batch_size if whole else config.batch_size // count
+        where = "" if together == config.batch_size else f", and a microbatch has {together}"
         fewest = objective.min_images
         check(
             together >= fewest,
@@ -220,11 +222,13 @@ def check_schedule(config: ConfigDict) -> None:
         "total_steps, config.total_epochs and config.total_examples: set one of them",
     )
     for block in ("probe", "figures"):
-        every = config[block].every_steps or config[block].get("every_epochs")
-        check(
-            not config.data.streaming or not every,
-            f"{block}.every_steps={every}: a streamed data set cannot be looked into; 0 is never",
-        )
+        for unit in ("every_steps", "every_epochs"):
+            every = config[block].get(unit)
+            check(
+                not config.data.streaming or not every,
+                f"{block}.{unit}={every}: images of a streamed data set cannot be chosen; set it "
+                "to 0, which is never",
+            )
 
 
 CHECKS = (

@@ -1,8 +1,8 @@
 """What an objective is: the arrays it reads, the batches it can work with, and its function."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -32,6 +32,16 @@ class Arrays(NamedTuple):
     labels: Int[Array, " images"] | None = None  # -1 where unknown
 
 
+def check_names(attribute: str, value: Any, kind: Any, form: str) -> None:
+    """Check that an attribute of an objective holds strings in a container of a kind.
+
+    Raises:
+        ValueError: It does not; says what form to give.
+    """
+    if not isinstance(value, kind) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"an objective with {attribute}={value!r}: give names in {form}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A term of the total loss.
@@ -47,7 +57,8 @@ class Objective:
         min_images: The fewest images it can work with at a time.
 
     Raises:
-        ValueError: It reads an unknown field, or one that does not go with ``relates_rows``.
+        ValueError: An attribute is of another type, or it reads an unknown field, or one that does
+            not go with ``relates_rows``.
     """
 
     reads: frozenset[str]
@@ -58,6 +69,8 @@ class Objective:
     min_images: int = 1
 
     def __post_init__(self) -> None:
+        check_names("reads", self.reads, Set, "a set, such as {'pooled'}")
+        check_names("settings", self.settings, tuple, "a tuple, such as ('power',)")
         known = OF_WHOLE_BATCH if self.relates_rows else set(Arrays._fields) - {"projection"}
         if unknown := sorted(self.reads - known):
             raise ValueError(

@@ -1,8 +1,11 @@
+from collections.abc import Set
+
 import jax.numpy as jnp
 import pytest
 
 from can_jax import objectives
 from can_jax.objectives import Arrays, Objective, active, total_loss
+from can_jax.objectives.base import check_names
 from tests.conftest import small_config
 
 
@@ -35,3 +38,14 @@ def test_new_objective_needs_one_entry_and_one_block(monkeypatch):
     arrays = Arrays(clean=jnp.full((1, 1, 2), 2.0))
     total, metrics = total_loss(arrays, settings)
     assert (float(total), float(metrics["loss/extra"])) == (12.0, 4.0)
+
+
+@pytest.mark.parametrize("reads", [["pooled"], "pooled", ("pooled",), {1}, None])
+def test_names_in_another_container_are_refused(reads):
+    """The tests check annotations, so that no `Objective` can be made with them here."""
+    with pytest.raises(ValueError, match="an objective with reads=.*: give names in a set"):
+        check_names("reads", reads, Set, "a set")
+    check_names("reads", {"pooled"}, Set, "a set")
+    check_names("reads", frozenset(), Set, "a set")
+    with pytest.raises(ValueError, match="settings='power': give names in a tuple"):
+        check_names("settings", "power", tuple, "a tuple")
