@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from can_jax import command
-from can_jax.config import default_config, resolve
 from can_jax.errors import UserError
 from can_jax.forward import Inputs, Noise, forward, grid_of, losses
 from can_jax.model import can
@@ -28,6 +27,7 @@ from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.options import define_path
+from can_jax.reference_file import OUTPUTS, File, check_arrays, config_of, read
 from can_jax.step import Step, abstract_network, make_step
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.reading import read_contents
@@ -38,62 +38,12 @@ _WEIGHTS = define_path("weights", "A file of weights, instead of the reference's
 _X64 = flags.DEFINE_bool("x64", False, "Compute in double precision.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.")
 
-File = dict[str, np.ndarray]
-
 
 def tolerance(quantity: str, x64: bool) -> float:
     """The largest relative error allowed."""
     if x64:
         return 1e-8
     return 1e-3 if quantity.startswith("grad/") else 1e-4
-
-
-def read(path: str) -> tuple[dict[str, Any], File]:
-    """The sizes and the arrays of a reference file."""
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in content.files}
-        return json.loads(str(arrays.pop("meta"))), arrays
-    except FileNotFoundError:
-        raise UserError(f"--reference={path} does not exist") from None
-    except KeyError:
-        raise UserError(f"--reference={path} is no reference file: it has no 'meta'") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"--reference={path} cannot be read: {error}") from error
-
-
-def config_of(meta: dict[str, Any], file: File, dtype: str) -> ConfigDict:
-    """The configuration whose network has the file's sizes."""
-    config = default_config()
-    height, width, channels = file["in/views"].shape[1:]
-    projector = sorted(name for name in file if name.startswith("param/projection_head."))
-    weights = [file[name] for name in projector if name.endswith("weight")]
-    config.batch_size, config.total_steps = meta["images"], 1
-    config.data.update(source="shapes", image_size=(height, width), channels=channels)
-    config.augment.update(
-        views=meta["views"], saturation=0.0, hue=0.0, greyscale=0.0,
-        mean=(0.0,) * channels, std=(1.0,) * channels,
-    )  # fmt: skip
-    config.model.update(
-        width=meta["width"], depth=meta["depth"], heads=meta["heads"],
-        patch_size=meta["patch_size"], mask_ratio=float(meta["mask_ratio"]), dtype=dtype,
-    )  # fmt: skip
-    for name in ("width", "depth", "heads"):
-        config.model.decoder[name] = meta[f"decoder_{name}"]
-    config.model.projector.update(
-        layers=len(weights), hidden=weights[0].shape[0], outputs=weights[-1].shape[0],
-        batch_norm=False,
-    )  # fmt: skip
-    names = ("contrastive", "reconstruction", "denoising")
-    for name, weight in zip(names, meta["weights"], strict=True):
-        config.objective[name].weight = float(weight)
-    config.objective.contrastive.temperature = float(meta["temperature"])
-    config.objective.reconstruction.normalize = meta.get("normalize_targets", True)
-    config.noise.update(
-        sigma_max=float(meta["sigma_max"]), level_scale=float(meta["sigma_scale"]),
-        level_tokens=meta.get("level_tokens", "visible"), target="scaled",
-    )  # fmt: skip
-    return resolve(config)
 
 
 def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
@@ -149,9 +99,9 @@ def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
     found = {}
     for name, array in file.items():
         if name.startswith("out/"):
-            found[name.removeprefix("out/")] = array[order]
-        elif name.startswith(("loss/", "grad/")):
-            found[name] = array
+            found[name.removeprefix("out/")] = array[order].astype(np.float64)
+        elif name.startswith(OUTPUTS):
+            found[name] = array.astype(np.float64)
     return found
 
 
@@ -162,15 +112,16 @@ def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[
     """
     missing = sorted(set(wanted) - set(found))
     if missing:
-        raise UserError(f"the reference file has {missing[0]}, which is unknown here")
+        raise UserError(f"{missing[0]} is unknown here")
+    for name, reference in wanted.items():
+        if found[name].shape != reference.shape:
+            raise UserError(f"{name} is {reference.shape} in the file, {found[name].shape} here")
     largest_gradient = max(
         (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
         default=0.0,
     )
     worst: dict[str, float] = {}
     for name, reference in wanted.items():
-        if found[name].shape != reference.shape:
-            raise UserError(f"{name} is {reference.shape} in the file, {found[name].shape} here")
         scale = np.abs(reference).max()
         if name.startswith("grad/"):
             scale = max(scale, 1e-6 * largest_gradient)  # a gradient that is zero by symmetry
@@ -203,6 +154,13 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     return worst
 
 
+def refuse_strange(weights: File, names: list[str]) -> None:
+    """Raise `UserError` for a parameter that the network does not have."""
+    positions = ("pos_embed", "decoder_pos_embed")
+    if strange := sorted(weights.keys() - {*names, *positions}):
+        raise UserError(f"param/{strange[0]} has no place in the network of this size")
+
+
 def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, Any]:
     """Compare this installation with a reference file.
 
@@ -219,8 +177,11 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         UserError: the file cannot be used.
     """
     meta, file = read(path)
+    check_arrays(path, meta, file)
+    origin = f"--reference={path}"
     given: dict[str, np.ndarray] = {}
     if weights_path:
+        origin += f" with --weights={weights_path}"
         given, *_, notes = read_contents(epath.Path(weights_path))
         for note in notes:
             logging.warning("%s: %s", weights_path, note)
@@ -229,23 +190,32 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         for name, array in given.items()
         if f"param/{name}" in file and name != "pos_embed"  # whose grid may be another
     }
+    config = config_of(path, meta, file, "float64" if x64 else "float32")
+    step = make_step(config, lambda _: 0.0)
+    like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
     try:
-        config = config_of(meta, file, "float64" if x64 else "float32")
-        step = make_step(config, lambda _: 0.0)
-        like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
+        names = [entry.name for entry in entries(like)]
+    except KeyError as error:
+        raise UserError(
+            f"--reference={path}: no file has a name for the parameter {error}"
+        ) from error
+    weights = {
+        name.removeprefix("param/"): a for name, a in file.items() if name.startswith("param/")
+    }
+    try:
         if given:
-            refuse_unused(given, [entry.name for entry in entries(like)])
+            refuse_unused(given, names)
         if "pos_embed" in given:
             grid_of_positions(given["pos_embed"], config.model.width)
-        weights = {name.removeprefix("param/"): a for name, a in file.items() if "param/" in name}
+        refuse_strange(weights, names)
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
         # The file's rows are ordered by view, ours by image.
         order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
         found = compute(step, parameters, inputs_of(config, file, order))
         worst = position_errors(config, file) | errors(found, expected(file, order))
-    except KeyError as error:
-        raise UserError(f"--reference={path} has no {error}") from error
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
     limits = {quantity: tolerance(quantity, x64) for quantity in worst}
     passed = all(error <= limits[quantity] for quantity, error in worst.items())
     return {
