@@ -11,6 +11,7 @@ result is a line of the file, written at once.
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import math
 import os
@@ -200,7 +201,8 @@ def trained(training: Pretraining) -> str:
         if times.figures_every:
             count = training.config.figures.images
             examples = EvaluationSet(training.config, training.source, count, labelled=False)
-            draw(jax.device_get(make_panel(step, state, examples.images())), "a draw")
+            panel = jax.jit(functools.partial(make_panel, step))
+            draw(jax.device_get(panel(state, examples.images())), "a draw")
     if probe:
         assert 0 <= probe(state) <= 100
     leaves = jax.tree.leaves((state.parameters, state.batch_stats))
