@@ -3,6 +3,9 @@
 import contextlib
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +16,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from can_jax.errors import one_line
-from can_jax.files import replace_text
+from can_jax.files import replace_bytes
 from can_jax.tf import tensorflow
 
 
@@ -41,12 +44,37 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's `metrics.jsonl`; none if there is no such file."""
-    path, records = workdir / "metrics.jsonl", []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut off
-            records.append(json.loads(line))
-    return records
+    """Return the valid lines of a run's ``metrics.jsonl``; none if there is no such file."""
+    return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each line with its record; None for one that a kill cut off, or that was damaged."""
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # of bytes that are no text, too
+            record = None
+        valid = isinstance(record, dict) and isinstance(record.get("step"), int)
+        yield line, record if valid else None
+
+
+def write_restart(folder: epath.Path, step: int) -> None:
+    """Write an event by which TensorBoard drops the events after a step that came before it."""
+    tf = tensorflow()
+    # TensorBoard reads the files of a folder in the order of their names, which begin with the
+    # second: this one comes after all that are there, and before the next of this process.
+    stem, now = "events.out.tfevents.", time.time()
+    if any(path.name.startswith(f"{stem}{int(now):010d}") for path in folder.iterdir()):
+        time.sleep(1 - now % 1)
+        now = time.time()
+    name = f"{stem}{int(now):010d}.{socket.gethostname()}.{os.getpid()}.-restart"
+    version = tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2")
+    start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+    restart = tf.compat.v1.Event(wall_time=now, step=step + 1, session_log=start)
+    with tf.io.TFRecordWriter(str(folder / name)) as file:
+        for event in (version, restart, restart):  # it takes the first of a run for its beginning
+            file.write(event.SerializeToString())
 
 
 class MetricWriter:
@@ -56,7 +84,7 @@ class MetricWriter:
 
     Args:
         workdir: the run directory.
-        after: the step from which the run goes on; see `go_back`.
+        after: The step from which the run resumes; see `go_back`.
     """
 
     def __init__(self, workdir: epath.Path, after: int):
@@ -66,25 +94,46 @@ class MetricWriter:
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
         self._waiting, self._warned = b"", False
         self._lines: Any = None
-        self.go_back(after)
+        self._events: Any = None
         # Not clu's writer, which does the same: it imports Keras, 5 s at every start.
         self._summary = tensorflow().summary
-        self._events = self._summary.create_file_writer(str(workdir / "tensorboard"))
+        self.go_back(after)
 
     def go_back(self, step: int) -> None:
-        """Drop the lines beyond a step, and what a kill left of a line: those steps come again."""
+        """Drop the metrics beyond a step, since those steps are repeated, and what a kill left of a
+        line. Dropped lines are appended to ``metrics_dropped.jsonl``."""
         if not self._active:
             return
         if self._lines:
             self._flush()
             self._lines.close()
-        if self._path.exists():
-            kept = [record for record in read_metrics(self._workdir) if record["step"] <= step]
-            replace_text(self._path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._drop(step)
         if "://" in str(self._path):
             self._lines = self._path.open("ab")
         else:  # unbuffered, since then the system says how much of a line it took
             self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
+        with self._room():
+            self._open_events(step)
+
+    def _open_events(self, step: int) -> None:
+        """Begin a file of events, before which TensorBoard forgets what is beyond a step."""
+        folder = self._workdir / "tensorboard"
+        if self._events:
+            self._events.close()
+        if folder.exists():
+            write_restart(folder, step)
+        self._events = self._summary.create_file_writer(str(folder))
+
+    def _drop(self, step: int) -> None:
+        """Move the lines beyond a step, and those that cannot be read, to a file beside it."""
+        lines = list(_lines(self._path))
+        kept = [line for line, record in lines if record and record["step"] <= step]
+        dropped = [line for line, record in lines if not record or record["step"] > step]
+        if dropped:
+            beside = self._path.with_name("metrics_dropped.jsonl")
+            before = beside.read_bytes() if beside.exists() else b""
+            replace_bytes(beside, before + b"".join(line + b"\n" for line in dropped))
+            replace_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of JSON with the step and all values; NaN and infinity become null."""

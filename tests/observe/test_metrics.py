@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.observe.metrics import MetricWriter, effective_rank, to_scalars
+from can_jax.observe.metrics import MetricWriter, effective_rank, read_metrics, to_scalars
 
 
 def test_effective_rank_counts_directions():
@@ -44,3 +44,29 @@ def test_going_on_drops_what_comes_again(tmp_path):
     writer.close()
     steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1.0}]
+    dropped = (tmp_path / "metrics_dropped.jsonl").read_text().splitlines()
+    assert dropped == ['{"step": 3}', '{"step": 4, "lo']
+
+
+def test_damaged_lines_are_moved_and_end_nothing(tmp_path):
+    lines = [b'{"step": 1}', b"\xff\xfe{", b"5", b"[]", b'{"step": "2"}', b"\0\0\0", b'{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_metrics(epath.Path(tmp_path)) == [{"step": 1}, {"step": 2}]
+    MetricWriter(epath.Path(tmp_path), after=5).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert (tmp_path / "metrics_dropped.jsonl").read_bytes().splitlines() == lines[1:-1]
+
+
+def test_tensorboard_shows_each_step_once_after_going_back(tmp_path):
+    for after, last in ((0, 10), (4, 7)):
+        writer = MetricWriter(epath.Path(tmp_path), after=after)
+        for step in range(after + 1, last + 1):
+            writer.scalars(step, {"x": float(step)})
+        if after:
+            writer.go_back(5)
+            writer.scalars(6, {"x": -6.0})
+        writer.close()
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Tensors("x")] == [1, 2, 3, 4, 5, 6]
