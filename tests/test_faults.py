@@ -200,6 +200,7 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     assert_same_run(tmp_path / "moved", tmp_path / "peace", 30)
 
 
+@pytest.mark.slow
 def test_checkpoint_that_cannot_be_written_is_a_warning_until_it_happens_again_and_again(
     recipe, tmp_path
 ):
@@ -244,6 +245,7 @@ def test_second_run_in_the_same_directory_is_refused(recipe, tmp_path):
         first.wait()
 
 
+@pytest.mark.slow
 def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_replayed(
     recipe, tmp_path
 ):

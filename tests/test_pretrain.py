@@ -94,6 +94,7 @@ def run_killed_once(recipe, workdir, *overrides):
     return done
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
     run_killed_once(recipe, tmp_path)
     assert_same_run(tmp_path, finished[0], 6)

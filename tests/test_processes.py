@@ -49,12 +49,12 @@ def job(recipe, workdir, *overrides, count=2, own=((), ())):
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "axes"),
     [
-        (4, []),
-        pytest.param(20, [], marks=pytest.mark.slow),
-        pytest.param(20, ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"], marks=pytest.mark.slow),
+        (20, []),
+        (20, ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4"]),
     ],
 )
 def test_two_processes_give_the_loss_curve_of_one(recipe, tmp_path, steps, axes):

@@ -444,6 +444,7 @@ def test_microbatches_change_nothing(on_one_device, count, remat):
     assert_agree(trained(two_batches, accumulation__microbatches=count, **changes), on_one_device)
 
 
+@pytest.mark.slow
 def test_blocks_of_keys_change_nothing(on_one_device):
     assert_agree(trained(two_batches, objective__contrastive__block=5), on_one_device)
 

@@ -1,10 +1,12 @@
 import jax.numpy as jnp
+import pytest
 from etils import epath
 
 from can_jax.observe.profile import TRACED_STEPS, WARM_STEPS, TraceWindow
 from tests.runs import command, main_in_process
 
 
+@pytest.mark.slow
 def test_run_leaves_a_trace_for_tensorboard_and_its_program(recipe, tmp_path):
     options = command(recipe, tmp_path, "probe.every_steps=0", "figures.every_steps=0")
     done = main_in_process(*options[2:], "--profile", "--dump_hlo")

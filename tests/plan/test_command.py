@@ -20,6 +20,7 @@ def figures(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_figures_of_a_plan(recipe):
     found = figures(f"--config={recipe}", "--topology=cpu:8", "--config.mesh.fsdp=4", "--mfu=0.5")
     assert {
