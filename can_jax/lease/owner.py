@@ -1,0 +1,98 @@
+"""The process that holds a lock: its identity, and whether it still exists."""
+
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+ENDED = ("Z", "X")  # states of a process that no longer runs, and whose parent has not noticed
+
+Owner = dict[str, Any]
+
+
+def describe() -> Owner:
+    """Return this process as another start will see it in a lock.
+
+    ``host`` is for people only. Containers can share a host name, and a process ID means
+    nothing outside its PID namespace, so hosts are compared by ``boot`` and ``namespace``.
+    """
+    pid = os.getpid()
+    return {
+        "token": secrets.token_hex(8),
+        "host": socket.gethostname(),
+        "boot": boot_id(),
+        "namespace": pid_namespace(),
+        "pid": pid,
+        "started": started(pid),
+    }
+
+
+def boot_id() -> str | None:
+    """Return the ID of this boot of the kernel; None where the system has none."""
+    try:
+        return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def pid_namespace() -> str | None:
+    """Return the PID namespace in which process IDs can be looked up; None where there are none.
+
+    If `/proc` shows another namespace than this process's own, the result is unique: nobody can
+    look this process up.
+    """
+    try:
+        if os.readlink(PROC / "self") != str(os.getpid()):
+            return secrets.token_hex(8)
+        return os.readlink(PROC / "self/ns/pid")
+    except OSError:
+        return None
+
+
+def started(pid: int) -> str | None:
+    """Return when a process of this host started, in the kernel's ticks; None if it has ended.
+
+    Args:
+        pid: The process ID.
+    """
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+        return None if fields[0] in ENDED else fields[19]
+    except (OSError, IndexError):
+        pass
+    if (PROC / "self").exists():
+        return None
+    try:  # there is no /proc, as on macOS
+        os.kill(pid, 0)
+    except PermissionError:
+        return "running"
+    except (OSError, OverflowError):
+        return None
+    return "running"
+
+
+class Host:
+    """The view of lock holders from this host.
+
+    Args:
+        me: This process, see `describe`.
+    """
+
+    def __init__(self, me: Owner):
+        self._me = me
+
+    def has(self, owner: Owner) -> bool:
+        """Return whether an owner's process ID can be looked up here."""
+        keys = ("boot", "namespace") if self._me["boot"] else ("boot", "host")
+        return all(owner.get(key) == self._me[key] for key in keys)
+
+    def shares_kernel(self, owner: Owner) -> bool:
+        """Return whether an owner runs under this kernel, so that kernel locks see both."""
+        return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
+
+    def is_gone(self, owner: Owner) -> bool:
+        """Return whether an owner, which must be one that `has` accepts, has ended."""
+        pid = owner.get("pid")
+        return not isinstance(pid, int) or started(pid) != owner.get("started")
