@@ -5,6 +5,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,7 @@ class Checkpointer:
         keep_last: how many of the newest are kept; None for all.
         keep_every_steps: those of steps divisible by it are kept for ever.
         read_only: leave the directory as it is, which another run may be writing.
+        check: Called before anything is written or removed; raises if that is not allowed.
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Checkpointer:
         keep_last: int | None,
         keep_every_steps: int | None = None,
         read_only: bool = False,
+        check: Callable[[], None] = lambda: None,
     ):
         # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
         self._directory = directory if "://" in str(directory) else directory.resolve()
         self._saving = self._failures = 0
-        self._read_only = read_only
+        self._read_only, self._check = read_only, check
         self._shapes: dict[str, list[int]] = {}
         _hush_threads()
         _keep_small_arrays_whole()
@@ -241,6 +244,7 @@ class Checkpointer:
         """Write down what a checkpoint holds, just before it is given its name."""
         if jax.process_index():
             return
+        self._check()
         places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
         folder = next(p for p in (self._directory / name for name in places) if p.exists())
         write_checksums(folder, self._shapes)
@@ -290,6 +294,7 @@ class Checkpointer:
 
     def _report_failure(self, error: Exception) -> None:
         """Say that a checkpoint was not written, and make room again."""
+        self._check()  # what lies there may be another run's
         self._failures += 1
         self._manager.reload()
         if jax.process_index() == 0:

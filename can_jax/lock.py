@@ -1,125 +1,132 @@
-"""One run, one run directory: a lock that tells whose it is, and knows when that one is gone."""
+"""One run, one run directory: a lock that a run takes, keeps alive, and proves before it writes."""
 
 import contextlib
-import json
-import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from etils import epath
 
-from can_jax.errors import UserError
-from can_jax.files import replace_text
+from can_jax.errors import UserError, one_line
+from can_jax.lease.files import files_of
+from can_jax.lease.owner import describe
+from can_jax.lease.protocol import BEAT_SECONDS, Lease
+from can_jax.lease.records import who
 from can_jax.parallel.runtime import gather
+from can_jax.preemption import handler
 
-BEAT_SECONDS = 10.0
-STALE_BEATS = 3.0  # after so many that were missed, a holder on another host is gone
+WAIT_SECONDS = 3.0  # that a start gives a run to say that it is about to end
+# Seconds that a start waits for a run which is about to end, and still saves. The other processes
+# of a job wait at most ten minutes for the first, which takes the lock.
+WAIT_ENDING_SECONDS = 500.0
+LOOK_SECONDS = 0.5  # between looks whether this process was told to stop
 
 
 class InUse(UserError):
     """Another process has what this one wants."""
 
 
-def _started(pid: int) -> str | None:
-    """When a process of this host was started, in the kernel's ticks; None if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
-    except OSError:
-        pass
-    try:  # no /proc, as on macOS: at least whether there is one
-        os.kill(pid, 0)
-    except OSError:
-        return None
-    return "running"
+class RunLock:
+    """A run directory that this job holds.
 
+    Args:
+        lease: The claim of the job's first process; None in the other processes.
+    """
 
-def _me() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), "beat": 0}
+    def __init__(self, lease: Lease | None):
+        self._lease = lease
+        self._ending = False
 
+    @property
+    def ending(self) -> bool:
+        """Whether this run is about to end, for which a new start waits."""
+        return self._ending or handler.requested is not None
 
-def _read(place: epath.Path) -> dict[str, Any] | None:
-    try:
-        held = json.loads(place.read_text())
-    except (OSError, ValueError):
-        return None  # none, or one that is being written
-    return held if isinstance(held, dict) else None
+    def end_soon(self) -> None:
+        """Tell other starts that this run has only to save and to end."""
+        self._ending = True
 
+    def check(self) -> None:
+        """Prove that the directory is still held. Call it before anything is written there.
 
-def _holds(holder: dict[str, Any], place: epath.Path) -> bool:
-    """Whether the holder of a lock is still there: on this host by its process, on another by its
-    beats, for which this waits."""
-    if holder["host"] == socket.gethostname():
-        return _started(holder["pid"]) == holder["started"]
-    logging.warning(
-        "%s is held by process %s on %s; waiting %.0f s for a sign of it",
-        place.parent, holder["pid"], holder["host"], STALE_BEATS * BEAT_SECONDS,
-    )  # fmt: skip
-    end = time.monotonic() + STALE_BEATS * BEAT_SECONDS
-    while time.monotonic() < end:
-        time.sleep(BEAT_SECONDS / 10)
-        now = _read(place)
-        if now is None:
-            return False
-        if now != holder:
-            return True
-    return False
+        Raises:
+            LostLock: Another run has taken the directory over.
+            OSError: The directory has not been readable for some time.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
-
-def _take(place: epath.Path) -> dict[str, Any] | None:
-    """Take a lock; gives its holder instead if there is one."""
-    holder = _read(place)
-    mine = _me()
-    if holder is not None and holder != mine and _holds(holder, place):
-        return holder
-    if holder is not None:
-        logging.warning(
-            "%s: its last run, process %s on %s, is gone without saying so; going on",
-            place.parent, holder["pid"], holder["host"],
-        )  # fmt: skip
-    place.write_text(json.dumps(mine))
-    time.sleep(0.05)  # two that come at once: the last to write has it
-    now = _read(place)
-    return None if now is None or now == mine else now
+    def check_together(self) -> None:
+        """Do the same in all processes of the job. Collective: every process must call this."""
+        error: Exception | None = None
+        try:
+            self.check()
+        except (UserError, OSError) as lost:
+            error = lost
+        if gather("run lock", np.int32(error is not None))[0]:
+            raise error or UserError("the job's first process lost the run directory")
 
 
 @contextlib.contextmanager
-def run_lock(workdir: epath.Path) -> Iterator[None]:
-    """Hold the run directory. The first process of a job does; the others learn of the outcome.
+def run_lock(
+    workdir: epath.Path, wait: float | None = None, wait_ending: float | None = None
+) -> Iterator[RunLock]:
+    """Hold a run directory. Collective: every process must call this.
+
+    Args:
+        workdir: The run directory, which must exist.
+        wait: Seconds to wait for another run to end; the default is `WAIT_SECONDS`.
+        wait_ending: The same for a run that is about to end, and still saves; the default is
+            `WAIT_ENDING_SECONDS`.
 
     Raises:
-        InUse: another run holds it.
+        InUse: Another run holds it.
+        UserError: It cannot be locked.
     """
-    place = workdir / "lock.json"
-    other = _take(place) if jax.process_index() == 0 else None
-    if gather("run lock", np.int32(other is not None))[0]:
-        who = f"by process {other['pid']} on {other['host']}" if other else ""
-        raise InUse(
-            f"--workdir={workdir} is in use {who}: wait for that run, stop it, or give another "
-            "--workdir"
-        )
-    done = threading.Event()
-
-    def beat() -> None:
-        mine = _me()
-        while not done.wait(BEAT_SECONDS):
-            mine["beat"] += 1
-            with contextlib.suppress(OSError):  # a full disk is told of elsewhere
-                replace_text(place, json.dumps(mine))
-
+    claim, refusal = None, None
     if jax.process_index() == 0:
-        threading.Thread(target=beat, daemon=True).start()
+        claim = Lease(files_of(workdir), describe(), f"--workdir={workdir}", BEAT_SECONDS)
+        waits = (
+            WAIT_SECONDS if wait is None else wait,
+            WAIT_ENDING_SECONDS if wait_ending is None else wait_ending,
+        )
+        refusal = _take(claim, workdir, *waits)
+    if gather("run lock", np.int32(refusal is not None))[0]:
+        raise refusal or InUse(f"--workdir={workdir} could not be locked by the first process")
+    done = threading.Event()
+    lock = RunLock(claim)
+    beats = threading.Thread(target=_beat, args=(claim, lock, done), daemon=True)
+    beats.start()
     try:
-        yield
+        yield lock
     finally:
         done.set()
-        if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                place.unlink()
+        beats.join(BEAT_SECONDS)  # a beat after the release could leave a record in a bucket
+        if claim is not None:
+            claim.release()
+
+
+def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) -> UserError | None:
+    """Take a claim, and return None; return the error to raise if that fails."""
+    try:
+        holder = claim.take(wait, wait_ending)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        return UserError(f"--workdir={workdir} cannot be locked: {reason}")
+    if holder is None:
+        return None
+    return InUse(
+        f"--workdir={workdir} is in use by {who(holder)}: wait for that run, stop it, or "
+        "give another --workdir"
+    )
+
+
+def _beat(claim: Lease | None, lock: RunLock, done: threading.Event) -> None:
+    """Renew a claim until it is released; at once when the run is about to end."""
+    ending, last = False, time.monotonic()
+    while claim is not None and not done.wait(min(LOOK_SECONDS, BEAT_SECONDS / 10)):
+        if lock.ending != ending or time.monotonic() - last >= BEAT_SECONDS:
+            ending, last = lock.ending, time.monotonic()
+            claim.beat(ending)

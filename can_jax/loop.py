@@ -15,6 +15,7 @@ from can_jax.data import order
 from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader
 from can_jax.errors import UserError
+from can_jax.lock import RunLock
 from can_jax.observe import console
 from can_jax.observe.clock import STEPS_IN_FLIGHT, Startup, StepClock
 from can_jax.observe.guard import Guard
@@ -99,6 +100,7 @@ class Loop:
         abstract: the state, with shapes and shardings.
         total: the last step.
         workdir: the run directory.
+        lock: Proves, before anything is written, that the directory is this run's.
         progress: up to the step from which the run goes on.
         startup: until the first of these steps.
         trace: of some steps, if wanted.
@@ -109,6 +111,7 @@ class Loop:
     abstract: TrainState
     total: int
     workdir: epath.Path
+    lock: RunLock
     loader: Loader
     checkpoints: Checkpointer
     watcher: Watcher
@@ -155,6 +158,7 @@ class Loop:
 
             last, stop = number == self.total, self.stopping.after(number)
             if number % config.log_every_steps == 0 or last:
+                self.lock.check()
                 self.watcher.log(number, metrics, clock, self.loader)
             due = [hook for hook in self.watcher.hooks() if number % hook.every == 0 or last]
             # Looking takes its time: a run that is killed meanwhile has not to come here again.
@@ -166,6 +170,7 @@ class Loop:
                 break  # the run that goes on makes up for what else is due
             for hook in due:
                 with clock.paused():
+                    self.lock.check()
                     hook.act(number, state)
                 self.watchdog.beat(number)
         self.progress.seconds = self._seconds()
@@ -177,6 +182,7 @@ class Loop:
 
     def _save(self, number: int, state: TrainState) -> None:
         """Begin to save a step, if all devices agree about it."""
+        self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
                 f"at step {number} {difference}: that device or its memory is faulty. Leave it "
@@ -217,6 +223,7 @@ class Loop:
 
     def _go_back(self, number: int, target: int, state: TrainState) -> tuple[int, TrainState]:
         """The state of an earlier step. The images since are passed over."""
+        self.lock.check_together()
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # there may be no room for two
         with meeting("restoring the checkpoint"):
@@ -235,6 +242,7 @@ class Loop:
 
     def _stop_broken(self, number: int, state: TrainState, batch: Batch) -> None:
         """Keep the step for a closer look, and end the run."""
+        self.lock.check_together()
         folder, config = self.workdir / "captures" / f"step_{number:08d}", self.step.config
         write_capture(folder, config, number, state, batch)
         raise UserError(

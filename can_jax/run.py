@@ -21,7 +21,7 @@ from can_jax.data.streaming import open_loader
 from can_jax.errors import Preempted, UserError
 from can_jax.files import replace_text
 from can_jax.identity import Identity, check_identity, store_identity
-from can_jax.lock import run_lock
+from can_jax.lock import RunLock, run_lock
 from can_jax.loop import Loop, Progress, Watcher
 from can_jax.observe import console
 from can_jax.observe.clock import Startup
@@ -111,10 +111,12 @@ def run(
     with contextlib.ExitStack() as stack:
         stopping = stack.enter_context(contextlib.closing(Stopping()))
         make_directory(workdir)
-        stack.enter_context(run_lock(workdir))
+        lock = stack.enter_context(run_lock(workdir))
         identity = training.identity()
         check_identity(workdir, identity)
-        checkpoints = stack.enter_context(contextlib.closing(open_checkpoints(config, workdir)))
+        checkpoints = stack.enter_context(
+            contextlib.closing(open_checkpoints(config, workdir, lock))
+        )
         first = first_step(checkpoints, times, workdir)
         report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
         if first == times.total and training.finished(workdir):
@@ -145,12 +147,14 @@ def run(
             state = training.begin(initialize(step, abstract), report)
         with writing(workdir):
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
+        lock.check()
         watcher = training.watcher(workdir, writer, report)
         drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
         loader = open_loader(
             config, training.source, mesh, drawn, most, progress.loader, progress.order_version
         )
         startup.mark("the state")
+        lock.check()
         watcher.look_first(first, state)
         startup.mark("the first probe")
         if first < times.total:
@@ -167,6 +171,7 @@ def run(
                 abstract=abstract,
                 total=times.total,
                 workdir=workdir,
+                lock=lock,
                 checkpoints=checkpoints,
                 watcher=watcher,
                 stopping=stopping,
@@ -179,7 +184,9 @@ def run(
             report.start_bar()
             stopping.begin()
             first, state = loop(first, state)
+            lock.end_soon()
             finish(first, times.total, checkpoints)
+        lock.check()
         watcher.conclude(state, progress.seconds)
 
 
@@ -198,10 +205,10 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
         raise Preempted(f"{handler.cause}; step {last} is saved; {RESUME}")
 
 
-def open_checkpoints(config: ConfigDict, workdir: epath.Path) -> Checkpointer:
+def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> Checkpointer:
     """The run directory's checkpoints."""
-    settings = config.checkpoint
-    return Checkpointer(workdir / "checkpoints", settings.keep_last, settings.keep_every_steps)
+    folder, settings = workdir / "checkpoints", config.checkpoint
+    return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,26 @@ def test_newest_are_kept_and_some_for_ever(tmp_path):
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 6, 7]
 
 
+def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):
+    def check():
+        if lost:
+            raise UserError("was taken over")
+
+    lost: list[bool] = []
+    state, _ = fresh(devices=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=3, check=check)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    lost.append(True)
+    other = tmp_path / "9.orbax-checkpoint-tmp"
+    other.mkdir()
+    checkpoints.save(2, state, {})
+    with pytest.raises(UserError, match="was taken over"):
+        checkpoints.wait()
+    assert [p.name for p in tmp_path.iterdir() if p.name.isdigit()] == ["1"]
+    assert other.exists()  # another run's, which only looks like what is left of a write
+
+
 def test_half_written_checkpoint_does_not_count(tmp_path):
     state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=3)

@@ -139,7 +139,7 @@ class Driver:
         workdir = self.workdir / run.name
         make_directory(workdir / "claim")
         try:
-            with run_lock(workdir / "claim"):
+            with run_lock(workdir / "claim", wait=0.0, wait_ending=0.0):
                 if self.known(run):
                     return True
                 rate = run.config.optimizer.learning_rate
