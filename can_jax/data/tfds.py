@@ -10,6 +10,7 @@ from can_jax.data.indexed import IndexedSource, table_of
 from can_jax.data.shards import example_parser, scan_shards
 from can_jax.data.splits import standard
 from can_jax.data.table import Table
+from can_jax.data.tfds_files import check_features, check_name
 from can_jax.errors import UserError
 from can_jax.tf import tensorflow
 
@@ -47,10 +48,13 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     Raises:
         UserError: not prepared, no such split, or nothing to use in it.
     """
+    check_name(name)
     tensorflow()  # before TFDS can import it with the GPUs in sight
     import tensorflow_datasets as tfds
 
     place = data_dir or tfds.core.constants.DATA_DIR
+    for folder in tfds.core.utils.file_utils.list_data_dirs(given_data_dir=data_dir):
+        check_features(os.fspath(folder), tfds.core.naming.parse_builder_name_kwargs(name)[0].name)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # many kinds, of TFDS and of the file system

@@ -1,7 +1,9 @@
 """A real small TFDS data set, built on disk."""
 
 import io
+import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -106,3 +108,55 @@ def test_names_and_records_are_matched_as_in_other_sources(data_dir):
     assert labels.tolist() == shown and learned.label_names == ("even", "odd")
     # Two files of the same bytes: 0.png is in both splits.
     assert any("byte for byte" in note for note in found.notes)
+
+
+def evil(folder, tmp_path, monkeypatch, change):
+    """A data set whose features name a class of a module that says that it was imported."""
+    root = tmp_path / "data"
+    shutil.copytree(folder, root)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "payload.py").write_text("open(__file__ + '.ran', 'w')\n")
+    path = root / "tiny" / "1.0.0" / "features.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    return root, tmp_path / "payload.py.ran"
+
+
+def inner(content):
+    content["featuresDict"]["features"]["class"]["pythonClassName"] = "payload.Anything"
+    return content
+
+
+CHANGES = {
+    "the whole": lambda content: content | {"pythonClassName": "payload.Anything"},
+    "one feature": inner,
+    "the old form": lambda content: {"type": "payload.Anything", "content": {}},
+    "text within": lambda content: {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"a": {"type": "payload.Anything", "content": {}}})},
+    },
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("name", ["tiny", "Tiny", "tiny:1.0.0"])
+def test_classes_of_strangers_are_not_imported(data_dir, tmp_path, monkeypatch, change, name):
+    root, ran = evil(data_dir, tmp_path, monkeypatch, change)
+    with pytest.raises(UserError, match="payload.Anything', which is not of TFDS itself") as error:
+        open_tfds(name, str(root), "train")
+    assert "\n" not in str(error.value)
+    assert not ran.exists() and "payload" not in sys.modules
+
+
+@pytest.mark.parametrize("name", ["huggingface:mnist", "kaggle:x/y", "tiny/a=True", "../tiny", ""])
+def test_names_that_stand_for_code_are_refused(data_dir, name):
+    with pytest.raises(UserError, match="give NAME, NAME/CONFIG"):
+        open_tfds(name, data_dir, "train")
+
+
+def test_module_that_a_data_set_was_made_by_is_not_imported(data_dir, tmp_path, monkeypatch):
+    root, ran = evil(data_dir, tmp_path, monkeypatch, lambda content: content)
+    path = root / "tiny" / "1.0.0" / "dataset_info.json"
+    facts = json.loads(path.read_text()) | {"moduleName": "payload"}
+    path.write_text(json.dumps(facts))
+    assert open_tfds("tiny", str(root), "train").examples == 23
+    assert not ran.exists()
