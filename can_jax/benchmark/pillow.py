@@ -7,7 +7,6 @@ processes start at once.
 
 import contextlib
 import dataclasses
-import io
 import math
 import random
 import time
@@ -15,6 +14,7 @@ import time
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
+from can_jax.data.images import open_image
 from can_jax.processes import end_with_parent
 
 _encoded: list[bytes] = []  # of a worker process
@@ -42,7 +42,7 @@ class TwoViews:
 
     def __call__(self, encoded: bytes) -> np.ndarray:
         """Normalised views of an encoded image, float32 (views, 3, height, width)."""
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_image(encoded) as image:
             whole = image.convert("RGB")
         return np.stack([self._normalised(self._view(whole)) for _ in range(self.views)])
 
@@ -100,7 +100,7 @@ def start_worker(encoded: list[bytes]) -> None:
     """Give a process the images it is to work on, those of them that Pillow decodes."""
     end_with_parent()
     for image in encoded:
-        with contextlib.suppress(Exception), Image.open(io.BytesIO(image)) as opened:
+        with contextlib.suppress(Exception), open_image(image) as opened:
             opened.convert("RGB")
             _encoded.append(image)
 

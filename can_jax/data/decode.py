@@ -1,7 +1,8 @@
 """From encoded bytes to pixels.
 
 JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
-(GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow.
+(GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow,
+which `can_jax.data.images` limits to a few formats.
 Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
 is taken. What becomes of images of more than 8 bits a channel is said in `can_jax.data.depth`.
 
@@ -10,7 +11,6 @@ any number of channels is decoded natively.
 """
 
 import functools
-import io
 import warnings
 from typing import Any
 
@@ -22,11 +22,11 @@ from can_jax.data.depth import (
     WHITE,
     Range,
     check_reduced,
-    open_image,
     stored_as,
     tensor_to_eight_bits,
     to_eight_bits,
 )
+from can_jax.data.images import MOST_PIXELS, open_image
 from can_jax.tf import tensorflow
 
 ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
@@ -37,7 +37,6 @@ BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
 ORIENTATION = 0x0112  # EXIF tag
 
-Image.MAX_IMAGE_PIXELS = None  # config.data.max_pixels is the limit here
 warnings.filterwarnings("ignore", module="PIL")
 
 
@@ -182,10 +181,15 @@ def _webp_sides(encoded: Any) -> tuple[Any, Any]:
     return sides[0], sides[1]
 
 
-def orientation(encoded: bytes) -> np.int32:
-    """The EXIF orientation of a file, 1 to 8; 1 (upright) where it says nothing."""
+def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
+    """Return the EXIF orientation of a file, 1 to 8; 1 (upright) where there is none.
+
+    Args:
+        encoded: The content of the file.
+        max_pixels: As in `open_image`.
+    """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_image(encoded, max_pixels) as image:
             value = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a broken block of metadata, of which there are many kinds
         value = 1
@@ -204,15 +208,13 @@ def orient(pixels: Any, value: Any) -> Any:
 def pillow_pixels(
     encoded: bytes, channels: int, max_pixels: int, exif: bool, value_range: Range = None
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Decode any file that Pillow reads as an array.
+    """Decode a file of one of `FORMATS` as an array.
 
     Raises:
         Exception: Of many kinds, if it does not, or if its values fit no rule of
             `can_jax.data.depth`.
     """
-    with open_image(encoded) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {max_pixels}")
+    with open_image(encoded, max_pixels) as image:
         stored = stored_as(image, encoded)
         image.load()
         upright = ImageOps.exif_transpose(image) if exif else image

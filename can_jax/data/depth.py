@@ -8,7 +8,6 @@ out black, dark or wrapped around: they count as broken until the range is set. 
 used as they are. `stored_as` tells the depth where Pillow's mode alone does not.
 """
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +24,6 @@ LIMITS = Number(-1e300, 1e300)  # of a range, so that differences of its values 
 TOP_BIT = 2**15  # an image that fills 16 bits has a value from here on
 WHITE = 2**16 - 1
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
-TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 SIZ = b"\xff\x4f\xff\x51"  # how the stream of a JPEG 2000 begins
 
 
@@ -128,22 +126,6 @@ class Stored(NamedTuple):
         return pixels
 
 
-def open_image(encoded: bytes) -> Image.Image:
-    """Open a file with Pillow.
-
-    Raises:
-        Exception: Pillow does not read it; for a TIFF the message says why.
-    """
-    try:
-        return Image.open(io.BytesIO(encoded))
-    except Image.UnidentifiedImageError:
-        if encoded[:4] in TIFF:
-            raise ValueError(
-                "is a TIFF that Pillow does not read, such as one of many bands or 64-bit values"
-            ) from None
-        raise
-
-
 def stored_as(image: Image.Image, encoded: bytes) -> Stored:
     """Return how an opened image, not loaded yet, is stored.
 
@@ -163,13 +145,9 @@ def stored_as(image: Image.Image, encoded: bytes) -> Stored:
             maximum = int(arguments[1])
         # Where Pillow scales colors to bytes, the file states their white, unless it is 65535.
         return plain._replace(bits=16 if deep or maximum == WHITE else 8, maximum=maximum)
-    if image.format == "SGI":
-        return plain._replace(bits=8 * encoded[3])
     if image.format == "JPEG2000" and SIZ in encoded:
         precision = encoded[encoded.index(SIZ) + 42] % 128 + 1
         return plain._replace(bits=precision, maximum=2**precision - 1)
-    if image.format == "FITS" and deep:
-        raise ValueError("is a FITS of more than 8 bits, whose scale Pillow ignores")
     return plain
 
 

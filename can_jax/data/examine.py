@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import multiprocessing
 import os
 import socket
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from can_jax.archives import read_npz
 from can_jax.data import decode
 from can_jax.data.depth import Range
 from can_jax.data.files import OpenFiles, is_remote, size_of
+from can_jax.data.images import open_image
 from can_jax.data.indexed import ParseRecord, read_example
 from can_jax.data.shards import cut_off, example_parser, scan_shard
 from can_jax.data.splits import shown
@@ -152,9 +152,8 @@ def why_undecodable(
         if whole:
             decode.pillow_pixels(encoded, 3, max_pixels, False, value_range)
         else:
-            with Image.open(io.BytesIO(encoded)) as image:
-                if image.width * image.height > max_pixels:
-                    return f"{image.width} x {image.height} pixels are more than {max_pixels}"
+            with open_image(encoded, max_pixels):
+                pass
     except Exception as error:  # Pillow raises every kind
         reason = " ".join(str(error).split()).split(" <_io")[0] or type(error).__name__
     else:
@@ -214,8 +213,11 @@ def _in_processes(
 
 
 def _load(path: Path) -> Part:
-    with np.load(path) as content:
+    try:
+        content = read_npz(path)
         return Part(**{field: content[field] for field in Part._fields})
+    except (UserError, KeyError) as error:
+        raise UserError(f"{shown(str(path))}: {one_line(error)}; delete it") from error
 
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:

@@ -6,9 +6,9 @@ import os
 import numpy as np
 
 from can_jax.data.decode import FILE_CHANNELS, pillow_pixels
-from can_jax.data.depth import open_image
 from can_jax.data.evaluation import spread
 from can_jax.data.files import is_remote
+from can_jax.data.images import open_image
 from can_jax.data.indexed import IndexedSource
 from can_jax.data.labels import Labels, Numbers
 from can_jax.data.mixture import MixtureSource
@@ -138,7 +138,7 @@ def _pixel_digests(
 def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
     height, width, channels = shape
     try:
-        with open_image(encoded) as image:
+        with open_image(encoded, height * width) as image:
             if image.size != (width, height) or channels not in FILE_CHANNELS:
                 return b""
         return _digest(pillow_pixels(encoded, channels, height * width, False).tobytes())

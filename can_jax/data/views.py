@@ -42,7 +42,10 @@ class Views(abc.ABC):
         if not self.exif:
             return size, tf.constant(1)
         turn = tf.ensure_shape(
-            tf.numpy_function(lambda e: orientation(bytes(e)), [encoded], tf.int32), ()
+            tf.numpy_function(
+                lambda e: orientation(bytes(e), self.max_pixels), [encoded], tf.int32
+            ),
+            (),
         )
         return tf.where(turn >= 5, size[::-1], size), turn
 

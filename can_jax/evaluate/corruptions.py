@@ -15,6 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
+from can_jax.data.images import open_image
+
 Number = int | float
 Picture = Float[np.ndarray, "height width 3"]
 DRAWN = "frost"  # from a fractal, where the authors use photographs
@@ -258,7 +260,7 @@ def jpeg_compression(x: Picture, c: int, rng: np.random.Generator) -> Picture:
     """Saved as JPEG of quality ``c``."""
     buffer = io.BytesIO()
     as_image(x).save(buffer, "JPEG", quality=c)
-    return np.asarray(Image.open(buffer)) / 255
+    return np.asarray(open_image(buffer.getvalue())) / 255
 
 
 def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:

@@ -1,0 +1,99 @@
+"""Open encoded images with Pillow: a few formats, and no more pixels than are allowed.
+
+Every image that Pillow decodes is opened here. Pillow tells the format by the content, whatever a
+file is named, and reads more than forty: for PostScript it starts another program. Of animations,
+and of files of several images, the first is decoded and the others are not looked at.
+"""
+
+import functools
+import io
+import struct
+from collections.abc import Iterator
+
+from PIL import Image
+
+# As Pillow calls them. JPEG includes MPO; PPM is the family of PBM, PGM, PPM, PNM and PFM.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+MOST_PIXELS = 50_000_000  # where no setting states another number
+TEXT = 2**20  # bytes of text in front of a GIF, as Pillow allows for one text of a PNG
+
+
+@functools.cache
+def _known() -> tuple[str, ...]:
+    """Return the formats that the installed Pillow has, which may lack the newest."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
+    """Open a file with Pillow, without decoding its pixels.
+
+    Args:
+        encoded: The content of the file.
+        max_pixels: The largest product of width and height. Above Pillow's own limit, that limit
+            is raised for this process.
+
+    Raises:
+        Exception: It is of another format, too large, or damaged; Pillow raises many kinds.
+    """
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # of what Pillow finds later, such as tiles of a TIFF
+    _check_text(encoded)
+    for width, height in _stated_sizes(encoded):  # of which Pillow reserves memory at once
+        _check_size(width, height, max_pixels)
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=_known())
+    except Image.UnidentifiedImageError:
+        if encoded[:4] in TIFF:
+            raise ValueError(
+                "is a TIFF that Pillow does not read, such as one of many bands or 64-bit values"
+            ) from None
+        raise ValueError(f"cannot identify one of the formats {', '.join(FORMATS)}") from None
+    _check_size(image.width, image.height, max_pixels)
+    return image
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ValueError(f"{width} x {height} pixels are more than {max_pixels}")
+
+
+def _check_text(encoded: bytes) -> None:
+    """Refuse a GIF with much text before its first image, which Pillow takes minutes to join.
+
+    The texts of a PNG are limited by Pillow itself: to 1 MiB each, and 64 MiB together.
+    """
+    if encoded[:3] != b"GIF" or len(encoded) < 13:
+        return
+    colors = encoded[10]
+    start = at = 13 + (3 * 2 ** (colors % 8 + 1) if colors & 128 else 0)
+    while encoded[at : at + 1] == b"!":  # an extension: its kind, and blocks with their lengths
+        at += 2
+        while at < len(encoded) and encoded[at]:
+            at += 1 + encoded[at]
+            if at - start > TEXT:
+                raise ValueError(f"has more than {TEXT} bytes of text in front of its image")
+        at += 1
+
+
+def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the sizes that the headers of a WebP and of the images in an ICO state.
+
+    Pillow learns the size of a WebP from the decoder, and believes the list in front of an ICO,
+    which may differ from the images behind it.
+    """
+    if encoded[:4] == b"RIFF" and encoded[12:16] == b"VP8X" and len(encoded) >= 30:
+        yield (
+            1 + int.from_bytes(encoded[24:27], "little"),
+            1 + int.from_bytes(encoded[27:30], "little"),
+        )
+    if encoded[:4] == b"\0\0\1\0" and len(encoded) >= 6:
+        for entry in range(6, 6 + 16 * int.from_bytes(encoded[4:6], "little"), 16):
+            (start,) = struct.unpack("<I", encoded[entry + 12 : entry + 16].ljust(4, b"\0"))
+            header = encoded[start : start + 24].ljust(24, b"\0")
+            if header[:4] == b"\x89PNG":
+                yield struct.unpack(">II", header[16:24])
+            else:
+                width, height = struct.unpack("<ii", header[4:12])
+                yield abs(width), abs(height) // 2  # of colors, above the mask
