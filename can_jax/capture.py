@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.archives import read_npz
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import from_json, to_json
 from can_jax.data.batch import Batch
@@ -53,10 +54,14 @@ def write_capture(
 
 def read_batch(folder: epath.Path) -> Batch:
     """The batch of a capture, of all processes, in the order of its positions."""
-    files = [np.load(path.open("rb")) for path in sorted(folder.glob("batch_*.npz"))]
-    if not files:
+    paths = sorted(folder.glob("batch_*.npz"))
+    if not paths:
         raise UserError(f"{folder} is no capture: it has no batch_*.npz")
-    joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}
+    try:
+        files = [read_npz(path) for path in paths]
+        joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}
+    except (UserError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}/batch_*.npz cannot be read: {one_line(error)}") from error
     # Processes that split parameters have the same rows.
     _, order = np.unique(joined["position"], return_index=True)
     rows: dict[str, Any] = {name: array[order] for name, array in joined.items()}
@@ -69,5 +74,5 @@ def read_config(folder: epath.Path) -> ConfigDict:
         return from_json((folder / "config.json").read_text())
     except OSError as error:
         raise UserError(f"{folder} is no capture: it has no config.json") from error
-    except (UserError, ValueError) as error:
+    except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}/config.json cannot be read: {one_line(error)}") from error

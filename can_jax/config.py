@@ -190,9 +190,11 @@ def from_json(text: str) -> ConfigDict:
     Keys that did not exist then get the value that stands for what the older version did.
 
     Raises:
-        UserError: It has a key that this version does not know.
+        UserError: It is none, or has a key that this version does not know.
     """
     values = json.loads(text)
+    if not isinstance(values, dict):
+        raise UserError(f"it holds a {type(values).__name__}, not a configuration")
     config = default_config()
 
     def fill(block: ConfigDict, values: dict[str, Any], table: Table, prefix: str) -> None:

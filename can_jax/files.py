@@ -2,12 +2,16 @@
 user's home and cache."""
 
 import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from etils import epath
 
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
+
+LARGEST_JSON = 2**28  # bytes
 
 
 def user_cache() -> Path | None:
@@ -41,6 +45,27 @@ def expand_home(path: str, must: bool = True) -> str:
         return path
     missing = "HOME is not set" if user == "~" else f"there is no user {user[1:]!r}"
     raise UserError(f"{path}: {missing}; write ./{path} for a file or folder of that name")
+
+
+def read_json(place: epath.Path, of: type | None = dict) -> Any:
+    """Read a JSON file.
+
+    Args:
+        place: The file.
+        of: The type of its content, or None for any.
+
+    Raises:
+        UserError: It cannot be read, or holds something else.
+    """
+    try:
+        if place.stat().length > LARGEST_JSON:
+            raise UserError(f"it is larger than {LARGEST_JSON} bytes")
+        content = json.loads(place.read_text())
+    except (UserError, OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+    if of is not None and not isinstance(content, of):
+        raise UserError(f"{place} holds a {type(content).__name__}, not a {of.__name__}")
+    return content
 
 
 def replace_text(path: epath.Path, text: str) -> None:

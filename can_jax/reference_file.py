@@ -1,17 +1,16 @@
 """Files of reference vectors: what `python -m can_jax.selfcheck` reads, and its checks."""
 
 import json
-import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from can_jax.archives import read_npz
 from can_jax.config import default_config, resolve
 from can_jax.defaults import OBJECTIVE, RECIPE, SIZE
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 from can_jax.settings import Kind, Several, Whole, flat_keys, shown
 
 File = dict[str, np.ndarray]
@@ -48,25 +47,14 @@ def read(path: str) -> tuple[dict[str, Any], File]:
         UserError: The file cannot be read, or a setting is missing or wrong.
     """
     try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise UserError(f"--reference={path} is a single array: give an npz file")
-            arrays = {name: _array(path, content, name) for name in content.files}
+        arrays = read_npz(path)
     except FileNotFoundError:
         raise UserError(f"--reference={path} does not exist") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"--reference={path} cannot be read as npz: {error}") from error
+    except (UserError, OSError) as error:
+        raise UserError(f"--reference={path} cannot be read: {one_line(error)}") from error
     if "meta" not in arrays:
         raise UserError(f"--reference={path} is no reference file: it has no 'meta'")
     return _settings(path, arrays.pop("meta")), arrays
-
-
-def _array(path: str, content: Any, name: str) -> np.ndarray:
-    try:
-        return np.asarray(content[name])
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"--reference={path}: array {name!r} cannot be read: {error}") from error
 
 
 def _settings(path: str, array: np.ndarray) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from absl import flags, logging
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from can_jax import command
@@ -26,6 +25,7 @@ from can_jax.model import can
 from can_jax.model.masking import hidden_mask, patchify
 from can_jax.model.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
+from can_jax.observe.console import plain_console
 from can_jax.options import define_path
 from can_jax.reference_file import OUTPUTS, File, check_arrays, config_of, read
 from can_jax.step import Step, abstract_network, make_step
@@ -241,7 +241,7 @@ def main() -> None:
             limit = report["tolerance"][quantity]
             verdict = "ok" if error <= limit else "TOO LARGE"
             table.add_row(quantity, f"{error:.2e}", f"{limit:.0e}", verdict)
-        Console().print(table)
+        plain_console().print(table)
         if _WEIGHTS.value is not None:
             weights = report["weights"]
             print(f"{weights['taken']} of {weights['of']} arrays are from {_WEIGHTS.value}")

@@ -1,16 +1,16 @@
 """`arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from can_jax.archives import read_npz
 from can_jax.data.label_range import as_labels
 from can_jax.data.source import ArraySource
 from can_jax.data.splits import choose_files, some
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 
 
 def open_arrays(path: str, split: str, channels: int) -> ArraySource:
@@ -84,11 +84,10 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
 def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images, labels and label names of one shard."""
     try:
-        with np.load(shard, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in content.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        arrays = read_npz(shard)
+    except (UserError, OSError) as error:
         raise UserError(
-            f"{shard} cannot be read as an npz file of plain arrays: {error}"
+            f"{shard} cannot be read as an npz file of plain arrays: {one_line(error)}"
         ) from error
     if "images" not in arrays:
         raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")

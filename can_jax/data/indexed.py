@@ -72,15 +72,26 @@ class IndexedSource:
         """Where an example lies."""
         return os.path.join(self.root, self.table.describe(example))
 
+    def _path(self, file: int) -> str:
+        """Return the path of a file.
+
+        Raises:
+            ValueError: Its name leads out of the root, as only a foreign index has it.
+        """
+        name = self.table.names[file]
+        if os.path.isabs(name) or os.pardir in name.split(os.sep) or "\0" in name:
+            raise ValueError(f"{shown(name)} is not below {shown(self.root)}")
+        return os.path.join(self.root, name)
+
     def _content(self, example: int) -> bytes:
         """The bytes of an example, from memory if they were kept."""
         kept = self._cache.get(example)
         if kept is not None:
             return kept
         table = self.table
-        path = os.path.join(self.root, table.names[int(table.file[example])])
         length = int(table.length[example])
         try:
+            path = self._path(int(table.file[example]))
             # Files of their own are not kept open: each is read once an epoch.
             file = RandomFile(path) if length < 0 else self._files[path]
             content = read_example(file, int(table.offset[example]), length, self._parse)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from can_jax.archives import map_npy
 from can_jax.data.source import ArraySource
 from can_jax.files import user_cache
 from can_jax.processes import usable_cores
@@ -180,7 +181,7 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
         return ArraySource(draw(labels, rng, size, channels), labels, LABEL_NAMES)
     path = cache / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
     with contextlib.suppress(OSError, EOFError, ValueError):  # none, or not whole: drawn again
-        images = np.load(path)
+        images = np.array(map_npy(path))
         if images.shape == (count, *size, channels) and images.dtype == np.uint8:
             return ArraySource(images, labels, LABEL_NAMES)
     images = draw(labels, rng, size, channels)

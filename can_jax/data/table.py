@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int, UInt64
 
+from can_jax.archives import map_npy
 from can_jax.data.files import Names
 from can_jax.data.label_range import as_labels
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
+from can_jax.files import read_json
 
 FORMAT = 1
 FACTS = "index.json"
@@ -81,11 +84,22 @@ def facts_of(folder: Path) -> dict[str, Any]:
         UserError: It is no index.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text())
-        if facts["format"] != FORMAT:
-            raise UserError(f"{folder} is an index of format {facts['format']}, not {FORMAT}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts = read_json(epath.Path(folder / FACTS))
+    except UserError as error:
         raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{folder} is an index of format {facts.get('format')!r}, not {FORMAT}")
+    names, sizes = facts.get("label_names"), facts.setdefault("sizes", {})
+    if (
+        type(facts.get("examples")) is not int
+        or not isinstance(facts.get("source", ""), str)
+        or type(facts.get("undecodable", 0)) is not int
+        or not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not isinstance(sizes, dict)
+        or not all(type(size) is int for size in sizes.values())
+    ):
+        raise UserError(f"{folder}/{FACTS} is not what can_jax writes; build the index again")
     return facts
 
 
@@ -99,16 +113,40 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
     try:
 
         def column(name: str) -> np.ndarray:
-            return np.load(folder / f"{name}.npy", mmap_mode="r")
+            values = map_npy(folder / f"{name}.npy")
+            if values.ndim != 1 or values.dtype.kind not in "iu":
+                raise ValueError(f"{name}.npy is {values.dtype} of shape {values.shape}")
+            return values
 
         rows = {name: column(name) for name in ("file", "offset", "length", "label")}
         if rows["label"].dtype != np.int32:  # written by another program
             rows["label"] = as_labels(rows["label"], str(folder))
         names = Names(column("names"), column("name_ends"))
         digest = column("digest") if (folder / "digest.npy").exists() else None
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
-    if {len(values) for values in rows.values()} != {facts["examples"]}:
+    except (OSError, ValueError, EOFError) as error:
+        reason = one_line(error)
+        raise UserError(f"{folder} holds no whole index of can_jax: {reason}") from error
+    lengths = {len(values) for values in rows.values()}
+    lengths |= {len(digest)} if digest is not None else set()
+    if lengths != {facts["examples"]}:
         raise UserError(f"{folder} is damaged: its columns differ in length; build it again")
     table = Table(names, **rows, label_names=tuple(facts["label_names"]), digest=digest)
+    if problem := _problem(table):
+        raise UserError(f"{folder} is damaged: {problem}; build it again")
     return table, facts
+
+
+def _problem(table: Table) -> str | None:
+    """Return what in the numbers of a table cannot be; None where all can."""
+    names, ends = table.names, table.names.ends
+    if names.text.dtype != np.uint8:
+        return "its names are not bytes"
+    if len(ends) and (ends[0] < 0 or ends[-1] > len(names.text) or (ends[1:] < ends[:-1]).any()):
+        return "its names have no ends"
+    if not len(table):
+        return "it has no examples"
+    if table.file.min() < 0 or table.file.max() >= len(names):
+        return "an example is in none of its files"
+    if table.label_names and table.label.max() >= len(table.label_names):
+        return "a label has no name"
+    return None

@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
+from can_jax.archives import read_npz
 from can_jax.errors import UserError
 from can_jax.export import linen, plain
 from can_jax.export.model import HEADS_OF, Model
@@ -121,8 +122,7 @@ def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) 
 
 def by_linen(model: Model, file: epath.Path, sample: Sample, *, approximate: bool) -> Arrays:
     """By Flax Linen, of a file in big_vision's layout."""
-    with np.load(file, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
+    arrays = read_npz(file)
     size, patch = can.encoder_size(model.config.model), model.config.model.patch_size
     return {TOKENS: linen.encode(arrays, sample.pixels, size, patch, approximate=approximate)}
 
@@ -195,8 +195,7 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
     """Class token and mean patch token by the program, asked for one image and for all."""
     program = jax.export.deserialize(bytearray(file.read_bytes()))
-    with np.load(file.parent / "weights.npz", allow_pickle=False) as content:
-        weights = {name: content[name] for name in content.files}
+    weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)
     return {TOKENS: features}
 

@@ -5,6 +5,7 @@ from typing import Any
 from etils import epath
 
 from can_jax.errors import UserError
+from can_jax.files import read_json
 from can_jax.weights.library_configs import (
     CONFIG,
     EXACT,
@@ -13,7 +14,6 @@ from can_jax.weights.library_configs import (
     merged,
     stated_by_library,
 )
-from can_jax.weights.reading import read_json
 
 MANIFEST = "manifest.json"  # of our export
 FILES = (

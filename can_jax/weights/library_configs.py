@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from can_jax.errors import UserError, one_line
-from can_jax.weights.reading import read_json
+from can_jax.files import read_json
 
 Facts = dict[str, Any]
 

@@ -3,13 +3,15 @@
 import json
 import re
 import struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
+from can_jax.archives import read_npz
 from can_jax.errors import UserError, one_line
+from can_jax.files import read_json
 from can_jax.weights.layouts import Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
 
@@ -52,8 +54,7 @@ class OneFile(NamedTuple):
 
 
 def _npz(place: epath.Path) -> OneFile:
-    with place.open("rb") as file, np.load(file, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
+    arrays = read_npz(place)
     if any(name.startswith("param/") for name in arrays):  # reference vectors
         arrays = {
             name.removeprefix("param/"): array
@@ -118,7 +119,7 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
 def _shards(place: epath.Path) -> Arrays:
     """Read every file that the table of a sharded file names."""
     try:
-        files = json.loads(place.read_text())["weight_map"]
+        files = read_json(place)["weight_map"]
         names = sorted(set(files.values()))
         if not all(isinstance(name, str) for name in names):
             raise UserError("weight_map names something else than files")
@@ -160,22 +161,3 @@ def read_contents(place: epath.Path) -> Contents:
 def read_arrays(place: epath.Path) -> Arrays:
     """Return the arrays of `read_contents`."""
     return read_contents(place).arrays
-
-
-def read_json(place: epath.Path, of: type | None = dict) -> Any:
-    """Read a JSON file.
-
-    Args:
-        place: The file.
-        of: The type of its content, or None for any.
-
-    Raises:
-        UserError: It cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(place.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
-    if of is not None and not isinstance(content, of):
-        raise UserError(f"{place} holds a {type(content).__name__}, not a {of.__name__}")
-    return content

@@ -1,21 +1,25 @@
-"""Reads the tensors of a PyTorch file without PyTorch, and without executing anything in it.
+"""Read the tensors of a PyTorch file without PyTorch, and without executing anything in it.
 
 A `.pth` is a zip archive with a pickle, which describes the tensors, and a file for the bytes of
-each storage. A pickle may name any function to be called; here it may name those that describe
-tensors, and any other ends in one line.
+each storage. A pickle may name any function to be called. Here it may name those that describe
+tensors, and any other ends in one line. All its numbers are compared with the bytes that are there.
 """
 
 import io
+import math
 import pickle
+import pickletools
 import re
+import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from can_jax.archives import Budget, check_members
 from can_jax.errors import UserError
 
 # The types of PyTorch's storages.
@@ -32,66 +36,122 @@ TYPES = {
     "BoolStorage": np.bool_,
 }
 
-
 USUAL = ("model", "state_dict", "module")  # where codes that train save the weights
 WEIGHTS = r"(.*\.)?(weight|bias)"  # of a model, not of its optimizer or loss
 WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
+MOST_ITEMS = 1_000_000  # of the dicts in a file, each counted as often as it is reached
+DEEPEST = 100  # dicts within dicts
+
+
+class _Type(NamedTuple):
+    """The type of a storage, which a pickle can name but, unlike NumPy's type, not call."""
+
+    name: str
 
 
 class _Storage(NamedTuple):
     """Where a pickle has a storage."""
 
-    dtype: Any
+    type: _Type
     key: str
 
 
-class _Options:
-    """Stands for the command line that some codes save beside the weights; it is not looked at."""
+class _Storages:
+    """The storages of a file, and what may still be made of them.
 
+    Args:
+        content: Of the file.
+        archive: Of the file, whose members are checked.
+        folder: In it, of the storages.
+        budget: Of the whole file: a few bytes can be described as any number of tensors.
+    """
 
-def _tensor(
-    bytes_of: Callable[[str], bytes],
-    storage: _Storage,
-    offset: int,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    *_: Any,
-) -> np.ndarray:
-    """A tensor as PyTorch describes it, if it lies within its storage."""
-    flat = np.frombuffer(bytes_of(storage.key), storage.dtype)
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(flat)):
-        raise ValueError("a tensor reaches beyond its storage")
-    width = flat.itemsize
-    view = np.lib.stride_tricks.as_strided(
-        flat[offset:], size, [width * step for step in stride], writeable=False
-    )
-    return np.array(view)
+    def __init__(self, content: bytes, archive: zipfile.ZipFile, folder: str, budget: Budget):
+        self._content = memoryview(content)
+        self._archive, self._folder, self._budget = archive, folder, budget
+        self._whole: set[str] = set()  # whose checksums are right
+
+    def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
+        """Return a tensor as PyTorch describes it, if it lies within its storage."""
+        if not isinstance(storage, _Storage) or not isinstance(storage.type, _Type):
+            raise ValueError("a tensor has no storage")
+        if not isinstance(size, tuple) or not isinstance(stride, tuple):
+            raise ValueError("a tensor has no size and stride")
+        numbers = (offset, *size, *stride)
+        # NumPy's integers wrap around, and would pass the comparison below.
+        if len(size) != len(stride) or any(type(number) is not int for number in numbers):
+            raise ValueError("a tensor's offset, size and stride are not whole numbers")
+        dtype = np.dtype(TYPES[storage.type.name])
+        member = self._archive.getinfo(f"{self._folder}{storage.key}")
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        beyond = 0 not in size and last >= member.file_size // dtype.itemsize
+        if min(numbers) < 0 or beyond:
+            raise ValueError("a tensor reaches beyond its storage")
+        if 0 in size:
+            return np.zeros(size, dtype)
+        self._budget.spend(math.prod(size) * dtype.itemsize)
+        content = self._bytes(member)
+        flat = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+        view = np.lib.stride_tricks.as_strided(
+            flat[offset:], size, [dtype.itemsize * step for step in stride], writeable=False
+        )
+        return np.array(view)
+
+    def _bytes(self, member: zipfile.ZipInfo) -> bytes | memoryview:
+        """Return the content of a storage, which many tensors may share."""
+        if member.filename in self._whole:
+            lengths = self._content[member.header_offset + 26 : member.header_offset + 30]
+            start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+            return self._content[start : start + member.file_size]
+        content = self._archive.read(member)  # which compares the checksum
+        if member.compress_type == zipfile.ZIP_STORED:  # as PyTorch writes all of them
+            self._whole.add(member.filename)
+        else:
+            self._budget.spend(len(content))
+        return content
+
+    def parameter(self, tensor: Any, *_: Any) -> Any:
+        """Return the tensor of a parameter."""
+        return tensor
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds dicts, lists, numbers, strings and tensors, and nothing else."""
 
-    def __init__(self, file: io.BytesIO, bytes_of: Callable[[str], bytes]):
+    def __init__(self, file: io.BytesIO, storages: _Storages):
         super().__init__(file)
+        # Stands for the command line that some codes save beside the weights. A pickle can set
+        # attributes of it, so that each file gets a class of its own.
+        options = type("Options", (), {})
         self._known = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *rest: _tensor(bytes_of, *rest),
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-            ("argparse", "Namespace"): _Options,
-            **{("torch", name): dtype for name, dtype in TYPES.items()},
+            ("torch._utils", "_rebuild_tensor_v2"): storages.tensor,
+            ("torch._utils", "_rebuild_parameter"): storages.parameter,
+            ("argparse", "Namespace"): options,
+            **{("torch", name): _Type(name) for name in TYPES},
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a pickle may name."""
+        """Return what a pickle may name."""
         if (module, name) not in self._known:
             raise UserError(f"it wants {module}.{name}, which is no tensor; nothing of it was run")
         return self._known[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: `("storage", type, key, device, elements)`."""
-        _, dtype, key, *_ = pid
-        return _Storage(dtype, str(key))
+        """Return a storage: `("storage", type, key, device, elements)`."""
+        _, kind, key, *_ = pid
+        return _Storage(kind, str(key))
+
+
+def _check_pickle(content: bytes) -> None:
+    """Refuse a pickle that would make Python reserve memory for more objects than it has bytes.
+
+    Raises:
+        ValueError: It is damaged, or does so.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise ValueError(f"its pickle numbers an object {argument}")
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -110,16 +170,20 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError("it is no archive of PyTorch 1.6 or later: load it there and save it again")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        budget = Budget(len(content))
+        check_members(archive, budget)
         (description,) = (n for n in archive.namelist() if n.rsplit("/", 1)[-1] == "data.pkl")
         folder = description.removesuffix("data.pkl")
         order = f"{folder}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
             raise ValueError("its numbers are big-endian")
-        tree = _Unpickler(
-            io.BytesIO(archive.read(description)), lambda key: archive.read(f"{folder}data/{key}")
-        ).load()
+        pickled = archive.read(description)
+        _check_pickle(pickled)
+        storages = _Storages(content, archive, f"{folder}data/", budget)
+        tree = _Unpickler(io.BytesIO(pickled), storages).load()
     if not isinstance(tree, dict):
         raise ValueError(f"it holds a {type(tree).__name__}, not arrays by name")
+    _check_tree(tree)
     tree, notes = _model_in(tree)
     if not _is_state(tree):
         names = ", ".join(map(str, list(tree)[:5])) or "nothing"
@@ -131,6 +195,21 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
             raise UserError(f"it holds {plain} twice, once as {name}")
         arrays[plain] = array
     return arrays, notes
+
+
+def _check_tree(tree: dict[Any, Any]) -> None:
+    """Refuse dicts that hold themselves, or each other so often that none could walk through them.
+
+    Raises:
+        ValueError: There are too many, or they lie too deep.
+    """
+    todo, items = [(tree, 0)], 0
+    while todo:
+        inner, depth = todo.pop()
+        items += len(inner)
+        if items > MOST_ITEMS or depth > DEEPEST:
+            raise ValueError("its dicts hold each other too often")
+        todo += [(value, depth + 1) for value in inner.values() if isinstance(value, dict)]
 
 
 def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
