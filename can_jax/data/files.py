@@ -31,6 +31,7 @@ IMAGE_START = re.compile(
     rb"|.{4}ftyp(avif|avis|mif1|heic|heix|jp2)|\0\0\0\x0cjP  |\xffO\xffQ|\0\0\x01\0|P[1-7][\s#]",
     re.DOTALL,
 )
+LARGEST = 2**28  # bytes of an encoded image, or of another part of a file that is read at once
 OPEN_FILES = 256  # kept open at once, or fewer where a process may not open as many
 SHARE = 4  # of the descriptors that a process may have: the part that is kept open
 WAITS = (0.1, 0.5, 2.0)  # seconds before a read is tried again
@@ -115,9 +116,17 @@ class RandomFile:
             self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from an offset on, fewer where the file ends; all of them for a length of -1."""
-        if length < 0:
-            length = self.size - offset
+        """Return bytes from an offset on, fewer where the file ends; all for a length of -1.
+
+        Raises:
+            ValueError: They are more than `LARGEST`, or begin nowhere in the file.
+        """
+        if offset < 0:
+            raise ValueError(f"byte {offset} is in no file")
+        rest = max(0, self.size - offset)
+        length = rest if length < 0 else min(length, rest)
+        if length > LARGEST:
+            raise ValueError(f"{length} bytes are more than the {LARGEST} of an image")
         return patiently(lambda: self._read(offset, length))
 
     def _read(self, offset: int, length: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from can_jax.data.files import open_file
+from can_jax.data.files import LARGEST, open_file
 from can_jax.data.indexed import ParseRecord
 from can_jax.data.records import (
     FOOTER,
@@ -28,9 +28,10 @@ from can_jax.data.tar import Members, open_tar
 from can_jax.data.webdataset import Unused, base_kind, examples_of_tar, list_unused
 from can_jax.errors import UserError, one_line
 
+FIRST_SEARCH = 2**12  # bytes; then more, up to SEARCH
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
+TOO_LARGE = f"images of more than {LARGEST} bytes"
 NOT_FOLLOWED = "links, which a stream does not follow"
-LONGEST = 2**30  # bytes of a record; a longer one is taken for damage
 
 
 def reader_of(data: ConfigDict) -> Read:
@@ -49,20 +50,30 @@ class _Ahead:
     """
 
     def __init__(self, stream: Any):
-        self._stream, self._ahead, self.place = stream, b"", 0
+        self._stream, self._ahead, self._at = stream, b"", 0
+        self.place = 0
+
+    def holds(self, length: int, back: int = 0) -> bool:
+        """Return whether there are as many bytes, from the last ``back`` of those read on."""
+        missing = length - back - (len(self._ahead) - self._at)
+        if missing > 0 and (more := self._stream.read(missing)):
+            kept = max(0, self._at - back)
+            self._ahead, self._at = self._ahead[kept:] + more, self._at - kept
+            missing -= len(more)
+        return missing <= 0
 
     def read(self, length: int) -> bytes:
         """Return as many bytes, fewer at the end."""
-        content, self._ahead = self._ahead[:length], self._ahead[length:]
-        if len(content) < length:
-            content += self._stream.read(length - len(content))
+        self.holds(length)
+        content = self._ahead[self._at : self._at + length]
+        self._at += len(content)
         self.place += len(content)
         return content
 
-    def give_back(self, content: bytes) -> None:
-        """Let the next bytes that are read be these."""
-        self._ahead = content + self._ahead
-        self.place -= len(content)
+    def give_back(self, count: int) -> None:
+        """Let the last bytes that were read, so many of them, be the next ones."""
+        self._at -= count
+        self.place -= count
 
 
 class _Log:
@@ -115,14 +126,17 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
             while header := stream.read(HEADER):
                 start = stream.place - len(header)
                 length = record_length(header)
-                record = stream.read(length + FOOTER) if length is not None else b""
-                if length is not None and len(record) == length + FOOTER:
-                    content = intact_content(record)
+                if length is not None and length > LARGEST:
+                    length = None  # taken for damage
+                # Asked before it is read, so that damage does not make the rest be copied.
+                whole = length is not None and stream.holds(HEADER + length + FOOTER, len(header))
+                if length is not None and whole:
+                    content = intact_content(stream.read(length + FOOTER))
                     if content is None:
                         log.place(f": {WRONG_SUM}, at byte {start}")
                     yield parse(content or b"")
                     continue
-                stream.give_back(header[1:] + record)
+                stream.give_back(len(header) - 1)
                 if not _skip_to_record(stream):
                     log(f" is cut off or damaged at byte {start}")
                     break
@@ -137,16 +151,20 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
 
 
 def _skip_to_record(stream: _Ahead) -> bool:
-    """Go to the next valid header of a record; return whether there is one."""
-    while len(block := stream.read(SEARCH)) >= HEADER:
+    """Go to the next valid header of a record that is whole; return whether there is one."""
+    size = FIRST_SEARCH
+    while len(block := stream.read(size)) >= HEADER:
         for start in candidates(block):
             length = record_length(block[start : start + HEADER])
-            if length is not None and length < LONGEST:
-                stream.give_back(block[start:])
+            back = len(block) - start
+            whole = length is not None and length <= LARGEST
+            if whole and stream.holds(HEADER + (length or 0) + FOOTER, back):
+                stream.give_back(back)
                 return True
-        if len(block) < SEARCH:
+        if len(block) < size:
             return False
-        stream.give_back(block[1 - HEADER :])
+        stream.give_back(HEADER - 1)
+        size = min(4 * size, SEARCH)
     return False
 
 
@@ -166,6 +184,9 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
             def content(member: Any) -> bytes | None:
                 if not member.isreg():
                     unused[NOT_FOLLOWED] += 1
+                    return None
+                if member.size > LARGEST:
+                    unused[TOO_LARGE] += 1
                     return None
                 inside = tar.extractfile(member)
                 return inside.read() if inside else b""

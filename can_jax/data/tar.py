@@ -15,6 +15,7 @@ RECORDS = (
     *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
     *(BLOCK << power for power in range(6, 12)),
 )
+LONGEST_HEADER = 2**20  # bytes of a header with its names and attributes
 END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
 # How files of these kinds begin; they can only be read from start to end.
 COMPRESSED = {
@@ -42,18 +43,53 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
         @classmethod
         def fromtarfile(cls, tar: tarfile.TarFile) -> "Header":
+            if not isinstance(tar.fileobj, _Bounded):
+                tar.fileobj = _Bounded(tar.fileobj)
             start = tar.fileobj.tell()
+            tar.fileobj.left = LONGEST_HEADER
             try:
                 member = super().fromtarfile(tar)
             except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
                 Header.invalid = True
                 raise
+            finally:
+                tar.fileobj.left = sys.maxsize
             member.offset = start
             return member
 
     return tarfile.open(  # type: ignore[call-overload]
         fileobj=file, mode=mode, ignore_zeros=True, tarinfo=Header
     )
+
+
+class _Bounded:
+    """A file of which no more than some bytes are read for one header.
+
+    A header may be followed by names, attributes or places of any stated length, which `tarfile`
+    would read into memory: a few megabytes that are compressed can state gigabytes.
+
+    Args:
+        file: To read from.
+    """
+
+    def __init__(self, file: Any):
+        self._file, self.left = file, sys.maxsize
+
+    def read(self, size: int = -1) -> bytes:
+        """Return bytes of the file.
+
+        Raises:
+            tarfile.SubsequentHeaderError: They are too many for a header.
+        """
+        if not 0 <= size <= self.left and self.left < sys.maxsize:
+            raise tarfile.SubsequentHeaderError("a header is too long")  # type: ignore[attr-defined]
+        content = self._file.read(size)
+        if self.left < sys.maxsize:
+            self.left -= len(content)
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _bytes_from(start: int, end: int) -> str:

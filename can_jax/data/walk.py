@@ -2,75 +2,94 @@
 
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from absl import logging
 
 from can_jax.data.splits import shown, some
 
-NESTED_LINKS = 5  # a way through more of them is taken for a circle
+NESTED_LINKS = 5  # links to links to …, which multiply the ways to a folder; more are not followed
 
 
-class _Folder:
-    """A folder on the way of a walk.
+class _Folder(NamedTuple):
+    """What is in a real folder: the names of files, and the folders by name, behind links too."""
 
-    Attributes:
-        path: By which it was reached.
-        real: Its path without links.
-        parent: The folder above it; None for the root.
-        link: Whether it was reached by a link.
-        circle: Whether a link below it leads to a folder above it.
-    """
+    files: list[str]
+    folders: dict[str, "_Way"]
 
-    def __init__(self, path: str, real: str, parent: "_Folder | None", link: bool):
-        self.path, self.real, self.parent, self.link = path, real, parent, link
-        self.circle = False
-        self.files: list[str] = []
 
-    def way(self) -> "Iterator[_Folder]":
-        """Yield this folder and those above it."""
-        folder: _Folder | None = self
-        while folder is not None:
-            yield folder
-            folder = folder.parent
+class _Way(NamedTuple):
+    """A way to a folder: its path without links, and whether the last step is a link."""
+
+    real: str
+    link: bool
 
 
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each visible folder, the root too, with the names of its visible files.
 
-    Links to folders are followed. A folder that cannot be read is logged.
+    Links to folders are followed. A folder that cannot be read is logged. A link on a circle, by
+    which one could return to the folder that the link is in, is followed where nothing else leads
+    to its target. A link to the folder that it lies in, or to one above that, is not followed.
     """
-    found: list[_Folder] = []
-    unreadable: list[str] = []
-    todo = [_Folder(root, os.path.realpath(root), None, False)]
-    while todo:
-        folder = todo.pop()
-        found.append(folder)
-        try:
-            entries = sorted(os.scandir(folder.path), key=lambda entry: entry.name)
-        except OSError as error:
-            unreadable.append(f"{folder.path}: {error.strerror}")
-            continue
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not _is_folder(entry):
-                folder.files.append(entry.name)
-                continue
-            path = os.path.join(folder.path, entry.name)
-            link = entry.is_symlink()
-            real = os.path.realpath(path) if link else os.path.join(folder.real, entry.name)
-            if link and _closes_circle(folder, real):
-                continue
-            todo.append(_Folder(path, real, folder, link))
+    start = os.path.realpath(root)
+    found, unreadable = _scan(start)
     if unreadable:
         logging.warning(
             "%s: %d folders below it cannot be read and are left out: %s",
             shown(root), len(unreadable), some(unreadable),
         )  # fmt: skip
-    straight = {f.real for f in found if not any(above.circle for above in f.way())}
-    for folder in found:
-        if folder.real not in straight or not any(above.circle for above in folder.way()):
-            yield folder.path, folder.files
+    circle = _circles(start, found)
+    visited: set[str] = set()
+    later = [(root, start)]
+    for path, real in later:  # grows while it is walked
+        if real in visited:
+            continue
+        todo = [(path, real, 0)]
+        while todo:
+            path, real, links = todo.pop()
+            visited.add(real)
+            yield path, found[real].files
+            for name, way in found[real].folders.items():
+                inner = os.path.join(path, name)
+                if way.link and circle[way.real] == circle[real]:
+                    later.append((inner, way.real))
+                elif links + way.link <= NESTED_LINKS:
+                    todo.append((inner, way.real, links + way.link))
+
+
+def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
+    """Return the content of every real folder that can be reached, and those that are unreadable.
+
+    Args:
+        start: The path of the first one, without links.
+    """
+    found: dict[str, _Folder] = {}
+    unreadable: list[str] = []
+    todo = [start]
+    while todo:
+        if (real := todo.pop()) in found:
+            continue
+        folder = found[real] = _Folder([], {})
+        try:
+            with os.scandir(real) as entries:
+                visible = sorted(
+                    (e for e in entries if not e.name.startswith(".")), key=lambda e: e.name
+                )
+        except OSError as error:
+            unreadable.append(f"{real}: {error.strerror}")
+            continue
+        for entry in visible:
+            if not _is_folder(entry):
+                folder.files.append(entry.name)
+                continue
+            link = entry.is_symlink()
+            target = os.path.realpath(entry.path) if link else entry.path
+            if link and f"{real}/".startswith(f"{target.rstrip('/')}/"):
+                continue  # back to this folder, or to one that it lies in
+            folder.folders[entry.name] = _Way(target, link)
+            todo.append(target)
+    return found, unreadable
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -80,12 +99,40 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _closes_circle(folder: _Folder, real: str) -> bool:
-    """Return whether a link leads to a folder on the way to it; mark the links in between."""
-    way = list(folder.way())
-    for number, above in enumerate(way, 0 if sum(f.link for f in way) < NESTED_LINKS else len(way)):
-        if f"{above.real}/".startswith(f"{real}/") or number >= len(way):
-            for between in way[:number]:
-                between.circle = between.circle or between.link
-            return True
-    return False
+def _circles(start: str, found: dict[str, _Folder]) -> dict[str, int]:
+    """Return a number for each folder, the same for those that lead to each other.
+
+    These are the strongly connected components of the folders, by Tarjan's algorithm.
+    """
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    component: dict[str, int] = {}
+    stack: list[str] = []
+    path: list[tuple[str, Iterator[_Way]]] = []
+
+    def enter(real: str) -> None:
+        order[real] = lowest[real] = len(order)
+        stack.append(real)
+        path.append((real, iter(found[real].folders.values())))
+
+    enter(start)
+    while path:
+        real, ways = path[-1]
+        for way in ways:
+            if way.real not in order:
+                enter(way.real)
+                break
+            if way.real not in component:
+                lowest[real] = min(lowest[real], order[way.real])
+        else:
+            path.pop()
+            if path:
+                above = path[-1][0]
+                lowest[above] = min(lowest[above], lowest[real])
+            if lowest[real] == order[real]:
+                while True:
+                    member = stack.pop()
+                    component[member] = order[real]
+                    if member == real:
+                        break
+    return component

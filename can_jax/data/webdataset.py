@@ -15,6 +15,7 @@ from can_jax.data.scan import Found, found
 from can_jax.data.splits import shown
 from can_jax.data.tar import Members, compression_of, open_tar
 
+LABEL = 100  # bytes of a label that are read; a longer one is no number
 HOPS = 40  # links that may lead to each other, as in Linux
 PENDING = 2**28  # bytes of images of one key that wait in memory for their labels
 # What a second image of an example is named, between its key and its suffix.
@@ -129,7 +130,7 @@ def examples_of_tar(
             group = _Group(folder, name.split(".")[0], unused)
         if name.lower().endswith(".cls") and not link:
             content = tar.extractfile(member)
-            group.add_label(name, content.read() if content else b"")
+            group.add_label(name, content.read(LABEL) if content else b"")
         elif not IMAGE_NAME.search(name):
             unused["links" if link else _kind(name)] += 1
         elif group.takes(name):
@@ -173,7 +174,8 @@ class _Group:
 
     def add_label(self, name: str, content: bytes) -> None:
         """Note the number in a `.cls` member."""
-        match = re.fullmatch(rb"\s*([+-]?\d+)(\.0*)?\s*", content)
+        number = rb"\s*([+-]?\d+)(\.0*)?\s*"
+        match = re.fullmatch(number, content) if len(content) < LABEL else None
         label = int(match[1]) if match else -1
         if not match:
             self._count_no_integer(name, content)
