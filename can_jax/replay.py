@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from can_jax import command
@@ -21,6 +20,7 @@ from can_jax.checkpoint import Checkpointer
 from can_jax.errors import UserError
 from can_jax.gradients import gradients
 from can_jax.initial import read_encoder
+from can_jax.observe.console import plain_console
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.rules import path_name
 from can_jax.step import abstract_state, stored_step
@@ -47,7 +47,7 @@ def main(capture: str) -> None:
             )
         )(state.parameters, state.batch_stats, batch)
     first, last = facts["positions"]
-    console = Console(width=100, soft_wrap=True)
+    console = plain_console(width=100, soft_wrap=True)
     console.print(
         f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last}"
     )

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from rich.console import Console
 
 from can_jax import command
 from can_jax.benchmark.input import measure_input
@@ -25,7 +24,7 @@ from can_jax.benchmark.step import measure_step
 from can_jax.config import default_config, resolve
 from can_jax.durations import TOTAL, value_of
 from can_jax.errors import UserError
-from can_jax.observe.console import fact_table
+from can_jax.observe.console import fact_table, plain_console
 from can_jax.options import define_path, define_recipe, demand_recipe
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
@@ -113,7 +112,7 @@ def main(subject: str) -> None:
         arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])
         print(json.dumps({"command": arguments} | found, indent=2))
     else:
-        Console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))
+        plain_console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ import sys
 
 from absl import flags
 from etils import epath
-from rich.console import Console
 
 from can_jax import command, job
 from can_jax.errors import UserError
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.protocols import evaluate
 from can_jax.evaluate.report import headlines
-from can_jax.observe.console import fact_table
+from can_jax.observe.console import fact_table, plain_console
 from can_jax.options import define_path, define_recipe, demand_recipe
 
 _CONFIG = define_recipe("protocol")
@@ -52,7 +51,7 @@ def main() -> None:
     }
     shown["results"] = str(workdir / "results.json")
     shown["page to open"] = str(workdir / "report.html")
-    Console(width=120, soft_wrap=True, highlight=False).print(
+    plain_console(width=120, soft_wrap=True, highlight=False).print(
         fact_table(results["protocol"]["protocol"], shown)
     )
 

@@ -1,6 +1,13 @@
-"""The parts of a page that needs nothing else: its style, its tables, its sections."""
+"""The parts of a page that needs nothing else: its style, its tables, its sections.
+
+Values of a page come from files that may be anybody's. `fill` puts them into a template and escapes
+every one that is not `Html`, which nothing but this module makes. So a value that nobody thought of
+shows as text.
+"""
 
 import base64
+import html
+from collections.abc import Iterable
 from typing import Any
 
 COLOURS = (
@@ -35,56 +42,82 @@ pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 """
 
 
-def escape(text: str) -> str:
-    """Text as part of a page."""
-    return (
-        str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        .replace('"', "&quot;")
-    )  # fmt: skip
+class Html(str):
+    """Text that is a part of a page already, made by `fill` or `join`."""
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as part of a page."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def escape(value: Any) -> Html:
+    """Return a value as part of a page: its text, unless it is one already."""
+    if isinstance(value, Html):
+        return value
+    text = str(value).encode(errors="backslashreplace").decode()  # names need not be UTF-8
+    return Html(html.escape(text))
+
+
+def fill(template: str, **values: Any) -> Html:
+    """Return a template with values in place of their names in braces, each of them escaped.
+
+    Args:
+        template: Literal text of a page, with every attribute that holds a value in quotes.
+        values: `Html` is inserted as it is.
+    """
+    return Html(template.format_map({name: escape(value) for name, value in values.items()}))
+
+
+def join(parts: Iterable[Any]) -> Html:
+    """Return parts of a page after each other."""
+    return Html("".join(map(escape, parts)))
+
+
+def picture(png: bytes, title: str) -> Html:
+    """Return a PNG as part of a page, with a text that stands for it."""
+    url = "data:image/png;base64," + base64.b64encode(png).decode()
+    return fill('<img alt="{title}" src="{url}">', title=title, url=url)
 
 
 def number(value: Any) -> str:
-    """A value of a table."""
+    """Return a value of a table as text."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
-    return f"{value:,}" if isinstance(value, int) else escape(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a table; numbers to the right."""
+def table(rows: list[dict[str, Any]]) -> Html:
+    """Return rows as a table, with numbers to the right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     numeric = {n: all(isinstance(row.get(n, 0), int | float) for row in rows) for n in names}
 
-    def cell(tag: str, name: str, text: str) -> str:
-        return f"<{tag}{' class=n' if numeric[name] else ''}>{text}</{tag}>"
+    def cells(template: str, texts: dict[str, str]) -> Html:
+        plain, right = template.format(kind=""), template.format(kind=" class=n")
+        filled = (fill(right if numeric[n] else plain, text=text) for n, text in texts.items())
+        return fill("<tr>{cells}</tr>", cells=join(filled))
 
-    head = "".join(cell("th", name, escape(name)) for name in names)
-    body = "".join(
-        "<tr>" + "".join(cell("td", n, number(row.get(n, ""))) for n in names) + "</tr>"
+    head = cells("<th{kind}>{{text}}</th>", {name: name for name in names})
+    body = (
+        cells("<td{kind}>{{text}}</td>", {name: number(row.get(name, "")) for name in names})
         for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return fill("<table>{head}{body}</table>", head=head, body=join(body))
 
 
-def section(title: str, content: str, folded: bool = False) -> str:
-    """A part of the page."""
+def section(title: str, content: Any, folded: bool = False) -> Html:
+    """Return a part of the page."""
     if folded:
-        return f"<section><details><summary>{escape(title)}</summary>{content}</details></section>"
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+        return fill(
+            "<section><details><summary>{title}</summary>{content}</details></section>",
+            title=title, content=content,
+        )  # fmt: skip
+    return fill("<section><h2>{title}</h2>{content}</section>", title=title, content=content)
 
 
-def page(title: str, lead: str, sections: list[str]) -> str:
-    """The whole file."""
-    return (
+def page(title: str, lead: Any, sections: list[Html]) -> Html:
+    """Return the whole file. It loads nothing and runs no script, whatever it holds."""
+    return fill(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<link rel='icon' href='data:,'><title>{escape(title)}</title>"
-        f"<style>{STYLE}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1><p class=lead>{lead}</p>{''.join(sections)}"
-        "</main></body></html>\n"
-    )
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
+        "<link rel='icon' href='data:,'><title>{title}</title><style>{style}</style></head>"
+        "<body><main><h1>{title}</h1><p class=lead>{lead}</p>{sections}</main></body></html>\n",
+        title=title, lead=lead, sections=join(sections), style=Html(STYLE),
+    )  # fmt: skip

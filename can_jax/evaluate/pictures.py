@@ -9,7 +9,7 @@ from PIL import Image
 
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.evaluate.examples import Split
-from can_jax.evaluate.page import COLOURS, escape
+from can_jax.evaluate.page import COLOURS, Html, fill, join
 from can_jax.evaluate.task import Task
 from can_jax.probes.embedding_map import embedding_map
 from can_jax.probes.knn import nearest
@@ -58,8 +58,8 @@ def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
     return buffer.getvalue()
 
 
-def map_svg(task: Task, test: Split) -> str:
-    """Test examples in the plane, a colour for each of the first ten classes, grey for the rest."""
+def map_svg(task: Task, test: Split) -> Html:
+    """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
     places = embedding_map(task.select(test)[chosen])
     low, high = places.min(axis=0), places.max(axis=0)
@@ -70,20 +70,26 @@ def map_svg(task: Task, test: Split) -> str:
         colour = COLOURS[label] if label < len(COLOURS) else "#d0d0d0"
         name = names[label] if names else str(label)
         dots.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"><title>{escape(name)}'
-            "</title></circle>"
-        )
+            fill(
+                '<circle cx="{x}" cy="{y}" r="3.2" fill="{colour}"><title>{name}</title></circle>',
+                x=f"{x:.1f}", y=f"{y:.1f}", colour=colour, name=name,
+            )
+        )  # fmt: skip
     for row, label in enumerate(np.unique(labels)[: len(COLOURS)]):
         name = names[label] if names else str(label)
         y = 30 + 22 * row
         legend.append(
-            f'<circle cx="622" cy="{y}" r="5" fill="{COLOURS[label % len(COLOURS)]}"/>'
-            f'<text x="634" y="{y + 4}">{escape(name)}</text>'
-        )
-    return (
+            fill(
+                '<circle cx="622" cy="{y}" r="5" fill="{colour}"/>'
+                '<text x="634" y="{base}">{name}</text>',
+                y=y, base=y + 4, colour=COLOURS[label % len(COLOURS)], name=name,
+            )
+        )  # fmt: skip
+    return fill(
         '<svg viewBox="0 0 780 600" font-family="sans-serif" '
         'font-size="12" role="img" aria-label="map of the embedding">'
-        f"{''.join(dots)}{''.join(legend)}</svg>"
+        "{parts}</svg>",
+        parts=join([*dots, *legend]),
     )
 
 

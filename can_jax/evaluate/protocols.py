@@ -11,7 +11,7 @@ from can_jax.errors import UserError
 from can_jax.evaluate import frozen
 from can_jax.evaluate.classifier import CARD, ClassifierSubject, open_classifier
 from can_jax.evaluate.examples import Reader
-from can_jax.evaluate.page import data_url
+from can_jax.evaluate.page import picture
 from can_jax.evaluate.pictures import map_svg, neighbour_grid, newest_panel
 from can_jax.evaluate.results import write_results
 from can_jax.evaluate.robustness import Logits, robustness
@@ -95,7 +95,7 @@ def measure(
         if pictures:
             illustrate(task, findings)
     if not untrained and (panel := newest_panel(place)):
-        image = f'<img alt="reconstructions" src="{data_url(panel)}">'
+        image = picture(panel, "reconstructions")
         findings.pictures["Reconstructions, as the run drew them last"] = image
     return findings, subject
 
@@ -125,9 +125,9 @@ def illustrate(task: Task, findings: Findings) -> None:
     """Pictures of the examples that a protocol on frozen features has read."""
     if findings.shown is None:
         return
-    grid = data_url(neighbour_grid(task, *findings.shown))
+    grid = neighbour_grid(task, *findings.shown)
     title = "Nearest neighbours: green of the same class, red of another"
-    findings.pictures[title] = f'<img alt="nearest neighbours" src="{grid}">'
+    findings.pictures[title] = picture(grid, "nearest neighbours")
     findings.pictures[MAP] = map_svg(task, findings.shown[1])
 
 

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from can_jax.evaluate.page import COLOURS, escape, number, page, section, table
+from can_jax.evaluate.page import COLOURS, Html, fill, join, number, page, section, table
 
 HEADLINES = 8  # metrics shown large
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # names of metrics that are part of others
@@ -36,33 +36,44 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     }
 
 
-def curve_svg(runs: dict[str, dict[int, float]]) -> str:
-    """Accuracy against severity, a line for each run."""
+def curve_svg(runs: dict[str, dict[int, float]]) -> Html:
+    """Draw accuracy against severity, a line for each run."""
     top = max(value for curve in runs.values() for value in curve.values())
     scale = max(10.0, 10 * -(-top // 10))
     parts = []
     for i in range(6):
         y = 260 - 220 * i / 5
-        parts.append(f'<line x1="50" x2="610" y1="{y}" y2="{y}" stroke="#eef0f2"/>')
-        parts.append(f'<text x="42" y="{y + 4}" text-anchor="end">{scale * i / 5:.0f}</text>')
+        parts.append(fill('<line x1="50" x2="610" y1="{y}" y2="{y}" stroke="#eef0f2"/>', y=y))
+        mark = '<text x="42" y="{y}" text-anchor="end">{value}</text>'
+        parts.append(fill(mark, y=y + 4, value=f"{scale * i / 5:.0f}"))
     for severity in sorted({s for curve in runs.values() for s in curve}):
         x, name = 60 + 108 * severity, "clean" if severity == 0 else severity
-        parts.append(f'<text x="{x}" y="282" text-anchor="middle">{name}</text>')
+        parts.append(
+            fill('<text x="{x}" y="282" text-anchor="middle">{name}</text>', x=x, name=name)
+        )
     for row, (name, curve) in enumerate(runs.items()):
         colour = COLOURS[row % len(COLOURS)]
         points = [(60 + 108 * s, 260 - 220 * v / scale) for s, v in curve.items()]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(
-            f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
-        )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in points]
+            fill(
+                '<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>',
+                line=line, colour=colour,
+            )
+        )  # fmt: skip
+        dot = '<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>'
+        parts += [fill(dot, x=f"{x:.1f}", y=f"{y:.1f}", colour=colour) for x, y in points]
         parts.append(
-            f'<rect x="630" y="{30 + 22 * row}" width="12" height="12" rx="2" fill="{colour}"/>'
-            f'<text x="648" y="{41 + 22 * row}">{escape(name)}</text>'
-        )
-    return (
+            fill(
+                '<rect x="630" y="{top}" width="12" height="12" rx="2" fill="{colour}"/>'
+                '<text x="648" y="{base}">{name}</text>',
+                top=30 + 22 * row, base=41 + 22 * row, colour=colour, name=name,
+            )
+        )  # fmt: skip
+    return fill(
         '<svg viewBox="0 0 820 300" role="img" aria-label="accuracy against severity">'
-        f"{''.join(parts)}</svg><p>Mean top-1 (%) of all corruptions, by severity.</p>"
+        "{parts}</svg><p>Mean top-1 (%) of all corruptions, by severity.</p>",
+        parts=join(parts),
     )
 
 
@@ -81,24 +92,24 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
     return frozenset(found[name] for name in found if name.split("/")[-1] == "test")
 
 
-def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
-    """The page of one evaluation.
+def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
+    """Return the page of one evaluation.
 
     Args:
-        results: what `results.json` holds.
-        pictures: elements of a page, by title.
+        results: The content of `results.json`.
+        pictures: Elements of a page, by title.
     """
     metrics = results["metrics"]
-    cards = "".join(
-        f"<div class=card><b>{number(value)}</b><span>{escape(name)}</span></div>"
+    card = "<div class=card><b>{value}</b><span>{name}</span></div>"
+    cards = join(
+        fill(card, value=number(value), name=name)
         for name, value in list(headlines(metrics).items())[:HEADLINES]
     )
-    sections = [f"<div class=cards>{cards}</div>"]
+    sections = [fill("<div class=cards>{cards}</div>", cards=cards)]
     if warnings := results.get("warnings"):
-        lines = "".join(f"<p>{escape(warning)}</p>" for warning in warnings)
-        sections.insert(
-            0, f'<section class=warning role="alert"><h2>Warnings</h2>{lines}</section>'
-        )
+        lines = join(fill("<p>{text}</p>", text=warning) for warning in warnings)
+        alert = '<section class=warning role="alert"><h2>Warnings</h2>{lines}</section>'
+        sections.insert(0, fill(alert, lines=lines))
     if curves := curves_of(results, "this run"):
         sections.append(section("Robustness", curve_svg(curves)))
     sections += [section(title, element) for title, element in pictures.items()]
@@ -108,18 +119,18 @@ def report_of(results: dict[str, Any], pictures: dict[str, str]) -> str:
     counts = [{"examples": name, "count": count} for name, count in results["examples"].items()]
     sections.append(section("Examples", table(counts), folded=len(counts) > HEADLINES))
     facts = {key: results[key] for key in ("checkpoint", "data", "chosen", "protocol")}
-    text = escape(json.dumps(facts, indent=2))
-    sections.append(section("Checkpoint, data and settings", f"<pre>{text}</pre>", folded=True))
+    text = fill("<pre>{text}</pre>", text=json.dumps(facts, indent=2))
+    sections.append(section("Checkpoint, data and settings", text, folded=True))
     checkpoint = results["checkpoint"]
     lead = (
-        f"{escape(checkpoint['path'])}, step {escape(str(checkpoint['step']))}; weights "
-        f"{escape(checkpoint['sha256'][:12])}; data {escape(data_of(results))}"
+        f"{checkpoint['path']}, step {checkpoint['step']}; weights {checkpoint['sha256'][:12]}; "
+        f"data {data_of(results)}"
     )
     return page(f"Evaluation: {results['protocol']['protocol']}", lead, sections)
 
 
-def comparison(runs: dict[str, dict[str, Any]]) -> str:
-    """The page of several evaluations, side by side."""
+def comparison(runs: dict[str, dict[str, Any]]) -> Html:
+    """Return the page of several evaluations, side by side."""
     names = list(dict.fromkeys(name for r in runs.values() for name in r["metrics"]))
     rows = [
         {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}
@@ -139,10 +150,10 @@ def comparison(runs: dict[str, dict[str, Any]]) -> str:
     ]  # fmt: skip
     sections.append(section("Runs", table(facts)))
     if len(set(map(tested_on, runs.values()))) > 1:
-        sections.insert(0, section("Data", "<p>The runs were tested on different examples.</p>"))
+        sections.insert(0, section("Data", "The runs were tested on different examples."))
     warnings = [
         {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
     ]
     if warnings:
         sections.insert(0, section("Warnings", table(warnings)))
-    return page("Evaluations side by side", escape(", ".join(runs)), sections)
+    return page("Evaluations side by side", ", ".join(runs), sections)

@@ -13,20 +13,55 @@ from can_jax.errors import UserError
 from can_jax.evaluate.report import report_of
 from can_jax.evaluate.subject import Subject
 from can_jax.evaluate.task import Findings
-from can_jax.files import replace_text
+from can_jax.files import read_json, replace_text
 from can_jax.parallel.runtime import commit, version_of
 
 
 def read_results(workdir: epath.Path) -> dict[str, Any]:
-    """What an evaluation wrote.
+    """Return what an evaluation wrote, checked as far as its pages need.
 
     Raises:
-        UserError: it is none.
+        UserError: It is none.
     """
     place = workdir / "results.json"
     if not place.exists():
         raise UserError(f"{workdir} holds no results.json")
-    return json.loads(place.read_text())
+    content = read_json(place)
+    if missing := _lacks(content):
+        raise UserError(f"{place} is not what an evaluation writes: {missing} is missing or wrong")
+    return content
+
+
+def _lacks(content: dict[str, Any]) -> str | None:
+    """Return the first part of `results.json` that its readers need and that is not there."""
+    for name in ("examples", "tables", "chosen"):  # which not every reader needs
+        content.setdefault(name, {})
+    for name in ("metrics", "examples", "protocol", "checkpoint", "data", "tables", "chosen"):
+        if not isinstance(content.get(name), dict):
+            return name
+    content["protocol"].setdefault("features", "")
+    texts = {
+        "protocol": ("protocol", "features"),
+        "checkpoint": ("path", "sha256"),
+        "data": ("source",),
+    }
+    for name, keys in texts.items():
+        for key in keys:
+            if not isinstance(content[name].get(key), str):
+                return f"{name}.{key}"
+    if "step" not in content["checkpoint"]:
+        return "checkpoint.step"
+    if not all(isinstance(value, int | float) for value in content["metrics"].values()):
+        return "metrics"
+    rows = list(content["tables"].values())
+    if not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in rows):
+        return "tables"
+    prints, warnings = content["data"].get("fingerprints", {}), content.get("warnings", [])
+    if not isinstance(prints, dict) or not all(isinstance(x, str) for x in prints.values()):
+        return "data.fingerprints"
+    if not isinstance(warnings, list) or not all(isinstance(x, str) for x in warnings):
+        return "warnings"
+    return None
 
 
 def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from can_jax.data.labels import Classes
 from can_jax.data.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
 from can_jax.errors import UserError
 from can_jax.evaluate.examples import Reader, Split
+from can_jax.evaluate.page import Html
 from can_jax.evaluate.subject import Subject
 
 
@@ -37,7 +38,7 @@ class Findings:
     data: dict[str, str] = dataclasses.field(default_factory=dict)
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    pictures: dict[str, str] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, Html] = dataclasses.field(default_factory=dict)
     shown: tuple[Split, Split] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from absl import flags
 from etils import epath
-from rich.console import Console
 
 from can_jax import __version__, command
 from can_jax.config import to_json
@@ -23,7 +22,7 @@ from can_jax.export.checking import check
 from can_jax.export.formats import FORMATS
 from can_jax.export.model import Model, open_model
 from can_jax.export.usage import run_snippets
-from can_jax.observe.console import fact_table
+from can_jax.observe.console import fact_table, plain_console
 from can_jax.options import define_path, define_paths
 
 _CHECKPOINT = define_path("checkpoint", "A run directory.")
@@ -95,7 +94,7 @@ def main() -> None:
     }
     names = ", ".join(sorted(path.name for path in output.iterdir()))
     facts |= {"files": names, "directory": str(output)}
-    Console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))
+    plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The model card of an export: what the weights are, how good they are, and how to use them."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from can_jax import __version__
 from can_jax.errors import UserError
+from can_jax.evaluate.markdown import fill, table
 from can_jax.evaluate.provenance import check_provenance
 from can_jax.evaluate.report import data_of, headlines
 from can_jax.evaluate.results import read_results
@@ -57,12 +57,6 @@ def results_of(model: Model, places: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def recipe_rows(model: Model) -> list[tuple[str, ...]]:
     """What the pretraining was."""
     config = model.config
@@ -96,7 +90,7 @@ def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
     """Return what a reader of the results has to know, as a list in Markdown."""
     lines = [
-        f"- {result['protocol']['protocol']}: {text}"
+        fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results
         for text in result.get("warnings", [])
     ]
@@ -129,12 +123,12 @@ def card_of(
         "autoencoding and noise prediction in one step ([CAN](https://arxiv.org/abs/2210.16870)) "
         f"with can_jax {__version__}. Format: {FILES[format]}.",
         "## Model",
-        table(("fact", "value"), [(n.replace("_", " "), str(v)) for n, v in facts.items()]),
+        table([(n.replace("_", " "), v) for n, v in facts.items()], ("fact", "value")),
         "## Pretraining",
-        table(("setting", "value"), recipe_rows(model)),
+        table(recipe_rows(model), ("setting", "value")),
         "The whole configuration is in `manifest.json`.",
         "## Results",
-        table(("protocol", "metric", "value", "data"), result_rows(results))
+        table(result_rows(results), ("protocol", "metric", "value", "data"))
         if results
         else "None were given to the export (`--results`).",
         *warnings_of(results),
@@ -150,7 +144,7 @@ def card_of(
         "## Checked",
         f"What other code made of these files for {checked['images']} images, against the run they "
         "are from; the error is the largest difference over the largest value.",
-        table(("read by", "error"), errors),
+        table(errors, ("read by", "error")),
     ]
     if "with_gelu_by_tanh" in checked:
         parts.append(

@@ -15,6 +15,18 @@ from can_jax.observe.clock import Window
 LOSSES = ("contrastive", "reconstruction", "denoising")
 
 
+def plain_console(**options: Any) -> Console:
+    """Return a console that prints text as it is.
+
+    Rich would take brackets for styles and words between colons for pictures, and both occur in
+    paths and names.
+
+    Args:
+        options: Of `rich.console.Console`.
+    """
+    return Console(**options, markup=False, emoji=False)
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them, such as `3h 07m`."""
     whole = int(seconds)
@@ -77,7 +89,7 @@ class Reporter:
     def __init__(self, first_step: int, total_steps: int):
         width = None if sys.stdout.isatty() else 120
         quiet = jax.process_index() != 0
-        self.console = Console(width=width, quiet=quiet, soft_wrap=True, highlight=False)
+        self.console = plain_console(width=width, quiet=quiet, soft_wrap=True, highlight=False)
         self._total = total_steps
         self._bar = Progress(
             TextColumn("{task.description}"),

@@ -11,11 +11,11 @@ import sys
 
 import jax
 from absl import flags
-from rich.console import Console
 
 from can_jax import command
 from can_jax.config import resolve
 from can_jax.errors import UserError
+from can_jax.observe.console import plain_console
 from can_jax.options import define_recipe, demand_recipe
 from can_jax.plan.estimate import make_plan
 from can_jax.plan.report import as_json, attempt_line, attempts_as_json, attempts_table, gib, tables
@@ -44,7 +44,8 @@ def main() -> None:
     config.data.path = config.data.path or "-"  # nothing is read
     config = resolve(config)
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
-    out, progress = Console(width=None if sys.stdout.isatty() else 120), Console(stderr=True)
+    out = plain_console(width=None if sys.stdout.isatty() else 120)
+    progress = plain_console(stderr=True)
 
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)

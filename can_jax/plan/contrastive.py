@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from can_jax import command
 from can_jax.objectives import Arrays
 from can_jax.objectives.contrastive import block_size, loss
+from can_jax.observe.console import plain_console
 from can_jax.parallel.mesh import batch_sharding, make_mesh
 from can_jax.plan.estimate import needed_temporaries
 from can_jax.plan.topology import open_topology
@@ -67,7 +67,7 @@ def main() -> None:
             f"{images:,}", f"{rows // mesh.size:,}", f"{block:,}",
             *(f"{size / 2**20:,.0f} MiB" for size in sizes),
         )  # fmt: skip
-    Console(width=100).print(table)
+    plain_console(width=100).print(table)
 
 
 if __name__ == "__main__":

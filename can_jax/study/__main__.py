@@ -9,10 +9,10 @@ plots of the results that are there.
 
 from absl import flags
 from etils import epath
-from rich.console import Console
 
 from can_jax import command
 from can_jax.errors import UserError
+from can_jax.observe.console import plain_console
 from can_jax.options import define_path, define_recipe, demand_recipe
 from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan
@@ -38,7 +38,7 @@ def main() -> None:
     workdir = epath.Path(_WORKDIR.value or ".")
     results = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "results"
     driver = Driver(plan, workdir, results)
-    console = Console(width=120, soft_wrap=True, highlight=False)
+    console = plain_console(width=120, soft_wrap=True, highlight=False)
     if _PENDING.value:
         for line in driver.progress():
             console.print(line)
@@ -48,7 +48,7 @@ def main() -> None:
         console.print(f"wrote {_REPORT.value}")
         return
     if not any(driver.missing()):
-        console.print(f"every run has its result in {results}; nothing to do", markup=False)
+        console.print(f"every run has its result in {results}; nothing to do")
     driver.work()
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 from etils import epath
-from rich.console import Console
 
 from can_jax.evaluate.pictures import figures_of
 from can_jax.evaluate.protocols import MAP, measure
 from can_jax.evaluate.results import write_results
 from can_jax.files import replace_text
 from can_jax.lock import InUse, run_lock
+from can_jax.observe.console import plain_console
 from can_jax.observe.metrics import read_metrics
 from can_jax.parallel.mesh import make_mesh
 from can_jax.parallel.runtime import environment
@@ -158,7 +158,7 @@ class Driver:
         return True
 
     def _say(self, line: str) -> None:
-        Console(width=120, soft_wrap=True, highlight=False).print(line, style="bold")
+        plain_console(width=120, soft_wrap=True, highlight=False).print(line, style="bold")
 
     def chosen(self, arm: Arm) -> Run | None:
         """The first run of an arm at its learning rate, that with which the first seed did best on

@@ -11,12 +11,11 @@ from typing import Any
 
 from absl import flags
 from etils import epath
-from rich.console import Console
 
 from can_jax import command
 from can_jax.errors import UserError
 from can_jax.files import replace_text
-from can_jax.observe.console import fact_table
+from can_jax.observe.console import fact_table, plain_console
 from can_jax.observe.metrics import read_metrics
 from can_jax.options import define_paths
 from can_jax.shipped import find
@@ -55,7 +54,7 @@ def main(curves: str) -> None:
         rows = {
             n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
         }
-        Console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
+        plain_console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
     if wrong := [name for name, found in left.items() if found["outside"]]:
         raise UserError(f"{', '.join(wrong)}: not as runs of this recipe are")
     if empty := [name for name, found in left.items() if not found["values"]]:

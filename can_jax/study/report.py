@@ -8,6 +8,7 @@ from collections.abc import Callable
 from etils import epath
 
 from can_jax.errors import UserError
+from can_jax.evaluate.markdown import code, fill, link, table
 from can_jax.files import replace_text
 from can_jax.study import plots
 from can_jax.study.driver import Driver, Result
@@ -32,14 +33,6 @@ def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
     values = [measure(result) for result in results]
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def rows_to_table(head: list[str], rows: list[list[str]]) -> str:
-    """A table of Markdown; all columns but the first to the right."""
-    line = "|".join(["---"] + ["--:"] * (len(head) - 1))
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, *rows]).replace(
-        "\n", f"\n|{line}|\n", 1
-    )
 
 
 class Report:
@@ -87,17 +80,20 @@ class Report:
         first, results = self._reference[0], self._driver.results
         config, examples = first["config"], first["examples"]
         model, side = config["model"], config["data"]["image_size"][0]
-        return (
-            f"Images of {side} px; an encoder {model['width']} wide and {model['depth']} deep, "
-            f"patches of {model['patch_size']} px; {first['steps']} steps with batches of "
-            f"{config['batch_size']}. Linear heads learn from {examples['train']:,} images and are "
-            f"tested on {examples['test']:,}. "
-            "This page is made by `python -m can_jax.study "
-            f"--config=study/{self._plan.name} --results={results} --report={self._page}` from the "
-            f"files in [`{results}`]({self._from_page(results)}), each with its configuration, "
-            "commit and machine. "
-            "± is the standard deviation over seeds."
+        command = (
+            f"python -m can_jax.study --config=study/{self._plan.name} --results={results} "
+            f"--report={self._page}"
         )
+        return fill(
+            "Images of {side} px; an encoder {width} wide and {depth} deep, patches of {patch} px; "
+            "{steps} steps with batches of {batch}. Linear heads learn from {train} images and are "
+            "tested on {test}. This page is made by {command} from the files in {results}, each "
+            "with its configuration, commit and machine. ± is the standard deviation over seeds.",
+            side=side, width=model["width"], depth=model["depth"], patch=model["patch_size"],
+            steps=first["steps"], batch=config["batch_size"], train=f"{examples['train']:,}",
+            test=f"{examples['test']:,}", command=code(command),
+            results=link(code(results), self._from_page(results)),
+        )  # fmt: skip
 
     def _from_page(self, path: epath.Path) -> str:
         """Return a path as a link on the page, which is relative to it."""
@@ -131,7 +127,7 @@ class Report:
             accuracies = [spread(results, linear), spread(results, neighbours)]
             rows.append([name, str(len(results)), *accuracies, *effort])
         plot = f"![Learning curves]({self._folder.name}/curves.svg)"
-        return f"{rows_to_table(head, rows)}\n\n{plot}"
+        return f"{table(rows, head, right=True)}\n\n{plot}"
 
     def _costs(self) -> str:
         """Of the methods and of CAN without some part, as the benchmark found."""
@@ -144,12 +140,14 @@ class Report:
             [name, f"{spent / found['batch_size']:.2f}", f"{spent / whole:.2f}"]
             for name, spent in found["milliseconds"].items()
         ]
-        ratio, machine = found["simclr_over_can"], found["environment"]["processor"]
-        return (
-            f"Measured in turns by `{found['command']}` on {machine}. SimCLR's step has "
-            f"{ratio['analytic_flops']:.2f} times the FLOPs of CAN's and takes {ratio['time']:.2f} "
-            "times as long.\n\n" + rows_to_table(["step", "ms an image", "of CAN's"], rows)
-        )
+        ratio = found["simclr_over_can"]
+        return fill(
+            "Measured in turns by {command} on {machine}. SimCLR's step has {flops} times the "
+            "FLOPs of CAN's and takes {time} times as long.\n\n{table}",
+            command=code(found["command"]), machine=found["environment"]["processor"],
+            flops=f"{ratio['analytic_flops']:.2f}", time=f"{ratio['time']:.2f}",
+            table=table(rows, ["step", "ms an image", "of CAN's"], right=True),
+        )  # fmt: skip
 
     def _rates(self) -> str:
         tried = {arm.name: self._driver.tried(arm) for arm in self._plan.arms.values() if arm.tuned}
@@ -159,7 +157,7 @@ class Report:
             accuracies = (found.get(rate) for rate in rates)
             rows.append([name, *("" if a is None else f"{a:.1f}" for a in accuracies)])
         head = ["linear top-1 on held-out training images (%)", *(f"{rate:g}" for rate in rates)]
-        return rows_to_table(head, rows)
+        return table(rows, head, right=True)
 
     def _choices(self) -> str:
         if not (choices := self._singles()):
@@ -176,7 +174,7 @@ class Report:
             row = [arm.group, arm.name, spread(results, linear), shown]
             rows.append([*row, spread(results, neighbours)])
         head = ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"]
-        return f"{rows_to_table(head, rows)}\n\n![Choices]({self._folder.name}/choices.svg)"
+        return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"
 
     def _pictures(self) -> str:
         """Figures at several ages and maps, copied from beside the results."""
@@ -193,7 +191,10 @@ class Report:
                 what = (
                     "map of the test images" if name == "map" else f"step {int(name.split('_')[1])}"
                 )
-                lines.append(f"{arm.name}, {what}:\n\n![{what}]({self._folder.name}/{copy.name})")
+                picture = link(what, f"{self._folder.name}/{copy.name}")
+                lines.append(
+                    fill("{arm}, {what}:\n\n!{picture}", arm=arm.name, what=what, picture=picture)
+                )
         return "\n\n".join(lines)
 
     def _files(self) -> str:
@@ -202,15 +203,15 @@ class Report:
         for name, results in self._found.items():
             for result in results:
                 file = f"{result['file']}.json"
-                link = f"[`{file}`]({self._from_page(self._driver.results)}/{file})"
+                where = f"{self._from_page(self._driver.results)}/{file}"
                 commit = (result["environment"]["commit"] or "")[:9]
                 rows.append(
                     [
                         name,
                         str(result["seed"]),
-                        link,
-                        f"`{commit}`",
+                        link(code(file), where),
+                        code(commit),
                         result["environment"]["processor"],
                     ]
                 )
-        return rows_to_table(["arm", "seed", "file", "commit", "machine"], rows)
+        return table(rows, ["arm", "seed", "file", "commit", "machine"], right=True)

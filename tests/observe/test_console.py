@@ -20,3 +20,12 @@ def test_parameter_table_counts_all():
     recorder.print(console.parameter_table(tree))
     text = recorder.export_text()
     assert "encoder/norm" in text and " 10 " in text
+
+
+@pytest.mark.parametrize("text", ["/a/[abc]*.tar", "runs/x[/y]", "[new] :smile: [bold]b[/]"])
+def test_brackets_and_colons_are_printed_as_they_are(capsys, text):
+    reporter = console.Reporter(0, 1)
+    reporter.say(text)
+    console.plain_console(width=200).print(console.fact_table(text, {text: text}))
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == text and out.count(text) == 4

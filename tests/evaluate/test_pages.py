@@ -1,0 +1,96 @@
+"""Pages of results that may be anybody's: every value is shown as text."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from etils import epath
+
+from can_jax.errors import UserError
+from can_jax.evaluate import markdown, page
+from can_jax.evaluate.report import comparison, report_of
+from can_jax.evaluate.results import read_results
+from can_jax.export.card import result_rows, warnings_of
+
+EVIL = "<img src=x onerror=alert(1)>\"'><script>x</script>\n# a | b `c` [d](javascript:e) ![f](g)"
+
+
+class Found(HTMLParser):
+    """Collects tags and attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def results(text):
+    """What an evaluation writes, with a text in place of every text and key that can be one."""
+    return {
+        "metrics": {text: 50.0, f"{text}/1/top1": 3.0, "clean/top1": 4.0},
+        "examples": {text: text, f"{text}/test": 3},
+        "warnings": [text],
+        "protocol": {"protocol": text, "features": text},
+        "chosen": {text: text},
+        "checkpoint": {"path": text, "step": text, "sha256": text},
+        "data": dict.fromkeys(("source", "path", "name"), text)
+        | {"fingerprints": {f"{text}/test": text}},
+        "tables": {text: [{text: text, "value": 1.5}]},
+    }  # fmt: skip
+
+
+def found_in(text):
+    parser = Found()
+    parser.feed(text)
+    return parser.tags, parser.attributes
+
+
+def test_no_value_becomes_part_of_a_page():
+    for pages in (
+        lambda text: report_of(results(text), {text: page.picture(b"png", text)}),
+        lambda text: comparison({text: results(text), f"{text}2": results(text)}),
+        lambda text: page.page(text, text, [page.section(text, text), page.escape(text)]),
+    ):
+        tags, attributes = found_in(pages(EVIL))
+        assert (tags, attributes) == found_in(pages("plain"))
+        assert "script" not in tags and "onerror" not in attributes
+
+
+def test_page_loads_and_runs_nothing():
+    text = page.page("a", "b", [])
+    assert "default-src 'none'" in text and "style-src 'unsafe-inline'; img-src data:" in text
+
+
+def test_markdown_keeps_its_lines_and_cells():
+    table = markdown.table([(EVIL, markdown.code(EVIL))], ("a", "b"))
+    assert table.count("\n") == 2 and table.splitlines()[2].replace("\\|", "").count("|") == 3
+    for text in (table, markdown.fill("{x}", x=EVIL), *warnings_of([results(EVIL)])):
+        outside = text.split("`")[0] if "`c`" not in text else text
+        for mark in ("<img", "<script", "](", "!["):
+            assert mark not in outside.replace(markdown.code(EVIL), "")
+    assert markdown.link(EVIL, "a b)<c").endswith("(a%20b%29%3Cc)")
+    (row, *_) = result_rows([results(EVIL)])
+    assert markdown.table([row], "abcd").count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metrics": []}, "metrics"), ({"metrics": {"a": "b"}}, "metrics"),
+        ({"checkpoint": {"path": 1}}, "checkpoint.path"), ({"tables": {"a": [1]}}, "tables"),
+        ({"warnings": "text"}, "warnings"), ({"protocol": None}, "protocol"),
+        ({"data": {"source": "folder", "fingerprints": [1]}}, "data.fingerprints"),
+    ],
+)  # fmt: skip
+def test_results_that_are_none_are_refused(tmp_path, changes, named):
+    (tmp_path / "results.json").write_text(json.dumps(results("plain") | changes))
+    with pytest.raises(UserError, match=f"{named} is missing or wrong"):
+        read_results(epath.Path(tmp_path))
+
+
+def test_names_that_are_not_utf8_are_shown():
+    report_of(results("caf\udce9"), {}).encode()
+    markdown.escape("caf\udce9").encode()
