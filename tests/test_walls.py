@@ -41,3 +41,35 @@ def test_only_one_module_writes_metrics():
 def test_network_and_losses_import_without_tensorflow():
     program = "import sys, can_jax.step, can_jax.selfcheck; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+# What only one module may call, since it does so in the one way that is safe.
+DOORS = {
+    r"\bImage\.open\(": "data/images.py",
+    r"\bnp\.load\(|\bnp\.lib\.format\.": "archives.py export/usage.py",
+    r"zipfile\.ZipFile\(": "archives.py weights/torch_file.py",
+    r"(?<!_)\bConsole\(": "observe/console.py",
+    r"\bHtml\(": "evaluate/page.py",
+    r"\bMarkdown\(": "evaluate/markdown.py",
+    r"\btfds\.builder\(": "data/tfds.py",
+    r"\bpickle\.": "weights/torch_file.py",
+    r"\bmarkup=": "observe/console.py",
+    r"doctype html": "evaluate/page.py",
+}
+
+
+@pytest.mark.parametrize("call", DOORS)
+def test_files_of_others_go_through_one_door(call):
+    callers = {
+        str(p.relative_to(ROOT / "can_jax")) for p in MODULES if re.search(call, p.read_text())
+    }
+    assert callers <= set(DOORS[call].split())
+
+
+def test_templates_of_pages_are_literal():
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(v.value for v in node.values if isinstance(v, ast.Constant))
+                tags = re.search(r"</?(p|td|th|tr|div|span|svg|img|text|title|circle|pre)\b", text)
+                assert not tags, f"{path}:{node.lineno}: give values to `fill`, which escapes them"

@@ -1,4 +1,5 @@
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ from etils import epath
 from can_jax.errors import UserError
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_file import read_torch
+from tests.torture.readers import torch_file
 from tests.weights.torch_files import Storage, Tensor
 
 ARRAYS = {
@@ -152,3 +154,83 @@ def test_nested_arrays_are_named_by_their_path(save_torch):
     array = np.ones(3, np.float32)
     found, _ = read_torch(save_torch({"norm.weight": array, "extra": {"ls1": {"gamma": array}}}))
     assert sorted(found) == ["extra.ls1.gamma", "norm.weight"]
+
+
+def described(storage, offset=0, size=(2,), stride=(1,)):
+    return {"a": Tensor(storage, offset, size, stride)}
+
+
+def storage_of(count=4):
+    return Storage(sys.modules["torch"].FloatStorage, np.ones(count, np.float32))
+
+
+class Called:
+    """Pickles as a call of something that PyTorch's pickles name."""
+
+    def __init__(self, name, *arguments):
+        self.call = getattr(sys.modules["torch"], name), arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("place", ["offset", "size", "stride"])
+@pytest.mark.parametrize("number", [1.0, True, "1", None])
+def test_numbers_of_a_tensor_are_plain(save_torch, place, number):
+    value = number if place == "offset" else (number,)
+    with pytest.raises(ValueError, match="are not whole numbers"):
+        _read(save_torch, described(storage_of(), **{place: value}))
+
+
+def _read(save_torch, tree):
+    return read_torch(save_torch(tree))
+
+
+def test_integers_too_large_for_numpy_are_beyond_the_storage(save_torch):
+    for changes in ({"stride": (2**62,)}, {"size": (2**63,)}, {"offset": 2**64}):
+        with pytest.raises(ValueError, match="beyond its storage"):
+            _read(save_torch, described(storage_of(), **changes))
+
+
+def test_types_of_storages_cannot_be_called(save_torch):
+    with pytest.raises(TypeError, match="not callable"):
+        _read(save_torch, described(storage_of(), size=(Called("LongStorage", 3),)))
+
+
+def test_tensor_without_strides_takes_no_memory(save_torch):
+    with pytest.raises(UserError, match="is too much for a file of"):
+        _read(save_torch, described(storage_of(), size=(2**20, 2**20), stride=(0, 0)))
+    found, _ = _read(save_torch, described(storage_of(), size=(3, 2), stride=(0, 1)))
+    assert found["a"].tolist() == [[1, 1]] * 3
+
+
+def test_many_small_pieces_do_not_add_up_without_a_bound(save_torch):
+    storage = storage_of()
+    tree = {f"a{i}": Tensor(storage, 0, (2**12, 2**12), (0, 0)) for i in range(8)}
+    with pytest.raises(UserError, match="is too much for a file of"):
+        _read(save_torch, tree)
+
+
+@pytest.mark.parametrize("circle", [True, False])
+def test_dicts_that_hold_each_other_end(save_torch, circle):
+    inner = {}
+    tree = inner
+    for _ in range(60):
+        tree = {"x": tree, "y": tree}
+    if circle:
+        inner["z"] = tree
+    with pytest.raises(ValueError, match="hold each other too often"):
+        read_torch(torch_file({"a": np.ones(3, np.float32)}, pickle.dumps(tree)))
+
+
+def test_pickle_that_reserves_memory_is_refused():
+    with pytest.raises(ValueError, match="numbers an object 4294967295"):
+        read_torch(torch_file({}, b"\x80\x02}r\xff\xff\xff\xff."))
+
+
+def test_pickle_may_not_change_what_the_next_file_is_read_by(save_torch):
+    arrays = {"a": np.ones(3, np.float32)}
+    evil = b"\x80\x02cargparse\nNamespace\nN}X\5\0\0\0stateK\1s\x86b0}."
+    with pytest.raises(UserError):  # without arrays
+        read_torch(torch_file({}, evil))
+    assert read_torch(torch_file(arrays))[0]["a"].tolist() == [1, 1, 1]
