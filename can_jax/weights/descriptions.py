@@ -30,7 +30,11 @@ def stated_beside(file: epath.Path) -> Stated:
         UserError: A file is malformed, describes another kind of model, or contradicts another.
     """
     folder, parts = file.parent, []
-    if (manifest := _manifest(folder)) and file.name in manifest.get("sha256", EXPORTED):
+    manifest = _manifest(folder) or {}
+    sums = manifest.get("sha256", {})
+    if not isinstance(sums, dict):
+        raise UserError(f"{folder / MANIFEST}: sha256={sums!r} is not of this kind of export")
+    if manifest and file.name in (sums if "sha256" in manifest else EXPORTED):
         parts.append(stated_by_export(manifest["model"], f"{MANIFEST}: model."))
     shard = file.name.startswith(("model-", "pytorch_model-"))
     if (file.name in FILES or shard) and (folder / CONFIG).exists():
