@@ -83,7 +83,7 @@ def test_no_archive_may_exceed_the_memory(monkeypatch, tmp_path):
         (npy((2,), b"abc"), "states 2 bytes, and has 3"),
         (npy((-3,), b"abc"), "shape|states"),
         (npy((3,), b"abc", "|O"), "Python objects"),
-        (b"no array", "no npz file"),
+        (b"no array", "array 'a': the magic string is not correct"),
     ],
 )
 def test_array_that_states_another_size_is_refused(content, message):
