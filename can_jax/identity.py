@@ -48,6 +48,12 @@ def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
         path.unlink()
 
 
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Return whether a run directory holds a checkpoint."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
     """Check that the checkpoints of a run directory are of the run that is about to use them.
 
@@ -58,8 +64,7 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
     Raises:
         UserError: they are of another run, or it is not known of which.
     """
-    places = workdir / "checkpoints"
-    if not places.exists() or not any(path.name.isdigit() for path in places.iterdir()):
+    if not has_checkpoints(workdir):
         return
     stored = read_identity(workdir)
     if stored is None and identity is None:

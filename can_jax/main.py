@@ -12,11 +12,15 @@ from can_jax import command, job
 from can_jax.errors import UserError
 from can_jax.options import define_path, define_recipe, demand_recipe, overrides
 from can_jax.pretrain import pretrain
+from can_jax.resuming import CHANGES
 
 _CONFIG = define_recipe("recipe")
 _WORKDIR = define_path("workdir", "The run directory, one for all hosts; may be gs://…")
 _PROFILE = flags.DEFINE_bool("profile", False, "Trace a few steps for TensorBoard's profiler.")
 _DUMP_HLO = flags.DEFINE_bool("dump_hlo", False, "Write the compiled train step to hlo.txt.")
+_ALLOW_CHANGES = flags.DEFINE_list(
+    "allow_changes", [], f"What a resume may change, with commas between: {', '.join(CHANGES)}."
+)
 flags.adopt_module_key_flags(job)
 
 
@@ -25,10 +29,12 @@ def main() -> None:
     config = demand_recipe(_CONFIG.value, "recipe")
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
+    if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
+        raise UserError(f"--allow_changes={unknown[0]}: give some of {', '.join(CHANGES)}")
     job.join()
     workdir = epath.Path(_WORKDIR.value)
     options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}
-    pretrain(config, workdir, overrides(), **options)
+    pretrain(config, workdir, overrides(), _ALLOW_CHANGES.value, **options)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from can_jax.data.source import open_source
 from can_jax.data.streaming import open_stream
 from can_jax.errors import UserError
 from can_jax.forward import heads
+from can_jax.identity import has_checkpoints, read_identity
 from can_jax.initial import initial_weights
 from can_jax.observe import console
 from can_jax.observe.flops import train_flops_per_image
@@ -25,7 +26,7 @@ from can_jax.observers import Observers, unseen
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_shards, make_mesh
 from can_jax.parallel.runtime import demand_same
-from can_jax.resuming import with_stored
+from can_jax.resuming import check_changes, with_stored
 from can_jax.run import run
 from can_jax.step import Step, TrainState, make_step
 from can_jax.tf import import_ahead
@@ -33,7 +34,11 @@ from can_jax.timetable import Timetable, make_timetable
 
 
 def pretrain(
-    config: ConfigDict, workdir: epath.Path, given: Collection[str] = (), **options: bool
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+    **options: bool,
 ) -> None:
     """Train as the configuration says, going on where the run directory ends.
 
@@ -41,23 +46,29 @@ def pretrain(
         config: a recipe's configuration, checked here.
         workdir: the run directory, made if missing.
         given: dotted keys that the command line sets.
+        allowed: Names in `resuming.CHANGES` whose settings may change at a resume.
         options: ``profile`` and ``dump_hlo``, as `can_jax.run.run` has them.
 
     Raises:
         UserError: something a person can mend; found before anything is compiled.
         Preempted: A signal asked to stop; the state is saved.
     """
-    training = prepare(config, workdir, given)
+    training = prepare(config, workdir, given, allowed)
     run(training, training.mesh, workdir, **options)
 
 
-def prepare(config: ConfigDict, workdir: epath.Path, given: Collection[str] = ()) -> "Pretraining":
+def prepare(
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> "Pretraining":
     """Return the run that a configuration describes, with its data opened and all checks made.
 
     Raises:
         UserError: A setting is wrong, or the data does not fit it.
     """
-    config = continued(resolve(config), workdir, given)
+    config = continued(resolve(config), workdir, given, allowed)
     import_ahead()
     demand_same("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
@@ -120,7 +131,12 @@ class Pretraining:
         return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
 
 
-def continued(config: ConfigDict, workdir: epath.Path, given: Collection[str] = ()) -> ConfigDict:
+def continued(
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> ConfigDict:
     """Return the configuration with which a run directory is continued.
 
     Keys that are newer than the run keep what they stood for when it began.
@@ -129,9 +145,11 @@ def continued(config: ConfigDict, workdir: epath.Path, given: Collection[str] = 
         config: Resolved.
         workdir: The run directory; it may be missing.
         given: Dotted keys that the command line sets, whose values win.
+        allowed: Names in `resuming.CHANGES` whose settings may differ.
 
     Raises:
-        UserError: The stored configuration cannot be read, or what it keeps is wrong.
+        UserError: The stored configuration cannot be read, what it keeps is wrong, or a setting
+            differs that may not.
     """
     place = workdir / "config.json"
     if not place.exists():
@@ -141,9 +159,13 @@ def continued(config: ConfigDict, workdir: epath.Path, given: Collection[str] = 
     for line in kept:
         logging.warning("%s", line)
     try:
-        return resolve(config)
+        config = resolve(config)
     except UserError as error:
         raise UserError(f"{place}: {error}") from error
+    of_pretraining = read_identity(workdir) is None  # another kind is refused as such, later
+    if of_pretraining and has_checkpoints(workdir):
+        check_changes(config, place.read_text(), allowed)
+    return config
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:

@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from can_jax.config import flatten, from_json, to_json, within
 from can_jax.defaults import RECIPE
 from can_jax.durations import DURATIONS, value_of
+from can_jax.errors import UserError
 from can_jax.settings import flat_keys
+
+# Settings that a resume may change only by name. The mesh, microbatches and the like may change.
+CHANGES = {
+    "seed": ("seed",),
+    "batch_size": ("batch_size",),
+    "data": ("data.source", "data.name", "data.split"),
+}
 
 
 def with_stored(
@@ -48,6 +56,29 @@ def with_stored(
             f"it, give --{_said(new, name)}"
         )
     return config, kept
+
+
+def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()) -> None:
+    """Check that a run resumes with the settings that decide what its steps and images are.
+
+    Args:
+        config: Resolved, of a run that resumes.
+        stored: The text of the configuration in the run directory.
+        allowed: Names in `CHANGES` whose settings may differ.
+
+    Raises:
+        UserError: A setting differs.
+    """
+    began = from_json(stored)
+    for name, keys in CHANGES.items():
+        for key in keys if name not in allowed else ():
+            old, new = value_of(began, key), value_of(config, key)
+            if old != new:
+                raise UserError(
+                    f"config.{key}={new}, and this run was trained with {old}: its steps would no "
+                    f"longer be those of one run. Give {old}, another --workdir, or "
+                    f"--allow_changes={name}"
+                )
 
 
 def newer_keys(stored: str) -> list[str]:

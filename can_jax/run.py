@@ -13,9 +13,8 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.capture import read_config
 from can_jax.checkpoint import Checkpointer
-from can_jax.config import flatten, to_json
+from can_jax.config import flatten, from_json, to_json
 from can_jax.data.batch import batch_shapes
 from can_jax.data.streaming import open_loader
 from can_jax.errors import Preempted, UserError
@@ -33,6 +32,7 @@ from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, environment, meeting
 from can_jax.preemption import RESUME, handler
 from can_jax.resuming import to_store
+from can_jax.starts import append_start, first_config
 from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
 
@@ -122,15 +122,11 @@ def run(
         if first == times.total and training.finished(workdir):
             report.say(f"{workdir} has already finished its {first} steps; nothing to do")
             return
-        with writing(workdir):
-            if not first and jax.process_index() == 0:
-                store_identity(workdir, identity)
-            note_run(config, workdir, mesh, training.facts(), report)
-
+        facts = {**training.facts(), "run directory": str(workdir)}
+        report.say(console.device_table(mesh))
+        report.say(console.fact_table("Run", facts))
         abstract = abstract_state(step, mesh)
         report.say(console.parameter_table(abstract.parameters))
-        with writing(workdir):
-            note_parameters(abstract.parameters, workdir)
         threads = ThreadPoolExecutor(1)
         stack.callback(threads.shutdown, wait=False)
         # Traced meanwhile. Compiling it now would measure kernels on devices that are not idle.
@@ -145,7 +141,12 @@ def run(
             report.say(f"resumed from the checkpoint of step {first}")
         else:
             state = training.begin(initialize(step, abstract), report)
+        # Only now is it certain that the directory is of this run.
         with writing(workdir):
+            if not first and jax.process_index() == 0:
+                store_identity(workdir, identity)
+            note_start(config, workdir, first, environment(mesh) | {"run": facts}, report)
+            note_parameters(abstract.parameters, workdir)
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         lock.check()
         watcher = training.watcher(workdir, writer, report)
@@ -240,30 +241,30 @@ def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path)
     return done
 
 
-def note_run(
+def note_start(
     config: ConfigDict,
     workdir: epath.Path,
-    mesh: Mesh,
+    first: int,
     facts: dict[str, Any],
     report: console.Reporter,
 ) -> None:
-    """Print and store what is about to run; the first process does."""
+    """Store the configuration and the environment of this start, and print what differs from the
+    run's first start. The main process does."""
     if jax.process_index():
         return
-    facts = {**facts, "run directory": str(workdir)}
-    report.say(console.device_table(mesh))
-    report.say(console.fact_table("Run", facts))
-    before = workdir / "config.json"
-    stored = before.read_text() if before.exists() else None
+    place = workdir / "config.json"
+    stored = place.read_text() if place.exists() else None
     if stored is not None:
-        began = read_config(workdir)  # with the keys that are newer than it
+        # With the keys that are newer than the run.
+        began = from_json(json.dumps(first_config(workdir) or json.loads(stored)))
         old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
         for key in sorted(new.keys() | old.keys()):
             if old.get(key) != new.get(key):
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
-    replace_text(before, to_store(config, stored) + "\n")
-    surroundings = environment(mesh) | {"run": facts}
-    replace_text(workdir / "environment.json", json.dumps(surroundings, indent=2) + "\n")
+    text = to_store(config, stored)
+    append_start(workdir, first, text, facts)
+    replace_text(place, text + "\n")
+    replace_text(workdir / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
 def note_parameters(parameters: Any, workdir: epath.Path) -> None:

@@ -2,21 +2,21 @@
 
 import contextlib
 import json
+import shutil
 
-import jax
 import pytest
 from etils import epath
 
 from can_jax.config import from_json, to_json
 from can_jax.errors import UserError
 from can_jax.observe.console import Reporter
-from can_jax.parallel.mesh import make_mesh
 from can_jax.pretrain import continued
 from can_jax.resuming import is_given, to_store, with_stored
-from can_jax.run import note_run
+from can_jax.run import note_start
+from can_jax.starts import append_start, first_config, read_starts
 from can_jax.timetable import make_timetable
 from tests.conftest import small_config
-from tests.runs import command, main_in_process
+from tests.runs import command, main_in_process, run_in_process
 
 LEVEL = "noise.level_tokens"
 
@@ -114,14 +114,13 @@ def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
 
 def test_the_run_directory_stores_what_the_next_resume_needs(tmp_path, capsys):
     place, file = epath.Path(tmp_path), tmp_path / "config.json"
-    mesh = make_mesh(small_config().mesh, jax.devices()[:1])
     file.write_text(stored_without(small_config(), LEVEL))
     for given, level in (([], None), ([], None), ([LEVEL], "all"), ([], "all")):
         with contextlib.closing(Reporter(0, 4)) as report:
-            note_run(continued(small_config(), place, given), place, mesh, {}, report)
+            note_start(continued(small_config(), place, given), place, 2, {}, report)
         assert json.loads(file.read_text())["noise"].get("level_tokens") == level
         change = f"changed since this run began: {LEVEL} visible -> all"
-        assert (change in capsys.readouterr().out) is bool(given)
+        assert (change in capsys.readouterr().out) is (level == "all")
 
 
 def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
@@ -132,3 +131,53 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
     assert "config.noise.level_tokens=visible, as when this run began" in done.stderr
     done = main_in_process(*options, f"--config.{LEVEL}=all")
     assert "/no/such/place" in done.stderr and "as when this run began" not in done.stderr
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.width=48", "total_steps=12"], "is of another model"),
+        (["seed=7"], "config.seed=7, and this run was trained with 0"),
+        (["batch_size=8"], "--allow_changes=batch_size"),
+        (["data.split=test"], "--allow_changes=data"),
+        (["init_from=/no/such/weights", "total_steps=3"], "past the end of this run"),
+    ],
+)
+def test_a_start_that_is_refused_changes_nothing(finished, recipe, tmp_path, changes, message):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = contents(workdir)
+    done = run_in_process(recipe, workdir, *changes)
+    assert done.returncode == 1 and message in done.stderr
+    assert contents(workdir) == before
+
+
+def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    quiet = ["probe.every_steps=0", "figures.every_steps=0"]
+    main = [*command(recipe, workdir, *quiet, "seed=7", "total_steps=7")[2:]]
+    assert main_in_process(*main, "--allow_changes=seed").returncode == 0
+    done = run_in_process(recipe, workdir, *quiet, "seed=7", "total_steps=8")
+    assert done.returncode == 0, done.stderr  # it was trained with this seed, too
+    for change in ("seed 0 -> 7", "total_steps 6 -> 8"):
+        assert f"changed since this run began: {change}" in done.stdout
+    starts = read_starts(epath.Path(workdir))
+    assert [start["step"] for start in starts] == [0, 6, 7]
+    assert [start["config"]["seed"] for start in starts] == [0, 7, 7]
+    assert "--allow_changes=seed" in starts[1]["command"] and starts[1]["environment"]["versions"]
+    assert "--allow_changes=color: give some of seed, batch_size, data" in (
+        main_in_process(*main, "--allow_changes=color").stderr
+    )
+
+
+def test_a_start_from_the_beginning_begins_a_new_run(tmp_path):
+    place = epath.Path(tmp_path)
+    for step, seed in ((0, 1), (0, 2), (4, 2), (4, 3)):
+        append_start(place, step, json.dumps({"seed": seed}), {})
+    assert first_config(place) == {"seed": 2}
+    assert ["config" in start for start in read_starts(place)] == [True, True, False, True]
+    (tmp_path / "starts.jsonl").write_bytes(b"\xff\n5\n" + (tmp_path / "starts.jsonl").read_bytes())
+    assert len(read_starts(place)) == 4
