@@ -1,5 +1,6 @@
 """How every command starts and ends: flags in, one clear line and an exit code out."""
 
+import contextlib
 import hashlib
 import logging as python_logging
 import os
@@ -21,6 +22,7 @@ from can_jax.errors import (
 )
 from can_jax.files import expand_home, user_cache
 from can_jax.mistakes import missing_value, nearest_option, plain_message
+from can_jax.output import forgive_streams, give_up_buffers
 from can_jax.parallel.runtime import processor, spare_absent_tpu
 from can_jax.preemption import RESUME, Stopped, handler
 
@@ -42,8 +44,10 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
         arguments: names of what is given without a flag, which ``main`` takes; in brackets those
             that can be left out.
     """
+    forgive_streams()
     code = _exit_code(main, usage, arguments)
     handler.finish(code)
+    give_up_buffers()
     bound_exit(code)
     sys.exit(code)
 
@@ -62,6 +66,9 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     plain = python_logging.Formatter("%(levelname)s: %(message)s")
     logging.get_absl_handler().setFormatter(plain)
     spare_absent_tpu()
+    os.environ["MPLBACKEND"] = (
+        "Agg"  # figures are files; a notebook's backend is not installed here
+    )
     keep_compiled()
     try:
         main(*_parse(usage, arguments))
@@ -94,6 +101,11 @@ def keep_compiled() -> None:
         return
     if not os.access(folder, os.W_OK):  # JAX would warn at each program
         return
+    for entry in folder.glob("*-cache"):
+        # What a kill or a full disk left between two writes; JAX would warn of it at each program.
+        if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
+            with contextlib.suppress(OSError):
+                entry.unlink()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", COMPILED_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

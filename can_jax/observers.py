@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from can_jax.data.evaluation import EvaluationSet
 from can_jax.data.loader import Loader
 from can_jax.errors import one_line
+from can_jax.files import replace_bytes
 from can_jax.forward import heads
 from can_jax.loop import Hook
 from can_jax.observe import console
@@ -173,14 +174,14 @@ class Observers(Log):
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
-            png = draw(panel, f"step {number}")
-            try:
+            try:  # of any kind: matplotlib reads the user's settings
+                png = draw(panel, f"step {number}")
                 path = figure_path(self._workdir, number)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(png)
-            except OSError as error:
-                logging.warning("the figure cannot be written: %s", one_line(error))
-            self._writer.image(number, "panel", pixels_of(png))
+                replace_bytes(path, png)
+                self._writer.image(number, "panel", pixels_of(png))
+            except Exception as error:
+                logging.warning("the figure of step %d is missing: %s", number, one_line(error))
 
     def conclude(self, state: TrainState, seconds: float) -> None:
         """What to remember of the run, and where to look."""

@@ -40,6 +40,7 @@ def test_compiled_programs_are_kept_for_the_next_start(tmp_path):
     (folder,) = (tmp_path / "can_jax").iterdir()
     programs = sorted(path.name for path in folder.glob("jit_*-cache"))
     assert folder.name.startswith("compiled-") and programs
+    (folder / "jit_left_by_a_kill-cache").write_bytes(b"half")  # without its time of use
     assert kept(XDG_CACHE_HOME=str(tmp_path)) == first
     assert sorted(path.name for path in folder.glob("jit_*-cache")) == programs
 

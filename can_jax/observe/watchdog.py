@@ -32,7 +32,13 @@ class Watchdog:
         self._done.set()
 
     def _watch(self) -> None:
-        while not self._done.wait(min(self._seconds / 10, 10.0)):
+        period = min(self._seconds / 10, 10.0)
+        woke = time.monotonic()
+        while not self._done.wait(period):
+            # Time in which the whole process was suspended does not count.
+            now = time.monotonic()
+            self._at += max(now - woke - 2 * period, 0.0)
+            woke = now
             if time.monotonic() - self._at > self._seconds:
                 faulthandler.dump_traceback(all_threads=True)
                 print(

@@ -33,3 +33,19 @@ def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
 def test_run_that_moves_or_has_ended_is_left_alone():
     assert run("dog.close(); time.sleep(1.5)").returncode == 0
     assert run("").returncode == 0
+
+
+def test_run_that_was_suspended_is_left_alone():
+    program = """
+import os, signal, subprocess, sys, time
+from can_jax.observe.watchdog import Watchdog
+
+dog = Watchdog(1.0)
+wake = f"import os, signal, time; time.sleep(2); os.kill({os.getpid()}, signal.SIGCONT)"
+subprocess.Popen([sys.executable, "-c", wake])
+os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(0.3)
+dog.beat(1)
+time.sleep(0.3)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0

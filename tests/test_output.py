@@ -1,0 +1,61 @@
+"""What is printed, where it cannot be written."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from can_jax.output import Forgiving
+from tests.runs import ROOT
+
+LIST = [sys.executable, "-m", "can_jax.recipes"]
+
+
+def listed(redirection):
+    """A command by a shell, and its exit code."""
+    line = f"'{LIST[0]}' -m can_jax.recipes {redirection}; echo \"code $?\" >&2"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirection", "lines"),
+    [
+        ("> /dev/full", ["WARNING: stdout cannot be written: No space left on device; "]),
+        (">&-", []),
+    ],
+)
+def test_command_ends_well_without_its_output(redirection, lines):
+    err = listed(redirection)
+    assert err.endswith("code 0\n") and err.count("\n") == len(lines) + 1, err
+    assert all(line in err for line in lines)
+
+
+def test_closed_pipe_is_reported_once(capfd):
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = Forgiving(os.fdopen(writer, "w", buffering=1), "stdout")
+    for _ in range(3):
+        print("a line", file=stream, flush=True)
+    assert capfd.readouterr().err == (
+        "WARNING: stdout cannot be written: Broken pipe; the command continues\n"
+    )
+
+
+def test_full_disk_is_tried_again(tmp_path, capfd):
+    class Full:
+        def __init__(self):
+            self.full, self.written = True, ""
+
+        def write(self, text):
+            if self.full:
+                raise OSError(28, "No space left on device")
+            self.written += text
+
+    below = Full()
+    stream = Forgiving(below, "stdout")
+    stream.write("lost")
+    below.full = False
+    stream.write("found")
+    assert below.written == "found" and "No space" in capfd.readouterr().err
