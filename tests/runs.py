@@ -53,6 +53,22 @@ def command(recipe, workdir, *overrides):
     return [sys.executable, "-m", "can_jax.main", *options]
 
 
+def heeding_signals(command, ignored=()):
+    """A command that is started with the default answer to signals.
+
+    Whoever started the tests may ignore some, as ``nohup`` does and a shell for what it runs in the
+    background, and children inherit that.
+    """
+    program = (
+        "import os, signal, sys\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):\n"
+        f"    ignored = number in {[int(number) for number in ignored]}\n"
+        "    signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-c", program, *map(str, command)]
+
+
 def run(recipe, workdir, *overrides):
     return subprocess.run(
         command(recipe, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -15,6 +15,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.runs import heeding_signals
+
 LAUNCH = Path(__file__).parents[1] / "launch"
 RUN = ["--config=configs/vit_l.py", "--config.data.path=gs://b/{split}-*.tar", "--workdir=a b"]
 TPU = {"NAME": "can", "ZONE": "us-west4-a", "TYPE": "v5litepod-256", "VERSION": "v2-tpuv5-lite"}
@@ -46,8 +48,8 @@ def start(tmp_path, script, *arguments, **variables):
     environment = os.environ | own | variables
     environment["PATH"] = f"{tmp_path / 'bin'}:{environment['PATH']}"
     return subprocess.Popen(
-        [LAUNCH / script, *arguments], env=environment, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        heeding_signals([LAUNCH / script, *arguments]), env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

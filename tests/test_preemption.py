@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from can_jax.preemption import SIGNALS
-from tests.runs import ROOT, command
+from tests.runs import ROOT, command, heeding_signals
 
 PRELUDE = """
 import hashlib, os, signal, subprocess, sys, threading, time
@@ -31,10 +31,10 @@ sys.exit(handler.exit_code)
 """
 
 
-def started(program, **options):
+def started(program, ignored=()):
     process = subprocess.Popen(
-        [sys.executable, "-c", PRELUDE + program], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, **options,
+        heeding_signals([sys.executable, "-c", PRELUDE + program], ignored), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     return process
@@ -58,10 +58,11 @@ def handles(pid, number):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_command_that_still_imports_is_stopped_as_promised(recipe, tmp_path, number):
     process = subprocess.Popen(
-        command(recipe, tmp_path / "run"), cwd=ROOT, text=True, stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        heeding_signals(command(recipe, tmp_path / "run")), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     while not handles(process.pid, signal.SIGHUP):  # Python itself handles Ctrl-C before
+        assert process.poll() is None
         time.sleep(0.001)
     time.sleep(0.05)
     code, out, err = ended(process, number)
@@ -118,10 +119,7 @@ def test_exit_code_that_is_decided_stays(number, code):
 
 def test_ignored_signals_stay_ignored():
     """As by ``nohup``."""
-    process = started(
-        "time.sleep(1); print('on', flush=True)",
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
-    )
+    process = started("time.sleep(1); print('on', flush=True)", ignored=[signal.SIGHUP])
     assert ended(process, signal.SIGHUP) == (0, "on\n", "")
 
 
