@@ -79,10 +79,17 @@ def _pth(folder):
     (folder / "a.pth").write_bytes(torch_file(vit(width=8, depth=1, patch=2, grid=(2, 2))))
 
 
+META = {
+    "patch_size": 2, "width": 8, "depth": 1, "heads": 2, "decoder_width": 8, "decoder_depth": 1,
+    "decoder_heads": 2, "images": 2, "views": 2, "mask_ratio": 0.5, "temperature": 0.1,
+    "weights": [0.03, 0.67, 0.3], "sigma_max": 0.05, "sigma_scale": 1.0,
+}  # fmt: skip
+
+
 def _npz(folder):
     images = np.zeros((3, 4, 4, 3), np.uint8)
     np.savez_compressed(folder / "train-0.npz", images=images, labels=np.arange(3))
-    np.savez(folder / "reference.npz", meta=np.array(json.dumps({"images": 2})), a=np.ones(5))
+    np.savez(folder / "reference.npz", meta=np.array(json.dumps(META)), a=np.ones(5))
 
 
 def _read_npz(folder):
