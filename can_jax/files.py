@@ -4,6 +4,7 @@ user's home and cache."""
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ def read_json(place: epath.Path, of: type | None = dict) -> Any:
     if of is not None and not isinstance(content, of):
         raise UserError(f"{place} holds a {type(content).__name__}, not a {of.__name__}")
     return content
+
+
+def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each line of a file with the JSON object in it; nothing if there is no such file.
+
+    The object is None for a line that a kill cut off, or that was damaged.
+    """
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:  # of bytes that are no text, too
+            record = None
+        yield line, record if isinstance(record, dict) else None
 
 
 def replace_text(path: epath.Path, text: str) -> None:

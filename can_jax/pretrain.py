@@ -155,7 +155,8 @@ def continued(
     if not place.exists():
         return config
     read_config(workdir)  # which says what is wrong with the file
-    config, kept = with_stored(config, place.read_text(), given)
+    stored = place.read_text()
+    config, kept = with_stored(config, stored, given)
     for line in kept:
         logging.warning("%s", line)
     try:
@@ -164,7 +165,7 @@ def continued(
         raise UserError(f"{place}: {error}") from error
     of_pretraining = read_identity(workdir) is None  # another kind is refused as such, later
     if of_pretraining and has_checkpoints(workdir):
-        check_changes(config, place.read_text(), allowed)
+        check_changes(config, stored, allowed)
     return config
 
 

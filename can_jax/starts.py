@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from can_jax.files import replace_bytes
+from can_jax.files import json_lines, replace_bytes
 
 STARTS = "starts.jsonl"
 
@@ -47,15 +47,7 @@ def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
 
     Lines that are damaged are left out: the history only shows what happened.
     """
-    path, starts = workdir / STARTS, []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            starts.append(record)
-    return starts
+    return [record for _, record in json_lines(workdir / STARTS) if record is not None]
 
 
 def first_config(workdir: epath.Path) -> dict[str, Any] | None:

@@ -186,6 +186,11 @@ def _logging_of_a_new_process(err):
             logger.handlers[:] = handlers
 
 
+def contents(folder):
+    """The content of every file below a folder, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 

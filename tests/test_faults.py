@@ -22,6 +22,7 @@ from tests.runs import (
     ROOT,
     assert_same_run,
     command,
+    contents,
     made_once,
     main_in_process,
     metrics,
@@ -55,10 +56,6 @@ def test_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(recipe, whole,
     assert "refused_checkpoints/6" in line
     assert "resumed from the checkpoint of step 4" in done.stdout
     assert_same_run(workdir, whole, 6)
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("damage", ["a file is missing", "empty folder"])

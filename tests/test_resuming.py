@@ -16,7 +16,7 @@ from can_jax.run import note_start
 from can_jax.starts import append_start, first_config, read_starts
 from can_jax.timetable import make_timetable
 from tests.conftest import small_config
-from tests.runs import command, main_in_process, run_in_process
+from tests.runs import command, contents, main_in_process, run_in_process
 
 LEVEL = "noise.level_tokens"
 
@@ -131,10 +131,6 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
     assert "config.noise.level_tokens=visible, as when this run began" in done.stderr
     done = main_in_process(*options, f"--config.{LEVEL}=all")
     assert "/no/such/place" in done.stderr and "as when this run began" not in done.stderr
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(

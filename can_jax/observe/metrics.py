@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from can_jax.errors import one_line
-from can_jax.files import replace_bytes
+from can_jax.files import json_lines, replace_bytes
 from can_jax.tf import tensorflow
 
 
@@ -49,14 +49,9 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line with its record; None for one that a kill cut off, or that was damaged."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:  # of bytes that are no text, too
-            record = None
-        valid = isinstance(record, dict) and isinstance(record.get("step"), int)
-        yield line, record if valid else None
+    """Yield each line with its record; None for one that is damaged or has no step."""
+    for line, record in json_lines(path):
+        yield line, record if record and isinstance(record.get("step"), int) else None
 
 
 def write_restart(folder: epath.Path, step: int) -> None:
