@@ -7,8 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fsspec
 import pytest
 from etils import epath
+from fsspec.asyn import AsyncFileSystem
 
 from can_jax import lock
 from can_jax.errors import UserError
@@ -244,21 +246,38 @@ def test_file_system_without_kernel_locks_rests_on_records(place):
         pass
 
 
-def test_bucket_driver_creates_exclusively():
-    driver = exclusive_driver("memory://bucket/run")
-    driver.pipe_file("memory://bucket/run/x", b"1", mode="create")
+class Bucket(AsyncFileSystem):
+    """A folder with the one operation of a cloud's driver on which a lock rests."""
+
+    protocol = "folder"
+    cachable = False
+
+    async def _pipe_file(self, path, value, mode="overwrite"):
+        whole = Path(f"{path}.{threading.get_ident()}.tmp")
+        whole.write_bytes(value)
+        try:
+            os.link(whole, path)
+        finally:
+            whole.unlink()
+
+
+def test_only_a_clouds_own_driver_creates_exclusively(place):
+    fsspec.register_implementation("folder", Bucket, clobber=True)
+    driver = exclusive_driver(f"folder://{place}/x")
+    driver.pipe_file(f"{place}/x", b"1", mode="create")
     with pytest.raises(FileExistsError):
-        driver.pipe_file("memory://bucket/run/x", b"2", mode="create")
+        driver.pipe_file(f"{place}/x", b"2", mode="create")
     assert exclusive_driver("gs://bucket/run") is None  # its driver is not installed
+    assert exclusive_driver(str(place / "x")) is None  # looks for the file, then writes
+    assert exclusive_driver("memory://bucket/run") is None
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_bucket_has_one_holder(place, monkeypatch, exclusive):
     """The operations for buckets, on a folder: with an fsspec driver, and with none."""
-    monkeypatch.setattr(files, "SETTLE_SECONDS", 0.1)
-    if not exclusive:
-        monkeypatch.setattr(files, "exclusive_driver", lambda url: None)
-    claims = [Lease(BucketFiles(place), owner.describe(), "it", 0.1) for _ in range(4)]
+    monkeypatch.setattr(files, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(files, "exclusive_driver", lambda url: Bucket() if exclusive else None)
+    claims = [Lease(BucketFiles(place), owner.describe(), "it", 1.0) for _ in range(4)]
     threads = ThreadPoolExecutor(4)
     found = list(threads.map(Lease.take, claims))
     assert found.count(None) == 1

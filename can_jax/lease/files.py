@@ -215,17 +215,20 @@ def files_of(folder: epath.Path) -> Files:
 def exclusive_driver(url: str) -> Any:
     """Return the fsspec file system of a URL if it can create objects exclusively, else None.
 
-    That takes the optional package gcsfs or s3fs. TensorFlow's own driver has no such operation.
+    That takes a cloud's own operation, as in the optional packages gcsfs and s3fs. TensorFlow's
+    driver has none, and the general one of fsspec looks first and writes later.
     """
     try:
-        import fsspec
+        import fsspec.asyn
 
         driver, _ = fsspec.core.url_to_fs(url)
-        # Older drivers ignore a mode that they do not know.
-        operation = getattr(driver, "_pipe_file", driver.pipe_file)
-        return driver if "mode" in inspect.signature(operation).parameters else None
     except (ImportError, ValueError):
         return None
+    operation = getattr(type(driver), "_pipe_file", None)
+    if operation in (None, fsspec.asyn.AsyncFileSystem._pipe_file):
+        return None
+    # Older drivers ignore a mode that they do not know.
+    return driver if "mode" in inspect.signature(operation).parameters else None
 
 
 def _write(file: int, text: str) -> None:
