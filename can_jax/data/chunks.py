@@ -5,15 +5,16 @@ then looked at in Python, which tries Pillow, and if that fails puts another ima
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
 from can_jax.data.decode import pillow_pixels
-from can_jax.data.source import ArraySource, EncodedSource, Source
+from can_jax.data.source import ArraySource, Source
 from can_jax.data.views import Views
+from can_jax.errors import UserError
 from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
 
@@ -23,6 +24,8 @@ CHUNK = 64  # images at most: enough that what is done once a chunk costs little
 Replacement = Callable[[int, int], int]
 # (row, attempt) to an encoded image and its label.
 Candidate = Callable[[int, int], tuple[bytes, int]]
+# Examples to their encoded images and labels.
+Read = Callable[[np.ndarray], tuple[list[bytes], np.ndarray]]
 
 
 def batches(
@@ -54,15 +57,49 @@ def batches(
         that were left out; if that is ``attempts``, the views are black.
     """
     repair = Repair(views)
+    failed: list[UserError] = []
+
+    def read(examples: np.ndarray) -> tuple[list[bytes], np.ndarray]:
+        try:
+            return source.read(examples)
+        except UserError as error:
+            failed.append(error)
+            raise
 
     def chunk(positions: Any, examples: Any) -> Any:
         if isinstance(source, ArraySource):
             return _array_chunk(source, views, positions, examples)
-        return _encoded_chunk(source, views, positions, examples, repair, replacement, attempts)
+        return _encoded_chunk(read, views, positions, examples, repair, replacement, attempts)
 
     dataset = in_parallel(places, chunk, rows, threads)
     dataset.source = source  # lives as long as what is read; see `_array_chunk`
+    dataset.failed = failed
     return dataset
+
+
+def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the elements of a data set of this package, as NumPy arrays.
+
+    Args:
+        dataset: Its attribute ``failed`` holds errors of its Python functions, which tf.data wraps
+            or takes for the end.
+
+    Raises:
+        UserError: The first of them.
+    """
+    batches = dataset.as_numpy_iterator()
+    while True:
+        try:
+            batch = next(batches, None)
+        except tensorflow().errors.OpError:
+            if dataset.failed:
+                raise dataset.failed[0] from None
+            raise
+        if batch is None:
+            break
+        yield batch
+    if dataset.failed:
+        raise dataset.failed[0]
 
 
 def in_parallel(
@@ -115,7 +152,7 @@ def _array_chunk(source: ArraySource, views: Views, positions: Any, examples: An
 
 
 def _encoded_chunk(
-    source: EncodedSource,
+    read: Read,
     views: Views,
     positions: Any,
     examples: Any,
@@ -126,8 +163,8 @@ def _encoded_chunk(
     """A chunk of encoded images, as a data set of one element."""
     tf = tensorflow()
 
-    def read(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = source.read(examples)
+    def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = read(examples)
         return np.array([*images, None], object)[:-1], labels  # so that one image is an array too
 
     def mend(
@@ -137,12 +174,12 @@ def _encoded_chunk(
             example = int(examples[row])
             if attempt and replacement is not None:
                 example = replacement(int(positions[row]), attempt)
-            images, labels = source.read(np.array([example]))
+            images, labels = read(np.array([example]))
             return images[0], int(labels[0])
 
         return repair(pixels, rows, positions, labels, candidate, attempts)
 
-    images, labels = tf.numpy_function(read, [examples], (tf.string, tf.int32), stateful=False)
+    images, labels = tf.numpy_function(as_array, [examples], (tf.string, tf.int32), stateful=False)
     return decoded(views, images, positions, labels, mend, extra=[examples])
 
 

@@ -75,7 +75,7 @@ class EvaluationSet:
             local,
             config.data.threads,
         )
-        loaded = dataset.as_numpy_iterator()
+        loaded = chunks.elements(dataset)
         for start in range(0, len(self._examples), batch_size):
             there = int(np.searchsorted(rows, len(self._examples) - start))
             shape = (local, *config.data.image_size, config.data.channels)

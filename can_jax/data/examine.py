@@ -20,9 +20,10 @@ import numpy as np
 from can_jax.archives import read_npz
 from can_jax.data import decode
 from can_jax.data.depth import Range
-from can_jax.data.files import OpenFiles, is_remote, size_of
+from can_jax.data.files import size_of
 from can_jax.data.images import open_image
 from can_jax.data.indexed import ParseRecord, read_example
+from can_jax.data.reading import OpenFiles, is_remote
 from can_jax.data.shards import cut_off, example_parser, scan_shard
 from can_jax.data.splits import shown
 from can_jax.data.webdataset import as_text

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from can_jax.data.files import exists, is_folder, is_remote, listed, walk
+from can_jax.data.files import exists, is_folder, listed, walk
+from can_jax.data.reading import is_remote
 from can_jax.data.splits import (
     choose_files,
     choose_folder,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from can_jax.data.files import IMAGE_NAME, Names, find_images, starts_as_image
+from can_jax.data.files import IMAGE_NAME, Names, find_images, sizes_of, starts_as_image
 from can_jax.data.indexed import IndexedSource, table_of
 from can_jax.data.splits import (
     SPELLINGS,
@@ -23,6 +23,7 @@ from can_jax.data.splits import (
     standard,
 )
 from can_jax.data.table import Table
+from can_jax.data.walk import is_folder_entry
 from can_jax.errors import UserError
 
 # Names of folders of photographs, and of folders with what belongs to each photograph.
@@ -135,7 +136,7 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
 def _folders(place: str) -> list[str]:
     """Return the visible folders in a folder."""
     with os.scandir(place) as entries:  # asks for no file's status, of which there may be millions
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in entries if is_folder_entry(e) and e.name[0] != ".")
 
 
 def _loose_images(place: str) -> Iterator[str]:
@@ -188,6 +189,15 @@ def scan_folder(path: str, split: str) -> Table:
         raise UserError(
             f"no image below {shown(root)}: no file is named .jpg, .png, .webp or the like"
         )
+    sizes = sizes_of(root, names)
+    if (sizes < 0).any():
+        gone = [names[i] for i in np.flatnonzero(sizes < 0)]
+        logging.warning(
+            "%s: %d images are left out, being no regular files or links to nowhere: %s",
+            shown(root), len(gone), some(gone, 3),
+        )  # fmt: skip
+        names = [names[i] for i in np.flatnonzero(sizes >= 0)]
+        sizes = sizes[sizes >= 0]
     labels, label_names = classes_of(names)
     if label_names and (loose := [name for name in names if os.sep not in name]):
         logging.warning(
@@ -201,6 +211,7 @@ def scan_folder(path: str, split: str) -> Table:
         length=np.full(len(names), -1, np.int64),
         label=np.array(labels, np.int32),
         label_names=label_names,
+        size=sizes,
     )
 
 

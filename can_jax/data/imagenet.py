@@ -27,9 +27,10 @@ from absl import flags
 
 from can_jax import command
 from can_jax.data.examine import Plan
-from can_jax.data.files import OpenFiles, find_images
+from can_jax.data.files import find_images
 from can_jax.data.find import is_shard
 from can_jax.data.indexing import build_index
+from can_jax.data.reading import OpenFiles
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.data.tar import Members, open_tar

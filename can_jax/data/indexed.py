@@ -1,5 +1,6 @@
 """Encoded images that are read where they lie, by a table of places."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from can_jax.data.files import OpenFiles, RandomFile, is_remote, size_of
+from can_jax.data.files import size_of
+from can_jax.data.reading import OpenFiles, RandomFile, is_remote, unreadable
 from can_jax.data.records import FOOTER, WRONG_SUM, intact_content
 from can_jax.data.source import Examples
 from can_jax.data.splits import shown, spellings
 from can_jax.data.table import FACTS, FOLDER, Table, facts_of, load_table
+from can_jax.data.walk import is_folder_entry
 from can_jax.errors import UserError
 
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
@@ -60,7 +63,12 @@ class IndexedSource:
         return self.table.label_names
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Encoded images and labels; what cannot be read is empty."""
+        """Return encoded images and labels; an image whose record is damaged is empty.
+
+        Raises:
+            UserError: A file cannot be read, after several tries. An image in its place would make
+                another stream of examples.
+        """
         apply = self._readers.map if self._readers else map
         contents = list(apply(self._content, map(int, examples)))
         if self._parse is None:
@@ -97,12 +105,14 @@ class IndexedSource:
             content = read_example(file, int(table.offset[example]), length, self._parse)
         except UserError:
             raise
-        except Exception as error:  # a remote store has kinds of its own
+        except ValueError as error:  # its content is damaged
             if example not in self._unread and len(self._unread) < NAMED:
                 self._unread.add(example)
                 where = shown(self.describe(example))
                 logging.warning("cannot be read: %s: %s", where, shown(str(error)))
             return b""
+        except Exception as error:  # a remote store has kinds of its own
+            raise unreadable(self.describe(example), error) from error
         if len(content) <= self._cache_room:
             self._cache_room -= len(content)
             self._cache[example] = content
@@ -164,7 +174,8 @@ def table_of(
                 f"{place} is older than {os.path.join(root, name)}; build it again with "
                 f"python -m can_jax.data.index"
             )
-    return table
+    in_order = [sizes[table.names[i]] for i in range(len(table.names))]
+    return dataclasses.replace(table, size=np.array(in_order, np.int64))
 
 
 def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | None:
@@ -204,7 +215,7 @@ def _log_left_out(place: Path, facts: dict[str, Any], folder: str | None) -> Non
         )  # fmt: skip
     if folder is not None and facts["label_names"] and not is_remote(folder):
         known = set(facts["label_names"])
-        found = {entry.name for entry in os.scandir(folder) if entry.is_dir()}
+        found = {entry.name for entry in os.scandir(folder) if is_folder_entry(entry)}
         if new := sorted(name for name in found - known if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(

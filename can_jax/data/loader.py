@@ -136,7 +136,7 @@ class Loader(Iterator[Batch]):
     def __init__(self, dataset: Any, share: Share, skip_limit: float, states: States | None = None):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
-        batches = [dataset.as_numpy_iterator()]
+        batches = [chunks.elements(dataset)]
         # Python must not end before the threads that read files for tf.data: neither would return.
         weakref.finalize(self, batches.clear)
         self._load = functools.partial(_place_next, batches, share)

@@ -46,7 +46,7 @@ class MixtureSource:
         return int(self._starts[-1])
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Encoded images and labels; what cannot be read is empty."""
+        """Encoded images and labels; a damaged record is empty."""
         images, labels = [b""] * len(examples), np.full(len(examples), -1, np.int32)
         owners = np.searchsorted(self._starts, examples, side="right") - 1
         for number, part in enumerate(self.parts):

@@ -7,11 +7,11 @@ import numpy as np
 
 from can_jax.data.decode import FILE_CHANNELS, pillow_pixels
 from can_jax.data.evaluation import spread
-from can_jax.data.files import is_remote
 from can_jax.data.images import open_image
 from can_jax.data.indexed import IndexedSource
 from can_jax.data.labels import Labels, Numbers
 from can_jax.data.mixture import MixtureSource
+from can_jax.data.reading import is_remote
 from can_jax.data.source import ArraySource, Source
 from can_jax.errors import UserError
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import google_crc32c
 import numpy as np
 
-from can_jax.data.files import RandomFile
+from can_jax.data.reading import RandomFile
 from can_jax.data.scan import Found, found, name_gaps
 from can_jax.data.tar import compression_of
 

@@ -1,6 +1,7 @@
 """`tfrecord` and `webdataset`: examples packed into shards, each read where it lies."""
 
 import collections
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from can_jax.data.files import Names, is_remote
+from can_jax.data.files import Names, size_of
 from can_jax.data.find import find_shards
 from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
 from can_jax.data.label_range import as_label
+from can_jax.data.reading import is_remote, passes, unreadable
 from can_jax.data.records import scan_tfrecord
 from can_jax.data.scan import Found, found
 from can_jax.data.splits import shown
@@ -114,16 +116,23 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
         logging.warning("%s: not used: %s", shown(root), list_unused(unused))
     if not sum(len(shard.offset) for shard in scans):
         raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
-    return join(list(names), scans)
+    table = join(list(names), scans)
+    return dataclasses.replace(table, size=np.array(list(map(size_of, paths)), np.int64))
 
 
 def scan_shard(source: str, path: str) -> Found:
-    """Return what a shard holds; one that cannot be read holds nothing, and says why."""
+    """Return what a shard holds; one that may not be read holds nothing, and says why.
+
+    Raises:
+        UserError: The storage fails.
+    """
     try:
         return SCANNERS[source](path)
     except UserError:
         raise
     except Exception as error:  # a remote store has kinds of its own
+        if passes(error):
+            raise unreadable(path, error) from error
         reason = getattr(error, "strerror", None) or one_line(error)
         return found([], [], [], f"cannot be read: {reason}")
 

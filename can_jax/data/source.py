@@ -37,7 +37,7 @@ class EncodedSource(Protocol):
         ...
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Encoded images, and labels as int32; what cannot be read is empty."""
+        """Encoded images, and labels as int32; a damaged record is empty."""
         ...
 
     def describe(self, example: int) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from can_jax.data.files import LARGEST, open_file
 from can_jax.data.indexed import ParseRecord
+from can_jax.data.reading import LARGEST, of_storage, open_file, unreadable
 from can_jax.data.records import (
     FOOTER,
     HEADER,
@@ -146,6 +146,8 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
     except UserError:
         raise
     except Exception as error:  # of the file system, a remote store, gzip or zlib
+        if of_storage(error):
+            raise unreadable(path, error) from error
         log(f" cannot be read further: {shown(one_line(error))}")
     log.finish()
 
@@ -198,6 +200,8 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     except UserError:
         raise
     except Exception as error:  # of the file system, a remote store, tarfile or a decompressor
+        if of_storage(error):
+            raise unreadable(path, error) from error
         if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):
             log(" is cut off")
         elif isinstance(error, tarfile.ReadError) and "truncated header" in str(error):

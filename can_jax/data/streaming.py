@@ -24,7 +24,6 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data import chunks
-from can_jax.data.batch import Batch
 from can_jax.data.loader import Loader, States, TrainingLoader
 from can_jax.data.order import VERSION
 from can_jax.data.shards import FIRST_RECORDS, locate_shards
@@ -173,18 +172,9 @@ class StreamingLoader(Loader):
         self._last = np.array(place, np.int64)
         share = share_of_process(mesh, config.batch_size)
         views = RandomViews.from_config(config)
-        self._failed: list[UserError] = []
         steps = first_step, total_steps
-        dataset = _batches(config, source, views, steps, share, place, self._failed)
+        dataset = _batches(config, source, views, steps, share, place)
         super().__init__(dataset, share, config.data.skip_limit, states)
-
-    def __next__(self) -> Batch:
-        try:
-            return super().__next__()
-        except StopIteration:
-            if self._failed:
-                raise self._failed[0] from None
-            raise
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Keep the place, and count what was replaced.
@@ -226,13 +216,10 @@ def _batches(
     steps: tuple[int, int],
     share: Share,
     place: tuple[int, ...],
-    failed: list[UserError],
 ) -> Any:
-    """As `chunks.batches`, with the place after each row.
-
-    An error that ends the stream is added to ``failed``: tf.data would wrap it into its own.
-    """
+    """As `chunks.batches`, with the place after each row."""
     tf = tensorflow()
+    failed: list[UserError] = []
 
     def examples() -> Iterator[tuple]:
         stream = source.stream(config.seed, config.data.window, share.number, share.count, place)
@@ -269,6 +256,8 @@ def _batches(
         return cut.map(lambda element: element | {"place": places})
 
     elements = tf.data.Dataset.from_generator(examples, output_signature=signature)
-    return chunks.in_parallel(
+    dataset = chunks.in_parallel(
         elements, chunk, len(share.rows), config.data.threads, whole_chunks=True
     )
+    dataset.failed = failed
+    return dataset

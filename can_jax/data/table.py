@@ -37,6 +37,7 @@ class Table:
         label: -1 where unknown.
         label_names: of the classes, if known.
         digest: the first 8 bytes of BLAKE2b of each content; None if it was not read.
+        size: bytes of each file of ``names``; None if they were not looked at.
     """
 
     names: Names
@@ -46,6 +47,7 @@ class Table:
     label: Int[np.ndarray, " examples"]
     label_names: tuple[str, ...] = ()
     digest: UInt64[np.ndarray, " examples"] | None = None
+    size: Int[np.ndarray, " files"] | None = None
 
     def __len__(self) -> int:
         return len(self.file)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from can_jax.data.files import exists, is_folder, is_remote, listed, open_file
+from can_jax.data.files import exists, is_folder, listed
+from can_jax.data.reading import is_remote, open_file
 from can_jax.data.splits import shown
 from can_jax.errors import UserError, one_line
 

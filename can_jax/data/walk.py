@@ -80,7 +80,7 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
             unreadable.append(f"{real}: {error.strerror}")
             continue
         for entry in visible:
-            if not _is_folder(entry):
+            if not is_folder_entry(entry):
                 folder.files.append(entry.name)
                 continue
             link = entry.is_symlink()
@@ -92,7 +92,8 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
     return found, unreadable
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def is_folder_entry(entry: os.DirEntry) -> bool:
+    """Return whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link whose target cannot be looked at

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from can_jax.data.files import IMAGE_NAME, RandomFile, open_file
+from can_jax.data.files import IMAGE_NAME
 from can_jax.data.label_range import BEYOND, is_label
+from can_jax.data.reading import RandomFile, open_file
 from can_jax.data.scan import Found, found
 from can_jax.data.splits import shown
 from can_jax.data.tar import Members, compression_of, open_tar

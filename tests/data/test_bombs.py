@@ -12,9 +12,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from can_jax.data import files, stream
-from can_jax.data.files import Names, RandomFile
+from can_jax.data import reading, stream
+from can_jax.data.files import Names
 from can_jax.data.folder import open_folder
+from can_jax.data.reading import RandomFile
 from can_jax.data.records import FOOTER, HEADER, masked_crc32c
 from can_jax.data.shards import example_parser, open_webdataset
 from can_jax.data.stream import read_tar, read_tfrecord
@@ -110,7 +111,7 @@ def test_many_wrong_records_take_no_quadratic_time(tmp_path):
 def test_file_without_an_end_is_not_read_whole(tmp_path):
     with open(tmp_path / "0.png", "wb") as file:
         file.truncate(2**40)
-    with pytest.raises(ValueError, match=f"more than the {files.LARGEST} of an image"):
+    with pytest.raises(ValueError, match=f"more than the {reading.LARGEST} of an image"):
         RandomFile(str(tmp_path / "0.png")).read(0, -1)
     with pytest.raises(ValueError, match="byte -1 is in no file"):
         RandomFile(str(tmp_path / "0.png")).read(-1, 4)

@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from can_jax.data import files
+from can_jax.data import reading
 from can_jax.data.claim import LOCK
 from can_jax.data.examine import Plan
-from can_jax.data.files import OpenFiles, RandomFile, find_images, open_limit, patiently
+from can_jax.data.files import find_images
 from can_jax.data.folder import open_folder
 from can_jax.data.indexing import build_index
+from can_jax.data.reading import OpenFiles, RandomFile, open_limit, patiently
 from can_jax.data.shards import open_webdataset
 from can_jax.data.table import FOLDER, load_table
 from can_jax.errors import UserError
@@ -94,9 +95,12 @@ def test_pipes_are_never_waited_for(tmp_path, caplog):
     put(tmp_path, a=IMAGES[0])
     os.mkfifo(tmp_path / "b.png")
     os.mkfifo(tmp_path / "c")
+    (tmp_path / "d.png").symlink_to("nowhere.png")
+    (tmp_path / "e.png").symlink_to("e.png")
     source = open_folder(str(tmp_path), "train")
-    assert source.read(np.arange(source.examples))[0] == [IMAGES[0], b""]
-    assert "b.png: [Errno 22] not a regular file" in caplog.text
+    assert source.read(np.arange(source.examples))[0] == [IMAGES[0]]
+    assert "3 images are left out, being no regular files or links to nowhere" in caplog.text
+    assert "b.png, d.png, e.png" in caplog.text
     os.mkfifo(tmp_path / "train.tar")
     with pytest.raises(UserError, match=r"train\.tar cannot be read: not a regular file"):
         open_webdataset(str(tmp_path / "train.tar"), "train")
@@ -219,7 +223,7 @@ def test_few_descriptors_break_no_image(tmp_path):
 def test_no_descriptor_left_stops_with_one_line(tmp_path, monkeypatch):
     put(tmp_path, a=IMAGES[0])
     source = open_folder(str(tmp_path), "train")
-    monkeypatch.setattr(files, "WAITS", (0.01,))
+    monkeypatch.setattr(reading, "WAITS", (0.01,))
     fill = []
     with descriptors(used_descriptors() + 2):
         with contextlib.suppress(OSError):
@@ -246,7 +250,7 @@ def test_descriptors_that_come_free_are_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("number", "tries"), [(errno.EIO, 3), (errno.ENOENT, 1)])
 def test_errors_that_pass_are_tried_again(monkeypatch, number, tries):
-    monkeypatch.setattr(files, "WAITS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(reading, "WAITS", (0.01, 0.01, 0.01))
     calls = []
 
     def call():
@@ -265,7 +269,7 @@ def test_errors_that_pass_are_tried_again(monkeypatch, number, tries):
 
 def test_open_files_close_the_oldest(tmp_path, monkeypatch):
     put(tmp_path, a=IMAGES[0], b=IMAGES[1], c=IMAGES[2])
-    monkeypatch.setattr(files, "OPEN_FILES", 2)
+    monkeypatch.setattr(reading, "OPEN_FILES", 2)
     kept, other = OpenFiles(), OpenFiles()
     for name in "abc":
         assert kept[str(tmp_path / f"{name}.png")].read(0, -1) == IMAGES["abc".index(name)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from can_jax.data import files, webdataset
+from can_jax.data import reading, webdataset
 from can_jax.data.shards import open_webdataset
 from can_jax.data.stream import read_tar
 from can_jax.data.webdataset import scan_tar
@@ -370,8 +370,8 @@ def test_damage_of_many_shards_is_one_line(tmp_path, caplog):
 
 def test_file_closes_after_its_module_is_gone(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x")
-    file = files.RandomFile(str(tmp_path / "a"))
-    monkeypatch.setattr(files, "os", None)  # as Python does at its exit
+    file = reading.RandomFile(str(tmp_path / "a"))
+    monkeypatch.setattr(reading, "os", None)  # as Python does at its exit
     file.__del__()
     monkeypatch.undo()
     with pytest.raises(OSError, match="Bad file descriptor"):

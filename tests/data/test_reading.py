@@ -1,0 +1,113 @@
+"""Reads that fail: for a moment, or for good."""
+
+import collections
+import contextlib
+import errno
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from can_jax.data import reading
+from can_jax.data.reading import RandomFile, open_file
+from can_jax.data.source import open_source
+from can_jax.data.streaming import open_loader, open_stream
+from can_jax.errors import UserError
+from can_jax.parallel.mesh import make_mesh
+from tests.conftest import small_config
+from tests.data.samples import encode, write_tfrecord, write_webdataset
+
+RNG = np.random.default_rng(0)
+IMAGES = [encode(RNG.integers(0, 256, (18, 20, 3), dtype=np.uint8)) for _ in range(16)]
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let the first reads of each file fail, as many as told."""
+    monkeypatch.setattr(reading, "WAITS", (0.01, 0.01))
+    real = os.pread
+
+    @contextlib.contextmanager
+    def fail(times, number=errno.EIO):
+        calls = collections.Counter()
+
+        def pread(descriptor, length, offset):
+            name = os.readlink(f"/proc/self/fd/{descriptor}")
+            calls[name] += 1
+            if calls[name] <= times:
+                raise OSError(number, os.strerror(number))
+            return real(descriptor, length, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", pread)
+            yield
+
+    return fail
+
+
+def put_folder(place):
+    for number, image in enumerate(IMAGES):
+        (place / f"{number:02d}.png").write_bytes(image)
+    return {"source": "folder"}
+
+
+def put_tars(place):
+    write_webdataset(place / "train-0.tar", IMAGES)
+    return {"source": "webdataset"}
+
+
+def put_streamed_records(place):
+    write_tfrecord(place / "train-0.tfrecord", IMAGES)
+    return {"source": "tfrecord", "streaming": True, "examples": len(IMAGES), "window": 4}
+
+
+def put_streamed_tars(place):
+    return put_tars(place) | {"streaming": True, "examples": len(IMAGES), "window": 4}
+
+
+@pytest.mark.parametrize("put", [put_folder, put_tars, put_streamed_records, put_streamed_tars])
+def test_stream_is_the_same_after_a_failure_that_passes_and_ends_at_one_that_stays(
+    put, tmp_path, failing
+):
+    config = small_config()
+    config.data.update(path=str(tmp_path), **put(tmp_path))
+    opened = open_stream if config.data.streaming else open_source
+    source = opened(config.data, "train")
+
+    def batches():
+        loader = open_loader(config, source, make_mesh(config.mesh), 0, 3)
+        return [jax.device_get(batch) for batch in loader]
+
+    undisturbed = batches()
+    with failing(2):
+        again = opened(config.data, "train") if config.data.streaming else source
+        source = again
+        for one, other in zip(undisturbed, batches(), strict=True):
+            jax.tree.map(np.testing.assert_array_equal, one, other)
+    if not config.data.streaming:
+        source = opened(config.data, "train")
+    with (
+        failing(10**6),
+        pytest.raises(UserError, match=r"(png|tar|tfrecord).*cannot be read: Input/"),
+    ):
+        batches()
+
+
+def test_file_with_a_new_handle_is_opened_again(tmp_path, failing):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    file = RandomFile(str(tmp_path / "a"))
+    with failing(10**6, errno.ESTALE):
+        assert file.read(2, 5) == b"23456"
+
+
+def test_short_reads_are_completed(tmp_path, monkeypatch):
+    content = bytes(range(256)) * 20
+    (tmp_path / "a").write_bytes(content)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, length, at: real(file, min(length, 7), at))
+    assert RandomFile(str(tmp_path / "a")).read(3, 5000) == content[3:5003]
+    with open_file(str(tmp_path / "a")) as file:
+        assert file.read(10) == content[:10]
+        file.seek(-5, os.SEEK_END)
+        assert file.read() == content[-5:] and file.tell() == len(content)
