@@ -1,11 +1,12 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
+import dataclasses
 import logging as python_logging
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from orbax.checkpoint.checkpoint_managers import (
+    PreservationContext,
+    PreservationPolicy,
+)
 
 from can_jax.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.errors import UserError, one_line
@@ -34,6 +39,30 @@ class Restored(NamedTuple):
 
 class _OtherModel(Exception):
     """A checkpoint's arrays have other names or shapes than the configured model's."""
+
+
+@dataclasses.dataclass
+class _Retention(PreservationPolicy):
+    """Which checkpoints are kept: the last, the last few regular ones, and those of some steps.
+
+    Attributes:
+        last: How many regular ones; None for all.
+        every: Those of steps that it divides are kept for ever; None for no such steps.
+        temporary: Steps that were saved only for the time that had passed.
+    """
+
+    last: int | None
+    every: int | None
+    temporary: set[int] = dataclasses.field(default_factory=set)
+
+    def should_preserve(
+        self, checkpoints: Sequence[Any], *, context: PreservationContext
+    ) -> list[bool]:
+        """Return whether to keep each of the checkpoints, which are in the order of their steps."""
+        steps = [info.step for info in checkpoints]
+        regular = [step for step in steps if step not in self.temporary]
+        kept = set(steps[-1:]) | set(regular if self.last is None else regular[-self.last :])
+        return [bool(step in kept or (self.every and step % self.every == 0)) for step in steps]
 
 
 class Checkpointer:
@@ -60,11 +89,11 @@ class Checkpointer:
         self._saving = self._failures = 0
         self._read_only, self._check = read_only, check
         self._shapes: dict[str, list[int]] = {}
+        self._retention = _Retention(keep_last, keep_every_steps)
         _hush_threads()
         _keep_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last,
-            keep_period=keep_every_steps,
+            preservation_policy=self._retention,
             enable_async_checkpointing=not read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,  # of saves that a kill ended
@@ -135,11 +164,17 @@ class Checkpointer:
             )
         return -1
 
-    def save(self, step: int, state: Any, run: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
         """Begin to save a state, and what JSON can hold of the run. Returns before it is written.
 
         A step that is saved already is left as it is. Where a checkpoint cannot be written, for
         want of space say, the run is warned and goes on.
+
+        Args:
+            step: Its number.
+            state: A tree of arrays.
+            run: What JSON can hold of the run.
+            temporary: The next checkpoint replaces this one.
 
         Raises:
             UserError: it is the third in a row that could not be written.
@@ -149,6 +184,8 @@ class Checkpointer:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         self._saving, self._shapes = step, shapes_of(state)
+        if temporary:
+            self._retention.temporary.add(step)
         try:
             self._demand_room(state)
             self._manager.save(step, args=items)

@@ -28,6 +28,7 @@ from can_jax.preemption import RESUME, Stopped, handler
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
 EXIT_SECONDS = 60.0  # that a program may take to end once all is done
+FAILED_EXIT_SECONDS = 5.0  # likewise one that failed, of a job of several processes
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
 
@@ -54,8 +55,11 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
 
 def bound_exit(code: int) -> None:
     """End this process with an exit code once it has taken a minute to end by itself. Threads of a
-    save or of a library may wait for an event that never comes."""
-    end = threading.Timer(EXIT_SECONDS, lambda: os._exit(code))
+    save or of a library may wait for an event that never comes; the other processes of a job wait
+    for one that has failed."""
+    failed = code in (EXIT_REFUSED, EXIT_UNEXPECTED) and jax.distributed.is_initialized()
+    seconds = FAILED_EXIT_SECONDS if failed else EXIT_SECONDS
+    end = threading.Timer(seconds, lambda: os._exit(code))
     end.daemon = True
     end.start()
 

@@ -313,6 +313,11 @@ RECIPE: Table = {
             1000, COUNT, "The interval of checkpoints; each probe and figure makes one, too.",
             unit="steps",
         ),
+        "every_minutes": Key(
+            30.0, Number(0.01, 1e6, also=(0,)),
+            "Also a checkpoint after so long without one, which the next one replaces; 0 is never.",
+            before=0.0, unit="minutes",
+        ),
         "keep_last": Key(3, Whole(1, 10**6), "How many checkpoints are retained."),
         "keep_every_steps": Key(
             None, COUNT, "Checkpoints at these steps are retained forever.", unit="steps"

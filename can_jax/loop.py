@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 
@@ -22,7 +23,7 @@ from can_jax.observe.guard import Guard
 from can_jax.observe.profile import TraceWindow
 from can_jax.observe.watchdog import Watchdog
 from can_jax.parallel.replicas import ReplicaCheck
-from can_jax.parallel.runtime import Stopping, meeting
+from can_jax.parallel.runtime import Stopping, gather, meeting
 from can_jax.step import Steps, TrainState
 
 Compiled = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -39,6 +40,7 @@ class Progress:
         rewinds: how often it did.
         guard: the state of its guard.
         order_version: the version of the order of its examples.
+        stream: What decides which example stands where in its stream; see `resuming.check_stream`.
     """
 
     seconds: float = 0.0
@@ -47,6 +49,7 @@ class Progress:
     rewinds: int = 0
     guard: Any = None
     order_version: int = order.VERSION
+    stream: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
@@ -131,6 +134,7 @@ class Loop:
         """
         config, clock, report = self.step.config, StepClock(), self.watcher.report
         self._started = time.perf_counter() - self.progress.seconds
+        self._saved_at = time.monotonic()
         self._guard = Guard(config, self.progress.guard)
         while number < self.total:
             number += 1
@@ -162,9 +166,10 @@ class Loop:
                 self.watcher.log(number, metrics, clock, self.loader)
             due = [hook for hook in self.watcher.hooks() if number % hook.every == 0 or last]
             # Looking takes its time: a run that is killed meanwhile has not to come here again.
-            if number % config.checkpoint.every_steps == 0 or due or last or stop:
+            regular = number % config.checkpoint.every_steps == 0 or due or last or stop
+            if regular or self._minutes_passed(number):
                 with clock.paused():
-                    self._save(number, state)
+                    self._save(number, state, temporary=not regular)
                 self.watchdog.beat(number)
             if stop:
                 break  # the run that goes on makes up for what else is due
@@ -180,8 +185,22 @@ class Loop:
         """That the run took so far."""
         return time.perf_counter() - self._started
 
-    def _save(self, number: int, state: TrainState) -> None:
+    def _minutes_passed(self, number: int) -> bool:
+        """Return whether a checkpoint is due by time. Collective: every process must call this.
+
+        The clock of process 0 decides. Several processes ask it at log steps only, since they wait
+        for each other.
+        """
+        config = self.step.config
+        seconds = 60 * config.checkpoint.every_minutes
+        if not seconds or (jax.process_count() > 1 and number % config.log_every_steps):
+            return False
+        passed = time.monotonic() - self._saved_at >= seconds
+        return bool(gather("checkpoint by time", np.int32(passed))[0])
+
+    def _save(self, number: int, state: TrainState, temporary: bool = False) -> None:
         """Begin to save a step, if all devices agree about it."""
+        self._saved_at = time.monotonic()
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
@@ -192,7 +211,7 @@ class Loop:
         progress.seconds, progress.loader = self._seconds(), self.loader.state
         progress.guard = self._guard.state
         with meeting("saving the checkpoint"):
-            self.checkpoints.save(number, state, dataclasses.asdict(progress))
+            self.checkpoints.save(number, state, dataclasses.asdict(progress), temporary)
 
     def _before_spike(self, number: int) -> int | None:
         """Say that the loss jumped; the checkpoint to go back to, None for going on.
@@ -247,6 +266,6 @@ class Loop:
         write_capture(folder, config, number, state, batch)
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
-            f"{number}: python -m can_jax.replay {folder} shows the step; a lower "
-            "optimizer.learning_rate may help, from an earlier checkpoint"
+            f"{number - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} shows the step; a "
+            "lower optimizer.learning_rate may help, from an earlier checkpoint"
         )

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from can_jax.capture import read_config
 from can_jax.config import resolve, to_json
+from can_jax.data.fingerprint import fingerprint
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import shares
 from can_jax.data.source import open_source
@@ -22,6 +23,8 @@ from can_jax.initial import initial_weights
 from can_jax.observe import console
 from can_jax.observe.flops import train_flops_per_image
 from can_jax.observe.metrics import MetricWriter
+from can_jax.observe.runlog import RunLog
+from can_jax.observe.watchdog import LONG, section
 from can_jax.observers import Observers, unseen
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.parallel.mesh import batch_shards, make_mesh
@@ -53,8 +56,9 @@ def pretrain(
         UserError: something a person can mend; found before anything is compiled.
         Preempted: A signal asked to stop; the state is saved.
     """
-    training = prepare(config, workdir, given, allowed)
-    run(training, training.mesh, workdir, **options)
+    with RunLog() as log:
+        training = prepare(config, workdir, given, allowed)
+        run(training, training.mesh, workdir, log, **options)
 
 
 def prepare(
@@ -74,13 +78,14 @@ def prepare(
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     open_data: Any = open_stream if config.data.streaming else open_source
-    source = open_data(config.data, config.data.split)
+    with section("opening the data", LONG * config.stuck_after_seconds):
+        source = open_data(config.data, config.data.split)
     check_labels(config, source)
     warn_of_repeats(config, source)
     times = make_timetable(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     step = make_step(config, schedule)
-    return Pretraining(config, source, times, step, mesh)
+    return Pretraining(config, source, times, step, mesh, tuple(allowed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +97,16 @@ class Pretraining:
     times: Timetable
     step: Step
     mesh: Mesh
+    allowed: tuple[str, ...] = ()
 
     def identity(self) -> None:
         """Return None: a resumed pretraining may change its settings."""
+
+    def stream(self) -> dict[str, Any]:
+        """Return the seed, the batch size and the fingerprint of the data."""
+        config = self.config
+        decided = {"seed": config.seed, "batch_size": config.batch_size}
+        return decided | {"data": fingerprint(self.source)}
 
     def facts(self) -> dict[str, Any]:
         """Batch, durations and cost."""

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.config import flatten, from_json, to_json, within
+from can_jax.data.fingerprint import differences
 from can_jax.defaults import RECIPE
 from can_jax.durations import DURATIONS, value_of
 from can_jax.errors import UserError
@@ -79,6 +80,37 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
                     f"longer be those of one run. Give {old}, another --workdir, or "
                     f"--allow_changes={name}"
                 )
+
+
+def check_stream(
+    stored: dict[str, Any], current: dict[str, Any], step: int, allowed: Collection[str] = ()
+) -> None:
+    """Check that a run resumes with the stream of examples that its checkpoint is of.
+
+    Args:
+        stored: ``seed``, ``batch_size`` and the fingerprint ``data``, as of the checkpoint; empty
+            if it is of an older version.
+        current: The same of this start.
+        step: Of the checkpoint.
+        allowed: Names in `CHANGES` that may differ.
+
+    Raises:
+        UserError: One of them differs.
+    """
+    for name in stored.keys() & CHANGES.keys() - set(allowed):
+        old, new = stored[name], current[name]
+        if name == "data" and (phrases := differences(old, new)):
+            raise UserError(
+                f"the data of config.data is not that of the checkpoint of step {step}: it has "
+                f"{', '.join(phrases)}, and the steps would no longer be those of one run. Give "
+                "the data as it was, another --workdir, or --allow_changes=data"
+            )
+        if name != "data" and old != new:
+            raise UserError(
+                f"config.{name}={new}, and the checkpoint of step {step} was trained with {old}: "
+                f"the steps would no longer be those of one run. Give {old}, another --workdir, or "
+                f"--allow_changes={name}"
+            )
 
 
 def newer_keys(stored: str) -> list[str]:

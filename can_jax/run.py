@@ -3,7 +3,7 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from can_jax.abort import keep_stacks_in
 from can_jax.checkpoint import Checkpointer
 from can_jax.config import flatten, from_json, to_json
 from can_jax.data.batch import batch_shapes
@@ -26,12 +27,13 @@ from can_jax.observe import console
 from can_jax.observe.clock import Startup
 from can_jax.observe.metrics import MetricWriter
 from can_jax.observe.profile import TraceWindow
-from can_jax.observe.watchdog import Watchdog
+from can_jax.observe.runlog import RunLog
+from can_jax.observe.watchdog import LONG, Watchdog, section
 from can_jax.parallel.mesh import batch_sharding
 from can_jax.parallel.replicas import ReplicaCheck
-from can_jax.parallel.runtime import Stopping, environment, meeting
+from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
 from can_jax.preemption import RESUME, handler
-from can_jax.resuming import to_store
+from can_jax.resuming import check_stream, to_store
 from can_jax.starts import append_start, first_config
 from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
@@ -65,6 +67,15 @@ class Training(Protocol):
         """Return all that the results depend on; None where a directory holds any such run."""
         ...
 
+    @property
+    def allowed(self) -> Collection[str]:
+        """Names in `can_jax.resuming.CHANGES` that may differ from those of a checkpoint."""
+        ...
+
+    def stream(self) -> dict[str, Any]:
+        """Return what decides the stream of examples; see `can_jax.resuming.check_stream`."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """What to print and store of the run before it begins, by name."""
         ...
@@ -88,6 +99,7 @@ def run(
     training: Training,
     mesh: Mesh,
     workdir: epath.Path,
+    log: RunLog,
     *,
     profile: bool = False,
     dump_hlo: bool = False,
@@ -98,6 +110,7 @@ def run(
         training: what.
         mesh: on which devices.
         workdir: the run directory, made if missing.
+        log: Keeps what is said, once the directory is this run's.
         profile: trace a few steps for TensorBoard.
         dump_hlo: write the compiled step to `hlo.txt`.
 
@@ -117,8 +130,10 @@ def run(
         checkpoints = stack.enter_context(
             contextlib.closing(open_checkpoints(config, workdir, lock))
         )
-        first = first_step(checkpoints, times, workdir)
-        report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total)))
+        longer = LONG * config.stuck_after_seconds
+        with section("verifying the checkpoints", longer):
+            first = first_step(checkpoints, times, workdir)
+        report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total, log)))
         if first == times.total and training.finished(workdir):
             report.say(f"{workdir} has already finished its {first} steps; nothing to do")
             return
@@ -133,14 +148,21 @@ def run(
         lowering = threads.submit(
             lower_train_step, step, abstract, batch_shapes(config, batch_sharding(mesh)), mesh
         )
+        with section("comparing the data", longer):
+            stream = training.stream()
+            hint = "let config.data show all the same files"
+            demand_same("data set", json.dumps(stream, sort_keys=True), hint)
         progress = Progress()
         if first:
-            with meeting("restoring the checkpoint"):
+            restoring = "restoring the checkpoint"
+            with section(restoring, longer), meeting(restoring):
                 first, state, known = checkpoints.restore(first, abstract)
             progress = Progress.from_json(known)
+            check_stream(progress.stream, stream, first, training.allowed)
             report.say(f"resumed from the checkpoint of step {first}")
         else:
             state = training.begin(initialize(step, abstract), report)
+        progress.stream = stream
         # Only now is it certain that the directory is of this run.
         with writing(workdir):
             if not first and jax.process_index() == 0:
@@ -149,18 +171,22 @@ def run(
             note_parameters(abstract.parameters, workdir)
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         lock.check()
+        log.open(workdir)
+        keep_stacks_in(str(workdir), f"-{jax.process_index()}" if jax.process_count() > 1 else "")
         watcher = training.watcher(workdir, writer, report)
-        drawn, most = first + progress.passed_over, times.total * (1 + config.spike.rewinds)
+        drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)
         loader = open_loader(
             config, training.source, mesh, drawn, most, progress.loader, progress.order_version
         )
         startup.mark("the state")
         lock.check()
-        watcher.look_first(first, state)
+        with section("looking at the run before its first step", longer):
+            watcher.look_first(first, state)
         startup.mark("the first probe")
         if first < times.total:
+            with section("compiling the train step", longer):
+                compiled = compile_timed(lowering, report)
             watchdog = Watchdog(config.stuck_after_seconds)
-            compiled = compile_timed(lowering, report)
             startup.mark("compiling")
             if dump_hlo and jax.process_index() == 0:
                 with writing(workdir):
@@ -239,6 +265,20 @@ def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path)
             f"{times.total}: make the run longer, or give another --workdir"
         )
     return done
+
+
+def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
+    """Return the batch from which a run draws, and one that it cannot reach.
+
+    Args:
+        progress: Of the run.
+        first: The step from which it begins or resumes.
+        total: The last step.
+        rewinds: How often it may go back, those in ``progress`` included. Each passes over fewer
+            batches than the run has steps.
+    """
+    left = max(rewinds - progress.rewinds, 0)
+    return first + progress.passed_over, total * (1 + left) + progress.passed_over
 
 
 def note_start(

@@ -52,6 +52,18 @@ def test_newest_are_kept_and_some_for_ever(tmp_path):
     assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 6, 7]
 
 
+def test_checkpoint_by_time_is_replaced_by_the_next(tmp_path):
+    state, _ = fresh(devices=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2)
+    kept = []
+    for step in range(1, 7):
+        checkpoints.save(step, state, {}, temporary=step in (2, 3, 6))
+        checkpoints.wait()
+        kept.append("".join(sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())))
+    checkpoints.close()
+    assert kept == ["1", "12", "13", "14", "45", "456"]
+
+
 def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):
     def check():
         if lost:

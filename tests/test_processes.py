@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from can_jax.parallel.runtime import HEARTBEAT_SECONDS
+from tests.data.samples import encode
 from tests.runs import ROOT, command, main_in_process, metrics, run_in_process
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
@@ -26,13 +28,13 @@ def with_devices(count):
 
 
 @contextlib.contextmanager
-def job(recipe, workdir, *overrides, count=2, own=((), ())):
-    """Processes of four devices each; ``own`` are options of one of them."""
+def job(recipe, workdir, *overrides, count=2, own=((), ()), before=((), ())):
+    """Processes of four devices each, each with options and a wrapper of its own."""
     port = free_port()
     started = [
         subprocess.Popen(
             [
-                *command(recipe, workdir, *overrides),
+                *before[i], *command(recipe, workdir, *overrides),
                 f"--coordinator=127.0.0.1:{port}", "--processes=2", f"--process={i}",
                 "--start_timeout=60", *own[i],
             ],
@@ -107,6 +109,34 @@ def test_processes_with_different_configurations_are_refused(recipe, tmp_path):
         assert "processes 1 were given another configuration than process 0" in error
 
 
+@pytest.mark.slow
+def test_processes_that_see_different_data_are_refused(recipe, tmp_path):
+    for number in range(2):
+        for image in range(16 + number):
+            path = tmp_path / f"data{number}/{image:02d}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode(np.full((20, 20, 3), image, np.uint8)))
+    shown = tmp_path / "data"  # a folder that each process finds in its own working directory
+    own = [
+        ["--config.data.source=folder", f"--config.data.path={shown}"],
+        ["--config.data.source=folder", f"--config.data.path={shown}"],
+    ]
+    mounted = [
+        ["unshare", "--mount", "bash", "-c",
+         f'mount --bind {tmp_path}/data{number} {shown} && exec "$@"', "-"]
+        for number in range(2)
+    ]  # fmt: skip
+    shown.mkdir()
+    if subprocess.run([*mounted[0], "true"], capture_output=True).returncode:
+        pytest.skip("no folder can be mounted here")
+    with job(recipe, tmp_path / "run", own=own, before=mounted) as processes:
+        errors = [process.communicate(timeout=200)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    for error in errors:
+        assert "processes 1 were given another data set than process 0" in error
+    assert not (tmp_path / "run/config.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -121,17 +151,22 @@ def test_wrong_flags(recipe, tmp_path, options, message):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSTOP])
-def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(recipe, tmp_path, sign):
-    endless = ["total_steps=100000", "checkpoint.every_steps=3", "stuck_after_seconds=15", *QUIET]
+def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(
+    recipe, tmp_path, sign, victim
+):
+    endless = ["total_steps=100000", "checkpoint.every_steps=3", *QUIET]
     with job(recipe, tmp_path, *endless) as processes:
         for line in processes[0].stdout:
             if line.startswith("step 4/"):
                 break
-        processes[1].send_signal(sign)
+        processes[victim].send_signal(sign)
         started = time.monotonic()
-        errors = processes[0].communicate(timeout=120)[1]
-        assert time.monotonic() - started < 60
-        assert processes[0].returncode == 70, errors[-2000:]
+        errors = processes[1 - victim].communicate(timeout=120)[1]
+        assert time.monotonic() - started < HEARTBEAT_SECONDS + 30
+        assert processes[1 - victim].returncode == 70, errors[-2000:]
+    (stacks,) = tmp_path.glob(f"stacks-*-{1 - victim}.txt")
+    assert "most recent call first" in stacks.read_text()
     last = errors.strip().splitlines()[-1]
     assert last.startswith("error: ") and "host" in last, last

@@ -140,6 +140,10 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
         (["seed=7"], "config.seed=7, and this run was trained with 0"),
         (["batch_size=8"], "--allow_changes=batch_size"),
         (["data.split=test"], "--allow_changes=data"),
+        (
+            ["data.shapes_count=72", "total_steps=12"],
+            "it has 72 examples instead of 64, other labels, other content",
+        ),
         (["init_from=/no/such/weights", "total_steps=3"], "past the end of this run"),
     ],
 )

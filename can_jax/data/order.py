@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from can_jax.data.permutation import fold, permute, permute_by_tensorflow
+from can_jax.errors import UserError
 
 VERSION = 2  # of the order of new runs; runs that began with version 1 keep its weak permutations
 CYCLE = 10_000  # places of the stream over which a mixture has its weights exactly
@@ -30,12 +31,22 @@ class Order:
         sizes: examples of each part.
         weights: of each part, above 0; their ratios are met to 1 / `CYCLE`.
         version: of the order, `VERSION` for a new run.
+
+    Raises:
+        UserError: The version is newer than this one of the package.
     """
 
     seed: int
     sizes: tuple[int, ...]
     weights: tuple[float, ...] = (1.0,)
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        if self.version not in range(1, VERSION + 1):
+            raise UserError(
+                f"the checkpoint has its examples in an order of version {self.version}, and this "
+                f"version of can_jax knows those up to {VERSION}: use the version that wrote it"
+            )
 
     def examples_at(
         self, positions: Int64[np.ndarray, " n"], attempt: int = 0

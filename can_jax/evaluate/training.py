@@ -27,6 +27,7 @@ from can_jax.model.can import encoder_size
 from can_jax.observe import console
 from can_jax.observe.flops import transformer_flops
 from can_jax.observe.metrics import MetricWriter
+from can_jax.observe.runlog import RunLog
 from can_jax.observers import Log
 from can_jax.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.pretrain import check_batch
@@ -74,7 +75,8 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
         findings.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
     identity = classifier_identity(task, config, findings, pair)
     training = Classification(task, config, pair, source, times, step, findings, identity)
-    run(training, task.mesh, workdir)
+    with RunLog() as log:
+        run(training, task.mesh, workdir, log)
     return findings
 
 
@@ -126,10 +128,15 @@ class Classification:
     step: ClassifierStep
     findings: Findings
     depends_on: Identity
+    allowed: tuple[str, ...] = ()
 
     def identity(self) -> Identity:
         """Return encoder, data and settings."""
         return self.depends_on
+
+    def stream(self) -> dict[str, Any]:
+        """Return nothing: the identity holds the data and the settings."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """Batch, durations, and how the head is trained."""

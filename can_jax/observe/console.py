@@ -1,5 +1,6 @@
 """What a run prints: tables before it starts, a status line now and then, a bar on a terminal."""
 
+import io
 import sys
 from typing import Any
 
@@ -11,7 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from can_jax.observe.clock import Window
+from can_jax.observe.runlog import RunLog
 
+WIDTH = 120  # characters of a line that goes to a file
 LOSSES = ("contrastive", "reconstruction", "denoising")
 
 
@@ -84,13 +87,14 @@ class Reporter:
 
     Args:
         first_step, total_steps: of this run.
+        log: Keeps what is said.
     """
 
-    def __init__(self, first_step: int, total_steps: int):
-        width = None if sys.stdout.isatty() else 120
+    def __init__(self, first_step: int, total_steps: int, log: RunLog | None = None):
+        width = None if sys.stdout.isatty() else WIDTH
         quiet = jax.process_index() != 0
         self.console = plain_console(width=width, quiet=quiet, soft_wrap=True, highlight=False)
-        self._total = total_steps
+        self._total, self._log = total_steps, None if quiet else log
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -105,6 +109,10 @@ class Reporter:
     def say(self, message: Any) -> None:
         """One message, above the bar."""
         self.console.print(message)
+        if self._log:
+            text = io.StringIO()
+            plain_console(file=text, width=WIDTH, soft_wrap=True, highlight=False).print(message)
+            self._log.say(text.getvalue())
 
     def start_bar(self) -> None:
         """Show the bar, on a terminal."""

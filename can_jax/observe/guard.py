@@ -26,13 +26,13 @@ class Guard:
         self._limit, self._spike = config.skipped_updates_limit, config.spike
         known = state or {
             "pending": [],
-            "skipped": None,
+            "skipped": 0.0,
             "row": 0,
             "course": [0.0, 0.0, 0],
             "up": 0,
         }
         self._pending: deque[tuple[Any, Any]] = deque(map(tuple, known["pending"]))
-        self._skipped, self._row = known["skipped"], known["row"]
+        self._skipped, self._row = known["skipped"] or 0.0, known["row"]  # older: None
         self._mean, self._variance, self._seen = known["course"]
         self._up = known["up"]
 
@@ -71,8 +71,7 @@ class Guard:
 
     def _in_a_row(self, skipped: float) -> int:
         """Updates skipped in a row, given all so far."""
-        before = skipped if self._skipped is None else self._skipped
-        self._row = self._row + 1 if skipped > before else 0
+        self._row = self._row + 1 if skipped > self._skipped else 0
         self._skipped = skipped
         return self._row
 

@@ -1,23 +1,25 @@
 """Ends a run that has stopped moving, and shows where each of its threads was."""
 
-import faulthandler
-import os
-import sys
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 
-from can_jax.errors import EXIT_UNEXPECTED
+from can_jax.abort import abort
+
+LONG = 4  # times `config.stuck_after_seconds` is the limit of what grows with the data or the model
 
 
 class Watchdog:
     """Looks whether steps are finished.
 
     Args:
-        seconds: without a step after which the program is ended; 0 is never.
+        seconds: Without a step, after which the program is ended; 0 is never.
+        during: What is done, for the message, if it is no step.
     """
 
-    def __init__(self, seconds: float):
-        self._seconds = seconds
+    def __init__(self, seconds: float, during: str = ""):
+        self._seconds, self._during = seconds, during
         self._step, self._at = 0, time.monotonic()
         self._done = threading.Event()
         if seconds:
@@ -40,12 +42,24 @@ class Watchdog:
             self._at += max(now - woke - 2 * period, 0.0)
             woke = now
             if time.monotonic() - self._at > self._seconds:
-                faulthandler.dump_traceback(all_threads=True)
-                print(
-                    f"error: nothing has moved for {self._seconds:.0f} s after step {self._step} "
-                    "(config.stuck_after_seconds): a host is gone or stuck, or its data is; above "
-                    "is where each thread was. The same command goes on from what was saved",
-                    file=sys.stderr,
-                    flush=True,
+                abort(
+                    f"nothing has moved for {self._seconds:.0f} s "
+                    f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds): a "
+                    "host is gone or stuck, or its data is; above is where each thread was. The "
+                    "same command resumes from the last checkpoint"
                 )
-                os._exit(EXIT_UNEXPECTED)
+
+
+@contextlib.contextmanager
+def section(doing: str, seconds: float) -> Iterator[None]:
+    """End the program if what is inside takes longer.
+
+    Args:
+        doing: What is inside, as in "while opening the data".
+        seconds: Its limit; 0 for none.
+    """
+    watchdog = Watchdog(seconds, f"while {doing}")
+    try:
+        yield
+    finally:
+        watchdog.close()

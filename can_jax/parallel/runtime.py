@@ -10,7 +10,6 @@ import platform
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,14 +22,18 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from can_jax.errors import EXIT_UNEXPECTED, UserError, one_line
+from can_jax.abort import abort, abort_on_sigabrt
+from can_jax.errors import UserError, one_line
 from can_jax.preemption import handler
 from can_jax.processes import usable_cores
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
 
-BARRIER_SECONDS = 600.0  # that processes wait for each other, at most
+# Seconds after which a process without a heartbeat is gone; JAX then aborts the others.
+HEARTBEAT_SECONDS = 60
+# Seconds that processes wait for each other, at most. Others may look through their data, or save.
+BARRIER_SECONDS = 7200.0
 
 
 def surroundings() -> str | None:
@@ -105,23 +108,23 @@ def start(
                 processes,
                 process,
                 initialization_timeout=timeout + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=90,  # JAX aborts then; a command ends by itself before
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
+    abort_on_sigabrt(
+        f"process {jax.process_index()} of {jax.process_count()} ends: another process of the job, "
+        f"or its host, is gone or gave no sign of life for {HEARTBEAT_SECONDS} s. The same command "
+        "resumes from the last checkpoint"
+    )
     demand_same("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
 
 
 @contextlib.contextmanager
-def give_up_after(seconds: float, message: str) -> Iterator[None]:
-    """End the program with one line if what is inside takes longer. Waiting for a process that is
-    gone cannot be interrupted in any gentler way."""
-
-    def give_up() -> None:
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        os._exit(EXIT_UNEXPECTED)
-
-    watch = threading.Timer(seconds, give_up)
+def give_up_after(seconds: float, message: str, stacks: bool = False) -> Iterator[None]:
+    """End the program with one line, or after its stacks, if what is inside takes longer."""
+    watch = threading.Timer(seconds, abort, [message, stacks])
     watch.daemon = True
     watch.start()
     try:
@@ -141,6 +144,7 @@ def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     with give_up_after(
         seconds,
         f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them is gone or stuck",
+        stacks=True,
     ):
         yield
     logging.info("%s: all processes after %.2f s", name, time.perf_counter() - started)
@@ -195,11 +199,18 @@ class Stopping:
             handler.requested = None
 
 
-def demand_same(name: str, text: str) -> None:
-    """Every process was given the same.
+def demand_same(
+    name: str, text: str, hint: str = "start all of them with the same command"
+) -> None:
+    """Check that every process was given the same. Collective: every process must call this.
+
+    Args:
+        name: What is compared, for messages.
+        text: What this process was given.
+        hint: What to do where they differ.
 
     Raises:
-        UserError: this one was not given what process 0 was.
+        UserError: A process was not given what process 0 was.
     """
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
     others = gather(f"same {name}", digest)
@@ -207,7 +218,7 @@ def demand_same(name: str, text: str) -> None:
     if len(different):
         raise UserError(
             f"processes {', '.join(map(str, different))} were given another {name} than process 0; "
-            "start all of them with the same command"
+            f"{hint}"
         )
 
 

@@ -1,0 +1,70 @@
+"""The end of a process that cannot go on: the place of every thread, one line, and exit code 70."""
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+from can_jax.errors import EXIT_UNEXPECTED
+
+WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause
+_folder: Path | None = None
+_label = ""
+_handlers: list[object] = []  # C keeps no reference to them
+
+
+def keep_stacks_in(folder: str, label: str) -> None:
+    """Write the stacks to a folder too, from now on.
+
+    Args:
+        folder: A local folder; a URL is not used.
+        label: What tells this process from others of its job.
+    """
+    global _folder, _label
+    _folder, _label = None if "://" in folder else Path(folder), label
+
+
+def abort(message: str, stacks: bool = True) -> NoReturn:
+    """End this process. Whatever it waits for cannot be interrupted in a gentler way.
+
+    Args:
+        message: The last line.
+        stacks: Print the place of every thread before it.
+    """
+    writing = threading.Thread(target=_write_stacks, args=(message,), daemon=True)
+    with contextlib.suppress(RuntimeError):  # Python is at its end
+        writing.start()
+        writing.join(WRITE_SECONDS)
+    with contextlib.suppress(Exception):
+        if stacks:
+            faulthandler.dump_traceback(all_threads=True)
+    with contextlib.suppress(Exception):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(EXIT_UNEXPECTED)
+
+
+def abort_on_sigabrt(message: str) -> None:
+    """Turn the end that a C++ library brings about into one with a message.
+
+    JAX's service aborts each process of a job, from a thread of its own, once one of them is gone.
+    Python's handlers would run in the main thread, which by then waits for the others.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abort(message))
+    _handlers.append(handler)
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def _write_stacks(message: str) -> None:
+    if _folder is None:
+        return
+    name = time.strftime(f"stacks-%Y%m%d-%H%M%S{_label}.txt")
+    with contextlib.suppress(OSError), (_folder / name).open("w") as file:
+        file.write(f"{message}\n\n")
+        file.flush()
+        faulthandler.dump_traceback(file, all_threads=True)
