@@ -29,9 +29,10 @@ from can_jax.lease.owner import describe
 
 lease = Lease(DiskFiles(sys.argv[1]), describe(), "it", 0.2)
 assert lease.take() is None
-print("held", flush=True)
-for _ in range(int(sys.argv[2])):
+for number in range(int(sys.argv[2])):
     lease.beat(ending=len(sys.argv) > 3)
+    if number == 0:
+        print("held", flush=True)
     time.sleep(0.1)
 lease.release()
 """

@@ -1,13 +1,14 @@
 """What is printed, where it cannot be written."""
 
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
 from can_jax.output import Forgiving
-from tests.runs import ROOT
+from tests.runs import ROOT, command, metrics
 
 LIST = [sys.executable, "-m", "can_jax.recipes"]
 
@@ -30,6 +31,16 @@ def test_command_ends_well_without_its_output(redirection, lines):
     err = listed(redirection)
     assert err.endswith("code 0\n") and err.count("\n") == len(lines) + 1, err
     assert all(line in err for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirection", ["2>&1 | head -3", "> /dev/full 2>&1"])
+def test_run_goes_on_to_its_end_without_its_output(recipe, tmp_path, redirection):
+    line = f"{shlex.join(command(recipe, tmp_path))} {redirection}; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0", done
+    assert (tmp_path / "checkpoints/6").exists() and len(metrics(tmp_path)) >= 6
+    assert "step 6/6" in (tmp_path / "log.txt").read_text()
 
 
 def test_closed_pipe_is_reported_once(capfd):

@@ -73,3 +73,12 @@ def test_templates_of_pages_are_literal():
                 text = "".join(v.value for v in node.values if isinstance(v, ast.Constant))
                 tags = re.search(r"</?(p|td|th|tr|div|span|svg|img|text|title|circle|pre)\b", text)
                 assert not tags, f"{path}:{node.lineno}: give values to `fill`, which escapes them"
+
+
+def test_page_of_failures_names_tests_that_exist():
+    page = (ROOT / "docs/failures.md").read_text()
+    named = re.findall(r"\[`(\w+(?:\.py)?)`\]\(\.\./(tests/[\w/]+\.py)\)", page)
+    assert len(named) > 25
+    for name, file in named:
+        text = (ROOT / file).read_text()
+        assert name.endswith(".py") or f"def {name}(" in text, (name, file)
