@@ -19,6 +19,7 @@ from can_jax.errors import (
     Preempted,
     UserError,
     one_line,
+    printable,
 )
 from can_jax.files import expand_home, user_cache
 from can_jax.mistakes import missing_value, nearest_option, plain_message
@@ -31,6 +32,14 @@ EXIT_SECONDS = 60.0  # that a program may take to end once all is done
 FAILED_EXIT_SECONDS = 5.0  # likewise one that failed, of a job of several processes
 
 DEBUG = flags.DEFINE_bool("debug", False, "On an error, show the whole trace.")
+
+
+class OneLine(python_logging.Formatter):
+    """Makes one printable line of a log record."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        """Return the level and the message."""
+        return f"{record.levelname}: {printable(record.getMessage())}"
 
 
 def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) -> None:
@@ -67,8 +76,7 @@ def bound_exit(code: int) -> None:
 def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:
     logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
-    plain = python_logging.Formatter("%(levelname)s: %(message)s")
-    logging.get_absl_handler().setFormatter(plain)
+    logging.get_absl_handler().setFormatter(OneLine())
     spare_absent_tpu()
     os.environ["MPLBACKEND"] = (
         "Agg"  # figures are files; a notebook's backend is not installed here
@@ -148,5 +156,5 @@ def _fail(message: str, code: int) -> int:
     """Print one line to stderr, after the trace if that was asked for, and return the code."""
     if any(argument in ("--debug", "--debug=true") for argument in sys.argv):
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     return code

@@ -1,5 +1,8 @@
 """The ways in which a command ends before it is finished, and their exit codes."""
 
+import re
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 EXIT_REFUSED = 1  # a mistake of the user's, which a restart would repeat
 EXIT_UNEXPECTED = 70  # BSD's EX_SOFTWARE: a fault or a hang, which a restart may get past
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command resumes
@@ -12,6 +15,12 @@ class UserError(Exception):
 
 class Preempted(Exception):
     """The run was told to stop, and has saved its state."""
+
+
+def printable(text: str) -> str:
+    """Return a text without control characters, which a terminal would obey: they are escaped."""
+    text = text.encode(errors="backslashreplace").decode()
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(error: BaseException) -> str:

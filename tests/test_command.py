@@ -6,7 +6,7 @@ import pytest
 
 from can_jax import interpreter
 from can_jax.interpreter import NEW_OBJECTS, TUNABLES, on_demand
-from tests.runs import ROOT
+from tests.runs import ROOT, main_in_process
 
 # Compiles for longer than what is not worth keeping.
 PROGRAM = """
@@ -33,6 +33,15 @@ def kept(**places):
     )  # fmt: skip
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return float(done.stdout)
+
+
+def test_control_characters_are_not_printed(tmp_path):
+    """A file's name must not clear the terminal, or be taken for another line."""
+    done = main_in_process(
+        "can_jax.main", "--config=/no/\x1b[2Jred\nWARNING: x.py", f"--workdir={tmp_path}"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "/no/\\x1b[2Jred\\nWARNING: x.py" in done.stderr
 
 
 def test_compiled_programs_are_kept_for_the_next_start(tmp_path):

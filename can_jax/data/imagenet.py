@@ -34,7 +34,7 @@ from can_jax.data.reading import OpenFiles
 from can_jax.data.shards import locate_shards
 from can_jax.data.table import FOLDER
 from can_jax.data.tar import Members, open_tar
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 from can_jax.processes import usable_cores
 from can_jax.tf import tensorflow
 
@@ -224,6 +224,11 @@ def _size(file: Any) -> int:
     return size
 
 
+# What is read of the development kit, and bytes that each may have: several times those it has.
+# The numbers of meta.mat are compressed, up to a thousand times.
+DEVKIT_FILES = {"meta.mat": 2**17, "ILSVRC2012_validation_ground_truth.txt": 2**20}
+
+
 def labels_of_devkit(path: Path) -> list[str]:
     """The class of each validation image, in the order of their names."""
     from scipy.io import loadmat
@@ -233,15 +238,18 @@ def labels_of_devkit(path: Path) -> list[str]:
             contents = {}
             for member in tar:
                 name = os.path.basename(member.name)
-                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
+                if name in DEVKIT_FILES:
+                    if member.size > DEVKIT_FILES[name]:
+                        raise ValueError(f"{name} has {member.size} bytes")
                     file = tar.extractfile(member)
                     contents[name] = file.read() if file else b""
         synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
         numbers = map(int, contents["ILSVRC2012_validation_ground_truth.txt"].split())
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
         return [names[number] for number in numbers]
-    except (tarfile.TarError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not the development kit of ImageNet-1k: {error}") from error
+    except Exception as error:  # SciPy raises every kind
+        reason = one_line(error)
+        raise UserError(f"{path} is not the development kit of ImageNet-1k: {reason}") from error
 
 
 def write_shards(target: Path, split: str, images: list[Image], classes: list[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from absl import logging
 
-from can_jax.errors import UserError
+from can_jax.errors import UserError, printable
 
 # Spellings of each standard split, as words of a file's or folder's name in any case.
 SPELLINGS = {
@@ -18,7 +18,6 @@ STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
 # Words that a split's name may contain besides, by themselves or attached: `Test set`, `trainset`.
 FILLERS = "sets?|data|images?|imgs?|split|files"
 COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 HINT = (
     "put {split} into config.data.path where the split's name belongs, or set config.data.split, "
     "config.probe.split or config.data.test_split to a split that exists"
@@ -245,5 +244,4 @@ def some(names: Sequence[str], most: int = 4) -> str:
 
 def shown(name: str) -> str:
     """Return a file name on one line; bytes that are not UTF-8 and control are escaped."""
-    text = os.fsencode(name).decode(errors="backslashreplace")
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return printable(os.fsencode(name).decode(errors="backslashreplace"))

@@ -10,7 +10,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from can_jax.errors import Preempted, one_line
+from can_jax.errors import Preempted, one_line, printable
 from can_jax.preemption import Stopped, handler
 
 WAITING = 10_000  # lines that wait for the run directory, or for room on its disk, at most
@@ -61,7 +61,7 @@ class RunLog(python_logging.Handler):
     def say(self, text: str) -> None:
         """Keep the lines of a text."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._waiting.extend(f"{moment} {line}\n" for line in text.splitlines())
+        self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
         self._write()
 
     def emit(self, record: python_logging.LogRecord) -> None:

@@ -126,6 +126,12 @@ def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
     (official / imagenet.DEVKIT).write_bytes(b"no archive")
     with pytest.raises(UserError, match="is not the development kit"):
         imagenet.find_val(official)
+    with tarfile.open(official / imagenet.DEVKIT, "w:gz") as kit:
+        info = tarfile.TarInfo("data/meta.mat")
+        info.size = 200_000
+        kit.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(UserError, match="is not the development kit.* meta.mat has 200000 bytes"):
+        imagenet.find_val(official)
     (official / imagenet.DEVKIT).unlink()
     assert imagenet.find_val(official) == []
     run = main_in_process("can_jax.data.imagenet", tmp_path / "none", tmp_path / "out")
