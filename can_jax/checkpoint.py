@@ -1,5 +1,6 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
+import contextlib
 import dataclasses
 import logging as python_logging
 import shutil
@@ -74,6 +75,9 @@ class Checkpointer:
         keep_every_steps: those of steps divisible by it are kept for ever.
         read_only: leave the directory as it is, which another run may be writing.
         check: Called before anything is written or removed; raises if that is not allowed.
+
+    Raises:
+        UserError: The directory cannot be read.
     """
 
     def __init__(
@@ -102,7 +106,12 @@ class Checkpointer:
             if read_only
             else ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(
+                f"{self._directory} cannot be read: {error.strerror or one_line(error)}"
+            ) from error
 
     @property
     def latest_step(self) -> int | None:
@@ -333,10 +342,11 @@ class Checkpointer:
         """Say that a checkpoint was not written, and make room again."""
         self._check()  # what lies there may be another run's
         self._failures += 1
-        self._manager.reload()
-        if jax.process_index() == 0:
-            for left in self._directory.glob("*.orbax-checkpoint-tmp"):
-                _remove(left)
+        with contextlib.suppress(OSError):  # of a directory that cannot be read, as was just found
+            self._manager.reload()
+            if jax.process_index() == 0:
+                for left in self._directory.glob("*.orbax-checkpoint-tmp"):
+                    _remove(left)
         last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
         message = (
             f"the checkpoint of step {self._saving} could not be written: "

@@ -54,6 +54,7 @@ def run(main: Callable[..., None], usage: str, arguments: Sequence[str] = ()) ->
         arguments: names of what is given without a flag, which ``main`` takes; in brackets those
             that can be left out.
     """
+    logging.use_absl_handler()  # first: it looks for a handler of `sys.stderr` to replace
     forgive_streams()
     code = _exit_code(main, usage, arguments)
     handler.finish(code)
@@ -74,9 +75,9 @@ def bound_exit(code: int) -> None:
 
 
 def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) -> int:
-    logging.use_absl_handler()
     logging.set_verbosity(logging.WARNING)
     logging.get_absl_handler().setFormatter(OneLine())
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
     spare_absent_tpu()
     os.environ["MPLBACKEND"] = (
         "Agg"  # figures are files; a notebook's backend is not installed here

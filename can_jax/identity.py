@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from can_jax.config import flatten
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 from can_jax.files import replace_text
 
 IDENTITY = "identity.json"
@@ -49,9 +49,18 @@ def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
-    """Return whether a run directory holds a checkpoint."""
+    """Return whether a run directory holds a checkpoint.
+
+    Raises:
+        UserError: The directory cannot be read.
+    """
     folder = workdir / "checkpoints"
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    try:
+        return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read: {error.strerror or one_line(error)}. Nothing was changed"
+        ) from error
 
 
 def check_identity(workdir: epath.Path, identity: Identity | None) -> None:

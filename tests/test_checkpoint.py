@@ -11,9 +11,11 @@ from etils import epath
 from can_jax import checksums
 from can_jax.checkpoint import Checkpointer
 from can_jax.errors import UserError
+from can_jax.identity import has_checkpoints
 from can_jax.parallel.mesh import make_mesh
 from can_jax.step import abstract_state, initialize, make_step
 from tests.conftest import small_config
+from tests.data.test_dirty import bound_by_permissions
 
 
 def fresh(devices=8, **changes):
@@ -205,6 +207,25 @@ def test_without_checksums_a_checkpoint_is_not_trusted(three, tmp_path, content,
         )
     assert Checkpointer(epath.Path(folder), keep_last=3).newest_whole() == 2
     assert f"seal.json {reason}" in caplog.text
+
+
+def test_folder_that_cannot_be_read_is_one_line(tmp_path):
+    state, _ = fresh(devices=1)
+    checkpoints = Checkpointer(epath.Path(tmp_path / "checkpoints"), keep_last=3)
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    (tmp_path / "checkpoints").chmod(0)
+    message = "checkpoints cannot be read: Permission denied"
+    with bound_by_permissions():
+        with pytest.raises(UserError, match=message):
+            has_checkpoints(epath.Path(tmp_path))
+        with pytest.raises(UserError, match=message):
+            Checkpointer(epath.Path(tmp_path / "checkpoints"), keep_last=3)
+        checkpoints.save(2, state, {})  # a warning
+    (tmp_path / "checkpoints").chmod(0o755)
+    checkpoints.save(3, state, {})
+    assert checkpoints.wait() and checkpoints.latest_step == 3
+    checkpoints.close()
 
 
 def test_what_a_kill_left_of_a_save_is_removed(three, tmp_path):

@@ -33,6 +33,19 @@ def test_command_ends_well_without_its_output(redirection, lines):
     assert all(line in err for line in lines)
 
 
+@pytest.mark.parametrize(("redirection", "lines"), [("", 1), ("2> /dev/full", 0), ("2>&-", 0)])
+def test_warning_is_printed_once_and_ends_nothing(redirection, lines):
+    program = (
+        "import orbax.checkpoint\n"  # which makes a handler of its own
+        "from absl import logging\nfrom can_jax import command\n"
+        "command.run(lambda: [logging.warning('%d images', 3), print('done')], '')"
+    )
+    line = f"{shlex.join([sys.executable, '-c', program])} {redirection}"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert done.stderr == "WARNING: 3 images\n" * lines
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["2>&1 | head -3", "> /dev/full 2>&1"])
 def test_run_goes_on_to_its_end_without_its_output(recipe, tmp_path, redirection):

@@ -38,8 +38,8 @@ ENDS = {
     "TERM": {EXIT_PREEMPTED, -signal.SIGTERM},  # the second before the first line of the program
     "INT": {EXIT_INTERRUPTED, EXIT_PREEMPTED, -signal.SIGINT},
     "STOP/CONT, KILL": {-signal.SIGKILL, EXIT_UNEXPECTED},
-    "full disk": {-signal.SIGKILL, EXIT_REFUSED, EXIT_UNEXPECTED},
-    "unreadable": {-signal.SIGKILL, EXIT_REFUSED, EXIT_UNEXPECTED},
+    "full disk": {-signal.SIGKILL, EXIT_REFUSED},
+    "unreadable": {-signal.SIGKILL, EXIT_REFUSED},
 }
 DISK = 2**28  # bytes
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -231,7 +231,8 @@ def torture(
             if not any(codes):
                 break
             text = "".join(job.lines)
-            if not set(codes) <= ENDS[kind] | {-signal.SIGKILL} or "Traceback" in text:
+            others = {-signal.SIGKILL} | ({EXIT_UNEXPECTED} if processes > 1 else set())
+            if not set(codes) <= ENDS[kind] | others or "Traceback" in text:
                 sys.exit(f"after {number} disturbances, {kind} ended with {codes}: {text}")
             seen[kind][" ".join(map(str, codes))] += 1
             print(f"{number}: {kind}: {codes}; saved: {latest(fire)}", flush=True)
