@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging as python_logging
 import os
+import re
 import sys
 import threading
 import traceback
@@ -27,6 +28,8 @@ from can_jax.output import forgive_streams, give_up_buffers
 from can_jax.parallel.runtime import processor, spare_absent_tpu
 from can_jax.preemption import RESUME, Stopped, handler
 
+# Words of errors that JAX raises where a process has ended that others were talking to.
+LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
 EXIT_SECONDS = 60.0  # that a program may take to end once all is done
 FAILED_EXIT_SECONDS = 5.0  # likewise one that failed, of a job of several processes
@@ -95,6 +98,9 @@ def _exit_code(main: Callable[..., None], usage: str, arguments: Sequence[str]) 
     except KeyboardInterrupt:  # of a command inside another program
         return _fail(f"interrupted; {RESUME}", EXIT_INTERRUPTED)
     except Exception as error:
+        if jax.distributed.is_initialized() and LOST.search(str(error)):
+            message = f"another process of the job, or its host, is gone ({one_line(error)[:200]})"
+            return _fail(f"{message}; {RESUME} from the last checkpoint", EXIT_UNEXPECTED)
         return _fail(f"{one_line(error)} (unexpected; --debug shows where)", EXIT_UNEXPECTED)
     return 0
 

@@ -166,7 +166,8 @@ def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(
         errors = processes[1 - victim].communicate(timeout=120)[1]
         assert time.monotonic() - started < HEARTBEAT_SECONDS + 30
         assert processes[1 - victim].returncode == 70, errors[-2000:]
-    (stacks,) = tmp_path.glob(f"stacks-*-{1 - victim}.txt")
-    assert "most recent call first" in stacks.read_text()
+    if sign == signal.SIGSTOP:
+        (stacks,) = tmp_path.glob(f"stacks-*-{1 - victim}.txt")
+        assert "most recent call first" in stacks.read_text()
     last = errors.strip().splitlines()[-1]
     assert last.startswith("error: ") and "host" in last, last
