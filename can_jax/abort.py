@@ -14,6 +14,7 @@ from typing import NoReturn
 from can_jax.errors import EXIT_UNEXPECTED
 
 WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause
+DEAD_SECONDS = 600.0  # without Python, after which a process of a job is ended
 _folder: Path | None = None
 _label = ""
 _handlers: list[object] = []  # C keeps no reference to them
@@ -53,11 +54,23 @@ def abort_on_sigabrt(message: str) -> None:
     """Turn the end that a C++ library brings about into one with a message.
 
     JAX's service aborts each process of a job, from a thread of its own, once one of them is gone.
-    Python's handlers would run in the main thread, which by then waits for the others.
+    Python's handlers would run in the main thread, which by then waits for the others. Call it in a
+    job of several processes only, where a process that is suspended for a minute is lost anyway.
     """
+    threading.Thread(target=_prove_alive, daemon=True).start()
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abort(message))
     _handlers.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def _prove_alive() -> None:
+    """Let a timer in C end this process once Python has not run for long.
+
+    Where an abort comes while a thread in C holds the interpreter, its handler never runs.
+    """
+    while True:
+        faulthandler.dump_traceback_later(DEAD_SECONDS, exit=True)
+        time.sleep(DEAD_SECONDS / 10)
 
 
 def _write_stacks(message: str) -> None:

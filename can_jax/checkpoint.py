@@ -1,13 +1,12 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
 import contextlib
-import dataclasses
 import logging as python_logging
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,18 +14,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from orbax.checkpoint.checkpoint_managers import (
-    PreservationContext,
-    PreservationPolicy,
-)
 
 from can_jax.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.errors import UserError, one_line
 from can_jax.parallel.rules import path_name
 from can_jax.parallel.runtime import gather
+from can_jax.retention import Retention
 
 FAILED_SAVES = 3  # in a row, at which a run stops
 REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
+TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
 SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
 
 
@@ -40,30 +37,6 @@ class Restored(NamedTuple):
 
 class _OtherModel(Exception):
     """A checkpoint's arrays have other names or shapes than the configured model's."""
-
-
-@dataclasses.dataclass
-class _Retention(PreservationPolicy):
-    """Which checkpoints are kept: the last, the last few regular ones, and those of some steps.
-
-    Attributes:
-        last: How many regular ones; None for all.
-        every: Those of steps that it divides are kept for ever; None for no such steps.
-        temporary: Steps that were saved only for the time that had passed.
-    """
-
-    last: int | None
-    every: int | None
-    temporary: set[int] = dataclasses.field(default_factory=set)
-
-    def should_preserve(
-        self, checkpoints: Sequence[Any], *, context: PreservationContext
-    ) -> list[bool]:
-        """Return whether to keep each of the checkpoints, which are in the order of their steps."""
-        steps = [info.step for info in checkpoints]
-        regular = [step for step in steps if step not in self.temporary]
-        kept = set(steps[-1:]) | set(regular if self.last is None else regular[-self.last :])
-        return [bool(step in kept or (self.every and step % self.every == 0)) for step in steps]
 
 
 class Checkpointer:
@@ -93,7 +66,7 @@ class Checkpointer:
         self._saving = self._failures = 0
         self._read_only, self._check = read_only, check
         self._shapes: dict[str, list[int]] = {}
-        self._retention = _Retention(keep_last, keep_every_steps)
+        self._retention = Retention(keep_last, keep_every_steps)
         _hush_threads()
         _keep_small_arrays_whole()
         options = ocp.CheckpointManagerOptions(
@@ -112,6 +85,9 @@ class Checkpointer:
             raise UserError(
                 f"{self._directory} cannot be read: {error.strerror or one_line(error)}"
             ) from error
+        steps = () if read_only else self._manager.all_steps()
+        marked = {step for step in steps if (self._directory / str(step) / TEMPORARY).exists()}
+        self._retention.temporary.update(marked)
 
     @property
     def latest_step(self) -> int | None:
@@ -293,6 +269,8 @@ class Checkpointer:
         self._check()
         places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
         folder = next(p for p in (self._directory / name for name in places) if p.exists())
+        if self._saving in self._retention.temporary:
+            (folder / TEMPORARY).write_text("")
         write_checksums(folder, self._shapes)
 
     def _set_aside(self, step: int, reason: str) -> None:

@@ -9,14 +9,13 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from can_jax.capture import read_config
-from can_jax.config import resolve, to_json
+from can_jax.config import from_json, resolve, to_json
 from can_jax.data.fingerprint import fingerprint
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.order import shares
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_stream
-from can_jax.errors import UserError
+from can_jax.errors import UserError, one_line
 from can_jax.forward import heads
 from can_jax.identity import has_checkpoints, read_identity
 from can_jax.initial import initial_weights
@@ -31,6 +30,7 @@ from can_jax.parallel.mesh import batch_shards, make_mesh
 from can_jax.parallel.runtime import demand_same
 from can_jax.resuming import check_changes, with_stored
 from can_jax.run import run
+from can_jax.starts import stored_config
 from can_jax.step import Step, TrainState, make_step
 from can_jax.tf import import_ahead
 from can_jax.timetable import Timetable, make_timetable
@@ -166,8 +166,11 @@ def continued(
     place = workdir / "config.json"
     if not place.exists():
         return config
-    read_config(workdir)  # which says what is wrong with the file
-    stored = place.read_text()
+    stored = stored_config(workdir) or ""
+    try:
+        from_json(stored)
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
     config, kept = with_stored(config, stored, given)
     for line in kept:
         logging.warning("%s", line)

@@ -21,8 +21,10 @@ from can_jax.settings import flat_keys
 CHANGES = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
-    "data": ("data.source", "data.name", "data.split"),
-}
+    "data": (
+        "data.source", "data.name", "data.split", "data.streaming", "data.window", "data.image_key",
+    ),
+}  # fmt: skip
 
 
 def with_stored(

@@ -34,7 +34,7 @@ from can_jax.parallel.replicas import ReplicaCheck
 from can_jax.parallel.runtime import Stopping, demand_same, environment, meeting
 from can_jax.preemption import RESUME, handler
 from can_jax.resuming import check_stream, to_store
-from can_jax.starts import append_start, first_config
+from can_jax.starts import append_start, first_config, stored_config
 from can_jax.step import Steps, TrainState, abstract_state, initialize, lower_train_step
 from can_jax.timetable import Timetable
 
@@ -125,6 +125,7 @@ def run(
         stopping = stack.enter_context(contextlib.closing(Stopping()))
         make_directory(workdir)
         lock = stack.enter_context(run_lock(workdir))
+        keep_stacks_in(str(workdir), f"-{jax.process_index()}" if jax.process_count() > 1 else "")
         identity = training.identity()
         check_identity(workdir, identity)
         checkpoints = stack.enter_context(
@@ -172,8 +173,8 @@ def run(
             writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
         lock.check()
         log.open(workdir)
-        keep_stacks_in(str(workdir), f"-{jax.process_index()}" if jax.process_count() > 1 else "")
-        watcher = training.watcher(workdir, writer, report)
+        with section("opening the data of the probe", longer):
+            watcher = training.watcher(workdir, writer, report)
         drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)
         loader = open_loader(
             config, training.source, mesh, drawn, most, progress.loader, progress.order_version
@@ -293,7 +294,7 @@ def note_start(
     if jax.process_index():
         return
     place = workdir / "config.json"
-    stored = place.read_text() if place.exists() else None
+    stored = stored_config(workdir)
     if stored is not None:
         # With the keys that are newer than the run.
         began = from_json(json.dumps(first_config(workdir) or json.loads(stored)))

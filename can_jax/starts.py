@@ -7,8 +7,10 @@ import sys
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 
+from can_jax.errors import one_line
 from can_jax.files import json_lines, replace_bytes
 
 STARTS = "starts.jsonl"
@@ -61,6 +63,25 @@ def first_config(workdir: epath.Path) -> dict[str, Any] | None:
         if start.get("step") == 0 or first is None:
             first = current
     return first
+
+
+def stored_config(workdir: epath.Path) -> str | None:
+    """Return the text of a run's configuration; None for a new run.
+
+    Where ``config.json`` is damaged, as by a full disk or a hand, that of the last start is taken.
+    """
+    place = workdir / "config.json"
+    if not place.exists():
+        return None
+    text = place.read_bytes().decode(errors="replace")
+    try:
+        json.loads(text)
+    except ValueError as error:
+        latest = _latest_config(read_starts(workdir))
+        if latest is not None:
+            logging.warning("%s: %s; that of the last start is taken", place, one_line(error))
+            return json.dumps(latest)
+    return text
 
 
 def _latest_config(starts: list[dict[str, Any]]) -> Any:

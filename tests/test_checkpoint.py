@@ -64,6 +64,10 @@ def test_checkpoint_by_time_is_replaced_by_the_next(tmp_path):
         kept.append("".join(sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())))
     checkpoints.close()
     assert kept == ["1", "12", "13", "14", "45", "456"]
+    again = Checkpointer(epath.Path(tmp_path), keep_last=2)  # after a kill
+    again.save(7, state, {})
+    again.close()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["5", "7"]
 
 
 def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):

@@ -140,6 +140,7 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path):
         (["seed=7"], "config.seed=7, and this run was trained with 0"),
         (["batch_size=8"], "--allow_changes=batch_size"),
         (["data.split=test"], "--allow_changes=data"),
+        (["data.window=9"], "--allow_changes=data"),
         (
             ["data.shapes_count=72", "total_steps=12"],
             "it has 72 examples instead of 64, other labels, other content",
@@ -171,6 +172,15 @@ def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_p
     assert "--allow_changes=color: give some of seed, batch_size, data" in (
         main_in_process(*main, "--allow_changes=color").stderr
     )
+
+
+def test_a_cut_configuration_is_taken_from_the_last_start(tmp_path, caplog):
+    place = epath.Path(tmp_path)
+    text = stored_without(small_config(), LEVEL)
+    append_start(place, 0, text, {})
+    (tmp_path / "config.json").write_text(text[:100])
+    assert continued(small_config(), place).noise.level_tokens == "visible"
+    assert "that of the last start is taken" in caplog.text
 
 
 def test_a_start_from_the_beginning_begins_a_new_run(tmp_path):

@@ -73,7 +73,7 @@ def batches(
 
     dataset = in_parallel(places, chunk, rows, threads)
     dataset.source = source  # lives as long as what is read; see `_array_chunk`
-    dataset.failed = failed
+    dataset.rows, dataset.failed = rows, failed
     return dataset
 
 
@@ -82,7 +82,7 @@ def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
 
     Args:
         dataset: Its attribute ``failed`` holds errors of its Python functions, which tf.data wraps
-            or takes for the end.
+            or takes for the end, and ``rows`` how many a batch has.
 
     Raises:
         UserError: The first of them.
@@ -95,8 +95,8 @@ def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
             if dataset.failed:
                 raise dataset.failed[0] from None
             raise
-        if batch is None:
-            break
+        if batch is None or (dataset.failed and len(batch["position"]) < dataset.rows):
+            break  # an error may cut the last batch short
         yield batch
     if dataset.failed:
         raise dataset.failed[0]

@@ -23,7 +23,7 @@ from can_jax.data.depth import Range
 from can_jax.data.files import size_of
 from can_jax.data.images import open_image
 from can_jax.data.indexed import ParseRecord, read_example
-from can_jax.data.reading import OpenFiles, is_remote
+from can_jax.data.reading import OpenFiles, is_remote, passes, unreadable
 from can_jax.data.shards import cut_off, example_parser, scan_shard
 from can_jax.data.splits import shown
 from can_jax.data.webdataset import as_text
@@ -127,6 +127,8 @@ def _examine_one(
     except UserError:
         raise
     except Exception as error:  # a remote store has kinds of its own
+        if passes(error):
+            raise unreadable(path, error) from error
         reason = getattr(error, "strerror", None) or one_line(error)
         return label, 0, f"cannot be read: {shown(reason)}"
     if parse:

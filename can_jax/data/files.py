@@ -29,10 +29,20 @@ STAT_BLOCK = 256  # files that a thread looks at before it takes the next ones
 
 
 def size_of(path: str) -> int:
-    """Return the bytes of a file, which need not be readable."""
-    if is_remote(path):
-        return int(patiently(lambda: tensorflow().io.gfile.stat(path)).length)
-    return os.stat(path).st_size
+    """Return the bytes of a file, which need not be readable.
+
+    Raises:
+        UserError: The file system fails.
+        OSError, tf.errors.OpError: There is no such file, or it may not be looked at.
+    """
+    try:
+        if is_remote(path):
+            return int(patiently(lambda: tensorflow().io.gfile.stat(path)).length)
+        return patiently(lambda: os.stat(path)).st_size
+    except Exception as error:  # a remote store has kinds of its own
+        if passes(error):
+            raise unreadable(path, error) from error
+        raise
 
 
 def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:

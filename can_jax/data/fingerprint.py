@@ -17,7 +17,7 @@ from can_jax.data.source import ArraySource, Source
 from can_jax.data.streaming import ShardStream
 from can_jax.data.table import Table
 
-BLOCK = 2**20  # rows of a column that are hashed at once: indexes are larger than memory
+BLOCK = 2**24  # bytes that are hashed at once: indexes are larger than memory
 # What each entry says where it differs.
 WORDS = {
     "names": "other files",
@@ -39,14 +39,18 @@ def fingerprint(source: Source | ShardStream) -> Fingerprint:
     """
     if isinstance(source, MixtureSource):
         parts = [fingerprint(part) for part in source.parts]
-        return {"parts": parts, "weights": list(map(float, source.weights))}
+        shares = [round(weight / sum(source.weights), 6) for weight in source.weights]
+        return {"parts": parts, "weights": shares}
     if isinstance(source, ShardStream):
         return _of_shards(source)
     if isinstance(source, ArraySource):
         content = {"content": _digest(source.images), "labels": _digest(source.labels)}
         return {"examples": source.examples} | content
     assert isinstance(source, IndexedSource), type(source)
-    return {"examples": source.examples} | _of_table(source.table)
+    found: Fingerprint = {"examples": source.examples} | _of_table(source.table)
+    if source.labels is not None:  # else each record holds its own
+        found["labels"] = _digest(source.labels)
+    return found
 
 
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
@@ -74,15 +78,13 @@ def _of_shards(source: ShardStream) -> Fingerprint:
     root = os.path.commonpath([os.path.dirname(path) for path in source.paths])
     names = Names.of([os.path.relpath(path, root) for path in source.paths])
     sizes = np.array([size_of(path) for path in source.paths], np.int64)
-    known = {"names": _digest_of_names(names), "sizes": _digest(sizes)}
-    return {"examples": source.examples} | known
+    return {"names": _digest_of_names(names), "sizes": _digest(sizes)}
 
 
 def _of_table(table: Table) -> Fingerprint:
     found = {
         "names": _digest_of_names(table.names),
         "places": _digest(table.file, table.offset, table.length),
-        "labels": _digest(table.label),
     }
     if table.size is not None:
         found["sizes"] = _digest(table.size)
@@ -101,8 +103,9 @@ def _digest(*columns: np.ndarray) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:
         digest.update(str(column.shape).encode())
-        for start in range(0, len(column), BLOCK):
-            block = column[start : start + BLOCK]
+        rows = max(1, BLOCK // max(1, column[:1].nbytes))
+        for start in range(0, len(column), rows):
+            block = column[start : start + rows]
             narrow = block.dtype in (np.uint8, np.uint64)
             digest.update((block if narrow else block.astype(np.int64)).tobytes())
     return digest.hexdigest()

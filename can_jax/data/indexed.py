@@ -1,6 +1,7 @@
 """Encoded images that are read where they lie, by a table of places."""
 
 import dataclasses
+import errno
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,14 +125,19 @@ def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord 
 
     Raises:
         ValueError: The checksum is wrong.
-        Exception: Whatever the file system raises.
+        OSError: The file is shorter than the table says.
+        Exception: Whatever else the file system raises.
     """
+    wanted = length if parse is None else length + FOOTER
+    content = file.read(offset, wanted)
+    if len(content) < wanted:
+        raise OSError(errno.EIO, "it ends before this example, and has been cut since")
     if parse is None:
-        return file.read(offset, length)
-    content = intact_content(file.read(offset, length + FOOTER))
-    if content is None:
+        return content
+    intact = intact_content(content)
+    if intact is None:
         raise ValueError(WRONG_SUM)
-    return content
+    return intact
 
 
 def table_of(

@@ -259,5 +259,5 @@ def _batches(
     dataset = chunks.in_parallel(
         elements, chunk, len(share.rows), config.data.threads, whole_chunks=True
     )
-    dataset.failed = failed
+    dataset.rows, dataset.failed = len(share.rows), failed
     return dataset

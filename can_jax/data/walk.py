@@ -1,11 +1,14 @@
 """Folders below a folder, through links, each real one once where links lead in circles."""
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from absl import logging
 
+from can_jax.data.reading import passes, patiently
+from can_jax.data.reading import unreadable as cannot_be_read
 from can_jax.data.splits import shown, some
 
 NESTED_LINKS = 5  # links to links to …, which multiply the ways to a folder; more are not followed
@@ -72,11 +75,10 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
             continue
         folder = found[real] = _Folder([], {})
         try:
-            with os.scandir(real) as entries:
-                visible = sorted(
-                    (e for e in entries if not e.name.startswith(".")), key=lambda e: e.name
-                )
+            visible = patiently(functools.partial(_visible, real))
         except OSError as error:
+            if passes(error):
+                raise cannot_be_read(real, error) from error
             unreadable.append(f"{real}: {error.strerror}")
             continue
         for entry in visible:
@@ -90,6 +92,12 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
             folder.folders[entry.name] = _Way(target, link)
             todo.append(target)
     return found, unreadable
+
+
+def _visible(folder: str) -> list[os.DirEntry]:
+    """Return the entries of a folder that are not hidden, by name."""
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def is_folder_entry(entry: os.DirEntry) -> bool:

@@ -2,6 +2,8 @@
 
 import collections
 import logging as python_logging
+import os
+import sys
 import threading
 import time
 from types import TracebackType
@@ -29,7 +31,7 @@ class RunLog(python_logging.Handler):
         self._path: epath.Path | None = None
         self._waiting: collections.deque[str] = collections.deque(maxlen=WAITING)
         self._before = ""  # what an object of a bucket holds, to which nothing can be added
-        self._writing = threading.Lock()
+        self._writing, self._failed = threading.Lock(), False
 
     def __enter__(self) -> "RunLog":
         logging.get_absl_logger().addHandler(self)
@@ -55,14 +57,16 @@ class RunLog(python_logging.Handler):
         path = workdir / (f"log-{process}.txt" if process else "log.txt")
         if "://" in str(path) and path.exists():
             self._before = path.read_text()
-        self._path = path
-        self._write()
+        with self._writing:
+            self._path = path
+            self._write()
 
     def say(self, text: str) -> None:
         """Keep the lines of a text."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
-        self._write()
+        with self._writing:
+            self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
+            self._write()
 
     def emit(self, record: python_logging.LogRecord) -> None:
         """Keep a warning, as `logging` calls it."""
@@ -72,15 +76,28 @@ class RunLog(python_logging.Handler):
         """Write what waits. Nothing that fails here may end a run."""
         if self._path is None:
             return
-        with self._writing:
-            lines = "".join(self._waiting)
-            try:
-                if "://" in str(self._path):
-                    self._before += lines
-                    self._path.write_text(self._before)
-                else:
-                    with open(self._path, "a", errors="backslashreplace") as file:
-                        file.write(lines)
-                self._waiting.clear()
-            except OSError:
-                pass
+        lines = "".join(self._waiting)
+        try:
+            if "://" in str(self._path):
+                self._path.write_text(self._before + lines)
+                self._before += lines
+            else:
+                _append(self._path, lines)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True  # first: the warning comes back here
+                print(f"WARNING: {self._path} cannot be written: {error.strerror}", file=sys.stderr)
+            return
+        self._waiting.clear()
+
+
+def _append(path: epath.Path, text: str) -> None:
+    """Append a text to a local file, all of it or nothing."""
+    with open(path, "ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode(errors="backslashreplace"))
+            file.flush()
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise

@@ -224,6 +224,7 @@ def test_no_descriptor_left_stops_with_one_line(tmp_path, monkeypatch):
     put(tmp_path, a=IMAGES[0])
     source = open_folder(str(tmp_path), "train")
     monkeypatch.setattr(reading, "WAITS", (0.01,))
+    OpenFiles.release()  # those of other tests would be, and make room
     fill = []
     with descriptors(used_descriptors() + 2):
         with contextlib.suppress(OSError):

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from can_jax.data import reading
+from can_jax.data.examine import Plan
+from can_jax.data.files import find_images
+from can_jax.data.indexing import build_index
 from can_jax.data.reading import RandomFile, open_file
 from can_jax.data.source import open_source
 from can_jax.data.streaming import open_loader, open_stream
@@ -92,6 +95,52 @@ def test_stream_is_the_same_after_a_failure_that_passes_and_ends_at_one_that_sta
         pytest.raises(UserError, match=r"(png|tar|tfrecord).*cannot be read: Input/"),
     ):
         batches()
+
+
+def test_stream_that_fails_within_a_batch_ends_with_the_file(tmp_path, failing):
+    """tf.data takes the error for the end, and gives a batch of the rows before it."""
+    for number in range(2):
+        write_webdataset(tmp_path / f"train-{number}.tar", IMAGES[:10], first=10 * number)
+    config = small_config()
+    shown = {"source": "webdataset", "streaming": True, "examples": 20, "window": 4}
+    config.data.update(path=str(tmp_path), **shown)
+    source = open_stream(config.data, "train")
+    loader = open_loader(config, source, make_mesh(config.mesh), 0, 6)
+    order = np.random.default_rng([config.seed, 0]).permutation(2)
+    (tmp_path / f"train-{order[1]}.tar").unlink()
+    with pytest.raises(UserError, match=r"train-\d\.tar cannot be read: No such file"):
+        list(loader)
+
+
+def test_indexing_stops_where_the_storage_fails(tmp_path, failing):
+    put_folder(tmp_path)
+    names = find_images(str(tmp_path))[0]
+    with failing(10**6), pytest.raises(UserError, match=r"00\.png cannot be read: Input/output"):
+        build_index(Plan("folder", str(tmp_path)), names, tmp_path / "index", workers=1)
+
+
+def test_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    put_folder(tmp_path)
+    monkeypatch.setattr(reading, "WAITS", (0.01,))
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error", path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UserError, match="cannot be read: Input/output error"):
+        find_images(str(tmp_path))
+
+
+def test_tar_that_was_cut_since_it_was_opened_is_an_error(tmp_path):
+    put_tars(tmp_path)
+    config = small_config()
+    config.data.update(path=str(tmp_path), source="webdataset")
+    source = open_source(config.data, "train")
+    os.truncate(tmp_path / "train-0.tar", 3000)
+    with pytest.raises(
+        UserError, match=r"train-0\.tar, at byte \d+ cannot be read: it ends before"
+    ):
+        source.read(np.arange(16))
 
 
 def test_file_with_a_new_handle_is_opened_again(tmp_path, failing):
