@@ -141,11 +141,12 @@ def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> b
         return False
     stored = flatten(settings_of(from_json(json.dumps(given))))
     own = flatten(settings_of(run.config))
-    if run.arm.untrained:  # on which the optimizer has no bearing
-        stored, own = (
-            {key: value for key, value in settings.items() if not key.startswith("optimizer.")}
-            for settings in (stored, own)
-        )
+    # When a run is saved changes no result, nor does the optimizer where nothing is trained.
+    idle = ("checkpoint.", "optimizer.") if run.arm.untrained else ("checkpoint.",)
+    stored, own = (
+        {key: value for key, value in settings.items() if not key.startswith(idle)}
+        for settings in (stored, own)
+    )
     default = flatten(settings_of(default_evaluation()))
     return stored == own and default | flatten(measured) == flatten(settings_of(evaluation))
 
