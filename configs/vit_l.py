@@ -10,7 +10,7 @@ Hardware: 431 GFLOP an image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP
 can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40 % of the peak:
 
     slice      settings  memory of a device  step     images/s
-    v5e:16x16  -         8.9 of 15.8 GiB     0.095 s  43,000
+    v5e:16x16  -         8.6 of 15.8 GiB     0.095 s  43,000
     v6e:16x16  -         8.7 of 31.2 GiB     0.023 s  180,000
     v4:4x4x4   -         17.6 of 30.8 GiB    0.256 s  16,000
     v5p:4x4x4  -         17.7 of 95.7 GiB    0.153 s  26,800
