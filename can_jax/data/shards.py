@@ -106,6 +106,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
         paths = [os.path.join(root, name) for name in names]
         scans = list(threads.map(lambda path: scan_shard(source, path), paths))
+        sizes = list(threads.map(size_of, paths))
     unused = sum((shard.unused for shard in scans), collections.Counter())
     problems = [
         cut_off(path, shard) for path, shard in zip(paths, scans, strict=True) if shard.problem
@@ -117,7 +118,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     if not sum(len(shard.offset) for shard in scans):
         raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
     table = join(list(names), scans)
-    return dataclasses.replace(table, size=np.array(list(map(size_of, paths)), np.int64))
+    return dataclasses.replace(table, size=np.array(sizes, np.int64))
 
 
 def scan_shard(source: str, path: str) -> Found:
