@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 
 from can_jax.checksums import find_damage, saved_shapes, write_checksums
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, one_line, reason_of
 from can_jax.parallel.rules import path_name
 from can_jax.parallel.runtime import gather
 from can_jax.retention import Retention
@@ -82,9 +82,7 @@ class Checkpointer:
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
-            raise UserError(
-                f"{self._directory} cannot be read: {error.strerror or one_line(error)}"
-            ) from error
+            raise UserError(f"{self._directory} cannot be read: {reason_of(error)}") from error
         steps = () if read_only else self._manager.all_steps()
         marked = {step for step in steps if (self._directory / str(step) / TEMPORARY).exists()}
         self._retention.temporary.update(marked)

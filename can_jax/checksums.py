@@ -6,7 +6,7 @@ import zlib
 
 from etils import epath
 
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, one_line, reason_of
 
 NAME = "seal.json"  # sizes and checksums of the files, and the shapes of the arrays
 WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # by Orbax, and not needed
@@ -47,7 +47,7 @@ def find_damage(folder: epath.Path) -> str | None:
     except OSError as error:
         if error.errno in DAMAGE:
             return one_line(error)
-        reason = error.strerror or one_line(error)
+        reason = reason_of(error)
         raise UserError(
             f"checkpoint {folder} cannot be read: {reason}. Nothing was changed: run the same "
             "command once its files can be read"

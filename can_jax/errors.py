@@ -28,3 +28,8 @@ def one_line(error: BaseException) -> str:
     bare = isinstance(error, KeyError) and len(error.args) == 1  # whose `str` is a `repr`
     text = " ".join(str(error.args[0] if bare else error).split())[:400]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file or a store failed: in the system's words if it has some."""
+    return getattr(error, "strerror", None) or one_line(error)

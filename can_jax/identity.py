@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from can_jax.config import flatten
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, reason_of
 from can_jax.files import replace_text
 
 IDENTITY = "identity.json"
@@ -59,7 +59,7 @@ def has_checkpoints(workdir: epath.Path) -> bool:
         return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read: {error.strerror or one_line(error)}. Nothing was changed"
+            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed"
         ) from error
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, reason_of
 from can_jax.lease.files import files_of
 from can_jax.lease.owner import describe
 from can_jax.lease.protocol import BEAT_SECONDS, Lease
@@ -113,7 +113,7 @@ def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) ->
     try:
         holder = claim.take(wait, wait_ending)
     except OSError as error:
-        reason = error.strerror or one_line(error)
+        reason = reason_of(error)
         return UserError(f"--workdir={workdir} cannot be locked: {reason}")
     if holder is None:
         return None

@@ -27,7 +27,7 @@ from can_jax.data.reading import OpenFiles, is_remote, passes, unreadable
 from can_jax.data.shards import cut_off, example_parser, scan_shard
 from can_jax.data.splits import shown
 from can_jax.data.webdataset import as_text
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, one_line, reason_of
 from can_jax.processes import end_with_parent
 from can_jax.tf import tensorflow
 
@@ -129,7 +129,7 @@ def _examine_one(
     except Exception as error:  # a remote store has kinds of its own
         if passes(error):
             raise unreadable(path, error) from error
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
         return label, 0, f"cannot be read: {shown(reason)}"
     if parse:
         content, label = parse(content)

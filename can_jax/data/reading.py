@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 from absl import logging
 
 from can_jax.data.splits import shown
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, one_line, reason_of
 from can_jax.tf import tensorflow
 
 Result = TypeVar("Result")
@@ -95,7 +95,7 @@ def unreadable(where: str, error: Exception) -> UserError:
         where: The file, and the place in it.
         error: Of the last try.
     """
-    reason = getattr(error, "strerror", None) or one_line(error)
+    reason = reason_of(error)
     return UserError(
         f"{shown(where)} cannot be read: {shown(reason)}. Nothing takes its place: the same "
         "command resumes once it can be read"

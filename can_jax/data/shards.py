@@ -19,7 +19,7 @@ from can_jax.data.scan import Found, found
 from can_jax.data.splits import shown
 from can_jax.data.table import Table
 from can_jax.data.webdataset import list_unused, scan_tar
-from can_jax.errors import UserError, one_line
+from can_jax.errors import UserError, reason_of
 from can_jax.tf import tensorflow
 
 SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
@@ -134,7 +134,7 @@ def scan_shard(source: str, path: str) -> Found:
     except Exception as error:  # a remote store has kinds of its own
         if passes(error):
             raise unreadable(path, error) from error
-        reason = getattr(error, "strerror", None) or one_line(error)
+        reason = reason_of(error)
         return found([], [], [], f"cannot be read: {reason}")
 
 
