@@ -6,6 +6,7 @@ import faulthandler
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from can_jax.errors import EXIT_UNEXPECTED
 
-WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause
+WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause, or a full pipe
 DEAD_SECONDS = 600.0  # without Python, after which a process of a job is ended
 _folder: Path | None = None
 _label = ""
@@ -38,15 +39,13 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
         message: The last line.
         stacks: Print the place of every thread before it.
     """
-    writing = threading.Thread(target=_write_stacks, args=(message,), daemon=True)
-    with contextlib.suppress(RuntimeError):  # Python is at its end
-        writing.start()
-        writing.join(WRITE_SECONDS)
-    with contextlib.suppress(Exception):
-        if stacks:
-            faulthandler.dump_traceback(all_threads=True)
-    with contextlib.suppress(Exception):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+    places = _places()
+    for write in (_to_file, _to_stderr):
+        arguments = (message, places if stacks or write is _to_file else "")
+        writing = threading.Thread(target=write, args=arguments, daemon=True)
+        with contextlib.suppress(RuntimeError):  # Python is at its end
+            writing.start()
+            writing.join(WRITE_SECONDS)
     os._exit(EXIT_UNEXPECTED)
 
 
@@ -73,11 +72,27 @@ def _prove_alive() -> None:
         time.sleep(DEAD_SECONDS / 10)
 
 
-def _write_stacks(message: str) -> None:
+def _places() -> str:
+    """Return the place of every thread.
+
+    It goes through memory: `faulthandler` lets no other thread run while it writes, and a full
+    pipe or a disk that hangs would hold it for ever.
+    """
+    in_memory = getattr(os, "memfd_create", None)  # on Linux
+    with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def _to_file(message: str, places: str) -> None:
     if _folder is None:
         return
     name = time.strftime(f"stacks-%Y%m%d-%H%M%S{_label}.txt")
-    with contextlib.suppress(OSError), (_folder / name).open("w") as file:
-        file.write(f"{message}\n\n")
-        file.flush()
-        faulthandler.dump_traceback(file, all_threads=True)
+    with contextlib.suppress(OSError):
+        (_folder / name).write_text(f"{message}\n\n{places}")
+
+
+def _to_stderr(message: str, places: str) -> None:
+    with contextlib.suppress(Exception):
+        print(f"{places}error: {message}", file=sys.stderr, flush=True)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -28,6 +29,32 @@ def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
     assert "waits_for_ever" in done.stderr  # where it was
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: nothing has moved for 0 s after step 7")
+
+
+def test_full_pipe_or_hung_disk_does_not_keep_a_stuck_run_alive(tmp_path):
+    """Nobody reads what it prints, nor the file of the stacks."""
+    program = """
+import os, sys, time
+from can_jax import abort
+
+abort.WRITE_SECONDS = 0.5
+time.strftime = lambda *_: "pipe"  # the stacks go to a pipe, and this one has no reader either
+abort.keep_stacks_in(sys.argv[1], "")
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(65536))
+except BlockingIOError:
+    os.set_blocking(2, True)
+abort.abort("stuck")
+"""
+    os.mkfifo(tmp_path / "pipe")
+    reader, writer = os.pipe()
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(arguments, stderr=writer)
+    assert process.wait(20) == 70
+    os.close(reader)
+    os.close(writer)
 
 
 def test_run_that_moves_or_has_ended_is_left_alone():
