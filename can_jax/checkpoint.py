@@ -66,6 +66,7 @@ class Checkpointer:
         self._saving = self._failures = 0
         self._read_only, self._check = read_only, check
         self._shapes: dict[str, list[int]] = {}
+        self._refused: dict[int, str] = {}  # the reason, by step
         self._retention = Retention(keep_last, keep_every_steps)
         _hush_threads()
         _keep_small_arrays_whole()
@@ -103,15 +104,25 @@ class Checkpointer:
                 self._set_aside(later, reason)
         self._settle()
 
+    def set_aside_refused(self) -> None:
+        """Move the checkpoints out of the way that `newest_whole` and `restore` have refused.
+
+        Call it once the run is certain to go on. Collective: every process must call this.
+        """
+        refused, self._refused = self._refused, {}
+        for step, reason in refused.items():
+            if jax.process_index() == 0:
+                self._set_aside(step, reason)
+        self._settle()
+
     def newest_whole(self) -> int | None:
         """Return the latest step whose checksums verify, or None without any checkpoint.
 
-        Later checkpoints, which are damaged, are moved aside with a warning. Collective: every
-        process must call this.
+        Later checkpoints, which are damaged, are refused; see `set_aside_refused`. Collective:
+        every process must call this.
 
         Raises:
-            UserError: No checkpoint verifies, or one cannot be read at the moment. Nothing was
-                moved.
+            UserError: No checkpoint verifies, or one cannot be read at the moment.
         """
         found, refusal = -1, ""
         if jax.process_index() == 0:
@@ -124,18 +135,16 @@ class Checkpointer:
             raise UserError(
                 refusal or "process 0 cannot read the checkpoints; its message says why"
             )
-        self._settle()
         return None if found < 0 else found
 
     def _verify_newest(self) -> int:
-        """Return the latest step whose checksums verify, after moving later ones aside; -1 if
-        there are no checkpoints."""
+        """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = find_damage(self._directory / str(step))
             if reason is None:
                 for later, why in damaged.items():
-                    self._set_aside(later, f"is damaged: {why}")
+                    self._refuse(later, f"is damaged: {why}")
                 return step
             damaged[step] = reason
         if damaged:
@@ -180,7 +189,7 @@ class Checkpointer:
     def restore(self, step: int, abstract: Any) -> Restored:
         """The state of a step, placed as ``abstract`` says, and what was saved of the run.
 
-        Where the checkpoint does not fit, the one before it that does is taken, and that is said.
+        Where the checkpoint does not fit, it is refused, and the one before it that does is taken.
 
         Args:
             step: of the newest checkpoint to consider.
@@ -199,9 +208,7 @@ class Checkpointer:
                 refused[candidate] = str(error)
                 continue
             for other, reason in refused.items():
-                if jax.process_index() == 0:
-                    self._set_aside(other, reason)
-            self._settle()
+                self._refuse(other, reason)
             return Restored(candidate, state, run)
         place = self._directory / str(step)
         raise UserError(
@@ -271,13 +278,16 @@ class Checkpointer:
             (folder / TEMPORARY).write_text("")
         write_checksums(folder, self._shapes)
 
-    def _set_aside(self, step: int, reason: str) -> None:
-        """Move a checkpoint that cannot be used out of the way of the next of its step."""
+    def _refuse(self, step: int, reason: str) -> None:
+        """Note that a checkpoint cannot be used. Who only reads is told now."""
+        self._refused[step] = reason
         if self._read_only:
             logging.warning(
                 "checkpoint %s %s; the one before it is used", self._directory / str(step), reason
             )
-            return
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Move a checkpoint out of the way of the next of its step."""
         folder = self._directory.parent / "refused_checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         place = folder / str(step)

@@ -248,6 +248,7 @@ class Loop:
         with meeting("restoring the checkpoint"):
             self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
             found, state, run = self.checkpoints.restore(target, self.abstract)
+            self.checkpoints.set_aside_refused()
         self._guard = Guard(self.step.config, Progress.from_json(run).guard)
         self.watcher.go_back(found)
         size, before = self.step.config.batch_size, self.progress.passed_over

@@ -153,6 +153,10 @@ def run(
             stream = training.stream()
             hint = "let config.data show all the same files"
             demand_same("data set", json.dumps(stream, sort_keys=True), hint)
+        # All that a setting can forbid is opened before anything of the directory changes.
+        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
+        with section("opening the data of the probe", longer):
+            watcher = training.watcher(workdir, writer, report)
         progress = Progress()
         if first:
             restoring = "restoring the checkpoint"
@@ -160,6 +164,7 @@ def run(
                 first, state, known = checkpoints.restore(first, abstract)
             progress = Progress.from_json(known)
             check_stream(progress.stream, stream, first, training.allowed)
+            checkpoints.set_aside_refused()
             report.say(f"resumed from the checkpoint of step {first}")
         else:
             state = training.begin(initialize(step, abstract), report)
@@ -170,11 +175,9 @@ def run(
                 store_identity(workdir, identity)
             note_start(config, workdir, first, environment(mesh) | {"run": facts}, report)
             note_parameters(abstract.parameters, workdir)
-            writer = stack.enter_context(contextlib.closing(MetricWriter(workdir, after=first)))
+            writer.go_back(first)
         lock.check()
         log.open(workdir)
-        with section("opening the data of the probe", longer):
-            watcher = training.watcher(workdir, writer, report)
         drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)
         loader = open_loader(
             config, training.source, mesh, drawn, most, progress.loader, progress.order_version

@@ -193,7 +193,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
         (["probe.split=train", "data.source=arrays", "data.path={}"], "no labelled image"),
     ],
 )
-def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, overrides, message):
+def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, overrides, message):
     np.savez(tmp_path / "train.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
     done = run_in_process(recipe, tmp_path / "run", *(o.format(tmp_path) for o in overrides))
     assert done.returncode == 1
@@ -201,6 +201,7 @@ def test_mistake_ends_in_one_line_before_anything_is_compiled(recipe, tmp_path, 
     assert lines[-1].startswith("error: ") and message in lines[-1]
     assert not any("Traceback" in line for line in lines)
     assert "compiled" not in done.stdout
+    assert not any(path.is_file() for path in tmp_path.glob("run/**/*"))
 
 
 def test_help_and_debug(recipe, tmp_path):

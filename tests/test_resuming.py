@@ -156,6 +156,17 @@ def test_a_start_that_is_refused_changes_nothing(finished, recipe, tmp_path, cha
     assert contents(workdir) == before
 
 
+def test_a_damaged_checkpoint_stays_where_it_is_when_the_data_is_another(
+    finished, recipe, tmp_path
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    (workdir / "checkpoints" / "6" / "seal.json").write_text("")
+    before = contents(workdir)
+    done = run_in_process(recipe, workdir, "data.shapes_count=72")
+    assert done.returncode == 1 and "72 examples instead of 64" in done.stderr
+    assert contents(workdir) == before
+
+
 def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     quiet = ["probe.every_steps=0", "figures.every_steps=0"]

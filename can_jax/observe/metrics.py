@@ -75,24 +75,22 @@ def write_restart(folder: epath.Path, step: int) -> None:
 class MetricWriter:
     """Appends to `metrics.jsonl` and to TensorBoard's events; only process 0 writes.
 
-    Where the disk is full, lines wait in memory until it no longer is, and events are lost.
+    Nothing is written before `go_back` says from which step the run begins or resumes. Where the
+    disk is full, lines wait in memory until it no longer is, and events are lost.
 
     Args:
         workdir: the run directory.
-        after: The step from which the run resumes; see `go_back`.
     """
 
-    def __init__(self, workdir: epath.Path, after: int):
+    def __init__(self, workdir: epath.Path):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
         self._waiting, self._warned = b"", False
         self._lines: Any = None
+        self._summary: Any = None
         self._events: Any = None
-        # Not clu's writer, which does the same: it imports Keras, 5 s at every start.
-        self._summary = tensorflow().summary
-        self.go_back(after)
 
     def go_back(self, step: int) -> None:
         """Drop the metrics beyond a step, since those steps are repeated, and what a kill left of a
@@ -117,6 +115,8 @@ class MetricWriter:
             self._events.close()
         if folder.exists():
             write_restart(folder, step)
+        # Not clu's writer, which does the same: it imports Keras, 5 s at every start.
+        self._summary = tensorflow().summary
         self._events = self._summary.create_file_writer(str(folder))
 
     def _drop(self, step: int) -> None:
@@ -150,7 +150,7 @@ class MetricWriter:
 
     def close(self) -> None:
         """Write out what is left."""
-        if self._active:
+        if self._active and self._lines:
             self._flush()
             self._lines.close()
             with self._room():
