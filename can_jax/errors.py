@@ -13,6 +13,10 @@ class UserError(Exception):
     """Something a person can mend: the message is one line saying what, where and what to do."""
 
 
+class LostLock(UserError):
+    """The run directory is no longer held by this process."""
+
+
 class Preempted(Exception):
     """The run was told to stop, and has saved its state."""
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from can_jax.errors import UserError, reason_of
+from can_jax.errors import LostLock, UserError, reason_of
 from can_jax.lease.files import files_of
 from can_jax.lease.owner import describe
 from can_jax.lease.protocol import BEAT_SECONDS, Lease
@@ -66,7 +66,7 @@ class RunLock:
         except (UserError, OSError) as lost:
             error = lost
         if gather("run lock", np.int32(error is not None))[0]:
-            raise error or UserError("the job's first process lost the run directory")
+            raise error or LostLock("the job's first process lost the run directory")
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from etils import epath
 from fsspec.asyn import AsyncFileSystem
 
 from can_jax import lock
-from can_jax.errors import UserError
+from can_jax.errors import LostLock, UserError
 from can_jax.lease import files, owner
 from can_jax.lease.files import KERNEL_LOCK, BucketFiles, DiskFiles, exclusive_driver
-from can_jax.lease.protocol import Lease, LostLock
+from can_jax.lease.protocol import Lease
 from can_jax.lock import run_lock
 from tests.runs import metrics, run_in_process
 

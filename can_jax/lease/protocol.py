@@ -13,17 +13,13 @@ import time
 
 from absl import logging
 
-from can_jax.errors import UserError, one_line
+from can_jax.errors import LostLock, one_line
 from can_jax.lease.files import Files
 from can_jax.lease.owner import Host, Owner
 from can_jax.lease.records import COPY, Record, Records, name_of, token, who
 
 BEAT_SECONDS = 10.0
 STALE_BEATS = 3  # missed beats after which a holder that only its beats can show is gone
-
-
-class LostLock(UserError):
-    """The run directory is no longer held by this process."""
 
 
 class Clock:

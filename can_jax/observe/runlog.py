@@ -12,7 +12,7 @@ import jax
 from absl import logging
 from etils import epath
 
-from can_jax.errors import Preempted, one_line, printable
+from can_jax.errors import LostLock, Preempted, one_line, printable
 from can_jax.preemption import Stopped, handler
 
 WAITING = 10_000  # lines that wait for the run directory, or for room on its disk, at most
@@ -44,6 +44,8 @@ class RunLog(python_logging.Handler):
         trace: TracebackType | None,
     ) -> None:
         logging.get_absl_logger().removeHandler(self)
+        if isinstance(error, LostLock):
+            self._path = None  # it is another run's
         if isinstance(error, Stopped):
             self.say(f"{handler.cause}: there was nothing new to save")
         elif isinstance(error, Preempted):

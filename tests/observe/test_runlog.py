@@ -4,7 +4,7 @@ import pytest
 from absl import logging
 from etils import epath
 
-from can_jax.errors import Preempted, UserError
+from can_jax.errors import LostLock, Preempted, UserError
 from can_jax.observe.runlog import RunLog
 
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ")
@@ -37,6 +37,12 @@ def test_lines_are_kept_from_before_the_directory_is_known_to_the_error(tmp_path
     first, second, *table, last = texts(tmp_path / "log.txt")
     assert first == "WARNING: 3 images" and second == "a [b] :smile: \\udce9"
     assert table == ["a table", "of lines"] and last == "error: no more"
+
+
+def test_run_that_lost_its_directory_writes_no_more_there(tmp_path):
+    with pytest.raises(LostLock):
+        end(RunLog(), LostLock("taken over"), tmp_path, "a line")
+    assert texts(tmp_path / "log.txt") == ["a line"]
 
 
 def test_next_start_appends(tmp_path):
