@@ -45,6 +45,16 @@ def size_of(path: str) -> int:
         raise
 
 
+def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
+    """Return the bytes of each file, asked for in threads: a remote store is slow to tell one.
+
+    Raises:
+        UserError, OSError, tf.errors.OpError: As `size_of`.
+    """
+    with ThreadPoolExecutor(STAT_THREADS) as threads:
+        return np.array(list(threads.map(size_of, paths)), np.int64)
+
+
 def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
     """Return the bytes of each local file; -1 for what is none, such as a link to nowhere.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from can_jax.data.files import Names, size_of
+from can_jax.data.files import Names, shard_sizes
 from can_jax.data.indexed import IndexedSource
 from can_jax.data.mixture import MixtureSource
 from can_jax.data.source import ArraySource, Source
@@ -77,8 +77,7 @@ def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
 def _of_shards(source: ShardStream) -> Fingerprint:
     root = os.path.commonpath([os.path.dirname(path) for path in source.paths])
     names = Names.of([os.path.relpath(path, root) for path in source.paths])
-    sizes = np.array([size_of(path) for path in source.paths], np.int64)
-    return {"names": _digest_of_names(names), "sizes": _digest(sizes)}
+    return {"names": _digest_of_names(names), "sizes": _digest(shard_sizes(source.paths))}
 
 
 def _of_table(table: Table) -> Fingerprint:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from can_jax.data.files import size_of
+from can_jax.data.files import shard_sizes
 from can_jax.data.reading import OpenFiles, RandomFile, is_remote, unreadable
 from can_jax.data.records import FOOTER, WRONG_SUM, intact_content
 from can_jax.data.source import Examples
@@ -171,7 +171,8 @@ def table_of(
     _log_left_out(place, facts, root if shards is None else None)
     if shards is None:
         return table
-    sizes = {name: size_of(os.path.join(root, name)) for name in shards}
+    found = shard_sizes([os.path.join(root, name) for name in shards])
+    sizes = dict(zip(shards, found.tolist(), strict=True))
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(f"{place} is not the index of this data: {name} is in one of them only")
     for name, size in sizes.items():

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from absl import logging
 
-from can_jax.data.files import Names, size_of
+from can_jax.data.files import Names, shard_sizes
 from can_jax.data.find import find_shards
 from can_jax.data.indexed import IndexedSource, ParseRecord, table_of
 from can_jax.data.label_range import as_label
@@ -106,7 +106,6 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
         paths = [os.path.join(root, name) for name in names]
         scans = list(threads.map(lambda path: scan_shard(source, path), paths))
-        sizes = list(threads.map(size_of, paths))
     unused = sum((shard.unused for shard in scans), collections.Counter())
     problems = [
         cut_off(path, shard) for path, shard in zip(paths, scans, strict=True) if shard.problem
@@ -118,7 +117,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     if not sum(len(shard.offset) for shard in scans):
         raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
     table = join(list(names), scans)
-    return dataclasses.replace(table, size=np.array(sizes, np.int64))
+    return dataclasses.replace(table, size=shard_sizes(paths))
 
 
 def scan_shard(source: str, path: str) -> Found:
