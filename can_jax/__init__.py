@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from can_jax import interpreter
+from can_jax.cli import interpreter
 
 if TYPE_CHECKING:
     import os

@@ -8,11 +8,12 @@ runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
 from absl import flags
 from etils import epath
 
-from can_jax import command, job
-from can_jax.errors import UserError
-from can_jax.options import define_path, define_recipe, demand_recipe, overrides
-from can_jax.pretrain import pretrain
-from can_jax.resuming import CHANGES
+from can_jax.checkpoint.resume import CHANGES
+from can_jax.cli import app as command
+from can_jax.cli import job
+from can_jax.cli.options import define_path, define_recipe, demand_recipe, overrides
+from can_jax.train.pretrain import pretrain
+from can_jax.utils.errors import UserError
 
 _CONFIG = define_recipe("recipe")
 _WORKDIR = define_path("workdir", "The run directory, one for all hosts; may be gs://…")

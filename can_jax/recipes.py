@@ -9,8 +9,8 @@ import ast
 import json
 from pathlib import Path
 
-from can_jax import command
-from can_jax.shipped import KINDS, find, find_shipped, names_of
+from can_jax.cli import app as command
+from can_jax.config.shipped import KINDS, find, find_shipped, names_of
 
 
 def main(name: str | None = None) -> None:

@@ -14,21 +14,23 @@ from etils import epath
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from can_jax import command
-from can_jax.capture import read_batch
-from can_jax.checkpoint import Checkpointer
-from can_jax.errors import UserError
-from can_jax.gradients import gradients
-from can_jax.initial import read_encoder
-from can_jax.observe.console import plain_console
-from can_jax.parallel.mesh import make_mesh
-from can_jax.parallel.rules import path_name
-from can_jax.step import abstract_state, stored_step
+from can_jax.checkpoint.failed_step import read_batch
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.checkpoint.run_directory import read_encoder
+from can_jax.cli import app as command
+from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.monitoring.console import plain_console
+from can_jax.train.gradients import gradients
+from can_jax.train.step import abstract_state, stored_step
+from can_jax.utils.errors import UserError
 
 
 def main(capture: str) -> None:
     """Compute the step again, and show what came of it."""
     folder = epath.Path(capture)
+    if not (folder / "capture.json").exists():
+        raise UserError(f"{folder} is no capture: it has no capture.json")
     config = read_encoder(folder)
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])

@@ -32,7 +32,7 @@ Fine-tuned after 5000 (abstract on arXiv): CAN 86.1, SimCLR 85.5, MAE 85.4 %. A 
 from ml_collections import ConfigDict
 
 from can_jax.config import load_recipe
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 
 IMAGENET = 1_281_167  # images of an epoch, as the paper counts them
 

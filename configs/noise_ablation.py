@@ -21,7 +21,7 @@ denoising loss stayed above the cost of predicting no noise, so that says nothin
 from ml_collections import ConfigDict
 
 from can_jax.config import load_recipe
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 
 CELLS = ("none", "noise", "loss", "full")
 

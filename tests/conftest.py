@@ -7,8 +7,8 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from can_jax.config import default_config, resolve
-from tests.runs import RECIPE, made_once, run
+from tests.helpers.configs import small_config
+from tests.helpers.runs import RECIPE, made_once, run
 from tests.weights.torch_files import save_torch  # noqa: F401, a fixture
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # also of commands, whatever else this machine has
@@ -35,34 +35,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     told = subprocess.run(trial, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True)
     if told.returncode == 0:
         os.environ["XLA_FLAGS"] = flags
-
-
-COLOURS = {"augment__jitter": 0.8, "augment__greyscale": 0.2, "augment__blur": 0.5}
-
-
-def small_config(**changes) -> ConfigDict:
-    """A tiny CAN in float32; keyword `model__depth=3` sets `config.model.depth`.
-
-    Colours are left alone, which compiles much faster; `COLOURS` turns them on.
-    """
-    config = default_config()
-    config.batch_size = 8
-    config.total_steps = 4
-    config.data.update(source="shapes", image_size=16, shapes_count=64)
-    config.model.update(
-        size="Ti", width=24, depth=1, heads=3, patch_size=4, dtype="float32", scan=False
-    )
-    config.model.decoder.update(width=16, depth=1, heads=2)
-    config.model.projector.update(hidden=32, outputs=16)
-    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
-    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)
-    for path, value in changes.items():
-        *blocks, key = path.split("__")
-        block = config
-        for name in blocks:
-            block = block[name]
-        block[key] = value
-    return resolve(config)
 
 
 @pytest.fixture

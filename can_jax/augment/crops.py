@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from can_jax.tf import tensorflow
+from can_jax.utils.tensorflow import tensorflow
 
 ATTEMPTS = 10  # draws for a box that fits, as in torchvision; then a centred one
 

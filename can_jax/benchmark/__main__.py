@@ -18,14 +18,14 @@ from typing import Any
 import jax
 from absl import flags
 
-from can_jax import command
 from can_jax.benchmark.input import measure_input
 from can_jax.benchmark.step import measure_step
-from can_jax.config import default_config, resolve
-from can_jax.durations import TOTAL, value_of
-from can_jax.errors import UserError
-from can_jax.observe.console import fact_table, plain_console
-from can_jax.options import define_path, define_recipe, demand_recipe
+from can_jax.cli import app as command
+from can_jax.cli.options import define_path, define_recipe, demand_recipe
+from can_jax.config.durations import TOTAL, value_of
+from can_jax.config.resolve import default_config, resolve
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
 

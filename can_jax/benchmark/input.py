@@ -14,15 +14,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
-from can_jax.data.decode import native_pixels, native_size
-from can_jax.data.evaluation import spread
-from can_jax.data.loader import TrainingLoader, host_batches
-from can_jax.data.source import EncodedSource, open_source
-from can_jax.data.views import RandomViews
-from can_jax.errors import UserError
-from can_jax.parallel.mesh import make_mesh
-from can_jax.processes import usable_cores
-from can_jax.tf import tensorflow
+from can_jax.data.decoding.decode import native_pixels, native_size
+from can_jax.data.evaluation.examples import spread
+from can_jax.data.pipeline.loader import TrainingLoader, host_batches
+from can_jax.data.pipeline.views import RandomViews
+from can_jax.data.sources.base import EncodedSource
+from can_jax.data.sources.registry import open_source
+from can_jax.distributed.mesh import make_mesh
+from can_jax.utils.cpu import usable_cores
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
 
 SAMPLE = 512  # images that are decoded, cropped and given to Pillow
 FOREVER = 10**6  # steps

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from can_jax.data.files import Names, shard_sizes
-from can_jax.data.indexed import IndexedSource
-from can_jax.data.mixture import MixtureSource
-from can_jax.data.source import ArraySource, Source
-from can_jax.data.streaming import ShardStream
-from can_jax.data.table import Table
+from can_jax.data.pipeline.streaming import ShardStream
+from can_jax.data.sources.base import ArraySource, Source
+from can_jax.data.sources.indexed import IndexedSource
+from can_jax.data.sources.mixture import MixtureSource
+from can_jax.data.sources.table import Table
+from can_jax.data.storage.files import Names, shard_sizes
 
 BLOCK = 2**24  # bytes that are hashed at once: indexes are larger than memory
 # What each entry says where it differs.

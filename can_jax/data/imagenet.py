@@ -25,18 +25,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from can_jax import command
-from can_jax.data.examine import Plan
-from can_jax.data.files import find_images
-from can_jax.data.find import is_shard
-from can_jax.data.indexing import build_index
-from can_jax.data.reading import OpenFiles
-from can_jax.data.shards import locate_shards
-from can_jax.data.table import FOLDER
-from can_jax.data.tar import Members, open_tar
-from can_jax.errors import UserError, one_line
-from can_jax.processes import usable_cores
-from can_jax.tf import tensorflow
+from can_jax.cli import app as command
+from can_jax.data.formats.tar import Members, open_tar
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.shards import locate_shards
+from can_jax.data.sources.table import FOLDER
+from can_jax.data.storage.files import find_images
+from can_jax.data.storage.find import is_shard
+from can_jax.data.storage.reading import OpenFiles
+from can_jax.utils.cpu import usable_cores
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.tensorflow import tensorflow
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"

@@ -12,13 +12,14 @@ import sys
 from absl import flags
 from etils import epath
 
-from can_jax import command, job
-from can_jax.errors import UserError
+from can_jax.cli import app as command
+from can_jax.cli import job
+from can_jax.cli.options import define_path, define_recipe, demand_recipe
 from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.protocols import evaluate
-from can_jax.evaluate.report import headlines
-from can_jax.observe.console import fact_table, plain_console
-from can_jax.options import define_path, define_recipe, demand_recipe
+from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.reports.report import headlines
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
 
 _CONFIG = define_recipe("protocol")
 _CHECKPOINT = define_path("checkpoint", "A run directory, an export, or a file of weights.")

@@ -5,12 +5,12 @@ Puts the results of several evaluations on one page, side by side.
 
 from etils import epath
 
-from can_jax import command
-from can_jax.errors import UserError
-from can_jax.evaluate.report import comparison
-from can_jax.evaluate.results import read_results
-from can_jax.files import replace_text
-from can_jax.options import define_path, define_paths
+from can_jax.cli import app as command
+from can_jax.cli.options import define_path, define_paths
+from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.results import read_results
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
 
 _RUNS = define_paths("runs", "Directories of evaluations, with commas between.")
 _OUTPUT = define_path("output", "The page to write.", default="report.html")

@@ -5,18 +5,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config import as_range, as_size, expand_paths
-from can_jax.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
-from can_jax.errors import UserError
-from can_jax.evaluate.validate import (
-    check_classifier,
-    check_datasets,
-    check_evaluation_data,
-    check_shifts,
-    corruptions_of,
-)
-from can_jax.model.can import POOLS
-from can_jax.settings import (
+from can_jax.config.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
+from can_jax.config.resolve import as_range, as_size, expand_paths
+from can_jax.config.settings import (
     Blocks,
     Choice,
     Key,
@@ -30,6 +21,15 @@ from can_jax.settings import (
     check_table,
     configuration,
 )
+from can_jax.evaluate.validate import (
+    check_classifier,
+    check_datasets,
+    check_evaluation_data,
+    check_shifts,
+    corruptions_of,
+)
+from can_jax.models.can import POOLS
+from can_jax.utils.errors import UserError
 
 PROTOCOLS = ("knn", "linear", "fewshot", "health", "robustness", "classify")
 FEATURES = (*POOLS, "both")
@@ -73,7 +73,7 @@ def _are_corruptions(value: Any) -> bool:
     return True
 
 
-# An entry of `robustness.shifts`; see `can_jax.evaluate.shifts`.
+# An entry of `robustness.shifts`; see `can_jax.evaluate.protocols.shifts`.
 SHIFT: Table = {
     "kind": Key(
         "classes", Choice(("classes", "numbered", "real", "objectnet", "imagenet_c")),
@@ -179,7 +179,7 @@ EVALUATION: Table = {
         ),
         "shifts": Key(
             (), Blocks(SHIFT, needed=("kind", "path")),
-            "Other test sets; see `can_jax.evaluate.shifts`.",
+            "Other test sets; see `can_jax.evaluate.protocols.shifts`.",
         ),
         "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
     },

@@ -10,12 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from can_jax.data.labels import Classes
-from can_jax.data.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
-from can_jax.errors import UserError
-from can_jax.evaluate.examples import Reader, Split
+from can_jax.data.evaluation.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
+from can_jax.data.sources.labels import Classes
+from can_jax.evaluate.features import Reader, Split
 from can_jax.evaluate.page import Html
-from can_jax.evaluate.subject import Subject
+from can_jax.evaluate.pretrained import Subject
+from can_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass

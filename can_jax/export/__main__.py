@@ -14,16 +14,17 @@ import jax
 from absl import flags
 from etils import epath
 
-from can_jax import __version__, command
-from can_jax.config import to_json
-from can_jax.errors import UserError
-from can_jax.export.card import card_of, results_of
-from can_jax.export.checking import check
+from can_jax import __version__
+from can_jax.cli import app as command
+from can_jax.cli.options import define_path, define_paths
+from can_jax.config.resolve import to_json
 from can_jax.export.formats import FORMATS
 from can_jax.export.model import Model, open_model
+from can_jax.export.model_card import card_of, results_of
 from can_jax.export.usage import run_snippets
-from can_jax.observe.console import fact_table, plain_console
-from can_jax.options import define_path, define_paths
+from can_jax.export.verify import check
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
 
 _CHECKPOINT = define_path("checkpoint", "A run directory.")
 _FORMAT = flags.DEFINE_enum("format", None, list(FORMATS), "What is written.")

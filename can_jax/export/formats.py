@@ -14,11 +14,11 @@ from jax import export as jax_export
 from safetensors.numpy import save
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.errors import UserError
+from can_jax.distributed.sharding_rules import path_name
 from can_jax.export.model import Model
 from can_jax.export.readers import from_pretrained, installed
-from can_jax.model.can import encoder_size
-from can_jax.parallel.rules import path_name
+from can_jax.models.can import encoder_size
+from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.pretrained import METADATA
 

@@ -10,15 +10,15 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.errors import UserError
-from can_jax.forward import grid_of
-from can_jax.initial import newest_state, read_run
-from can_jax.model.can import build, encoder_size
-from can_jax.model.positions import sincos_2d
-from can_jax.model.vit import LAYER_NORM_EPS
-from can_jax.parallel.mesh import make_mesh
-from can_jax.parallel.rules import path_name
-from can_jax.step import stored_step
+from can_jax.checkpoint.run_directory import newest_state, read_run
+from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.models.can import build, encoder_size
+from can_jax.models.positions import sincos_2d
+from can_jax.models.vit import LAYER_NORM_EPS
+from can_jax.train.losses import grid_of
+from can_jax.train.step import abstract_state, stored_step
+from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.torch_layout import to_torch
 
@@ -140,6 +140,6 @@ def open_model(checkpoint: str) -> Model:
         raise UserError(f"--checkpoint={checkpoint} is no run directory; exports are made of runs")
     config = read_run(place)
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
-    step, state = newest_state(place, stored_step(config), mesh)
+    step, state = newest_state(place, abstract_state(stored_step(config), mesh))
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
     return Model(config, step, parameters, statistics, str(place))

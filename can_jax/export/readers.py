@@ -16,13 +16,14 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from can_jax.archives import read_npz
-from can_jax.errors import UserError
-from can_jax.export import linen, plain
+from can_jax.export import linen_vit as linen
+from can_jax.export import numpy_vit as plain
 from can_jax.export.model import HEADS_OF, Model
-from can_jax.forward import grid_of
-from can_jax.model import can
-from can_jax.model.masking import patchify
+from can_jax.models import can
+from can_jax.models.masking import patchify
+from can_jax.train.losses import grid_of
+from can_jax.utils.archives import read_npz
+from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
 
 TOKENS, PREDICTION = "tokens", "prediction"

@@ -11,9 +11,9 @@ from pathlib import Path
 from etils import epath
 
 import can_jax
-from can_jax.errors import UserError
 from can_jax.export.model import Model
 from can_jax.export.readers import installed
+from can_jax.utils.errors import UserError
 
 # The packages that a snippet imports, and the snippet.
 TORCH_INPUT = """

@@ -1,7 +1,7 @@
 """The terms of the loss: pure functions of arrays, added up by their weights.
 
 To add one: write `can_jax/objectives/NAME.py` with an `OBJECTIVE`, name it in `OBJECTIVES`, and
-give it a block `objective.NAME` with a `weight` in `can_jax.defaults`.
+give it a block `objective.NAME` with a `weight` in `can_jax.config.defaults`.
 """
 
 from typing import Any

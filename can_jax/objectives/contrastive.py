@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from can_jax.distributed.mesh import pin_rows, replicate, row_shards
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
-from can_jax.parallel.mesh import pin_rows, replicate, row_shards
 
 # Similarities that a device looks at together, unless a block of keys is set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25

@@ -12,15 +12,15 @@ import sys
 import jax
 from absl import flags
 
-from can_jax import command
-from can_jax.config import resolve
-from can_jax.errors import UserError
-from can_jax.observe.console import plain_console
-from can_jax.options import define_recipe, demand_recipe
+from can_jax.cli import app as command
+from can_jax.cli.options import define_recipe, demand_recipe
+from can_jax.config.resolve import resolve
+from can_jax.monitoring.console import plain_console
 from can_jax.plan.estimate import make_plan
 from can_jax.plan.report import as_json, attempt_line, attempts_as_json, attempts_table, gib, tables
 from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology
+from can_jax.utils.errors import UserError
 
 _CONFIG = define_recipe("recipe")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, such as v5e:16x16.")

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from can_jax import command
+from can_jax.cli import app as command
+from can_jax.distributed.mesh import batch_sharding, make_mesh
+from can_jax.monitoring.console import plain_console
 from can_jax.objectives import Arrays
 from can_jax.objectives.contrastive import block_size, loss
-from can_jax.observe.console import plain_console
-from can_jax.parallel.mesh import batch_sharding, make_mesh
 from can_jax.plan.estimate import needed_temporaries
 from can_jax.plan.topology import open_topology
 

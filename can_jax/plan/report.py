@@ -6,8 +6,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from can_jax.observe.console import duration, fact_table
-from can_jax.parallel.hardware import GIB
+from can_jax.distributed.hardware import GIB
+from can_jax.monitoring.console import duration, fact_table
 from can_jax.plan.estimate import Plan
 from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt

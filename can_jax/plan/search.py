@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 from ml_collections import ConfigDict
 
-from can_jax.errors import UserError
-from can_jax.model.vit import REMAT_POLICIES
-from can_jax.parallel.mesh import mesh_shape
+from can_jax.distributed.mesh import mesh_shape
+from can_jax.models.vit import REMAT_POLICIES
 from can_jax.plan.estimate import Plan, compute_seconds, make_plan
 from can_jax.plan.topology import Topology
+from can_jax.utils.errors import UserError
 
 # Temporaries under each policy as a share of those without, and what microbatches do not divide:
 # rough, to decide what is worth compiling first.

@@ -15,11 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from can_jax import command
-from can_jax.errors import UserError
-from can_jax.parallel.hardware import GIB
+from can_jax.cli import app as command
+from can_jax.config.shipped import find
+from can_jax.distributed.hardware import GIB
 from can_jax.plan.report import rounded
-from can_jax.shipped import find
+from can_jax.utils.errors import UserError
 
 HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
 

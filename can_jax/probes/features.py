@@ -8,9 +8,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from can_jax.data.evaluation import EvaluationSet
-from can_jax.parallel.mesh import batch_shards, replicated
-from can_jax.parallel.rows import share_of_process
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.distributed.mesh import batch_shards, replicated
+from can_jax.distributed.process_slice import share_of_process
 
 
 class Features(NamedTuple):

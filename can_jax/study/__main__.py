@@ -10,13 +10,13 @@ plots of the results that are there.
 from absl import flags
 from etils import epath
 
-from can_jax import command
-from can_jax.errors import UserError
-from can_jax.observe.console import plain_console
-from can_jax.options import define_path, define_recipe, demand_recipe
+from can_jax.cli import app as command
+from can_jax.cli.options import define_path, define_recipe, demand_recipe
+from can_jax.monitoring.console import plain_console
 from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan
 from can_jax.study.report import Report
+from can_jax.utils.errors import UserError
 
 _CONFIG = define_recipe("study")
 _WORKDIR = define_path("workdir", "Where the run directories are.")

@@ -9,18 +9,18 @@ from typing import Any
 import jax
 from etils import epath
 
-from can_jax.evaluate.pictures import figures_of
-from can_jax.evaluate.protocols import MAP, measure
-from can_jax.evaluate.results import write_results
-from can_jax.files import replace_text
-from can_jax.lock import InUse, run_lock
-from can_jax.observe.console import plain_console
-from can_jax.observe.metrics import read_metrics
-from can_jax.parallel.mesh import make_mesh
-from can_jax.parallel.runtime import environment
-from can_jax.pretrain import pretrain
-from can_jax.run import make_directory
+from can_jax.checkpoint.lock import InUse, run_lock
+from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.runtime import environment
+from can_jax.evaluate.protocols.registry import MAP, measure
+from can_jax.evaluate.reports.pictures import figures_of
+from can_jax.evaluate.reports.results import write_results
+from can_jax.monitoring.console import plain_console
+from can_jax.monitoring.metrics import read_metrics
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
+from can_jax.train.pretrain import pretrain
+from can_jax.train.run import make_directory
+from can_jax.utils.files import replace_text
 
 WAIT_SECONDS = 10.0  # until what other processes have left is looked at again
 Result = dict[str, Any]

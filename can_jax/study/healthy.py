@@ -12,14 +12,14 @@ from typing import Any
 from absl import flags
 from etils import epath
 
-from can_jax import command
-from can_jax.errors import UserError
-from can_jax.files import replace_text
-from can_jax.observe.console import fact_table, plain_console
-from can_jax.observe.metrics import read_metrics
-from can_jax.options import define_paths
-from can_jax.shipped import find
-from can_jax.study.bands import bands_of, compared, outside
+from can_jax.cli import app as command
+from can_jax.cli.options import define_paths
+from can_jax.config.shipped import find
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.monitoring.metrics import read_metrics
+from can_jax.study.reference_ranges import bands_of, compared, outside
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
 
 _RUN = define_paths("run", "Run directories, with commas between.")
 _WRITE = flags.DEFINE_bool("write", False, "Make the bands from these runs.")

@@ -7,15 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config import flatten, from_json, resolve, to_json
-from can_jax.defaults import RECIPE
-from can_jax.durations import WARMUP, unset
-from can_jax.errors import UserError
+from can_jax.config.baselines import changed
+from can_jax.config.defaults import RECIPE
+from can_jax.config.durations import WARMUP, unset
+from can_jax.config.resolve import flatten, from_json, resolve, to_json
+from can_jax.config.settings import Several, Whole, refuse
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
-from can_jax.forward import heads
-from can_jax.methods import changed
-from can_jax.observe.flops import train_flops_per_image
-from can_jax.settings import Several, Whole, refuse
+from can_jax.monitoring.flops import train_flops_per_image
+from can_jax.train.losses import heads
+from can_jax.utils.errors import UserError
 
 KEY_DIGITS = 10  # of the hash that tells runs apart
 RATES = Several(RECIPE["optimizer"]["learning_rate"].kind, empty=False)

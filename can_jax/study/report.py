@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from etils import epath
 
-from can_jax.errors import UserError
-from can_jax.evaluate.markdown import code, fill, link, table
-from can_jax.files import replace_text
+from can_jax.evaluate.reports.markdown import code, fill, link, table
 from can_jax.study import plots
 from can_jax.study.driver import Driver, Result
 from can_jax.study.plan import Arm
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
 
 # Beside the results: what a person makes of them, and what `benchmark step --parts --json` prints.
 FINDINGS, COST = "FINDINGS.md", "cost.json"

@@ -6,8 +6,8 @@ from collections.abc import Collection
 import ml_dtypes
 import numpy as np
 
-from can_jax.errors import UserError
-from can_jax.model.positions import sincos_2d
+from can_jax.models.positions import sincos_2d
+from can_jax.utils.errors import UserError
 
 # Arrays that do not take part in computing an encoder's tokens, by patterns of their names.
 OUTSIDE = re.compile(

@@ -4,8 +4,8 @@ from typing import Any
 
 from etils import epath
 
-from can_jax.errors import UserError
-from can_jax.files import read_json
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import read_json
 from can_jax.weights.library_configs import (
     CONFIG,
     EXACT,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from can_jax.parallel.rules import path_name
+from can_jax.distributed.sharding_rules import path_name
 
 
 def sha256_of(parameters: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from can_jax.errors import UserError, one_line
+from can_jax.utils.errors import UserError, one_line
 
 Arrays = dict[str, np.ndarray]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from can_jax.errors import UserError, one_line
-from can_jax.files import read_json
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import read_json
 
 Facts = dict[str, Any]
 

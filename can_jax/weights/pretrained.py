@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from can_jax.errors import UserError
-from can_jax.model.can import SIZES
-from can_jax.model.vit import LAYER_NORM_EPS
+from can_jax.models.can import SIZES
+from can_jax.models.vit import LAYER_NORM_EPS
+from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.descriptions import file_of_folder, stated_beside, stated_by_export
 from can_jax.weights.layouts import Arrays

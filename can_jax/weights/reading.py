@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from can_jax.archives import read_npz
-from can_jax.errors import UserError, one_line
-from can_jax.files import read_json
+from can_jax.utils.archives import read_npz
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import read_json
 from can_jax.weights.layouts import Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
 

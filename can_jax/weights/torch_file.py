@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from can_jax.archives import Budget, check_members
-from can_jax.errors import UserError
+from can_jax.utils.archives import Budget, check_members
+from can_jax.utils.errors import UserError
 
 # The types of PyTorch's storages.
 TYPES = {

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from can_jax.errors import UserError
-from can_jax.parallel.rules import path_name
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.utils.errors import UserError
 
 # Our path, without the layer axis of a block, and theirs. A projector's layers are numbered with
 # the activations between them.

@@ -10,7 +10,7 @@ from can_jax.augment.crops import (
     resize_and_centre_crop,
     uniforms,
 )
-from can_jax.tf import tensorflow
+from can_jax.utils.tensorflow import tensorflow
 
 tf = tensorflow()
 AREA, ASPECT = (0.2, 1.0), (3 / 4, 4 / 3)

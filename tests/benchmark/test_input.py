@@ -7,7 +7,7 @@ from PIL import Image
 from can_jax.benchmark.pillow import TwoViews
 from can_jax.config import default_config
 from tests.data.samples import encode
-from tests.runs import main_in_process
+from tests.helpers.runs import main_in_process
 
 STAGES = ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view")
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from can_jax.benchmark.step import PEER, counted_flops, measure_step
-from can_jax.config import resolve
-from can_jax.forward import heads
-from can_jax.methods import METHODS, changed
-from can_jax.observe.flops import train_flops_per_image
-from tests.conftest import small_config
-from tests.oracle import write_reference
-from tests.runs import main_in_process
+from can_jax.config.baselines import METHODS, changed
+from can_jax.config.resolve import resolve
+from can_jax.monitoring.flops import train_flops_per_image
+from can_jax.train.losses import heads
+from tests.helpers.configs import small_config
+from tests.helpers.oracle import write_reference
+from tests.helpers.runs import main_in_process
 
 
 def measured(**options):

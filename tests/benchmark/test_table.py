@@ -2,7 +2,7 @@ import json
 import runpy
 from types import SimpleNamespace
 
-from tests.runs import ROOT
+from tests.helpers.runs import ROOT
 
 TABLE = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "table.py")))
 

@@ -6,7 +6,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from can_jax.tf import tensorflow
+from can_jax.utils.tensorflow import tensorflow
 
 LABELS = [0, 1]
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from can_jax.data.arrays import open_arrays
-from can_jax.errors import UserError
+from can_jax.data.sources.arrays import open_arrays
+from can_jax.utils.errors import UserError
 
 
 def images(count, size=8):

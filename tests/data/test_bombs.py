@@ -12,16 +12,17 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from can_jax.data import reading, stream
-from can_jax.data.files import Names
-from can_jax.data.folder import open_folder
-from can_jax.data.reading import RandomFile
-from can_jax.data.records import FOOTER, HEADER, masked_crc32c
-from can_jax.data.shards import example_parser, open_webdataset
-from can_jax.data.stream import read_tar, read_tfrecord
-from can_jax.data.table import FACTS, FOLDER, Table, load_table
-from can_jax.data.walk import walk_local
-from can_jax.errors import UserError
+from can_jax.data.formats.records import FOOTER, HEADER, masked_crc32c
+from can_jax.data.pipeline import stream
+from can_jax.data.pipeline.stream import read_tar, read_tfrecord
+from can_jax.data.sources.folder import open_folder
+from can_jax.data.sources.shards import example_parser, open_webdataset
+from can_jax.data.sources.table import FACTS, FOLDER, Table, load_table
+from can_jax.data.storage import reading
+from can_jax.data.storage.files import Names
+from can_jax.data.storage.reading import RandomFile
+from can_jax.data.storage.walk import walk_local
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, example, random_image
 
 IMAGE = encode(random_image(np.random.default_rng(0), 8, 8))

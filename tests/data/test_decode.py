@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from can_jax.data import decode
-from can_jax.tf import tensorflow
+from can_jax.data.decoding import decode
+from can_jax.utils.tensorflow import tensorflow
 
 tf = tensorflow()
 LIMIT = 10**6

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.config import as_range
-from can_jax.data import decode
-from can_jax.data.examine import why_undecodable
-from can_jax.data.source import open_source
-from can_jax.errors import UserError
-from can_jax.tf import tensorflow
-from tests.conftest import small_config
+from can_jax.config.resolve import as_range
+from can_jax.data.decoding import decode
+from can_jax.data.index.examine import why_undecodable
+from can_jax.data.sources.registry import open_source
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
 from tests.data.test_loader import batches
+from tests.helpers.configs import small_config
 
 tf = tensorflow()
 LIMIT = 10**6

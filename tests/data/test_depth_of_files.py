@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.config import as_range
-from can_jax.data.decode import pillow_pixels
-from can_jax.data.examine import why_undecodable
+from can_jax.config.resolve import as_range
+from can_jax.data.decoding.decode import pillow_pixels
+from can_jax.data.index.examine import why_undecodable
 
 LIMIT = 10**6
 RAMP = np.linspace(0, 1, 32 * 32).reshape(32, 32)

@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from can_jax.data import reading
-from can_jax.data.claim import LOCK
-from can_jax.data.examine import Plan
-from can_jax.data.files import find_images
-from can_jax.data.folder import open_folder
-from can_jax.data.indexing import build_index
-from can_jax.data.reading import OpenFiles, RandomFile, open_limit, patiently
-from can_jax.data.shards import open_webdataset
-from can_jax.data.table import FOLDER, load_table
-from can_jax.errors import UserError
+from can_jax.data.index.build import build_index
+from can_jax.data.index.claim import LOCK
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.folder import open_folder
+from can_jax.data.sources.shards import open_webdataset
+from can_jax.data.sources.table import FOLDER, load_table
+from can_jax.data.storage import reading
+from can_jax.data.storage.files import find_images
+from can_jax.data.storage.reading import OpenFiles, RandomFile, open_limit, patiently
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar
-from tests.runs import main_in_process
+from tests.helpers.runs import main_in_process
 
 RNG = np.random.default_rng(0)
 SETS = ("effective", "permitted", "inheritable")

@@ -3,10 +3,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.source import ArraySource, open_source
-from tests.conftest import small_config
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.data.sources.base import ArraySource
+from can_jax.data.sources.registry import open_source
 from tests.data.samples import encode
+from tests.helpers.configs import small_config
 
 
 def numbered(count):

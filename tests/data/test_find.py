@@ -2,8 +2,8 @@
 
 import pytest
 
-from can_jax.data.find import expand_braces, find_shards
-from can_jax.errors import UserError
+from can_jax.data.storage.find import expand_braces, find_shards
+from can_jax.utils.errors import UserError
 
 
 def touch(root, *names):

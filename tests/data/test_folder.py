@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.data.folder import open_folder
-from can_jax.errors import UserError
+from can_jax.data.sources.folder import open_folder
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode
 
 

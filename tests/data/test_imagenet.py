@@ -9,10 +9,10 @@ from absl.testing import flagsaver
 from scipy.io import savemat
 
 from can_jax.data import imagenet
-from can_jax.data.shards import open_tfrecord
-from can_jax.errors import UserError
+from can_jax.data.sources.shards import open_tfrecord
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord
-from tests.runs import main_in_process
+from tests.helpers.runs import main_in_process
 
 CLASSES = ("n01", "n02", "n03")
 RNG = np.random.default_rng(0)

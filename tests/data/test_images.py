@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from can_jax.data import decode, images
-from can_jax.data.examine import why_undecodable
+from can_jax.data.decoding import decode, images
+from can_jax.data.index.examine import why_undecodable
 from tests.data.samples import encode, random_image
 
 PIXELS = random_image(np.random.default_rng(0), 12, 9)

@@ -8,17 +8,17 @@ import time
 import numpy as np
 import pytest
 
-from can_jax.data import examine
-from can_jax.data.examine import Plan
-from can_jax.data.files import Names, find_images
-from can_jax.data.indexing import build_index
-from can_jax.data.shards import locate_shards, open_tfrecord, open_webdataset
-from can_jax.data.source import open_source
-from can_jax.data.table import FOLDER, Table, load_table
-from can_jax.errors import UserError
-from tests.conftest import small_config
+from can_jax.data.index import examine
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.registry import open_source
+from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.sources.table import FOLDER, Table, load_table
+from can_jax.data.storage.files import Names, find_images
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
-from tests.runs import main_in_process
+from tests.helpers.configs import small_config
+from tests.helpers.runs import main_in_process
 
 RNG = np.random.default_rng(0)
 IMAGES = [encode(RNG.integers(0, 256, (12, 9, 3), dtype=np.uint8)) for _ in range(9)]

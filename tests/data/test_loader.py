@@ -14,16 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from can_jax.data.loader import TrainingLoader, check_share, counts_of, host_batches
-from can_jax.data.order import VERSION, Order
-from can_jax.data.source import ArraySource, open_source
-from can_jax.data.streaming import open_loader
-from can_jax.errors import UserError
-from can_jax.loop import Progress
-from can_jax.parallel.mesh import batch_sharding, make_mesh
-from can_jax.parallel.rows import Share
-from tests.conftest import small_config
+from can_jax.data.loader import open_loader
+from can_jax.data.pipeline.loader import TrainingLoader, check_share, counts_of, host_batches
+from can_jax.data.pipeline.order import VERSION, Order
+from can_jax.data.sources.base import ArraySource
+from can_jax.data.sources.registry import open_source
+from can_jax.distributed.mesh import batch_sharding, make_mesh
+from can_jax.distributed.process_slice import Share
+from can_jax.train.loop import Progress
+from can_jax.utils.errors import UserError
 from tests.data import samples
+from tests.helpers.configs import small_config
 
 
 def batches(config, first=0, total=4, split="train"):
@@ -173,7 +174,7 @@ def test_loader_of_each_process_has_its_rows(monkeypatch):
     monkeypatch.setattr(Share, "place", lambda _, local: local)
     for rows in ([0, 1, 2, 3], [1, 4, 6, 7]):  # devices of a process need not be neighbours
         share = Share(np.array(rows), 0, 2, config.batch_size, batch_sharding(mesh))
-        monkeypatch.setattr("can_jax.data.loader.share_of_process", lambda *_: share)  # noqa: B023
+        monkeypatch.setattr("can_jax.data.pipeline.loader.share_of_process", lambda *_: share)  # noqa: B023
         part = next(TrainingLoader(config, source, mesh, 0, 1))
         for name in whole._fields:
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
@@ -266,8 +267,8 @@ def test_too_many_broken_files_stop_the_run(folder):
 ENDS = """
 from can_jax.config import default_config, resolve
 from can_jax.data.loader import TrainingLoader
-from can_jax.data.source import open_source
-from can_jax.parallel.mesh import make_mesh
+from can_jax.data.sources.registry import open_source
+from can_jax.distributed.mesh import make_mesh
 
 config = default_config()
 config.total_steps = 10**6

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from can_jax.data.source import open_source
-from can_jax.errors import UserError
-from can_jax.pretrain import check_labels
-from tests.conftest import small_config
+from can_jax.data.sources.registry import open_source
+from can_jax.train.pretrain import check_labels
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset
+from tests.helpers.configs import small_config
 
 
 @pytest.fixture

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from can_jax.data.order import CYCLE, VERSION, Order, shares, turns
-from can_jax.data.permutation import permute
+from can_jax.data.pipeline.order import CYCLE, VERSION, Order, shares, turns
+from can_jax.data.pipeline.permutation import permute
 
 
 def order(positions, sizes, seed=0, attempt=0, weights=(1.0,), version=VERSION):

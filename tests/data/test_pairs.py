@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from can_jax.data.labels import Classes
-from can_jax.data.overlap import hold_out
-from can_jax.data.pairs import TEST_SPLITS, open_pair
-from can_jax.errors import UserError
-from tests.conftest import small_config
+from can_jax.data.evaluation.overlap import hold_out
+from can_jax.data.evaluation.pairs import TEST_SPLITS, open_pair
+from can_jax.data.sources.labels import Classes
+from can_jax.utils.errors import UserError
 from tests.data import samples
+from tests.helpers.configs import small_config
 
 CLASSES = ("a_red", "b_green", "c_blue")
 

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from can_jax.data import reading
-from can_jax.data.examine import Plan
-from can_jax.data.files import find_images
-from can_jax.data.indexing import build_index
-from can_jax.data.reading import RandomFile, open_file
-from can_jax.data.source import open_source
-from can_jax.data.streaming import open_loader, open_stream
-from can_jax.errors import UserError
-from can_jax.parallel.mesh import make_mesh
-from tests.conftest import small_config
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.loader import open_loader
+from can_jax.data.pipeline.streaming import open_stream
+from can_jax.data.sources.registry import open_source
+from can_jax.data.storage import reading
+from can_jax.data.storage.files import find_images
+from can_jax.data.storage.reading import RandomFile, open_file
+from can_jax.distributed.mesh import make_mesh
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset
+from tests.helpers.configs import small_config
 
 RNG = np.random.default_rng(0)
 IMAGES = [encode(RNG.integers(0, 256, (18, 20, 3), dtype=np.uint8)) for _ in range(16)]

@@ -5,11 +5,11 @@ import gzip
 import numpy as np
 import pytest
 
-from can_jax.data.examine import Plan
-from can_jax.data.indexing import build_index
-from can_jax.data.records import SEARCH, scan_tfrecord
-from can_jax.data.shards import example_parser, open_tfrecord
-from can_jax.data.stream import read_tfrecord
+from can_jax.data.formats.records import SEARCH, scan_tfrecord
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.pipeline.stream import read_tfrecord
+from can_jax.data.sources.shards import example_parser, open_tfrecord
 from tests.data.samples import encode, write_tfrecord
 
 PARSE = example_parser("image/encoded", "image/class/label")

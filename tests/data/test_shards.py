@@ -5,14 +5,14 @@ import gzip
 import numpy as np
 import pytest
 
-from can_jax.data.examine import Plan
-from can_jax.data.find import find_shards
-from can_jax.data.indexing import build_index
-from can_jax.data.records import masked_crc32c, scan_tfrecord
-from can_jax.data.shards import locate_shards, open_tfrecord, open_webdataset
-from can_jax.data.webdataset import scan_tar
-from can_jax.errors import UserError
-from can_jax.tf import tensorflow
+from can_jax.data.formats.records import masked_crc32c, scan_tfrecord
+from can_jax.data.formats.webdataset import scan_tar
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.storage.find import find_shards
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
 from tests.data.samples import example, write_tar, write_tfrecord, write_webdataset
 
 CONTENTS = [bytes([i]) * (50 + i) for i in range(7)]

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.data.arrays import open_arrays
-from can_jax.data.examine import Plan
-from can_jax.data.find import find_shards
-from can_jax.data.folder import open_folder
-from can_jax.data.indexing import build_index
-from can_jax.data.source import available_splits
-from can_jax.data.splits import shown, split_folders
-from can_jax.data.table import FOLDER
-from can_jax.errors import UserError
-from tests.conftest import small_config
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.folder import open_folder
+from can_jax.data.sources.registry import available_splits
+from can_jax.data.sources.table import FOLDER
+from can_jax.data.storage.find import find_shards
+from can_jax.data.storage.splits import shown, split_folders
+from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
 
 
 def test_names_are_shown_on_one_line():

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from can_jax.data.streaming import START, ShardStream, open_loader, open_stream, resumed
-from can_jax.errors import UserError
-from can_jax.parallel.mesh import make_mesh
-from tests.conftest import small_config
+from can_jax.data.loader import open_loader
+from can_jax.data.pipeline.streaming import START, ShardStream, open_stream, resumed
+from can_jax.distributed.mesh import make_mesh
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset
+from tests.helpers.configs import small_config
 
 
 def numbered_shards(sizes):

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from absl import logging
 
-from can_jax.data import reading, webdataset
-from can_jax.data.shards import open_webdataset
-from can_jax.data.stream import read_tar
-from can_jax.data.webdataset import scan_tar
-from can_jax.errors import UserError
+from can_jax.data.formats import webdataset
+from can_jax.data.formats.webdataset import scan_tar
+from can_jax.data.pipeline.stream import read_tar
+from can_jax.data.sources.shards import open_webdataset
+from can_jax.data.storage import reading
+from can_jax.utils.errors import UserError
 from tests.data.samples import write_tar
 
 

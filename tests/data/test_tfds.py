@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.data.pairs import open_pair
-from can_jax.data.tfds import open_tfds
-from can_jax.errors import UserError
-from can_jax.tf import tensorflow
-from tests.conftest import small_config
-from tests.runs import main_in_process
+from can_jax.data.evaluation.pairs import open_pair
+from can_jax.data.sources.tfds import open_tfds
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
+from tests.helpers.configs import small_config
+from tests.helpers.runs import main_in_process
 
 tf = tensorflow()
 import tensorflow_datasets as tfds  # noqa: E402

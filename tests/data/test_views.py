@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from can_jax.data.decode import pillow_pixels
-from can_jax.data.views import CentreView, RandomViews, _reduced
-from can_jax.tf import tensorflow
-from tests.conftest import small_config
+from can_jax.data.decoding.decode import pillow_pixels
+from can_jax.data.pipeline.views import CentreView, RandomViews, _reduced
+from can_jax.utils.tensorflow import tensorflow
 from tests.data.samples import encode
+from tests.helpers.configs import small_config
 
 tf = tensorflow()
 

@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from can_jax.data.batch import Batch
-from can_jax.evaluate.classify import ClassifierStep
+from can_jax.data.pipeline.batch import Batch
+from can_jax.distributed.sharding_rules import path_name
 from can_jax.evaluate.config import default_evaluation
-from can_jax.model.vit import drop_path
-from can_jax.parallel.rules import path_name
-from tests.conftest import small_config
+from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.models.vit import drop_path
+from tests.helpers.configs import small_config
 
 PLAIN = {
     "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "random_erasing": 0.0,
@@ -157,7 +157,7 @@ def test_dropped_branches_leave_the_input_as_it_is():
     state = state_of(step)
     from flax import nnx
 
-    from can_jax.step import encoder_network
+    from can_jax.train.step import encoder_network
 
     model = nnx.merge(
         nnx.graphdef(encoder_network(step.config)), {"encoder": state.parameters["encoder"]}, {}

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage, signal
 
-from can_jax.evaluate import corruptions as c
-from can_jax.evaluate.corruptions import CORRUPTIONS, corrupt
+from can_jax.evaluate.protocols import corruptions as c
+from can_jax.evaluate.protocols.corruptions import CORRUPTIONS, corrupt
 
 SEVERITIES = range(5)
 TABLES = (1, 2)  # constants of small images, and of large ones

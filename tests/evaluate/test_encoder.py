@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import can_jax
-from can_jax.errors import UserError
-from can_jax.export import plain
+from can_jax.export import numpy_vit as plain
+from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_huggingface
 from tests.weights.vits import vit
 

@@ -8,22 +8,22 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.data.source import open_source
-from can_jax.data.table import FOLDER
-from can_jax.errors import UserError
+from can_jax.data.sources.registry import open_source
+from can_jax.data.sources.table import FOLDER
+from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.examples import Reader
-from can_jax.evaluate.protocols import evaluate, measure
-from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.features import Reader
+from can_jax.evaluate.pretrained import open_subject
+from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.task import Findings, Task
-from can_jax.parallel.mesh import make_mesh
 from can_jax.probes.knn import knn_predictions
-from can_jax.probes.training import KnnProbe
-from can_jax.step import make_step
-from tests.conftest import small_config
+from can_jax.train.knn_probe import KnnProbe
+from can_jax.train.step import make_step
+from can_jax.utils.errors import UserError
 from tests.data.samples import write_tfrecord, write_webdataset
 from tests.data.test_pairs import CLASSES, arrays, encoded, folder
 from tests.evaluate import samples
+from tests.helpers.configs import small_config
 
 THERE = {"train": CLASSES, "test": CLASSES[:0:-1]}  # the first class is missing
 

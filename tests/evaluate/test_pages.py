@@ -7,11 +7,12 @@ from html.parser import HTMLParser
 import pytest
 from etils import epath
 
-from can_jax.errors import UserError
-from can_jax.evaluate import markdown, page
-from can_jax.evaluate.report import comparison, report_of
-from can_jax.evaluate.results import read_results
-from can_jax.export.card import result_rows, warnings_of
+from can_jax.evaluate import page
+from can_jax.evaluate.reports import markdown
+from can_jax.evaluate.reports.report import comparison, report_of
+from can_jax.evaluate.reports.results import read_results
+from can_jax.export.model_card import result_rows, warnings_of
+from can_jax.utils.errors import UserError
 
 EVIL = "<img src=x onerror=alert(1)>\"'><script>x</script>\n# a | b `c` [d](javascript:e) ![f](g)"
 

@@ -6,19 +6,19 @@ import shutil
 import pytest
 from etils import epath
 
-from can_jax.config import load_recipe
-from can_jax.errors import UserError
-from can_jax.evaluate import results
+from can_jax.checkpoint.identity import IDENTITY, differences
+from can_jax.config.resolve import load_recipe
 from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.protocols import evaluate
-from can_jax.evaluate.provenance import protocol_settings
-from can_jax.export.card import results_of
+from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.reports import results
+from can_jax.evaluate.reports.provenance import protocol_settings
 from can_jax.export.model import open_model
-from can_jax.identity import IDENTITY, differences
-from can_jax.pretrain import pretrain
-from tests.conftest import small_config
+from can_jax.export.model_card import results_of
+from can_jax.train.pretrain import pretrain
+from can_jax.utils.errors import UserError
 from tests.evaluate import samples
-from tests.runs import ROOT
+from tests.helpers.configs import small_config
+from tests.helpers.runs import ROOT
 
 
 def finetuning(data, **changes):

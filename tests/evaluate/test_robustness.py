@@ -5,20 +5,20 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.errors import UserError
+from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate import config
 from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.corruptions import CORRUPTIONS
-from can_jax.evaluate.examples import Reader
-from can_jax.evaluate.protocols import evaluate
-from can_jax.evaluate.report import comparison
-from can_jax.evaluate.robustness import ALEXNET, mean_corruption_error, robustness
-from can_jax.evaluate.shifts import SHIFTS
-from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.features import Reader
+from can_jax.evaluate.pretrained import open_subject
+from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
+from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.protocols.robustness import ALEXNET, mean_corruption_error, robustness
+from can_jax.evaluate.protocols.shifts import SHIFTS
+from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.task import Findings, Task
-from can_jax.export.card import card_of, results_of
 from can_jax.export.model import open_model
-from can_jax.parallel.mesh import make_mesh
+from can_jax.export.model_card import card_of, results_of
+from can_jax.utils.errors import UserError
 from tests.data.samples import encode
 from tests.evaluate import samples
 
@@ -135,7 +135,7 @@ def test_frost_that_is_drawn_is_said_wherever_its_numbers_are(places, tmp_path):
 
 def test_mce_is_not_of_corruptions_computed_here(places, monkeypatch):
     """A classifier of 1,000 classes under all corruptions there are, as if it was but one."""
-    monkeypatch.setattr("can_jax.evaluate.robustness.CORRUPTIONS", {"contrast": None})
+    monkeypatch.setattr("can_jax.evaluate.protocols.robustness.CORRUPTIONS", {"contrast": None})
     run, data = places
     config = resolve_evaluation(samples.evaluation("robustness", data, data__test_examples=1))
     mesh = make_mesh(config.mesh, jax.devices()[:1])

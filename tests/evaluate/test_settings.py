@@ -3,10 +3,10 @@
 import pytest
 
 import can_jax
-from can_jax.errors import UserError
 from can_jax.evaluate.config import resolve_evaluation
+from can_jax.utils.errors import UserError
 from tests.evaluate import samples
-from tests.runs import main_in_process
+from tests.helpers.runs import main_in_process
 
 NAN = float("nan")
 REAL = {"kind": "real", "path": "/d"}

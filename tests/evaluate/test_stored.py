@@ -9,16 +9,16 @@ import pytest
 from etils import epath
 
 import can_jax
-from can_jax.errors import UserError
+from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.examples import Reader
-from can_jax.evaluate.protocols import evaluate, measure
-from can_jax.evaluate.subject import open_subject
+from can_jax.evaluate.features import Reader
+from can_jax.evaluate.pretrained import open_subject
+from can_jax.evaluate.protocols.finetune import run_config
+from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.task import Task
-from can_jax.evaluate.training import run_config
 from can_jax.export.model import open_model
-from can_jax.initial import initial_weights
-from can_jax.parallel.mesh import make_mesh
+from can_jax.train.init_from import initial_weights
+from can_jax.utils.errors import UserError
 from tests.evaluate import samples
 
 REFUSED = {

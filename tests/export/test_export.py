@@ -11,16 +11,18 @@ from etils import epath
 from safetensors.numpy import load, save_file
 
 import can_jax
-from can_jax.errors import UserError
-from can_jax.export import checking, plain, readers
-from can_jax.export.card import card_of, results_of
+from can_jax.export import numpy_vit as plain
+from can_jax.export import readers
+from can_jax.export import verify as checking
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import open_model
+from can_jax.export.model_card import card_of, results_of
+from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
 from can_jax.weights.pretrained import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
-from tests.runs import ROOT, main_in_process
+from tests.helpers.runs import ROOT, main_in_process
 
 ONNX = pytest.mark.skipif(not readers.installed(*ONNX_PACKAGES), reason="needs PyTorch and others")
 CASES = [

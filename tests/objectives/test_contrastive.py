@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from can_jax.distributed.mesh import make_mesh
 from can_jax.objectives import contrastive
 from can_jax.objectives.base import Arrays
-from can_jax.parallel.mesh import make_mesh
-from tests import oracle
-from tests.conftest import small_config
+from tests.helpers import oracle
+from tests.helpers.configs import small_config
 
 BLOCKS = (None, 1, 3, 5)
 

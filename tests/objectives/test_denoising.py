@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from can_jax.objectives.denoising import denoising_loss
-from tests import oracle
+from tests.helpers import oracle
 
 
 def test_loss_by_the_oracle():

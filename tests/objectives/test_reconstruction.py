@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from can_jax.objectives.reconstruction import patch_statistics, reconstruction_loss
-from tests import oracle
+from tests.helpers import oracle
 
 
 @pytest.mark.parametrize("normalize", [True, False])

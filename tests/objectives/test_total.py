@@ -6,7 +6,7 @@ import pytest
 from can_jax import objectives
 from can_jax.objectives import Arrays, Objective, active, total_loss
 from can_jax.objectives.base import check_names
-from tests.conftest import small_config
+from tests.helpers.configs import small_config
 
 
 def test_total_is_the_weighted_sum_of_what_has_a_weight():

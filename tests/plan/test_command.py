@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from can_jax.plan import table
-from tests.runs import ROOT, main_in_process
+from tests.helpers.runs import ROOT, main_in_process
 
 
 def plan(*arguments):

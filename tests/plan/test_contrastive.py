@@ -1,12 +1,12 @@
 import subprocess
 import sys
 
-from tests.runs import ROOT
+from tests.helpers.runs import ROOT
 
 PROGRAM = """
 from ml_collections import ConfigDict
 from can_jax.objectives.contrastive import block_size
-from can_jax.parallel.mesh import make_mesh
+from can_jax.distributed.mesh import make_mesh
 from can_jax.plan.contrastive import loss_bytes
 from can_jax.plan.topology import open_topology
 

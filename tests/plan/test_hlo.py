@@ -5,9 +5,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from can_jax.parallel.mesh import make_mesh
+from can_jax.distributed.mesh import make_mesh
 from can_jax.plan.hlo import Collective, bytes_of, collectives
-from tests.conftest import small_config
+from tests.helpers.configs import small_config
 
 
 def mesh_of(data, fsdp, tensor):

@@ -3,15 +3,15 @@ import math
 import jax
 import pytest
 
-from can_jax.data.batch import batch_shapes
-from can_jax.parallel.hardware import Chip
-from can_jax.parallel.mesh import batch_sharding, make_mesh
+from can_jax.data.pipeline.batch import batch_shapes
+from can_jax.distributed.hardware import Chip
+from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.plan import search as search_module
 from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
 from can_jax.plan.search import Search, choice_of, choices, fit_mesh
 from can_jax.plan.topology import Topology
-from can_jax.step import abstract_state, make_step
-from tests.conftest import small_config
+from can_jax.train.step import abstract_state, make_step
+from tests.helpers.configs import small_config
 
 LIMIT = 1000
 TOPOLOGY = Topology(

@@ -1,11 +1,11 @@
 import jax
 import pytest
 
-from can_jax.errors import UserError
-from can_jax.parallel.hardware import Chip, chip_of
-from can_jax.parallel.mesh import make_mesh
+from can_jax.distributed.hardware import Chip, chip_of
+from can_jax.distributed.mesh import make_mesh
 from can_jax.plan.topology import Topology, open_topology
-from tests.conftest import small_config
+from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
 
 
 @pytest.mark.parametrize(

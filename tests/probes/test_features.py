@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from can_jax.data.evaluation import EvaluationSet
-from can_jax.data.source import ArraySource
-from can_jax.parallel.mesh import make_mesh
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.data.sources.base import ArraySource
+from can_jax.distributed.mesh import make_mesh
 from can_jax.probes.features import FeatureExtractor
-from tests.conftest import small_config
+from tests.helpers.configs import small_config
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from can_jax.study.bands import METRICS, bands_of, compared, outside
-from tests.runs import ROOT, command, main_in_process, metrics
+from can_jax.study.reference_ranges import METRICS, bands_of, compared, outside
+from tests.helpers.runs import ROOT, command, main_in_process, metrics
 
 CIFAR10 = os.environ.get("CIFAR10")  # a folder of its npz files, which no test can fetch
 

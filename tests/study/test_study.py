@@ -5,13 +5,13 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.errors import UserError
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan, flops, settings_of
 from can_jax.study.report import Report
-from tests.conftest import small_config
-from tests.runs import ROOT, main_in_process
+from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
+from tests.helpers.runs import ROOT, main_in_process
 
 
 def small_study(**changes):

@@ -137,7 +137,7 @@ def memory() -> tuple[int, int]:
 
 def outcome(read, folder: Path) -> str:
     """Return `read`, `refused`, or what went wrong."""
-    from can_jax.errors import UserError
+    from can_jax.utils.errors import UserError
 
     (before, most), result = memory(), "read"
     try:

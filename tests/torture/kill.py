@@ -27,8 +27,13 @@ import threading
 import time
 from pathlib import Path
 
-from can_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_REFUSED, EXIT_UNEXPECTED
-from tests.runs import RECIPE, ROOT, assert_same_run, command, heeding_signals
+from can_jax.utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    EXIT_REFUSED,
+    EXIT_UNEXPECTED,
+)
+from tests.helpers.runs import RECIPE, ROOT, assert_same_run, command, heeding_signals
 
 SIGNALS = {"KILL": signal.SIGKILL, "TERM": signal.SIGTERM, "INT": signal.SIGINT}
 KINDS = (*SIGNALS, "STOP/CONT, KILL", "full disk", "unreadable")
@@ -118,18 +123,18 @@ class Job:
             process.kill()
 
 
-def disturb(job: Job, kind: str, workdir: Path, rng: random.Random) -> list[int]:
+def disturb(job: Job, kind: str, workdir: Path, rng: random.Random, life: float) -> list[int]:
     """Disturb a start at a random moment, and return its exit codes.
 
-    Some starts are disturbed before they train; most within two seconds afterwards; a few live
-    long enough for a probe, after which comes a save.
+    Some starts are disturbed before they train. The others train for ``life`` seconds on average:
+    most of them shorter, a few five times as long, which is enough for a probe and a save.
     """
     if rng.random() < 0.3:
         time.sleep(rng.uniform(0, 8))
     else:
         while not job.training.wait(0.05) and not job.ended:
             pass
-        time.sleep(rng.uniform(0, 2 if rng.random() < 0.7 else 10))
+        time.sleep(rng.uniform(0, life if rng.random() < 0.7 else 5 * life))
     if job.ended:
         return job.wait(60)
     if kind in SIGNALS:
@@ -190,11 +195,15 @@ def small_disk(place: Path):
             subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def in_peace(arguments: list[str], processes: int) -> None:
-    """Make a start that nobody disturbs, to the run's end."""
+def in_peace(arguments: list[str], processes: int) -> float:
+    """Make a start that nobody disturbs, to the run's end, and return for how long it trained."""
     job = Job(arguments, processes)
+    while not job.training.wait(0.05) and not job.ended:
+        pass
+    began = time.monotonic()
     if any(job.wait(3600)):
         sys.exit(f"a run that nobody disturbs failed: {''.join(job.lines)}")
+    return time.monotonic() - began
 
 
 def torture(
@@ -222,12 +231,12 @@ def torture(
         lives = {
             place: [*command(recipe, place, *options(steps)), *extra] for place in (fire, peace)
         }
-        in_peace(lives[peace], processes)
+        life = in_peace(lives[peace], processes) / kills
         seen: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in kinds}
         for number in range(1, kills + 1):
             kind = rng.choice(kinds)
             job = Job(lives[fire], processes)
-            codes = disturb(job, kind, fire, rng)
+            codes = disturb(job, kind, fire, rng, life)
             if not any(codes):
                 break
             text = "".join(job.lines)

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from absl import logging
 
-from can_jax.lease.files import DiskFiles
-from can_jax.lease.owner import describe
-from can_jax.lease.protocol import Lease
+from can_jax.checkpoint.lease.files import DiskFiles
+from can_jax.checkpoint.lease.owner import describe
+from can_jax.checkpoint.lease.protocol import Lease
 
 
 class SlowFiles(DiskFiles):

@@ -13,21 +13,21 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from can_jax.capture import read_config
-from can_jax.config import default_config, resolve, to_json
-from can_jax.data.arrays import open_arrays
-from can_jax.data.examine import why_undecodable
-from can_jax.data.files import Names
-from can_jax.data.folder import open_folder
-from can_jax.data.records import masked_crc32c
-from can_jax.data.shards import example_parser, open_tfrecord, open_webdataset
-from can_jax.data.stream import read_tar, read_tfrecord
-from can_jax.data.table import FOLDER, Table
-from can_jax.data.tfds_files import check_features
-from can_jax.errors import UserError
-from can_jax.evaluate.report import comparison
-from can_jax.evaluate.results import read_results
-from can_jax.selfcheck import read as read_reference
+from can_jax.checkpoint.run_directory import read_config
+from can_jax.config.resolve import default_config, resolve, to_json
+from can_jax.data.formats.records import masked_crc32c
+from can_jax.data.formats.tfds_files import check_features
+from can_jax.data.index.examine import why_undecodable
+from can_jax.data.pipeline.stream import read_tar, read_tfrecord
+from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.folder import open_folder
+from can_jax.data.sources.shards import example_parser, open_tfrecord, open_webdataset
+from can_jax.data.sources.table import FOLDER, Table
+from can_jax.data.storage.files import Names
+from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.results import read_results
+from can_jax.selfcheck.compare import read as read_reference
+from can_jax.utils.errors import UserError
 from can_jax.weights.pretrained import complete, read_weights
 from can_jax.weights.reading import read_arrays
 from tests.data.samples import encode, random_image, write_tar, write_tfrecord

@@ -29,7 +29,7 @@ def fill(_):
 
 
 def raise_two_lines(_):
-    from can_jax.errors import UserError
+    from can_jax.utils.errors import UserError
 
     raise UserError("a\nb")
 

@@ -2,7 +2,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from tests.weights.vits import vit
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface, to_mae
 
 

@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 from safetensors.numpy import save_file
 
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.pretrained import IMAGENET, complete, read_weights
 from tests.weights.vits import shards, vit

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
 from tests.weights.vits import save_raw, shards, vit
 

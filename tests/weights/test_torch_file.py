@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.errors import UserError
+from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
 from can_jax.weights.torch_file import read_torch
 from tests.torture.readers import torch_file

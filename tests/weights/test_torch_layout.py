@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.errors import UserError
-from can_jax.model.can import build
+from can_jax.models.can import build
+from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import from_torch, to_torch
-from tests import oracle
-from tests.conftest import small_config
+from tests.helpers import oracle
+from tests.helpers.configs import small_config
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 from safetensors.numpy import save_file
 
-from tests.oracle import sincos_2d
+from tests.helpers.oracle import sincos_2d
 
 
 def vit(width=24, depth=2, patch=4, grid=(4, 4), channels=3, seed=0, class_row=True):

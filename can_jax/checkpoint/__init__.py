@@ -1,0 +1,1 @@
+"""What a run directory holds besides metrics: checkpoints, configurations, its lock."""

@@ -1,0 +1,68 @@
+"""The step at which a run broke down, kept so that it can be looked at elsewhere.
+
+A capture is a folder with the configuration, the state before the step, and the batch, each
+process's rows in a file of their own. `python -m can_jax.replay` reads it.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.config.resolve import to_json
+from can_jax.data.pipeline.batch import Batch
+from can_jax.utils.archives import read_npz
+from can_jax.utils.errors import UserError, one_line
+
+
+def write_capture(
+    folder: epath.Path, config: ConfigDict, step: int, state: Any, batch: Batch
+) -> None:
+    """Write a capture. All processes have to ask.
+
+    Args:
+        folder: to be made.
+        config: resolved.
+        step: whose update was not finite; its state is that before it, since it was skipped.
+        state: after the step.
+        batch: of the step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: dict[int, dict[str, np.ndarray]] = {}
+    for name, array in batch._asdict().items():
+        for shard in array.addressable_shards:
+            first = shard.index[0].indices(array.shape[0])[0]
+            rows.setdefault(first, {})[name] = np.asarray(shard.data)
+    names = Batch._fields
+    parts: dict[str, Any] = {
+        name: np.concatenate([rows[i][name] for i in sorted(rows)]) for name in names
+    }
+    with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
+        np.savez_compressed(file, **parts)
+    checkpoints = Checkpointer(folder / "state", keep_last=1)
+    checkpoints.save(step, state, {})
+    checkpoints.close()
+    if jax.process_index() == 0:
+        (folder / "config.json").write_text(to_json(config) + "\n")
+        facts = {"step": step, "positions": [int(p) for p in parts["position"][[0, -1]]]}
+        (folder / "capture.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def read_batch(folder: epath.Path) -> Batch:
+    """The batch of a capture, of all processes, in the order of its positions."""
+    paths = sorted(folder.glob("batch_*.npz"))
+    if not paths:
+        raise UserError(f"{folder} is no capture: it has no batch_*.npz")
+    try:
+        files = [read_npz(path) for path in paths]
+        joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}
+    except (UserError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{folder}/batch_*.npz cannot be read: {one_line(error)}") from error
+    # Processes that split parameters have the same rows.
+    _, order = np.unique(joined["position"], return_index=True)
+    rows: dict[str, Any] = {name: array[order] for name, array in joined.items()}
+    return Batch(**rows)

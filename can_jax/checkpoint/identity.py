@@ -1,0 +1,119 @@
+"""The identity of a run: all that its results depend on, stored when it begins.
+
+A run that resumes compares it, so that its results are never those of other weights, data or
+settings than the ones they name.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from can_jax.config.resolve import flatten
+from can_jax.utils.errors import UserError, reason_of
+from can_jax.utils.files import replace_text
+
+IDENTITY = "identity.json"
+SHOWN = 4  # differences that a message names
+# The same weights may be at another place: where they are from is told, and not compared.
+CHECKSUM, ORIGIN = "encoder.sha256", ("encoder.path", "encoder.step")
+
+Identity = dict[str, Any]
+
+
+def read_identity(workdir: epath.Path) -> Identity | None:
+    """Return the identity that a run directory holds, None without one.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = workdir / IDENTITY
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; give another --workdir") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no identity of a run; give another --workdir")
+    return found
+
+
+def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
+    """Store the identity of a run that begins, or remove that of an earlier one."""
+    path = workdir / IDENTITY
+    if identity is not None:
+        replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
+    elif path.exists():
+        path.unlink()
+
+
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Return whether a run directory holds a checkpoint.
+
+    Raises:
+        UserError: The directory cannot be read.
+    """
+    folder = workdir / "checkpoints"
+    try:
+        return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed"
+        ) from error
+
+
+def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
+    """Check that the checkpoints of a run directory are of the run that is about to use them.
+
+    Args:
+        workdir: the run directory; without checkpoints anything may begin in it.
+        identity: of the run; None for pretraining.
+
+    Raises:
+        UserError: they are of another run, or it is not known of which.
+    """
+    if not has_checkpoints(workdir):
+        return
+    stored = read_identity(workdir)
+    if stored is None and identity is None:
+        return
+    if identity is None:
+        raise UserError(
+            f"--workdir={workdir} holds the training of a classifier, not a pretraining; give "
+            "another --workdir"
+        )
+    if stored is None:
+        raise UserError(
+            f"--workdir={workdir} holds checkpoints without {IDENTITY}, from pretraining or from "
+            "an older version: which encoder and data they are of is unknown; give another "
+            "--workdir"
+        )
+    if lines := differences(stored, identity):
+        more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        raise UserError(
+            f"--workdir={workdir} holds a run of something else: {', '.join(lines[:SHOWN])}{more}; "
+            "give another --workdir"
+        )
+
+
+def differences(stored: Identity, wanted: Identity) -> list[str]:
+    """Return a phrase for each key whose values differ; none if both are the same run.
+
+    Args:
+        stored: the identity that a run directory holds.
+        wanted: that of the run which is about to use it.
+    """
+    old, new = (flatten(json.loads(json.dumps(identity))) for identity in (stored, wanted))
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    if CHECKSUM not in keys:
+        keys = [key for key in keys if key not in ORIGIN]
+    return [f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in keys]
+
+
+def _short(value: Any) -> str:
+    """Return a value for a message, without the middle of a long one."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) == 64:  # a checksum
+        return f"{text[:12]}…"
+    return text if len(text) <= 80 else f"{text[:30]}…{text[-49:]}"

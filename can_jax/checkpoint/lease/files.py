@@ -1,0 +1,239 @@
+"""The file operations on which a lease of a run directory rests, for disks and for buckets."""
+
+import contextlib
+import inspect
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import filelock
+from absl import logging
+from etils import epath
+
+from can_jax.utils.errors import one_line
+
+KERNEL_LOCK = ".lock"
+SETTLE_SECONDS = 5.0  # in which a bucket without exclusive creation shows whose object stays
+
+
+@runtime_checkable
+class Files(Protocol):
+    """A directory's file operations. All but `lock` raise `OSError` if the storage fails."""
+
+    def read(self, name: str) -> str | None:
+        """Return a file's text, None without the file."""
+        ...
+
+    def names(self) -> list[str]:
+        """Return the names of all files."""
+        ...
+
+    def create(self, name: str, text: str) -> bool:
+        """Create a file; return False if there is one already."""
+        ...
+
+    def update(self, name: str, text: str) -> bool:
+        """Overwrite a file; return False if there is none."""
+        ...
+
+    def replace(self, name: str, text: str) -> None:
+        """Write a file in one move, whether there is one or not."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file if there is one."""
+        ...
+
+    def lock(self) -> bool:
+        """Take the kernel lock; return False if another process has it.
+
+        Where the file system has none, return True: the records decide alone.
+        """
+        ...
+
+    def unlock(self) -> None:
+        """Give the kernel lock back, if this process has it."""
+        ...
+
+
+class DiskFiles:
+    """A directory of a local or network file system.
+
+    Args:
+        folder: The directory, which must exist.
+    """
+
+    def __init__(self, folder: str):
+        self._folder = Path(folder)
+        self._lock: Any = None
+
+    def read(self, name: str) -> str | None:
+        """See `Files`. Opening a file makes NFS ask the server."""
+        try:
+            return (self._folder / name).read_text(errors="replace")
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """See `Files`."""
+        try:
+            return os.listdir(self._folder)
+        except FileNotFoundError:
+            return []
+
+    def create(self, name: str, text: str) -> bool:
+        """See `Files`."""
+        path = self._folder / name
+        try:
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        try:
+            _write(file, text)
+        except OSError:  # there is no space
+            path.unlink(missing_ok=True)
+            raise
+        return True
+
+    def update(self, name: str, text: str) -> bool:
+        """See `Files`. In place: a full disk does not matter, and a removed file stays removed."""
+        try:
+            file = os.open(self._folder / name, os.O_WRONLY)
+        except FileNotFoundError:
+            return False
+        _write(file, text)
+        return True
+
+    def replace(self, name: str, text: str) -> None:
+        """See `Files`."""
+        temporary = f"{name}.{secrets.token_hex(4)}.tmp"
+        try:
+            self.create(temporary, text)
+            os.replace(self._folder / temporary, self._folder / name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self.remove(temporary)
+            raise
+
+    def remove(self, name: str) -> None:
+        """See `Files`."""
+        (self._folder / name).unlink(missing_ok=True)
+
+    def lock(self) -> bool:
+        """See `Files`."""
+        lock = filelock.FileLock(self._folder / KERNEL_LOCK, thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return False
+        except (OSError, NotImplementedError) as error:
+            logging.info("%s has no kernel locks: %s", self._folder, one_line(error))
+            return True
+        self._lock = lock
+        return True
+
+    def unlock(self) -> None:
+        """See `Files`. A start that waits on the removed file finds out, and opens the next."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self.remove(KERNEL_LOCK)
+            self._lock.release()
+            self._lock = None
+
+
+class BucketFiles:
+    """A folder of a bucket, on which no kernel lock is possible.
+
+    Args:
+        folder: Its URL.
+    """
+
+    def __init__(self, folder: epath.Path):
+        self._folder = folder
+
+    def read(self, name: str) -> str | None:
+        """See `Files`."""
+        try:
+            return (self._folder / name).read_text()
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """See `Files`."""
+        try:
+            return [path.name for path in self._folder.iterdir()]
+        except FileNotFoundError:
+            return []
+
+    def create(self, name: str, text: str) -> bool:
+        """See `Files`. Exclusive if the bucket's fsspec driver is installed; else the last of
+        several writers within `SETTLE_SECONDS` has it."""
+        path = self._folder / name
+        if (driver := exclusive_driver(str(path))) is not None:
+            try:
+                driver.pipe_file(str(path), text.encode(), mode="create")
+            except FileExistsError:
+                return False
+            return True
+        if self.read(name) is not None:
+            return False
+        path.write_text(text)
+        time.sleep(SETTLE_SECONDS)
+        return self.read(name) == text
+
+    def update(self, name: str, text: str) -> bool:
+        """See `Files`. An object that was removed in this moment comes back."""
+        if self.read(name) is None:
+            return False
+        (self._folder / name).write_text(text)
+        return True
+
+    def replace(self, name: str, text: str) -> None:
+        """See `Files`."""
+        (self._folder / name).write_text(text)
+
+    def remove(self, name: str) -> None:
+        """See `Files`."""
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder / name).unlink()
+
+    def lock(self) -> bool:
+        """See `Files`."""
+        return True
+
+    def unlock(self) -> None:
+        """See `Files`."""
+
+
+def files_of(folder: epath.Path) -> Files:
+    """Return the file operations of a directory, by its path or URL."""
+    return BucketFiles(folder) if "://" in str(folder) else DiskFiles(str(folder))
+
+
+def exclusive_driver(url: str) -> Any:
+    """Return the fsspec file system of a URL if it can create objects exclusively, else None.
+
+    That takes a cloud's own operation, as in the optional packages gcsfs and s3fs. TensorFlow's
+    driver has none, and the general one of fsspec looks first and writes later.
+    """
+    try:
+        import fsspec.asyn
+
+        driver, _ = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError):
+        return None
+    operation = getattr(type(driver), "_pipe_file", None)
+    if operation in (None, fsspec.asyn.AsyncFileSystem._pipe_file):
+        return None
+    # Older drivers ignore a mode that they do not know.
+    return driver if "mode" in inspect.signature(operation).parameters else None
+
+
+def _write(file: int, text: str) -> None:
+    """Write a text at the start of an open file, and close it."""
+    try:
+        os.pwrite(file, text.encode(), 0)
+    finally:
+        os.close(file)  # on NFS, an error of the write may come only now

@@ -1,0 +1,282 @@
+"""The rules by which processes hold a run directory, one at a time.
+
+Each holder has a record ``.lock-NUMBER`` that only it writes. A start creates the record after the
+newest one, which the file system allows to one of them, and only if the newest holder is gone. It
+then removes the older records: a holder whose record is missing has lost the directory.
+
+A kernel lock on ``.lock`` decides between processes of one kernel; it also outlasts a suspended
+holder. Other hosts watch a holder's beats. ``lock.json`` is a copy of the record, for people.
+"""
+
+import contextlib
+import time
+
+from absl import logging
+
+from can_jax.checkpoint.lease.files import Files
+from can_jax.checkpoint.lease.owner import Host, Owner
+from can_jax.checkpoint.lease.records import COPY, Record, Records, name_of, token, who
+from can_jax.utils.errors import LostLock, one_line
+
+BEAT_SECONDS = 10.0
+STALE_BEATS = 3  # missed beats after which a holder that only its beats can show is gone
+
+
+class Clock:
+    """Time that goes on while the machine is suspended, where the system has such a clock."""
+
+    def now(self) -> float:
+        """Return seconds since some moment."""
+        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        time.sleep(seconds)
+
+
+class Lease:
+    """A claim on a run directory.
+
+    Args:
+        files: The directory's file operations.
+        me: This process, see `can_jax.checkpoint.lease.owner.describe`.
+        place: The directory's name in messages.
+        beat_seconds: Seconds between beats, the same for all that share the directory.
+        host: Judges processes of this host.
+        clock: Passes the time.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        me: Owner,
+        place: str,
+        beat_seconds: float = BEAT_SECONDS,
+        host: Host | None = None,
+        clock: Clock | None = None,
+    ):
+        self._files, self._me, self._place = files, me, place
+        self._records = Records(files)
+        self._host, self._clock = host or Host(me), clock or Clock()
+        self._beat_seconds, self._beat, self._missed = beat_seconds, 0, 0
+        self._number = 0
+        self.lost: Exception | None = None
+
+    @property
+    def stale_seconds(self) -> float:
+        """Seconds without a beat after which another host takes the directory over."""
+        return STALE_BEATS * self._beat_seconds
+
+    def take(self, wait: float = 0.0, wait_ending: float = 0.0) -> Record | None:
+        """Take the directory, and return None; return the holder if it has one.
+
+        Args:
+            wait: Seconds to wait for a holder to end.
+            wait_ending: The same for a holder that is about to end, and still saves.
+
+        Raises:
+            OSError: The directory cannot be read or written.
+        """
+        begin, said = self._clock.now(), False
+        while (holder := self._try()) is not None:
+            ending = bool(holder.get("ending"))
+            left = begin + (wait_ending if ending else wait) - self._clock.now()
+            if left <= 0:
+                return holder
+            if ending and not said:
+                said = True
+                logging.warning(
+                    "%s: %s is about to end, and still saves; waiting up to %.0f s for it",
+                    self._place, who(holder), left,
+                )  # fmt: skip
+            self._clock.sleep(min(self._beat_seconds / 10, left))
+        return None
+
+    def check(self) -> None:
+        """Prove that the directory is still held. Call it before anything is written there.
+
+        Blocks while the storage fails, until it could have let another host in.
+
+        Raises:
+            LostLock: Another process holds it, or it was released.
+            OSError: The storage has failed for too long.
+        """
+        begin = self._clock.now()
+        while True:
+            try:
+                return self._prove()
+            except OSError as error:
+                waited = self._clock.now() - begin
+                if waited >= self.stale_seconds - self._beat_seconds and self.lost is None:
+                    self.lost = OSError(
+                        f"the lock of {self._place} could not be read for {waited:.0f} s: "
+                        f"{one_line(error)}; this run stops, since another may have taken over"
+                    )
+                if self.lost is not None:
+                    raise self.lost from error
+            self._clock.sleep(self._beat_seconds / 10)
+
+    def beat(self, ending: bool = False) -> None:
+        """Show other hosts that this process exists, if it still holds the directory.
+
+        Args:
+            ending: Say that the process is about to end.
+        """
+        try:
+            self._prove()
+            self._beat += 1
+            self._files.update(name_of(self._number), self._text(ending=ending))
+            self._missed = 0
+        except LostLock:
+            return
+        except OSError as error:
+            self._missed += 1
+            if self._missed == STALE_BEATS - 1:
+                logging.warning(
+                    "the lock of %s could not be renewed %d times in a row: %s; a start on "
+                    "another host may take the directory over, and this run would end",
+                    self._place, self._missed, one_line(error),
+                )  # fmt: skip
+
+    def release(self) -> None:
+        """Give the directory up, if it is still held."""
+        try:
+            self.check()
+            with contextlib.suppress(OSError):
+                if token(self._records.read(COPY)) == self._me["token"]:
+                    self._files.remove(COPY)
+                self._files.remove(name_of(self._number))
+        except (LostLock, OSError):
+            pass
+        finally:
+            self.lost = self.lost or LostLock(f"the lock of {self._place} was released")
+        self._files.unlock()
+
+    def _prove(self) -> None:
+        """Check once. Raise the storage's own error if it fails."""
+        if self.lost is not None:
+            raise self.lost
+        taker = self._taker()
+        if taker is None:
+            return
+        if taker:
+            self.lost = LostLock(
+                f"{self._place} was taken over by {who(taker)}, which found no sign of this run "
+                f"for {self.stale_seconds:.0f} s; this run ends and writes nothing more"
+            )
+        else:
+            self.lost = LostLock(
+                f"{self._place}: the lock of this run was removed; it ends and writes nothing "
+                "more, since another may be there"
+            )
+        raise self.lost
+
+    def _try(self) -> Record | None:
+        """Take the directory, and return None; or return its holder, empty if it is not known."""
+        alone = self._files.lock()
+        held = False
+        try:
+            number, newest = self._records.newest()
+            holder = self._holder(number, newest, alone)
+            if holder is None:
+                holder = self._claim(number, newest)
+            held = holder is None
+            return holder
+        finally:
+            if not held:
+                self._files.unlock()
+
+    def _holder(self, number: int, newest: Record | None, alone: bool) -> Record | None:
+        """Return the holder; None if all that left a record are gone.
+
+        Args:
+            number: Of the newest record.
+            newest: The newest record, None without any.
+            alone: Whether no other process has the kernel lock.
+        """
+        found = {} if newest is None else {name_of(number): newest}
+        copy = self._records.read(COPY)
+        if copy and (newest is None or copy.get("token") != newest.get("token")):
+            found[COPY] = copy  # of an older version, which had nothing else
+        for name, record in found.items():
+            if not self._is_gone(name, record, alone):
+                return record
+            logging.warning(
+                "%s: its last run, %s, is gone without saying so; going on",
+                self._place, who(record),
+            )  # fmt: skip
+        # Without a record, the owner of the kernel lock is about to write or to end.
+        return None if alone or found else {}
+
+    def _is_gone(self, name: str, record: Record, alone: bool) -> bool:
+        if self._host.has(record):
+            return self._host.is_gone(record)
+        if not alone and ("pid" not in record or self._host.shares_kernel(record)):
+            return False
+        return not self._beats(name, record)
+
+    def _beats(self, name: str, record: Record) -> bool:
+        """Return whether a holder gives a sign of life. Blocks until it has had time to."""
+        logging.warning(
+            "%s is held by %s; waiting up to %.0f s for a sign of it",
+            self._place, who(record), self.stale_seconds,
+        )  # fmt: skip
+        before = self._files.read(name)
+        end = self._clock.now() + self.stale_seconds
+        while before is not None and self._clock.now() < end:
+            self._clock.sleep(self._beat_seconds / 100)
+            now = self._files.read(name)
+            if now is None:
+                return False  # the claim finds out whether it was released or taken over
+            if now != before:
+                return True
+        return False
+
+    def _claim(self, gone: int, judged: Record | None) -> Record | None:
+        """Create the next record, and return None; or return the holder that was faster.
+
+        Args:
+            gone: Number of the record whose holder is gone; 0 for none.
+            judged: That record.
+        """
+        number = gone + 1
+        if not self._files.create(name_of(number), self._text(claiming=True)):
+            return self._records.newest()[1] or {}
+        others = [other for other in self._records.numbers() if other != number]
+        # The newest record may have been released, or taken over, since it was judged.
+        same = judged is None or token(self._records.read(name_of(gone))) == token(judged)
+        if any(other > gone for other in others) or (judged is None and others) or not same:
+            self._files.remove(name_of(number))
+            return self._records.newest()[1] or {}
+        if not self._files.update(name_of(number), self._text()):
+            return self._records.newest()[1] or {}  # taken for gone meanwhile
+        for other in others:
+            self._files.remove(name_of(other))
+        with contextlib.suppress(OSError):
+            self._files.replace(COPY, self._text().rstrip() + "\n")
+        self._number = number
+        try:
+            self.check()
+        except LostLock:  # taken for gone meanwhile
+            self.lost, self._number = None, 0
+            if token(self._records.read(name_of(number))) == self._me["token"]:
+                self._files.remove(name_of(number))
+            return self._records.newest()[1] or {}
+        return None
+
+    def _taker(self) -> Record | None:
+        """Return who has taken the directory from this holder; None if nobody has."""
+        copy = self._records.read(COPY)
+        if copy and token(copy) != self._me["token"]:
+            return copy
+        for number in self._records.numbers():
+            if number > self._number:
+                record = self._records.read(name_of(number))
+                if record is not None and not record.get("claiming"):
+                    return record
+        # Last, since this file cannot come back: whoever takes over removes it first.
+        own = self._records.read(name_of(self._number))
+        return None if token(own) == self._me["token"] else own or {}
+
+    def _text(self, **state: bool) -> str:
+        return self._records.text(self._me | {"beat": self._beat} | state)

@@ -1,0 +1,68 @@
+"""The records of those who hold, or held, a run directory."""
+
+import json
+from typing import Any
+
+from can_jax.checkpoint.lease.files import Files
+
+COPY = "lock.json"
+PREFIX = ".lock-"
+WIDTH = 1000  # bytes of a record, constant: a beat overwrites it in place, which needs no space
+
+Record = dict[str, Any]
+
+
+class Records:
+    """The records in a directory.
+
+    Args:
+        files: The directory's file operations.
+    """
+
+    def __init__(self, files: Files):
+        self._files = files
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all records."""
+        ends = (n.removeprefix(PREFIX) for n in self._files.names() if n.startswith(PREFIX))
+        return [int(end) for end in ends if end.isdecimal()]
+
+    def newest(self) -> tuple[int, Record | None]:
+        """Return the number and content of the newest record; 0 and None without any."""
+        while numbers := self.numbers():
+            record = self.read(name_of(max(numbers)))
+            if record is not None:
+                return max(numbers), record
+        return 0, None
+
+    def read(self, name: str) -> Record | None:
+        """Return a record; empty if the file does not hold one, None if there is no such file."""
+        text = self._files.read(name)
+        if text is None:
+            return None
+        try:
+            record = json.loads(text)
+        except ValueError:
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def text(self, record: Record) -> str:
+        """Return the text of a record."""
+        return json.dumps(record).ljust(WIDTH) + "\n"
+
+
+def name_of(number: int) -> str:
+    """Return the name of a record's file."""
+    return f"{PREFIX}{number}"
+
+
+def token(record: Record | None) -> Any:
+    """Return what tells one holder from all others; None for an old or damaged record."""
+    return (record or {}).get("token")
+
+
+def who(record: Record) -> str:
+    """Return the phrase for a holder in a message."""
+    if "pid" not in record:
+        return "another process"
+    return f"process {record['pid']} on {record.get('host')}"

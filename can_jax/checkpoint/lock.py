@@ -1,0 +1,132 @@
+"""One run, one run directory: a lock that a run takes, keeps alive, and proves before it writes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from etils import epath
+
+from can_jax.checkpoint.lease.files import files_of
+from can_jax.checkpoint.lease.owner import describe
+from can_jax.checkpoint.lease.protocol import BEAT_SECONDS, Lease
+from can_jax.checkpoint.lease.records import who
+from can_jax.distributed.preemption import handler
+from can_jax.distributed.runtime import gather
+from can_jax.utils.errors import LostLock, UserError, reason_of
+
+WAIT_SECONDS = 3.0  # that a start gives a run to say that it is about to end
+# Seconds that a start waits for a run which is about to end, and still saves. The other processes
+# of a job wait at most ten minutes for the first, which takes the lock.
+WAIT_ENDING_SECONDS = 500.0
+LOOK_SECONDS = 0.5  # between looks whether this process was told to stop
+
+
+class InUse(UserError):
+    """Another process has what this one wants."""
+
+
+class RunLock:
+    """A run directory that this job holds.
+
+    Args:
+        lease: The claim of the job's first process; None in the other processes.
+    """
+
+    def __init__(self, lease: Lease | None):
+        self._lease = lease
+        self._ending = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether this run is about to end, for which a new start waits."""
+        return self._ending or handler.requested is not None
+
+    def end_soon(self) -> None:
+        """Tell other starts that this run has only to save and to end."""
+        self._ending = True
+
+    def check(self) -> None:
+        """Prove that the directory is still held. Call it before anything is written there.
+
+        Raises:
+            LostLock: Another run has taken the directory over.
+            OSError: The directory has not been readable for some time.
+        """
+        if self._lease is not None:
+            self._lease.check()
+
+    def check_together(self) -> None:
+        """Do the same in all processes of the job. Collective: every process must call this."""
+        error: Exception | None = None
+        try:
+            self.check()
+        except (UserError, OSError) as lost:
+            error = lost
+        if gather("run lock", np.int32(error is not None))[0]:
+            raise error or LostLock("the job's first process lost the run directory")
+
+
+@contextlib.contextmanager
+def run_lock(
+    workdir: epath.Path, wait: float | None = None, wait_ending: float | None = None
+) -> Iterator[RunLock]:
+    """Hold a run directory. Collective: every process must call this.
+
+    Args:
+        workdir: The run directory, which must exist.
+        wait: Seconds to wait for another run to end; the default is `WAIT_SECONDS`.
+        wait_ending: The same for a run that is about to end, and still saves; the default is
+            `WAIT_ENDING_SECONDS`.
+
+    Raises:
+        InUse: Another run holds it.
+        UserError: It cannot be locked.
+    """
+    claim, refusal = None, None
+    if jax.process_index() == 0:
+        claim = Lease(files_of(workdir), describe(), f"--workdir={workdir}", BEAT_SECONDS)
+        waits = (
+            WAIT_SECONDS if wait is None else wait,
+            WAIT_ENDING_SECONDS if wait_ending is None else wait_ending,
+        )
+        refusal = _take(claim, workdir, *waits)
+    if gather("run lock", np.int32(refusal is not None))[0]:
+        raise refusal or InUse(f"--workdir={workdir} could not be locked by the first process")
+    done = threading.Event()
+    lock = RunLock(claim)
+    beats = threading.Thread(target=_beat, args=(claim, lock, done), daemon=True)
+    beats.start()
+    try:
+        yield lock
+    finally:
+        done.set()
+        beats.join(BEAT_SECONDS)  # a beat after the release could leave a record in a bucket
+        if claim is not None:
+            claim.release()
+
+
+def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) -> UserError | None:
+    """Take a claim, and return None; return the error to raise if that fails."""
+    try:
+        holder = claim.take(wait, wait_ending)
+    except OSError as error:
+        reason = reason_of(error)
+        return UserError(f"--workdir={workdir} cannot be locked: {reason}")
+    if holder is None:
+        return None
+    return InUse(
+        f"--workdir={workdir} is in use by {who(holder)}: wait for that run, stop it, or "
+        "give another --workdir"
+    )
+
+
+def _beat(claim: Lease | None, lock: RunLock, done: threading.Event) -> None:
+    """Renew a claim until it is released; at once when the run is about to end."""
+    ending, last = False, time.monotonic()
+    while claim is not None and not done.wait(min(LOOK_SECONDS, BEAT_SECONDS / 10)):
+        if lock.ending != ending or time.monotonic() - last >= BEAT_SECONDS:
+            ending, last = lock.ending, time.monotonic()
+            claim.beat(ending)

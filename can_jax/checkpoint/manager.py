@@ -1,0 +1,394 @@
+"""Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
+
+import contextlib
+import logging as python_logging
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
+from can_jax.checkpoint.retention import Retention
+from can_jax.distributed.runtime import gather
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.utils.errors import UserError, one_line, reason_of
+
+FAILED_SAVES = 3  # in a row, at which a run stops
+REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
+TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
+SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held."""
+
+    step: int
+    state: Any
+    run: dict[str, Any]
+
+
+class _OtherModel(Exception):
+    """A checkpoint's arrays have other names or shapes than the configured model's."""
+
+
+class Checkpointer:
+    """The checkpoints of one run, numbered by step.
+
+    Args:
+        directory: where they lie; created if missing.
+        keep_last: how many of the newest are kept; None for all.
+        keep_every_steps: those of steps divisible by it are kept for ever.
+        read_only: leave the directory as it is, which another run may be writing.
+        check: Called before anything is written or removed; raises if that is not allowed.
+
+    Raises:
+        UserError: The directory cannot be read.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        keep_last: int | None,
+        keep_every_steps: int | None = None,
+        read_only: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ):
+        # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
+        self._directory = directory if "://" in str(directory) else directory.resolve()
+        self._saving = self._failures = 0
+        self._read_only, self._check = read_only, check
+        self._shapes: dict[str, list[int]] = {}
+        self._refused: dict[int, str] = {}  # the reason, by step
+        self._retention = Retention(keep_last, keep_every_steps)
+        _hush_threads()
+        _keep_small_arrays_whole()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._retention,
+            enable_async_checkpointing=not read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,  # of saves that a kill ended
+            read_only=read_only,
+            async_options=None
+            if read_only
+            else ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise UserError(f"{self._directory} cannot be read: {reason_of(error)}") from error
+        steps = () if read_only else self._manager.all_steps()
+        marked = {step for step in steps if (self._directory / str(step) / TEMPORARY).exists()}
+        self._retention.temporary.update(marked)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, None without any."""
+        return self._manager.latest_step()
+
+    def newest(self, up_to: int) -> int | None:
+        """The step of the newest checkpoint up to a step; None without any."""
+        return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
+
+    def set_aside_after(self, step: int, reason: str) -> None:
+        """Move the checkpoints of later steps out of the way. All processes have to ask."""
+        for later in self._manager.all_steps():
+            if later > step and jax.process_index() == 0:
+                self._set_aside(later, reason)
+        self._settle()
+
+    def set_aside_refused(self) -> None:
+        """Move the checkpoints out of the way that `newest_whole` and `restore` have refused.
+
+        Call it once the run is certain to go on. Collective: every process must call this.
+        """
+        refused, self._refused = self._refused, {}
+        for step, reason in refused.items():
+            if jax.process_index() == 0:
+                self._set_aside(step, reason)
+        self._settle()
+
+    def newest_whole(self) -> int | None:
+        """Return the latest step whose checksums verify, or None without any checkpoint.
+
+        Later checkpoints, which are damaged, are refused; see `set_aside_refused`. Collective:
+        every process must call this.
+
+        Raises:
+            UserError: No checkpoint verifies, or one cannot be read at the moment.
+        """
+        found, refusal = -1, ""
+        if jax.process_index() == 0:
+            try:
+                found = self._verify_newest()
+            except UserError as error:
+                found, refusal = -2, str(error)
+        found = int(gather("newest checkpoint", np.int64(found))[0])
+        if found == -2:
+            raise UserError(
+                refusal or "process 0 cannot read the checkpoints; its message says why"
+            )
+        return None if found < 0 else found
+
+    def _verify_newest(self) -> int:
+        """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = find_damage(self._directory / str(step))
+            if reason is None:
+                for later, why in damaged.items():
+                    self._refuse(later, f"is damaged: {why}")
+                return step
+            damaged[step] = reason
+        if damaged:
+            latest = max(damaged)
+            raise UserError(
+                f"no checkpoint in {self._directory} is whole; that of step {latest}: "
+                f"{damaged[latest]}. Nothing was changed: restore a copy, or give another "
+                "--workdir to start anew"
+            )
+        return -1
+
+    def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
+        """Begin to save a state, and what JSON can hold of the run. Returns before it is written.
+
+        A step that is saved already is left as it is. Where a checkpoint cannot be written, for
+        want of space say, the run is warned and goes on.
+
+        Args:
+            step: Its number.
+            state: A tree of arrays.
+            run: What JSON can hold of the run.
+            temporary: The next checkpoint replaces this one.
+
+        Raises:
+            UserError: it is the third in a row that could not be written.
+        """
+        self.wait()
+        if step == self.latest_step:
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        self._saving, self._shapes = step, shapes_of(state)
+        if temporary:
+            self._retention.temporary.add(step)
+        try:
+            self._demand_room(state)
+            self._manager.save(step, args=items)
+            failure = None
+        except Exception as error:  # Orbax passes on what its threads raised, of any kind
+            failure = error
+        self._agree(failure)
+
+    def restore(self, step: int, abstract: Any) -> Restored:
+        """The state of a step, placed as ``abstract`` says, and what was saved of the run.
+
+        Where the checkpoint does not fit, it is refused, and the one before it that does is taken.
+
+        Args:
+            step: of the newest checkpoint to consider.
+            abstract: the state's tree with shapes, types and shardings of now.
+
+        Raises:
+            UserError: none fits.
+        """
+        refused: dict[int, str] = {}
+        for candidate in sorted(self._manager.all_steps(), reverse=True):
+            if candidate > step:
+                continue
+            try:
+                state, run = self._read(candidate, abstract)
+            except _OtherModel as error:
+                refused[candidate] = str(error)
+                continue
+            for other, reason in refused.items():
+                self._refuse(other, reason)
+            return Restored(candidate, state, run)
+        place = self._directory / str(step)
+        raise UserError(
+            f"checkpoint {place} {refused[step]}; give another --workdir, or the configuration it "
+            "was made with"
+        )
+
+    def wait(self) -> bool:
+        """Until what was begun is on disk; whether it is.
+
+        Raises:
+            UserError: it is the third in a row that could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+            failure = None
+        except Exception as error:  # as in `save`
+            failure = error
+        if not self._agree(failure):
+            return False
+        if self._saving == self.latest_step:
+            self._failures = 0
+        return True
+
+    def _agree(self, failure: Exception | None) -> bool:
+        """Return whether no process failed; else report the failure in all of them. Collective:
+        every process must call this, or those that did not fail would wait for the others."""
+        if not gather("a save", np.int32(failure is not None)).any():
+            return True
+        self._report_failure(failure or OSError("another process could not write its part"))
+        return False
+
+    def close(self) -> None:
+        """Finish, and let go."""
+        self.wait()
+        self._manager.close()
+
+    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        saved, wanted = saved_shapes(self._directory / str(step)), shapes_of(abstract)
+        if saved is not None:
+            for name in sorted(saved.keys() | wanted.keys()):
+                if saved.get(name) != wanted.get(name):
+                    raise _OtherModel(
+                        f"is of another model: {name} is {saved.get(name, 'not there')}, this "
+                        f"configuration has {wanted.get(name, 'none')}"
+                    )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:  # Orbax raises errors of any kind
+            raise UserError(
+                f"checkpoint {self._directory / str(step)} cannot be restored: "
+                f"{one_line(error)[:300]}. Nothing was changed"
+            ) from error
+        return restored.state, restored.run
+
+    def _seal(self) -> None:
+        """Write down what a checkpoint holds, just before it is given its name."""
+        if jax.process_index():
+            return
+        self._check()
+        places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
+        folder = next(p for p in (self._directory / name for name in places) if p.exists())
+        if self._saving in self._retention.temporary:
+            (folder / TEMPORARY).write_text("")
+        write_checksums(folder, self._shapes)
+
+    def _refuse(self, step: int, reason: str) -> None:
+        """Note that a checkpoint cannot be used. Who only reads is told now."""
+        self._refused[step] = reason
+        if self._read_only:
+            logging.warning(
+                "checkpoint %s %s; the one before it is used", self._directory / str(step), reason
+            )
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Move a checkpoint out of the way of the next of its step."""
+        folder = self._directory.parent / "refused_checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        place = folder / str(step)
+        while place.exists():
+            place = folder / f"{place.name}_again"
+        (self._directory / str(step)).rename(place)
+        logging.warning(
+            "checkpoint %s %s; it was moved to %s, and the newest good one before it is used",
+            self._directory / str(step), reason, place,
+        )  # fmt: skip
+
+    def _demand_room(self, state: Any) -> None:
+        """Raise `OSError` if nothing can be written here, or a local disk has no room for what this
+        host writes: Orbax would wait long, and say much."""
+        if "://" in str(self._directory):
+            return
+        shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
+        needed = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+        refusal = ""
+        try:
+            trial = self._directory / f"trial_{jax.process_index()}"
+            trial.mkdir(exist_ok=True)
+            trial.rmdir()
+            free = shutil.disk_usage(self._directory).free
+            if needed > free:
+                refusal = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+        except OSError as error:
+            refusal = one_line(error).removeprefix("OSError: ")
+        if gather("room for a checkpoint", np.int32(bool(refusal))).any():
+            raise OSError(refusal or "another process has no room for its part")
+
+    def _settle(self) -> None:
+        """Until every process sees the directory as process 0 has left it."""
+        gather("checkpoints", np.int32(0))
+        self._manager.reload()
+
+    def _report_failure(self, error: Exception) -> None:
+        """Say that a checkpoint was not written, and make room again."""
+        self._check()  # what lies there may be another run's
+        self._failures += 1
+        with contextlib.suppress(OSError):  # of a directory that cannot be read, as was just found
+            self._manager.reload()
+            if jax.process_index() == 0:
+                for left in self._directory.glob("*.orbax-checkpoint-tmp"):
+                    _remove(left)
+        last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
+        message = (
+            f"the checkpoint of step {self._saving} could not be written: "
+            f"{one_line(error)[:200]}; the last good one: {last}"
+        )
+        if self._failures >= FAILED_SAVES:
+            raise UserError(f"{message}; it is the third failure in a row")
+        logging.warning("%s; the run goes on", message)
+
+
+def _remove(left: epath.Path) -> None:
+    """Remove what is left of a write, to which threads may still add: they end within seconds."""
+    end = time.monotonic() + REMOVAL_SECONDS
+    while left.exists() and time.monotonic() < end:
+        try:
+            left.rmtree()
+        except OSError:
+            time.sleep(0.1)
+
+
+def _hush_threads() -> None:
+    """A write that fails is reported once, above, and not by each thread that took part in it."""
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
+    logger = logging.get_absl_logger()
+    if _of_orbax not in logger.filters:
+        logger.addFilter(_of_orbax)
+        usual = sys.unraisablehook
+
+        def hook(raised: Any) -> None:
+            if str(raised.exc_value) != "Event loop is closed":  # of a write that was given up
+                usual(raised)
+
+        sys.unraisablehook = hook
+
+
+def _of_orbax(record: python_logging.LogRecord) -> bool:
+    """False, which leaves it out, for a line logged by Orbax."""
+    return "orbax" not in record.pathname
+
+
+def shapes_of(tree: Any) -> dict[str, list[int]]:
+    """The shape of every array of a tree, by its path."""
+    return {
+        path_name(path): list(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _keep_small_arrays_whole() -> None:
+    """Devices with copies of an array write a part of it each; Orbax would compile a program for
+    each part of the smallest, of which 150 small arrays on eight devices take 15 s in a save."""
+    usual = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SLICE,
+        # Without the usual one, writes go on after one of them has failed.
+        array_metadata_store=getattr(usual, "_array_metadata_store", None),
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

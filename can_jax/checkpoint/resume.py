@@ -1,0 +1,155 @@
+"""The configuration of a run that resumes, and what its run directory stores of it.
+
+A stored configuration lacks the keys that are newer than the run. They keep what the older version
+did, until the command line sets them.
+"""
+
+import json
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.defaults import RECIPE
+from can_jax.config.durations import DURATIONS, value_of
+from can_jax.config.resolve import flatten, from_json, to_json, within
+from can_jax.config.settings import flat_keys
+from can_jax.data.fingerprint import differences
+from can_jax.utils.errors import UserError
+
+# Settings that a resume may change only by name. The mesh, microbatches and the like may change.
+CHANGES = {
+    "seed": ("seed",),
+    "batch_size": ("batch_size",),
+    "data": (
+        "data.source", "data.name", "data.split", "data.streaming", "data.window", "data.image_key",
+    ),
+}  # fmt: skip
+
+
+def with_stored(
+    config: ConfigDict, stored: str, given: Collection[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """Return a configuration in which keys that are newer than the run keep their old meaning.
+
+    A key that the run directory stores has the value of the new configuration.
+
+    Args:
+        config: Resolved, of a run that resumes.
+        stored: The text of the configuration in the run directory.
+        given: Dotted keys that the command line sets, whose values win.
+
+    Returns:
+        The configuration, and a sentence for each key that differs from the one given.
+    """
+    config = config.copy_and_resolve_references()
+    began = from_json(stored)
+    kept: list[str] = []
+    for name in newer_keys(stored):
+        # All units of a duration are one setting.
+        together = next((keys for keys in DURATIONS if name in keys), (name,))
+        differs = value_of(began, name) != value_of(config, name)
+        if not differs or any(is_given(key, given) for key in together):
+            continue
+        old, new = ({key: value_of(of, key) for key in together} for of in (began, config))
+        with config.ignore_type():
+            config.update_from_flattened_dict(old)
+        kept.append(
+            f"{_said(old, name)}, as when this run began, and not {_said(new, name)}: to change "
+            f"it, give --{_said(new, name)}"
+        )
+    return config, kept
+
+
+def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()) -> None:
+    """Check that a run resumes with the settings that decide what its steps and images are.
+
+    Args:
+        config: Resolved, of a run that resumes.
+        stored: The text of the configuration in the run directory.
+        allowed: Names in `CHANGES` whose settings may differ.
+
+    Raises:
+        UserError: A setting differs.
+    """
+    began = from_json(stored)
+    for name, keys in CHANGES.items():
+        for key in keys if name not in allowed else ():
+            old, new = value_of(began, key), value_of(config, key)
+            if old != new:
+                raise UserError(
+                    f"config.{key}={new}, and this run was trained with {old}: its steps would no "
+                    f"longer be those of one run. Give {old}, another --workdir, or "
+                    f"--allow_changes={name}"
+                )
+
+
+def check_stream(
+    stored: dict[str, Any], current: dict[str, Any], step: int, allowed: Collection[str] = ()
+) -> None:
+    """Check that a run resumes with the stream of examples that its checkpoint is of.
+
+    Args:
+        stored: ``seed``, ``batch_size`` and the fingerprint ``data``, as of the checkpoint; empty
+            if it is of an older version.
+        current: The same of this start.
+        step: Of the checkpoint.
+        allowed: Names in `CHANGES` that may differ.
+
+    Raises:
+        UserError: One of them differs.
+    """
+    for name in stored.keys() & CHANGES.keys() - set(allowed):
+        old, new = stored[name], current[name]
+        if name == "data" and (phrases := differences(old, new)):
+            raise UserError(
+                f"the data of config.data is not that of the checkpoint of step {step}: it has "
+                f"{', '.join(phrases)}, and the steps would no longer be those of one run. Give "
+                "the data as it was, another --workdir, or --allow_changes=data"
+            )
+        if name != "data" and old != new:
+            raise UserError(
+                f"config.{name}={new}, and the checkpoint of step {step} was trained with {old}: "
+                f"the steps would no longer be those of one run. Give {old}, another --workdir, or "
+                f"--allow_changes={name}"
+            )
+
+
+def newer_keys(stored: str) -> list[str]:
+    """Return the dotted keys that a stored configuration lacks."""
+    known = flatten(json.loads(stored))
+    return [name for name, _ in flat_keys(RECIPE) if name not in known]
+
+
+def is_given(key: str, given: Collection[str]) -> bool:
+    """Return whether a key, an element of its value, or a block that holds it is given."""
+    return within(key, {name.split("[")[0] for name in given})
+
+
+def to_store(config: ConfigDict, stored: str | None) -> str:
+    """Return a configuration as JSON, for a run directory.
+
+    Newer keys that still have their old meaning are left out, so that the next resume keeps it.
+
+    Args:
+        config: Of the run.
+        stored: The text of the configuration that the run directory has, if any.
+    """
+    values = json.loads(to_json(config))
+    if stored is not None:
+        began = from_json(stored)
+        for name in newer_keys(stored):
+            if value_of(began, name) == value_of(config, name):
+                *blocks, last = name.split(".")
+                block = values
+                for part in blocks:
+                    block = block[part]
+                del block[last]
+    return json.dumps(values, indent=2, sort_keys=True)
+
+
+def _said(values: dict[str, Any], name: str) -> str:
+    """Return the setting that holds, as an option without its dashes."""
+    known = {key: value for key, value in values.items() if value is not None}
+    key, value = next(iter(known.items()), (name, None))
+    return f"config.{key}={value}"

@@ -1,0 +1,151 @@
+"""What a run directory holds: the configuration of each start, and the newest checkpoint.
+
+`starts.jsonl` has a line for each start.
+"""
+
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.config.resolve import from_json, resolve_encoder
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import json_lines, replace_bytes
+
+STARTS = "starts.jsonl"
+
+
+def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, Any]) -> None:
+    """Append a start to the history.
+
+    Args:
+        workdir: The run directory.
+        step: The step from which the run begins or resumes.
+        config: The configuration as JSON. It is stored where it differs from the start before.
+        facts: The environment: versions, commit, devices.
+
+    Raises:
+        OSError: The run directory cannot be written.
+    """
+    before = read_starts(workdir)
+    record = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "command": sys.argv,
+        "step": step,
+        "environment": facts,
+    }
+    values = json.loads(config)
+    if _latest_config(before) != values:
+        record["config"] = values
+    lines = "".join(json.dumps(line) + "\n" for line in [*before, record])
+    replace_bytes(workdir / STARTS, lines.encode())
+
+
+def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Return the starts of a run in order; none for a run without a history.
+
+    Lines that are damaged are left out: the history only shows what happened.
+    """
+    return [record for _, record in json_lines(workdir / STARTS) if record is not None]
+
+
+def first_config(workdir: epath.Path) -> dict[str, Any] | None:
+    """Return the configuration of a run's first start; None for a run without a history.
+
+    A start from step 0 begins a new run: the ones before it saved nothing.
+    """
+    first = current = None
+    for start in read_starts(workdir):
+        current = start.get("config", current)
+        if start.get("step") == 0 or first is None:
+            first = current
+    return first
+
+
+def stored_config(workdir: epath.Path) -> str | None:
+    """Return the text of a run's configuration; None for a new run.
+
+    Where ``config.json`` is damaged, as by a full disk or a hand, that of the last start is taken.
+    """
+    place = workdir / "config.json"
+    if not place.exists():
+        return None
+    text = place.read_bytes().decode(errors="replace")
+    try:
+        json.loads(text)
+    except ValueError as error:
+        latest = _latest_config(read_starts(workdir))
+        if latest is not None:
+            logging.warning("%s: %s; that of the last start is taken", place, one_line(error))
+            return json.dumps(latest)
+    return text
+
+
+def _latest_config(starts: list[dict[str, Any]]) -> Any:
+    return next((start["config"] for start in reversed(starts) if "config" in start), None)
+
+
+def read_config(folder: epath.Path) -> ConfigDict:
+    """Return the configuration of a run directory, or of the dump of a failed step.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    try:
+        return from_json((folder / "config.json").read_text())
+    except OSError as error:
+        raise UserError(f"{folder} is not a run directory: it has no config.json") from error
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"{folder}/config.json cannot be read: {one_line(error)}") from error
+
+
+def read_encoder(folder: epath.Path) -> ConfigDict:
+    """Return what `read_config` does, with the encoder's settings checked.
+
+    Raises:
+        UserError: It cannot be read, or its encoder is not as this version has it.
+    """
+    config = read_config(folder)
+    try:
+        return resolve_encoder(config)
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from error
+
+
+def read_run(folder: epath.Path) -> ConfigDict:
+    """Return the configuration of a run of pretraining, with the encoder's settings checked.
+
+    Raises:
+        UserError: It is a run of another kind, or its configuration cannot be read.
+    """
+    if (folder / "classifier.json").exists():
+        raise UserError(f"{folder} is a fine-tuned classifier; give the run of its encoder")
+    return read_encoder(folder)
+
+
+def newest_state(workdir: epath.Path, abstract: Any) -> tuple[int, Any]:
+    """Return step and state of the newest whole checkpoint of a run, which is only read.
+
+    Args:
+        workdir: The run directory.
+        abstract: The state's tree, with shapes, types and shardings.
+
+    Raises:
+        UserError: There is none.
+    """
+    checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
+    newest = checkpoints.newest_whole()
+    if newest is None:
+        raise UserError(f"{workdir} holds no checkpoint")
+    step, state, _ = checkpoints.restore(newest, abstract)
+    checkpoints.close()
+    return step, state

@@ -1,0 +1,1 @@
+"""What commands share: flags, messages, exit codes, and the only changes to the process."""

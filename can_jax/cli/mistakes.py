@@ -1,0 +1,170 @@
+"""Plain messages for what is wrong with an option, with the nearest right form."""
+
+import difflib
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from can_jax.cli.options import CONFIG, PathListParser, PathParser, RecipeParser, load
+from can_jax.config.shipped import names_of
+from can_jax.utils.nearest import nearest
+
+OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # an argument that looks like an option
+VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def plain_message(error: Exception, argv: list[str]) -> str:
+    """Return what is wrong with the command line, and the nearest right form, in one line.
+
+    Args:
+        error: raised while the flags were parsed.
+        argv: what was parsed, without the program.
+    """
+    if swallowed := missing_value(argv):
+        return swallowed
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname
+        if CONFIG in flags.FLAGS and name.startswith(f"{CONFIG}.") and _recipe() is None:
+            return f"--{CONFIG}=NAME is missing; --{name} changes a key of it"
+        return f"unknown option --{name}{_did_you_mean(name)}"
+    if type(error).__name__ == "FlagOrderError":  # which ml_collections does not export
+        return f"--{CONFIG}=NAME must come before the options --{CONFIG}.key=value"
+    text = " ".join(str(error).split())
+    if found := re.match(r"flag --([^=]+)=", str(error)):
+        value = _value_of(found[1], argv)
+        reason = str(error)[len(found[0]) + len(value) + 2 :]
+        return _wrong_value(found[1], value, " ".join(reason.split()))
+    if found := re.match(r"Missing value for flag -*(\S+)", text):
+        return f"--{found[1]} has no value; write --{found[1]}=VALUE"
+    for name, value in _overrides(argv):
+        if _kind_of_key(name) is None:
+            return f"unknown key --{CONFIG}.{name}{_did_you_mean(name)}"
+        if isinstance(error, TypeError | ValueError):
+            return f"--{CONFIG}.{name}={value}: {text}"
+    return text
+
+
+def missing_value(argv: list[str]) -> str | None:
+    """Return a message about the first option that takes the next option for its value, if any.
+
+    Args:
+        argv: The command line, without the program. Types of keys are known once it is parsed.
+    """
+    for argument, after in itertools.pairwise(argv):
+        if argument == "--":
+            return None
+        option, following = OPTION.match(argument), OPTION.match(after)
+        if option and following and not option[2] and _takes_value(option[1]):
+            return f"--{option[1]} has no value, but {after} follows; write --{option[1]}=VALUE"
+    return None
+
+
+def _takes_value(name: str) -> bool:
+    """Return whether an option is known to need a value, which `true` or `false` is not."""
+    if name.startswith(f"{CONFIG}."):
+        return _kind_of_key(name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
+    return name in flags.FLAGS and not flags.FLAGS[name].boolean
+
+
+def nearest_option(text: str) -> str:
+    """Return the end of a message about an argument that is no option."""
+    name, equals, value = text.lstrip("-–—").partition("=")
+    near = _nearest(name.removeprefix(f"{CONFIG}."))
+    return f"; did you mean --{near}={value}?" if equals and near else ""
+
+
+def _value_of(name: str, argv: list[str]) -> str:
+    """Return the value that a command line gives to a flag, at last."""
+    for i in reversed(range(len(argv))):
+        given, equals, value = argv[i].lstrip("-").partition("=")
+        if given == name:
+            return value if equals else "".join(argv[i + 1 : i + 2])
+    return ""
+
+
+def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the keys of a recipe that a command line sets, and the values."""
+    found = (re.match(rf"--?(?:no)?{CONFIG}\.([^=]+)=?(.*)", argument, re.S) for argument in argv)
+    return [(match[1], match[2]) for match in found if match]
+
+
+def _recipe() -> ConfigDict | None:
+    """Return the recipe that was given, None without one."""
+    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    return parser.config if isinstance(parser, RecipeParser) else None
+
+
+def _keys() -> list[str]:
+    """Return the dotted keys of the recipe that was given, or of any of its kind."""
+    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    if not isinstance(parser, RecipeParser):
+        return []
+    config = parser.config or load(names_of(parser.kind)[0], parser.kind)
+
+    def keys(block: ConfigDict, prefix: str) -> Iterator[str]:
+        for name, value in block.items():
+            if isinstance(value, ConfigDict):
+                yield from keys(value, f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return list(keys(config, ""))
+
+
+def _kind_of_key(name: str) -> type | None:
+    """Return the type of a key's value, None of an unknown key."""
+    block: Any = _recipe()
+    *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
+    for part in blocks:
+        block = block[part] if isinstance(block, ConfigDict) and part in block else None
+    return block.get_type(last) if isinstance(block, ConfigDict) and last in block else None
+
+
+def _wrong_value(name: str, value: str, reason: str) -> str:
+    """Return what is wrong with the value of a flag that exists."""
+    option = f"--{name}={value}"
+    kind = _kind_of_key(name.removeprefix(f"{CONFIG}.")) if name.startswith(CONFIG) else None
+    if kind is ConfigDict:
+        keys = [f"--{key}" for key in _options() if key.startswith(f"{name}.")]
+        return f"{option} is a group of keys: set one of them, such as {', '.join(keys[:3])}"
+    if kind is tuple:
+        return f"{option} is not a tuple; write it in quotes, as in --{name}='(1, 2)'"
+    if kind in VALUES:
+        return f"{option} is not {VALUES[kind]}"
+    parser = flags.FLAGS[name].parser if name in flags.FLAGS else None
+    if isinstance(parser, PathParser | PathListParser):
+        return f"--{name}={reason}"
+    if isinstance(parser, flags.BooleanParser):
+        return f"{option} is not true or false"
+    if isinstance(parser, flags.EnumParser):
+        near = difflib.get_close_matches(value, parser.enum_values, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{option}: {hint}choose one of {', '.join(parser.enum_values)}"
+    if isinstance(parser, flags.IntegerParser | flags.FloatParser):
+        return f"{option} is not {parser.syntactic_help}"
+    return f"{option}: {reason}"
+
+
+def _options() -> list[str]:
+    """Return the names of this command's flags, and of the keys of its recipe."""
+    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    return sorted(own) + [f"{CONFIG}.{key}" for key in _keys()]
+
+
+def _nearest(name: str) -> str | None:
+    """Return the option that a mistyped name means."""
+    recipe, others = _recipe() or ConfigDict(), set[str]()
+    if "protocol" in recipe:  # whose blocks are those of all protocols, and three of general use
+        blocks = {key for key, value in recipe.items() if isinstance(value, ConfigDict)}
+        others = blocks - {recipe.protocol, "data", "mesh", "model"}
+    return nearest(name, _options(), f"{CONFIG}.", others)
+
+
+def _did_you_mean(name: str) -> str:
+    near = _nearest(name.removeprefix(f"{CONFIG}."))
+    return f"; did you mean --{near}?" if near else "; see --help"

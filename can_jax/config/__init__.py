@@ -1,0 +1,12 @@
+"""The configuration: defaults, their documentation and checks, recipes and durations."""
+
+from can_jax.config.resolve import (
+    default_config,
+    flatten,
+    from_json,
+    load_recipe,
+    resolve,
+    to_json,
+)
+
+__all__ = ["default_config", "flatten", "from_json", "load_recipe", "resolve", "to_json"]

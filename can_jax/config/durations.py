@@ -1,0 +1,143 @@
+"""Durations that a configuration states in one of several units."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.utils.errors import UserError
+
+# The keys of each duration. Where configurations of older versions set several, the first won.
+DURATIONS = (
+    ("total_steps", "total_epochs", "total_examples"),
+    (
+        "optimizer.warmup_steps", "optimizer.warmup_epochs", "optimizer.warmup_examples",
+        "optimizer.warmup_share",
+    ),
+    ("probe.every_steps", "probe.every_epochs"),
+)  # fmt: skip
+TOTAL, WARMUP, PROBE = DURATIONS
+MOST_STEPS = 2**31 - 1  # that the counters on the device hold
+
+
+def value_of(config: ConfigDict, key: str) -> Any:
+    """Return the value of a dotted key, None where the configuration has no such key."""
+    *blocks, name = key.split(".")
+    for block in blocks:
+        config = config.get(block) if isinstance(config, ConfigDict) else None
+    return config.get(name) if isinstance(config, ConfigDict) else None
+
+
+def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "") -> None:
+    """Set all keys of a duration to None, except for one."""
+    for key in keys:
+        if key != but and value_of(config, prefix + key) is not None:
+            *blocks, name = (prefix + key).split(".")
+            block = config
+            for part in blocks:
+                block = block[part]
+            with block.ignore_type():
+                block[name] = None
+
+
+def keep_first(config: ConfigDict) -> None:
+    """Unset all units of a duration but the first that is set, as older versions read them."""
+    for keys in DURATIONS:
+        known = [key for key in keys if value_of(config, key) is not None]
+        if len(known) > 1:
+            unset(config, keys, but=known[0])
+
+
+def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Unset the default unit of each duration where another unit is set.
+
+    Raises:
+        UserError: A duration is set in several units.
+    """
+    for keys in DURATIONS:
+        known = [key for key in keys if value_of(config, key) is not None]
+        chosen = [key for key in known if value_of(config, key) != value_of(defaults, key)]
+        if len(chosen) > 1:
+            both = " and ".join(f"config.{key}={value_of(config, key)}" for key in chosen[:2])
+            raise UserError(f"{both} are both set: set one of them to None")
+        if len(known) > 1:
+            unset(config, keys, but=(chosen or known)[0])
+
+
+def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
+    """Unset the other units of each duration that the command line sets.
+
+    Args:
+        config: A recipe, with the overrides in it.
+        overrides: Values of the command line, by dotted key.
+        prefix: Of the keys of a recipe that is a block of the configuration.
+
+    Raises:
+        UserError: The command line sets several units of one duration.
+    """
+    for keys in DURATIONS:
+        given = [key for key in keys if overrides.get(prefix + key) is not None]
+        if len(given) > 1:
+            raise UserError(
+                f"--config.{prefix}{given[0]} and --config.{prefix}{given[1]} set the same "
+                "duration: give one of them"
+            )
+        if given:
+            unset(config, keys, but=given[0], prefix=prefix)
+
+
+def exact_steps(
+    config: ConfigDict, keys: tuple[str, ...], examples: int, total: int = 0
+) -> float | None:
+    """Return a duration in steps, before rounding; None if no key is set.
+
+    Args:
+        config: Checked, so that at most one of the keys is set.
+        keys: An entry of `DURATIONS`.
+        examples: Images of an epoch.
+        total: Steps of the run.
+
+    Raises:
+        UserError: It is longer than steps can be counted.
+    """
+    for key in keys:
+        value = value_of(config, key)
+        if value is None:
+            continue
+        scale = {
+            "steps": 1.0,
+            "epochs": examples / config.batch_size,
+            "examples": 1 / config.batch_size,
+            "share": total,
+        }[key.rsplit("_", 1)[1]]
+        if value * scale > MOST_STEPS:
+            raise UserError(
+                f"config.{key}={value:,} is {value * scale:,.0f} steps with batch_size="
+                f"{config.batch_size}: at most {MOST_STEPS:,} can be counted; give a smaller value"
+            )
+        return value * scale
+    return None
+
+
+def steps_of(config: ConfigDict, keys: tuple[str, ...], examples: int) -> int | None:
+    """Return a duration in steps, at least 1 unless it is 0; None if no key is set."""
+    exact = exact_steps(config, keys, examples)
+    return None if exact is None else max(1, round(exact)) if exact else 0
+
+
+def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
+    """Return the steps of the warm-up, fewer than those of the run.
+
+    Raises:
+        UserError: The warm-up is not shorter than the run.
+    """
+    exact = exact_steps(config, WARMUP, examples, total)
+    length = exact_steps(config, TOTAL, examples)
+    if exact is None or length is None:
+        return 0
+    if exact and exact >= max(length, total):
+        key = next(key for key in WARMUP if value_of(config, key) is not None)
+        raise UserError(
+            f"config.{key}={value_of(config, key)} is a warm-up of {exact:,.0f} steps, not shorter "
+            f"than the run of {total:,}: shorten it, or set config.{WARMUP[-1]} instead"
+        )
+    return min(round(exact), total - 1)

@@ -1,0 +1,43 @@
+"""Settings of images: their size, and the values of black and white."""
+
+from typing import Any
+
+from can_jax.config.settings import Number, Several, Special, Whole, shown
+from can_jax.data.decoding.depth import Range
+
+RANGE = "two numbers (low, high), low below high, none beyond 1e+300"
+LIMITS = Number(-1e300, 1e300)  # of a range, so that differences of its values are finite
+
+
+def is_size(value: Any) -> bool:
+    """Return whether the value is a number of pixels, or (height, width)."""
+    sides = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return len(sides) in (1, 2) and all(map(Whole(1, 2**15).accepts, sides))
+
+
+SIZE = Special("an int, or (height, width), in pixels", is_size)
+
+
+def check_range(value: Any) -> Range:
+    """Return a setting of `config.data.range` as a pair of floats, or None.
+
+    Raises:
+        ValueError: It is not two numbers that scale values, the first the smaller one.
+    """
+    if value is None:
+        return None
+    if not Several(LIMITS, length=2).accepts(value):
+        raise ValueError(f"{shown(value)}: give {RANGE}")
+    low, high = float(value[0]), float(value[1])
+    if not high - low > 1e-300:
+        raise ValueError(f"{shown(value)}: give {RANGE}")
+    return low, high
+
+
+def is_range(value: Any) -> bool:
+    """Return whether `check_range` accepts the value."""
+    try:
+        check_range(value)
+    except ValueError:
+        return False
+    return True

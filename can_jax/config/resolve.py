@@ -1,0 +1,239 @@
+"""Configurations: the defaults, their checks, and how they are stored."""
+
+import json
+import runpy
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.defaults import DATA, RECIPE, SIZE
+from can_jax.config.durations import keep_first, keep_only, value_of
+from can_jax.config.images import check_range
+from can_jax.config.settings import (
+    AS_DEFAULT,
+    Table,
+    check_table,
+    configuration,
+    flat_keys,
+    refuse,
+)
+from can_jax.config.shipped import find
+from can_jax.config.validate import CHECKS, check_encoder
+from can_jax.data.decoding.depth import Range
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import expand_home
+
+# The keys that a reader of a pretrained encoder uses.
+ENCODER = (
+    "data.image_size", "data.channels", "augment.mean", "augment.std", "model.size", "model.width",
+    "model.depth", "model.heads", "model.patch_size", "model.dtype", "model.residual_dtype",
+    "model.scan", "model.remat",
+)  # fmt: skip
+
+
+def default_config() -> ConfigDict:
+    """Return CAN as in the paper, ViT-B/16 at 224 px; a recipe changes what it needs to.
+
+    `can_jax.config.defaults` describes every key. A duration is set in one unit: `total_steps`,
+    `total_epochs` or `total_examples`, and likewise `warmup_*` and `every_*`. Each key can be set
+    to None on the way; those that are required are refused when the recipe is resolved.
+    """
+    return configuration(RECIPE).lock()
+
+
+def load_recipe(beside: str, name: str) -> ConfigDict:
+    """Return the configuration of another recipe, for a recipe that changes it.
+
+    Args:
+        beside: the file of the recipe that asks.
+        name: of a file in the same folder, without its suffix, or else of a shipped recipe.
+    """
+    path = Path(beside).parent / f"{name}.py"
+    if not path.is_file():
+        path = find(name, "recipe", f"load_recipe({name!r}) of {beside}")
+    return runpy.run_path(str(path))["get_config"]()
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as dotted ones."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Return a checked copy: ``data.image_size`` is (height, width), and each duration is set in
+    one unit.
+
+    Raises:
+        UserError: The first setting that is wrong, in one line.
+    """
+    check_table(config, RECIPE, "can_jax.config.default_config()")
+    config = expand_paths(config)
+    keep_only(config, default_config())
+    with config.ignore_type():
+        config.data.image_size = as_size(config.data.image_size)
+        config.data.range = as_range(config.data.range)
+    for check in CHECKS:
+        check(config)
+    return config
+
+
+def resolve_encoder(config: ConfigDict) -> ConfigDict:
+    """Return a checked copy of a stored configuration of which the encoder is read.
+
+    What only training uses is left as it is. Older versions took values that are refused now.
+
+    Raises:
+        UserError: The first setting of the encoder that is wrong, in one line.
+    """
+    check_keys(config, ENCODER)
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.data.image_size = as_size(config.data.image_size)
+        if DATA["range"].accepts(config.data.range):
+            config.data.range = as_range(config.data.range)
+    check_encoder(config)
+    return config
+
+
+def check_keys(config: ConfigDict, names: Collection[str]) -> None:
+    """Check the values of some keys, and of all keys of some blocks, against the table.
+
+    Args:
+        config: Of a recipe.
+        names: Of the keys and blocks, dotted.
+    """
+    for name, key in flat_keys(RECIPE):
+        if within(name, names):
+            refuse(name, value_of(config, name), key)
+
+
+def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDict, list[str]]:
+    """Return a copy of a stored configuration in which refused values are defaults.
+
+    Args:
+        config: Of a run, perhaps of an older version.
+        but: Dotted keys and blocks that are left as they are.
+
+    Returns:
+        The copy, and a sentence for each value that was replaced.
+    """
+    config, lines = config.copy_and_resolve_references(), []
+    for name, key in flat_keys(RECIPE):
+        value = value_of(config, name)
+        if within(name, but) or key.accepts(value):
+            continue
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict({name: key.default})
+        lines.append(f"config.{name}={value} is refused now; {key.default} takes its place")
+    return config, lines
+
+
+def within(name: str, names: Collection[str]) -> bool:
+    """Return whether a dotted key is one of some names, or in a block that is."""
+    return name in names or any(name.startswith(f"{block}.") for block in names)
+
+
+def expand_paths(config: ConfigDict) -> ConfigDict:
+    """Return a copy in which each string that begins with ``~`` has the home in its place.
+
+    No setting but a path begins so; parts of a mixture and lists of data sets are looked through.
+
+    Raises:
+        UserError: there is no such home; names the key.
+    """
+
+    def expanded(value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            try:
+                return expand_home(value)
+            except UserError as error:
+                raise UserError(f"{key}={error}") from None
+        if isinstance(value, dict):
+            return {name: expanded(v, f"{key}: {name}") for name, v in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(expanded(v, key) for v in value)
+        return value
+
+    def visit(block: ConfigDict, prefix: str) -> None:
+        for name, value in block.items():
+            if isinstance(value, ConfigDict):
+                visit(value, f"{prefix}{name}.")
+            elif (found := expanded(value, prefix + name)) != value:
+                block[name] = found
+
+    config = config.copy_and_resolve_references()
+    visit(config, "config.")
+    return config
+
+
+def as_size(value: Any) -> tuple[int, int]:
+    """Return an int or a pair as (height, width)."""
+    refuse("data.image_size", value, SIZE)
+    sides = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return sides[0], sides[-1]
+
+
+def as_range(value: Any) -> Range:
+    """Return `data.range` as a pair of floats, or None."""
+    refuse("data.range", value, DATA["range"])
+    return check_range(value)
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON, keys sorted; tuples become lists."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """Return the configuration that `to_json` wrote, in this version or an older one.
+
+    Keys that did not exist then get the value that stands for what the older version did.
+
+    Raises:
+        UserError: It is none, or has a key that this version does not know.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise UserError(f"it holds a {type(values).__name__}, not a configuration")
+    config = default_config()
+
+    def fill(block: ConfigDict, values: dict[str, Any], table: Table, prefix: str) -> None:
+        for key, value in values.items():
+            if key not in table:
+                raise UserError(f"config.{prefix}{key} is no key of this version of can_jax")
+            if isinstance(table[key], dict) != isinstance(value, dict):
+                raise UserError(f"config.{prefix}{key}={value!r} is not of this version of can_jax")
+            if isinstance(value, dict):
+                fill(block[key], value, table[key], f"{prefix}{key}.")
+            else:
+                with block.ignore_type():
+                    block[key] = _tuples(value)
+
+    config.update_from_flattened_dict(values_before(values))
+    fill(config, values, RECIPE, "")
+    keep_first(config)
+    return config
+
+
+def values_before(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return what the keys that a stored configuration lacks stand for, by dotted key, where that
+    is not their default."""
+    known = flatten(stored)
+    return {
+        name: key.before
+        for name, key in flat_keys(RECIPE)
+        if name not in known and key.before is not AS_DEFAULT
+    }
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

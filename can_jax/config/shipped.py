@@ -1,0 +1,116 @@
+"""The recipes, protocols, studies, reference ranges and launchers that come with the package.
+
+In a checkout they are the folders `configs/` and `launch/` at its top; a wheel has them inside the
+package. A name means the same file in both: `vit_l`, `eval/knn`, `study/cifar10`,
+`healthy/quickstart`, `launch/slurm`.
+"""
+
+import difflib
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from can_jax.utils.errors import UserError
+
+
+class Kind(NamedTuple):
+    """A kind of shipped file.
+
+    Attributes:
+        title: what a file of this kind is called.
+        prefix: of its names.
+        suffix: of its files.
+        command: the module that takes one.
+    """
+
+    title: str
+    prefix: str
+    suffix: str
+    command: str
+
+    @property
+    def one(self) -> str:
+        """The title after its article."""
+        return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
+
+
+KINDS = {
+    "recipe": Kind("pretraining recipe", "", ".py", "can_jax.main"),
+    "protocol": Kind("evaluation protocol", "eval/", ".py", "can_jax.evaluate"),
+    "study": Kind("study", "study/", ".py", "can_jax.study"),
+    "ranges": Kind("file of reference ranges", "healthy/", ".json", "can_jax.study.healthy"),
+    "launcher": Kind("launcher", "launch/", ".sh", "bash"),
+}
+
+
+def folder_of(prefix: str) -> Path:
+    """Return the folder of the files whose names begin with a prefix."""
+    package = Path(__file__).parents[1]
+    # A wheel has the folders inside the package, a checkout beside it.
+    top = package if (package / "configs").is_dir() else package.parent
+    return top / prefix if prefix == "launch/" else top / "configs" / prefix
+
+
+def names_of(kind: str) -> list[str]:
+    """Return the names of all shipped files of a kind."""
+    _, prefix, suffix, _ = KINDS[kind]
+    return sorted(prefix + path.stem for path in folder_of(prefix).glob(f"*{suffix}"))
+
+
+def find_shipped(name: str, kind: str) -> Path | None:
+    """Return the shipped file of a name, None without one.
+
+    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are one name. The prefix of the kind can be
+    left out; files of other kinds are looked for last.
+    """
+    suffix = KINDS[kind].suffix
+    parts = PurePosixPath(name.removesuffix(suffix)).parts
+    if not parts or ".." in parts or parts[0] == "/":
+        return None
+    short = "/".join(parts[1:] if parts[0] in ("configs", "launch") else parts)
+    prefixes = [KINDS[kind].prefix, "", *(k.prefix for k in KINDS.values() if k.suffix == suffix)]
+    for prefix in prefixes:
+        path = folder_of(prefix) / f"{short}{suffix}"
+        if short and path.is_file():
+            return path
+    return None
+
+
+def find(name: str, kind: str, option: str) -> Path:
+    """Return the file that a person means by a path or by the name of a shipped file.
+
+    Args:
+        name: as given; a path wins if it has the suffix of the kind, otherwise a name does.
+        kind: key of `KINDS`.
+        option: what a message calls the name, such as ``--config=vit_x``.
+
+    Raises:
+        UserError: there is no such file; names the nearest.
+    """
+    path, shipped = Path(name), find_shipped(name, kind)
+    if shipped and not (path.is_file() and name.endswith(KINDS[kind].suffix)):
+        return shipped
+    if path.is_file():
+        return path
+    known = f"shipped are {', '.join(names_of(kind))}"
+    if path.is_dir():
+        raise UserError(f"{option} is a folder, not {KINDS[kind].one}; {known}")
+    near = _nearest(name, kind)
+    hint = f"did you mean {near}? " if near else ""
+    missing = f"there is no such file, and no {KINDS[kind].title} of that name"
+    raise UserError(f"{option}: {missing}; {hint}{known}")
+
+
+def _nearest(name: str, kind: str) -> str | None:
+    """Return the nearest name, written as the given one is, or a file beside it."""
+    _, prefix, suffix, _ = KINDS[kind]
+    path = Path(name)
+    if path.with_name(path.name + suffix).is_file():
+        return name + suffix
+    beside = path.parent if path.parent != Path() else None
+    choices = {str(file) for file in beside.glob(f"*{suffix}")} if beside else set()
+    for known in names_of(kind):
+        short = known.removeprefix(prefix)
+        choices |= {short, known, f"{known}{suffix}", f"configs/{known}{suffix}"}
+    alike = {choice.lower(): choice for choice in sorted(choices)}
+    spelled = name.lower().replace("-", "_")
+    return next((alike[c] for c in difflib.get_close_matches(spelled, alike, n=1)), None)

@@ -1,0 +1,243 @@
+"""The checks that relate keys of a configuration to each other, before anything is compiled.
+
+`can_jax.config.defaults` states the values that each key may have by itself.
+"""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import Photometric
+from can_jax.config.defaults import DATA
+from can_jax.config.durations import TOTAL, value_of
+from can_jax.config.settings import Number, refuse
+from can_jax.data.sources.registry import parts_of_mixture
+from can_jax.models.can import encoder_size
+from can_jax.models.masking import visible_count
+from can_jax.objectives import active
+from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.utils.errors import UserError
+from can_jax.utils.nearest import nearest
+
+FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
+# Keys of `data` that hold for a whole mixture: its parts share one pipeline.
+WHOLE_MIXTURE = (
+    "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
+    "streaming", "threads", "window",
+)  # fmt: skip
+HIGHEST_RATE = 1.0  # a step of Adam moves each weight by about the rate
+PART_WEIGHT = Number(above=0, high=1e9)
+
+
+def check(condition: Any, message: str) -> None:
+    """Raise `UserError` with the message, prefixed by `config.`, unless the condition holds."""
+    if not condition:
+        raise UserError(f"config.{message}")
+
+
+def check_source(data: ConfigDict) -> None:
+    """Check that a block says where images come from, and can be read as it says."""
+    check(
+        data.path or data.source in ("shapes", "tfds", "mixture"),
+        f"data.path is not set: say where the {data.source} data lies",
+    )
+    check(
+        data.source not in FILE_SOURCES or data.channels in (1, 3, 4),
+        f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",
+    )
+    if data.source == "tfds":
+        check(data.name, "data.name is not set: name the TFDS data set, such as imagenet2012")
+    if data.streaming:
+        check(
+            data.source in ("tfrecord", "webdataset"),
+            f"data.streaming=True: only tfrecord and webdataset stream, not {data.source}",
+        )
+        check(data.examples, "data.examples is not set: say about how many are streamed")
+
+
+def check_data(config: ConfigDict) -> None:
+    """Check the source, and the parts of a mixture."""
+    data = config.data
+    check_source(data)
+    if data.source != "mixture":
+        return
+    check(data.mixture, "data.mixture is empty: give a dict for each part")
+    for number, part in enumerate(data.mixture):
+        for key, value in part.items():
+            check_part(f"data.mixture[{number}]: {key}", key, value)
+    for part, _ in parts_of_mixture(data):
+        check(part.source != "mixture", "data.mixture: a part cannot be a mixture itself")
+        check_source(part)
+
+
+def check_part(name: str, key: Any, value: Any) -> None:
+    """Check one key of a part of a mixture."""
+    if key == "weight":
+        refuse(name, value, PART_WEIGHT)
+        return
+    if key not in DATA:
+        near = nearest(str(key), [*DATA, "weight"])
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise UserError(f"config.data.mixture: unknown key {key!r}{hint}")
+    check(
+        key not in WHOLE_MIXTURE,
+        f"data.mixture: {key!r} holds for all parts; set config.data.{key}",
+    )
+    refuse(name, value, DATA[key])
+
+
+def check_encoder(config: ConfigDict) -> None:
+    """Check that sizes of the encoder fit each other, and that each channel is normalized."""
+    model, (height, width) = config.model, config.data.image_size
+    for name in ("dtype", "residual_dtype"):
+        check(
+            model[name] != "float64" or jax.config.read("jax_enable_x64"),
+            f"model.{name}='float64' needs JAX_ENABLE_X64=1",
+        )
+    check(
+        height % model.patch_size == 0 and width % model.patch_size == 0,
+        f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
+    )
+    check_heads("model", encoder_size(model))
+    for name in ("mean", "std"):
+        check(
+            len(config.augment[name]) == config.data.channels,
+            f"augment.{name} has {len(config.augment[name])} values, "
+            f"data.channels={config.data.channels}",
+        )
+
+
+def check_heads(name: str, size: Any) -> None:
+    """Check that heads divide a width."""
+    check(
+        size.width % size.heads == 0,
+        f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
+    )
+
+
+def check_masking(config: ConfigDict) -> None:
+    """Check that the decoder can be built, and has something to reconstruct."""
+    model, (height, width) = config.model, config.data.image_size
+    reconstruction = config.objective.reconstruction
+    check_heads("model.decoder", model.decoder)
+    check(
+        model.patch_size > 1
+        or config.data.channels > 1
+        or not reconstruction.weight
+        or not reconstruction.normalize,
+        "model.patch_size=1 with data.channels=1: a patch of one value cannot be normalized by its "
+        "own deviation; set objective.reconstruction.normalize=False or use larger patches",
+    )
+    patches = (height // model.patch_size) * (width // model.patch_size)
+    ratio = model.mask_ratio
+    visible = visible_count(patches, ratio)
+    check(visible > 0, f"model.mask_ratio={ratio} hides all {patches} patches")
+    check(
+        visible < patches or not reconstruction.weight,
+        f"model.mask_ratio={ratio} hides none of {patches} patches: nothing is left to "
+        "reconstruct; raise it or set objective.reconstruction.weight=0",
+    )
+
+
+def check_objectives(config: ConfigDict) -> None:
+    """Check what each objective needs of the rest."""
+    objective, noise = config.objective, config.noise
+    check(any(block.weight for block in objective.values()), "objective: all weights are 0")
+    check(
+        noise.sigma_max or not objective.denoising.weight,
+        "noise.sigma_max=0: there is no noise to predict; set objective.denoising.weight=0",
+    )
+
+
+def check_batch(config: ConfigDict) -> None:
+    """Check that microbatches divide the batch, and that objectives can work with it."""
+    settings = config.accumulation
+    count = settings.microbatches
+    check(
+        config.batch_size % count == 0,
+        f"accumulation.microbatches={count} does not divide batch_size={config.batch_size}",
+    )
+    views = config.augment.views
+    for name, objective in active(config.objective.to_dict()).items():
+        fewest = objective.min_views
+        check(
+            views >= fewest, f"augment.views={views}: objective.{name} compares at least {fewest}"
+        )
+        # Only what relates rows is given the embeddings of all microbatches together.
+        whole = objective.relates_rows and settings.negatives == "batch"
+        together = config.batch_size if whole else config.batch_size // count
+        where = "" if together == config.batch_size else f", and a microbatch has {together}"
+        fewest = objective.min_images
+        check(
+            together >= fewest,
+            f"batch_size={config.batch_size}: objective.{name} compares at least {fewest} images"
+            + where,
+        )
+
+
+def check_augment(config: ConfigDict) -> None:
+    """Check that color operations have colors."""
+    augment = config.augment
+    channels = config.data.channels
+    check(
+        channels == 3 or not Photometric.from_settings(augment.to_dict()).needs_colour,
+        f"data.channels={channels}: set augment.saturation=0, augment.hue=0 and "
+        "augment.greyscale=0, which are defined for RGB only",
+    )
+
+
+def check_optimizer(config: ConfigDict) -> None:
+    """Check that steps are no larger than weights can be, and that decay shrinks weights."""
+    scale = max([1.0, *(factor for _, factor in config.optimizer.learning_rate_scale)])
+    check_rates("optimizer", config.optimizer, peak_learning_rate(config) * scale)
+
+
+def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
+    """Check a block with a learning rate and a weight decay for AdamW.
+
+    Args:
+        name: Of the block.
+        settings: The block.
+        peak: The largest learning rate of a parameter.
+    """
+    scale = " and learning_rate_scale" if "learning_rate_scale" in settings else ""
+    check(
+        peak <= HIGHEST_RATE,
+        f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
+        f"batch_size{scale}: at most {HIGHEST_RATE:g}",
+    )
+    decay = settings.weight_decay * peak
+    check(
+        decay < 1,
+        f"{name}.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
+        f"{peak:g} a step would take {decay:g} times each weight away; lower one of them",
+    )
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Check that the run has a length, and that a stream is not evaluated."""
+    check(
+        any(value_of(config, key) is not None for key in TOTAL),
+        "total_steps, config.total_epochs and config.total_examples: set one of them",
+    )
+    for block in ("probe", "figures"):
+        for unit in ("every_steps", "every_epochs"):
+            every = config[block].get(unit)
+            check(
+                not config.data.streaming or not every,
+                f"{block}.{unit}={every}: images of a streamed data set cannot be chosen; set it "
+                "to 0, which is never",
+            )
+
+
+CHECKS = (
+    check_data,
+    check_augment,
+    check_encoder,
+    check_masking,
+    check_objectives,
+    check_batch,
+    check_optimizer,
+    check_schedule,
+)

@@ -1,0 +1,230 @@
+"""From encoded bytes to pixels.
+
+JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
+(GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow,
+which `can_jax.data.decoding.images` limits to a few formats.
+Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
+is taken. What becomes of images of more than 8 bits a channel is said in `depth.py`.
+
+Arrays that share a stream with files are encoded by `encode_array`: nothing of them is lost, and
+any number of channels is decoded natively.
+"""
+
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from can_jax.data.decoding.depth import (
+    WHITE,
+    Range,
+    check_reduced,
+    stored_as,
+    tensor_to_eight_bits,
+    to_eight_bits,
+)
+from can_jax.data.decoding.images import MOST_PIXELS, open_image
+from can_jax.utils.tensorflow import tensorflow
+
+ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
+ARRAY_HEADER = len(ARRAY) + 3 * 4
+FILE_CHANNELS = (1, 3, 4)  # that image files can be decoded to
+# What Pillow converts these modes to first, as it knows no direct way to others.
+BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
+ORIENTATION = 0x0112  # EXIF tag
+
+warnings.filterwarnings("ignore", module="PIL")
+
+
+def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    """Return an array of pixels as bytes that `native_pixels` decodes unchanged."""
+    return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
+
+
+def native_size(encoded: Any, max_pixels: int) -> Any:
+    """Return height and width as the header of a JPEG, PNG, WebP or array states them, as an int32
+    tensor (2,).
+
+    Evaluating it fails for any other content, and above ``max_pixels``.
+    """
+    tf = tensorflow()
+
+    def png() -> Any:
+        sides = tf.io.decode_raw(tf.strings.substr(encoded, 16, 8), tf.int32, little_endian=False)
+        return sides[1], sides[0]
+
+    def jpeg() -> Any:
+        shape = tf.image.extract_jpeg_shape(encoded)
+        return shape[0], shape[1]
+
+    def array() -> Any:
+        return tuple(tf.unstack(_array_shape(encoded)[:2], num=2))
+
+    webp = functools.partial(_webp_sides, encoded)
+    sides = _kind_switch(encoded, jpeg=jpeg, png=png, webp=webp, array=array)
+    size = tf.stack(sides)
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    limit = tf.debugging.Assert((pixels > 0) & (pixels <= max_pixels), ["pixels:", pixels])
+    with tf.control_dependencies([limit] if limit is not None else []):
+        return tf.identity(size)
+
+
+def reduction(encoded: Any, largest: Any) -> Any:
+    """By how much an image can be made smaller while it is decoded: the largest of `REDUCTIONS`
+    that does not exceed the int32 scalar ``largest`` for a JPEG, otherwise 1.
+
+    The reduced sides are the divided ones, rounded up.
+    """
+    tf = tensorflow()
+    allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
+    kinds = {kind: (lambda: 1) for kind in ("png", "webp", "array")}
+    return _kind_switch(encoded, jpeg=lambda: allowed, **kinds)
+
+
+def native_pixels(
+    encoded: Any,
+    channels: int,
+    ratio: Any = 1,
+    window: Any = None,
+    value_range: Range = None,
+) -> Any:
+    """Decode a JPEG, PNG, WebP or array, or a part of it: uint8 (height, width, channels).
+
+    Args:
+        encoded: the file's content.
+        channels: 1, 3 or 4; any number where only arrays are decoded.
+        ratio: as `reduction` allows; a smaller image is less work.
+        window: int32 tensor (4,), top, left, height and width of the part of the reduced image to
+            decode; by default all. Less of a JPEG is less work.
+        value_range: of images of more than 8 bits; see `can_jax.data.decoding.depth`.
+    """
+    tf = tensorflow()
+    colours = min(channels, 3)
+    # The accurate transform gives Pillow's pixels to the bit, and costs 3 %.
+    method = {"channels": colours, "dct_method": "INTEGER_ACCURATE"}
+
+    def reduced(ratio: int) -> Any:
+        if window is None:
+            return tf.io.decode_jpeg(encoded, ratio=ratio, **method)
+        return tf.image.decode_and_crop_jpeg(encoded, window, ratio=ratio, **method)
+
+    def jpeg() -> Any:
+        branch = tf.argmax(tf.equal(REDUCTIONS, ratio), output_type=tf.int32)
+        pixels = tf.switch_case(branch, [functools.partial(reduced, r) for r in REDUCTIONS])
+        opaque = [[0, 0], [0, 0], [0, channels - colours]]
+        return tf.pad(pixels, opaque, constant_values=255) if channels == 4 else pixels
+
+    def png() -> Any:
+        def deep() -> Any:
+            values = tf.io.decode_png(encoded, channels, dtype=tf.uint16)
+            return tensor_to_eight_bits(values, value_range)
+
+        is_deep = tf.equal(tf.strings.substr(encoded, 24, 1), b"\x10")  # the header's bit depth
+        return part(tf.cond(is_deep, deep, lambda: tf.io.decode_png(encoded, channels)))
+
+    def webp() -> Any:
+        pixels = tf.io.decode_image(encoded, max(channels, 3), expand_animations=False)
+        pixels.set_shape((None, None, max(channels, 3)))
+        return part(tf.image.rgb_to_grayscale(pixels) if channels == 1 else pixels)
+
+    def part(pixels: Any) -> Any:
+        if window is None:
+            return pixels
+        start, extent = tf.split(window, 2)
+        return tf.slice(pixels, tf.pad(start, [[0, 1]]), tf.concat([extent, [-1]], axis=0))
+
+    def array() -> Any:
+        content = tf.io.decode_raw(tf.strings.substr(encoded, ARRAY_HEADER, -1), tf.uint8)
+        return part(tf.reshape(content, _array_shape(encoded)))
+
+    files = {"jpeg": jpeg, "png": png, "webp": webp} if channels in FILE_CHANNELS else {}
+    pixels = _kind_switch(encoded, **files, array=array)
+    return tf.ensure_shape(pixels, (None, None, channels))
+
+
+def _kind_switch(encoded: Any, **branches: Any) -> Any:
+    """The branch for the format that the first bytes of a file tell; its name tells nothing."""
+    tf = tensorflow()
+    start = tf.strings.substr(encoded, 0, 2)
+    tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI", "array": ARRAY}
+    matches = tf.stack([tf.equal(start, tags[name]) for name in branches])
+    known = tf.debugging.Assert(tf.reduce_any(matches), ["not a JPEG, PNG or WebP"])
+    with tf.control_dependencies([known] if known is not None else []):
+        return tf.switch_case(tf.argmax(matches, output_type=tf.int32), list(branches.values()))
+
+
+def _array_shape(encoded: Any) -> Any:
+    """Height, width and channels of an encoded array, as an int32 tensor (3,)."""
+    tf = tensorflow()
+    shape = tf.io.decode_raw(tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - 2), tf.int32)
+    return tf.ensure_shape(shape, (3,))
+
+
+def _webp_sides(encoded: Any) -> tuple[Any, Any]:
+    """Height and width in the header of a WebP (RFC 9649), in any of its three forms."""
+    tf = tensorflow()
+    byte = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
+
+    def number(place: int) -> Any:
+        return byte[place] + 256 * byte[place + 1]
+
+    extended = 1 + number(27) + 65536 * byte[29], 1 + number(24) + 65536 * byte[26]
+    lossy = number(28) % 2**14, number(26) % 2**14
+    high = number(21) // 2**14 + 4 * number(23)
+    lossless = 1 + high % 2**14, 1 + number(21) % 2**14
+    form = tf.strings.substr(encoded, 12, 4)
+    sides = tf.where(form == b"VP8 ", lossy, tf.where(form == b"VP8L", lossless, extended))
+    return sides[0], sides[1]
+
+
+def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
+    """Return the EXIF orientation of a file, 1 to 8; 1 (upright) where there is none.
+
+    Args:
+        encoded: The content of the file.
+        max_pixels: As in `open_image`.
+    """
+    try:
+        with open_image(encoded, max_pixels) as image:
+            value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken block of metadata, of which there are many kinds
+        value = 1
+    return np.int32(value if value in range(1, 9) else 1)
+
+
+def orient(pixels: Any, value: Any) -> Any:
+    """Turn and mirror an image tensor (height, width, channels) so that it stands upright."""
+    tf = tensorflow()
+    mirrored = (value == 2) | (value == 4) | (value == 5) | (value == 7)
+    quarter_turns = tf.gather([0, 0, 0, 2, 2, 1, 3, 3, 1], value)  # counterclockwise
+    turned = tf.cond(mirrored, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    return tf.image.rot90(turned, quarter_turns)
+
+
+def pillow_pixels(
+    encoded: bytes, channels: int, max_pixels: int, exif: bool, value_range: Range = None
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Decode a file of one of `FORMATS` as an array.
+
+    Raises:
+        Exception: Of many kinds, if it does not, or if its values fit no rule of
+            `can_jax.data.decoding.depth`.
+    """
+    with open_image(encoded, max_pixels) as image:
+        stored = stored_as(image, encoded)
+        image.load()
+        upright = ImageOps.exif_transpose(image) if exif else image
+        if stored.deep:
+            values = stored.values(np.asarray(upright), value_range)
+            gray = to_eight_bits(values, value_range)
+            upright = Image.fromarray(255 - gray if stored.inverted else gray)
+        elif stored.bits > 8 and stored.maximum == WHITE:
+            check_reduced(np.asarray(upright.convert("RGB")), value_range)  # without alpha
+        if upright.mode in BEFORE:
+            upright = upright.convert(BEFORE[upright.mode])
+        pixels = np.asarray(upright.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)

@@ -1,0 +1,1 @@
+"""Labeled examples of evaluations: pairs of training and test splits."""

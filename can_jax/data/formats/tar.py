@@ -1,0 +1,202 @@
+"""Members of a tar, whole or damaged: headers, links, and the bytes that belong to no member."""
+
+import re
+import sys
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from can_jax.data.formats.scan import name_gaps
+
+BLOCK = tarfile.BLOCKSIZE
+# Bytes of which a tar is a multiple, as `tar -b` sets it: mostly a multiple of the usual 20 blocks,
+# or a power of two. Smaller powers are left out, as a hole of a page would pass for padding.
+RECORDS = (
+    *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
+    *(BLOCK << power for power in range(6, 12)),
+)
+LONGEST_HEADER = 2**20  # bytes of a header with its names and attributes
+END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
+# How files of these kinds begin; they can only be read from start to end.
+COMPRESSED = {
+    rb"\x1f\x8b": "gzip", rb"BZh\d1AY&": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd",
+    rb"\x04\x22\x4d\x18": "lz4", rb"\x78[\x01\x9c\xda]": "zlib",
+}  # fmt: skip
+
+
+def compression_of(start: bytes) -> str | None:
+    """Return how a file that begins with these bytes is compressed; None if it is not."""
+    return next((kind for magic, kind in COMPRESSED.items() if re.match(magic, start)), None)
+
+
+def open_tar(file: Any, mode: str) -> tarfile.TarFile:
+    """Open a tar for `Members`, with a mode of `tarfile`: `r:` or `r|*`.
+
+    Raises:
+        tarfile.TarError: It is empty.
+    """
+
+    class Header(tarfile.TarInfo):
+        """A member that begins at its first header, be it one of attributes for all members."""
+
+        invalid = False  # whether any block was no header
+
+        @classmethod
+        def fromtarfile(cls, tar: tarfile.TarFile) -> "Header":
+            if not isinstance(tar.fileobj, _Bounded):
+                tar.fileobj = _Bounded(tar.fileobj)
+            start = tar.fileobj.tell()
+            tar.fileobj.left = LONGEST_HEADER
+            try:
+                member = super().fromtarfile(tar)
+            except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+                Header.invalid = True
+                raise
+            finally:
+                tar.fileobj.left = sys.maxsize
+            member.offset = start
+            return member
+
+    return tarfile.open(  # type: ignore[call-overload]
+        fileobj=file, mode=mode, ignore_zeros=True, tarinfo=Header
+    )
+
+
+class _Bounded:
+    """A file of which no more than some bytes are read for one header.
+
+    A header may be followed by names, attributes or places of any stated length, which `tarfile`
+    would read into memory: a few megabytes that are compressed can state gigabytes.
+
+    Args:
+        file: To read from.
+    """
+
+    def __init__(self, file: Any):
+        self._file, self.left = file, sys.maxsize
+
+    def read(self, size: int = -1) -> bytes:
+        """Return bytes of the file.
+
+        Raises:
+            tarfile.SubsequentHeaderError: They are too many for a header.
+        """
+        if not 0 <= size <= self.left and self.left < sys.maxsize:
+            raise tarfile.SubsequentHeaderError("a header is too long")  # type: ignore[attr-defined]
+        content = self._file.read(size)
+        if self.left < sys.maxsize:
+            self.left -= len(content)
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _bytes_from(start: int, end: int) -> str:
+    return f"{end - start} bytes from byte {start} on"
+
+
+class Members:
+    """The members of a tar that is read once, from start to end.
+
+    A header that is damaged, or overwritten with zeros, ends the members for `tarfile`. Here
+    reading resumes at the next header whose checksum is right.
+
+    Args:
+        tar: As `open_tar` returns it.
+        size: Of the file in bytes, if it is known. Members beyond it are left out.
+    """
+
+    def __init__(self, tar: tarfile.TarFile, size: int = sys.maxsize):
+        self.tar: Any = tar
+        self._size = size
+        self._gaps: list[tuple[int, int]] = []
+        self._zeros: list[tuple[int, int]] = []  # gaps that may be padding
+        self._ending: str | None = None
+        self._damaged = False  # since the last member
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        start, end = 0, 0  # of the tar, which can follow another; and end of its last member
+        while (member := self._next()) is not None:
+            if member.offset > end:
+                mark = 2 * BLOCK  # of zeros, with which every tar ends
+                if end and not self._damaged and member.offset - end >= mark:
+                    if not self._is_padded(start, end + mark, member.offset):
+                        self._zeros.append((end, member.offset))
+                    start = member.offset
+                else:
+                    self._gaps.append((end, member.offset))
+            end, self._damaged = self.tar.offset, False
+            whole = not member.isreg() or member.offset_data + member.size <= self._size
+            if not whole and not member.issparse():  # whose size is not that in the file
+                self._ending = f"is cut off: its member at byte {member.offset} is not whole"
+                return
+            yield member
+        self._finish(end)
+
+    @property
+    def problem(self) -> str | None:
+        """What is damaged, and where; None if nothing is. Known after the iteration."""
+        said = []
+        if self._gaps:
+            places = name_gaps(self._gaps, _bytes_from)
+            said.append(f"is damaged: no valid header in {places}, which is passed over")
+        if self._zeros:
+            places = name_gaps(self._zeros, _bytes_from)
+            said.append(
+                f"has no valid header in {places}, which is passed over: only zeros, as between "
+                "tars that were joined, or as in a hole that cost members"
+            )
+        if self._ending:
+            said.append(self._ending)
+        return "; it ".join(said) or None
+
+    def _next(self) -> tarfile.TarInfo | None:
+        """Return the next member that has a valid header."""
+        tar = self.tar
+        tar.members = []  # which would otherwise keep every header
+        if tar.firstmember is not None:
+            member, tar.firstmember = tar.firstmember, None
+            return member
+        while self._seek():
+            try:
+                return tar.tarinfo.fromtarfile(tar)
+            except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+                tar.offset += BLOCK
+            except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+                self._damaged = True
+                tar.offset += BLOCK
+            except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+                return None
+            except (tarfile.HeaderError, ValueError, OverflowError):
+                # The header of a long name or of attributes is right, and what follows is not.
+                self._damaged = True
+                tar.offset = -(-max(tar.fileobj.tell(), tar.offset + BLOCK) // BLOCK) * BLOCK
+        return None
+
+    def _seek(self) -> bool:
+        """Go to where the next header should be; return whether the file reaches that far."""
+        file, offset = self.tar.fileobj, self.tar.offset
+        if file.tell() >= offset:
+            return bool(file.tell() == offset)  # or it ends within a block
+        file.seek(offset - 1)
+        return bool(file.read(1))
+
+    def _is_padded(self, start: int, end: int, after: int) -> bool:
+        """Return whether zeros from the end of a tar to the next one pad it to whole records."""
+        padding = after - end
+        return not padding or any(
+            padding < record and (after - start) % record == 0 for record in RECORDS
+        )
+
+    def _finish(self, end: int) -> None:
+        """Note what is wrong behind the last member, where only zeros belong."""
+        rest = self.tar.fileobj.tell() - end
+        if not end and self.tar.tarinfo.invalid:
+            self._ending = "is no tar: no valid header in it"
+        elif self._damaged:
+            self._gaps.append((end, end + rest))
+        elif rest < BLOCK:
+            self._ending = f"is cut off: it has no end mark at byte {end}"
+        elif rest > END_ZEROS:
+            self._ending = f"has only zeros from byte {end} on, {rest} bytes"

@@ -1,0 +1,262 @@
+"""The layout of WebDataset: which members of a tar are an example, and which are not used."""
+
+import collections
+import posixpath
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from can_jax.data.formats.label_range import BEYOND, is_label
+from can_jax.data.formats.scan import Found, found
+from can_jax.data.formats.tar import Members, compression_of, open_tar
+from can_jax.data.storage.files import IMAGE_NAME
+from can_jax.data.storage.reading import RandomFile, open_file
+from can_jax.data.storage.splits import shown
+
+LABEL = 100  # bytes of a label that are read; a longer one is no number
+HOPS = 40  # links that may lead to each other, as in Linux
+PENDING = 2**28  # bytes of images of one key that wait in memory for their labels
+# What a second image of an example is named, between its key and its suffix.
+ROLES = frozenset(
+    """
+    seg segm segmentation mask masks label labels target gt semantic instance panoptic depth disp
+    disparity normal normals flow edge edges canny sketch hint cond condition control pose heatmap
+    saliency alpha matte trimap rgb nir left right input output orig original source thumb thumbnail
+    preview small large lowres hires lr hr before after front back query
+    """.split()  # noqa: SIM905
+)
+Unused = collections.Counter[str]  # members that are not used, by their kind
+SECOND, LINKS = "second images of an example", "links that lead to no file in the tar"
+SPARSE, SPECIAL = "sparse members", "members that are no files"
+LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
+SECOND_LABELS = "second labels of an example"
+NO_INTEGER = "labels that are not integers and count as unknown"
+SUCH_AS = ", such as "  # between a kind and an example of it
+
+
+def scan_tar(path: str) -> Found:
+    """Return every example of an uncompressed tar; links lead to the bytes of their targets."""
+    file = RandomFile(path)
+    if kind := compression_of(file.read(0, 8)):
+        return found([], [], [], f"is compressed ({kind}): set config.data.streaming, or expand it")
+    images: list[tarfile.TarInfo] = []
+    labels: list[int] = []
+    unused: Unused = collections.Counter()
+    problem: str | None = None
+    try:
+        with open_file(path) as stream, open_tar(stream, "r:") as tar:
+            members = Members(tar, file.size)
+            for image, label in examples_of_tar(members, tar, lambda member: member, unused):
+                images.append(image)
+                labels.append(label)
+            problem = members.problem
+    except (tarfile.TarError, EOFError) as error:
+        problem = f"is no whole uncompressed tar: {error}"
+    places = [(image.offset_data, image.size) for image in images]
+    if any(not image.isreg() for image in images):
+        places = _resolve(path, file.size, images)
+        unused[LINKS] += places.count((0, 0))
+    kept = [row for row in zip(places, labels, strict=True) if row[0] != (0, 0)]
+    offsets, lengths = ([place[i] for place, _ in kept] for i in (0, 1))
+    return found(offsets, lengths, [label for _, label in kept], problem, +unused)
+
+
+def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[int, int]]:
+    """Return offset and length of each image, or of the file that it links to; (0, 0) if none."""
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    with open_file(path) as stream, open_tar(stream, "r:") as tar:
+        for member in Members(tar, size):
+            name = posixpath.normpath(member.name)
+            links.pop(name, None)
+            if member.isreg() and not member.issparse():
+                places[name] = member.offset_data, member.size
+            elif member.islnk() or member.issym():
+                links[name] = _target(member)
+
+    def place_of(image: tarfile.TarInfo) -> tuple[int, int]:
+        if image.isreg():
+            return image.offset_data, image.size
+        name = _target(image)
+        for _ in range(HOPS):
+            if name not in links:
+                break
+            name = links[name]
+        return places.get(name, (0, 0))
+
+    return [place_of(image) for image in images]
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """Return the name of the member that a link leads to."""
+    base = posixpath.dirname(link.name) if link.issym() else ""
+    return posixpath.normpath(posixpath.join(base, link.linkname))
+
+
+def examples_of_tar(
+    members: Iterable[tarfile.TarInfo],
+    tar: tarfile.TarFile,
+    take: Callable[[tarfile.TarInfo], Any],
+    unused: Unused,
+) -> Iterator[tuple[Any, int]]:
+    """Yield what is taken of the image of each example, and its label.
+
+    Members that follow each other and share a name up to the first dot are one example, as in
+    WebDataset, unless they are images of different names, such as `a.2019.jpg` and `a.2020.jpg`.
+
+    Args:
+        members: Of the tar, as they are read.
+        tar: Open for reading, whether it can seek or not.
+        take: Called with the member of an image, or a link to one, while the tar is at it. None is
+            what cannot be used.
+        unused: Counts the members that are not used.
+    """
+    group = _Group("", "", unused)
+    for member in members:
+        folder, name = posixpath.split(member.name)
+        link = member.islnk() or member.issym()
+        if member.isdir() or name.startswith("."):
+            continue
+        if not member.isreg() and not link:
+            unused[SPECIAL] += 1
+            continue
+        if member.issparse():
+            unused[SPARSE] += 1
+            continue
+        if (folder, name.split(".")[0]) != (group.folder, group.key):
+            yield from group.close()
+            group = _Group(folder, name.split(".")[0], unused)
+        if name.lower().endswith(".cls") and not link:
+            content = tar.extractfile(member)
+            group.add_label(name, content.read(LABEL) if content else b"")
+        elif not IMAGE_NAME.search(name):
+            unused["links" if link else _kind(name)] += 1
+        elif group.takes(name):
+            if (image := take(member)) is not None:
+                group.add_image(name, image)
+        else:
+            unused[SECOND] += 1
+        yield from group.overflow()
+    yield from group.close()
+
+
+class _Group:
+    """Members in a row whose names are the same up to the first dot."""
+
+    def __init__(self, folder: str, key: str, unused: Unused):
+        self.folder, self.key = folder, key
+        # With the name before the suffix.
+        self._images: collections.deque[tuple[str, Any]] = collections.deque()
+        self._bytes = 0
+        self._given: dict[str, int] = {}  # labels of the images that could wait no longer
+        self._stems: dict[str, None] = {}
+        self._labels: dict[str, int] = {}
+        self._unused = unused
+
+    def takes(self, name: str) -> bool:
+        """Return whether an image is an example, and not another image of an earlier one."""
+        stem = posixpath.splitext(name)[0]
+        if stem in self._stems or (self._stems and self._accompanies(stem)):
+            return False
+        self._stems[stem] = None
+        return True
+
+    def _accompanies(self, stem: str) -> bool:
+        middle = stem[len(self.key) + 1 :]
+        if middle.lower() in ROLES:
+            return True
+        if self.key in self._stems:  # `0001.jpg` is there, so `0001.other.jpg` belongs to it
+            return re.fullmatch(r"[^\W\d_]+", middle) is not None
+        first = next(iter(self._stems))[len(self.key) + 1 :]
+        return not middle and re.fullmatch(r"[^\W\d_]+", first) is not None
+
+    def add_label(self, name: str, content: bytes) -> None:
+        """Note the number in a `.cls` member."""
+        number = rb"\s*([+-]?\d+)(\.0*)?\s*"
+        match = re.fullmatch(number, content) if len(content) < LABEL else None
+        label = int(match[1]) if match else -1
+        if not match:
+            self._count_no_integer(name, content)
+        elif not is_label(label):
+            self._unused[BEYOND] += 1
+            label = -1
+        stem = posixpath.splitext(name)[0]
+        self._labels.pop(stem, None)
+        self._labels[stem] = label
+
+    def _count_no_integer(self, name: str, content: bytes) -> None:
+        """Count a label that is no integer, under one kind with the first of them."""
+        kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
+        text = content[:20].decode(errors="backslashreplace")
+        self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
+
+    def add_image(self, name: str, image: Any) -> None:
+        """Note what was taken of an image that is an example."""
+        self._images.append((posixpath.splitext(name)[0], image))
+        self._bytes += len(image) if isinstance(image, bytes) else 0
+
+    def overflow(self) -> Iterator[tuple[Any, int]]:
+        """Yield the first images, with the labels known so far, if too many bytes wait."""
+        while self._bytes > PENDING:
+            stem, image = self._images.popleft()
+            self._bytes -= len(image)
+            self._given[stem] = self._label_of(stem)
+            yield image, self._given[stem]
+
+    def _label_of(self, stem: str) -> int:
+        """Return the label of an image: its own, that of the key, or the only image's last."""
+        label = self._labels.get(stem, self._labels.get(self.key))
+        if label is None and len(self._stems) == 1:
+            return next(reversed(self._labels.values()), -1)
+        return -1 if label is None else label
+
+    def close(self) -> Iterator[tuple[Any, int]]:
+        """Yield the images that wait with their labels, and count the labels not used."""
+        yield from ((image, self._label_of(stem)) for stem, image in self._images)
+        late = sum(self._label_of(stem) != label for stem, label in self._given.items())
+        lone = len(self._labels.keys() - self._stems.keys() - {self.key})
+        if not self._stems:
+            lone = len(self._labels)
+        elif len(self._stems) == 1:  # any label counts as that of the only image
+            self._unused[SECOND_LABELS] += max(0, len(self._labels) - 1)
+            lone = 0
+        self._unused.update({LATE: late, LONE: lone})
+        for kind in (LATE, LONE, SECOND_LABELS):
+            if not self._unused[kind]:
+                del self._unused[kind]
+
+
+def _kind(name: str) -> str:
+    return posixpath.splitext(name)[1].lower() or "without a suffix"
+
+
+def list_unused(unused: Unused) -> str:
+    """Return the kinds of unused members with their numbers, the most frequent first."""
+    firsts: dict[str, str] = {}
+    total: Unused = collections.Counter()
+    for kind, count in unused.items():
+        firsts.setdefault(base_kind(kind), kind)
+        total[base_kind(kind)] += count
+    return ", ".join(f"{count} {firsts[kind]}" for kind, count in total.most_common())
+
+
+def base_kind(kind: str) -> str:
+    """Return a kind of unused members without its example."""
+    return kind.split(SUCH_AS)[0]
+
+
+def as_text(unused: Unused) -> np.ndarray:
+    """Return the counts as an array of `kind=count`, which can be stored."""
+    return np.array([f"{kind}={count}" for kind, count in unused.items()], str)
+
+
+def from_text(lines: Iterable[str]) -> Unused:
+    """Add up the counts that `as_text` made."""
+    unused: Unused = collections.Counter()
+    for line in lines:
+        kind, count = str(line).rsplit("=", 1)
+        unused[kind] += int(count)
+    return unused

@@ -1,0 +1,1 @@
+"""From positions of the stream to batches on the devices."""

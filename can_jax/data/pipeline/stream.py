@@ -1,0 +1,217 @@
+"""A shard read from its start to its end: compressed or not, whole or damaged."""
+
+import collections
+import functools
+import gzip
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from can_jax.data.formats.records import (
+    FOOTER,
+    HEADER,
+    SEARCH,
+    WRONG_SUM,
+    candidates,
+    intact_content,
+    record_length,
+)
+from can_jax.data.formats.scan import NAMED_GAPS
+from can_jax.data.formats.tar import Members, open_tar
+from can_jax.data.formats.webdataset import Unused, base_kind, examples_of_tar, list_unused
+from can_jax.data.sources.indexed import ParseRecord
+from can_jax.data.sources.shards import example_parser
+from can_jax.data.storage.reading import LARGEST, of_storage, open_file, unreadable
+from can_jax.data.storage.splits import shown
+from can_jax.utils.errors import UserError, one_line
+
+FIRST_SEARCH = 2**12  # bytes; then more, up to SEARCH
+Read = Callable[[str], Iterator[tuple[bytes, int]]]
+TOO_LARGE = f"images of more than {LARGEST} bytes"
+NOT_FOLLOWED = "links, which a stream does not follow"
+
+
+def reader_of(data: ConfigDict) -> Read:
+    """Return the reader of the shards that a checked config block names."""
+    if data.source == "webdataset":
+        return functools.partial(read_tar, reported=set())
+    parse = example_parser(data.image_key, data.label_key)
+    return functools.partial(read_tfrecord, parse=parse, reported=set())
+
+
+class _Ahead:
+    """A stream of which bytes that were read can be given back.
+
+    Args:
+        stream: It cannot seek.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream, self._ahead, self._at = stream, b"", 0
+        self.place = 0
+
+    def holds(self, length: int, back: int = 0) -> bool:
+        """Return whether there are as many bytes, from the last ``back`` of those read on."""
+        missing = length - back - (len(self._ahead) - self._at)
+        if missing > 0 and (more := self._stream.read(missing)):
+            kept = max(0, self._at - back)
+            self._ahead, self._at = self._ahead[kept:] + more, self._at - kept
+            missing -= len(more)
+        return missing <= 0
+
+    def read(self, length: int) -> bytes:
+        """Return as many bytes, fewer at the end."""
+        self.holds(length)
+        content = self._ahead[self._at : self._at + length]
+        self._at += len(content)
+        self.place += len(content)
+        return content
+
+    def give_back(self, count: int) -> None:
+        """Let the last bytes that were read, so many of them, be the next ones."""
+        self._at -= count
+        self.place -= count
+
+
+class _Log:
+    """The log of one shard, whose lines are not repeated in later epochs.
+
+    Args:
+        path: Of the shard.
+        reported: Lines that have been logged; others are added.
+    """
+
+    def __init__(self, path: str, reported: set[str]):
+        self._path, self._reported, self._places = path, reported, 0
+
+    def __call__(self, text: str) -> None:
+        """Log a line."""
+        line = f"{shown(self._path)}{text}"
+        if line not in self._reported:
+            self._reported.add(line)
+            logging.warning("%s", line)
+
+    def place(self, text: str) -> None:
+        """Log a damaged place, of which the first are named."""
+        self._places += 1
+        if self._places <= NAMED_GAPS:
+            self(text)
+
+    def finish(self) -> None:
+        """Log how many more damaged places there are."""
+        if self._places > NAMED_GAPS:
+            self(f": {self._places - NAMED_GAPS} more damaged places")
+
+
+def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
+    """Yield the examples of a TFRecord file, plain or gzipped.
+
+    The image of a record with a wrong checksum is empty. Behind a damaged header, reading resumes
+    at the next header that is valid.
+
+    Args:
+        path: Of the file.
+        parse: Of a record.
+        reported: Lines that have been logged; others are added.
+    """
+    log = _Log(path, reported)
+    try:
+        with open_file(path) as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = _Ahead(gzip.GzipFile(fileobj=file) if zipped else file)
+            while header := stream.read(HEADER):
+                start = stream.place - len(header)
+                length = record_length(header)
+                if length is not None and length > LARGEST:
+                    length = None  # taken for damage
+                # Asked before it is read, so that damage does not make the rest be copied.
+                whole = length is not None and stream.holds(HEADER + length + FOOTER, len(header))
+                if length is not None and whole:
+                    content = intact_content(stream.read(length + FOOTER))
+                    if content is None:
+                        log.place(f": {WRONG_SUM}, at byte {start}")
+                    yield parse(content or b"")
+                    continue
+                stream.give_back(len(header) - 1)
+                if not _skip_to_record(stream):
+                    log(f" is cut off or damaged at byte {start}")
+                    break
+                log.place(
+                    f" has no TFRecord at byte {start} to {stream.place}, which is passed over"
+                )
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, a remote store, gzip or zlib
+        if of_storage(error):
+            raise unreadable(path, error) from error
+        log(f" cannot be read further: {shown(one_line(error))}")
+    log.finish()
+
+
+def _skip_to_record(stream: _Ahead) -> bool:
+    """Go to the next valid header of a record that is whole; return whether there is one."""
+    size = FIRST_SEARCH
+    while len(block := stream.read(size)) >= HEADER:
+        for start in candidates(block):
+            length = record_length(block[start : start + HEADER])
+            back = len(block) - start
+            whole = length is not None and length <= LARGEST
+            if whole and stream.holds(HEADER + (length or 0) + FOOTER, back):
+                stream.give_back(back)
+                return True
+        if len(block) < size:
+            return False
+        stream.give_back(HEADER - 1)
+        size = min(4 * size, SEARCH)
+    return False
+
+
+def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
+    """Yield the examples of a tar, compressed or not.
+
+    Args:
+        path: Of the tar.
+        reported: Lines, and kinds of members that are not used, which have been logged; others are
+            added.
+    """
+    log = _Log(path, reported)
+    unused: Unused = collections.Counter()
+    try:
+        with open_file(path) as file, open_tar(file, "r|*") as tar:
+
+            def content(member: Any) -> bytes | None:
+                if not member.isreg():
+                    unused[NOT_FOLLOWED] += 1
+                    return None
+                if member.size > LARGEST:
+                    unused[TOO_LARGE] += 1
+                    return None
+                inside = tar.extractfile(member)
+                return inside.read() if inside else b""
+
+            members = Members(tar)
+            yield from examples_of_tar(members, tar, content, unused)
+            if members.problem:
+                log(f" {members.problem}")
+    except UserError:
+        raise
+    except Exception as error:  # of the file system, a remote store, tarfile or a decompressor
+        if of_storage(error):
+            raise unreadable(path, error) from error
+        if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):
+            log(" is cut off")
+        elif isinstance(error, tarfile.ReadError) and "truncated header" in str(error):
+            log(" is no tar")
+        else:
+            log(f" cannot be read further: {shown(one_line(error))}")
+    kinds = set(map(base_kind, unused))
+    if kinds - reported:
+        reported.update(kinds)
+        logging.warning(
+            "%s: not used: %s; members of these kinds are not named again",
+            shown(path), list_unused(unused),
+        )  # fmt: skip

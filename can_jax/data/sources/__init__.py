@@ -1,0 +1,1 @@
+"""Data sources, one file each; `registry.py` opens them by name."""

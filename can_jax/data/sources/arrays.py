@@ -1,0 +1,107 @@
+"""`arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from can_jax.data.formats.label_range import as_labels
+from can_jax.data.sources.base import ArraySource
+from can_jax.data.storage.splits import choose_files, some
+from can_jax.utils.archives import read_npz
+from can_jax.utils.errors import UserError, one_line
+
+
+def open_arrays(path: str, split: str, channels: int) -> ArraySource:
+    """Read the shards of a split into memory, in the order of their names.
+
+    A shard holds ``images``, uint8 (n, height, width, channels), and may hold ``labels``, ints
+    (n,), and ``label_names``. Pickled objects are refused.
+
+    Raises:
+        UserError: no shard, or one that does not hold what it should.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise UserError(f"config.data.path={path} does not exist")
+    shards = shards_of_split(root, split)
+    images, labels, all_names = zip(*(_read(shard, channels) for shard in shards), strict=True)
+    shapes = {shard.shape[1:] for shard in images}
+    if len(shapes) > 1:
+        raise UserError(f"the shards of {path} hold images of several shapes: {sorted(shapes)}")
+    labels, names = one_numbering(shards, labels, all_names)
+    files = tuple(os.path.realpath(shard) for shard in shards)
+    source = ArraySource(np.concatenate(images), np.concatenate(labels), names, files)
+    if not source.examples:
+        raise UserError(f"the shards {split}*.npz in {path} hold no image")
+    return source
+
+
+def one_numbering(
+    shards: Sequence[Path], labels: Sequence[np.ndarray], names: Sequence[tuple[str, ...]]
+) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return the labels of all shards by the names of all, and these names.
+
+    A shard without names numbers its classes as the first one with names does.
+
+    Raises:
+        UserError: A shard numbers its classes in its own way, and does not name each once.
+    """
+    first = next((own for own in names if own), ())
+    union = tuple(dict.fromkeys(name for own in names for name in own))
+    number = {name: i for i, name in enumerate(union)}
+    renumbered = []
+    for shard, own_labels, own in zip(shards, labels, names, strict=True):
+        if own and own != first:
+            if own_labels.max(initial=-1) >= len(own) or len(set(first)) < len(first):
+                raise UserError(
+                    f"{shard}: label_names differ from those of another shard, and do not give "
+                    "each label a name of its own"
+                )
+            table = np.array([number[name] for name in own], np.int32)
+            own_labels = np.where(own_labels >= 0, table[own_labels], -1)
+        renumbered.append(own_labels)
+    return renumbered, first if len(union) <= len(first) else union
+
+
+def shards_of_split(root: Path, split: str) -> list[Path]:
+    """Return the npz files of a split in a folder, by their names.
+
+    Raises:
+        UserError: There is none.
+    """
+    if root.is_file():
+        choose_files(str(root), [root.name], split, "npz file", listed=True)
+        return [root]
+    names = sorted(file.name for file in root.glob("*.npz"))
+    if not names:
+        there = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
+        raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {there}")
+    return [root / name for name in choose_files(str(root), names, split, "npz", listed=False)]
+
+
+def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Images, labels and label names of one shard."""
+    try:
+        arrays = read_npz(shard)
+    except (UserError, OSError) as error:
+        raise UserError(
+            f"{shard} cannot be read as an npz file of plain arrays: {one_line(error)}"
+        ) from error
+    if "images" not in arrays:
+        raise UserError(f"{shard} has no array 'images', only {', '.join(arrays) or 'nothing'}")
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
+        raise UserError(
+            f"{shard}: 'images' is {images.dtype} {images.shape}; wanted is uint8 "
+            f"(images, height, width, {channels}), the last as in config.data.channels"
+        )
+    labels = arrays.get("labels", np.full(len(images), -1))
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(f"{shard}: 'labels' is {labels.dtype} {labels.shape}, not one int an image")
+    names = tuple(
+        name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+        for name in np.atleast_1d(arrays.get("label_names", ())).tolist()
+    )
+    return images, np.maximum(as_labels(labels, str(shard)), np.int32(-1)), names

@@ -1,0 +1,257 @@
+"""`folder`: image files anywhere below a directory; labels are optional."""
+
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from can_jax.data.sources.indexed import IndexedSource, table_of
+from can_jax.data.sources.table import Table
+from can_jax.data.storage.files import IMAGE_NAME, Names, find_images, sizes_of, starts_as_image
+from can_jax.data.storage.splits import (
+    SPELLINGS,
+    choose_folder,
+    choose_images,
+    shown,
+    some,
+    split_folders,
+    split_of_file,
+    split_of_folder,
+    standard,
+)
+from can_jax.data.storage.walk import is_folder_entry
+from can_jax.utils.errors import UserError
+
+# Names of folders of photographs, and of folders with what belongs to each photograph.
+PHOTOS = re.compile(r"images?|imgs?|photos?|pictures?|rgb|inputs?")
+TARGETS = re.compile(r"masks?|labels?|targets?|annot|segm?|truth|depth|\bgt\b")
+DEEPEST = 4  # folders that are looked through for those of the splits
+Groups = dict[str, list[str]]  # folders by their split
+
+
+def open_folder(
+    path: str, split: str, index: str | None = None, cache_bytes: int = 0
+) -> IndexedSource:
+    """The images below ``path/split``, or for `train` below ``path`` if there is no such folder.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    if not Path(path).is_dir():
+        raise UserError(f"config.data.path={shown(path)} is not a folder")
+    place, groups = place_of_splits(path)
+    root = split_folder(path, split) or place
+    if index and root == place and standard(split) != "train":
+        images_of_split(path, split)  # an index does not tell the splits apart
+    table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
+    first = table.names[int(table.file[0])] if len(table) else ""
+    if index and root != path and not Path(root, first).exists():
+        root = path  # older versions looked for splits in this folder only
+    if root in (path, place):
+        _refuse_splits_as_classes(path, split, groups, table.label_names)
+    return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def _refuse_splits_as_classes(
+    path: str, split: str, groups: Groups, classes: tuple[str, ...]
+) -> None:
+    """Refuse an index in which the folder of another split is a class, as older versions wrote.
+
+    Raises:
+        UserError: There is such a class.
+    """
+    for other, folders in groups.items():
+        for name in set(folders) & set(classes):
+            if other != standard(split):
+                raise UserError(
+                    f"the index of {shown(path)} takes {shown(name)}, which is the split {other}, "
+                    "for a class; build it again with python -m can_jax.data.index"
+                )
+
+
+def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
+    """Return the folder of a split, its images and its other files, relative to that folder.
+
+    Raises:
+        UserError: ``path`` is no folder, or no image in it is known to belong to the split.
+    """
+    if not Path(path).is_dir():
+        raise UserError(f"config.data.path={shown(path)} is not a folder")
+    place, groups = place_of_splits(path)
+    inner = split_folder(path, split)
+    _log_layout(place, groups, split, inner)
+    names, others = find_images(inner or place)
+    return inner or place, names if inner else choose_images(place, names, split), others
+
+
+def _log_layout(place: str, groups: Groups, split: str, inner: str | None) -> None:
+    """Log which folders are taken for classes or left out, where their names leave it open."""
+    folders = _folders(place)
+    stated = {name for group in groups.values() for name in group}
+    classes = [name for name in folders if split_of_file(name) and name not in stated]
+    doubtful = {name for group in split_folders(classes).values() for name in group}
+    if doubtful:
+        logging.warning(
+            "%s: folders that are named like splits are taken for classes, since others lie beside "
+            "them: %s; set config.data.path to one of them to read it as a split",
+            shown(place), some(sorted(doubtful)),
+        )  # fmt: skip
+    if inner and standard(split) == "train":
+        beside = [name for name in folders if name not in stated and holds_image(place, name)]
+        beside += sorted(_loose_images(place))
+        if beside:
+            logging.warning(
+                "%s: images beside the folder %s of the split %r are left out: %s; set "
+                "config.data.path to the folder to read",
+                shown(place), shown(os.path.relpath(inner, place)), split, some(beside),
+            )  # fmt: skip
+
+
+def place_of_splits(path: str) -> tuple[str, Groups]:
+    """Return the folder that contains the folders of splits, and these by their split.
+
+    It is the given folder, or the only folder with images in it, such as `images` of
+    `images/train` and `images/val`. Without any folder of a split it is the given folder.
+    """
+    place = path
+    for _ in range(DEEPEST):
+        folders = _folders(place)
+        stated = [name for name in folders if split_of_file(name)]
+        beside = any(holds_image(place, name) for name in folders if name not in stated and stated)
+        flat = [name for name in stated if beside and any(_loose_images(os.path.join(place, name)))]
+        if groups := split_folders(stated, beside=beside, flat=flat):
+            return place, groups
+        with_images = (name for name in folders if holds_image(place, name))
+        several = list(itertools.islice(with_images, 2))
+        if len(several) != 1 or any(_loose_images(place)):
+            break
+        place = os.path.join(place, several[0])
+    return path, {}
+
+
+def _folders(place: str) -> list[str]:
+    """Return the visible folders in a folder."""
+    with os.scandir(place) as entries:  # asks for no file's status, of which there may be millions
+        return sorted(e.name for e in entries if is_folder_entry(e) and e.name[0] != ".")
+
+
+def _loose_images(place: str) -> Iterator[str]:
+    """Yield the visible images directly in a folder."""
+    names = (name for name in os.listdir(place) if not name.startswith("."))
+    return (name for name in names if _is_image(place, name))
+
+
+def holds_image(place: str, name: str) -> bool:
+    """Return whether there is an image anywhere below a folder, reading no further than needed."""
+    return any(
+        _is_image(folder, file)
+        for folder, _, files in os.walk(os.path.join(place, name))
+        for file in files
+        if not file.startswith(".")
+    )
+
+
+def _is_image(folder: str, name: str) -> bool:
+    if "." in name:
+        return bool(IMAGE_NAME.search(name))
+    return starts_as_image(os.path.join(folder, name))
+
+
+def split_folder(path: str, split: str) -> str | None:
+    """Return the folder of a split within a folder; None if it has none of its own."""
+    place, groups = place_of_splits(path)
+    inner = os.path.join(place, split)
+    if standard(split) not in SPELLINGS and Path(inner).is_dir():
+        return inner
+    chosen = choose_folder(place, groups, split)
+    return None if chosen is None else os.path.join(place, chosen)
+
+
+def scan_folder(path: str, split: str) -> Table:
+    """Return the images of a split, in the order of their names.
+
+    Classes are as in `classes_of`; images directly in the folder have no label.
+
+    Raises:
+        UserError: There is none.
+    """
+    root, names, others = images_of_split(path, split)
+    if others:
+        logging.warning(
+            "%s: %d files are left out, not being images by name or content, such as %s",
+            shown(root), len(others), some(others, 3),
+        )  # fmt: skip
+    if not names:
+        raise UserError(
+            f"no image below {shown(root)}: no file is named .jpg, .png, .webp or the like"
+        )
+    sizes = sizes_of(root, names)
+    if (sizes < 0).any():
+        gone = [names[i] for i in np.flatnonzero(sizes < 0)]
+        logging.warning(
+            "%s: %d images are left out, being no regular files or links to nowhere: %s",
+            shown(root), len(gone), some(gone, 3),
+        )  # fmt: skip
+        names = [names[i] for i in np.flatnonzero(sizes >= 0)]
+        sizes = sizes[sizes >= 0]
+    labels, label_names = classes_of(names)
+    if label_names and (loose := [name for name in names if os.sep not in name]):
+        logging.warning(
+            "%s: %d images lie in no class folder and have no label, such as %s",
+            shown(root), len(loose), some(loose, 3),
+        )  # fmt: skip
+    return Table(
+        names=Names.of(names),
+        file=np.arange(len(names), dtype=np.int32),
+        offset=np.zeros(len(names), np.int64),
+        length=np.full(len(names), -1, np.int64),
+        label=np.array(labels, np.int32),
+        label_names=label_names,
+        size=sizes,
+    )
+
+
+def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Return the label of each file and the names of the classes, its first folders.
+
+    A file in no folder has the label -1. Where most files are in none, folders are no classes.
+    Where every file lies in a folder below one of its split, as in `site/train/cat/0.png`, that
+    folder is the class.
+    """
+    tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
+    below = [_folder_below_split(name) for name in names]
+    if all(below):
+        if len(set(tops)) > 1:
+            logging.warning(
+                "classes are the folders below those of the split, such as %s in %s, and not those "
+                "above; set config.data.path to one of them to read it alone",
+                shown(below[0]), shown(names[0]),
+            )  # fmt: skip
+        tops = below
+    classes = sorted(set(tops) - {""}) if 2 * tops.count("") < len(tops) else []
+    if len(classes) > 1 and not all(below):
+        _log_no_classes(classes, names)
+    number = {name: i for i, name in enumerate(classes)}
+    return [number.get(top, -1) for top in tops], tuple(classes)
+
+
+def _log_no_classes(classes: list[str], names: list[str]) -> None:
+    """Log classes that may be kinds of files, such as `images` and `masks`, or hold splits."""
+    inner = {os.path.basename(os.path.dirname(name)) for name in names}
+    pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
+    if pairs or all(map(split_of_folder, inner)):
+        logging.warning(
+            "the folders %s are taken for classes, with images such as %s; set config.data.path to "
+            "one of them to read it alone", some(classes), shown(names[0]),
+        )  # fmt: skip
+
+
+def _folder_below_split(name: str) -> str:
+    """Return the first folder below one that is named as a split, or nothing."""
+    folders = name.split(os.sep)[:-1]
+    below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
+    return next(below, "")

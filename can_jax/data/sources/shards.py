@@ -1,0 +1,184 @@
+"""`tfrecord` and `webdataset`: examples packed into shards, each read where it lies."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+
+from can_jax.data.formats.label_range import as_label
+from can_jax.data.formats.records import scan_tfrecord
+from can_jax.data.formats.scan import Found, found
+from can_jax.data.formats.webdataset import list_unused, scan_tar
+from can_jax.data.sources.indexed import IndexedSource, ParseRecord, table_of
+from can_jax.data.sources.table import Table
+from can_jax.data.storage.files import Names, shard_sizes
+from can_jax.data.storage.find import find_shards
+from can_jax.data.storage.reading import is_remote, passes, unreadable
+from can_jax.data.storage.splits import shown
+from can_jax.utils.errors import UserError, reason_of
+from can_jax.utils.tensorflow import tensorflow
+
+SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
+KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # what is in the names of shards
+SCAN_THREADS = 16
+NAMED = 3  # damaged shards that a message names
+FIRST_RECORDS = 16  # of which one at least has to hold an image
+
+
+def open_tfrecord(
+    path: str,
+    split: str,
+    index: str | None = None,
+    cache_bytes: int = 0,
+    image_key: str = "image/encoded",
+    label_key: str | None = "image/class/label",
+) -> IndexedSource:
+    """Shards of `tf.train.Example`, in TFRecord files.
+
+    Args:
+        path: of the shards; see `find_shards`.
+        split: such as `train`.
+        index: the folder of the index, or None for its usual place.
+        cache_bytes: content to keep in memory.
+        image_key: feature that holds the encoded image.
+        label_key: feature that holds the label, an int; it may be missing.
+
+    Raises:
+        UserError: no shard, no whole record, or no image in the first of them.
+    """
+    root, table = _table("tfrecord", path, split, index)
+    source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
+    first = np.arange(min(FIRST_RECORDS, source.examples))
+    if not any(source.read(first)[0]):
+        features = example_features(IndexedSource(root, table).read(first)[0][0])
+        raise UserError(
+            f"the first records below {root} have no feature {image_key!r} with an image, but "
+            f"{', '.join(features) or 'none'}; set config.data.image_key"
+        )
+    return source
+
+
+def open_webdataset(
+    path: str, split: str, index: str | None = None, cache_bytes: int = 0
+) -> IndexedSource:
+    """Shards in the layout of WebDataset: tars of images, labels in `.cls` members.
+
+    Raises:
+        UserError: no shard, or no image in them.
+    """
+    root, table = _table("webdataset", path, split, index)
+    return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, Table]:
+    """The root of the shards, and the table of their examples."""
+    root, names = locate_shards(source, path, split)
+
+    def scan() -> Table:
+        return scan_shards(source, root, names)
+
+    return root, table_of(source, root, split, index, scan, names)
+
+
+def locate_shards(
+    source: str, path: str, split: str, *, compressed: bool = False
+) -> tuple[str, list[str]]:
+    """The folder that holds all shards of a split, and their names relative to it."""
+    shards = find_shards(path, split, KINDS[source], compressed)
+    root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
+    if is_remote(path):
+        root = root.replace(":/", "://", 1)  # which was taken for a doubled separator
+    return root, [os.path.relpath(shard, root) for shard in shards]
+
+
+def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
+    """The table of the shards, from their headers.
+
+    A shard that ends early is used as far as it goes; the first of them are named.
+
+    Raises:
+        UserError: nothing in any of them.
+    """
+    with ThreadPoolExecutor(SCAN_THREADS) as threads:
+        paths = [os.path.join(root, name) for name in names]
+        scans = list(threads.map(lambda path: scan_shard(source, path), paths))
+    unused = sum((shard.unused for shard in scans), collections.Counter())
+    problems = [
+        cut_off(path, shard) for path, shard in zip(paths, scans, strict=True) if shard.problem
+    ]
+    if problems:
+        logging.warning("%s", first_of(problems))
+    if unused:
+        logging.warning("%s: not used: %s", shown(root), list_unused(unused))
+    if not sum(len(shard.offset) for shard in scans):
+        raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
+    table = join(list(names), scans)
+    return dataclasses.replace(table, size=shard_sizes(paths))
+
+
+def scan_shard(source: str, path: str) -> Found:
+    """Return what a shard holds; one that may not be read holds nothing, and says why.
+
+    Raises:
+        UserError: The storage fails.
+    """
+    try:
+        return SCANNERS[source](path)
+    except UserError:
+        raise
+    except Exception as error:  # a remote store has kinds of its own
+        if passes(error):
+            raise unreadable(path, error) from error
+        reason = reason_of(error)
+        return found([], [], [], f"cannot be read: {reason}")
+
+
+def cut_off(path: str, shard: Found) -> str:
+    """Return the problem of a shard, and how much of it is used."""
+    empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
+    count = len(shard.offset)
+    return f"{shown(path)} {shard.problem or empty}; {count} examples of it are used"
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Return the first problems of shards on one line, and the number of the others."""
+    more = len(problems) - NAMED
+    rest = [f"{more} more shards have such problems"] if more > 0 else []
+    return "; ".join([*problems[:NAMED], *rest])
+
+
+def join(names: list[str], shards: Sequence[Found]) -> Table:
+    """One table of several shards."""
+    counts = [len(shard.offset) for shard in shards]
+    return Table(
+        names=Names.of(names),
+        file=np.repeat(np.arange(len(names), dtype=np.int32), counts),
+        offset=np.concatenate([shard.offset for shard in shards]),
+        length=np.concatenate([shard.length for shard in shards]),
+        label=np.concatenate([shard.label for shard in shards]),
+    )
+
+
+def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
+    """Reads the image, b"" if it is missing, and the label, -1 if so, of a `tf.train.Example`."""
+    where = f"the feature {label_key!r}"
+
+    def parse(record: bytes) -> tuple[bytes, int]:
+        features = example_features(record)
+        image = features[image_key].bytes_list.value if image_key in features else ()
+        label = features[label_key].int64_list.value if label_key in features else ()
+        return (image[0] if image else b"", as_label(int(label[0]), where) if label else -1)
+
+    return parse
+
+
+def example_features(record: bytes) -> dict:
+    """Features by name; none where the record is no `tf.train.Example`."""
+    try:
+        return dict(tensorflow().train.Example.FromString(record).features.feature)
+    except Exception:  # protobuf's own, of several kinds
+        return {}

@@ -1,0 +1,210 @@
+"""`shapes`: ten kinds of drawn figures, for a first run without any download.
+
+An image shows nine figures of one kind. What tells the classes apart is the outline alone: place,
+size, angle and colour of each figure, the background and its shading vary freely, so that
+neighbours in pixel space are of any class.
+"""
+
+import contextlib
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from can_jax.data.sources.base import ArraySource
+from can_jax.utils.archives import map_npy
+from can_jax.utils.cpu import usable_cores
+from can_jax.utils.files import user_cache
+
+LABEL_NAMES = (
+    "disc", "square", "triangle", "star", "cross", "ring", "crescent", "heart", "bars", "hourglass",
+)  # fmt: skip
+CELLS = 3  # figures along each side of an image
+SUPERSAMPLING = 2
+CHUNK = 256  # images whose looks are drawn at a time
+PAINTED = 16  # of these at a time, which fit a core's cache
+TEST_COUNT = 2000
+KEPT_BYTES = 4 * 2**20  # of images, from which on they are kept: a second's work
+KEPT_FILES = 8
+
+Plane = Float[np.ndarray, "images height width"]
+
+
+def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
+    """Whether points are inside the figure, which fills about [-1, 1] in both coordinates."""
+    match LABEL_NAMES[label]:
+        case "disc":
+            return np.hypot(x, y) < 0.9
+        case "square":
+            return np.maximum(abs(x), abs(y)) < 0.8
+        case "triangle":
+            return (y < 0.65) & (y > 1.9 * abs(x) - 1.0)
+        case "star":
+            return np.hypot(x, y) < 0.68 + 0.36 * np.cos(5 * np.arctan2(y, x))
+        case "cross":
+            return (np.minimum(abs(x), abs(y)) < 0.27) & (np.maximum(abs(x), abs(y)) < 0.95)
+        case "ring":
+            return abs(np.hypot(x, y) - 0.75) < 0.2
+        case "crescent":
+            return (np.hypot(x, y) < 0.95) & (np.hypot(x - 0.42, y) > 0.72)
+        case "heart":
+            return (1.25 * x) ** 2 + (-1.15 * y - 0.62 * np.sqrt(abs(x)) + 0.05) ** 2 < 0.85
+        case "bars":
+            return (abs(x) < 0.9) & ((abs(y - 0.55) < 0.26) | (abs(y + 0.55) < 0.26))
+        case _:
+            return (abs(x) < abs(y) + 0.06) & (abs(y) < 0.85)
+
+
+class Looks(NamedTuple):
+    """What is free in some images, an entry an image; all but the noise is a number a figure.
+
+    Attributes:
+        rows, columns: where points lie on the grid, in cells.
+        scale, turn, dy, dx: of the figures.
+        slope: of the background's shade, along rows and columns.
+        back, shift: the background's colour, and what is added to it for a figure's.
+        noise: of the pixels.
+    """
+
+    rows: Float[np.ndarray, "images points"]
+    columns: Float[np.ndarray, "images points"]
+    scale: Float[np.ndarray, "images cells cells"]
+    turn: Float[np.ndarray, "images cells cells"]
+    dy: Float[np.ndarray, "images cells cells"]
+    dx: Float[np.ndarray, "images cells cells"]
+    slope: Float[np.ndarray, "images 2 1 1 channels"]
+    back: Float[np.ndarray, "images 1 1 channels"]
+    shift: Float[np.ndarray, "images cells cells channels"]
+    noise: Float[np.ndarray, "images height width channels"]
+
+
+def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], channels: int) -> Looks:
+    """Choose them at random. The grid starts anywhere and is continued over the border."""
+    rows, columns = (
+        (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
+        for n in size
+    )
+    limits = ((0.55, 0.9), (-0.5, 0.5), (-0.2, 0.2), (-0.2, 0.2))
+    scale, turn, dy, dx = (rng.uniform(*pair, (count, CELLS, CELLS)) for pair in limits)
+    slope = rng.uniform(-0.15, 0.15, (2, count, 1, 1, channels)).swapaxes(0, 1)
+    back = rng.uniform(0.1, 0.9, (count, 1, 1, channels))
+    shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
+    shift *= rng.choice([-1.0, 1.0], shift.shape)
+    noise = rng.normal(0.0, 0.005, (count, *size, channels))
+    return Looks(rows, columns, scale, turn, dy, dx, slope, back, shift, noise)
+
+
+def paint(
+    labels: Int[np.ndarray, " images"], looks: Looks
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """An image a label: a grid of figures of that kind, each with its own looks."""
+    height, width = looks.noise.shape[1:3]
+    y, x = looks.rows[:, :, None], looks.columns[:, None, :]
+    cell = np.arange(CELLS)
+    # Products with ones and zeros spread a value of each cell over its points; indices would too,
+    # and take several times as long.
+    down = (y.astype(int) == cell).astype(float)
+    across = (x.astype(int) == cell[:, None]).astype(float)
+    cos, sin, scale, dy, dx = (
+        down @ values @ across
+        for values in (np.cos(looks.turn), np.sin(looks.turn), looks.scale, looks.dy, looks.dx)
+    )
+    dy = 2 * (y % 1) - 1 - dy
+    dx = 2 * (x % 1) - 1 - dx
+    u = (cos * dx + sin * dy) / scale
+    v = (-sin * dx + cos * dy) / scale
+    inside = np.zeros(u.shape, np.uint8)
+    for label in range(len(LABEL_NAMES)):
+        chosen = labels == label
+        inside[chosen] = outline(label, u[chosen], v[chosen])
+    parts = [
+        inside[:, i::SUPERSAMPLING, j::SUPERSAMPLING]
+        for i, j in np.ndindex(SUPERSAMPLING, SUPERSAMPLING)
+    ]
+    coverage = np.asarray(sum(parts)) / len(parts)
+
+    # The background shades from side to side, so that a patch without a figure shows something too.
+    rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in (height, width)), indexing="ij")
+    shade = looks.slope[:, 0] * rows[..., None] + looks.slope[:, 1] * columns[..., None]
+    back, shift = looks.back, looks.shift
+    front = np.where((back + shift > 1) | (back + shift < 0), back - shift, back + shift)
+    down, across = down[:, None, ::SUPERSAMPLING], across[:, None, :, ::SUPERSAMPLING]
+    front = np.moveaxis(down @ np.moveaxis(front, -1, 1) @ across, 1, -1)
+    pixels = back + shade + (front - back - shade) * coverage[..., None] + looks.noise
+    return (255 * np.clip(pixels, 0, 1)).astype(np.uint8)
+
+
+def draw(
+    labels: Int[np.ndarray, " images"],
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    channels: int,
+) -> UInt8[np.ndarray, "images height width channels"]:
+    """An image a label, with all cores."""
+    count = len(labels)
+    images = np.empty((count, *size, channels), np.uint8)
+
+    def fill(start: int, looks: Looks) -> None:
+        end = start + len(looks.noise)
+        images[start:end] = paint(labels[start:end], looks)
+
+    parts = []
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for start in range(0, count, CHUNK):
+            looks = draw_looks(rng, min(CHUNK, count - start), size, channels)
+            for first in range(0, len(looks.noise), PAINTED):
+                few = Looks(*(values[first : first + PAINTED] for values in looks))
+                parts.append(threads.submit(fill, start + first, few))
+    for part in parts:
+        part.result()  # raises what it raised
+    return images
+
+
+def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
+    """The drawn data set: ``count`` images for the split `train`, 2000 for any other.
+
+    The same arguments give the same images on every machine. Large sets are kept in the user's
+    cache for the next start, which reads them in a hundredth of the time.
+    """
+    count = count if split == "train" else TEST_COUNT
+    begin = [0 if split == "train" else 1, *size, channels]
+    rng = np.random.default_rng(begin)
+    labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
+    # What is drawn follows from this file, too: another version keeps images of its own.
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    cache = user_cache()
+    if cache is None:
+        return ArraySource(draw(labels, rng, size, channels), labels, LABEL_NAMES)
+    path = cache / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
+    with contextlib.suppress(OSError, EOFError, ValueError):  # none, or not whole: drawn again
+        images = np.array(map_npy(path))
+        if images.shape == (count, *size, channels) and images.dtype == np.uint8:
+            return ArraySource(images, labels, LABEL_NAMES)
+    images = draw(labels, rng, size, channels)
+    if images.nbytes >= KEPT_BYTES:
+        with contextlib.suppress(OSError):  # then each start draws
+            keep(path, images)
+    return ArraySource(images, labels, LABEL_NAMES)
+
+
+def keep(path: Path, images: np.ndarray) -> None:
+    """Write images in one move, and leave only the latest files of the folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with own.open("wb") as file:
+            np.save(file, images)
+        own.replace(path)
+    finally:
+        own.unlink(missing_ok=True)
+    files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime)
+    for old in files[:-KEPT_FILES]:
+        old.unlink()

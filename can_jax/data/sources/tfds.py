@@ -1,0 +1,92 @@
+"""`tfds`: a prepared TensorFlow data set, each record read where it lies in its file."""
+
+import dataclasses
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from can_jax.data.formats.tfds_files import check_features, check_name
+from can_jax.data.sources.indexed import IndexedSource, table_of
+from can_jax.data.sources.shards import example_parser, scan_shards
+from can_jax.data.sources.table import Table
+from can_jax.data.storage.splits import standard
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
+
+
+class Located(NamedTuple):
+    """Where the records of a split are, and what in them is used."""
+
+    root: str
+    shards: list[str]
+    image_key: str
+    label_key: str | None
+    label_names: tuple[str, ...]
+
+
+def open_tfds(
+    name: str, data_dir: str | None, split: str, index: str | None = None, cache_bytes: int = 0
+) -> IndexedSource:
+    """A split of a data set that TFDS has prepared; see `locate_tfds`."""
+    found = locate_tfds(name, data_dir, split)
+
+    def scan() -> Table:
+        return scan_shards("tfrecord", found.root, found.shards)
+
+    table = table_of("tfrecord", found.root, split, index, scan, found.shards)
+    table = dataclasses.replace(table, label_names=found.label_names)
+    parse = example_parser(found.image_key, found.label_key)
+    return IndexedSource(found.root, table, parse, cache_bytes)
+
+
+def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
+    """A split of a data set that TFDS has prepared as TFRecords below ``data_dir``.
+
+    The first image feature and the first class label are used. Nothing is downloaded.
+
+    Raises:
+        UserError: not prepared, no such split, or nothing to use in it.
+    """
+    check_name(name)
+    tensorflow()  # before TFDS can import it with the GPUs in sight
+    import tensorflow_datasets as tfds
+
+    place = data_dir or tfds.core.constants.DATA_DIR
+    for folder in tfds.core.utils.file_utils.list_data_dirs(given_data_dir=data_dir):
+        check_features(os.fspath(folder), tfds.core.naming.parse_builder_name_kwargs(name)[0].name)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except Exception as error:  # many kinds, of TFDS and of the file system
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"TFDS finds no data set {name!r} in {place}: {reason}") from error
+    splits = builder.info.splits
+    same = [name for name in splits if standard(name) == standard(split)]
+    split = split if split in splits or len(same) != 1 else same[0]
+    if split not in splits:
+        there = ", ".join(splits) or f"none; prepare it first, config.data.path={place} has no data"
+        raise UserError(f"TFDS data set {name!r} in {place} has no split {split!r}; it has {there}")
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise UserError(
+            f"TFDS data set {name!r} is stored as {builder.info.file_format.value}; "
+            "only tfrecord can be read: prepare it with file_format='tfrecord'"
+        )
+    features = builder.info.features
+    images = [key for key, kind in features.items() if isinstance(kind, tfds.features.Image)]
+    labels = [key for key, kind in features.items() if isinstance(kind, tfds.features.ClassLabel)]
+    if not images:
+        raise UserError(f"TFDS data set {name!r} has no image feature; it has {list(features)}")
+    kind = np.dtype(features[images[0]].np_dtype)
+    if kind.kind == "f":
+        raise UserError(
+            f"TFDS data set {name!r} stores {images[0]!r} as {kind}, packed into the bytes of "
+            "PNGs; only uint8 and uint16 images can be read: prepare it with one of these types"
+        )
+    paths = [str(path) for path in splits[split].filepaths]
+    return Located(
+        root=os.path.dirname(paths[0]),
+        shards=[os.path.basename(path) for path in paths],
+        image_key=images[0],
+        label_key=labels[0] if labels else None,
+        label_names=tuple(features[labels[0]].names) if labels else (),
+    )

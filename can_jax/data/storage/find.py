@@ -1,0 +1,299 @@
+"""Shards by name: a file, a pattern, a list or a folder, and which of them a split has."""
+
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterator
+
+from absl import logging
+
+from can_jax.data.storage.files import exists, is_folder, listed, walk
+from can_jax.data.storage.reading import is_remote
+from can_jax.data.storage.splits import (
+    choose_files,
+    choose_folder,
+    shown,
+    some,
+    spellings,
+    split_folders,
+    split_of_file,
+    standard,
+)
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import tensorflow
+
+WILD = re.compile(r"[*?\[]")
+MOST_BRACKETS = 8  # of a name, of which each reading is tried
+COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
+RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
+# What lies beside TFRecords, or is numbered like them, and is none.
+NO_RECORDS = re.compile(
+    r"\.(idx|index|txt|json|jsonl|csv|tsv|ya?ml|md|log|lock|tmp|new|part|incomplete|npz|npy|zip|tar"
+    r"|tgz|md5|sha\d+|crc)$|parquet|arrow|array_?record|riegeli|bagz"
+)
+
+
+def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> list[str]:
+    """Return the shards of a split, in the order of their names.
+
+    Args:
+        path: A shard, a pattern, a folder, or several of them joined by `::`. Patterns have `*`,
+            `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`; `{split}` stands for
+            the split. Brackets are literal where a file or folder is named so. Of a folder, the
+            shards in its folder of the split, or those that have the split in their names.
+        split: Such as `train`.
+        kind: `tfrecord` or `tar`.
+        compressed: Accept compressed tars in a folder.
+
+    Raises:
+        UserError: No such shard is known.
+    """
+    if "{split}" in path:
+        return _find_templated(path, split, kind, compressed)
+    parts = path.split("::")
+    if len(parts) == 1 and is_folder(path):
+        return _in_folder(path, split, kind, compressed)
+    found: list[str] = []
+    for part in parts:
+        if is_folder(part):
+            found += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
+        else:
+            found += matches(part)
+    found = sorted(set(found))
+    names = _relative(found)
+    chosen = set(choose_files(path, names, split, f"{kind} shard", listed=True))
+    return [file for file, name in zip(found, names, strict=True) if name in chosen]
+
+
+def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[str]:
+    """Return the shards of a path in which `{split}` stands for the split, however it is spelled.
+
+    Raises:
+        UserError: No spelling leads to a shard, or several do.
+    """
+    missing = None
+    found = {}
+    for spelling in spellings(split):
+        try:
+            files = []
+            for part in path.replace("{split}", spelling).split("::"):
+                inside = _shards_below(part, kind, compressed) if is_folder(part) else None
+                files += matches(part) if inside is None else [f"{part}/{n}" for n in inside]
+            found[spelling] = sorted(set(files))
+        except UserError as error:
+            missing = missing or error
+        if found and spelling == split:
+            break
+    if not found:
+        raise missing or UserError(f"no file matches {shown(path)}")
+    if len(set(map(tuple, found.values()))) > 1:
+        raise UserError(
+            f"{shown(path)} has several spellings of the split {split!r}: {some(list(found))}; set "
+            "the split to one of them"
+        )
+    return next(iter(found.values()))
+
+
+def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
+    """Return the shards of a split in a folder, or in its folder of the split."""
+    inner: str | None = split
+    if not is_folder(os.path.join(path, split)):
+        named = [n for n in listed(path) if split_of_file(n) and not is_shard(n, kind)]
+        folders = [n for n in named if is_folder(os.path.join(path, n))]
+        inner = choose_folder(path, split_folders(folders), split)
+    if inner is not None:
+        folder = os.path.join(path, inner)
+        names = _shards_below(folder, kind, compressed)
+        if not names:
+            raise UserError(_no_shard(folder, kind, split))
+        loose = [name for name in listed(path) if is_shard(name, kind)]
+        loose = [name for name in loose if split_of_file(name) in (None, standard(split))]
+        if loose:
+            logging.warning(
+                "%s: %d shards beside the folder %s are left out: %s; the pattern %s/**/* takes "
+                "all", shown(path), len(loose), shown(inner), some(loose), shown(path),
+            )  # fmt: skip
+        return [os.path.join(folder, name) for name in names]
+    names = _shards_below(path, kind, compressed)
+    if not names:
+        raise UserError(_no_shard(path, kind, split))
+    chosen = choose_files(path, names, split, f"{kind} shard", listed=False)
+    return [os.path.join(path, name) for name in chosen]
+
+
+def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
+    """Return the shards in a folder, or else those in the folders below it.
+
+    Raises:
+        UserError: All of them are compressed, and such are not accepted.
+    """
+    here = listed(folder)
+    names = [name for name in here if is_shard(name, kind)]
+    zipped = [name for name in here if COMPRESSED_TAR.search(name.lower())]
+    direct = bool(names or (compressed and zipped))
+    below = [] if direct and is_remote(folder) else _files_below(folder)
+    deep = [name for name in below if is_shard(os.path.basename(name), kind)]
+    if direct and deep:
+        logging.warning(
+            "%s: %d shards in folders below it are left out, such as %s; the pattern %s/**/* takes "
+            "all", shown(folder), len(deep), shown(deep[0]), shown(folder),
+        )  # fmt: skip
+    if not direct:
+        names = deep
+        zipped = [name for name in below if COMPRESSED_TAR.search(name.lower())] or zipped
+    if kind == "tar" and zipped:
+        if compressed:
+            return sorted([*names, *zipped])
+        message = (
+            f"{shown(folder)} has {len(zipped)} compressed tars, such as {shown(zipped[0])}, which "
+            "can only be streamed: set config.data.streaming=True"
+        )
+        if not names:
+            raise UserError(message)
+        logging.warning("%s; they are left out", message)
+    return sorted(names)
+
+
+def is_shard(name: str, kind: str) -> bool:
+    """Return whether a file in a folder is named as a shard."""
+    name = name.lower()
+    if name.startswith("."):
+        return False
+    if kind == "tar":
+        return name.endswith(".tar")
+    return bool(RECORDS.search(name)) and not NO_RECORDS.search(name)
+
+
+def _no_shard(folder: str, kind: str, split: str) -> str:
+    there = some(sorted(listed(folder)), 6) or "nothing"
+    return f"no {kind} shard of the split {split!r} in {shown(folder)}, which has {there}"
+
+
+def _relative(paths: list[str]) -> list[str]:
+    """Return paths relative to the folder that they share."""
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    start = len(shared.rstrip("/")) + 1 if not is_remote(paths[0]) else 0
+    return [path[start:] if start else path.split("://", 1)[1] for path in paths]
+
+
+def matches(pattern: str) -> list[str]:
+    """Return the files that a pattern lists, and log those of a range or list that are missing.
+
+    Raises:
+        UserError: There is none.
+    """
+    if exists(pattern):
+        return [pattern]
+    found: list[str] = []
+    missing: list[str] = []
+    expanded = list(expand_braces(pattern))
+    inside: dict[str, set[str]] = {}
+    for path in expanded:
+        folder, name = os.path.split(path)
+        if WILD.search(path):
+            files = _glob(path)
+        elif len(expanded) == 1:
+            files = []
+        else:  # one listing for all files of a range, which may be on a remote store
+            if folder not in inside:
+                inside[folder] = set(listed(folder)) if is_folder(folder or ".") else set()
+            files = [path] if name in inside[folder] else []
+        found += files
+        if not files:
+            missing.append(path)
+    if not found:
+        if WILD.search(pattern) or len(expanded) > 1:
+            raise UserError(f"no file matches {shown(pattern)}")
+        raise UserError(f"{shown(pattern)} does not exist")
+    if missing:
+        logging.warning(
+            "%s lists %d files, of which %d do not exist: %s",
+            shown(pattern), len(expanded), len(missing), some(missing),
+        )  # fmt: skip
+    return sorted(set(found))
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Expand `a-{00..02}` and `{a,b{0..1}}`, as shells and WebDataset do."""
+    for start, end in _braces(pattern):
+        inside = pattern[start + 1 : end]
+        choices = _range(inside) or _alternatives(inside)
+        if choices:
+            for choice in choices:
+                yield from expand_braces(f"{pattern[:start]}{choice}{pattern[end + 1 :]}")
+            return
+    yield pattern
+
+
+def _braces(pattern: str) -> Iterator[tuple[int, int]]:
+    """Yield where each pair of braces begins and ends, by their beginnings."""
+    pairs, open_at = [], []
+    for place, character in enumerate(pattern):
+        if character == "{":
+            open_at.append(place)
+        elif character == "}" and open_at:
+            pairs.append((open_at.pop(), place))
+    yield from sorted(pairs)
+
+
+def _range(inside: str) -> list[str]:
+    """Return the members of `000..127`, `0..10..2` or `a..e`; none if it is no range."""
+    match = re.fullmatch(r"(\d+|[A-Za-z])\.\.(\d+|[A-Za-z])(?:\.\.-?(\d+))?", inside)
+    if not match or match[1].isdigit() != match[2].isdigit():
+        return []
+    digits = match[1].isdigit()
+    low, high = (int(end) if digits else ord(end) for end in match.groups()[:2])
+    step = max(1, int(match[3] or 1))
+    numbers = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
+    return [str(n).zfill(len(match[1])) if digits else chr(n) for n in numbers]
+
+
+def _alternatives(inside: str) -> list[str]:
+    """Return the parts between the commas of one pair of braces; none without a comma."""
+    parts, depth, start = [], 0, 0
+    for place, character in enumerate(inside):
+        depth += (character == "{") - (character == "}")
+        if character == "," and depth == 0:
+            parts.append(inside[start:place])
+            start = place + 1
+    return [*parts, inside[start:]] if parts else []
+
+
+def _glob(pattern: str) -> list[str]:
+    """Return the files that match; a part of the path that exists is taken literally."""
+    if is_remote(pattern):
+        return sorted(tensorflow().io.gfile.glob(pattern))
+    places = ["/" if pattern.startswith("/") else ""]
+    for part in filter(None, pattern.split("/")):
+        after: list[str] = []
+        for place in places:
+            literal = os.path.join(place, part)
+            if os.path.lexists(literal):
+                after.append(literal)
+            elif part == "**":
+                after += [place, *glob.glob(f"{glob.escape(literal[:-2])}**/", recursive=True)]
+            elif WILD.search(part):
+                after += _glob_part(place, part)
+        places = after
+    return sorted({path for path in map(os.path.normpath, places) if not os.path.isdir(path)})
+
+
+def _glob_part(place: str, part: str) -> list[str]:
+    """Return what matches in a folder, with as many brackets taken literally as find anything."""
+    start = glob.escape(place)
+    pieces = part.split("[")
+    if len(pieces) > MOST_BRACKETS:
+        return glob.glob(os.path.join(start, part))
+    for brackets in itertools.product(("[[]", "["), repeat=len(pieces) - 1):
+        pattern = "".join(itertools.chain(*zip(("", *brackets), pieces, strict=True)))
+        if files := glob.glob(os.path.join(start, pattern)):
+            return files
+    return []
+
+
+def _files_below(folder: str) -> list[str]:
+    """Return the files in the folders below a folder, relative to it; hidden ones are left out."""
+    start = len(folder.rstrip("/")) + 1
+    nested = ((place.rstrip("/")[start:], files) for place, files in walk(folder))
+    return sorted(f"{place}/{name}" for place, files in nested if place for name in files)

@@ -1,0 +1,247 @@
+"""Names of splits: which files and folders belong to `train`, `val` or `test`."""
+
+import os
+import re
+from collections.abc import Container, Iterable, Sequence
+
+from absl import logging
+
+from can_jax.utils.errors import UserError, printable
+
+# Spellings of each standard split, as words of a file's or folder's name in any case.
+SPELLINGS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
+# Words that a split's name may contain besides, by themselves or attached: `Test set`, `trainset`.
+FILLERS = "sets?|data|images?|imgs?|split|files"
+COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
+HINT = (
+    "put {split} into config.data.path where the split's name belongs, or set config.data.split, "
+    "config.probe.split or config.data.test_split to a split that exists"
+)
+
+
+class AmbiguousSplitError(UserError):
+    """A split is there in several spellings, and none of them is the requested one."""
+
+
+def standard(split: str) -> str:
+    """Return the standard name of a split: `val` for `Validation`; other names in lower case."""
+    return STANDARD.get(split.lower(), split.lower())
+
+
+def spellings(split: str) -> list[str]:
+    """Return the split as it was given, then its other spellings in every usual case."""
+    words = [split, *SPELLINGS.get(standard(split), ())]
+    cases = (str, str.lower, str.title, str.upper)
+    return list(dict.fromkeys(case(word) for case in cases for word in words))
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a name in lower case; digits and punctuation separate them.
+
+    Of a compound word such as `trainset`, only the split counts.
+    """
+    words = re.findall(r"[^\W\d_]+", name.lower())
+    return [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
+
+
+def split_of_file(name: str) -> str | None:
+    """Return the standard split that a shard's name states; the last word counts."""
+    return next((STANDARD[word] for word in reversed(words_of(name)) if word in STANDARD), None)
+
+
+def split_of_folder(name: str) -> str | None:
+    """Return the split of a folder that is named by it alone: `Test set`, `val2017`."""
+    words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
+    return STANDARD.get(words[0]) if len(words) == 1 else None
+
+
+def split_folders(
+    names: Iterable[str], *, beside: bool = False, flat: Container[str] = ()
+) -> dict[str, list[str]]:
+    """Group the folders that are named as splits by their standard split.
+
+    These are folders named by the split alone, and folders whose names differ in the split only,
+    such as `images_train` and `images_val`. A class named `train station` is neither.
+
+    Args:
+        names: The folders.
+        beside: Other folders with images, which state no split, lie beside them. Then names that
+            differ in the split only are classes, such as `crash test` and `crash train`. So is
+            `train`, the vehicle, if its images lie directly in it and it is the only split.
+        flat: The folders whose images lie directly in them.
+    """
+    names = sorted(names)
+    rests: dict[str, set[str]] = {}
+    for name in names:
+        if split := split_of_file(name):
+            rests.setdefault(_rest(name), set()).add(split)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        split = split_of_file(name)
+        if split and (split_of_folder(name) or (len(rests[_rest(name)]) > 1 and not beside)):
+            groups.setdefault(split, []).append(name)
+    vehicle = beside and list(groups) == ["train"] and len(groups["train"]) == 1
+    if vehicle and groups["train"][0].lower() == "train" and groups["train"][0] in flat:
+        return {}
+    return groups
+
+
+def _rest(name: str) -> str:
+    """Return a name without its split."""
+    split = split_of_file(name)
+    words = "|".join(SPELLINGS[split]) if split else ""
+    return re.sub(rf"(?<![^\W\d_])({words})({FILLERS})?(?![^\W\d_])", "", name.lower())
+
+
+def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | None:
+    """Return the folder of a split among those that `split_folders` found in ``path``.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        AmbiguousSplitError: Several folders spell the split, and none as it was requested.
+    """
+    there = groups.get(standard(split), [])
+    chosen = [split] if split in there else _of_one_spelling(path, there, split)
+    if split in there:
+        _log_left_out(path, [name for name in there if name != split], split, "folders")
+    if len(chosen) > 1:
+        raise AmbiguousSplitError(
+            f"{shown(path)} has several folders of the split {split!r}: {some(chosen)}; set the "
+            "split to the name of one of them"
+        )
+    return chosen[0] if chosen else None
+
+
+def choose_files(path: str, names: Sequence[str], split: str, what: str, *, listed: bool) -> list:
+    """Return the files of a split, in the order given.
+
+    Args:
+        path: The file, pattern or folder that the user gave.
+        names: The files, relative to a folder that they share.
+        split: The requested split.
+        what: The kind of the files, for messages.
+        listed: The path lists these files itself. Then `train` is all that no other split claims.
+            Otherwise they are what a folder has, and `train` is what states it, if any does.
+
+    Raises:
+        UserError: No file is known to belong to the split, or two spellings of it are there.
+    """
+    asked = standard(split)
+    splits = {name: split_of_file(name) for name in names}
+    if asked not in SPELLINGS:  # a name of the user's own, such as `minival`
+        own_word = re.compile(rf"(?<![^\W\d_]){re.escape(asked)}(?![^\W\d_])")
+        splits |= {name: asked for name in names if own_word.search(name.lower())}
+    own = _of_one_spelling(path, [name for name in names if splits[name] == asked], split)
+    undivided = [name for name in names if splits[name] is None]
+    chosen = own
+    if asked == "train" and listed:
+        chosen = [name for name in names if splits[name] in (None, "train")] or list(names)
+    elif not own:
+        all_asked = split_of_folder(_folder_of(path, listed)) == asked and not any(splits.values())
+        chosen = undivided if asked == "train" or all_asked else []
+    if not chosen:
+        raise UserError(
+            f"no {what} of the split {split!r} in {shown(path)}, which has {_overview(splits)}; "
+            f"{HINT}"
+        )
+    others = names if listed else undivided
+    _log_left_out(path, sorted(set(others) - set(chosen)), split)
+    return chosen
+
+
+def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
+    """Return the names that spell a split alike; the requested spelling goes first."""
+    spelled: dict[str, list[str]] = {}
+    for name in names:
+        words = [word for word in words_of(name) if standard(word) == standard(split)]
+        spelled.setdefault(words[-1] if words else split.lower(), []).append(name)
+    if len(spelled) < 2:
+        return names
+    if own := spelled.get(split.lower()):
+        _log_left_out(path, [name for name in names if name not in own], split)
+        return own
+    raise AmbiguousSplitError(
+        f"{shown(path)} spells the split {split!r} in several ways: {some(sorted(spelled))}; "
+        "set the split to one of them"
+    )
+
+
+def choose_images(path: str, names: list[str], split: str) -> list[str]:
+    """Return the images of a split below a folder that has no folder for the split itself.
+
+    A folder named as another split counts at the top, such as `val/` beside the classes. Further
+    down they count if they are several, such as `cat/train/` and `cat/val/`.
+
+    Raises:
+        UserError: No image is known to belong to the split.
+    """
+    asked = standard(split)
+    folders = {os.path.dirname(name) for name in names}
+    parts = {folder: folder.split(os.sep) for folder in folders}
+    there = {part[0] for part in parts.values()} - {""}
+    flat = {folder for folder in folders if os.sep not in folder}
+    beside = any(split_of_file(name) is None for name in there)
+    groups = split_folders(there, beside=beside, flat=flat)
+    tops = {folder: key for key, group in groups.items() for folder in group}
+    inner = {folder: [split_of_folder(name) for name in parts[folder][1:]] for folder in folders}
+    several = len({key for keys in inner.values() for key in keys if key}) > 1
+    splits = {
+        folder: next((key for key in inner[folder] if key and several), tops.get(parts[folder][0]))
+        for folder in folders
+    }
+    wanted = asked if asked in splits.values() else None
+    refused = wanted is None and asked != "train"
+    if refused and not any(splits.values()) and split_of_folder(_folder_of(path, False)) == asked:
+        refused = False
+    chosen = [] if refused else [n for n in names if splits[os.path.dirname(n)] == wanted]
+    if names and not chosen:
+        raise UserError(
+            f"there is no folder {shown(os.path.join(path, split))} for the split {split!r}; "
+            f"{shown(path)} has {_overview({n: splits[os.path.dirname(n)] for n in names})}"
+        )
+    left_out = sorted(set(names) - set(chosen)) if len(chosen) < len(names) else []
+    _log_left_out(path, left_out, split)
+    return chosen
+
+
+def _folder_of(path: str, listed: bool) -> str:
+    """Return the name of the folder that holds the files."""
+    path = path.rstrip("/")
+    return os.path.basename(os.path.dirname(path) if listed else path)
+
+
+def _overview(splits: dict[str, str | None]) -> str:
+    """Return the splits that files state, each with an example."""
+    examples = {key: name for name, key in reversed(splits.items())}
+    undivided = examples.pop(None, None)
+    known = [f"{key} ({shown(name)})" for key, name in sorted(examples.items(), key=str)]
+    if undivided is not None:
+        known.append(f"{'' if known else 'only '}files that state no split ({shown(undivided)})")
+    return ", ".join(known) or "none"
+
+
+def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "files") -> None:
+    if names:
+        logging.warning(
+            "%s: %d %s do not belong to the split %r and are left out: %s; config.data.split or "
+            "config.data.path chooses them",
+            shown(path), len(names), what, split, some(names),
+        )  # fmt: skip
+
+
+def some(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more
+
+
+def shown(name: str) -> str:
+    """Return a file name on one line; bytes that are not UTF-8 and control are escaped."""
+    return printable(os.fsencode(name).decode(errors="backslashreplace"))

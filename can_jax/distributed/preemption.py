@@ -1,0 +1,170 @@
+"""Signals that ask a command to stop: SIGTERM, SIGHUP and Ctrl-C, from its first line to its last.
+
+A command installs `handler` before anything heavy is imported, so this module imports the standard
+library only.
+"""
+
+import os
+import select
+import signal
+import threading
+import time
+from types import FrameType
+
+from can_jax.utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+GRACE_SECONDS = 5.0  # until a main thread that does not react, as inside a compiler, is ended
+SAME_KEYSTROKE_SECONDS = 0.5  # a program that started this one may pass Ctrl-C on a second time
+RESUME = "run the same command to resume"
+
+
+class Stopped(SystemExit):
+    """The end of a command that had nothing to save when a signal came."""
+
+
+class PreemptionHandler:
+    """The answer of this process to the signals that ask it to stop.
+
+    A signal ends the process: it raises `Stopped` in the main thread. Once a training loop has
+    called `defer`, a signal only sets `requested`, and the loop saves and ends. A second Ctrl-C
+    ends the process at once.
+
+    Python runs its own signal handlers in the main thread only, which may be inside a compiler for
+    minutes. So a second thread reads the signals from a pipe as they arrive.
+
+    Attributes:
+        requested: The signal that asked this process to stop, or None.
+        installed: Whether `install` was called in this process.
+    """
+
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self.installed = False
+        self._deferred = False
+        self._ending = False
+        self._said = False
+        self._code: int | None = None
+        self._ctrl_c_at: float | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a command that was stopped: 130 by Ctrl-C, else 75."""
+        return EXIT_INTERRUPTED if self.requested == signal.SIGINT else EXIT_PREEMPTED
+
+    @property
+    def cause(self) -> str:
+        """The beginning of the message of a command that was stopped."""
+        interrupted = self.requested == signal.SIGINT
+        name = "Ctrl-C" if interrupted else (self.requested or signal.SIGTERM).name
+        return f"stopped by {name}"
+
+    def install(self) -> None:
+        """Handle the signals from now on. Call it in the main thread.
+
+        Signals that this process was started to ignore, as by ``nohup``, stay ignored, except
+        SIGTERM.
+        """
+        self.installed = True
+        received, sent = os.pipe()
+        os.set_blocking(sent, False)
+        signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
+        threading.Thread(target=self._read, args=(received,), daemon=True).start()
+        for number in SIGNALS:
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._raise_stopped)
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+    def defer(self) -> None:
+        """Leave the answer to the caller, who polls `requested` and saves."""
+        self._deferred = True
+
+    def resume(self) -> None:
+        """End what `defer` began. A signal that came meanwhile has been answered."""
+        self._deferred, self._ending = False, self.requested is not None
+
+    def finish(self, code: int) -> None:
+        """Fix the exit code. From now on a signal changes nothing, but Ctrl-C ends the wait.
+
+        Call it in the main thread.
+        """
+        self._code = code
+        if self.installed:
+            _ignore_further()
+
+    def request(self, number: signal.Signals) -> None:
+        """Record a signal. Ctrl-C takes precedence: a launcher sends SIGTERM beside it."""
+        if self.requested is None or number == signal.SIGINT:
+            self.requested = number
+
+    def _raise_stopped(self, number: int, _frame: FrameType | None) -> None:
+        """End the main thread, once, unless a loop saves and ends it."""
+        self.request(signal.Signals(number))
+        if not (self._deferred or self._ending) and self._code is None:
+            self._ending = True
+            _ignore_further()
+            self._say_nothing_to_save()
+            raise Stopped(self.exit_code)
+
+    def _read(self, received: int) -> None:
+        """Answer every signal, and end the process if its main thread does not."""
+        unanswered: float | None = None  # since when
+        while True:
+            ready, _, _ = select.select([received], [], [], 1.0 if self.requested else None)
+            for number in os.read(received, 64) if ready else ():
+                if number in SIGNALS:
+                    self._note(signal.Signals(number))
+            if self.requested is None or self._deferred or self._code is not None:
+                unanswered = None
+            elif unanswered is None:
+                unanswered = time.monotonic()
+            elif time.monotonic() - unanswered > GRACE_SECONDS:
+                self._say_nothing_to_save()
+                os._exit(self.exit_code)
+
+    def _note(self, number: signal.Signals) -> None:
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._ctrl_c_at is None:
+                self._ctrl_c_at = now
+            elif now - self._ctrl_c_at > SAME_KEYSTROKE_SECONDS:
+                os.write(2, f"ended at once; {RESUME} from the last checkpoint\n".encode())
+                os._exit(EXIT_INTERRUPTED if self._code is None else self._code)
+        if self._code is None:
+            self.request(number)
+
+    def _say_nothing_to_save(self) -> None:
+        if not self._said:
+            self._said = True
+            os.write(2, f"{self.cause}: there was nothing new to save; {RESUME}\n".encode())
+
+
+def _ignore_further() -> None:
+    """Ignore SIGTERM and SIGHUP. Python gives up its own handlers before a process has ended."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+_before_fork = threading.local()  # the signals that each thread had blocked
+
+
+def _hold() -> None:
+    """Let no signal arrive in a forked process before `_forget`."""
+    _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _release() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.mask)
+
+
+def _forget() -> None:
+    """Leave a forked process to the signals' default actions, and the pipe to its parent."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    _release()
+
+
+handler = PreemptionHandler()

@@ -1,0 +1,239 @@
+"""What is evaluated: an encoder, where it comes from, and how to ask it for features."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import normalize, to_float
+from can_jax.checkpoint.run_directory import newest_state, read_run
+from can_jax.config.resolve import default_config, resolve_encoder
+from can_jax.distributed.sharding_rules import path_name, shardings
+from can_jax.models import can
+from can_jax.train.step import abstract_state, encoder_network, stored_step
+from can_jax.utils.errors import UserError
+from can_jax.weights.accounting import refuse_unused
+from can_jax.weights.descriptions import is_run
+from can_jax.weights.digest import sha256_of
+from can_jax.weights.layouts import Arrays
+from can_jax.weights.library_configs import Facts
+from can_jax.weights.pretrained import channel_values, complete, read_weights
+from can_jax.weights.torch_layout import from_torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An encoder.
+
+    Attributes:
+        config: of the run it is from, or what stands for one.
+        parameters: of the encoder alone, placed over the mesh.
+        identity: what `results.json` says of it.
+    """
+
+    config: ConfigDict
+    parameters: Any
+    identity: dict[str, Any]
+
+    def tokens(
+        self, parameters: Any, images: UInt8[Array, "images height width channels"]
+    ) -> Float[Array, "images tokens units"]:
+        """The encoder's tokens of whole images given as bytes. The class token comes first."""
+        network = encoder_network(self.config)
+        model = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
+        augment = self.config.augment
+        found = model.encode(normalize(to_float(images), augment.mean, augment.std))
+        patches = (images.shape[1] // model.patch_size) * (images.shape[2] // model.patch_size)
+        assert found.shape[1] == patches + 1, "an evaluation hides nothing"
+        return found
+
+    def features(self, parameters: Any, images: Any) -> Float[Array, "images features"]:
+        """Class token and mean patch token, from which `select` makes every kind of feature."""
+        tokens = self.tokens(parameters, images).astype(jnp.float32)
+        return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image."""
+        height, width = self.config.data.image_size
+        return (height // self.config.model.patch_size) * (width // self.config.model.patch_size)
+
+    def select(
+        self, found: Float[np.ndarray, "images features"], kind: str
+    ) -> Float[np.ndarray, "images width"]:
+        """Features of a kind, of what `features` gives."""
+        return select(found, kind, self.patches)
+
+
+def select(
+    found: Float[np.ndarray, "images features"], kind: str, patches: int
+) -> Float[np.ndarray, "images width"]:
+    """One of `FEATURES`, of class token and mean patch token side by side."""
+    first, mean = np.split(found, 2, axis=1)
+    if kind == "all":
+        return (first + patches * mean) / (patches + 1)
+    return {"class": first, "patches": mean, "both": found}[kind]
+
+
+def open_subject(
+    checkpoint: str,
+    untrained: bool,
+    changes: ConfigDict,
+    mesh: Mesh,
+    warn: Callable[[str], None] = logging.warning,
+) -> Subject:
+    """Open the encoder of a run, of an export, or of weights of another library.
+
+    Args:
+        checkpoint: A run directory, an export, a folder of Hugging Face or timm, or a file.
+        untrained: Take the encoder as it was before the first step.
+        changes: An evaluation's resolved configuration, in which ``data`` and ``model`` may differ
+            from the run's.
+        mesh: Over which the parameters are placed.
+        warn: Called with each line on what was assumed.
+
+    Raises:
+        UserError: It cannot be read, or features of it would not be its model's.
+    """
+    place = epath.Path(checkpoint)
+    if not place.exists():
+        raise UserError(f"{checkpoint} does not exist")
+    given = changes.model
+    of_run = is_run(place)
+    if of_run:
+        run = with_normalization(read_run(place), given, place)
+    else:
+        weights = complete(
+            read_weights(place), given.heads, given.mean, given.std, changes.data.image_size
+        )
+        run = config_of_facts(weights.facts)
+    if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
+        raise UserError(
+            f"{checkpoint}: image_size={size[0]}x{size[1]} is no multiple of its patch size "
+            f"{run.model.patch_size}"
+        )
+    config = changed(run, changes)
+    wanted = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
+    step = None
+    if untrained:
+        parameters, step = stored_step(run).fresh().parameters, 0
+    elif of_run:
+        step, state = newest_state(place, abstract_state(stored_step(run), mesh))
+        parameters = state.parameters
+    else:
+        try:
+            parameters, step = from_arrays(weights.arrays, wanted), weights.facts.get("step")
+        except UserError as error:
+            raise UserError(f"{weights.place}: {error}") from error
+    encoder = {"encoder": parameters["encoder"]}
+    identity = identity_of(place, step, config, encoder)
+    if not of_run:
+        for line in weights.warnings:
+            warn(line)
+    places = shardings(wanted, mesh)
+    placed = jax.tree.map(lambda x, where: jax.device_put(np.asarray(x), where), encoder, places)
+    return Subject(config, placed, identity)
+
+
+def identity_of(
+    place: epath.Path, step: int | None, config: ConfigDict, parameters: Any
+) -> dict[str, Any]:
+    """What tells one set of weights from another."""
+    size = can.encoder_size(config.model)
+    return {
+        "path": str(place),
+        "step": step,
+        "sha256": sha256_of(parameters),
+        "model": dataclasses.asdict(size) | {"patch_size": config.model.patch_size},
+        "image_size": list(config.data.image_size),
+        "mean": list(config.augment.mean),
+        "std": list(config.augment.std),
+    }
+
+
+def from_arrays(arrays: Arrays, like: Any) -> Any:
+    """Return a tree of parameters from arrays under MAE's names, or under ours.
+
+    Raises:
+        UserError: An array is missing, has another shape, or would be left unused.
+    """
+    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
+    if path_name(leaves[0][0]) not in arrays:
+        found = from_torch(arrays, like)
+    else:
+        refuse_unused(arrays, [path_name(path) for path, _ in leaves])
+        for path, leaf in leaves:
+            array = arrays.get(path_name(path))
+            if array is None or array.shape != leaf.shape:
+                shape = "missing" if array is None else f"of shape {array.shape}"
+                raise UserError(f"{path_name(path)} is {shape}, not {leaf.shape}")
+        found = jax.tree.unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
+    return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), found, like)
+
+
+def config_of_facts(facts: Facts) -> ConfigDict:
+    """Return the configuration that stands for the run of weights that come without one.
+
+    Args:
+        facts: Complete, as `can_jax.weights.pretrained.complete` returns them.
+    """
+    config = default_config()
+    config.total_steps = 1
+    size = tuple(facts["image_size"])
+    config.data.update(source="shapes", image_size=size, channels=facts["channels"])
+    names = ("width", "depth", "heads", "patch_size")
+    config.model.update({name: facts[name] for name in names}, dtype="float32")
+    config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
+    if facts["channels"] != 3:
+        config.augment.update(saturation=0.0, hue=0.0, greyscale=0.0)
+    return resolve_encoder(config)
+
+
+def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) -> ConfigDict:
+    """Return a run's configuration with the normalization given for an evaluation, if any.
+
+    Raises:
+        UserError: Another number of heads is given than the run has.
+    """
+    heads = can.encoder_size(run.model).heads
+    if given.heads is not None and given.heads != heads:
+        raise UserError(f"{place}: heads={given.heads}: the run has {heads} heads")
+    config = run.copy_and_resolve_references()
+    with config.ignore_type():
+        for name in ("mean", "std"):
+            if given[name] is not None:
+                try:
+                    values = channel_values(name, given[name], run.data.channels)
+                except UserError as error:
+                    raise UserError(f"{place}: {error}") from error
+                config.augment[name] = tuple(values)
+    return resolve_encoder(config)
+
+
+def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
+    """The configuration of a run, with what an evaluation sets: data, size, type, mesh."""
+    config = run.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        if changes.data.source is not None:
+            shared = set(config.data) - {"image_size"}
+            config.data.update({k: v for k, v in changes.data.items() if k in shared})
+        if changes.data.image_size is not None:
+            config.data.image_size = changes.data.image_size
+        if changes.model.dtype is not None:
+            config.model.dtype = changes.model.dtype
+        config.model.remat, config.mesh = "none", changes.mesh
+        config.init_from = None
+    if config.data.channels != run.data.channels:
+        raise UserError(
+            f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
+        )
+    return resolve_encoder(config)

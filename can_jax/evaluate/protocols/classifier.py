@@ -1,0 +1,66 @@
+"""A trained classifier as what is evaluated."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import differences, read_identity
+from can_jax.checkpoint.run_directory import newest_state, read_encoder
+from can_jax.data.sources.labels import Classes
+from can_jax.evaluate.pretrained import Subject, changed, identity_of, with_normalization
+from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.train.step import abstract_state
+from can_jax.utils.errors import UserError
+
+CARD = "classifier.json"  # what a finished run needs to be evaluated itself
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierSubject(Subject):
+    """A subject whose parameters are a classifier's state, and whose features are its logits.
+
+    Attributes:
+        step: that it was trained by.
+        classes: that it was trained on, in the order of the logits.
+    """
+
+    step: ClassifierStep
+    classes: Classes
+
+    def features(self, parameters: Any, images: Any) -> Any:
+        """Logits."""
+        return self.step.logits(parameters, images)
+
+
+def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
+    """The classifier of a finished run of `classify`.
+
+    Args:
+        workdir: of the run; it holds a `CARD`.
+        changes: an evaluation's resolved configuration.
+        mesh: over which its parameters are placed.
+    """
+    card = json.loads((workdir / CARD).read_text())
+    run = with_normalization(read_encoder(workdir), changes.model, workdir)
+    config = changed(run, changes)
+    settings = changes.classify.copy_and_resolve_references()
+    with settings.ignore_type():
+        settings.update(card["settings"])
+    step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
+    newest, state = newest_state(workdir, abstract_state(step, mesh))
+    names = tuple(card["names"][: card["classes"]])
+    numbers = np.array(card.get("numbers", range(card["classes"])), np.int64)
+    classes = Classes(numbers, names if len(names) == len(numbers) else ())
+    identity = identity_of(workdir, newest, config, state.parameters)
+    if trained := read_identity(workdir):
+        if lines := differences(card.get("identity", {}), trained):
+            raise UserError(
+                f"{workdir}: {CARD} is of an earlier run there: {lines[0]}; finish the present one"
+            )
+        identity["trained_from"] = trained["encoder"]
+    return ClassifierSubject(config, state, identity, step, classes)

@@ -1,0 +1,225 @@
+"""The train step of a classifier: a head on an encoder, which is trained with it or frozen."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import Photometric, augment, normalize, to_float
+from can_jax.augment.randaugment import mix, randaugment, random_erasing
+from can_jax.data.pipeline.batch import Batch
+from can_jax.distributed.sharding_rules import decay_mask, path_name
+from can_jax.models import can
+from can_jax.models.vit import LAYER_NORM_EPS, drop_path
+from can_jax.train.losses import Metrics, random_streams, row_keys
+from can_jax.train.step import TrainState, encoder_network
+
+Tree = Any
+LARS_TRUST, LARS_MOMENTUM = 0.001, 0.9  # as in MAE's linear probe
+BATCH_NORM_EPS, BATCH_NORM_DECAY = 1e-6, 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierStep:
+    """What trains a classifier; the counterpart of `can_jax.train.step.Step`.
+
+    Attributes:
+        config: as of a pretraining run: data, sizes, batch.
+        settings: the block `classify` of the evaluation.
+        features: what the head reads; see `Subject.select`.
+        classes: how many.
+        schedule: learning rate by step.
+    """
+
+    config: ConfigDict
+    settings: ConfigDict
+    features: str
+    classes: int
+    schedule: optax.Schedule
+
+    @property
+    def width(self) -> int:
+        """Of the features."""
+        return can.encoder_size(self.config.model).width * (2 if self.features == "both" else 1)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Without its learning rate, which the step applies."""
+        settings = self.settings
+        decayed = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
+        if settings.optimizer == "lars":
+            trust = optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST)
+            parts = [decayed, optax.masked(trust, decay_mask), optax.trace(LARS_MOMENTUM)]
+        else:
+            parts = [optax.scale_by_adam(0.9, settings.beta2), decayed]
+        if settings.clip_norm:
+            parts.insert(0, optax.clip_by_global_norm(settings.clip_norm))
+        transform = optax.chain(*parts)
+        if not settings.freeze_encoder:
+            return optax.chain(transform, optax.stateless(self._by_layer))
+        labels = {"encoder": "frozen", "head": "trained"}
+        return optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, labels)
+
+    def _by_layer(self, updates: Tree, _: Any) -> Tree:
+        """Smaller updates further down (layer-wise learning-rate decay): a block's by a power of
+        ``layer_decay`` that is its distance to the head, the embedding's by one more."""
+        depth, decay = can.encoder_size(self.config.model).depth, self.settings.layer_decay
+
+        def scaled(path: tuple[Any, ...], update: Array) -> Array:
+            name = path_name(path)
+            if name.startswith("encoder/blocks/"):
+                powers = decay ** jnp.arange(depth, 0, -1.0, dtype=update.dtype)
+                return update * powers.reshape(-1, *[1] * (update.ndim - 1))
+            below = name.startswith("encoder/") and not name.startswith("encoder/norm")
+            return update * decay ** (depth + 1) if below else update
+
+        return jax.tree_util.tree_map_with_path(scaled, updates)
+
+    def fresh(self) -> TrainState:
+        """A new head, with MAE's deviations, on an encoder of zeros: see `starting_from`."""
+        key = random_streams(self.config.seed)[0]
+        deviation = 0.01 if self.settings.freeze_encoder else 2e-5
+        kernel = deviation * jax.random.normal(key, (self.width, self.classes))
+        head: dict[str, Any] = {"head": {"kernel": kernel, "bias": jnp.zeros(self.classes)}}
+        statistics: dict[str, Any] = {}
+        if self.settings.head_norm == "layer":
+            head["norm"] = {"scale": jnp.ones(self.width), "bias": jnp.zeros(self.width)}
+        if self.settings.head_norm == "batch":
+            statistics = {"mean": jnp.zeros(self.width), "var": jnp.ones(self.width)}
+        shapes = nnx.to_pure_dict(nnx.state(encoder_network(self.config), nnx.Param))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        parameters = {**zeros, "head": head}
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            parameters=parameters,
+            batch_stats=statistics,
+            optimizer={"transform": self.optimizer.init(parameters)}
+            | ({"average": parameters} if self.settings.ema_decay else {}),
+            skipped=jnp.zeros((), jnp.int32),
+        )
+
+    def starting_from(self, encoder: Tree, state: TrainState) -> TrainState:
+        """A fresh state with the parameters of an encoder."""
+
+        def put(parameters: Tree) -> Tree:
+            old = parameters["encoder"]
+            placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), encoder, old)
+            return parameters | {"encoder": jax.tree.map(jnp.copy, placed)}
+
+        optimizer = dict(state.optimizer)
+        if "average" in optimizer:
+            optimizer["average"] = put(optimizer["average"])
+        return dataclasses.replace(state, parameters=put(state.parameters), optimizer=optimizer)
+
+    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """One step on augmented, mixed images."""
+        images, targets, key = self._inputs(batch, state.step)
+
+        def loss(parameters: Tree) -> tuple[Array, tuple[Array, Tree]]:
+            logits, statistics = self._logits(parameters, state.batch_stats, images, key)
+            each = optax.softmax_cross_entropy(logits, targets)
+            return each.mean(), (logits, statistics)
+
+        (total, (logits, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.parameters
+        )
+        rate = self.schedule(state.step)
+        updates, transform = self.optimizer.update(
+            gradient, state.optimizer["transform"], state.parameters
+        )
+        updated = optax.apply_updates(state.parameters, jax.tree.map(lambda u: -rate * u, updates))
+        optimizer = {"transform": transform}
+        if decay := self.settings.ema_decay:
+            average = state.optimizer["average"]
+            optimizer["average"] = optax.incremental_update(updated, average, 1 - decay)
+        norm = optax.global_norm(gradient)
+        new = state.updated(
+            jnp.isfinite(total) & jnp.isfinite(norm), updated, statistics, optimizer
+        )
+        return new, {
+            "loss/total": total,
+            "train/top1": 100 * jnp.mean(logits.argmax(axis=1) == targets.argmax(axis=1)),
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "skipped_steps": new.skipped,
+        }
+
+    def logits(self, state: TrainState, images: Array) -> Float[Array, "images classes"]:
+        """Of whole, unaugmented images given as bytes, by the average of parameters if there is
+        one."""
+        parameters = state.optimizer.get("average", state.parameters)
+        pixels = normalize(to_float(images), self.config.augment.mean, self.config.augment.std)
+        return self._logits(parameters, state.batch_stats, pixels, None)[0]
+
+    def _inputs(self, batch: Batch, step: Array) -> tuple[Array, Array, Key[Array, ""]]:
+        """Images after all that is done to them in training, targets, and the step's key."""
+        settings, means = self.settings, self.config.augment
+        keys = jax.vmap(lambda key: jax.random.split(key, 3))(
+            row_keys(self.config.seed, step, batch)
+        )
+        images = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
+        images = augment(images, keys[:, 0], Photometric(flip=0.5))
+        operations, magnitude, deviation = settings.randaugment
+        if operations:
+
+            def drawn(image: Array, key: Array) -> Array:
+                planes = randaugment(
+                    image.transpose(2, 0, 1), key, operations, magnitude, deviation
+                )
+                return planes.transpose(1, 2, 0)
+
+            images = jax.vmap(drawn)(images, keys[:, 1])
+        images = normalize(images, means.mean, means.std)
+        if settings.random_erasing:
+            erase = jax.vmap(lambda x, key: random_erasing(x, key, settings.random_erasing))
+            images = erase(images, keys[:, 2])
+        smooth = settings.label_smoothing
+        targets = (1 - smooth) * jax.nn.one_hot(batch.label, self.classes) + smooth / self.classes
+        key, mix_key = jax.random.split(
+            jax.random.fold_in(random_streams(self.config.seed)[1], step)
+        )
+        images, targets = mix(images, targets, mix_key, settings.mixup, settings.cutmix)
+        return images, targets, key
+
+    def _logits(
+        self, parameters: Tree, statistics: Tree, pixels: Array, key: Key[Array, ""] | None
+    ) -> tuple[Float[Array, "images classes"], Tree]:
+        """Logits, and BatchNorm's running statistics after it; ``key`` is that of training."""
+        settings = self.settings
+        network = nnx.graphdef(encoder_network(self.config))
+        encoder = nnx.merge(network, {"encoder": parameters["encoder"]}, {}, copy=True)
+        drop = None
+        if settings.drop_path and key is not None:
+            depth = can.encoder_size(self.config.model).depth
+            drop = drop_path(key, settings.drop_path, depth, len(pixels))
+        # As in MAE: where the mean of tokens is normalised in the head, the tokens are not.
+        inner = not (settings.head_norm == "layer" and self.features in ("patches", "all"))
+        tokens = encoder.encode(pixels, drop=drop, norm=inner).astype(jnp.float32)
+        if self.features == "both":
+            x = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+        else:
+            x = can.pool(tokens, self.features)
+        if settings.freeze_encoder:
+            x = jax.lax.stop_gradient(x)
+        if settings.head_norm == "layer":
+            norm = parameters["head"]["norm"]
+            x = (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(
+                x.var(1, keepdims=True) + LAYER_NORM_EPS
+            )
+            x = x * norm["scale"] + norm["bias"]
+        if settings.head_norm == "batch":
+            mean, variance = statistics["mean"], statistics["var"]
+            if key is not None:
+                mean, variance = x.mean(axis=0), x.var(axis=0)
+                statistics = {
+                    "mean": BATCH_NORM_DECAY * statistics["mean"] + (1 - BATCH_NORM_DECAY) * mean,
+                    "var": BATCH_NORM_DECAY * statistics["var"] + (1 - BATCH_NORM_DECAY) * variance,
+                }
+            x = (x - mean) * jax.lax.rsqrt(variance + BATCH_NORM_EPS)
+        head = parameters["head"]["head"]
+        return x @ head["kernel"] + head["bias"], statistics

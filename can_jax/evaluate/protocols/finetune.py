@@ -1,0 +1,236 @@
+"""Training a classifier on an encoder: a run like any other, which can be killed and goes on."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import Identity
+from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_refused
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.data.evaluation.pairs import Pair
+from can_jax.data.sources.base import Source
+from can_jax.evaluate.features import fingerprint
+from can_jax.evaluate.protocols.classifier import CARD
+from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.evaluate.reports.provenance import classifier_identity
+from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
+from can_jax.models.can import encoder_size
+from can_jax.monitoring import console
+from can_jax.monitoring.flops import transformer_flops
+from can_jax.monitoring.metrics import MetricWriter
+from can_jax.monitoring.run_log import RunLog
+from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.probes.calibration import calibration
+from can_jax.probes.features import FeatureExtractor
+from can_jax.train.callbacks import Log
+from can_jax.train.loop import Hook
+from can_jax.train.pretrain import check_batch
+from can_jax.train.run import run
+from can_jax.train.run_length import Timetable, make_timetable
+from can_jax.train.step import TrainState
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
+
+# What the run of a classifier calls its durations, and the keys under `classify` that state them.
+OWN_KEYS = {
+    "total_epochs": "total_epochs",
+    "optimizer.warmup_epochs": "warmup_epochs",
+    "probe.every_epochs": "test_every_epochs",
+}
+
+
+def classify(task: Task, workdir: epath.Path) -> Findings:
+    """Train a head, with the encoder or on top of it, and test it.
+
+    Args:
+        task: of the evaluation.
+        workdir: the run directory.
+    """
+    config = run_config(task)
+    check_batch(config, task.mesh)
+    findings = Findings()
+    pair = task.pair(findings)
+    source = pair.train.labeled()
+    unlabeled = pair.train.source.examples - source.examples
+    if unlabeled and task.counts[0] is None and pair.train.source is not pair.test.source:
+        findings.warn(
+            f"{unlabeled} images of the split {config.data.split!r} have no label: the classifier "
+            f"learns from the other {source.examples}"
+        )
+    try:
+        times = make_timetable(config, source.examples)
+    except UserError as error:
+        raise UserError(with_own_keys(str(error))) from error
+    schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
+    classes = len(pair.classes)
+    step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
+    findings.examples["train"] = source.examples
+    for role, part in (("train", pair.train), ("test", pair.test)):
+        findings.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
+    identity = classifier_identity(task, config, findings, pair)
+    training = Classification(task, config, pair, source, times, step, findings, identity)
+    with RunLog() as log:
+        run(training, task.mesh, workdir, log)
+    return findings
+
+
+def with_own_keys(message: str) -> str:
+    """Return a message about durations with the keys that an evaluation calls them by."""
+    for key, own in OWN_KEYS.items():
+        message = message.replace(f"config.{key}=", f"config.classify.{own}=")
+    return message
+
+
+def run_config(task: Task) -> ConfigDict:
+    """The configuration of the run that trains a classifier."""
+    settings = task.config.classify
+    config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
+    for line in lines:
+        logging.warning("%s: %s", task.subject.identity["path"], line)
+    with config.unlocked(), config.ignore_type():
+        config.seed, config.batch_size = task.config.seed, task.config.batch_size
+        config.total_steps = config.total_examples = None
+        config.total_epochs = settings.total_epochs
+        config.log_every_steps = 50
+        config.augment.update(views=1, crop_area=settings.crop_area)
+        config.model.remat = settings.remat
+        config.optimizer.update(
+            learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+            warmup_share=None, warmup_steps=None, warmup_examples=None,
+            warmup_epochs=settings.warmup_epochs,
+        )  # fmt: skip
+        # Nothing of pretraining is computed; what is said of it has to be possible.
+        config.objective.update(
+            contrastive={"weight": 0.0}, denoising={"weight": 0.0}, reconstruction={"weight": 1.0}
+        )
+        config.model.mask_ratio, config.accumulation.microbatches = 0.5, 1
+        config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
+        config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
+        config.figures.every_steps = 0
+    return resolve_encoder(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """As `can_jax.train.run.Training` has it."""
+
+    task: Task
+    config: ConfigDict
+    pair: Pair
+    source: Source
+    times: Timetable
+    step: ClassifierStep
+    findings: Findings
+    depends_on: Identity
+    allowed: tuple[str, ...] = ()
+
+    def identity(self) -> Identity:
+        """Return encoder, data and settings."""
+        return self.depends_on
+
+    def stream(self) -> dict[str, Any]:
+        """Return nothing: the identity holds the data and the settings."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """Batch, durations, and how the head is trained."""
+        settings = flatten(self.task.config.classify.to_dict())
+        return {
+            "batch (images)": self.config.batch_size,
+            "classes": self.step.classes,
+            "peak learning rate": f"{peak_learning_rate(self.config):.4g}",
+            "warm-up steps": self.times.warmup,
+            "steps": self.times.total,
+            "features": self.task.config.features,
+            "encoder": "frozen" if settings["freeze_encoder"] else "trained, too",
+        }
+
+    def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
+        """With the encoder that is evaluated."""
+        return self.step.starting_from(self.task.subject.parameters["encoder"], state)
+
+    def finished(self, workdir: epath.Path) -> bool:
+        """Never: what was found is written anew."""
+        return False
+
+    def watcher(
+        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
+    ) -> "Tester":
+        """Metrics, and tests now and then."""
+        return Tester(self, workdir, writer, report)
+
+
+class Tester(Log):
+    """Tests a classifier on the test split, every example once."""
+
+    def __init__(
+        self,
+        training: Classification,
+        workdir: epath.Path,
+        writer: MetricWriter,
+        report: console.Reporter,
+    ):
+        config, task = training.config, training.task
+        tokens = task.subject.patches + 1
+        flops = (1 if task.config.classify.freeze_encoder else 3) * transformer_flops(
+            encoder_size(config.model), tokens
+        )
+        super().__init__(config, task.mesh, training.times, flops, writer, report)
+        self._training, self._workdir = training, workdir
+        self._part = training.pair.test
+        self._examples = EvaluationSet(
+            config, self._part.source, 0, labelled=True, only=self._part.examples
+        )
+        step = training.step
+        self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
+
+    def look_first(self, number: int, state: TrainState) -> None:
+        """A new run is not tested before it begins: its head knows nothing."""
+
+    def hooks(self) -> list[Hook]:
+        """Tests."""
+        every = self._times.probe_every
+        return [Hook(every, self.test)] if every else []
+
+    def test(self, number: int, state: TrainState) -> None:
+        """Accuracy on the test split."""
+        logits, _, labels = self._predict(state)
+        top1 = accuracy(logits.argmax(axis=1), labels)
+        self._writer.scalars(number, {"test/top1": top1})
+        self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(labels)} images")
+
+    def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return logits, the source's own labels, and places of classes, of all test examples."""
+        found = self._logits(state, self._examples)
+        return found.features, found.labels, self._part.numbering(found.labels)
+
+    def conclude(self, state: TrainState, seconds: float) -> None:
+        """The last test, and what is needed to go on from here."""
+        logits, own_labels, labels = self._predict(state)
+        findings, task = self._training.findings, self._training.task
+        name = "linear" if task.config.classify.freeze_encoder else "finetune"
+        measures = accuracies(logits, labels)
+        measures |= calibration(logits, labels, task.config.robustness.bins)
+        findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
+        findings.examples["test"] = len(labels)
+        of_test = fingerprint(self._part.source, own_labels)
+        findings.data["test"] = f"{self._part.name}:{of_test}"
+        if len(self._examples) > len(labels):
+            findings.examples["test_skipped"] = len(self._examples) - len(labels)
+        findings.chosen["seconds"] = round(seconds, 1)
+        if jax.process_index() == 0:
+            card = {
+                "classes": self._training.step.classes,
+                "names": list(self._training.pair.classes.names),
+                "numbers": self._training.pair.classes.numbers.tolist(),
+                "features": task.config.features,
+                "settings": task.config.classify.to_dict(),
+                "identity": self._training.identity(),
+            }
+            replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")

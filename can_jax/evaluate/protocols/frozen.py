@@ -1,0 +1,237 @@
+"""Protocols on frozen features: nearest neighbours, linear heads, few shots, health."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import Photometric, augment, to_float
+from can_jax.config.validate import check_source
+from can_jax.data.evaluation.examples import spread
+from can_jax.data.pipeline.loader import TrainingLoader
+from can_jax.data.sources.registry import open_source
+from can_jax.evaluate.features import Split
+from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out
+from can_jax.evaluate.validate import dataset_name
+from can_jax.monitoring.metrics import effective_rank
+from can_jax.probes import health
+from can_jax.probes.fewshot import draw_shots, ridge_predictions
+from can_jax.probes.knn import nearest, vote
+from can_jax.probes.linear import Heads, grid, train_heads
+from can_jax.train.losses import row_keys
+from can_jax.utils.errors import UserError
+
+
+def knn(task: Task) -> Findings:
+    """Accuracy for every number of neighbours and temperature. ``knn/top1`` is that of those which
+    do best on held-out training examples."""
+    settings = task.config.knn
+    train, test, findings = both(task)
+    features = task.select(train)
+    most, few = held_out(train.labels, task.config.held_out, task.config.seed)
+    pairs = [(k, t) for k in settings.k for t in settings.temperature]
+    largest = max(settings.k)
+    trial = nearest(features[most], features[few], largest)
+    scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
+    best = pairs[int(np.argmax(scores))]
+    found = nearest(features, task.select(test), largest)
+    rows = []
+    for k, temperature in pairs:
+        value = accuracy(vote(found, train.labels, k, temperature), test.labels)
+        findings.metrics[f"knn/top1_k{k}_t{temperature:g}"] = value
+        rows.append({"neighbours": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
+    name = f"knn/top1_k{best[0]}_t{best[1]:g}"
+    findings.metrics = {"knn/top1": findings.metrics[name]} | findings.metrics
+    findings.chosen = {"k": best[0], "temperature": best[1]}
+    findings.tables["Nearest neighbours"] = rows
+    return findings
+
+
+def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+    """The linear classifier whose setting does best on held-out examples, trained on all; the kind
+    of features it reads, and a table of the grid."""
+    settings, config = task.config.linear, task.config
+    classes = len(train.known)
+    most, few = held_out(train.labels, config.held_out, config.seed)
+    cells = grid(settings.learning_rates, settings.weight_decays)
+    options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
+    rows, tried = [], []
+    for kind in settings.features:
+        features = task.select(train, kind)
+        heads = train_heads(features[most], train.labels[most], classes, cells, **options)
+        for cell, found in zip(cells, heads.predictions(features[few]), strict=True):
+            value = accuracy(found, train.labels[few])
+            tried.append((value, kind, cell))
+            rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
+    _, kind, cell = max(tried, key=lambda item: item[0])
+    heads = train_heads(task.select(train, kind), train.labels, classes, [cell], **options)
+    return heads, kind, rows
+
+
+def linear(task: Task) -> Findings:
+    """Linear heads of a whole grid on features extracted once. The best by held-out examples is
+    trained on all of them, and tested once."""
+    train, test, findings = both(task)
+    heads, kind, rows = best_heads(task, train)
+    logits = heads.logits(task.select(test, kind))[0]
+    measures = accuracies(logits, test.labels)
+    findings.metrics |= {f"linear/{name}": value for name, value in measures.items()}
+    best = max(rows, key=lambda row: row["held-out top-1 (%)"])
+    findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
+    findings.tables["Linear heads"] = rows
+    return findings
+
+
+def fewshot(task: Task) -> Findings:
+    """Ridge regression on a few examples of each class, several draws, over one or more data
+    sets."""
+    settings, findings, rows = task.config.fewshot, Findings(), []
+    opened = [
+        (name, task.pair(findings, data, test_split, name))
+        for name, data, test_split in datasets_of(task)
+    ]
+    for name, pair in opened:
+        train, test = task.read(pair.train), task.read(pair.test)
+        findings.count(f"{name}/train", train)
+        findings.count(f"{name}/test", test)
+        features, queries = task.select(train), task.select(test)
+        counts = np.bincount(train.labels)
+        smallest = int(counts[counts > 0].min())
+        if smallest < max(settings.shots):
+            findings.warn(
+                f"{name}: a class has {smallest} training examples, fewer than the "
+                f"{max(settings.shots)} shots: all of them are taken"
+            )
+        for shots in settings.shots:
+            found = []
+            for draw in range(settings.draws):
+                rng = np.random.default_rng((task.config.seed, shots, draw))
+                chosen = draw_shots(train.labels, shots, rng)
+                predictions = ridge_predictions(
+                    features[chosen], train.labels[chosen], queries, settings.ridge
+                )
+                found.append(accuracy(predictions, test.labels))
+            mean, deviation = float(np.mean(found)), float(np.std(found))
+            findings.metrics[f"fewshot/{name}/{shots}shot"] = mean
+            findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
+            rows.append(
+                {"data": name, "shots": shots, "top-1 (%)": f"{mean:.2f} ± {deviation:.2f}"}
+            )
+    findings.tables["Few shots"] = rows
+    return findings
+
+
+def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
+    """Name, data block and test split of every data set of the few-shot protocol; None is the
+    evaluation's test split."""
+    found: list[tuple[str, ConfigDict, str | None]] = []
+    if not task.config.fewshot.datasets:
+        found.append((task.data.name or "data", task.data, None))
+    for number, changes in enumerate(task.config.fewshot.datasets):
+        changes = dict(changes)
+        name, test_split = dataset_name(number, changes), changes.pop("test_split", None)
+        if changes.get("source", task.data.source) != "tfds":
+            changes.pop("name", None)
+        block = ConfigDict(task.data.to_dict())
+        with block.ignore_type():
+            block.update(changes)
+        try:
+            check_source(block)
+        except UserError as error:
+            raise UserError(f"config.fewshot.datasets[{number}]: {error}") from None
+        found.append((name, block, test_split))
+    return found
+
+
+def representation_health(task: Task) -> Findings:
+    """How the representation uses its space, and which classes it tells apart."""
+    settings = task.config.health
+    train, test, findings = both(task)
+    chosen = spread(len(test), settings.examples)
+    if len(chosen) < 2:
+        raise UserError(
+            f"health compares pairs of images: the split {test.name!r} has {len(test)} with a "
+            f"label, and config.health.examples={settings.examples}; both have to be 2 or more"
+        )
+    bank, queries = task.select(train), task.select(test)
+    few = queries[chosen]
+    on_sphere = health.unit(few)
+    one, other = two_views(task, settings.examples)
+    found = vote(nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature)
+    findings.metrics |= {
+        "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
+        "health/alignment": health.alignment(one, other),
+        "health/uniformity": health.uniformity(few, task.config.seed),
+        "health/dead_dimensions": float(health.dead_dimensions(few)),
+        "health/width": float(few.shape[1]),
+        "knn/top1": accuracy(found, test.labels),
+    }
+    tolerance = health.tolerance(few, test.labels[chosen])
+    if tolerance is None:
+        findings.warn(
+            f"health/tolerance is left out: no two of the {len(few)} examples are of one class"
+        )
+    else:
+        findings.metrics["health/tolerance"] = tolerance
+    findings.examples["health"] = len(few)
+    findings.tables |= by_class(found == test.labels, test.labels, train.classes)
+    return findings
+
+
+def by_class(
+    right: Bool[np.ndarray, " examples"],
+    labels: Int[np.ndarray, " examples"],
+    names: tuple[str, ...],
+    most: int = 1000,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return a table of each class's accuracy under its title.
+
+    Args:
+        right: whether each example is classified as its label.
+        labels: of the examples.
+        names: of the classes; empty where unknown.
+        most: rows of the table. Of more classes it holds the best and the worst.
+    """
+    classes, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shares = np.round(100 * np.bincount(place, right) / sizes, 2)
+    title, chosen = "kNN by class", np.arange(len(classes))
+    if len(classes) > most:
+        title += f", the best and the worst {most // 2} of {len(classes):,}"
+        ranked = np.argsort(-shares, kind="stable")
+        chosen = np.concatenate([ranked[: most // 2], ranked[-(most // 2) :]])
+    rows = [
+        {
+            "class": names[label] if names else str(label),
+            "examples": int(size),
+            "kNN top-1 (%)": float(share),
+        }
+        for label, size, share in zip(classes[chosen], sizes[chosen], shares[chosen], strict=True)
+    ]
+    return {title: rows}
+
+
+def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features of two augmented views, as in pretraining, of each of some training images."""
+    config = task.subject.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = task.config.batch_size
+        config.augment.views = 2
+    source = open_source(config.data, config.data.split)
+    steps = max(1, min(count, source.examples) // config.batch_size)
+    loader = TrainingLoader(config, source, task.mesh, 0, steps)
+    settings = Photometric.from_settings(config.augment.to_dict())
+
+    def features(parameters: Any, batch: Any) -> Any:
+        rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
+        drawn = augment(rows, row_keys(config.seed, jnp.int32(0), batch), settings)
+        images = (255 * drawn).round().astype(np.uint8)
+        return task.subject.features(parameters, images)
+
+    with jax.set_mesh(task.mesh):
+        compiled = jax.jit(features)
+        parts = [np.asarray(compiled(task.subject.parameters, next(loader))) for _ in range(steps)]
+    found = task.subject.select(np.concatenate(parts), task.config.features)
+    return found[0::2], found[1::2]

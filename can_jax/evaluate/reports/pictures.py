@@ -1,0 +1,104 @@
+"""Pictures of an evaluation's report: neighbours, a map of the embedding, reconstructions."""
+
+import io
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.evaluate.features import Split
+from can_jax.evaluate.page import COLOURS, Html, fill, join
+from can_jax.evaluate.task import Task
+from can_jax.probes.embedding_map import embedding_map
+from can_jax.probes.knn import nearest
+
+QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
+SIDE = 72  # pixels of an image in the grid
+
+
+def images_of(
+    task: Task, split: Split, rows: Int[np.ndarray, " chosen"]
+) -> UInt8[np.ndarray, "chosen height width channels"]:
+    """Some images of a split, as the encoder saw them."""
+    config = task.subject.config
+    return EvaluationSet(config, split.source, 0, labelled=False, only=split.numbers[rows]).images()
+
+
+def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
+    """One image of the grid."""
+    pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
+    """Test images, and next to each its nearest in the bank: framed green where the class is the
+    same, red where it is not."""
+    queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
+    found = nearest(task.select(bank), task.select(test)[queries], NEIGHBOURS)
+    left = images_of(task, test, queries)
+    # All at once: opening the pipeline takes a second.
+    right = images_of(task, bank, found.places.reshape(-1))
+    width = found.places.shape[1]
+    gap, frame = 6, 3
+    cell = SIDE + 2 * frame + gap
+    sheet = Image.new(
+        "RGB", (cell * (found.places.shape[1] + 1) + 12, cell * len(queries)), "white"
+    )
+    for row, (query, places) in enumerate(zip(queries, found.places, strict=True)):
+        sheet.paste(tile(left[row]), (frame, row * cell + frame))
+        for column, image in enumerate(right[row * width : (row + 1) * width]):
+            same = bank.labels[places[column]] == test.labels[query]
+            edge = Image.new("RGB", (SIDE + 2 * frame,) * 2, "#3ca951" if same else "#e0442c")
+            edge.paste(tile(image), (frame, frame))
+            sheet.paste(edge, (cell * (column + 1) + 12, row * cell))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def map_svg(task: Task, test: Split) -> Html:
+    """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
+    chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
+    places = embedding_map(task.select(test)[chosen])
+    low, high = places.min(axis=0), places.max(axis=0)
+    places = 20 + 560 * (places - low) / np.maximum(high - low, 1e-12)
+    labels, names = test.labels[chosen], test.classes
+    dots, legend = [], []
+    for (x, y), label in zip(places, labels, strict=True):
+        colour = COLOURS[label] if label < len(COLOURS) else "#d0d0d0"
+        name = names[label] if names else str(label)
+        dots.append(
+            fill(
+                '<circle cx="{x}" cy="{y}" r="3.2" fill="{colour}"><title>{name}</title></circle>',
+                x=f"{x:.1f}", y=f"{y:.1f}", colour=colour, name=name,
+            )
+        )  # fmt: skip
+    for row, label in enumerate(np.unique(labels)[: len(COLOURS)]):
+        name = names[label] if names else str(label)
+        y = 30 + 22 * row
+        legend.append(
+            fill(
+                '<circle cx="622" cy="{y}" r="5" fill="{colour}"/>'
+                '<text x="634" y="{base}">{name}</text>',
+                y=y, base=y + 4, colour=COLOURS[label % len(COLOURS)], name=name,
+            )
+        )  # fmt: skip
+    return fill(
+        '<svg viewBox="0 0 780 600" font-family="sans-serif" '
+        'font-size="12" role="img" aria-label="map of the embedding">'
+        "{parts}</svg>",
+        parts=join([*dots, *legend]),
+    )
+
+
+def figures_of(workdir: epath.Path) -> list[epath.Path]:
+    """The figures of reconstructions that a run drew, the newest last."""
+    return sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
+
+
+def newest_panel(workdir: epath.Path) -> bytes | None:
+    """The newest figure of reconstructions of a run, if it drew any."""
+    figures = figures_of(workdir)
+    return figures[-1].read_bytes() if figures else None

@@ -1,0 +1,94 @@
+"""What the results of a trained classifier depend on: encoder, data and settings."""
+
+import hashlib
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import IDENTITY, Identity, differences, read_identity
+from can_jax.data.evaluation.examples import spread
+from can_jax.data.evaluation.pairs import Pair
+from can_jax.data.sources.base import Source
+from can_jax.evaluate.task import Findings, Task
+from can_jax.utils.errors import UserError
+
+SAMPLED = 64  # images of a source whose bytes are compared
+# Settings that change where data is and how fast it is read, but no result.
+DATA_PLACES = ("path", "index", "threads", "cache_gb", "skip_limit")
+LIMITS = ("train_examples", "test_examples", "held_out")
+PACE = ("save_every_steps", "test_every_epochs", "remat")
+
+
+def classifier_identity(task: Task, config: ConfigDict, findings: Findings, pair: Pair) -> Identity:
+    """Return the identity of a run that trains a classifier.
+
+    Args:
+        task: of the evaluation.
+        config: of the run.
+        findings: hold the fingerprints of the examples.
+        pair: the examples.
+    """
+    data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
+    sampled = {
+        "train_images": digest_of(pair.train.source),
+        "test_images": digest_of(pair.test.source),
+    }
+    return {
+        "encoder": task.subject.identity,
+        "data": data | dict(findings.data) | sampled,
+        "run": {"dtype": config.model.dtype, "crop_aspect": config.augment.crop_aspect},
+        "protocol": protocol_settings(task.config.to_dict()),
+    }
+
+
+def digest_of(source: Source) -> str:
+    """Return a checksum of a source's size and of the bytes of images spread over it."""
+    images, _ = source.read(spread(source.examples, SAMPLED))
+    digest = hashlib.sha256(str(source.examples).encode())
+    for image in images:
+        digest.update(len(image).to_bytes(8, "little") + image)
+    return digest.hexdigest()[:16]
+
+
+def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of an evaluation on which a trained classifier's results depend.
+
+    Where its data is, and of which type its numbers, follows from the run too, and is not among
+    them: `classifier_identity` holds what came of both.
+
+    Args:
+        protocol: the configuration of the evaluation, as a dict.
+    """
+    names = ("protocol", "seed", "batch_size", "features")
+    parts = {name: protocol[name] for name in names}
+    parts["data"] = {name: protocol["data"].get(name) for name in LIMITS}
+    parts["classify"] = {k: v for k, v in protocol["classify"].items() if k not in PACE}
+    parts["bins"] = protocol["robustness"]["bins"]
+    return parts
+
+
+def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
+    """Check that a classifier's results are those of the run in their directory.
+
+    Args:
+        results: what `results.json` holds.
+        workdir: its directory.
+
+    Raises:
+        UserError: they are of another run, or it is not known of which.
+    """
+    if results["protocol"]["protocol"] != "classify":
+        return
+    stored = read_identity(workdir)
+    if stored is None:
+        raise UserError(
+            f"{workdir} has no {IDENTITY}, as an older version left it: its results may be of "
+            "other weights than they name; evaluate again into another --workdir"
+        )
+    compared = [{name: stored.get(name) for name in ("encoder", "protocol")}]
+    compared.append(
+        {"encoder": results["checkpoint"], "protocol": protocol_settings(results["protocol"])}
+    )
+    if lines := differences(*compared):
+        raise UserError(f"{workdir}: results.json is not of the run beside it: {lines[0]}")

@@ -1,0 +1,105 @@
+"""What an evaluation found, as `results.json`."""
+
+import json
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.config.resolve import to_json
+from can_jax.distributed.runtime import commit, version_of
+from can_jax.evaluate.pretrained import Subject
+from can_jax.evaluate.reports.report import report_of
+from can_jax.evaluate.task import Findings
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import read_json, replace_text
+
+
+def read_results(workdir: epath.Path) -> dict[str, Any]:
+    """Return what an evaluation wrote, checked as far as its pages need.
+
+    Raises:
+        UserError: It is none.
+    """
+    place = workdir / "results.json"
+    if not place.exists():
+        raise UserError(f"{workdir} holds no results.json")
+    content = read_json(place)
+    if missing := _lacks(content):
+        raise UserError(f"{place} is not what an evaluation writes: {missing} is missing or wrong")
+    return content
+
+
+def _lacks(content: dict[str, Any]) -> str | None:
+    """Return the first part of `results.json` that its readers need and that is not there."""
+    for name in ("examples", "tables", "chosen"):  # which not every reader needs
+        content.setdefault(name, {})
+    for name in ("metrics", "examples", "protocol", "checkpoint", "data", "tables", "chosen"):
+        if not isinstance(content.get(name), dict):
+            return name
+    content["protocol"].setdefault("features", "")
+    texts = {
+        "protocol": ("protocol", "features"),
+        "checkpoint": ("path", "sha256"),
+        "data": ("source",),
+    }
+    for name, keys in texts.items():
+        for key in keys:
+            if not isinstance(content[name].get(key), str):
+                return f"{name}.{key}"
+    if "step" not in content["checkpoint"]:
+        return "checkpoint.step"
+    if not all(isinstance(value, int | float) for value in content["metrics"].values()):
+        return "metrics"
+    rows = list(content["tables"].values())
+    if not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in rows):
+        return "tables"
+    prints, warnings = content["data"].get("fingerprints", {}), content.get("warnings", [])
+    if not isinstance(prints, dict) or not all(isinstance(x, str) for x in prints.values()):
+        return "data.fingerprints"
+    if not isinstance(warnings, list) or not all(isinstance(x, str) for x in warnings):
+        return "warnings"
+    return None
+
+
+def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
+    """Log whose results those of another evaluation are about to replace."""
+    try:
+        old = json.loads((workdir / "results.json").read_text())
+        same = all(old[key] == content[key] for key in ("checkpoint", "protocol"))
+        protocol, checkpoint = old["protocol"]["protocol"], old["checkpoint"]
+        whose = f"{protocol} of {checkpoint['path']}, step {checkpoint['step']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # there are none, or none that can be told
+    if not same:
+        logging.warning("%s held results of %s: replaced", workdir, whose)
+
+
+def write_results(
+    workdir: epath.Path, findings: Findings, config: ConfigDict, subject: Subject
+) -> dict[str, Any]:
+    """Write `results.json` and `report.html`; gives what the first holds."""
+    data = subject.config.data.to_dict()
+    content = {
+        "metrics": findings.metrics,
+        "examples": findings.examples,
+        "warnings": findings.warnings,
+        "protocol": json.loads(to_json(config)),
+        "chosen": findings.chosen,
+        "checkpoint": subject.identity,
+        "data": {"source": data["source"], "path": data["path"], "name": data["name"]}
+        | {"fingerprints": findings.data},
+        "tables": findings.tables,
+        "environment": {
+            "jax": version_of("jax"),
+            "commit": commit(),
+            "devices": [device.device_kind for device in jax.devices()],
+        },
+    }
+    if jax.process_index() == 0:
+        say_replaced(workdir, content)
+        replace_text(workdir / "results.json", json.dumps(content, indent=2) + "\n")
+        replace_text(workdir / "report.html", report_of(content, findings.pictures))
+    return content

@@ -1,0 +1,108 @@
+"""big_vision's ViT out of Flax Linen's own modules, to read a file in its layout as it would.
+
+Linen names the parameters and gives them their shapes; a file that this network takes without a
+word and that makes the same features is in big_vision's layout.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Float
+
+from can_jax.models.can import Size
+
+
+class Mlp(nn.Module):
+    """Named after its class and number in the block."""
+
+    width: int
+    approximate: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:  # noqa: D102
+        hidden = nn.gelu(nn.Dense(4 * self.width, name="Dense_0")(x), approximate=self.approximate)
+        return nn.Dense(self.width, name="Dense_1")(hidden)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after its LayerNorm."""
+
+    heads: int
+    approximate: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:  # noqa: D102
+        attention = nn.MultiHeadDotProductAttention(
+            self.heads, name="MultiHeadDotProductAttention_0"
+        )
+        x = x + attention(nn.LayerNorm(name="LayerNorm_0")(x))
+        mlp = Mlp(x.shape[-1], self.approximate, name="MlpBlock_0")
+        return x + mlp(nn.LayerNorm(name="LayerNorm_1")(x))
+
+
+class Transformer(nn.Module):
+    """Blocks and the last LayerNorm."""
+
+    depth: int
+    heads: int
+    approximate: bool
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:  # noqa: D102
+        for i in range(self.depth):
+            x = Block(self.heads, self.approximate, name=f"encoderblock_{i}")(x)
+        return nn.LayerNorm(name="encoder_norm")(x)
+
+
+class ViT(nn.Module):
+    """Tokens of images, class token first; learned positions for the patches alone."""
+
+    width: int
+    depth: int
+    heads: int
+    patch_size: int
+    approximate: bool
+
+    @nn.compact
+    def __call__(self, pixels: Any) -> Any:  # noqa: D102
+        patch = (self.patch_size, self.patch_size)
+        embed = nn.Conv(self.width, patch, strides=patch, padding="VALID", name="embedding")
+        x = embed(pixels).reshape(len(pixels), -1, self.width)
+        x = x + self.param("pos_embedding", nn.initializers.zeros, (1, *x.shape[1:]))
+        first = self.param("cls", nn.initializers.zeros, (1, 1, self.width))
+        x = jnp.concatenate([jnp.tile(first, (len(x), 1, 1)), x], axis=1)
+        return Transformer(self.depth, self.heads, self.approximate, name="Transformer")(x)
+
+
+def encode(
+    arrays: dict[str, np.ndarray],
+    pixels: Float[np.ndarray, "images height width channels"],
+    size: Size,
+    patch_size: int,
+    *,
+    approximate: bool,
+) -> Float[np.ndarray, "images tokens units"]:
+    """The tokens of normalised images.
+
+    Args:
+        arrays: as the file has them, by path.
+        pixels: normalised.
+        size: of the encoder.
+        patch_size: pixels along an edge.
+        approximate: GELU by tanh, as big_vision computes it, instead of exactly.
+
+    Raises:
+        KeyError: an array is missing, or not where it should be.
+        ValueError: one has another shape.
+    """
+    network = ViT(size.width, size.depth, size.heads, patch_size, approximate)
+    wanted = jax.eval_shape(network.init, jax.random.key(0), pixels)
+    if wrong := sorted(arrays.keys() ^ flatten_dict(wanted, sep="/").keys()):
+        raise KeyError(wrong[0])
+    variables = unflatten_dict(arrays, sep="/")
+    with jax.default_matmul_precision("highest"):
+        return np.asarray(jax.jit(network.apply)(variables, pixels))

@@ -1,0 +1,154 @@
+"""The model card of an export: what the weights are, how good they are, and how to use them."""
+
+from typing import Any
+
+from etils import epath
+
+from can_jax import __version__
+from can_jax.evaluate.reports.markdown import fill, table
+from can_jax.evaluate.reports.provenance import check_provenance
+from can_jax.evaluate.reports.report import data_of, headlines
+from can_jax.evaluate.reports.results import read_results
+from can_jax.export.model import Model
+from can_jax.export.usage import snippets
+from can_jax.utils.errors import UserError
+from can_jax.weights.digest import sha256_of
+
+LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
+FILES = {
+    "timm": "the state dict of timm's `VisionTransformer`",
+    "huggingface": "a directory for `from_pretrained` of transformers",
+    "big_vision": 'the flat npz of big_vision\'s `vit.Model` (`pool_type="tok"`, no head)',
+    "safetensors": "plain arrays",
+    "stablehlo": "a program of `jax.export` for CPU, CUDA and TPU",
+    "onnx": "an ONNX graph",
+}
+
+
+def results_of(model: Model, places: list[str]) -> list[dict[str, Any]]:
+    """The results of evaluations of these very weights.
+
+    Raises:
+        UserError: a directory holds none, or those of other weights.
+    """
+    facts = model.facts()
+    wanted, found = sha256_of({"encoder": model.parameters["encoder"]}), []
+    for place in places:
+        results = read_results(epath.Path(place))
+        checkpoint = results["checkpoint"]
+        if checkpoint["sha256"] != wanted:
+            raise UserError(
+                f"--results: {place} is of other weights: of {checkpoint['path']}, "
+                f"step {checkpoint['step']}"
+            )
+        # The same weights with other heads or another normalization are another encoder.
+        named = {key: checkpoint[key] for key in ("mean", "std") if key in checkpoint}
+        for key, value in (checkpoint.get("model", {}) | named).items():
+            if key in facts and facts[key] != value:
+                raise UserError(
+                    f"--results: {place} is of these weights with {key}={value}, where the run has "
+                    f"{key}={facts[key]}"
+                )
+        try:
+            check_provenance(results, epath.Path(place))
+        except UserError as error:
+            raise UserError(f"--results: {error}") from error
+        found.append(results)
+    return found
+
+
+def recipe_rows(model: Model) -> list[tuple[str, ...]]:
+    """What the pretraining was."""
+    config = model.config
+    data, weights = config.data, config.objective
+    rows = {
+        "data": " ".join(str(part) for part in (data.source, data.name, data.path) if part),
+        "images a step": config.batch_size,
+        "views of an image": config.augment.views,
+        "steps": model.step,
+        "mask ratio": config.model.mask_ratio,
+        "noise, largest sigma": config.noise.sigma_max,
+        "weights of the losses": ", ".join(
+            f"{name} {weights[name].weight}"
+            for name in ("contrastive", "reconstruction", "denoising")
+        ),
+        "optimizer": f"AdamW, rate {config.optimizer.learning_rate}, "
+        f"weight decay {config.optimizer.weight_decay}",
+    }
+    return [(name, str(value)) for name, value in rows.items()]
+
+
+def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """A row for each metric of each evaluation."""
+    return [
+        (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(result))
+        for result in results
+        for name, value in headlines(result["metrics"]).items()
+    ]
+
+
+def warnings_of(results: list[dict[str, Any]]) -> list[str]:
+    """Return what a reader of the results has to know, as a list in Markdown."""
+    lines = [
+        fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
+        for result in results
+        for text in result.get("warnings", [])
+    ]
+    return ["\n".join(lines)] if lines else []
+
+
+def card_of(
+    model: Model,
+    format: str,
+    contents: str,
+    manifest: dict[str, Any],
+    results: list[dict[str, Any]],
+) -> str:
+    """The text of `README.md`.
+
+    Args:
+        model, format, contents: what was exported.
+        manifest: what was checked, and which lines were run.
+        results: of evaluations.
+    """
+    facts = model.facts()
+    size = f"({facts['width']} wide, {facts['depth']} blocks, {facts['heads']} heads)"
+    front = ["---", f"library_name: {LIBRARIES.get(format, 'can_jax')}", "tags:"]
+    front += [f"- {tag}" for tag in ("image-feature-extraction", "self-supervised", "vit", "can")]
+    whole = "encoder and decoder" if contents == "full" else "encoder"
+    parts = [
+        "\n".join([*front, "---"]),
+        f"# ViT {size}, patches of {facts['patch_size']}, pretrained with CAN",
+        f"The {whole} of a Vision Transformer, pretrained by contrastive learning, masked "
+        "autoencoding and noise prediction in one step ([CAN](https://arxiv.org/abs/2210.16870)) "
+        f"with can_jax {__version__}. Format: {FILES[format]}.",
+        "## Model",
+        table([(n.replace("_", " "), v) for n, v in facts.items()], ("fact", "value")),
+        "## Pretraining",
+        table(recipe_rows(model), ("setting", "value")),
+        "The whole configuration is in `manifest.json`.",
+        "## Results",
+        table(result_rows(results), ("protocol", "metric", "value", "data"))
+        if results
+        else "None were given to the export (`--results`).",
+        *warnings_of(results),
+        "## Use",
+        "Lines to be run in this directory.",
+    ]
+    for library, code in snippets(model, format, contents).items():
+        ran = manifest["usage"][library]
+        parts += [f"With {library} ({ran} when this was written):", f"```python\n{code}\n```"]
+    checked = manifest["checked"]
+    errors = [(name, f"{error:.1e}") for name, error in checked["largest_error"].items()]
+    parts += [
+        "## Checked",
+        f"What other code made of these files for {checked['images']} images, against the run they "
+        "are from; the error is the largest difference over the largest value.",
+        table(errors, ("read by", "error")),
+    ]
+    if "with_gelu_by_tanh" in checked:
+        parts.append(
+            "big_vision computes GELU by tanh, these weights were trained with the exact one: its "
+            f"features differ by {checked['with_gelu_by_tanh']:.1e}."
+        )
+    return "\n\n".join(parts) + "\n"

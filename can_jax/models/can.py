@@ -1,0 +1,206 @@
+"""CAN's network: one encoder, and only those heads that an objective with a weight asks for."""
+
+import dataclasses
+from collections.abc import Set
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
+
+from can_jax.models.decoder import Decoder
+from can_jax.models.heads import NoiseLevel, Projector
+from can_jax.models.masking import patchify
+from can_jax.models.vit import Encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The measures of a transformer. ``mlp_width`` is 4 times the width throughout."""
+
+    width: int
+    depth: int
+    heads: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As `can_jax.models.vit.Blocks` takes them."""
+        return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
+
+
+SIZES = {
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "H": Size(1280, 32, 16),
+}
+
+HEADS = frozenset({"projection", "prediction", "noise_level"})
+POOLS = ("patches", "all", "class")
+LEVEL_TOKENS = ("all", "visible")
+
+
+def pool(
+    latent: Float[Array, "rows tokens width"], kind: str = "patches"
+) -> Float[Array, "rows width"]:
+    """One vector a row: the mean of the patch tokens, the mean of all, or the class token."""
+    if kind == "class":
+        return latent[:, 0]
+    tokens = latent[:, 1:] if kind == "patches" else latent
+    return tokens.mean(axis=1, dtype=jnp.promote_types(latent.dtype, jnp.float32))
+
+
+class Forward(NamedTuple):
+    """What one pass computes; None stands for a head that was not built."""
+
+    latent: Float[Array, "rows tokens width"]
+    pooled: Float[Array, "rows width"]
+    projection: Float[Array, "rows outputs"] | None
+    noise_level: Float[Array, "rows width"] | None
+    prediction: Float[Array, "rows patches pixels"] | None
+
+
+class CAN(nnx.Module):
+    """Encoder with optional projector, noise-level embedding and decoder.
+
+    The rows of a batch are independent of each other but for the projector's BatchNorm, and their
+    order is the caller's.
+    """
+
+    def __init__(
+        self,
+        *,
+        pixels: int,
+        encoder: Size,
+        decoder: Size | None,
+        projector: dict[str, Any] | None,
+        level_scale: float | None,
+        level_tokens: str,
+        pool: str,
+        patch_size: int,
+        scan: bool,
+        remat: str,
+        dtype: Any,
+        residual_dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        depth_options = {
+            "scan": scan, "remat": remat, "residual_dtype": residual_dtype, **options
+        }  # fmt: skip
+        self.encoder = Encoder(pixels, **encoder.arguments, **depth_options)
+        # Assigned once each: an attribute that was None cannot hold a module later.
+        self.projector = Projector(encoder.width, **projector, **options) if projector else None
+        self.noise_level = (
+            None if level_scale is None else NoiseLevel(encoder.width, level_scale, **options)
+        )
+        self.decoder = (
+            Decoder(
+                encoder.width,
+                pixels,
+                **decoder.arguments,
+                level_tokens=level_tokens,
+                **depth_options,
+            )
+            if decoder
+            else None
+        )
+        self.pool = pool
+        self.patch_size = patch_size
+        self.dtype = dtype
+
+    def __call__(
+        self,
+        patches: Float[Array, "rows visible pixels"],
+        shuffle: Int[Array, "rows patches"],
+        sigma: Float[Array, " rows"] | None,
+        *,
+        grid: tuple[int, int],
+        train: bool,
+        heads: Set[str] = HEADS,
+    ) -> Forward:
+        """Run the heads that exist, of those that are asked for.
+
+        Args:
+            patches: the visible patches, noise included, in the order of ``shuffle``.
+            shuffle: a permutation of all patches per row; its head is the visible ones.
+            sigma: the noise level of each row; unused without a noise-level embedding.
+            grid: patches along (height, width).
+            train: whether BatchNorm uses this batch's statistics and updates the running ones.
+            heads: some of `HEADS`.
+        """
+        visible = patches.shape[1]
+        latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
+        pooled = pool(latent, self.pool)
+        projection = noise_level = prediction = None
+        if self.projector is not None and "projection" in heads:
+            projection = self.project(pooled, train=train)
+        if self.noise_level is not None and "noise_level" in heads:
+            # The sinusoids need float32: bf16 has 8 bits for angles up to 1000 rad.
+            assert sigma is not None, "this network wants to be told the noise level"
+            noise_level = self.noise_level(sigma)
+        if self.decoder is not None and "prediction" in heads:
+            prediction = self.decoder(latent, shuffle, grid, noise_level)
+        return Forward(latent, pooled, projection, noise_level, prediction)
+
+    def project(
+        self, pooled: Float[Array, "rows width"], *, train: bool
+    ) -> Float[Array, "rows outputs"]:
+        """What the contrastive loss compares, of the pooled embeddings of all rows."""
+        assert self.projector is not None
+        return self.projector(pooled.astype(self.dtype), train=train)
+
+    def encode(
+        self, images: Float[Array, "rows height width channels"], **options: Any
+    ) -> Float[Array, "rows tokens features"]:
+        """The encoder's tokens for whole images: nothing masked, no noise. Class token first.
+        ``options`` are those of `Encoder`: ``drop`` and ``norm``."""
+        grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+        patches = patchify(images, self.patch_size)
+        index = jnp.broadcast_to(np.arange(patches.shape[1]), patches.shape[:2])
+        return self.encoder(patches.astype(self.dtype), index, grid, **options)
+
+
+def encoder_size(model: ConfigDict) -> Size:
+    """The encoder's measures: those of ``model.size``, where not set one by one."""
+    size = SIZES[model.size]
+    own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
+    return dataclasses.replace(size, **own)
+
+
+def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
+    """The network of a configuration with the given ``heads``.
+
+    Args:
+        config: a validated configuration.
+        heads: some of `HEADS`: what the objectives with a weight need. Nothing else is built.
+        rngs: a ``params`` stream.
+    """
+    model = config.model
+    projector = model.projector.to_dict() if "projection" in heads else None
+    return CAN(
+        pixels=model.patch_size**2 * config.data.channels,
+        encoder=encoder_size(model),
+        decoder=Size(**model.decoder) if "prediction" in heads else None,
+        projector=projector,
+        level_scale=level_scale(config) if "noise_level" in heads else None,
+        level_tokens=config.noise.level_tokens,
+        pool=config.objective.contrastive.pool,
+        patch_size=model.patch_size,
+        scan=model.scan,
+        remat=model.remat,
+        dtype=jnp.dtype(model.dtype),
+        residual_dtype=jnp.dtype(model.residual_dtype or model.dtype),
+        param_dtype=jnp.promote_types(model.dtype, jnp.float32),
+        rngs=rngs,
+    )
+
+
+def level_scale(config: ConfigDict) -> float:
+    """``noise.level_scale``; by default the scale that spreads sigma over [0, 1000]."""
+    scale = config.noise.level_scale
+    return 1000.0 / config.noise.sigma_max if scale is None else scale

@@ -1,0 +1,74 @@
+"""The decoder: one prediction of pixels for every patch, visible or hidden."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from can_jax.distributed.mesh import pin_rows
+from can_jax.models.positions import sincos_2d
+from can_jax.models.vit import Linear, Transformer
+
+
+class Decoder(Transformer):
+    """MAE's decoder: narrow blocks over all places of the grid, mask tokens at the hidden ones."""
+
+    def __init__(
+        self,
+        encoder_width: int,
+        pixels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        level_tokens: str,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        param_dtype: Any,
+        **run: Any,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        self.embed = Linear(encoder_width, width, **options)
+        normal = nnx.initializers.normal(0.02)
+        self.mask_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
+        super().__init__(width, depth, heads, mlp_width, **run, **options)
+        self.predict = Linear(width, pixels, **options)
+        self.level_tokens = level_tokens
+
+    def __call__(
+        self,
+        latent: Float[Array, "rows tokens encoder_width"],
+        shuffle: Int[Array, "rows patches"],
+        grid: tuple[int, int],
+        level: Float[Array, "rows encoder_width"] | None = None,
+    ) -> Float[Array, "rows patches pixels"]:
+        """Predict every patch from the class token and the visible patches' latents.
+
+        Args:
+            latent: The encoder's output, class token first, then the visible patches.
+            shuffle: A permutation of all patches per row; the visible ones come first.
+            grid: Patches along (height, width).
+            level: The noise-level embedding of each row. It is added to the patch tokens that
+                ``level_tokens`` names: `all`, after the input layer's kernel, as in the figure of
+                arXiv 2210.16870, or `visible`. The class token never gets it.
+        """
+        if level is not None and self.level_tokens == "visible":
+            latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))
+        tokens = self.embed(latent).astype(self.residual_dtype)
+        rows, _, width = tokens.shape
+        patches = shuffle.shape[1]
+        hidden = patches - (tokens.shape[1] - 1)
+        mask_token = self.mask_token[...].astype(tokens.dtype)
+        mask_tokens = jnp.broadcast_to(mask_token, (rows, hidden, width))
+        shuffled = jnp.concatenate([tokens[:, 1:], mask_tokens], axis=1)
+        # Undo the shuffle: place p of the grid stands at restore[p] of the shuffled tokens.
+        restore = jnp.argsort(shuffle, axis=1)
+        placed = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
+        if level is not None and self.level_tokens == "all":
+            kernel = self.embed.kernel[...].astype(tokens.dtype)
+            placed = placed + (level.astype(tokens.dtype) @ kernel)[:, None]
+        placed = placed + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
+        x = pin_rows(jnp.concatenate([tokens[:, :1], placed], axis=1))
+        return self.predict(self.norm(self.blocks(x)))[:, 1:]

@@ -1,0 +1,143 @@
+"""What a run prints: tables before it starts, a status line now and then, a bar on a terminal."""
+
+import io
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from can_jax.monitoring.run_log import RunLog
+from can_jax.monitoring.timing import Window
+
+WIDTH = 120  # characters of a line that goes to a file
+LOSSES = ("contrastive", "reconstruction", "denoising")
+
+
+def plain_console(**options: Any) -> Console:
+    """Return a console that prints text as it is.
+
+    Rich would take brackets for styles and words between colons for pictures, and both occur in
+    paths and names.
+
+    Args:
+        options: Of `rich.console.Console`.
+    """
+    return Console(**options, markup=False, emoji=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them, such as `3h 07m`."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole // 60 % 60:02d}m"
+    return f"{whole // 86400}d {whole // 3600 % 24:02d}h"
+
+
+def parameter_table(parameters: Any) -> Table:
+    """Parameters by module: how many, in which shapes."""
+    table = Table("part", "arrays", "parameters", "largest array", title="Parameters")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    groups: dict[str, list[Any]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
+        keys = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        groups.setdefault("/".join(keys[:2]), []).append(leaf)
+    total = 0
+    for name, leaves in groups.items():
+        count = sum(leaf.size for leaf in leaves)
+        largest = max(leaves, key=lambda leaf: leaf.size)
+        table.add_row(name, str(len(leaves)), f"{count:,}", "x".join(map(str, largest.shape)))
+        total += count
+    table.add_section()
+    table.add_row("all", str(len(jax.tree.leaves(parameters))), f"{total:,}", "")
+    return table
+
+
+def device_table(mesh: Mesh) -> Table:
+    """Devices by process, and the mesh they form."""
+    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    table = Table("process", "devices", "kind", title=f"Mesh: {shape}")
+    owners = np.array([device.process_index for device in mesh.devices.flat])
+    for process in np.unique(owners):
+        devices = [device for device in mesh.devices.flat if device.process_index == process]
+        mine = " (this one)" if process == jax.process_index() else ""
+        table.add_row(f"{process}{mine}", str(len(devices)), devices[0].device_kind)
+    return table
+
+
+def fact_table(title: str, facts: dict[str, Any]) -> Table:
+    """Names and values, a row each."""
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    return table
+
+
+class Reporter:
+    """Prints on process 0; the others are silent.
+
+    Args:
+        first_step, total_steps: of this run.
+        log: Keeps what is said.
+    """
+
+    def __init__(self, first_step: int, total_steps: int, log: RunLog | None = None):
+        width = None if sys.stdout.isatty() else WIDTH
+        quiet = jax.process_index() != 0
+        self.console = plain_console(width=width, quiet=quiet, soft_wrap=True, highlight=False)
+        self._total, self._log = total_steps, None if quiet else log
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
+
+    def say(self, message: Any) -> None:
+        """One message, above the bar."""
+        self.console.print(message)
+        if self._log:
+            text = io.StringIO()
+            plain_console(file=text, width=WIDTH, soft_wrap=True, highlight=False).print(message)
+            self._log.say(text.getvalue())
+
+    def start_bar(self) -> None:
+        """Show the bar, on a terminal."""
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """So many steps are done."""
+        self._bar.update(self._task, completed=step)
+
+    def status(self, step: int, values: dict[str, float], window: Window) -> None:
+        """The line that says how a run is doing."""
+        parts = [f"step {step}/{self._total}", f"loss {values['loss/total']:.4f}"]
+        parts += [
+            f"{name} {values[f'loss/{name}']:.4f}" for name in LOSSES if f"loss/{name}" in values
+        ]
+        remaining = (self._total - step) * window.step_seconds
+        rate = values["images_per_second"]
+        parts += [
+            f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2f} images/s",
+            f"MFU {100 * values['mfu']:.1f}%",
+            f"data wait {100 * values['data_wait']:.0f}%",
+            f"ETA {duration(remaining)}",
+        ]
+        self.say(" | ".join(parts))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()

@@ -1,0 +1,105 @@
+"""What a run prints, kept in its run directory with the time of day."""
+
+import collections
+import logging as python_logging
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+import jax
+from absl import logging
+from etils import epath
+
+from can_jax.distributed.preemption import Stopped, handler
+from can_jax.utils.errors import LostLock, Preempted, one_line, printable
+
+WAITING = 10_000  # lines that wait for the run directory, or for room on its disk, at most
+
+
+class RunLog(python_logging.Handler):
+    """A context in which what is said and logged is kept, and at its end the error that ends it.
+
+    Lines wait in memory until `open` names the run directory. A line that cannot be written waits
+    for the next one. Each process has a file: ``log.txt`` is that of process 0, ``log-1.txt`` that
+    of process 1, and so on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(python_logging.WARNING)
+        self._path: epath.Path | None = None
+        self._waiting: collections.deque[str] = collections.deque(maxlen=WAITING)
+        self._before = ""  # what an object of a bucket holds, to which nothing can be added
+        self._writing, self._failed = threading.Lock(), False
+
+    def __enter__(self) -> "RunLog":
+        logging.get_absl_logger().addHandler(self)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        logging.get_absl_logger().removeHandler(self)
+        if isinstance(error, LostLock):
+            self._path = None  # it is another run's
+        if isinstance(error, Stopped):
+            self.say(f"{handler.cause}: there was nothing new to save")
+        elif isinstance(error, Preempted):
+            self.say(str(error))
+        elif error is not None:
+            self.say(f"error: {one_line(error)}")
+
+    def open(self, workdir: epath.Path) -> None:
+        """Write to a run directory from now on, which must be this run's."""
+        process = jax.process_index()
+        path = workdir / (f"log-{process}.txt" if process else "log.txt")
+        if "://" in str(path) and path.exists():
+            self._before = path.read_text()
+        with self._writing:
+            self._path = path
+            self._write()
+
+    def say(self, text: str) -> None:
+        """Keep the lines of a text."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        with self._writing:
+            self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
+            self._write()
+
+    def emit(self, record: python_logging.LogRecord) -> None:
+        """Keep a warning, as `logging` calls it."""
+        self.say(f"{record.levelname}: {record.getMessage()}")
+
+    def _write(self) -> None:
+        """Write what waits. Nothing that fails here may end a run."""
+        if self._path is None:
+            return
+        lines = "".join(self._waiting)
+        try:
+            if "://" in str(self._path):
+                self._path.write_text(self._before + lines)
+                self._before += lines
+            else:
+                _append(self._path, lines)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True  # first: the warning comes back here
+                print(f"WARNING: {self._path} cannot be written: {error.strerror}", file=sys.stderr)
+            return
+        self._waiting.clear()
+
+
+def _append(path: epath.Path, text: str) -> None:
+    """Append a text to a local file, all of it or nothing."""
+    with open(path, "ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode(errors="backslashreplace"))
+            file.flush()
+        except OSError:
+            os.ftruncate(file.fileno(), before)
+            raise

@@ -1,0 +1,1 @@
+"""Compare network, losses and gradients with a file of reference vectors."""

@@ -1,0 +1,214 @@
+"""Compare this installation with a file of reference vectors.
+
+The network, losses and gradients run on the file's weights and inputs.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from flax import nnx
+from ml_collections import ConfigDict
+
+from can_jax.models import can
+from can_jax.models.masking import hidden_mask, patchify
+from can_jax.models.positions import sincos_2d, sincos_level
+from can_jax.objectives.denoising import denoising_loss
+from can_jax.selfcheck.reference_file import OUTPUTS, File, check_arrays, config_of, read
+from can_jax.train.losses import Inputs, Noise, forward, grid_of, losses
+from can_jax.train.step import Step, abstract_network, make_step
+from can_jax.utils.errors import UserError
+from can_jax.weights.accounting import grid_of_positions, refuse_unused
+from can_jax.weights.reading import read_contents
+from can_jax.weights.torch_layout import entries, from_torch, to_torch
+
+
+def tolerance(quantity: str, x64: bool) -> float:
+    """The largest relative error allowed."""
+    if x64:
+        return 1e-8
+    return 1e-3 if quantity.startswith("grad/") else 1e-4
+
+
+def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
+    """The file's inputs, rows in our order."""
+    dtype = jnp.dtype(config.model.dtype)
+
+    def patches(name: str) -> jax.Array:
+        return patchify(jnp.asarray(file[name][order], dtype), config.model.patch_size)
+
+    return Inputs(
+        clean=patches("in/views"),
+        noise=Noise(jnp.asarray(file["in/sigma"][order], dtype), patches("in/unit_noise")),
+        shuffle=jnp.asarray(file["in/shuffle"][order], jnp.int32),
+        labels=jnp.full(config.batch_size, -1),
+    )
+
+
+def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    """Every quantity of a reference file, rows in our order."""
+    config = step.config
+
+    def loss(parameters: Any) -> tuple[jax.Array, Any]:
+        model = nnx.merge(step.network, parameters, {}, copy=True)
+        outputs = forward(config, model, inputs, train=True)
+        total, metrics = losses(config, outputs, inputs)
+        return total, (outputs, metrics)
+
+    with jax.default_matmul_precision("highest"):  # accelerators round products by default
+        gradient, (outputs, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+    assert inputs.noise is not None
+    hidden = hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1)
+    found = {
+        "latent": outputs.latent,
+        "pooled": outputs.pooled,
+        "projection": outputs.projection,
+        "noise_level_sinusoid": sincos_level(
+            inputs.noise.sigma * can.level_scale(config), config.model.width
+        ),
+        "noise_level_embedding": outputs.noise_level,
+        "prediction": outputs.prediction,
+        "mask": hidden,
+        "loss/denoising_unit_noise": denoising_loss(outputs.prediction, inputs.noise.unit, hidden),
+    }
+    found |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
+    found |= {
+        f"grad/{name}": array for name, array in to_torch(gradient, config.model.patch_size).items()
+    }
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
+    """The file's outputs, losses and gradients; rows in our order."""
+    found = {}
+    for name, array in file.items():
+        if name.startswith("out/"):
+            found[name.removeprefix("out/")] = array[order].astype(np.float64)
+        elif name.startswith(OUTPUTS):
+            found[name] = array.astype(np.float64)
+    return found
+
+
+def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+    """The largest relative error of each quantity: largest difference over largest value.
+
+    Gradients are taken array by array and reported by group: a block, or a module outside blocks.
+    """
+    missing = sorted(set(wanted) - set(found))
+    if missing:
+        raise UserError(f"{missing[0]} is unknown here")
+    for name, reference in wanted.items():
+        if found[name].shape != reference.shape:
+            raise UserError(f"{name} is {reference.shape} in the file, {found[name].shape} here")
+    largest_gradient = max(
+        (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
+        default=0.0,
+    )
+    worst: dict[str, float] = {}
+    for name, reference in wanted.items():
+        scale = np.abs(reference).max()
+        if name.startswith("grad/"):
+            scale = max(scale, 1e-6 * largest_gradient)  # a gradient that is zero by symmetry
+        difference = np.abs(found[name].astype(np.float64) - reference).max()
+        error = float(difference / scale) if scale else float(difference)
+        group = group_of(name)
+        worst[group] = max(worst.get(group, 0.0), error if np.isfinite(error) else np.inf)
+    return worst
+
+
+def group_of(name: str) -> str:
+    """The name under which a quantity is reported."""
+    if not name.startswith("grad/"):
+        return name
+    parts = name.removeprefix("grad/").split(".")
+    return "grad/" + ".".join(parts[: 2 if parts[0].endswith("blocks") else 1])
+
+
+def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
+    """Our fixed positions against those in the file, class token first."""
+    widths = {"pos_embed": config.model.width, "decoder_pos_embed": config.model.decoder.width}
+    worst = {}
+    for name, width in widths.items():
+        if f"param/{name}" in file:
+            ours = np.concatenate([np.zeros((1, width)), sincos_2d(grid_of(config), width)])
+            theirs = file[f"param/{name}"]
+            if theirs.shape != (1, *ours.shape):
+                raise UserError(f"{name} is {theirs.shape} in the file, {(1, *ours.shape)} here")
+            worst[name] = float(np.abs(ours - theirs[0]).max())
+    return worst
+
+
+def refuse_strange(weights: File, names: list[str]) -> None:
+    """Raise `UserError` for a parameter that the network does not have."""
+    positions = ("pos_embed", "decoder_pos_embed")
+    if strange := sorted(weights.keys() - {*names, *positions}):
+        raise UserError(f"param/{strange[0]} has no place in the network of this size")
+
+
+def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, Any]:
+    """Compare this installation with a reference file.
+
+    Args:
+        path: of the reference file.
+        x64: compute in double precision.
+        weights_path: of a file of weights to use instead of those that the reference has.
+
+    Returns:
+        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``; of ``weights`` how
+        many arrays were ``taken`` from the other file, and the names ``left_over`` there.
+
+    Raises:
+        UserError: the file cannot be used.
+    """
+    meta, file = read(path)
+    check_arrays(path, meta, file)
+    origin = f"--reference={path}"
+    given: dict[str, np.ndarray] = {}
+    if weights_path:
+        origin += f" with --weights={weights_path}"
+        given, *_, notes = read_contents(epath.Path(weights_path))
+        for note in notes:
+            logging.warning("%s: %s", weights_path, note)
+    file |= {
+        f"param/{name}": array
+        for name, array in given.items()
+        if f"param/{name}" in file and name != "pos_embed"  # whose grid may be another
+    }
+    config = config_of(path, meta, file, "float64" if x64 else "float32")
+    step = make_step(config, lambda _: 0.0)
+    like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
+    try:
+        names = [entry.name for entry in entries(like)]
+    except KeyError as error:
+        raise UserError(
+            f"--reference={path}: no file has a name for the parameter {error}"
+        ) from error
+    weights = {
+        name.removeprefix("param/"): a for name, a in file.items() if name.startswith("param/")
+    }
+    try:
+        if given:
+            refuse_unused(given, names)
+        if "pos_embed" in given:
+            grid_of_positions(given["pos_embed"], config.model.width)
+        refuse_strange(weights, names)
+        dtype = config.model.dtype
+        parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
+        # The file's rows are ordered by view, ours by image.
+        order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
+        found = compute(step, parameters, inputs_of(config, file, order))
+        worst = position_errors(config, file) | errors(found, expected(file, order))
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from error
+    limits = {quantity: tolerance(quantity, x64) for quantity in worst}
+    passed = all(error <= limits[quantity] for quantity, error in worst.items())
+    return {
+        "max_relative_error": worst,
+        "tolerance": limits,
+        "passed": passed,
+        "weights": {"taken": len(given.keys() & weights.keys()), "of": len(weights)}
+        | {"left_over": sorted(given.keys() - weights.keys())},
+    }

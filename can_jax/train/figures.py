@@ -1,0 +1,124 @@
+"""The panel that shows what the network sees, and what it makes of it."""
+
+import io
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from can_jax.augment.photometric import Photometric, denormalize
+from can_jax.data.pipeline.batch import Batch
+from can_jax.models.masking import hidden_mask, unpatchify, visible_count
+from can_jax.objectives.reconstruction import patch_statistics
+from can_jax.train.losses import forward, grid_of, prepare
+from can_jax.train.step import Step, TrainState
+
+NOISE_CONTRAST = 3.0  # deviations of the strongest noise at which its picture is black or white
+
+
+class Panel(NamedTuple):
+    """Pictures in [0, 1]; hidden patches are grey where there is nothing to show."""
+
+    clean: Float[Array, "rows height width channels"]
+    shown: Float[Array, "rows height width channels"]
+    reconstruction: Float[Array, "rows height width channels"]
+    noise: Float[Array, "rows height width channels"] | None
+    predicted_noise: Float[Array, "rows height width channels"] | None
+    sigma: Float[Array, " rows"] | None
+
+
+def make_panel(
+    step: Step, state: TrainState, images: UInt8[Array, "images height width channels"]
+) -> Panel:
+    """Run the network on images without augmentation, always under the same masks and noise.
+
+    A hidden patch's prediction is scaled back by that patch's own mean and deviation if its target
+    was normalized, and pasted between the visible patches.
+    """
+    config = step.config
+    count = images.shape[0]
+    batch = Batch(images[:, None], jnp.arange(count, dtype=jnp.uint32), jnp.full(count, -1))
+    inputs = prepare(config, batch, jnp.zeros((), jnp.int32), Photometric())
+    outputs = forward(config, step.model(state), inputs, train=False)
+    visible = visible_count(inputs.shuffle.shape[1], config.model.mask_ratio)
+    hidden = hidden_mask(inputs.shuffle, visible)[..., None]
+
+    def picture(patches: Array) -> Array:
+        pixels = unpatchify(patches, grid_of(config), config.model.patch_size)
+        return jnp.clip(denormalize(pixels, config.augment.mean, config.augment.std), 0, 1)
+
+    def noise_picture(patches: Array) -> Array:
+        scale = 2 * NOISE_CONTRAST * config.noise.sigma_max
+        grey = jnp.clip(jnp.where(hidden, 0.0, patches) / scale + 0.5, 0, 1)
+        return unpatchify(grey, grid_of(config), config.model.patch_size)
+
+    def blank(patches: Array) -> Array:
+        return picture(jnp.where(hidden, 0.0, patches))
+
+    assert outputs.prediction is not None
+    prediction = outputs.prediction.astype(jnp.float32)
+    filled = prediction
+    if config.objective.reconstruction.normalize:
+        mean, deviation = patch_statistics(inputs.clean)
+        filled = prediction * deviation + mean
+    noise = predicted = None
+    if config.objective.denoising.weight and inputs.noise is not None:
+        noise = noise_picture(inputs.noise.scaled)
+        if config.noise.target == "unit":
+            predicted = noise_picture(inputs.noise._replace(unit=prediction).scaled)
+        else:
+            predicted = noise_picture(prediction)
+    return Panel(
+        clean=picture(inputs.clean),
+        shown=blank(inputs.noisy),
+        reconstruction=picture(jnp.where(hidden, filled, inputs.clean)),
+        noise=noise,
+        predicted_noise=predicted,
+        sigma=None if inputs.noise is None else inputs.noise.sigma,
+    )
+
+
+def draw(panel: Panel, title: str) -> bytes:
+    """The panel as a PNG: an image a row, a picture a column."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = {
+        "image": panel.clean,
+        "visible, noisy": panel.shown,
+        "reconstruction": panel.reconstruction,
+        "noise": panel.noise,
+        "predicted noise": panel.predicted_noise,
+    }
+    drawn = {name: np.asarray(array) for name, array in columns.items() if array is not None}
+    rows, height, width = panel.clean.shape[:3]
+    cell = 1.7
+    figure = Figure(
+        (cell * len(drawn) + 0.5, cell * height / width * rows + 0.7),
+        dpi=110,
+        layout="constrained",
+    )
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    axes = figure.subplots(rows, len(drawn), squeeze=False)
+    for row in range(rows):
+        for axis, (name, pictures) in zip(axes[row], drawn.items(), strict=True):
+            # Grey for one channel; of more than three the first three.
+            pixels = pictures[row][..., :3] if pictures.shape[-1] >= 3 else pictures[row][..., 0]
+            axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.set_title(name, fontsize=9)
+        if panel.sigma is not None:
+            axes[row][0].set_ylabel(f"σ {float(panel.sigma[row]):.3f}", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def pixels_of(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """A PNG as pixels."""
+    from matplotlib.image import imread
+
+    return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)

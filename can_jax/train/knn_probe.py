@@ -1,0 +1,79 @@
+"""The probe that runs while pretraining: kNN accuracy on a labelled split."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.data.evaluation.pairs import TEST_SPLITS, open_pair
+from can_jax.data.sources.base import Source
+from can_jax.distributed.mesh import batch_shards
+from can_jax.probes.features import FeatureExtractor
+from can_jax.probes.knn import knn_accuracy
+from can_jax.train.step import Step
+from can_jax.utils.errors import UserError
+
+BATCH_SIZE = 64  # images a device encodes at a time
+PIXELS = 64  # along a side, where pixels themselves are the features
+WITHOUT = "to train without a probe set config.probe.every_steps=0"
+
+
+class KnnProbe:
+    """Classifies `probe.queries` images of `probe.split` by `probe.bank` images of `data.split`.
+
+    Classes are those of the bank; no image is in both.
+
+    Raises:
+        UserError: one of the two has no labelled image, or the queries have unknown classes.
+    """
+
+    def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
+        settings = config.probe
+        splits = TEST_SPLITS if settings.split == TEST_SPLITS[0] else (settings.split,)
+        try:
+            pair = open_pair(
+                config.data, splits, counts=(settings.bank, settings.queries),
+                share=settings.held_out, seed=config.seed, train=bank,
+            )  # fmt: skip
+        except UserError as error:
+            raise UserError(f"probe: {error}; {WITHOUT}") from error
+        for note in pair.notes:
+            logging.warning("probe: %s", note)
+        self._parts = [
+            (part, EvaluationSet(config, part.source, 0, labelled=True, only=part.examples))
+            for part in (pair.train, pair.test)
+        ]
+        batch_size = BATCH_SIZE * batch_shards(mesh)
+        self._encoder = FeatureExtractor(step.features, mesh, batch_size)
+        self._pixels = FeatureExtractor(_pixels, mesh, batch_size)
+        self._options = {"k": settings.k, "temperature": settings.temperature}
+
+    def __call__(self, state: Any) -> float:
+        """Accuracy on the encoder's features, in percent."""
+        return self._accuracy(self._encoder, state)
+
+    def on_pixels(self) -> float:
+        """Accuracy on raw pixels, in percent: what a representation has to beat."""
+        return self._accuracy(self._pixels, None)
+
+    def _accuracy(self, extractor: FeatureExtractor, state: Any) -> float:
+        found = []
+        for part, examples in self._parts:
+            features, labels, _ = extractor(state, examples)
+            if not len(labels):
+                raise UserError(
+                    f"probe: no labelled image of the split {part.name!r} can be decoded; {WITHOUT}"
+                )
+            found.append((features, part.numbering(labels)))
+        return knn_accuracy(*found[0], *found[1], **self._options)
+
+
+def _pixels(state: None, images: Any) -> Any:
+    """Raw pixels as features, of large images at most `PIXELS` along each side."""
+    count, *size, channels = images.shape
+    small = (count, *(min(side, PIXELS) for side in size), channels)
+    return jax.image.resize(images.astype(jnp.float32), small, "linear").reshape(count, -1)

@@ -1,0 +1,171 @@
+"""One batch from bytes to losses: augmentation, noise, masks, network, objectives."""
+
+from collections.abc import Set
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+from ml_collections import ConfigDict
+
+from can_jax import objectives
+from can_jax.augment.photometric import Photometric, augment, normalize, to_float
+from can_jax.data.pipeline.batch import Batch
+from can_jax.distributed.mesh import pin_rows
+from can_jax.models import can
+from can_jax.models.masking import (
+    gather_patches,
+    hidden_mask,
+    patchify,
+    random_shuffle,
+    visible_count,
+)
+from can_jax.objectives.contrastive import normalize as unit_length
+
+Metrics = dict[str, Array]
+
+
+class Noise(NamedTuple):
+    """Noise of each row's own strength."""
+
+    sigma: Float[Array, " rows"]
+    unit: Float[Array, "rows patches pixels"]  # standard normal
+
+    @property
+    def scaled(self) -> Float[Array, "rows patches pixels"]:
+        """What is added to the input, in normalised pixel units."""
+        return self.sigma[:, None, None] * self.unit
+
+
+class Inputs(NamedTuple):
+    """What the network and its losses are given, after augmentation, noise and masks."""
+
+    clean: Float[Array, "rows patches pixels"]
+    noise: Noise | None
+    shuffle: Int[Array, "rows patches"]
+    labels: Int[Array, " images"]
+
+    @property
+    def noisy(self) -> Float[Array, "rows patches pixels"]:
+        """The clean patches plus their noise."""
+        return self.clean if self.noise is None else self.clean + self.noise.scaled
+
+
+def heads(config: ConfigDict) -> frozenset[str]:
+    """The heads that the objectives with a weight read, and no others."""
+    reads = objectives.reads(config.objective.to_dict())
+    needed = reads & can.HEADS
+    if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
+        needed |= {"noise_level"}
+    return needed
+
+
+def grid_of(config: ConfigDict) -> tuple[int, int]:
+    """Patches along (height, width)."""
+    height, width = config.data.image_size
+    return height // config.model.patch_size, width // config.model.patch_size
+
+
+def random_streams(seed: int) -> Key[Array, " 2"]:
+    """The key of the initial parameters, and the key from which every step's follows."""
+    return jax.random.split(jax.random.key(seed))
+
+
+def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
+    """One key a row, from (seed, step, position, view): the same on any mesh, after any resume."""
+    views = batch.views.shape[1]
+    key = jax.random.fold_in(random_streams(seed)[1], step)
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
+    by_view = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(by_view, (0, None))(image_keys, jnp.arange(views)).reshape(-1)
+
+
+def prepare(
+    config: ConfigDict, batch: Batch, step: Int[Array, ""], settings: Photometric
+) -> Inputs:
+    """Bytes to inputs: augment, normalise, cut into patches, draw noise and masks.
+
+    Rows are ordered by image, then view, so that an image's views stay on its device.
+    """
+    rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
+    keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys(config.seed, step, batch))
+    augment_keys, sigma_keys, noise_keys, mask_keys = (keys[:, i] for i in range(4))
+    views = augment(pin_rows(rows), augment_keys, settings)
+    views = normalize(views, config.augment.mean, config.augment.std)
+    clean = pin_rows(patchify(views, config.model.patch_size))
+
+    noise = None
+    if config.noise.sigma_max:
+        strength = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.noise.sigma_max))
+        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))
+        noise = Noise(strength(sigma_keys), normal(noise_keys))
+    if config.model.mask_ratio:
+        shuffle = random_shuffle(mask_keys, clean.shape[1])
+    else:
+        shuffle = jnp.broadcast_to(jnp.arange(clean.shape[1]), clean.shape[:2])
+    return Inputs(clean, noise, shuffle, batch.label)
+
+
+def forward(
+    config: ConfigDict, model: can.CAN, inputs: Inputs, *, train: bool, heads: Set[str] = can.HEADS
+) -> can.Forward:
+    """Show the network the visible patches of every row, and run those of its heads."""
+    patches = inputs.noisy
+    if config.model.mask_ratio:
+        visible = visible_count(patches.shape[1], config.model.mask_ratio)
+        patches = gather_patches(patches, inputs.shuffle[:, :visible])
+    sigma = None if inputs.noise is None else inputs.noise.sigma
+    shown = (pin_rows(patches), inputs.shuffle, sigma)
+    return model(*shown, grid=grid_of(config), train=train, heads=heads)
+
+
+def losses(
+    config: ConfigDict,
+    outputs: can.Forward,
+    inputs: Inputs,
+    settings: objectives.Settings | None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The weighted total of one step, and the metrics of its objectives.
+
+    Args:
+        config: resolved.
+        outputs, inputs: of the network.
+        settings: of the objectives to compute; by default those of the configuration.
+    """
+    if settings is None:
+        settings = config.objective.to_dict()
+    images = inputs.labels.shape[0]
+
+    def by_image(rows: Array | None) -> Array | None:
+        return None if rows is None else rows.reshape(images, -1, *rows.shape[1:])
+
+    noise = None
+    if inputs.noise is not None:
+        noise = inputs.noise.scaled if config.noise.target == "scaled" else inputs.noise.unit
+    arrays = objectives.Arrays(
+        tokens=by_image(outputs.latent),
+        pooled=by_image(outputs.pooled),
+        projection=by_image(outputs.projection),
+        prediction=outputs.prediction,
+        clean=inputs.clean,
+        noise=noise,
+        hidden=hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1),
+        labels=inputs.labels,
+    )
+    unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
+    return objectives.total_loss(arrays._replace(**unread), settings)
+
+
+def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:
+    """Signs of collapse, on the pooled embedding at length 1.
+
+    ``embedding/std`` is the deviation over the batch, averaged over the width and scaled so that
+    1 is an even spread over the sphere and 0 a single point. ``embedding/gram`` (width, width) is
+    what `can_jax.monitoring.metrics.effective_rank` reads.
+    """
+    unit = unit_length(pooled.astype(jnp.float32))
+    rows, width = unit.shape
+    return {
+        "embedding/std": unit.std(axis=0).mean() * width**0.5,
+        "embedding/gram": unit.T @ unit / rows,
+    }

@@ -1,0 +1,246 @@
+"""Pretraining: what it checks, prints and looks at. The run itself is `train/run.py`."""
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import has_checkpoints, read_identity
+from can_jax.checkpoint.resume import check_changes, with_stored
+from can_jax.checkpoint.run_directory import stored_config
+from can_jax.config.resolve import from_json, resolve, to_json
+from can_jax.data.fingerprint import fingerprint
+from can_jax.data.pipeline.order import shares
+from can_jax.data.pipeline.streaming import open_stream
+from can_jax.data.sources.mixture import MixtureSource
+from can_jax.data.sources.registry import open_source
+from can_jax.distributed.mesh import batch_shards, make_mesh
+from can_jax.distributed.runtime import demand_same
+from can_jax.monitoring import console
+from can_jax.monitoring.flops import train_flops_per_image
+from can_jax.monitoring.metrics import MetricWriter
+from can_jax.monitoring.run_log import RunLog
+from can_jax.monitoring.watchdog import LONG, section
+from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.train.callbacks import Observers, unseen
+from can_jax.train.init_from import initial_weights
+from can_jax.train.losses import heads
+from can_jax.train.run import run
+from can_jax.train.run_length import Timetable, make_timetable
+from can_jax.train.step import Step, TrainState, make_step
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.tensorflow import import_ahead
+
+
+def pretrain(
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+    **options: bool,
+) -> None:
+    """Train as the configuration says, going on where the run directory ends.
+
+    Args:
+        config: a recipe's configuration, checked here.
+        workdir: the run directory, made if missing.
+        given: dotted keys that the command line sets.
+        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
+        options: ``profile`` and ``dump_hlo``, as `can_jax.train.run.run` has them.
+
+    Raises:
+        UserError: something a person can mend; found before anything is compiled.
+        Preempted: A signal asked to stop; the state is saved.
+    """
+    with RunLog() as log:
+        training = prepare(config, workdir, given, allowed)
+        run(training, training.mesh, workdir, log, **options)
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> "Pretraining":
+    """Return the run that a configuration describes, with its data opened and all checks made.
+
+    Raises:
+        UserError: A setting is wrong, or the data does not fit it.
+    """
+    config = continued(resolve(config), workdir, given, allowed)
+    import_ahead()
+    demand_same("configuration", to_json(config))
+    mesh = make_mesh(config.mesh)
+    check_batch(config, mesh)
+    open_data: Any = open_stream if config.data.streaming else open_source
+    with section("opening the data", LONG * config.stuck_after_seconds):
+        source = open_data(config.data, config.data.split)
+    check_labels(config, source)
+    warn_of_repeats(config, source)
+    times = make_timetable(config, source.examples)
+    schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
+    step = make_step(config, schedule)
+    return Pretraining(config, source, times, step, mesh, tuple(allowed))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """As `can_jax.train.run.Training` has it."""
+
+    config: ConfigDict
+    source: Any
+    times: Timetable
+    step: Step
+    mesh: Mesh
+    allowed: tuple[str, ...] = ()
+
+    def identity(self) -> None:
+        """Return None: a resumed pretraining may change its settings."""
+
+    def stream(self) -> dict[str, Any]:
+        """Return the seed, the batch size and the fingerprint of the data."""
+        config = self.config
+        decided = {"seed": config.seed, "batch_size": config.batch_size}
+        return decided | {"data": fingerprint(self.source)}
+
+    def facts(self) -> dict[str, Any]:
+        """Batch, durations and cost."""
+        config, times = self.config, self.times
+        flops = train_flops_per_image(config, heads(config))
+        return {
+            "effective batch (images)": config.batch_size,
+            **microbatch_facts(config),
+            "views an image": config.augment.views,
+            "peak learning rate": f"{peak_learning_rate(config):.4g}",
+            "warm-up steps": times.warmup,
+            "steps": times.total,
+            "epochs": f"{times.total * config.batch_size / times.examples:.4g}",
+            "images of an epoch": times.examples,
+            "analytic FLOPs of a step, an image": f"{flops:.3e}",
+        }
+
+    def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
+        """With the weights of `init_from`, if it is set."""
+        if source := self.config.init_from:
+            state.parameters, lines = initial_weights(source, state.parameters, self.mesh)
+            for line in lines:
+                report.say(line)
+        return state
+
+    def finished(self, workdir: epath.Path) -> bool:
+        """Unless the last step was not looked at."""
+        return not unseen(self.times.total, self.times, workdir)
+
+    def watcher(
+        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
+    ) -> Observers:
+        """Metrics, probe and figures."""
+        return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
+
+
+def continued(
+    config: ConfigDict,
+    workdir: epath.Path,
+    given: Collection[str] = (),
+    allowed: Collection[str] = (),
+) -> ConfigDict:
+    """Return the configuration with which a run directory is continued.
+
+    Keys that are newer than the run keep what they stood for when it began.
+
+    Args:
+        config: Resolved.
+        workdir: The run directory; it may be missing.
+        given: Dotted keys that the command line sets, whose values win.
+        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
+
+    Raises:
+        UserError: The stored configuration cannot be read, what it keeps is wrong, or a setting
+            differs that may not.
+    """
+    place = workdir / "config.json"
+    if not place.exists():
+        return config
+    stored = stored_config(workdir) or ""
+    try:
+        from_json(stored)
+    except (UserError, ValueError, RecursionError) as error:
+        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+    config, kept = with_stored(config, stored, given)
+    for line in kept:
+        logging.warning("%s", line)
+    try:
+        config = resolve(config)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+    of_pretraining = read_identity(workdir) is None  # another kind is refused as such, later
+    if of_pretraining and has_checkpoints(workdir):
+        check_changes(config, stored, allowed)
+    return config
+
+
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """The batch divides over the devices."""
+    devices, parts = batch_shards(mesh), config.accumulation.microbatches
+    unit = devices * parts
+    if config.batch_size % unit:
+        below = config.batch_size // unit * unit
+        nearest = " and ".join(str(size) for size in (below, below + unit) if size)
+        pieces = f" and {parts} microbatches" if parts > 1 else ""
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide over the {devices} devices of "
+            f"mesh.data x mesh.fsdp{pieces}; the nearest that would: {nearest}"
+        )
+
+
+def check_labels(config: ConfigDict, source: Any) -> None:
+    """The supervised contrastive loss has labels to learn from."""
+    contrastive = config.objective.contrastive
+    wanted = contrastive.weight and contrastive.supervised
+    unlabeled = source.labels is not None and not (source.labels >= 0).any()
+    if isinstance(source, MixtureSource):
+        unlabeled = not source.label_names
+    if wanted and unlabeled:
+        raise UserError(
+            "config.objective.contrastive.supervised=True needs labels, and the data has none"
+        )
+
+
+def warn_of_repeats(config: ConfigDict, source: Any) -> None:
+    """Log that a batch is larger than the data set, or a part of it, so that it holds copies."""
+    contrastive = config.objective.contrastive
+    compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
+    if config.accumulation.negatives == "microbatch":
+        compared //= config.accumulation.microbatches
+    parts = [("the data", source.examples, 1.0)]
+    if isinstance(source, MixtureSource):
+        sized = zip(source.sizes, shares(source.weights), strict=True)
+        parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
+    for name, examples, share in parts:
+        drawn = config.batch_size * share
+        if drawn > examples:
+            negatives = ", and the contrastive loss takes copies of an image for negatives"
+            logging.warning(
+                "%s has %d images, fewer than the %d that each step draws of it: a batch holds "
+                "images more than once%s; use a config.batch_size of at most %d",
+                name, examples, round(drawn), negatives if compared * share > examples else "",
+                config.batch_size * examples / drawn,
+            )  # fmt: skip
+
+
+def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
+    """What accumulation of gradients does to the batch, if it is on."""
+    settings, views = config.accumulation, config.augment.views
+    images = config.batch_size // settings.microbatches
+    if settings.microbatches == 1:
+        return {}
+    facts: dict[str, Any] = {"images of a microbatch": images}
+    if config.objective.contrastive.weight:
+        compared = config.batch_size if settings.negatives == "batch" else images
+        facts["negatives of a row"] = compared * views - views
+    return facts

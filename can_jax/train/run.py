@@ -1,0 +1,332 @@
+"""A run: it begins or goes on, trains, is saved, and ends. What it trains is a `Training`."""
+
+import contextlib
+import json
+import time
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from clu import parameter_overview
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import Identity, check_identity, store_identity
+from can_jax.checkpoint.lock import RunLock, run_lock
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.checkpoint.resume import check_stream, to_store
+from can_jax.checkpoint.run_directory import append_start, first_config, stored_config
+from can_jax.config.resolve import flatten, from_json, to_json
+from can_jax.data.loader import open_loader
+from can_jax.data.pipeline.batch import batch_shapes
+from can_jax.distributed.abort import keep_stacks_in
+from can_jax.distributed.mesh import batch_sharding
+from can_jax.distributed.preemption import RESUME, handler
+from can_jax.distributed.replica_check import ReplicaCheck
+from can_jax.distributed.runtime import Stopping, demand_same, environment, meeting
+from can_jax.monitoring import console
+from can_jax.monitoring.metrics import MetricWriter
+from can_jax.monitoring.profile import TraceWindow
+from can_jax.monitoring.run_log import RunLog
+from can_jax.monitoring.timing import Startup
+from can_jax.monitoring.watchdog import LONG, Watchdog, section
+from can_jax.train.loop import Loop, Progress, Watcher
+from can_jax.train.run_length import Timetable
+from can_jax.train.step import (
+    Steps,
+    TrainState,
+    abstract_state,
+    initialize,
+    lower_train_step,
+)
+from can_jax.utils.errors import Preempted, UserError
+from can_jax.utils.files import replace_text
+
+
+@runtime_checkable
+class Training(Protocol):
+    """What is trained, and what is said and looked at meanwhile."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """Resolved."""
+        ...
+
+    @property
+    def source(self) -> Any:
+        """Of the images."""
+        ...
+
+    @property
+    def times(self) -> Timetable:
+        """How long it lasts."""
+        ...
+
+    @property
+    def step(self) -> Steps:
+        """What is computed."""
+        ...
+
+    def identity(self) -> Identity | None:
+        """Return all that the results depend on; None where a directory holds any such run."""
+        ...
+
+    @property
+    def allowed(self) -> Collection[str]:
+        """Names in `CHANGES` that may differ from those of a checkpoint."""
+        ...
+
+    def stream(self) -> dict[str, Any]:
+        """Return what decides the stream of examples; see `check_stream`."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What to print and store of the run before it begins, by name."""
+        ...
+
+    def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
+        """The state of a new run before its first step, of a fresh one."""
+        ...
+
+    def finished(self, workdir: epath.Path) -> bool:
+        """Whether nothing is left to do for a run that has made its last step."""
+        ...
+
+    def watcher(
+        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
+    ) -> Watcher:
+        """What looks at the run."""
+        ...
+
+
+def run(
+    training: Training,
+    mesh: Mesh,
+    workdir: epath.Path,
+    log: RunLog,
+    *,
+    profile: bool = False,
+    dump_hlo: bool = False,
+) -> None:
+    """Train, going on where the run directory ends.
+
+    Args:
+        training: what.
+        mesh: on which devices.
+        workdir: the run directory, made if missing.
+        log: Keeps what is said, once the directory is this run's.
+        profile: trace a few steps for TensorBoard.
+        dump_hlo: write the compiled step to `hlo.txt`.
+
+    Raises:
+        UserError: something a person can mend.
+        Preempted: A signal asked to stop; the state is saved.
+    """
+    config, times, step = training.config, training.times, training.step
+    startup = Startup()
+    startup.mark("imports and data")
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(contextlib.closing(Stopping()))
+        make_directory(workdir)
+        lock = stack.enter_context(run_lock(workdir))
+        keep_stacks_in(str(workdir), f"-{jax.process_index()}" if jax.process_count() > 1 else "")
+        identity = training.identity()
+        check_identity(workdir, identity)
+        checkpoints = stack.enter_context(
+            contextlib.closing(open_checkpoints(config, workdir, lock))
+        )
+        longer = LONG * config.stuck_after_seconds
+        with section("verifying the checkpoints", longer):
+            first = first_step(checkpoints, times, workdir)
+        report = stack.enter_context(contextlib.closing(console.Reporter(first, times.total, log)))
+        if first == times.total and training.finished(workdir):
+            report.say(f"{workdir} has already finished its {first} steps; nothing to do")
+            return
+        facts = {**training.facts(), "run directory": str(workdir)}
+        report.say(console.device_table(mesh))
+        report.say(console.fact_table("Run", facts))
+        abstract = abstract_state(step, mesh)
+        report.say(console.parameter_table(abstract.parameters))
+        threads = ThreadPoolExecutor(1)
+        stack.callback(threads.shutdown, wait=False)
+        # Traced meanwhile. Compiling it now would measure kernels on devices that are not idle.
+        lowering = threads.submit(
+            lower_train_step, step, abstract, batch_shapes(config, batch_sharding(mesh)), mesh
+        )
+        with section("comparing the data", longer):
+            stream = training.stream()
+            hint = "let config.data show all the same files"
+            demand_same("data set", json.dumps(stream, sort_keys=True), hint)
+        # All that a setting can forbid is opened before anything of the directory changes.
+        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
+        with section("opening the data of the probe", longer):
+            watcher = training.watcher(workdir, writer, report)
+        progress = Progress()
+        if first:
+            restoring = "restoring the checkpoint"
+            with section(restoring, longer), meeting(restoring):
+                first, state, known = checkpoints.restore(first, abstract)
+            progress = Progress.from_json(known)
+            check_stream(progress.stream, stream, first, training.allowed)
+            checkpoints.set_aside_refused()
+            report.say(f"resumed from the checkpoint of step {first}")
+        else:
+            state = training.begin(initialize(step, abstract), report)
+        progress.stream = stream
+        # Only now is it certain that the directory is of this run.
+        with writing(workdir):
+            if not first and jax.process_index() == 0:
+                store_identity(workdir, identity)
+            note_start(config, workdir, first, environment(mesh) | {"run": facts}, report)
+            note_parameters(abstract.parameters, workdir)
+            writer.go_back(first)
+        lock.check()
+        log.open(workdir)
+        drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)
+        loader = open_loader(
+            config, training.source, mesh, drawn, most, progress.loader, progress.order_version
+        )
+        startup.mark("the state")
+        lock.check()
+        with section("looking at the run before its first step", longer):
+            watcher.look_first(first, state)
+        startup.mark("the first probe")
+        if first < times.total:
+            with section("compiling the train step", longer):
+                compiled = compile_timed(lowering, report)
+            watchdog = Watchdog(config.stuck_after_seconds)
+            startup.mark("compiling")
+            if dump_hlo and jax.process_index() == 0:
+                with writing(workdir):
+                    (workdir / "hlo.txt").write_text(compiled.as_text() or "")
+            loop = Loop(
+                step=step,
+                loader=loader,
+                compiled=compiled,
+                abstract=abstract,
+                total=times.total,
+                workdir=workdir,
+                lock=lock,
+                checkpoints=checkpoints,
+                watcher=watcher,
+                stopping=stopping,
+                watchdog=stack.enter_context(contextlib.closing(watchdog)),
+                replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
+                progress=progress,
+                startup=startup,
+                trace=TraceWindow(workdir, first, times.total) if profile else None,
+            )
+            report.start_bar()
+            stopping.begin()
+            first, state = loop(first, state)
+            lock.end_soon()
+            finish(first, times.total, checkpoints)
+        lock.check()
+        watcher.conclude(state, progress.seconds)
+
+
+def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
+    """Wait for the last checkpoint.
+
+    Raises:
+        UserError: it could not be written.
+        Preempted: it is not the end of the run.
+    """
+    with meeting("finishing the checkpoint"):
+        saved = checkpoints.wait()
+    if not saved:
+        raise UserError(f"step {last} was reached, but could not be saved; see the line above")
+    if last < total:
+        raise Preempted(f"{handler.cause}; step {last} is saved; {RESUME}")
+
+
+def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> Checkpointer:
+    """The run directory's checkpoints."""
+    folder, settings = workdir / "checkpoints", config.checkpoint
+    return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
+
+
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+    """Around what writes to the run directory before the run: it can be written, or is no use."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def make_directory(workdir: epath.Path) -> None:
+    """The run directory, which has to be one that can be written."""
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        trial = workdir / f".writable_{jax.process_index()}"  # other processes try, too
+        trial.write_text("")
+        trial.unlink()
+
+
+def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
+    """How many steps the run directory holds already."""
+    done = checkpoints.newest_whole() or 0
+    if done > times.total:
+        raise UserError(
+            f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "
+            f"{times.total}: make the run longer, or give another --workdir"
+        )
+    return done
+
+
+def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
+    """Return the batch from which a run draws, and one that it cannot reach.
+
+    Args:
+        progress: Of the run.
+        first: The step from which it begins or resumes.
+        total: The last step.
+        rewinds: How often it may go back, those in ``progress`` included. Each passes over fewer
+            batches than the run has steps.
+    """
+    left = max(rewinds - progress.rewinds, 0)
+    return first + progress.passed_over, total * (1 + left) + progress.passed_over
+
+
+def note_start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    first: int,
+    facts: dict[str, Any],
+    report: console.Reporter,
+) -> None:
+    """Store the configuration and the environment of this start, and print what differs from the
+    run's first start. The main process does."""
+    if jax.process_index():
+        return
+    place = workdir / "config.json"
+    stored = stored_config(workdir)
+    if stored is not None:
+        # With the keys that are newer than the run.
+        began = from_json(json.dumps(first_config(workdir) or json.loads(stored)))
+        old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
+        for key in sorted(new.keys() | old.keys()):
+            if old.get(key) != new.get(key):
+                report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
+    text = to_store(config, stored)
+    append_start(workdir, first, text, facts)
+    replace_text(place, text + "\n")
+    replace_text(workdir / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def note_parameters(parameters: Any, workdir: epath.Path) -> None:
+    """Store every parameter's shape, and over which axes of the mesh it is split."""
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
+        replace_text(workdir / "parameters.txt", overview + "\n")
+
+
+def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
+    """The compiled train step; says how long that took."""
+    started = time.perf_counter()
+    compiled = lowering.result().compile()
+    report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")
+    return compiled

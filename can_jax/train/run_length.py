@@ -1,0 +1,35 @@
+"""The durations of a run, all in steps."""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from can_jax.config.durations import PROBE, TOTAL, steps_of, warmup_steps
+from can_jax.train.losses import heads
+
+
+class Timetable(NamedTuple):
+    """When things happen, counted in steps; None is never."""
+
+    examples: int  # images of an epoch
+    total: int
+    warmup: int
+    probe_every: int | None
+    figures_every: int | None
+
+
+def make_timetable(config: ConfigDict, examples: int) -> Timetable:
+    """Return the durations of a checked configuration, given the size of the data set.
+
+    Raises:
+        UserError: The warm-up is not shorter than the run.
+    """
+    total = steps_of(config, TOTAL, examples) or 0
+    draws = "prediction" in heads(config)  # without a decoder there is nothing to draw
+    return Timetable(
+        examples=examples,
+        total=total,
+        warmup=warmup_steps(config, examples, total),
+        probe_every=steps_of(config, PROBE, examples) or None,
+        figures_every=(config.figures.every_steps or None) if draws else None,
+    )

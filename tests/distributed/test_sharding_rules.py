@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.sharding_rules import decay_mask, path_name, rule_of, shardings
+from can_jax.train.step import abstract_state, initialize, make_step
+from tests.helpers.configs import small_config
+
+
+def state_and_mesh(**changes):
+    config = small_config(model__depth=2, model__width=32, model__heads=4, **changes)
+    mesh = make_mesh(config.mesh)
+    step = make_step(config, lambda _: 0.0)
+    return initialize(step, abstract_state(step, mesh)), mesh
+
+
+def test_every_parameter_is_covered_and_only_matrices_decay():
+    state, _ = state_and_mesh()
+    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(state.parameters)):
+        assert decays == path_name(path).endswith("kernel")
+
+
+def test_parameter_without_a_rule_is_an_error():
+    with pytest.raises(KeyError, match="covers the parameter encoder/gate"):
+        rule_of("encoder/gate")
+    with pytest.raises(KeyError):
+        shardings({"encoder": {"gate": jnp.zeros(3)}}, make_mesh(small_config().mesh))
+
+
+def test_parameters_and_optimizer_state_lie_in_the_same_shards():
+    state, _ = state_and_mesh(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    blocks = state.parameters["encoder"]["blocks"]["layers"]
+    qkv = blocks["attention"]["qkv"]["kernel"]
+    assert qkv.shape == (2, 32, 3, 4, 8)
+    assert qkv.sharding.shard_shape(qkv.shape) == (2, 16, 3, 2, 8)
+    expand = blocks["mlp"]["expand"]["kernel"]
+    assert expand.sharding.shard_shape(expand.shape) == (2, 16, 64)
+    places = {
+        path_name(p): x.sharding for p, x in jax.tree_util.tree_leaves_with_path(state.parameters)
+    }
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer):
+        name = path_name(path)
+        own = [place for parameter, place in places.items() if name.endswith(parameter)]
+        assert leaf.ndim == 0 or leaf.sharding in own
+
+
+def test_axis_that_does_not_divide_is_left_whole():
+    mesh = make_mesh(small_config(mesh__data=1, mesh__fsdp=8).mesh)
+    tree = {"patch_embed": {"kernel": jax.ShapeDtypeStruct((12, 8), jnp.float32)}}
+    place = shardings(tree, mesh)["patch_embed"]["kernel"]
+    assert place.shard_shape((12, 8)) == (12, 8)

@@ -1,0 +1,215 @@
+"""Runs of the commands: of any as a process or in this one, of training on a tiny recipe."""
+
+import contextlib
+import copy
+import fcntl
+import importlib.util
+import io
+import json
+import logging as python_logging
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags, logging
+from jax.experimental.compilation_cache import compilation_cache
+
+from can_jax.cli import app, job
+
+ROOT = Path(__file__).parents[2]
+
+RECIPE = """
+from can_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.batch_size = 16
+    config.total_steps = 6
+    config.log_every_steps = 1
+    config.data.update(source="shapes", image_size=16, shapes_count=64)
+    config.model.update(size="Ti", width=24, depth=1, heads=3, patch_size=4)
+    config.model.update(dtype="float32", scan=False)
+    config.model.decoder.update(width=16, depth=1, heads=2)
+    config.model.projector.update(hidden=32, outputs=16)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)  # compiles in half the time
+    config.checkpoint.update(every_steps=3, keep_last=9)
+    config.probe.update(every_steps=6, bank=40, queries=20)
+    config.figures.update(every_steps=6, images=2)
+    return config
+"""
+
+
+def command(recipe, workdir, *overrides):
+    options = [f"--config={recipe}", f"--workdir={workdir}"]
+    options += [f"--config.{override}" for override in overrides]
+    return [sys.executable, "-m", "can_jax.main", *options]
+
+
+def heeding_signals(command, ignored=()):
+    """A command that is started with the default answer to signals.
+
+    Whoever started the tests may ignore some, as ``nohup`` does and a shell for what it runs in the
+    background, and children inherit that.
+    """
+    program = (
+        "import os, signal, sys\n"
+        "for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):\n"
+        f"    ignored = number in {[int(number) for number in ignored]}\n"
+        "    signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)\n"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-c", program, *map(str, command)]
+
+
+def run(recipe, workdir, *overrides):
+    return subprocess.run(
+        command(recipe, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def made_once(factory, name, make):
+    """Make a run once a session, for all the processes among which its tests are divided.
+
+    Args:
+        factory: pytest's ``tmp_path_factory``.
+        name: of the run.
+        make: runs a command in a given directory, and returns what `subprocess.run` does.
+
+    Returns:
+        The run directory, and what the command printed.
+    """
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which the workers share
+    workdir, output = root / name, root / f"{name}.txt"
+    with (root / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            done = make(workdir)
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return workdir, output.read_text()
+
+
+def run_in_process(recipe, workdir, *overrides, devices=1):
+    """As `run`, but in this process, and on as many of its eight devices as wanted."""
+    chosen = jax.devices()[:devices]
+    with patch.object(jax, "devices", lambda: chosen):
+        return main_in_process(*command(recipe, workdir, *overrides)[2:])
+
+
+def main_in_process(module, *arguments):
+    """Run ``python -m module`` in this process, which saves the 7 to 13 s that a new one takes to
+    import. The result is that of `subprocess.run`. What ends or kills a process needs a process."""
+    arguments = [str(argument) for argument in arguments]
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    with (
+        contextlib.chdir(ROOT),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        patch.dict(os.environ),
+        patch.object(sys, "argv", [module, *arguments]),
+        patch.object(app, "bound_exit"),  # it would end the tests
+        _flags_of_a_new_process(),
+        _logging_of_a_new_process(err),
+        _own_jax_config(),
+    ):
+        try:
+            runpy.run_path(_file_of(module), run_name="__main__")
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
+
+
+def _file_of(module):
+    spec = importlib.util.find_spec(module)
+    if spec.submodule_search_locations:
+        spec = importlib.util.find_spec(f"{module}.__main__")
+    return spec.origin
+
+
+@contextlib.contextmanager
+def _flags_of_a_new_process():
+    """Leave only the flags that no command defines, at their defaults: commands share names."""
+    before = dict(vars(flags.FLAGS))
+    vars(flags.FLAGS).update(copy.deepcopy(before))
+    shared = (app.__name__, job.__name__)
+    for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
+        # Those that `options` defines are of the module that checks its types.
+        if module.startswith(("can_jax.", "jaxtyping.")) and module not in shared:
+            for flag in list(defined):
+                delattr(flags.FLAGS, flag.name)
+    try:
+        yield
+    finally:
+        vars(flags.FLAGS).clear()
+        vars(flags.FLAGS).update(before)
+
+
+@contextlib.contextmanager
+def _own_jax_config():
+    """Set JAX's configuration back at the end, such as to the cache that benchmarks switch off."""
+    before = dict(jax.config.values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if jax.config.values[name] != value:
+                jax.config.update(name, value)
+                compilation_cache.reset_cache()  # else it stays as it was at the first program
+
+
+@contextlib.contextmanager
+def _logging_of_a_new_process(err):
+    """Send what absl logs to ``err``, and leave the loggers as they were."""
+    loggers = (python_logging.root, logging.get_absl_logger())
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    handler = logging.get_absl_handler()
+    formatter = handler.python_handler.formatter
+    stream = handler.python_handler.setStream(err)
+    try:
+        yield
+    finally:
+        handler.python_handler.setStream(stream)
+        handler.setFormatter(formatter)
+        for logger, level, handlers in before:
+            logger.setLevel(level)
+            logger.handlers[:] = handlers
+
+
+def contents(folder):
+    """The content of every file below a folder, by path."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def state_at(workdir, step):
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+
+
+def assert_same_state(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def assert_same_run(one, other, step):
+    """Two runs ended at a step with the same metrics, but for what is timed, and the same state."""
+    timed = ("images_per_second", "mfu", "data_wait")
+    found, wanted = (
+        [{k: v for k, v in line.items() if k not in timed} for line in metrics(workdir)]
+        for workdir in (one, other)
+    )
+    assert found == wanted
+    assert_same_state(state_at(one, step), state_at(other, step))

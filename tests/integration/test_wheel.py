@@ -1,0 +1,119 @@
+"""What is installed suffices: recipes, launchers, and a declaration of every imported package."""
+
+import ast
+import email
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+from can_jax.config.shipped import KINDS, names_of
+from tests.helpers.runs import ROOT
+
+BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+LOAD = """
+import can_jax, json
+from can_jax.cli.options import load
+from can_jax.config.shipped import KINDS, find, names_of
+recipes = [load(name, kind) for kind in ("recipe", "protocol", "study") for name in names_of(kind)]
+load("noise_ablation:loss", "recipe"), load("configs/eval/finetune_imagenet_l.py", "protocol")
+assert "ranges" in KINDS and find("quickstart", "ranges", "").is_file()
+print(json.dumps([can_jax.__file__, {kind: names_of(kind) for kind in KINDS}, len(recipes)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel of this checkout, built without the network."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("can_jax", "configs", "launch"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    done = subprocess.run([sys.executable, "-c", BUILD], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return source / "dist" / done.stdout.splitlines()[-1]
+
+
+def test_wheel_holds_all_that_the_package_uses(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        files = {info.filename: info for info in archive.infolist()}
+        metadata = email.message_from_bytes(
+            archive.read(next(name for name in files if name.endswith("/METADATA")))
+        )
+    ours = {
+        str(path.relative_to(ROOT)).removeprefix("can_jax/")
+        for folder in ("can_jax", "configs", "launch") for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }  # fmt: skip
+    assert {f"can_jax/{name}" for name in ours} <= files.keys()
+    assert {name.split("/")[0].split("-")[0] for name in files} == {"can_jax"}  # none else's place
+    for name, info in files.items():
+        executable = info.external_attr >> 16 & 0o111
+        assert bool(executable) == name.endswith(".sh"), name
+    declared = {re.split(r"[^\w-]", d)[0] for d in metadata.get_all("Requires-Dist")}
+    assert {"scipy", "ml_dtypes", "jax"} <= declared
+
+
+def test_recipes_are_found_by_name_from_a_wheel(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    (tmp_path / "away").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path / "away", capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    place, names, recipes = json.loads(done.stdout)
+    assert place == str(tmp_path / "site" / "can_jax" / "__init__.py")
+    assert names == {kind: names_of(kind) for kind in KINDS}
+    assert recipes == sum(len(names_of(kind)) for kind in ("recipe", "protocol", "study"))
+
+
+def imported(path):
+    """The packages that a file imports: at its top, and anywhere."""
+
+    def names(node):
+        if isinstance(node, ast.Import):
+            return {alias.name.split(".")[0] for alias in node.names}
+        own = isinstance(node, ast.ImportFrom) and not node.level
+        return {node.module.split(".")[0]} if own else set()
+
+    tree = ast.parse(path.read_text())
+    everywhere = set().union(*(names(node) for node in ast.walk(tree)))
+    return set().union(*(names(node) for node in tree.body)), everywhere
+
+
+def test_every_imported_package_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+
+    def distributions(entries):
+        found = {re.split(r"[\[\s<>=;!~]", entry)[0] for entry in entries if entry[:1] != "#"}
+        return {name.lower().replace("_", "-") for name in found}
+
+    needed = distributions(lines)
+    optional = needed | distributions(project["optional-dependencies"]["torch"])
+    installed = importlib.metadata.packages_distributions()
+
+    def undeclared(modules, declared):
+        others = modules - set(sys.stdlib_module_names) - {"can_jax", "setuptools"}
+        return {
+            module for module in others
+            if not declared & {d.lower().replace("_", "-") for d in installed.get(module, [module])}
+        }  # fmt: skip
+
+    peer = ROOT / "can_jax" / "benchmark" / "torch_reference.py"  # run only where PyTorch is
+    for folder in ("can_jax", "configs"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            top, everywhere = imported(path)
+            assert not undeclared(top, optional if path == peer else needed), path
+            assert not undeclared(everywhere, optional), path

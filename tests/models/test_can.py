@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from can_jax.models.can import SIZES, build, encoder_size, pool
+from can_jax.models.masking import patchify
+from tests.helpers.configs import small_config
+
+ALL = frozenset({"projection", "prediction", "noise_level"})
+
+
+def count(size, patch_size):
+    config = small_config(data__image_size=224, model__scan=True, model__patch_size=patch_size)
+    config.model.update(size=size, width=SIZES[size].width, heads=SIZES[size].heads)
+    config.model.depth = SIZES[size].depth
+    network = nnx.eval_shape(lambda: build(config, frozenset(), nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("size", "patch_size", "millions"),
+    [("Ti", 16, 5.5), ("S", 16, 21.7), ("B", 16, 85.8), ("L", 16, 303.3), ("H", 14, 630.4)],
+)
+def test_encoder_sizes_are_the_published(size, patch_size, millions):
+    assert count(size, patch_size) / 1e6 == pytest.approx(millions, abs=0.35)
+
+
+@pytest.mark.parametrize("channels", range(1, 9))
+def test_non_square_images_of_any_channels(channels):
+    config = small_config(data__image_size=(8, 20), augment__saturation=0.0, augment__hue=0.0,
+        augment__greyscale=0.0, data__channels=channels, augment__mean=(0.0,) * channels,
+        augment__std=(1.0,) * channels,
+    )  # fmt: skip
+    model = build(config, ALL, nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (3, 8, 20, channels))
+    patches = patchify(images, 4)
+    shuffle = jnp.broadcast_to(jnp.arange(10), (3, 10))
+    outputs = model(patches[:, :5], shuffle, jnp.zeros(3), grid=(2, 5), train=True)
+    assert outputs.latent.shape == (3, 6, 24)
+    assert outputs.prediction.shape == (3, 10, 16 * channels)
+    assert model.encode(images).shape == (3, 11, 24)
+
+
+def test_encode_is_the_forward_pass_with_nothing_hidden():
+    model = build(small_config(), ALL, nnx.Rngs(0))
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
+    outputs = model(patchify(images, 4), shuffle, jnp.zeros(2), grid=(4, 4), train=False)
+    np.testing.assert_allclose(model.encode(images), outputs.latent, atol=1e-5)
+
+
+def test_decoder_is_given_the_level_beside_the_latents():
+    config = small_config()
+    model = build(config, ALL, nnx.Rngs(0))
+    patches = jax.random.normal(jax.random.key(0), (2, 8, 48))
+    shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
+    seen = []
+    decoder = model.decoder
+    model.decoder = nnx.data(lambda latent, _, __, level: seen.extend((latent, level)))
+    outputs = model(patches, shuffle, jnp.full(2, 0.03), grid=(4, 4), train=True)
+    model.decoder = decoder
+    np.testing.assert_array_equal(seen[0], outputs.latent)
+    np.testing.assert_array_equal(seen[1], outputs.noise_level)
+
+
+def test_pools():
+    latent = jnp.arange(12.0).reshape(1, 3, 4)
+    np.testing.assert_array_equal(pool(latent, "class"), latent[:, 0])
+    np.testing.assert_array_equal(pool(latent, "patches"), latent[:, 1:].mean(1))
+    np.testing.assert_array_equal(pool(latent, "all"), latent.mean(1))
+
+
+def test_single_measures_replace_those_of_the_size():
+    size = encoder_size(small_config(model__size="L", model__depth=5).model)
+    assert (size.width, size.depth, size.heads) == (24, 5, 3)

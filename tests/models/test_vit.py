@@ -1,0 +1,131 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from can_jax.models.vit import (
+    REMAT_POLICIES,
+    Blocks,
+    Encoder,
+    attend,
+    gelu,
+    matrix_product,
+)
+
+
+def make_blocks(**options):
+    options = {"scan": False, "remat": "none", "dtype": jnp.float32} | options
+    options = {"residual_dtype": options["dtype"]} | options
+    return Blocks(3, 8, 2, 16, param_dtype=jnp.float32, rngs=nnx.Rngs(0), **options)
+
+
+def value_and_gradient(blocks, x):
+    graph, parameters = nnx.split(blocks)
+    return jax.value_and_grad(lambda p: jnp.sum(nnx.merge(graph, p)(x) ** 2))(parameters)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_every_way_to_run_the_blocks_gives_the_same(scan, remat):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+    value, gradient = value_and_gradient(make_blocks(scan=scan, remat=remat), x)
+    expected, expected_gradient = value_and_gradient(make_blocks(), x)
+    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
+def test_gelu_is_the_exact_one_and_keeps_its_input_only(dtype, error):
+    x = jnp.linspace(-5, 5, 1001).astype(dtype)
+    points = np.asarray(x, np.float64)
+    cdf = np.array([0.5 * math.erfc(-point / math.sqrt(2)) for point in points])
+    density = np.exp(-0.5 * points**2) / math.sqrt(2 * math.pi)
+    value, backward = jax.vjp(gelu, x)
+    (slope,) = backward(jnp.ones_like(x))
+    assert value.dtype == slope.dtype == dtype
+    for found, exact in ((value, points * cdf), (slope, cdf + points * density)):
+        assert (np.abs(np.asarray(found, np.float64) - exact) <= error * (1 + abs(exact))).all()
+    kept = jax.tree.leaves(backward)
+    assert [(a.shape, a.dtype) for a in kept] == [(x.shape, dtype)]
+
+
+def test_scan_compiles_one_block_and_remat_computes_again():
+    def text(**options):
+        graph, parameters = nnx.split(make_blocks(**options))
+        x = jnp.ones((2, 5, 8))
+        loss = jax.jit(jax.grad(lambda p: jnp.sum(nnx.merge(graph, p)(x))))
+        return loss.lower(parameters).as_text()
+
+    assert "stablehlo.while" in text(scan=True) and "stablehlo.while" not in text(scan=False)
+    counts = {r: text(scan=True, remat=r).count("dot_general") for r in ("none", "dots", "full")}
+    assert counts["dots"] == counts["none"] + 1  # of attention's logits; no linear layer's
+    assert counts["none"] < counts["full"]
+
+
+@pytest.mark.parametrize("outputs", [3, 6, 9])
+def test_gradients_of_a_product_of_any_shape(outputs):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((5, 6), (6, outputs), (5, outputs))
+    x, kernel, gradient = map(jax.random.normal, keys, shapes)
+    value, backward = jax.vjp(matrix_product, x, kernel)
+    of_x, of_kernel = backward(gradient)
+    for found, exact in (
+        (value, x @ kernel),
+        (of_x, gradient @ kernel.T),
+        (of_kernel, x.T @ gradient),
+    ):
+        np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_softmax_of_scaled_products():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 5, 2, 4))
+    scores = np.einsum("rqhw,rkhw->rhqk", q, k) / 2
+    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+    expected = np.einsum("rhqk,rkhw->rqhw", weights, v)
+    found = attend(*(jnp.asarray(array, jnp.float32) for array in (q, k, v)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_residual_stream_in_float32_is_nearer_to_float32_throughout():
+    x = jax.random.normal(jax.random.key(1), (4, 9, 32))
+    half = jnp.bfloat16
+
+    def output(dtype, residual_dtype):
+        options = {"scan": True, "remat": "none", "param_dtype": jnp.float32}
+        blocks = Blocks(
+            16, 32, 4, 64, dtype=dtype, residual_dtype=residual_dtype, rngs=nnx.Rngs(0), **options
+        )
+        return blocks(x.astype(residual_dtype))
+
+    exact, wide, narrow = (
+        output(*dtypes) for dtypes in ((jnp.float32,) * 2, (half, jnp.float32), (half, half))
+    )
+    assert (wide.dtype, narrow.dtype) == (jnp.float32, half)
+    errors = [float(jnp.linalg.norm(y.astype(jnp.float32) - exact)) for y in (wide, narrow)]
+    assert 0 < errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_residual_stream_narrower_than_the_computation_keeps_its_type(scan):
+    blocks = make_blocks(scan=scan, residual_dtype=jnp.bfloat16)
+    assert blocks(jnp.ones((2, 5, 8), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_encoder_sees_places_and_not_the_order_in_which_they_come():
+    encoder = Encoder(
+        12, 8, 2, 2, 16, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
+        residual_dtype=jnp.float32, param_dtype=jnp.float32,
+    )  # fmt: skip
+    patches = jax.random.normal(jax.random.key(0), (1, 4, 12))
+    index = jnp.array([[5, 0, 3, 1]])
+    tokens = encoder(patches, index, (2, 3))
+    turned = encoder(patches[:, ::-1], index[:, ::-1], (2, 3))
+    np.testing.assert_allclose(tokens[:, 1:], turned[:, :0:-1], atol=1e-5)
+    np.testing.assert_allclose(tokens[:, 0], turned[:, 0], atol=1e-5)
+    moved = encoder(patches, index.at[0, 0].set(4), (2, 3))
+    assert float(jnp.abs(moved - tokens).max()) > 1e-3

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from can_jax.models.can import SIZES, Size
+from can_jax.models.vit import Blocks
+from can_jax.monitoring.flops import (
+    matmul_flops,
+    peak_flops,
+    train_flops_per_image,
+    transformer_flops,
+)
+from can_jax.train.losses import heads
+from tests.helpers.configs import small_config
+
+
+def gigaflops(**changes):
+    config = small_config(data__image_size=224, model__patch_size=16, **changes)
+    config.model.decoder.update(width=512, depth=8, heads=16)
+    config.model.projector.update(hidden=4096, outputs=128)
+    size = SIZES[config.model.size]
+    config.model.update(width=size.width, depth=size.depth, heads=size.heads)
+    return train_flops_per_image(config, heads(config)) / 1e9
+
+
+def test_known_costs():
+    simclr = {
+        "model__mask_ratio": 0.0,
+        "noise__sigma_max": 0.0,
+        "objective__reconstruction__weight": 0.0,
+        "objective__denoising__weight": 0.0,
+    }
+    mae = {
+        "augment__views": 1,
+        "model__mask_ratio": 0.75,
+        "objective__contrastive__weight": 0.0,
+    }
+    can = gigaflops(model__size="L")
+    assert can == pytest.approx(431, rel=0.01)
+    assert gigaflops(model__size="B") == pytest.approx(169, rel=0.01)
+    assert gigaflops(model__size="L", **mae) == pytest.approx(124, rel=0.01)
+    assert gigaflops(model__size="L", **simclr) / can == pytest.approx(1.71, abs=0.02)
+
+
+def test_formula_is_what_the_compiler_counts():
+    blocks = Blocks(
+        2, 256, 4, 1024, scan=False, remat="none", rngs=nnx.Rngs(0), dtype=jnp.float32,
+        residual_dtype=jnp.float32, param_dtype=jnp.float32,
+    )  # fmt: skip
+    graph, parameters = nnx.split(blocks)
+    forward = jax.jit(lambda p, x: nnx.merge(graph, p)(x))
+    counted = forward.lower(parameters, jnp.ones((1, 50, 256))).compile().cost_analysis()["flops"]
+    assert transformer_flops(Size(256, 2, 4), 50) == pytest.approx(counted, rel=0.07)
+
+
+def test_peak_of_a_cpu_is_measured():
+    rate, source = peak_flops("float32")
+    assert rate > 1e8 and "measured" in source
+    assert matmul_flops("float32", size=64, repeats=1) > 0

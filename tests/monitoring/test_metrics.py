@@ -1,0 +1,83 @@
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from can_jax.monitoring.metrics import MetricWriter, effective_rank, read_metrics, to_scalars
+
+
+def test_effective_rank_counts_directions():
+    for rank in (1, 3, 8):
+        basis = np.zeros((48, 8))
+        basis[np.arange(48), np.arange(48) % rank] = 1
+        assert effective_rank(basis.T @ basis) == pytest.approx(rank, rel=1e-6)
+    assert np.isnan(effective_rank(np.full((2, 2), np.nan)))
+
+
+def test_scalars_hold_the_rank_and_not_the_matrix():
+    scalars = to_scalars(
+        {"loss/total": np.float32(2), "embedding/gram": np.eye(4, dtype=np.float32)}
+    )
+    assert scalars == pytest.approx({"loss/total": 2.0, "embedding/effective_rank": 4.0})
+
+
+def writer_after(folder, step):
+    writer = MetricWriter(epath.Path(folder))
+    writer.go_back(step)
+    return writer
+
+
+def test_a_writer_that_never_began_writes_nothing(tmp_path):
+    MetricWriter(epath.Path(tmp_path)).close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_and_events(tmp_path):
+    writer = writer_after(tmp_path, 0)
+    writer.scalars(1, {"loss/total": 0.5, "grad_norm": float("nan")})
+    writer.image(1, "panel", np.zeros((4, 4, 3), np.uint8))
+    writer.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
+        "step": 1, "loss/total": 0.5, "grad_norm": None,
+    }  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert "loss/total" in events.Tags()["tensors"] and "panel" in events.Tags()["tensors"]
+
+
+def test_going_on_drops_what_comes_again(tmp_path):
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    writer = writer_after(tmp_path, 2)
+    writer.scalars(3, {"again": 1.0})
+    writer.close()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1.0}]
+    dropped = (tmp_path / "metrics_dropped.jsonl").read_text().splitlines()
+    assert dropped == ['{"step": 3}', '{"step": 4, "lo']
+
+
+def test_damaged_lines_are_moved_and_end_nothing(tmp_path):
+    lines = [b'{"step": 1}', b"\xff\xfe{", b"5", b"[]", b'{"step": "2"}', b"\0\0\0", b'{"step": 2}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))
+    assert read_metrics(epath.Path(tmp_path)) == [{"step": 1}, {"step": 2}]
+    writer_after(tmp_path, 5).close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert (tmp_path / "metrics_dropped.jsonl").read_bytes().splitlines() == lines[1:-1]
+
+
+def test_tensorboard_shows_each_step_once_after_going_back(tmp_path):
+    for after, last in ((0, 10), (4, 7)):
+        writer = writer_after(tmp_path, after)
+        for step in range(after + 1, last + 1):
+            writer.scalars(step, {"x": float(step)})
+        if after:
+            writer.go_back(5)
+            writer.scalars(6, {"x": -6.0})
+        writer.close()
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Tensors("x")] == [1, 2, 3, 4, 5, 6]

@@ -1,0 +1,78 @@
+import os
+import subprocess
+import sys
+
+STUCK = """
+import time
+from can_jax.monitoring.watchdog import Watchdog
+
+def waits_for_ever():
+    time.sleep(60)
+
+dog = Watchdog(0.5)
+for step in range(1, 8):
+    time.sleep(0.15)
+    dog.beat(step)
+{then}
+"""
+
+
+def run(then):
+    return subprocess.run(
+        [sys.executable, "-c", STUCK.format(then=then)], capture_output=True, text=True, timeout=30
+    )
+
+
+def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
+    done = run("waits_for_ever()")
+    assert done.returncode == 70
+    assert "waits_for_ever" in done.stderr  # where it was
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: nothing has moved for 0 s after step 7")
+
+
+def test_full_pipe_or_hung_disk_does_not_keep_a_stuck_run_alive(tmp_path):
+    """Nobody reads what it prints, nor the file of the stacks."""
+    program = """
+import os, sys, time
+from can_jax.distributed import abort
+
+abort.WRITE_SECONDS = 0.5
+time.strftime = lambda *_: "pipe"  # the stacks go to a pipe, and this one has no reader either
+abort.keep_stacks_in(sys.argv[1], "")
+os.set_blocking(2, False)
+try:
+    while True:
+        os.write(2, bytes(65536))
+except BlockingIOError:
+    os.set_blocking(2, True)
+abort.abort("stuck")
+"""
+    os.mkfifo(tmp_path / "pipe")
+    reader, writer = os.pipe()
+    arguments = [sys.executable, "-c", program, str(tmp_path)]
+    process = subprocess.Popen(arguments, stderr=writer)
+    assert process.wait(20) == 70
+    os.close(reader)
+    os.close(writer)
+
+
+def test_run_that_moves_or_has_ended_is_left_alone():
+    assert run("dog.close(); time.sleep(1.5)").returncode == 0
+    assert run("").returncode == 0
+
+
+def test_run_that_was_suspended_is_left_alone():
+    program = """
+import os, signal, subprocess, sys, time
+from can_jax.monitoring.watchdog import Watchdog
+
+dog = Watchdog(1.0)
+wake = f"import os, signal, time; time.sleep(2); os.kill({os.getpid()}, signal.SIGCONT)"
+subprocess.Popen([sys.executable, "-c", wake])
+os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(0.3)
+dog.beat(1)
+time.sleep(0.3)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0

@@ -1,0 +1,136 @@
+"""What the compiler makes of the step: what moves between devices, in which types and buffers.
+
+The numbers are those of a small network; a change of them wants an explanation, not a new number.
+"""
+
+import re
+
+import jax
+import pytest
+
+from can_jax.data.pipeline.batch import batch_shapes
+from can_jax.distributed.mesh import batch_sharding, make_mesh
+from can_jax.plan.hlo import collectives
+from can_jax.train.step import abstract_state, compile_train_step, make_step
+from tests.helpers.configs import small_config
+
+# Visible tokens and all tokens, the class token among them: no width or batch is like these.
+TOKENS = {8 + 1, 16 + 1}
+
+
+def small(**changes):
+    return small_config(
+        batch_size=64, model__depth=3, model__width=32, model__heads=4, model__scan=True,
+        model__dtype="bfloat16", **changes,
+    )  # fmt: skip
+
+
+def shapes_of(config):
+    mesh = make_mesh(config.mesh)
+    step = make_step(config, lambda _: 1e-3)
+    batch = batch_shapes(config, batch_sharding(mesh))
+    return step, abstract_state(step, mesh), batch, mesh
+
+
+def moved(**changes):
+    """Collectives by kind and axes: how many arrays they carry in a step."""
+    step, state, batch, mesh = shapes_of(small(**changes))
+    text = compile_train_step(step, state, batch, mesh).as_text()
+    return collectives(text, mesh)
+
+
+def sizes(array):
+    return [int(size) for size in re.search(r"\[([\d,]*)\]", array)[1].split(",") if size]
+
+
+@pytest.fixture(scope="module")
+def data_parallel():
+    return moved()
+
+
+@pytest.fixture(scope="module")
+def fully_sharded():
+    return moved(mesh__data=2, mesh__fsdp=4)
+
+
+def test_data_parallel_step_gathers_embeddings_and_reduces_gradients(data_parallel):
+    gathered = [a for c in data_parallel if c.kind == "all-gather" for a in c.arrays]
+    # The keys of the contrastive loss, and backward what each row's softmax is divided by, and its
+    # number of positives.
+    assert sorted(map(sizes, gathered)) == [[128], [128], [128, 16]]
+    assert {c.kind for c in data_parallel} == {"all-gather", "all-reduce"}
+    assert {c.axes for c in data_parallel} == {"data"}
+    reduced = sum(c.bytes * c.times for c in data_parallel if c.kind == "all-reduce")
+    step, state, *_ = shapes_of(small())
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    # Gradients once, in float32 on this backend; beside them statistics and what is logged.
+    assert parameters * 4 <= reduced <= parameters * 4 * 1.25
+    # Two loops' gradients, the rest's, BatchNorm's statistics, losses: no more than these.
+    assert sum(c.times for c in data_parallel if c.kind == "all-reduce") <= 2 * 3 + 2 * 1 + 14
+
+
+def test_parameters_are_gathered_over_fsdp_only(fully_sharded):
+    kinds = {(c.kind, c.axes) for c in fully_sharded}
+    assert ("all-gather", "fsdp") in kinds
+    step, state, *_ = shapes_of(small(mesh__data=2, mesh__fsdp=4))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(state.parameters)]
+    entries = {int(jax.numpy.prod(jax.numpy.array(shape))) for shape in shapes}
+    layers = {
+        entries_of // depth for entries_of in entries for depth in (3, 1) if entries_of % depth == 0
+    }
+    for collective in fully_sharded:
+        if (collective.kind, collective.axes) == ("all-gather", "fsdp"):
+            for array in collective.arrays:
+                count = 1
+                for size in sizes(array):
+                    count *= size
+                assert count in layers, array
+
+
+@pytest.mark.parametrize("mesh", ["data_parallel", "fully_sharded"])
+def test_rows_never_leave_their_devices(mesh, request):
+    for collective in request.getfixturevalue(mesh):
+        for array in collective.arrays:
+            assert not TOKENS & set(sizes(array)), (collective.kind, array)
+
+
+def test_without_pins_the_compiler_would_move_rows(monkeypatch):
+    """What the tests above guard against is real."""
+    monkeypatch.setattr(
+        "can_jax.models.vit.pin_rows",
+        lambda x: jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec()),
+    )
+    arrays = [array for c in moved() for array in c.arrays]
+    assert any(TOKENS & set(sizes(array)) for array in arrays)
+
+
+def test_bfloat16_step_has_no_products_in_float32_but_those_that_are_meant():
+    config = small()
+    step, state, batch, mesh = shapes_of(config)
+    with jax.set_mesh(mesh):
+        text = jax.jit(step.train).lower(state, batch).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    narrow = re.compile(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>")
+    wide = [line for line in products if not narrow.search(line)]
+    # Similarities, forward and backward, how they pull at embeddings, the logged Gram matrix.
+    results = [re.search(r"-> tensor<([\dx]+)xf32>", line)[1] for line in wide]
+    assert sorted(results) == ["128x128", "128x128", "128x16", "32x32"]
+    assert len(products) > 30
+
+
+@pytest.mark.parametrize("changes", [{}, {"mesh__data": 2, "mesh__fsdp": 4}])
+def test_state_is_updated_in_place(changes):
+    """Every array of the state is written over the one it comes from."""
+    step, state, batch, mesh = shapes_of(small(**changes))
+    compiled = compile_train_step(step, state, batch, mesh)
+    header = compiled.as_text().splitlines()[0]
+    aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", header)
+    leaves = len(jax.tree.leaves(state))
+    assert sorted((int(out), int(into)) for out, into in aliases) == [(i, i) for i in range(leaves)]
+    stats = compiled.memory_analysis()
+    held = sum(
+        leaf.dtype.itemsize * jax.numpy.prod(jax.numpy.array(leaf.sharding.shard_shape(leaf.shape)))
+        for leaf in jax.tree.leaves(state)
+        if leaf.ndim
+    )
+    assert stats.alias_size_in_bytes >= held

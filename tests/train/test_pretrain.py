@@ -1,0 +1,219 @@
+"""The main command, as a person runs it."""
+
+import itertools
+import json
+import shutil
+import signal
+import subprocess
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from can_jax.train import loop
+from tests.data import samples
+from tests.helpers.runs import (
+    ROOT,
+    assert_same_run,
+    command,
+    main_in_process,
+    metrics,
+    run,
+    run_in_process,
+)
+
+QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
+
+
+def test_run_directory_holds_what_it_should(finished):
+    workdir, _ = finished
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["data"]["image_size"] == [16, 16] and config["batch_size"] == 16
+    environment = json.loads((workdir / "environment.json").read_text())
+    assert environment["versions"]["jax"] and environment["mesh"]["data"] == 1
+    assert environment["run"]["steps"] == 6
+    assert "encoder/patch_embed/kernel" in (workdir / "parameters.txt").read_text()
+    lines = metrics(workdir)
+    last = [line for line in lines if "loss/total" in line][-1]
+    expected = {
+        "step", "examples", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction",
+        "loss/denoising", "learning_rate", "grad_norm", "param_norm", "images_per_second", "mfu",
+        "data_wait", "embedding/std", "embedding/effective_rank", "contrastive/top1",
+        "contrastive/positive_similarity", "contrastive/negative_similarity", "skipped_steps",
+    }  # fmt: skip
+    assert expected <= set(last)
+    assert (last["step"], last["examples"], last["epoch"]) == (6, 96, 1.5)
+    assert [line["step"] for line in lines if "probe/knn" in line] == [0, 6]
+    assert (workdir / "figures" / "step_00000006.png").stat().st_size > 5000
+    assert list((workdir / "tensorboard").iterdir())
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+
+
+def test_output_tells_what_runs_and_what_came_of_it(finished):
+    output = finished[1]
+    for part in (
+        "Parameters", "Mesh: data 1, fsdp 1, tensor 1", "peak learning rate", "compiled the train",
+        "kNN: raw pixels", "step 6/6 | loss", "| contrastive", "| denoising", "MFU", "data wait",
+        "ETA", "kNN, trained encoder", "figure to open",
+    ):  # fmt: skip
+        assert part in output, part
+
+
+@pytest.mark.slow
+def test_losses_fall_in_a_short_run(recipe, tmp_path):
+    options = ["total_steps=60", "log_every_steps=10", "checkpoint.every_steps=60", *QUIET]
+    options += ["augment.jitter=0.8", "augment.greyscale=0.2", "augment.blur=0.5"]
+    done = run_in_process(recipe, tmp_path, *options)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in metrics(tmp_path) if "loss/total" in line]
+    for loss in ("loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising"):
+        assert lines[-1][loss] < lines[0][loss], loss
+
+
+def test_same_command_again_has_nothing_to_do(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    before = (workdir / "metrics.jsonl").read_text()
+    done = run_in_process(recipe, workdir)
+    assert done.returncode == 0 and "already finished" in done.stdout
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def run_killed_once(recipe, workdir, *overrides):
+    """A run that is killed after its first checkpoint, and then goes on to its end."""
+    process = subprocess.Popen(
+        command(recipe, workdir, *overrides),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (workdir / "checkpoints" / "3").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = run(recipe, workdir, *overrides)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_to_the_same_end(finished, recipe, tmp_path):
+    run_killed_once(recipe, tmp_path)
+    assert_same_run(tmp_path, finished[0], 6)
+
+
+def shards_with_broken_images(place):
+    """Overrides for a run on streamed shards, two images of which cannot be decoded."""
+    rng = np.random.default_rng(0)
+    images = [samples.encode(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)) for _ in range(40)]
+    images[3] = images[22] = b"broken"
+    for i in range(2):
+        samples.write_tfrecord(place / f"data/train-{i}.tfrecord", images[20 * i : 20 * i + 20])
+    return [
+        "data.source=tfrecord", f"data.path={place / 'data'}", "data.streaming=True",
+        "data.examples=40", "data.window=7", *QUIET,
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_broken_images_of_shards_are_skipped_counted_and_named(recipe, tmp_path):
+    done = run_in_process(recipe, tmp_path / "run", *shards_with_broken_images(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "run")[-1]["skipped_images"] >= 4
+    assert "skipped, cannot be decoded" in done.stderr and "record 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_run_on_shards_with_broken_images(recipe, tmp_path):
+    """Streamed: where it was is in the checkpoint, and so is what was skipped."""
+    overrides = shards_with_broken_images(tmp_path)
+    whole = run(recipe, tmp_path / "whole", *overrides)
+    assert whole.returncode == 0, whole.stderr
+    assert metrics(tmp_path / "whole")[-1]["skipped_images"] >= 4
+    assert "skipped, cannot be decoded" in whole.stderr and "record 2" in whole.stderr
+    run_killed_once(recipe, tmp_path / "killed", *overrides)
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", 6)
+
+
+def test_checkpoints_are_made_by_time_too(recipe, tmp_path, monkeypatch):
+    clock = itertools.count(0, 10)  # seconds, of which each look takes ten
+    stand_in = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
+    monkeypatch.setattr(loop, "time", stand_in)
+    done = run_in_process(
+        recipe, tmp_path, "probe.every_steps=0", "figures.every_steps=0", "total_steps=8",
+        "checkpoint.every_steps=100000", "checkpoint.every_minutes=0.5",
+        "checkpoint.keep_every_steps=1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {3, 6, 8}
+    log = (tmp_path / "log.txt").read_text()
+    assert all(line in log for line in done.stdout.splitlines() if line.startswith("step "))
+
+
+def test_sigterm_saves_exits_75_and_goes_on(recipe, tmp_path):
+    slow = ["total_steps=100000", "checkpoint.every_steps=100000", "probe.every_steps=100000"]
+    process = subprocess.Popen(
+        command(recipe, tmp_path, *slow), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM" in errors
+    (step,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert f"step {step} is saved" in errors
+    done = run_in_process(recipe, tmp_path, f"total_steps={step + 2}", *slow[1:])
+    assert done.returncode == 0 and f"resumed from the checkpoint of step {step}" in done.stdout
+    assert "changed since this run began: total_steps" in done.stdout
+
+
+def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    done = run_in_process(recipe, workdir, "total_steps=4")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "checkpoint of step 6, past the end of this run at 4" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["modle.size=L"], "did you mean --config.model.size?"),
+        (["batch_size=many"], "batch_size=many"),
+        (["model.patch_size=5"], "does not divide data.image_size"),
+        (["model.mask_ratio=0.999"], "hides all 16 patches"),
+        (["mesh.data=3"], "does not fit 1 devices"),
+        (["data.source=folder", "data.path=/no/such/place"], "/no/such/place is not a folder"),
+        (["data.source=arrays", "data.path=/no/such/place"], "/no/such/place does not exist"),
+        (["data.source=tfds", "data.name=none", "data.path=/no/such/place"], "no data set 'none'"),
+        (["probe.split=train", "data.source=arrays", "data.path={}"], "no labelled image"),
+    ],
+)
+def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, overrides, message):
+    np.savez(tmp_path / "train.npz", images=np.zeros((20, 16, 16, 3), np.uint8))
+    done = run_in_process(recipe, tmp_path / "run", *(o.format(tmp_path) for o in overrides))
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert "compiled" not in done.stdout
+    assert not any(path.is_file() for path in tmp_path.glob("run/**/*"))
+
+
+def test_help_and_debug(recipe, tmp_path):
+    done = main_in_process("can_jax.main", "--help")
+    assert done.returncode == 0
+    assert "--config" in done.stdout and "--workdir" in done.stdout
+    done = main_in_process(*command(recipe, tmp_path, "mesh.data=3")[2:], "--debug")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_batch_that_does_not_divide_names_the_nearest(recipe, tmp_path):
+    done = run_in_process(recipe, tmp_path, "batch_size=12", devices=8)
+    assert done.returncode == 1
+    assert "batch_size=12 does not divide over the 8 devices" in done.stderr
+    assert "8 and 16" in done.stderr

@@ -1,0 +1,512 @@
+"""The train step: what it reduces to, what it leaves out, and known defects it must not have."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from can_jax import objectives
+from can_jax.augment.photometric import Photometric
+from can_jax.data.pipeline.batch import Batch
+from can_jax.distributed.mesh import batch_sharding, make_mesh
+from can_jax.models.can import Forward
+from can_jax.models.masking import unpatchify
+from can_jax.objectives import contrastive
+from can_jax.train.gradients import gradients
+from can_jax.train.losses import Inputs, forward, grid_of, losses, prepare
+from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
+from can_jax.weights.torch_layout import to_torch
+from tests.helpers import oracle
+from tests.helpers.configs import COLOURS, small_config
+
+SLOW = pytest.mark.slow
+PLAIN = {"layers": 2, "hidden": 24, "outputs": 10, "batch_norm": False}
+
+
+def random_batch(config, seed=0):
+    rng = np.random.default_rng(seed)
+    shape = (config.batch_size, config.augment.views, *config.data.image_size, config.data.channels)
+    return Batch(
+        jnp.asarray(rng.integers(0, 256, shape, np.uint8)),
+        jnp.arange(config.batch_size, dtype=jnp.uint32),
+        jnp.asarray(rng.integers(0, 3, config.batch_size), jnp.int32),
+    )
+
+
+def described(config, devices=1):
+    """The step and the shapes of its state, without any numbers."""
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    step = make_step(config, lambda _: jnp.float32(0.01))
+    return step, abstract_state(step, mesh)
+
+
+def start(config, devices=1):
+    step, abstract = described(config, devices)
+    mesh = make_mesh(config.mesh, jax.devices()[:devices])
+    return step, mesh, initialize(step, abstract), abstract
+
+
+def place(batch, mesh):
+    return Batch(*(jax.device_put(array, batch_sharding(mesh)) for array in batch))
+
+
+def lowered_text(config):
+    step, abstract = described(config)
+    return jax.jit(step.train).lower(abstract, random_batch(config)).as_text()
+
+
+def oracle_total(config, step, state, inputs):
+    """The oracle's total loss, and its derivative in a random direction, from our weights.
+
+    Returns them with our own loss and our gradient along the same direction.
+    """
+
+    def total(parameters):
+        model = step.model(dataclasses.replace(state, parameters=parameters))
+        return losses(config, forward(config, model, inputs, train=True), inputs)[0]
+
+    ours, gradient = jax.value_and_grad(total)(state.parameters)
+    weights = {k: v.astype(float) for k, v in to_torch(state.parameters, 4).items()}
+    slopes = to_torch(gradient, 4)
+    model, decoder = config.model, config.model.decoder
+    views, rows = config.augment.views, inputs.clean.shape[0]
+    order = np.arange(rows).reshape(-1, views).T.reshape(-1)  # the oracle's rows go by view
+    patches = inputs.clean.shape[1]
+    meta = {
+        "patch_size": 4, "width": model.width, "depth": model.depth, "heads": model.heads,
+        "decoder_width": decoder.width, "decoder_depth": decoder.depth,
+        "decoder_heads": decoder.heads, "channels": 3, "temperature": 0.1, "sigma_scale": 1.0,
+        "keep": int(patches * (1 - model.mask_ratio)),
+        "weights": [config.objective[k].weight for k in objectives.OBJECTIVES],
+        "level_tokens": config.noise.level_tokens,
+        "normalize_targets": config.objective.reconstruction.normalize,
+    }  # fmt: skip
+    # Heads that we have not built take no part: zeros serve.
+    weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
+    rows = inputs.clean.shape[0]
+    sigma, unit = np.zeros(rows), jnp.zeros_like(inputs.clean)
+    if inputs.noise is not None:
+        sigma, unit = np.asarray(inputs.noise.sigma, float), inputs.noise.unit
+    images = [inputs.clean, unit]
+    grid = grid_of(config)
+    views_and_noise = (
+        np.asarray(unpatchify(array, grid, 4))[order].astype(float) for array in images
+    )
+    arrays = dict(zip(("views", "unit_noise"), views_and_noise, strict=True))
+    arrays |= {"sigma": sigma[order], "shuffle": np.asarray(inputs.shuffle)[order]}
+    rng = np.random.default_rng(3)
+    direction = {k: rng.normal(size=weights[k].shape) for k in slopes}
+    moved = weights | {k: weights[k] + 1e-30j * v for k, v in direction.items()}
+    with np.errstate(invalid="ignore"):  # a mean over no hidden patch, with weight 0
+        total = oracle.forward(moved, meta, arrays)["loss/total"]
+    slope = sum(float((slopes[k] * v).sum()) for k, v in direction.items())
+    return (total.real, total.imag / 1e-30), (float(ours), slope)
+
+
+REDUCTIONS = {
+    "mae": {
+        "objective__contrastive__weight": 0.0,
+        "objective__denoising__weight": 0.0,
+        "objective__reconstruction__weight": 1.0,
+        "noise__sigma_max": 0.0,
+        "augment__views": 1,
+        "model__mask_ratio": 0.75,
+    },
+    "simclr": {
+        "objective__reconstruction__weight": 0.0,
+        "objective__denoising__weight": 0.0,
+        "objective__contrastive__weight": 1.0,
+        "noise__sigma_max": 0.0,
+        "model__mask_ratio": 0.0,
+    },
+    "noise as augmentation": {"objective__denoising__weight": 0.0, "noise__sigma_max": 0.5},
+    "noise and loss without sigma": {"noise__embed_level": False, "noise__sigma_max": 0.5},
+    "can": {"noise__level_scale": 1.0, "noise__sigma_max": 0.5},
+    "level for visible patches, raw targets": {
+        "noise__level_scale": 1.0,
+        "noise__sigma_max": 0.5,
+        "noise__level_tokens": "visible",
+        "objective__reconstruction__normalize": False,
+    },
+    "can, unscanned and scanned alike": {"noise__level_scale": 1.0, "model__scan": True},
+    "can, recomputed blocks": {"noise__level_scale": 1.0, "model__remat": "full"},
+}
+
+
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_step_is_the_method_by_an_independent_oracle(name):
+    config = small_config(batch_size=4, **REDUCTIONS[name])
+    config.model.projector.update(PLAIN)
+    step, _, state, _ = start(config)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    (total, slope), (our_total, our_slope) = oracle_total(config, step, state, inputs)
+    assert our_total == pytest.approx(total, rel=1e-5)
+    assert our_slope == pytest.approx(slope, rel=1e-3)
+
+
+def test_supervised_contrast_learns_from_the_labels_and_only_then():
+    batch = random_batch(small_config())
+    totals = {}
+    for supervised in (False, True):
+        config = small_config(objective__contrastive__supervised=supervised)
+        step, _, state, _ = start(config)
+        train = jax.jit(step.train)
+        for labels in ("given", "other"):
+            label = batch.label if labels == "given" else (batch.label + jnp.arange(8)) % 3
+            _, metrics = train(state, batch._replace(label=label))
+            totals[supervised, labels] = float(metrics["loss/contrastive"])
+    assert totals[False, "given"] == totals[False, "other"]
+    assert totals[True, "given"] != totals[True, "other"]
+
+
+def test_branches_without_weight_are_not_in_the_lowered_step():
+    # Widths that occur nowhere else betray the branch they belong to.
+    decoder = {"width": 44, "depth": 1, "heads": 2}
+    projector = {"layers": 3, "hidden": 52, "outputs": 68, "batch_norm": True}
+    traces = {"decoder": "44x", "projector": "52x", "noise": "erf_inv"}
+
+    def found(**changes):
+        config = small_config(**changes)
+        config.model.decoder.update(decoder)
+        config.model.projector.update(projector)
+        text = lowered_text(config)
+        return {part for part, trace in traces.items() if trace in text}
+
+    assert found() == {"decoder", "projector", "noise"}
+    assert found(**REDUCTIONS["mae"]) == {"decoder"}
+    assert found(**REDUCTIONS["simclr"]) == {"projector"}
+    assert found(**REDUCTIONS["noise as augmentation"]) == {"decoder", "projector", "noise"}
+
+
+def test_only_the_heads_that_are_needed_have_parameters():
+    def built(**changes):
+        return set(described(small_config(**changes))[1].parameters)
+
+    assert built() == {"encoder", "projector", "noise_level", "decoder"}
+    assert built(**REDUCTIONS["mae"]) == {"encoder", "decoder"}
+    assert built(**REDUCTIONS["simclr"]) == {"encoder", "projector"}
+    assert built(**REDUCTIONS["noise as augmentation"]) == {"encoder", "projector", "decoder"}
+
+
+def test_reconstruction_target_is_the_clean_view():
+    config = small_config(noise__sigma_max=1.0)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    clean = np.asarray(inputs.clean)
+    perfect = (clean - clean.mean(-1, keepdims=True)) / np.sqrt(
+        clean.var(-1, ddof=1, keepdims=True) + 1e-6
+    )
+    outputs = Forward(
+        latent=jnp.zeros((16, 9, 24)),
+        pooled=jnp.zeros((16, 24)),
+        projection=jax.random.normal(jax.random.key(0), (16, 16)),
+        noise_level=None,
+        prediction=jnp.asarray(perfect),
+    )
+    _, metrics = losses(config, outputs, inputs)
+    assert float(metrics["loss/reconstruction"]) < 1e-9
+
+
+def test_noise_target_is_not_normalised():
+    for sigma_max in (0.1, 0.4):
+        config = small_config(noise__sigma_max=sigma_max)
+        inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+        zero = Forward(
+            jnp.zeros((16, 9, 24)), jnp.zeros((16, 24)), jnp.ones((16, 16)), None,
+            jnp.zeros((16, 16, 48)),
+        )  # fmt: skip
+        _, metrics = losses(config, zero, inputs)
+        # The unit noise has mean square 1, so what is left is that of sigma.
+        expected = float(jnp.mean(inputs.noise.sigma**2))
+        assert float(metrics["loss/denoising"]) == pytest.approx(expected, rel=0.05)
+
+
+def test_unit_target_predicts_the_unit_noise():
+    config = small_config(noise__target="unit")
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    outputs = Forward(
+        jnp.zeros((16, 9, 24)), jnp.zeros((16, 24)), jnp.ones((16, 16)), None, inputs.noise.unit
+    )
+    assert float(losses(config, outputs, inputs)[1]["loss/denoising"]) == 0
+
+
+def test_sigma_reaches_input_and_network_as_configured():
+    config = small_config(batch_size=256, noise__sigma_max=0.2)
+    inputs = prepare(config, random_batch(config), jnp.int32(0), Photometric())
+    sigma = np.asarray(inputs.noise.sigma)
+    assert 0 <= sigma.min() < 0.01 and 0.19 < sigma.max() <= 0.2
+    assert sigma.mean() == pytest.approx(0.1, abs=0.01)
+    added = np.asarray(inputs.noisy - inputs.clean).reshape(512, -1)
+    np.testing.assert_allclose(added.std(1), sigma, rtol=0.15, atol=1e-3)
+
+    step, _, state, _ = start(config)
+    model = step.model(state)
+    quiet, loud = (
+        forward(
+            config,
+            model,
+            inputs._replace(noise=inputs.noise._replace(sigma=jnp.full(512, s))),
+            train=False,
+        )
+        for s in (0.01, 0.2)
+    )
+    assert float(jnp.abs(quiet.noise_level - loud.noise_level).max()) > 0.01
+
+
+def test_no_mask_is_repeated_over_rows_views_or_steps():
+    config = small_config(batch_size=32)
+    drawn = [
+        np.asarray(prepare(config, random_batch(config), jnp.int32(i), Photometric()).shuffle)
+        for i in range(3)
+    ]
+    every = np.concatenate(drawn)
+    assert len(np.unique(every, axis=0)) == len(every) == 3 * 64
+    assert (np.sort(every, axis=1) == np.arange(16)).all()
+    # Every patch is visible about half of the time.
+    visible = (np.argsort(every, axis=1) < 8).mean(0)
+    np.testing.assert_allclose(visible, 0.5, atol=0.15)
+
+
+def test_every_parameter_is_trained():
+    config = small_config()
+    step, mesh, state, abstract = start(config)
+    before = jax.device_get(state.parameters)
+    train = compile_train_step(step, abstract, place(random_batch(config), mesh), mesh)
+    state, _ = train(state, place(random_batch(config), mesh))
+    still = [
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree_util.tree_leaves_with_path(before),
+            jax.tree.leaves(jax.device_get(state.parameters)),
+            strict=True,
+        )
+        if np.array_equal(a, b)
+    ]
+    assert not still
+
+
+def test_weight_decay_shrinks_matrices_only():
+    config = small_config(optimizer__weight_decay=0.5)
+    step, *_, state, _ = start(config)
+    gradients = jax.tree.map(jnp.zeros_like, state.parameters)
+    updates, _ = jax.jit(step.optimizer.update)(gradients, state.optimizer, state.parameters)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert bool((update != 0).any()) == name.endswith("kernel"), name
+
+
+def test_update_that_is_not_finite_is_skipped_and_counted():
+    config = small_config()
+    step, _, state, _ = start(config)
+    state.parameters["decoder"]["norm"]["bias"] = jnp.full(16, jnp.nan)
+    new, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert (int(new.step), int(new.skipped)) == (1, 1)
+    assert float(metrics["skipped_steps"]) == 1
+    for a, b in zip(
+        jax.tree.leaves((state.parameters, state.optimizer, state.batch_stats)),
+        jax.tree.leaves((new.parameters, new.optimizer, new.batch_stats)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_update_that_ends_in_what_is_not_finite_is_left_out():
+    """Loss and gradient are finite, the new parameters are not."""
+    config = small_config()
+    step = make_step(config, lambda _: jnp.float32(jnp.inf))
+    state = step.fresh()
+    new, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert np.isfinite(metrics["loss/total"]) and np.isfinite(metrics["grad_norm"])
+    assert (int(new.step), int(new.skipped)) == (1, 1)
+    for a, b in zip(
+        jax.tree.leaves(state.parameters), jax.tree.leaves(new.parameters), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def koleo(arrays):
+    """A loss of pooled embeddings alone: they shall be far from each other."""
+    pooled = arrays.pooled.reshape(-1, arrays.pooled.shape[-1])
+    return jnp.mean(jax.nn.softmax(pooled @ pooled.T) ** 2), {}
+
+
+def tokens_of_a_class(arrays):
+    """A loss of tokens and labels: those of a class shall be alike."""
+    mean = arrays.tokens.mean(axis=(1, 2))
+    same = arrays.labels[:, None] == arrays.labels
+    return jnp.mean(jnp.where(same, jnp.square(mean[:, None] - mean).sum(-1), 0.0)), {}
+
+
+def label_of_the_embedding(arrays):
+    """A mean over images of pooled embeddings and labels."""
+    found = arrays.pooled.sum(axis=-1)
+    return jnp.mean(jnp.square(found - arrays.labels[:, None])), {}
+
+
+OTHERS = {
+    "koleo": objectives.Objective(frozenset({"pooled"}), koleo, relates_rows=True),
+    "alike": objectives.Objective(
+        frozenset({"tokens", "labels"}), tokens_of_a_class, relates_rows=True
+    ),
+    "label": objectives.Objective(frozenset({"pooled", "labels"}), label_of_the_embedding),
+}
+
+
+@pytest.mark.parametrize("chosen", [("koleo", "label"), ("alike", "label", "contrastive")])
+def test_objectives_are_given_the_same_with_and_without_microbatches(monkeypatch, chosen):
+    found = []
+    for count in (1, 4):
+        config = small_config(accumulation__microbatches=count, noise__sigma_max=0.2)
+        for name, objective in OTHERS.items():
+            monkeypatch.setitem(objectives.OBJECTIVES, name, objective)
+        with config.unlocked():
+            weights = {name: 0.1 * (name in chosen) for name in objectives.OBJECTIVES}
+            for name, weight in weights.items():
+                config.objective[name] = {**config.objective.get(name, {}), "weight": weight}
+        step = make_step(config, lambda _: 0.0)
+        state = step.fresh()
+        compute = jax.jit(functools.partial(gradients, config, step.network))
+        batch = random_batch(config)
+        found.append(compute(state.parameters, state.batch_stats, batch, state.step))
+        assert {f"loss/{name}" for name in chosen} <= set(found[-1].metrics)
+    assert_agree(found[1].gradients, found[0].gradients, floor=5e-6)
+    assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
+
+
+def test_objective_that_reads_what_it_cannot_is_refused():
+    with pytest.raises(ValueError, match="cannot read 'prediction'; it can read labels, pooled"):
+        objectives.Objective(frozenset({"prediction"}), koleo, relates_rows=True)
+    with pytest.raises(ValueError, match="relates_rows=False cannot read 'projection'"):
+        objectives.Objective(frozenset({"projection"}), koleo)
+
+
+def trained(batches, devices=8, **changes):
+    """What two steps compute: metrics of the last and the state after it, in whose first moments
+    every gradient is seen."""
+    # SGD-like epsilon: Adam's first step is a sign, which magnifies the rounding of zeros.
+    config = small_config(batch_size=32, model__heads=4, optimizer__epsilon=1e-2, **changes)
+    step, mesh, state, abstract = start(config, devices)
+    batches = [place(batch, mesh) for batch in batches(config)]
+    train = compile_train_step(step, abstract, batches[0], mesh)
+    state, _ = train(state, batches[0])
+    state, metrics = train(state, batches[1])
+    return jax.device_get((metrics, state))
+
+
+def two_batches(config):
+    return [random_batch(config, seed) for seed in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return trained(two_batches, devices=1)
+
+
+def assert_agree(found, wanted, tolerance=1e-5, floor=1e-9):
+    """Every array within a share of its largest entry; the floor is for what ought to be zero."""
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert np.abs(a - b).max() <= tolerance * np.abs(b).max() + floor, name
+
+
+MESHES = [
+    *[pytest.param(mesh, marks=SLOW) for mesh in ((8, 1, 1), (1, 8, 1), (2, 4, 1))],
+    (2, 2, 2),
+]
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_numbers_do_not_depend_on_the_mesh(on_one_device, mesh):
+    """Losses, every gradient and every parameter, with masks and noise."""
+    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    assert_agree(trained(two_batches, **axes), on_one_device)
+
+
+@SLOW
+def test_colours_do_not_depend_on_mesh_and_microbatches():
+    split = {"mesh__data": 2, "mesh__fsdp": 4, "accumulation__microbatches": 2}
+    wanted = trained(two_batches, devices=1, **COLOURS)
+    assert_agree(trained(two_batches, **COLOURS, **split), wanted)
+
+
+@pytest.mark.parametrize(
+    ("count", "remat"),
+    [(4, True), *[pytest.param(*v, marks=SLOW) for v in ((2, False), (2, True), (4, False))]],
+)
+def test_microbatches_change_nothing(on_one_device, count, remat):
+    changes = {"model__remat": "full", "model__scan": True} if remat else {}
+    assert_agree(trained(two_batches, accumulation__microbatches=count, **changes), on_one_device)
+
+
+@pytest.mark.slow
+def test_blocks_of_keys_change_nothing(on_one_device):
+    assert_agree(trained(two_batches, objective__contrastive__block=5), on_one_device)
+
+
+@SLOW
+@pytest.mark.parametrize("reduction", ["mae", "simclr"])
+def test_microbatches_of_the_baselines(reduction):
+    changes = REDUCTIONS[reduction]
+    wanted = trained(two_batches, **changes)
+    found = trained(two_batches, accumulation__microbatches=4, **changes)
+    assert_agree(found, wanted, floor=5e-6)  # BatchNorm takes the norm's bias away
+
+
+@SLOW
+def test_negatives_of_a_part_of_the_batch_would_be_noticed(on_one_device, monkeypatch):
+    """The comparison above fails where a loss sees less than the whole batch."""
+    cheaper = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
+    with pytest.raises(AssertionError, match="loss/contrastive|grad_norm|contrastive/"):
+        assert_agree(trained(two_batches, **cheaper), on_one_device)
+
+    def local(unit, label, views, temperature, block):
+        parts = [whole(rows, None, views, temperature, len(rows)) for rows in jnp.split(unit, 8)]
+        loss = sum(part[0] for part in parts) / 8
+        return loss, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(p[1] for p in parts))
+
+    whole = contrastive.contrast
+    monkeypatch.setattr(contrastive, "contrast", local)
+    with pytest.raises(AssertionError, match="contrastive"):
+        assert_agree(trained(two_batches), on_one_device)
+
+
+def test_compute_type_is_bfloat16_but_parameters_losses_and_softmax_are_float32():
+    config = small_config(model__dtype="bfloat16")
+    step, _, state, _ = start(config)
+    jaxpr = str(jax.make_jaxpr(step.train)(state, random_batch(config)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.parameters)} == {jnp.dtype("float32")}
+    _, metrics = jax.jit(step.train)(state, random_batch(config))
+    assert {value.dtype for value in metrics.values()} <= {jnp.dtype("float32"), jnp.dtype("int32")}
+    # The exponentials of attention have a (rows, heads, tokens, tokens) result.
+    softmax = [
+        line for line in jaxpr.splitlines() if re.search(r"\[16,\d+,(\d+),\1\] = exp ", line)
+    ]
+    assert softmax and all("f32[" in line and "bf16" not in line for line in softmax)
+    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+    assert any("bf16" in line for line in products)
+
+
+def test_initial_parameters_follow_from_the_seed():
+    one, again, other = (start(small_config(seed=seed))[2].parameters for seed in (1, 1, 2))
+    kernels = [tree["encoder"]["patch_embed"]["kernel"] for tree in (one, again, other)]
+    np.testing.assert_array_equal(kernels[0], kernels[1])
+    assert not np.array_equal(kernels[0], kernels[2])
+
+
+def test_network_is_described_without_allocating_it():
+    step = make_step(
+        small_config(model__size="H", model__width=1280, model__heads=16), lambda _: 0.0
+    )
+    assert isinstance(step.network, nnx.GraphDef)
+
+
+def test_inputs_without_noise_are_the_clean_patches():
+    clean = jnp.ones((2, 4, 12))
+    inputs = Inputs(clean, None, jnp.zeros((2, 4), jnp.int32), jnp.zeros(1, jnp.int32))
+    assert inputs.noisy is clean
