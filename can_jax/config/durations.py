@@ -1,5 +1,6 @@
 """Durations that a configuration states in one of several units."""
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -114,7 +115,8 @@ def exact_steps(
                 f"config.{key}={value:,} is {value * scale:,.0f} steps with batch_size="
                 f"{config.batch_size}: at most {MOST_STEPS:,} can be counted; give a smaller value"
             )
-        return value * scale
+        # The smallest floats times a fraction are 0, which stands for never.
+        return max(value * scale, math.ulp(0.0)) if value else 0.0
     return None
 
 

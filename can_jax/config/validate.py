@@ -194,7 +194,10 @@ def check_optimizer(config: ConfigDict) -> None:
 
 
 def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
-    """Check a block with a learning rate and a weight decay for AdamW.
+    """Check a block with settings of AdamW.
+
+    By Cauchy and Schwarz the ratio of Adam's moments is bounded if beta2 is above the square of
+    beta1. Otherwise a small gradient after larger ones gives a step of any size.
 
     Args:
         name: Of the block.
@@ -206,6 +209,12 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
         peak <= HIGHEST_RATE,
         f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
         f"batch_size{scale}: at most {HIGHEST_RATE:g}",
+    )
+    beta1, beta2 = settings.get("beta1", 0.9), settings.beta2
+    check(
+        not beta1 or beta2 > beta1**2,
+        f"{name}.beta2={beta2:g} with beta1={beta1:g}: the steps of Adam have no bound; give a "
+        f"beta2 above the square of beta1, {beta1**2:.4g}",
     )
     decay = settings.weight_decay * peak
     check(

@@ -132,6 +132,8 @@ def test_settings_that_cannot_work(name, value):
     [
         ({"model__patch_size": 1, "data__channels": 1, "augment__mean": (0.5,),
           "augment__std": (0.5,)}, "config.model.patch_size=1 with data.channels=1: .*normalize"),
+        ({"optimizer__beta2": 0.8}, "config.optimizer.beta2=0.8 with beta1=0.9: .*, 0.81"),
+        ({"optimizer__beta1": 0.5, "optimizer__beta2": 0.25}, "beta2=0.25 with beta1=0.5"),
         ({"optimizer__weight_decay": 1e3, "optimizer__learning_rate": 1.0},
          "config.optimizer.weight_decay=1000: with a peak learning rate of 0.03125"),
         ({"optimizer__weight_decay": 2.0, "optimizer__learning_rate": 1.0,
