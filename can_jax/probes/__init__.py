@@ -1,1 +1,1 @@
-"""What frozen features are worth: measures of them, and the probe that runs while training."""
+"""Metrics of representations, as functions of arrays: kNN, linear heads, few-shot, calibration."""
