@@ -120,10 +120,14 @@ class MetricWriter:
         self._events = self._summary.create_file_writer(str(folder))
 
     def _drop(self, step: int) -> None:
-        """Move the lines beyond a step, and those that cannot be read, to a file beside it."""
+        """Move the lines beyond a step, and those that cannot be read, to a file beside it.
+
+        At step 0 all lines go: a run that begins once more evaluates its start once more, too.
+        """
         lines = list(_lines(self._path))
-        kept = [line for line, record in lines if record and record["step"] <= step]
-        dropped = [line for line, record in lines if not record or record["step"] > step]
+        stays = [record is not None and 0 < step >= record["step"] for _, record in lines]
+        kept = [line for (line, _), stay in zip(lines, stays, strict=True) if stay]
+        dropped = [line for (line, _), stay in zip(lines, stays, strict=True) if not stay]
         if dropped:
             beside = self._path.with_name("metrics_dropped.jsonl")
             before = beside.read_bytes() if beside.exists() else b""

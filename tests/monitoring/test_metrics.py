@@ -59,6 +59,18 @@ def test_going_on_drops_what_comes_again(tmp_path):
     assert dropped == ['{"step": 3}', '{"step": 4, "lo']
 
 
+def test_run_that_begins_once_more_has_one_line_of_its_start(tmp_path):
+    """A kill before the first checkpoint came after the evaluation of step 0."""
+    for value in (1.0, 2.0):
+        writer = writer_after(tmp_path, 0)
+        writer.scalars(0, {"probe/knn": value})
+        writer.close()
+    assert read_metrics(epath.Path(tmp_path)) == [{"step": 0, "probe/knn": 2.0}]
+    resumed = writer_after(tmp_path, 3)  # which keeps the line
+    resumed.close()
+    assert len(read_metrics(epath.Path(tmp_path))) == 1
+
+
 def test_damaged_lines_are_moved_and_end_nothing(tmp_path):
     lines = [b'{"step": 1}', b"\xff\xfe{", b"5", b"[]", b'{"step": "2"}', b"\0\0\0", b'{"step": 2}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines))

@@ -195,15 +195,22 @@ def small_disk(place: Path):
             subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def in_peace(arguments: list[str], processes: int) -> float:
-    """Make a start that nobody disturbs, to the run's end, and return for how long it trained."""
+def in_peace(arguments: list[str], processes: int, workdir: Path) -> tuple[float, float]:
+    """Make a start that nobody disturbs, to the run's end.
+
+    Returns:
+        Seconds from the compiled step to the first checkpoint, and from there to the end.
+    """
     job = Job(arguments, processes)
     while not job.training.wait(0.05) and not job.ended:
         pass
-    began = time.monotonic()
+    began = saved = time.monotonic()
+    while not latest(workdir) and not job.ended:
+        time.sleep(0.05)
+        saved = time.monotonic()
     if any(job.wait(3600)):
         sys.exit(f"a run that nobody disturbs failed: {''.join(job.lines)}")
-    return time.monotonic() - began
+    return saved - began, time.monotonic() - saved
 
 
 def torture(
@@ -231,7 +238,8 @@ def torture(
         lives = {
             place: [*command(recipe, place, *options(steps)), *extra] for place in (fire, peace)
         }
-        life = in_peace(lives[peace], processes) / kills
+        first, rest = in_peace(lives[peace], processes, peace)
+        life = first + rest / kills
         seen: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in kinds}
         for number in range(1, kills + 1):
             kind = rng.choice(kinds)
@@ -245,7 +253,7 @@ def torture(
                 sys.exit(f"after {number} disturbances, {kind} ended with {codes}: {text}")
             seen[kind][" ".join(map(str, codes))] += 1
             print(f"{number}: {kind}: {codes}; saved: {latest(fire)}", flush=True)
-        in_peace(lives[fire], processes)
+        in_peace(lives[fire], processes, fire)
         assert_same_run(peace, fire, steps)
     return seen
 
