@@ -124,10 +124,11 @@ class MetricWriter:
 
         At step 0 all lines go: a run that begins once more evaluates its start once more, too.
         """
-        lines = list(_lines(self._path))
-        stays = [record is not None and 0 < step >= record["step"] for _, record in lines]
-        kept = [line for (line, _), stay in zip(lines, stays, strict=True) if stay]
-        dropped = [line for (line, _), stay in zip(lines, stays, strict=True) if not stay]
+        kept: list[bytes] = []
+        dropped: list[bytes] = []
+        for line, record in _lines(self._path):
+            stays = record is not None and 0 < step >= record["step"]
+            (kept if stays else dropped).append(line)
         if dropped:
             beside = self._path.with_name("metrics_dropped.jsonl")
             before = beside.read_bytes() if beside.exists() else b""
