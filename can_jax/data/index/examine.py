@@ -24,7 +24,7 @@ from can_jax.data.formats.webdataset import as_text
 from can_jax.data.sources.indexed import ParseRecord, read_example
 from can_jax.data.sources.shards import cut_off, example_parser, scan_shard
 from can_jax.data.storage.files import size_of
-from can_jax.data.storage.reading import OpenFiles, is_remote, passes, unreadable
+from can_jax.data.storage.reading import OpenFiles, is_remote, stop_if_storage_fails
 from can_jax.data.storage.splits import shown
 from can_jax.utils.archives import read_npz
 from can_jax.utils.cpu import end_with_parent
@@ -127,10 +127,8 @@ def _examine_one(
     except UserError:
         raise
     except Exception as error:  # a remote store has kinds of its own
-        if passes(error):
-            raise unreadable(path, error) from error
-        reason = reason_of(error)
-        return label, 0, f"cannot be read: {shown(reason)}"
+        stop_if_storage_fails(path, error)
+        return label, 0, f"cannot be read: {shown(reason_of(error))}"
     if parse:
         content, label = parse(content)
         if not content:

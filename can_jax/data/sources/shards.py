@@ -17,7 +17,7 @@ from can_jax.data.sources.indexed import IndexedSource, ParseRecord, table_of
 from can_jax.data.sources.table import Table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
-from can_jax.data.storage.reading import is_remote, passes, unreadable
+from can_jax.data.storage.reading import is_remote, stop_if_storage_fails
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.tensorflow import tensorflow
@@ -131,10 +131,8 @@ def scan_shard(source: str, path: str) -> Found:
     except UserError:
         raise
     except Exception as error:  # a remote store has kinds of its own
-        if passes(error):
-            raise unreadable(path, error) from error
-        reason = reason_of(error)
-        return found([], [], [], f"cannot be read: {reason}")
+        stop_if_storage_fails(path, error)
+        return found([], [], [], f"cannot be read: {reason_of(error)}")
 
 
 def cut_off(path: str, shard: Found) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from can_jax.data.storage.reading import is_remote, open_file, passes, patiently, unreadable
+from can_jax.data.storage.reading import is_remote, open_file, patiently, stop_if_storage_fails
 from can_jax.data.storage.walk import walk_local
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
@@ -40,8 +40,7 @@ def size_of(path: str) -> int:
             return int(patiently(lambda: tensorflow().io.gfile.stat(path)).length)
         return patiently(lambda: os.stat(path)).st_size
     except Exception as error:  # a remote store has kinds of its own
-        if passes(error):
-            raise unreadable(path, error) from error
+        stop_if_storage_fails(path, error)
         raise
 
 
@@ -71,8 +70,7 @@ def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
         try:
             found = patiently(lambda: os.stat(path))
         except OSError as error:
-            if passes(error):
-                raise unreadable(path, error) from error
+            stop_if_storage_fails(path, error)
             return -1
         return found.st_size if stat.S_ISREG(found.st_mode) else -1
 

@@ -102,6 +102,20 @@ def unreadable(where: str, error: Exception) -> UserError:
     )
 
 
+def stop_if_storage_fails(where: str, error: Exception) -> None:
+    """Raise the error that stops a run, if the storage failed and not the content.
+
+    Args:
+        where: The file, and the place in it.
+        error: Of the last try.
+
+    Raises:
+        UserError: The storage failed.
+    """
+    if passes(error):
+        raise unreadable(where, error) from error
+
+
 def demand_regular(path: str) -> None:
     """Refuse what is no regular file, such as a FIFO, without opening it: that could wait forever.
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from absl import logging
 
-from can_jax.data.storage.reading import passes, patiently
-from can_jax.data.storage.reading import unreadable as cannot_be_read
+from can_jax.data.storage.reading import patiently, stop_if_storage_fails
 from can_jax.data.storage.splits import shown, some
 
 NESTED_LINKS = 5  # links to links to …, which multiply the ways to a folder; more are not followed
@@ -77,8 +76,7 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
         try:
             visible = patiently(functools.partial(_visible, real))
         except OSError as error:
-            if passes(error):
-                raise cannot_be_read(real, error) from error
+            stop_if_storage_fails(real, error)
             unreadable.append(f"{real}: {error.strerror}")
             continue
         for entry in visible:
