@@ -1,43 +1,8 @@
-"""`python -m can_jax.recipes [NAME]`
+"""`python -m can_jax.recipes`; see `can_jax.cli.commands.recipes`."""
 
-Lists the recipes, evaluation protocols, studies, reference ranges and launchers that come with the
-package. Given a name, prints the path of that file: copy it to change it, or run a launcher as
-`bash "$(python -m can_jax.recipes launch/local)" --config=NAME --workdir=DIR`.
-"""
+from can_jax.cli.start import Entry
 
-import ast
-import json
-from pathlib import Path
-
-from can_jax.cli import app as command
-from can_jax.config.shipped import KINDS, find, find_shipped, names_of
-
-
-def main(name: str | None = None) -> None:
-    """Print the list, or a path."""
-    if name is not None:
-        kinds = [k for k in KINDS if find_shipped(name, k)]
-        print(find(name, kinds[0] if kinds else "recipe", name).absolute())
-        return
-    for kind, (_, _, _, program) in KINDS.items():
-        start = f"{program}:" if program == "bash" else f"python -m {program}:"
-        print(f"{KINDS[kind].title}, for {start}")
-        width = max(map(len, names_of(kind)))
-        for known in names_of(kind):
-            path = find_shipped(known, kind)
-            print(f"    {known:{width}}  {summary(path) if path else ''}")
-
-
-def summary(path: Path) -> str:
-    """Return the first line that a shipped file says of itself."""
-    text = path.read_text()
-    if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
-    if path.suffix == ".json":
-        return f"of {json.loads(text)['runs']} runs"
-    comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
-    return comments.split(". ")[0].split(":  ")[0]  # what is indented is an example
-
+main = Entry("recipes")
 
 if __name__ == "__main__":
-    command.run(main, __doc__, ("[NAME]",))
+    main.run()

@@ -1,1 +1,1 @@
-"""What commands share: flags, messages, exit codes, and the only changes to the process."""
+"""Commands: one module each in `commands/`, and what they share."""

@@ -1,17 +1,26 @@
-"""The flags by which several processes become one job, shared by the commands that need them."""
+"""The flags by which several processes become one job."""
 
-from absl import flags
-
+from can_jax.cli.flags import Flags
 from can_jax.distributed.runtime import start
 
-_COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "HOST:PORT of process 0; not needed on Cloud TPU, GKE, SLURM, Open MPI."
-)
-_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are; likewise.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which one this is, from 0; likewise.")
-_TIMEOUT = flags.DEFINE_integer("start_timeout", 300, "Seconds to wait for the others.")
 
+class Job:
+    """The processes of which this one is a part.
 
-def join() -> None:
-    """Join this process with the others of its job, if there are any."""
-    start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _TIMEOUT.value)
+    Args:
+        flags: Get the flags of the job.
+    """
+
+    def __init__(self, flags: Flags):
+        self._coordinator = flags.text(
+            "coordinator", None,
+            "HOST:PORT of process 0; not needed on Cloud TPU, GKE, SLURM, Open MPI.",
+        )  # fmt: skip
+        self._processes = flags.integer("processes", None, "The number of processes; likewise.")
+        self._process = flags.integer("process", None, "Number of this one, from 0; likewise.")
+        self._timeout = flags.integer("start_timeout", 300, "Seconds to wait for the others.")
+
+    def join(self) -> None:
+        """Join this process with the others of its job, if there are any."""
+        values = (self._coordinator, self._processes, self._process, self._timeout)
+        start(*(value.value for value in values))

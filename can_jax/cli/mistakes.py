@@ -3,14 +3,14 @@
 import difflib
 import itertools
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from can_jax.cli.options import CONFIG, PathListParser, PathParser, RecipeParser, load
+from can_jax.cli.flags import PathListParser, PathParser, RecipeParser
+from can_jax.cli.recipe import CONFIG, load
 from can_jax.config.shipped import names_of
 from can_jax.utils.nearest import nearest
 
@@ -18,63 +18,65 @@ OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # an argument that looks like
 VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def plain_message(error: Exception, argv: list[str]) -> str:
+def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -> str:
     """Return what is wrong with the command line, and the nearest right form, in one line.
 
     Args:
+        values: Flags of the command.
         error: raised while the flags were parsed.
         argv: what was parsed, without the program.
     """
-    if swallowed := missing_value(argv):
+    if swallowed := missing_value(values, argv):
         return swallowed
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
-        if CONFIG in flags.FLAGS and name.startswith(f"{CONFIG}.") and _recipe() is None:
+        if CONFIG in values and name.startswith(f"{CONFIG}.") and _recipe(values) is None:
             return f"--{CONFIG}=NAME is missing; --{name} changes a key of it"
-        return f"unknown option --{name}{_did_you_mean(name)}"
+        return f"unknown option --{name}{_did_you_mean(values, name)}"
     if type(error).__name__ == "FlagOrderError":  # which ml_collections does not export
         return f"--{CONFIG}=NAME must come before the options --{CONFIG}.key=value"
     text = " ".join(str(error).split())
     if found := re.match(r"flag --([^=]+)=", str(error)):
         value = _value_of(found[1], argv)
         reason = str(error)[len(found[0]) + len(value) + 2 :]
-        return _wrong_value(found[1], value, " ".join(reason.split()))
+        return _wrong_value(values, found[1], value, " ".join(reason.split()))
     if found := re.match(r"Missing value for flag -*(\S+)", text):
         return f"--{found[1]} has no value; write --{found[1]}=VALUE"
     for name, value in _overrides(argv):
-        if _kind_of_key(name) is None:
-            return f"unknown key --{CONFIG}.{name}{_did_you_mean(name)}"
+        if _kind_of_key(values, name) is None:
+            return f"unknown key --{CONFIG}.{name}{_did_you_mean(values, name)}"
         if isinstance(error, TypeError | ValueError):
             return f"--{CONFIG}.{name}={value}: {text}"
     return text
 
 
-def missing_value(argv: list[str]) -> str | None:
+def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
     """Return a message about the first option that takes the next option for its value, if any.
 
     Args:
+        values: Flags of the command.
         argv: The command line, without the program. Types of keys are known once it is parsed.
     """
     for argument, after in itertools.pairwise(argv):
         if argument == "--":
             return None
         option, following = OPTION.match(argument), OPTION.match(after)
-        if option and following and not option[2] and _takes_value(option[1]):
+        if option and following and not option[2] and _takes_value(values, option[1]):
             return f"--{option[1]} has no value, but {after} follows; write --{option[1]}=VALUE"
     return None
 
 
-def _takes_value(name: str) -> bool:
+def _takes_value(values: flags.FlagValues, name: str) -> bool:
     """Return whether an option is known to need a value, which `true` or `false` is not."""
     if name.startswith(f"{CONFIG}."):
-        return _kind_of_key(name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
-    return name in flags.FLAGS and not flags.FLAGS[name].boolean
+        return _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
+    return name in values and not values[name].boolean
 
 
-def nearest_option(text: str) -> str:
+def nearest_option(values: flags.FlagValues, text: str) -> str:
     """Return the end of a message about an argument that is no option."""
     name, equals, value = text.lstrip("-–—").partition("=")
-    near = _nearest(name.removeprefix(f"{CONFIG}."))
+    near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}={value}?" if equals and near else ""
 
 
@@ -93,15 +95,15 @@ def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in found if match]
 
 
-def _recipe() -> ConfigDict | None:
+def _recipe(values: flags.FlagValues) -> ConfigDict | None:
     """Return the recipe that was given, None without one."""
-    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    parser = values[CONFIG].parser if CONFIG in values else None
     return parser.config if isinstance(parser, RecipeParser) else None
 
 
-def _keys() -> list[str]:
+def _keys(values: flags.FlagValues) -> list[str]:
     """Return the dotted keys of the recipe that was given, or of any of its kind."""
-    parser = flags.FLAGS[CONFIG].parser if CONFIG in flags.FLAGS else None
+    parser = values[CONFIG].parser if CONFIG in values else None
     if not isinstance(parser, RecipeParser):
         return []
     config = parser.config or load(names_of(parser.kind)[0], parser.kind)
@@ -116,27 +118,29 @@ def _keys() -> list[str]:
     return list(keys(config, ""))
 
 
-def _kind_of_key(name: str) -> type | None:
+def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
     """Return the type of a key's value, None of an unknown key."""
-    block: Any = _recipe()
+    block: Any = _recipe(values)
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:
         block = block[part] if isinstance(block, ConfigDict) and part in block else None
     return block.get_type(last) if isinstance(block, ConfigDict) and last in block else None
 
 
-def _wrong_value(name: str, value: str, reason: str) -> str:
+def _wrong_value(values: flags.FlagValues, name: str, value: str, reason: str) -> str:
     """Return what is wrong with the value of a flag that exists."""
     option = f"--{name}={value}"
-    kind = _kind_of_key(name.removeprefix(f"{CONFIG}.")) if name.startswith(CONFIG) else None
+    kind = (
+        _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) if name.startswith(CONFIG) else None
+    )
     if kind is ConfigDict:
-        keys = [f"--{key}" for key in _options() if key.startswith(f"{name}.")]
+        keys = [f"--{key}" for key in _options(values) if key.startswith(f"{name}.")]
         return f"{option} is a group of keys: set one of them, such as {', '.join(keys[:3])}"
     if kind is tuple:
         return f"{option} is not a tuple; write it in quotes, as in --{name}='(1, 2)'"
     if kind in VALUES:
         return f"{option} is not {VALUES[kind]}"
-    parser = flags.FLAGS[name].parser if name in flags.FLAGS else None
+    parser = values[name].parser if name in values else None
     if isinstance(parser, PathParser | PathListParser):
         return f"--{name}={reason}"
     if isinstance(parser, flags.BooleanParser):
@@ -150,21 +154,21 @@ def _wrong_value(name: str, value: str, reason: str) -> str:
     return f"{option}: {reason}"
 
 
-def _options() -> list[str]:
+def _options(values: flags.FlagValues) -> list[str]:
     """Return the names of this command's flags, and of the keys of its recipe."""
-    own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
-    return sorted(own) + [f"{CONFIG}.{key}" for key in _keys()]
+    own = [name for name in values if not name.startswith(f"{CONFIG}.")]
+    return sorted(own) + [f"{CONFIG}.{key}" for key in _keys(values)]
 
 
-def _nearest(name: str) -> str | None:
+def _nearest(values: flags.FlagValues, name: str) -> str | None:
     """Return the option that a mistyped name means."""
-    recipe, others = _recipe() or ConfigDict(), set[str]()
+    recipe, others = _recipe(values) or ConfigDict(), set[str]()
     if "protocol" in recipe:  # whose blocks are those of all protocols, and three of general use
         blocks = {key for key, value in recipe.items() if isinstance(value, ConfigDict)}
         others = blocks - {recipe.protocol, "data", "mesh", "model"}
-    return nearest(name, _options(), f"{CONFIG}.", others)
+    return nearest(name, _options(values), f"{CONFIG}.", others)
 
 
-def _did_you_mean(name: str) -> str:
-    near = _nearest(name.removeprefix(f"{CONFIG}."))
+def _did_you_mean(values: flags.FlagValues, name: str) -> str:
+    near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}?" if near else "; see --help"

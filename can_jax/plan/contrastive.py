@@ -1,74 +1,8 @@
-"""`python -m can_jax.plan.contrastive [--topology=v5e:16x16]`
+"""`python -m can_jax.plan.contrastive`; see `can_jax.cli.commands.plan_contrastive`."""
 
-How much memory the contrastive loss and its gradient take on each device, as the batch grows: in
-blocks of keys, as the step computes it, and with the whole matrix of similarities at once.
-"""
+from can_jax.cli.start import Entry
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from absl import flags
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
-from rich.table import Table
-
-from can_jax.cli import app as command
-from can_jax.distributed.mesh import batch_sharding, make_mesh
-from can_jax.monitoring.console import plain_console
-from can_jax.objectives import Arrays
-from can_jax.objectives.contrastive import block_size, loss
-from can_jax.plan.estimate import needed_temporaries
-from can_jax.plan.topology import open_topology
-
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:16x16", "The devices, as for can_jax.plan.")
-_WIDTH = flags.DEFINE_integer("width", 128, "Of the projections.")
-IMAGES = (4096, 16384, 65536, 262144)
-
-
-def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
-    """Temporaries of the loss and its gradient on one device, two views an image.
-
-    Args:
-        mesh: of the devices.
-        images: of the global batch.
-        width: of the projections.
-        block: keys compared at a time.
-    """
-
-    def value(projection: jax.Array) -> jax.Array:
-        arrays = Arrays(projection=projection)
-        return loss(arrays, 0.1, directions="mean", supervised=False, block=block)[0]
-
-    place = batch_sharding(mesh)
-    projection = jax.ShapeDtypeStruct((images, 2, width), jnp.float32, sharding=place)
-    with jax.set_mesh(mesh):
-        lowered = jax.jit(jax.grad(value), out_shardings=place).lower(projection)
-        try:
-            compiled: Any = lowered.compile()
-            return compiled.memory_analysis().temp_size_in_bytes
-        except jax.errors.JaxRuntimeError as error:
-            return needed_temporaries(error)
-
-
-def main() -> None:
-    """The table."""
-    topology = open_topology(_TOPOLOGY.value)
-    mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), topology.devices)
-    table = Table(
-        "images", "rows a device", "keys a block", "in blocks", "at once",
-        title=f"Memory of the contrastive loss on each device of {topology.name}",
-    )  # fmt: skip
-    for images in IMAGES:
-        rows = 2 * images
-        block = block_size(rows, mesh.size)
-        sizes = (loss_bytes(mesh, images, _WIDTH.value, keys) for keys in (block, rows))
-        table.add_row(
-            f"{images:,}", f"{rows // mesh.size:,}", f"{block:,}",
-            *(f"{size / 2**20:,.0f} MiB" for size in sizes),
-        )  # fmt: skip
-    plain_console(width=100).print(table)
-
+main = Entry("plan-contrastive")
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    main.run()

@@ -13,6 +13,8 @@ from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
+IMAGENET = 1_281_167  # images of an epoch
+
 
 def gib(size: int | float) -> str:
     """Bytes as a person reads them."""

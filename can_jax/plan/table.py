@@ -1,74 +1,8 @@
-"""`python -m can_jax.plan.table configs/vit_l.py …`
+"""`python -m can_jax.plan.table`; see `can_jax.cli.commands.plan_table`."""
 
-Plans a recipe on each slice of the table in its docstring, and writes down what came of it. A row
-begins with the slice and with what is set otherwise than in the recipe, `-` for nothing:
+from can_jax.cli.start import Entry
 
-    slice      settings             memory of a device  step     images/s
-    v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    43,000
-    v4:4x4x4   model.remat=full     …
-"""
-
-import json
-import re
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
-
-from can_jax.cli import app as command
-from can_jax.config.shipped import find
-from can_jax.distributed.hardware import GIB
-from can_jax.plan.report import rounded
-from can_jax.utils.errors import UserError
-
-HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
-
-
-def main(*paths: str) -> None:
-    """Rewrite the tables of some recipes."""
-    for path in (str(find(path, "recipe", path)) for path in paths):
-        text = Path(path).read_text()
-        old, rows = rows_of(text, path)
-        lines = [HEADER, *(planned(path, row) for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        new = ["    " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        Path(path).write_text(text.replace(old, "\n".join(new)))
-        print("\n".join(new))
-
-
-def rows_of(text: str, path: str) -> tuple[str, list[tuple[str, str]]]:
-    """The table of a recipe as it stands, and the slice and settings of each row."""
-    table = re.search(r"^    slice .*\n(?:    \S.*\n)+", text, re.MULTILINE)
-    if table is None:
-        raise UserError(f"{path} has no table that begins with 'slice'")
-    found = table[0].rstrip("\n")
-    rows = [re.split(r"\s{2,}", line.strip()) for line in found.splitlines()[1:]]
-    return found, [(row[0], row[1]) for row in rows]
-
-
-def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
-    """One row, computed anew."""
-    found = plan(path, *row)
-    memory = found["bytes_per_device"]
-    return (
-        *row,
-        f"{memory['total'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
-        f"{found['step_seconds']:.3f} s",
-        rounded(found["images_per_second"]),
-    )
-
-
-def plan(path: str, topology: str, settings: str) -> dict[str, Any]:
-    """What `python -m can_jax.plan` says; in a process of its own, as devices are for life."""
-    options = [] if settings == "-" else [f"--config.{option}" for option in settings.split()]
-    arguments = [f"--config={path}", f"--topology={topology}", "--json", *options]
-    done = subprocess.run(
-        [sys.executable, "-m", "can_jax.plan", *arguments], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise UserError(f"{path} on {topology}: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout)
-
+main = Entry("plan-table")
 
 if __name__ == "__main__":
-    command.run(main, __doc__, ["RECIPE", *["[RECIPE]"] * 9])
+    main.run()

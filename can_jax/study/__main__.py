@@ -1,56 +1,8 @@
-"""`python -m can_jax.study --config=STUDY --workdir=RUNS [--results=DIR]`
+"""`python -m can_jax.study`; see `can_jax.cli.commands.study`."""
 
-Trains and measures every run of a study, one after the other, and writes a JSON file for each to
-`RUNS/results`, or to the folder of `--results`. A run that has such a file is not made again, and
-one that was stopped is resumed: after SIGTERM or any kill give the same command. Several such
-commands at once share the runs. `--pending` lists what is left; `--report=PAGE.md` makes tables and
-plots of the results that are there.
-"""
+from can_jax.cli.start import Entry
 
-from absl import flags
-from etils import epath
-
-from can_jax.cli import app as command
-from can_jax.cli.options import define_path, define_recipe, demand_recipe
-from can_jax.monitoring.console import plain_console
-from can_jax.study.driver import Driver
-from can_jax.study.plan import Plan
-from can_jax.study.report import Report
-from can_jax.utils.errors import UserError
-
-_CONFIG = define_recipe("study")
-_WORKDIR = define_path("workdir", "Where the run directories are.")
-_RESULTS = define_path("results", "The folder of the results; by default WORKDIR/results.")
-_PENDING = flags.DEFINE_bool("pending", False, "Say what is done and what is left, and end.")
-_REPORT = define_path("report", "Write a page about what is known, and end.")
-
-
-def main() -> None:
-    """Flags to results."""
-    study = demand_recipe(_CONFIG.value, "study")
-    only_read = _PENDING.value or _REPORT.value
-    if _WORKDIR.value is None and not only_read:
-        raise UserError("--workdir=DIR is missing: say where the runs may write")
-    if _WORKDIR.value is None and _RESULTS.value is None:
-        raise UserError("--workdir=DIR or --results=DIR is missing: say where the results are")
-    study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
-    plan = Plan(study)
-    workdir = epath.Path(_WORKDIR.value or ".")
-    results = epath.Path(_RESULTS.value) if _RESULTS.value else workdir / "results"
-    driver = Driver(plan, workdir, results)
-    console = plain_console(width=120, soft_wrap=True, highlight=False)
-    if _PENDING.value:
-        for line in driver.progress():
-            console.print(line)
-        return
-    if _REPORT.value:
-        Report(driver, epath.Path(_REPORT.value)).write()
-        console.print(f"wrote {_REPORT.value}")
-        return
-    if not any(driver.missing()):
-        console.print(f"every run has its result in {results}; nothing to do")
-    driver.work()
-
+main = Entry("study")
 
 if __name__ == "__main__":
-    command.run(main, __doc__)
+    main.run()

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from can_jax.cli import options
-from can_jax.cli.options import load
+from can_jax.cli import flags
+from can_jax.cli.recipe import load
 from can_jax.config.resolve import default_config, flatten, resolve
 from can_jax.evaluate.config import default_evaluation
 from can_jax.utils.errors import UserError
@@ -215,9 +215,9 @@ def test_home_in_the_path_of_a_recipe(tmp_path, monkeypatch):
 
 def test_home_in_flags(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    assert options.PathParser().parse("~/x") == "/home/me/x"
-    assert options.PathParser().parse("gs://bucket/~x") == "gs://bucket/~x"
-    assert options.PathListParser().parse("~/a,b,~") == ["/home/me/a", "b", "/home/me"]
+    assert flags.PathParser().parse("~/x") == "/home/me/x"
+    assert flags.PathParser().parse("gs://bucket/~x") == "gs://bucket/~x"
+    assert flags.PathListParser().parse("~/a,b,~") == ["/home/me/a", "b", "/home/me"]
 
 
 def test_shipped_files_are_listed():

@@ -37,8 +37,9 @@ def test_command_ends_well_without_its_output(redirection, lines):
 def test_warning_is_printed_once_and_ends_nothing(redirection, lines):
     program = (
         "import orbax.checkpoint\n"  # which makes a handler of its own
-        "from absl import logging\nfrom can_jax.cli import app as command\n"
-        "command.run(lambda: [logging.warning('%d images', 3), print('done')], '')"
+        "from absl import logging\nfrom can_jax.cli.command import Command\n"
+        "from can_jax.cli.running import run\n"
+        "run(Command('').runs(lambda: [logging.warning('%d images', 3), print('done')]))"
     )
     line = f"{shlex.join([sys.executable, '-c', program])} {redirection}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from can_jax import objectives
-from can_jax.cli.options import OptionalTupleParser
+from can_jax.cli.flags import OptionalTupleParser
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import keep_overrides
 from can_jax.config.resolve import from_json, load_recipe, resolve, to_json

@@ -5,10 +5,9 @@ import tarfile
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from scipy.io import savemat
 
-from can_jax.data import imagenet
+from can_jax.data.index import imagenet
 from can_jax.data.sources.shards import open_tfrecord
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar, write_tfrecord
@@ -66,11 +65,9 @@ def official(tmp_path):
 def prepare(monkeypatch, capsys):
     """Run the command in this process; returns what it prints."""
     monkeypatch.setattr(imagenet, "usable_cores", lambda: 1)  # no worker for small shards
-    imagenet.flags.FLAGS(["test"])
 
-    def call(*arguments, **options):
-        with flagsaver.flagsaver(**options):
-            imagenet.main(*map(str, arguments))
+    def call(root, target=None, **options):
+        imagenet.write_imagenet(root, target, **options)
         return capsys.readouterr().out
 
     return call
@@ -191,7 +188,6 @@ def test_room_is_checked_before_anything_is_written(official, tmp_path, monkeypa
     monkeypatch.setattr(
         imagenet.shutil, "disk_usage", lambda _: imagenet.shutil._ntuple_diskusage(9, 9, 9)
     )
-    imagenet.flags.FLAGS(["test"])
     with pytest.raises(UserError, match=r"GB free, .* GB are needed"):
         imagenet.write_shards(tmp_path / "out", "train", images, list(CLASSES))
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,14 +1,13 @@
 """Runs of the commands: of any as a process or in this one, of training on a tiny recipe."""
 
 import contextlib
-import copy
 import fcntl
+import importlib
 import importlib.util
 import io
 import json
 import logging as python_logging
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +16,8 @@ from unittest.mock import patch
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import flags, logging
+from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
-
-from can_jax.cli import app, job
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,48 +107,23 @@ def main_in_process(module, *arguments):
     import. The result is that of `subprocess.run`. What ends or kills a process needs a process."""
     arguments = [str(argument) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
-    code = 0
     with (
         contextlib.chdir(ROOT),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         patch.dict(os.environ),
-        patch.object(sys, "argv", [module, *arguments]),
-        patch.object(app, "bound_exit"),  # it would end the tests
-        _flags_of_a_new_process(),
-        _logging_of_a_new_process(err),
+        patch.object(sys, "argv", [module]),
+        _own_loggers(),
         _own_jax_config(),
     ):
-        try:
-            runpy.run_path(_file_of(module), run_name="__main__")
-        except SystemExit as end:
-            code = end.code or 0
+        code = _entry(module)(arguments)
     return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
 
 
-def _file_of(module):
+def _entry(module):
     spec = importlib.util.find_spec(module)
-    if spec.submodule_search_locations:
-        spec = importlib.util.find_spec(f"{module}.__main__")
-    return spec.origin
-
-
-@contextlib.contextmanager
-def _flags_of_a_new_process():
-    """Leave only the flags that no command defines, at their defaults: commands share names."""
-    before = dict(vars(flags.FLAGS))
-    vars(flags.FLAGS).update(copy.deepcopy(before))
-    shared = (app.__name__, job.__name__)
-    for module, defined in list(flags.FLAGS.flags_by_module_dict().items()):
-        # Those that `options` defines are of the module that checks its types.
-        if module.startswith(("can_jax.", "jaxtyping.")) and module not in shared:
-            for flag in list(defined):
-                delattr(flags.FLAGS, flag.name)
-    try:
-        yield
-    finally:
-        vars(flags.FLAGS).clear()
-        vars(flags.FLAGS).update(before)
+    name = f"{module}.__main__" if spec.submodule_search_locations else module
+    return importlib.import_module(name).main
 
 
 @contextlib.contextmanager
@@ -168,18 +140,13 @@ def _own_jax_config():
 
 
 @contextlib.contextmanager
-def _logging_of_a_new_process(err):
-    """Send what absl logs to ``err``, and leave the loggers as they were."""
+def _own_loggers():
+    """Leave the loggers as they were."""
     loggers = (python_logging.root, logging.get_absl_logger())
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
-    handler = logging.get_absl_handler()
-    formatter = handler.python_handler.formatter
-    stream = handler.python_handler.setStream(err)
     try:
         yield
     finally:
-        handler.python_handler.setStream(stream)
-        handler.setFormatter(formatter)
         for logger, level, handlers in before:
             logger.setLevel(level)
             logger.handlers[:] = handlers

@@ -20,7 +20,7 @@ from tests.helpers.runs import ROOT
 BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
 LOAD = """
 import can_jax, json
-from can_jax.cli.options import load
+from can_jax.cli.recipe import load
 from can_jax.config.shipped import KINDS, find, names_of
 recipes = [load(name, kind) for kind in ("recipe", "protocol", "study") for name in names_of(kind)]
 load("noise_ablation:loss", "recipe"), load("configs/eval/finetune_imagenet_l.py", "protocol")

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from can_jax.cli import interpreter
+from can_jax.cli.process import bound_threads
 from can_jax.utils import cpu as processes
 from can_jax.utils.cpu import cpu_quota, usable_cores
 
@@ -77,10 +77,10 @@ def test_xla_is_told_the_quota(monkeypatch, quota, threads):
     monkeypatch.setattr(processes, "cpu_quota", lambda: quota)
     monkeypatch.setenv("NPROC", "")  # so that it is put back
     monkeypatch.delenv("NPROC")
-    interpreter.bound_threads()
+    bound_threads()
     assert os.environ.get("NPROC") == threads
     monkeypatch.setenv("NPROC", "1")  # which somebody set
-    interpreter.bound_threads()
+    bound_threads()
     assert os.environ["NPROC"] == "1"
 
 

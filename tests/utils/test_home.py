@@ -9,7 +9,7 @@ from etils import epath
 
 import can_jax
 from can_jax.checkpoint.manager import Checkpointer
-from can_jax.cli import app as command
+from can_jax.cli import running
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home, user_cache
@@ -34,7 +34,7 @@ def cache_folder(monkeypatch):
     monkeypatch.setattr(jax.config, "update", given.__setitem__)
 
     def find():
-        command.keep_compiled()
+        running.keep_compiled()
         return given.get("jax_compilation_cache_dir")
 
     return find
@@ -58,7 +58,7 @@ def test_home_that_cannot_be_written(no_name, monkeypatch, cache_folder, tmp_pat
     assert cache_folder().startswith(str(tmp_path / ".cache" / "can_jax"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     monkeypatch.setattr(jax.config, "update", lambda name, value: pytest.fail("of no use"))
-    command.keep_compiled()
+    running.keep_compiled()
 
 
 def test_cache_that_is_named(no_name, monkeypatch, tmp_path):

@@ -4,16 +4,20 @@ import sys
 
 import pytest
 
-from can_jax.cli import interpreter
-from can_jax.cli.interpreter import NEW_OBJECTS, TUNABLES, on_demand
+from can_jax.cli import process
+from can_jax.cli.process import NEW_OBJECTS, TUNABLES, on_demand
 from tests.helpers.runs import ROOT, main_in_process
 
 # Compiles for longer than what is not worth keeping.
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
-from can_jax.cli import app as command
+from can_jax.cli.command import Command
+from can_jax.cli.running import run
 
+COMMAND = Command("")
+
+@COMMAND.runs
 def main():
     def f(x):
         for i in range(200):
@@ -21,7 +25,7 @@ def main():
         return x.sum()
     print(float(jax.jit(f)(jnp.ones((8, 8)))))
 
-command.run(main, "")
+run(main)
 """
 
 
@@ -85,7 +89,7 @@ def test_a_command_asks_for_huge_pages_unless_told_otherwise_and_seldom_collects
 
 def test_huge_pages_are_asked_for_where_there_are_some(monkeypatch, tmp_path):
     enabled = tmp_path / "enabled"
-    monkeypatch.setattr(interpreter, "ENABLED", enabled)
+    monkeypatch.setattr(process, "ENABLED", enabled)
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
     assert not on_demand()
     for text, there in [("always [madvise] never", True), ("always madvise [never]", False)]:

@@ -1,5 +1,4 @@
-"""What a command's Python is given before it imports anything: large pages of memory, for which it
-starts itself once more, and a garbage collector that seldom runs."""
+"""Prepare the process of a command: memory in huge pages, signals, threads, garbage collection."""
 
 import gc
 import os
@@ -16,9 +15,10 @@ NEW_OBJECTS = 100_000  # between collections, which else are a tenth of the time
 
 
 def prepare() -> None:
-    """Do so, if `python -m` was just given one of our commands; who imports us is left alone."""
-    if sys.argv[:1] != ["-m"]:  # what it is until the module to run is found
-        return
+    """Prepare this process for a command. Call it before anything heavy is imported.
+
+    Starts the program anew once, to have memory in huge pages, and installs the signal handler.
+    """
     bound_threads()
     _ask_for_huge_pages()
     preemption.handler.install()

@@ -1,0 +1,6 @@
+"""`python -m can_jax COMMAND`, as the console script `can-jax COMMAND`."""
+
+from can_jax.cli.start import console
+
+if __name__ == "__main__":
+    console()

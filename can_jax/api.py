@@ -1,0 +1,164 @@
+"""The public functions of the package.
+
+Each imports what it needs when it is called, so that `import can_jax` stays cheap and changes
+nothing in the process.
+"""
+
+import os
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, SupportsIndex
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from can_jax.evaluate.encoder import Encoder
+
+
+def load(
+    path: "str | os.PathLike[str]",
+    image_size: "int | Sequence[int] | None" = None,
+    *,
+    heads: "SupportsIndex | None" = None,
+    mean: "Sequence[float] | None" = None,
+    std: "Sequence[float] | None" = None,
+) -> "Encoder":
+    """Load a pretrained encoder, to be called with images.
+
+        encoder = can_jax.load("runs/vit_l")
+        features = encoder(images)  # uint8 (n, height, width, channels) to float32 (n, width)
+
+    Args:
+        path: A run directory, an export, a folder of Hugging Face or timm, or a file of weights.
+        image_size: Pixels, or (height, width). The default is that of pretraining.
+        heads: Attention heads, where neither the files nor the size of the ViT tell.
+        mean: Of each channel of images in [0, 1]. The default is what the files state, else
+            ImageNet's, with a warning.
+        std: The standard deviations, likewise.
+
+    Raises:
+        can_jax.errors.UserError: The weights cannot be read, or this encoder would not compute
+            their model's features.
+    """
+    from can_jax.evaluate.encoder import load_encoder
+
+    return load_encoder(path, image_size, heads=heads, mean=mean, std=std)
+
+
+def default_config() -> "ConfigDict":
+    """Return the default configuration: CAN as in the paper, ViT-B/16 at 224 px.
+
+    `can_jax/config/defaults.py` documents every key.
+    """
+    from can_jax.config.resolve import default_config as make
+
+    return make()
+
+
+def pretrain(
+    config: "ConfigDict",
+    workdir: "str | os.PathLike[str]",
+    *,
+    allow_changes: Collection[str] = (),
+) -> None:
+    """Train as a configuration describes, resuming where the run directory ends.
+
+    Args:
+        config: The configuration of a recipe.
+        workdir: The run directory, made if missing; local, or a URL such as ``gs://…``.
+        allow_changes: Names among ``seed``, ``batch_size`` and ``data`` whose settings may differ
+            from those of the checkpoint.
+
+    Raises:
+        can_jax.utils.errors.UserError: The configuration, data or run directory is invalid.
+        can_jax.utils.errors.Preempted: A signal asked the process to stop; the state is saved.
+    """
+    from etils import epath
+
+    from can_jax.train.pretrain import pretrain as train
+
+    train(config, epath.Path(workdir), allowed=tuple(allow_changes))
+
+
+def evaluate_encoder(
+    checkpoint: "str | os.PathLike[str]",
+    config: "ConfigDict",
+    workdir: "str | os.PathLike[str]",
+    *,
+    untrained: bool = False,
+) -> dict[str, Any]:
+    """Evaluate an encoder by a protocol, and return what ``results.json`` holds.
+
+    Args:
+        checkpoint: A run directory, an export, or a file or folder of weights.
+        config: The configuration of a protocol, such as `configs/eval/knn.py` returns.
+        workdir: The directory of ``results.json`` and ``report.html``.
+        untrained: Evaluate the encoder as it was initialized.
+
+    Raises:
+        can_jax.utils.errors.UserError: The weights, the data or the settings are invalid.
+    """
+    from etils import epath
+
+    from can_jax.evaluate.config import resolve_evaluation
+    from can_jax.evaluate.protocols.registry import evaluate
+
+    resolved = resolve_evaluation(config)
+    return evaluate(resolved, os.fspath(checkpoint), epath.Path(workdir), untrained)
+
+
+def export_encoder(
+    checkpoint: "str | os.PathLike[str]",
+    format: str,
+    output: "str | os.PathLike[str]",
+    *,
+    contents: str = "encoder",
+) -> dict[str, Any]:
+    """Export the weights of a run to another library, and return the manifest.
+
+    Args:
+        checkpoint: A run directory.
+        format: ``timm``, ``huggingface``, ``big_vision``, ``safetensors``, ``stablehlo`` or
+            ``onnx``.
+        output: The directory to make.
+        contents: ``encoder``, or ``full`` with the decoder.
+
+    Raises:
+        can_jax.utils.errors.UserError: The run cannot be read, or the verification failed.
+    """
+    from etils import epath
+
+    from can_jax.export.write import export_run
+
+    return export_run(os.fspath(checkpoint), format, epath.Path(output), contents)
+
+
+def plan_run(
+    config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float = 0.4
+) -> dict[str, Any]:
+    """Compile a train step for devices that are not attached, and return what it would cost.
+
+    Args:
+        config: The configuration of a recipe. Its data is not read.
+        topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
+        slices: The number of such slices, with slower links between them.
+        mfu: The assumed share of the devices' peak FLOP/s, in (0, 1].
+
+    Returns:
+        Memory, collectives, times and lengths, as ``python -m can_jax.plan --json`` prints them.
+
+    Raises:
+        can_jax.utils.errors.UserError: The topology is unknown, or the settings are invalid.
+    """
+    from can_jax.config.resolve import resolve
+    from can_jax.plan.estimate import make_plan
+    from can_jax.plan.report import IMAGENET, as_json
+    from can_jax.plan.search import fit_mesh
+    from can_jax.plan.topology import open_topology
+
+    config = config.copy_and_resolve_references()
+    config.data.path = config.data.path or "-"
+    config = resolve(config)
+    devices = open_topology(topology, slices)
+    fit_mesh(config, len(devices.devices))
+    plan = make_plan(config, devices, mfu)
+    return as_json(plan, config, devices, mfu, IMAGENET)

@@ -1,0 +1,181 @@
+"""A command: its flags, the function that it runs, its messages and exit codes."""
+
+import contextlib
+import copy
+import functools
+import logging as python_logging
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
+
+import jax
+from absl import flags, logging
+
+from can_jax.cli.flags import Flags
+from can_jax.cli.mistakes import missing_value, nearest_option, plain_message
+from can_jax.distributed.preemption import RESUME, Stopped, handler
+from can_jax.utils.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_REFUSED,
+    EXIT_UNEXPECTED,
+    Preempted,
+    UserError,
+    one_line,
+    printable,
+)
+from can_jax.utils.files import expand_home
+
+# Words of errors that JAX raises where a process has ended that others were talking to.
+LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
+HELP = ("--help", "-help", "-h", "--helpfull")
+DEBUG = re.compile(r"--?debug(=(true|t|yes|y|1))?", re.IGNORECASE)
+
+
+class OneLine(python_logging.Formatter):
+    """A formatter that makes one printable line of a log record."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        """Return the level and the message."""
+        return f"{record.levelname}: {printable(record.getMessage())}"
+
+
+class _Ended(Exception):
+    """The command line was answered, as by the help."""
+
+
+class Command:
+    """A command as a function of its command line, which returns the exit code.
+
+        COMMAND = Command(__doc__)
+        WORKDIR = COMMAND.flags.path("workdir", "The run directory.")
+
+        @COMMAND.runs
+        def main() -> None: ...
+
+        code = main(["--workdir=runs/l"])
+
+    The exit code is 0 at the end, 1 for a mistake of the user's, 70 for an unexpected error, 75
+    when the command was preempted and has saved, and 130 likewise after Ctrl-C.
+
+    Args:
+        usage: The text that ``--help`` prints above the flags.
+        arguments: Names of the arguments without a flag; in brackets those that can be left out.
+    """
+
+    def __init__(self, usage: str | None, *arguments: str):
+        self.flags = Flags()
+        self.flags.switch("debug", False, "On an error, show the whole trace.")
+        self._usage, self._arguments = usage or "", arguments
+        self._function: Callable[..., None] = lambda *_: None
+        self._defined: dict[str, object] | None = None
+
+    def runs(self, function: Callable[..., None]) -> "Command":
+        """Let the command run a function, which reads its flags and takes its arguments."""
+        self._function = function
+        functools.update_wrapper(self, function)
+        return self
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command, and return its exit code.
+
+        Args:
+            argv: The arguments without the program; those of this process by default.
+        """
+        arguments = list(map(str, sys.argv[1:] if argv is None else argv))
+        # Libraries read the command line, too: for keys of a recipe, and for the run's history.
+        with patch.object(sys, "argv", [sys.argv[0], *arguments]), _lines_of_messages():
+            return self._exit_code(arguments)
+
+    def _exit_code(self, argv: list[str]) -> int:
+        code = EXIT_UNEXPECTED
+        reported: BaseException | None = None
+        try:
+            self._function(*self._parse(argv))
+            return 0
+        except _Ended:
+            return 0
+        except Preempted as stop:
+            print(stop, file=sys.stderr)
+            return handler.exit_code
+        except Stopped:
+            return handler.exit_code
+        except UserError as error:
+            code, message, reported = EXIT_REFUSED, str(error), error
+        except KeyboardInterrupt as error:  # of a command inside another program
+            code, message, reported = EXIT_INTERRUPTED, f"interrupted; {RESUME}", error
+        except Exception as error:
+            reported = error
+            if jax.distributed.is_initialized() and LOST.search(str(error)):
+                gone = "another process of the job, or its host, is gone"
+                message = f"{gone} ({one_line(error)[:200]}); {RESUME} from the last checkpoint"
+            else:
+                message = f"{one_line(error)} (unexpected; --debug shows where)"
+        if any(map(DEBUG.fullmatch, argv)):
+            traceback.print_exception(reported)
+        print(f"error: {printable(message)}", file=sys.stderr)
+        return code
+
+    def _parse(self, argv: list[str]) -> list[str]:
+        """Parse the flags, and return the arguments without one.
+
+        Raises:
+            UserError: An option or its value is wrong, or an argument is missing.
+        """
+        values = self._fresh()
+        if any(argument in HELP for argument in argv):
+            print(self._usage.strip() + "\n\nflags:\n" + values.get_help())
+            raise _Ended
+        if "--version" in argv:
+            from can_jax import __version__
+
+            print(f"can_jax {__version__}")
+            raise _Ended
+        try:
+            if swallowed := missing_value(values, argv):
+                raise UserError(swallowed)
+            rest = values([sys.argv[0], *argv])[1:]
+            if swallowed := missing_value(values, argv):  # now that the types of keys are known
+                raise UserError(swallowed)
+        except UserError:
+            raise
+        except Exception as error:  # absl's, or ml_collections' for the keys of a recipe
+            raise UserError(plain_message(values, error, argv)) from error
+        for missing in self._arguments[len(rest) :]:
+            if not missing.startswith("["):
+                raise UserError(f"{missing} is missing; see --help")
+        for extra in rest[len(self._arguments) :]:
+            form = nearest_option(values, extra) or "; options look like --name=value, see --help"
+            raise UserError(f"unexpected argument {extra!r}{form}")
+        return [expand_home(argument) for argument in rest]
+
+    def _fresh(self) -> flags.FlagValues:
+        """Return the flags as they were defined, without the values of a call before."""
+        values = self.flags.values
+        memo = {id(values): values}  # the flag of a recipe refers to them
+        if self._defined is None:
+            self._defined = copy.deepcopy(vars(values), memo)
+        memo = {id(values): values}
+        vars(values).clear()
+        vars(values).update(copy.deepcopy(self._defined, memo))
+        return values
+
+
+@contextlib.contextmanager
+def _lines_of_messages() -> Iterator[None]:
+    """Print what is logged as single lines of warnings and errors, within the context."""
+    if not flags.FLAGS.is_parsed():  # of which absl would warn, and which no command of ours uses
+        flags.FLAGS.mark_as_parsed()
+    handler_of_absl = logging.get_absl_handler()
+    stream_handler = handler_of_absl.python_handler
+    before = logging.get_verbosity(), stream_handler.formatter, stream_handler.stream
+    logging.set_verbosity(logging.WARNING)
+    handler_of_absl.setFormatter(OneLine())
+    stream_handler.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before[0])
+        handler_of_absl.setFormatter(before[1])
+        stream_handler.setStream(before[2])

@@ -1,0 +1,116 @@
+"""`python -m can_jax.benchmark input --path=DIR [--json]`
+`python -m can_jax.benchmark step --config=RECIPE [--batch=IMAGES] [--parts] [--peer] [--json]`
+
+`input` measures how many images a second the host can prepare: decoding alone, cropping alone, all
+of it, and all of it up to the device; beside the two-view pipeline that PyTorch users write with
+Pillow, with as many processes as we have threads. The stages take turns, several times.
+
+`step` measures the compiled train step on a batch that lies on the device, against a matrix product
+of the same moment; with `--parts` also MAE's and SimCLR's, and what each part of ours costs; with
+`--peer` beside the same mathematics in PyTorch (`torch_reference.py` in this folder), in turns.
+"""
+
+import json
+import shlex
+import sys
+from typing import Any
+
+import jax
+
+from can_jax.benchmark.input import measure_input
+from can_jax.benchmark.step import measure_step
+from can_jax.cli.command import Command
+from can_jax.config.durations import TOTAL, value_of
+from can_jax.config.resolve import default_config, resolve
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
+
+SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
+
+COMMAND = Command(__doc__, "SUBJECT")
+FLAGS = COMMAND.flags
+_PATH = FLAGS.path("path", "input: as data.path in a recipe.")
+_SOURCE = FLAGS.choice("source", "folder", SOURCES, "input: as data.source in a recipe.")
+_NAME = FLAGS.text("name", None, "input: as data.name in a recipe.")
+_IMAGE_SIZE = FLAGS.integer("image_size", 224, "input: pixels along a side.", lower_bound=1)
+_BATCH_SIZE = FLAGS.integer("batch_size", 64, "input: images of a batch.", lower_bound=1)
+_THREADS = FLAGS.integer("threads", None, "input: of each pipeline; else one a core.")
+_CONFIG = FLAGS.recipe("recipe", prefix="step: ")
+_BATCH = FLAGS.integer("batch", None, "step: images; else the recipe's.", lower_bound=1)
+_PEER = FLAGS.switch("peer", False, "step: measure PyTorch beside it.")
+_PEER_COMPILED = FLAGS.switch("peer_compiled", False, "step: PyTorch with torch.compile.")
+_PARTS = FLAGS.switch("parts", False, "step: also MAE, SimCLR, and each part of ours.")
+_ROUNDS = FLAGS.integer("rounds", 5, "How often each has its turn.", lower_bound=1)
+_SECONDS = FLAGS.number("seconds", 3.0, "How long a turn lasts, at least.", lower_bound=0.1)
+_JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
+
+
+def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives what was found, and the rows of the table."""
+    config = default_config()
+    config.data.update(
+        source=_SOURCE.value, path=_PATH.value, name=_NAME.value, threads=_THREADS.value
+    )
+    with config.ignore_type():
+        config.data.image_size = _IMAGE_SIZE.value
+    config.batch_size, config.total_steps = _BATCH_SIZE.value, 1
+    found = measure_input(resolve(config), _ROUNDS.value, _SECONDS.value)
+    rows = {}
+    for stage in ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view"):
+        rate = found[stage]
+        rows[stage] = (
+            f"{rate:7.0f} images/s   {rate / found['threads']:6.0f} a core   "
+            f"{rate / found['pil_two_view']:5.2f} x Pillow"
+        )
+    rows["host_pipeline / decode_only"] = f"{found['host_pipeline'] / found['decode_only']:.2f}"
+    return found, rows
+
+
+def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives what was found, and the rows of the table."""
+    recipe = _CONFIG.read()
+    recipe.data.path = recipe.data.path or "-"  # nothing is read
+    if _BATCH.value is not None:
+        recipe.batch_size = _BATCH.value
+    if all(value_of(recipe, key) is None for key in TOTAL):
+        recipe.total_steps = 1
+    found = measure_step(
+        recipe, rounds=_ROUNDS.value, seconds=_SECONDS.value, peer=_PEER.value,
+        peer_compiled=_PEER_COMPILED.value, parts=_PARTS.value,
+    )  # fmt: skip
+    rows = {
+        "images a second": f"{found['images_per_second']:.2f}",
+        "analytic FLOPs an image": f"{found['analytic_flops_per_image']:.3e}",
+        "counted by the compiler": f"{found['counted_flops_per_image']:.3e}",
+        f"a {found['dtype']} matrix product, FLOP/s": f"{found['measured_peak_flops']:.3e}",
+        "MFU of that": f"{found['mfu_of_measured_peak']:.1%}",
+        "memory of a device, bytes": f"{found['peak_memory_bytes']:.3e}",
+        "compiled in": f"{found['compile_seconds']:.1f} s",
+        "devices": ", ".join(found["environment"]["devices"]),
+    }
+    if _PEER.value:
+        rows[found["peer"]] = f"{found['peer_images_per_second']:.2f} images a second"
+        rows["ours / theirs"] = f"{found['ratio']:.2f}"
+    if _PARTS.value:
+        whole = found["milliseconds"]["can"]
+        for name, value in found["milliseconds"].items():
+            part = f"   {1 - value / whole:6.1%} of the step" if "without" in name else ""
+            rows[f"{name}, ms a step"] = f"{value:.1f}{part}"
+        for name, value in found["simclr_over_can"].items():
+            rows[f"SimCLR / CAN, {name.replace('_', ' ')}"] = f"{value:.2f}"
+    return found, rows
+
+
+@COMMAND.runs
+def main(subject: str) -> None:
+    """Measure and print."""
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is measured
+    measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
+    if subject not in measures:
+        raise UserError(f"unknown benchmark {subject!r}: choose one of {', '.join(measures)}")
+    found, rows = measures[subject]()
+    if _JSON.value:
+        arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])
+        print(json.dumps({"command": arguments} | found, indent=2))
+    else:
+        plain_console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))

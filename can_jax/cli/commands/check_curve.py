@@ -1,0 +1,62 @@
+"""`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
+
+Does a run look as runs of its recipe do? Holds its metrics, as far as it has come, against the
+bands of a few runs that went well, and exits with 1 if one leaves them. With `--write` and several
+runs, `--run=DIR1,DIR2,DIR3`, makes the file of bands from them instead. RANGES is such a file, or
+the name of a shipped one: `quickstart` or `cifar10`.
+"""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from can_jax.cli.command import Command
+from can_jax.config.shipped import find
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.monitoring.metrics import read_metrics
+from can_jax.study.reference_ranges import bands_of, compared, outside
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
+
+COMMAND = Command(__doc__, "RANGES")
+FLAGS = COMMAND.flags
+_RUN = FLAGS.paths("run", "Run directories, with commas between.")
+_WRITE = FLAGS.switch("write", False, "Make the bands from these runs.")
+_JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
+
+
+@COMMAND.runs
+def main(curves: str) -> None:
+    """Compare, or make the bands."""
+    if not _RUN.value:
+        raise UserError("--run=DIR is missing: the run directory")
+    runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
+    for name, run in zip(_RUN.value, runs, strict=True):
+        if not run:
+            raise UserError(f"--run={name}: there is no metrics.jsonl with a line in it")
+    if _WRITE.value:
+        place = epath.Path(curves)
+        if len(runs) < 2:
+            raise UserError("--write needs several runs: their spread makes the bands")
+        origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
+        content = {"runs": len(runs), "commit": origin["commit"], "bands": bands_of(runs)}
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(place, json.dumps(content, indent=1) + "\n")
+        return
+    bands = json.loads(find(curves, "ranges", curves).read_text())["bands"]
+    left: dict[str, dict[str, Any]] = {
+        name: {"values": compared(bands, run), "outside": outside(bands, run)}
+        for name, run in zip(_RUN.value, runs, strict=True)
+    }
+    if _JSON.value:
+        print(json.dumps(left, indent=2))
+    else:
+        rows = {
+            n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
+        }
+        plain_console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
+    if wrong := [name for name, found in left.items() if found["outside"]]:
+        raise UserError(f"{', '.join(wrong)}: not as runs of this recipe are")
+    if empty := [name for name, found in left.items() if not found["values"]]:
+        raise UserError(f"{', '.join(empty)}: nothing to compare yet")

@@ -1,0 +1,30 @@
+"""`python -m can_jax.evaluate.compare --runs=OUT1,OUT2 [--output=report.html]`
+
+Puts the results of several evaluations on one page, side by side.
+"""
+
+from etils import epath
+
+from can_jax.cli.command import Command
+from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.results import read_results
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_RUNS = FLAGS.paths("runs", "Directories of evaluations, with commas between.")
+_OUTPUT = FLAGS.path("output", "The page to write.", default="report.html")
+
+
+@COMMAND.runs
+def main() -> None:
+    """Several `results.json` to one page."""
+    if not _RUNS.value:
+        raise UserError("--runs=OUT1,OUT2 is missing: directories of evaluations")
+    places = [epath.Path(run) for run in _RUNS.value]
+    names = [place.name for place in places]
+    labels = names if len(set(names)) == len(names) else list(_RUNS.value)
+    runs = {label: read_results(place) for label, place in zip(labels, places, strict=True)}
+    replace_text(epath.Path(_OUTPUT.value), comparison(runs))
+    print(f"page to open: {_OUTPUT.value}")

@@ -1,0 +1,58 @@
+"""`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
+
+Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, an export, or
+a folder or file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
+`report.html`. Without `--config.data.…` the data is that of the run.
+"""
+
+import contextlib
+import json
+import sys
+
+from etils import epath
+
+from can_jax.cli.command import Command
+from can_jax.cli.job import Job
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.reports.report import headlines
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_CONFIG = FLAGS.recipe("protocol")
+_CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
+_WORKDIR = FLAGS.path("workdir", "Where the results are written.")
+_UNTRAINED = FLAGS.switch("untrained", False, "Take the encoder as it was before training.")
+_JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
+JOB = Job(FLAGS)
+
+
+@COMMAND.runs
+def main() -> None:
+    """Flags to results."""
+    protocol = _CONFIG.read()
+    if _CHECKPOINT.value is None:
+        raise UserError(
+            "--checkpoint=FROM is missing: a run directory, an export, or a file of weights"
+        )
+    if _WORKDIR.value is None:
+        raise UserError("--workdir=DIR is missing: say where the results go")
+    config = resolve_evaluation(protocol)
+    JOB.join()
+    workdir = epath.Path(_WORKDIR.value)
+    # With --json nothing else is on stdout.
+    with contextlib.redirect_stdout(sys.stderr) if _JSON.value else contextlib.nullcontext():
+        results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
+    if _JSON.value:
+        print(json.dumps(results, indent=2))
+        return
+    shown = {name: f"{value:.2f}" for name, value in headlines(results["metrics"]).items()} | {
+        f"examples, {name}": count for name, count in results["examples"].items()
+    }
+    shown["results"] = str(workdir / "results.json")
+    shown["page to open"] = str(workdir / "report.html")
+    plain_console(width=120, soft_wrap=True, highlight=False).print(
+        fact_table(results["protocol"]["protocol"], shown)
+    )

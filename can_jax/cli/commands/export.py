@@ -1,0 +1,46 @@
+"""`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
+
+Writes the weights of a run for another library: timm, huggingface, big_vision, safetensors,
+stablehlo or onnx. What was written is read again by other code and compared with the run, before it
+gets its name; `manifest.json` says how near it came, and what a user of the weights has to know,
+and `README.md` is a model card, with the results of `--results=OUT1,OUT2` if there are any.
+"""
+
+from etils import epath
+
+from can_jax.cli.command import Command
+from can_jax.export.formats import FORMATS
+from can_jax.export.write import export_run
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_CHECKPOINT = FLAGS.path("checkpoint", "A run directory.")
+_FORMAT = FLAGS.choice("format", None, list(FORMATS), "What is written.")
+_CONTENTS = FLAGS.choice("contents", "encoder", ["encoder", "full"], "How much of the model.")
+_RESULTS = FLAGS.paths(
+    "results", "Directories of evaluations of these weights, for the model card."
+)
+_OUTPUT = FLAGS.path("output", "The directory to make.")
+
+
+@COMMAND.runs
+def main() -> None:
+    """Export, and print the errors that the verification found."""
+    if _CHECKPOINT.value is None:
+        raise UserError("--checkpoint=DIR is missing: a run directory")
+    if _FORMAT.value is None:
+        raise UserError(f"--format is missing: one of {', '.join(FORMATS)}")
+    if _OUTPUT.value is None:
+        raise UserError("--output=DIR is missing: the directory to make")
+    output = epath.Path(_OUTPUT.value)
+    results = _RESULTS.value or []
+    manifest = export_run(_CHECKPOINT.value, _FORMAT.value, output, _CONTENTS.value, results)
+    facts = {
+        f"largest error, {name}": f"{e:.1e}"
+        for name, e in manifest["checked"]["largest_error"].items()
+    }
+    names = ", ".join(sorted(path.name for path in output.iterdir()))
+    facts |= {"files": names, "directory": str(output)}
+    plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))

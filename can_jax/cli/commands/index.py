@@ -1,0 +1,111 @@
+"""`python -m can_jax.data.index PATH [--split=train] [--source=…] [--verify=decode|read|none]`
+
+Writes an index of a data set: where each example lies, so that any of them can be read at once. It
+decodes every image, leaves out those that cannot be, and lists duplicates by content. PATH is what
+`data.path` is in a recipe. The index goes beside the data, where training finds it, or to --out.
+The same command again goes on where it was stopped.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from can_jax.cli.command import Command
+from can_jax.config.images import check_range
+from can_jax.data.decoding.depth import Range
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import VERIFY, Plan
+from can_jax.data.sources.folder import classes_of, images_of_split
+from can_jax.data.sources.shards import locate_shards
+from can_jax.data.sources.table import FOLDER
+from can_jax.data.sources.tfds import locate_tfds
+from can_jax.data.storage.files import find_images, is_folder
+from can_jax.data.storage.find import find_shards
+from can_jax.data.storage.splits import shown
+from can_jax.utils.cpu import usable_cores
+from can_jax.utils.errors import UserError
+
+SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
+
+COMMAND = Command(__doc__, "PATH")
+FLAGS = COMMAND.flags
+_SOURCE = FLAGS.choice("source", None, SOURCES, "Kind of data; by default told from PATH.")
+_SPLIT = FLAGS.text("split", "train", "As data.split in a recipe.")
+_NAME = FLAGS.text("name", None, "Of the TFDS data set; PATH is then its data_dir.")
+_OUT = FLAGS.path("out", f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
+_VERIFY = FLAGS.choice(
+    "verify",
+    "decode",
+    VERIFY,
+    "decode: decode each image. read: read and hash each file or record, and decode the header of "
+    "its image only, which misses images that are cut off. none: trust the headers of shards.",
+)
+_WORKERS = FLAGS.integer("workers", usable_cores(), "Processes.", lower_bound=1)
+_DROP = FLAGS.switch("drop_duplicates", False, "Leave out copies; otherwise only list them.")
+_IMAGE_KEY = FLAGS.text("image_key", "image/encoded", "Feature of TFRecords.")
+_LABEL_KEY = FLAGS.text("label_key", "image/class/label", "Feature of TFRecords.")
+_MAX_PIXELS = FLAGS.integer("max_pixels", 50_000_000, "A larger image is left out.")
+_RANGE = FLAGS.items(
+    "range", None, "LOW,HIGH, as config.data.range: black and white in images of more than 8 bits."
+)
+
+
+@COMMAND.runs
+def main(path: str) -> None:
+    """Find the files, and build their index."""
+    value_range = _value_range(_RANGE.value)
+    source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
+    image_key: str = _IMAGE_KEY.value
+    label_key: str | None = _LABEL_KEY.value
+    file_labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
+    if source == "folder":
+        root, names, others = images_of_split(path, split)
+        if others:
+            first = shown(others[0])
+            print(f"{len(others)} files are left out, not being images, as {first}")
+        labels, label_names = classes_of(names)
+        if label_names and -1 in labels:
+            print(f"{labels.count(-1)} images lie in no class folder and have no label")
+        file_labels = np.array(labels, np.int32)
+    elif source == "tfds":
+        if not _NAME.value:
+            raise UserError("--name is missing: the name of the TFDS data set")
+        found = locate_tfds(_NAME.value, path, split)
+        root, names, image_key, label_key, label_names = found
+    else:
+        root, names = locate_shards(source, path, split)
+    kind = "tfrecord" if source == "tfds" else source
+    build_index(
+        Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
+        names,
+        Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
+        _WORKERS.value,
+        file_labels=file_labels,
+        label_names=label_names,
+        drop_duplicates=_DROP.value,
+    )
+
+
+def _value_range(values: list[str] | None) -> Range:
+    """Return the value of `--range` as a pair of floats, or None."""
+    try:
+        return check_range(None if values is None else tuple(map(float, values)))
+    except ValueError as error:
+        raise UserError(f"--range={','.join(values or ())}: give LOW,HIGH, two numbers") from error
+
+
+def guess_source(path: str, split: str) -> str:
+    """The kind of data at a path."""
+    for source, kind in (("webdataset", "tar"), ("tfrecord", "tfrecord")):
+        try:
+            shards = find_shards(path, split, kind)
+        except UserError:
+            continue
+        if kind == "tar" and kind not in os.path.basename(shards[0]):
+            continue
+        if is_folder(path) and len(find_images(path)[0]) > len(shards):
+            continue  # a folder of images with an archive in it
+        return source
+    return "folder"

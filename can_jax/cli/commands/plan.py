@@ -1,0 +1,96 @@
+"""`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
+
+Compiles the train step of a recipe for devices that are not there, and says whether it fits their
+memory, what they would send each other, and about how long the run would take. TPUs: `v5e:16x16`,
+`v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
+`h100:8x4`, four hosts of eight. Exits with 1 if it does not fit, after trying what would.
+"""
+
+import json
+import sys
+
+import jax
+
+from can_jax.cli.command import Command
+from can_jax.config.resolve import resolve
+from can_jax.monitoring.console import plain_console
+from can_jax.plan.estimate import make_plan
+from can_jax.plan.report import (
+    IMAGENET,
+    as_json,
+    attempt_line,
+    attempts_as_json,
+    attempts_table,
+    gib,
+    tables,
+)
+from can_jax.plan.search import Search, fit_mesh
+from can_jax.plan.topology import open_topology
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_CONFIG = FLAGS.recipe("recipe")
+_TOPOLOGY = FLAGS.text("topology", None, "The devices, such as v5e:16x16.")
+_SLICES = FLAGS.integer("slices", 1, "So many of them, with slower links between.")
+_MFU = FLAGS.number("mfu", 0.4, "The share of their peak FLOP/s that is assumed.")
+_EXAMPLES = FLAGS.integer("examples", IMAGENET, "Images of an epoch; ImageNet-1k's.")
+_SEARCH = FLAGS.switch("search", False, "Look for the fastest settings that fit.")
+_TRIES = FLAGS.integer("tries", None, "Settings to compile at most: 12, or 4 for advice.")
+_JSON = FLAGS.switch("json", False, "Print the figures as JSON.")
+
+
+@COMMAND.runs
+def main() -> None:
+    """Compile, weigh, print; look for something better if asked, or if it does not fit."""
+    config = _CONFIG.read()
+    if _TOPOLOGY.value is None:
+        raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
+    if not 0 < _MFU.value <= 1:
+        raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
+    # What was compiled for devices that are not there cannot be read back from JAX's cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    config.data.path = config.data.path or "-"  # nothing is read
+    config = resolve(config)
+    topology = open_topology(_TOPOLOGY.value, _SLICES.value)
+    out = plain_console(width=None if sys.stdout.isatty() else 120)
+    progress = plain_console(stderr=True)
+
+    if note := fit_mesh(config, len(topology.devices)):
+        progress.print(note, soft_wrap=True)
+    plan = make_plan(config, topology, _MFU.value)
+    found = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
+    if not _JSON.value:
+        for table in tables(found, topology):
+            out.print(table)
+    if _SEARCH.value or not plan.fits:
+        search = Search(config, topology, _MFU.value, plan)
+        tries = _TRIES.value if _TRIES.value is not None else 12 if _SEARCH.value else 4
+        search.run(
+            tries,
+            lambda attempt: progress.print(f"tried {attempt_line(attempt)}", soft_wrap=True),
+            first_fit=not _SEARCH.value,
+        )
+        found["tried"] = attempts_as_json(search.attempts)
+        found["advice"] = advice(search)
+        if not _JSON.value:
+            out.print(attempts_table(found["tried"]))
+            if plan.fits:
+                out.print(found["advice"], soft_wrap=True)
+    if _JSON.value:
+        print(json.dumps(found, indent=2))
+    if not plan.fits:
+        needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
+        raise UserError(f"it does not fit: {needed}. {found['advice']}")
+
+
+def advice(search: Search) -> str:
+    """What a search found, in a sentence."""
+    if search.best:
+        return f"The best that fits: {search.best.choice.options} ({attempt_line(search.best)})"
+    smallest = search.smallest
+    return (
+        f"Nothing of {len(search.attempts)} settings fits; the smallest came to "
+        f"{gib(smallest.plan.memory.total)} ({attempt_line(smallest)}). Take more devices, or a "
+        "smaller config.batch_size or model"
+    )

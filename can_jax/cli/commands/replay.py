@@ -1,0 +1,76 @@
+"""`python -m can_jax.replay CAPTURE`
+
+Computes the captured step again, on this machine, and says what was not finite: each loss, and the
+gradient of each part of the network. A run writes a capture where its updates are not finite.
+"""
+
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from can_jax.checkpoint.failed_step import read_batch
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.checkpoint.run_directory import read_encoder
+from can_jax.cli.command import Command
+from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.monitoring.console import plain_console
+from can_jax.train.gradients import gradients
+from can_jax.train.step import abstract_state, stored_step
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__, "CAPTURE")
+
+
+@COMMAND.runs
+def main(capture: str) -> None:
+    """Compute the step again, and show what came of it."""
+    folder = epath.Path(capture)
+    if not (folder / "capture.json").exists():
+        raise UserError(f"{folder} is no capture: it has no capture.json")
+    config = read_encoder(folder)
+    facts = json.loads((folder / "capture.json").read_text())
+    mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
+    step = stored_step(config)
+    checkpoints = Checkpointer(folder / "state", keep_last=None, read_only=True)
+    newest = checkpoints.newest_whole()
+    if newest is None:
+        raise UserError(f"{folder} holds no whole state")
+    _, state, _ = checkpoints.restore(newest, abstract_state(step, mesh))
+    batch = read_batch(folder)
+    number = jnp.int32(facts["step"] - 1)  # what the randomness of the step followed from
+    with jax.set_mesh(mesh):
+        found = jax.jit(
+            lambda parameters, statistics, batch: gradients(
+                config, step.network, parameters, statistics, batch, number
+            )
+        )(state.parameters, state.batch_stats, batch)
+    first, last = facts["positions"]
+    console = plain_console(width=100, soft_wrap=True)
+    console.print(
+        f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last}"
+    )
+    console.print(_table("loss", {k: v for k, v in found.metrics.items() if jnp.ndim(v) == 0}))
+    console.print(_table("gradient", _norms(found.gradients)))
+
+
+def _norms(tree: Any) -> dict[str, Any]:
+    """The norm of each part of the network."""
+    squares: dict[str, float] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        part = "/".join(path_name(path).split("/")[:2])
+        squares[part] = squares.get(part, 0.0) + float(jnp.sum(jnp.square(leaf)))
+    return {part: np.sqrt(value) for part, value in squares.items()}
+
+
+def _table(name: str, values: dict[str, Any]) -> Table:
+    table = Table(name, "value", "")
+    for key, value in values.items():
+        table.add_row(key, f"{float(value):.6g}", "" if np.isfinite(value) else "not finite")
+    return table

@@ -1,0 +1,51 @@
+"""`python -m can_jax.selfcheck --reference=FILE.npz [--weights=FILE] [--x64] [--json]`
+
+Proves this installation against reference vectors: copies the file's weights in, runs our network,
+losses and gradients on its inputs, and compares each quantity with the file's.
+With ``--weights`` they come from another file, in any layout that is known: proof that it is read
+right.
+"""
+
+import json
+
+import jax
+from rich.table import Table
+
+from can_jax.cli.command import Command
+from can_jax.monitoring.console import plain_console
+from can_jax.selfcheck.compare import check
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_REFERENCE = FLAGS.path("reference", "The file of reference vectors, npz.")
+_WEIGHTS = FLAGS.path("weights", "A file of weights, instead of the reference's.")
+_X64 = FLAGS.switch("x64", False, "Compute in double precision.")
+_JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
+
+
+@COMMAND.runs
+def main() -> None:
+    """Check, print, and fail if a quantity is off."""
+    if _REFERENCE.value is None:
+        raise UserError("--reference=FILE.npz is missing: the reference vectors to compare with")
+    jax.config.update("jax_enable_x64", _X64.value)
+    report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
+    if _JSON.value:
+        print(json.dumps(report, indent=2))
+    else:
+        table = Table("quantity", "largest relative error", "tolerance", "", title="Self-check")
+        for quantity, error in report["max_relative_error"].items():
+            limit = report["tolerance"][quantity]
+            verdict = "ok" if error <= limit else "TOO LARGE"
+            table.add_row(quantity, f"{error:.2e}", f"{limit:.0e}", verdict)
+        plain_console().print(table)
+        if _WEIGHTS.value is not None:
+            weights = report["weights"]
+            print(f"{weights['taken']} of {weights['of']} arrays are from {_WEIGHTS.value}")
+            if weights["left_over"]:
+                print(f"left over: {', '.join(weights['left_over'])}")
+    if not report["passed"]:
+        worst = report["max_relative_error"]
+        off = [name for name, error in worst.items() if error > report["tolerance"][name]]
+        raise UserError(f"{len(off)} of {len(worst)} quantities are off: {', '.join(off)}")

@@ -1,0 +1,39 @@
+"""`python -m can_jax.main --config=RECIPE --workdir=DIR [--config.key=value …]`
+
+Pretrains as the recipe says, into the run directory. The same command again goes on from the newest
+checkpoint. Any key of the recipe can be set on the command line. On several hosts the same command
+runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
+"""
+
+from etils import epath
+
+from can_jax.checkpoint.resume import CHANGES
+from can_jax.cli.command import Command
+from can_jax.cli.job import Job
+from can_jax.train.pretrain import pretrain
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_CONFIG = FLAGS.recipe("recipe")
+_WORKDIR = FLAGS.path("workdir", "The run directory, one for all hosts; may be gs://…")
+_PROFILE = FLAGS.switch("profile", False, "Trace a few steps for TensorBoard's profiler.")
+_DUMP_HLO = FLAGS.switch("dump_hlo", False, "Write the compiled train step to hlo.txt.")
+_ALLOW_CHANGES = FLAGS.items(
+    "allow_changes", [], f"What a resume may change, with commas between: {', '.join(CHANGES)}."
+)
+JOB = Job(FLAGS)
+
+
+@COMMAND.runs
+def main() -> None:
+    """Flags to config to pretrain."""
+    config = _CONFIG.read()
+    if _WORKDIR.value is None:
+        raise UserError("--workdir=DIR is missing: say where the run may write")
+    if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
+        raise UserError(f"--allow_changes={unknown[0]}: give some of {', '.join(CHANGES)}")
+    JOB.join()
+    workdir = epath.Path(_WORKDIR.value)
+    options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}
+    pretrain(config, workdir, _CONFIG.overrides, _ALLOW_CHANGES.value, **options)

@@ -1,0 +1,183 @@
+"""The flags of a command, among them recipes and paths."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
+
+from can_jax.cli.recipe import CONFIG, load, refuse_missing
+from can_jax.config.durations import keep_overrides
+from can_jax.config.shipped import KINDS, names_of
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import expand_home
+
+Holder = flags.FlagHolder[Any]
+
+
+class PathParser(flags.ArgumentParser[str]):
+    """A flag's path, in which a leading ``~`` becomes the home that it stands for."""
+
+    def parse(self, argument: str) -> str:
+        """Return the path with the home in it."""
+        try:
+            return expand_home(argument)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+
+
+class PathListParser(flags.ListParser):
+    """A flag's paths, with commas between."""
+
+    def parse(self, argument: Any) -> list[str]:
+        """Return the paths with the home in them."""
+        return [PathParser().parse(path) for path in super().parse(argument)]
+
+
+class RecipeParser(flags.ArgumentParser[ConfigDict]):
+    """A flag's recipe: a file, or the name of a shipped one."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self.config: ConfigDict | None = None  # the last one, also if a key of it is set wrongly
+
+    def parse(self, path: str) -> ConfigDict:
+        """Return the locked configuration, whose keys can be set and none added."""
+        self.config = load(path, self.kind).lock()
+        return self.config
+
+
+class OrNone(flags.ArgumentParser[Any]):
+    """A flag of a key of a recipe: None, or what another parser reads.
+
+    Args:
+        parser: Of values that are not None.
+        words: That stand for None.
+    """
+
+    def __init__(self, parser: flags.ArgumentParser[Any], words: tuple[str, ...]):
+        self.parser, self.words = parser, words
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        """Return the value."""
+        return None if argument in self.words else self.parser.parse(argument)
+
+    def flag_type(self) -> str:
+        """Return the type for the help."""
+        return self.parser.flag_type()
+
+
+class OptionalTupleParser(tuple_parser.TupleParser):
+    """A flag of a key of a recipe that is a tuple, which None empties."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """Return the tuple."""
+        parsed: tuple[Any, ...] = super().parse(argument)
+        return () if parsed == (None,) else parsed
+
+
+class Flags:
+    """The flags of one command.
+
+    Each method defines a flag and returns its holder, whose ``value`` is set once the command line
+    is parsed.
+
+    Attributes:
+        values: absl's flag values, of this command only: commands share names of flags.
+    """
+
+    def __init__(self) -> None:
+        self.values = flags.FlagValues()
+
+    def path(self, name: str, help: str, default: str | None = None) -> Holder:
+        """Define a flag that takes a path."""
+        serializer: Any = flags.ArgumentSerializer()
+        return flags.DEFINE(PathParser(), name, default, help, self.values, serializer)
+
+    def paths(self, name: str, help: str) -> Holder:
+        """Define a flag that takes paths with commas between."""
+        serializer: Any = flags.CsvListSerializer(",")
+        return flags.DEFINE(PathListParser(), name, None, help, self.values, serializer)
+
+    def items(self, name: str, default: Sequence[str] | None, help: str) -> Holder:
+        """Define a flag that takes words with commas between."""
+        return flags.DEFINE_list(name, default, help, flag_values=self.values)
+
+    def switch(self, name: str, default: bool, help: str) -> Holder:
+        """Define a flag that is true or false."""
+        return flags.DEFINE_bool(name, default, help, flag_values=self.values)
+
+    def text(self, name: str, default: str | None, help: str) -> Holder:
+        """Define a flag that takes any text."""
+        return flags.DEFINE_string(name, default, help, flag_values=self.values)
+
+    def choice(self, name: str, default: str | None, values: Sequence[str], help: str) -> Holder:
+        """Define a flag that takes one of some words."""
+        return flags.DEFINE_enum(name, default, values, help, flag_values=self.values)
+
+    def integer(
+        self, name: str, default: int | None, help: str, lower_bound: int | None = None
+    ) -> Holder:
+        """Define a flag that takes a whole number."""
+        return flags.DEFINE_integer(
+            name, default, help, lower_bound=lower_bound, flag_values=self.values
+        )
+
+    def number(
+        self, name: str, default: float | None, help: str, lower_bound: float | None = None
+    ) -> Holder:
+        """Define a flag that takes a number."""
+        return flags.DEFINE_float(
+            name, default, help, lower_bound=lower_bound, flag_values=self.values
+        )
+
+    def recipe(self, kind: str, prefix: str = "") -> "Recipe":
+        """Define the flag ``--config``, whose keys ``--config.key=value`` changes.
+
+        Args:
+            kind: Key of `can_jax.config.shipped.KINDS`.
+            prefix: Of the help.
+        """
+        numbers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
+        for kind_of_key, parser in numbers:
+            or_none = OrNone(parser=parser, words=("None", "none"))
+            config_flags.register_flag_parser_for_type(kind_of_key, or_none)
+        # `none` is a value of some keys.
+        or_none = OrNone(parser=flags.ArgumentParser(), words=("None",))
+        config_flags.register_flag_parser_for_type(str, or_none)
+        config_flags.register_flag_parser_for_type(tuple, OptionalTupleParser())
+        help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
+        config_flags.DEFINE_config_file(CONFIG, None, help, flag_values=self.values)
+        self.values[CONFIG].parser = RecipeParser(kind=kind)  # by keyword, or absl shares it
+        return Recipe(self.values, kind)
+
+
+class Recipe:
+    """The recipe that a command line names, and the keys that it sets.
+
+    Args:
+        values: Flags of the command.
+        kind: Key of `can_jax.config.shipped.KINDS`.
+    """
+
+    def __init__(self, values: flags.FlagValues, kind: str):
+        self._values, self._kind = values, kind
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Values that the command line sets, by dotted key."""
+        return getattr(self._values[CONFIG], "override_values", {})
+
+    def read(self) -> ConfigDict:
+        """Return the recipe, without durations that the command line replaced.
+
+        Raises:
+            UserError: None was given, or the command line sets a duration twice.
+        """
+        recipe: ConfigDict | None = self._values[CONFIG].value
+        if recipe is None:
+            raise refuse_missing(self._kind)
+        keep_overrides(recipe, self.overrides, prefix="recipe." if self._kind == "study" else "")
+        return recipe

@@ -1,0 +1,95 @@
+"""Start commands: as processes of their own, or as functions.
+
+Each module that people start by `python -m` holds an `Entry`. Nothing heavy is imported before the
+process is prepared.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from can_jax.cli import process
+
+PACKAGE = "can_jax.cli.commands"
+
+
+class Place(NamedTuple):
+    """Where a command is started, and its purpose."""
+
+    module: str
+    purpose: str
+
+
+PLACES = {
+    "train": Place("can_jax.main", "pretrain an encoder"),
+    "evaluate": Place("can_jax.evaluate", "evaluate an encoder by a protocol"),
+    "compare": Place("can_jax.evaluate.compare", "write a page that compares evaluations"),
+    "export": Place("can_jax.export", "export weights to another library, and verify them"),
+    "index": Place("can_jax.data.index", "build the index of a data set"),
+    "imagenet": Place("can_jax.data.imagenet", "write indexed shards of ImageNet-1k"),
+    "plan": Place("can_jax.plan", "compile a recipe for devices that are not attached"),
+    "plan-table": Place("can_jax.plan.table", "write the table of slices of a recipe"),
+    "plan-contrastive": Place("can_jax.plan.contrastive", "plan the contrastive loss alone"),
+    "benchmark": Place("can_jax.benchmark", "time the train step or the input pipeline"),
+    "study": Place("can_jax.study", "train and evaluate the arms of a study"),
+    "check-curve": Place("can_jax.study.healthy", "compare a run with its reference ranges"),
+    "selfcheck": Place("can_jax.selfcheck", "compare this installation with reference vectors"),
+    "replay": Place("can_jax.replay", "recompute a failed step from its dump"),
+    "recipes": Place("can_jax.recipes", "list the shipped recipes and launchers"),
+}
+
+
+class Entry:
+    """A command as a function, which is imported when it is called.
+
+    Args:
+        name: Key of `PLACES`.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command in this process, and return its exit code.
+
+        Args:
+            argv: The arguments without the program; those of this process by default.
+        """
+        return self._load()(argv)
+
+    def run(self) -> NoReturn:
+        """Run the command as this process, and exit with its code."""
+        process.prepare()
+        command = self._load()
+        from can_jax.cli.running import run
+
+        run(command)
+
+    def _load(self) -> Any:
+        return importlib.import_module(f"{PACKAGE}.{self.name.replace('-', '_')}").main
+
+
+def console() -> NoReturn:
+    """Run `can-jax COMMAND`, the console script."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in PLACES:
+        sys.argv[:2] = [f"can-jax {name}"]
+        Entry(name).run()
+    if name == "--version":
+        from can_jax import __version__
+
+        print(f"can_jax {__version__}")
+        sys.exit(0)
+    if name in ("--help", "-h", "help"):
+        width = max(map(len, PLACES))
+        print("can-jax COMMAND [options]; can-jax COMMAND --help lists them\n")
+        for command, place in PLACES.items():
+            print(f"  {command:{width}}  {place.purpose} (python -m {place.module})")
+        sys.exit(0)
+    from can_jax.utils.nearest import nearest
+
+    near = nearest(name, list(PLACES))
+    hint = f"did you mean {near}? " if near else ""
+    print(f"error: unknown command {name!r}: {hint}see can-jax --help", file=sys.stderr)
+    sys.exit(1)
