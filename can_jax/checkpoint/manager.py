@@ -1,11 +1,8 @@
 """Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
 
 import contextlib
-import logging as python_logging
 import shutil
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +14,7 @@ from etils import epath
 
 from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.checkpoint.retention import Retention
+from can_jax.checkpoint.scopes import quiet_threads, small_arrays_whole
 from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.utils.errors import UserError, one_line, reason_of
@@ -24,7 +22,6 @@ from can_jax.utils.errors import UserError, one_line, reason_of
 FAILED_SAVES = 3  # in a row, at which a run stops
 REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
 TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
-SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
 
 
 class Restored(NamedTuple):
@@ -68,8 +65,10 @@ class Checkpointer:
         self._shapes: dict[str, list[int]] = {}
         self._refused: dict[int, str] = {}  # the reason, by step
         self._retention = Retention(keep_last, keep_every_steps)
-        _hush_threads()
-        _keep_small_arrays_whole()
+        self._scope = contextlib.ExitStack()  # of what changes in the process until `close`
+        if not read_only:
+            self._scope.enter_context(quiet_threads())
+            self._scope.enter_context(small_arrays_whole())
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             enable_async_checkpointing=not read_only,
@@ -243,8 +242,9 @@ class Checkpointer:
 
     def close(self) -> None:
         """Finish, and let go."""
-        self.wait()
-        self._manager.close()
+        with self._scope:
+            self.wait()
+            self._manager.close()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
         saved, wanted = saved_shapes(self._directory / str(step)), shapes_of(abstract)
@@ -353,42 +353,9 @@ def _remove(left: epath.Path) -> None:
             time.sleep(0.1)
 
 
-def _hush_threads() -> None:
-    """A write that fails is reported once, above, and not by each thread that took part in it."""
-    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
-    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
-    logger = logging.get_absl_logger()
-    if _of_orbax not in logger.filters:
-        logger.addFilter(_of_orbax)
-        usual = sys.unraisablehook
-
-        def hook(raised: Any) -> None:
-            if str(raised.exc_value) != "Event loop is closed":  # of a write that was given up
-                usual(raised)
-
-        sys.unraisablehook = hook
-
-
-def _of_orbax(record: python_logging.LogRecord) -> bool:
-    """False, which leaves it out, for a line logged by Orbax."""
-    return "orbax" not in record.pathname
-
-
 def shapes_of(tree: Any) -> dict[str, list[int]]:
     """The shape of every array of a tree, by its path."""
     return {
         path_name(path): list(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-
-
-def _keep_small_arrays_whole() -> None:
-    """Devices with copies of an array write a part of it each; Orbax would compile a program for
-    each part of the smallest, of which 150 small arrays on eight devices take 15 s in a save."""
-    usual = ocp.type_handlers.get_type_handler(jax.Array)
-    handler = ocp.type_handlers.ArrayHandler(
-        min_slice_bytes_for_replica_parallel=SLICE,
-        # Without the usual one, writes go on after one of them has failed.
-        array_metadata_store=getattr(usual, "_array_metadata_store", None),
-    )
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

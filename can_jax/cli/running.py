@@ -5,6 +5,7 @@ import hashlib
 import os
 import sys
 import threading
+import warnings
 from typing import NoReturn
 
 import jax
@@ -28,6 +29,7 @@ def run(command: Command) -> NoReturn:
     forgive_streams()
     spare_absent_tpu()
     os.environ["MPLBACKEND"] = "Agg"  # figures are files; a notebook's backend may be missing here
+    warnings.filterwarnings("ignore", module="PIL")  # what it cannot decode is counted and named
     keep_compiled()
     code = command()
     handler.finish(code)

@@ -11,7 +11,6 @@ any number of channels is decoded natively.
 """
 
 import functools
-import warnings
 from typing import Any
 
 import numpy as np
@@ -36,8 +35,6 @@ FILE_CHANNELS = (1, 3, 4)  # that image files can be decoded to
 BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
 ORIENTATION = 0x0112  # EXIF tag
-
-warnings.filterwarnings("ignore", module="PIL")
 
 
 def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:

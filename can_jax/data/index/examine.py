@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -203,7 +204,7 @@ def _in_processes(
         return
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
     count = min(workers, len(todo))
-    with concurrent.futures.ProcessPoolExecutor(count, context, end_with_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker) as pool:
         futures = {pool.submit(examine, plan, units[number]): number for number in todo}
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -211,6 +212,11 @@ def _in_processes(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    warnings.filterwarnings("ignore", module="PIL")  # what it cannot decode is listed
 
 
 def _load(path: Path) -> Part:

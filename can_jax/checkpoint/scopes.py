@@ -1,0 +1,64 @@
+"""What checkpoints change in the process while they are open: Orbax's messages and its handler."""
+
+import contextlib
+import logging as python_logging
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """Report a failed write once, above, and not by each thread that took part in it."""
+    asyncio_logger, logger = python_logging.getLogger("asyncio"), logging.get_absl_logger()
+    level, usual = asyncio_logger.level, sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":  # of a write that was given up
+            usual(raised)
+
+    def keep(record: python_logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    asyncio_logger.setLevel(python_logging.CRITICAL)
+    logger.addFilter(keep)
+    sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
+    filters: Any = warnings.filters
+    entry = filters[0]
+    try:
+        yield
+    finally:
+        asyncio_logger.setLevel(level)
+        logger.removeFilter(keep)
+        with contextlib.suppress(ValueError):  # the program has set its own filters since
+            filters.remove(entry)
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = usual
+
+
+@contextlib.contextmanager
+def small_arrays_whole() -> Iterator[None]:
+    """Let one device write a small array of which several have copies.
+
+    Orbax lets each write a part, and compiles a program for each part: 150 small arrays on eight
+    devices take 15 s in a save.
+    """
+    usual = ocp.type_handlers.get_type_handler(jax.Array)
+    handler = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=SLICE,
+        # Without the usual one, writes go on after one of them has failed.
+        array_metadata_store=getattr(usual, "_array_metadata_store", None),
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    try:
+        yield
+    finally:
+        ocp.type_handlers.register_type_handler(jax.Array, usual, override=True)

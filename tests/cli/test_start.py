@@ -1,0 +1,106 @@
+"""Commands as functions and as processes, and the package as a guest of another program."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+import can_jax
+from can_jax.cli.start import PLACES, Entry
+from tests.helpers.runs import ROOT
+
+GUEST = """
+import gc, logging, os, signal, sys, threading, warnings
+
+def state():
+    return (
+        gc.get_threshold(), sys.unraisablehook, sys.excepthook, threading.active_count(),
+        signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.getpid(),
+        os.environ.get("GLIBC_TUNABLES"), logging.root.level, logging.root.filters,
+        logging.getLogger("absl").filters, logging.getLogger("asyncio").level,
+        [f for f in warnings.filters if f[3] and "PIL" in f[3].pattern],
+    )
+
+before = state()
+import {package}
+after = state()
+print(before == after, [pair for pair in zip(before, after) if pair[0] != pair[1]])
+"""
+
+
+def test_every_command_is_a_function_that_returns_its_exit_code(capsys):
+    for name, place in PLACES.items():
+        main = Entry(name)
+        assert main(["--help"]) == 0, name
+        assert f"python -m {place.module}" in capsys.readouterr().out
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"can_jax {can_jax.__version__}\n"
+        assert main(["--no_such_option=1"]) == 1
+        assert "unknown option --no_such_option" in capsys.readouterr().err
+
+
+def test_every_place_holds_its_command():
+    for name, place in PLACES.items():
+        spec = importlib.util.find_spec(place.module)
+        module = f"{place.module}.__main__" if spec.submodule_search_locations else place.module
+        assert importlib.import_module(module).main.name == name
+
+
+def test_second_call_has_none_of_the_flags_of_the_first(capsys):
+    main = Entry("train")
+    assert main(["--config=quickstart", "--config.batch_size=3"]) == 1
+    assert "--workdir=DIR is missing" in capsys.readouterr().err
+    assert main([]) == 1
+    assert "--config=NAME is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "shown"),
+    [("--debug", 1), ("--debug=true", 1), ("--debug=True", 1), ("-debug=1", 1), ("--debug=0", 0)],
+)
+def test_trace_is_shown_when_it_is_asked_for(flag, shown, capsys):
+    assert Entry("replay")(["/no/such/capture", flag]) == 1
+    err = capsys.readouterr().err
+    assert err.count("Traceback") == shown and err.count("error: /no/such/capture is no") == 1
+
+
+@pytest.mark.parametrize(
+    "start", [["-m", "can_jax"], ["-c", "import can_jax.cli.start as s; s.console()"]]
+)
+def test_console(start):
+    def run(*arguments):
+        command = [sys.executable, *start, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    assert run("--version").stdout == f"can_jax {can_jax.__version__}\n"
+    listed = run().stdout
+    assert all(f"  {name} " in listed for name in PLACES)
+    wrong = run("evalute")
+    assert wrong.returncode == 1 and wrong.stdout == ""
+    assert wrong.stderr == (
+        "error: unknown command 'evalute': did you mean evaluate? see can-jax --help\n"
+    )
+    assert "vit_l" in run("recipes").stdout
+
+
+@pytest.mark.parametrize(
+    "package", ["can_jax", "can_jax.evaluate.encoder", "can_jax.train.pretrain"]
+)
+def test_package_leaves_its_host_alone(package, tmp_path):
+    """As a module of somebody's package that is run by `python -m`."""
+    (tmp_path / "guest").mkdir()
+    (tmp_path / "guest" / "__main__.py").write_text("")
+    (tmp_path / "guest" / "__init__.py").write_text(GUEST.format(package=package))
+    done = subprocess.run(
+        [sys.executable, "-m", "guest"], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
+    )  # fmt: skip
+    assert done.stdout.startswith("True"), done.stdout + done.stderr
+
+
+def test_public_names_are_no_modules():
+    for name in can_jax.__all__:
+        assert callable(getattr(can_jax, name)) and getattr(can_jax, name).__doc__
+        assert importlib.util.find_spec(f"can_jax.{name}") is None
