@@ -137,6 +137,8 @@ def plan_run(
 ) -> dict[str, Any]:
     """Compile a train step for devices that are not attached, and return what it would cost.
 
+    A child process compiles, since the devices of this one cannot be exchanged.
+
     Args:
         config: The configuration of a recipe. Its data is not read.
         topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
@@ -149,16 +151,6 @@ def plan_run(
     Raises:
         can_jax.utils.errors.UserError: The topology is unknown, or the settings are invalid.
     """
-    from can_jax.config.resolve import resolve
-    from can_jax.plan.estimate import make_plan
-    from can_jax.plan.report import IMAGENET, as_json
-    from can_jax.plan.search import fit_mesh
-    from can_jax.plan.topology import open_topology
+    from can_jax.plan.child import plan_in_child
 
-    config = config.copy_and_resolve_references()
-    config.data.path = config.data.path or "-"
-    config = resolve(config)
-    devices = open_topology(topology, slices)
-    fit_mesh(config, len(devices.devices))
-    plan = make_plan(config, devices, mfu)
-    return as_json(plan, config, devices, mfu, IMAGENET)
+    return plan_in_child(config, topology, slices, mfu)

@@ -20,7 +20,7 @@ def state():
         signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), os.getpid(),
         os.environ.get("GLIBC_TUNABLES"), logging.root.level, logging.root.filters,
         logging.getLogger("absl").filters, logging.getLogger("asyncio").level,
-        [f for f in warnings.filters if f[3] and "PIL" in f[3].pattern],
+        [entry for entry in warnings.filters if "PIL" in str(entry[3])],
     )
 
 before = state()

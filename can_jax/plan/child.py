@@ -1,0 +1,49 @@
+"""Plan in a child process, for programs that use devices of their own."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.resolve import to_json
+from can_jax.utils.errors import UserError
+
+RECIPE = """
+from pathlib import Path
+
+from can_jax.config import from_json
+
+
+def get_config():
+    return from_json(Path(__file__).with_name("config.json").read_text())
+"""
+
+
+def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) -> dict[str, Any]:
+    """Return what ``python -m can_jax.plan --json`` prints.
+
+    Args:
+        config: The configuration of a recipe.
+        topology: The devices, such as ``v5e:16x16``.
+        slices: The number of such slices.
+        mfu: The assumed share of the devices' peak FLOP/s.
+
+    Raises:
+        UserError: The topology is unknown, or the settings are invalid.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        recipe = Path(place) / "recipe.py"
+        recipe.write_text(RECIPE)
+        recipe.with_name("config.json").write_text(to_json(config))
+        options = [f"--topology={topology}", f"--slices={slices}", f"--mfu={mfu}", "--tries=0"]
+        command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if not done.stdout.strip():  # a plan that does not fit is printed, too
+        lines = done.stderr.strip().splitlines() or ["error: the planner ended without a message"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    plan: dict[str, Any] = json.loads(done.stdout)
+    return plan

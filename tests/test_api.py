@@ -1,0 +1,66 @@
+"""The public functions, called from a thread of a program, with paths as strings."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+import can_jax
+from can_jax.config import load_recipe
+from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
+from tests.helpers.runs import ROOT, metrics
+
+
+def tiny(**changes):
+    config = can_jax.default_config()
+    config.update_from_flattened_dict({
+        "batch_size": 16, "total_steps": 2, "log_every_steps": 1, "data.source": "shapes",
+        "data.image_size": (16, 16), "data.shapes_count": 64, "model.width": 24, "model.depth": 1,
+        "model.heads": 3, "model.patch_size": 4, "model.dtype": "float32", "model.scan": False,
+        "model.decoder.width": 16, "model.decoder.depth": 1, "model.decoder.heads": 2,
+        "model.projector.hidden": 32, "model.projector.outputs": 16, "augment.jitter": 0.0,
+        "augment.greyscale": 0.0, "augment.blur": 0.0, "probe.every_steps": 0,
+        "figures.every_steps": 0, **changes,
+    })  # fmt: skip
+    return config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that a thread of this process has trained."""
+    workdir = tmp_path_factory.mktemp("api") / "run"
+    thread = threading.Thread(target=can_jax.pretrain, args=(tiny(), str(workdir)))
+    thread.start()
+    thread.join()
+    return workdir
+
+
+def test_training_from_a_thread(run):
+    assert [line["step"] for line in metrics(run) if "loss/total" in line] == [1, 2]
+    with pytest.raises(UserError, match=r"config\.seed=7, and this run was trained with 0"):
+        can_jax.pretrain(tiny(seed=7), str(run))
+    can_jax.pretrain(tiny(seed=7, total_steps=3), str(run), allow_changes=["seed"])
+    assert metrics(run)[-1]["step"] == 3
+
+
+def test_evaluation_and_export_of_a_run(run, tmp_path):
+    protocol = load_recipe(str(ROOT / "configs/eval/knn.py"), "knn")
+    results = can_jax.evaluate_encoder(str(run), protocol, str(tmp_path / "knn"))
+    assert json.loads((tmp_path / "knn/results.json").read_text()) == results
+    manifest = can_jax.export_encoder(str(run), "safetensors", str(tmp_path / "export"))
+    assert max(manifest["checked"]["largest_error"].values()) < 1e-4
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    features = can_jax.load(str(run))(images)
+    np.testing.assert_allclose(can_jax.load(tmp_path / "export")(images), features, atol=1e-5)
+
+
+def test_plan_of_a_run():
+    config = small_config()
+    before = config.to_json()
+    plan = can_jax.plan_run(config, "h100:2")
+    assert plan["fits"] and plan["devices"] == 2 and plan["step_seconds"] > 0
+    assert config.to_json() == before
+    with pytest.raises(UserError, match="no 'h10' is known; did you mean h100"):
+        can_jax.plan_run(config, "h10:2")
