@@ -45,7 +45,7 @@ def test_network_and_losses_import_without_tensorflow():
 
 # What only one module may call, since it does so in the one way that is safe.
 DOORS = {
-    r"\bImage\.open\(": "data/decoding/images.py",
+    r"\bImage\.open\(": "data/decoding/open_image.py",
     r"\bnp\.load\(|\bnp\.lib\.format\.": "utils/archives.py export/usage.py",
     r"zipfile\.ZipFile\(": "utils/archives.py weights/torch_file.py",
     r"(?<!_)\bConsole\(": "monitoring/console.py",

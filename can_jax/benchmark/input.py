@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from can_jax.benchmark.pillow import TwoViews, count_images, start_worker
 from can_jax.data.decoding.decode import native_pixels, native_size
 from can_jax.data.evaluation.examples import spread
-from can_jax.data.pipeline.loader import TrainingLoader, host_batches
+from can_jax.data.pipeline.training_loader import TrainingLoader, host_batches
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import EncodedSource
 from can_jax.data.sources.registry import open_source

@@ -14,7 +14,7 @@ import time
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
-from can_jax.data.decoding.images import open_image
+from can_jax.data.decoding.open_image import open_image
 from can_jax.utils.cpu import end_with_parent
 
 _encoded: list[bytes] = []  # of a worker process

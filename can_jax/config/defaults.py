@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from can_jax.config.images import RANGE, SIZE, is_range
+from can_jax.config.image_settings import RANGE, SIZE, is_range
 from can_jax.config.settings import (
     Choice,
     Key,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.defaults import DATA, RECIPE, SIZE
 from can_jax.config.durations import keep_first, keep_only, value_of
-from can_jax.config.images import check_range
+from can_jax.config.image_settings import check_range
 from can_jax.config.settings import (
     AS_DEFAULT,
     Table,

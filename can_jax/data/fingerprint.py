@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from can_jax.data.pipeline.streaming import ShardStream
+from can_jax.data.pipeline.streaming_loader import ShardStream
 from can_jax.data.sources.base import ArraySource, Source
+from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
-from can_jax.data.sources.table import Table
 from can_jax.data.storage.files import Names, shard_sizes
 
 BLOCK = 2**24  # bytes that are hashed at once: indexes are larger than memory

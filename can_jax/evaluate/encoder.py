@@ -14,7 +14,7 @@ from can_jax.evaluate.pretrained import Subject, open_subject, select
 from can_jax.models import can
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
-from can_jax.weights.pretrained import channel_values
+from can_jax.weights.read_weights import channel_values
 
 
 class Encoder:

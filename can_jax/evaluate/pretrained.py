@@ -26,7 +26,7 @@ from can_jax.weights.descriptions import is_run
 from can_jax.weights.digest import sha256_of
 from can_jax.weights.layouts import Arrays
 from can_jax.weights.library_configs import Facts
-from can_jax.weights.pretrained import channel_values, complete, read_weights
+from can_jax.weights.read_weights import channel_values, complete, read_weights
 from can_jax.weights.torch_layout import from_torch
 
 
@@ -184,7 +184,7 @@ def config_of_facts(facts: Facts) -> ConfigDict:
     """Return the configuration that stands for the run of weights that come without one.
 
     Args:
-        facts: Complete, as `can_jax.weights.pretrained.complete` returns them.
+        facts: Complete, as `can_jax.weights.read_weights.complete` returns them.
     """
     config = default_config()
     config.total_steps = 1

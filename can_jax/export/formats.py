@@ -20,7 +20,7 @@ from can_jax.export.readers import from_pretrained, installed
 from can_jax.models.can import encoder_size
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
-from can_jax.weights.pretrained import METADATA
+from can_jax.weights.read_weights import METADATA
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 ONE_FILE = 2**30  # bytes of weights in an ONNX graph itself, of which it can hold twice as many

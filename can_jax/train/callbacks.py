@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.data.pipeline.loader import Loader
+from can_jax.data.pipeline.training_loader import Loader
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
 from can_jax.monitoring import console

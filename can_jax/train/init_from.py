@@ -17,7 +17,7 @@ from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
-from can_jax.weights.pretrained import OWN, Weights, read_weights, sizes
+from can_jax.weights.read_weights import OWN, Weights, read_weights, sizes
 from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path

@@ -15,7 +15,7 @@ from can_jax.checkpoint.lock import RunLock
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.data.pipeline import order
 from can_jax.data.pipeline.batch import Batch
-from can_jax.data.pipeline.loader import Loader
+from can_jax.data.pipeline.training_loader import Loader
 from can_jax.distributed.replica_check import ReplicaCheck
 from can_jax.distributed.runtime import Stopping, gather, meeting
 from can_jax.monitoring import console

@@ -15,7 +15,7 @@ from can_jax.checkpoint.run_directory import stored_config
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.data.fingerprint import fingerprint
 from can_jax.data.pipeline.order import shares
-from can_jax.data.pipeline.streaming import open_stream
+from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh

@@ -19,8 +19,8 @@ from can_jax.checkpoint.manager import Checkpointer
 from can_jax.checkpoint.resume import check_stream, to_store
 from can_jax.checkpoint.run_directory import append_start, first_config, stored_config
 from can_jax.config.resolve import flatten, from_json, to_json
-from can_jax.data.loader import open_loader
 from can_jax.data.pipeline.batch import batch_shapes
+from can_jax.data.pipeline.loader import open_loader
 from can_jax.distributed.abort import keep_stacks_in
 from can_jax.distributed.mesh import batch_sharding
 from can_jax.distributed.preemption import RESUME, handler

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from can_jax.data.index.build import build_index
-from can_jax.data.index.claim import LOCK
 from can_jax.data.index.examine import Plan
+from can_jax.data.index.folder_lock import LOCK
+from can_jax.data.sources.example_table import FOLDER, load_table
 from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.shards import open_webdataset
-from can_jax.data.sources.table import FOLDER, load_table
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import find_images
 from can_jax.data.storage.reading import OpenFiles, RandomFile, open_limit, patiently

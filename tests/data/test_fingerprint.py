@@ -10,12 +10,12 @@ from can_jax.config import default_config
 from can_jax.data.fingerprint import differences, fingerprint
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
-from can_jax.data.pipeline.streaming import open_stream
+from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.base import ArraySource
+from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
-from can_jax.data.sources.table import FOLDER
 from can_jax.data.storage.files import find_images
 from tests.data.samples import encode, write_tar, write_tfrecord
 

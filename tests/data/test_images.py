@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from can_jax.data.decoding import decode, images
+from can_jax.data.decoding import decode
+from can_jax.data.decoding import open_image as images
 from can_jax.data.index.examine import why_undecodable
 from tests.data.samples import encode, random_image
 

@@ -11,9 +11,9 @@ import pytest
 from can_jax.data.index import examine
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
+from can_jax.data.sources.example_table import FOLDER, Table, load_table
 from can_jax.data.sources.registry import open_source
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
-from can_jax.data.sources.table import FOLDER, Table, load_table
 from can_jax.data.storage.files import Names, find_images
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset

@@ -14,9 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from can_jax.data.loader import open_loader
-from can_jax.data.pipeline.loader import TrainingLoader, check_share, counts_of, host_batches
+from can_jax.data.pipeline import training_loader
 from can_jax.data.pipeline.order import VERSION, Order
+from can_jax.data.pipeline.training_loader import (
+    TrainingLoader,
+    check_share,
+    counts_of,
+    host_batches,
+    open_loader,
+)
 from can_jax.data.sources.base import ArraySource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_sharding, make_mesh
@@ -174,7 +180,7 @@ def test_loader_of_each_process_has_its_rows(monkeypatch):
     monkeypatch.setattr(Share, "place", lambda _, local: local)
     for rows in ([0, 1, 2, 3], [1, 4, 6, 7]):  # devices of a process need not be neighbours
         share = Share(np.array(rows), 0, 2, config.batch_size, batch_sharding(mesh))
-        monkeypatch.setattr("can_jax.data.pipeline.loader.share_of_process", lambda *_: share)  # noqa: B023
+        monkeypatch.setattr(training_loader, "share_of_process", lambda *_, share=share: share)
         part = next(TrainingLoader(config, source, mesh, 0, 1))
         for name in whole._fields:
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])
@@ -266,7 +272,7 @@ def test_too_many_broken_files_stop_the_run(folder):
 
 ENDS = """
 from can_jax.config import default_config, resolve
-from can_jax.data.loader import TrainingLoader
+from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 

@@ -11,8 +11,8 @@ import pytest
 
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
-from can_jax.data.loader import open_loader
-from can_jax.data.pipeline.streaming import open_stream
+from can_jax.data.pipeline.loader import open_loader
+from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.registry import open_source
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import find_images

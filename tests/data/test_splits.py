@@ -7,9 +7,9 @@ from PIL import Image
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.registry import available_splits
-from can_jax.data.sources.table import FOLDER
 from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.splits import shown, split_folders
 from can_jax.utils.errors import UserError

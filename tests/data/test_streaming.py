@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from can_jax.data.loader import open_loader
-from can_jax.data.pipeline.streaming import START, ShardStream, open_stream, resumed
+from can_jax.data.pipeline.loader import open_loader
+from can_jax.data.pipeline.streaming_loader import START, ShardStream, open_stream, resumed
 from can_jax.distributed.mesh import make_mesh
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset

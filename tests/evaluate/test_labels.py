@@ -8,8 +8,8 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.registry import open_source
-from can_jax.data.sources.table import FOLDER
 from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.features import Reader

@@ -19,7 +19,7 @@ from can_jax.export.model import open_model
 from can_jax.export.model_card import card_of, results_of
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
-from can_jax.weights.pretrained import read_weights
+from can_jax.weights.read_weights import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
 from tests.helpers.runs import ROOT, main_in_process

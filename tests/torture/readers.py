@@ -18,17 +18,17 @@ from can_jax.config.resolve import default_config, resolve, to_json
 from can_jax.data.formats.records import masked_crc32c
 from can_jax.data.formats.tfds_files import check_features
 from can_jax.data.index.examine import why_undecodable
-from can_jax.data.pipeline.stream import read_tar, read_tfrecord
+from can_jax.data.pipeline.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.example_table import FOLDER, Table
 from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.shards import example_parser, open_tfrecord, open_webdataset
-from can_jax.data.sources.table import FOLDER, Table
 from can_jax.data.storage.files import Names
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.selfcheck.compare import read as read_reference
 from can_jax.utils.errors import UserError
-from can_jax.weights.pretrained import complete, read_weights
+from can_jax.weights.read_weights import complete, read_weights
 from can_jax.weights.reading import read_arrays
 from tests.data.samples import encode, random_image, write_tar, write_tfrecord
 from tests.weights.vits import save_raw, vit

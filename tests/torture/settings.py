@@ -33,7 +33,7 @@ from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, keep_overrides
 from can_jax.config.settings import Choice, Key, Number, Several, Switch, Whole, flat_keys
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.data.loader import open_loader
+from can_jax.data.pipeline.loader import open_loader
 from can_jax.train.figures import draw, make_panel
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.pretrain import Pretraining, prepare

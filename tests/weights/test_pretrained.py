@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
-from can_jax.weights.pretrained import IMAGENET, complete, read_weights
+from can_jax.weights.read_weights import IMAGENET, complete, read_weights
 from tests.weights.vits import shards, vit
 
 HF = {"model_type": "vit", "hidden_size": 24, "num_attention_heads": 3, "layer_norm_eps": 1e-6}

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from can_jax.cli.command import Command
-from can_jax.config.images import check_range
+from can_jax.config.image_settings import check_range
 from can_jax.data.decoding.depth import Range
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import VERIFY, Plan
+from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.folder import classes_of, images_of_split
 from can_jax.data.sources.shards import locate_shards
-from can_jax.data.sources.table import FOLDER
 from can_jax.data.sources.tfds import locate_tfds
 from can_jax.data.storage.files import find_images, is_folder
 from can_jax.data.storage.find import find_shards

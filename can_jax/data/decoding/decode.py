@@ -2,7 +2,7 @@
 
 JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
 (GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow,
-which `can_jax.data.decoding.images` limits to a few formats.
+which `can_jax.data.decoding.open_image` limits to a few formats.
 Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
 is taken. What becomes of images of more than 8 bits a channel is said in `depth.py`.
 
@@ -25,7 +25,7 @@ from can_jax.data.decoding.depth import (
     tensor_to_eight_bits,
     to_eight_bits,
 )
-from can_jax.data.decoding.images import MOST_PIXELS, open_image
+from can_jax.data.decoding.open_image import MOST_PIXELS, open_image
 from can_jax.utils.tensorflow import tensorflow
 
 ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow

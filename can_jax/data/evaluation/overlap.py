@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from can_jax.data.decoding.decode import FILE_CHANNELS, pillow_pixels
-from can_jax.data.decoding.images import open_image
+from can_jax.data.decoding.open_image import open_image
 from can_jax.data.evaluation.examples import spread
 from can_jax.data.sources.base import ArraySource, Source
 from can_jax.data.sources.indexed import IndexedSource

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from can_jax.data.formats.webdataset import from_text, list_unused
-from can_jax.data.index.claim import only_writer
 from can_jax.data.index.examine import Part, Plan, examine_all
+from can_jax.data.index.folder_lock import only_writer
+from can_jax.data.sources.example_table import FACTS, Table
 from can_jax.data.sources.shards import first_of
-from can_jax.data.sources.table import FACTS, Table
 from can_jax.data.storage.files import Names, size_of
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError

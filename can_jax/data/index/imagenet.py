@@ -16,8 +16,8 @@ import numpy as np
 from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
+from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import locate_shards
-from can_jax.data.sources.table import FOLDER
 from can_jax.data.storage.files import find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles

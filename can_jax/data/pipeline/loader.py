@@ -1,243 +1,33 @@
-"""From a source to batches: this host's rows by tf.data, sharded arrays on the devices."""
+"""Open the loader of a source, whatever its kind."""
 
-import functools
-import math
-import weakref
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import jax
-import numpy as np
-from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from can_jax.data.index.examine import why_undecodable
-from can_jax.data.pipeline import chunks
-from can_jax.data.pipeline.batch import Batch
-from can_jax.data.pipeline.order import CYCLE, VERSION, Order, shares
-from can_jax.data.pipeline.views import RandomViews
+from can_jax.data.pipeline.order import VERSION
+from can_jax.data.pipeline.streaming_loader import ShardStream, StreamingLoader
+from can_jax.data.pipeline.training_loader import Loader, States, TrainingLoader
 from can_jax.data.sources.base import Source
-from can_jax.data.sources.mixture import MixtureSource
-from can_jax.distributed.process_slice import Share, share_of_process
-from can_jax.distributed.runtime import gather
-from can_jax.utils.errors import UserError
-from can_jax.utils.tensorflow import tensorflow
-
-# How many examples are tried at one place of the stream before the run gives up.
-DECODE_ATTEMPTS = 16
-ORDERED = 4096  # positions whose examples are computed at once: 16 times faster than 64 are
-SHARE_ERROR = 0.05  # of a mixture's share, relative, from which on it is logged
-AHEAD = 2  # batches on their way to the devices
-NAMED = 1000  # files that are named when they cannot be decoded; further ones are only counted
 
 
-States = list[list[int]]  # a row for each process
-
-
-def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
-    """Images seen and skipped by a process that goes on; if there are now more or fewer processes,
-    the first one takes over the counts of all."""
-    if states and len(states) == processes:
-        return states[process][0], states[process][1]
-    if states and process == 0:
-        return sum(state[0] for state in states), sum(state[1] for state in states)
-    return 0, 0
-
-
-def order_of(seed: int, source: Source, version: int = VERSION) -> Order:
-    """Return the stream of a source."""
-    if isinstance(source, MixtureSource):
-        for number, (asked, real) in enumerate(shares(source.weights)):
-            if abs(real / asked - 1) > SHARE_ERROR:
-                logging.warning(
-                    "part %d of config.data.mixture is drawn with the share %.2g instead of %.2g: "
-                    "shares are multiples of 1/%d", number, real, asked, CYCLE,
-                )  # fmt: skip
-        return Order(seed, source.sizes, source.weights, version)
-    return Order(seed, (source.examples,), version=version)
-
-
-def host_batches(
+def open_loader(
     config: ConfigDict,
-    source: Source,
-    steps: tuple[int, int],
-    rows: Int[np.ndarray, " local"],
-    order: Order | None = None,
-) -> Any:
-    """Return some rows of the batches of a range of steps, as a `tf.data.Dataset`.
+    source: Source | ShardStream,
+    mesh: Mesh,
+    first_step: int,
+    total_steps: int,
+    states: States | None = None,
+    order_version: int = VERSION,
+) -> Loader:
+    """Return the batches of a source from a step on.
 
     Args:
         config: resolved.
         source: of the images.
-        steps: first and last, exclusive.
-        rows: of the global batch.
-        order: of the examples; by default that of a new run.
-
-    Returns:
-        elements as `chunks.batches` describes them.
+        mesh: of the devices.
+        first_step, total_steps: of the run; the second is exclusive.
+        states: `state` of the loader that this one resumes.
+        order_version: the version of the run's order; see `can_jax.data.pipeline.order`.
     """
-    order = order or order_of(config.seed, source)
-
-    def replacement(position: int, attempt: int) -> int:
-        return int(order.examples_at(np.array([position]), attempt)[0])
-
-    return chunks.batches(
-        source,
-        RandomViews.from_config(config),
-        _places(order, steps, config.batch_size, rows),
-        len(rows),
-        config.data.threads,
-        replacement,
-        DECODE_ATTEMPTS,
-    )
-
-
-def _places(
-    order: Order, steps: tuple[int, int], batch_size: int, rows: Int[np.ndarray, " local"]
-) -> Any:
-    """Return a `tf.data.Dataset` of the positions of some rows, each with its example."""
-    tf = tensorflow()
-    first, last = steps
-    block = max(1, ORDERED // len(rows))
-
-    def places(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.arange(int(step), min(int(step) + block, last))
-        positions = (numbers[:, None] * batch_size + rows).reshape(-1)
-        return positions, order.examples_at(positions)
-
-    def elements(step: Any) -> Any:
-        pair = tf.numpy_function(places, [step], (tf.int64, tf.int64), stateful=False)
-        return tf.data.Dataset.from_tensor_slices(
-            tuple(tf.ensure_shape(column, (None,)) for column in pair)
-        )
-
-    return tf.data.Dataset.range(first, last, block, output_type=tf.int64).flat_map(
-        tf.autograph.experimental.do_not_convert(elements)
-    )
-
-
-class Loader(Iterator[Batch]):
-    """Batches as global arrays split over the mesh, placed on the devices ahead of their time.
-
-    Args:
-        dataset: this process's rows of each batch, as `chunks.batches` gives them.
-        share: which rows these are.
-        skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
-        states: `state` of the loader that this one goes on from.
-
-    Attributes:
-        seen, skipped: images of this process so far, and how many of them could not be decoded.
-    """
-
-    def __init__(self, dataset: Any, share: Share, skip_limit: float, states: States | None = None):
-        self._skip_limit = skip_limit
-        self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
-        batches = [chunks.elements(dataset)]
-        # Python must not end before the threads that read files for tf.data: neither would return.
-        weakref.finalize(self, batches.clear)
-        self._load = functools.partial(_place_next, batches, share)
-        self._thread = ThreadPoolExecutor(1)
-        self._ahead = deque(self._thread.submit(self._load) for _ in range(AHEAD))
-
-    def __next__(self) -> Batch:
-        host, batch = self._ahead.popleft().result()
-        self._ahead.append(self._thread.submit(self._load))
-        self.seen += len(host["position"])
-        self.account(host)
-        check_share(self.skipped, self.seen, self._skip_limit)
-        return batch
-
-    @property
-    def state(self) -> States:
-        """What a run has to remember of every process in order to go on, besides its step: the
-        counts of images seen and skipped, and `place`. All processes have to ask."""
-        mine = np.array([self.seen, self.skipped, *self.place], np.int64)
-        return gather("state of the input", mine).tolist()
-
-    @property
-    def place(self) -> list[int]:
-        """Where this process is in its data, if the step does not tell."""
-        return []
-
-    def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count what was skipped in a batch of this process."""
-        raise NotImplementedError
-
-
-def _place_next(batches: list[Any], share: Share) -> tuple[dict[str, Any], Batch]:
-    """The next batch of the host, without its images, and as global arrays."""
-    host = next(batches[0])
-    local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
-    return host, Batch(*map(share.place, local))
-
-
-class TrainingLoader(Loader):
-    """The batches of a run from a step on, in the order of its seed."""
-
-    def __init__(
-        self,
-        config: ConfigDict,
-        source: Source,
-        mesh: Mesh,
-        first_step: int,
-        total_steps: int,
-        states: States | None = None,
-        order_version: int = VERSION,
-    ):
-        share = share_of_process(mesh, config.batch_size)
-        self._order = order_of(config.seed, source, order_version)
-        steps = first_step, total_steps
-        dataset = host_batches(config, source, steps, share.rows, self._order)
-        super().__init__(dataset, share, config.data.skip_limit, states)
-        self._config, self._source = config, source
-        self._named: set[int] = set()
-
-    def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count images that were skipped in a batch of this process."""
-        for row in np.flatnonzero(host["attempt"]):
-            self._report(int(host["position"][row]), int(host["attempt"][row]))
-
-    def _report(self, position: int, attempts: int) -> None:
-        """Count images that were skipped at a position, and name each of them once.
-
-        Raises:
-            UserError: none could be decoded there.
-        """
-        for attempt in range(attempts):
-            example = int(self._order.examples_at(np.array([position]), attempt)[0])
-            self.skipped += 1
-            if example not in self._named and len(self._named) < NAMED:
-                self._named.add(example)
-                logging.warning(
-                    "skipped, cannot be decoded: %s (%s)",
-                    self._source.describe(example), self._reason(example),
-                )  # fmt: skip
-        if attempts == DECODE_ATTEMPTS:
-            raise UserError(
-                f"none of {attempts} images drawn at position {position} can be decoded as "
-                f"{self._config.data.channels} channels; the last was "
-                f"{self._source.describe(example)}"
-            )
-
-    def _reason(self, example: int) -> str:
-        """Return why an example cannot be decoded."""
-        data = self._config.data
-        (encoded,), _ = self._source.read(np.array([example]))
-        if not encoded:
-            return "cannot be read, or holds nothing"
-        reason = why_undecodable(encoded, data.max_pixels, data.range, whole=True)
-        return reason or f"as {data.channels} channels"
-
-
-def check_share(skipped: int, seen: int, limit: float) -> None:
-    """Raise `UserError` if the share of images that cannot be decoded is surely above the limit:
-    by two standard deviations of a Poisson count, so that a few at the start stop nothing."""
-    if skipped - 2 * math.sqrt(skipped) > limit * seen:
-        raise UserError(
-            f"{skipped} of the first {seen} images cannot be decoded, more than the "
-            f"config.data.skip_limit={limit} of them; their names are logged above"
-        )
+    if isinstance(source, ShardStream):
+        return StreamingLoader(config, source, mesh, first_step, total_steps, states)
+    return TrainingLoader(config, source, mesh, first_step, total_steps, states, order_version)

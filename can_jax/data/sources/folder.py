@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, table_of
-from can_jax.data.sources.table import Table
 from can_jax.data.storage.files import IMAGE_NAME, Names, find_images, sizes_of, starts_as_image
 from can_jax.data.storage.splits import (
     SPELLINGS,

@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from can_jax.data.formats.records import FOOTER, WRONG_SUM, intact_content
 from can_jax.data.sources.base import Examples
-from can_jax.data.sources.table import FACTS, FOLDER, Table, facts_of, load_table
+from can_jax.data.sources.example_table import FACTS, FOLDER, Table, facts_of, load_table
 from can_jax.data.storage.files import shard_sizes
 from can_jax.data.storage.reading import OpenFiles, RandomFile, is_remote, unreadable
 from can_jax.data.storage.splits import shown, spellings

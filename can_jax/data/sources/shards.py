@@ -13,8 +13,8 @@ from can_jax.data.formats.label_range import as_label
 from can_jax.data.formats.records import scan_tfrecord
 from can_jax.data.formats.scan import Found, found
 from can_jax.data.formats.webdataset import list_unused, scan_tar
+from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, ParseRecord, table_of
-from can_jax.data.sources.table import Table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.reading import is_remote, stop_if_storage_fails

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from can_jax.data.formats.tfds_files import check_features, check_name
+from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, table_of
 from can_jax.data.sources.shards import example_parser, scan_shards
-from can_jax.data.sources.table import Table
 from can_jax.data.storage.splits import standard
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from can_jax.data.decoding.images import open_image
+from can_jax.data.decoding.open_image import open_image
 
 Number = int | float
 Picture = Float[np.ndarray, "height width 3"]

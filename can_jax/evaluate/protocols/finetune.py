@@ -27,7 +27,7 @@ from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.probes.calibration import calibration
-from can_jax.probes.features import FeatureExtractor
+from can_jax.probes.feature_extractor import FeatureExtractor
 from can_jax.train.callbacks import Log
 from can_jax.train.loop import Hook
 from can_jax.train.pretrain import check_batch

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import Photometric, augment, to_float
 from can_jax.config.validate import check_source
 from can_jax.data.evaluation.examples import spread
-from can_jax.data.pipeline.loader import TrainingLoader
+from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.registry import open_source
 from can_jax.evaluate.features import Split
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out

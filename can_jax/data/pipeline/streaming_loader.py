@@ -24,8 +24,8 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data.pipeline import chunks
-from can_jax.data.pipeline.loader import Loader, States
-from can_jax.data.pipeline.stream import Read, reader_of
+from can_jax.data.pipeline.shard_reader import Read, reader_of
+from can_jax.data.pipeline.training_loader import Loader, States
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.shards import FIRST_RECORDS, locate_shards
 from can_jax.data.storage.splits import shown
