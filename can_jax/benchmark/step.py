@@ -17,11 +17,12 @@ from ml_collections import ConfigDict
 from can_jax.config.baselines import METHODS, changed
 from can_jax.config.resolve import resolve
 from can_jax.data.pipeline.batch import Batch, batch_shapes
+from can_jax.distributed.hardware import matmul_flops
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.models.can import encoder_size, level_scale
+from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
-from can_jax.monitoring.flops import matmul_flops, train_flops_per_image
 from can_jax.train.losses import grid_of, heads
 from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
 from can_jax.utils.errors import UserError

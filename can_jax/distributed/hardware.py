@@ -1,9 +1,13 @@
-"""What one device of a kind can do, from its maker's data sheet.
+"""What one device of a kind can do: from its maker's data sheet, or measured.
 
 A device is what JAX counts as one: a chip, but of TPU v2 and v3 one of two cores.
 """
 
 import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
 
 GIB = 2**30
 
@@ -57,3 +61,28 @@ def chip_of(kind: str) -> Chip | None:
     """The chip of a ``device_kind``, None if it is not known."""
     matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
+
+
+def peak_flops(dtype: str) -> tuple[float, str]:
+    """The best FLOP/s of one device, and where the number comes from.
+
+    Without an entry for its kind (a CPU, say) it is the rate of a matrix product measured now.
+    """
+    kind = jax.devices()[0].device_kind
+    if chip := chip_of(kind):
+        return chip.peak_flops, f"data sheet of {chip.name}, bfloat16"
+    rate = matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
+    return rate, f"{dtype} matrix product measured on this {kind}"
+
+
+def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
+    """FLOP/s of a square matrix product on one device: the best of several."""
+    matrix = jnp.ones((size, size), dtype)
+    multiply = jax.jit(jnp.matmul)
+    jax.block_until_ready(multiply(matrix, matrix))
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
 from can_jax.models.can import Size, encoder_size
+from can_jax.models.flops import train_flops_per_image, transformer_flops
 from can_jax.models.masking import visible_count
-from can_jax.monitoring.flops import train_flops_per_image, transformer_flops
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.topology import Topology
 from can_jax.train.losses import grid_of, heads

@@ -10,9 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from can_jax.distributed.hardware import Chip, chip_of
+from can_jax.distributed.hardware import Chip, chip_of, peak_flops
 from can_jax.distributed.runtime import spare_absent_tpu
-from can_jax.monitoring.flops import peak_flops
 from can_jax.utils.errors import UserError, one_line
 
 # What people call them, and the name and options of JAX's compiler for each.

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.pipeline.training_loader import Loader
+from can_jax.distributed.hardware import peak_flops
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
+from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.flops import peak_flops, train_flops_per_image
 from can_jax.monitoring.metrics import MetricWriter, read_metrics, to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock
 from can_jax.train.figures import draw, make_panel, pixels_of

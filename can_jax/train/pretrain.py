@@ -20,8 +20,8 @@ from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import demand_same
+from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.flops import train_flops_per_image
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section

@@ -8,7 +8,7 @@ import pytest
 from can_jax.benchmark.step import PEER, counted_flops, measure_step
 from can_jax.config.baselines import METHODS, changed
 from can_jax.config.resolve import resolve
-from can_jax.monitoring.flops import train_flops_per_image
+from can_jax.models.flops import train_flops_per_image
 from can_jax.train.losses import heads
 from tests.helpers.configs import small_config
 from tests.helpers.oracle import write_reference

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from can_jax.config.resolve import resolve
-from can_jax.monitoring.flops import train_flops_per_image
+from can_jax.models.flops import train_flops_per_image
 from can_jax.train.losses import heads
 from can_jax.train.run_length import make_timetable
 from can_jax.train.step import make_step

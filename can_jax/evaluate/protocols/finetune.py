@@ -21,8 +21,8 @@ from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
 from can_jax.models.can import encoder_size
+from can_jax.models.flops import transformer_flops
 from can_jax.monitoring import console
-from can_jax.monitoring.flops import transformer_flops
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate

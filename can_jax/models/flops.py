@@ -1,13 +1,9 @@
-"""Analytic FLOPs of a training step, and what the hardware could do at best."""
+"""Analytic FLOPs of a training step."""
 
 import itertools
-import time
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from can_jax.distributed.hardware import chip_of
 from can_jax.models.can import Size, encoder_size
 from can_jax.models.masking import visible_count
 
@@ -38,28 +34,3 @@ def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
         widths = [encoder.width, *[hidden] * (layers - 1), config.model.projector.outputs]
         view += 2 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
     return 3 * config.augment.views * view
-
-
-def peak_flops(dtype: str) -> tuple[float, str]:
-    """The best FLOP/s of one device, and where the number comes from.
-
-    Without an entry for its kind (a CPU, say) it is the rate of a matrix product measured now.
-    """
-    kind = jax.devices()[0].device_kind
-    if chip := chip_of(kind):
-        return chip.peak_flops, f"data sheet of {chip.name}, bfloat16"
-    rate = matmul_flops(dtype) / jax.local_device_count()  # devices of a CPU share its cores
-    return rate, f"{dtype} matrix product measured on this {kind}"
-
-
-def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
-    """FLOP/s of a square matrix product on one device: the best of several."""
-    matrix = jnp.ones((size, size), dtype)
-    multiply = jax.jit(jnp.matmul)
-    jax.block_until_ready(multiply(matrix, matrix))
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(multiply(matrix, matrix))
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best

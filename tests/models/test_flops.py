@@ -4,13 +4,13 @@ import pytest
 from flax import nnx
 
 from can_jax.models.can import SIZES, Size
-from can_jax.models.vit import Blocks
-from can_jax.monitoring.flops import (
+from can_jax.models.flops import (
     matmul_flops,
     peak_flops,
     train_flops_per_image,
     transformer_flops,
 )
+from can_jax.models.vit import Blocks
 from can_jax.train.losses import heads
 from tests.helpers.configs import small_config
 
