@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from can_jax.evaluate.encoder import Encoder
+    from can_jax.encoders.encoder import Encoder
 
 
 def load(
@@ -39,7 +39,7 @@ def load(
         can_jax.errors.UserError: The weights cannot be read, or this encoder would not compute
             their model's features.
     """
-    from can_jax.evaluate.encoder import load_encoder
+    from can_jax.encoders.encoder import load_encoder
 
     return load_encoder(path, image_size, heads=heads, mean=mean, std=std)
 
@@ -99,7 +99,7 @@ def evaluate_encoder(
     """
     from etils import epath
 
-    from can_jax.evaluate.config import resolve_evaluation
+    from can_jax.config.evaluation import resolve_evaluation
     from can_jax.evaluate.protocols.registry import evaluate
 
     resolved = resolve_evaluation(config)

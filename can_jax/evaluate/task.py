@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
 from can_jax.data.sources.labels import Classes
-from can_jax.evaluate.features import Reader, Split
+from can_jax.encoders.pretrained import Subject
 from can_jax.evaluate.page import Html
-from can_jax.evaluate.pretrained import Subject
+from can_jax.evaluate.split_features import Reader, Split
 from can_jax.utils.errors import UserError
 
 

@@ -12,8 +12,8 @@ from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import TEST_SPLITS, open_pair
 from can_jax.data.sources.base import Source
 from can_jax.distributed.mesh import batch_shards
-from can_jax.probes.feature_extractor import FeatureExtractor
-from can_jax.probes.knn import knn_accuracy
+from can_jax.features.extractor import FeatureExtractor
+from can_jax.features.knn import knn_accuracy
 from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 

@@ -86,7 +86,7 @@ def test_console(start):
 
 
 @pytest.mark.parametrize(
-    "package", ["can_jax", "can_jax.evaluate.encoder", "can_jax.train.pretrain"]
+    "package", ["can_jax", "can_jax.encoders.encoder", "can_jax.train.pretrain"]
 )
 def test_package_leaves_its_host_alone(package, tmp_path):
     """As a module of somebody's package that is run by `python -m`."""

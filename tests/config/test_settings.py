@@ -12,6 +12,7 @@ from can_jax import objectives
 from can_jax.cli.flags import OptionalTupleParser
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import keep_overrides
+from can_jax.config.evaluation import EVALUATION, default_evaluation, resolve_evaluation
 from can_jax.config.resolve import from_json, load_recipe, resolve, to_json
 from can_jax.config.settings import (
     Blocks,
@@ -26,7 +27,6 @@ from can_jax.config.settings import (
     configuration,
     flat_keys,
 )
-from can_jax.evaluate.config import EVALUATION, default_evaluation, resolve_evaluation
 from can_jax.train.run_length import make_timetable
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config

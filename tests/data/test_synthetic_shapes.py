@@ -3,7 +3,7 @@ import pytest
 
 from can_jax.data.sources import synthetic_shapes as shapes
 from can_jax.data.sources.synthetic_shapes import LABEL_NAMES, open_shapes
-from can_jax.probes.knn import knn_accuracy
+from can_jax.features.knn import knn_accuracy
 
 
 def test_images_labels_and_splits():

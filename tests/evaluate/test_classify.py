@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from can_jax.config.evaluation import default_evaluation
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.evaluate.config import default_evaluation
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.models.vit import drop_path
 from tests.helpers.configs import small_config

@@ -8,15 +8,15 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.config.evaluation import resolve_evaluation
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.features import Reader
-from can_jax.evaluate.pretrained import open_subject
+from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols.registry import evaluate, measure
+from can_jax.evaluate.split_features import Reader
 from can_jax.evaluate.task import Findings, Task
-from can_jax.probes.knn import knn_predictions
+from can_jax.features.knn import knn_predictions
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax.config.evaluation import resolve_evaluation
 from can_jax.config.resolve import load_recipe
 from can_jax.data.evaluation.pairs import open_own
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.features import Reader
-from can_jax.evaluate.pretrained import open_subject
+from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols import frozen
 from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
+from can_jax.evaluate.split_features import Reader
 from can_jax.evaluate.task import held_out
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import to_torch

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+from can_jax.config import evaluation as config
+from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate import config
-from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.features import Reader
-from can_jax.evaluate.pretrained import open_subject
+from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.protocols.registry import evaluate
 from can_jax.evaluate.protocols.robustness import ALEXNET, mean_corruption_error, robustness
 from can_jax.evaluate.protocols.shifts import SHIFTS
 from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.split_features import Reader
 from can_jax.evaluate.task import Findings, Task
 from can_jax.export.model import open_model
 from can_jax.export.model_card import card_of, results_of

@@ -9,12 +9,12 @@ import pytest
 from etils import epath
 
 import can_jax
+from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate.config import resolve_evaluation
-from can_jax.evaluate.features import Reader
-from can_jax.evaluate.pretrained import open_subject
+from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols.finetune import run_config
 from can_jax.evaluate.protocols.registry import evaluate, measure
+from can_jax.evaluate.split_features import Reader
 from can_jax.evaluate.task import Task
 from can_jax.export.model import open_model
 from can_jax.train.init_from import initial_weights

@@ -15,19 +15,19 @@ from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_re
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Pair
 from can_jax.data.sources.base import Source
-from can_jax.evaluate.features import fingerprint
 from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
+from can_jax.evaluate.split_features import fingerprint
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
+from can_jax.features.calibration import calibration
+from can_jax.features.extractor import FeatureExtractor
 from can_jax.models.can import encoder_size
 from can_jax.models.flops import transformer_flops
 from can_jax.monitoring import console
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
-from can_jax.probes.calibration import calibration
-from can_jax.probes.feature_extractor import FeatureExtractor
 from can_jax.train.callbacks import Log
 from can_jax.train.loop import Hook
 from can_jax.train.pretrain import check_batch

@@ -10,17 +10,17 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import Photometric, augment, to_float
 from can_jax.config.validate import check_source
+from can_jax.config.validate_evaluation import dataset_name
 from can_jax.data.evaluation.examples import spread
 from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.registry import open_source
-from can_jax.evaluate.features import Split
+from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out
-from can_jax.evaluate.validate import dataset_name
+from can_jax.features import health
+from can_jax.features.fewshot import draw_shots, ridge_predictions
+from can_jax.features.knn import nearest, vote
+from can_jax.features.linear import Heads, grid, train_heads
 from can_jax.monitoring.metrics import effective_rank
-from can_jax.probes import health
-from can_jax.probes.fewshot import draw_shots, ridge_predictions
-from can_jax.probes.knn import nearest, vote
-from can_jax.probes.linear import Heads, grid, train_heads
 from can_jax.train.losses import row_keys
 from can_jax.utils.errors import UserError
 

@@ -9,15 +9,15 @@ from can_jax.config.resolve import check_keys
 from can_jax.config.validate import check_augment, check_data
 from can_jax.data.evaluation.pairs import Part
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate.features import Reader
+from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.page import picture
-from can_jax.evaluate.pretrained import open_subject
 from can_jax.evaluate.protocols import frozen
 from can_jax.evaluate.protocols.classifier import CARD, ClassifierSubject, open_classifier
 from can_jax.evaluate.protocols.finetune import classify
 from can_jax.evaluate.protocols.robustness import Logits, robustness
 from can_jax.evaluate.reports.pictures import map_svg, neighbour_grid, newest_panel
 from can_jax.evaluate.reports.results import write_results
+from can_jax.evaluate.split_features import Reader
 from can_jax.evaluate.task import Findings, Task
 from can_jax.train.run import make_directory
 from can_jax.utils.errors import UserError

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from can_jax.config.validate_evaluation import corruptions_of
 from can_jax.data.evaluation.pairs import Part
-from can_jax.evaluate.features import Split
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS, DRAWN, corrupt
 from can_jax.evaluate.protocols.shifts import Reads, open_shift
+from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
-from can_jax.evaluate.validate import corruptions_of
-from can_jax.probes.calibration import calibration
+from can_jax.features.calibration import calibration
 from can_jax.utils.errors import UserError
 
 # AlexNet's errors in percent, each the mean of the five severities (arXiv 1903.12261, table 1).

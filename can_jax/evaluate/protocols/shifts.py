@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 from can_jax.data.evaluation.pairs import Part, open_own, open_part
 from can_jax.data.sources.labels import Classes, Numbering
 from can_jax.data.sources.registry import open_source
-from can_jax.evaluate.features import Split
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
+from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import Findings, Task
 from can_jax.utils.errors import UserError
 

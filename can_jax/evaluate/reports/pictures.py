@@ -8,11 +8,11 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.evaluate.features import Split
 from can_jax.evaluate.page import COLOURS, Html, fill, join
+from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import Task
-from can_jax.probes.embedding_map import embedding_map
-from can_jax.probes.knn import nearest
+from can_jax.features.embedding_map import embedding_map
+from can_jax.features.knn import nearest
 
 QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
 SIDE = 72  # pixels of an image in the grid

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.resolve import to_json
 from can_jax.distributed.runtime import commit, version_of
-from can_jax.evaluate.pretrained import Subject
+from can_jax.encoders.pretrained import Subject
 from can_jax.evaluate.reports.report import report_of
 from can_jax.evaluate.task import Findings
 from can_jax.utils.errors import UserError

@@ -1,6 +1,6 @@
 import numpy as np
 
-from can_jax.probes.embedding_map import embedding_map
+from can_jax.features.embedding_map import embedding_map
 
 
 def test_clusters_stay_together():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from can_jax.probes import health
+from can_jax.features import health
 
 
 def test_alignment_of_same_opposite_and_orthogonal_views():

@@ -1,6 +1,6 @@
 """The checks that relate settings of an evaluation to each other, before anything is read.
 
-`can_jax.evaluate.config` states the values that each key may have by itself.
+`can_jax.config.evaluation` states the values that each key may have by itself.
 """
 
 from typing import Any

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from can_jax.probes.linear import Setting, grid, train_heads
+from can_jax.features.linear import Setting, grid, train_heads
 
 
 def problem(examples=600, width=12, classes=4, seed=0):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from can_jax.probes.calibration import calibration, probabilities
+from can_jax.features.calibration import calibration, probabilities
 
 
 def logits_of(*rows):

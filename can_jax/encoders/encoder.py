@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from can_jax.config.evaluation import FEATURES, default_evaluation, resolve_evaluation
 from can_jax.config.resolve import as_size
 from can_jax.distributed.mesh import make_mesh
-from can_jax.evaluate.config import FEATURES, default_evaluation, resolve_evaluation
-from can_jax.evaluate.pretrained import Subject, open_subject, select
+from can_jax.encoders.pretrained import Subject, open_subject, select
 from can_jax.models import can
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home

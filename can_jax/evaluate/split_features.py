@@ -12,8 +12,8 @@ from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Part
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.labels import Classes
-from can_jax.evaluate.pretrained import Subject
-from can_jax.probes.feature_extractor import Change, FeatureExtractor
+from can_jax.encoders.pretrained import Subject
+from can_jax.features.extractor import Change, FeatureExtractor
 from can_jax.utils.errors import UserError
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from can_jax.probes import fewshot
-from can_jax.probes.fewshot import BIAS, draw_shots, ridge_predictions
+from can_jax.features import fewshot
+from can_jax.features.fewshot import BIAS, draw_shots, ridge_predictions
 
 
 def test_each_class_gives_its_shots_or_all_it_has():

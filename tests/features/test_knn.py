@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from can_jax.probes import embedding_map, knn, linear
-from can_jax.probes.knn import Neighbours, knn_accuracy, knn_predictions, nearest, vote
+from can_jax.features import embedding_map, knn, linear
+from can_jax.features.knn import Neighbours, knn_accuracy, knn_predictions, nearest, vote
 
 
 def problem(seed=0):

@@ -6,7 +6,7 @@ import pytest
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.sources.base import ArraySource
 from can_jax.distributed.mesh import make_mesh
-from can_jax.probes.feature_extractor import FeatureExtractor
+from can_jax.features.extractor import FeatureExtractor
 from tests.helpers.configs import small_config
 
 

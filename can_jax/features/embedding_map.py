@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from can_jax.probes.health import unit
+from can_jax.features.health import unit
 
 ITERATIONS, EXAGGERATED = 500, 100  # steps, and those at first in which neighbours pull harder
 EXAGGERATION = 12.0

@@ -1,0 +1,255 @@
+"""The table of all keys that a recipe of an evaluation may set, and their checks."""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
+from can_jax.config.resolve import as_range, as_size, expand_paths
+from can_jax.config.settings import (
+    Blocks,
+    Choice,
+    Key,
+    Number,
+    Several,
+    Special,
+    Switch,
+    Table,
+    Text,
+    Whole,
+    check_table,
+    configuration,
+)
+from can_jax.config.validate_evaluation import (
+    check_classifier,
+    check_datasets,
+    check_evaluation_data,
+    check_shifts,
+    corruptions_of,
+)
+from can_jax.models.can import POOLS
+from can_jax.utils.errors import UserError
+
+PROTOCOLS = ("knn", "linear", "fewshot", "health", "robustness", "classify")
+FEATURES = (*POOLS, "both")
+
+INSIDE = Number(above=0, below=1)
+BELOW_ONE = Number(0, below=1)
+TEMPERATURE = Number(1e-3, 1000)
+RATE = Number(above=0, high=1e4)
+FACTOR = Number(0, 1e4)
+ALPHA = Number(1e-3, 1e3, also=(0,))
+
+
+def _is_randaugment(value: Any) -> bool:
+    kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == len(kinds)
+        and all(kind.accepts(x) for kind, x in zip(kinds, value, strict=True))
+    )
+
+
+def _per_channel(kind: Number) -> Special:
+    """Return the kind of one number, or one for each channel."""
+    each = Several(kind, empty=False)
+    words = f"{kind.describe()}, or one for each channel, of images in [0, 1]"
+    return Special(words, lambda value: kind.accepts(value) or each.accepts(value))
+
+
+CORRUPTIONS = (
+    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
+    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
+    "jpeg_compression",
+)  # fmt: skip
+
+
+def _are_corruptions(value: Any) -> bool:
+    try:
+        corruptions_of(value, CORRUPTIONS)
+    except (UserError, AttributeError):
+        return False
+    return True
+
+
+# An entry of `robustness.shifts`; see `can_jax.evaluate.protocols.shifts`.
+SHIFT: Table = {
+    "kind": Key(
+        "classes", Choice(("classes", "numbered", "real", "objectnet", "imagenet_c")),
+        "How its classes are known.",
+    ),
+    "path": Key(None, Text(), "Its folder."),
+    "name": Key(None, Text(), "The name in the results; by default the kind."),
+    "labels": Key(None, Text(), "The file of the labels of kind `real`."),
+}  # fmt: skip
+# An entry of `fewshot.datasets`. All of them are read at one size, by number.
+SHARED = (
+    "channels", "examples", "held_out", "image_size", "streaming", "test_examples",
+    "train_examples", "window",
+)  # fmt: skip
+DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
+    "test_split": Key(None, Text(), "The split to test on."),
+    "name": Key(None, Text(), "The name in the results; of a TFDS data set, its name there, too."),
+}
+
+EVALUATION: Table = {
+    "protocol": Key("knn", Choice(PROTOCOLS), "What is measured."),
+    "seed": Key(0, Whole(0, 2**31 - 1), "The seed of all random choices."),
+    "batch_size": Key(
+        256, Whole(1, 2**24), "Images encoded at a time; for classify, those of a step."
+    ),
+    "features": Key(
+        "patches", Choice(FEATURES),
+        "The tokens whose mean is the feature; both joins class and patches.",
+    ),
+    "held_out": Key(
+        0.1, INSIDE, "The share of the training examples by which settings are chosen."
+    ),
+    # All of this block is that of the run by default.
+    "data": {
+        **DATA,
+        "source": dataclasses.replace(DATA["source"], default=None),
+        "image_size": dataclasses.replace(DATA["image_size"], required=False),
+        "test_split": Key(
+            None, Text(),
+            "The split to test on; by default that of the run's probe, `test`, `val` or "
+            "`validation`.",
+        ),
+        "held_out": Key(
+            None, INSIDE, "The share of the training examples to test on without a test split."
+        ),
+        "train_examples": Key(
+            None, COUNT, "Training examples to use, evenly spread; all by default."
+        ),
+        "test_examples": Key(None, COUNT, "Test examples to use, likewise."),
+    },
+    "mesh": MESH,
+    # What files of weights may not state; by default what is known of them.
+    "model": {
+        "heads": Key(None, HEADS, "Attention heads of the encoder."),
+        "mean": Key(None, _per_channel(Number(0, 1)), "The mean that images are normalized by."),
+        "std": Key(None, _per_channel(Number(1e-3, 1)), "The standard deviation likewise."),
+        "dtype": Key(None, MODEL["dtype"].kind, "The type of the computation."),
+    },
+    "knn": {
+        "k": Key((1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False), "Neighbors to try."),
+        "temperature": Key(
+            (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False), "Temperatures to try."
+        ),
+    },
+    # A head for each combination, all of them trained at once.
+    "linear": {
+        "learning_rates": Key(
+            (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False), "Learning rates to try."
+        ),
+        "weight_decays": Key(
+            (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "Weight decays to try."
+        ),
+        "features": Key(
+            ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
+            "Features to try.",
+        ),
+        "batch_size": Key(1024, COUNT, "Features of a step.", unit="images"),
+        "epochs": Key(50, Whole(1, 10**6), "Length of the training.", unit="epochs"),
+    },
+    "fewshot": {
+        "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False), "Images of a class."),
+        "draws": Key(5, Whole(1, 10**6), "How often they are drawn."),
+        "ridge": Key(1024.0, Number(1e-6, 1e15), "The penalty, as in big_vision."),
+        "datasets": Key(
+            (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
+            "Data sets to use instead: keys of `data` to change, and a `name`.",
+        ),
+    },
+    "health": {
+        "examples": Key(5000, Whole(2, 2**31 - 1), "Test images that are compared."),
+        "k": Key(20, COUNT, "Neighbors that vote."),
+        "temperature": Key(0.07, TEMPERATURE, "Of the votes' weights."),
+    },
+    "robustness": {
+        "corruptions": Key(
+            "all",
+            Special(f"all, none, or some of {', '.join(CORRUPTIONS)} with commas between",
+                    _are_corruptions, str),
+            "Corruptions of the test split.",
+        ),
+        "severities": Key(
+            (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "Severities of each corruption."
+        ),
+        "shifts": Key(
+            (), Blocks(SHIFT, needed=("kind", "path")),
+            "Other test sets; see `can_jax.evaluate.protocols.shifts`.",
+        ),
+        "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
+    },
+    # Trains a head, with the encoder or on top of it.
+    "classify": {
+        "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
+        "head_norm": Key(
+            "layer", Choice(("layer", "batch", "none")), "Between features and head."
+        ),
+        "total_epochs": Key(
+            100.0, Number(above=0, high=1e9), "Length of the training.", unit="epochs"
+        ),
+        "warmup_epochs": Key(5.0, Number(0, 1e9), "Length of its warm-up.", unit="epochs"),
+        "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
+        "learning_rate": Key(
+            5e-4, RATE, "The peak learning rate for 256 images; it is scaled to the batch."
+        ),
+        "weight_decay": Key(0.05, FACTOR, "The weight decay."),
+        "layer_decay": Key(
+            0.75, Number(above=0, high=1),
+            "Factor of the learning rate from a block to the one below it.",
+        ),
+        "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "Decay of the second moment."),
+        "clip_norm": Key(0.0, Number(0, 1e9), "The largest norm of the gradient; 0 is any."),
+        "drop_path": Key(
+            0.1, BELOW_ONE, "Probability at the last block, falling to 0 at the first."
+        ),
+        "mixup": Key(0.8, ALPHA, "Alpha of mixup's Beta distribution; 0 is none."),
+        "cutmix": Key(1.0, ALPHA, "Alpha of CutMix's Beta distribution; 0 is none."),
+        "label_smoothing": Key(0.1, BELOW_ONE, "Spread over all classes."),
+        "randaugment": Key(
+            (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
+                                   _is_randaugment, tuple),
+            "RandAugment; no operations is none.",
+        ),
+        "random_erasing": Key(0.25, BELOW_ONE, "A probability."),
+        "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
+        "ema_decay": Key(
+            0.0, BELOW_ONE, "Of an average of the parameters that is evaluated; 0 is none."
+        ),
+        "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 is never."),
+        "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+        "remat": Key("none", MODEL["remat"].kind, "As `model.remat` of pretraining."),
+    },
+}  # fmt: skip
+
+
+def default_evaluation() -> ConfigDict:
+    """Return kNN on the data that the encoder was trained on, at the size it was trained at."""
+    return configuration(EVALUATION).lock()
+
+
+def resolve_evaluation(config: ConfigDict) -> ConfigDict:
+    """Return a checked copy.
+
+    Raises:
+        UserError: The first setting that is wrong, in one line.
+    """
+    check_table(config, EVALUATION, "can_jax.config.evaluation.default_evaluation()")
+    config = expand_paths(config)
+    with config.ignore_type():
+        config.data.range = as_range(config.data.range)
+        if config.data.image_size is not None:
+            config.data.image_size = as_size(config.data.image_size)
+        config.fewshot.datasets = tuple(
+            {**block, "range": as_range(block["range"])} if "range" in block else block
+            for block in config.fewshot.datasets
+        )
+    check_evaluation_data(config, EVALUATION["data"])
+    check_datasets(config)
+    check_shifts(config, CORRUPTIONS)
+    check_classifier(config)
+    return config

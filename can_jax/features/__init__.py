@@ -1,0 +1,1 @@
+"""Features of images, and metrics of features as functions of arrays."""

@@ -1,1 +1,0 @@
-"""Metrics of representations, as functions of arrays: kNN, linear heads, few-shot, calibration."""
