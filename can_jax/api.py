@@ -6,7 +6,7 @@ nothing in the process.
 
 import os
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsFloat, SupportsIndex
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 def load(
     path: "str | os.PathLike[str]",
-    image_size: "int | Sequence[int] | None" = None,
+    image_size: "SupportsIndex | Sequence[SupportsIndex] | None" = None,
     *,
     heads: "SupportsIndex | None" = None,
-    mean: "Sequence[float] | None" = None,
-    std: "Sequence[float] | None" = None,
+    mean: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
+    std: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
 ) -> "Encoder":
     """Load a pretrained encoder, to be called with images.
 
