@@ -162,8 +162,15 @@ def metrics(workdir):
 
 
 def state_at(workdir, step):
+    """Return the arrays of a checkpoint on one device, whichever it was saved on."""
+    path = workdir.absolute() / "checkpoints" / str(step) / "state"
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir.absolute() / "checkpoints" / str(step) / "state")
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        return checkpointer.restore(path, like)
 
 
 def assert_same_state(a, b):

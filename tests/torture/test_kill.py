@@ -8,7 +8,8 @@ from tests.torture.kill import torture
 
 
 @pytest.mark.slow
-def test_run_that_is_killed_a_few_times_ends_the_same(recipe, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_run_that_is_killed_a_few_times_ends_the_same(recipe, tmp_path, processes):
     rng = np.random.default_rng(0)
     for i in range(60):
         path = tmp_path / f"data/{i % 3}/{i}.png"
@@ -16,5 +17,5 @@ def test_run_that_is_killed_a_few_times_ends_the_same(recipe, tmp_path):
         path.write_bytes(samples.encode(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)))
     data = ["--config.data.source=folder", f"--config.data.path={tmp_path / 'data'}"]
     quiet = ["--config.probe.every_steps=0", "--config.figures.every_steps=0"]
-    seen = torture(recipe, tmp_path, kills=3, steps=60, extra=[*data, *quiet])
+    seen = torture(recipe, tmp_path, kills=3, steps=60, extra=[*data, *quiet], processes=processes)
     assert sum(codes.total() for codes in seen.values()) >= 1
