@@ -54,9 +54,11 @@ def abort_on_sigabrt(message: str) -> None:
 
     JAX's service aborts each process of a job, from a thread of its own, once one of them is gone.
     Python's handlers would run in the main thread, which by then waits for the others. Call it in a
-    job of several processes only, where a process that is suspended for a minute is lost anyway.
+    job of several processes only, where a process that is suspended for a minute is lost anyway. A
+    later call replaces the message.
     """
-    threading.Thread(target=_prove_alive, daemon=True).start()
+    if not _handlers:
+        threading.Thread(target=_prove_alive, daemon=True).start()
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abort(message))
     _handlers.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)

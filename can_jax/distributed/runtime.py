@@ -101,6 +101,11 @@ def start(
     )
     if proxies := [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy")]:
         hint += f" {' and '.join(proxies)} in the environment may stand in the way"
+    gone = (
+        "another process of the job, or its host, is gone or gave no sign of life for "
+        f"{HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
+    )
+    abort_on_sigabrt(f"this process ends: {gone}")  # one may be gone before all have come
     try:
         with give_up_after(timeout, hint):  # left to itself, JAX ends the program with a stack dump
             jax.distributed.initialize(
@@ -113,11 +118,7 @@ def start(
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
-    abort_on_sigabrt(
-        f"process {jax.process_index()} of {jax.process_count()} ends: another process of the job, "
-        f"or its host, is gone or gave no sign of life for {HEARTBEAT_SECONDS} s. The same command "
-        "resumes from the last checkpoint"
-    )
+    abort_on_sigabrt(f"process {jax.process_index()} of {jax.process_count()} ends: {gone}")
     demand_same("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
 
 

@@ -46,3 +46,14 @@ def test_waiting_ends_with_one_line():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (70, "error: nobody came\n")
+
+
+def test_process_that_loses_another_while_it_joins_ends_with_one_line():
+    program = (
+        "import os, jax\nfrom can_jax.distributed.runtime import start\n"
+        "jax.distributed.initialize = lambda *_, **__: os.abort()  # as JAX's service does\n"
+        "start('localhost:1', 2, 1, 10)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 70 and "another process of the job, or its host, is gone" in last
