@@ -6,7 +6,8 @@
 Runs a tiny recipe once in peace. Then it runs it once more, while each start is disturbed at a
 random moment from its first second on: it gets SIGKILL, SIGTERM or SIGINT, it is suspended and
 killed once it has gone on, its disk is full, or its checkpoints cannot be read. Both runs must end
-with the same metrics and the same state, to the last bit. With `--processes=2` a job of two is
+with the same metrics and the same state, to the last bit; a run that ends before all disturbances
+were made is compared, and another one is begun. With `--processes=2` a job of two is
 disturbed: a signal goes to one of them. What stands after `--` goes to all runs.
 
 A full disk takes the right to mount a file system; without it that kind is left out.
@@ -18,6 +19,7 @@ import contextlib
 import ctypes
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -222,12 +224,12 @@ def torture(
     seed: int = 0,
     processes: int = 1,
     kinds: tuple[str, ...] = KINDS,
-) -> dict[str, collections.Counter[str]]:
+) -> tuple[dict[str, collections.Counter[str]], int]:
     """Run in peace and disturbed, and compare.
 
     Returns:
-        For each kind of disturbance, how often each exit code was seen; fewer than wanted if the
-        run had reached its end.
+        For each kind of disturbance, how often each exit code was seen, and how many runs were
+        compared.
     """
     rng = random.Random(seed)
     with small_disk(folder / "disk") as mounted:
@@ -241,21 +243,26 @@ def torture(
         first, rest = in_peace(lives[peace], processes, peace)
         life = first + rest / kills
         seen: dict[str, collections.Counter[str]] = {kind: collections.Counter() for kind in kinds}
-        for number in range(1, kills + 1):
+        made, compared = 0, 0
+        while made < kills:
             kind = rng.choice(kinds)
             job = Job(lives[fire], processes)
             codes = disturb(job, kind, fire, rng, life)
             if not any(codes):
-                break
+                assert_same_run(peace, fire, steps)
+                shutil.rmtree(fire)
+                compared += 1
+                continue
+            made += 1
             text = "".join(job.lines)
             others = {-signal.SIGKILL} | ({EXIT_UNEXPECTED} if processes > 1 else set())
             if not set(codes) <= ENDS[kind] | others or "Traceback" in text:
-                sys.exit(f"after {number} disturbances, {kind} ended with {codes}: {text}")
+                sys.exit(f"after {made} disturbances, {kind} ended with {codes}: {text}")
             seen[kind][" ".join(map(str, codes))] += 1
-            print(f"{number}: {kind}: {codes}; saved: {latest(fire)}", flush=True)
+            print(f"{made}: {kind}: {codes}; saved: {latest(fire)}", flush=True)
         in_peace(lives[fire], processes, fire)
         assert_same_run(peace, fire, steps)
-    return seen
+    return seen, compared + 1
 
 
 def latest(workdir: Path) -> int:
@@ -275,14 +282,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "tiny.py"
         recipe.write_text(RECIPE)
-        seen = torture(
+        seen, compared = torture(
             recipe, Path(folder), given.kills, given.steps, given.extra, given.seed, given.processes
         )
     print("| disturbed by | starts | exit codes |\n|---|---|---|")
     for kind, codes in seen.items():
         shown = ", ".join(f"{code} ({count})" for code, count in sorted(codes.items()))
         print(f"| {kind} | {codes.total()} | {shown} |")
-    print("and the same to the last bit")
+    print(f"and the same to the last bit, {compared} times")
 
 
 if __name__ == "__main__":
