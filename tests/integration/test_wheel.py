@@ -17,7 +17,7 @@ import pytest
 from can_jax.config.shipped import KINDS, names_of
 from tests.helpers.runs import ROOT
 
-BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+BUILD = "from setuptools import build_meta; print(build_meta.build_{}('dist'))"
 LOAD = """
 import can_jax, json
 from can_jax.cli.recipe import load
@@ -30,17 +30,41 @@ print(json.dumps([can_jax.__file__, {kind: names_of(kind) for kind in KINDS}, le
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of this checkout, built without the network."""
-    source = tmp_path_factory.mktemp("source")
+def source(tmp_path_factory):
+    """A copy of this checkout, in a folder with the name of the package."""
+    source = tmp_path_factory.mktemp("source") / "can_jax"
     for name in ("can_jax", "configs", "launch"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     for name in ("setup.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    done = subprocess.run([sys.executable, "-c", BUILD], cwd=source, capture_output=True, text=True)
+    return source
+
+
+def build(source, kind):
+    """Build a wheel without the network, and return its path."""
+    program = [sys.executable, "-c", BUILD.format(kind)]
+    done = subprocess.run(program, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return source / "dist" / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    return build(source, "wheel")
+
+
+def test_editable_installation_is_found_beside_the_checkout(source, tmp_path):
+    with zipfile.ZipFile(build(source, "editable")) as archive:
+        archive.extractall(tmp_path)
+    program = (
+        f"import site; site.addsitedir({str(tmp_path)!r})\nimport can_jax\nprint(can_jax.load)"
+    )
+    # Without other packages. The checkout is a folder named can_jax in the current one.
+    command = [sys.executable, "-S", "-c", program]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=source.parent, env=clean, capture_output=True, text=True)
+    assert done.stdout.startswith("<function load"), done.stderr
 
 
 def test_wheel_holds_all_that_the_package_uses(wheel):
