@@ -1,5 +1,6 @@
 # Two commands do everything: `make quickstart` and `make test`. Another Python: make test PYTHON=python3.12
-# `make test-all` also runs the tests that take minutes each, `make test-torch` those that need PyTorch.
+# `make test-all` also runs the tests that take minutes each, `make test-torch` those that need PyTorch,
+# `make test-browser` the one that needs Chromium (on Debian and Ubuntu, as root where it is missing).
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -8,7 +9,7 @@ CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test test-all test-torch lint constraints clean
+.PHONY: quickstart test test-all test-torch test-browser lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -21,6 +22,10 @@ test-all: $(VENV)/installed-test lint
 
 test-torch: $(VENV)/installed-torch
 	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
+
+test-browser: $(VENV)/installed-test
+	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
+	$(VENV)/bin/python -m pytest tests/evaluate/test_protocols.py -k in_a_browser
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
