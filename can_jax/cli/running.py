@@ -20,7 +20,7 @@ from can_jax.utils.files import user_cache
 
 COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
 EXIT_SECONDS = 60.0  # that a program may take to end once all is done
-FAILED_EXIT_SECONDS = 5.0  # likewise one that failed, of a job of several processes
+FAILED_EXIT_SECONDS = 5.0  # likewise one of several processes that ends without the others
 
 
 def run(command: Command) -> NoReturn:
@@ -39,11 +39,15 @@ def run(command: Command) -> NoReturn:
 
 
 def bound_exit(code: int) -> None:
-    """End this process with an exit code once it has taken a minute to end by itself. Threads of a
-    save or of a library may wait for an event that never comes; the other processes of a job wait
-    for one that has failed."""
-    failed = code in (EXIT_REFUSED, EXIT_UNEXPECTED) and jax.distributed.is_initialized()
-    seconds = FAILED_EXIT_SECONDS if failed else EXIT_SECONDS
+    """End this process with an exit code once it has taken a minute to end by itself.
+
+    Threads of a save or of a library may wait for an event that never comes. In a job of several
+    processes the others may not know that this one ends: it waits for them for seconds only, since
+    they learn of its end by its absence.
+    """
+    failed = code in (EXIT_REFUSED, EXIT_UNEXPECTED) or handler.stopped_alone
+    hurry = failed and jax.distributed.is_initialized()
+    seconds = FAILED_EXIT_SECONDS if hurry else EXIT_SECONDS
     end = threading.Timer(seconds, lambda: os._exit(code))
     end.daemon = True
     end.start()

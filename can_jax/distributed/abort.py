@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from can_jax.distributed import preemption
 from can_jax.utils.errors import EXIT_UNEXPECTED
 
 WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause, or a full pipe
@@ -59,7 +60,13 @@ def abort_on_sigabrt(message: str) -> None:
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: abort(message))
+
+    def answer(_: int) -> None:
+        if (code := preemption.handler.fixed_code) is not None:
+            os._exit(code)  # this process was at its end, and waited for the others to leave, too
+        abort(message)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
     _handlers.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 

@@ -36,15 +36,18 @@ class PreemptionHandler:
     Attributes:
         requested: The signal that asked this process to stop, or None.
         installed: Whether `install` was called in this process.
+        fixed_code: The exit code that `finish` fixed, or None.
+        stopped_alone: Whether `Stopped` was raised, without the other processes of the job.
     """
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
         self.installed = False
+        self.fixed_code: int | None = None
+        self.stopped_alone = False
         self._deferred = False
         self._ending = False
         self._said = False
-        self._code: int | None = None
         self._ctrl_c_at: float | None = None
 
     @property
@@ -89,7 +92,7 @@ class PreemptionHandler:
 
         Call it in the main thread.
         """
-        self._code = code
+        self.fixed_code = code
         if self.installed:
             _ignore_further()
 
@@ -101,8 +104,8 @@ class PreemptionHandler:
     def _raise_stopped(self, number: int, _frame: FrameType | None) -> None:
         """End the main thread, once, unless a loop saves and ends it."""
         self.request(signal.Signals(number))
-        if not (self._deferred or self._ending) and self._code is None:
-            self._ending = True
+        if not (self._deferred or self._ending) and self.fixed_code is None:
+            self._ending = self.stopped_alone = True
             _ignore_further()
             self._say_nothing_to_save()
             raise Stopped(self.exit_code)
@@ -115,7 +118,7 @@ class PreemptionHandler:
             for number in os.read(received, 64) if ready else ():
                 if number in SIGNALS:
                     self._note(signal.Signals(number))
-            if self.requested is None or self._deferred or self._code is not None:
+            if self.requested is None or self._deferred or self.fixed_code is not None:
                 unanswered = None
             elif unanswered is None:
                 unanswered = time.monotonic()
@@ -130,8 +133,8 @@ class PreemptionHandler:
                 self._ctrl_c_at = now
             elif now - self._ctrl_c_at > SAME_KEYSTROKE_SECONDS:
                 os.write(2, f"ended at once; {RESUME} from the last checkpoint\n".encode())
-                os._exit(EXIT_INTERRUPTED if self._code is None else self._code)
-        if self._code is None:
+                os._exit(EXIT_INTERRUPTED if self.fixed_code is None else self.fixed_code)
+        if self.fixed_code is None:
             self.request(number)
 
     def _say_nothing_to_save(self) -> None:

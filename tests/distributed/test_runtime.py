@@ -57,3 +57,14 @@ def test_process_that_loses_another_while_it_joins_ends_with_one_line():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 70 and "another process of the job, or its host, is gone" in last
+
+
+def test_process_at_its_end_keeps_its_exit_code():
+    """As when Ctrl-C ended it alone, and JAX aborts it while it waits for the others."""
+    program = (
+        "import os\nfrom can_jax.distributed import abort, preemption\n"
+        "abort.abort_on_sigabrt('another process is gone')\n"
+        "preemption.handler.finish(130)\nos.abort()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")
