@@ -125,11 +125,16 @@ class Job:
             process.kill()
 
 
-def disturb(job: Job, kind: str, workdir: Path, rng: random.Random, life: float) -> list[int]:
-    """Disturb a start at a random moment, and return its exit codes.
+def disturb(
+    job: Job, kind: str, workdir: Path, rng: random.Random, life: float
+) -> tuple[list[int], int | None]:
+    """Disturb a start at a random moment.
 
     Some starts are disturbed before they train. The others train for ``life`` seconds on average:
     most of them shorter, a few five times as long, which is enough for a probe and a save.
+
+    Returns:
+        The exit codes, and which process got a signal that it can answer.
     """
     if rng.random() < 0.3:
         time.sleep(rng.uniform(0, 8))
@@ -138,23 +143,23 @@ def disturb(job: Job, kind: str, workdir: Path, rng: random.Random, life: float)
             pass
         time.sleep(rng.uniform(0, life if rng.random() < 0.7 else 5 * life))
     if job.ended:
-        return job.wait(60)
+        return job.wait(60), None
     if kind in SIGNALS:
-        target = rng.choice(job.processes)
-        target.send_signal(SIGNALS[kind])
-        return job.wait(1 if kind == "KILL" else 90)
+        target = rng.randrange(len(job.processes))
+        job.processes[target].send_signal(SIGNALS[kind])
+        return (job.wait(1), None) if kind == "KILL" else (job.wait(90), target)
     if kind == "STOP/CONT, KILL":
-        target = rng.choice(job.processes)
-        target.send_signal(signal.SIGSTOP)
+        suspended = rng.choice(job.processes)
+        suspended.send_signal(signal.SIGSTOP)
         time.sleep(rng.uniform(0.1, 5))
-        target.send_signal(signal.SIGCONT)
+        suspended.send_signal(signal.SIGCONT)
         time.sleep(rng.uniform(0, 3))
-        return job.wait(0)
+        return job.wait(0), None
     with full(workdir) if kind == "full disk" else unreadable(workdir):
         end = time.monotonic() + rng.uniform(0, 6)
         while time.monotonic() < end and not job.ended:
             time.sleep(0.05)
-        return job.wait(20 if job.ended else 0)
+        return job.wait(20 if job.ended else 0), None
 
 
 @contextlib.contextmanager
@@ -247,7 +252,7 @@ def torture(
         while made < kills:
             kind = rng.choice(kinds)
             job = Job(lives[fire], processes)
-            codes = disturb(job, kind, fire, rng, life)
+            codes, target = disturb(job, kind, fire, rng, life)
             if not any(codes):
                 assert_same_run(peace, fire, steps)
                 shutil.rmtree(fire)
@@ -256,7 +261,10 @@ def torture(
             made += 1
             text = "".join(job.lines)
             others = {-signal.SIGKILL} | ({EXIT_UNEXPECTED} if processes > 1 else set())
-            if not set(codes) <= ENDS[kind] | others or "Traceback" in text:
+            wrong = not set(codes) <= ENDS[kind] | others
+            if target is not None:  # a survivor may end as after a fault, this one may not
+                wrong |= codes[target] not in ENDS[kind] | {-signal.SIGKILL}
+            if wrong or "Traceback" in text:
                 sys.exit(f"after {made} disturbances, {kind} ended with {codes}: {text}")
             seen[kind][" ".join(map(str, codes))] += 1
             print(f"{made}: {kind}: {codes}; saved: {latest(fire)}", flush=True)
