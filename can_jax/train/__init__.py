@@ -1,1 +1,1 @@
-"""The train step and the run around it; `losses.py` is the method."""
+"""Pretraining: the loss of a batch, the train step, the training loop, and the run around them."""

@@ -1,4 +1,4 @@
-"""What watches a run: metrics, probe and figures."""
+"""Callbacks of a run: metric logging, the kNN probe and the reconstruction figures."""
 
 import functools
 from typing import Any
@@ -28,39 +28,48 @@ from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import one_line
 from can_jax.utils.files import replace_bytes
 
-PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # names of metrics
+PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 
 
-def unseen(number: int, times: Timetable, workdir: epath.Path) -> list[str]:
-    """What was due after a step and has left no trace: `probe`, `picture`. A run that is killed
-    while it looks at itself has saved that step before. All processes have to ask."""
-    probed = any(line["step"] == number and PROBE in line for line in read_metrics(workdir))
+def unseen(step: int, times: Timetable, workdir: epath.Path) -> list[str]:
+    """Return the evaluations (`probe`, `picture`) due at a step whose output is missing.
+
+    A run saves a step before it evaluates it, so a run that is killed in between leaves them out.
+    Collective: every process must call this.
+
+    Args:
+        step: The step at which the run starts or resumes.
+        times: The durations of the run.
+        workdir: The run directory, which holds the metrics and the figures.
+    """
+    probed = any(line["step"] == step and PROBE in line for line in read_metrics(workdir))
     traces = {
         "probe": (times.probe_every, probed),
-        "picture": (times.figures_every, figure_path(workdir, number).exists()),
+        "picture": (times.figures_every, figure_path(workdir, step).exists()),
     }
     missing = [
-        bool(every and number and (number % every == 0 or number == times.total) and not seen)
-        for every, seen in traces.values()
+        bool(every and step and (step % every == 0 or step == times.total) and not has_output)
+        for every, has_output in traces.values()
     ]
     agreed = gather("what was looked at", np.array(missing))[0]
     return [name for name, absent in zip(traces, agreed, strict=True) if absent]
 
 
-def figure_path(workdir: epath.Path, number: int) -> epath.Path:
-    """Where the panel of a step lies."""
-    return workdir / "figures" / f"step_{number:08d}.png"
+def figure_path(workdir: epath.Path, step: int) -> epath.Path:
+    """Return the path of the figure of a step."""
+    return workdir / "figures" / f"step_{step:08d}.png"
 
 
 class Log:
-    """What is written down of any run.
+    """A callback that writes the metrics of any run and prints its status lines.
 
     Args:
-        config: resolved.
-        mesh: of the devices.
-        times: of the run.
-        flops: of a step, for one image.
-        writer, report: where it goes.
+        config: The resolved configuration.
+        mesh: The device mesh.
+        times: The durations of the run.
+        flops: FLOPs of a step per image.
+        writer: The writer of the metrics.
+        report: The reporter that prints messages and the progress bar.
     """
 
     def __init__(
@@ -80,30 +89,30 @@ class Log:
 
     @functools.cached_property
     def _peak(self) -> float:
-        """FLOP/s of all devices, which may have to be measured while they are idle."""
+        """The peak FLOP/s of all devices. It may have to be measured, with the devices idle."""
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
-    def go_back(self, number: int) -> None:
-        """The steps after this one come again."""
-        self._writer.go_back(number)
-        self.report.advance(number)
+    def go_back(self, step: int) -> None:
+        """Roll the metrics and the progress bar back to a step; later steps are trained anew."""
+        self._writer.go_back(step)
+        self.report.advance(step)
 
-    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Close the clock's window, and write down what is known."""
+    def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
+        """Close the clock's window, write the metrics of a step and print a status line."""
         window, config = clock.window(), self._config
         with clock.paused():
             peak = self._peak
         images_per_second = config.batch_size / window.step_seconds
         values = to_scalars(metrics) | {
-            "examples": number * config.batch_size,
-            "epoch": number * config.batch_size / self._times.examples,
+            "examples": step * config.batch_size,
+            "epoch": step * config.batch_size / self._times.examples,
             "images_per_second": images_per_second,
             "mfu": images_per_second * self._flops / peak,
             "data_wait": window.data_wait,
             "skipped_images": loader.skipped,
         }
-        self._writer.scalars(number, values)
-        self.report.status(number, values, window)
+        self._writer.scalars(step, values)
+        self.report.status(step, values, window)
         if line := self._input(window.data_wait, images_per_second):
             self.report.say(line)
         if values["skipped_steps"] > self._skipped_steps:
@@ -115,7 +124,17 @@ class Log:
 
 
 class Observers(Log):
-    """What watches pretraining: metrics, probe and figures."""
+    """The callbacks of pretraining: metrics, the kNN probe and the reconstruction figures.
+
+    Args:
+        step: The train step, with its configuration.
+        source: The training images, which are also the bank of the probe.
+        mesh: The device mesh.
+        times: The durations of the run.
+        workdir: The run directory.
+        writer: The writer of the metrics.
+        report: The reporter that prints messages.
+    """
 
     def __init__(
         self,
@@ -140,13 +159,13 @@ class Observers(Log):
 
     @functools.cached_property
     def _pictured(self) -> np.ndarray:
-        """The images of the figures."""
+        """The images of the figures, as bytes."""
         config = self._step.config
         examples = EvaluationSet(config, self._source, config.figures.images, labelled=False)
         return examples.images()
 
     def hooks(self) -> list[Hook]:
-        """Those that the configuration asks for."""
+        """Return the periodic evaluations that the configuration enables."""
         hooks = []
         if self._times.probe_every:
             hooks.append(Hook(self._times.probe_every, self.probe))
@@ -154,38 +173,43 @@ class Observers(Log):
             hooks.append(Hook(self._times.figures_every, self.picture))
         return hooks
 
-    def look_first(self, number: int, state: TrainState) -> None:
-        """Before any step, or before going on from one: at what a killed run did not come to."""
-        if not number and self._probe:
+    def look_first(self, step: int, state: TrainState) -> None:
+        """Run the evaluations that precede the first step.
+
+        A new run probes raw pixels and the untrained encoder. A resumed run makes up for
+        evaluations of its step that a killed run did not finish.
+        """
+        if not step and self._probe:
             pixels, untrained = self._probe.on_pixels(), self._probe(state)
             self._writer.scalars(0, {PROBE: untrained, PIXELS: pixels})
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
-        for name in unseen(number, self._times, self._workdir):
-            getattr(self, name)(number, state)
+        for name in unseen(step, self._times, self._workdir):
+            getattr(self, name)(step, state)
 
-    def probe(self, number: int, state: TrainState) -> None:
-        """kNN accuracy on the probe's splits."""
+    def probe(self, step: int, state: TrainState) -> None:
+        """Write and print the kNN accuracy on the probe's splits, in percent."""
         assert self._probe is not None
         accuracy = self._probe(state)
-        self._writer.scalars(number, {PROBE: accuracy})
-        self.report.say(f"step {number}: kNN {accuracy:.1f}%")
+        self._writer.scalars(step, {PROBE: accuracy})
+        self.report.say(f"step {step}: kNN {accuracy:.1f}%")
 
-    def picture(self, number: int, state: TrainState) -> None:
-        """The panel, as a file and for TensorBoard."""
+    def picture(self, step: int, state: TrainState) -> None:
+        """Write the figure of a step as a PNG and as a TensorBoard image."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
-            try:  # of any kind: matplotlib reads the user's settings
-                png = draw(panel, f"step {number}")
-                path = figure_path(self._workdir, number)
+            try:
+                png = draw(panel, f"step {step}")
+                path = figure_path(self._workdir, step)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_bytes(path, png)
-                self._writer.image(number, "panel", pixels_of(png))
+                self._writer.image(step, "panel", pixels_of(png))
+            # Matplotlib reads the user's settings, so it can raise errors of any kind.
             except Exception as error:
-                logging.warning("the figure of step %d is missing: %s", number, one_line(error))
+                logging.warning("the figure of step %d is missing: %s", step, one_line(error))
 
     def conclude(self, state: TrainState, seconds: float) -> None:
-        """What to remember of the run, and where to look."""
+        """Print a summary of the finished run: its duration, its kNN accuracies and its files."""
         probes = [line for line in read_metrics(self._workdir) if PROBE in line]
         accuracies: dict[str, float | None] = {}
         for line in probes:

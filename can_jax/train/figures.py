@@ -1,4 +1,4 @@
-"""The panel that shows what the network sees, and what it makes of it."""
+"""The figure of a step: images, the network's input, its reconstruction and its predicted noise."""
 
 import io
 from typing import NamedTuple
@@ -14,11 +14,21 @@ from can_jax.objectives.reconstruction import patch_statistics
 from can_jax.train.losses import forward, grid_of, prepare
 from can_jax.train.step import Step, TrainState
 
-NOISE_CONTRAST = 3.0  # deviations of the strongest noise at which its picture is black or white
+# Standard deviations of the strongest noise at which its picture is black or white.
+NOISE_CONTRAST = 3.0
 
 
 class Panel(NamedTuple):
-    """Pictures in [0, 1]; hidden patches are grey where there is nothing to show."""
+    """The pictures of a figure, with values in [0, 1]; hidden patches without content are gray.
+
+    Attributes:
+        clean: The images.
+        shown: The visible patches with their noise, as the encoder sees them.
+        reconstruction: The images with the predictions of the hidden patches.
+        noise: The noise of the visible patches; None without the denoising objective.
+        predicted_noise: The prediction of that noise; None without the denoising objective.
+        sigma: The noise level of each row; None without noise.
+    """
 
     clean: Float[Array, "rows height width channels"]
     shown: Float[Array, "rows height width channels"]
@@ -31,10 +41,11 @@ class Panel(NamedTuple):
 def make_panel(
     step: Step, state: TrainState, images: UInt8[Array, "images height width channels"]
 ) -> Panel:
-    """Run the network on images without augmentation, always under the same masks and noise.
+    """Run the network on unaugmented images and return the pictures of the figure.
 
-    A hidden patch's prediction is scaled back by that patch's own mean and deviation if its target
-    was normalized, and pasted between the visible patches.
+    The masks and the noise are the same in every call. If the target was normalized, the prediction
+    of a hidden patch is scaled by that patch's own mean and deviation. It is pasted between the
+    visible patches.
     """
     config = step.config
     count = images.shape[0]
@@ -50,8 +61,8 @@ def make_panel(
 
     def noise_picture(patches: Array) -> Array:
         scale = 2 * NOISE_CONTRAST * config.noise.sigma_max
-        grey = jnp.clip(jnp.where(hidden, 0.0, patches) / scale + 0.5, 0, 1)
-        return unpatchify(grey, grid_of(config), config.model.patch_size)
+        gray = jnp.clip(jnp.where(hidden, 0.0, patches) / scale + 0.5, 0, 1)
+        return unpatchify(gray, grid_of(config), config.model.patch_size)
 
     def blank(patches: Array) -> Array:
         return picture(jnp.where(hidden, 0.0, patches))
@@ -80,7 +91,7 @@ def make_panel(
 
 
 def draw(panel: Panel, title: str) -> bytes:
-    """The panel as a PNG: an image a row, a picture a column."""
+    """Draw a panel as a PNG, with a row for each image and a column for each picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,7 +115,7 @@ def draw(panel: Panel, title: str) -> bytes:
     axes = figure.subplots(rows, len(drawn), squeeze=False)
     for row in range(rows):
         for axis, (name, pictures) in zip(axes[row], drawn.items(), strict=True):
-            # Grey for one channel; of more than three the first three.
+            # One channel is drawn in gray; of more than three, the first three are drawn as RGB.
             pixels = pictures[row][..., :3] if pictures.shape[-1] >= 3 else pictures[row][..., 0]
             axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
@@ -118,7 +129,7 @@ def draw(panel: Panel, title: str) -> bytes:
 
 
 def pixels_of(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """A PNG as pixels."""
+    """Decode a PNG to pixels."""
     from matplotlib.image import imread
 
     return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)

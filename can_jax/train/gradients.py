@@ -1,14 +1,17 @@
-"""The gradient of a batch: at once, or in microbatches where memory is short.
+"""The gradient of a batch, computed at once or accumulated over microbatches.
 
-In microbatches every loss that is a mean over rows adds up by itself. The contrastive loss does
-not: it compares rows with each other, and its projector normalises over all of them. So it is taken
-apart (GradCache, arXiv 2101.06983): the embeddings of all microbatches first, without gradient;
-then the contrastive loss of the whole batch, and how it pulls at each embedding; then each
-microbatch once more, with its own losses and that pull. The numbers are those of the whole batch,
-for one more forward pass of the encoder.
+Losses that are means over rows can be averaged over microbatches. The contrastive loss cannot: it
+compares rows with each other, and its projector normalizes over all of them. With
+`accumulation.negatives='batch'` it is therefore split as in GradCache (arXiv 2101.06983):
 
-The plain form, `accumulation.negatives='microbatch'`, saves that pass. A row's negatives are then
-those of its microbatch only, and so are BatchNorm's statistics: another loss, not the paper's.
+1. Compute the embeddings of all microbatches without gradient.
+2. Compute the contrastive loss of the whole batch and its gradient for each embedding.
+3. Run each microbatch once more, with its own losses and the gradient of its embeddings.
+
+The result equals that of the whole batch. It costs one more forward pass of the encoder.
+
+`accumulation.negatives='microbatch'` saves that pass. The negatives of a row and the statistics of
+BatchNorm then come from its microbatch only. That is another loss than the paper's.
 """
 
 from typing import Any, NamedTuple
@@ -39,7 +42,7 @@ Embeddings = Float[Array, "rows width"]
 
 
 class Found(NamedTuple):
-    """What a batch tells the optimizer, and what there is to log."""
+    """The loss, metrics, updated batch statistics and gradients of one batch."""
 
     total: Float[Array, ""]
     metrics: Metrics
@@ -55,38 +58,41 @@ def gradients(
     batch: Batch,
     step: Int[Array, ""],
 ) -> Found:
-    """Loss and gradient of a batch, as ``config.accumulation`` says.
+    """Compute the loss and the gradients of a batch, accumulated as ``config.accumulation`` sets.
 
     Args:
-        config: resolved.
-        network: its structure.
-        parameters, batch_stats: of the network.
-        batch: as the loader gives it.
-        step: the number that the randomness of the step follows from.
+        config: The resolved configuration.
+        network: The graph definition of the network.
+        parameters: The network's parameters.
+        batch_stats: The running statistics of BatchNorm.
+        batch: A global batch of images.
+        step: The step from which the random keys of the batch are derived.
     """
     run = _Run(config, network, parameters, batch_stats, step)
     if config.accumulation.microbatches == 1:
-        found, pooled = run.one_pass(batch, batch_stats)
+        outputs, pooled = run.one_pass(batch, batch_stats)
     elif config.accumulation.negatives == "batch" and run.settings(related=True):
-        found, pooled = run.with_all_negatives(batch)
+        outputs, pooled = run.with_all_negatives(batch)
     else:
-        found, pooled = run.one_by_one(batch)
-    return found._replace(metrics=found.metrics | embedding_metrics(pooled))
+        outputs, pooled = run.one_by_one(batch)
+    return outputs._replace(metrics=outputs.metrics | embedding_metrics(pooled))
 
 
 def parted(images: Shaped[Array, "all ..."], count: int) -> Shaped[Array, "count part ..."]:
-    """The images of ``count`` microbatches on a leading axis. Every device has some of each, so
-    none moves."""
+    """Split a batch into ``count`` microbatches along a new leading axis.
+
+    Every device holds a part of each microbatch, so no image moves between devices.
+    """
     return pin_rows(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
 
 
 def joined(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, "all ..."]:
-    """The inverse of `parted`."""
+    """Merge microbatches into one batch; the inverse of `parted`."""
     return pin_rows(pin_rows(parts.swapaxes(0, 1)).reshape(-1, *parts.shape[2:]))
 
 
 class _Run(NamedTuple):
-    """One step's network and state. Its methods give what was found, and the pooled embeddings."""
+    """The network and the state of one step; its methods return outputs and pooled embeddings."""
 
     config: ConfigDict
     network: nnx.GraphDef
@@ -95,22 +101,22 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Of the objectives with a weight that relate rows to each other, or of the others."""
+        """Return the settings of the active objectives that relate rows, or of the others."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}
 
     def model(self, parameters: Tree, batch_stats: Tree) -> can.CAN:
-        """The network."""
+        """Build the network from its parameters and running statistics."""
         return nnx.merge(self.network, parameters, batch_stats, copy=True)
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Of the network, with the randomness of this step."""
+        """Return the network's inputs, with the augmentation, noise and masks of this step."""
         settings = Photometric.from_settings(self.config.augment.to_dict())
         return prepare(self.config, batch, self.step, settings)
 
     def one_pass(self, batch: Batch, batch_stats: Tree) -> tuple[Found, Embeddings]:
-        """All of a batch together."""
+        """Compute the gradients of a batch in one pass."""
         inputs = self.inputs(batch)
 
         def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
@@ -120,18 +126,18 @@ class _Run(NamedTuple):
             return total, (metrics, statistics_of(model), outputs.pooled)
 
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (total, (metrics, statistics, pooled)), found = gradient(self.parameters)
-        return Found(total, metrics, statistics, found), pooled
+        (total, (metrics, statistics, pooled)), gradients = gradient(self.parameters)
+        return Found(total, metrics, statistics, gradients), pooled
 
     def one_by_one(self, batch: Batch) -> tuple[Found, Embeddings]:
-        """The mean over microbatches that know nothing of each other."""
+        """Average the gradients of microbatches, each with negatives of its own only."""
         count = self.config.accumulation.microbatches
 
         def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], Any]:
             total, batch_stats = carry
-            found, pooled = self.one_pass(part, batch_stats)
-            total = jax.tree.map(lambda a, b: a + b / count, total, found.gradients)
-            return (total, found.batch_stats), ((found.total, found.metrics), pooled)
+            outputs, pooled = self.one_pass(part, batch_stats)
+            total = jax.tree.map(lambda a, b: a + b / count, total, outputs.gradients)
+            return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
         start = (jax.tree.map(jnp.zeros_like, self.parameters), self.batch_stats)
         parts = Batch(*(parted(x, count) for x in batch))
@@ -140,7 +146,7 @@ class _Run(NamedTuple):
         return Found(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[Found, Embeddings]:
-        """Return the gradient of the whole batch, in microbatches; see the head of this file."""
+        """Compute the gradients of the whole batch in microbatches; see the module's docstring."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = Batch(*(parted(x, count) for x in batch))
         settings = self.settings(related=True)
@@ -181,8 +187,8 @@ class _Run(NamedTuple):
             return total / count + pulled, (total, metrics)
 
         def add(total: Tree, part: tuple[Batch, Array]) -> tuple[Tree, Any]:
-            found, logged = jax.grad(separable, has_aux=True)(self.parameters, *part)
-            return jax.tree.map(jnp.add, total, found), logged
+            gradients, logged = jax.grad(separable, has_aux=True)(self.parameters, *part)
+            return jax.tree.map(jnp.add, total, gradients), logged
 
         embeddings = joined(jax.lax.scan(embed, None, parts)[1])
         gradient = jax.value_and_grad(related, argnums=(0, 1), has_aux=True)
@@ -195,5 +201,5 @@ class _Run(NamedTuple):
 
 
 def statistics_of(model: can.CAN) -> Tree:
-    """BatchNorm's running statistics."""
+    """Return the running statistics of a model's BatchNorm layers."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))

@@ -1,7 +1,7 @@
-"""Weights to start a new run from: those of another run, an export, or another library.
+"""Initial weights of a new run, from another run, an export or another library.
 
-Only weights are taken. The schedule, the optimizer's moments and the data begin anew, which is what
-tells this from going on with a run.
+Only weights are loaded. The schedule, the optimizer's moments and the data order start anew, unlike
+in a run that resumes.
 """
 
 from typing import Any
@@ -24,29 +24,29 @@ Flat = dict[str, Any]  # arrays by path
 
 
 def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list[str]]:
-    """Parameters with all that the source has for them.
+    """Load the weights that a source has for the parameters.
 
     Args:
-        source: What `can_jax.load` opens, too.
-        parameters: as they were initialised; what is not found stays.
-        mesh: on which they lie.
+        source: A path that `can_jax.load` can open: a run directory, an export or a weights file.
+        parameters: The initialized parameters; those without a counterpart in the source stay.
+        mesh: The device mesh of the parameters.
 
     Returns:
-        The parameters, and lines that say what was found and what was not.
+        The parameters, and the lines to print about loaded, missing and unused arrays.
 
     Raises:
-        UserError: the source cannot be read, or has nothing that fits.
+        UserError: The source cannot be read, or none of its arrays fits.
     """
-    place = epath.Path(source)
+    location = epath.Path(source)
     notes: list[str] = []
-    if not place.exists():
+    if not location.exists():
         raise UserError(f"config.init_from={source} does not exist")
-    if is_run(place):
-        step = stored_step(read_run(place))
-        found = newest_state(place, abstract_state(step, mesh))[1].parameters
-        theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(found)}
+    if is_run(location):
+        step = stored_step(read_run(location))
+        restored = newest_state(location, abstract_state(step, mesh))[1].parameters
+        theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(restored)}
     else:
-        weights = read_weights(place)
+        weights = read_weights(location)
         try:
             theirs, notes = _of_weights(weights, parameters)
         except UserError as error:
@@ -79,17 +79,18 @@ def _fits(theirs: Any, ours: Any) -> bool:
 
 
 def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
-    """Return arrays by our names as far as the weights hold all of one, and notes to print.
+    """Return the arrays of a weights file under our names, and notes to print.
 
-    Arrays from outside of the encoder that are not needed keep their names.
+    A parameter is included if the file holds all arrays of which it consists. Unused arrays from
+    outside the encoder keep their own names.
 
     Raises:
-        UserError: An array of their encoder would be left unused, or used wrongly.
+        UserError: An array of the file's encoder would be unused, or used wrongly.
     """
     arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
         return arrays, list(weights.warnings)
-    found: Flat = {}
+    converted: Flat = {}
     used: set[str] = set()
     wrong: list[UserError] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
@@ -97,18 +98,18 @@ def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
         try:
             names = {entry.name for entry in entries(tree)}
         except KeyError:
-            continue  # without a foreign name
+            continue  # other libraries have no such parameter
         if not names & arrays.keys():
             continue
         try:
-            (found[path_name(path)],) = jax.tree.leaves(from_torch(arrays, tree))
+            (converted[path_name(path)],) = jax.tree.leaves(from_torch(arrays, tree))
             used |= names
         except UserError as error:
             if path_name(path).startswith("encoder/"):
                 wrong.append(error)
     rest = {name: array for name, array in arrays.items() if name not in used}
     notes = list(weights.warnings)
-    if found:
+    if converted:
         if wrong:
             raise wrong[0]
         refuse_unused(arrays, used)
@@ -120,16 +121,19 @@ def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
             notes.append(unknown[0])
         elif told:
             notes.append(f"they were trained on images of {told}")
-    return found | rest, notes
+    return converted | rest, notes
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
-    """Refuse weights of other positions or of another number of heads than ours.
+    """Reject weights with other positions or another number of heads than the parameters.
 
     Args:
-        weights: Of the other encoder.
-        parameters: Ours.
-        notes: Gets a line where positions cannot be compared.
+        weights: The weights of the file.
+        parameters: The parameters of this run.
+        notes: Notes to print; a line is appended if the positions cannot be compared.
+
+    Raises:
+        UserError: The encoders differ.
     """
     shape = parameters["encoder"]["blocks"]["layers"]["attention"]["qkv"]["kernel"].shape
     heads = shape[3]
@@ -137,14 +141,15 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
         raise UserError(
             f"the weights are of {weights.facts['heads']} heads, config.model has {heads}"
         )
-    if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():  # not a decoder alone
+    # A file with a decoder alone has no positions or patches to compare.
+    if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():
         sizes(weights)
     if "pos_embed" not in weights.arrays:
         notes.append("positions not compared with the fixed sin-cos ones: there is no pos_embed")
 
 
 def _nest(path: tuple[Any, ...], leaf: Any) -> Any:
-    """A tree with one leaf, at its path."""
+    """Return a tree with a single leaf at the given path."""
     for key in reversed(path):
         leaf = {key.key: leaf}
     return leaf

@@ -1,4 +1,4 @@
-"""The probe that runs while pretraining: kNN accuracy on a labelled split."""
+"""The kNN probe that evaluates the encoder during pretraining on a labeled split."""
 
 from typing import Any
 
@@ -17,18 +17,25 @@ from can_jax.features.knn import knn_accuracy
 from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 
-BATCH_SIZE = 64  # images a device encodes at a time
-PIXELS = 64  # along a side, where pixels themselves are the features
+BATCH_SIZE = 64  # images per device
+PIXELS = 64  # maximum side of an image whose pixels are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
 
 class KnnProbe:
-    """Classifies `probe.queries` images of `probe.split` by `probe.bank` images of `data.split`.
+    """A kNN classifier of ``probe.queries`` test images by ``probe.bank`` training images.
 
-    Classes are those of the bank; no image is in both.
+    The queries are of the split ``probe.split``, the bank of ``data.split``. Classes are those of
+    the bank, and no image is in both.
+
+    Args:
+        config: The resolved configuration.
+        step: The train step, whose `features` are evaluated.
+        bank: The training images.
+        mesh: The device mesh.
 
     Raises:
-        UserError: one of the two has no labelled image, or the queries have unknown classes.
+        UserError: Queries or bank have no labeled image, or the queries have unknown classes.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
@@ -53,27 +60,27 @@ class KnnProbe:
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
     def __call__(self, state: Any) -> float:
-        """Accuracy on the encoder's features, in percent."""
+        """Return the accuracy on the encoder's features, in percent."""
         return self._accuracy(self._encoder, state)
 
     def on_pixels(self) -> float:
-        """Accuracy on raw pixels, in percent: what a representation has to beat."""
+        """Return the accuracy on raw pixels in percent, a baseline for the encoder's features."""
         return self._accuracy(self._pixels, None)
 
     def _accuracy(self, extractor: FeatureExtractor, state: Any) -> float:
-        found = []
+        parts = []
         for part, examples in self._parts:
             features, labels, _ = extractor(state, examples)
             if not len(labels):
                 raise UserError(
                     f"probe: no labelled image of the split {part.name!r} can be decoded; {WITHOUT}"
                 )
-            found.append((features, part.numbering(labels)))
-        return knn_accuracy(*found[0], *found[1], **self._options)
+            parts.append((features, part.numbering(labels)))
+        return knn_accuracy(*parts[0], *parts[1], **self._options)
 
 
 def _pixels(state: None, images: Any) -> Any:
-    """Raw pixels as features, of large images at most `PIXELS` along each side."""
+    """Return raw pixels as features; images are resized to at most `PIXELS` along each side."""
     count, *size, channels = images.shape
     small = (count, *(min(side, PIXELS) for side in size), channels)
     return jax.image.resize(images.astype(jnp.float32), small, "linear").reshape(count, -1)

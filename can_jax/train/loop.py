@@ -1,4 +1,4 @@
-"""Step after step, and what is due after each: a line, a checkpoint, a look, a way back."""
+"""The training loop: steps, logging, checkpoints, evaluations and rollback after a loss spike."""
 
 import dataclasses
 import time
@@ -31,16 +31,16 @@ Compiled = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
 
 @dataclasses.dataclass
 class Progress:
-    """What a checkpoint holds of a run beside its state, in what JSON can hold.
+    """The state of a run that a checkpoint stores as JSON, beside the train state.
 
     Attributes:
-        seconds: that it took so far.
-        loader: the state of its loader.
-        passed_over: batches that were drawn and are not among its steps, since it went back.
-        rewinds: how often it did.
-        guard: the state of its guard.
-        order_version: the version of the order of its examples.
-        stream: What decides which example stands where in its stream; see `check_stream`.
+        seconds: Training time so far, in seconds.
+        loader: The state of the loader.
+        passed_over: Batches that were drawn but belong to no step, since a rollback skipped them.
+        rewinds: The number of rollbacks so far.
+        guard: The state of the loss-spike detector.
+        order_version: The version of the order of the examples.
+        stream: The settings and the data that determine the stream of examples; see `check_stream`.
     """
 
     seconds: float = 0.0
@@ -53,14 +53,15 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Return what was saved, by this version or an older one."""
+        """Return the progress that this or an older version stored in a checkpoint."""
         names = {field.name for field in dataclasses.fields(cls)}
-        known = {"order_version": 1} | values  # of runs that did not store it
-        return cls(**{name: value for name, value in known.items() if name in names})
+        # Runs that did not store the version of their order have version 1.
+        restored = {"order_version": 1} | values
+        return cls(**{name: value for name, value in restored.items() if name in names})
 
 
 class Hook(NamedTuple):
-    """Something to look at now and then: every so many steps, and after the last."""
+    """A periodic callback, called every ``every`` steps and after the last."""
 
     every: int
     act: Callable[[int, TrainState], None]
@@ -68,45 +69,51 @@ class Hook(NamedTuple):
 
 @runtime_checkable
 class Watcher(Protocol):
-    """What looks at a run."""
+    """The callbacks of a run: logging and evaluations."""
 
     report: console.Reporter
 
-    def look_first(self, number: int, state: TrainState) -> None:
-        """Before any step, or before going on from one: at what a killed run did not come to."""
+    def look_first(self, step: int, state: TrainState) -> None:
+        """Run the evaluations due before the first step, or left unfinished by a killed run."""
         ...
 
     def hooks(self) -> list[Hook]:
-        """What is due now and then."""
+        """Return the periodic callbacks."""
         ...
 
-    def log(self, number: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Write down what is known after a step."""
+    def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
+        """Log the metrics of a step."""
         ...
 
-    def go_back(self, number: int) -> None:
-        """The steps after this one come again."""
+    def go_back(self, step: int) -> None:
+        """Roll the logged metrics back to a step; later steps are trained anew."""
         ...
 
     def conclude(self, state: TrainState, seconds: float) -> None:
-        """After the last step."""
+        """Summarize the run after its last step; ``seconds`` is its training time."""
         ...
 
 
 @dataclasses.dataclass
 class Loop:
-    """All that the steps of a run need.
+    """The training loop of one run.
 
     Attributes:
-        step: what is computed, and the configuration.
-        compiled: the train step for these devices.
-        abstract: the state, with shapes and shardings.
-        total: the last step.
-        workdir: the run directory.
-        lock: Proves, before anything is written, that the directory is this run's.
-        progress: up to the step from which the run goes on.
-        startup: until the first of these steps.
-        trace: of some steps, if wanted.
+        step: The model and the optimizer to train, with the configuration.
+        compiled: The train step, compiled for these devices.
+        abstract: The train state as shapes with shardings, for a restore.
+        total: The last step.
+        workdir: The run directory.
+        lock: The lock on the run directory, checked before anything is written there.
+        loader: The batches, from the next step on.
+        checkpoints: The checkpoints of the run.
+        watcher: The callbacks for logging and evaluation.
+        stopping: The signals that ask the job to stop.
+        watchdog: The timer that ends a run without progress.
+        replicas: The check that device copies agree; None if it is off.
+        progress: The progress up to the step from which the run starts or resumes.
+        startup: The measurement of the time to the first step; None if it was printed.
+        trace: The profiler's trace of some steps; None if there is none.
     """
 
     step: Steps
@@ -125,104 +132,115 @@ class Loop:
     startup: Startup | None = None
     trace: TraceWindow | None = None
 
-    def __call__(self, number: int, state: TrainState) -> tuple[int, TrainState]:
+    def __call__(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """Train from a step on.
 
+        Args:
+            step: The step of ``state``.
+            state: The train state; its buffers are donated.
+
         Returns:
-            The last step that was done, which is saved, and its state: the last of all, or that
-            after which the run was told to stop.
+            The last completed step, which is saved or being saved, and its state. It is an earlier
+            step than ``total`` if a signal asked the job to stop.
+
+        Raises:
+            UserError: Training diverged, device copies differ, or checkpoints cannot be written.
         """
         config, clock, report = self.step.config, StepClock(), self.watcher.report
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
         self._guard = Guard(config, self.progress.guard)
-        while number < self.total:
-            number += 1
+        while step < self.total:
+            step += 1
             with clock.waiting_for_data():
                 batch = next(self.loader)
             if self.trace:
-                self.trace.before(number)
+                self.trace.before(step)
             state, metrics = self.compiled(state, batch)
             if self.startup:
                 report.say(self.startup.line(state.step))
                 self.startup = None
-            if self.trace and (line := self.trace.after(number, state.step)):
+            if self.trace and (line := self.trace.after(step, state.step)):
                 report.say(line)
             clock.stepped(metrics["loss/total"])
-            self.watchdog.beat(number)
-            report.advance(number)
+            self.watchdog.beat(step)
+            report.advance(step)
 
             verdict = self._guard(metrics["loss/total"], metrics["skipped_steps"])
             if verdict == "broken":
-                self._stop_broken(number, state, batch)
-            if verdict == "spike" and (target := self._before_spike(number)) is not None:
+                self._stop_broken(step, state, batch)
+            if verdict == "spike" and (target := self._before_spike(step)) is not None:
                 with clock.paused():
-                    number, state = self._go_back(number, target, state)
+                    step, state = self._go_back(step, target, state)
                 continue
 
-            last, stop = number == self.total, self.stopping.after(number)
-            if number % config.log_every_steps == 0 or last:
+            last, stop = step == self.total, self.stopping.after(step)
+            if step % config.log_every_steps == 0 or last:
                 self.lock.check()
-                self.watcher.log(number, metrics, clock, self.loader)
-            due = [hook for hook in self.watcher.hooks() if number % hook.every == 0 or last]
-            # Looking takes its time: a run that is killed meanwhile has not to come here again.
-            regular = number % config.checkpoint.every_steps == 0 or due or last or stop
-            if regular or self._minutes_passed(number):
+                self.watcher.log(step, metrics, clock, self.loader)
+            due = [hook for hook in self.watcher.hooks() if step % hook.every == 0 or last]
+            # Saved before the evaluations: a run killed during them need not repeat the steps.
+            regular = step % config.checkpoint.every_steps == 0 or due or last or stop
+            if regular or self._minutes_passed(step):
                 with clock.paused():
-                    self._save(number, state, temporary=not regular)
-                self.watchdog.beat(number)
+                    self._save(step, state, temporary=not regular)
+                self.watchdog.beat(step)
             if stop:
-                break  # the run that goes on makes up for what else is due
+                break  # the resumed run makes up for the evaluations that are due
             for hook in due:
                 with clock.paused():
                     self.lock.check()
-                    hook.act(number, state)
-                self.watchdog.beat(number)
+                    hook.act(step, state)
+                self.watchdog.beat(step)
         self.progress.seconds = self._seconds()
-        return number, state
+        return step, state
 
     def _seconds(self) -> float:
-        """That the run took so far."""
+        """Return the training time so far in seconds, that of earlier starts included."""
         return time.perf_counter() - self._started
 
-    def _minutes_passed(self, number: int) -> bool:
+    def _minutes_passed(self, step: int) -> bool:
         """Return whether a checkpoint is due by time. Collective: every process must call this.
 
-        The clock of process 0 decides. Several processes ask it at log steps only, since they wait
-        for each other.
+        The clock of process 0 decides. Several processes compare it at log steps only, since that
+        blocks each until all have come.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
-        if not seconds or (jax.process_count() > 1 and number % config.log_every_steps):
+        if not seconds or (jax.process_count() > 1 and step % config.log_every_steps):
             return False
         passed = time.monotonic() - self._saved_at >= seconds
         return bool(gather("checkpoint by time", np.int32(passed))[0])
 
-    def _save(self, number: int, state: TrainState, temporary: bool = False) -> None:
-        """Begin to save a step, if all devices agree about it."""
+    def _save(self, step: int, state: TrainState, temporary: bool = False) -> None:
+        """Start to save a step. Collective: every process must call this.
+
+        Raises:
+            UserError: The copies of the state on several devices differ.
+        """
         self._saved_at = time.monotonic()
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
-                f"at step {number} {difference}: that device or its memory is faulty. Leave it "
+                f"at step {step} {difference}: that device or its memory is faulty. Leave it "
                 "out; the same command goes on from the last checkpoint, at which all agreed"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
         progress.guard = self._guard.state
         with meeting("saving the checkpoint"):
-            self.checkpoints.save(number, state, dataclasses.asdict(progress), temporary)
+            self.checkpoints.save(step, state, dataclasses.asdict(progress), temporary)
 
-    def _before_spike(self, number: int) -> int | None:
-        """Say that the loss jumped; the checkpoint to go back to, None for going on.
+    def _before_spike(self, step: int) -> int | None:
+        """Log a loss spike and return the checkpoint to roll back to; None if training continues.
 
         Raises:
-            UserError: it jumped too often.
+            UserError: The run has used up its rollbacks.
         """
         spike = self.step.config.spike
         message = (
             f"the loss was more than {spike.deviations:g} deviations above its running mean for "
-            f"{spike.steps} steps, up to step {number}"
+            f"{spike.steps} steps, up to step {step}"
         )
         if not spike.rewinds:
             logging.warning("%s; config.spike.rewinds=3 would go back and pass over it", message)
@@ -233,40 +251,46 @@ class Loop:
                 "optimizer.learning_rate may help, from an earlier checkpoint"
             )
         self.checkpoints.wait()
-        target = self.checkpoints.newest(number - spike.steps - STEPS_IN_FLIGHT)
+        target = self.checkpoints.newest(step - spike.steps - STEPS_IN_FLIGHT)
         if target is None:
             logging.warning("%s, and there is no checkpoint from before; the run goes on", message)
         else:
             logging.warning("%s; going back to the checkpoint of step %d", message, target)
         return target
 
-    def _go_back(self, number: int, target: int, state: TrainState) -> tuple[int, TrainState]:
-        """The state of an earlier step. The images since are passed over."""
+    def _go_back(self, step: int, target: int, state: TrainState) -> tuple[int, TrainState]:
+        """Restore the state of an earlier step; the images since then are skipped.
+
+        Collective: every process must call this.
+        """
         self.lock.check_together()
         for leaf in jax.tree.leaves(state):
-            leaf.delete()  # there may be no room for two
+            leaf.delete()  # the memory may not hold two states
         with meeting("restoring the checkpoint"):
             self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
-            found, state, run = self.checkpoints.restore(target, self.abstract)
+            restored, state, run = self.checkpoints.restore(target, self.abstract)
             self.checkpoints.set_aside_refused()
         self._guard = Guard(self.step.config, Progress.from_json(run).guard)
-        self.watcher.go_back(found)
+        self.watcher.go_back(restored)
         size, before = self.step.config.batch_size, self.progress.passed_over
-        self.progress.passed_over += number - found
+        self.progress.passed_over += step - restored
         self.progress.rewinds += 1
         self.watcher.report.say(
-            f"resumed from the checkpoint of step {found}; the images at positions "
-            f"{size * (found + before)} to {size * (number + before) - 1} are passed over"
+            f"resumed from the checkpoint of step {restored}; the images at positions "
+            f"{size * (restored + before)} to {size * (step + before) - 1} are passed over"
         )
-        return found, state
+        return restored, state
 
-    def _stop_broken(self, number: int, state: TrainState, batch: Batch) -> None:
-        """Keep the step for a closer look, and end the run."""
+    def _stop_broken(self, step: int, state: TrainState, batch: Batch) -> None:
+        """Write the dump of the failed step and raise `UserError`, which ends the run.
+
+        Collective: every process must call this.
+        """
         self.lock.check_together()
-        folder, config = self.workdir / "captures" / f"step_{number:08d}", self.step.config
-        write_capture(folder, config, number, state, batch)
+        folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
+        write_capture(folder, config, step, state, batch)
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
-            f"{number - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} shows the step; a "
+            f"{step - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} shows the step; a "
             "lower optimizer.learning_rate may help, from an earlier checkpoint"
         )

@@ -1,4 +1,4 @@
-"""One batch from bytes to losses: augmentation, noise, masks, network, objectives."""
+"""The forward pass of a batch: augmentation, noise, masks, network and objectives."""
 
 from collections.abc import Set
 from typing import NamedTuple
@@ -26,19 +26,32 @@ Metrics = dict[str, Array]
 
 
 class Noise(NamedTuple):
-    """Noise of each row's own strength."""
+    """Gaussian noise with a level of its own for each row.
+
+    Attributes:
+        sigma: The noise level: the standard deviation in normalized pixel units.
+        unit: The noise before scaling, from the standard normal distribution.
+    """
 
     sigma: Float[Array, " rows"]
     unit: Float[Array, "rows patches pixels"]  # standard normal
 
     @property
     def scaled(self) -> Float[Array, "rows patches pixels"]:
-        """What is added to the input, in normalised pixel units."""
+        """The noise that is added to the input, in normalized pixel units."""
         return self.sigma[:, None, None] * self.unit
 
 
 class Inputs(NamedTuple):
-    """What the network and its losses are given, after augmentation, noise and masks."""
+    """The inputs of the network and of its losses, after augmentation.
+
+    Attributes:
+        clean: The normalized patches without noise.
+        noise: The noise to add; None if ``noise.sigma_max`` is 0.
+        shuffle: A permutation of the patches of each row; its first entries are the visible
+            patches.
+        labels: The label of each image, -1 where unknown.
+    """
 
     clean: Float[Array, "rows patches pixels"]
     noise: Noise | None
@@ -52,7 +65,7 @@ class Inputs(NamedTuple):
 
 
 def heads(config: ConfigDict) -> frozenset[str]:
-    """The heads that the objectives with a weight read, and no others."""
+    """Return the network heads that the active objectives read; no others are built."""
     reads = objectives.reads(config.objective.to_dict())
     needed = reads & can.HEADS
     if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
@@ -61,18 +74,21 @@ def heads(config: ConfigDict) -> frozenset[str]:
 
 
 def grid_of(config: ConfigDict) -> tuple[int, int]:
-    """Patches along (height, width)."""
+    """Return the number of patches along (height, width)."""
     height, width = config.data.image_size
     return height // config.model.patch_size, width // config.model.patch_size
 
 
 def random_streams(seed: int) -> Key[Array, " 2"]:
-    """The key of the initial parameters, and the key from which every step's follows."""
+    """Return the key of the initial parameters and the base key of the training steps."""
     return jax.random.split(jax.random.key(seed))
 
 
 def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
-    """One key a row, from (seed, step, position, view): the same on any mesh, after any resume."""
+    """Derive a random key for each row from (seed, step, position, view).
+
+    The keys are the same on any mesh and after any resume.
+    """
     views = batch.views.shape[1]
     key = jax.random.fold_in(random_streams(seed)[1], step)
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
@@ -83,9 +99,15 @@ def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows
 def prepare(
     config: ConfigDict, batch: Batch, step: Int[Array, ""], settings: Photometric
 ) -> Inputs:
-    """Bytes to inputs: augment, normalise, cut into patches, draw noise and masks.
+    """Turn bytes into inputs: augment, normalize, cut into patches, draw noise and masks.
 
-    Rows are ordered by image, then view, so that an image's views stay on its device.
+    Rows are ordered by image, then view, so that the views of an image stay on its device.
+
+    Args:
+        config: The resolved configuration.
+        batch: A global batch of images.
+        step: The step from which the random keys are derived.
+        settings: The photometric augmentation.
     """
     rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys(config.seed, step, batch))
@@ -109,7 +131,15 @@ def prepare(
 def forward(
     config: ConfigDict, model: can.CAN, inputs: Inputs, *, train: bool, heads: Set[str] = can.HEADS
 ) -> can.Forward:
-    """Show the network the visible patches of every row, and run those of its heads."""
+    """Run the network on the visible patches of every row.
+
+    Args:
+        config: The resolved configuration.
+        model: The network.
+        inputs: The inputs of the batch.
+        train: Whether BatchNorm uses the statistics of this batch and updates its running ones.
+        heads: The heads to run, of those that the network has; all by default.
+    """
     patches = inputs.noisy
     if config.model.mask_ratio:
         visible = visible_count(patches.shape[1], config.model.mask_ratio)
@@ -125,12 +155,13 @@ def losses(
     inputs: Inputs,
     settings: objectives.Settings | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The weighted total of one step, and the metrics of its objectives.
+    """Compute the weighted total loss of a step and the metrics of its objectives.
 
     Args:
-        config: resolved.
-        outputs, inputs: of the network.
-        settings: of the objectives to compute; by default those of the configuration.
+        config: The resolved configuration.
+        outputs: The outputs of the network.
+        inputs: The inputs of the network.
+        settings: The settings of the objectives to compute; those of the configuration by default.
     """
     if settings is None:
         settings = config.objective.to_dict()
@@ -157,11 +188,11 @@ def losses(
 
 
 def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:
-    """Signs of collapse, on the pooled embedding at length 1.
+    """Compute indicators of collapse from the pooled embeddings, scaled to length 1.
 
-    ``embedding/std`` is the deviation over the batch, averaged over the width and scaled so that
-    1 is an even spread over the sphere and 0 a single point. ``embedding/gram`` (width, width) is
-    what `can_jax.monitoring.metrics.effective_rank` reads.
+    ``embedding/std`` is the standard deviation over the batch, averaged over the width and scaled.
+    It is 1 for embeddings spread evenly over the sphere and 0 for a single point.
+    `can_jax.monitoring.metrics.effective_rank` is computed from ``embedding/gram`` (width, width).
     """
     unit = unit_length(pooled.astype(jnp.float32))
     rows, width = unit.shape

@@ -1,4 +1,7 @@
-"""Pretraining: what it checks, prints and looks at. The run itself is `train/run.py`."""
+"""Pretraining with CAN: its checks, its data, its initial state and its callbacks.
+
+`can_jax.train.run` contains the run itself.
+"""
 
 import dataclasses
 from collections.abc import Collection
@@ -43,18 +46,19 @@ def pretrain(
     allowed: Collection[str] = (),
     **options: bool,
 ) -> None:
-    """Train as the configuration says, going on where the run directory ends.
+    """Pretrain a model; resume if the run directory holds a checkpoint.
 
     Args:
-        config: a recipe's configuration, checked here.
-        workdir: the run directory, made if missing.
-        given: dotted keys that the command line sets.
+        config: The configuration of a recipe, not yet resolved.
+        workdir: The run directory, created if missing.
+        given: Dotted keys that the command line sets.
         allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
-        options: ``profile`` and ``dump_hlo``, as `can_jax.train.run.run` has them.
+        options: ``profile`` and ``dump_hlo``; see `can_jax.train.run.run`.
 
     Raises:
-        UserError: something a person can mend; found before anything is compiled.
-        Preempted: A signal asked to stop; the state is saved.
+        UserError: The configuration, the data or the run directory is invalid, or training
+            diverged.
+        Preempted: A signal asked the run to stop; its state is saved.
     """
     with RunLog() as log:
         training = prepare(config, workdir, given, allowed)
@@ -67,7 +71,15 @@ def prepare(
     given: Collection[str] = (),
     allowed: Collection[str] = (),
 ) -> "Pretraining":
-    """Return the run that a configuration describes, with its data opened and all checks made.
+    """Check a configuration, open its data, and return the pretraining it describes.
+
+    Collective: every process must call this.
+
+    Args:
+        config: The configuration of a recipe, not yet resolved.
+        workdir: The run directory; it may be missing.
+        given: Dotted keys that the command line sets.
+        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
 
     Raises:
         UserError: A setting is wrong, or the data does not fit it.
@@ -90,7 +102,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """As `can_jax.train.run.Training` has it."""
+    """A pretraining, as an implementation of `can_jax.train.run.Training`."""
 
     config: ConfigDict
     source: Any
@@ -109,7 +121,7 @@ class Pretraining:
         return decided | {"data": fingerprint(self.source)}
 
     def facts(self) -> dict[str, Any]:
-        """Batch, durations and cost."""
+        """Return the batch, the durations and the cost of the run."""
         config, times = self.config, self.times
         flops = train_flops_per_image(config, heads(config))
         return {
@@ -125,7 +137,7 @@ class Pretraining:
         }
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """With the weights of `init_from`, if it is set."""
+        """Return the state with the weights of ``init_from``, if it is set."""
         if source := self.config.init_from:
             state.parameters, lines = initial_weights(source, state.parameters, self.mesh)
             for line in lines:
@@ -133,13 +145,13 @@ class Pretraining:
         return state
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Unless the last step was not looked at."""
+        """Return whether the last step was evaluated. Collective: every process must call this."""
         return not unseen(self.times.total, self.times, workdir)
 
     def watcher(
         self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
     ) -> Observers:
-        """Metrics, probe and figures."""
+        """Return the callbacks: metrics, the kNN probe and the figures."""
         return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
 
 
@@ -151,41 +163,46 @@ def continued(
 ) -> ConfigDict:
     """Return the configuration with which a run directory is continued.
 
-    Keys that are newer than the run keep what they stood for when it began.
+    Keys that are newer than the run keep the meaning they had when it began.
 
     Args:
-        config: Resolved.
+        config: The resolved configuration of this start.
         workdir: The run directory; it may be missing.
-        given: Dotted keys that the command line sets, whose values win.
+        given: Dotted keys that the command line sets; their values take precedence.
         allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
 
     Raises:
-        UserError: The stored configuration cannot be read, what it keeps is wrong, or a setting
-            differs that may not.
+        UserError: The stored configuration cannot be read or is invalid, or a setting differs that
+            may not change.
     """
-    place = workdir / "config.json"
-    if not place.exists():
+    path = workdir / "config.json"
+    if not path.exists():
         return config
     stored = stored_config(workdir) or ""
     try:
         from_json(stored)
     except (UserError, ValueError, RecursionError) as error:
-        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     config, kept = with_stored(config, stored, given)
     for line in kept:
         logging.warning("%s", line)
     try:
         config = resolve(config)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
-    of_pretraining = read_identity(workdir) is None  # another kind is refused as such, later
+        raise UserError(f"{path}: {error}") from error
+    # `check_identity` rejects the directory of another kind of run later, with its own message.
+    of_pretraining = read_identity(workdir) is None
     if of_pretraining and has_checkpoints(workdir):
         check_changes(config, stored, allowed)
     return config
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """The batch divides over the devices."""
+    """Check that the batch divides over the devices and the microbatches.
+
+    Raises:
+        UserError: It does not.
+    """
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
     unit = devices * parts
     if config.batch_size % unit:
@@ -199,7 +216,11 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_labels(config: ConfigDict, source: Any) -> None:
-    """The supervised contrastive loss has labels to learn from."""
+    """Check that the data has labels if the contrastive loss is supervised.
+
+    Raises:
+        UserError: It has none.
+    """
     contrastive = config.objective.contrastive
     wanted = contrastive.weight and contrastive.supervised
     unlabeled = source.labels is not None and not (source.labels >= 0).any()
@@ -212,7 +233,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log that a batch is larger than the data set, or a part of it, so that it holds copies."""
+    """Log a warning if a batch is larger than the data or a part of it, so that it holds copies."""
     contrastive = config.objective.contrastive
     compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
     if config.accumulation.negatives == "microbatch":
@@ -234,7 +255,7 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
-    """What accumulation of gradients does to the batch, if it is on."""
+    """Return the facts to print about gradient accumulation; none if it is off."""
     settings, views = config.accumulation, config.augment.views
     images = config.batch_size // settings.microbatches
     if settings.microbatches == 1:

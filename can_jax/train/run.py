@@ -1,4 +1,4 @@
-"""A run: it begins or goes on, trains, is saved, and ends. What it trains is a `Training`."""
+"""Run a training job: start or resume, train, checkpoint and shut down."""
 
 import contextlib
 import json
@@ -47,57 +47,60 @@ from can_jax.utils.files import replace_text
 
 @runtime_checkable
 class Training(Protocol):
-    """What is trained, and what is said and looked at meanwhile."""
+    """A model, its data and its schedule, which `run` trains."""
 
     @property
     def config(self) -> ConfigDict:
-        """Resolved."""
+        """The resolved configuration."""
         ...
 
     @property
     def source(self) -> Any:
-        """Of the images."""
+        """The training images."""
         ...
 
     @property
     def times(self) -> Timetable:
-        """How long it lasts."""
+        """The durations of the run."""
         ...
 
     @property
     def step(self) -> Steps:
-        """What is computed."""
+        """The model and the optimizer to train."""
         ...
 
     def identity(self) -> Identity | None:
-        """Return all that the results depend on; None where a directory holds any such run."""
+        """Return everything that the results depend on; None if any such run may resume."""
         ...
 
     @property
     def allowed(self) -> Collection[str]:
-        """Names in `CHANGES` that may differ from those of a checkpoint."""
+        """The names in `CHANGES` whose settings may differ from those of the checkpoint."""
         ...
 
     def stream(self) -> dict[str, Any]:
-        """Return what decides the stream of examples; see `check_stream`."""
+        """Return the settings and the data that determine the stream of examples.
+
+        See `can_jax.checkpoint.resume.check_stream`.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What to print and store of the run before it begins, by name."""
+        """Return the facts to print and store before the run begins, by name."""
         ...
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """The state of a new run before its first step, of a fresh one."""
+        """Return the state of a new run before its first step, given a freshly initialized one."""
         ...
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Whether nothing is left to do for a run that has made its last step."""
+        """Return whether a run that has completed its last step has nothing left to do."""
         ...
 
     def watcher(
         self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
     ) -> Watcher:
-        """What looks at the run."""
+        """Return the callbacks of the run."""
         ...
 
 
@@ -110,19 +113,21 @@ def run(
     profile: bool = False,
     dump_hlo: bool = False,
 ) -> None:
-    """Train, going on where the run directory ends.
+    """Train; resume if the run directory holds a checkpoint.
+
+    Collective: every process must call this.
 
     Args:
-        training: what.
-        mesh: on which devices.
-        workdir: the run directory, made if missing.
-        log: Keeps what is said, once the directory is this run's.
-        profile: trace a few steps for TensorBoard.
-        dump_hlo: write the compiled step to `hlo.txt`.
+        training: The model, data and schedule to train.
+        mesh: The device mesh on which the state is sharded.
+        workdir: The run directory, created if missing.
+        log: The log file, opened once the directory is known to be this run's.
+        profile: Whether to trace a few steps for TensorBoard.
+        dump_hlo: Whether to write the compiled step to ``hlo.txt``.
 
     Raises:
-        UserError: something a person can mend.
-        Preempted: A signal asked to stop; the state is saved.
+        UserError: The configuration, data or run directory is invalid, or training diverged.
+        Preempted: A signal asked the run to stop; its state is saved.
     """
     config, times, step = training.config, training.times, training.step
     startup = Startup()
@@ -151,7 +156,8 @@ def run(
         report.say(console.parameter_table(abstract.parameters))
         threads = ThreadPoolExecutor(1)
         stack.callback(threads.shutdown, wait=False)
-        # Traced meanwhile. Compiling it now would measure kernels on devices that are not idle.
+        # The step is traced in the background. It is compiled later, when the devices are idle,
+        # since the compiler may time kernels on them.
         lowering = threads.submit(
             lower_train_step, step, abstract, batch_shapes(config, batch_sharding(mesh)), mesh
         )
@@ -159,7 +165,7 @@ def run(
             stream = training.stream()
             hint = "let config.data show all the same files"
             demand_same("data set", json.dumps(stream, sort_keys=True), hint)
-        # All that a setting can forbid is opened before anything of the directory changes.
+        # Everything that can reject a setting comes before the first change to the directory.
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         with section("opening the data of the probe", longer):
             watcher = training.watcher(workdir, writer, report)
@@ -167,15 +173,15 @@ def run(
         if first:
             restoring = "restoring the checkpoint"
             with section(restoring, longer), meeting(restoring):
-                first, state, known = checkpoints.restore(first, abstract)
-            progress = Progress.from_json(known)
+                first, state, restored = checkpoints.restore(first, abstract)
+            progress = Progress.from_json(restored)
             check_stream(progress.stream, stream, first, training.allowed)
             checkpoints.set_aside_refused()
             report.say(f"resumed from the checkpoint of step {first}")
         else:
             state = training.begin(initialize(step, abstract), report)
         progress.stream = stream
-        # Only now is it certain that the directory is of this run.
+        # All checks of the directory have passed, so it can be written from here on.
         with writing(workdir):
             if not first and jax.process_index() == 0:
                 store_identity(workdir, identity)
@@ -228,11 +234,11 @@ def run(
 
 
 def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
-    """Wait for the last checkpoint.
+    """Block until the last checkpoint is written. Collective: every process must call this.
 
     Raises:
-        UserError: it could not be written.
-        Preempted: it is not the end of the run.
+        UserError: The checkpoint could not be written.
+        Preempted: The run was stopped before its last step.
     """
     with meeting("finishing the checkpoint"):
         saved = checkpoints.wait()
@@ -243,14 +249,20 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
 
 
 def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> Checkpointer:
-    """The run directory's checkpoints."""
+    """Open the checkpoints of a run directory. Collective: every process must call this.
+
+    Args:
+        config: The resolved configuration.
+        workdir: The run directory.
+        lock: The lock on it, checked before anything is written.
+    """
     folder, settings = workdir / "checkpoints", config.checkpoint
     return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
 
 
 @contextlib.contextmanager
 def writing(workdir: epath.Path) -> Iterator[None]:
-    """Around what writes to the run directory before the run: it can be written, or is no use."""
+    """Turn an `OSError` while the run directory is prepared into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -258,16 +270,28 @@ def writing(workdir: epath.Path) -> Iterator[None]:
 
 
 def make_directory(workdir: epath.Path) -> None:
-    """The run directory, which has to be one that can be written."""
+    """Create the run directory and check that files can be written to it.
+
+    Raises:
+        UserError: They cannot.
+    """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        trial = workdir / f".writable_{jax.process_index()}"  # other processes try, too
+        trial = (
+            workdir / f".writable_{jax.process_index()}"
+        )  # one per process, since all try at once
         trial.write_text("")
         trial.unlink()
 
 
 def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path) -> int:
-    """How many steps the run directory holds already."""
+    """Return the step of the latest valid checkpoint, 0 without any.
+
+    Collective: every process must call this.
+
+    Raises:
+        UserError: The checkpoint is past the end of this run, or no checkpoint is valid.
+    """
     done = checkpoints.newest_whole() or 0
     if done > times.total:
         raise UserError(
@@ -278,13 +302,13 @@ def first_step(checkpoints: Checkpointer, times: Timetable, workdir: epath.Path)
 
 
 def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
-    """Return the batch from which a run draws, and one that it cannot reach.
+    """Return the batch at which a run resumes drawing, and an upper bound that it cannot reach.
 
     Args:
-        progress: Of the run.
-        first: The step from which it begins or resumes.
+        progress: The progress of the run.
+        first: The step from which it starts or resumes.
         total: The last step.
-        rewinds: How often it may go back, those in ``progress`` included. Each passes over fewer
+        rewinds: The maximum number of rollbacks, those in ``progress`` included. Each skips fewer
             batches than the run has steps.
     """
     left = max(rewinds - progress.rewinds, 0)
@@ -298,14 +322,23 @@ def note_start(
     facts: dict[str, Any],
     report: console.Reporter,
 ) -> None:
-    """Store the configuration and the environment of this start, and print what differs from the
-    run's first start. The main process does."""
+    """Store the configuration and the environment of this start, and print changed settings.
+
+    Settings are compared with those of the run's first start. Only the main process acts.
+
+    Args:
+        config: The resolved configuration.
+        workdir: The run directory.
+        first: The step from which the run starts or resumes.
+        facts: The environment and the facts of the run, as JSON values.
+        report: The reporter that prints the changes.
+    """
     if jax.process_index():
         return
-    place = workdir / "config.json"
+    path = workdir / "config.json"
     stored = stored_config(workdir)
     if stored is not None:
-        # With the keys that are newer than the run.
+        # `from_json` fills in the keys that are newer than the run.
         began = from_json(json.dumps(first_config(workdir) or json.loads(stored)))
         old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
         for key in sorted(new.keys() | old.keys()):
@@ -313,19 +346,19 @@ def note_start(
                 report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
     text = to_store(config, stored)
     append_start(workdir, first, text, facts)
-    replace_text(place, text + "\n")
+    replace_text(path, text + "\n")
     replace_text(workdir / "environment.json", json.dumps(facts, indent=2) + "\n")
 
 
 def note_parameters(parameters: Any, workdir: epath.Path) -> None:
-    """Store every parameter's shape, and over which axes of the mesh it is split."""
+    """Store the shape of every parameter and the mesh axes over which it is split."""
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
         replace_text(workdir / "parameters.txt", overview + "\n")
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """The compiled train step; says how long that took."""
+    """Compile the train step and print how long that took."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

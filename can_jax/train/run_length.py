@@ -1,4 +1,4 @@
-"""The durations of a run, all in steps."""
+"""The durations of a run, in steps."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,15 @@ from can_jax.train.losses import heads
 
 
 class Timetable(NamedTuple):
-    """When things happen, counted in steps; None is never."""
+    """The durations of a run in steps; None stands for never.
+
+    Attributes:
+        examples: The number of images of an epoch.
+        total: The last step.
+        warmup: The number of warm-up steps.
+        probe_every: The number of steps between two probes.
+        figures_every: The number of steps between two figures.
+    """
 
     examples: int  # images of an epoch
     total: int
@@ -19,13 +27,17 @@ class Timetable(NamedTuple):
 
 
 def make_timetable(config: ConfigDict, examples: int) -> Timetable:
-    """Return the durations of a checked configuration, given the size of the data set.
+    """Return the durations of a resolved configuration.
+
+    Args:
+        config: The resolved configuration.
+        examples: The number of images of the data set.
 
     Raises:
         UserError: The warm-up is not shorter than the run.
     """
     total = steps_of(config, TOTAL, examples) or 0
-    draws = "prediction" in heads(config)  # without a decoder there is nothing to draw
+    draws = "prediction" in heads(config)  # without a decoder there are no figures
     return Timetable(
         examples=examples,
         total=total,

@@ -1,4 +1,4 @@
-"""The train state, and the one jitted step from bytes to the updated state."""
+"""The train state, and the jitted train step from bytes to the updated state."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -26,16 +26,17 @@ Tree = Any
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """All that a run is, between two steps. What to read next follows from ``step`` alone.
+    """The complete training state between two steps.
+
+    The data position is a function of ``step``, so it is not stored. The leaves are arrays, or
+    abstract values in their place: shapes or shardings.
 
     Attributes:
-        step: steps taken, those with skipped updates included.
-        parameters: every trained array, as a nested dict.
-        batch_stats: BatchNorm's running statistics.
-        optimizer: the optimizer's state.
-        skipped: how many updates were left out because something in them was not finite.
-
-    The leaves are arrays, or what stands for them: shapes, or shardings.
+        step: The number of steps taken, those with skipped updates included.
+        parameters: The trained arrays, as a nested dict.
+        batch_stats: The running statistics of BatchNorm.
+        optimizer: The state of the optimizer.
+        skipped: The number of updates that were skipped because a value was not finite.
     """
 
     step: Tree
@@ -47,14 +48,16 @@ class TrainState:
     def updated(
         self, finite: Array, parameters: Tree, batch_stats: Tree, optimizer: Tree
     ) -> "TrainState":
-        """Return the state after a step.
+        """Return the state after a step; an update with a value that is not finite is skipped.
 
-        An update is left out, and counted, unless it and all that it leads to is finite: a finite
-        gradient can still end in parameters or moments from which no later step recovers.
+        A finite gradient can still end in parameters or moments from which no later step recovers.
+        So the results of the update are checked, too.
 
         Args:
-            finite: Whether the loss and the gradient are.
-            parameters, batch_stats, optimizer: As the update makes them.
+            finite: Whether the loss and the gradient are finite.
+            parameters: The updated parameters.
+            batch_stats: The updated running statistics.
+            optimizer: The updated state of the optimizer.
         """
         finite &= all_finite((parameters, batch_stats, optimizer))
         return TrainState(
@@ -67,40 +70,43 @@ class TrainState:
 
 
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
-    """``new`` where the condition holds, else ``old``, for every leaf."""
+    """Return ``new`` where the condition holds, else ``old``, for every leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def all_finite(tree: Tree) -> Bool[Array, ""]:
-    """Return whether every number of every array is finite."""
+    """Return whether all values of all arrays are finite."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    # Not `all`: XLA makes it a chain of ANDs, which it copies into each operation that depends on
-    # it. The smallest CAN then has 22,600 of them, and takes twice as long to compile.
+    # Not `jnp.all`: XLA turns it into a chain of ANDs and copies that into each operation that
+    # depends on it. The smallest CAN then has 22,600 ANDs and takes twice as long to compile.
     first_that_is_not = jnp.argmin(jnp.stack([jnp.array(True), *finite]))
     return first_that_is_not == 0
 
 
 @runtime_checkable
 class Steps(Protocol):
-    """What a run can train: CAN's `Step`, or another."""
+    """A train step with its configuration: CAN's `Step`, or another."""
 
     @property
     def config(self) -> ConfigDict:
-        """Resolved."""
+        """The resolved configuration."""
         ...
 
     def fresh(self) -> TrainState:
-        """The state before the first step."""
+        """Initialize the state before the first step."""
         ...
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One step. Metrics have `loss/total` and `skipped_steps`."""
+        """Take one step. The metrics hold at least ``loss/total`` and ``skipped_steps``."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The network's structure and the optimizer: what the train state has no arrays for."""
+    """A train step: the network's structure, the optimizer and the learning-rate schedule.
+
+    It holds no arrays; those are in the `TrainState`.
+    """
 
     config: ConfigDict
     network: nnx.GraphDef
@@ -108,25 +114,25 @@ class Step:
     schedule: optax.Schedule
 
     def model(self, state: TrainState) -> can.CAN:
-        """The network with a state's parameters."""
+        """Build the network with the parameters of a state."""
         return nnx.merge(self.network, state.parameters, state.batch_stats, copy=True)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step. An update that is not finite is left out and counted."""
-        found = gradients(
+        """Take one step. An update with a value that is not finite is skipped and counted."""
+        outputs = gradients(
             self.config, self.network, state.parameters, state.batch_stats, batch, state.step
         )
         rate = self.schedule(state.step)
         updates, optimizer = self.optimizer.update(
-            found.gradients, state.optimizer, state.parameters
+            outputs.gradients, state.optimizer, state.parameters
         )
         updates = jax.tree.map(lambda update: -rate * update, updates)
         updated = optax.apply_updates(state.parameters, updates)
 
-        gradient_norm = optax.global_norm(found.gradients)
-        finite = jnp.isfinite(found.total) & jnp.isfinite(gradient_norm)
-        new = state.updated(finite, updated, found.batch_stats, optimizer)
-        metrics = found.metrics | {
+        gradient_norm = optax.global_norm(outputs.gradients)
+        finite = jnp.isfinite(outputs.total) & jnp.isfinite(gradient_norm)
+        new = state.updated(finite, updated, outputs.batch_stats, optimizer)
+        metrics = outputs.metrics | {
             "learning_rate": rate,
             "grad_norm": gradient_norm,
             "param_norm": optax.global_norm(new.parameters),
@@ -135,7 +141,7 @@ class Step:
         return new, metrics
 
     def fresh(self) -> TrainState:
-        """The state before the first step, by the configuration's seed."""
+        """Initialize the state before the first step from the configuration's seed."""
         rngs = nnx.Rngs(random_streams(self.config.seed)[0])
         network = can.build(self.config, heads(self.config), rngs)
         parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
@@ -148,27 +154,27 @@ class Step:
         )
 
     def features(self, state: TrainState, images: Array) -> Float[Array, "images width"]:
-        """The mean patch token of whole, unaugmented images given as bytes."""
+        """Return the mean patch token of whole, unaugmented images given as bytes."""
         augment = self.config.augment
         pixels = normalize(to_float(images), augment.mean, augment.std)
         return can.pool(self.model(state).encode(pixels))
 
 
 def abstract_network(config: ConfigDict) -> can.CAN:
-    """The network of a configuration, with shapes in place of arrays."""
+    """Return the network of a configuration, with shapes in place of arrays."""
     return nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
 
 
 def encoder_network(config: ConfigDict) -> can.CAN:
-    """The encoder of a configuration alone, likewise."""
+    """Return the encoder of a configuration without heads, with shapes in place of arrays."""
     return nnx.eval_shape(lambda: can.build(config, frozenset(), nnx.Rngs(0)))
 
 
 def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
-    """The step of a validated configuration. No array is allocated.
+    """Return the train step of a validated configuration; no array is allocated.
 
     Raises:
-        UserError: a pattern of the optimizer is that of no parameter.
+        UserError: A pattern of the optimizer matches no parameter, or nothing is left to train.
     """
     network = abstract_network(config)
     check_patterns(config, nnx.to_pure_dict(nnx.state(network, nnx.Param)))
@@ -176,51 +182,59 @@ def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
 
 
 def stored_step(config: ConfigDict) -> Step:
-    """Return the step of a stored configuration, whose states can be restored. It is not trained.
+    """Return the step of a stored configuration, to restore its states but not to train.
 
     Args:
-        config: As `can_jax.config.resolve_encoder` returns it.
+        config: The configuration that `can_jax.config.resolve_encoder` returned.
     """
     network = nnx.graphdef(abstract_network(config))
     return Step(config, network, make_optimizer(config), lambda _: 0.0)
 
 
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
-    """A tree of `jax.ShapeDtypeStruct`, with where each array of the state lies."""
+    """Return a train state of `jax.ShapeDtypeStruct`, with the sharding of each array."""
     shapes = jax.eval_shape(lambda: step.fresh())
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
         shapes,
         shardings(shapes, mesh),
     )
 
 
 def initialize(step: Steps, abstract: TrainState) -> TrainState:
-    """A fresh train state, every array created on the devices where `abstract_state` has it."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # Run once, so compiled in half the time: the numbers are the same.
+    """Initialize a train state, every array directly on the devices of its sharding.
+
+    Args:
+        step: The train step.
+        abstract: The state as shapes with shardings; see `abstract_state`.
+    """
+    layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    # The program runs once, so it is compiled in half the time, without most optimizations. The
+    # values are the same.
     quickly = {"xla_backend_optimization_level": 1}
-    return jax.jit(lambda: step.fresh(), out_shardings=places, compiler_options=quickly)()
+    return jax.jit(lambda: step.fresh(), out_shardings=layout, compiler_options=quickly)()
 
 
 def lower_train_step(
     step: Steps, state: TrainState, batch: Batch, mesh: Mesh
 ) -> jax.stages.Lowered:
-    """The step, traced. Once compiled it is `(state, batch) -> (state, metrics)`; the state is
-    donated to it.
+    """Trace and lower the train step, ``(state, batch) -> (state, metrics)``.
+
+    The compiled step donates the state's buffers.
 
     Args:
-        step: the step.
-        state, batch: the arrays, or their shapes, with shardings.
-        mesh: the mesh of these shardings.
+        step: The train step.
+        state: The train state, as arrays or shapes with shardings.
+        batch: A batch, as arrays or shapes with shardings.
+        mesh: The device mesh of these shardings.
     """
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     with jax.set_mesh(mesh):
         jitted = jax.jit(
             step.train,
             donate_argnums=0,
-            in_shardings=(places, batch_sharding(mesh)),
-            out_shardings=(places, replicated(mesh)),
+            in_shardings=(layout, batch_sharding(mesh)),
+            out_shardings=(layout, replicated(mesh)),
         )
         return jitted.lower(state, batch)
 
@@ -228,5 +242,5 @@ def lower_train_step(
 def compile_train_step(
     step: Steps, state: TrainState, batch: Batch, mesh: Mesh
 ) -> jax.stages.Compiled:
-    """`lower_train_step`, compiled."""
+    """Lower the train step with `lower_train_step`, and compile it."""
     return lower_train_step(step, state, batch, mesh).compile()
