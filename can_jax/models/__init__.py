@@ -1,1 +1,1 @@
-"""The network, from pixels to predictions. Knows nothing of data, steps or checkpoints."""
+"""The network, from patches to predictions; it is independent of data, steps and checkpoints."""

@@ -1,4 +1,4 @@
-"""CAN's network: one encoder, and only those heads that an objective with a weight asks for."""
+"""The network of CAN: one encoder, and the heads that objectives with nonzero weight read."""
 
 import dataclasses
 from collections.abc import Set
@@ -18,7 +18,13 @@ from can_jax.models.vit import Encoder
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The measures of a transformer. ``mlp_width`` is 4 times the width throughout."""
+    """The size of a transformer. The MLP width is always 4 times the width.
+
+    Attributes:
+        width: The width of the residual stream.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+    """
 
     width: int
     depth: int
@@ -26,7 +32,7 @@ class Size:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As `can_jax.models.vit.Blocks` takes them."""
+        """The keyword arguments of `can_jax.models.vit.Transformer` that set its size."""
         return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
 
 
@@ -46,7 +52,13 @@ LEVEL_TOKENS = ("all", "visible")
 def pool(
     latent: Float[Array, "rows tokens width"], kind: str = "patches"
 ) -> Float[Array, "rows width"]:
-    """One vector a row: the mean of the patch tokens, the mean of all, or the class token."""
+    """Pool the tokens of each row to one vector.
+
+    Args:
+        latent: The encoder's output; the class token comes first.
+        kind: `patches` for the mean of the patch tokens, `all` for the mean of all tokens, `class`
+            for the class token.
+    """
     if kind == "class":
         return latent[:, 0]
     tokens = latent[:, 1:] if kind == "patches" else latent
@@ -54,7 +66,7 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """What one pass computes; None stands for a head that was not built."""
+    """The outputs of one forward pass; None for a head that was not built or not run."""
 
     latent: Float[Array, "rows tokens width"]
     pooled: Float[Array, "rows width"]
@@ -64,10 +76,26 @@ class Forward(NamedTuple):
 
 
 class CAN(nnx.Module):
-    """Encoder with optional projector, noise-level embedding and decoder.
+    """An encoder with an optional projector, noise-level embedding and decoder.
 
-    The rows of a batch are independent of each other but for the projector's BatchNorm, and their
-    order is the caller's.
+    The rows of a batch are independent of each other, except in the BatchNorm of the projector.
+    They may come in any order.
+
+    Args:
+        pixels: Pixel values per patch, all channels included.
+        encoder: The size of the encoder.
+        decoder: The size of the decoder; None to build none.
+        projector: The options of `Projector`; None to build none.
+        level_scale: The factor on sigma in the noise-level embedding; None to build none.
+        level_tokens: The tokens that get the noise-level embedding; see `Decoder`.
+        pool: The pooling of the tokens, one of `POOLS`.
+        patch_size: The side of a patch in pixels.
+        scan: Whether the blocks are compiled as a loop; see `can_jax.models.vit.Blocks`.
+        remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
+        dtype: The type of activations and matrix products.
+        residual_dtype: The type of the residual stream and the LayerNorms.
+        param_dtype: The type of the parameters.
+        rngs: The random numbers of the initialization, a ``params`` stream.
     """
 
     def __init__(
@@ -93,7 +121,7 @@ class CAN(nnx.Module):
             "scan": scan, "remat": remat, "residual_dtype": residual_dtype, **options
         }  # fmt: skip
         self.encoder = Encoder(pixels, **encoder.arguments, **depth_options)
-        # Assigned once each: an attribute that was None cannot hold a module later.
+        # Each attribute is assigned once, since nnx forbids a module where None was before.
         self.projector = Projector(encoder.width, **projector, **options) if projector else None
         self.noise_level = (
             None if level_scale is None else NoiseLevel(encoder.width, level_scale, **options)
@@ -123,15 +151,15 @@ class CAN(nnx.Module):
         train: bool,
         heads: Set[str] = HEADS,
     ) -> Forward:
-        """Run the heads that exist, of those that are asked for.
+        """Run the encoder, and those of the requested heads that the network has.
 
         Args:
-            patches: the visible patches, noise included, in the order of ``shuffle``.
-            shuffle: a permutation of all patches per row; its head is the visible ones.
-            sigma: the noise level of each row; unused without a noise-level embedding.
-            grid: patches along (height, width).
-            train: whether BatchNorm uses this batch's statistics and updates the running ones.
-            heads: some of `HEADS`.
+            patches: The visible patches, noise included, in the order of ``shuffle``.
+            shuffle: A permutation of all patches per row; its first entries are the visible ones.
+            sigma: The noise level of each row; unused without a noise-level embedding.
+            grid: The number of patches along (height, width).
+            train: Whether BatchNorm uses the statistics of this batch and updates its running ones.
+            heads: A subset of `HEADS`; all by default.
         """
         visible = patches.shape[1]
         latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
@@ -140,7 +168,7 @@ class CAN(nnx.Module):
         if self.projector is not None and "projection" in heads:
             projection = self.project(pooled, train=train)
         if self.noise_level is not None and "noise_level" in heads:
-            # The sinusoids need float32: bf16 has 8 bits for angles up to 1000 rad.
+            # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
             assert sigma is not None, "this network wants to be told the noise level"
             noise_level = self.noise_level(sigma)
         if self.decoder is not None and "prediction" in heads:
@@ -150,15 +178,24 @@ class CAN(nnx.Module):
     def project(
         self, pooled: Float[Array, "rows width"], *, train: bool
     ) -> Float[Array, "rows outputs"]:
-        """What the contrastive loss compares, of the pooled embeddings of all rows."""
+        """Project the pooled embeddings of all rows to the space of the contrastive loss.
+
+        Args:
+            pooled: The pooled embeddings.
+            train: Whether BatchNorm uses the statistics of these rows and updates its running ones.
+        """
         assert self.projector is not None
         return self.projector(pooled.astype(self.dtype), train=train)
 
     def encode(
         self, images: Float[Array, "rows height width channels"], **options: Any
     ) -> Float[Array, "rows tokens features"]:
-        """The encoder's tokens for whole images: nothing masked, no noise. Class token first.
-        ``options`` are those of `Encoder`: ``drop`` and ``norm``."""
+        """Return the encoder's tokens of whole images without masks or noise, class token first.
+
+        Args:
+            images: Normalized images.
+            **options: The options of `Encoder`: ``drop`` and ``norm``.
+        """
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         patches = patchify(images, self.patch_size)
         index = jnp.broadcast_to(np.arange(patches.shape[1]), patches.shape[:2])
@@ -166,19 +203,19 @@ class CAN(nnx.Module):
 
 
 def encoder_size(model: ConfigDict) -> Size:
-    """The encoder's measures: those of ``model.size``, where not set one by one."""
+    """Return the size of the encoder: that of ``model.size``, with explicitly set values on top."""
     size = SIZES[model.size]
     own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
     return dataclasses.replace(size, **own)
 
 
 def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
-    """The network of a configuration with the given ``heads``.
+    """Build the network of a configuration with the given heads.
 
     Args:
-        config: a validated configuration.
-        heads: some of `HEADS`: what the objectives with a weight need. Nothing else is built.
-        rngs: a ``params`` stream.
+        config: The validated configuration.
+        heads: A subset of `HEADS`, those that the active objectives read. No others are built.
+        rngs: The random numbers of the initialization, a ``params`` stream.
     """
     model = config.model
     projector = model.projector.to_dict() if "projection" in heads else None
@@ -201,6 +238,6 @@ def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
 
 
 def level_scale(config: ConfigDict) -> float:
-    """``noise.level_scale``; by default the scale that spreads sigma over [0, 1000]."""
+    """Return ``noise.level_scale``; the default spreads sigma over [0, 1000]."""
     scale = config.noise.level_scale
     return 1000.0 / config.noise.sigma_max if scale is None else scale

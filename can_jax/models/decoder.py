@@ -1,4 +1,4 @@
-"""The decoder: one prediction of pixels for every patch, visible or hidden."""
+"""The decoder, which predicts the pixels of every patch, visible or hidden."""
 
 from typing import Any
 
@@ -12,7 +12,24 @@ from can_jax.models.vit import Linear, Transformer
 
 
 class Decoder(Transformer):
-    """MAE's decoder: narrow blocks over all places of the grid, mask tokens at the hidden ones."""
+    """MAE's decoder (arXiv 2111.06377): narrow blocks over all patches, with mask tokens.
+
+    The class token and the visible patches enter as latents of the encoder, each hidden patch as
+    the same learned mask token.
+
+    Args:
+        encoder_width: The width of the encoder.
+        pixels: Pixel values per patch, all channels included.
+        width: The width of the decoder.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+        mlp_width: The width of the hidden layer of each MLP.
+        level_tokens: The patch tokens that get the noise-level embedding: `all` or `visible`.
+        rngs: The random numbers of the initialization.
+        dtype: The type of activations and matrix products.
+        param_dtype: The type of the parameters.
+        **run: The other options of `can_jax.models.vit.Transformer`.
+    """
 
     def __init__(
         self,
@@ -49,10 +66,11 @@ class Decoder(Transformer):
         Args:
             latent: The encoder's output, class token first, then the visible patches.
             shuffle: A permutation of all patches per row; the visible ones come first.
-            grid: Patches along (height, width).
+            grid: The number of patches along (height, width).
             level: The noise-level embedding of each row. It is added to the patch tokens that
-                ``level_tokens`` names: `all`, after the input layer's kernel, as in the figure of
-                arXiv 2210.16870, or `visible`. The class token never gets it.
+                ``level_tokens`` names, never to the class token. `all`, as in the figure of arXiv
+                2210.16870, adds its product with the input layer's kernel to that layer's output;
+                `visible` adds it to the input.
         """
         if level is not None and self.level_tokens == "visible":
             latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))
@@ -63,12 +81,12 @@ class Decoder(Transformer):
         mask_token = self.mask_token[...].astype(tokens.dtype)
         mask_tokens = jnp.broadcast_to(mask_token, (rows, hidden, width))
         shuffled = jnp.concatenate([tokens[:, 1:], mask_tokens], axis=1)
-        # Undo the shuffle: place p of the grid stands at restore[p] of the shuffled tokens.
+        # Undo the shuffle: patch p of the grid is at index restore[p] of the shuffled tokens.
         restore = jnp.argsort(shuffle, axis=1)
-        placed = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
+        patch_tokens = jnp.take_along_axis(shuffled, restore[:, :, None], axis=1)
         if level is not None and self.level_tokens == "all":
             kernel = self.embed.kernel[...].astype(tokens.dtype)
-            placed = placed + (level.astype(tokens.dtype) @ kernel)[:, None]
-        placed = placed + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
-        x = pin_rows(jnp.concatenate([tokens[:, :1], placed], axis=1))
+            patch_tokens = patch_tokens + (level.astype(tokens.dtype) @ kernel)[:, None]
+        patch_tokens = patch_tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
+        x = pin_rows(jnp.concatenate([tokens[:, :1], patch_tokens], axis=1))
         return self.predict(self.norm(self.blocks(x)))[:, 1:]

@@ -1,4 +1,4 @@
-"""Analytic FLOPs of a training step."""
+"""The analytic FLOPs of a training step."""
 
 import itertools
 
@@ -9,15 +9,21 @@ from can_jax.models.masking import visible_count
 
 
 def transformer_flops(size: Size, tokens: int) -> int:
-    """Forward FLOPs of the blocks over one row: ``depth * (24 t D^2 + 4 t^2 D)``, 2 a
-    multiply-add."""
+    """Return the forward FLOPs of all blocks for one row of ``tokens`` tokens.
+
+    With t tokens of width D they are ``depth * (24 t D^2 + 4 t^2 D)``. A multiply-add counts as 2.
+    """
     return size.depth * (24 * tokens * size.width**2 + 4 * tokens**2 * size.width)
 
 
 def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
-    """FLOPs of a training step for one image, all its views: 3 times the forward pass.
+    """Return the FLOPs of a training step per image, all its views included.
 
-    All matrix products are counted, whatever `model.remat` computes again is not.
+    They are 3 times those of the forward pass. All matrix products count, recomputed ones do not.
+
+    Args:
+        config: The resolved configuration.
+        heads: The heads that are built; see `can_jax.models.can.HEADS`.
     """
     (height, width), patch = config.data.image_size, config.model.patch_size
     patches = (height // patch) * (width // patch)

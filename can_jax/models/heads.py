@@ -1,4 +1,4 @@
-"""Two small heads: the projector of the contrastive branch, and the noise-level embedding."""
+"""The heads without a transformer: the contrastive projector and the noise-level embedding."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from can_jax.models.vit import Linear
 
 
 class Projector(nnx.Module):
-    """Linear layers with ReLU between them, with or without BatchNorm before each ReLU.
+    """An MLP with ReLU, and optionally BatchNorm, between its linear layers.
 
-    Statistics are those of all rows given, which under a mesh is the global batch. A layer that
-    BatchNorm follows has no bias: the normalization would remove it.
+    The statistics are those of all given rows, which are the global batch under a mesh. A layer
+    before BatchNorm has no bias, since the normalization would remove it.
 
     Args:
         inputs: The width of a row.
@@ -25,7 +25,7 @@ class Projector(nnx.Module):
         batch_norm: Whether BatchNorm follows each layer but the last.
         final_norm: Whether BatchNorm without bias follows the last layer, as in
             google-research/simclr.
-        **options: Those of a layer: types and random numbers.
+        **options: The types and the random numbers of each layer.
     """
 
     def __init__(
@@ -53,7 +53,12 @@ class Projector(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows width"], *, train: bool
     ) -> Float[Array, "rows outputs"]:
-        """Project; with ``train`` BatchNorm uses and remembers the statistics of these rows."""
+        """Project rows.
+
+        Args:
+            x: The rows.
+            train: Whether BatchNorm uses the statistics of these rows and updates its running ones.
+        """
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < len(self.norms):
@@ -64,12 +69,12 @@ class Projector(nnx.Module):
 
 
 class NoiseLevel(nnx.Module):
-    """What the decoder is told about the amount of noise: a 2-layer MLP over sinusoids of sigma.
+    """A 2-layer MLP over sinusoids of sigma, on which the decoder is conditioned.
 
     Args:
-        width: the encoder's width, which the embedding shares.
-        scale: multiplies sigma before the sinusoids. At 1.0 (the literal form) a sigma of at most
-            0.05 turns every angle by at most 0.05 rad, and the embedding is nearly constant.
+        width: The encoder's width, which the embedding shares.
+        scale: The factor on sigma before the sinusoids. At 1.0, the literal form, a sigma of at
+            most 0.05 turns every angle by at most 0.05 rad, and the embedding is nearly constant.
     """
 
     def __init__(self, width: int, scale: float, **options: Any):
@@ -79,9 +84,9 @@ class NoiseLevel(nnx.Module):
         self.scale = scale
 
     def sinusoid(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """The fixed features of sigma that the MLP reads."""
+        """Return the fixed sinusoidal features of sigma that the MLP reads."""
         return sincos_level(sigma * jnp.asarray(self.scale, sigma.dtype), self.width)
 
     def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """One embedding a noise level."""
+        """Embed the noise level of each row."""
         return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))

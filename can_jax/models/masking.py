@@ -1,7 +1,7 @@
-"""Patches, and which of them the encoder sees.
+"""Patches, and the random masks that hide some of them from the encoder.
 
-A mask is kept as a permutation of the patches of each row, ``shuffle``: its first ``visible``
-entries are the patches that are shown to the encoder, the others are hidden.
+A mask is a permutation of the patches of each row, ``shuffle``. The encoder sees the patches of its
+first ``visible`` entries; the others are hidden.
 """
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 def patchify(
     images: Float[Array, "rows height width channels"], patch_size: int
 ) -> Float[Array, "rows patches pixels"]:
-    """Cut images into patches, row by row; a patch's pixels are (row, column, channel)."""
+    """Cut images into patches in row-major order; a patch's pixels are (row, column, channel)."""
     rows, height, width, channels = images.shape
     grid = (height // patch_size, width // patch_size)
     blocks = images.reshape(rows, grid[0], patch_size, grid[1], patch_size, channels)
@@ -22,7 +22,13 @@ def patchify(
 def unpatchify(
     patches: Float[Array, "rows patches pixels"], grid: tuple[int, int], patch_size: int
 ) -> Float[Array, "rows height width channels"]:
-    """The inverse of `patchify` for a (height, width) grid of patches."""
+    """Assemble images from patches; the inverse of `patchify`.
+
+    Args:
+        patches: The patches in row-major order.
+        grid: The number of patches along (height, width).
+        patch_size: The side of a patch in pixels.
+    """
     rows = patches.shape[0]
     blocks = patches.reshape(rows, *grid, patch_size, patch_size, -1)
     height, width = grid[0] * patch_size, grid[1] * patch_size
@@ -30,23 +36,23 @@ def unpatchify(
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
-    """How many of ``patches`` stay visible: ``floor(patches * (1 - mask_ratio))``."""
-    # Rounding first keeps 0.9 of 10 hidden patches from leaving 0.99999 of a patch, hence none.
+    """Return the number of visible patches, ``floor(patches * (1 - mask_ratio))``."""
+    # Rounded first, so that hiding 0.9 of 10 patches does not leave 0.99999 patches, hence none.
     return int(round(patches * (1 - mask_ratio), 6))
 
 
 def random_shuffle(keys: Key[Array, " rows"], patches: int) -> Int[Array, "rows patches"]:
-    """An independent, uniformly random permutation of the patches for each row."""
+    """Draw an independent, uniformly random permutation of the patches for each row."""
     return jax.vmap(lambda key: jax.random.permutation(key, patches))(keys)
 
 
 def gather_patches(
     values: Shaped[Array, "rows patches width"], index: Int[Array, "rows chosen"]
 ) -> Shaped[Array, "rows chosen width"]:
-    """``values[row, index[row]]`` for every row."""
+    """Gather ``values[row, index[row]]`` for every row."""
     return jnp.take_along_axis(values, index[:, :, None], axis=1)
 
 
 def hidden_mask(shuffle: Int[Array, "rows patches"], visible: int) -> Bool[Array, "rows patches"]:
-    """True where a patch is hidden from the encoder."""
+    """Return True for each patch that is hidden from the encoder."""
     return jnp.argsort(shuffle, axis=1) >= visible

@@ -1,4 +1,4 @@
-"""Sinusoids: fixed 2-D positions of patches, and the features of a noise level."""
+"""Sinusoidal features: fixed 2-D positions of patches, and the features of a noise level."""
 
 import functools
 
@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 @functools.lru_cache(maxsize=16)
 def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches width"]:
-    """Fixed sin-cos positions of a (height, width) grid of patches, row by row.
+    """Return fixed sin-cos positions of a (height, width) grid of patches in row-major order.
 
-    MAE's convention (arXiv 2111.06377, code): the first half of the width encodes the column,
-    the second half the row; each half is all sines, then all cosines, at frequencies
+    The convention is that of MAE's code (arXiv 2111.06377). The first half of the width encodes the
+    column, the second half the row. Each half is all sines, then all cosines, at frequencies
     ``10000 ** (-i / (width / 4))``. The class token has no position (zero).
 
     Raises:
@@ -27,14 +27,14 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
         angles = coordinate.reshape(-1, 1) * frequencies
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
-    # Rounded to float32 as MAE stores it, so that double precision agrees with its weights too.
+    # MAE stores the table in float32. Rounding makes float64 agree with its weights, too.
     table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
     table.flags.writeable = False  # the cache hands the same array to every caller
     return table
 
 
 def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
-    """Sines, then cosines, of ``level`` at frequencies ``10000 ** (-i / (width / 2))``."""
+    """Return sines, then cosines, of ``level`` at frequencies ``10000 ** (-i / (width / 2))``."""
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

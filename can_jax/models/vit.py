@@ -1,4 +1,4 @@
-"""The Vision Transformer: pre-norm blocks, and the encoder that sees visible patches only."""
+"""The Vision Transformer: pre-norm blocks, and an encoder of the visible patches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,12 @@ from can_jax.models.positions import sincos_2d
 
 LAYER_NORM_EPS = 1e-6
 
-# What the backward pass keeps of a block; the rest is computed again.
+# The values of a block that are saved for the backward pass, which recomputes the others.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "none": None,  # keep everything: fastest, most memory
-    "dots": jax.checkpoint_policies.checkpoint_dots,  # keep every matrix product
+    "none": None,  # save everything: fastest, most memory
+    "dots": jax.checkpoint_policies.checkpoint_dots,  # save every matrix product
     "dots_no_batch": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep a block's input only
+    "full": jax.checkpoint_policies.nothing_saveable,  # save a block's input only
 }
 
 
@@ -26,20 +26,21 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 def matrix_product(
     x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
 ) -> Float[Array, "rows outputs"]:
-    """``x @ kernel``.
+    """Return ``x @ kernel``, with a gradient of the kernel that is faster on CPUs.
 
-    In the kernel's gradient both matrices are multiplied along their rows, for which the CPU
-    backend has a slower routine than for a row with a column. There the narrower of the two is
-    transposed before, the barrier keeping the compiler from taking that back.
+    That gradient contracts the rows of both matrices, ``x.T @ gradient``. The CPU backend has a
+    slower routine for it than for a product of rows with columns. So the narrower matrix is
+    transposed first, and a barrier keeps the compiler from undoing that.
     """
     return x @ kernel
 
 
 def _kernel_gradient_on_cpu(x: Array, gradient: Array) -> Array:
-    kept = jax.lax.optimization_barrier
+    """Return ``x.T @ gradient`` with the narrower matrix transposed explicitly."""
+    barrier = jax.lax.optimization_barrier
     if x.shape[1] <= gradient.shape[1]:
-        return kept(x.T) @ gradient
-    return kept(kept(gradient.T) @ x).T
+        return barrier(x.T) @ gradient
+    return barrier(barrier(gradient.T) @ x).T
 
 
 def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
@@ -54,15 +55,15 @@ matrix_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_back
 
 
 def _product_of_linear(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """As a linear layer calls it, with axes that are always the same."""
+    """Return the matrix product for `nnx.Linear`, which always contracts the same axes."""
     return matrix_product(x, kernel)
 
 
 class Linear(nnx.Linear):
-    """A linear layer over the last axis, initialised as in MAE: Xavier uniform, zero bias.
+    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias.
 
-    The product is of two matrices, all leading axes being one: the CPU backend is twice as fast in
-    the backward pass so, and accelerators do not mind.
+    All leading axes are merged into one, so that the product is one of two matrices. That halves
+    the time of the backward pass on CPUs and costs nothing on accelerators.
     """
 
     def __init__(self, inputs: int, outputs: int, **options: Any):
@@ -77,13 +78,13 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Apply to every vector."""
+        """Apply the layer to the last axis."""
         flat = inputs.reshape(-1, inputs.shape[-1])
         return super().__call__(flat, out_sharding).reshape(*inputs.shape[:-1], -1)
 
 
 def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
-    """LayerNorm with float32 statistics by the two-pass variance, which bf16 inputs need."""
+    """Return a LayerNorm with float32 statistics and the two-pass variance, which bf16 needs."""
     return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, **options)
 
 
@@ -91,10 +92,10 @@ def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
 def attention_logits(
     query: Float[Array, "rows tokens heads width"], key: Float[Array, "rows tokens heads width"]
 ) -> Float[Array, "rows heads tokens tokens"]:
-    """Products of all queries and keys, in float32, or float64 if given that.
+    """Return the products of all queries and keys, in float32, or float64 for float64 inputs.
 
-    Their gradient is rounded to the type of the queries before it is multiplied: left to itself
-    the backward pass would multiply in float32, several times slower on accelerators.
+    Their gradient is rounded to the type of the queries before it is multiplied. The default
+    backward pass would multiply in float32, several times slower on accelerators.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
@@ -119,24 +120,24 @@ def attend(
     key: Float[Array, "rows tokens heads width"],
     value: Float[Array, "rows tokens heads width"],
 ) -> Float[Array, "rows tokens heads width"]:
-    """Scaled dot-product attention. Logits and softmax are float32, or float64 if given that."""
+    """Apply scaled dot-product attention; logits and softmax are at least float32."""
     weights = jax.nn.softmax(attention_logits(query, key) * query.shape[-1] ** -0.5)
     return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
 
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """The exact GELU, ``x · Φ(x)``, computed in float32, or float64 if given that.
+    """Return the exact GELU, ``x · Φ(x)``, computed in at least float32.
 
-    Φ is written by erf, in one polynomial where `jax.nn.gelu` has the two of erfc, and the backward
-    pass keeps nothing but ``x``.
+    Φ is computed by erf, a single polynomial, where `jax.nn.gelu` evaluates the two of erfc. The
+    backward pass saves ``x`` only.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * normal_cdf(wide)).astype(x.dtype)
 
 
 def normal_cdf(x: Array) -> Array:
-    """Φ, the distribution function of the standard normal distribution."""
+    """Return Φ, the distribution function of the standard normal distribution."""
     return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
 
 
@@ -152,23 +153,32 @@ gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 def drop_path(
     key: Key[Array, ""], rate: float, depth: int, rows: int
 ) -> Float[Array, "depth rows 2"]:
-    """For each row and each branch of each block 0, by chance, or what makes up for it (stochastic
-    depth, arXiv 1603.09382). The chance grows from 0 at the first block to ``rate`` at the last."""
+    """Draw the factors of stochastic depth for each block, row and branch (arXiv 1603.09382).
+
+    A factor is 0 with the drop probability p of its block, else ``1 / (1 - p)``. The probability
+    rises linearly from 0 at the first block to ``rate`` at the last.
+
+    Args:
+        key: The random key.
+        rate: The drop probability of the last block, in [0, 1).
+        depth: The number of blocks.
+        rows: The number of rows.
+    """
     keep = 1 - jnp.linspace(0, rate, depth)[:, None, None]
     return jax.random.bernoulli(key, keep, (depth, rows, 2)) / keep
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over all tokens."""
+    """A multi-head self-attention over all tokens of a row."""
 
     def __init__(self, width: int, heads: int, **options: Any):
-        # Query, key, value and head are axes of their own, so that heads can be split over devices.
+        # Query/key/value and head are axes of their own, so that heads can be split over devices.
         init = nnx.initializers.xavier_uniform()
         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), kernel_init=init, **options)
         self.out = Linear(width, width, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
-        """Let every token attend to all tokens of its row."""
+        """Attend from every token to all tokens of its row."""
         rows, tokens, width = x.shape
         qkv = self.qkv(x.reshape(-1, width))
         query, key, value = (qkv[:, i].reshape(rows, tokens, *qkv.shape[2:]) for i in range(3))
@@ -176,19 +186,19 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with the exact GELU between them."""
+    """A two-layer perceptron with the exact GELU."""
 
     def __init__(self, width: int, hidden: int, **options: Any):
         self.expand = Linear(width, hidden, **options)
         self.contract = Linear(hidden, width, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
-        """Apply to every token."""
+        """Apply the MLP to every token."""
         return self.contract(gelu(self.expand(x)))
 
 
 class Block(nnx.Module):
-    """One pre-norm transformer block; its normalizations read and compute in ``residual_dtype``."""
+    """A pre-norm transformer block, whose LayerNorms compute in ``residual_dtype``."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, residual_dtype: Any, **options: Any):
         wide = options | {"dtype": residual_dtype}
@@ -200,8 +210,12 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows tokens width"], drop: Float[Array, "rows 2"] | None = None
     ) -> Float[Array, "rows tokens width"]:
-        """Attention, then the MLP, each added to its input; ``drop`` is what each is multiplied by,
-        as `drop_path` draws it."""
+        """Add attention, then the MLP, each to its input.
+
+        Args:
+            x: The residual stream.
+            drop: The factor of each row's attention and MLP branch, from `drop_path`; None for 1.
+        """
         attended = self.attention(self.attention_norm(x)).astype(x.dtype)
         x = x + (attended if drop is None else attended * drop[:, :1, None].astype(x.dtype))
         computed = self.mlp(self.mlp_norm(x)).astype(x.dtype)
@@ -209,11 +223,10 @@ class Block(nnx.Module):
 
 
 class Blocks(nnx.Module):
-    """``depth`` blocks whose parameters are stacked on a leading layer axis.
+    """A stack of ``depth`` blocks, whose parameters share a leading layer axis.
 
-    One layout serves both forms: ``scan=True`` compiles a single block and loops over it (short
-    compile times), ``scan=False`` lays all of them out (more freedom for the compiler). The numbers
-    and the checkpoints are the same.
+    ``scan=True`` compiles a single block and loops over it, for short compile times. ``scan=False``
+    unrolls the loop, which leaves the compiler more freedom. Results and checkpoints are the same.
     """
 
     def __init__(
@@ -244,7 +257,12 @@ class Blocks(nnx.Module):
         x: Float[Array, "rows tokens width"],
         drop: Float[Array, "depth rows 2"] | None = None,
     ) -> Float[Array, "rows tokens width"]:
-        """Apply the blocks one after the other."""
+        """Apply the blocks one after the other.
+
+        Args:
+            x: The residual stream.
+            drop: The factors of each block's branches, from `drop_path`; None for 1.
+        """
         block, layers = nnx.split(self.layers)
 
         def apply(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, None]:
@@ -258,10 +276,20 @@ class Blocks(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Blocks on a residual stream of ``residual_dtype``, and the LayerNorm that ends it.
+    """A stack of blocks on a residual stream of ``residual_dtype``, with a final LayerNorm.
 
-    A subclass creates its input layers before it calls this constructor, as initial parameters
-    follow from the order of creation.
+    A subclass creates its input layers before it calls this constructor, since initial parameters
+    depend on the order of creation.
+
+    Args:
+        width: The width of the residual stream.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+        mlp_width: The width of the hidden layer of each MLP.
+        scan: Whether the blocks are compiled as a loop; see `Blocks`.
+        remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
+        residual_dtype: The type of the residual stream and the LayerNorms.
+        **options: The types and the random numbers of each layer.
     """
 
     def __init__(
@@ -285,7 +313,19 @@ class Transformer(nnx.Module):
 
 
 class Encoder(Transformer):
-    """A ViT over a subset of the patches: embed, add positions, class token, blocks, norm."""
+    """A ViT encoder of a subset of the patches, with a class token.
+
+    Args:
+        pixels: Pixel values per patch, all channels included.
+        width: The width of the residual stream.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+        mlp_width: The width of the hidden layer of each MLP.
+        rngs: The random numbers of the initialization.
+        dtype: The type of activations and matrix products.
+        param_dtype: The type of the parameters.
+        **run: The other options of `Transformer`.
+    """
 
     def __init__(
         self,
@@ -315,13 +355,14 @@ class Encoder(Transformer):
         drop: Float[Array, "depth rows 2"] | None = None,
         norm: bool = True,
     ) -> Float[Array, "rows visible+1 width"]:
-        """Encode patches that sit at places ``index`` of the grid. The class token comes first.
+        """Encode patches; the class token comes first.
 
         Args:
-            patches, index: of each row.
-            grid: patches along (height, width).
-            drop: what the branches of each block are multiplied by, as `drop_path` draws it.
-            norm: whether the last LayerNorm is applied.
+            patches: The patches of each row.
+            index: The index of each patch in the grid, in row-major order.
+            grid: The number of patches along (height, width).
+            drop: The factors of each block's branches, from `drop_path`; None for 1.
+            norm: Whether the final LayerNorm is applied.
         """
         tokens = self.patch_embed(patches).astype(self.residual_dtype)
         rows, _, width = tokens.shape

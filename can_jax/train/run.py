@@ -277,9 +277,8 @@ def make_directory(workdir: epath.Path) -> None:
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        trial = (
-            workdir / f".writable_{jax.process_index()}"
-        )  # one per process, since all try at once
+        # Every process has a file of its own, since all of them try at once.
+        trial = workdir / f".writable_{jax.process_index()}"
         trial.write_text("")
         trial.unlink()
 
