@@ -1,10 +1,17 @@
-"""The forward pass of a batch: augmentation, noise, masks, network and objectives."""
+"""CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
+
+`prepare` augments two views of each image, adds noise and draws masks. `forward` encodes the
+visible patches, projects the pooled embedding and decodes all patches. `losses` computes the
+contrastive, the reconstruction and the denoising loss, and their weighted sum.
+`loss_and_gradients` joins the three.
+"""
 
 from collections.abc import Set
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
@@ -23,6 +30,8 @@ from can_jax.models.masking import (
 from can_jax.objectives.contrastive import normalize as unit_length
 
 Metrics = dict[str, Array]
+Tree = Any
+Embeddings = Float[Array, "rows width"]
 
 
 class Noise(NamedTuple):
@@ -64,36 +73,48 @@ class Inputs(NamedTuple):
         return self.clean if self.noise is None else self.clean + self.noise.scaled
 
 
-def heads(config: ConfigDict) -> frozenset[str]:
-    """Return the network heads that the active objectives read; no others are built."""
-    reads = objectives.reads(config.objective.to_dict())
-    needed = reads & can.HEADS
-    if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
-        needed |= {"noise_level"}
-    return needed
+class StepOutput(NamedTuple):
+    """The loss, metrics, updated batch statistics and gradients of one batch."""
+
+    total: Float[Array, ""]
+    metrics: Metrics
+    batch_stats: Tree
+    gradients: Tree
 
 
-def grid_of(config: ConfigDict) -> tuple[int, int]:
-    """Return the number of patches along (height, width)."""
-    height, width = config.data.image_size
-    return height // config.model.patch_size, width // config.model.patch_size
+def loss_and_gradients(
+    config: ConfigDict,
+    network: nnx.GraphDef,
+    parameters: Tree,
+    batch_stats: Tree,
+    batch: Batch,
+    step: Int[Array, ""],
+) -> tuple[StepOutput, Embeddings]:
+    """Compute the losses of a batch and their gradients in one pass.
 
+    Args:
+        config: The resolved configuration.
+        network: The graph definition of the network.
+        parameters: The network's parameters.
+        batch_stats: The running statistics of BatchNorm.
+        batch: A global batch of images.
+        step: The step from which the random keys of the batch are derived.
 
-def random_streams(seed: int) -> Key[Array, " 2"]:
-    """Return the key of the initial parameters and the base key of the training steps."""
-    return jax.random.split(jax.random.key(seed))
-
-
-def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
-    """Derive a random key for each row from (seed, step, position, view).
-
-    The keys are the same on any mesh and after any resume.
+    Returns:
+        The outputs, and the pooled embedding of each row.
     """
-    views = batch.views.shape[1]
-    key = jax.random.fold_in(random_streams(seed)[1], step)
-    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
-    by_view = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(by_view, (0, None))(image_keys, jnp.arange(views)).reshape(-1)
+    settings = Photometric.from_settings(config.augment.to_dict())
+    inputs = prepare(config, batch, step, settings)
+
+    def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
+        model = nnx.merge(network, parameters, batch_stats, copy=True)
+        outputs = forward(config, model, inputs, train=True)
+        total, metrics = losses(config, outputs, inputs)
+        return total, (metrics, statistics_of(model), outputs.pooled)
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    (total, (metrics, statistics, pooled)), gradients = gradient(parameters)
+    return StepOutput(total, metrics, statistics, gradients), pooled
 
 
 def prepare(
@@ -185,6 +206,43 @@ def losses(
     )
     unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
     return objectives.total_loss(arrays._replace(**unread), settings)
+
+
+def heads(config: ConfigDict) -> frozenset[str]:
+    """Return the network heads that the active objectives read; no others are built."""
+    reads = objectives.reads(config.objective.to_dict())
+    needed = reads & can.HEADS
+    if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
+        needed |= {"noise_level"}
+    return needed
+
+
+def grid_of(config: ConfigDict) -> tuple[int, int]:
+    """Return the number of patches along (height, width)."""
+    height, width = config.data.image_size
+    return height // config.model.patch_size, width // config.model.patch_size
+
+
+def random_streams(seed: int) -> Key[Array, " 2"]:
+    """Return the key of the initial parameters and the base key of the training steps."""
+    return jax.random.split(jax.random.key(seed))
+
+
+def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
+    """Derive a random key for each row from (seed, step, position, view).
+
+    The keys are the same on any mesh and after any resume.
+    """
+    views = batch.views.shape[1]
+    key = jax.random.fold_in(random_streams(seed)[1], step)
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
+    by_view = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(by_view, (0, None))(image_keys, jnp.arange(views)).reshape(-1)
+
+
+def statistics_of(model: can.CAN) -> Tree:
+    """Return the running statistics of a model's BatchNorm layers."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:

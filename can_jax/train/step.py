@@ -1,14 +1,14 @@
 """The train state, and the jitted train step from bytes to the updated state."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
@@ -17,10 +17,16 @@ from can_jax.distributed.mesh import batch_sharding, replicated
 from can_jax.distributed.sharding_rules import shardings
 from can_jax.models import can
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
-from can_jax.train.gradients import gradients
-from can_jax.train.losses import Metrics, heads, random_streams
-
-Tree = Any
+from can_jax.train.losses import (
+    Metrics,
+    StepOutput,
+    Tree,
+    embedding_metrics,
+    heads,
+    loss_and_gradients,
+    random_streams,
+)
+from can_jax.train.microbatches import accumulate_gradients
 
 
 @jax.tree_util.register_dataclass
@@ -81,6 +87,29 @@ def all_finite(tree: Tree) -> Bool[Array, ""]:
     # depends on it. The smallest CAN then has 22,600 ANDs and takes twice as long to compile.
     first_that_is_not = jnp.argmin(jnp.stack([jnp.array(True), *finite]))
     return first_that_is_not == 0
+
+
+def gradients(
+    config: ConfigDict,
+    network: nnx.GraphDef,
+    parameters: Tree,
+    batch_stats: Tree,
+    batch: Batch,
+    step: Int[Array, ""],
+) -> StepOutput:
+    """Compute the loss and the gradients of a batch, at once or in microbatches.
+
+    Args:
+        config: The resolved configuration.
+        network: The graph definition of the network.
+        parameters: The network's parameters.
+        batch_stats: The running statistics of BatchNorm.
+        batch: A global batch of images.
+        step: The step from which the random keys of the batch are derived.
+    """
+    compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients
+    outputs, pooled = compute(config, network, parameters, batch_stats, batch, step)
+    return outputs._replace(metrics=outputs.metrics | embedding_metrics(pooled))
 
 
 @runtime_checkable

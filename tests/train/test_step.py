@@ -17,9 +17,8 @@ from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.models.can import Forward
 from can_jax.models.masking import unpatchify
 from can_jax.objectives import contrastive
-from can_jax.train.gradients import gradients
 from can_jax.train.losses import Inputs, forward, grid_of, losses, prepare
-from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
+from can_jax.train.step import abstract_state, compile_train_step, gradients, initialize, make_step
 from can_jax.weights.torch_layout import to_torch
 from tests.helpers import oracle
 from tests.helpers.configs import COLOURS, small_config

@@ -21,8 +21,7 @@ from can_jax.cli.command import Command
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.monitoring.console import plain_console
-from can_jax.train.gradients import gradients
-from can_jax.train.step import abstract_state, stored_step
+from can_jax.train.step import abstract_state, gradients, stored_step
 from can_jax.utils.errors import UserError
 
 COMMAND = Command(__doc__, "CAPTURE")

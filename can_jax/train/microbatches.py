@@ -1,4 +1,4 @@
-"""The gradient of a batch, computed at once or accumulated over microbatches.
+"""Gradients that are accumulated over microbatches.
 
 Losses that are means over rows can be averaged over microbatches. The contrastive loss cannot: it
 compares rows with each other, and its projector normalizes over all of them. With
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Int, Shaped
 from ml_collections import ConfigDict
 
 from can_jax import objectives
@@ -29,56 +29,40 @@ from can_jax.distributed.mesh import pin_rows
 from can_jax.models import can
 from can_jax.objectives.base import at_least_float32
 from can_jax.train.losses import (
+    Embeddings,
     Inputs,
     Metrics,
-    embedding_metrics,
+    StepOutput,
+    Tree,
     forward,
+    loss_and_gradients,
     losses,
     prepare,
+    statistics_of,
 )
 
-Tree = Any
-Embeddings = Float[Array, "rows width"]
 
-
-class Found(NamedTuple):
-    """The loss, metrics, updated batch statistics and gradients of one batch."""
-
-    total: Float[Array, ""]
-    metrics: Metrics
-    batch_stats: Tree
-    gradients: Tree
-
-
-def gradients(
+def accumulate_gradients(
     config: ConfigDict,
     network: nnx.GraphDef,
     parameters: Tree,
     batch_stats: Tree,
     batch: Batch,
     step: Int[Array, ""],
-) -> Found:
-    """Compute the loss and the gradients of a batch, accumulated as ``config.accumulation`` sets.
+) -> tuple[StepOutput, Embeddings]:
+    """Compute what `can_jax.train.losses.loss_and_gradients` does, in microbatches.
 
-    Args:
-        config: The resolved configuration.
-        network: The graph definition of the network.
-        parameters: The network's parameters.
-        batch_stats: The running statistics of BatchNorm.
-        batch: A global batch of images.
-        step: The step from which the random keys of the batch are derived.
+    ``config.accumulation`` sets their number, and from where a row takes its negatives.
     """
     run = _Run(config, network, parameters, batch_stats, step)
-    if config.accumulation.microbatches == 1:
-        outputs, pooled = run.one_pass(batch, batch_stats)
-    elif config.accumulation.negatives == "batch" and run.settings(related=True):
-        outputs, pooled = run.with_all_negatives(batch)
-    else:
-        outputs, pooled = run.one_by_one(batch)
-    return outputs._replace(metrics=outputs.metrics | embedding_metrics(pooled))
+    if config.accumulation.negatives == "batch" and run.settings(related=True):
+        return run.with_all_negatives(batch)
+    return run.one_by_one(batch)
 
 
-def parted(images: Shaped[Array, "all ..."], count: int) -> Shaped[Array, "count part ..."]:
+def split_microbatches(
+    images: Shaped[Array, "all ..."], count: int
+) -> Shaped[Array, "count part ..."]:
     """Split a batch into ``count`` microbatches along a new leading axis.
 
     Every device holds a part of each microbatch, so no image moves between devices.
@@ -86,8 +70,8 @@ def parted(images: Shaped[Array, "all ..."], count: int) -> Shaped[Array, "count
     return pin_rows(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
 
 
-def joined(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, "all ..."]:
-    """Merge microbatches into one batch; the inverse of `parted`."""
+def merge_microbatches(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, "all ..."]:
+    """Merge microbatches into one batch; the inverse of `split_microbatches`."""
     return pin_rows(pin_rows(parts.swapaxes(0, 1)).reshape(-1, *parts.shape[2:]))
 
 
@@ -115,40 +99,28 @@ class _Run(NamedTuple):
         settings = Photometric.from_settings(self.config.augment.to_dict())
         return prepare(self.config, batch, self.step, settings)
 
-    def one_pass(self, batch: Batch, batch_stats: Tree) -> tuple[Found, Embeddings]:
-        """Compute the gradients of a batch in one pass."""
-        inputs = self.inputs(batch)
-
-        def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
-            model = self.model(parameters, batch_stats)
-            outputs = forward(self.config, model, inputs, train=True)
-            total, metrics = losses(self.config, outputs, inputs)
-            return total, (metrics, statistics_of(model), outputs.pooled)
-
-        gradient = jax.value_and_grad(loss, has_aux=True)
-        (total, (metrics, statistics, pooled)), gradients = gradient(self.parameters)
-        return Found(total, metrics, statistics, gradients), pooled
-
-    def one_by_one(self, batch: Batch) -> tuple[Found, Embeddings]:
+    def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Average the gradients of microbatches, each with negatives of its own only."""
         count = self.config.accumulation.microbatches
 
         def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], Any]:
             total, batch_stats = carry
-            outputs, pooled = self.one_pass(part, batch_stats)
+            outputs, pooled = loss_and_gradients(
+                self.config, self.network, self.parameters, batch_stats, part, self.step
+            )
             total = jax.tree.map(lambda a, b: a + b / count, total, outputs.gradients)
             return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
         start = (jax.tree.map(jnp.zeros_like, self.parameters), self.batch_stats)
-        parts = Batch(*(parted(x, count) for x in batch))
+        parts = Batch(*(split_microbatches(x, count) for x in batch))
         (total, batch_stats), (logged, pooled) = jax.lax.scan(add, start, parts)
         loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
-        return Found(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
+        return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
-    def with_all_negatives(self, batch: Batch) -> tuple[Found, Embeddings]:
+    def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Compute the gradients of the whole batch in microbatches; see the module's docstring."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
-        parts = Batch(*(parted(x, count) for x in batch))
+        parts = Batch(*(split_microbatches(x, count) for x in batch))
         settings = self.settings(related=True)
         reads = objectives.reads(settings)
 
@@ -190,16 +162,11 @@ class _Run(NamedTuple):
             gradients, logged = jax.grad(separable, has_aux=True)(self.parameters, *part)
             return jax.tree.map(jnp.add, total, gradients), logged
 
-        embeddings = joined(jax.lax.scan(embed, None, parts)[1])
+        embeddings = merge_microbatches(jax.lax.scan(embed, None, parts)[1])
         gradient = jax.value_and_grad(related, argnums=(0, 1), has_aux=True)
         (loss, (metrics, statistics)), (total, pull) = gradient(self.parameters, embeddings)
-        total, logged = jax.lax.scan(add, total, (parts, parted(pull, count)))
+        total, logged = jax.lax.scan(add, total, (parts, split_microbatches(pull, count)))
         others, other_metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         metrics |= other_metrics | {"loss/total": loss + others}
         pooled = pooled_of(embeddings)
-        return Found(loss + others, metrics, statistics, total), pooled
-
-
-def statistics_of(model: can.CAN) -> Tree:
-    """Return the running statistics of a model's BatchNorm layers."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+        return StepOutput(loss + others, metrics, statistics, total), pooled
