@@ -169,18 +169,9 @@ def run(
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         with section("opening the data of the probe", longer):
             watcher = training.watcher(workdir, writer, report)
-        progress = Progress()
-        if first:
-            restoring = "restoring the checkpoint"
-            with section(restoring, longer), meeting(restoring):
-                first, state, restored = checkpoints.restore(first, abstract)
-            progress = Progress.from_json(restored)
-            check_stream(progress.stream, stream, first, training.allowed)
-            checkpoints.set_aside_refused()
-            report.say(f"resumed from the checkpoint of step {first}")
-        else:
-            state = training.begin(initialize(step, abstract), report)
-        progress.stream = stream
+        first, state, progress = restore_or_begin(
+            training, checkpoints, first, abstract, stream, report, longer
+        )
         # All checks of the directory have passed, so it can be written from here on.
         with writing(workdir):
             if not first and jax.process_index() == 0:
@@ -231,6 +222,47 @@ def run(
             finish(first, times.total, checkpoints)
         lock.check()
         watcher.conclude(state, progress.seconds)
+
+
+def restore_or_begin(
+    training: Training,
+    checkpoints: Checkpointer,
+    first: int,
+    abstract: TrainState,
+    stream: dict[str, Any],
+    report: console.Reporter,
+    timeout: float,
+) -> tuple[int, TrainState, Progress]:
+    """Restore a checkpoint, or begin a new run. Collective: every process must call this.
+
+    Args:
+        training: The model, data and schedule to train.
+        checkpoints: The checkpoints of the run directory.
+        first: The step to restore; 0 begins a new run.
+        abstract: The shapes and shardings of the state.
+        stream: The settings and the data of this start, which are compared with the checkpoint's.
+        report: The console.
+        timeout: Seconds that the restoration may take.
+
+    Returns:
+        The step of the state, which is an earlier one than ``first`` if that checkpoint is of
+        another model; the state; and the data position of the run.
+
+    Raises:
+        UserError: No checkpoint fits the model, or it is of another stream of examples.
+    """
+    if not first:
+        state = training.begin(initialize(training.step, abstract), report)
+        return 0, state, Progress(stream=stream)
+    restoring = "restoring the checkpoint"
+    with section(restoring, timeout), meeting(restoring):
+        first, state, restored = checkpoints.restore(first, abstract)
+    progress = Progress.from_json(restored)
+    check_stream(progress.stream, stream, first, training.allowed)
+    checkpoints.set_aside_refused()
+    report.say(f"resumed from the checkpoint of step {first}")
+    progress.stream = stream
+    return first, state, progress
 
 
 def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
