@@ -67,10 +67,10 @@ class Decoder(Transformer):
             latent: The encoder's output, class token first, then the visible patches.
             shuffle: A permutation of all patches per row; the visible ones come first.
             grid: The number of patches along (height, width).
-            level: The noise-level embedding of each row. It is added to the patch tokens that
-                ``level_tokens`` names, never to the class token. `all`, as in the figure of arXiv
-                2210.16870, adds its product with the input layer's kernel to that layer's output;
-                `visible` adds it to the input.
+            level: The noise-level embedding of each row, never added to the class token. With
+                `visible` it is added to the latents of the visible patches. With `all`, as in the
+                figure of arXiv 2210.16870, its product with the input layer's kernel is added to
+                all patch tokens.
         """
         if level is not None and self.level_tokens == "visible":
             latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))

@@ -1,7 +1,7 @@
-"""The terms of the loss: pure functions of arrays, added up by their weights.
+"""The terms of the loss, as pure functions of arrays, and their weighted sum.
 
-To add one: write `can_jax/objectives/NAME.py` with an `OBJECTIVE`, name it in `OBJECTIVES`, and
-give it a block `objective.NAME` with a `weight` in `can_jax.config.defaults`.
+To add one, write `can_jax/objectives/NAME.py` with an `OBJECTIVE` and add that to `OBJECTIVES`.
+Then add a block `objective.NAME` with a `weight` to `can_jax.config.defaults`.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ Settings = dict[str, dict[str, Any]]
 
 
 def active(settings: Settings) -> dict[str, Objective]:
-    """The objectives with a weight; the others are not computed, nor are their heads built."""
+    """Return the objectives with nonzero weight; the others are skipped, as are their heads."""
     return {name: OBJECTIVES[name] for name, block in settings.items() if block["weight"]}
 
 
@@ -31,11 +31,15 @@ def reads(settings: Settings) -> frozenset[str]:
 
 
 def total_loss(arrays: Arrays, settings: Settings) -> tuple[Loss, Metrics]:
-    """The weighted sum of the active objectives, and all there is to log of them.
+    """Compute the weighted sum of the active objectives, and their metrics.
 
     Args:
-        arrays: one step of the global batch.
-        settings: a config block for each objective to compute, ``weight`` among its keys.
+        arrays: The arrays of a step, over the global batch.
+        settings: A config block for each objective to compute, ``weight`` among its keys.
+
+    Returns:
+        The total loss, and the metrics: every loss without its weight, the total, and those that
+        the objectives return.
     """
     metrics: Metrics = {}
     total = jnp.zeros(())

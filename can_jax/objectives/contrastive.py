@@ -1,9 +1,10 @@
-"""InfoNCE over the global batch, and its supervised form.
+"""InfoNCE over the global batch, and its supervised form (SupCon).
 
-Every device holds some rows of the batch and is given all of them as keys. The matrix of their
-similarities is looked at in blocks of keys, forward and backward, so memory grows with the batch
-and not with its square. The backward pass is written out: it needs no sum over devices, since what
-a row receives as somebody's key follows from that row's own normaliser, one number.
+Every device holds some rows of the batch and receives all rows as keys. The similarity matrix is
+computed in blocks of keys, forward and backward, so memory grows linearly with the batch.
+
+The backward pass is written by hand and needs no reduction over devices. The gradient that a row
+receives as a key follows from two numbers of each query: its normalizer and its count of positives.
 """
 
 import functools
@@ -16,67 +17,95 @@ from jaxtyping import Array, Bool, Float, Int
 from can_jax.distributed.mesh import pin_rows, replicate, row_shards
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
 
-# Similarities that a device looks at together, unless a block of keys is set: 128 MiB in float32.
+# Similarities that a device computes at a time, unless a block size is set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25
 
 
 class Rows(NamedTuple):
-    """Per row of a block of rows or keys: what decides which pairs are which."""
+    """The index and the label of each row of a batch, or of a block of keys."""
 
-    number: Int[Array, " rows"]
-    label: Int[Array, " rows"] | None  # None: only the views of an image are alike
+    index: Int[Array, " rows"]
+    label: Int[Array, " rows"] | None  # None: only views of one image are positives
 
 
 class Seen(NamedTuple):
-    """What rows know of the keys they have been compared with."""
+    """Running statistics of each query row over the key blocks processed so far.
 
-    normalizer: Float[Array, " rows"]  # log of the sum of exp(similarity / temperature)
+    Attributes:
+        normalizer: The log of the sum of ``exp(similarity / temperature)``.
+        positives: The number of positive keys.
+        positive_sum: The sum of the similarities to positive keys.
+        pair_sum: The sum of the similarities to other views of the same image.
+        other_sum: The sum of the similarities to views of other images.
+        best: The largest similarity.
+        nearest: The index of the key with the largest similarity.
+    """
+
+    normalizer: Float[Array, " rows"]
     positives: Int[Array, " rows"]
-    positive_sum: Float[Array, " rows"]  # of similarities
-    pair_sum: Float[Array, " rows"]  # likewise, of views of the same image
-    other_sum: Float[Array, " rows"]  # likewise, of different images
-    best: Float[Array, " rows"]  # the largest similarity
-    nearest: Int[Array, " rows"]  # the key that has it
+    positive_sum: Float[Array, " rows"]
+    pair_sum: Float[Array, " rows"]
+    other_sum: Float[Array, " rows"]
+    best: Float[Array, " rows"]
+    nearest: Int[Array, " rows"]
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Return vectors of length 1 along the last axis.
+    """Scale vectors to length 1 along the last axis.
 
-    One shorter than 1e-12 becomes zero, and its gradient is zero: that of the division would be
-    beyond 1e12, and spoil the optimizer's second moments for many steps.
+    A vector shorter than 1e-12 becomes zero, with zero gradient. The gradient of the division would
+    exceed 1e12 and spoil the optimizer's second moments for many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
-    # The inner choice keeps the derivative of the root finite where the outer one drops it.
+    # The inner `where` keeps the derivative of the root finite where the outer one discards it.
     return jnp.where(long, x * jax.lax.rsqrt(jnp.where(long, squares, 1.0)), 0.0)
 
 
 def block_size(rows: int, shards: int) -> int:
-    """Keys compared at a time, such that a device's share of the rows, ``1 / shards`` of them,
-    makes at most `BLOCK_ENTRIES` similarities."""
+    """Return the number of keys to compare at a time.
+
+    It is chosen so that a device computes at most `BLOCK_ENTRIES` similarities at a time.
+
+    Args:
+        rows: The rows of the global batch.
+        shards: The number of devices over which the rows are split.
+    """
     return max(1, min(rows, BLOCK_ENTRIES * shards // rows))
 
 
 def similarities(
     rows: Float[Array, "rows width"], keys: Float[Array, "keys width"]
 ) -> Float[Array, "rows keys"]:
-    """Products of all pairs in full precision; the rows stay on their devices."""
+    """Return the dot products of all pairs in full precision; the rows stay on their devices."""
     return pin_rows(jnp.matmul(rows, keys.T, precision=jax.lax.Precision.HIGHEST))
 
 
 class Pairs(NamedTuple):
-    """Which keys are what to which rows."""
+    """The relations between rows and keys.
 
-    itself: Bool[Array, "rows keys"]  # or padding: to be left out
+    Attributes:
+        itself: True if the key is the row itself or padding, so that the pair is excluded.
+        same_image: True if the key is another view of the row's image.
+        positive: True if the key is a positive of the row.
+    """
+
+    itself: Bool[Array, "rows keys"]
     same_image: Bool[Array, "rows keys"]
     positive: Bool[Array, "rows keys"]
 
 
 def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
-    """Compare every row with every key. Keys beyond the number of rows are padding."""
-    itself = rows.number[:, None] == keys.number
-    padding = keys.number >= rows.number.shape[0]
-    same_image = (rows.number[:, None] // views == keys.number // views) & ~itself & ~padding
+    """Determine the relation of every row to every key. Keys beyond the number of rows are padding.
+
+    Args:
+        rows: All rows of the batch.
+        keys: A block of keys.
+        views: The number of views per image.
+    """
+    itself = rows.index[:, None] == keys.index
+    padding = keys.index >= rows.index.shape[0]
+    same_image = (rows.index[:, None] // views == keys.index // views) & ~itself & ~padding
     positive = same_image
     if rows.label is not None:
         assert keys.label is not None
@@ -86,17 +115,17 @@ def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
 
 
 def blocks(x: Array, size: int) -> Array:
-    """Rows, gathered on every device and cut into blocks; the last is filled up with zeros."""
+    """Gather the rows on every device and cut them into blocks; zeros pad the last block."""
     count = -(-x.shape[0] // size)
     padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(replicate(x), padding).reshape(count, size, *x.shape[1:])
 
 
 def key_blocks(rows: Rows, size: int) -> Rows:
-    """The rows as keys, cut into blocks as by `blocks`."""
-    count = -(-rows.number.shape[0] // size)
-    number = jnp.arange(count * size).reshape(count, size)
-    return Rows(number, None if rows.label is None else blocks(rows.label, size))
+    """Cut the rows into blocks of keys, in the layout of `blocks`."""
+    count = -(-rows.index.shape[0] // size)
+    index = jnp.arange(count * size).reshape(count, size)
+    return Rows(index, None if rows.label is None else blocks(rows.label, size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -107,20 +136,21 @@ def contrast(
     temperature: float,
     block: int,
 ) -> tuple[Loss, Seen]:
-    """Mean over rows of the mean over their positives of ``-log softmax``, a row itself left out.
+    """Compute the mean over rows of the mean over their positives of ``-log softmax``.
 
-    With one positive a row this is InfoNCE (arXiv 2002.05709, eq. 1); with several it is SupCon's
-    ``L_out`` (arXiv 2004.11362, eq. 2).
+    The softmax is over all other rows. With one positive per row this is InfoNCE (arXiv 2002.05709,
+    eq. 1); with several it is SupCon's ``L_out`` (arXiv 2004.11362, eq. 2).
 
     Args:
-        unit: embeddings of length 1, an image's views next to each other.
-        label: of each row, -1 where unknown; rows of one label are positives of each other.
-        views: rows of an image.
-        temperature: that divides the similarities.
-        block: keys compared at a time.
+        unit: Embeddings of length 1; the views of an image are adjacent.
+        label: The label of each row, -1 where unknown; rows of one label are positives of each
+            other. None for InfoNCE.
+        views: The number of views per image.
+        temperature: The divisor of the similarities.
+        block: The number of keys compared at a time.
 
     Returns:
-        The loss, and what was seen on the way. Only the loss has a gradient.
+        The loss, and statistics of the similarities. Only the loss has a gradient.
     """
     return _forward(unit, label, views, temperature, block)[0]
 
@@ -131,7 +161,7 @@ def _forward(
     rows = Rows(jnp.arange(unit.shape[0]), label)
     keys = blocks(unit, block)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])
-    none = jnp.zeros_like(rows.number)
+    none = jnp.zeros_like(rows.index)
     start = Seen(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
 
     def compare(seen: Seen, these: tuple[Array, Rows]) -> tuple[Seen, None]:
@@ -148,7 +178,7 @@ def _forward(
             pair_sum=seen.pair_sum + jnp.sum(similarity, axis=1, where=pair.same_image),
             other_sum=seen.other_sum + jnp.sum(similarity, axis=1, where=apart),
             best=jnp.maximum(seen.best, best),
-            nearest=jnp.where(best > seen.best, these[1].number[at], seen.nearest),
+            nearest=jnp.where(best > seen.best, these[1].index[at], seen.nearest),
         ), None
 
     seen, _ = jax.lax.scan(compare, jax.tree.map(pin_rows, start), (keys, key_blocks(rows, block)))
@@ -158,9 +188,12 @@ def _forward(
 
 
 def _backward(views: int, temperature: float, block: int, saved: Any, cotangent: Any) -> Any:
-    """A row is pulled by every pair it is in, once as the row and once as the key: the gradient of
-    ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]`` with
-    ``g[i, j] = (softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``."""
+    """Compute the gradient of ``unit``.
+
+    Every pair contributes twice, once with the row as query and once as key. The gradient of
+    ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. Here ``g[i, j]`` is
+    ``(softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``.
+    """
     unit, keys, label, normalizer, positives = saved
     rows = Rows(jnp.arange(unit.shape[0]), label)
     share = 1 / positives.astype(unit.dtype)
@@ -185,17 +218,18 @@ contrast.defvjp(_forward, _backward)
 def loss(
     arrays: Arrays, temperature: float, directions: str, supervised: bool, block: int | None
 ) -> tuple[Loss, Metrics]:
-    """InfoNCE, or SupCon if ``supervised``; logged beside it how well the views are told apart.
+    """Compute InfoNCE, or SupCon if ``supervised``, and metrics of the embeddings.
 
-    ``contrastive/top1`` is the share of rows whose nearest other row is a view of the same image.
+    ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
+    image.
 
     Args:
-        arrays: of the step; an image with label -1 is of a class of its own.
-        temperature: that divides the similarities.
-        directions: `mean` over all rows, or `sum` over the views of the mean over their images,
-            as in google-research/simclr.
-        supervised: whether rows of one label are positives of each other.
-        block: keys compared at a time; by default as many as `block_size` says.
+        arrays: The arrays of a step. An image with label -1 forms a class of its own.
+        temperature: The divisor of the similarities.
+        directions: `mean` over all rows, or `sum` over the views of the mean over images, as in
+            google-research/simclr.
+        supervised: Whether rows of one label are positives of each other.
+        block: The number of keys compared at a time; `block_size` computes the default.
     """
     assert arrays.projection is not None
     images, views, width = arrays.projection.shape
@@ -220,6 +254,6 @@ OBJECTIVE = Objective(
     loss=loss,
     settings=("temperature", "directions", "supervised", "block"),
     relates_rows=True,
-    min_views=2,  # a positive
-    min_images=2,  # a negative
+    min_views=2,  # a row needs a positive
+    min_images=2,  # and a negative
 )

@@ -1,4 +1,4 @@
-"""Prediction of the noise on visible patches (arXiv 2210.16870)."""
+"""The denoising objective: prediction of the noise on visible patches (arXiv 2210.16870)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -11,14 +11,21 @@ def denoising_loss(
     noise: Float[Array, "rows patches pixels"],
     hidden: Bool[Array, "rows patches"],
 ) -> Loss:
-    """Mean squared error on visible patches to the noise, which is never patch-normalised: its
-    size is what there is to learn."""
+    """Return the mean squared error of the predicted noise, over visible patches.
+
+    The target is never normalized per patch, since the network has to learn its scale.
+
+    Args:
+        prediction: The prediction of every patch.
+        noise: The noise of every patch.
+        hidden: True for the patches that the encoder did not see.
+    """
     errors = jnp.square(at_least_float32(prediction) - at_least_float32(noise))
     return jnp.mean(errors.mean(axis=-1), where=~hidden)
 
 
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
-    """`denoising_loss` of a step."""
+    """Return the `denoising_loss` of a step."""
     assert arrays.prediction is not None
     assert arrays.noise is not None
     assert arrays.hidden is not None

@@ -1,4 +1,4 @@
-"""Reconstruction of hidden patches, as in MAE (arXiv 2111.06377)."""
+"""The reconstruction objective: prediction of hidden patches, as in MAE (arXiv 2111.06377)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -9,7 +9,7 @@ from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_f
 def patch_statistics(
     patches: Float[Array, "rows patches pixels"],
 ) -> tuple[Float[Array, "rows patches 1"], Float[Array, "rows patches 1"]]:
-    """Mean of each patch, and ``sqrt(unbiased variance + 1e-6)``."""
+    """Return the mean of each patch, and ``sqrt(unbiased variance + 1e-6)``."""
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return mean, jnp.sqrt(variance + 1e-6)
@@ -23,13 +23,13 @@ def reconstruction_loss(
 ) -> Loss:
     """Return the mean squared error to the clean pixels, over hidden patches.
 
-    The target never holds the noise that was added to the input.
+    The target excludes the noise that was added to the input.
 
     Args:
-        prediction: Of every patch.
+        prediction: The prediction of every patch.
         clean: The pixels of every patch, without noise.
-        hidden: The patches that the encoder did not see.
-        normalize: Whether each target patch is normalized by its own mean and deviation.
+        hidden: True for the patches that the encoder did not see.
+        normalize: Whether each target patch is normalized by its own mean and standard deviation.
     """
     target = at_least_float32(clean)
     if normalize:
