@@ -1,4 +1,4 @@
-"""Learning-rate schedule and AdamW, with what holds for some parameters only."""
+"""The learning-rate schedule and AdamW, with frozen parameters and learning rates by pattern."""
 
 import re
 from typing import Any
@@ -10,18 +10,23 @@ from ml_collections import ConfigDict
 from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.utils.errors import UserError
 
-REFERENCE_BATCH = 256  # images, for which `optimizer.learning_rate` is stated
+REFERENCE_BATCH = 256  # the batch size to which `optimizer.learning_rate` refers
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
-    """``optimizer.learning_rate`` scaled linearly to the global batch (arXiv 1706.02677)."""
+    """Return ``optimizer.learning_rate`` scaled linearly to the global batch (arXiv 1706.02677)."""
     return config.optimizer.learning_rate * config.batch_size / REFERENCE_BATCH
 
 
 def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Linear from 0 to ``peak`` in ``warmup_steps``, then half a cosine to 0 at ``total_steps``.
+    """Return a schedule with linear warm-up and cosine decay to 0.
 
-    A run that ends before its warm-up does sees the warm-up's start only.
+    If the run is shorter than its warm-up, only the first part of the warm-up takes place.
+
+    Args:
+        peak: The learning rate at the end of the warm-up.
+        warmup_steps: The number of steps from 0 to ``peak``.
+        total_steps: The step at which the learning rate reaches 0.
     """
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     decay = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
@@ -29,8 +34,11 @@ def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> 
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which the step applies, so that what is logged is what was
-    used and a skipped step does not shift the schedule. Frozen parameters have no moments."""
+    """Return AdamW without its learning rate; frozen parameters have no moments.
+
+    The train step applies the learning rate. So the logged rate is the one that was used, and a
+    skipped step does not shift the schedule.
+    """
     settings = config.optimizer
     update = optax.chain(
         optax.scale_by_adam(
@@ -57,14 +65,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def clipped(
     transformation: optax.GradientTransformation, norm: float
 ) -> optax.GradientTransformation:
-    """Return a transformation whose gradients are first scaled down to a global norm.
+    """Return a transformation that first clips the gradients to a global norm.
 
-    Its state is that of the transformation given, so that a run may change the limit when it
-    resumes.
+    Its state is that of the given transformation, so that a resumed run may change the limit.
 
     Args:
-        transformation: Of the gradients.
-        norm: The largest global norm that is left as it is; above 0.
+        transformation: The transformation of the clipped gradients.
+        norm: The maximum global norm; above 0.
     """
     clip = optax.clip_by_global_norm(norm)
 
@@ -76,7 +83,13 @@ def clipped(
 
 
 def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
-    """For each parameter the value of the first pattern that is found in its path."""
+    """Return, for each parameter, the value of the first pattern that matches its path.
+
+    Args:
+        parameters: A tree of parameters.
+        values: The value of each pattern, a regular expression that is searched in the path.
+        default: The value of parameters that no pattern matches.
+    """
 
     def value(path: tuple[Any, ...], _: Any) -> Any:
         name = path_name(path)
@@ -86,10 +99,10 @@ def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
 
 
 def check_patterns(config: ConfigDict, parameters: Any) -> None:
-    """Every pattern is found in the path of a parameter, and something is left to train.
+    """Check that every pattern matches a parameter, and that some parameter is still trained.
 
     Raises:
-        UserError: it is not.
+        UserError: A pattern is invalid or matches nothing, or nothing is left to train.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
     settings = config.optimizer
@@ -97,10 +110,10 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
     for key, patterns in (("learning_rate_scale", scaled), ("freeze", settings.freeze)):
         for pattern in patterns:
             try:
-                found = any(re.search(pattern, name) for name in names)
+                matches = any(re.search(pattern, name) for name in names)
             except re.error as error:
                 raise UserError(f"config.optimizer.{key}: {pattern!r}: {error}") from error
-            if not found:
+            if not matches:
                 raise UserError(
                     f"config.optimizer.{key}: {pattern!r} is found in no parameter's path; paths "
                     f"are such as {names[0]} and {names[-1]}"
