@@ -1,1 +1,1 @@
-"""Augmentation: crops on the host, everything photometric on the device."""
+"""Augmentation: crops on the host, photometric operations and mixing on the device."""

@@ -1,4 +1,4 @@
-"""Crops on the host: boxes that depend on the position in the stream alone, and their resizing."""
+"""Crops on the host: boxes that are a function of the seed and the position, and their resizing."""
 
 from typing import Any
 
@@ -6,25 +6,25 @@ import numpy as np
 
 from can_jax.utils.tensorflow import tensorflow
 
-ATTEMPTS = 10  # draws for a box that fits, as in torchvision; then a centred one
+ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
 
 
 def uniforms(seed: int, positions: Any, count: int) -> Any:
-    """Numbers in [0, 1) that depend on (seed, position, place) only, vectorised over positions.
+    """Return numbers in [0, 1) as a function of (seed, position, index), vectorized over positions.
 
-    Counters through the SplitMix64 mixer (Steele, Lea, Flood, 2014). TensorFlow's stateless random
-    functions take one seed a call, which would mean one call an image.
+    Counters go through the SplitMix64 mixer (Steele, Lea and Flood, 2014). TensorFlow's stateless
+    random functions take one seed per call, so they would need one call per image.
 
     Args:
-        seed: any int.
-        positions: int64 tensor (...,).
-        count: numbers for each position.
+        seed: Any integer.
+        positions: An int64 tensor (...,).
+        count: The number of values per position.
 
     Returns:
-        float32 tensor (..., count).
+        A float32 tensor (..., count).
     """
     tf = tensorflow()
-    # Python ints are reduced by hand: TensorFlow refuses constants that do not fit.
+    # Python ints are reduced to 64 bits first, since TensorFlow rejects larger constants.
     golden, first, second = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
     counters = tf.cast(positions, tf.uint64)[..., None] * tf.constant(count, tf.uint64)
     counters += tf.constant(np.arange(1, count + 1), tf.uint64)
@@ -39,12 +39,12 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
 
 
 def mix_key(seed: int) -> int:
-    """A seed spread over 64 bits, so that neighbouring seeds give unrelated numbers."""
+    """Spread a seed over 64 bits, so that neighboring seeds give unrelated numbers."""
     return int(np.random.SeedSequence(seed % 2**63).generate_state(1, np.uint64)[0])
 
 
 def shifted(values: Any, bits: int) -> Any:
-    """A logical shift to the right."""
+    """Shift bits to the right, filling up with zeros."""
     tf = tensorflow()
     return tf.bitwise.right_shift(values, tf.constant(bits, tf.uint64))
 
@@ -57,20 +57,21 @@ def random_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Any:
-    """Boxes of random resized crops, one a view (arXiv 1409.4842; torchvision's sampling).
+    """Draw the boxes of random resized crops (arXiv 1409.4842), sampled as in torchvision.
 
-    A box covers a share of the image drawn uniformly from ``area``, with a width-to-height ratio
+    A box covers a fraction of the image drawn uniformly from ``area``. Its width-to-height ratio is
     drawn log-uniformly from ``aspect``.
 
     Args:
-        seed: of the run.
-        positions: int64 tensor (...,), places in the stream.
-        image_size: (height, width) of the images, ints or scalar tensors.
-        views: boxes for each position.
-        area, aspect: the ranges.
+        seed: The seed of the run.
+        positions: An int64 tensor (...,) of positions in the stream of examples.
+        image_size: The (height, width) of the images, as ints or scalar tensors.
+        views: The number of boxes per position.
+        area: The range of the fraction of the image's area.
+        aspect: The range of the width-to-height ratio.
 
     Returns:
-        float32 tensor (..., views, 4) of whole pixels: top, left, height, width.
+        A float32 tensor (..., views, 4) of whole pixels: top, left, height, width.
     """
     tf = tensorflow()
     height, width = (tf.cast(side, tf.float32) for side in image_size)
@@ -84,36 +85,36 @@ def random_boxes(
     heights = tf.round(tf.sqrt(share * height * width / ratio))
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
 
-    # When none fits, the whole image but for what its own aspect has beyond the range.
+    # If none fits, take the largest centered box whose aspect ratio is in the range.
     fallback_width = tf.maximum(1.0, tf.minimum(width, tf.round(height * aspect[1])))
     fallback_height = tf.maximum(1.0, tf.minimum(height, tf.round(width / aspect[0])))
     first = tf.argmax(tf.cast(fits, tf.int32), axis=-1)[..., None]
-    found = tf.reduce_any(fits, axis=-1)
+    any_fits = tf.reduce_any(fits, axis=-1)
 
     def chosen(values: Any, fallback: Any) -> Any:
         picked = tf.gather(values, first, batch_dims=len(values.shape) - 1)[..., 0]
-        return tf.where(found, picked, fallback)
+        return tf.where(any_fits, picked, fallback)
 
     box_width, box_height = chosen(widths, fallback_width), chosen(heights, fallback_height)
-    centred = tf.where(found, drawn[..., -2], 0.5), tf.where(found, drawn[..., -1], 0.5)
-    top = tf.floor(centred[0] * (height - box_height + 1))
-    left = tf.floor(centred[1] * (width - box_width + 1))
+    offset = tf.where(any_fits, drawn[..., -2], 0.5), tf.where(any_fits, drawn[..., -1], 0.5)
+    top = tf.floor(offset[0] * (height - box_height + 1))
+    left = tf.floor(offset[1] * (width - box_width + 1))
     return tf.stack([top, left, box_height, box_width], axis=-1)
 
 
 def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """Cut boxes from an image and resize them bilinearly, pixel centres at half integers.
+    """Cut boxes from an image and resize them bilinearly, with pixel centers at half integers.
 
-    A box that becomes more than twice smaller along both sides is resized with antialiasing.
+    A box that shrinks by more than a factor of 2 along both sides is resized with antialiasing.
 
     Args:
-        image: uint8 tensor (height, width, channels).
-        boxes: int32 tensor (views, 4): top, left, height, width, in pixels. The number of views is
-            static.
-        size: (height, width) of the result.
+        image: A uint8 tensor (height, width, channels).
+        boxes: An int32 tensor (views, 4) of top, left, height, width in pixels. The number of views
+            is static.
+        size: The (height, width) of the result.
 
     Returns:
-        uint8 tensor (views, *size, channels).
+        A uint8 tensor (views, *size, channels).
     """
     tf = tensorflow()
 
@@ -129,17 +130,18 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
 
 
 def resize_and_centre_crop(image: Any, size: tuple[int, int]) -> Any:
-    """What an evaluation sees of an image: torchvision's `Resize` and `CenterCrop`.
+    """Resize and crop an image for evaluation, as torchvision's `Resize` and `CenterCrop` do.
 
-    The shorter side, in proportion to ``size``, is resized to 8/7 of it (256 for 224), bicubic with
-    antialiasing, and the middle is cut out.
+    The side that is shorter in proportion to ``size`` is resized to 8/7 of its target (256 for
+    224), bicubic with antialiasing. The center is cut out.
 
     Args:
-        image: uint8 tensor (height, width, channels). If it has the wanted size it is unchanged.
-        size: (height, width) of the result.
+        image: A uint8 tensor (height, width, channels). An image of the target size is returned
+            unchanged.
+        size: The (height, width) of the result.
 
     Returns:
-        uint8 tensor (*size, channels).
+        A uint8 tensor (*size, channels).
     """
     tf = tensorflow()
 

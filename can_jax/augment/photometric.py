@@ -1,8 +1,8 @@
-"""Photometric augmentation on the device: flip, colour jitter, greyscale, blur, solarise.
+"""Photometric augmentation on the device: flip, color jitter, grayscale, blur, solarize.
 
 Each operation takes one image with values in [0, 1]; `augment` maps all of them over a batch. The
-definitions are torchvision's, so recipes carry over. What has probability or strength 0 is not
-compiled.
+definitions are torchvision's, so recipes carry over. Operations of probability or strength 0 are
+not compiled.
 """
 
 import dataclasses
@@ -12,23 +12,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-Image = Float[Array, "channels height width"]  # planes, which vector units read in one go
+Image = Float[Array, "channels height width"]  # planes are contiguous, for vector units
 Scalar = Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
 class Photometric:
-    """Probabilities and strengths; the keys of `config.augment` of the same names.
+    """The probabilities and strengths of the operations, under their keys of `config.augment`.
 
     Attributes:
-        flip: probability of a horizontal flip.
-        jitter: probability of colour jitter, whose four operations come in random order.
-        brightness, contrast, saturation: factors are drawn from [max(0, 1 - s), 1 + s].
-        hue: shift is drawn from [-hue, hue], in turns of the colour circle.
-        greyscale: probability.
-        blur: probability of a Gaussian blur.
-        blur_sigma: range of its standard deviation, in pixels.
-        solarize: probability of inverting all values from 0.5 on.
+        flip: The probability of a horizontal flip.
+        jitter: The probability of color jitter, whose four operations come in random order.
+        brightness: The strength s; the factor is drawn from [max(0, 1 - s), 1 + s].
+        contrast: The strength s, with the same range of factors.
+        saturation: The strength s, with the same range of factors.
+        hue: The maximum shift of the hue; the shift is drawn from [-hue, hue], in turns of the
+            color circle.
+        greyscale: The probability of conversion to grayscale.
+        blur: The probability of a Gaussian blur.
+        blur_sigma: The range of the blur's standard deviation, in pixels.
+        solarize: The probability of inverting all values from 0.5 on.
     """
 
     flip: float = 0.0
@@ -44,17 +47,17 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Those of ``settings`` that belong here; cropping, say, does not."""
+        """Build it from ``config.augment``; settings of other operations, as crops, are ignored."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def needs_colour(self) -> bool:
-        """Whether an operation is defined for RGB only."""
+        """True if an enabled operation is defined for RGB images only."""
         return bool((self.jitter and (self.saturation or self.hue)) or self.greyscale)
 
 
 def luminance(image: Image) -> Float[Array, "height width"]:
-    """ITU-R 601 luma; of an image that is not RGB the channels' mean."""
+    """Return the ITU-R 601 luma of an RGB image; the mean of the channels of another image."""
     if image.shape[0] != 3:
         return image.mean(axis=0)
     red, green, blue = image
@@ -62,38 +65,42 @@ def luminance(image: Image) -> Float[Array, "height width"]:
 
 
 def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
-    """So many parts of the image, of its luminance, and of its mean luminance, clipped to [0, 1].
+    """Add the weighted image, its luminance and its mean luminance, and clip to [0, 1].
 
-    Brightness, contrast and saturation all have this form, so that jitter can draw which of them
-    to apply without computing each.
+    Brightness, contrast and saturation all have this form. So jitter can draw which of them to
+    apply without computing each.
+
+    Args:
+        image: The image.
+        parts: The weights of the image, of its luminance and of its mean luminance.
     """
     luma = luminance(image)
     return jnp.clip(parts[0] * image + parts[1] * luma + parts[2] * luma.mean(), 0.0, 1.0)
 
 
 def brightness_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Blend with black."""
+    """Return the weights of a blend with black."""
     return jnp.stack([factor, jnp.zeros_like(factor), jnp.zeros_like(factor)])
 
 
 def contrast_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Blend with the mean luminance of the whole image."""
+    """Return the weights of a blend with the mean luminance of the image."""
     return jnp.stack([factor, jnp.zeros_like(factor), 1 - factor])
 
 
 def saturation_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Blend with the greyscale image."""
+    """Return the weights of a blend with the grayscale image."""
     return jnp.stack([factor, 1 - factor, jnp.zeros_like(factor)])
 
 
 def adjust_hue(image: Image, shift: Scalar) -> Image:
-    """Turn the hue of HSV by ``shift`` turns."""
+    """Rotate the HSV hue of an RGB image by ``shift`` turns."""
     red, green, blue = image
     value = image.max(axis=0)
     chroma = value - image.min(axis=0)
     divisor = jnp.where(chroma > 0, chroma, 1.0)
-    # Which channel is the largest: not by `value == red`, which may fail when the compiler computes
-    # the two in different places. Where two channels tie, their formulas agree.
+    # The largest channel is not selected by `value == red`, since the compiler may compute the two
+    # separately, with different rounding. Where two channels tie, their formulas agree.
     sixths = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / divisor,
@@ -109,8 +116,8 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
 
 
 def colour_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
-    """Brightness, contrast, saturation and hue in random order."""
-    order_key, place_key, hue_key, *keys = jax.random.split(key, 6)
+    """Change brightness, contrast, saturation and hue in random order."""
+    order_key, hue_index_key, hue_key, *keys = jax.random.split(key, 6)
     kinds = (
         (brightness_parts, settings.brightness),
         (contrast_parts, settings.contrast),
@@ -123,38 +130,42 @@ def colour_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> I
             blends.append(parts(jax.random.uniform(draw, minval=low, maxval=1 + strength)))
     if blends:
         ordered = jax.random.permutation(order_key, jnp.stack(blends))
-        # Hue comes before a random one of them, or last: all orders are equally likely.
-        place = jax.random.randint(place_key, (), 0, len(blends) + 1) if settings.hue else 0
+        # The hue comes before a random one of the others, or last: all orders are equally likely.
+        hue_index = jax.random.randint(hue_index_key, (), 0, len(blends) + 1) if settings.hue else 0
         nothing = jnp.array([1.0, 0.0, 0.0])
     if settings.hue:
         for i in range(len(blends)):
-            image = blend(image, jnp.where(i < place, ordered[i], nothing))
+            image = blend(image, jnp.where(i < hue_index, ordered[i], nothing))
         shift = jax.random.uniform(hue_key, minval=-settings.hue, maxval=settings.hue)
         image = adjust_hue(image, shift)
     for i in range(len(blends)):
-        image = blend(image, jnp.where(i >= place, ordered[i], nothing))
+        image = blend(image, jnp.where(i >= hue_index, ordered[i], nothing))
     return image
 
 
 def blur_matrix(size: int, sigma: Scalar) -> Float[Array, "size size"]:
-    """The Gaussian along one axis as a matrix, borders mirrored (the edge pixel not repeated).
+    """Return a Gaussian blur along one axis as a matrix.
 
-    A matrix product gives every image its own width at full matrix speed, where a convolution
-    would need one kernel an image.
+    Borders are mirrored, without repeating the edge pixel. A matrix product applies an individual
+    width to each image at full matrix speed, where a convolution would need one kernel per image.
+
+    Args:
+        size: The number of pixels along the axis.
+        sigma: The standard deviation in pixels.
     """
-    place = jnp.arange(size)
+    index = jnp.arange(size)
 
     def weight(offset: Array) -> Array:
         return jnp.exp(-0.5 * jnp.square(offset / sigma))
 
-    mirrored_low = weight(place[:, None] + place) * (place > 0)
-    mirrored_high = weight(2 * (size - 1) - place - place[:, None]) * (place < size - 1)
-    matrix = weight(place[:, None] - place) + mirrored_low + mirrored_high
+    mirrored_low = weight(index[:, None] + index) * (index > 0)
+    mirrored_high = weight(2 * (size - 1) - index - index[:, None]) * (index < size - 1)
+    matrix = weight(index[:, None] - index) + mirrored_low + mirrored_high
     return matrix / matrix.sum(axis=1, keepdims=True)
 
 
 def blur(image: Image, sigma: Scalar) -> Image:
-    """A separable Gaussian blur with standard deviation ``sigma`` pixels."""
+    """Apply a separable Gaussian blur with standard deviation ``sigma`` in pixels."""
     vertical, horizontal = (blur_matrix(size, sigma) for size in image.shape[1:])
     return vertical @ image @ horizontal.T
 
@@ -165,8 +176,8 @@ def solarize(image: Image) -> Image:
 
 
 def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
-    """All operations on one image, each with its own probability."""
-    flip_key, jitter_key, grey_key, blur_key, solarize_key = jax.random.split(key, 5)
+    """Apply each operation to one image with its own probability."""
+    flip_key, jitter_key, gray_key, blur_key, solarize_key = jax.random.split(key, 5)
 
     def sometimes(key: Array, probability: float, changed: Image, image: Image) -> Image:
         return jnp.where(jax.random.bernoulli(key, probability), changed, image)
@@ -177,8 +188,8 @@ def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Ima
         coin, draw = jax.random.split(jitter_key)
         image = sometimes(coin, settings.jitter, colour_jitter(image, draw, settings), image)
     if settings.greyscale:
-        grey = jnp.broadcast_to(luminance(image), image.shape)
-        image = sometimes(grey_key, settings.greyscale, grey, image)
+        gray = jnp.broadcast_to(luminance(image), image.shape)
+        image = sometimes(gray_key, settings.greyscale, gray, image)
     if settings.blur:
         coin, draw = jax.random.split(blur_key)
         low, high = settings.blur_sigma
@@ -203,19 +214,19 @@ def augment(
 
 
 def to_float(images: UInt8[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-    """Bytes to float32 in [0, 1]."""
+    """Convert bytes to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255.0
 
 
 def normalize(
     images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch channels"]:
-    """``(images - mean) / std`` by channel."""
+    """Return ``(images - mean) / std``, by channel."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def denormalize(
     images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch channels"]:
-    """The inverse of `normalize`."""
+    """Return ``images * std + mean``, by channel; the inverse of `normalize`."""
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)

@@ -1,6 +1,6 @@
-"""Augmentations by name, as changes to the defaults, which are CAN's own.
+"""Named augmentations, as changes to the defaults, which are those of CAN.
 
-A recipe takes one with ``config.augment.update(PRESETS["mae"])``.
+A recipe applies one with ``config.augment.update(PRESETS["mae"])``.
 """
 
 from typing import Any

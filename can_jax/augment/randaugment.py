@@ -1,9 +1,11 @@
-"""RandAugment and random erasing on the device, as timm has them for fine-tuning (arXiv 1909.13719,
-1708.04896), and the mixing of images (mixup, arXiv 1710.09412; CutMix, arXiv 1905.04899).
+"""RandAugment, random erasing and the mixing of images on the device, for fine-tuning.
+
+RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm. Mixing is mixup
+(arXiv 1710.09412) or CutMix (arXiv 1905.04899).
 
 Of the fifteen operations of ``rand-m9-mstd0.5-inc1`` five move pixels and ten change them. A map
-over a batch would compute each of them for every image: so those that move are one affine map, and
-those that change are chosen among results that are cheap.
+over a batch would compute each operation for every image. So those that move pixels are one affine
+map, and those that change them are selected among results that are cheap to compute.
 """
 
 from collections.abc import Callable
@@ -22,8 +24,8 @@ CHANGES = (
     "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color",
     "contrast", "brightness", "sharpness",
 )  # fmt: skip
-APPLIED = 0.5  # the probability of each operation that was chosen
-GREY = 0.5  # of what is moved in from outside
+APPLIED = 0.5  # the probability that a drawn operation is applied
+GREY = 0.5  # the value of pixels that are moved in from outside
 
 
 def autocontrast(image: Image) -> Image:
@@ -33,7 +35,7 @@ def autocontrast(image: Image) -> Image:
 
 
 def equalize(image: Image) -> Image:
-    """Spread each channel's values evenly, as Pillow does over 256 of them."""
+    """Equalize the histogram of each channel, over 256 values as Pillow does."""
 
     def channel(values: Int[Array, "height width"]) -> Float[Array, "height width"]:
         counts = jnp.zeros(256, jnp.int32).at[values.reshape(-1)].add(1)
@@ -47,23 +49,26 @@ def equalize(image: Image) -> Image:
 
 
 def sharpened(image: Image, factor: Scalar) -> Image:
-    """Away from, or towards, the image smoothed by Pillow's 3 x 3 kernel; its border stays."""
+    """Blend the image with its smoothed version; a factor above 1 sharpens it.
+
+    The smoothing is Pillow's 3 x 3 kernel, which leaves the border unchanged.
+    """
     kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
     smooth = jax.vmap(lambda x: jax.scipy.signal.convolve2d(x, kernel, mode="valid"))(image)
     smooth = image.at[:, 1:-1, 1:-1].set(smooth)
     return smooth + factor * (image - smooth)
 
 
-def change(image: Image, number: Int[Array, ""], strength: Scalar, factor: Scalar) -> Image:
-    """One of `CHANGES`.
+def change(image: Image, index: Int[Array, ""], strength: Scalar, factor: Scalar) -> Image:
+    """Apply one of `CHANGES`.
 
     Args:
-        image: in [0, 1].
-        number: which.
-        strength: the magnitude, 0 to 1.
-        factor: of colour, contrast, brightness and sharpness; 1 leaves them as they are.
+        image: An image with values in [0, 1].
+        index: The index of the operation in `CHANGES`.
+        strength: The magnitude, in [0, 1].
+        factor: The factor of color, contrast, brightness and sharpness; 1 changes nothing.
     """
-    bits = 4 - jnp.floor(4 * strength)  # of each value that are kept
+    bits = 4 - jnp.floor(4 * strength)  # the high bits that posterize keeps
     levels = 2.0 ** (8 - bits)
     bytes_ = jnp.round(255 * image)
     luma = luminance(image)
@@ -79,18 +84,21 @@ def change(image: Image, number: Int[Array, ""], strength: Scalar, factor: Scala
         factor * image,
         sharpened(image, factor),
     )
-    return jnp.clip(jnp.stack(results)[number], 0, 1)
+    return jnp.clip(jnp.stack(results)[index], 0, 1)
 
 
 def move_matrix(
-    number: Int[Array, ""], amount: Scalar, size: tuple[int, ...]
+    index: Int[Array, ""], amount: Scalar, size: tuple[int, ...]
 ) -> Float[Array, "2 3"]:
-    """The map from a pixel of the result, (x, y) from the centre, to where it is from.
+    """Return the affine map from a pixel of the result to its origin in the image.
+
+    Both are (x, y), relative to the center.
 
     Args:
-        number: which of `MOVES`.
-        amount: from -1 to 1: of 30 degrees, of a shear of 0.3, of 0.45 of the image's side.
-        size: (height, width).
+        index: The index of the operation in `MOVES`.
+        amount: The signed strength in [-1, 1]. 1 is 30 degrees, a shear of 0.3, or 0.45 of the
+            image's side.
+        size: The (height, width) of the image.
     """
     height, width = size
     turn = jnp.deg2rad(30.0 * amount)
@@ -102,11 +110,16 @@ def move_matrix(
         [[one, zero, 0.45 * amount * width], [zero, one, zero]],
         [[one, zero, zero], [zero, one, 0.45 * amount * height]],
     )
-    return jnp.stack([jnp.array(matrix) for matrix in matrices])[number]
+    return jnp.stack([jnp.array(matrix) for matrix in matrices])[index]
 
 
 def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
-    """Bilinear, with grey outside."""
+    """Apply an affine map with bilinear interpolation; pixels from outside the image are gray.
+
+    Args:
+        image: An image with values in [0, 1].
+        matrix: The map from result to origin; see `move_matrix`.
+    """
     _, height, width = image.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
     y, x = jnp.meshgrid(jnp.arange(height) - middle_y, jnp.arange(width) - middle_x, indexing="ij")
@@ -123,18 +136,18 @@ def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
 def randaugment(
     image: Image, key: Key[Array, ""], operations: int, magnitude: float, deviation: float
 ) -> Image:
-    """So many operations, drawn evenly, each applied by a chance of a half.
+    """Apply randomly drawn operations, each with a probability of `APPLIED`.
 
     Args:
-        image: in [0, 1].
-        key: of this image.
-        operations: how many.
-        magnitude: mean strength, of 10.
-        deviation: of the strength.
+        image: An image with values in [0, 1].
+        key: The random key of this image.
+        operations: The i of operations to draw.
+        magnitude: The mean strength, in [0, 10].
+        deviation: The standard deviation of the strength.
     """
-    for number in range(operations):
+    for i in range(operations):
         choice_key, chance_key, strength_key, sign_key = jax.random.split(
-            jax.random.fold_in(key, number), 4
+            jax.random.fold_in(key, i), 4
         )
         chosen = jax.random.randint(choice_key, (), 0, len(MOVES) + len(CHANGES))
         drawn = magnitude + deviation * jax.random.normal(strength_key)
@@ -155,7 +168,15 @@ def randaugment(
 def random_erasing(
     image: Float[Array, "height width channels"], key: Key[Array, ""], probability: float
 ) -> Float[Array, "height width channels"]:
-    """By chance, a box of 2 % to a third of a normalised image is filled with noise."""
+    """Fill a random box of a normalized image with noise, with the given probability.
+
+    The box covers 2 % to a third of the image.
+
+    Args:
+        image: A normalized image.
+        key: The random key of this image.
+        probability: The probability of erasing.
+    """
     chance, area_key, aspect_key, top_key, left_key, noise_key = jax.random.split(key, 6)
     height, width, _ = image.shape
     area = height * width * jax.random.uniform(area_key, minval=0.02, maxval=1 / 3)
@@ -179,13 +200,20 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Each image with the one at the mirrored place of the batch: blended, or a box of it pasted
-    in; half of the batches each where both are asked for. Targets are mixed likewise.
+    """Mix each image with the image at the mirrored index of the batch, and targets likewise.
+
+    Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled,
+    each mixes half of the batches on average. One ratio applies to the whole batch.
 
     Args:
-        images, targets: of a batch.
-        key: of this step.
-        mixup, cutmix: alpha of the Beta distributions of the share of the first image; 0 is never.
+        images: A batch of images.
+        targets: The class probabilities of each image.
+        key: The random key of this step.
+        mixup: The alpha of mixup's Beta distribution; 0 disables it.
+        cutmix: The alpha of CutMix's Beta distribution; 0 disables it.
+
+    Returns:
+        The mixed images and targets.
     """
     which, mixup_key, cutmix_key, y_key, x_key = jax.random.split(key, 5)
 
@@ -205,7 +233,8 @@ def mix(
         (top, bottom), (left, right) = span(y_key, height), span(x_key, width)
         y, x = jnp.arange(height)[:, None], jnp.arange(width)
         inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-        share = 1 - (bottom - top) * (right - left) / (height * width)  # as it came out
+        # The box may have been clipped, so the share follows from its actual size.
+        share = 1 - (bottom - top) * (right - left) / (height * width)
         return jnp.where(inside[..., None], images[::-1], images), share
 
     forms: list[Callable[[], tuple[Array, Array]]] = []
