@@ -1,1 +1,1 @@
-"""Processes, the device mesh, and where each parameter lies on it."""
+"""Processes of a job, the device mesh, and the shardings of batches and parameters on it."""

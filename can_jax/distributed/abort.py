@@ -1,4 +1,4 @@
-"""The end of a process that cannot go on: the place of every thread, one line, and exit code 70."""
+"""The forced exit of a process that cannot continue: thread stacks, a message, and exit code 70."""
 
 import contextlib
 import ctypes
@@ -15,48 +15,50 @@ from typing import NoReturn
 from can_jax.distributed import preemption
 from can_jax.utils.errors import EXIT_UNEXPECTED
 
-WRITE_SECONDS = 5.0  # that a disk may take for the file, which may be the cause, or a full pipe
-DEAD_SECONDS = 600.0  # without Python, after which a process of a job is ended
+WRITE_SECONDS = 5.0  # the limit of each write, since a hung disk or full pipe may be the cause
+DEAD_SECONDS = 600.0  # a process of a job is ended if Python does not run for so long
 _folder: Path | None = None
 _label = ""
-_handlers: list[object] = []  # C keeps no reference to them
+_handlers: list[object] = []  # keeps the handlers alive, to which C holds no reference
 
 
 def keep_stacks_in(folder: str, label: str) -> None:
-    """Write the stacks to a folder too, from now on.
+    """Write the stacks of later aborts to a folder, too.
 
     Args:
-        folder: A local folder; a URL is not used.
-        label: What tells this process from others of its job.
+        folder: A local folder; a URL is ignored.
+        label: A suffix of the file name that tells this process from the others of its job.
     """
     global _folder, _label
     _folder, _label = None if "://" in folder else Path(folder), label
 
 
 def abort(message: str, stacks: bool = True) -> NoReturn:
-    """End this process. Whatever it waits for cannot be interrupted in a gentler way.
+    """Exit this process at once, since what it waits for cannot be interrupted.
 
     Args:
-        message: The last line.
-        stacks: Print the place of every thread before it.
+        message: The last line to print.
+        stacks: Whether to print the stack of every thread before it. A file always gets them.
     """
-    places = _places()
+    dump = _places()
     for write in (_to_file, _to_stderr):
-        arguments = (message, places if stacks or write is _to_file else "")
+        arguments = (message, dump if stacks or write is _to_file else "")
         writing = threading.Thread(target=write, args=arguments, daemon=True)
-        with contextlib.suppress(RuntimeError):  # Python is at its end
+        with contextlib.suppress(RuntimeError):  # Python is shutting down
             writing.start()
             writing.join(WRITE_SECONDS)
     os._exit(EXIT_UNEXPECTED)
 
 
 def abort_on_sigabrt(message: str) -> None:
-    """Turn the end that a C++ library brings about into one with a message.
+    """Print a message and the stacks before SIGABRT from a C++ library ends this process.
 
-    JAX's service aborts each process of a job, from a thread of its own, once one of them is gone.
-    Python's handlers would run in the main thread, which by then waits for the others. Call it in a
-    job of several processes only, where a process that is suspended for a minute is lost anyway. A
-    later call replaces the message.
+    JAX's service aborts every process of a job, from a thread of its own, once one of them is gone.
+    Python's handlers run in the main thread, which then waits for the other processes.
+
+    Call it in a job of several processes only, since it also ends a process that is suspended for
+    `DEAD_SECONDS`. JAX counts such a process as gone after a minute. A later call replaces the
+    message.
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
@@ -72,9 +74,10 @@ def abort_on_sigabrt(message: str) -> None:
 
 
 def _prove_alive() -> None:
-    """Let a timer in C end this process once Python has not run for long.
+    """Reset a timer in C that ends this process if Python does not run for `DEAD_SECONDS`.
 
-    Where an abort comes while a thread in C holds the interpreter, its handler never runs.
+    The timer is for an abort while a thread in C holds the interpreter, where its handler never
+    runs.
     """
     while True:
         faulthandler.dump_traceback_later(DEAD_SECONDS, exit=True)
@@ -82,10 +85,10 @@ def _prove_alive() -> None:
 
 
 def _places() -> str:
-    """Return the place of every thread.
+    """Return the stack of every thread.
 
-    It goes through memory: `faulthandler` lets no other thread run while it writes, and a full
-    pipe or a disk that hangs would hold it for ever.
+    `faulthandler` lets no other thread run while it writes. It writes to memory, since a full pipe
+    or a hung disk would block it forever.
     """
     in_memory = getattr(os, "memfd_create", None)  # on Linux
     with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:
@@ -94,14 +97,14 @@ def _places() -> str:
         return file.read().decode(errors="replace")
 
 
-def _to_file(message: str, places: str) -> None:
+def _to_file(message: str, dump: str) -> None:
     if _folder is None:
         return
     name = time.strftime(f"stacks-%Y%m%d-%H%M%S{_label}.txt")
     with contextlib.suppress(OSError):
-        (_folder / name).write_text(f"{message}\n\n{places}")
+        (_folder / name).write_text(f"{message}\n\n{dump}")
 
 
-def _to_stderr(message: str, places: str) -> None:
+def _to_stderr(message: str, dump: str) -> None:
     with contextlib.suppress(Exception):
-        print(f"{places}error: {message}", file=sys.stderr, flush=True)
+        print(f"{dump}error: {message}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""What one device of a kind can do: from its maker's data sheet, or measured.
+"""Peak FLOP/s, memory and bandwidth of a device, from its data sheet or measured.
 
-A device is what JAX counts as one: a chip, but of TPU v2 and v3 one of two cores.
+A device is what JAX counts as one: a chip, except on TPU v2 and v3, where it is one of two cores.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One kind of device.
+    """The properties of one kind of device.
 
     Attributes:
-        name: what JAX's ``device_kind`` begins with.
-        peak_flops: dense bfloat16 FLOP/s.
-        memory: bytes that a program may use. Of TPUs that is what their compiler grants, of GPUs
-            nine tenths of what is there; None where it is not known.
-        link: bytes/s over one direction of the fast network in each direction at once: along one
-            axis of a TPU's torus, or from a GPU into its host's NVLink.
-        network: bytes/s of one device to other slices or hosts.
+        name: A prefix of JAX's ``device_kind``.
+        peak_flops: The peak dense bfloat16 FLOP/s.
+        memory: The bytes that a program may use: what the compiler grants on TPUs, nine tenths of
+            the memory on GPUs. None if unknown.
+        link: The bytes/s that a device sends over the fast interconnect. On a TPU that is along one
+            axis of the torus, in both directions at once; on a GPU into its host's NVLink.
+        network: The bytes/s of one device to other slices or hosts.
     """
 
     name: str
@@ -58,15 +58,18 @@ CHIPS = (
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip of a ``device_kind``, None if it is not known."""
+    """Return the chip of a ``device_kind``, or None if it is unknown."""
     matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """The best FLOP/s of one device, and where the number comes from.
+    """Return the peak FLOP/s of one device, and the source of the number.
 
-    Without an entry for its kind (a CPU, say) it is the rate of a matrix product measured now.
+    For an unknown kind of device, such as a CPU, the rate of a matrix product is measured.
+
+    Args:
+        dtype: The type of the measured product.
     """
     kind = jax.devices()[0].device_kind
     if chip := chip_of(kind):
@@ -76,7 +79,13 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
-    """FLOP/s of a square matrix product on one device: the best of several."""
+    """Measure the FLOP/s of a square matrix product on one device, the best of several repeats.
+
+    Args:
+        dtype: The type of the matrices.
+        size: The rows of a matrix.
+        repeats: The number of measurements.
+    """
     matrix = jnp.ones((size, size), dtype)
     multiply = jax.jit(jnp.matmul)
     jax.block_until_ready(multiply(matrix, matrix))

@@ -1,4 +1,4 @@
-"""The one mesh, `(data, fsdp, tensor)`, and where batches lie on it."""
+"""The device mesh `(data, fsdp, tensor)`, and the shardings of batches on it."""
 
 import math
 from typing import Any
@@ -14,32 +14,40 @@ from can_jax.utils.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 
 # The axes over which the rows of a batch are split. Parameters sharded over `fsdp` are gathered
-# where they are used, so `fsdp` devices work on different rows, as `data` devices do.
+# where they are used, so `fsdp` devices compute different rows, as `data` devices do.
 BATCH_AXES = ("data", "fsdp")
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """The mesh of ``config.mesh`` on so many devices; one axis may be -1, all that are left.
+    """Return the shape of the mesh of ``config.mesh`` on a number of devices.
+
+    Args:
+        config: The block ``config.mesh``. One axis may be -1 and takes the remaining devices.
+        devices: The number of devices.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: The product of the axes is not the number of devices.
     """
     shape = [config[axis] for axis in AXES]
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
         raise UserError(f"{wanted}: each axis is at least 1, and at most one of them is -1")
-    known = math.prod(size for size in shape if size != -1)
-    shape = [devices // known if size == -1 else size for size in shape]
+    fixed = math.prod(size for size in shape if size != -1)
+    shape = [devices // fixed if size == -1 else size for size in shape]
     if math.prod(shape) != devices:
         raise UserError(f"{wanted} does not fit {devices} devices: the product must be {devices}")
     return shape[0], shape[1], shape[2]
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh of ``config.mesh`` over all devices of all processes, or over ``devices``.
+    """Build the mesh of ``config.mesh``.
 
-    Neighbours in the mesh are neighbours on the chips' network. Over several slices, each with fast
-    links inside and slow ones to the others, `slice_shape` says which axis crosses the slow ones.
+    Neighbors in the mesh are neighbors in the chips' network. With several slices, which are
+    connected by slow links, `slice_shape` decides which axes cross these links.
+
+    Args:
+        config: The block ``config.mesh``.
+        devices: The devices of the mesh; all devices of all processes by default.
     """
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(config, len(devices))
@@ -55,11 +63,18 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
 
 def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
-    """How slices form the mesh: over `data` as far as it divides, which sends a step's gradients
-    once, and over `fsdp`, which sends the parameters too, for the rest.
+    """Return the shape in which slices form the mesh.
+
+    The slices divide `data` as far as possible, whose only traffic is the gradients of a step. The
+    rest divides `fsdp`, which also sends the parameters.
+
+    Args:
+        shape: The shape of the mesh.
+        slices: The number of slices.
 
     Raises:
-        UserError: slices are left, which `tensor` would have to cross.
+        UserError: The slices do not divide `data` and `fsdp`, so that `tensor` would cross slow
+            links.
     """
     data, fsdp, _ = shape
     across = math.gcd(data, slices)
@@ -73,24 +88,24 @@ def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """A batch, split along its first axis."""
+    """Return the sharding of a batch, which is split along its first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Return the sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Into how many parts a batch is split."""
+    """Return the number of parts into which a batch is split."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def pin_rows(x: Array) -> Array:
-    """Keep the rows of activations on their devices: the first axis split, the others whole.
+    """Constrain activations to the batch sharding: the first axis split, the others whole.
 
-    Without pins at block borders the compiler may choose to replicate activations. Outside a
+    Without constraints between blocks the compiler may choose to replicate activations. Outside a
     `jax.set_mesh` context this does nothing.
     """
     if jax.sharding.get_abstract_mesh().empty:
@@ -99,13 +114,13 @@ def pin_rows(x: Array) -> Array:
 
 
 def replicate(x: Array) -> Array:
-    """Give every device all of an array. Outside a `jax.set_mesh` context this does nothing."""
+    """Constrain an array to be replicated. Outside a `jax.set_mesh` context this does nothing."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def row_shards() -> int:
-    """Into how many parts `pin_rows` splits; 1 outside a `jax.set_mesh` context."""
+    """Return the number of parts of `pin_rows`; 1 outside a `jax.set_mesh` context."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)

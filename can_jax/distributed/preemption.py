@@ -1,7 +1,7 @@
-"""Signals that ask a command to stop: SIGTERM, SIGHUP and Ctrl-C, from its first line to its last.
+"""The preemption handler: SIGTERM, SIGHUP and Ctrl-C from the start of a command to its end.
 
-A command installs `handler` before anything heavy is imported, so this module imports the standard
-library only.
+A command installs `handler` before it imports anything heavy, so this module imports only the
+standard library.
 """
 
 import os
@@ -14,19 +14,19 @@ from types import FrameType
 from can_jax.utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-GRACE_SECONDS = 5.0  # until a main thread that does not react, as inside a compiler, is ended
-SAME_KEYSTROKE_SECONDS = 0.5  # a program that started this one may pass Ctrl-C on a second time
+GRACE_SECONDS = 5.0  # until a process is ended whose main thread is stuck, as in a compiler
+SAME_KEYSTROKE_SECONDS = 0.5  # a parent program may forward the same Ctrl-C a second time
 RESUME = "run the same command to resume"
 
 
 class Stopped(SystemExit):
-    """The end of a command that had nothing to save when a signal came."""
+    """The exit of a command that had nothing to save when a signal arrived."""
 
 
 class PreemptionHandler:
-    """The answer of this process to the signals that ask it to stop.
+    """The handler of this process for the signals that ask it to stop.
 
-    A signal ends the process: it raises `Stopped` in the main thread. Once a training loop has
+    A signal raises `Stopped` in the main thread, which ends the process. Once a training loop has
     called `defer`, a signal only sets `requested`, and the loop saves and ends. A second Ctrl-C
     ends the process at once.
 
@@ -52,18 +52,18 @@ class PreemptionHandler:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a command that was stopped: 130 by Ctrl-C, else 75."""
+        """The exit code of a stopped command: 130 after Ctrl-C, else 75."""
         return EXIT_INTERRUPTED if self.requested == signal.SIGINT else EXIT_PREEMPTED
 
     @property
     def cause(self) -> str:
-        """The beginning of the message of a command that was stopped."""
+        """The beginning of the message of a stopped command."""
         interrupted = self.requested == signal.SIGINT
         name = "Ctrl-C" if interrupted else (self.requested or signal.SIGTERM).name
         return f"stopped by {name}"
 
     def install(self) -> None:
-        """Handle the signals from now on. Call it in the main thread.
+        """Install the handlers. Call it in the main thread.
 
         Signals that this process was started to ignore, as by ``nohup``, stay ignored, except
         SIGTERM.
@@ -73,22 +73,22 @@ class PreemptionHandler:
         os.set_blocking(sent, False)
         signal.set_wakeup_fd(sent, warn_on_full_buffer=False)
         threading.Thread(target=self._read, args=(received,), daemon=True).start()
-        for number in SIGNALS:
-            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._raise_stopped)
+        for signum in SIGNALS:
+            if signum == signal.SIGTERM or signal.getsignal(signum) != signal.SIG_IGN:
+                signal.signal(signum, self._raise_stopped)
         os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def defer(self) -> None:
-        """Leave the answer to the caller, who polls `requested` and saves."""
+        """Leave the response to the caller, who polls `requested` and saves."""
         self._deferred = True
 
     def resume(self) -> None:
-        """End what `defer` began. A signal that came meanwhile has been answered."""
+        """End what `defer` began. A signal that arrived meanwhile counts as handled."""
         self._deferred, self._ending = False, self.requested is not None
 
     def finish(self, code: int) -> None:
-        """Fix the exit code. From now on a signal changes nothing, but Ctrl-C ends the wait.
+        """Fix the exit code. Later signals have no effect, but a second Ctrl-C exits at once.
 
         Call it in the main thread.
         """
@@ -96,14 +96,14 @@ class PreemptionHandler:
         if self.installed:
             _ignore_further()
 
-    def request(self, number: signal.Signals) -> None:
-        """Record a signal. Ctrl-C takes precedence: a launcher sends SIGTERM beside it."""
-        if self.requested is None or number == signal.SIGINT:
-            self.requested = number
+    def request(self, signum: signal.Signals) -> None:
+        """Record a signal. Ctrl-C takes precedence, since a launcher also sends SIGTERM."""
+        if self.requested is None or signum == signal.SIGINT:
+            self.requested = signum
 
-    def _raise_stopped(self, number: int, _frame: FrameType | None) -> None:
-        """End the main thread, once, unless a loop saves and ends it."""
-        self.request(signal.Signals(number))
+    def _raise_stopped(self, signum: int, _frame: FrameType | None) -> None:
+        """Raise `Stopped` in the main thread, once, unless a loop has deferred that."""
+        self.request(signal.Signals(signum))
         if not (self._deferred or self._ending) and self.fixed_code is None:
             self._ending = self.stopped_alone = True
             _ignore_further()
@@ -111,13 +111,13 @@ class PreemptionHandler:
             raise Stopped(self.exit_code)
 
     def _read(self, received: int) -> None:
-        """Answer every signal, and end the process if its main thread does not."""
-        unanswered: float | None = None  # since when
+        """Record every signal, and end the process if its main thread does not respond."""
+        unanswered: float | None = None  # the time of the first signal without a response
         while True:
             ready, _, _ = select.select([received], [], [], 1.0 if self.requested else None)
-            for number in os.read(received, 64) if ready else ():
-                if number in SIGNALS:
-                    self._note(signal.Signals(number))
+            for signum in os.read(received, 64) if ready else ():
+                if signum in SIGNALS:
+                    self._note(signal.Signals(signum))
             if self.requested is None or self._deferred or self.fixed_code is not None:
                 unanswered = None
             elif unanswered is None:
@@ -126,8 +126,9 @@ class PreemptionHandler:
                 self._say_nothing_to_save()
                 os._exit(self.exit_code)
 
-    def _note(self, number: signal.Signals) -> None:
-        if number == signal.SIGINT:
+    def _note(self, signum: signal.Signals) -> None:
+        """Record a signal; exit at once on a second Ctrl-C."""
+        if signum == signal.SIGINT:
             now = time.monotonic()
             if self._ctrl_c_at is None:
                 self._ctrl_c_at = now
@@ -135,38 +136,40 @@ class PreemptionHandler:
                 os.write(2, f"ended at once; {RESUME} from the last checkpoint\n".encode())
                 os._exit(EXIT_INTERRUPTED if self.fixed_code is None else self.fixed_code)
         if self.fixed_code is None:
-            self.request(number)
+            self.request(signum)
 
     def _say_nothing_to_save(self) -> None:
+        """Print, once, that there was nothing to save."""
         if not self._said:
             self._said = True
             os.write(2, f"{self.cause}: there was nothing new to save; {RESUME}\n".encode())
 
 
 def _ignore_further() -> None:
-    """Ignore SIGTERM and SIGHUP. Python gives up its own handlers before a process has ended."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    """Ignore SIGTERM and SIGHUP, since Python drops its handlers before the process has ended."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
 
-_before_fork = threading.local()  # the signals that each thread had blocked
+_before_fork = threading.local()  # the signal mask of each thread
 
 
 def _hold() -> None:
-    """Let no signal arrive in a forked process before `_forget`."""
+    """Block signals before a fork, so that none arrives in the child before `_forget`."""
     _before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
 def _release() -> None:
+    """Restore the signal mask of this thread after a fork."""
     signal.pthread_sigmask(signal.SIG_SETMASK, _before_fork.mask)
 
 
 def _forget() -> None:
-    """Leave a forked process to the signals' default actions, and the pipe to its parent."""
+    """Restore the default signal actions in a forked child, and leave the pipe to its parent."""
     signal.set_wakeup_fd(-1)
-    for number in SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    for signum in SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, signal.SIG_DFL)
     _release()
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a batch each process loads, and how they become one array."""
+"""The rows of a batch that each process loads, and their assembly to one global array."""
 
 import dataclasses
 from typing import Any
@@ -13,17 +13,18 @@ from can_jax.distributed.mesh import batch_sharding
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The rows of a global batch that a process loads: those of its devices.
+    """The rows of a global batch that a process loads, which are those of its devices.
 
     Row ``r`` of the batch is the same on any mesh and any number of processes. The devices of a
-    process need not be neighbours in the mesh, so its rows need not be either; and processes over
-    whose devices a row's parameters are split load the same rows.
+    process need not be adjacent in the mesh, so its rows need not be, either. Processes whose
+    devices differ along `tensor` only load the same rows.
 
     Attributes:
-        rows: ascending.
-        number, count: which of the different shares this one is, and how many there are.
-        batch_size: of the global batch.
-        sharding: of the global batch.
+        rows: The indices of the rows, ascending.
+        number: The index of this slice among the different ones.
+        count: The number of different slices.
+        batch_size: The number of rows of the global batch.
+        sharding: The sharding of the global batch.
     """
 
     rows: Int[np.ndarray, " local"]
@@ -33,10 +34,10 @@ class Share:
     sharding: NamedSharding
 
     def place(self, local: Any) -> Array:
-        """The global array of which this process holds its rows.
+        """Assemble the global array from the rows of each process.
 
         Args:
-            local: (local, …) on the host.
+            local: The rows of this process on the host, of shape (local, …).
         """
 
         def shard(index: Any) -> Any:
@@ -48,33 +49,33 @@ class Share:
         return jax.make_array_from_callback(shape, self.sharding, shard)
 
 
-Places = dict[int, set[tuple[int, int]]]  # of each process: first row and last, exclusive
+Places = dict[int, set[tuple[int, int]]]  # by process: first row and last, exclusive
 
 
 def places_of_processes(sharding: NamedSharding, batch_size: int) -> Places:
-    """Where in a batch the devices of each process are."""
-    places: Places = {}
+    """Return the row ranges of the devices of each process."""
+    ranges: Places = {}
     indices: dict[Any, Any] = dict(sharding.devices_indices_map((batch_size,)))
     for device, index in indices.items():
         first, last, _ = index[0].indices(batch_size)
-        places.setdefault(device.process_index, set()).add((first, last))
-    return places
+        ranges.setdefault(device.process_index, set()).add((first, last))
+    return ranges
 
 
 def share_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> Share:
-    """The share of a process, by default of this one.
+    """Return the rows of a batch that a process loads.
 
     Args:
-        mesh: of the devices of all processes.
-        batch_size: rows of the global batch, which divide over the mesh.
-        process: its number.
+        mesh: The device mesh, over all processes.
+        batch_size: The number of rows of the global batch, which divides over the mesh.
+        process: The index of the process; this one by default.
     """
     sharding = batch_sharding(mesh)
-    places = places_of_processes(sharding, batch_size)
-    mine = places[jax.process_index() if process is None else process]
-    different = sorted({tuple(sorted(place)) for place in places.values()})
+    ranges = places_of_processes(sharding, batch_size)
+    mine = ranges[jax.process_index() if process is None else process]
+    different = sorted({tuple(sorted(span)) for span in ranges.values()})
     return Share(
-        rows=np.concatenate([np.arange(*place) for place in sorted(mine)]),
+        rows=np.concatenate([np.arange(*span) for span in sorted(mine)]),
         number=different.index(tuple(sorted(mine))),
         count=len(different),
         batch_size=batch_size,

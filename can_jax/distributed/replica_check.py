@@ -1,7 +1,7 @@
-"""Whether devices that should hold the same numbers do.
+"""A check that devices with copies of the same array hold the same values.
 
-Parameters that are not split lie on every device, which updates its own copy. Where one device is
-faulty, its copy drifts without any error: the run goes on, and so does the damage.
+Parameters that are not split are stored on every device, which updates its own copy. On a faulty
+device the copy drifts without any error, and training continues with damaged weights.
 """
 
 from collections import Counter, defaultdict
@@ -18,26 +18,26 @@ from can_jax.distributed.sharding_rules import path_name
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
-    """A sum of an array's bits, in which every bit and its place count."""
+    """Sum the bits of an array, weighted so that every bit and its position count."""
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32).reshape(-1)
-    places = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
-    return jnp.sum(bits * places, dtype=jnp.uint32)
+    weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+    return jnp.sum(bits * weights, dtype=jnp.uint32)
 
 
 class ReplicaCheck:
-    """Compares the copies of every array of a tree, over all devices and hosts.
+    """A comparison of the copies of every array of a tree, over all devices and hosts.
 
     Args:
-        abstract: the tree, with shapes and shardings.
-        mesh: on which it lies.
+        abstract: The tree, as shapes with shardings.
+        mesh: The device mesh of the tree.
     """
 
     def __init__(self, abstract: Any, mesh: Mesh):
         self._mesh = mesh
         leaves = jax.tree_util.tree_leaves_with_path(abstract)
         self._names = [path_name(path) for path, _ in leaves]
-        # Devices with the same part of an array, as columns of the table of checksums.
+        # Devices with the same part of an array, as row indices of the table of checksums.
         self._copies = [_copies(leaf, mesh) for _, leaf in leaves]
 
         def sums(*arrays: Array) -> UInt32[Array, "1 leaves"]:
@@ -53,8 +53,11 @@ class ReplicaCheck:
         self._sums = jax.jit(table, out_shardings=replicated(mesh))
 
     def __call__(self, tree: Any) -> str | None:
-        """What differs, in words: an array, and the devices whose copy is not that of most. None if
-        all copies agree. All processes have to ask."""
+        """Return a description of a difference, or None if all copies agree.
+
+        It names an array and the devices whose copy differs from most copies. Collective: every
+        process must call this.
+        """
         table = np.asarray(jax.device_get(self._sums(*jax.tree.leaves(tree))))
         devices = list(self._mesh.devices.flat)
         odd: dict[str, list[str]] = defaultdict(list)
@@ -66,18 +69,18 @@ class ReplicaCheck:
                     for i in group
                     if sums[i] != usual
                 ]
-        wrong = {name: found for name, found in odd.items() if found}
+        wrong = {name: suspects for name, suspects in odd.items() if suspects}
         if not wrong:
             return None
-        name, found = next(iter(wrong.items()))
+        name, suspects = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
-        return f"{', '.join(found)} has another {name}{more} than the others"
+        return f"{', '.join(suspects)} has another {name}{more} than the others"
 
 
 def _copies(leaf: Any, mesh: Mesh) -> list[list[int]]:
-    """Numbers of the devices that hold the same part of an array, part by part."""
+    """Return the indices of the devices that hold the same part of an array, for each part."""
     parts = leaf.sharding.devices_indices_map(leaf.shape)
     groups: dict[str, list[int]] = defaultdict(list)
-    for number, device in enumerate(mesh.devices.flat):
-        groups[str(parts[device])].append(number)
+    for index, device in enumerate(mesh.devices.flat):
+        groups[str(parts[device])].append(index)
     return list(groups.values())

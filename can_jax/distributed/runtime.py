@@ -1,4 +1,4 @@
-"""From one process or many to one program: its start, its meeting points, what it runs on."""
+"""The processes of a job: their start, barriers with timeouts, stop signals and environment."""
 
 import contextlib
 import glob
@@ -29,15 +29,18 @@ from can_jax.utils.errors import UserError, one_line
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
-
-# Seconds after which a process without a heartbeat is gone; JAX then aborts the others.
+# Seconds without a heartbeat after which a process counts as gone. JAX then aborts the others.
 HEARTBEAT_SECONDS = 60
-# Seconds that processes wait for each other, at most. Others may look through their data, or save.
+# Seconds that a process waits for the others at most. They may scan their data or save meanwhile.
 BARRIER_SECONDS = 7200.0
 
 
 def surroundings() -> str | None:
-    """What starts several processes here, and tells each which one it is; None for nothing."""
+    """Detect the launcher of several processes from the environment.
+
+    Returns:
+        `SLURM`, `Open MPI` or `Cloud TPU`; None if there is none.
+    """
     environment = os.environ
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
         return "SLURM"
@@ -49,14 +52,16 @@ def surroundings() -> str | None:
 
 
 def tpu_chips() -> list[str]:
-    """The device files of this machine's TPU chips."""
+    """Return the device files of this machine's TPU chips."""
     return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
 
 
 def spare_absent_tpu() -> None:
-    """Where the library for TPUs is installed without a TPU, as for `can_jax.plan`, keep it from
-    asking the network which one this is, and from complaining at length that nobody knows. Call
-    before JAX starts a backend."""
+    """Keep libtpu from querying the network for a TPU that this machine does not have.
+
+    The library may be installed without a TPU, as for `can_jax.plan`, and would log long errors.
+    Call it before JAX starts a backend.
+    """
     if not tpu_chips():
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -67,34 +72,35 @@ def spare_absent_tpu() -> None:
 def start(
     coordinator: str | None, processes: int | None, process: int | None, timeout: int
 ) -> None:
-    """Join this process with the others of its job. Call before anything else of JAX.
+    """Join this process with the others of its job. Call it before anything else of JAX.
 
-    On Cloud TPU, GKE, SLURM and Open MPI nothing has to be given. A single process needs no start.
+    On Cloud TPU, GKE, SLURM and Open MPI all arguments but the timeout may be None. A single
+    process needs no start. Collective: every process of the job must call this.
 
     Args:
-        coordinator: `host:port` of process 0, reachable from all.
-        processes: how many there are.
-        process: which one this is.
-        timeout: seconds to wait for the others.
+        coordinator: The ``host:port`` of process 0, reachable from all processes.
+        processes: The number of processes.
+        process: The index of this process.
+        timeout: Seconds to wait for the others.
 
     Raises:
-        UserError: some of the three are missing, or not all processes came.
+        UserError: Arguments are missing or invalid, or some processes did not join in time.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    found = surroundings()
-    if 0 < len(missing) < 3 and not found:
+    launcher = surroundings()
+    if 0 < len(missing) < 3 and not launcher:
         raise UserError(
             f"{', '.join(missing)} is missing: give --coordinator=HOST:PORT, "
             "--processes and --process together"
         )
-    if len(missing) == 3 and found is None:
+    if len(missing) == 3 and launcher is None:
         return
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(
             f"--process={process}: between 0 and {processes - 1}, one less than --processes"
         )
-    where = f"as {found} tells" if missing else f"at --coordinator={coordinator}"
+    where = f"as {launcher} tells" if missing else f"at --coordinator={coordinator}"
     hint = (
         f"the processes of this job did not find each other {where} within --start_timeout="
         f"{timeout} s: is every one of them started, and can each reach that host and port?"
@@ -105,16 +111,16 @@ def start(
         "another process of the job, or its host, is gone or gave no sign of life for "
         f"{HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
     )
-    abort_on_sigabrt(f"this process ends: {gone}")  # one may be gone before all have come
+    abort_on_sigabrt(f"this process ends: {gone}")  # a process may fail before all have joined
     try:
-        with give_up_after(timeout, hint):  # left to itself, JAX ends the program with a stack dump
+        with give_up_after(timeout, hint):  # JAX's own timeout ends with a stack dump
             jax.distributed.initialize(
                 coordinator,
                 processes,
                 process,
                 initialization_timeout=timeout + 60,
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-                shutdown_timeout_seconds=90,  # JAX aborts then; a command ends by itself before
+                shutdown_timeout_seconds=90,  # JAX then aborts; a command exits earlier
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
@@ -124,7 +130,13 @@ def start(
 
 @contextlib.contextmanager
 def give_up_after(seconds: float, message: str, stacks: bool = False) -> Iterator[None]:
-    """End the program with one line, or after its stacks, if what is inside takes longer."""
+    """Abort the program with a message if the body takes longer than a timeout.
+
+    Args:
+        seconds: The timeout.
+        message: The message to print.
+        stacks: Whether to print the stack of every thread, too.
+    """
     watch = threading.Timer(seconds, abort, [message, stacks])
     watch.daemon = True
     watch.start()
@@ -136,7 +148,14 @@ def give_up_after(seconds: float, message: str, stacks: bool = False) -> Iterato
 
 @contextlib.contextmanager
 def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
-    """Around anything for which every process has to come: it ends in time, or the program does."""
+    """Bound the time of a collective operation in the body; abort the program when it is over.
+
+    Collective: every process must call this. A single process does not wait.
+
+    Args:
+        name: The name of the operation, for messages.
+        seconds: The timeout.
+    """
     if jax.process_count() == 1:
         yield
         return
@@ -152,11 +171,11 @@ def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
 
 
 def gather(name: str, value: Any) -> np.ndarray:
-    """The value of every process, stacked. All have to ask.
+    """Return the values of all processes, stacked. Collective: every process must call this.
 
     Args:
-        name: of this meeting point, for messages.
-        value: an array, of the same shape everywhere.
+        name: The name of this operation, for messages.
+        value: An array of the same shape in every process.
     """
     if jax.process_count() == 1:
         return np.asarray(value)[None]
@@ -165,10 +184,10 @@ def gather(name: str, value: Any) -> np.ndarray:
 
 
 class Stopping:
-    """The signals that ask the job to stop, for a loop that polls them after each step and saves.
+    """The stop signals of a job, for a loop that polls them after each step and saves.
 
-    With several processes all of them stop after the same step, whichever was told. Inside another
-    program, such as a notebook, only SIGTERM is handled, and only in the main thread.
+    All processes of a job stop after the same step, whichever of them received the signal. Inside
+    another program, such as a notebook, only SIGTERM is handled, and only in the main thread.
     """
 
     def __init__(self) -> None:
@@ -180,7 +199,7 @@ class Stopping:
             self._before = signal.signal(signal.SIGTERM, lambda *_: handler.request(signal.SIGTERM))
 
     def begin(self) -> None:
-        """Answer from now on, by `after`, rather than end the process at once."""
+        """Defer signals to `after`, instead of ending the process at once."""
         handler.defer()
 
     def after(self, step: int) -> bool:
@@ -189,11 +208,11 @@ class Stopping:
             return handler.requested is not None
         if handler.requested and not self._forwarded:
             self._forwarded = True
-            os.kill(os.getpid(), signal.SIGTERM)  # which JAX's service takes, and tells the others
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service forwards it to the others
         return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def close(self) -> None:
-        """Leave the signals to whoever had them before."""
+        """Restore the previous signal handlers."""
         handler.resume()
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -203,15 +222,15 @@ class Stopping:
 def demand_same(
     name: str, text: str, hint: str = "start all of them with the same command"
 ) -> None:
-    """Check that every process was given the same. Collective: every process must call this.
+    """Check that every process has the same value. Collective: every process must call this.
 
     Args:
-        name: What is compared, for messages.
-        text: What this process was given.
-        hint: What to do where they differ.
+        name: The name of the value, for messages.
+        text: The value of this process.
+        hint: The advice to print if they differ.
 
     Raises:
-        UserError: A process was not given what process 0 was.
+        UserError: A process has another value than process 0.
     """
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
     others = gather(f"same {name}", digest)
@@ -224,7 +243,7 @@ def demand_same(
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package, None without it."""
+    """Return the installed version of a package, or None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -232,7 +251,7 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the checkout this package is imported from, `+changes` if it has any."""
+    """Return the commit of this package's checkout, with `+changes` if it has any; else None."""
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -248,7 +267,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The name of this machine's processor, and how many cores this process may use."""
+    """Return the name of this machine's processor, and the number of cores this process may use."""
     name = platform.processor() or platform.machine()
     if (listing := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"^model name\s*: (.*)$", listing.read_text(), re.MULTILINE)
@@ -257,7 +276,7 @@ def processor() -> str:
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Versions, devices, mesh and commit, as plain JSON values."""
+    """Return versions, devices, mesh and commit as JSON values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

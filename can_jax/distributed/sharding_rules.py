@@ -1,8 +1,8 @@
-"""What holds for a parameter because of its name: where it lies, and whether it decays.
+"""Rules by parameter path: the sharding of a parameter, and whether weight decay applies.
 
-A parameter is known by its path, such as `encoder/blocks/layers/mlp/expand/kernel`. The first rule
-whose pattern is found at the end of the path holds. Blocks are stacked: their parameters have a
-leading layer axis. Optimizer state is found by the same rules, its paths end as its parameter's do.
+A parameter is identified by its path, such as `encoder/blocks/layers/mlp/expand/kernel`. The first
+rule whose pattern matches the end of the path applies. Parameters of stacked blocks have a leading
+layer axis. The same rules cover optimizer state, whose paths end as those of its parameters do.
 """
 
 import dataclasses
@@ -17,7 +17,13 @@ from jax.sharding import PartitionSpec as P
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A pattern for the end of a path, and what holds for the parameters it finds."""
+    """A pattern for the end of a path, with the sharding and the decay of matching parameters.
+
+    Attributes:
+        pattern: A regular expression.
+        spec: The mesh axis over which each axis of the parameter is split.
+        decay: Whether weight decay applies.
+    """
 
     pattern: str
     spec: P
@@ -38,15 +44,15 @@ RULES = (
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """A tree path as the rules read it: keys joined by `/`."""
+    """Return a tree path as the rules match it: keys joined by `/`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def rule_of(name: str) -> Rule:
-    """The rule that holds for a parameter.
+    """Return the rule of a parameter.
 
     Raises:
-        KeyError: no rule covers it. A new kind of parameter needs a decision, not a default.
+        KeyError: No rule covers it. A new kind of parameter needs a decision, not a default.
     """
     for rule in RULES:
         if re.search(rf"(^|/){rule.pattern}$", name):
@@ -62,14 +68,14 @@ def map_with_rule(function: Callable[[Rule, Any], Any], tree: Any) -> Any:
 
 
 def decay_mask(parameters: Any) -> Any:
-    """True for the matrices, which weight decay shrinks; False for biases, norms and tokens."""
+    """Return a mask of weight decay: True for matrices, False for biases, norms and tokens."""
     return map_with_rule(lambda rule, _: rule.decay, parameters)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """Where each leaf of a train state lies. Scalars are replicated.
+    """Return the sharding of each leaf of a train state; scalars are replicated.
 
-    An axis of a parameter that the mesh axis does not divide is left whole.
+    An axis of a parameter whose size the mesh axis does not divide is not split.
     """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
