@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: written before it gets its name, verified before a restore."""
+"""Checksums of a checkpoint's files, written before it is complete, verified before a restore."""
 
 import errno
 import json
@@ -9,9 +9,10 @@ from etils import epath
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 NAME = "seal.json"  # sizes and checksums of the files, and the shapes of the arrays
-WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")  # by Orbax, and not needed
+# Orbax writes these files after the checksums; a restore does not need them.
+WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 CHUNK = 2**24  # bytes read at a time
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors of files that are not there
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors of missing files
 
 
 def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
@@ -21,7 +22,7 @@ def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def saved_shapes(folder: epath.Path) -> dict[str, list[int]] | None:
-    """Return the shapes of a checkpoint's arrays by path, or None where they are not recorded."""
+    """Return the shapes of a checkpoint's arrays by path, or None if they are not recorded."""
     try:
         shapes = json.loads((folder / NAME).read_text()).get("shapes")
     except (OSError, ValueError, AttributeError):
@@ -30,15 +31,15 @@ def saved_shapes(folder: epath.Path) -> dict[str, list[int]] | None:
 
 
 def find_damage(folder: epath.Path) -> str | None:
-    """Compare a checkpoint's files with their checksums.
+    """Verify the files of a checkpoint against their checksums.
 
     Returns:
-        What is damaged, or None for a valid checkpoint. One without checksums is damaged, since
-        they are the last that a save writes.
+        A description of the damage, or None for a valid checkpoint. One without checksums is
+        damaged, since a save writes them last.
 
     Raises:
-        UserError: A file cannot be read now, as without permission or while a disk fails. That
-            says nothing about its content.
+        UserError: A file cannot be read now, as without permission or while a disk fails. Its
+            content may be valid.
     """
     try:
         return _find_damage(folder)
@@ -67,33 +68,36 @@ def _find_damage(folder: epath.Path) -> str | None:
             return f"{NAME} holds no size and checksum of {name}"
         size, checksum = entry
         try:
-            found = _size_and_sum(folder / name)
+            actual = _size_and_sum(folder / name)
         except FileNotFoundError:
             return f"{name} is missing"
-        if found[0] != size:
-            return f"{name} has {found[0]} bytes of {size}"
-        if found[1] != checksum:
+        if actual[0] != size:
+            return f"{name} has {actual[0]} bytes of {size}"
+        if actual[1] != checksum:
             return f"{name} is not what was written"
     return None
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """Return the names of the files below a folder that a checkpoint needs."""
-    found = []
+    """Return the paths of the files below a folder that a checkpoint needs."""
+    names = []
     for path in folder.iterdir():
         if path.is_dir():
-            found += [f"{path.name}/{name}" for name in _files(path)]
+            names += [f"{path.name}/{name}" for name in _files(path)]
         elif path.name not in WRITTEN_LATER:
-            found.append(path.name)
-    return sorted(found)
+            names.append(path.name)
+    return sorted(names)
 
 
 def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
-    """Return the bytes of a file and their CRC; of a file in a bucket, which keeps its own, the
-    size only."""
+    """Return the size of a file in bytes and its CRC; None for the CRC of a file in a bucket.
+
+    Buckets verify checksums of their own.
+    """
     if "://" in str(path):
         return path.stat().length, None
-    size = crc = 0  # counted here: epath's `stat` fails where the owner has no name
+    # The size is counted, since `stat` of epath fails if the owner of the file has no name.
+    size = crc = 0
     with path.open("rb") as file:
         while part := file.read(CHUNK):
             size, crc = size + len(part), zlib.crc32(part, crc)

@@ -1,7 +1,7 @@
-"""The step at which a run broke down, kept so that it can be looked at elsewhere.
+"""The dump of a failed step, called a capture, to reproduce the failure elsewhere.
 
-A capture is a folder with the configuration, the state before the step, and the batch, each
-process's rows in a file of their own. `python -m can_jax.replay` reads it.
+A capture is a folder with the configuration, the state before the step, and the batch in a file for
+each process. `python -m can_jax.replay` reads it.
 """
 
 import json
@@ -22,14 +22,15 @@ from can_jax.utils.errors import UserError, one_line
 def write_capture(
     folder: epath.Path, config: ConfigDict, step: int, state: Any, batch: Batch
 ) -> None:
-    """Write a capture. All processes have to ask.
+    """Write the dump of a failed step. Collective: every process must call this.
 
     Args:
-        folder: to be made.
-        config: resolved.
-        step: whose update was not finite; its state is that before it, since it was skipped.
-        state: after the step.
-        batch: of the step.
+        folder: The folder of the capture, created if missing.
+        config: The resolved configuration.
+        step: The step whose update was not finite.
+        state: The state after the step. Its parameters are those before, since the update was
+            skipped.
+        batch: The batch of the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[int, dict[str, np.ndarray]] = {}
@@ -53,7 +54,11 @@ def write_capture(
 
 
 def read_batch(folder: epath.Path) -> Batch:
-    """The batch of a capture, of all processes, in the order of its positions."""
+    """Return the batch of a capture, assembled over processes, in the order of its positions.
+
+    Raises:
+        UserError: There is no batch, or it cannot be read.
+    """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:
         raise UserError(f"{folder} is no capture: it has no batch_*.npz")
@@ -62,7 +67,7 @@ def read_batch(folder: epath.Path) -> Batch:
         joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}
     except (UserError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}/batch_*.npz cannot be read: {one_line(error)}") from error
-    # Processes that split parameters have the same rows.
+    # Processes that share rows, such as those along `tensor`, all store them; keep one copy.
     _, order = np.unique(joined["position"], return_index=True)
     rows: dict[str, Any] = {name: array[order] for name, array in joined.items()}
     return Batch(**rows)

@@ -1,7 +1,7 @@
-"""The identity of a run: all that its results depend on, stored when it begins.
+"""The identity of a run: everything that its results depend on, stored when it begins.
 
-A run that resumes compares it, so that its results are never those of other weights, data or
-settings than the ones they name.
+A run that resumes compares it. So its results never mix other weights, data or settings with those
+that they name.
 """
 
 import json
@@ -14,33 +14,33 @@ from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
 
 IDENTITY = "identity.json"
-SHOWN = 4  # differences that a message names
-# The same weights may be at another place: where they are from is told, and not compared.
+SHOWN = 4  # the number of differences that a message names
+# The origin of the weights is stored but not compared if the checksum agrees: they may be moved.
 CHECKSUM, ORIGIN = "encoder.sha256", ("encoder.path", "encoder.step")
 
 Identity = dict[str, Any]
 
 
 def read_identity(workdir: epath.Path) -> Identity | None:
-    """Return the identity that a run directory holds, None without one.
+    """Return the identity that a run directory holds, or None.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: The file cannot be read.
     """
     path = workdir / IDENTITY
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text())
+        stored = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; give another --workdir") from error
-    if not isinstance(found, dict):
+    if not isinstance(stored, dict):
         raise UserError(f"{path} holds no identity of a run; give another --workdir")
-    return found
+    return stored
 
 
 def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Store the identity of a run that begins, or remove that of an earlier one."""
+    """Store the identity of a new run, or remove that of an earlier one."""
     path = workdir / IDENTITY
     if identity is not None:
         replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -64,14 +64,14 @@ def has_checkpoints(workdir: epath.Path) -> bool:
 
 
 def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Check that the checkpoints of a run directory are of the run that is about to use them.
+    """Check that the checkpoints of a run directory belong to the run that is about to use them.
 
     Args:
-        workdir: the run directory; without checkpoints anything may begin in it.
-        identity: of the run; None for pretraining.
+        workdir: The run directory; without checkpoints any run may begin in it.
+        identity: The identity of the run; None for pretraining.
 
     Raises:
-        UserError: they are of another run, or it is not known of which.
+        UserError: They belong to another run, or to an unknown one.
     """
     if not has_checkpoints(workdir):
         return
@@ -98,11 +98,11 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
 
 
 def differences(stored: Identity, wanted: Identity) -> list[str]:
-    """Return a phrase for each key whose values differ; none if both are the same run.
+    """Return a phrase for each key whose values differ, none for the same run.
 
     Args:
-        stored: the identity that a run directory holds.
-        wanted: that of the run which is about to use it.
+        stored: The identity that a run directory holds.
+        wanted: The identity of the run that is about to use it.
     """
     old, new = (flatten(json.loads(json.dumps(identity))) for identity in (stored, wanted))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -112,7 +112,7 @@ def differences(stored: Identity, wanted: Identity) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message, without the middle of a long one."""
+    """Return a value for a message, with the middle of a long one elided."""
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) == 64:  # a checksum
         return f"{text[:12]}…"

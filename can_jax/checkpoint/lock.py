@@ -1,4 +1,4 @@
-"""One run, one run directory: a lock that a run takes, keeps alive, and proves before it writes."""
+"""An exclusive lock on a run directory, renewed in the background and checked before writes."""
 
 import contextlib
 import threading
@@ -17,22 +17,22 @@ from can_jax.distributed.preemption import handler
 from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import LostLock, UserError, reason_of
 
-WAIT_SECONDS = 3.0  # that a start gives a run to say that it is about to end
-# Seconds that a start waits for a run which is about to end, and still saves. The other processes
-# of a job wait at most ten minutes for the first, which takes the lock.
+WAIT_SECONDS = 3.0  # the time a start gives another run to announce its end
+# Seconds that a start waits for a run that has announced its end and still saves. The other
+# processes of a job wait at most ten minutes for the first, which takes the lock.
 WAIT_ENDING_SECONDS = 500.0
-LOOK_SECONDS = 0.5  # between looks whether this process was told to stop
+LOOK_SECONDS = 0.5  # the interval at which a stop signal to this process is polled
 
 
 class InUse(UserError):
-    """Another process has what this one wants."""
+    """The error that another process holds the run directory."""
 
 
 class RunLock:
-    """A run directory that this job holds.
+    """A lock on a run directory that this job holds.
 
     Args:
-        lease: The claim of the job's first process; None in the other processes.
+        lease: The lease of the job's first process; None in the other processes.
     """
 
     def __init__(self, lease: Lease | None):
@@ -41,25 +41,32 @@ class RunLock:
 
     @property
     def ending(self) -> bool:
-        """Whether this run is about to end, for which a new start waits."""
+        """True if this run is about to end, so that a new start waits for it."""
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Tell other starts that this run has only to save and to end."""
+        """Tell other starts that this run will only save and end."""
         self._ending = True
 
     def check(self) -> None:
-        """Prove that the directory is still held. Call it before anything is written there.
+        """Check that this job still holds the directory. Call it before anything is written there.
+
+        It blocks while the storage fails; see `Lease.check`.
 
         Raises:
-            LostLock: Another run has taken the directory over.
+            LostLock: Another run has taken over the directory.
             OSError: The directory has not been readable for some time.
         """
         if self._lease is not None:
             self._lease.check()
 
     def check_together(self) -> None:
-        """Do the same in all processes of the job. Collective: every process must call this."""
+        """Check the lock for all processes of the job. Collective: every process must call this.
+
+        Raises:
+            LostLock: Another run has taken over the directory.
+            OSError: The directory has not been readable for some time.
+        """
         error: Exception | None = None
         try:
             self.check()
@@ -73,13 +80,13 @@ class RunLock:
 def run_lock(
     workdir: epath.Path, wait: float | None = None, wait_ending: float | None = None
 ) -> Iterator[RunLock]:
-    """Hold a run directory. Collective: every process must call this.
+    """Hold a run directory in the body. Collective: every process must call this.
 
     Args:
         workdir: The run directory, which must exist.
-        wait: Seconds to wait for another run to end; the default is `WAIT_SECONDS`.
-        wait_ending: The same for a run that is about to end, and still saves; the default is
-            `WAIT_ENDING_SECONDS`.
+        wait: Seconds to wait for another run to end; `WAIT_SECONDS` by default.
+        wait_ending: Seconds to wait for a run that has announced its end and still saves;
+            `WAIT_ENDING_SECONDS` by default.
 
     Raises:
         InUse: Another run holds it.
@@ -109,7 +116,7 @@ def run_lock(
 
 
 def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) -> UserError | None:
-    """Take a claim, and return None; return the error to raise if that fails."""
+    """Take a lease; return None, or the error to raise if that fails."""
     try:
         holder = claim.take(wait, wait_ending)
     except OSError as error:
@@ -124,7 +131,7 @@ def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) ->
 
 
 def _beat(claim: Lease | None, lock: RunLock, done: threading.Event) -> None:
-    """Renew a claim until it is released; at once when the run is about to end."""
+    """Renew a lease until it is released, and at once when the run is about to end."""
     ending, last = False, time.monotonic()
     while claim is not None and not done.wait(min(LOOK_SECONDS, BEAT_SECONDS / 10)):
         if lock.ending != ending or time.monotonic() - last >= BEAT_SECONDS:

@@ -1,4 +1,4 @@
-"""Checkpoints: written in the background, whole or not at all. The only module that knows Orbax."""
+"""Checkpoints, written atomically in the background. Only this module and `scopes` use Orbax."""
 
 import contextlib
 import shutil
@@ -19,13 +19,19 @@ from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.utils.errors import UserError, one_line, reason_of
 
-FAILED_SAVES = 3  # in a row, at which a run stops
-REMOVAL_SECONDS = 10.0  # until what a failed write left is left alone
+FAILED_SAVES = 3  # the number of failures in a row at which a run stops
+REMOVAL_SECONDS = 10.0  # the limit of removing the remains of a failed write
 TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held."""
+    """The content of a checkpoint.
+
+    Attributes:
+        step: The step of the checkpoint.
+        state: The restored state.
+        run: The progress of the run, as JSON values.
+    """
 
     step: int
     state: Any
@@ -37,14 +43,14 @@ class _OtherModel(Exception):
 
 
 class Checkpointer:
-    """The checkpoints of one run, numbered by step.
+    """The checkpoints of one run, named by step.
 
     Args:
-        directory: where they lie; created if missing.
-        keep_last: how many of the newest are kept; None for all.
-        keep_every_steps: those of steps divisible by it are kept for ever.
-        read_only: leave the directory as it is, which another run may be writing.
-        check: Called before anything is written or removed; raises if that is not allowed.
+        directory: The folder of the checkpoints; created if missing.
+        keep_last: The number of newest checkpoints to retain; None for all.
+        keep_every_steps: Checkpoints of steps divisible by it are retained forever.
+        read_only: Leave the directory unchanged, since another run may be writing it.
+        check: A function called before anything is written or removed; it raises to forbid that.
 
     Raises:
         UserError: The directory cannot be read.
@@ -58,14 +64,14 @@ class Checkpointer:
         read_only: bool = False,
         check: Callable[[], None] = lambda: None,
     ):
-        # Orbax wants an absolute path; that of a bucket is one, which `resolve` does not know.
+        # Orbax requires an absolute path. A bucket's URL is one, and `resolve` would break it.
         self._directory = directory if "://" in str(directory) else directory.resolve()
         self._saving = self._failures = 0
         self._read_only, self._check = read_only, check
         self._shapes: dict[str, list[int]] = {}
-        self._refused: dict[int, str] = {}  # the reason, by step
+        self._refused: dict[int, str] = {}  # reasons by step
         self._retention = Retention(keep_last, keep_every_steps)
-        self._scope = contextlib.ExitStack()  # of what changes in the process until `close`
+        self._scope = contextlib.ExitStack()  # process-wide changes until `close`
         if not read_only:
             self._scope.enter_context(quiet_threads())
             self._scope.enter_context(small_arrays_whole())
@@ -73,7 +79,7 @@ class Checkpointer:
             preservation_policy=self._retention,
             enable_async_checkpointing=not read_only,
             create=not read_only,
-            cleanup_tmp_directories=not read_only,  # of saves that a kill ended
+            cleanup_tmp_directories=not read_only,  # of interrupted saves
             read_only=read_only,
             async_options=None
             if read_only
@@ -89,24 +95,24 @@ class Checkpointer:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, None without any."""
+        """The step of the latest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def newest(self, up_to: int) -> int | None:
-        """The step of the newest checkpoint up to a step; None without any."""
+        """Return the step of the latest checkpoint at or before ``up_to``, or None."""
         return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
 
     def set_aside_after(self, step: int, reason: str) -> None:
-        """Move the checkpoints of later steps out of the way. All processes have to ask."""
+        """Move the checkpoints of later steps away. Collective: every process must call this."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 self._set_aside(later, reason)
         self._settle()
 
     def set_aside_refused(self) -> None:
-        """Move the checkpoints out of the way that `newest_whole` and `restore` have refused.
+        """Move the checkpoints away that `newest_whole` and `restore` have refused.
 
-        Call it once the run is certain to go on. Collective: every process must call this.
+        Call it once the run is certain to resume. Collective: every process must call this.
         """
         refused, self._refused = self._refused, {}
         for step, reason in refused.items():
@@ -117,24 +123,24 @@ class Checkpointer:
     def newest_whole(self) -> int | None:
         """Return the latest step whose checksums verify, or None without any checkpoint.
 
-        Later checkpoints, which are damaged, are refused; see `set_aside_refused`. Collective:
-        every process must call this.
+        Later checkpoints are damaged and are refused; see `set_aside_refused`. Collective: every
+        process must call this.
 
         Raises:
             UserError: No checkpoint verifies, or one cannot be read at the moment.
         """
-        found, refusal = -1, ""
+        latest, refusal = -1, ""
         if jax.process_index() == 0:
             try:
-                found = self._verify_newest()
+                latest = self._verify_newest()
             except UserError as error:
-                found, refusal = -2, str(error)
-        found = int(gather("newest checkpoint", np.int64(found))[0])
-        if found == -2:
+                latest, refusal = -2, str(error)
+        latest = int(gather("newest checkpoint", np.int64(latest))[0])
+        if latest == -2:
             raise UserError(
                 refusal or "process 0 cannot read the checkpoints; its message says why"
             )
-        return None if found < 0 else found
+        return None if latest < 0 else latest
 
     def _verify_newest(self) -> int:
         """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
@@ -156,19 +162,19 @@ class Checkpointer:
         return -1
 
     def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
-        """Begin to save a state, and what JSON can hold of the run. Returns before it is written.
+        """Start to save a checkpoint in the background. Collective: every process must call this.
 
-        A step that is saved already is left as it is. Where a checkpoint cannot be written, for
-        want of space say, the run is warned and goes on.
+        It blocks until the previous save is finished. A step that is already saved is skipped. If a
+        checkpoint cannot be written, as on a full disk, a warning is logged.
 
         Args:
-            step: Its number.
+            step: The step of the state.
             state: A tree of arrays.
-            run: What JSON can hold of the run.
-            temporary: The next checkpoint replaces this one.
+            run: The progress of the run, as JSON values.
+            temporary: Whether the next checkpoint replaces this one.
 
         Raises:
-            UserError: it is the third in a row that could not be written.
+            UserError: The third save in a row failed.
         """
         self.wait()
         if step == self.latest_step:
@@ -181,21 +187,22 @@ class Checkpointer:
             self._demand_room(state)
             self._manager.save(step, args=items)
             failure = None
-        except Exception as error:  # Orbax passes on what its threads raised, of any kind
+        except Exception as error:  # Orbax re-raises errors of any kind from its threads
             failure = error
         self._agree(failure)
 
     def restore(self, step: int, abstract: Any) -> Restored:
-        """The state of a step, placed as ``abstract`` says, and what was saved of the run.
+        """Restore a checkpoint, or the latest one before it that fits the model.
 
-        Where the checkpoint does not fit, it is refused, and the one before it that does is taken.
+        Newer checkpoints that do not fit are refused; see `set_aside_refused`. Collective: every
+        process must call this.
 
         Args:
-            step: of the newest checkpoint to consider.
-            abstract: the state's tree with shapes, types and shardings of now.
+            step: The step of the newest checkpoint to consider.
+            abstract: The state as shapes and types, with the shardings to restore to.
 
         Raises:
-            UserError: none fits.
+            UserError: No checkpoint fits, or one cannot be restored.
         """
         refused: dict[int, str] = {}
         for candidate in sorted(self._manager.all_steps(), reverse=True):
@@ -209,17 +216,20 @@ class Checkpointer:
             for other, reason in refused.items():
                 self._refuse(other, reason)
             return Restored(candidate, state, run)
-        place = self._directory / str(step)
+        path = self._directory / str(step)
         raise UserError(
-            f"checkpoint {place} {refused[step]}; give another --workdir, or the configuration it "
+            f"checkpoint {path} {refused[step]}; give another --workdir, or the configuration it "
             "was made with"
         )
 
     def wait(self) -> bool:
-        """Until what was begun is on disk; whether it is.
+        """Block until pending saves are finished. Collective: every process must call this.
+
+        Returns:
+            False if a save failed.
 
         Raises:
-            UserError: it is the third in a row that could not be written.
+            UserError: The third save in a row failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -233,15 +243,18 @@ class Checkpointer:
         return True
 
     def _agree(self, failure: Exception | None) -> bool:
-        """Return whether no process failed; else report the failure in all of them. Collective:
-        every process must call this, or those that did not fail would wait for the others."""
+        """Return whether no process failed, else report the failure in all of them.
+
+        Collective: every process must call this. Otherwise those without a failure would wait
+        forever.
+        """
         if not gather("a save", np.int32(failure is not None)).any():
             return True
         self._report_failure(failure or OSError("another process could not write its part"))
         return False
 
     def close(self) -> None:
-        """Finish, and let go."""
+        """Wait for pending saves and close. Collective: every process must call this."""
         with self._scope:
             self.wait()
             self._manager.close()
@@ -268,18 +281,18 @@ class Checkpointer:
         return restored.state, restored.run
 
     def _seal(self) -> None:
-        """Write down what a checkpoint holds, just before it is given its name."""
+        """Write the checksums of a checkpoint just before Orbax renames it to its final name."""
         if jax.process_index():
             return
         self._check()
-        places = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
-        folder = next(p for p in (self._directory / name for name in places) if p.exists())
+        names = (f"{self._saving}.orbax-checkpoint-tmp", str(self._saving))
+        folder = next(p for p in (self._directory / name for name in names) if p.exists())
         if self._saving in self._retention.temporary:
             (folder / TEMPORARY).write_text("")
         write_checksums(folder, self._shapes)
 
     def _refuse(self, step: int, reason: str) -> None:
-        """Note that a checkpoint cannot be used. Who only reads is told now."""
+        """Record that a checkpoint cannot be used; log it now if the directory is only read."""
         self._refused[step] = reason
         if self._read_only:
             logging.warning(
@@ -287,21 +300,23 @@ class Checkpointer:
             )
 
     def _set_aside(self, step: int, reason: str) -> None:
-        """Move a checkpoint out of the way of the next of its step."""
+        """Move a checkpoint to `refused_checkpoints`, so that its step can be saved anew."""
         folder = self._directory.parent / "refused_checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
-        place = folder / str(step)
-        while place.exists():
-            place = folder / f"{place.name}_again"
-        (self._directory / str(step)).rename(place)
+        target = folder / str(step)
+        while target.exists():
+            target = folder / f"{target.name}_again"
+        (self._directory / str(step)).rename(target)
         logging.warning(
             "checkpoint %s %s; it was moved to %s, and the newest good one before it is used",
-            self._directory / str(step), reason, place,
+            self._directory / str(step), reason, target,
         )  # fmt: skip
 
     def _demand_room(self, state: Any) -> None:
-        """Raise `OSError` if nothing can be written here, or a local disk has no room for what this
-        host writes: Orbax would wait long, and say much."""
+        """Raise `OSError` if the directory cannot be written or the local disk is too full.
+
+        Orbax would wait long and log much. Collective: every process must call this.
+        """
         if "://" in str(self._directory):
             return
         shards = (s for leaf in jax.tree.leaves(state) for s in leaf.addressable_shards)
@@ -320,15 +335,19 @@ class Checkpointer:
             raise OSError(refusal or "another process has no room for its part")
 
     def _settle(self) -> None:
-        """Until every process sees the directory as process 0 has left it."""
+        """Block until every process sees the changes of process 0. Collective."""
         gather("checkpoints", np.int32(0))
         self._manager.reload()
 
     def _report_failure(self, error: Exception) -> None:
-        """Say that a checkpoint was not written, and make room again."""
-        self._check()  # what lies there may be another run's
+        """Log that a checkpoint was not written, and remove its remains.
+
+        Raises:
+            UserError: It is the third failure in a row.
+        """
+        self._check()  # the remains may be another run's
         self._failures += 1
-        with contextlib.suppress(OSError):  # of a directory that cannot be read, as was just found
+        with contextlib.suppress(OSError):  # the directory may be unreadable, hence the failure
             self._manager.reload()
             if jax.process_index() == 0:
                 for left in self._directory.glob("*.orbax-checkpoint-tmp"):
@@ -344,7 +363,7 @@ class Checkpointer:
 
 
 def _remove(left: epath.Path) -> None:
-    """Remove what is left of a write, to which threads may still add: they end within seconds."""
+    """Remove the remains of a save, retrying for seconds while its threads still write."""
     end = time.monotonic() + REMOVAL_SECONDS
     while left.exists() and time.monotonic() < end:
         try:
@@ -354,7 +373,7 @@ def _remove(left: epath.Path) -> None:
 
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:
-    """The shape of every array of a tree, by its path."""
+    """Return the shape of every array of a tree, by its path."""
     return {
         path_name(path): list(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

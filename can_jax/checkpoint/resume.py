@@ -1,7 +1,7 @@
-"""The configuration of a run that resumes, and what its run directory stores of it.
+"""The configuration of a resumed run, and the form in which its run directory stores it.
 
-A stored configuration lacks the keys that are newer than the run. They keep what the older version
-did, until the command line sets them.
+A stored configuration lacks the keys that are newer than the run. Such a key keeps the behavior of
+the older version until the command line sets it.
 """
 
 import json
@@ -17,7 +17,8 @@ from can_jax.config.settings import flat_keys
 from can_jax.data.fingerprint import differences
 from can_jax.utils.errors import UserError
 
-# Settings that a resume may change only by name. The mesh, microbatches and the like may change.
+# Settings that a resume may change only with --allow_changes=NAME. Others, such as the mesh or the
+# microbatches, may change freely.
 CHANGES = {
     "seed": ("seed",),
     "batch_size": ("batch_size",),
@@ -35,9 +36,9 @@ def with_stored(
     A key that the run directory stores has the value of the new configuration.
 
     Args:
-        config: Resolved, of a run that resumes.
+        config: The resolved configuration of a resumed run.
         stored: The text of the configuration in the run directory.
-        given: Dotted keys that the command line sets, whose values win.
+        given: Dotted keys that the command line sets; their values take precedence.
 
     Returns:
         The configuration, and a sentence for each key that differs from the one given.
@@ -62,10 +63,10 @@ def with_stored(
 
 
 def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()) -> None:
-    """Check that a run resumes with the settings that decide what its steps and images are.
+    """Check that a resumed run keeps the settings that determine its steps and images.
 
     Args:
-        config: Resolved, of a run that resumes.
+        config: The resolved configuration of a resumed run.
         stored: The text of the configuration in the run directory.
         allowed: Names in `CHANGES` whose settings may differ.
 
@@ -87,13 +88,13 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
 def check_stream(
     stored: dict[str, Any], current: dict[str, Any], step: int, allowed: Collection[str] = ()
 ) -> None:
-    """Check that a run resumes with the stream of examples that its checkpoint is of.
+    """Check that a resumed run continues the stream of examples of its checkpoint.
 
     Args:
-        stored: ``seed``, ``batch_size`` and the fingerprint ``data``, as of the checkpoint; empty
-            if it is of an older version.
-        current: The same of this start.
-        step: Of the checkpoint.
+        stored: The ``seed``, ``batch_size`` and fingerprint ``data`` of the checkpoint; empty if an
+            older version wrote it.
+        current: The same values of this start.
+        step: The step of the checkpoint.
         allowed: Names in `CHANGES` that may differ.
 
     Raises:
@@ -117,22 +118,22 @@ def check_stream(
 
 def newer_keys(stored: str) -> list[str]:
     """Return the dotted keys that a stored configuration lacks."""
-    known = flatten(json.loads(stored))
-    return [name for name, _ in flat_keys(RECIPE) if name not in known]
+    stored_keys = flatten(json.loads(stored))
+    return [name for name, _ in flat_keys(RECIPE) if name not in stored_keys]
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether a key, an element of its value, or a block that holds it is given."""
+    """Return whether ``given`` holds a key, an element of its value, or a block around it."""
     return within(key, {name.split("[")[0] for name in given})
 
 
 def to_store(config: ConfigDict, stored: str | None) -> str:
     """Return a configuration as JSON, for a run directory.
 
-    Newer keys that still have their old meaning are left out, so that the next resume keeps it.
+    Newer keys that still have their old meaning are omitted, so that the next resume keeps it.
 
     Args:
-        config: Of the run.
+        config: The resolved configuration of the run.
         stored: The text of the configuration that the run directory has, if any.
     """
     values = json.loads(to_json(config))
@@ -149,7 +150,7 @@ def to_store(config: ConfigDict, stored: str | None) -> str:
 
 
 def _said(values: dict[str, Any], name: str) -> str:
-    """Return the setting that holds, as an option without its dashes."""
-    known = {key: value for key, value in values.items() if value is not None}
-    key, value = next(iter(known.items()), (name, None))
+    """Return the effective setting of a duration or key, as an option without its dashes."""
+    given = {key: value for key, value in values.items() if value is not None}
+    key, value = next(iter(given.items()), (name, None))
     return f"config.{key}={value}"

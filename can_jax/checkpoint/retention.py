@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are kept."""
+"""The retention policy of a run's checkpoints."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,14 +7,12 @@ from typing import Any
 
 @dataclasses.dataclass
 class Retention:
-    """Keeps the last checkpoint, the last few regular ones, and those of some steps.
-
-    It is a preservation policy as Orbax has them.
+    """An Orbax preservation policy that retains the last, some regular and periodic checkpoints.
 
     Attributes:
-        last: How many regular ones; None for all.
-        every: Those of steps that it divides are kept for ever; None for no such steps.
-        temporary: Steps that were saved only for the time that had passed.
+        last: The number of newest regular checkpoints to retain; None for all.
+        every: Checkpoints of steps divisible by it are retained forever; None for none.
+        temporary: The steps that were saved only because of the time since the last checkpoint.
     """
 
     last: int | None
@@ -22,7 +20,7 @@ class Retention:
     temporary: set[int] = dataclasses.field(default_factory=set)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return whether to keep each of the checkpoints, which are in the order of their steps."""
+        """Return whether to retain each of the checkpoints, which are ordered by step."""
         steps = [info.step for info in checkpoints]
         regular = [step for step in steps if step not in self.temporary]
         kept = set(steps[-1:]) | set(regular if self.last is None else regular[-self.last :])

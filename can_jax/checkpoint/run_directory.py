@@ -1,6 +1,6 @@
-"""What a run directory holds: the configuration of each start, and the newest checkpoint.
+"""The files of a run directory: the configuration of each start, and the latest checkpoint.
 
-`starts.jsonl` has a line for each start.
+`starts.jsonl` has one line for each start.
 """
 
 import json
@@ -27,8 +27,8 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 
     Args:
         workdir: The run directory.
-        step: The step from which the run begins or resumes.
-        config: The configuration as JSON. It is stored where it differs from the start before.
+        step: The step from which the run starts or resumes.
+        config: The configuration as JSON, stored if it differs from that of the previous start.
         facts: The environment: versions, commit, devices.
 
     Raises:
@@ -53,15 +53,15 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
     """Return the starts of a run in order; none for a run without a history.
 
-    Lines that are damaged are left out: the history only shows what happened.
+    Damaged lines are skipped, since the history is informative only.
     """
     return [record for _, record in json_lines(workdir / STARTS) if record is not None]
 
 
 def first_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """Return the configuration of a run's first start; None for a run without a history.
+    """Return the configuration of a run's first start, or None for a run without a history.
 
-    A start from step 0 begins a new run: the ones before it saved nothing.
+    A start from step 0 begins a new run, since earlier starts saved nothing.
     """
     first = current = None
     for start in read_starts(workdir):
@@ -72,33 +72,35 @@ def first_config(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def stored_config(workdir: epath.Path) -> str | None:
-    """Return the text of a run's configuration; None for a new run.
+    """Return the text of a run's configuration, or None for a new run.
 
-    Where ``config.json`` is damaged, as by a full disk or a hand, that of the last start is taken.
+    If ``config.json`` is damaged, as by a full disk or an editor, that of the last start is
+    returned.
     """
-    place = workdir / "config.json"
-    if not place.exists():
+    path = workdir / "config.json"
+    if not path.exists():
         return None
-    text = place.read_bytes().decode(errors="replace")
+    text = path.read_bytes().decode(errors="replace")
     try:
         json.loads(text)
     except ValueError as error:
         latest = _latest_config(read_starts(workdir))
         if latest is not None:
-            logging.warning("%s: %s; that of the last start is taken", place, one_line(error))
+            logging.warning("%s: %s; that of the last start is taken", path, one_line(error))
             return json.dumps(latest)
     return text
 
 
 def _latest_config(starts: list[dict[str, Any]]) -> Any:
+    """Return the configuration of the last start that stored one, or None."""
     return next((start["config"] for start in reversed(starts) if "config" in start), None)
 
 
 def read_config(folder: epath.Path) -> ConfigDict:
-    """Return the configuration of a run directory, or of the dump of a failed step.
+    """Return the configuration of a run directory or of the dump of a failed step.
 
     Raises:
-        UserError: There is none, or it cannot be read.
+        UserError: It is missing or cannot be read.
     """
     try:
         return from_json((folder / "config.json").read_text())
@@ -109,10 +111,10 @@ def read_config(folder: epath.Path) -> ConfigDict:
 
 
 def read_encoder(folder: epath.Path) -> ConfigDict:
-    """Return what `read_config` does, with the encoder's settings checked.
+    """Return the configuration of a run directory, with the encoder's settings checked.
 
     Raises:
-        UserError: It cannot be read, or its encoder is not as this version has it.
+        UserError: It cannot be read, or its encoder is invalid in this version.
     """
     config = read_config(folder)
     try:
@@ -122,10 +124,10 @@ def read_encoder(folder: epath.Path) -> ConfigDict:
 
 
 def read_run(folder: epath.Path) -> ConfigDict:
-    """Return the configuration of a run of pretraining, with the encoder's settings checked.
+    """Return the configuration of a pretraining run, with the encoder's settings checked.
 
     Raises:
-        UserError: It is a run of another kind, or its configuration cannot be read.
+        UserError: The run is of another kind, or its configuration cannot be read.
     """
     if (folder / "classifier.json").exists():
         raise UserError(f"{folder} is a fine-tuned classifier; give the run of its encoder")
@@ -133,14 +135,14 @@ def read_run(folder: epath.Path) -> ConfigDict:
 
 
 def newest_state(workdir: epath.Path, abstract: Any) -> tuple[int, Any]:
-    """Return step and state of the newest whole checkpoint of a run, which is only read.
+    """Return the step and the state of a run's latest valid checkpoint, without changing the run.
 
     Args:
         workdir: The run directory.
-        abstract: The state's tree, with shapes, types and shardings.
+        abstract: The state as shapes and types, with the shardings to restore to.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no checkpoint, or none that is valid and fits.
     """
     checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
     newest = checkpoints.newest_whole()

@@ -1,4 +1,4 @@
-"""What checkpoints change in the process while they are open: Orbax's messages and its handler."""
+"""Process-wide changes while checkpoints are open: Orbax's messages and its array handler."""
 
 import contextlib
 import logging as python_logging
@@ -11,17 +11,20 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-SLICE = 2**23  # bytes; less of an array is not shared out among the devices that have copies of it
+SLICE = 2**23  # the minimum bytes of each part if devices with copies share a write
 
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Report a failed write once, above, and not by each thread that took part in it."""
+    """Silence the threads of a failed save, which the checkpointer reports once.
+
+    It changes logging, warnings and `sys.unraisablehook`, and restores them.
+    """
     asyncio_logger, logger = python_logging.getLogger("asyncio"), logging.get_absl_logger()
     level, usual = asyncio_logger.level, sys.unraisablehook
 
     def hook(raised: Any) -> None:
-        if str(raised.exc_value) != "Event loop is closed":  # of a write that was given up
+        if str(raised.exc_value) != "Event loop is closed":  # an abandoned write
             usual(raised)
 
     def keep(record: python_logging.LogRecord) -> bool:
@@ -46,15 +49,15 @@ def quiet_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_arrays_whole() -> Iterator[None]:
-    """Let one device write a small array of which several have copies.
+    """Let one device write each small array of which several devices have copies.
 
-    Orbax lets each write a part, and compiles a program for each part: 150 small arrays on eight
-    devices take 15 s in a save.
+    Orbax splits an array among them and compiles a program for each part. For 150 small arrays on
+    eight devices that takes 15 s per save.
     """
     usual = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=SLICE,
-        # Without the usual one, writes go on after one of them has failed.
+        # Without the usual metadata store, writes continue after one of them has failed.
         array_metadata_store=getattr(usual, "_array_metadata_store", None),
     )
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)

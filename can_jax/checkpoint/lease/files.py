@@ -1,4 +1,4 @@
-"""The file operations on which a lease of a run directory rests, for disks and for buckets."""
+"""The file operations that the lease of a run directory needs, on disks and in buckets."""
 
 import contextlib
 import inspect
@@ -15,15 +15,15 @@ from etils import epath
 from can_jax.utils.errors import one_line
 
 KERNEL_LOCK = ".lock"
-SETTLE_SECONDS = 5.0  # in which a bucket without exclusive creation shows whose object stays
+SETTLE_SECONDS = 5.0  # until competing writes to a bucket without exclusive creation settle
 
 
 @runtime_checkable
 class Files(Protocol):
-    """A directory's file operations. All but `lock` raise `OSError` if the storage fails."""
+    """The file operations of a directory. All but `lock` raise `OSError` if the storage fails."""
 
     def read(self, name: str) -> str | None:
-        """Return a file's text, None without the file."""
+        """Return the text of a file, or None without the file."""
         ...
 
     def names(self) -> list[str]:
@@ -31,35 +31,35 @@ class Files(Protocol):
         ...
 
     def create(self, name: str, text: str) -> bool:
-        """Create a file; return False if there is one already."""
+        """Create a file; return False if it exists."""
         ...
 
     def update(self, name: str, text: str) -> bool:
-        """Overwrite a file; return False if there is none."""
+        """Overwrite a file; return False if it does not exist."""
         ...
 
     def replace(self, name: str, text: str) -> None:
-        """Write a file in one move, whether there is one or not."""
+        """Write a file atomically, whether it exists or not."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file if there is one."""
+        """Remove a file if it exists."""
         ...
 
     def lock(self) -> bool:
         """Take the kernel lock; return False if another process has it.
 
-        Where the file system has none, return True: the records decide alone.
+        On a file system without kernel locks, return True: the records alone decide.
         """
         ...
 
     def unlock(self) -> None:
-        """Give the kernel lock back, if this process has it."""
+        """Release the kernel lock, if this process has it."""
         ...
 
 
 class DiskFiles:
-    """A directory of a local or network file system.
+    """The file operations of a directory on a local or network file system.
 
     Args:
         folder: The directory, which must exist.
@@ -70,7 +70,7 @@ class DiskFiles:
         self._lock: Any = None
 
     def read(self, name: str) -> str | None:
-        """See `Files`. Opening a file makes NFS ask the server."""
+        """See `Files`. On NFS, opening the file revalidates it with the server."""
         try:
             return (self._folder / name).read_text(errors="replace")
         except FileNotFoundError:
@@ -92,13 +92,13 @@ class DiskFiles:
             return False
         try:
             _write(file, text)
-        except OSError:  # there is no space
+        except OSError:  # the disk is full, for example
             path.unlink(missing_ok=True)
             raise
         return True
 
     def update(self, name: str, text: str) -> bool:
-        """See `Files`. In place: a full disk does not matter, and a removed file stays removed."""
+        """See `Files`. It writes in place, so it needs no space and creates no file."""
         try:
             file = os.open(self._folder / name, os.O_WRONLY)
         except FileNotFoundError:
@@ -135,7 +135,7 @@ class DiskFiles:
         return True
 
     def unlock(self) -> None:
-        """See `Files`. A start that waits on the removed file finds out, and opens the next."""
+        """See `Files`. A start that waits on the removed file notices that and opens a new one."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self.remove(KERNEL_LOCK)
@@ -144,10 +144,10 @@ class DiskFiles:
 
 
 class BucketFiles:
-    """A folder of a bucket, on which no kernel lock is possible.
+    """The file operations of a folder in a bucket, which has no kernel locks.
 
     Args:
-        folder: Its URL.
+        folder: The URL of the folder.
     """
 
     def __init__(self, folder: epath.Path):
@@ -168,8 +168,10 @@ class BucketFiles:
             return []
 
     def create(self, name: str, text: str) -> bool:
-        """See `Files`. Exclusive if the bucket's fsspec driver is installed; else the last of
-        several writers within `SETTLE_SECONDS` has it."""
+        """See `Files`. It is exclusive if the bucket's fsspec driver is installed.
+
+        Otherwise the last of several writers within `SETTLE_SECONDS` succeeds.
+        """
         path = self._folder / name
         if (driver := exclusive_driver(str(path))) is not None:
             try:
@@ -184,7 +186,7 @@ class BucketFiles:
         return self.read(name) == text
 
     def update(self, name: str, text: str) -> bool:
-        """See `Files`. An object that was removed in this moment comes back."""
+        """See `Files`. An object that is removed between check and write reappears."""
         if self.read(name) is None:
             return False
         (self._folder / name).write_text(text)
@@ -208,15 +210,15 @@ class BucketFiles:
 
 
 def files_of(folder: epath.Path) -> Files:
-    """Return the file operations of a directory, by its path or URL."""
+    """Return the file operations of a directory, given its path or URL."""
     return BucketFiles(folder) if "://" in str(folder) else DiskFiles(str(folder))
 
 
 def exclusive_driver(url: str) -> Any:
     """Return the fsspec file system of a URL if it can create objects exclusively, else None.
 
-    That takes a cloud's own operation, as in the optional packages gcsfs and s3fs. TensorFlow's
-    driver has none, and the general one of fsspec looks first and writes later.
+    That requires an operation of the cloud itself, as in the optional packages gcsfs and s3fs.
+    TensorFlow's driver has none. The generic one of fsspec checks first and writes later.
     """
     try:
         import fsspec.asyn
@@ -227,7 +229,7 @@ def exclusive_driver(url: str) -> Any:
     operation = getattr(type(driver), "_pipe_file", None)
     if operation in (None, fsspec.asyn.AsyncFileSystem._pipe_file):
         return None
-    # Older drivers ignore a mode that they do not know.
+    # Older drivers ignore an unknown mode, so the parameter must exist.
     return driver if "mode" in inspect.signature(operation).parameters else None
 
 
@@ -236,4 +238,4 @@ def _write(file: int, text: str) -> None:
     try:
         os.pwrite(file, text.encode(), 0)
     finally:
-        os.close(file)  # on NFS, an error of the write may come only now
+        os.close(file)  # NFS may report an error of the write only here

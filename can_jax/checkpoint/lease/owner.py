@@ -1,4 +1,4 @@
-"""The process that holds a lock: its identity, and whether it still exists."""
+"""The process that holds a lock: its identity, and whether it is still running."""
 
 import os
 import secrets
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 PROC = Path("/proc")
-ENDED = ("Z", "X")  # states of a process that no longer runs, and whose parent has not noticed
+ENDED = ("Z", "X")  # states of a process that has ended but that its parent has not reaped
 
 Owner = dict[str, Any]
 
 
 def describe() -> Owner:
-    """Return this process as another start will see it in a lock.
+    """Describe this process for a lock, so that other starts can identify it.
 
-    ``host`` is for people only. Containers can share a host name, and a process ID means
-    nothing outside its PID namespace, so hosts are compared by ``boot`` and ``namespace``.
+    ``host`` is informative only. Containers can share a host name, and a process ID is meaningless
+    outside its PID namespace. So hosts are compared by ``boot`` and ``namespace``.
     """
     pid = os.getpid()
     return {
@@ -30,7 +30,7 @@ def describe() -> Owner:
 
 
 def boot_id() -> str | None:
-    """Return the ID of this boot of the kernel; None where the system has none."""
+    """Return the ID of this boot of the kernel, or None on a system without one."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -38,10 +38,10 @@ def boot_id() -> str | None:
 
 
 def pid_namespace() -> str | None:
-    """Return the PID namespace in which process IDs can be looked up; None where there are none.
+    """Return the PID namespace of this process, or None on a system without namespaces.
 
-    If `/proc` shows another namespace than this process's own, the result is unique: nobody can
-    look this process up.
+    If `/proc` shows another namespace than the process's own, the result is a unique value: no
+    other process can look this one up.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):
@@ -52,7 +52,7 @@ def pid_namespace() -> str | None:
 
 
 def started(pid: int) -> str | None:
-    """Return when a process of this host started, in the kernel's ticks; None if it has ended.
+    """Return the start time of a process of this host in kernel ticks, or None if it has ended.
 
     Args:
         pid: The process ID.
@@ -74,10 +74,10 @@ def started(pid: int) -> str | None:
 
 
 class Host:
-    """The view of lock holders from this host.
+    """The lock holders as seen from this host.
 
     Args:
-        me: This process, see `describe`.
+        me: The description of this process; see `describe`.
     """
 
     def __init__(self, me: Owner):
@@ -89,10 +89,10 @@ class Host:
         return all(owner.get(key) == self._me[key] for key in keys)
 
     def shares_kernel(self, owner: Owner) -> bool:
-        """Return whether an owner runs under this kernel, so that kernel locks see both."""
+        """Return whether an owner runs under this kernel, so that kernel locks apply to both."""
         return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
 
     def is_gone(self, owner: Owner) -> bool:
-        """Return whether an owner, which must be one that `has` accepts, has ended."""
+        """Return whether an owner has ended. `has` must be true for it."""
         pid = owner.get("pid")
         return not isinstance(pid, int) or started(pid) != owner.get("started")

@@ -1,11 +1,11 @@
-"""The rules by which processes hold a run directory, one at a time.
+"""The protocol by which processes hold a run directory, one at a time.
 
 Each holder has a record ``.lock-NUMBER`` that only it writes. A start creates the record after the
-newest one, which the file system allows to one of them, and only if the newest holder is gone. It
-then removes the older records: a holder whose record is missing has lost the directory.
+newest one, and only if the newest holder is gone. The file system lets one start succeed. That
+start then removes the older records: a holder whose record is missing has lost the directory.
 
-A kernel lock on ``.lock`` decides between processes of one kernel; it also outlasts a suspended
-holder. Other hosts watch a holder's beats. ``lock.json`` is a copy of the record, for people.
+A kernel lock on ``.lock`` decides between processes of one kernel, and protects a suspended holder.
+Other hosts watch a holder's heartbeats. ``lock.json`` is a copy of the record for people.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from can_jax.checkpoint.lease.records import COPY, Record, Records, name_of, tok
 from can_jax.utils.errors import LostLock, one_line
 
 BEAT_SECONDS = 10.0
-STALE_BEATS = 3  # missed beats after which a holder that only its beats can show is gone
+STALE_BEATS = 3  # missed heartbeats after which a holder on another host counts as gone
 
 
 class Clock:
-    """Time that goes on while the machine is suspended, where the system has such a clock."""
+    """A clock that includes time in which the machine is suspended, where the system has one."""
 
     def now(self) -> float:
-        """Return seconds since some moment."""
+        """Return seconds since an arbitrary moment."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
+        """Block for some seconds."""
         time.sleep(seconds)
 
 
@@ -38,24 +38,27 @@ class Lease:
     """A claim on a run directory.
 
     Args:
-        files: The directory's file operations.
-        me: This process, see `can_jax.checkpoint.lease.owner.describe`.
-        place: The directory's name in messages.
-        beat_seconds: Seconds between beats, the same for all that share the directory.
-        host: Judges processes of this host.
-        clock: Passes the time.
+        files: The file operations of the directory.
+        me: The description of this process; see `can_jax.checkpoint.lease.owner.describe`.
+        name: The name of the directory in messages.
+        beat_seconds: Seconds between heartbeats, the same for all that share the directory.
+        host: The judge of processes on this host; one for ``me`` by default.
+        clock: The clock; a `Clock` by default.
+
+    Attributes:
+        lost: The reason why the directory is no longer held, or None.
     """
 
     def __init__(
         self,
         files: Files,
         me: Owner,
-        place: str,
+        name: str,
         beat_seconds: float = BEAT_SECONDS,
         host: Host | None = None,
         clock: Clock | None = None,
     ):
-        self._files, self._me, self._place = files, me, place
+        self._files, self._me, self._name = files, me, name
         self._records = Records(files)
         self._host, self._clock = host or Host(me), clock or Clock()
         self._beat_seconds, self._beat, self._missed = beat_seconds, 0, 0
@@ -64,15 +67,18 @@ class Lease:
 
     @property
     def stale_seconds(self) -> float:
-        """Seconds without a beat after which another host takes the directory over."""
+        """The seconds without a heartbeat after which another host takes over the directory."""
         return STALE_BEATS * self._beat_seconds
 
     def take(self, wait: float = 0.0, wait_ending: float = 0.0) -> Record | None:
-        """Take the directory, and return None; return the holder if it has one.
+        """Take the directory. Blocks while its holder may end or show a heartbeat.
 
         Args:
             wait: Seconds to wait for a holder to end.
-            wait_ending: The same for a holder that is about to end, and still saves.
+            wait_ending: Seconds to wait for a holder that has announced its end and still saves.
+
+        Returns:
+            None if the directory is taken, else its holder.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -87,15 +93,15 @@ class Lease:
                 said = True
                 logging.warning(
                     "%s: %s is about to end, and still saves; waiting up to %.0f s for it",
-                    self._place, who(holder), left,
+                    self._name, who(holder), left,
                 )  # fmt: skip
             self._clock.sleep(min(self._beat_seconds / 10, left))
         return None
 
     def check(self) -> None:
-        """Prove that the directory is still held. Call it before anything is written there.
+        """Check that the directory is still held. Call it before anything is written there.
 
-        Blocks while the storage fails, until it could have let another host in.
+        It blocks while the storage fails, until that could have let another host take over.
 
         Raises:
             LostLock: Another process holds it, or it was released.
@@ -109,7 +115,7 @@ class Lease:
                 waited = self._clock.now() - begin
                 if waited >= self.stale_seconds - self._beat_seconds and self.lost is None:
                     self.lost = OSError(
-                        f"the lock of {self._place} could not be read for {waited:.0f} s: "
+                        f"the lock of {self._name} could not be read for {waited:.0f} s: "
                         f"{one_line(error)}; this run stops, since another may have taken over"
                     )
                 if self.lost is not None:
@@ -117,10 +123,10 @@ class Lease:
             self._clock.sleep(self._beat_seconds / 10)
 
     def beat(self, ending: bool = False) -> None:
-        """Show other hosts that this process exists, if it still holds the directory.
+        """Write a heartbeat for other hosts, if this process still holds the directory.
 
         Args:
-            ending: Say that the process is about to end.
+            ending: Whether to announce that the process is about to end.
         """
         try:
             self._prove()
@@ -135,11 +141,11 @@ class Lease:
                 logging.warning(
                     "the lock of %s could not be renewed %d times in a row: %s; a start on "
                     "another host may take the directory over, and this run would end",
-                    self._place, self._missed, one_line(error),
+                    self._name, self._missed, one_line(error),
                 )  # fmt: skip
 
     def release(self) -> None:
-        """Give the directory up, if it is still held."""
+        """Release the directory, if it is still held."""
         try:
             self.check()
             with contextlib.suppress(OSError):
@@ -149,11 +155,16 @@ class Lease:
         except (LostLock, OSError):
             pass
         finally:
-            self.lost = self.lost or LostLock(f"the lock of {self._place} was released")
+            self.lost = self.lost or LostLock(f"the lock of {self._name} was released")
         self._files.unlock()
 
     def _prove(self) -> None:
-        """Check once. Raise the storage's own error if it fails."""
+        """Check once that the directory is held.
+
+        Raises:
+            LostLock: Another process holds it, or the lock was removed.
+            OSError: The storage failed.
+        """
         if self.lost is not None:
             raise self.lost
         taker = self._taker()
@@ -161,18 +172,18 @@ class Lease:
             return
         if taker:
             self.lost = LostLock(
-                f"{self._place} was taken over by {who(taker)}, which found no sign of this run "
+                f"{self._name} was taken over by {who(taker)}, which found no sign of this run "
                 f"for {self.stale_seconds:.0f} s; this run ends and writes nothing more"
             )
         else:
             self.lost = LostLock(
-                f"{self._place}: the lock of this run was removed; it ends and writes nothing "
+                f"{self._name}: the lock of this run was removed; it ends and writes nothing "
                 "more, since another may be there"
             )
         raise self.lost
 
     def _try(self) -> Record | None:
-        """Take the directory, and return None; or return its holder, empty if it is not known."""
+        """Try once to take the directory; return None, or its holder, empty if that is unknown."""
         alone = self._files.lock()
         held = False
         try:
@@ -187,28 +198,29 @@ class Lease:
                 self._files.unlock()
 
     def _holder(self, number: int, newest: Record | None, alone: bool) -> Record | None:
-        """Return the holder; None if all that left a record are gone.
+        """Return the holder, or None if all processes that left a record are gone.
 
         Args:
-            number: Of the newest record.
-            newest: The newest record, None without any.
+            number: The number of the newest record.
+            newest: The newest record, or None.
             alone: Whether no other process has the kernel lock.
         """
-        found = {} if newest is None else {name_of(number): newest}
+        records = {} if newest is None else {name_of(number): newest}
         copy = self._records.read(COPY)
         if copy and (newest is None or copy.get("token") != newest.get("token")):
-            found[COPY] = copy  # of an older version, which had nothing else
-        for name, record in found.items():
+            records[COPY] = copy  # older versions write no other record
+        for name, record in records.items():
             if not self._is_gone(name, record, alone):
                 return record
             logging.warning(
                 "%s: its last run, %s, is gone without saying so; going on",
-                self._place, who(record),
+                self._name, who(record),
             )  # fmt: skip
-        # Without a record, the owner of the kernel lock is about to write or to end.
-        return None if alone or found else {}
+        # Without a record, the owner of the kernel lock is about to write one or to end.
+        return None if alone or records else {}
 
     def _is_gone(self, name: str, record: Record, alone: bool) -> bool:
+        """Return whether the holder of a record is gone. It may block; see `_beats`."""
         if self._host.has(record):
             return self._host.is_gone(record)
         if not alone and ("pid" not in record or self._host.shares_kernel(record)):
@@ -216,10 +228,10 @@ class Lease:
         return not self._beats(name, record)
 
     def _beats(self, name: str, record: Record) -> bool:
-        """Return whether a holder gives a sign of life. Blocks until it has had time to."""
+        """Return whether a holder shows a heartbeat. Blocks for up to `stale_seconds`."""
         logging.warning(
             "%s is held by %s; waiting up to %.0f s for a sign of it",
-            self._place, who(record), self.stale_seconds,
+            self._name, who(record), self.stale_seconds,
         )  # fmt: skip
         before = self._files.read(name)
         end = self._clock.now() + self.stale_seconds
@@ -227,17 +239,17 @@ class Lease:
             self._clock.sleep(self._beat_seconds / 100)
             now = self._files.read(name)
             if now is None:
-                return False  # the claim finds out whether it was released or taken over
+                return False  # `_claim` finds out whether it was released or taken over
             if now != before:
                 return True
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the next record, and return None; or return the holder that was faster.
+        """Create the next record; return None, or the holder that was faster.
 
         Args:
-            gone: Number of the record whose holder is gone; 0 for none.
-            judged: That record.
+            gone: The number of the record whose holder is gone; 0 for none.
+            judged: The content of that record, or None.
         """
         number = gone + 1
         if not self._files.create(name_of(number), self._text(claiming=True)):
@@ -249,7 +261,7 @@ class Lease:
             self._files.remove(name_of(number))
             return self._records.newest()[1] or {}
         if not self._files.update(name_of(number), self._text()):
-            return self._records.newest()[1] or {}  # taken for gone meanwhile
+            return self._records.newest()[1] or {}  # another start judged this one gone
         for other in others:
             self._files.remove(name_of(other))
         with contextlib.suppress(OSError):
@@ -257,7 +269,7 @@ class Lease:
         self._number = number
         try:
             self.check()
-        except LostLock:  # taken for gone meanwhile
+        except LostLock:  # another start judged this one gone
             self.lost, self._number = None, 0
             if token(self._records.read(name_of(number))) == self._me["token"]:
                 self._files.remove(name_of(number))
@@ -265,7 +277,10 @@ class Lease:
         return None
 
     def _taker(self) -> Record | None:
-        """Return who has taken the directory from this holder; None if nobody has."""
+        """Return the record of the process that took over from this one, or None if none did.
+
+        It is empty if this process's record is missing and the successor unknown.
+        """
         copy = self._records.read(COPY)
         if copy and token(copy) != self._me["token"]:
             return copy
@@ -274,9 +289,10 @@ class Lease:
                 record = self._records.read(name_of(number))
                 if record is not None and not record.get("claiming"):
                     return record
-        # Last, since this file cannot come back: whoever takes over removes it first.
+        # The own record is read last, since it cannot reappear: a successor removes it first.
         own = self._records.read(name_of(self._number))
         return None if token(own) == self._me["token"] else own or {}
 
     def _text(self, **state: bool) -> str:
+        """Return the text of this process's record."""
         return self._records.text(self._me | {"beat": self._beat} | state)

@@ -1,4 +1,4 @@
-"""The records of those who hold, or held, a run directory."""
+"""The records of the past and present holders of a run directory."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from can_jax.checkpoint.lease.files import Files
 
 COPY = "lock.json"
 PREFIX = ".lock-"
-WIDTH = 1000  # bytes of a record, constant: a beat overwrites it in place, which needs no space
+WIDTH = 1000  # bytes of a record; constant, so that a heartbeat in place needs no more space
 
 Record = dict[str, Any]
 
@@ -16,7 +16,7 @@ class Records:
     """The records in a directory.
 
     Args:
-        files: The directory's file operations.
+        files: The file operations of the directory.
     """
 
     def __init__(self, files: Files):
@@ -36,7 +36,7 @@ class Records:
         return 0, None
 
     def read(self, name: str) -> Record | None:
-        """Return a record; empty if the file does not hold one, None if there is no such file."""
+        """Return a record; empty if the file is malformed, None if it does not exist."""
         text = self._files.read(name)
         if text is None:
             return None
@@ -47,22 +47,22 @@ class Records:
         return record if isinstance(record, dict) else {}
 
     def text(self, record: Record) -> str:
-        """Return the text of a record."""
+        """Return the text of a record, padded to a constant length."""
         return json.dumps(record).ljust(WIDTH) + "\n"
 
 
 def name_of(number: int) -> str:
-    """Return the name of a record's file."""
+    """Return the file name of the record with a number."""
     return f"{PREFIX}{number}"
 
 
 def token(record: Record | None) -> Any:
-    """Return what tells one holder from all others; None for an old or damaged record."""
+    """Return the unique token of a holder, or None for an old or damaged record."""
     return (record or {}).get("token")
 
 
 def who(record: Record) -> str:
-    """Return the phrase for a holder in a message."""
+    """Return the phrase that names a holder in a message."""
     if "pid" not in record:
         return "another process"
     return f"process {record['pid']} on {record.get('host')}"
