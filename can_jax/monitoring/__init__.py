@@ -1,1 +1,1 @@
-"""What a person sees of a run: metrics, status lines, figures."""
+"""Monitoring of a run: metrics, console output, logs, timing, profiling and fault detection."""

@@ -1,4 +1,4 @@
-"""What a run prints: tables before it starts, a status line now and then, a bar on a terminal."""
+"""The console output of a run: tables at the start, status lines, and a progress bar."""
 
 import io
 import sys
@@ -14,24 +14,24 @@ from rich.table import Table
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Window
 
-WIDTH = 120  # characters of a line that goes to a file
+WIDTH = 120  # characters of a line in a file
 LOSSES = ("contrastive", "reconstruction", "denoising")
 
 
 def plain_console(**options: Any) -> Console:
-    """Return a console that prints text as it is.
+    """Return a console that prints text without interpreting it.
 
-    Rich would take brackets for styles and words between colons for pictures, and both occur in
+    Rich would interpret brackets as styles and words between colons as emoji, and both occur in
     paths and names.
 
     Args:
-        options: Of `rich.console.Console`.
+        options: The options of `rich.console.Console`.
     """
     return Console(**options, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them, such as `3h 07m`."""
+    """Format seconds for people, such as `3h 07m`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -43,7 +43,7 @@ def duration(seconds: float) -> str:
 
 
 def parameter_table(parameters: Any) -> Table:
-    """Parameters by module: how many, in which shapes."""
+    """Return a table of the parameters by module, with their counts and largest shapes."""
     table = Table("part", "arrays", "parameters", "largest array", title="Parameters")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -63,7 +63,7 @@ def parameter_table(parameters: Any) -> Table:
 
 
 def device_table(mesh: Mesh) -> Table:
-    """Devices by process, and the mesh they form."""
+    """Return a table of the devices by process, with the shape of their mesh as its title."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table("process", "devices", "kind", title=f"Mesh: {shape}")
     owners = np.array([device.process_index for device in mesh.devices.flat])
@@ -75,7 +75,7 @@ def device_table(mesh: Mesh) -> Table:
 
 
 def fact_table(title: str, facts: dict[str, Any]) -> Table:
-    """Names and values, a row each."""
+    """Return a table of names and values."""
     table = Table(title=title, show_header=False)
     for name, value in facts.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -83,11 +83,12 @@ def fact_table(title: str, facts: dict[str, Any]) -> Table:
 
 
 class Reporter:
-    """Prints on process 0; the others are silent.
+    """A printer of messages and a progress bar on process 0; the others are silent.
 
     Args:
-        first_step, total_steps: of this run.
-        log: Keeps what is said.
+        first_step: The step from which the run starts or resumes.
+        total_steps: The last step.
+        log: The log file that also receives the messages; None for none.
     """
 
     def __init__(self, first_step: int, total_steps: int, log: RunLog | None = None):
@@ -107,7 +108,7 @@ class Reporter:
         self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
 
     def say(self, message: Any) -> None:
-        """One message, above the bar."""
+        """Print a message above the progress bar, and write it to the log file."""
         self.console.print(message)
         if self._log:
             text = io.StringIO()
@@ -115,15 +116,21 @@ class Reporter:
             self._log.say(text.getvalue())
 
     def start_bar(self) -> None:
-        """Show the bar, on a terminal."""
+        """Show the progress bar, on a terminal only."""
         self._bar.start()
 
     def advance(self, step: int) -> None:
-        """So many steps are done."""
+        """Update the progress bar to a step."""
         self._bar.update(self._task, completed=step)
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
-        """The line that says how a run is doing."""
+        """Print a status line: step, losses, throughput, MFU, data wait and remaining time.
+
+        Args:
+            step: The current step.
+            values: The metrics of the step, by name.
+            window: The timing of the last steps.
+        """
         parts = [f"step {step}/{self._total}", f"loss {values['loss/total']:.4f}"]
         parts += [
             f"{name} {values[f'loss/{name}']:.4f}" for name in LOSSES if f"loss/{name}" in values
@@ -139,5 +146,5 @@ class Reporter:
         self.say(" | ".join(parts))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the progress bar."""
         self._bar.stop()

@@ -1,4 +1,4 @@
-"""Says when training has left its course: updates that are not finite, or a loss that jumped up."""
+"""The loss-spike detector, which also detects updates that are repeatedly not finite."""
 
 import math
 from collections import deque
@@ -8,37 +8,40 @@ from ml_collections import ConfigDict
 
 from can_jax.monitoring.timing import STEPS_IN_FLIGHT
 
-DECAY = 0.99  # of the running mean and variance: they remember about a hundred steps
-LEARN = 100  # steps before there is a course to leave
+DECAY = 0.99  # of the running mean and variance, over about a hundred steps
+LEARN = 100  # steps of statistics before spikes are detected
 
 Verdict = Literal["broken", "spike"]
 
 
 class Guard:
-    """Looks at the loss of every step, a few steps late, so that nothing waits for it.
+    """A detector of loss spikes and of updates that are not finite.
+
+    It evaluates each loss `STEPS_IN_FLIGHT` steps late, so that it never blocks the devices.
 
     Args:
-        config: resolved; ``skipped_updates_limit`` and ``spike`` are read.
-        state: that of the guard this one goes on from.
+        config: The resolved configuration, with ``skipped_updates_limit`` and ``spike``.
+        state: The state of the detector to resume; None to start anew.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):
         self._limit, self._spike = config.skipped_updates_limit, config.spike
-        known = state or {
+        restored = state or {
             "pending": [],
             "skipped": 0.0,
             "row": 0,
             "course": [0.0, 0.0, 0],
             "up": 0,
         }
-        self._pending: deque[tuple[Any, Any]] = deque(map(tuple, known["pending"]))
-        self._skipped, self._row = known["skipped"] or 0.0, known["row"]  # older: None
-        self._mean, self._variance, self._seen = known["course"]
-        self._up = known["up"]
+        self._pending: deque[tuple[Any, Any]] = deque(map(tuple, restored["pending"]))
+        # Older checkpoints may hold None for the number of skipped updates.
+        self._skipped, self._row = restored["skipped"] or 0.0, restored["row"]
+        self._mean, self._variance, self._seen = restored["course"]
+        self._up = restored["up"]
 
     @property
     def state(self) -> dict[str, Any]:
-        """All it knows, in what JSON can hold. Waits for the steps in flight."""
+        """The state of the detector as JSON values. Blocks until pending steps are finished."""
         return {
             "pending": [[float(loss), float(skipped)] for loss, skipped in self._pending],
             "skipped": self._skipped,
@@ -48,15 +51,17 @@ class Guard:
         }
 
     def __call__(self, loss: Any, skipped: Any) -> Verdict | None:
-        """After a step.
+        """Add the loss of a step, and evaluate that of an earlier one.
 
         Args:
-            loss: its loss.
-            skipped: how many updates of the run were skipped since they were not finite.
+            loss: The loss of the step.
+            skipped: The number of updates of the run that were skipped so far, as they were not
+                finite.
 
         Returns:
-            "broken" once ``skipped_updates_limit`` updates in a row were skipped, "spike" once the
-            loss was above its course for ``spike.steps`` steps in a row.
+            `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once the
+            loss was above its running mean by the threshold for ``spike.steps`` steps in a row.
+            Else None.
         """
         self._pending.append((loss, skipped))
         if len(self._pending) <= STEPS_IN_FLIGHT:
@@ -70,19 +75,22 @@ class Guard:
         return None
 
     def _in_a_row(self, skipped: float) -> int:
-        """Updates skipped in a row, given all so far."""
+        """Return the number of updates skipped in a row, given the number skipped so far."""
         self._row = self._row + 1 if skipped > self._skipped else 0
         self._skipped = skipped
         return self._row
 
     def _above_course(self, loss: float) -> int:
-        """Steps in a row with a loss above its running mean by ``spike.deviations``. They do not
-        change the course, unless they are so many that they are the new one."""
+        """Return the number of steps in a row whose loss exceeds the running mean by the threshold.
+
+        The threshold is ``spike.deviations`` running standard deviations. Such losses do not update
+        the statistics until ``spike.steps`` of them establish a new level.
+        """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)
         self._up = self._up + 1 if self._seen >= LEARN and limit and away > limit else 0
         if not 0 < self._up < self._spike.steps:
-            keep = min(DECAY, self._seen / (self._seen + 1))  # at first the plain mean
+            keep = min(DECAY, self._seen / (self._seen + 1))  # the plain mean of the first steps
             self._mean += (1 - keep) * away
             self._variance = keep * (self._variance + (1 - keep) * away**2)
             self._seen += 1

@@ -1,4 +1,4 @@
-"""The run's numbers, as lines of JSON and as TensorBoard events. Nothing else writes metrics."""
+"""The metrics of a run, as JSON lines and TensorBoard events. No other module writes metrics."""
 
 import contextlib
 import json
@@ -21,8 +21,9 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
-    """How many directions a batch of embeddings fills: the exponential of the entropy of its
-    singular values (Roy and Vetterli, 2007; RankMe, arXiv 2210.02885).
+    """Return the effective rank of embeddings: the exponential of the entropy of singular values.
+
+    The values are normalized to sum to 1 (Roy and Vetterli, 2007; RankMe, arXiv 2210.02885).
 
     Args:
         gram: ``E.T @ E`` of the embeddings ``E``, up to a factor; its eigenvalues are the squared
@@ -36,7 +37,7 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
 
 
 def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """A step's metrics on the host, the Gram matrix as its effective rank."""
+    """Fetch the metrics of a step to the host; the Gram matrix becomes its effective rank."""
     host = dict(jax.device_get(metrics))
     if "embedding/gram" in host:
         host["embedding/effective_rank"] = effective_rank(host.pop("embedding/gram"))
@@ -44,21 +45,26 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the valid lines of a run's ``metrics.jsonl``; none if there is no such file."""
+    """Return the valid lines of a run's ``metrics.jsonl``, none without the file."""
     return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line with its record; None for one that is damaged or has no step."""
+    """Yield each line with its record; None for one that is malformed or has no step."""
     for line, record in json_lines(path):
         yield line, record if record and isinstance(record.get("step"), int) else None
 
 
 def write_restart(folder: epath.Path, step: int) -> None:
-    """Write an event by which TensorBoard drops the events after a step that came before it."""
+    """Write an event that makes TensorBoard drop earlier events after a step.
+
+    Args:
+        folder: The folder of the event files.
+        step: The last step whose events are kept.
+    """
     tf = tensorflow()
-    # TensorBoard reads the files of a folder in the order of their names, which begin with the
-    # second: this one comes after all that are there, and before the next of this process.
+    # TensorBoard reads the files of a folder in the order of their names, which begin with the time
+    # in seconds. The name of this file sorts after all others, and before the next of this process.
     stem, now = "events.out.tfevents.", time.time()
     if any(path.name.startswith(f"{stem}{int(now):010d}") for path in folder.iterdir()):
         time.sleep(1 - now % 1)
@@ -68,18 +74,19 @@ def write_restart(folder: epath.Path, step: int) -> None:
     start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
     restart = tf.compat.v1.Event(wall_time=now, step=step + 1, session_log=start)
     with tf.io.TFRecordWriter(str(folder / name)) as file:
-        for event in (version, restart, restart):  # it takes the first of a run for its beginning
+        # TensorBoard takes the first restart of a run for its beginning, so there are two.
+        for event in (version, restart, restart):
             file.write(event.SerializeToString())
 
 
 class MetricWriter:
-    """Appends to `metrics.jsonl` and to TensorBoard's events; only process 0 writes.
+    """A writer of `metrics.jsonl` and of TensorBoard events; only process 0 writes.
 
-    Nothing is written before `go_back` says from which step the run begins or resumes. Where the
-    disk is full, lines wait in memory until it no longer is, and events are lost.
+    Nothing is written before `go_back` sets the step from which the run starts or resumes. If the
+    disk is full, lines wait in memory until there is space, and events are lost.
 
     Args:
-        workdir: the run directory.
+        workdir: The run directory.
     """
 
     def __init__(self, workdir: epath.Path):
@@ -93,8 +100,10 @@ class MetricWriter:
         self._events: Any = None
 
     def go_back(self, step: int) -> None:
-        """Drop the metrics beyond a step, since those steps are repeated, and what a kill left of a
-        line. Dropped lines are appended to ``metrics_dropped.jsonl``."""
+        """Drop the metrics beyond a step, since those steps are repeated, and incomplete lines.
+
+        Dropped lines are appended to ``metrics_dropped.jsonl``.
+        """
         if not self._active:
             return
         if self._lines:
@@ -103,26 +112,26 @@ class MetricWriter:
         self._drop(step)
         if "://" in str(self._path):
             self._lines = self._path.open("ab")
-        else:  # unbuffered, since then the system says how much of a line it took
+        else:  # unbuffered, so that `write` returns how many bytes were written
             self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
         with self._room():
             self._open_events(step)
 
     def _open_events(self, step: int) -> None:
-        """Begin a file of events, before which TensorBoard forgets what is beyond a step."""
+        """Open a new event file, which makes TensorBoard drop the events beyond a step."""
         folder = self._workdir / "tensorboard"
         if self._events:
             self._events.close()
         if folder.exists():
             write_restart(folder, step)
-        # Not clu's writer, which does the same: it imports Keras, 5 s at every start.
+        # clu's writer does the same, but imports Keras, which takes 5 s at every start.
         self._summary = tensorflow().summary
         self._events = self._summary.create_file_writer(str(folder))
 
     def _drop(self, step: int) -> None:
-        """Move the lines beyond a step, and those that cannot be read, to a file beside it.
+        """Move malformed lines and those beyond a step to ``metrics_dropped.jsonl``.
 
-        At step 0 all lines go: a run that begins once more evaluates its start once more, too.
+        At step 0 all lines are moved, since a run that restarts repeats its first evaluation, too.
         """
         kept: list[bytes] = []
         dropped: list[bytes] = []
@@ -136,7 +145,7 @@ class MetricWriter:
             replace_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One line of JSON with the step and all values; NaN and infinity become null."""
+        """Write the values of a step as one line of JSON; NaN and infinity become null."""
         if not self._active:
             return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -147,14 +156,14 @@ class MetricWriter:
                 self._summary.scalar(name, value)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """A picture, for TensorBoard."""
+        """Write an image for TensorBoard."""
         if self._active:
             with self._room(), self._events.as_default(step):
                 self._summary.image(name, image[None])
                 self._events.flush()
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Flush and close the files."""
         if self._active and self._lines:
             self._flush()
             self._lines.close()
@@ -163,19 +172,22 @@ class MetricWriter:
                 self._events.close()
 
     def _flush(self) -> None:
-        """Write the lines that wait, as far as there is room."""
+        """Write the pending lines, as far as there is space."""
         with self._room():
             while self._waiting:
-                taken = self._lines.write(self._waiting)  # bytes; a bucket's file does not say
+                taken = self._lines.write(self._waiting)  # bytes; None from a bucket's file
                 self._waiting = b"" if taken is None else self._waiting[taken:]
             self._lines.flush()
 
     @contextlib.contextmanager
     def _room(self) -> Iterator[None]:
-        """Around writing: warns, once, where it fails. A run is worth more than a line on it."""
+        """Log the first error of a write in the body as a warning, and suppress all of them.
+
+        A run continues without its metrics.
+        """
         try:
             yield
-        except Exception as error:  # the system's, or TensorFlow's
+        except Exception as error:  # of the system or TensorFlow
             if not self._warned:
                 logging.warning(
                     "metrics of %s cannot be written: %s", self._workdir, one_line(error)

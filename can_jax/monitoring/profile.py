@@ -1,19 +1,19 @@
-"""A trace of a few steps, for TensorBoard's profiler."""
+"""A trace of a few steps for TensorBoard's profiler."""
 
 import jax
 from etils import epath
 
-WARM_STEPS = 10  # before the trace, so that caches are filled and the input runs ahead
+WARM_STEPS = 10  # before the trace, so that caches and the input pipeline are filled
 TRACED_STEPS = 5
 
 
 class TraceWindow:
-    """Traces `TRACED_STEPS` steps of a run, after its first `WARM_STEPS`.
+    """A profiler trace of `TRACED_STEPS` steps, after the first `WARM_STEPS` of a run.
 
     Args:
-        workdir: the run directory; the trace lies with its TensorBoard events.
-        first: the step from which the run goes on.
-        total: its last; a short run is traced from its first step.
+        workdir: The run directory; the trace is stored with its TensorBoard events.
+        first: The step from which the run starts or resumes.
+        total: The last step. A short run is traced from its first step.
     """
 
     def __init__(self, workdir: epath.Path, first: int, total: int):
@@ -23,15 +23,23 @@ class TraceWindow:
         self._end = min(self._begin + TRACED_STEPS, total)
         self._tracing = False
 
-    def before(self, number: int) -> None:
-        """A step is about to be started."""
-        if number == self._begin + 1:
+    def before(self, step: int) -> None:
+        """Start the trace if ``step``, which is about to be dispatched, is the first traced one."""
+        if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
-    def after(self, number: int, done: jax.Array) -> str | None:
-        """A step was started; ``done`` is ready when it has ended. The line to print, if any."""
-        if not self._tracing or number < self._end:
+    def after(self, step: int, done: jax.Array) -> str | None:
+        """Stop the trace if ``step`` is the last traced one; blocks until it is finished.
+
+        Args:
+            step: The step that was dispatched.
+            done: An output of the step, to wait for.
+
+        Returns:
+            The line to print once the trace is written, else None.
+        """
+        if not self._tracing or step < self._end:
             return None
         jax.block_until_ready(done)
         jax.profiler.stop_trace()

@@ -1,4 +1,4 @@
-"""What a run prints, kept in its run directory with the time of day."""
+"""The log file of a run: its console output and warnings, with timestamps."""
 
 import collections
 import logging as python_logging
@@ -15,22 +15,21 @@ from etils import epath
 from can_jax.distributed.preemption import Stopped, handler
 from can_jax.utils.errors import LostLock, Preempted, one_line, printable
 
-WAITING = 10_000  # lines that wait for the run directory, or for room on its disk, at most
+WAITING = 10_000  # the maximum number of lines that wait for the run directory or for disk space
 
 
 class RunLog(python_logging.Handler):
-    """A context in which what is said and logged is kept, and at its end the error that ends it.
+    """A context that writes messages and warnings to a log file, and the error that ends it.
 
-    Lines wait in memory until `open` names the run directory. A line that cannot be written waits
-    for the next one. Each process has a file: ``log.txt`` is that of process 0, ``log-1.txt`` that
-    of process 1, and so on.
+    Lines wait in memory until `open` sets the run directory. A line that cannot be written is
+    retried with the next one. Process 0 writes ``log.txt``, process 1 ``log-1.txt``, and so on.
     """
 
     def __init__(self) -> None:
         super().__init__(python_logging.WARNING)
         self._path: epath.Path | None = None
         self._waiting: collections.deque[str] = collections.deque(maxlen=WAITING)
-        self._before = ""  # what an object of a bucket holds, to which nothing can be added
+        self._before = ""  # the content of a bucket's object, which cannot be appended to
         self._writing, self._failed = threading.Lock(), False
 
     def __enter__(self) -> "RunLog":
@@ -45,7 +44,7 @@ class RunLog(python_logging.Handler):
     ) -> None:
         logging.get_absl_logger().removeHandler(self)
         if isinstance(error, LostLock):
-            self._path = None  # it is another run's
+            self._path = None  # the directory is another run's
         if isinstance(error, Stopped):
             self.say(f"{handler.cause}: there was nothing new to save")
         elif isinstance(error, Preempted):
@@ -54,7 +53,7 @@ class RunLog(python_logging.Handler):
             self.say(f"error: {one_line(error)}")
 
     def open(self, workdir: epath.Path) -> None:
-        """Write to a run directory from now on, which must be this run's."""
+        """Write to a run directory from now on, pending lines included. It must be this run's."""
         process = jax.process_index()
         path = workdir / (f"log-{process}.txt" if process else "log.txt")
         if "://" in str(path) and path.exists():
@@ -64,18 +63,18 @@ class RunLog(python_logging.Handler):
             self._write()
 
     def say(self, text: str) -> None:
-        """Keep the lines of a text."""
+        """Write the lines of a text with the current time."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self._writing:
             self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
             self._write()
 
     def emit(self, record: python_logging.LogRecord) -> None:
-        """Keep a warning, as `logging` calls it."""
+        """Write a warning; `logging` calls this."""
         self.say(f"{record.levelname}: {record.getMessage()}")
 
     def _write(self) -> None:
-        """Write what waits. Nothing that fails here may end a run."""
+        """Write the pending lines. An `OSError` is reported once, as logging must not end a run."""
         if self._path is None:
             return
         lines = "".join(self._waiting)
@@ -87,7 +86,7 @@ class RunLog(python_logging.Handler):
                 _append(self._path, lines)
         except OSError as error:
             if not self._failed:
-                self._failed = True  # first: the warning comes back here
+                self._failed = True
                 print(f"WARNING: {self._path} cannot be written: {error.strerror}", file=sys.stderr)
             return
         self._waiting.clear()

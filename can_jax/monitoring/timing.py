@@ -1,7 +1,7 @@
-"""Where the time of a run goes, measured between points at which the devices are known to be idle.
+"""Timing of a run, measured between points at which the devices are idle.
 
-JAX returns from a step before it is computed, so a clock around the call would measure nothing.
-Here every window starts and ends with waiting for a result.
+JAX returns from a step before it is computed, so a clock around the call would measure only its
+dispatch. Every window here starts and ends by blocking on a result.
 """
 
 import contextlib
@@ -15,12 +15,18 @@ from typing import Any, NamedTuple
 import jax
 
 _IMPORTED = time.perf_counter()
-INPUT_BOUND = 0.1  # share of the time spent waiting for images from which on it is worth a line
-STEPS_IN_FLIGHT = 2  # enough to keep the devices busy, few enough to bound the batches they hold
+INPUT_BOUND = 0.1  # the fraction of time waiting for images above which a message is printed
+STEPS_IN_FLIGHT = 2  # keeps the devices busy, yet bounds the batches that they hold
 
 
 class Window(NamedTuple):
-    """One stretch of training, from idle to idle, pauses left out."""
+    """The timing of consecutive training steps, from idle to idle and without pauses.
+
+    Attributes:
+        steps: The number of steps.
+        seconds: Their time in seconds.
+        data_seconds: The seconds spent waiting for batches.
+    """
 
     steps: int
     seconds: float
@@ -28,18 +34,20 @@ class Window(NamedTuple):
 
     @property
     def step_seconds(self) -> float:
-        """Seconds a step, on average."""
+        """The mean seconds per step."""
         return self.seconds / max(self.steps, 1)
 
     @property
     def data_wait(self) -> float:
-        """The share of the time that was spent waiting for the next batch."""
+        """The fraction of the time spent waiting for batches."""
         return self.data_seconds / self.seconds if self.seconds else 0.0
 
 
 def process_age() -> float:
-    """Seconds since this process was started; where the system does not tell, since its first
-    import of this module."""
+    """Return the seconds since this process was started.
+
+    On a system without that information they are counted from the first import of this module.
+    """
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
@@ -48,9 +56,9 @@ def process_age() -> float:
 
 
 class Startup:
-    """Where the time from the command to the first step goes."""
+    """The time from the start of the command to the end of the first step, by part."""
 
-    _told = False  # a further run of a process does not begin with the process
+    _told = False  # only the first run of a process counts from the start of the process
 
     def __init__(self) -> None:
         now = time.perf_counter()
@@ -59,13 +67,13 @@ class Startup:
         Startup._told = True
 
     def mark(self, part: str) -> None:
-        """What lies between the last mark and this one."""
+        """Attribute the time since the last mark to a part."""
         now = time.perf_counter()
         self._parts[part] = now - self._last
         self._last = now
 
     def line(self, result: Any) -> str:
-        """Wait for the first step, and say how long everything took."""
+        """Block until the first step is finished, and return a line with the time of each part."""
         jax.block_until_ready(result)
         self.mark("the step")
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self._parts.items())
@@ -73,7 +81,7 @@ class Startup:
 
 
 class StepClock:
-    """Measures windows of steps."""
+    """A clock that measures windows of steps."""
 
     def __init__(self) -> None:
         self._in_flight: deque[Any] = deque()
@@ -86,13 +94,17 @@ class StepClock:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Around getting a batch."""
+        """Count the time of the body as waiting for data."""
         start = time.perf_counter()
         yield
         self._data_seconds += time.perf_counter() - start
 
     def stepped(self, result: Any) -> None:
-        """After a step was dispatched, with something it computes. Waits for earlier steps."""
+        """Count a dispatched step; blocks while more than `STEPS_IN_FLIGHT` are pending.
+
+        Args:
+            result: An output of the step, to wait for.
+        """
         self._steps += 1
         self._in_flight.append(result)
         if len(self._in_flight) > STEPS_IN_FLIGHT:
@@ -100,14 +112,14 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Around work between steps that is not training: the window's time stands still."""
+        """Exclude the time of the body from the window; blocks until the devices are idle."""
         self._fence()
         start = time.perf_counter()
         yield
         self._paused_seconds += time.perf_counter() - start
 
     def window(self) -> Window:
-        """Wait for all steps, close the window, and open the next one."""
+        """Block until all steps are finished, close the window, and start the next one."""
         self._fence()
         seconds = time.perf_counter() - self._start - self._paused_seconds
         window = Window(self._steps, seconds, self._data_seconds)
@@ -115,24 +127,25 @@ class StepClock:
         return window
 
     def _fence(self) -> None:
+        """Block until all steps are finished."""
         jax.block_until_ready(list(self._in_flight))
         self._in_flight.clear()
 
 
 class InputWatch:
-    """Says once when the devices wait for images, and how long."""
+    """A one-time message when training is bound by its input pipeline."""
 
     def __init__(self) -> None:
         self._windows, self._said = 0, False
 
     def __call__(self, share: float, images_per_second: float) -> str | None:
-        """The line to print after a window, if any.
+        """Return the line to print after a window, or None.
 
         Args:
-            share: of the window's time that was spent waiting.
-            images_per_second: in the window.
+            share: The fraction of the window's time spent waiting for images.
+            images_per_second: The throughput of the window.
         """
-        self._windows += 1  # in the first the pipeline fills
+        self._windows += 1  # the first one is ignored, since the pipeline is still filling
         if self._said or self._windows == 1 or share < INPUT_BOUND:
             return None
         self._said = True

@@ -1,4 +1,4 @@
-"""Ends a run that has stopped moving, and shows where each of its threads was."""
+"""A watchdog that aborts a run without progress and prints the stack of each thread."""
 
 import contextlib
 import threading
@@ -7,15 +7,16 @@ from collections.abc import Iterator
 
 from can_jax.distributed.abort import abort
 
-LONG = 4  # times `config.stuck_after_seconds` is the limit of what grows with the data or the model
+# The limit of operations that grow with the data or the model, times `config.stuck_after_seconds`.
+LONG = 4
 
 
 class Watchdog:
-    """Looks whether steps are finished.
+    """A background thread that aborts the program if no step completes in time.
 
     Args:
-        seconds: Without a step, after which the program is ended; 0 is never.
-        during: What is done, for the message, if it is no step.
+        seconds: The maximum time between steps; 0 disables it.
+        during: The operation to name in the message, if it is not a step.
     """
 
     def __init__(self, seconds: float, during: str = ""):
@@ -26,18 +27,18 @@ class Watchdog:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, step: int) -> None:
-        """So many steps are done."""
+        """Record that a step has completed."""
         self._step, self._at = step, time.monotonic()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop watching."""
         self._done.set()
 
     def _watch(self) -> None:
         period = min(self._seconds / 10, 10.0)
         woke = time.monotonic()
         while not self._done.wait(period):
-            # Time in which the whole process was suspended does not count.
+            # Time during which the whole process was suspended does not count.
             now = time.monotonic()
             self._at += max(now - woke - 2 * period, 0.0)
             woke = now
@@ -52,11 +53,11 @@ class Watchdog:
 
 @contextlib.contextmanager
 def section(doing: str, seconds: float) -> Iterator[None]:
-    """End the program if what is inside takes longer.
+    """Abort the program if the body takes longer than a limit.
 
     Args:
-        doing: What is inside, as in "while opening the data".
-        seconds: Its limit; 0 for none.
+        doing: The operation, for the message, as in "while opening the data".
+        seconds: The limit in seconds; 0 for none.
     """
     watchdog = Watchdog(seconds, f"while {doing}")
     try:
