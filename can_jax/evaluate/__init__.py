@@ -1,1 +1,1 @@
-"""Is the representation any good? Protocols on frozen features."""
+"""Evaluation of pretrained encoders: protocols, their inputs and their reports."""

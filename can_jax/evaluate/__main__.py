@@ -1,4 +1,4 @@
-"""`python -m can_jax.evaluate`; see `can_jax.cli.commands.evaluate`."""
+"""The entry point of `python -m can_jax.evaluate`; see `can_jax.cli.commands.evaluate`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""`python -m can_jax.evaluate.compare`; see `can_jax.cli.commands.compare`."""
+"""The entry point of `python -m can_jax.evaluate.compare`; see `can_jax.cli.commands.compare`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,3 +1,3 @@
-"""`default_evaluation`, at the path that recipes of evaluations import it from."""
+"""A re-export of `default_evaluation`, at the path from which evaluation recipes import it."""
 
 from can_jax.config.evaluation import default_evaluation as default_evaluation

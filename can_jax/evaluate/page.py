@@ -1,8 +1,8 @@
-"""The parts of a page that needs nothing else: its style, its tables, its sections.
+"""Self-contained HTML pages: style, tables and sections.
 
-Values of a page come from files that may be anybody's. `fill` puts them into a template and escapes
-every one that is not `Html`, which nothing but this module makes. So a value that nobody thought of
-shows as text.
+Values of a page come from files that anybody may have written. `fill` inserts them into a template
+and escapes every value that is not `Html`. Only this module creates `Html`, so a value that nobody
+thought of appears as text.
 """
 
 import base64
@@ -43,47 +43,47 @@ pre { font-size: 12px; white-space: pre-wrap; overflow-wrap: anywhere; }
 
 
 class Html(str):
-    """Text that is a part of a page already, made by `fill` or `join`."""
+    """A string that is already escaped HTML, made by `fill` or `join`."""
 
 
 def escape(value: Any) -> Html:
-    """Return a value as part of a page: its text, unless it is one already."""
+    """Return a value as escaped HTML; `Html` is returned unchanged."""
     if isinstance(value, Html):
         return value
-    text = str(value).encode(errors="backslashreplace").decode()  # names need not be UTF-8
+    text = str(value).encode(errors="backslashreplace").decode()  # File names need not be UTF-8.
     return Html(html.escape(text))
 
 
 def fill(template: str, **values: Any) -> Html:
-    """Return a template with values in place of their names in braces, each of them escaped.
+    """Return a template whose names in braces are replaced by the escaped values.
 
     Args:
-        template: Literal text of a page, with every attribute that holds a value in quotes.
-        values: `Html` is inserted as it is.
+        template: Literal HTML. Every attribute that holds a value must be quoted.
+        values: The values by name; `Html` is inserted unchanged.
     """
     return Html(template.format_map({name: escape(value) for name, value in values.items()}))
 
 
 def join(parts: Iterable[Any]) -> Html:
-    """Return parts of a page after each other."""
+    """Return the concatenation of several parts of a page, each escaped unless it is `Html`."""
     return Html("".join(map(escape, parts)))
 
 
 def picture(png: bytes, title: str) -> Html:
-    """Return a PNG as part of a page, with a text that stands for it."""
+    """Return a PNG as an `<img>` element with the image inlined and ``title`` as its alt text."""
     url = "data:image/png;base64," + base64.b64encode(png).decode()
     return fill('<img alt="{title}" src="{url}">', title=title, url=url)
 
 
 def number(value: Any) -> str:
-    """Return a value of a table as text."""
+    """Format a value for a table cell: rounded floats, and integers with separators."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def table(rows: list[dict[str, Any]]) -> Html:
-    """Return rows as a table, with numbers to the right."""
+    """Return rows as an HTML table, with numeric columns aligned to the right."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     numeric = {n: all(isinstance(row.get(n, 0), int | float) for row in rows) for n in names}
 
@@ -101,7 +101,7 @@ def table(rows: list[dict[str, Any]]) -> Html:
 
 
 def section(title: str, content: Any, folded: bool = False) -> Html:
-    """Return a part of the page."""
+    """Return a titled section of the page; a ``folded`` one starts collapsed."""
     if folded:
         return fill(
             "<section><details><summary>{title}</summary>{content}</details></section>",
@@ -111,7 +111,7 @@ def section(title: str, content: Any, folded: bool = False) -> Html:
 
 
 def page(title: str, lead: Any, sections: list[Html]) -> Html:
-    """Return the whole file. It loads nothing and runs no script, whatever it holds."""
+    """Return the complete HTML file. It loads no resources and runs no scripts."""
     return fill(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

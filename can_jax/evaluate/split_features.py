@@ -1,4 +1,4 @@
-"""The examples of an evaluation: features of every one, counted, and what they were taken from."""
+"""Extraction of an encoder's features for the examples of a split."""
 
 import dataclasses
 import hashlib
@@ -19,17 +19,18 @@ from can_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples of a split, as an encoder sees them.
+    """The features, labels and provenance of the examples of one split.
 
     Attributes:
-        name: of the split.
-        found: class token and mean patch token, side by side; of a classifier the logits.
-        labels: the place of each one's class; -1 where unknown.
-        numbers: of each in its source.
-        source: that they are from.
-        skipped: how many could not be decoded.
-        known: the classes of the training examples.
-        fingerprint: what tells one data set from another.
+        name: The name of the split.
+        found: The encoder's outputs: class token and mean patch token side by side. For a trained
+            classifier, the logits.
+        labels: The class index of each example; -1 where unknown.
+        numbers: The index of each example in its source.
+        source: The source that the examples were read from.
+        skipped: The number of examples that could not be decoded.
+        known: The classes of the training examples.
+        fingerprint: A digest that identifies the data set; see `fingerprint`.
     """
 
     name: str
@@ -46,27 +47,27 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What tables call the classes, in the order of places."""
+        """The names of the classes for tables, in the order of class indices."""
         return self.known.called
 
 
 def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
-    """Of a source's size and classes, of these labels, and of its first and last image."""
+    """Return a digest of a source's size, class names, labels, and first and last image."""
     ends, _ = source.read(np.array([0, source.examples - 1]))
-    facts = [source.examples, list(source.label_names)]
-    digest = hashlib.sha256(json.dumps(facts).encode())
+    header = [source.examples, list(source.label_names)]
+    digest = hashlib.sha256(json.dumps(header).encode())
     for part in (labels.astype(np.int32).tobytes(), *ends):
         digest.update(part)
     return digest.hexdigest()[:16]
 
 
 class Reader:
-    """Reads splits through an encoder; compiles once for all of them.
+    """A feature extractor for splits that compiles the encoder once for all of them.
 
     Args:
-        subject: the encoder.
-        mesh: over which images are split.
-        batch_size: images encoded at a time.
+        subject: The pretrained encoder.
+        mesh: The device mesh over which each batch of images is split.
+        batch_size: The number of images per batch, rounded up to divide evenly over the mesh.
     """
 
     def __init__(self, subject: Subject, mesh: Mesh, batch_size: int):
@@ -74,15 +75,18 @@ class Reader:
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 
     def __call__(self, part: Part, change: Change | None = None, labelled: bool = True) -> Split:
-        """Features of the chosen examples of a split, every one counted once.
+        """Return the features of a split's chosen examples, each example exactly once.
+
+        Collective: every process must call this.
 
         Args:
-            part: the examples.
-            change: what is done to the images before.
-            labelled: leave out what has no label.
+            part: The chosen examples.
+            change: A function applied to each batch of images before the encoder, such as a
+                corruption.
+            labelled: Skip examples without a label.
 
         Raises:
-            UserError: none is left.
+            UserError: No example remains, or the labels changed while the split was read.
         """
         config = self._subject.config.copy_and_resolve_references()
         with config.unlocked(), config.ignore_type():
@@ -90,19 +94,19 @@ class Reader:
             config.data.image_size = self._subject.config.data.image_size
         examples = EvaluationSet(config, part.source, 0, labelled=labelled, only=part.examples)
         what = "labelled image" if labelled else "image"
-        found = self._extract(self._subject.parameters, examples, change)
-        if not len(found.labels):
+        outputs = self._extract(self._subject.parameters, examples, change)
+        if not len(outputs.labels):
             raise UserError(f"config.data: no {what} of the split {part.name!r} can be decoded")
-        labels = part.numbering(found.labels)
+        labels = part.numbering(outputs.labels)
         if labelled and (labels < 0).any():
             raise UserError(f"the labels of the split {part.name!r} changed while it was read")
         return Split(
             name=part.name,
-            found=found.features,
+            found=outputs.features,
             labels=labels,
-            numbers=found.numbers,
+            numbers=outputs.numbers,
             source=part.source,
-            skipped=len(examples) - len(found.labels),
+            skipped=len(examples) - len(outputs.labels),
             known=part.classes,
-            fingerprint=fingerprint(part.source, found.labels),
+            fingerprint=fingerprint(part.source, outputs.labels),
         )

@@ -1,4 +1,4 @@
-"""What a protocol works on, and what it finds."""
+"""The inputs and the results of an evaluation protocol, and helpers that protocols share."""
 
 import dataclasses
 from typing import Any
@@ -20,17 +20,17 @@ from can_jax.utils.errors import UserError
 
 @dataclasses.dataclass
 class Findings:
-    """Of one protocol.
+    """The results of one evaluation protocol.
 
     Attributes:
-        metrics: by name, in percent where it is an accuracy.
-        examples: how many were learned from and tested on, and how many could not be decoded.
-        data: what tells the data sets from others.
-        chosen: settings that were chosen by held-out examples.
-        tables: for the report: rows of values, by title.
-        pictures: for the report: elements of a page, by title.
-        shown: train and test examples to draw from.
-        warnings: what a reader of the metrics has to know, a sentence each.
+        metrics: The metrics by name. Accuracies are in percent.
+        examples: The numbers of training, test and undecodable examples, by name.
+        data: The split names and fingerprints that identify the data sets, by role.
+        chosen: The hyperparameters selected on held-out examples.
+        tables: The tables of the report: rows of values, by title.
+        pictures: The pictures of the report: HTML elements, by title.
+        shown: The training and test splits from which the report draws pictures, if any.
+        warnings: Caveats on the metrics, one sentence each.
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -43,14 +43,14 @@ class Findings:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, *sentences: str) -> None:
-        """Log what a reader of the metrics has to know, once, and keep it for the results."""
+        """Log caveats on the metrics, each one once, and add them to the results."""
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
                 logging.warning("%s", sentence)
 
     def count(self, name: str, split: Split) -> None:
-        """Note a split that was read."""
+        """Record the size, the skipped examples and the fingerprint of a split."""
         self.examples[name] = len(split)
         if split.skipped:
             self.examples[f"{name}_skipped"] = split.skipped
@@ -59,13 +59,13 @@ class Findings:
 
 @dataclasses.dataclass
 class Task:
-    """What a protocol works on.
+    """The context of an evaluation: its configuration, encoder and data.
 
     Attributes:
-        config: of the evaluation, resolved.
-        subject: the encoder.
-        mesh: of the devices.
-        read: reads splits of the data through the encoder.
+        config: The resolved configuration of the evaluation.
+        subject: The pretrained encoder, or the trained classifier.
+        mesh: The device mesh.
+        read: The feature extractor that reads splits of the data.
     """
 
     config: ConfigDict
@@ -75,17 +75,20 @@ class Task:
 
     @property
     def data(self) -> ConfigDict:
-        """The block that says where the data is."""
+        """The ``data`` block of the configuration, which locates the data set."""
         return self.subject.config.data
 
     @property
     def counts(self) -> tuple[int | None, int | None]:
-        """Training and test examples to choose; None for all."""
+        """The numbers of training and of test examples to use; None for all."""
         return self.config.data.train_examples, self.config.data.test_examples
 
     def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
-        """The splits to test on, the preferred one first: the one that is configured alone, or else
-        that of the run's probe and the usual ones."""
+        """Return the candidate test splits in order of preference.
+
+        A configured split is the only candidate. Otherwise the candidates are the split of the
+        run's probe and the usual names, without the training split.
+        """
         if self.config.data.test_split:
             return (self.config.data.test_split,)
         names = dict.fromkeys((self.subject.config.probe.split, *TEST_SPLITS))
@@ -98,16 +101,16 @@ class Task:
         test_split: str | None = None,
         name: str = "",
     ) -> Pair:
-        """Open training and test examples with the same classes, none of them read.
+        """Open training and test examples with matching classes, without extracting features.
 
         Args:
-            findings: get the warnings.
-            data: the block that says where the data is, by default that of the evaluation.
-            test_split: the split to test on, likewise.
-            name: what warnings call the data, where there are several.
+            findings: The results, which receive the warnings.
+            data: The data block of the examples. Defaults to that of the evaluation.
+            test_split: The split to test on. Defaults to the first available of `test_splits`.
+            name: A prefix for warnings that names the data set; empty where there is only one.
 
         Raises:
-            UserError: a split is missing, has no labels or has unknown classes.
+            UserError: A split is missing, has no labels or has unknown classes.
         """
         share, data = self.config.data.held_out, self.data if data is None else data
         pair = open_pair(
@@ -122,11 +125,14 @@ class Task:
         return pair
 
     def test_part(self, findings: Findings, classes: Classes) -> Part:
-        """Open test examples alone, for a classifier of known classes.
+        """Open test examples for a classifier whose classes are already fixed.
 
         Args:
-            findings: get the warnings.
-            classes: of the classifier.
+            findings: The results, which receive the warnings.
+            classes: The classes of the classifier.
+
+        Raises:
+            UserError: No test split is available, or its classes do not match.
         """
         notes: list[str] = []
         split, source = open_test(
@@ -145,12 +151,15 @@ class Task:
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
-        """Features of a kind, by default that of the configuration."""
+        """Return the features of a kind, by default the configured one, from a split's outputs."""
         return self.subject.select(split.found, kind or self.config.features)
 
 
 def both(task: Task) -> tuple[Split, Split, Findings]:
-    """Train and test examples, with the same classes, counted."""
+    """Read the training and test examples of the evaluation, and record their counts.
+
+    Collective: every process must call this.
+    """
     findings = Findings()
     pair = task.pair(findings)
     train, test = task.read(pair.train), task.read(pair.test)
@@ -163,8 +172,18 @@ def both(task: Task) -> tuple[Split, Split, Findings]:
 def held_out(
     labels: Int[np.ndarray, " examples"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, " most"], Int[np.ndarray, " few"]]:
-    """Numbers of the examples to learn from, and of those by which settings are chosen. The same
-    ones for the same seed."""
+    """Split example indices into a training and a held-out subset.
+
+    The held-out subset serves to select hyperparameters. The split is deterministic in ``seed``.
+
+    Args:
+        labels: The labels of the examples; only their count matters.
+        share: The fraction to hold out, at least one example.
+        seed: The seed of the permutation.
+
+    Raises:
+        UserError: The fraction leaves no training examples.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
     count = max(1, round(share * len(labels)))
     if count >= len(labels):
@@ -176,16 +195,16 @@ def held_out(
 
 
 def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
-    """In percent."""
+    """Return the percentage of predictions that equal their labels."""
     return 100.0 * float(np.mean(jax.device_get(predictions) == labels))
 
 
 def accuracies(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, float]:
-    """``top1`` and, of more than five classes, ``top5``; in percent."""
-    found = {"top1": accuracy(logits.argmax(axis=1), labels)}
+    """Return ``top1`` and, with more than five classes, ``top5`` accuracy in percent."""
+    metrics = {"top1": accuracy(logits.argmax(axis=1), labels)}
     if logits.shape[1] > 5:
         best = np.argpartition(-logits, 5, axis=1)[:, :5]
-        found["top5"] = accuracy((best == labels[:, None]).any(axis=1), np.ones(len(labels), int))
-    return found
+        metrics["top5"] = accuracy((best == labels[:, None]).any(axis=1), np.ones(len(labels), int))
+    return metrics

@@ -1,1 +1,1 @@
-"""The evaluation protocols, and their registry."""
+"""The evaluation protocols and their registry."""

@@ -1,4 +1,4 @@
-"""A trained classifier as what is evaluated."""
+"""A trained classifier as the model under evaluation."""
 
 import dataclasses
 import json
@@ -17,33 +17,38 @@ from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.train.step import abstract_state
 from can_jax.utils.errors import UserError
 
-CARD = "classifier.json"  # what a finished run needs to be evaluated itself
+CARD = "classifier.json"  # Describes the head of a finished run, so that it can be evaluated.
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSubject(Subject):
-    """A subject whose parameters are a classifier's state, and whose features are its logits.
+    """A trained classifier in the role of an encoder: its features are its logits.
+
+    The inherited `parameters` hold the classifier's training state.
 
     Attributes:
-        step: that it was trained by.
-        classes: that it was trained on, in the order of the logits.
+        step: The train step that defines the classifier's forward pass.
+        classes: The classes of its training data, in the order of the logits.
     """
 
     step: ClassifierStep
     classes: Classes
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Logits."""
+        """Return the logits of images given as bytes."""
         return self.step.logits(parameters, images)
 
 
 def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
-    """The classifier of a finished run of `classify`.
+    """Restore the classifier of a finished `classify` run.
 
     Args:
-        workdir: of the run; it holds a `CARD`.
-        changes: an evaluation's resolved configuration.
-        mesh: over which its parameters are placed.
+        workdir: The run directory; it contains a `CARD`.
+        changes: The resolved configuration of the evaluation.
+        mesh: The device mesh over which the parameters are placed.
+
+    Raises:
+        UserError: The `CARD` belongs to an earlier run in the same directory.
     """
     card = json.loads((workdir / CARD).read_text())
     run = with_normalization(read_encoder(workdir), changes.model, workdir)
@@ -54,8 +59,8 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
     step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
     newest, state = newest_state(workdir, abstract_state(step, mesh))
     names = tuple(card["names"][: card["classes"]])
-    numbers = np.array(card.get("numbers", range(card["classes"])), np.int64)
-    classes = Classes(numbers, names if len(names) == len(numbers) else ())
+    labels = np.array(card.get("numbers", range(card["classes"])), np.int64)
+    classes = Classes(labels, names if len(names) == len(labels) else ())
     identity = identity_of(workdir, newest, config, state.parameters)
     if trained := read_identity(workdir):
         if lines := differences(card.get("identity", {}), trained):

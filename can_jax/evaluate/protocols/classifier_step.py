@@ -1,4 +1,4 @@
-"""The train step of a classifier: a head on an encoder, which is trained with it or frozen."""
+"""The train step of a classifier: a head on an encoder that is fine-tuned or frozen."""
 
 import dataclasses
 from typing import Any
@@ -20,20 +20,20 @@ from can_jax.train.losses import Metrics, random_streams, row_keys
 from can_jax.train.step import TrainState, encoder_network
 
 Tree = Any
-LARS_TRUST, LARS_MOMENTUM = 0.001, 0.9  # as in MAE's linear probe
+LARS_TRUST, LARS_MOMENTUM = 0.001, 0.9  # MAE's linear probe uses these values.
 BATCH_NORM_EPS, BATCH_NORM_DECAY = 1e-6, 0.9
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierStep:
-    """What trains a classifier; the counterpart of `can_jax.train.step.Step`.
+    """The train step of a classifier; the counterpart of `can_jax.train.step.Step`.
 
     Attributes:
-        config: as of a pretraining run: data, sizes, batch.
-        settings: the block `classify` of the evaluation.
-        features: what the head reads; see `Subject.select`.
-        classes: how many.
-        schedule: learning rate by step.
+        config: The configuration in the form of a pretraining run: data, model sizes, batch size.
+        settings: The ``classify`` block of the evaluation.
+        features: The kind of features that the head reads; see `Subject.select`.
+        classes: The number of classes.
+        schedule: The learning rate as a function of the step.
     """
 
     config: ConfigDict
@@ -44,12 +44,12 @@ class ClassifierStep:
 
     @property
     def width(self) -> int:
-        """Of the features."""
+        """The width of the features that the head reads."""
         return can.encoder_size(self.config.model).width * (2 if self.features == "both" else 1)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """Without its learning rate, which the step applies."""
+        """The gradient transformation without the learning rate, which `train` applies."""
         settings = self.settings
         decayed = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
         if settings.optimizer == "lars":
@@ -66,8 +66,11 @@ class ClassifierStep:
         return optax.partition({"trained": transform, "frozen": optax.set_to_zero()}, labels)
 
     def _by_layer(self, updates: Tree, _: Any) -> Tree:
-        """Smaller updates further down (layer-wise learning-rate decay): a block's by a power of
-        ``layer_decay`` that is its distance to the head, the embedding's by one more."""
+        """Scale updates by layer-wise learning-rate decay (arXiv 2106.08254).
+
+        The factor is ``layer_decay`` to the power of the distance to the head. That distance is 1
+        for the last block, ``depth`` for the first one, and ``depth + 1`` for the embedding.
+        """
         depth, decay = can.encoder_size(self.config.model).depth, self.settings.layer_decay
 
         def scaled(path: tuple[Any, ...], update: Array) -> Array:
@@ -81,7 +84,10 @@ class ClassifierStep:
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     def fresh(self) -> TrainState:
-        """A new head, with MAE's deviations, on an encoder of zeros: see `starting_from`."""
+        """Initialize a state with a random head on an encoder of zeros; see `starting_from`.
+
+        The standard deviations of the head's kernel are MAE's.
+        """
         key = random_streams(self.config.seed)[0]
         deviation = 0.01 if self.settings.freeze_encoder else 2e-5
         kernel = deviation * jax.random.normal(key, (self.width, self.classes))
@@ -104,7 +110,7 @@ class ClassifierStep:
         )
 
     def starting_from(self, encoder: Tree, state: TrainState) -> TrainState:
-        """A fresh state with the parameters of an encoder."""
+        """Return a fresh state with the parameters of a pretrained encoder."""
 
         def put(parameters: Tree) -> Tree:
             old = parameters["encoder"]
@@ -117,7 +123,10 @@ class ClassifierStep:
         return dataclasses.replace(state, parameters=put(state.parameters), optimizer=optimizer)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """One step on augmented, mixed images."""
+        """Apply one optimizer step to a batch after augmentation and mixing.
+
+        The update is skipped if the loss or the gradient norm is not finite.
+        """
         images, targets, key = self._inputs(batch, state.step)
 
         def loss(parameters: Tree) -> tuple[Array, tuple[Array, Tree]]:
@@ -150,14 +159,16 @@ class ClassifierStep:
         }
 
     def logits(self, state: TrainState, images: Array) -> Float[Array, "images classes"]:
-        """Of whole, unaugmented images given as bytes, by the average of parameters if there is
-        one."""
+        """Return the logits of unaugmented images given as bytes.
+
+        The parameters are the exponential moving average if the state holds one.
+        """
         parameters = state.optimizer.get("average", state.parameters)
         pixels = normalize(to_float(images), self.config.augment.mean, self.config.augment.std)
         return self._logits(parameters, state.batch_stats, pixels, None)[0]
 
     def _inputs(self, batch: Batch, step: Array) -> tuple[Array, Array, Key[Array, ""]]:
-        """Images after all that is done to them in training, targets, and the step's key."""
+        """Return augmented and mixed images, their soft targets, and the random key of the step."""
         settings, means = self.settings, self.config.augment
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(
             row_keys(self.config.seed, step, batch)
@@ -189,7 +200,11 @@ class ClassifierStep:
     def _logits(
         self, parameters: Tree, statistics: Tree, pixels: Array, key: Key[Array, ""] | None
     ) -> tuple[Float[Array, "images classes"], Tree]:
-        """Logits, and BatchNorm's running statistics after it; ``key`` is that of training."""
+        """Return the logits and the updated BatchNorm running statistics.
+
+        A ``key`` selects training mode: stochastic depth is drawn and BatchNorm uses batch
+        statistics.
+        """
         settings = self.settings
         network = nnx.graphdef(encoder_network(self.config))
         encoder = nnx.merge(network, {"encoder": parameters["encoder"]}, {}, copy=True)
@@ -197,7 +212,7 @@ class ClassifierStep:
         if settings.drop_path and key is not None:
             depth = can.encoder_size(self.config.model).depth
             drop = drop_path(key, settings.drop_path, depth, len(pixels))
-        # As in MAE: where the mean of tokens is normalised in the head, the tokens are not.
+        # As in MAE, tokens are not normalized if the head normalizes their mean.
         inner = not (settings.head_norm == "layer" and self.features in ("patches", "all"))
         tokens = encoder.encode(pixels, drop=drop, norm=inner).astype(jnp.float32)
         if self.features == "both":

@@ -1,9 +1,9 @@
-"""The fifteen corruptions of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), for any image.
+"""The fifteen corruptions of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), for images of any size.
 
-Each takes an image in [0, 1], the constants of a severity and a random generator. Constants are
-those of the authors' code: of CIFAR-10-C for images up to 64 px, of ImageNet-C above. Frost is
-`DRAWN`: the authors' photographs of it cannot be shipped. Motion is blurred along a line of whole
-pixels with repeated borders, as ImageMagick does it.
+Each corruption takes an image in [0, 1], the constants of a severity and a random generator. The
+constants are those of the authors' code: CIFAR-10-C for images up to 64 px, ImageNet-C above. Frost
+is `DRAWN`, because the authors' photographs of it cannot be shipped. Motion blur follows a line of
+whole pixels with repeated borders, as in ImageMagick.
 """
 
 import io
@@ -19,28 +19,28 @@ from can_jax.data.decoding.open_image import open_image
 
 Number = int | float
 Picture = Float[np.ndarray, "height width 3"]
-DRAWN = "frost"  # from a fractal, where the authors use photographs
-SMALL = 64  # pixels along the shorter side, up to which the constants are those of CIFAR-10-C
+DRAWN = "frost"  # Drawn from a fractal, where the authors use photographs.
+SMALL = 64  # Up to this shorter side, in pixels, the constants are those of CIFAR-10-C.
 
 
 def gaussian_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Normal noise of deviation ``c``."""
+    """Add Gaussian noise of standard deviation ``c``."""
     return x + rng.normal(scale=c, size=x.shape)
 
 
 def shot_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Poisson noise of ``c`` photons at full brightness."""
+    """Apply Poisson noise of ``c`` photons at full brightness."""
     return rng.poisson(x * c) / c
 
 
 def impulse_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """A share ``c`` of all values is black or white."""
+    """Set a fraction ``c`` of all values to black or white."""
     hit, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(hit, white.astype(x.dtype), x)
 
 
 def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
-    """A disk, its edge softened."""
+    """Return a normalized disk kernel with a softened edge."""
     reach = max(8, int(radius))
     line = np.arange(-reach, reach + 1)
     kernel = (line[:, None] ** 2 + line**2 <= radius**2).astype(float)
@@ -52,21 +52,23 @@ def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
 
 
 def defocus_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """A lens out of focus: radius, softness."""
+    """Blur as a lens out of focus; ``c`` holds the disk's radius and the softness of its edge."""
     return ndimage.correlate(x, disk(*c)[..., None], mode="mirror")
 
 
 def blurred(x: np.ndarray, sigma: Number, truncate: float = 4.0) -> np.ndarray:
-    """Gaussian blur within the image plane."""
+    """Apply a Gaussian blur within the image plane."""
     return ndimage.gaussian_filter(
         x, (sigma, sigma, 0)[: x.ndim], mode="nearest", truncate=truncate
     )
 
 
 def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator) -> Picture:
-    """Deviation, reach and rounds: pixels take the place of near ones, between two blurs.
+    """Replace pixels by near ones between two Gaussian blurs.
 
-    The authors' code means to swap two pixels, and by an alias copies one onto the other; so here.
+    ``c`` holds the blur's standard deviation, the reach in pixels and the number of rounds. The
+    authors' code intends to swap two pixels, but aliasing copies one onto the other. This
+    implementation reproduces that behavior.
     """
     sigma, reach, rounds = c
     x = np.floor(255 * blurred(x, sigma)) / 255
@@ -81,13 +83,13 @@ def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator)
 
 
 def along_line(x: np.ndarray, radius: Number, sigma: Number, angle: Number) -> np.ndarray:
-    """Blur by half a Gaussian along a line, as ImageMagick's motion blur does.
+    """Blur by a one-sided Gaussian along a line, as ImageMagick's motion blur does.
 
     Args:
-        x: (height, width, …).
-        radius: the line has ``2 radius + 1`` pixels.
-        sigma: of the Gaussian, in pixels.
-        angle: of the line, in degrees from the x axis.
+        x: The image, (height, width, …).
+        radius: The reach of the blur. The line has ``2 ceil(radius) + 1`` pixels.
+        sigma: The standard deviation of the Gaussian in pixels.
+        angle: The angle of the line, in degrees from the x axis.
     """
     steps = np.arange(2 * int(np.ceil(radius)) + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
@@ -109,12 +111,15 @@ def along_line(x: np.ndarray, radius: Number, sigma: Number, angle: Number) -> n
 
 
 def motion_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Radius and deviation, along a line between -45 and 45 degrees."""
+    """Blur along a line at a random angle between -45 and 45 degrees.
+
+    ``c`` holds the radius and the standard deviation in pixels.
+    """
     return along_line(x, *c, rng.uniform(-45, 45))
 
 
 def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
-    """The middle of an image, enlarged to the size of the whole."""
+    """Return the center of an image, enlarged by a factor to the size of the whole."""
     height, width = x.shape[:2]
     rows, columns = int(np.ceil(height / factor)), int(np.ceil(width / factor))
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -125,14 +130,20 @@ def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
 
 
 def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """The mean of the image and of its zooms: up to which factor, in which steps."""
+    """Average an image with enlargements of its center.
+
+    ``c`` holds the largest zoom factor, which is excluded, and the increment between factors.
+    """
     zooms = [zoomed(x, factor) for factor in np.arange(1, *c)]
     return (x + sum(zooms)) / (len(zooms) + 1)
 
 
 def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
-    """Mean, deviation, zoom, threshold, and radius and deviation of the motion of flakes; how much
-    of the image stays as it is, the rest being whitened."""
+    """Whiten an image and add flakes blurred by motion.
+
+    ``c`` holds the flakes' mean, standard deviation, zoom and threshold. They are followed by the
+    radius and standard deviation of the motion blur, and by the weight of the unwhitened image.
+    """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)
     flakes[flakes < threshold] = 0
@@ -144,8 +155,7 @@ def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture
 
 
 def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
-    """Draw frost as it might lie on a window: bright, bluish ridges of a fractal, thicker at a
-    side."""
+    """Draw window frost: bright, bluish ridges of a fractal, thicker in some regions."""
     ridges = np.zeros((height, width))
     for decay in (1.25, 1.4, 1.6):
         ridges += (1 - np.abs(2 * fractal(height, width, decay, rng) - 1)) ** 4
@@ -155,7 +165,7 @@ def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
 
 
 def frost(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Weights of the image and of the frost on it."""
+    """Overlay drawn frost; ``c`` holds the weights of the image and of the frost."""
     return c[0] * x + c[1] * frost_picture(x.shape[0], x.shape[1], rng)
 
 
@@ -170,9 +180,9 @@ def fractal(
     along a side for CIFAR-10-C and 256 for ImageNet-C; images beyond that get a larger one.
 
     Args:
-        height, width: of the image, which gets the plane's upper left part.
-        decay: of ``wibble``, from one grid to the next finer one.
-        rng: of the noise.
+        height, width: The size of the image in pixels, which gets the upper left part of the plane.
+        decay: The divisor of ``wibble`` from one grid to the next finer one.
+        rng: The random generator of the noise.
     """
     least = 32 if min(height, width) <= SMALL else 256
     size = max(least, 1 << (max(height, width) - 1).bit_length())
@@ -197,21 +207,21 @@ def fractal(
 
 
 def fog(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Thickness, and decay of the fractal that the fog is."""
+    """Add fractal fog; ``c`` holds its thickness and the decay of the fractal."""
     brightest = x.max()
     thick = x + c[0] * fractal(x.shape[0], x.shape[1], c[1], rng)[..., None]
     return thick * brightest / (brightest + c[0])
 
 
 def brightness(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """``c`` is added to the value of HSV: hue and saturation stay."""
+    """Add ``c`` to the value of HSV. Hue and saturation are unchanged."""
     value = x.max(axis=2, keepdims=True)
     target = np.clip(value + c, 0, 1)
     return np.where(value > 0, x * target / np.maximum(value, 1e-12), target)
 
 
 def contrast(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Distances to each channel's mean, times ``c``."""
+    """Multiply the distances to each channel's mean by ``c``."""
     mean = x.mean(axis=(0, 1))
     return (x - mean) * c + mean
 
@@ -219,14 +229,17 @@ def contrast(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
 def elastic_transform(
     x: Picture, c: tuple[Number, Number, Number], rng: np.random.Generator
 ) -> Picture:
-    """Strength and smoothness of a random displacement, and how far three points of an affine map
-    move before it; in pixels."""
+    """Apply a random affine map, then a smooth random displacement.
+
+    ``c`` holds the displacement's strength, its smoothness, and how far the affine map moves each
+    of three reference points. All are in pixels.
+    """
     strength, smoothness, moved = c
     height, width = x.shape[:2]
     centre, third = np.array([height, width]) // 2, min(height, width) // 3
     corners = centre + third * np.array([[1, 1], [1, -1], [-1, -1]])
     targets = corners + rng.uniform(-moved, moved, (3, 2))
-    # Where each pixel of the result is from: the affine map that takes the targets back.
+    # The inverse affine map yields the source location of each output pixel.
     back = np.linalg.solve(np.c_[targets, np.ones(3)], corners.astype(float))
     grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
     at = grid @ back[:2] + back[2]
@@ -245,31 +258,31 @@ def elastic_transform(
 
 
 def as_image(x: Picture) -> Image.Image:
-    """A picture in [0, 1] as one of Pillow."""
+    """Convert a picture in [0, 1] to an 8-bit Pillow image."""
     return Image.fromarray(np.round(255 * np.clip(x, 0, 1)).astype(np.uint8))
 
 
 def pixelate(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Shrunk to ``c`` of its sides, and enlarged again."""
+    """Shrink an image to a fraction ``c`` of its sides, and enlarge it to its size."""
     height, width = x.shape[:2]
     small = as_image(x).resize((int(width * c), int(height * c)), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX)) / 255
 
 
 def jpeg_compression(x: Picture, c: int, rng: np.random.Generator) -> Picture:
-    """Saved as JPEG of quality ``c``."""
+    """Compress an image as JPEG of quality ``c``."""
     buffer = io.BytesIO()
     as_image(x).save(buffer, "JPEG", quality=c)
     return np.asarray(open_image(buffer.getvalue())) / 255
 
 
 def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:
-    """Constants that are given as parts of an image's side."""
+    """Convert constants from fractions of an image's side to pixels."""
     return [(size * a, size * b, size * c) for a, b, c in rows]
 
 
 Corruption = Callable[[Any, Any, np.random.Generator], Any]
-# Function, constants for small images, constants for large ones; severities 1 to 5.
+# The function, and its constants for small and for large images at the severities 1 to 5.
 CORRUPTIONS: dict[str, tuple[Corruption, list[Any], list[Any]]] = {
     "gaussian_noise": (
         gaussian_noise, [0.04, 0.06, 0.08, 0.09, 0.10], [0.08, 0.12, 0.18, 0.26, 0.38],
@@ -332,13 +345,13 @@ CORRUPTIONS: dict[str, tuple[Corruption, list[Any], list[Any]]] = {
 def corrupt(
     image: UInt8[np.ndarray, "height width 3"], name: str, severity: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """An image after a corruption, rounded down to bytes as in the authors' code.
+    """Return an image after a corruption, truncated to bytes as in the authors' code.
 
     Args:
-        image: bytes.
-        name: of the corruption.
-        severity: 1 to 5.
-        rng: the result is the same for the same one.
+        image: An RGB image of bytes.
+        name: The name of the corruption, a key of `CORRUPTIONS`.
+        severity: The severity, 1 to 5.
+        rng: The random generator, which determines the result.
     """
     function, small, large = CORRUPTIONS[name]
     constants = small if min(image.shape[:2]) <= SMALL else large

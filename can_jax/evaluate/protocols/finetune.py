@@ -1,4 +1,5 @@
-"""Training a classifier on an encoder: a run like any other, which can be killed and goes on."""
+"""Fine-tuning or linear probing as a run: it trains a classifier on an encoder and can be
+resumed."""
 
 import dataclasses
 import json
@@ -37,7 +38,7 @@ from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
-# What the run of a classifier calls its durations, and the keys under `classify` that state them.
+# Keys of durations in a run's configuration, and the keys under `classify` that set them.
 OWN_KEYS = {
     "total_epochs": "total_epochs",
     "optimizer.warmup_epochs": "warmup_epochs",
@@ -46,11 +47,16 @@ OWN_KEYS = {
 
 
 def classify(task: Task, workdir: epath.Path) -> Findings:
-    """Train a head, with the encoder or on top of it, and test it.
+    """Train a classifier head, with the encoder or on frozen features, and test it.
+
+    Collective: every process must call this.
 
     Args:
-        task: of the evaluation.
-        workdir: the run directory.
+        task: The evaluation context.
+        workdir: The run directory. An interrupted run in it is resumed.
+
+    Raises:
+        UserError: The data, the batch size or the durations are invalid.
     """
     config = run_config(task)
     check_batch(config, task.mesh)
@@ -81,14 +87,14 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
 
 
 def with_own_keys(message: str) -> str:
-    """Return a message about durations with the keys that an evaluation calls them by."""
+    """Return an error message with keys of durations replaced by those of an evaluation."""
     for key, own in OWN_KEYS.items():
         message = message.replace(f"config.{key}=", f"config.classify.{own}=")
     return message
 
 
 def run_config(task: Task) -> ConfigDict:
-    """The configuration of the run that trains a classifier."""
+    """Return the resolved configuration of the run that trains a classifier."""
     settings = task.config.classify
     config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
     for line in lines:
@@ -105,7 +111,7 @@ def run_config(task: Task) -> ConfigDict:
             warmup_share=None, warmup_steps=None, warmup_examples=None,
             warmup_epochs=settings.warmup_epochs,
         )  # fmt: skip
-        # Nothing of pretraining is computed; what is said of it has to be possible.
+        # A classifier computes no pretraining objective, but these settings must still validate.
         config.objective.update(
             contrastive={"weight": 0.0}, denoising={"weight": 0.0}, reconstruction={"weight": 1.0}
         )
@@ -118,7 +124,7 @@ def run_config(task: Task) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """As `can_jax.train.run.Training` has it."""
+    """The training job of a classifier, an implementation of `can_jax.train.run.Training`."""
 
     task: Task
     config: ConfigDict
@@ -131,15 +137,16 @@ class Classification:
     allowed: tuple[str, ...] = ()
 
     def identity(self) -> Identity:
-        """Return encoder, data and settings."""
+        """Return the encoder, the data and the settings that the results depend on."""
         return self.depends_on
 
     def stream(self) -> dict[str, Any]:
-        """Return nothing: the identity holds the data and the settings."""
+        """Return an empty dict, because the identity already holds data and settings."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Batch, durations, and how the head is trained."""
+        """Return the facts printed before training: batch, durations, and how the head is
+        trained."""
         settings = flatten(self.task.config.classify.to_dict())
         return {
             "batch (images)": self.config.batch_size,
@@ -152,22 +159,22 @@ class Classification:
         }
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """With the encoder that is evaluated."""
+        """Return the initial state with the parameters of the encoder under evaluation."""
         return self.step.starting_from(self.task.subject.parameters["encoder"], state)
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Never: what was found is written anew."""
+        """Return False, so that a completed run is tested and its results are rewritten."""
         return False
 
     def watcher(
         self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
     ) -> "Tester":
-        """Metrics, and tests now and then."""
+        """Return the callbacks that log metrics and test at intervals."""
         return Tester(self, workdir, writer, report)
 
 
 class Tester(Log):
-    """Tests a classifier on the test split, every example once."""
+    """Callbacks that test a classifier on every example of the test split."""
 
     def __init__(
         self,
@@ -190,28 +197,34 @@ class Tester(Log):
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
-    def look_first(self, number: int, state: TrainState) -> None:
-        """A new run is not tested before it begins: its head knows nothing."""
+    def look_first(self, step: int, state: TrainState) -> None:
+        """Skip the test before the first step, because the head is still random."""
 
     def hooks(self) -> list[Hook]:
-        """Tests."""
+        """Return the periodic test, or no hook if testing is disabled."""
         every = self._times.probe_every
         return [Hook(every, self.test)] if every else []
 
-    def test(self, number: int, state: TrainState) -> None:
-        """Accuracy on the test split."""
+    def test(self, step: int, state: TrainState) -> None:
+        """Log the accuracy on the test split.
+
+        Collective: every process must call this.
+        """
         logits, _, labels = self._predict(state)
         top1 = accuracy(logits.argmax(axis=1), labels)
-        self._writer.scalars(number, {"test/top1": top1})
-        self.report.say(f"step {number}: top-1 {top1:.2f}% of {len(labels)} images")
+        self._writer.scalars(step, {"test/top1": top1})
+        self.report.say(f"step {step}: top-1 {top1:.2f}% of {len(labels)} images")
 
     def _predict(self, state: TrainState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return logits, the source's own labels, and places of classes, of all test examples."""
-        found = self._logits(state, self._examples)
-        return found.features, found.labels, self._part.numbering(found.labels)
+        """Return the logits, source labels and class indices of all test examples. Collective."""
+        outputs = self._logits(state, self._examples)
+        return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 
     def conclude(self, state: TrainState, seconds: float) -> None:
-        """The last test, and what is needed to go on from here."""
+        """Run the final test, and write the `CARD` from which the classifier can be evaluated.
+
+        Collective: every process must call this. The main process writes the file.
+        """
         logits, own_labels, labels = self._predict(state)
         findings, task = self._training.findings, self._training.task
         name = "linear" if task.config.classify.freeze_encoder else "finetune"

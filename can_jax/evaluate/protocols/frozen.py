@@ -1,4 +1,5 @@
-"""Protocols on frozen features: nearest neighbours, linear heads, few shots, health."""
+"""Protocols on frozen features: nearest neighbors, linear heads, few-shot and representation
+health."""
 
 from typing import Any
 
@@ -26,8 +27,10 @@ from can_jax.utils.errors import UserError
 
 
 def knn(task: Task) -> Findings:
-    """Accuracy for every number of neighbours and temperature. ``knn/top1`` is that of those which
-    do best on held-out training examples."""
+    """Evaluate weighted kNN accuracy for each k and temperature.
+
+    ``knn/top1`` uses the pair that is most accurate on held-out training examples.
+    """
     settings = task.config.knn
     train, test, findings = both(task)
     features = task.select(train)
@@ -37,10 +40,10 @@ def knn(task: Task) -> Findings:
     trial = nearest(features[most], features[few], largest)
     scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
     best = pairs[int(np.argmax(scores))]
-    found = nearest(features, task.select(test), largest)
+    neighbors = nearest(features, task.select(test), largest)
     rows = []
     for k, temperature in pairs:
-        value = accuracy(vote(found, train.labels, k, temperature), test.labels)
+        value = accuracy(vote(neighbors, train.labels, k, temperature), test.labels)
         findings.metrics[f"knn/top1_k{k}_t{temperature:g}"] = value
         rows.append({"neighbours": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
     name = f"knn/top1_k{best[0]}_t{best[1]:g}"
@@ -51,8 +54,13 @@ def knn(task: Task) -> Findings:
 
 
 def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
-    """The linear classifier whose setting does best on held-out examples, trained on all; the kind
-    of features it reads, and a table of the grid."""
+    """Train linear heads over the hyperparameter grid, and refit the best one on all examples.
+
+    The best setting is the most accurate one on held-out training examples.
+
+    Returns:
+        The refitted head, the kind of features that it reads, and a table of the grid.
+    """
     settings, config = task.config.linear, task.config
     classes = len(train.known)
     most, few = held_out(train.labels, config.held_out, config.seed)
@@ -62,8 +70,8 @@ def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any
     for kind in settings.features:
         features = task.select(train, kind)
         heads = train_heads(features[most], train.labels[most], classes, cells, **options)
-        for cell, found in zip(cells, heads.predictions(features[few]), strict=True):
-            value = accuracy(found, train.labels[few])
+        for cell, predictions in zip(cells, heads.predictions(features[few]), strict=True):
+            value = accuracy(predictions, train.labels[few])
             tried.append((value, kind, cell))
             rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
     _, kind, cell = max(tried, key=lambda item: item[0])
@@ -72,8 +80,10 @@ def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any
 
 
 def linear(task: Task) -> Findings:
-    """Linear heads of a whole grid on features extracted once. The best by held-out examples is
-    trained on all of them, and tested once."""
+    """Select a linear head on held-out training examples, and test it once.
+
+    The features are extracted once for the whole grid.
+    """
     train, test, findings = both(task)
     heads, kind, rows = best_heads(task, train)
     logits = heads.logits(task.select(test, kind))[0]
@@ -86,8 +96,10 @@ def linear(task: Task) -> Findings:
 
 
 def fewshot(task: Task) -> Findings:
-    """Ridge regression on a few examples of each class, several draws, over one or more data
-    sets."""
+    """Evaluate ridge regression on a few examples of each class.
+
+    The accuracy is the mean over several draws of examples, for each data set.
+    """
     settings, findings, rows = task.config.fewshot, Findings(), []
     opened = [
         (name, task.pair(findings, data, test_split, name))
@@ -106,15 +118,15 @@ def fewshot(task: Task) -> Findings:
                 f"{max(settings.shots)} shots: all of them are taken"
             )
         for shots in settings.shots:
-            found = []
+            scores = []
             for draw in range(settings.draws):
                 rng = np.random.default_rng((task.config.seed, shots, draw))
                 chosen = draw_shots(train.labels, shots, rng)
                 predictions = ridge_predictions(
                     features[chosen], train.labels[chosen], queries, settings.ridge
                 )
-                found.append(accuracy(predictions, test.labels))
-            mean, deviation = float(np.mean(found)), float(np.std(found))
+                scores.append(accuracy(predictions, test.labels))
+            mean, deviation = float(np.mean(scores)), float(np.std(scores))
             findings.metrics[f"fewshot/{name}/{shots}shot"] = mean
             findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
             rows.append(
@@ -125,14 +137,19 @@ def fewshot(task: Task) -> Findings:
 
 
 def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
-    """Name, data block and test split of every data set of the few-shot protocol; None is the
-    evaluation's test split."""
-    found: list[tuple[str, ConfigDict, str | None]] = []
+    """Return the name, data block and test split of each data set of the few-shot protocol.
+
+    A test split of None stands for that of the evaluation.
+
+    Raises:
+        UserError: The source of a data set is invalid.
+    """
+    datasets: list[tuple[str, ConfigDict, str | None]] = []
     if not task.config.fewshot.datasets:
-        found.append((task.data.name or "data", task.data, None))
-    for number, changes in enumerate(task.config.fewshot.datasets):
+        datasets.append((task.data.name or "data", task.data, None))
+    for index, changes in enumerate(task.config.fewshot.datasets):
         changes = dict(changes)
-        name, test_split = dataset_name(number, changes), changes.pop("test_split", None)
+        name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
         if changes.get("source", task.data.source) != "tfds":
             changes.pop("name", None)
         block = ConfigDict(task.data.to_dict())
@@ -141,13 +158,17 @@ def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
         try:
             check_source(block)
         except UserError as error:
-            raise UserError(f"config.fewshot.datasets[{number}]: {error}") from None
-        found.append((name, block, test_split))
-    return found
+            raise UserError(f"config.fewshot.datasets[{index}]: {error}") from None
+        datasets.append((name, block, test_split))
+    return datasets
 
 
 def representation_health(task: Task) -> Findings:
-    """How the representation uses its space, and which classes it tells apart."""
+    """Measure the geometry of the representation, and the kNN accuracy of each class.
+
+    Raises:
+        UserError: Fewer than two labeled test examples are available.
+    """
     settings = task.config.health
     train, test, findings = both(task)
     chosen = spread(len(test), settings.examples)
@@ -160,14 +181,16 @@ def representation_health(task: Task) -> Findings:
     few = queries[chosen]
     on_sphere = health.unit(few)
     one, other = two_views(task, settings.examples)
-    found = vote(nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature)
+    predictions = vote(
+        nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature
+    )
     findings.metrics |= {
         "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
         "health/alignment": health.alignment(one, other),
         "health/uniformity": health.uniformity(few, task.config.seed),
         "health/dead_dimensions": float(health.dead_dimensions(few)),
         "health/width": float(few.shape[1]),
-        "knn/top1": accuracy(found, test.labels),
+        "knn/top1": accuracy(predictions, test.labels),
     }
     tolerance = health.tolerance(few, test.labels[chosen])
     if tolerance is None:
@@ -177,7 +200,7 @@ def representation_health(task: Task) -> Findings:
     else:
         findings.metrics["health/tolerance"] = tolerance
     findings.examples["health"] = len(few)
-    findings.tables |= by_class(found == test.labels, test.labels, train.classes)
+    findings.tables |= by_class(predictions == test.labels, test.labels, train.classes)
     return findings
 
 
@@ -187,16 +210,16 @@ def by_class(
     names: tuple[str, ...],
     most: int = 1000,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return a table of each class's accuracy under its title.
+    """Return a table of the accuracy of each class, under its title.
 
     Args:
-        right: whether each example is classified as its label.
-        labels: of the examples.
-        names: of the classes; empty where unknown.
-        most: rows of the table. Of more classes it holds the best and the worst.
+        right: Whether the prediction for each example is correct.
+        labels: The class index of each example.
+        names: The names of the classes; empty where unknown.
+        most: The maximum number of rows. Beyond it, the table holds the best and the worst classes.
     """
-    classes, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    shares = np.round(100 * np.bincount(place, right) / sizes, 2)
+    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)
     title, chosen = "kNN by class", np.arange(len(classes))
     if len(classes) > most:
         title += f", the best and the worst {most // 2} of {len(classes):,}"
@@ -214,7 +237,10 @@ def by_class(
 
 
 def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features of two augmented views, as in pretraining, of each of some training images."""
+    """Return the features of two augmented views of about ``count`` training images.
+
+    The augmentation is that of pretraining. The number of images is a multiple of the batch size.
+    """
     config = task.subject.config.copy_and_resolve_references()
     with config.unlocked():
         config.batch_size = task.config.batch_size
@@ -233,5 +259,5 @@ def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
     with jax.set_mesh(task.mesh):
         compiled = jax.jit(features)
         parts = [np.asarray(compiled(task.subject.parameters, next(loader))) for _ in range(steps)]
-    found = task.subject.select(np.concatenate(parts), task.config.features)
-    return found[0::2], found[1::2]
+    selected = task.subject.select(np.concatenate(parts), task.config.features)
+    return selected[0::2], selected[1::2]

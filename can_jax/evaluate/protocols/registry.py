@@ -1,4 +1,4 @@
-"""From a configuration and an encoder to results: which protocol is which function."""
+"""The registry of evaluation protocols, and the functions that run one on an encoder."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from can_jax.train.run import make_directory
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import import_ahead
 
-MAP = "Map of the embedding (t-SNE)"  # a picture's title
+MAP = "Map of the embedding (t-SNE)"  # The title of a picture in the report.
 FROZEN = {
     "knn": frozen.knn,
     "linear": frozen.linear,
@@ -35,19 +35,22 @@ FROZEN = {
 def evaluate(
     config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
 ) -> dict[str, Any]:
-    """Measure an encoder by a protocol, and write down what was found.
+    """Evaluate an encoder by a protocol, and write the results.
+
+    Collective: every process must call this.
 
     Args:
-        config: resolved.
-        checkpoint: where the encoder is from, or the classifier.
-        workdir: for `results.json` and `report.html`, and for the run of a protocol that trains.
-        untrained: take the encoder as it was before the first step.
+        config: The resolved configuration of the evaluation.
+        checkpoint: The path of the encoder, or of a trained classifier.
+        workdir: The directory for `results.json` and `report.html`, and for a protocol's training
+            run.
+        untrained: Evaluate the randomly initialized encoder instead of the trained one.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        UserError: something a person can mend.
+        UserError: The configuration, the data or the checkpoint is invalid.
     """
     findings, subject = measure(config, checkpoint, workdir, untrained)
     return write_results(workdir, findings, config, subject)
@@ -60,25 +63,41 @@ def measure(
     untrained: bool = False,
     pictures: bool = True,
 ) -> tuple[Findings, Any]:
-    """As `evaluate`, writing nothing but what a protocol that trains needs: what was found, and of
-    what. Without ``pictures``, frozen features are measured and not drawn."""
-    place = epath.Path(checkpoint)
-    if not place.exists():
+    """Evaluate an encoder by a protocol, without writing results.
+
+    A protocol that trains still writes its run into ``workdir``. Collective: every process must
+    call this.
+
+    Args:
+        config: The resolved configuration of the evaluation.
+        checkpoint: The path of the encoder, or of a trained classifier.
+        workdir: The directory for the training run of a protocol; it is created.
+        untrained: Evaluate the randomly initialized encoder instead of the trained one.
+        pictures: Draw the pictures of the report for protocols on frozen features.
+
+    Returns:
+        The results, and the evaluated encoder or classifier.
+
+    Raises:
+        UserError: The configuration, the data or the checkpoint is invalid.
+    """
+    path = epath.Path(checkpoint)
+    if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
     import_ahead()
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     subject: Any
-    if (place / CARD).exists():
+    if (path / CARD).exists():
         if config.protocol != "robustness":
             raise UserError(
                 f"--checkpoint={checkpoint} is a classifier, which only the protocol robustness "
                 "takes; give the run of its encoder"
             )
-        subject = open_classifier(place, config, mesh)
+        subject = open_classifier(path, config, mesh)
     else:
         subject = open_subject(checkpoint, untrained, config, mesh)
-    check_used(subject.config, config.protocol, place)
+    check_used(subject.config, config.protocol, path)
     task = Task(config, subject, mesh, Reader(subject, mesh, config.batch_size))
     if config.protocol == "classify":
         findings = classify(task, workdir)
@@ -94,22 +113,22 @@ def measure(
         findings = FROZEN[config.protocol](task)
         if pictures:
             illustrate(task, findings)
-    if not untrained and (panel := newest_panel(place)):
+    if not untrained and (panel := newest_panel(path)):
         image = picture(panel, "reconstructions")
         findings.pictures["Reconstructions, as the run drew them last"] = image
     return findings, subject
 
 
-def check_used(run: ConfigDict, protocol: str, place: epath.Path) -> None:
+def check_used(run: ConfigDict, protocol: str, path: epath.Path) -> None:
     """Check the settings of a run, beyond those of its encoder, that a protocol uses.
 
     Args:
-        run: The configuration of the run, with the data of the evaluation in it.
-        protocol: Of the evaluation.
-        place: Of the run, for the message.
+        run: The configuration of the run, with the data block of the evaluation.
+        protocol: The name of the protocol.
+        path: The run directory, for the error message.
 
     Raises:
-        UserError: Names the first setting that is wrong.
+        UserError: A setting is invalid; the message names the first one.
     """
     augment = {"classify": "augment.crop_aspect", "health": "augment"}
     try:
@@ -118,11 +137,11 @@ def check_used(run: ConfigDict, protocol: str, place: epath.Path) -> None:
         if protocol == "health":
             check_augment(run)
     except UserError as error:
-        raise UserError(f"{place}/config.json: {error}") from error
+        raise UserError(f"{path}/config.json: {error}") from error
 
 
 def illustrate(task: Task, findings: Findings) -> None:
-    """Pictures of the examples that a protocol on frozen features has read."""
+    """Add pictures of the examples that a protocol on frozen features has read."""
     if findings.shown is None:
         return
     grid = neighbour_grid(task, *findings.shown)
@@ -132,8 +151,13 @@ def illustrate(task: Task, findings: Findings) -> None:
 
 
 def logits_of(task: Task, train: Part | None, findings: Findings) -> Logits:
-    """The logits of the classifier that is the subject, or of the best linear one on its features
-    of ``train``."""
+    """Return a function from splits to logits.
+
+    Args:
+        task: The evaluation context.
+        train: The examples for a linear head on frozen features; None for a trained classifier.
+        findings: The results, which receive the counts and the selected kind of features.
+    """
     if train is None:
         return lambda split: split.found
     learned = task.read(train)

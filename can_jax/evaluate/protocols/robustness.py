@@ -1,6 +1,6 @@
-"""How a classifier fares where images are not like those it learned from.
+"""The robustness protocol: accuracy and calibration of a classifier under distribution shift.
 
-Test sets of their own are in `shifts.py`.
+Separate test sets are defined in `shifts.py`.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,12 @@ Logits = Callable[[Split], Float[np.ndarray, "examples classes"]]
 
 
 def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[str, float]]:
-    """mCE, and the CE of each corruption: the sum of its errors over the severities, in percent of
-    AlexNet's.
+    """Return the mean corruption error and that of each corruption (arXiv 1903.12261).
+
+    The error of a corruption is its mean over the severities, in percent of AlexNet's.
 
     Args:
-        errors: in percent, of each corruption at each of the five severities.
+        errors: The top-1 errors in percent, by corruption, at each of the five severities.
     """
     relative = {
         name: 100.0 * float(np.mean(values)) / ALEXNET[name] for name, values in errors.items()
@@ -45,15 +46,19 @@ def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[s
 
 
 def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Findings) -> None:
-    """Accuracy and calibration on the test split, under corruptions and on other test sets.
+    """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
-    All test sets are opened, and their classes matched, before anything is read or trained.
+    All test sets are opened, and their classes matched, before any are encoded or a head is
+    trained. Collective: every process must call this.
 
     Args:
-        task: of the evaluation.
-        clean: the test split.
-        fit: makes what gives a logit for every class.
-        findings: get what is found.
+        task: The evaluation context.
+        clean: The examples of the test split.
+        fit: A function that returns the classifier, which maps a split to logits.
+        findings: The results, which receive the metrics and warnings.
+
+    Raises:
+        UserError: A test set is missing or has other classes.
     """
     settings, classes = task.config.robustness, clean.classes
     corrupted = on_the_fly(task, clean)
@@ -83,15 +88,15 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
             continue
         split = task.read(opened.part, labelled=kind != "real")
         accepted = opened.accepted(split)
-        found = np.where(opened.among, logits_of(split), -np.inf)
+        masked_logits = np.where(opened.among, logits_of(split), -np.inf)
         judged = accepted.any(axis=1)
-        predictions = found.argmax(axis=1)
+        predictions = masked_logits.argmax(axis=1)
         right = accepted[np.arange(len(split)), predictions][judged]
         findings.count(str(name), split)
         findings.examples[f"{name}_judged"] = int(judged.sum())
         findings.metrics[f"{name}/top1"] = 100.0 * float(right.mean())
         if kind in ("classes", "numbered"):
-            ece = calibration(found, accepted.argmax(axis=1), settings.bins)
+            ece = calibration(masked_logits, accepted.argmax(axis=1), settings.bins)
             findings.metrics[f"{name}/ece"] = ece["ece"]
 
 
@@ -104,8 +109,17 @@ def curves(
     *,
     relative: bool,
 ) -> None:
-    """Measure accuracy for every corruption and severity, and its mean; also ``relative`` to
-    AlexNet's errors, which were measured on the distributed files of ImageNet-C alone."""
+    """Measure the accuracy at every corruption and severity, and their mean.
+
+    Args:
+        task: The evaluation context.
+        logits_of: A function from a split to logits.
+        findings: The results, which receive the metrics and a table.
+        read: For each corruption, a function that reads the split at a severity.
+        prefix: A prefix of the metric names, such as ``imagenet_c/``.
+        relative: Compute errors relative to AlexNet's. These were measured on ImageNet-C as
+            distributed.
+    """
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}
     for name, split_at in read.items():
@@ -132,17 +146,17 @@ def curves(
 
 
 def on_the_fly(task: Task, clean: Part) -> Reads:
-    """The test split under each corruption, computed here."""
+    """Return readers of the test split under each corruption, computed while reading."""
     names = corruptions_of(task.config.robustness.corruptions, tuple(CORRUPTIONS))
     if names and task.data.channels != 3:
         raise UserError("config.robustness.corruptions: they are defined for RGB; set 'none'")
 
     def reader(name: str) -> Callable[[int], Split]:
         def read(severity: int) -> Split:
-            def change(images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+            def change(images: np.ndarray, indices: np.ndarray) -> np.ndarray:
                 seeds = [
                     (task.config.seed, list(CORRUPTIONS).index(name), severity, max(int(n), 0))
-                    for n in numbers
+                    for n in indices
                 ]
                 return np.stack(
                     [

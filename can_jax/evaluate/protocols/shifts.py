@@ -1,13 +1,13 @@
-"""Test sets of their own, and the classes that are right for each of their images.
+"""Separate test sets for robustness, and the classes that are correct for each of their images.
 
-`robustness.shifts` lists test sets, dicts with a `path`, perhaps a `name`, and a `kind`:
+`robustness.shifts` lists test sets as dicts with a `path`, an optional `name`, and a `kind`:
 
-- `classes`: class folders named as those of training; where some classes are missing, the
-  classifier chooses among those that are there. ImageNet-A, -R and -Sketch are of this kind.
-- `numbered`: class folders named by the class's number, as ImageNet-V2 has them.
-- `real`: the validation images, and in `labels` the file `real.json`, whose labels are judged by.
-- `objectnet`: a folder with `images/` and `mappings/`, as ObjectNet is distributed.
-- `imagenet_c`: folders `CORRUPTION/SEVERITY/CLASS/`, as ImageNet-C is distributed.
+- `classes`: Class folders have the names of training. Where some classes are missing, the
+  classifier chooses among those present. ImageNet-A, -R and -Sketch are of this kind.
+- `numbered`: Class folders are named by the class's number, as in ImageNet-V2.
+- `real`: The validation images, judged by the labels in the file `real.json`, given as `labels`.
+- `objectnet`: A folder with `images/` and `mappings/`, as ObjectNet is distributed.
+- `imagenet_c`: Folders `CORRUPTION/SEVERITY/CLASS/`, as ImageNet-C is distributed.
 """
 
 import dataclasses
@@ -29,16 +29,16 @@ from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import Findings, Task
 from can_jax.utils.errors import UserError
 
-WHOLE = "train"  # the split of a folder that has none
+WHOLE = "train"  # The split name of a folder without subfolders for splits.
 
 
 class Judged(NamedTuple):
-    """A test set of its own, not read yet, and what a classifier may answer for it.
+    """An opened test set, and the answers that are accepted for it.
 
     Attributes:
-        part: the examples.
-        accepted: of a split that was read, which classes are right for each example.
-        among: the classes that may be chosen.
+        part: The examples, not yet read.
+        accepted: A function from the read split to the correct classes of each example.
+        among: A mask of the classes that the classifier may choose.
     """
 
     part: Part
@@ -46,7 +46,7 @@ class Judged(NamedTuple):
     among: Bool[np.ndarray, " classes"]
 
 
-Reads = dict[str, Callable[[int], Split]]  # of each corruption, a split at a severity
+Reads = dict[str, Callable[[int], Split]]  # By corruption, a reader of the split at a severity.
 
 
 def open_shift(
@@ -54,8 +54,14 @@ def open_shift(
 ) -> Judged | Reads:
     """Open a test set of `robustness.shifts`.
 
+    Args:
+        task: The evaluation context.
+        shift: The entry of `robustness.shifts`.
+        classes: The classes of the classifier.
+        findings: The results, which receive the warnings.
+
     Raises:
-        UserError: it is not there, or of other classes.
+        UserError: The test set is missing, or has other classes.
     """
     if shift["kind"] == "imagenet_c":
         return distributed(task, shift, classes, findings)
@@ -63,7 +69,7 @@ def open_shift(
 
 
 def folder_of(task: Task, path: str) -> ConfigDict:
-    """A data block for a folder of images."""
+    """Return a data block for a folder of images."""
     data = ConfigDict(task.data.to_dict())
     with data.ignore_type():
         data.update(source="folder", path=path, index=None)
@@ -71,44 +77,49 @@ def folder_of(task: Task, path: str) -> ConfigDict:
 
 
 def path_of(shift: dict[str, Any], key: str = "path") -> str:
-    """A path that a shift names.
+    """Return an existing path that an entry of `robustness.shifts` names.
 
     Raises:
-        UserError: it does not, or there is nothing.
+        UserError: The key is not set, or the path does not exist.
     """
-    place = shift.get(key)
-    if place is None or not Path(place).exists():
-        raise UserError(
-            f"config.robustness.shifts: {shift.get('kind')}: {key}={place} is not there"
-        )
-    return str(place)
+    path = shift.get(key)
+    if path is None or not Path(path).exists():
+        raise UserError(f"config.robustness.shifts: {shift.get('kind')}: {key}={path} is not there")
+    return str(path)
 
 
 def distributed(task: Task, shift: dict[str, Any], classes: Classes, findings: Findings) -> Reads:
-    """ImageNet-C as it is distributed."""
+    """Open the folders of ImageNet-C as distributed; return a reader for each corruption."""
     root = Path(path_of(shift))
-    # In some of its archives the corruptions lie in four folders by kind.
-    places = {path.name: path for path in [*root.glob("*"), *root.glob("*/*")] if path.is_dir()}
-    found = [name for name in CORRUPTIONS if name in places]
-    if not found:
+    # Some of its archives group the corruptions into four folders by kind.
+    folders = {path.name: path for path in [*root.glob("*"), *root.glob("*/*")] if path.is_dir()}
+    present = [name for name in CORRUPTIONS if name in folders]
+    if not present:
         raise UserError(f"config.robustness.shifts: imagenet_c: {root} holds none of its folders")
     parts: dict[tuple[str, int], Part] = {}
-    for name in found:
+    for name in present:
         for severity in task.config.robustness.severities:
-            place = places[name] / str(severity)
-            part, absent = same_classes(task, str(place), classes)
+            folder = folders[name] / str(severity)
+            part, absent = same_classes(task, str(folder), classes)
             if absent:
-                findings.warn(f"{place} has no image of {absent}")
+                findings.warn(f"{folder} has no image of {absent}")
             parts[name, severity] = part
 
     def reader(name: str) -> Callable[[int], Split]:
         return lambda severity: task.read(parts[name, severity])
 
-    return {name: reader(name) for name in found}
+    return {name: reader(name) for name in present}
 
 
 def same_classes(task: Task, path: str, classes: Classes) -> tuple[Part, str]:
-    """Open a folder whose class folders are named as in training; name those that are missing."""
+    """Open a folder whose class folders are named as in training.
+
+    Returns:
+        The examples, and a phrase that names the missing classes, empty if there are none.
+
+    Raises:
+        UserError: The classes do not match those of training.
+    """
     data, count = folder_of(task, path), task.config.data.test_examples
     source = open_source(data, WHOLE)
     called = f"config.robustness.shifts: {path}"
@@ -121,81 +132,97 @@ def same_classes(task: Task, path: str, classes: Classes) -> tuple[Part, str]:
 
 
 def named_classes(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Class folders are named as in training; the choice is among those that are there."""
+    """Open class folders named as in training; the choice is among the classes present."""
     part, _ = same_classes(task, path_of(shift), classes)
     return judged(part, part.numbering.places, len(classes))
 
 
 def numbered_classes(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Class folders are named by numbers, which are not in their order as words: 10 is before 2.
+    """Open class folders that are named by numbers.
 
-    A number is the label of a class in the training data, unless a class there has it as its name.
+    Folders are sorted as words, so 10 precedes 2 and the names are parsed. A number is a label of
+    the training data, unless a training class has it as its name.
+
+    Raises:
+        UserError: A folder is no label of the training data, or two folders are the same number.
     """
     data = folder_of(task, path_of(shift))
     part = open_own(data, WHOLE, task.config.data.test_examples)
     folders = part.classes.names
-    numbers = np.array([int(name) if name.isdecimal() else -1 for name in folders])
-    if len(numbers) and numbers.min() >= 0 and set(folders) <= set(classes.names):
+    folder_labels = np.array([int(name) if name.isdecimal() else -1 for name in folders])
+    if len(folder_labels) and folder_labels.min() >= 0 and set(folders) <= set(classes.names):
         return named_classes(task, shift, classes)
-    places = classes.numbering(numbers) if len(numbers) else np.array([-1])
-    if places.min() < 0:
+    indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
+    if indices.min() < 0:
         raise UserError(
             f"config.robustness.shifts: the folders of {shift['path']} are no numbers below "
             f"{classes.numbers[-1] + 1} that are labels of the training data"
         )
-    if len(set(places.tolist())) < len(places):
+    if len(set(indices.tolist())) < len(indices):
         raise UserError(
             f"config.robustness.shifts: two folders of {shift['path']} are the same number"
         )
-    translated = Numbering(part.numbering.labels, places)
+    translated = Numbering(part.numbering.labels, indices)
     return judged(
-        dataclasses.replace(part, numbering=translated, classes=classes), places, len(classes)
+        dataclasses.replace(part, numbering=translated, classes=classes), indices, len(classes)
     )
 
 
 def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judged:
-    """A test set whose every image has one right class, among those that are there."""
+    """Return a test set in which every image has exactly one correct class.
+
+    Args:
+        part: The examples.
+        there: The indices of the classes present, among which the classifier chooses.
+        classes: The number of classes of the classifier.
+    """
     among = np.zeros(classes, bool)
     among[there] = True
     return Judged(part, lambda split: np.arange(classes) == split.labels[:, None], among)
 
 
 def real_labels(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
-    """The validation images with all the labels that they deserve (arXiv 2006.07159): `real.json`
-    is a list of lists, in the order of the images' numbers. What has none is not judged."""
+    """Open the validation images with the reassessed labels of ReaL (arXiv 2006.07159).
+
+    `real.json` holds a list of labels for each image, ordered by the number in the image's file
+    name. Images without labels are not judged.
+    """
     labels = json.loads(Path(path_of(shift, "labels")).read_text())
     data, count = folder_of(task, path_of(shift)), task.config.data.test_examples
     part = open_own(data, WHOLE, count, labeled=False)
 
     def accepted(split: Split) -> Bool[np.ndarray, "examples classes"]:
         right = np.zeros((len(split), len(classes)), bool)
-        for row, number in enumerate(split.numbers):
-            name = split.source.describe(int(number))
-            found = re.search(r"(\d{8})\.\w+", name)
-            if not found or not 1 <= int(found[1]) <= len(labels):
+        for row, index in enumerate(split.numbers):
+            name = split.source.describe(int(index))
+            match = re.search(r"(\d{8})\.\w+", name)
+            if not match or not 1 <= int(match[1]) <= len(labels):
                 raise UserError(f"config.robustness.shifts: real: {name} is no numbered image")
-            right[row, places_of(classes, labels[int(found[1]) - 1])] = True
+            right[row, places_of(classes, labels[int(match[1]) - 1])] = True
         return right
 
     return Judged(part, accepted, np.ones(len(classes), bool))
 
 
-def places_of(classes: Classes, numbers: list[int]) -> Int[np.ndarray, " known"]:
-    """The places of ImageNet's class numbers, without those that training does not have."""
-    places = classes.numbering(np.array(numbers, np.int64))
-    return places[places >= 0]
+def places_of(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
+    """Return the class indices of ImageNet labels, without those that training does not have."""
+    indices = classes.numbering(np.array(labels, np.int64))
+    return indices[indices >= 0]
 
 
 def objectnet(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
-    """ObjectNet (Barbu et al., 2019): its mappings say which classes of ImageNet its objects are;
-    others are not judged. The choice is among all classes, as in its authors' code."""
+    """Open ObjectNet (Barbu et al., 2019), with its own mappings to ImageNet classes.
+
+    Objects without an ImageNet class are not judged. The classifier chooses among all classes, as
+    in the authors' code.
+    """
     root = Path(path_of(shift))
     tables = {}
     for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k"):
-        place = root / "mappings" / f"{name}.json"
-        if not place.exists():
-            raise UserError(f"config.robustness.shifts: objectnet: {place} is not there")
-        tables[name] = json.loads(place.read_text())
+        path = root / "mappings" / f"{name}.json"
+        if not path.exists():
+            raise UserError(f"config.robustness.shifts: objectnet: {path} is not there")
+        tables[name] = json.loads(path.read_text())
     order = json.loads((root / "mappings" / "pytorch_to_imagenet_2012_id.json").read_text())
     lines = (root / "mappings" / "imagenet_to_label_2012_v2").read_text().splitlines()
     number_of = {int(theirs): int(ours) for ours, theirs in order.items()}
@@ -205,8 +232,8 @@ def objectnet(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
     for folder, name in enumerate(part.classes.names):
         words = tables["folder_to_objectnet_label"].get(name)
         labels = tables["objectnet_to_imagenet_1k"].get(words, "").split("; ")
-        numbers = [by_words[label] for label in labels if label in by_words]
-        of_folder[folder, places_of(classes, numbers)] = True
+        class_labels = [by_words[label] for label in labels if label in by_words]
+        of_folder[folder, places_of(classes, class_labels)] = True
     return Judged(part, lambda split: of_folder[split.labels], np.ones(len(classes), bool))
 
 

@@ -1,1 +1,1 @@
-"""Results of an evaluation: files, tables and pages."""
+"""The reports of an evaluation: result files, tables and pages."""

@@ -1,7 +1,7 @@
-"""Text of pages in Markdown, with values that may be anybody's.
+"""Markdown pages with safely escaped values.
 
-As in `can_jax.evaluate.page`, each value that is not `Markdown` is escaped where it is inserted. It
-then adds no line, cell, link, picture or HTML.
+As in `can_jax.evaluate.page`, each value that is not `Markdown` is escaped where it is inserted. A
+value therefore cannot add lines, cells, links, pictures or HTML.
 """
 
 import re
@@ -13,11 +13,11 @@ SPECIAL = re.compile(r"([\\`*\[\]<>|&#!~])")
 
 
 class Markdown(str):
-    """Text that is Markdown already, made by the functions below."""
+    """A string that is already escaped Markdown, made by the functions of this module."""
 
 
 def escape(value: Any) -> Markdown:
-    """Return a value as Markdown: its text on one line, unless it is Markdown already."""
+    """Return a value as escaped Markdown on one line; `Markdown` is returned unchanged."""
     if isinstance(value, Markdown):
         return value
     text = " ".join(str(value).encode(errors="backslashreplace").decode().split())
@@ -25,12 +25,12 @@ def escape(value: Any) -> Markdown:
 
 
 def fill(template: str, **values: Any) -> Markdown:
-    """Return a literal template with values in place of their names in braces, each escaped."""
+    """Return a literal template whose names in braces are replaced by the escaped values."""
     return Markdown(template.format_map({name: escape(value) for name, value in values.items()}))
 
 
 def code(value: Any) -> Markdown:
-    """Return a value in the type of code, within a line."""
+    """Return a value as inline code."""
     text = " ".join(str(value).encode(errors="backslashreplace").decode().split())
     return Markdown("`" + text.replace("`", "'").replace("|", r"\|") + "`")
 
@@ -41,11 +41,11 @@ def link(text: Any, target: str) -> Markdown:
 
 
 def table(rows: Iterable[Sequence[Any]], head: Sequence[Any], right: bool = False) -> Markdown:
-    """Return a table.
+    """Return a Markdown table.
 
     Args:
-        rows: Of its cells.
-        head: Its first row.
+        rows: The cells of each row.
+        head: The cells of the header row.
         right: Align all columns but the first to the right.
     """
     rule = ["---", *(["--:" if right else "---"] * (len(head) - 1))]

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation's report: neighbours, a map of the embedding, reconstructions."""
+"""The pictures of a report: nearest neighbors, a map of the embedding, and reconstructions."""
 
 import io
 
@@ -15,41 +15,43 @@ from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
 
 QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
-SIDE = 72  # pixels of an image in the grid
+SIDE = 72  # The side of an image in the grid, in pixels.
 
 
 def images_of(
     task: Task, split: Split, rows: Int[np.ndarray, " chosen"]
 ) -> UInt8[np.ndarray, "chosen height width channels"]:
-    """Some images of a split, as the encoder saw them."""
+    """Return images of a split, preprocessed as for the encoder."""
     config = task.subject.config
     return EvaluationSet(config, split.source, 0, labelled=False, only=split.numbers[rows]).images()
 
 
 def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
-    """One image of the grid."""
+    """Return an image as RGB at the size of a grid cell."""
     pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
-    """Test images, and next to each its nearest in the bank: framed green where the class is the
-    same, red where it is not."""
+    """Draw test images, each beside its nearest neighbors in the bank, as PNG bytes.
+
+    Neighbors of the same class are framed in green, others in red.
+    """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
-    found = nearest(task.select(bank), task.select(test)[queries], NEIGHBOURS)
+    neighbors = nearest(task.select(bank), task.select(test)[queries], NEIGHBOURS)
     left = images_of(task, test, queries)
-    # All at once: opening the pipeline takes a second.
-    right = images_of(task, bank, found.places.reshape(-1))
-    width = found.places.shape[1]
+    # The images are loaded in one call, because opening the pipeline takes a second.
+    right = images_of(task, bank, neighbors.places.reshape(-1))
+    width = neighbors.places.shape[1]
     gap, frame = 6, 3
     cell = SIDE + 2 * frame + gap
     sheet = Image.new(
-        "RGB", (cell * (found.places.shape[1] + 1) + 12, cell * len(queries)), "white"
+        "RGB", (cell * (neighbors.places.shape[1] + 1) + 12, cell * len(queries)), "white"
     )
-    for row, (query, places) in enumerate(zip(queries, found.places, strict=True)):
+    for row, (query, indices) in enumerate(zip(queries, neighbors.places, strict=True)):
         sheet.paste(tile(left[row]), (frame, row * cell + frame))
         for column, image in enumerate(right[row * width : (row + 1) * width]):
-            same = bank.labels[places[column]] == test.labels[query]
+            same = bank.labels[indices[column]] == test.labels[query]
             edge = Image.new("RGB", (SIDE + 2 * frame,) * 2, "#3ca951" if same else "#e0442c")
             edge.paste(tile(image), (frame, frame))
             sheet.paste(edge, (cell * (column + 1) + 12, row * cell))
@@ -61,12 +63,12 @@ def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
 def map_svg(task: Task, test: Split) -> Html:
     """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
-    places = embedding_map(task.select(test)[chosen])
-    low, high = places.min(axis=0), places.max(axis=0)
-    places = 20 + 560 * (places - low) / np.maximum(high - low, 1e-12)
+    points = embedding_map(task.select(test)[chosen])
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = 20 + 560 * (points - low) / np.maximum(high - low, 1e-12)
     labels, names = test.labels[chosen], test.classes
     dots, legend = [], []
-    for (x, y), label in zip(places, labels, strict=True):
+    for (x, y), label in zip(points, labels, strict=True):
         colour = COLOURS[label] if label < len(COLOURS) else "#d0d0d0"
         name = names[label] if names else str(label)
         dots.append(
@@ -94,11 +96,11 @@ def map_svg(task: Task, test: Split) -> Html:
 
 
 def figures_of(workdir: epath.Path) -> list[epath.Path]:
-    """The figures of reconstructions that a run drew, the newest last."""
+    """Return the paths of a run's reconstruction figures, the latest last."""
     return sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
 
 
 def newest_panel(workdir: epath.Path) -> bytes | None:
-    """The newest figure of reconstructions of a run, if it drew any."""
+    """Return the PNG bytes of a run's latest reconstruction figure, or None."""
     figures = figures_of(workdir)
     return figures[-1].read_bytes() if figures else None

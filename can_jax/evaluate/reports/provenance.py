@@ -1,4 +1,4 @@
-"""What the results of a trained classifier depend on: encoder, data and settings."""
+"""The provenance of a trained classifier's results: encoder, data and settings."""
 
 import hashlib
 from typing import Any
@@ -13,8 +13,8 @@ from can_jax.data.sources.base import Source
 from can_jax.evaluate.task import Findings, Task
 from can_jax.utils.errors import UserError
 
-SAMPLED = 64  # images of a source whose bytes are compared
-# Settings that change where data is and how fast it is read, but no result.
+SAMPLED = 64  # The number of images of a source whose bytes are compared.
+# Settings that change the location and the reading speed of data, but no results.
 DATA_PLACES = ("path", "index", "threads", "cache_gb", "skip_limit")
 LIMITS = ("train_examples", "test_examples", "held_out")
 PACE = ("save_every_steps", "test_every_epochs", "remat")
@@ -24,10 +24,10 @@ def classifier_identity(task: Task, config: ConfigDict, findings: Findings, pair
     """Return the identity of a run that trains a classifier.
 
     Args:
-        task: of the evaluation.
-        config: of the run.
-        findings: hold the fingerprints of the examples.
-        pair: the examples.
+        task: The evaluation context.
+        config: The configuration of the run.
+        findings: The results, which hold the fingerprints of the examples.
+        pair: The training and test examples.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
     sampled = {
@@ -52,13 +52,13 @@ def digest_of(source: Source) -> str:
 
 
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of an evaluation on which a trained classifier's results depend.
+    """Return the settings of an evaluation on which a trained classifier's results depend.
 
-    Where its data is, and of which type its numbers, follows from the run too, and is not among
-    them: `classifier_identity` holds what came of both.
+    The location of the data and the numerical type also follow from the run, so they are left out.
+    `classifier_identity` holds their resolved values.
 
     Args:
-        protocol: the configuration of the evaluation, as a dict.
+        protocol: The configuration of the evaluation, as a dict.
     """
     names = ("protocol", "seed", "batch_size", "features")
     parts = {name: protocol[name] for name in names}
@@ -69,14 +69,14 @@ def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
-    """Check that a classifier's results are those of the run in their directory.
+    """Check that a classifier's results belong to the run in their directory.
 
     Args:
-        results: what `results.json` holds.
-        workdir: its directory.
+        results: The content of `results.json`.
+        workdir: The directory of the results.
 
     Raises:
-        UserError: they are of another run, or it is not known of which.
+        UserError: The results belong to another run, or their run is unknown.
     """
     if results["protocol"]["protocol"] != "classify":
         return

@@ -1,4 +1,4 @@
-"""`report.html`: what an evaluation found, or several side by side."""
+"""The HTML page of one evaluation, `report.html`, and the comparison of several evaluations."""
 
 import json
 import re
@@ -6,38 +6,38 @@ from typing import Any
 
 from can_jax.evaluate.page import COLOURS, Html, fill, join, number, page, section, table
 
-HEADLINES = 8  # metrics shown large
-DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # names of metrics that are part of others
+HEADLINES = 8  # The number of metrics shown in large type.
+DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize.
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that sum up the others."""
+    """Return the summary metrics, without those that others summarize."""
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
-    """Return the mean accuracy over all corruptions at each severity, 0 being none.
+    """Return the mean accuracy over all corruptions at each severity; severity 0 is uncorrupted.
 
     Args:
-        results: what `results.json` holds.
-        run: its name, which the curve of the corruptions computed on the test split gets. The curve
-            of a distributed set gets that set's name too.
+        results: The content of `results.json`.
+        run: The name of the run, which labels the curve of corruptions computed on the test split.
+            The curve of a distributed set is labeled with that set's name too.
     """
-    found: dict[str, dict[int, list[float]]] = {}
+    scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
-        parts = name.split("/")  # perhaps a set, then corruption, severity and metric
+        parts = name.split("/")  # An optional set, corruption, severity and metric.
         if len(parts) > 2 and parts[-1] == "top1" and parts[-2].isdigit():
-            curve = found.setdefault(" ".join([run, *parts[:-3]]), {})
+            curve = scores.setdefault(" ".join([run, *parts[:-3]]), {})
             curve.setdefault(int(parts[-2]), []).append(value)
     clean = {0: results["metrics"]["clean/top1"]} if "clean/top1" in results["metrics"] else {}
     return {
         name: clean | {severity: sum(v) / len(v) for severity, v in sorted(curve.items())}
-        for name, curve in found.items()
+        for name, curve in scores.items()
     }
 
 
 def curve_svg(runs: dict[str, dict[int, float]]) -> Html:
-    """Draw accuracy against severity, a line for each run."""
+    """Draw accuracy against severity, one line for each curve."""
     top = max(value for curve in runs.values() for value in curve.values())
     scale = max(10.0, 10 * -(-top // 10))
     parts = []
@@ -78,26 +78,25 @@ def curve_svg(runs: dict[str, dict[int, float]]) -> Html:
 
 
 def data_of(results: dict[str, Any]) -> str:
-    """Return the data of an evaluation in words: where it is, and the splits with their
-    fingerprints."""
+    """Return a description of an evaluation's data: its location, and split fingerprints."""
     data = results["data"]
-    place = " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
-    splits = (f"{name} {found}" for name, found in data.get("fingerprints", {}).items())
-    return ", ".join([place, *splits])
+    location = " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
+    splits = (f"{name} {digest}" for name, digest in data.get("fingerprints", {}).items())
+    return ", ".join([location, *splits])
 
 
 def tested_on(results: dict[str, Any]) -> frozenset[str]:
     """Return the fingerprints of the test examples of an evaluation."""
-    found = results["data"].get("fingerprints", {})
-    return frozenset(found[name] for name in found if name.split("/")[-1] == "test")
+    digests = results["data"].get("fingerprints", {})
+    return frozenset(digests[name] for name in digests if name.split("/")[-1] == "test")
 
 
 def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
-    """Return the page of one evaluation.
+    """Return the HTML page of one evaluation.
 
     Args:
         results: The content of `results.json`.
-        pictures: Elements of a page, by title.
+        pictures: The HTML elements of pictures, by title.
     """
     metrics = results["metrics"]
     card = "<div class=card><b>{value}</b><span>{name}</span></div>"
@@ -130,7 +129,7 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
 
 
 def comparison(runs: dict[str, dict[str, Any]]) -> Html:
-    """Return the page of several evaluations, side by side."""
+    """Return the HTML page that compares several evaluations, given their results by name."""
     names = list(dict.fromkeys(name for r in runs.values() for name in r["metrics"]))
     rows = [
         {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}

@@ -1,4 +1,4 @@
-"""What an evaluation found, as `results.json`."""
+"""Reading and writing of an evaluation's `results.json`."""
 
 import json
 from typing import Any
@@ -18,23 +18,23 @@ from can_jax.utils.files import read_json, replace_text
 
 
 def read_results(workdir: epath.Path) -> dict[str, Any]:
-    """Return what an evaluation wrote, checked as far as its pages need.
+    """Return the content of `results.json`, validated as far as its pages require.
 
     Raises:
-        UserError: It is none.
+        UserError: The file is missing or malformed.
     """
-    place = workdir / "results.json"
-    if not place.exists():
+    path = workdir / "results.json"
+    if not path.exists():
         raise UserError(f"{workdir} holds no results.json")
-    content = read_json(place)
+    content = read_json(path)
     if missing := _lacks(content):
-        raise UserError(f"{place} is not what an evaluation writes: {missing} is missing or wrong")
+        raise UserError(f"{path} is not what an evaluation writes: {missing} is missing or wrong")
     return content
 
 
 def _lacks(content: dict[str, Any]) -> str | None:
-    """Return the first part of `results.json` that its readers need and that is not there."""
-    for name in ("examples", "tables", "chosen"):  # which not every reader needs
+    """Return the first required key of `results.json` that is missing or malformed, or None."""
+    for name in ("examples", "tables", "chosen"):  # Optional for some consumers.
         content.setdefault(name, {})
     for name in ("metrics", "examples", "protocol", "checkpoint", "data", "tables", "chosen"):
         if not isinstance(content.get(name), dict):
@@ -65,14 +65,14 @@ def _lacks(content: dict[str, Any]) -> str | None:
 
 
 def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
-    """Log whose results those of another evaluation are about to replace."""
+    """Log a warning if results of another evaluation are about to be overwritten."""
     try:
         old = json.loads((workdir / "results.json").read_text())
         same = all(old[key] == content[key] for key in ("checkpoint", "protocol"))
         protocol, checkpoint = old["protocol"]["protocol"], old["checkpoint"]
         whose = f"{protocol} of {checkpoint['path']}, step {checkpoint['step']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return  # there are none, or none that can be told
+        return  # There are no results, or none that can be identified.
     if not same:
         logging.warning("%s held results of %s: replaced", workdir, whose)
 
@@ -80,7 +80,10 @@ def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
 def write_results(
     workdir: epath.Path, findings: Findings, config: ConfigDict, subject: Subject
 ) -> dict[str, Any]:
-    """Write `results.json` and `report.html`; gives what the first holds."""
+    """Write `results.json` and `report.html`; return the content of the first.
+
+    Only the main process writes.
+    """
     data = subject.config.data.to_dict()
     content = {
         "metrics": findings.metrics,
