@@ -1,1 +1,1 @@
-"""The weights in the layouts of other libraries."""
+"""Reading and naming of encoder weights in the layouts of other libraries."""

@@ -1,4 +1,4 @@
-"""Account for every array of a foreign encoder: used, known to be outside of it, or refused."""
+"""Accounting for every array of a foreign encoder: used, outside of the encoder, or refused."""
 
 import re
 from collections.abc import Collection
@@ -11,13 +11,13 @@ from can_jax.utils.errors import UserError
 
 # Arrays that do not take part in computing an encoder's tokens, by patterns of their names.
 OUTSIDE = re.compile(
-    r"pos_embed"  # compared with ours by `grid_of_positions`
+    r"pos_embed"  # `grid_of_positions` compares it with the sin-cos table.
     r"|(vit\.)?(embeddings\.)?mask_token"
-    r"|(vit\.)?pooler\..*|classifier\..*|(head|head_dist|pre_logits)[./].*"  # after the last norm
+    r"|(vit\.)?pooler\..*|classifier\..*|(head|head_dist|pre_logits)[./].*"  # After the last norm.
     r"|decoder[._/].*|projection_head\..*|noise_pe_mlp\..*"
-    r"|(projector|noise_level|batch_stats)/.*"  # of our own full exports
+    r"|(projector|noise_level|batch_stats)/.*"  # Full exports of can_jax have these.
     r"|(opt|optimizer|opt_state)[./].*"
-    r"|n_averaged"  # the steps that PyTorch's AveragedModel counts
+    r"|n_averaged"  # PyTorch's AveragedModel counts steps.
 )
 
 
@@ -25,8 +25,8 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
     """Raise `UserError` for an array that is neither used nor known to be outside of the encoder.
 
     Args:
-        arrays: Names of all arrays of a file.
-        used: Names of those that our encoder takes.
+        arrays: The names of all arrays of a file.
+        used: The names of the arrays that the encoder takes.
     """
     unused = sorted(set(arrays) - set(used))
     if unknown := [name for name in unused if not OUTSIDE.fullmatch(name)]:
@@ -39,7 +39,8 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
 
 
 def _tolerance(positions: np.ndarray) -> float:
-    """Return how far rounding may move a value in [-1, 1], by the type that the values fit into."""
+    """Return the rounding error allowed for values in [-1, 1], given the narrowest type they
+    fit."""
     for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
         if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
             return bound
@@ -47,14 +48,15 @@ def _tolerance(positions: np.ndarray) -> float:
 
 
 def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
-    """Return the grid, (height, width) in patches, whose fixed sin-cos positions an array holds.
+    """Return the patch grid (height, width) whose fixed sin-cos positions an array holds.
 
     Args:
-        positions: (1, tokens, width), with a first row for the class token or without one.
-        width: Of the encoder.
+        positions: Positions of shape (1, tokens, width), with or without a first row for the class
+            token.
+        width: The width of the encoder.
 
     Raises:
-        UserError: They are other positions, which this encoder cannot use.
+        UserError: The positions are learned or of another kind, which this encoder cannot use.
     """
     if positions.dtype.kind != "f" or positions.ndim != 3 or positions.shape[::2] != (1, width):
         raise UserError(
@@ -70,7 +72,7 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
         for height in _heights(len(patches)):
             table = sincos_2d.__wrapped__((height, len(patches) // height), width)
             error = float(np.abs(patches - table).max())
-            if first:  # of the class token, which has no position
+            if first:  # The class token has no position: its row must be zero.
                 error = max(error, float(np.abs(positions[0, 0]).max()))
             if error <= _tolerance(positions):
                 return height, len(patches) // height
@@ -82,6 +84,6 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
 
 
 def _heights(patches: int) -> list[int]:
-    """Return the heights of all grids of so many patches, the squarest first."""
+    """Return the heights of all grids of ``patches`` patches, the squarest first."""
     heights = [height for height in range(1, patches + 1) if patches % height == 0]
     return sorted(heights, key=lambda height: abs(np.log(height**2 / patches)))

@@ -1,4 +1,4 @@
-"""Find weights in a folder, and what the files beside them state: sizes, heads, normalization."""
+"""Location of weights in a folder, and the facts that files beside them state."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from can_jax.weights.library_configs import (
     stated_by_library,
 )
 
-MANIFEST = "manifest.json"  # of our export
+MANIFEST = "manifest.json"  # Every export of can_jax has one.
 FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -24,7 +24,10 @@ EXPORTED = ("model.safetensors", "model.npz")
 
 
 def stated_beside(file: epath.Path) -> Stated:
-    """Return what the folder of a file states of it.
+    """Return the facts that other files in a weight file's folder state about it.
+
+    Args:
+        file: The file of weights.
 
     Raises:
         UserError: A file is malformed, describes another kind of model, or contradicts another.
@@ -45,38 +48,41 @@ def stated_beside(file: epath.Path) -> Stated:
 
 
 def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
-    """Return the facts that an export of ours stores.
+    """Return the facts that an export of can_jax stores.
 
     Args:
-        facts: By name.
-        prefix: Names the file, before a fact's name.
+        facts: The facts by name.
+        prefix: The prefix of a fact's name in messages, which identifies the file.
+
+    Raises:
+        UserError: The model uses another variant of GELU.
     """
     if (gelu := facts.get("gelu", EXACT)) != EXACT:
         raise UserError(f"{prefix}gelu={gelu!r}: this encoder computes the exact GELU")
     return Stated(facts, {name: f"{prefix}{name}" for name in facts})
 
 
-def is_run(place: epath.Path) -> bool:
-    """Return whether a folder is a run directory of ours."""
-    if not place.is_dir() or _manifest(place) or not (place / CONFIG).exists():
+def is_run(path: epath.Path) -> bool:
+    """Return True if a folder is a run directory of can_jax."""
+    if not path.is_dir() or _manifest(path) or not (path / CONFIG).exists():
         return False
-    return isinstance(read_json(place / CONFIG).get("objective"), dict)
+    return isinstance(read_json(path / CONFIG).get("objective"), dict)
 
 
 def file_of_folder(folder: epath.Path) -> epath.Path:
-    """Return the file of weights in an export, or in a folder of Hugging Face or timm.
+    """Return the path of the weights in an export, or in a folder of Hugging Face or timm.
 
     Raises:
         UserError: The folder is neither, or holds no weights.
     """
     if _manifest(folder):
-        found = [folder / name for name in EXPORTED if (folder / name).exists()]
-        if not found:
+        files = [folder / name for name in EXPORTED if (folder / name).exists()]
+        if not files:
             raise UserError(f"{folder} holds a program, no weights: export to another format")
-        return found[0]
-    found = [folder / name for name in FILES if (folder / name).exists()]
+        return files[0]
+    files = [folder / name for name in FILES if (folder / name).exists()]
     if not (folder / CONFIG).exists():
-        hint = f"; give the file itself: {found[0]}" if found else ""
+        hint = f"; give the file itself: {files[0]}" if files else ""
         raise UserError(
             f"{folder} is no run directory, no export ({MANIFEST}) and no folder of Hugging Face "
             f"or timm: {CONFIG} is missing{hint}"
@@ -86,13 +92,13 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
             f"{folder}/{CONFIG} is neither the configuration of a run nor that of a model of "
             "Hugging Face (model_type) or timm (architecture)"
         )
-    if not found:
+    if not files:
         raise UserError(f"{folder} is incomplete: it holds none of {', '.join(FILES)}")
-    return found[0]
+    return files[0]
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any] | None:
-    """Return the manifest of an export, or None where there is none of ours."""
+    """Return the manifest of an export, or None if the folder is no export of can_jax."""
     if not (folder / MANIFEST).exists():
         return None
     content = read_json(folder / MANIFEST, of=None)

@@ -1,4 +1,4 @@
-"""What tells one set of weights from another."""
+"""A checksum that identifies a set of weights."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ from can_jax.distributed.sharding_rules import path_name
 
 
 def sha256_of(parameters: Any) -> str:
-    """The checksum of a tree's names and numbers, in hexadecimal digits."""
+    """Return the SHA-256 of a tree's paths and values as hexadecimal digits."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         digest.update(path_name(path).encode() + np.asarray(leaf).tobytes())

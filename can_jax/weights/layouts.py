@@ -1,6 +1,6 @@
-"""The names and shapes that other libraries give the arrays of a ViT, and back to MAE's.
+"""Conversions between MAE's parameter names and shapes and those of other libraries.
 
-MAE's and timm's layout (`torch_layout.py`) is the one in the middle: every other is a map from it.
+Every other layout is a map to or from the layout of MAE and timm (`torch_layout.py`).
 """
 
 import re
@@ -12,7 +12,7 @@ from can_jax.utils.errors import UserError, one_line
 
 Arrays = dict[str, np.ndarray]
 
-# Patterns of MAE's names, and theirs; `{}` is the number of a block.
+# Patterns of MAE's names and of Hugging Face's; `{}` is the index of a block.
 HUGGINGFACE = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -25,7 +25,7 @@ HUGGINGFACE = {
     "blocks.{}.mlp.fc2": "encoder.layer.{}.output.dense",
 }
 HUGGINGFACE_QKV = "encoder.layer.{}.attention.attention.{part}"
-# ViTMAEForPreTraining has the encoder under `vit.`, and this.
+# ViTMAEForPreTraining has the encoder under `vit.`, and these arrays of the decoder.
 HUGGINGFACE_DECODER = {
     "mask_token": "decoder.mask_token",
     "decoder_pos_embed": "decoder.decoder_pos_embed",
@@ -37,17 +37,17 @@ PARTS = ("query", "key", "value")
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:
-    """The other name of an array, its suffix kept; None without one."""
+    """Return the name that a table assigns to an array, with its suffix; None if it has none."""
     for ours, theirs in table.items():
         pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
-        if found := re.fullmatch(rf"{pattern}((?:\.weight|\.bias)?)", name):
-            *numbers, suffix = found.groups()
-            return theirs.format(*numbers) + suffix
+        if match := re.fullmatch(rf"{pattern}((?:\.weight|\.bias)?)", name):
+            *indices, suffix = match.groups()
+            return theirs.format(*indices) + suffix
     return None
 
 
 def _decoder(table: dict[str, str]) -> dict[str, str]:
-    """The rules for an encoder's blocks, for a decoder's."""
+    """Return the rename rules of a decoder's blocks, derived from those of the encoder's."""
     return {
         ours.replace("blocks.", "decoder_blocks."): theirs.replace(
             "encoder.layer.", "decoder.decoder_layers."
@@ -58,15 +58,15 @@ def _decoder(table: dict[str, str]) -> dict[str, str]:
 
 
 def to_huggingface(arrays: Arrays, *, with_decoder: bool) -> Arrays:
-    """As transformers' `ViTModel`, or with the decoder as `ViTMAEForPreTraining`, names them.
+    """Rename arrays for transformers' `ViTModel`, or for `ViTMAEForPreTraining`.
 
     Args:
-        arrays: under MAE's names; what these models have no place for is left out.
-        with_decoder: of the second.
+        arrays: The arrays under MAE's names. Those that the target model lacks are dropped.
+        with_decoder: Include the decoder, for `ViTMAEForPreTraining`.
     """
     prefix = "vit." if with_decoder else ""
     decoder = HUGGINGFACE_DECODER | _decoder(HUGGINGFACE) if with_decoder else {}
-    found: Arrays = {}
+    renamed: Arrays = {}
     for name, array in arrays.items():
         is_decoder = name.startswith(("decoder_", "mask_token"))
         if split := re.fullmatch(r"(decoder_)?blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name):
@@ -78,45 +78,47 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool) -> Arrays:
                     target = target.replace("encoder.layer.", "decoder.decoder_layers.")
                 else:
                     target = prefix + target
-                found[f"{target}.{split[3]}"] = piece
+                renamed[f"{target}.{split[3]}"] = piece
         elif is_decoder:
             if theirs := _renamed(name, decoder):
-                found[theirs] = array
+                renamed[theirs] = array
         elif theirs := _renamed(name, HUGGINGFACE):
-            found[prefix + theirs] = array
-    return found
+            renamed[prefix + theirs] = array
+    return renamed
 
 
 def from_huggingface(arrays: Arrays) -> Arrays:
-    """Back to MAE's names. What is not known stays as it is."""
+    """Rename arrays of transformers to MAE's names. Unknown arrays keep their names."""
     tables = {**HUGGINGFACE, **HUGGINGFACE_DECODER, **_decoder(HUGGINGFACE)}
     back = {theirs: ours for ours, theirs in tables.items()}
-    found: Arrays = {}
+    renamed: Arrays = {}
     for name, array in arrays.items():
         plain = name.removeprefix("vit.")
         pattern = r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.attention\.attention\.query"
         if split := re.fullmatch(rf"{pattern}\.(weight|bias)", plain):
             whole = [arrays[name.replace("query", part)] for part in PARTS]
             blocks = "blocks" if split[1] == "encoder.layer" else "decoder_blocks"
-            found[f"{blocks}.{split[2]}.attn.qkv.{split[3]}"] = np.concatenate(whole)
+            renamed[f"{blocks}.{split[2]}.attn.qkv.{split[3]}"] = np.concatenate(whole)
         elif not re.search(r"attention\.attention\.(key|value)\.(weight|bias)$", plain):
-            found[_renamed(plain, back) or name] = array
-    return found
+            renamed[_renamed(plain, back) or name] = array
+    return renamed
 
 
 BIG_VISION_BLOCK = "params/Transformer/encoderblock_{}/"
 
 
 def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
-    """The encoder as a flat npz of big_vision has it: `pool_type="tok"`, positions of patches only.
+    """Convert an encoder to the flat npz layout of big_vision with `pool_type="tok"`.
+
+    Its positions cover the patches only.
 
     Args:
-        arrays: under MAE's names.
-        heads: of the attention.
+        arrays: The arrays under MAE's names.
+        heads: The number of attention heads.
     """
     embed = arrays["patch_embed.proj.weight"]
     width = embed.shape[0]
-    found = {
+    converted = {
         "params/cls": arrays["cls_token"],
         "params/pos_embedding": arrays["pos_embed"][:, 1:],
         "params/embedding/kernel": embed.transpose(2, 3, 1, 0),
@@ -127,30 +129,30 @@ def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
     depth = len([name for name in arrays if re.fullmatch(r"blocks\.\d+\.norm1\.weight", name)])
     for i in range(depth):
         ours, theirs = f"blocks.{i}.", BIG_VISION_BLOCK.format(i)
-        for number, norm in enumerate(("norm1", "norm2")):
-            found[f"{theirs}LayerNorm_{number}/scale"] = arrays[f"{ours}{norm}.weight"]
-            found[f"{theirs}LayerNorm_{number}/bias"] = arrays[f"{ours}{norm}.bias"]
+        for index, norm in enumerate(("norm1", "norm2")):
+            converted[f"{theirs}LayerNorm_{index}/scale"] = arrays[f"{ours}{norm}.weight"]
+            converted[f"{theirs}LayerNorm_{index}/bias"] = arrays[f"{ours}{norm}.bias"]
         attention = f"{theirs}MultiHeadDotProductAttention_0/"
         weights = np.split(arrays[f"{ours}attn.qkv.weight"], 3)
         biases = np.split(arrays[f"{ours}attn.qkv.bias"], 3)
         for part, weight, bias in zip(PARTS, weights, biases, strict=True):
-            found[f"{attention}{part}/kernel"] = weight.T.reshape(width, heads, -1)
-            found[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+            converted[f"{attention}{part}/kernel"] = weight.T.reshape(width, heads, -1)
+            converted[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
         out = arrays[f"{ours}attn.proj.weight"].T.reshape(heads, -1, width)
-        found[f"{attention}out/kernel"] = out
-        found[f"{attention}out/bias"] = arrays[f"{ours}attn.proj.bias"]
-        for number, layer in enumerate(("fc1", "fc2")):
-            dense = f"{theirs}MlpBlock_0/Dense_{number}/"
-            found[f"{dense}kernel"] = arrays[f"{ours}mlp.{layer}.weight"].T
-            found[f"{dense}bias"] = arrays[f"{ours}mlp.{layer}.bias"]
-    return found
+        converted[f"{attention}out/kernel"] = out
+        converted[f"{attention}out/bias"] = arrays[f"{ours}attn.proj.bias"]
+        for index, layer in enumerate(("fc1", "fc2")):
+            dense = f"{theirs}MlpBlock_0/Dense_{index}/"
+            converted[f"{dense}kernel"] = arrays[f"{ours}mlp.{layer}.weight"].T
+            converted[f"{dense}bias"] = arrays[f"{ours}mlp.{layer}.bias"]
+    return converted
 
 
 def from_big_vision(arrays: Arrays) -> Arrays:
-    """Rename to MAE's names. Unknown arrays keep their names."""
+    """Convert an encoder of big_vision to MAE's names. Unknown arrays keep their names."""
     rest = {name.removeprefix("params/"): array for name, array in arrays.items()}
     positions = rest.pop("pos_embedding")
-    found = {
+    converted = {
         "cls_token": rest.pop("cls"),
         "pos_embed": np.concatenate([np.zeros_like(positions[:, :1]), positions], axis=1),
         "patch_embed.proj.weight": rest.pop("embedding/kernel").transpose(3, 2, 0, 1),
@@ -158,33 +160,33 @@ def from_big_vision(arrays: Arrays) -> Arrays:
         "norm.weight": rest.pop("Transformer/encoder_norm/scale"),
         "norm.bias": rest.pop("Transformer/encoder_norm/bias"),
     }
-    width = found["norm.bias"].shape[0]
-    numbers = {
+    width = converted["norm.bias"].shape[0]
+    block_indices = {
         int(match[1])
         for name in rest
         if (match := re.match(r"Transformer/encoderblock_(\d+)/", name))
     }
-    for i in sorted(numbers):
+    for i in sorted(block_indices):
         theirs, ours = f"Transformer/encoderblock_{i}/", f"blocks.{i}."
-        for number, norm in enumerate(("norm1", "norm2")):
-            found[f"{ours}{norm}.weight"] = rest.pop(f"{theirs}LayerNorm_{number}/scale")
-            found[f"{ours}{norm}.bias"] = rest.pop(f"{theirs}LayerNorm_{number}/bias")
+        for index, norm in enumerate(("norm1", "norm2")):
+            converted[f"{ours}{norm}.weight"] = rest.pop(f"{theirs}LayerNorm_{index}/scale")
+            converted[f"{ours}{norm}.bias"] = rest.pop(f"{theirs}LayerNorm_{index}/bias")
         attention = f"{theirs}MultiHeadDotProductAttention_0/"
         kernels = [rest.pop(f"{attention}{part}/kernel").reshape(width, -1).T for part in PARTS]
-        found[f"{ours}attn.qkv.weight"] = np.concatenate(kernels)
+        converted[f"{ours}attn.qkv.weight"] = np.concatenate(kernels)
         biases = [rest.pop(f"{attention}{part}/bias").reshape(-1) for part in PARTS]
-        found[f"{ours}attn.qkv.bias"] = np.concatenate(biases)
+        converted[f"{ours}attn.qkv.bias"] = np.concatenate(biases)
         out = rest.pop(f"{attention}out/kernel").reshape(-1, width)
-        found[f"{ours}attn.proj.weight"] = out.T
-        found[f"{ours}attn.proj.bias"] = rest.pop(f"{attention}out/bias")
-        for number, layer in enumerate(("fc1", "fc2")):
-            dense = f"{theirs}MlpBlock_0/Dense_{number}/"
-            found[f"{ours}mlp.{layer}.weight"] = rest.pop(f"{dense}kernel").T
-            found[f"{ours}mlp.{layer}.bias"] = rest.pop(f"{dense}bias")
-    return rest | found
+        converted[f"{ours}attn.proj.weight"] = out.T
+        converted[f"{ours}attn.proj.bias"] = rest.pop(f"{attention}out/bias")
+        for index, layer in enumerate(("fc1", "fc2")):
+            dense = f"{theirs}MlpBlock_0/Dense_{index}/"
+            converted[f"{ours}mlp.{layer}.weight"] = rest.pop(f"{dense}kernel").T
+            converted[f"{ours}mlp.{layer}.bias"] = rest.pop(f"{dense}bias")
+    return rest | converted
 
 
-# By which name a layout is known, and the way back to MAE's.
+# For each layout, a pattern that identifies it and the conversion to MAE's names.
 KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
     "Hugging Face": (r"(vit\.)?embeddings\.cls_token", from_huggingface),
     "big_vision": (r"(params/)?Transformer/encoder_norm/scale", from_big_vision),
@@ -192,7 +194,7 @@ KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
 
 
 def layout_of(arrays: Arrays) -> str | None:
-    """Return which of the `KNOWN` layouts arrays are named in, or None."""
+    """Return the key in `KNOWN` of the layout that arrays are named in, or None."""
     for layout, (pattern, _) in KNOWN.items():
         if any(re.fullmatch(pattern, name) for name in arrays):
             return layout
@@ -200,7 +202,7 @@ def layout_of(arrays: Arrays) -> str | None:
 
 
 def to_mae(arrays: Arrays) -> Arrays:
-    """Rename arrays of any known layout to MAE's names. Unknown arrays keep their names.
+    """Convert arrays of any known layout to MAE's names. Unknown arrays keep their names.
 
     Raises:
         UserError: An array that the layout requires is missing, or has another number of axes.
@@ -212,15 +214,15 @@ def to_mae(arrays: Arrays) -> Arrays:
         return KNOWN[layout][1](arrays)
     except KeyError as error:
         raise UserError(f"the {layout} weights have no {error.args[0]}") from error
-    except (ValueError, IndexError) as error:  # of reshape, transpose or concatenate
+    except (ValueError, IndexError) as error:  # Raised by reshape, transpose or concatenate.
         raise UserError(f"the {layout} weights: {one_line(error)}") from error
 
 
 def heads_of(arrays: Arrays) -> int | None:
-    """Return the attention heads where a layout keeps them as an axis, else None.
+    """Return the number of attention heads if the layout stores them as an axis, else None.
 
     Args:
-        arrays: Under their own names, of big_vision or of ours.
+        arrays: The arrays under their original names, in the layout of big_vision or of can_jax.
     """
     for name, array in arrays.items():
         if name.endswith("encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"):

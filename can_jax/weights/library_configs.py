@@ -1,4 +1,7 @@
-"""Read the JSON files in which Hugging Face and timm describe a model, and refuse other models."""
+"""Parsers of the JSON files in which Hugging Face and timm describe a model.
+
+Models of another structure are refused.
+"""
 
 import json
 import math
@@ -16,8 +19,8 @@ Facts = dict[str, Any]
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
-SAME_STRUCTURE = ("vit", "vit_mae")  # model types of Hugging Face
-# What these types take for a key that is left out, where the arrays do not tell.
+SAME_STRUCTURE = ("vit", "vit_mae")  # Model types of Hugging Face.
+# Defaults of these types for absent keys whose values the arrays do not determine.
 HUGGINGFACE_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}
 HUGGINGFACE_KEYS = {
     "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
@@ -25,22 +28,22 @@ HUGGINGFACE_KEYS = {
     "image_size": "image_size", "layer_norm_eps": "layer_norm_eps",
 }  # fmt: skip
 EXACT_GELU = ("gelu", "gelu_python")
-EXACT = "exact (erf)"  # as a manifest calls our GELU
+EXACT = "exact (erf)"  # The name of this GELU in a manifest.
 TIMM_KEYS = {
     "width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans",
     "patch_size": "patch_size", "image_size": "img_size",
 }  # fmt: skip
-# Arguments of timm's VisionTransformer that neither change the features of given arrays nor go
-# unseen: those of sizes are compared with the arrays.
+# Accepted arguments of timm's VisionTransformer. Sizes are compared with the arrays, arguments of
+# structure with `PLAIN_ARGUMENTS`; the others do not change the features of given arrays.
 HARMLESS = {
     *TIMM_KEYS.values(), "num_classes", "global_pool", "class_token", "dynamic_img_size",
     "strict_img_size", "mlp_ratio", "qkv_bias", "init_values", "qk_norm", "reg_tokens", "pre_norm",
     "fc_norm", "drop_rate", "drop_path_rate",
 }  # fmt: skip
-# Names of timm's plain ViTs, perhaps with a tag: others, such as vit_base_patch16_clip_224 or
+# Names of timm's plain ViTs, with an optional tag. Others, such as vit_base_patch16_clip_224 or
 # vit_base_patch16_rope_224, have another structure or activation.
 PLAIN_VIT = re.compile(r"vit_[a-z]+_patch\d+_\d+(\.\w+)*")
-# What timm's arguments of structure have to be, where they are stated.
+# Required values of timm's arguments of structure, where they are stated.
 PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "class_token": (True,), "pre_norm": (False,), "qk_norm": (False,), "reg_tokens": (0,),
     "init_values": (None,), "fc_norm": (False, None), "qkv_bias": (True,), "mlp_ratio": (4,),
@@ -48,12 +51,12 @@ PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
 
 
 class Stated(NamedTuple):
-    """Statements about an encoder.
+    """The facts that files state about an encoder.
 
     Attributes:
-        facts: By the names of our export's manifest. A mean of None says that the normalization is
-            not one that this encoder can apply as it is stated.
-        keys: For messages: the file and key that state a fact, or why a mean of None is None.
+        facts: The facts by the names of an export's manifest. A mean of None means that the stated
+            normalization cannot be applied by this encoder.
+        keys: The file and key that state each fact, for messages. For a mean of None, the reason.
     """
 
     facts: Facts
@@ -61,12 +64,16 @@ class Stated(NamedTuple):
 
 
 def is_of_library(config: dict[str, Any]) -> bool:
-    """Return whether a `config.json` is of Hugging Face or timm."""
+    """Return True if a `config.json` was written by Hugging Face or timm."""
     return any(key in config for key in ("model_type", "architectures", "architecture"))
 
 
 def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
-    """Return what the `config.json` of Hugging Face or timm states, and the files beside it.
+    """Return the facts stated by the `config.json` of Hugging Face or timm and files beside it.
+
+    Args:
+        folder: The folder of the file.
+        config: The content of `config.json`.
 
     Raises:
         UserError: The model is of another structure, or a file is malformed.
@@ -80,7 +87,7 @@ def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
 
 
 def merged(*parts: Stated) -> Stated:
-    """Return all facts of several statements.
+    """Merge the facts of several statements.
 
     Raises:
         UserError: Two of them contradict each other.
@@ -100,21 +107,21 @@ def merged(*parts: Stated) -> Stated:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """Return whether two values are the same number or numbers, one number standing for all."""
+    """Return True if two values are numerically equal, after broadcasting a single number."""
     try:
         return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
-    except (TypeError, ValueError):  # no numbers, or of other lengths
+    except (TypeError, ValueError):  # The values are no numbers, or of other lengths.
         return bool(value == other)
 
 
-def _parsed(parse: Callable[[Facts], Stated], place: epath.Path, content: Facts) -> Stated:
-    """Apply a parser to the content of a file, and name the file where it fails."""
+def _parsed(parse: Callable[[Facts], Stated], path: epath.Path, content: Facts) -> Stated:
+    """Apply a parser to the content of a file, and name the file in errors."""
     try:
         return parse(content)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{place} is malformed: {one_line(error)}") from error
+        raise UserError(f"{path} is malformed: {one_line(error)}") from error
 
 
 def _huggingface(config: Facts) -> Stated:
@@ -159,7 +166,7 @@ def _side(value: Any) -> int:
 
 
 def _processor(config: Facts) -> Stated:
-    """Return the normalization of an image processor of Hugging Face."""
+    """Return the normalization that an image processor of Hugging Face applies."""
     for key in ("do_normalize", "do_rescale"):
         if not isinstance(config.get(key), bool | None):
             raise UserError(f"{key}={config[key]!r} is neither true nor false")
@@ -179,12 +186,12 @@ def _processor(config: Facts) -> Stated:
 
 
 def _not_in_unit_range(config: Facts) -> str | None:
-    """Return the setting because of which a processor does not normalize images in [0, 1]."""
+    """Return the setting that makes a processor normalize images outside [0, 1], or None."""
     if not config.get("do_rescale", True):
         return f"do_rescale={json.dumps(config['do_rescale'])}"
     factor = config.get("rescale_factor", 1 / 255)
-    number = isinstance(factor, int | float) and not isinstance(factor, bool)
-    if not number or not math.isfinite(factor) or factor <= 0:
+    is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+    if not is_number or not math.isfinite(factor) or factor <= 0:
         raise UserError(f"rescale_factor={factor!r} is not a positive number")
     if abs(255 * factor - 1) > 1e-6:
         return f"rescale_factor={factor} instead of 1/255"

@@ -1,4 +1,4 @@
-"""Read a pretrained encoder from a file or folder, with all that has to be known to use it."""
+"""Reading of a pretrained encoder from a file or folder, with the facts required to use it."""
 
 import json
 import math
@@ -17,8 +17,8 @@ from can_jax.weights.library_configs import Facts, Stated, merged
 from can_jax.weights.reading import Contents, read_contents
 from can_jax.weights.torch_layout import encoder_names, encoder_sizes
 
-METADATA = "can_jax"  # the key of a safetensors file under which an export stores its facts
-OWN = "encoder/patch_embed/kernel"  # an array of our own layout
+METADATA = "can_jax"  # The metadata key under which an export stores its facts.
+OWN = "encoder/patch_embed/kernel"  # An array that only can_jax's layout has.
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 KNOWN_HEADS = {(size.width, size.depth): size.heads for size in SIZES.values()}
 
@@ -27,11 +27,11 @@ class Weights(NamedTuple):
     """The weights of an encoder.
 
     Attributes:
-        place: The file.
-        arrays: Under MAE's names, or under ours.
-        facts: What is known of the encoder, by the names of an export's manifest.
-        keys: For messages: the file and key that state a fact.
-        warnings: What differs slightly, or was assumed.
+        place: The path of the file.
+        arrays: The arrays under MAE's names, or under can_jax's own.
+        facts: The known facts about the encoder, by the names of an export's manifest.
+        keys: The file and key that state each fact, for messages.
+        warnings: Lines on small deviations and on assumptions.
     """
 
     place: epath.Path
@@ -41,19 +41,22 @@ class Weights(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def read_weights(place: epath.Path) -> Weights:
-    """Read a file, an export, or a folder of Hugging Face or timm, and what is stated of it.
+def read_weights(path: epath.Path) -> Weights:
+    """Read a file, an export, or a folder of Hugging Face or timm, and the facts stated about it.
+
+    Args:
+        path: The file or folder.
 
     Raises:
-        UserError: It cannot be read, or is of a model that this encoder does not compute.
+        UserError: It cannot be read, or its model is not one that this encoder computes.
     """
-    file = file_of_folder(place) if place.is_dir() else place
+    file = file_of_folder(path) if path.is_dir() else path
     contents = read_contents(file)
     try:
         facts, keys = _stated(file, contents)
     except UserError as error:
-        known = str(error).startswith(str(file.parent))  # of a file beside
-        raise UserError(str(error) if known else f"{file}: {error}") from error
+        located = str(error).startswith(str(file.parent))  # The error names a file already.
+        raise UserError(str(error) if located else f"{file}: {error}") from error
     warnings = [f"{file}: {note}" for note in contents.notes]
     epsilon = facts.get("layer_norm_eps", LAYER_NORM_EPS)
     if not isinstance(epsilon, float | int) or not 0 <= epsilon <= 1.001 * LAYER_NORM_EPS:
@@ -75,12 +78,12 @@ def read_weights(place: epath.Path) -> Weights:
 
 
 def _stated(file: epath.Path, contents: Contents) -> Stated:
-    """Return what a file itself states, and the files beside it."""
+    """Return the facts stated by a file itself and by the files beside it."""
     parts = []
     if contents.heads is not None:
         heads = {"heads": contents.heads}
         parts.append(Stated(heads, {"heads": "heads in the shapes of the arrays"}))
-    if METADATA in contents.metadata:  # it cannot get lost, as a file beside can
+    if METADATA in contents.metadata:  # Unlike a file beside, it cannot get lost.
         text = contents.metadata[METADATA]
         try:
             facts = json.loads(text)
@@ -99,16 +102,16 @@ def complete(
     std: Any = None,
     image_size: tuple[int, int] | None = None,
 ) -> Weights:
-    """Add to the facts what the arrays tell and what the caller states.
+    """Add the facts that the arrays determine and those that the caller states.
 
     Args:
-        weights: As they were read.
-        heads: Attention heads. They have to agree with what the files state.
-        mean, std: Of each channel of images in [0, 1].
-        image_size: (height, width) in pixels, if the arrays hold no positions.
+        weights: The weights as they were read.
+        heads: The number of attention heads. It must agree with what the files state.
+        mean, std: The normalization of images in [0, 1]: one number, or one for each channel.
+        image_size: The size (height, width) in pixels, used if the arrays hold no positions.
 
     Raises:
-        UserError: Something cannot be known and was not given, or two statements contradict.
+        UserError: A required fact is unknown, or two statements contradict each other.
     """
     try:
         return _complete(weights, heads, mean, std, image_size)
@@ -159,13 +162,13 @@ def _complete(
 
 
 def _how(name: str) -> str:
-    """Return the ways in which a user states a fact."""
+    """Return the ways in which a user can state a fact, for messages."""
     key = "data.image_size" if name == "image_size" else f"model.{name}"
     return f"can_jax.load(path, {name}=…), --config.{key}=…"
 
 
 def sizes(weights: Weights) -> Facts:
-    """Return the sizes that the arrays of an encoder have.
+    """Return the sizes of an encoder, read from the shapes of its arrays.
 
     Raises:
         UserError: Another size is stated, or the arrays are of another kind of encoder.
@@ -180,10 +183,10 @@ def sizes(weights: Weights) -> Facts:
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()
-    found = dict(facts)
+    actual = dict(facts)
     if (name := "blocks.0.mlp.fc1.bias") in arrays:
-        found["mlp_width"] = arrays[name].size
-    _refuse_contradictions(weights, found)  # before positions, which depend on these
+        actual["mlp_width"] = arrays[name].size
+    _refuse_contradictions(weights, actual)  # Positions depend on these sizes.
     if "pos_embed" in arrays:
         grid = grid_of_positions(arrays["pos_embed"], facts["width"])
         facts["image_size"] = [side * facts["patch_size"] for side in grid]
@@ -191,9 +194,9 @@ def sizes(weights: Weights) -> Facts:
     return facts
 
 
-def _refuse_contradictions(weights: Weights, found: Facts) -> None:
-    """Raise `UserError` for a stated size that the arrays do not have."""
-    for name, value in found.items():
+def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
+    """Raise `UserError` for a stated size that differs from the arrays' actual one."""
+    for name, value in actual.items():
         stated = weights.facts.get(name, value)
         if stated != value or isinstance(stated, bool):
             what = "the arrays hold positions for" if name == "image_size" else "the arrays have"
@@ -202,7 +205,7 @@ def _refuse_contradictions(weights: Weights, found: Facts) -> None:
 
 
 def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
-    """Return the attention heads: as stated or given, else those of a known size of ViT."""
+    """Return the number of heads: stated, given, or that of a standard ViT of this size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
         raise UserError(f"heads={given}: the weights are of {stated} heads")
@@ -222,22 +225,22 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
 
 
 def channel_values(name: str, value: Any, channels: int) -> list[float]:
-    """Check a mean or deviation and return it for each channel of images in [0, 1].
+    """Validate a mean or standard deviation, and return it for each channel.
 
     Args:
-        name: For messages, ending in ``mean`` or ``std``.
-        value: One number, or one of each channel.
-        channels: Of the images.
+        name: The name of the value in messages, ending in ``mean`` or ``std``.
+        value: One number, or one for each channel, for images in [0, 1].
+        channels: The number of channels.
 
     Raises:
-        UserError: The value is of another length, not finite, or of bytes instead.
+        UserError: The value has another length, is not finite, or is on the scale of bytes.
     """
     values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:
         raise UserError(f"{name}={value} has {len(values)} values, the encoder {channels} channels")
     for one in values:
-        number = isinstance(one, float | int) and not isinstance(one, bool)
-        if not number or not math.isfinite(one):
+        is_number = isinstance(one, float | int) and not isinstance(one, bool)
+        if not is_number or not math.isfinite(one):
             raise UserError(f"{name}={value}: {one!r} is not a finite number")
         if name.endswith("std") and one == 0:
             raise UserError(f"{name}={value}: no channel can have a deviation of 0")

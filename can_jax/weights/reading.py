@@ -1,4 +1,4 @@
-"""Read the arrays of files of weights, without executing anything in them."""
+"""Reading of arrays from files of weights, without executing any code in them."""
 
 import json
 import re
@@ -15,14 +15,14 @@ from can_jax.utils.files import read_json
 from can_jax.weights.layouts import Arrays, heads_of, layout_of, to_mae
 from can_jax.weights.torch_file import read_torch
 
-# The types of safetensors. Those of 8 bits are left out: their scales are stored elsewhere.
+# The types of safetensors. 8-bit floats are left out, because their scales are stored elsewhere.
 TYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
-INDEX = ".index.json"  # how the name of the table of a sharded file ends
-REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # beside the weights, not of them
+INDEX = ".index.json"  # The end of the name of a sharded file's index.
+REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # Arrays stored beside the weights.
 LFS = b"version https://git-lfs"
 SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
 
@@ -31,10 +31,10 @@ class Contents(NamedTuple):
     """The contents of a file of weights.
 
     Attributes:
-        arrays: By name, under MAE's names where the layout is known.
-        layout: The library that the names are of, or None for MAE's own and ours.
-        heads: The attention heads, where the layout has an axis for them.
-        metadata: The texts that a safetensors file stores beside its arrays.
+        arrays: The arrays by name, converted to MAE's names if the layout is known.
+        layout: The library whose names the file uses; None for MAE's names and can_jax's own.
+        heads: The number of attention heads, if the layout has an axis for them.
+        metadata: The text that a safetensors file stores beside its arrays.
         notes: Lines on weights of the file that are not used.
     """
 
@@ -46,16 +46,16 @@ class Contents(NamedTuple):
 
 
 class OneFile(NamedTuple):
-    """What a reader returns: the arrays under their own names, and the rest as in `Contents`."""
+    """The arrays of one file under their original names, and the rest as in `Contents`."""
 
     arrays: Arrays
     metadata: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
-def _npz(place: epath.Path) -> OneFile:
-    arrays = read_npz(place)
-    if any(name.startswith("param/") for name in arrays):  # reference vectors
+def _npz(path: epath.Path) -> OneFile:
+    arrays = read_npz(path)
+    if any(name.startswith("param/") for name in arrays):  # The file holds reference vectors.
         arrays = {
             name.removeprefix("param/"): array
             for name, array in arrays.items()
@@ -64,22 +64,22 @@ def _npz(place: epath.Path) -> OneFile:
     return OneFile(arrays, {})
 
 
-def _safetensors(place: epath.Path) -> OneFile:
+def _safetensors(path: epath.Path) -> OneFile:
     from safetensors import deserialize
 
-    content = place.read_bytes()
+    content = path.read_bytes()
     arrays = {}
-    for name, tensor in deserialize(content):  # which checks the header and all offsets
+    for name, tensor in deserialize(content):  # `deserialize` validates header and offsets.
         if tensor["dtype"] not in TYPES:
             raise UserError(f"{name} is of type {tensor['dtype']}, which is not supported")
         flat = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]])
         arrays[name] = flat.reshape(tensor["shape"])
-    (length,) = struct.unpack("<Q", content[:8])  # of the header
+    (length,) = struct.unpack("<Q", content[:8])  # The length of the header.
     return OneFile(arrays, json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
-def _torch(place: epath.Path) -> OneFile:
-    arrays, notes = read_torch(place.read_bytes())
+def _torch(path: epath.Path) -> OneFile:
+    arrays, notes = read_torch(path.read_bytes())
     return OneFile(arrays, {}, notes)
 
 
@@ -90,25 +90,27 @@ READERS = {
 }
 
 
-def _one_file(place: epath.Path) -> OneFile:
-    """Read one file by its reader."""
-    if place.suffix not in READERS:
+def _one_file(path: epath.Path) -> OneFile:
+    """Read one file with the reader for its suffix, and widen 16-bit floats."""
+    if path.suffix not in READERS:
         kinds = ", ".join([*READERS, f"*{INDEX}"])
-        raise UserError(f"{place}: a file of weights is one of {kinds}")
+        raise UserError(f"{path}: a file of weights is one of {kinds}")
     try:
-        with place.open("rb") as file:
+        with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
                 raise UserError("it is a pointer of Git LFS: fetch the file by `git lfs pull`")
-        found = READERS[place.suffix](place)
-        return found._replace(arrays={name: _plain(name, a) for name, a in found.arrays.items()})
-    except Exception as error:  # of any kind, from a file that may be anything
-        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+        contents = READERS[path.suffix](path)
+        return contents._replace(
+            arrays={name: _plain(name, a) for name, a in contents.arrays.items()}
+        )
+    except Exception as error:  # A malformed file can raise any exception.
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Widen an array of 16-bit floats to float32, without loss."""
+    """Widen 16-bit floats to float32, which is lossless. Refuse NaN and infinity."""
     if array.dtype.kind == "V" and array.dtype.itemsize == 2 and not array.dtype.names:
-        array = array.view(ml_dtypes.bfloat16)  # a type that NumPy's files have no name for
+        array = array.view(ml_dtypes.bfloat16)  # NumPy's files have no name for bfloat16.
     if array.dtype in (np.float16, ml_dtypes.bfloat16):
         array = array.astype(np.float32)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -116,48 +118,48 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _shards(place: epath.Path) -> Arrays:
-    """Read every file that the table of a sharded file names."""
+def _shards(path: epath.Path) -> Arrays:
+    """Read and merge all shards that an index file names."""
     try:
-        files = read_json(place)["weight_map"]
+        files = read_json(path)["weight_map"]
         names = sorted(set(files.values()))
         if not all(isinstance(name, str) for name in names):
             raise UserError("weight_map names something else than files")
-    except Exception as error:  # of any kind, from a file that may be anything
-        raise UserError(f"{place} is no table of shards: {one_line(error)}") from error
+    except Exception as error:  # A malformed file can raise any exception.
+        raise UserError(f"{path} is no table of shards: {one_line(error)}") from error
     arrays: Arrays = {}
     for name in names:
-        shard = place.parent / name
+        shard = path.parent / name
         if "/" in name or "\\" in name or not shard.exists():
-            raise UserError(f"{place} names {name}, which is not in its folder")
+            raise UserError(f"{path} names {name}, which is not in its folder")
         arrays |= _one_file(shard).arrays
     if missing := sorted(files.keys() - arrays.keys()):
-        raise UserError(f"{place} names {missing[0]}, which is not in {files[missing[0]]}")
+        raise UserError(f"{path} names {missing[0]}, which is not in {files[missing[0]]}")
     return arrays
 
 
-def read_contents(place: epath.Path) -> Contents:
+def read_contents(path: epath.Path) -> Contents:
     """Read a file of weights, or all shards that a ``*.index.json`` names.
 
     Raises:
         UserError: The file is of another kind, is one shard of several, cannot be read, or holds a
-            value that is not a finite number.
+            value that is not finite.
     """
-    if place.name.endswith(INDEX):
-        found = OneFile(_shards(place), {})
-    elif (shard := SHARD.fullmatch(place.name)) and int(shard[1]) > 1:
+    if path.name.endswith(INDEX):
+        contents = OneFile(_shards(path), {})
+    elif (shard := SHARD.fullmatch(path.name)) and int(shard[1]) > 1:
         raise UserError(
-            f"{place} is one of {int(shard[1])} shards: give its folder, or the *{INDEX} beside it"
+            f"{path} is one of {int(shard[1])} shards: give its folder, or the *{INDEX} beside it"
         )
     else:
-        found = _one_file(place)
-    arrays, metadata, notes = found
+        contents = _one_file(path)
+    arrays, metadata, notes = contents
     try:
         return Contents(to_mae(arrays), layout_of(arrays), heads_of(arrays), metadata, notes)
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
-def read_arrays(place: epath.Path) -> Arrays:
-    """Return the arrays of `read_contents`."""
-    return read_contents(place).arrays
+def read_arrays(path: epath.Path) -> Arrays:
+    """Return only the arrays of `read_contents`."""
+    return read_contents(path).arrays

@@ -1,8 +1,8 @@
-"""Read the tensors of a PyTorch file without PyTorch, and without executing anything in it.
+"""A reader for PyTorch files that needs no PyTorch and executes no code in them.
 
-A `.pth` is a zip archive with a pickle, which describes the tensors, and a file for the bytes of
-each storage. A pickle may name any function to be called. Here it may name those that describe
-tensors, and any other ends in one line. All its numbers are compared with the bytes that are there.
+A `.pth` is a zip archive of a pickle that describes the tensors, and one file for each storage. A
+pickle may call any function by name. This reader admits only the functions that describe tensors,
+and refuses all others with a one-line error. It checks all offsets and sizes against the data.
 """
 
 import io
@@ -36,56 +36,61 @@ TYPES = {
     "BoolStorage": np.bool_,
 }
 
-USUAL = ("model", "state_dict", "module")  # where codes that train save the weights
-WEIGHTS = r"(.*\.)?(weight|bias)"  # of a model, not of its optimizer or loss
-WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # of DistributedDataParallel and torch.compile
-MOST_ITEMS = 1_000_000  # of the dicts in a file, each counted as often as it is reached
-DEEPEST = 100  # dicts within dicts
+USUAL = ("model", "state_dict", "module")  # The keys under which training code saves the weights.
+WEIGHTS = r"(.*\.)?(weight|bias)"  # Names in a model, unlike in an optimizer or loss.
+WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # By DistributedDataParallel and torch.compile.
+MOST_ITEMS = 1_000_000  # The limit on items of all dicts, counted once for each path to them.
+DEEPEST = 100  # The limit on the nesting of dicts.
 
 
 class _Type(NamedTuple):
-    """The type of a storage, which a pickle can name but, unlike NumPy's type, not call."""
+    """The type of a storage, which a pickle can name but, unlike NumPy's type, cannot call."""
 
     name: str
 
 
 class _Storage(NamedTuple):
-    """Where a pickle has a storage."""
+    """A reference to a storage: its type and its key in the archive."""
 
     type: _Type
     key: str
 
 
 class _Storages:
-    """The storages of a file, and what may still be made of them.
+    """The storages of a file, and the memory budget for tensors made of them.
 
     Args:
-        content: Of the file.
-        archive: Of the file, whose members are checked.
-        folder: In it, of the storages.
-        budget: Of the whole file: a few bytes can be described as any number of tensors.
+        content: The bytes of the file.
+        archive: The archive in the file, with validated members.
+        folder: The archive folder of the storages, ending in a slash.
+        budget: The memory budget of the whole file. It is needed because a few bytes can describe
+            any number of tensors.
     """
 
     def __init__(self, content: bytes, archive: zipfile.ZipFile, folder: str, budget: Budget):
         self._content = memoryview(content)
         self._archive, self._folder, self._budget = archive, folder, budget
-        self._whole: set[str] = set()  # whose checksums are right
+        self._verified: set[str] = set()  # Members with verified checksums.
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-        """Return a tensor as PyTorch describes it, if it lies within its storage."""
+        """Return a tensor as PyTorch's `_rebuild_tensor_v2` describes it.
+
+        Raises:
+            ValueError: The description is malformed, or the tensor exceeds its storage.
+        """
         if not isinstance(storage, _Storage) or not isinstance(storage.type, _Type):
             raise ValueError("a tensor has no storage")
         if not isinstance(size, tuple) or not isinstance(stride, tuple):
             raise ValueError("a tensor has no size and stride")
-        numbers = (offset, *size, *stride)
+        values = (offset, *size, *stride)
         # NumPy's integers wrap around, and would pass the comparison below.
-        if len(size) != len(stride) or any(type(number) is not int for number in numbers):
+        if len(size) != len(stride) or any(type(value) is not int for value in values):
             raise ValueError("a tensor's offset, size and stride are not whole numbers")
         dtype = np.dtype(TYPES[storage.type.name])
         member = self._archive.getinfo(f"{self._folder}{storage.key}")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         beyond = 0 not in size and last >= member.file_size // dtype.itemsize
-        if min(numbers) < 0 or beyond:
+        if min(values) < 0 or beyond:
             raise ValueError("a tensor reaches beyond its storage")
         if 0 in size:
             return np.zeros(size, dtype)
@@ -99,31 +104,31 @@ class _Storages:
 
     def _bytes(self, member: zipfile.ZipInfo) -> bytes | memoryview:
         """Return the content of a storage, which many tensors may share."""
-        if member.filename in self._whole:
+        if member.filename in self._verified:
             lengths = self._content[member.header_offset + 26 : member.header_offset + 30]
             start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
             return self._content[start : start + member.file_size]
-        content = self._archive.read(member)  # which compares the checksum
-        if member.compress_type == zipfile.ZIP_STORED:  # as PyTorch writes all of them
-            self._whole.add(member.filename)
+        content = self._archive.read(member)  # `read` verifies the checksum.
+        if member.compress_type == zipfile.ZIP_STORED:  # PyTorch stores all members so.
+            self._verified.add(member.filename)
         else:
             self._budget.spend(len(content))
         return content
 
     def parameter(self, tensor: Any, *_: Any) -> Any:
-        """Return the tensor of a parameter."""
+        """Return the tensor of a parameter, as `_rebuild_parameter` does."""
         return tensor
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds dicts, lists, numbers, strings and tensors, and nothing else."""
+    """An unpickler restricted to dicts, lists, numbers, strings and tensors."""
 
     def __init__(self, file: io.BytesIO, storages: _Storages):
         super().__init__(file)
-        # Stands for the command line that some codes save beside the weights. A pickle can set
-        # attributes of it, so that each file gets a class of its own.
+        # A stand-in for the argparse.Namespace that some training code saves beside the weights. A
+        # pickle can set its attributes, so each file gets a class of its own.
         options = type("Options", (), {})
-        self._known = {
+        self._allowed = {
             ("collections", "OrderedDict"): OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2"): storages.tensor,
             ("torch._utils", "_rebuild_parameter"): storages.parameter,
@@ -132,22 +137,22 @@ class _Unpickler(pickle.Unpickler):
         }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what a pickle may name."""
-        if (module, name) not in self._known:
+        """Return an allowed global, or raise `UserError` for any other name."""
+        if (module, name) not in self._allowed:
             raise UserError(f"it wants {module}.{name}, which is no tensor; nothing of it was run")
-        return self._known[module, name]
+        return self._allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return a storage: `("storage", type, key, device, elements)`."""
+        """Return the storage of an id `("storage", type, key, device, elements)`."""
         _, kind, key, *_ = pid
         return _Storage(kind, str(key))
 
 
 def _check_pickle(content: bytes) -> None:
-    """Refuse a pickle that would make Python reserve memory for more objects than it has bytes.
+    """Reject a pickle that would make Python reserve memory for more objects than it has bytes.
 
     Raises:
-        ValueError: It is damaged, or does so.
+        ValueError: The pickle is damaged, or would reserve that memory.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
@@ -155,17 +160,17 @@ def _check_pickle(content: bytes) -> None:
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Return the arrays of a PyTorch file by name, and lines on other models in it.
+    """Return the arrays of a PyTorch file by name, and notes on other models in it.
 
-    Of a training checkpoint, the arrays are those of its `model`, `state_dict` or `module`, or of
-    the only model that it holds.
+    From a training checkpoint, the arrays are those of its `model`, `state_dict` or `module`, or of
+    its only model.
 
     Args:
         content: The bytes of the file.
 
     Raises:
-        UserError: It holds something that is no array, or several models to choose from.
-        ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: It is damaged.
+        UserError: The file holds an object that is no array, or several models to choose from.
+        ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
         raise UserError("it is no archive of PyTorch 1.6 or later: load it there and save it again")
@@ -198,10 +203,10 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
 
 
 def _check_tree(tree: dict[Any, Any]) -> None:
-    """Refuse dicts that hold themselves, or each other so often that none could walk through them.
+    """Reject dicts that contain themselves or are shared too often to traverse.
 
     Raises:
-        ValueError: There are too many, or they lie too deep.
+        ValueError: The items exceed `MOST_ITEMS`, or the nesting exceeds `DEEPEST`.
     """
     todo, items = [(tree, 0)], 0
     while todo:
@@ -213,10 +218,10 @@ def _check_tree(tree: dict[Any, Any]) -> None:
 
 
 def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """Return the weights to use of a training checkpoint, and lines on the others in it.
+    """Return the weights to use from a training checkpoint, and notes on the others in it.
 
     Raises:
-        UserError: There are several, and none is the usual one.
+        UserError: The checkpoint holds several models, and none or more than one under a usual key.
     """
     notes: tuple[str, ...] = ()
     path = ""
@@ -244,19 +249,19 @@ def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
 
 
 def _is_state(tree: dict[Any, Any]) -> bool:
-    """Return whether a dict itself holds arrays."""
+    """Return True if a dict directly contains arrays."""
     return any(isinstance(value, np.ndarray) for value in tree.values())
 
 
 def _holds(tree: dict[Any, Any], names: str) -> bool:
-    """Return whether a dict, or one within it, holds arrays of names that match a pattern."""
+    """Return True if a dict, or one nested in it, has array names that match a pattern."""
     if _is_state(tree):
         return any(re.fullmatch(names, str(name)) for name in tree)
     return any(isinstance(value, dict) and _holds(value, names) for value in tree.values())
 
 
 def _arrays_in(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of a tree of dicts by dotted names, so that none is left out in silence."""
+    """Yield all arrays of a tree of dicts by dotted names."""
     for key, value in tree.items():
         if isinstance(value, np.ndarray):
             yield f"{prefix}{key}", value

@@ -1,7 +1,8 @@
-"""Our parameters under MAE's names and in PyTorch's layout, and back.
+"""Conversion of can_jax parameters to and from MAE's names and PyTorch's layout.
 
-MAE and timm name a ViT's arrays alike. A Linear weight is (out, in) there, a convolution's
-(out, in, height, width); blocks are numbered one by one, where ours are stacked.
+MAE and timm name a ViT's arrays alike. PyTorch stores a Linear weight as (out, in) and a
+convolution as (out, in, height, width). Its blocks are separate arrays, where can_jax stacks them
+along a layer axis.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ import numpy as np
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.utils.errors import UserError
 
-# Our path, without the layer axis of a block, and theirs. A projector's layers are numbered with
-# the activations between them.
+# Paths of can_jax outside of blocks, and MAE's names. A projector's layer indices count the
+# activations between the layers too.
 NAMES = {
     "encoder/class_token": "cls_token",
     "encoder/patch_embed": "patch_embed.proj",
@@ -40,7 +41,7 @@ SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
 
 class Entry(NamedTuple):
-    """One of their arrays, and where it is in our tree: a path, and the layer if stacked."""
+    """A foreign array, and its location in the tree: a path, and the layer index if stacked."""
 
     name: str
     path: tuple[Any, ...]
@@ -48,7 +49,7 @@ class Entry(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of an encoder, as the shapes of its arrays tell."""
+    """The sizes of an encoder, read from the shapes of its arrays; the patch size in pixels."""
 
     width: int
     depth: int
@@ -57,7 +58,7 @@ class Sizes(NamedTuple):
 
 
 def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
-    """Read the sizes of the encoder off the shapes of foreign arrays.
+    """Infer the sizes of an encoder from the shapes of foreign arrays.
 
     Raises:
         UserError: The arrays are not those of a ViT in a known layout.
@@ -80,7 +81,7 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
 
 
 def encoder_names(depth: int) -> set[str]:
-    """Return the foreign names of all arrays of an encoder of so many blocks."""
+    """Return the foreign names of all arrays of an encoder of ``depth`` blocks."""
     modules = [NAMES["encoder/patch_embed"], NAMES["encoder/norm"]]
     modules += [f"blocks.{i}.{name}" for i in range(depth) for name in BLOCK_NAMES.values()]
     suffixes = (".weight", ".bias")
@@ -88,10 +89,10 @@ def encoder_names(depth: int) -> set[str]:
 
 
 def entries(parameters: Any) -> Iterator[Entry]:
-    """Every array of a parameter tree under its foreign name.
+    """Yield the foreign name and location of each array of a parameter tree.
 
     Raises:
-        KeyError: a parameter that has no foreign name.
+        KeyError: A parameter has no foreign name.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         name = path_name(path)
@@ -109,7 +110,7 @@ def entries(parameters: Any) -> Iterator[Entry]:
 
 
 def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
-    """One of our arrays, without its layer axis, as PyTorch has it."""
+    """Convert one array, without its layer axis, to PyTorch's layout."""
     if name.endswith("_token"):
         return array.reshape(1, 1, -1)
     if name == "patch_embed.proj.weight":
@@ -121,9 +122,12 @@ def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Rearrange one of their arrays into ours of the given shape.
+    """Convert one foreign array to the given shape in can_jax's layout.
 
-    As many elements are not enough: a transposed matrix would be taken for another one.
+    The exact foreign shape is required. A matching element count would accept a transposed matrix.
+
+    Raises:
+        UserError: The array has another shape, or is not of floating-point numbers.
     """
     embed = name == "patch_embed.proj.weight"
     if name.endswith("_token"):
@@ -143,7 +147,7 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
-    """Return a tree of parameters, or of their gradients, under foreign names."""
+    """Convert a tree of parameters, or of their gradients, to arrays under foreign names."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(parameters))
     arrays = {}
     for name, path, layer in entries(parameters):
@@ -153,22 +157,22 @@ def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
 
 
 def from_torch(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """Foreign arrays as a tree of parameters.
+    """Convert foreign arrays to a tree of parameters.
 
     Args:
-        arrays: by foreign name. Those that the tree has no place for are left over.
-        like: the tree, of arrays or shapes.
+        arrays: The arrays by foreign name. Arrays without a counterpart in the tree are ignored.
+        like: A tree of arrays or shapes with the structure of the result.
 
     Raises:
-        UserError: an array is missing, or has another shape.
+        UserError: An array is missing, or has another shape.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    found: dict[tuple[Any, ...], list[np.ndarray]] = {path: [] for path, _ in leaves}
+    layers: dict[tuple[Any, ...], list[np.ndarray]] = {path: [] for path, _ in leaves}
     shapes = {path: leaf.shape for path, leaf in leaves}
     for name, path, layer in entries(like):
         if name not in arrays:
             raise UserError(f"the weights have no {name}")
         shape = shapes[path] if layer is None else shapes[path][1:]
-        found[path].append(_from_torch(name, arrays[name], shape))
-    stacked = [np.stack(parts).reshape(shapes[path]) for path, parts in found.items()]
+        layers[path].append(_from_torch(name, arrays[name], shape))
+    stacked = [np.stack(parts).reshape(shapes[path]) for path, parts in layers.items()]
     return jax.tree_util.tree_unflatten(structure, stacked)
