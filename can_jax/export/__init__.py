@@ -1,1 +1,1 @@
-"""Weights on their way to other libraries, each file proved before it is handed over."""
+"""Export of weights to other libraries, and numerical verification of each file."""

@@ -1,4 +1,4 @@
-"""`python -m can_jax.export`; see `can_jax.cli.commands.export`."""
+"""The entry point of `python -m can_jax.export`; see `can_jax.cli.commands.export`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""Files in the formats of other libraries."""
+"""Writers of weights in the formats of other libraries."""
 
 import json
 import tempfile
@@ -23,14 +23,13 @@ from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import METADATA
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ONE_FILE = 2**30  # bytes of weights in an ONNX graph itself, of which it can hold twice as many
+ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file. Protobuf's limit is twice that.
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
     """Write a safetensors file as libraries for PyTorch expect it.
 
-    Its metadata holds the facts that arrays do not tell, which a copy without `manifest.json` would
-    lack.
+    Its metadata repeats the facts that arrays do not determine, for copies without `manifest.json`.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     facts = {name: fact for name, fact in model.facts().items() if name != "source"}
@@ -39,20 +38,27 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Mo
 
 
 def encoder_only(format: str, contents: str) -> None:
-    """Raise `UserError` where a format has no place for more than the encoder."""
+    """Raise `UserError` if more than the encoder is requested from an encoder-only format."""
     if contents != "encoder":
         raise UserError(f"--format={format} holds an encoder: --contents=encoder")
 
 
 def write_timm(model: Model, contents: str, folder: epath.Path) -> str:
-    """The state dict of timm's `VisionTransformer` with `num_classes=0`."""
+    """Write the state dict of timm's `VisionTransformer` with `num_classes=0`; return its file
+    name."""
     encoder_only("timm", contents)
     write_safetensors(folder / "model.safetensors", model.encoder(), model)
     return "model.safetensors"
 
 
 def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
-    """A directory for `ViTModel.from_pretrained`, or of `ViTMAEForPreTraining` with the decoder."""
+    """Write a directory for `from_pretrained` of transformers; return the name of its weight file.
+
+    The model is `ViTModel`, or `ViTMAEForPreTraining` with the decoder.
+
+    Raises:
+        UserError: The images are not square, or there is no decoder.
+    """
     full = contents == "full"
     config, size = model.config, encoder_size(model.config.model)
     height, width = config.data.image_size
@@ -92,7 +98,7 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
-    """The npz of big_vision's `vit.Model` with `pool_type="tok"` and no head."""
+    """Write the npz of big_vision's `vit.Model` (`pool_type="tok"`, no head); return its name."""
     encoder_only("big_vision", contents)
     with (folder / "model.npz").open("wb") as file:
         arrays: dict[str, Any] = dict(to_big_vision(model.encoder(), model.heads))
@@ -101,17 +107,18 @@ def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
-    """The encoder under MAE's names, or everything under ours."""
+    """Write the encoder under MAE's names, or all arrays under can_jax's; return the file name."""
     arrays = model.everything() if contents == "full" else model.encoder()
     write_safetensors(folder / "model.safetensors", arrays, model)
     return "model.safetensors"
 
 
 def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
-    """The encoder as a program for CPU, CUDA and TPU and any number of images, and its weights:
-    `(weights by name, bytes of images) -> class token and mean patch token`, side by side.
+    """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
-    Weights stay outside: those of a large model are more than one program can hold.
+    The program runs on CPU, CUDA and TPU for any number of images. It maps weights by name and
+    images of bytes to class token and mean patch token, side by side. The weights are a separate
+    file, because those of a large model exceed what one program can hold.
     """
     encoder_only("stablehlo", contents)
     config = model.config
@@ -143,22 +150,24 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 
 
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
-    """The encoder as a graph from `pixel_values` to `last_hidden_state`, for any number of images:
-    PyTorch's exporter on transformers' `ViTModel`.
+    """Write the encoder as an ONNX graph by PyTorch's exporter; return its file name.
+
+    The graph is transformers' `ViTModel`. It maps `pixel_values` to `last_hidden_state` for any
+    number of images.
 
     Raises:
-        UserError: one of the packages is not installed.
+        UserError: A required package is not installed.
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):
         raise UserError(f"--format=onnx is made by others: pip install {' '.join(ONNX_PACKAGES)}")
     import torch
 
-    with tempfile.TemporaryDirectory() as place:
-        write_huggingface(model, contents, epath.Path(place))
-        network = from_pretrained("ViTModel", epath.Path(place), add_pooling_layer=False)
+    with tempfile.TemporaryDirectory() as temporary:
+        write_huggingface(model, contents, epath.Path(temporary))
+        network = from_pretrained("ViTModel", epath.Path(temporary), add_pooling_layer=False)
 
-    class Tokens(torch.nn.Module):  # a graph has arrays for outputs, not a dataclass
+    class Tokens(torch.nn.Module):  # ONNX outputs must be arrays, not a dataclass.
         def __init__(self) -> None:
             super().__init__()
             self.network = network

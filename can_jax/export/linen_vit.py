@@ -1,7 +1,7 @@
-"""big_vision's ViT out of Flax Linen's own modules, to read a file in its layout as it would.
+"""big_vision's ViT, built from Flax Linen's own modules to verify exported files.
 
-Linen names the parameters and gives them their shapes; a file that this network takes without a
-word and that makes the same features is in big_vision's layout.
+Linen determines the parameters' names and shapes. A file is in big_vision's layout if this network
+accepts it and computes the same features.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from can_jax.models.can import Size
 
 
 class Mlp(nn.Module):
-    """Named after its class and number in the block."""
+    """The MLP of a block. Its layers have the names that Linen assigns to them by default."""
 
     width: int
     approximate: bool
@@ -29,7 +29,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after its LayerNorm."""
+    """A pre-norm transformer block: attention and MLP, each after its LayerNorm."""
 
     heads: int
     approximate: bool
@@ -45,7 +45,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Blocks and the last LayerNorm."""
+    """The transformer blocks and the final LayerNorm."""
 
     depth: int
     heads: int
@@ -59,7 +59,10 @@ class Transformer(nn.Module):
 
 
 class ViT(nn.Module):
-    """Tokens of images, class token first; learned positions for the patches alone."""
+    """A ViT that returns the tokens of images, class token first.
+
+    It adds learned positions to the patches only.
+    """
 
     width: int
     depth: int
@@ -86,18 +89,18 @@ def encode(
     *,
     approximate: bool,
 ) -> Float[np.ndarray, "images tokens units"]:
-    """The tokens of normalised images.
+    """Return the tokens of normalized images.
 
     Args:
-        arrays: as the file has them, by path.
-        pixels: normalised.
-        size: of the encoder.
-        patch_size: pixels along an edge.
-        approximate: GELU by tanh, as big_vision computes it, instead of exactly.
+        arrays: The arrays of the file, by path.
+        pixels: The normalized images.
+        size: The size of the encoder.
+        patch_size: The side of a patch in pixels.
+        approximate: Compute GELU by tanh, as big_vision does, instead of exactly.
 
     Raises:
-        KeyError: an array is missing, or not where it should be.
-        ValueError: one has another shape.
+        KeyError: An array is missing or unexpected.
+        ValueError: An array has another shape.
     """
     network = ViT(size.width, size.depth, size.heads, patch_size, approximate)
     wanted = jax.eval_shape(network.init, jax.random.key(0), pixels)

@@ -1,4 +1,4 @@
-"""What is exported: a run's parameters under MAE's names, and what has to be known of them."""
+"""The model to export: a run's parameters under MAE's names, and the facts required to use them."""
 
 import dataclasses
 from typing import Any
@@ -22,18 +22,18 @@ from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.torch_layout import to_torch
 
-HEADS_OF = {"decoder": "prediction", "noise_level": "noise_level"}  # what a module is for
+HEADS_OF = {"decoder": "prediction", "noise_level": "noise_level"}  # The head of each module.
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A run's model.
+    """A pretrained model on the host.
 
     Attributes:
-        config: of the run.
-        step: of the checkpoint.
-        parameters, batch_stats: all of them, on the host.
-        source: where they are from.
+        config: The configuration of the run.
+        step: The step of the checkpoint.
+        parameters, batch_stats: The complete trees of parameters and BatchNorm statistics.
+        source: The run directory.
     """
 
     config: ConfigDict
@@ -44,24 +44,25 @@ class Model:
 
     @property
     def heads(self) -> int:
-        """Of the encoder's attention."""
+        """The number of attention heads of the encoder."""
         return encoder_size(self.config.model).heads
 
     def encoder(self) -> dict[str, np.ndarray]:
-        """The encoder under MAE's names, its fixed positions among them."""
+        """Return the encoder under MAE's names, including its fixed positions."""
         parameters = {"encoder": self.parameters["encoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
         return {**arrays, "pos_embed": self._positions(encoder_size(self.config.model).width)}
 
     def autoencoder(self) -> dict[str, np.ndarray]:
-        """Encoder and decoder under MAE's names.
+        """Return encoder and decoder under MAE's names.
 
-        MAE's decoder is told no noise level. Here it is told zero: what the embedding of zero adds
-        to every patch moves into the positions. Where it is added to the visible patches only, it
-        moves into the bias of ``decoder_embed``, and out again of the class token by its position.
+        MAE's decoder is not conditioned on a noise level, so the level is fixed at zero here. Its
+        embedding is added to every patch, and is folded into the positions. If it is added to
+        visible patches only, it is folded into the bias of ``decoder_embed``. The class token's
+        position then cancels it.
 
         Raises:
-            UserError: there is no decoder.
+            UserError: The run has no decoder.
         """
         if "decoder" not in self.parameters:
             raise UserError(f"{self.source} has no decoder: --contents=encoder")
@@ -78,7 +79,7 @@ class Model:
         return {**self.encoder(), **arrays, "decoder_pos_embed": positions}
 
     def everything(self) -> dict[str, np.ndarray]:
-        """All parameters and statistics under our own names."""
+        """Return all parameters and BatchNorm statistics under can_jax's own names."""
         trees = (("", self.parameters), ("batch_stats/", self.batch_stats))
         return {
             prefix + path_name(path): np.asarray(leaf)
@@ -87,7 +88,7 @@ class Model:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What a user of the weights has to know."""
+        """Return the facts required to use the weights, as stored in the manifest."""
         config, size = self.config, encoder_size(self.config.model)
         return {
             **dataclasses.asdict(size),
@@ -108,7 +109,11 @@ class Model:
         }
 
     def network(self, *modules: str) -> tuple[Any, Any]:
-        """Encoder and further modules in float32: what `nnx.merge` wants, graph and parameters."""
+        """Return the graph and the parameters of the encoder in float32, for `nnx.merge`.
+
+        Args:
+            modules: The names of further modules to include, keys of `HEADS_OF`.
+        """
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.update(dtype="float32", remat="none")
@@ -117,7 +122,7 @@ class Model:
         return nnx.graphdef(network), {m: self.parameters[m] for m in ("encoder", *modules)}
 
     def _no_noise(self) -> np.ndarray:
-        """The embedding of the noise level zero, (width,)."""
+        """Return the embedding of noise level zero, of shape (width,)."""
         network = nnx.merge(*self.network("noise_level"), {}, copy=True)
         with jax.default_matmul_precision("highest"):
             return np.asarray(network.noise_level(jnp.zeros(1)))[0]
@@ -128,18 +133,18 @@ class Model:
 
 
 def open_model(checkpoint: str) -> Model:
-    """The model of a run directory's newest whole checkpoint.
+    """Restore the model of a run directory's latest valid checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: The path is no run directory, or holds no checkpoint.
     """
-    place = epath.Path(checkpoint)
-    if not place.exists():
+    path = epath.Path(checkpoint)
+    if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
-    if not is_run(place):
+    if not is_run(path):
         raise UserError(f"--checkpoint={checkpoint} is no run directory; exports are made of runs")
-    config = read_run(place)
+    config = read_run(path)
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
-    step, state = newest_state(place, abstract_state(stored_step(config), mesh))
+    step, state = newest_state(path, abstract_state(stored_step(config), mesh))
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
-    return Model(config, step, parameters, statistics, str(place))
+    return Model(config, step, parameters, statistics, str(path))

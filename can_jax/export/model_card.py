@@ -1,4 +1,4 @@
-"""The model card of an export: what the weights are, how good they are, and how to use them."""
+"""The model card of an export: a description of the weights, their results and their use."""
 
 from typing import Any
 
@@ -25,20 +25,24 @@ FILES = {
 }
 
 
-def results_of(model: Model, places: list[str]) -> list[dict[str, Any]]:
-    """The results of evaluations of these very weights.
+def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
+    """Return the results of evaluations of exactly these weights.
+
+    Args:
+        model: The model to export.
+        paths: The directories of the evaluations.
 
     Raises:
-        UserError: a directory holds none, or those of other weights.
+        UserError: A directory holds no results, or results of other weights or settings.
     """
     facts = model.facts()
-    wanted, found = sha256_of({"encoder": model.parameters["encoder"]}), []
-    for place in places:
-        results = read_results(epath.Path(place))
+    expected, matching = sha256_of({"encoder": model.parameters["encoder"]}), []
+    for path in paths:
+        results = read_results(epath.Path(path))
         checkpoint = results["checkpoint"]
-        if checkpoint["sha256"] != wanted:
+        if checkpoint["sha256"] != expected:
             raise UserError(
-                f"--results: {place} is of other weights: of {checkpoint['path']}, "
+                f"--results: {path} is of other weights: of {checkpoint['path']}, "
                 f"step {checkpoint['step']}"
             )
         # The same weights with other heads or another normalization are another encoder.
@@ -46,19 +50,19 @@ def results_of(model: Model, places: list[str]) -> list[dict[str, Any]]:
         for key, value in (checkpoint.get("model", {}) | named).items():
             if key in facts and facts[key] != value:
                 raise UserError(
-                    f"--results: {place} is of these weights with {key}={value}, where the run has "
+                    f"--results: {path} is of these weights with {key}={value}, where the run has "
                     f"{key}={facts[key]}"
                 )
         try:
-            check_provenance(results, epath.Path(place))
+            check_provenance(results, epath.Path(path))
         except UserError as error:
             raise UserError(f"--results: {error}") from error
-        found.append(results)
-    return found
+        matching.append(results)
+    return matching
 
 
 def recipe_rows(model: Model) -> list[tuple[str, ...]]:
-    """What the pretraining was."""
+    """Return table rows that summarize the pretraining recipe."""
     config = model.config
     data, weights = config.data, config.objective
     rows = {
@@ -79,7 +83,7 @@ def recipe_rows(model: Model) -> list[tuple[str, ...]]:
 
 
 def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """A row for each metric of each evaluation."""
+    """Return a table row for each summary metric of each evaluation."""
     return [
         (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(result))
         for result in results
@@ -88,7 +92,8 @@ def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return what a reader of the results has to know, as a list in Markdown."""
+    """Return the warnings of all evaluations as a Markdown list, in a list of at most one
+    string."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results
@@ -104,12 +109,14 @@ def card_of(
     manifest: dict[str, Any],
     results: list[dict[str, Any]],
 ) -> str:
-    """The text of `README.md`.
+    """Return the text of `README.md`.
 
     Args:
-        model, format, contents: what was exported.
-        manifest: what was checked, and which lines were run.
-        results: of evaluations.
+        model: The exported model.
+        format: The name of the format, a key of `FORMATS` in `formats.py`.
+        contents: The exported part, ``encoder`` or ``full``.
+        manifest: The manifest, with the results of the verification and of the usage snippets.
+        results: The results of evaluations of these weights.
     """
     facts = model.facts()
     size = f"({facts['width']} wide, {facts['depth']} blocks, {facts['heads']} heads)"

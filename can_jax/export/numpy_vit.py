@@ -1,7 +1,7 @@
-"""A ViT and its decoder in NumPy, from the arrays of a file alone: what a file is held against.
+"""A NumPy reference of a ViT and MAE's decoder, computed from the arrays of a file alone.
 
-It shares nothing with the network but the definition of a ViT, so that a wrong name, axis, position
-or epsilon shows.
+It shares no code with the network. A wrong name, axis, position or epsilon therefore changes its
+output.
 """
 
 import re
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf
 
-EPS = 1e-6  # of LayerNorm
+EPS = 1e-6  # LayerNorm's epsilon.
 Arrays = dict[str, np.ndarray]
 
 
@@ -50,16 +50,16 @@ def encode(
     heads: int,
     visible: int | None = None,
 ) -> Float[np.ndarray, "images tokens units"]:
-    """The tokens of normalised images, class token first.
+    """Return the tokens of normalized images, class token first.
 
     Args:
-        arrays: under MAE's names, positions among them.
-        pixels: normalised.
-        heads: of the attention.
-        visible: encode so many patches from the first, and no other.
+        arrays: The arrays under MAE's names, including positions.
+        pixels: The normalized images.
+        heads: The number of attention heads.
+        visible: The number of leading patches to encode; None for all.
 
     Raises:
-        KeyError: an array is missing.
+        KeyError: An array is missing.
     """
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     kernel = arrays["patch_embed.proj.weight"]
@@ -77,15 +77,15 @@ def encode(
 def decode(
     arrays: Arrays, latent: Float[np.ndarray, "images visible units"], heads: int
 ) -> Float[np.ndarray, "images patches pixels"]:
-    """MAE's decoder: what it predicts where the first patches are visible and the others hidden.
+    """Return the predictions of MAE's decoder for all patches, with the first ones visible.
 
     Args:
-        arrays: under MAE's names.
-        latent: of the class token and the visible patches.
-        heads: of the decoder's attention.
+        arrays: The arrays under MAE's names.
+        latent: The encoded class token and visible patches.
+        heads: The number of attention heads of the decoder.
 
     Raises:
-        KeyError: an array is missing.
+        KeyError: An array is missing.
     """
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
     positions = arrays["decoder_pos_embed"]

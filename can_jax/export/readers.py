@@ -1,7 +1,7 @@
-"""What other code makes of an exported file: its tokens, and what its decoder predicts.
+"""Verifiers of exported files: other implementations that compute tokens and predictions from them.
 
-Each reader gives arrays by name, of `TOKENS` and `PREDICTION` those that it has, for the images of
-`Sample`; `reference` gives all of them as the run does.
+Each returns those of the arrays `TOKENS` and `PREDICTION` that it computes, for the images of
+`Sample`. `reference` returns both as the run computes them.
 """
 
 import dataclasses
@@ -28,18 +28,18 @@ from can_jax.weights.reading import read_arrays
 
 TOKENS, PREDICTION = "tokens", "prediction"
 IMAGES = 3
-LIMIT = 1e-4  # largest error of a feature, relative to the largest feature
+LIMIT = 1e-4  # The largest allowed error of a feature, relative to the largest feature.
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """The same few images each time.
+    """A small deterministic batch of images.
 
     Attributes:
-        images: bytes, (images, height, width, channels).
-        pixels: normalised.
-        visible: so many patches from the first are given to the decoder.
+        images: The images as bytes, (images, height, width, channels).
+        pixels: The normalized images.
+        visible: The number of leading patches that are visible to the decoder.
     """
 
     images: np.ndarray
@@ -48,14 +48,14 @@ class Sample:
 
     @property
     def torch_pixels(self) -> Any:
-        """As PyTorch has images: channels first."""
+        """The normalized images as a PyTorch tensor, channels first."""
         import torch
 
         return torch.tensor(self.pixels.transpose(0, 3, 1, 2).copy())
 
 
 def sample_of(model: Model) -> Sample:
-    """Images of the model's size."""
+    """Return random images of the model's size, the same ones on every call."""
     shape = (IMAGES, *model.config.data.image_size, model.config.data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     augment = model.config.augment
@@ -66,70 +66,78 @@ def sample_of(model: Model) -> Sample:
 
 @functools.cache
 def installed(*packages: str) -> bool:
-    """Whether all of these can be imported; that a package is there does not say that it works."""
+    """Return True if all of these packages can be imported.
+
+    Finding a package does not suffice, because it may be broken.
+    """
     try:
         modules = [importlib.import_module(package) for package in packages]
-        # transformers imports a model where it is asked for.
+        # transformers imports a model lazily, on attribute access.
         return all(hasattr(m, "ViTModel") for m in modules if m.__name__ == "transformers")
-    except Exception:  # of any kind, from a package that may be anything
+    except Exception:  # A broken package can raise any exception.
         return False
 
 
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
-    """What the run's own network gives, in float32; its decoder is told the noise level zero."""
+    """Compute the outputs of the run's own network in float32, with a decoder at noise level
+    zero."""
     modules = [name for name in HEADS_OF if contents == "full" and name in model.parameters]
     network, parts = model.network(*modules)
     grid, patch_size = grid_of(model.config), model.config.model.patch_size
 
     def compute(parameters: Any, pixels: jax.Array) -> dict[str, jax.Array]:
         run = nnx.merge(network, parameters, {}, copy=True)
-        found = {TOKENS: run.encode(pixels)}
+        outputs = {TOKENS: run.encode(pixels)}
         if "decoder" in modules:
             patches = patchify(pixels, patch_size)
             order = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
             shown, sigma = patches[:, : sample.visible], jnp.zeros(len(patches))
-            found[PREDICTION] = run(shown, order, sigma, grid=grid, train=False).prediction
-        return found
+            outputs[PREDICTION] = run(shown, order, sigma, grid=grid, train=False).prediction
+        return outputs
 
     with jax.default_matmul_precision("highest"):
         return jax.device_get(jax.jit(compute)(parts, sample.pixels))
 
 
 def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arrays:
-    """By `plain.py`, of arrays under MAE's names."""
-    found = {TOKENS: plain.encode(arrays, sample.pixels, model.heads)}
+    """Compute the outputs by `numpy_vit.py`, from arrays under MAE's names."""
+    outputs = {TOKENS: plain.encode(arrays, sample.pixels, model.heads)}
     if contents == "full":
         latent = plain.encode(arrays, sample.pixels, model.heads, visible=sample.visible)
-        found[PREDICTION] = plain.decode(arrays, latent, model.config.model.decoder.heads)
-    return found
+        outputs[PREDICTION] = plain.decode(arrays, latent, model.config.model.decoder.heads)
+    return outputs
 
 
 def by_plain_reader(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """By NumPy alone, of a file under MAE's names or those of another library."""
+    """Compute the outputs by NumPy, from a file in MAE's layout or that of another library."""
     return by_plain(model, read_arrays(file), sample, contents)
 
 
 def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """By NumPy, of a file of everything under our own names, every array of which is the run's."""
-    found, arrays = model.everything(), read_arrays(file)
-    if wrong := sorted(found.keys() ^ arrays.keys()):
-        verb = "lack" if wrong[0] in found else "have"
+    """Compute the tokens by NumPy, for a file of all arrays under can_jax's names.
+
+    Raises:
+        UserError: An array of the file is not identical to the run's.
+    """
+    expected, arrays = model.everything(), read_arrays(file)
+    if wrong := sorted(expected.keys() ^ arrays.keys()):
+        verb = "lack" if wrong[0] in expected else "have"
         raise UserError(f"{file}: the weights {verb} {wrong[0]}")
     for name, array in arrays.items():
-        if not np.array_equal(array, found[name]):
+        if not np.array_equal(array, expected[name]):
             raise UserError(f"{file}: the weights have another {name}")
     return by_plain(model, model.encoder(), sample, "encoder")
 
 
 def by_linen(model: Model, file: epath.Path, sample: Sample, *, approximate: bool) -> Arrays:
-    """By Flax Linen, of a file in big_vision's layout."""
+    """Compute the tokens by Flax Linen, from a file in big_vision's layout."""
     arrays = read_npz(file)
     size, patch = can.encoder_size(model.config.model), model.config.model.patch_size
     return {TOKENS: linen.encode(arrays, sample.pixels, size, patch, approximate=approximate)}
 
 
 def by_timm(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """By timm's `VisionTransformer`, which refuses any name too many or too few."""
+    """Compute the tokens by timm's `VisionTransformer`, which rejects missing or extra names."""
     import timm
     import torch
     from safetensors.torch import load_file
@@ -146,10 +154,15 @@ def by_timm(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
-    """A model of transformers from a directory, nothing from anywhere else.
+    """Load a model of transformers from a directory, offline.
+
+    Args:
+        kind: The name of the model's class.
+        folder: The directory of the export.
+        options: Further arguments of `from_pretrained`.
 
     Raises:
-        UserError: the directory lacks an array, or has one of another shape or too many.
+        UserError: An array of the directory is missing, unexpected, or of another shape.
     """
     import transformers
 
@@ -167,7 +180,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """By transformers' `ViTModel`, or `ViTMAEForPreTraining` with the decoder."""
+    """Compute the outputs by `ViTModel`, or by `ViTMAEForPreTraining` with the decoder."""
     import torch
 
     with torch.no_grad():
@@ -175,14 +188,14 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
             network = from_pretrained("ViTModel", folder, add_pooling_layer=False)
             return {TOKENS: network(sample.torch_pixels).last_hidden_state.numpy()}
         patches = int(np.prod(grid_of(model.config)))
-        ratio = 1 - (sample.visible + 0.5) / patches  # rounded down, as it does
+        ratio = 1 - (sample.visible + 0.5) / patches  # transformers rounds down.
         network = from_pretrained("ViTMAEForPreTraining", folder, mask_ratio=ratio)
         order = torch.arange(patches, dtype=torch.float32).expand(IMAGES, -1)
         return {PREDICTION: network(sample.torch_pixels, noise=order).logits.numpy()}
 
 
 def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """By ONNX Runtime, asked for one image and for all."""
+    """Compute the tokens by ONNX Runtime, for one image and for all."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -194,7 +207,7 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Class token and mean patch token by the program, asked for one image and for all."""
+    """Compute class token and mean patch token by the program, for one image and for all."""
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)
@@ -202,7 +215,11 @@ def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def each_and_all(call: Any, images: np.ndarray, file: epath.Path) -> np.ndarray:
-    """What a program says of all images, of which the first one alone must get the same."""
+    """Return a program's outputs for all images.
+
+    Raises:
+        UserError: The output for the first image alone differs from that in the batch.
+    """
     whole, one = np.asarray(call(images)), np.asarray(call(images[:1]))
     if one.shape != whole[:1].shape or np.abs(one - whole[:1]).max() > LIMIT * np.abs(whole).max():
         raise UserError(f"{file} gives other features for one image than for several")

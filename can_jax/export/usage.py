@@ -1,6 +1,6 @@
-"""How exported weights are used: a few lines of Python for each format, run before they are given.
+"""Usage snippets for exported weights: a few lines of Python for each format.
 
-They are run in the directory of the export, and print the shape of the features of two images.
+The export runs them in its directory. Each assigns the features of two images to `features`.
 """
 
 import os
@@ -15,7 +15,6 @@ from can_jax.export.model import Model
 from can_jax.export.readers import installed
 from can_jax.utils.errors import UserError
 
-# The packages that a snippet imports, and the snippet.
 TORCH_INPUT = """
 mean, std = torch.tensor({mean}), torch.tensor({std})
 images = torch.randint(0, 256, (2, {height}, {width_px}, {channels}))  # yours, as bytes
@@ -92,6 +91,7 @@ pixels = ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
 (tokens,) = session.run(None, {{"pixel_values": pixels}})
 features = tokens[:, 1:].mean(axis=1)
 """
+# For each format and contents, the packages that a snippet imports, and the snippet.
 SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
     ("timm", "encoder"): [(("torch", "timm"), TIMM), (("can_jax",), CAN_JAX)],
     ("huggingface", "encoder"): [(("torch", "transformers"), HUGGINGFACE), (("can_jax",), CAN_JAX)],
@@ -105,7 +105,7 @@ SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
 
 
 def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
-    """The lines for each library that reads a format, by the library's name."""
+    """Return the usage snippets of a format by library name, filled in for a model."""
     facts = model.facts()
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}
@@ -116,13 +116,13 @@ def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
 
 
 def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -> dict[str, str]:
-    """Run those whose library is here, in the directory of an export.
+    """Run the snippets whose libraries are installed, in the directory of an export.
 
     Returns:
-        What came of each, for the manifest.
+        The outcome of each snippet by library name, for the manifest.
 
     Raises:
-        UserError: one failed, or its features have another shape.
+        UserError: A snippet failed, or its features have another shape.
     """
     outcomes = {}
     codes = snippets(model, format, contents)

@@ -1,4 +1,4 @@
-"""Write an export: weights, manifest and model card, verified before it gets its name."""
+"""The writer of an export: weights, manifest and model card, renamed into place once verified."""
 
 import hashlib
 import json
@@ -23,11 +23,13 @@ def export_run(
 ) -> dict[str, Any]:
     """Export the weights of a run.
 
+    The files are written to a temporary directory, which is removed on failure.
+
     Args:
-        checkpoint: A run directory.
-        format: Key of `FORMATS`.
-        output: The directory to make.
-        contents: ``encoder`` or ``full``.
+        checkpoint: The path of the run directory.
+        format: The name of the format, a key of `FORMATS`.
+        output: The directory to create.
+        contents: The part to export, ``encoder`` or ``full``.
         results: Directories of evaluations of these weights, for the model card.
 
     Returns:
@@ -57,13 +59,13 @@ def export_run(
 def _write(
     model: Model, format: str, contents: str, folder: epath.Path, results: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Fill the directory of an export: weights, `manifest.json`, `README.md`.
+    """Write and verify the contents of an export: weights, `manifest.json` and `README.md`.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: the format does not fit the model, or what was written is not what it should be.
+        UserError: The format does not fit the model, or the verification failed.
     """
     file = FORMATS[format](model, contents, folder)
     written = sorted(folder.iterdir())
@@ -76,9 +78,10 @@ def _write(
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written},
         "written_by": f"can_jax {__version__}, jax {jax.__version__}",
     }
-    place = folder / "manifest.json"  # which `can_jax.load` wants, and so the lines that are run
-    place.write_text(json.dumps(manifest, indent=2) + "\n")
+    # The snippets call `can_jax.load`, which needs the manifest, so it is written before they run.
+    manifest_path = folder / "manifest.json"
+    manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
     manifest["usage"] = run_snippets(model, format, contents, folder)
-    place.write_text(json.dumps(manifest, indent=2) + "\n")
+    manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
     (folder / "README.md").write_text(card_of(model, format, contents, manifest, results))
     return manifest
