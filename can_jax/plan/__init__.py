@@ -1,1 +1,1 @@
-"""A training run for a pod that is not there: does it fit, and how long would it take."""
+"""The planner: memory and time of a training run on devices that are not attached."""

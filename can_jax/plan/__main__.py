@@ -1,4 +1,4 @@
-"""`python -m can_jax.plan`; see `can_jax.cli.commands.plan`."""
+"""The entry point of `python -m can_jax.plan`; see `can_jax.cli.commands.plan`."""
 
 from can_jax.cli.start import Entry
 

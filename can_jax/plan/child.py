@@ -1,4 +1,4 @@
-"""Plan in a child process, for programs that use devices of their own."""
+"""Planning in a child process, for programs whose JAX backend is already initialized."""
 
 import json
 import subprocess
@@ -24,25 +24,27 @@ def get_config():
 
 
 def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) -> dict[str, Any]:
-    """Return what ``python -m can_jax.plan --json`` prints.
+    """Run the planner in a child process, and return the JSON that it prints.
+
+    The call blocks until the child has compiled the train step.
 
     Args:
         config: The configuration of a recipe.
-        topology: The devices, such as ``v5e:16x16``.
+        topology: The name of the devices, such as ``v5e:16x16``.
         slices: The number of such slices.
-        mfu: The assumed share of the devices' peak FLOP/s.
+        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s.
 
     Raises:
         UserError: The topology is unknown, or the settings are invalid.
     """
-    with tempfile.TemporaryDirectory() as place:
-        recipe = Path(place) / "recipe.py"
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Path(folder) / "recipe.py"
         recipe.write_text(RECIPE)
         recipe.with_name("config.json").write_text(to_json(config))
         options = [f"--topology={topology}", f"--slices={slices}", f"--mfu={mfu}", "--tries=0"]
         command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
-    if not done.stdout.strip():  # a plan that does not fit is printed, too
+    if not done.stdout.strip():  # The planner also prints a plan that does not fit.
         lines = done.stderr.strip().splitlines() or ["error: the planner ended without a message"]
         raise UserError(lines[-1].removeprefix("error: "))
     plan: dict[str, Any] = json.loads(done.stdout)

@@ -1,4 +1,5 @@
-"""`python -m can_jax.plan.contrastive`; see `can_jax.cli.commands.plan_contrastive`."""
+"""The entry point of `python -m can_jax.plan.contrastive`; see
+`can_jax.cli.commands.plan_contrastive`."""
 
 from can_jax.cli.start import Entry
 

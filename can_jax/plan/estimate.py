@@ -1,4 +1,4 @@
-"""One configuration on one topology: compiled ahead of time, weighed and timed."""
+"""Memory and time of one configuration on one topology, from ahead-of-time compilation."""
 
 import dataclasses
 import math
@@ -23,13 +23,13 @@ from can_jax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """The memory use of one device in bytes.
 
     Attributes:
-        parameters, optimizer: their shards.
-        temporaries: activations, gradients, and all else that a step makes room for.
-        total: all of it, the batch and the program included.
-        limit: what there is.
+        parameters, optimizer: The shards of the parameters and of the optimizer state.
+        temporaries: The activations, gradients and other buffers of a step, and the program.
+        total: The peak of a step, with the batch.
+        limit: The memory of the device that a program may use.
     """
 
     parameters: int
@@ -41,19 +41,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it is paid for.
+    """The estimated memory, traffic and time of a training run.
 
     Attributes:
-        fits: whether the memory is enough.
-        mesh: devices along each axis.
-        parameters: how many there are.
-        memory: of one device.
-        flops_per_image: analytic, of a step.
-        recomputed_flops_per_image: what is computed twice to save memory.
-        collectives: of one step; empty where it does not fit, since then there is no program.
-        compile_seconds: here.
-        compute_seconds, communication_seconds: of a step, estimated; see `compute_seconds` and
-            `communication_seconds`.
+        fits: Whether the memory of a device suffices.
+        mesh: The number of devices along each axis.
+        parameters: The number of parameters of the model.
+        memory: The memory use of one device.
+        flops_per_image: The analytic FLOPs per image per step.
+        recomputed_flops_per_image: The FLOPs per image per step that are recomputed to save memory.
+        collectives: The collectives of one step; empty if compilation ran out of memory.
+        compile_seconds: The compile time on this machine.
+        compute_seconds, communication_seconds: The estimated times of a step; see the functions of
+            these names.
     """
 
     fits: bool
@@ -69,20 +69,20 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Of one step, as if nothing were sent while computing: on the safe side."""
+        """The time of a step in seconds, a conservative sum without overlap of communication."""
         return self.compute_seconds + self.communication_seconds
 
 
 def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
-    """Compile the train step for devices that are not there.
+    """Compile the train step for devices that are not attached.
 
     Args:
-        config: resolved.
-        topology: the devices.
-        mfu: the share of the peak at which the devices are assumed to compute.
+        config: The resolved configuration.
+        topology: The devices to compile for.
+        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s.
 
     Raises:
-        UserError: the mesh does not fit the devices, or the batch not the mesh.
+        UserError: The mesh does not match the devices, or the batch does not divide over the mesh.
     """
     mesh = make_mesh(config.mesh, topology.devices)
     parts = batch_shards(mesh) * config.accumulation.microbatches
@@ -113,7 +113,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
         fits = False
         temporaries = needed_temporaries(error)
         total = temporaries + bytes_on_device((state, batch))
-    seconds = time.perf_counter() - started
+    compile_time = time.perf_counter() - started
     limit = topology.chip.memory
     assert limit is not None
     return Plan(
@@ -130,26 +130,26 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
         flops_per_image=train_flops_per_image(config, heads(config)),
         recomputed_flops_per_image=recomputed_flops(config),
         collectives=moved,
-        compile_seconds=seconds,
+        compile_seconds=compile_time,
         compute_seconds=compute_seconds(config, topology, mfu),
         communication_seconds=communication_seconds(moved, topology),
     )
 
 
 def needed_temporaries(error: Exception) -> int:
-    """Bytes that the compiler wanted and did not get.
+    """Parse the bytes that the compiler failed to allocate from its error message.
 
     Raises:
-        Exception: ``error`` itself, if it is about something else.
+        Exception: ``error`` itself, if it reports another problem.
     """
-    wanted = re.search(r"(?:required|Used|used)[^()]*?\(?([\d.]+)([KMGT])", str(error))
-    if "RESOURCE_EXHAUSTED" not in str(error) or wanted is None:
+    match = re.search(r"(?:required|Used|used)[^()]*?\(?([\d.]+)([KMGT])", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) or match is None:
         raise error
-    return int(float(wanted[1]) * 2 ** (10 * (1 + "KMGT".index(wanted[2]))))
+    return int(float(match[1]) * 2 ** (10 * (1 + "KMGT".index(match[2]))))
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Of a tree of shapes with shardings, the part that lies on one device."""
+    """Return the bytes of one device's shards of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -157,8 +157,11 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def recomputed_flops(config: ConfigDict) -> int:
-    """FLOPs of an image that are computed a second time in a step: those that `model.remat` does
-    not keep, and the encoder's where microbatches keep all negatives."""
+    """Return the FLOPs per image per step that are computed a second time.
+
+    They are the products that `model.remat` discards. With microbatches that share all negatives,
+    the encoder's forward pass is also repeated.
+    """
     model, views = config.model, config.augment.views
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, model.mask_ratio)
@@ -166,12 +169,12 @@ def recomputed_flops(config: ConfigDict) -> int:
     blocks = [(encoder, visible + 1)]
     if "prediction" in heads(config):
         blocks.append((Size(**model.decoder), patches + 1))
-    again = 0
+    recomputed = 0
     for size, tokens in blocks:
         logits = size.depth * 2 * tokens**2 * size.width
-        # The backward pass does not ask for the last product of a block.
+        # The backward pass does not need the last product of a block.
         last = size.depth * 8 * tokens * size.width**2
-        again += {
+        recomputed += {
             "none": 0,
             "dots": logits,
             "dots_no_batch": 2 * logits,
@@ -183,19 +186,19 @@ def recomputed_flops(config: ConfigDict) -> int:
         and settings.negatives == "batch"
         and config.objective.contrastive.weight
     ):
-        again += transformer_flops(encoder, visible + 1)
-    return views * again
+        recomputed += transformer_flops(encoder, visible + 1)
+    return views * recomputed
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """All FLOPs of a step, recomputed ones too, at the assumed share of the peak."""
+    """Return the time of a step's FLOPs, with recomputed ones, at the assumed utilization."""
     flops = train_flops_per_image(config, heads(config)) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate
 
 
 def communication_seconds(moved: list[Collective], topology: Topology) -> float:
-    """What the collectives of a step send, at the bandwidth of the network that they need."""
+    """Return the time of a step's collectives at the bandwidth of their networks."""
     return sum(
         collective.times * collective.moved / topology.bandwidth(collective.devices)
         for collective in moved

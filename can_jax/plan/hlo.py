@@ -1,4 +1,4 @@
-"""Which collectives a compiled program runs: read from its text, loops multiplied out."""
+"""A parser of compiled HLO text that counts the collectives of a program, loops included."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
-_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # of devices: a grid of them, and its transposition
+_ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # A grid of devices, and its transposition.
 _NAMED_MESH = re.compile(
     r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((?:" + _ORDER + r"|([\d,]+))\))? \{([^}]*)\}"
 )
@@ -30,15 +30,15 @@ _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One operation that moves arrays between devices.
+    """A collective operation, which moves arrays between devices.
 
     Attributes:
-        kind: one of `KINDS`.
-        axes: of the mesh that it crosses, such as ``data`` or ``data+fsdp``.
-        devices: that take part together.
-        arrays: type and shape of its results on one device, such as ``bf16[1024,4096]``.
-        bytes: of these, each time.
-        times: that it runs in one step.
+        kind: The operation, one of `KINDS`.
+        axes: The mesh axes that it crosses, such as ``data`` or ``data+fsdp``.
+        devices: The number of devices in each group of participants.
+        arrays: The type and shape of its results on one device, such as ``bf16[1024,4096]``.
+        bytes: The size of the results in bytes for one execution.
+        times: The number of executions in one step.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """Bytes that one device sends each time, by the usual ring algorithm."""
+        """The bytes that one device sends for one execution, by the usual ring algorithm."""
         others = (self.devices - 1) / self.devices
         if self.kind == "all-reduce":
             return 2 * others * self.bytes
@@ -67,15 +67,15 @@ class _Computation:
 
 
 def collectives(text: str, mesh: Mesh) -> list[Collective]:
-    """The collectives of a compiled program.
+    """Return the collectives of a compiled program.
 
     Args:
-        text: of the optimised program, as ``compiled.as_text()`` gives it.
-        mesh: over whose devices, in this order, it is partitioned.
+        text: The text of the optimized program, from ``compiled.as_text()``.
+        mesh: The mesh over whose devices, in this order, the program is partitioned.
     """
     computations = _split(text)
     times = _times(computations)
-    found: dict[str, Collective] = {}
+    by_channel: dict[str, Collective] = {}
     for name, computation in computations.items():
         for line in computation.lines:
             operation = _OPERATION.match(line)
@@ -85,38 +85,39 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
             if kind not in KINDS:
                 continue
             arrays = _results(operation[2], kind, started=kind != operation[3])
-            if name.startswith("all-reduce-scatter"):  # how the TPU compiler writes it
+            if name.startswith("all-reduce-scatter"):  # The TPU compiler's form.
                 kind, arrays = "reduce-scatter", _results(computation.result, kind, started=False)
             group = _group(line, mesh)
             if len(group) < 2:
                 continue
-            # The compiler may split one collective over several operations: one channel, one count.
+            # The compiler may split one collective over several operations. They share
+            # a channel and are counted once.
             channel = re.search(r"channel_id=(\d+)", line)
             key = channel[1] if channel else f"{name}/{operation[1]}"
-            repeated = max(times[name], found[key].times if key in found else 0)
+            repeated = max(times[name], by_channel[key].times if key in by_channel else 0)
             axes = _axes(group, mesh)
             size = sum(map(bytes_of, arrays))
-            found[key] = Collective(kind, axes, len(group), arrays, size, repeated)
-    return list(found.values())
+            by_channel[key] = Collective(kind, axes, len(group), arrays, size, repeated)
+    return list(by_channel.values())
 
 
 def _split(text: str) -> dict[str, _Computation]:
-    """Computations by name."""
-    found: dict[str, _Computation] = {}
+    """Split the text of a program into its computations, by name."""
+    computations: dict[str, _Computation] = {}
     lines: list[str] | None = None
     for raw in text.splitlines():
         if header := _COMPUTATION.match(raw):
             lines = []
-            found[header[2]] = _Computation(lines, bool(header[1]), header[3])
+            computations[header[2]] = _Computation(lines, bool(header[1]), header[3])
         elif raw.startswith("}"):
             lines = None
         elif lines is not None:
             lines.append(_LAYOUT.sub("", re.sub(r"/\*.*?\*/", "", raw)))
-    return found
+    return computations
 
 
 def _times(computations: dict[str, _Computation]) -> dict[str, int]:
-    """How often each computation runs in one run of the program."""
+    """Return the number of executions of each computation in one run of the program."""
     times: dict[str, int] = collections.Counter()
 
     def visit(name: str, count: int) -> None:
@@ -140,9 +141,9 @@ def _called(line: str) -> Iterator[str]:
 
 
 def _trips(line: str, computations: dict[str, _Computation]) -> int:
-    """How often a loop runs: as the compiler says, or by the constant that its end is tested on."""
-    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
-        return int(known[1])
+    """Return the trip count of a loop: the compiler's, or the largest constant of its condition."""
+    if match := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
+        return int(match[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
     inside = computations[condition[1]].lines if condition else []
     bounds = [int(bound) for text in inside for bound in re.findall(r" constant\((\d+)\)", text)]
@@ -150,9 +151,12 @@ def _trips(line: str, computations: dict[str, _Computation]) -> int:
 
 
 def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
-    """The arrays that an operation gives. A started one gives its operands too, before them."""
-    found = _ARRAY.findall(_LAYOUT.sub("", kind_of))
-    arrays = tuple(f"{name}[{shape}]" for name, shape in found)
+    """Return the result arrays of an operation.
+
+    An asynchronous start operation also returns its operands, which come first and are left out.
+    """
+    types = _ARRAY.findall(_LAYOUT.sub("", kind_of))
+    arrays = tuple(f"{name}[{shape}]" for name, shape in types)
     if started and kind == "collective-permute":
         return arrays[1:2]
     if started and kind in ("all-gather", "reduce-scatter", "all-to-all"):
@@ -161,7 +165,7 @@ def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
 
 
 def bytes_of(array: str) -> int:
-    """Of an array such as ``bf16[1024,4096]``."""
+    """Return the bytes of an array such as ``bf16[1024,4096]``."""
     name, shape = array.rstrip("]").split("[")
     digits = re.search(r"\d+", name)
     bits = BITS.get(name) or (int(digits[0]) if digits else 8)
@@ -169,7 +173,7 @@ def bytes_of(array: str) -> int:
 
 
 def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:
-    """The numbers of the devices that take part together, of the first such group."""
+    """Return the indices of the devices in the first group of participants."""
     everyone = np.arange(mesh.size)
     if named := _NAMED_MESH.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
@@ -183,27 +187,29 @@ def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:
     if listed := _LISTED.search(line):
         return np.array(_numbers(listed[1]))
     if pairs := _PAIRS.search(line):
-        numbers = re.findall(r"(\d+),(\d+)", pairs[1])
-        moving = next(((a, b) for a, b in numbers if a != b), ("0", "0"))
-        return np.unique([int(number) for number in moving])
+        moves = re.findall(r"(\d+),(\d+)", pairs[1])
+        moving = next(((a, b) for a, b in moves if a != b), ("0", "0"))
+        return np.unique([int(device) for device in moving])
     return everyone
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    return [int(item) for item in text.split(",")]
 
 
 def _ordered(devices: np.ndarray, grid: str | None, transposed: str | None) -> np.ndarray:
-    """Devices in the order that a grid of them and its transposition say."""
+    """Return the devices in the order given by a grid of them and its transposition."""
     if grid:
         devices = devices.reshape(_numbers(grid))
     return devices.transpose(_numbers(transposed)) if transposed else devices
 
 
 def _axes(group: Int[np.ndarray, " devices"], mesh: Mesh) -> str:
-    """The axes of the mesh along which a group's devices differ."""
-    places = np.unravel_index(group, tuple(mesh.shape.values()))
+    """Return the mesh axes along which the devices of a group differ."""
+    coordinates = np.unravel_index(group, tuple(mesh.shape.values()))
     differ = [
-        name for name, place in zip(mesh.shape, places, strict=True) if len(np.unique(place)) > 1
+        name
+        for name, coordinate in zip(mesh.shape, coordinates, strict=True)
+        if len(np.unique(coordinate)) > 1
     ]
     return "+".join(differ)

@@ -1,4 +1,4 @@
-"""A plan as tables for a person, and as JSON."""
+"""The presentation of a plan as tables and as JSON."""
 
 import collections
 from typing import Any
@@ -13,21 +13,21 @@ from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
-IMAGENET = 1_281_167  # images of an epoch
+IMAGENET = 1_281_167  # The number of images in an epoch of ImageNet-1k.
 
 
 def gib(size: int | float) -> str:
-    """Bytes as a person reads them."""
+    """Format a number of bytes in GiB."""
     return f"{size / GIB:.2f} GiB"
 
 
 def rounded(value: float) -> str:
-    """An estimate with the three digits that it deserves at most."""
+    """Format an estimate with three significant digits."""
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
 def length(config: ConfigDict, examples: int) -> int:
-    """Images of the whole run; an epoch has so many ``examples``."""
+    """Return the number of images of the whole run, given the ``examples`` of an epoch."""
     if config.total_steps is not None:
         return config.total_steps * config.batch_size
     if config.total_epochs is not None:
@@ -36,7 +36,7 @@ def length(config: ConfigDict, examples: int) -> int:
 
 
 def by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
-    """Collectives of one kind over the same axes together, the most bytes first."""
+    """Sum collectives of one kind over the same axes; return rows, the most bytes first."""
     groups: dict[tuple[str, str], list[Collective]] = collections.defaultdict(list)
     for collective in moved:
         groups[collective.kind, collective.axes].append(collective)
@@ -59,7 +59,17 @@ def by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
 def as_json(
     plan: Plan, config: ConfigDict, topology: Topology, mfu: float, examples: int
 ) -> dict[str, Any]:
-    """All figures of a plan; sizes in bytes, of one device, times in seconds."""
+    """Return all values of a plan.
+
+    Sizes are bytes per device, and times are seconds unless the key names another unit.
+
+    Args:
+        plan: The plan.
+        config: The planned configuration.
+        topology: The devices that it was compiled for.
+        mfu: The assumed model FLOPs utilization.
+        examples: The number of images in an epoch.
+    """
     memory, images = plan.memory, length(config, examples)
     rate = config.batch_size / plan.step_seconds
     return {
@@ -102,51 +112,51 @@ def as_json(
     }
 
 
-def tables(found: dict[str, Any], topology: Topology) -> list[Table]:
-    """What `as_json` gives, for a person."""
-    memory, assumed = found["bytes_per_device"], found["assumed"]
-    mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    verdict = "fits" if found["fits"] else "DOES NOT FIT"
+def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
+    """Return the values of `as_json` as tables for the console."""
+    memory, assumed = values["bytes_per_device"], values["assumed"]
+    mesh = ", ".join(f"{axis} {size}" for axis, size in values["mesh"].items())
+    verdict = "fits" if values["fits"] else "DOES NOT FIT"
     facts = {
-        "devices": f"{found['devices']} x {found['device']}",
+        "devices": f"{values['devices']} x {values['device']}",
         "mesh": mesh,
-        "batch": f"{found['batch_size']:,} images",
-        "microbatches": found["microbatches"],
-        "parameters": f"{found['parameters']:,}",
+        "batch": f"{values['batch_size']:,} images",
+        "microbatches": values["microbatches"],
+        "parameters": f"{values['parameters']:,}",
         "memory of a device": f"{gib(memory['total'])} of {gib(memory['limit'])}: {verdict}",
         "  parameters": gib(memory["parameters"]),
         "  optimizer": gib(memory["optimizer"]),
         "  temporaries": gib(memory["temporaries"]),
         "to spare": gib(memory["spare"]),
-        "FLOPs of an image": f"{found['flops_per_image']:.3e}, analytic",
-        "computed again": f"{found['recomputed_flops_per_image']:.3e} (remat {found['remat']})",
-        "compiled in": f"{found['compile_seconds']:.0f} s",
+        "FLOPs of an image": f"{values['flops_per_image']:.3e}, analytic",
+        "computed again": f"{values['recomputed_flops_per_image']:.3e} (remat {values['remat']})",
+        "compiled in": f"{values['compile_seconds']:.0f} s",
     }
     if not topology.exact:
         facts["temporaries are"] = "those of the CPU compiler: more than on the real device"
-    if found["fits"]:
+    if values["fits"]:
         facts |= {
-            "step": f"{found['step_seconds']:.3g} s: {found['compute_seconds']:.3g} s computing, "
-            f"{found['communication_seconds']:.3g} s sending, if nothing overlaps",
-            "images/s": rounded(found["images_per_second"]),
-            "the whole run": f"{found['images']:,} images, {duration(found['days'] * 86400)}, "
-            f"{rounded(found['chip_hours'])} device-hours",
+            "step": f"{values['step_seconds']:.3g} s: {values['compute_seconds']:.3g} s computing, "
+            f"{values['communication_seconds']:.3g} s sending, if nothing overlaps",
+            "images/s": rounded(values["images_per_second"]),
+            "the whole run": f"{values['images']:,} images, {duration(values['days'] * 86400)}, "
+            f"{rounded(values['chip_hours'])} device-hours",
             "assuming": f"{100 * assumed['mfu']:.0f} % of {assumed['peak_flops'] / 1e12:.0f} "
             f"TFLOP/s, links of {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s, between "
             f"slices or hosts {assumed['network_bytes_per_second'] / 1e9:.1f} GB/s",
         }
-    found_tables = [fact_table(f"Plan: {found['topology']}", facts)]
-    if found["collectives"]:
+    result = [fact_table(f"Plan: {values['topology']}", facts)]
+    if values["collectives"]:
         table = Table("collective", "axes", "times", "bytes", "largest", title="Sent in a step")
-        for row in found["collectives"]:
+        for row in values["collectives"]:
             size = f"{row['bytes'] / 2**20:,.2f} MiB"
             table.add_row(row["kind"], row["axes"], str(row["count"]), size, row["largest"])
-        found_tables.append(table)
-    return found_tables
+        result.append(table)
+    return result
 
 
 def attempt_line(attempt: Attempt) -> str:
-    """One choice that was compiled."""
+    """Return a line that describes a compiled choice and its outcome."""
     plan, choice = attempt.plan, attempt.choice
     shape = "x".join(map(str, choice.mesh))
     verdict = f"fits, {plan.step_seconds:.3f} s a step" if plan.fits else "does not fit"
@@ -157,7 +167,7 @@ def attempt_line(attempt: Attempt) -> str:
 
 
 def attempts_table(rows: list[dict[str, Any]]) -> Table:
-    """What was tried, as `attempts_as_json` orders it."""
+    """Return the attempts of a search as a table, ordered as by `attempts_as_json`."""
     table = Table("remat", "microbatches", "mesh", "memory", "step", title="Tried, best first")
     for row in rows:
         step = f"{row['step_seconds']:.3g} s" if row["fits"] else "does not fit"
@@ -167,7 +177,10 @@ def attempts_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:
-    """What was tried, the best first: what fits by the time of a step, then by memory."""
+    """Return the attempts of a search, the best first.
+
+    Choices that fit come first, ordered by the time of a step. The others are ordered by memory.
+    """
 
     def order(attempt: Attempt) -> tuple[bool, float]:
         plan = attempt.plan

@@ -1,4 +1,4 @@
-"""What else would fit, and which of that is fastest: remat policies x microbatches x meshes."""
+"""A search over remat policies, microbatches and meshes for the fastest choice that fits."""
 
 import dataclasses
 import itertools
@@ -13,8 +13,8 @@ from can_jax.plan.estimate import Plan, compute_seconds, make_plan
 from can_jax.plan.topology import Topology
 from can_jax.utils.errors import UserError
 
-# Temporaries under each policy as a share of those without, and what microbatches do not divide:
-# rough, to decide what is worth compiling first.
+# Temporaries under each policy as a fraction of those without remat, and the fraction that
+# microbatches do not divide. These are rough values that only order the compilations.
 SHARE = {"none": 1.0, "dots": 0.75, "dots_no_batch": 0.35, "full": 0.2}
 UNDIVIDED = 0.1
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -23,14 +23,15 @@ LARGEST_FSDP = 64
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What a search may change of a configuration."""
+    """The settings of a configuration that a search may change; the mesh is (data, fsdp,
+    tensor)."""
 
     remat: str
     microbatches: int
     mesh: tuple[int, int, int]
 
     def apply(self, config: ConfigDict) -> ConfigDict:
-        """The configuration with this choice."""
+        """Return a copy of a configuration with this choice applied."""
         changed = config.copy_and_resolve_references()
         changed.model.remat = self.remat
         changed.accumulation.microbatches = self.microbatches
@@ -39,7 +40,7 @@ class Choice:
 
     @property
     def options(self) -> str:
-        """As a command takes it."""
+        """The command-line options that select this choice."""
         data, fsdp, tensor = self.mesh
         return (
             f"--config.model.remat={self.remat} "
@@ -50,21 +51,24 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A choice, and what came of compiling it."""
+    """A compiled choice and its plan."""
 
     choice: Choice
     plan: Plan
 
 
 def choice_of(config: ConfigDict, devices: int) -> Choice:
-    """What a configuration chose itself."""
+    """Return the choice that a configuration already makes."""
     shape = mesh_shape(config.mesh, devices)
     return Choice(config.model.remat, config.accumulation.microbatches, shape)
 
 
 def fit_mesh(config: ConfigDict, devices: int) -> str | None:
-    """Change a mesh that is not one of so many devices into the nearest that is; says what it did,
-    if anything."""
+    """Change a mesh that does not match the number of devices to the nearest one that does.
+
+    Returns:
+        A line that describes the change, or None if the mesh already matched.
+    """
     mesh = config.mesh
     try:
         mesh_shape(mesh, devices)
@@ -77,7 +81,7 @@ def fit_mesh(config: ConfigDict, devices: int) -> str | None:
 
 
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
-    """All that divide the devices and the batch; `mesh.tensor` stays."""
+    """Yield all choices that divide the devices and the batch; `mesh.tensor` is unchanged."""
     tensor = mesh_shape(config.mesh, devices)[2]
     rows = devices // tensor
     sizes = [size for size in (2**i for i in range(rows.bit_length())) if size <= LARGEST_FSDP]
@@ -87,13 +91,13 @@ def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
 
 
 class Search:
-    """Compiles choices, the fastest that ought to fit first, and learns from what they needed.
+    """A search that compiles the predicted fastest choices first, and refines its predictions.
 
     Args:
-        config: resolved.
-        topology: of the devices.
-        mfu: assumed.
-        first: the plan of the configuration as it is.
+        config: The resolved configuration.
+        topology: The devices to compile for.
+        mfu: The assumed model FLOPs utilization.
+        first: The plan of the unchanged configuration.
     """
 
     def __init__(self, config: ConfigDict, topology: Topology, mfu: float, first: Plan):
@@ -103,12 +107,12 @@ class Search:
         self._open = [c for c in choices(config, devices) if c != self.attempts[0].choice]
 
     def run(self, tries: int, say: Callable[[Attempt], None], *, first_fit: bool) -> None:
-        """Try choices until none is left to try.
+        """Compile choices until the limit is reached or none is expected to fit.
 
         Args:
-            tries: choices to compile at most.
-            say: called after each.
-            first_fit: stop as soon as one fits.
+            tries: The maximum number of choices to compile.
+            say: A function that is called with each attempt.
+            first_fit: Stop at the first choice that fits, instead of searching for a faster one.
         """
         for _ in range(min(tries, len(self._open))):
             fitting = [
@@ -127,35 +131,35 @@ class Search:
 
     @property
     def best(self) -> Attempt | None:
-        """The fastest that fits."""
+        """The fastest attempt that fits, or None."""
         fitting = [attempt for attempt in self.attempts if attempt.plan.fits]
         return min(fitting, key=lambda attempt: attempt.plan.step_seconds, default=None)
 
     @property
     def smallest(self) -> Attempt:
-        """The one that needs the least memory."""
+        """The attempt that needs the least memory."""
         return min(self.attempts, key=lambda attempt: attempt.plan.memory.total)
 
     @property
     def limit(self) -> int:
-        """Bytes of a device."""
+        """The usable memory of a device in bytes."""
         return self.attempts[0].plan.memory.limit
 
     def predicted_bytes(self, choice: Choice) -> float:
-        """Of a device, scaled from the last that was compiled."""
+        """Predict the memory per device in bytes, scaled from the last compiled choice."""
         last = self.attempts[-1]
         scale = self._activations(choice) / self._activations(last.choice)
-        known = self._gradients(last.choice)
-        activations = max(last.plan.memory.temporaries - known, 0) * scale
+        gradients = self._gradients(last.choice)
+        activations = max(last.plan.memory.temporaries - gradients, 0) * scale
         return self._state(choice) + self._gradients(choice) + activations
 
     def predicted_seconds(self, choice: Choice) -> float:
-        """Of a step: its FLOPs, and the gradients and parameters that are sent."""
+        """Predict the time of a step: its FLOPs, and the traffic of gradients and parameters."""
         changed = choice.apply(self._config)
         data, fsdp, _ = choice.mesh
-        weights = 2 * self.attempts[0].plan.parameters  # in bfloat16
+        weights = 2 * self.attempts[0].plan.parameters  # Bytes in bfloat16.
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)
-        if fsdp > 1:  # gathered forward and backward, and the gradients scattered
+        if fsdp > 1:  # Two all-gathers of parameters, and a reduce-scatter of gradients.
             sent += 3 * weights * choice.microbatches / self._topology.bandwidth(fsdp)
         return compute_seconds(changed, self._topology, self._mfu) + sent
 

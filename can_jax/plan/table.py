@@ -1,4 +1,4 @@
-"""`python -m can_jax.plan.table`; see `can_jax.cli.commands.plan_table`."""
+"""The entry point of `python -m can_jax.plan.table`; see `can_jax.cli.commands.plan_table`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,7 @@
-"""Devices that are not there: TPU slices by their compiler, GPUs by as many CPU devices."""
+"""Topologies of devices that are not attached.
+
+TPU slices come from the TPU compiler. CPU devices stand in for GPUs.
+"""
 
 import dataclasses
 import difflib
@@ -14,10 +17,10 @@ from can_jax.distributed.hardware import Chip, chip_of, peak_flops
 from can_jax.distributed.runtime import spare_absent_tpu
 from can_jax.utils.errors import UserError, one_line
 
-# What people call them, and the name and options of JAX's compiler for each.
+# For each common name, the name and options of JAX's TPU compiler.
 TPUS = {
     "v3": ("v3", {}),
-    "v4": ("v4", {"chip_config_name": "megacore"}),  # a chip's two cores as one device
+    "v4": ("v4", {"chip_config_name": "megacore"}),  # One device has both cores.
     "v5e": ("v5e", {}),
     "v5p": ("v5p", {}),
     "v6e": ("v6e", {}),
@@ -35,15 +38,16 @@ MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs of a host x hosts) or cpu:8"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Where a run is to be.
+    """The devices and networks that a run is planned for.
 
     Attributes:
-        name: as it was asked for.
-        devices: to compile for.
-        chip: what each of them can do.
-        shape: of a slice's network, or GPUs of a host and hosts.
-        slices: how many there are, with slow links between them.
-        exact: whether these devices are of the kind, or CPUs in their place.
+        name: The name that the user gave, such as ``v5e:16x16``.
+        devices: The devices to compile for.
+        chip: The capabilities of each device.
+        shape: The shape of a slice's network. For GPUs, the number per host and the number of
+            hosts.
+        slices: The number of slices, which slow links connect.
+        exact: Whether the devices are of the real kind, instead of CPU stand-ins.
     """
 
     name: str
@@ -55,14 +59,17 @@ class Topology:
 
     @property
     def fast_devices(self) -> int:
-        """How many devices one fast network connects."""
+        """The number of devices that one fast network connects."""
         return self.shape[0] if not self.exact else len(self.devices) // self.slices
 
     def bandwidth(self, devices: int) -> float:
-        """Bytes/s at which a device can send to the others of so many that work together.
+        """Return the bandwidth in bytes/s of each device in a group that communicates.
 
-        On a torus a collective uses as many axes as it takes to reach that many chips; beyond a
+        On a torus, a collective uses as many axes as it takes to reach that many chips. Beyond a
         slice, or a host of GPUs, the slower network bounds it.
+
+        Args:
+            devices: The number of devices in the group.
         """
         assert self.chip.link is not None
         assert self.chip.network is not None
@@ -78,10 +85,12 @@ class Topology:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """The devices of a name such as `v5e:16x16`. Call it before JAX has started a backend.
+    """Return the topology of a name such as `v5e:16x16`.
+
+    The function selects the CPU platform, and must be called before JAX initializes a backend.
 
     Raises:
-        UserError: there is no such thing, or the compiler for it is not installed.
+        UserError: The name is unknown, or its compiler is not installed.
     """
     parsed = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
@@ -89,7 +98,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
     if slices < 1 or 0 in shape:
         raise UserError(f"--topology={name}, --slices={slices}: at least 1 of each")
-    jax.config.update("jax_platforms", "cpu")  # nothing is run, so no accelerator is wanted
+    jax.config.update("jax_platforms", "cpu")  # Programs are compiled but never run.
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
     if kind in GPUS or kind == "cpu":
@@ -104,22 +113,22 @@ def open_topology(name: str, slices: int = 1) -> Topology:
 
 
 def _this_cpu() -> Chip:
-    """A share of this machine, which its devices divide among them; the links are a guess."""
+    """Return the chip of a CPU device: an equal share of the memory, and guessed links."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
 
 
 def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     spare_absent_tpu()
-    known, options = TPUS[kind]
+    compiler_name, options = TPUS[kind]
     arguments: dict[str, Any] = dict(options)
-    if math.prod(shape) < 4:  # less than a host
+    if math.prod(shape) < 4:  # Smaller than a host.
         arguments["chips_per_host_bounds"] = (*shape, 1, 1)[:3]
     if slices > 1:
         arguments["num_slices"] = slices
     layout = "x".join(map(str, shape))
     try:
-        found = topologies.get_topology_desc(f"{known}:{layout}", "tpu", **arguments)
+        description = topologies.get_topology_desc(f"{compiler_name}:{layout}", "tpu", **arguments)
     except RuntimeError as error:
         if "not installed" in str(error):
             raise UserError(
@@ -127,7 +136,7 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
                 "pip install 'jax[tpu]' (Linux, x86-64)"
             ) from error
         raise UserError(f"--topology={name}: {one_line(error)[:200]}") from error
-    devices: list[Any] = list(found.devices)
+    devices: list[Any] = list(description.devices)
     chip = chip_of(devices[0].device_kind)
     assert chip is not None
     return Topology(name, devices, chip, shape, slices, exact=True)
