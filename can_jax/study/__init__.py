@@ -1,1 +1,1 @@
-"""Studies: many pretraining runs that differ in little, measured alike and laid side by side."""
+"""Studies: sets of similar pretraining runs, evaluated alike and compared in a report."""

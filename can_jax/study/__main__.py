@@ -1,4 +1,4 @@
-"""`python -m can_jax.study`; see `can_jax.cli.commands.study`."""
+"""The entry point of `python -m can_jax.study`; see `can_jax.cli.commands.study`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""Trains what a study still lacks, and writes down what each run found."""
+"""The driver of a study: it trains and evaluates missing runs, and stores their results."""
 
 import json
 import statistics
@@ -22,9 +22,9 @@ from can_jax.train.pretrain import pretrain
 from can_jax.train.run import make_directory
 from can_jax.utils.files import replace_text
 
-WAIT_SECONDS = 10.0  # until what other processes have left is looked at again
+WAIT_SECONDS = 10.0  # The interval for polling runs that other processes hold.
 Result = dict[str, Any]
-# Columns of a run's curves, of all that `metrics.jsonl` holds.
+# The metrics of `metrics.jsonl` that a run's curves retain.
 CURVES = (
     "step", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising",
     "embedding/std", "embedding/effective_rank", "contrastive/top1", "grad_norm", "probe/knn",
@@ -33,30 +33,38 @@ CURVES = (
 
 
 def curves_of(workdir: epath.Path) -> list[dict[str, float]]:
-    """What a run logged of `CURVES`, a record a step, to five digits."""
+    """Return the logged values of `CURVES`, one record per step, rounded to five digits."""
     merged: dict[int, dict[str, float]] = {}
     for line in read_metrics(workdir):
-        wanted = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
-        merged.setdefault(line["step"], {}).update(wanted)
+        record = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
+        merged.setdefault(line["step"], {}).update(record)
     return [merged[step] for step in sorted(merged)]
 
 
 def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[str, bytes]]:
-    """Measure a finished run: its result, and, of the first seed of an arm that has them, pictures
-    by file name."""
-    place, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
+    """Evaluate a finished run.
+
+    Args:
+        plan: The plan of the study.
+        run: The run.
+        workdir: The run directory.
+
+    Returns:
+        The result, and pictures by file name. Only the first seed of a pictured arm has pictures.
+    """
+    folder, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
     findings, subject = measure(
-        plan.evaluation, str(workdir), place, run.arm.untrained, pictures=pictured
+        plan.evaluation, str(workdir), folder, run.arm.untrained, pictures=pictured
     )
-    found = write_results(place, findings, plan.evaluation, subject)
+    results = write_results(folder, findings, plan.evaluation, subject)
     lines = [line for line in read_metrics(workdir) if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
-    # What it was chosen by is of training examples alone.
-    held_out = [row for rows in found["tables"].values() for row in rows]
+    # Settings are selected on held-out training examples only.
+    held_out = [row for rows in results["tables"].values() for row in rows]
     pictures = {}
     if pictured:
         pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
-        # A file of its own needs the namespace, which a page's own picture does not.
+        # A separate SVG file requires the namespace, unlike one inlined in a page.
         whole = findings.pictures[MAP].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
         pictures["map.svg"] = whole.encode()
     result = {
@@ -68,43 +76,45 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "flops_per_image": flops(run.config),
         "images_per_second": rate,
         "held_out_top1": max(row["held-out top-1 (%)"] for row in held_out),
-        "metrics": found["metrics"],
-        "examples": found["examples"],
+        "metrics": results["metrics"],
+        "examples": results["examples"],
         "curves": curves_of(workdir),
         "config": settings_of(run.config),
         "evaluation": settings_of(plan.evaluation),
-        "data": found["data"]["fingerprints"],
+        "data": results["data"]["fingerprints"],
         "environment": environment(make_mesh(run.config.mesh)),
     }
     return result, pictures
 
 
-def _beyond(found: dict[float, float | None]) -> float | None:
-    """The learning rate next to the best of `found`, where that is an outermost of several."""
-    known = {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
-    if len(known) < max(2, len(found)):
+def _beyond(accuracies: dict[float, float | None]) -> float | None:
+    """Return the next learning rate to try if the best measured one is an outermost rate, else
+    None."""
+    measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
+    if len(measured) < max(2, len(accuracies)):
         return None
-    best = max(known, key=lambda rate: known[rate])
-    return {max(known): best * 2, min(known): best / 2}.get(best)
+    best = max(measured, key=lambda rate: measured[rate])
+    return {max(measured): best * 2, min(measured): best / 2}.get(best)
 
 
 class Driver:
-    """Runs a study, going on where it was.
+    """A driver that trains the runs of a study, and resumes where it stopped.
 
     Args:
-        plan: of the study.
-        workdir: for the run directories.
-        results: for a JSON file a run; a run that has one is not made again.
+        plan: The plan of the study.
+        workdir: The parent of the run directories.
+        results: The directory of result files, one JSON file per run. A run with a result is
+            skipped.
     """
 
     def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
         self.plan, self.workdir, self.results = plan, workdir, results
 
     def name_of(self, run: Run) -> str | None:
-        """Return the name of a run's result, None without one.
+        """Return the name of a run's result, or None if there is none.
 
-        The name has a key of all settings, so a result that was made when there were fewer settings
-        has another one.
+        The name has a hash of all settings. A result that was made when there were fewer settings
+        has another hash, so it is found by comparing its settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -114,20 +124,25 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """What a run found, and the name of its `file`, if it was made."""
+        """Return the stored result of a run with the name of its `file`, or None."""
         name = self.name_of(run)
         if name is None:
             return None
         return json.loads((self.results / f"{name}.json").read_text()) | {"file": name}
 
     def work(self) -> None:
-        """Make every run that lacks; several processes may do so at once, each another run."""
+        """Train all missing runs; blocks until the study is complete.
+
+        Several processes may call this at once. Each of them holds a lock on the run that it
+        trains.
+        """
         while missing := list(self.missing()):
             if not any(map(self._make, missing)):
-                time.sleep(WAIT_SECONDS)  # the others have them all
+                time.sleep(WAIT_SECONDS)  # Other processes hold all of them.
 
     def missing(self) -> Iterator[Run]:
-        """Runs that can be made now: those that look for a learning rate, then those with it."""
+        """Yield the runs that can be trained now: those that tune learning rates, then the
+        seeds."""
         for arm in self.plan.arms.values():
             runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm) if arm.tuned]
             if first := self.chosen(arm):
@@ -135,7 +150,8 @@ class Driver:
             yield from (run for run in runs if self.name_of(run) is None)
 
     def _make(self, run: Run) -> bool:
-        """Train a run and write down what it found; or, if another process is at it, do not."""
+        """Train and evaluate a run, and store its result; return False if another process holds
+        it."""
         workdir = self.workdir / run.name
         make_directory(workdir / "claim")
         try:
@@ -145,65 +161,69 @@ class Driver:
                 rate = run.config.optimizer.learning_rate
                 self._say(f"{run.arm.name}, learning rate {rate:g}, seed {run.config.seed}")
                 pretrain(run.config, workdir)
-                found, pictures = conclude(self.plan, run, workdir)
+                result, pictures = conclude(self.plan, run, workdir)
                 self.results.mkdir(parents=True, exist_ok=True)
                 for name, content in pictures.items():
                     (self.results / f"{run.name}-{name}").write_bytes(content)
-                text = json.dumps(found, indent=1) + "\n"
+                text = json.dumps(result, indent=1) + "\n"
                 replace_text(self.results / f"{run.name}.json", text)
-                self._say(f"{run.name}: linear {found['metrics']['linear/top1']:.2f} %")
+                self._say(f"{run.name}: linear {result['metrics']['linear/top1']:.2f} %")
         except InUse:
             return False
-        jax.clear_caches()  # the next run's programs are others
+        jax.clear_caches()  # The next run compiles other programs.
         return True
 
     def _say(self, line: str) -> None:
         plain_console(width=120, soft_wrap=True, highlight=False).print(line, style="bold")
 
     def chosen(self, arm: Arm) -> Run | None:
-        """The first run of an arm at its learning rate, that with which the first seed did best on
-        held-out training examples; None while that is not known."""
-        found = self.tried(arm)
-        known = {rate: accuracy for rate, accuracy in found.items() if accuracy is not None}
-        if len(known) < len(found):
+        """Return the first-seed run of an arm at its best learning rate, or None if not all are
+        tried.
+
+        The best rate is the most accurate one on held-out training examples.
+        """
+        accuracies = self.tried(arm)
+        measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
+        if len(measured) < len(accuracies):
             return None
-        return self.plan.run(arm, max(known, key=lambda rate: known[rate]), seed=0)
+        return self.plan.run(arm, max(measured, key=lambda rate: measured[rate]), seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Accuracy on held-out training examples (%) by learning rate, None where it is not known.
+        """Return the accuracy on held-out training examples (%) by learning rate; None where
+        missing.
 
-        The study's rates go on, doubled or halved, for as long as the best is an outermost one.
+        The study's rates are extended by doubling or halving while the best is an outermost one.
         """
         tuned = self.plan.tuned_like(arm)
-        found = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
-        while (rate := _beyond(found)) is not None:
-            found[rate] = self._held_out(tuned, rate)
-        return dict(sorted(found.items()))
+        accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
+        while (rate := _beyond(accuracies)) is not None:
+            accuracies[rate] = self._held_out(tuned, rate)
+        return dict(sorted(accuracies.items()))
 
     def _held_out(self, arm: Arm, rate: float) -> float | None:
         result = self.known(self.plan.run(arm, rate, seed=0))
         return result["held_out_top1"] if result else None
 
     def _seeds(self, arm: Arm, first: Run) -> list[Run]:
-        """All runs of an arm, given its first."""
+        """Return the runs of all seeds of an arm at the learning rate of its first run."""
         rate = first.config.optimizer.learning_rate
         return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 
     def made(self, arm: Arm) -> list[Result]:
-        """What is known of an arm at its learning rate."""
+        """Return the available results of an arm at its best learning rate."""
         if (first := self.chosen(arm)) is None:
             return []
         runs = self._seeds(arm, first)
-        return [found for run in runs if (found := self.known(run))]
+        return [result for run in runs if (result := self.known(run))]
 
     def progress(self) -> Iterator[str]:
-        """A line an arm: how many of its runs are done."""
+        """Yield a line per arm with the number of completed runs."""
         for arm in self.plan.arms.values():
             if (run := self.chosen(arm)) is None:
                 tuned, tried = self.plan.tuned_like(arm), list(self.tried(arm).values())
-                known = len(tried) - tried.count(None)
+                measured = len(tried) - tried.count(None)
                 whose = "" if tuned is arm else f" of {tuned.name!r}"
-                yield f"{arm.name}: {known} of {len(tried)} learning rates{whose} tried"
+                yield f"{arm.name}: {measured} of {len(tried)} learning rates{whose} tried"
             else:
                 rate = run.config.optimizer.learning_rate
                 done = f"{len(self.made(arm))} of {arm.seeds} runs"

@@ -1,4 +1,4 @@
-"""`python -m can_jax.study.healthy`; see `can_jax.cli.commands.check_curve`."""
+"""The entry point of `python -m can_jax.study.healthy`; see `can_jax.cli.commands.check_curve`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""What a study compares: its arms, and the configuration of each of their runs."""
+"""The plan of a study: its arms, and the configuration of each run."""
 
 import dataclasses
 import hashlib
@@ -17,25 +17,25 @@ from can_jax.models.flops import train_flops_per_image
 from can_jax.train.losses import heads
 from can_jax.utils.errors import UserError
 
-KEY_DIGITS = 10  # of the hash that tells runs apart
+KEY_DIGITS = 10  # The length of the hash that identifies a run.
 RATES = Several(RECIPE["optimizer"]["learning_rate"].kind, empty=False)
 SEEDS = Whole(1, 10**6)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One of the things compared.
+    """A variant of the recipe that a study compares with others.
 
     Attributes:
-        name: unlike all others.
-        group: arms of one group are shown together.
-        changes: of the study's recipe, by dotted key.
-        like: the arm whose changes and learning rate it starts from.
-        tuned: whether every learning rate of the study is tried, on the first seed.
-        seeds: how many runs there are.
-        equal_flops: trained for as many FLOPs as the study's reference, not as many images.
-        untrained: the encoder is measured as it was before the first step.
-        pictured: what the first seed's run drew is kept with its result.
+        name: The unique name of the arm.
+        group: The group under which the report lists the arm.
+        changes: The changes to the study's recipe, by dotted key.
+        like: The name of the arm whose changes and learning rate it inherits, if any.
+        tuned: Try all learning rates of the study, on the first seed.
+        seeds: The number of runs with different seeds.
+        equal_flops: Train for as many FLOPs as the study's reference, instead of as many images.
+        untrained: Evaluate the randomly initialized encoder.
+        pictured: Store the pictures of the first seed's run with its result.
     """
 
     name: str
@@ -51,12 +51,12 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One pretraining run, and what it is known by.
+    """A pretraining run of an arm.
 
     Attributes:
-        arm: it belongs to.
-        config: resolved.
-        key: of everything that bears on its result; where the data lies does not.
+        arm: The arm.
+        config: The resolved configuration.
+        key: A hash of all settings that affect the result, without the location of the data.
     """
 
     arm: Arm
@@ -65,19 +65,19 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its directory and its result."""
+        """The name of the run directory and of the result file."""
         words = "".join(c if c.isalnum() else " " for c in self.arm.name).split()
         return f"{'_'.join(words)}-{self.key}"
 
 
 class Plan:
-    """A study's arms in their order, and the configurations of their runs.
+    """The ordered arms of a study, and the configurations of their runs.
 
     Args:
-        study: a configuration of `configs/study`.
+        study: A configuration of `configs/study`.
 
     Raises:
-        UserError: arms do not fit together.
+        UserError: An arm is invalid, or refers to one that does not precede it.
     """
 
     def __init__(self, study: ConfigDict):
@@ -107,16 +107,16 @@ class Plan:
         self.reference: str = study.reference
 
     def tuned_like(self, arm: Arm) -> Arm:
-        """The arm whose learning rate is tuned for this one."""
+        """Return the arm whose tuned learning rate this arm uses."""
         return arm if arm.tuned else self.tuned_like(self.arms[str(arm.like)])
 
     def changes(self, arm: Arm) -> dict[str, Any]:
-        """Of the recipe, with those of the arms that it is like."""
+        """Return the changes of an arm to the recipe, including inherited ones."""
         inherited = self.changes(self.arms[arm.like]) if arm.like else {}
         return inherited | arm.changes
 
     def run(self, arm: Arm, learning_rate: float, seed: int) -> Run:
-        """One run of an arm."""
+        """Return the run of an arm at a learning rate and a seed."""
         own = {"optimizer.learning_rate": learning_rate, "seed": seed}
         config = resolve(changed(self._recipe, self.changes(arm) | own))
         if arm.equal_flops:
@@ -132,16 +132,16 @@ class Plan:
 
 
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
-    """Return whether a result is that of a run and an evaluation.
+    """Return True if a stored result has the settings of a run and an evaluation.
 
-    A key that the result lacks is newer than the result, and counts as what stands for that.
+    Keys that an older result lacks are filled in with values that reproduce its behavior.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:
         return False
     stored = flatten(settings_of(from_json(json.dumps(given))))
     own = flatten(settings_of(run.config))
-    # When a run is saved changes no result, nor does the optimizer where nothing is trained.
+    # Checkpoint settings never affect a result. Optimizer settings do not affect an untrained arm.
     idle = ("checkpoint.", "optimizer.") if run.arm.untrained else ("checkpoint.",)
     stored, own = (
         {key: value for key, value in settings.items() if not key.startswith(idle)}
@@ -152,12 +152,12 @@ def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> b
 
 
 def settings_of(config: ConfigDict) -> dict[str, Any]:
-    """A configuration as plain JSON values, without where the data lies on this machine."""
+    """Return a configuration as plain JSON values, without the local path of the data."""
     settings = json.loads(to_json(config))
     del settings["data"]["path"]
     return settings
 
 
 def flops(config: ConfigDict) -> int:
-    """Of a train step, for one image, by count."""
+    """Return the analytic FLOPs per image of a train step."""
     return train_flops_per_image(config, heads(config))

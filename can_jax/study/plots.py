@@ -1,4 +1,4 @@
-"""Plots of a study's results."""
+"""The plots of a study's report."""
 
 import statistics
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 Result = dict[str, Any]
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
 STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "can_jax",  # the same plot is the same file
+    "svg.hashsalt": "can_jax",  # Equal plots are identical files.
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -22,13 +22,13 @@ STYLE: dict[Any, Any] = {
 
 
 def save(figure: Figure, path: epath.Path) -> None:
-    """As SVG, without the time of day."""
+    """Write a figure as SVG without a date, so that its bytes are reproducible."""
     with path.open("wb") as file:
         figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
 
 
 def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
-    """kNN accuracy against images and against FLOPs: the mean over seeds, and their range."""
+    """Plot kNN accuracy against images and against FLOPs: the mean over seeds, and the range."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
         by_images, by_flops = figure.subplots(1, 2, sharey=True)
@@ -39,7 +39,7 @@ def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
                     if "probe/knn" in point:
                         points.setdefault(point["step"], []).append(point["probe/knn"])
             steps = sorted(points)
-            if len(steps) < 3:  # the untrained encoder
+            if len(steps) < 3:  # An untrained encoder has no curve.
                 level = statistics.mean(points[steps[0]])
                 for axis in (by_images, by_flops):
                     axis.axhline(level, color="#9498a0", ls="--", lw=1)
@@ -68,7 +68,14 @@ def bars(
     measure: Callable[[Result], float],
     path: epath.Path,
 ) -> None:
-    """What each arm changes against the mean of the reference, whose spread is shaded."""
+    """Plot the gain of each arm over the mean of the reference, with the reference's range shaded.
+
+    Args:
+        arms: The name and the results of each arm.
+        reference: The results of the reference.
+        measure: A function that returns the plotted value of a result, in percent.
+        path: The path of the SVG file.
+    """
     base = [measure(result) for result in reference]
     mean = statistics.mean(base)
     gains = [statistics.mean(map(measure, results)) - mean for _, results in arms]

@@ -1,4 +1,4 @@
-"""Bands around the curves of runs that went well, and what of another run is outside of them."""
+"""Reference ranges around the curves of successful runs, and a check of other runs against them."""
 
 import statistics
 from collections.abc import Sequence
@@ -8,47 +8,49 @@ METRICS = (
     "loss/contrastive", "loss/reconstruction", "loss/denoising", "embedding/effective_rank",
     "contrastive/top1", "probe/knn",
 )  # fmt: skip
-SLACK = 2.0  # average spreads of the runs, in proportion, that a band is wider on either side
-LEAST = 0.05  # of its middle, that a band is wider at least
+SLACK = 2.0  # The margin on either side, in multiples of the average relative spread of the runs.
+LEAST = 0.05  # The smallest margin, as a fraction of the center of a range.
 
-Bands = dict[str, dict[str, Sequence[float]]]  # of a metric: (low, high) by step
+Bands = dict[str, dict[str, Sequence[float]]]  # For each metric, (low, high) by step.
 
 
 def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
-    """Bands around what several runs logged at the steps they have in common."""
+    """Return reference ranges around the values that several runs logged at common steps."""
     bands: Bands = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
         ranges: dict[int, tuple[float, float]] = {}
         for step in sorted(set.intersection(*(set(of_run) for of_run in values))):
-            found = [of_run[step] for of_run in values]
-            ranges[step] = (min(found), max(found))
-        # A few runs may lie close together at one step by chance: the spread is that of all steps.
+            at_step = [of_run[step] for of_run in values]
+            ranges[step] = (min(at_step), max(at_step))
+        # A few runs can agree at one step by chance, so the spread is averaged over all steps.
         wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in ranges.values()]
         if not wide:
             continue
         share = max(SLACK * statistics.mean(wide), LEAST)
-        place = bands[metric] = {}
+        band = bands[metric] = {}
         for step, (low, high) in ranges.items():
             margin = max(share * abs(low + high) / 2, high - low)
-            place[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
+            band[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
     return bands
 
 
 def outside(bands: Bands, run: list[dict[str, Any]]) -> list[str]:
-    """What a run logged outside of the bands, in words; steps that have none are passed over."""
-    found = []
+    """Return a line for each value outside of its reference range. Other steps are skipped."""
+    violations = []
     for line in run:
         for metric, band in bands.items():
             low, high = band.get(str(line["step"]), (-float("inf"), float("inf")))
             if metric in line and not low <= line[metric] <= high:
-                place = f"{metric} at step {line['step']}"
-                found.append(f"{place} is {line[metric]:.4g}, not within {low:.4g} and {high:.4g}")
-    return found
+                location = f"{metric} at step {line['step']}"
+                violations.append(
+                    f"{location} is {line[metric]:.4g}, not within {low:.4g} and {high:.4g}"
+                )
+    return violations
 
 
 def compared(bands: Bands, run: list[dict[str, Any]]) -> int:
-    """How many values of a run there are bands for."""
+    """Return the number of logged values that have a reference range."""
     return sum(
         metric in line and str(line["step"]) in band
         for line in run

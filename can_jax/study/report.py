@@ -1,4 +1,4 @@
-"""A page about a study: tables and plots, made of its result files alone."""
+"""The Markdown report of a study: tables and plots made from its result files alone."""
 
 import json
 import os
@@ -14,53 +14,54 @@ from can_jax.study.plan import Arm
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
-# Beside the results: what a person makes of them, and what `benchmark step --parts --json` prints.
+# Files beside the results: a written interpretation, and the output of
+# `benchmark step --parts --json`.
 FINDINGS, COST = "FINDINGS.md", "cost.json"
 
 
 def linear(result: Result) -> float:
-    """Accuracy of linear heads, in percent."""
+    """Return the top-1 accuracy of the linear head in percent."""
     return result["metrics"]["linear/top1"]
 
 
 def neighbours(result: Result) -> float:
-    """Accuracy of the last kNN probe, in percent."""
+    """Return the accuracy of the last kNN probe in percent."""
     return [point["probe/knn"] for point in result["curves"] if "probe/knn" in point][-1]
 
 
 def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
-    """Mean, and deviation over seeds where there are several."""
+    """Format the mean over seeds, with the standard deviation if there are several."""
     values = [measure(result) for result in results]
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 class Report:
-    """The page, and its plots beside it.
+    """The report of a study, with plots in a folder beside it.
 
     Args:
-        driver: of the study; nothing is trained.
-        page: where it goes; plots go to a folder of its name.
+        driver: The driver of the study, which only reads results here.
+        page: The path of the Markdown file. The plots' folder has its name without suffix.
 
     Raises:
-        UserError: the study's reference has no result.
+        UserError: The study's reference has no result.
     """
 
     def __init__(self, driver: Driver, page: epath.Path):
         self._driver, self._plan, self._page = driver, driver.plan, page
         self._folder = page.parent / page.stem
-        self._found = {name: driver.made(arm) for name, arm in self._plan.arms.items()}
-        self._reference = self._found[self._plan.reference]
+        self._results = {name: driver.made(arm) for name, arm in self._plan.arms.items()}
+        self._reference = self._results[self._plan.reference]
         if not self._reference:
             raise UserError(
                 f"{driver.results} lacks {self._plan.reference!r} at some learning rate"
             )
 
     def write(self) -> None:
-        """Write page and plots."""
+        """Write the Markdown file and the plots."""
         self._folder.mkdir(parents=True, exist_ok=True)
         findings = self._driver.results / FINDINGS
-        plots.curves(self._methods_found(), self._folder / "curves.svg")
+        plots.curves(self._method_results(), self._folder / "curves.svg")
         sections = {
             "Setting": self._setting(),
             "Methods": self._methods(),
@@ -96,20 +97,22 @@ class Report:
         )  # fmt: skip
 
     def _from_page(self, path: epath.Path) -> str:
-        """Return a path as a link on the page, which is relative to it."""
+        """Return a path relative to the page, for a link."""
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
-    def _methods_found(self) -> dict[str, list[Result]]:
-        """Results of the arms that are no choices of the reference, by name."""
+    def _method_results(self) -> dict[str, list[Result]]:
+        """Return the results of all arms that are not variations of the reference, by name."""
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
-        return {arm.name: self._found[arm.name] for arm in arms if self._found[arm.name]}
+        return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}
 
     def _singles(self) -> list[Arm]:
-        """Arms that were run, and change the reference."""
+        """Return the arms with results that vary the reference."""
         arms = self._plan.arms.values()
-        wanted = self._plan.reference
-        return [a for a in arms if a.like == wanted and not a.untrained and self._found[a.name]]
+        reference = self._plan.reference
+        return [
+            a for a in arms if a.like == reference and not a.untrained and self._results[a.name]
+        ]
 
     def _methods(self) -> str:
         head = [
@@ -117,7 +120,7 @@ class Report:
             "TFLOP in all",
         ]  # fmt: skip
         rows = []
-        for name, results in self._methods_found().items():
+        for name, results in self._method_results().items():
             first = results[0]
             total = first["flops_per_image"] * first["steps"] * first["config"]["batch_size"]
             effort = [""] * 3
@@ -130,21 +133,21 @@ class Report:
         return f"{table(rows, head, right=True)}\n\n{plot}"
 
     def _costs(self) -> str:
-        """Of the methods and of CAN without some part, as the benchmark found."""
+        """Return the table of step times of methods and of CAN without some part, from `COST`."""
         path = self._driver.results / COST
         if not path.exists():
             return ""
-        found = json.loads(path.read_text())
-        whole = found["milliseconds"]["can"]
+        cost = json.loads(path.read_text())
+        whole = cost["milliseconds"]["can"]
         rows = [
-            [name, f"{spent / found['batch_size']:.2f}", f"{spent / whole:.2f}"]
-            for name, spent in found["milliseconds"].items()
+            [name, f"{spent / cost['batch_size']:.2f}", f"{spent / whole:.2f}"]
+            for name, spent in cost["milliseconds"].items()
         ]
-        ratio = found["simclr_over_can"]
+        ratio = cost["simclr_over_can"]
         return fill(
             "Measured in turns by {command} on {machine}. SimCLR's step has {flops} times the "
             "FLOPs of CAN's and takes {time} times as long.\n\n{table}",
-            command=code(found["command"]), machine=found["environment"]["processor"],
+            command=code(cost["command"]), machine=cost["environment"]["processor"],
             flops=f"{ratio['analytic_flops']:.2f}", time=f"{ratio['time']:.2f}",
             table=table(rows, ["step", "ms an image", "of CAN's"], right=True),
         )  # fmt: skip
@@ -153,8 +156,8 @@ class Report:
         tried = {arm.name: self._driver.tried(arm) for arm in self._plan.arms.values() if arm.tuned}
         rates = sorted(set().union(*tried.values()))
         rows = []
-        for name, found in tried.items():
-            accuracies = (found.get(rate) for rate in rates)
+        for name, by_rate in tried.items():
+            accuracies = (by_rate.get(rate) for rate in rates)
             rows.append([name, *("" if a is None else f"{a:.1f}" for a in accuracies)])
         head = ["linear top-1 on held-out training images (%)", *(f"{rate:g}" for rate in rates)]
         return table(rows, head, right=True)
@@ -162,22 +165,22 @@ class Report:
     def _choices(self) -> str:
         if not (choices := self._singles()):
             return ""
-        changed = [(arm.name, self._found[arm.name]) for arm in choices]
+        changed = [(arm.name, self._results[arm.name]) for arm in choices]
         plots.bars(changed, self._reference, linear, self._folder / "choices.svg")
         base = statistics.mean(linear(result) for result in self._reference)
         rows = [["", self._plan.reference, spread(self._reference, linear), "",
                  spread(self._reference, neighbours)]]  # fmt: skip
         for arm in choices:
-            results = self._found[arm.name]
+            results = self._results[arm.name]
             gain = statistics.mean(linear(r) for r in results) - base
-            shown = f"{round(gain, 1) + 0.0:+.1f}"  # without a zero below zero
+            shown = f"{round(gain, 1) + 0.0:+.1f}"  # Adding 0.0 avoids "-0.0".
             row = [arm.group, arm.name, spread(results, linear), shown]
             rows.append([*row, spread(results, neighbours)])
         head = ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"]
         return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"
 
     def _pictures(self) -> str:
-        """Figures at several ages and maps, copied from beside the results."""
+        """Copy the stored figures and maps beside the report, and return links to them."""
         lines = []
         for arm in self._plan.arms.values():
             run = self._driver.chosen(arm)
@@ -198,9 +201,9 @@ class Report:
         return "\n\n".join(lines)
 
     def _files(self) -> str:
-        """Where every number is from."""
+        """Return the table of result files behind the report."""
         rows = []
-        for name, results in self._found.items():
+        for name, results in self._results.items():
             for result in results:
                 file = f"{result['file']}.json"
                 where = f"{self._from_page(self._driver.results)}/{file}"
