@@ -1,1 +1,1 @@
-"""Measurements, each beside a peer, in one run."""
+"""Benchmarks of the input pipeline and of the train step, beside baseline implementations."""

@@ -1,4 +1,4 @@
-"""`python -m can_jax.benchmark`; see `can_jax.cli.commands.benchmark`."""
+"""The entry point of `python -m can_jax.benchmark`; see `can_jax.cli.commands.benchmark`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""How many images a second the host can prepare, stage by stage, beside Pillow."""
+"""A benchmark of the host's input pipeline, stage by stage, beside a Pillow baseline."""
 
 import contextlib
 import dataclasses
@@ -25,24 +25,27 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-SAMPLE = 512  # images that are decoded, cropped and given to Pillow
-FOREVER = 10**6  # steps
-WARM_BATCHES = 2  # before the clock starts
+SAMPLE = 512  # The number of images that are decoded, cropped and given to Pillow.
+FOREVER = 10**6  # More steps than any benchmark takes.
+WARM_BATCHES = 2  # The least number of batches before the clock starts.
 
-Turn = Callable[[float], float]  # seconds to images a second
+Turn = Callable[[float], float]  # Measures for some seconds; returns images per second.
 
 
 def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, float]:
-    """Images a second of each stage, over all threads: the median of its turns.
+    """Measure the throughput of each stage in images per second, over all threads.
 
     Args:
-        config: resolved; its source holds encoded images.
-        rounds: turns of each stage; the stages alternate.
-        seconds: of a turn.
+        config: The resolved configuration; its source holds encoded images.
+        rounds: The number of turns of each stage. The stages alternate.
+        seconds: The duration of a turn.
 
     Returns:
-        ``decode_only``, ``crops`` (of decoded images), ``host_pipeline`` (files to uint8 batches),
-        ``to_device``, ``pil_two_view``; and the settings.
+        The medians over turns: ``decode_only``, ``crops`` (of decoded images), ``host_pipeline``
+            (files to uint8 batches), ``to_device`` and ``pil_two_view``; and the settings.
+
+    Raises:
+        UserError: TensorFlow decodes no image of the sample.
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))
@@ -75,7 +78,8 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
 
 
 def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[Any, int]:
-    """Elements of a data set that is repeated for ever, with work done on each."""
+    """Return a data set repeated forever, with ``work`` mapped over its elements, and the count
+    1."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -85,24 +89,24 @@ def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[A
 
 
 def _decoded(encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Images decoded whole, one by one."""
+    """Return a data set of fully decoded images, one per element."""
     tf = tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded)
     return _one_by_one(images, lambda image: native_pixels(image, 3), threads)
 
 
 def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Views of decoded images, one by one."""
+    """Return a data set of random views of decoded images, one image per element."""
     tf = tensorflow()
     views = RandomViews.from_config(config)
     decoded = [native_pixels(image, 3).numpy() for image in encoded[:32]]
 
-    def take(number: np.integer) -> np.ndarray:
-        return decoded[number % len(decoded)]
+    def take(index: np.integer) -> np.ndarray:
+        return decoded[index % len(decoded)]
 
-    def cut(number: Any) -> Any:
-        image = tf.numpy_function(take, [number], tf.uint8, stateful=False)
-        return views.from_pixels(tf.ensure_shape(image, (None, None, 3)), number)
+    def cut(index: Any) -> Any:
+        image = tf.numpy_function(take, [index], tf.uint8, stateful=False)
+        return views.from_pixels(tf.ensure_shape(image, (None, None, 3)), index)
 
     return _one_by_one(tf.data.Dataset.range(2**40), cut, threads)
 
@@ -117,19 +121,19 @@ def _decodes(image: bytes, config: ConfigDict) -> bool:
 
 
 def _host(config: ConfigDict, source: EncodedSource) -> tuple[Any, int]:
-    """Batches of views, as the devices are to get them."""
+    """Return a data set of host batches as the devices receive them, and the batch size."""
     rows = np.arange(config.batch_size)
     return host_batches(config, source, (0, FOREVER), rows), config.batch_size
 
 
-def _rows(made: tuple[Any, int]) -> Turn:
-    """Turns of a data set whose elements hold so many images."""
-    dataset, images = made
+def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
+    """Return a turn over a data set, given with its number of images per element."""
+    dataset, images = dataset_and_count
     return lambda seconds: _rate(iter(dataset), images, seconds)
 
 
 def _to_device(config: ConfigDict, source: EncodedSource) -> Turn:
-    """Batches until they are on the devices."""
+    """Return a turn that loads batches until they are on the devices."""
     mesh = make_mesh(config.mesh)
 
     def turn(seconds: float) -> float:
@@ -141,7 +145,7 @@ def _to_device(config: ConfigDict, source: EncodedSource) -> Turn:
 
 
 def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
-    """Images a second of an iterator whose elements hold so many."""
+    """Return images per second of an iterator whose elements hold ``images`` images each."""
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)
     count, started = 0, time.perf_counter()
@@ -154,7 +158,10 @@ def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
 def _pillow(
     config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
 ) -> Turn:
-    """As many processes as there are threads; nothing is sent between them but counts."""
+    """Return a turn of the Pillow baseline, with as many processes as there are threads.
+
+    The processes return only counts, so that no time is spent on transfers.
+    """
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}
     views = TwoViews(size=config.data.image_size, **settings)
@@ -166,5 +173,5 @@ def _pillow(
         futures = [pool.submit(count_images, views, seconds) for _ in range(threads)]
         return sum(count / elapsed for count, elapsed in (f.result() for f in futures))
 
-    turn(0.1)  # the processes have started
+    turn(0.1)  # Wait until the processes have started.
     return turn

@@ -1,8 +1,8 @@
-"""The peer: two views of an image as PyTorch users make them, with Pillow.
+"""The baseline: two views of an image as PyTorch users make them, with Pillow.
 
-Crops, jitter, greyscale, blur and normalisation have the parameters of `config.augment`, and the
-steps are those of torchvision on Pillow images. Neither JAX nor TensorFlow is imported, so that the
-processes start at once.
+Crops, jitter, grayscale, blur and normalization have the parameters of `config.augment`. The
+operations are those of torchvision on Pillow images. Neither JAX nor TensorFlow is imported, so
+that the processes start at once.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from PIL import Image, ImageEnhance, ImageFilter
 from can_jax.data.decoding.open_image import open_image
 from can_jax.utils.cpu import end_with_parent
 
-_encoded: list[bytes] = []  # of a worker process
+_encoded: list[bytes] = []  # The images of this worker process.
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoViews:
-    """Makes the views of an image; the names are those of `config.augment`."""
+    """An augmentation that makes the views of an image, with the settings of `config.augment`."""
 
     size: tuple[int, int]
     views: int
@@ -41,7 +41,7 @@ class TwoViews:
     std: tuple[float, float, float]
 
     def __call__(self, encoded: bytes) -> np.ndarray:
-        """Normalised views of an encoded image, float32 (views, 3, height, width)."""
+        """Return normalized views of an encoded image, float32 (views, 3, height, width)."""
         with open_image(encoded) as image:
             whole = image.convert("RGB")
         return np.stack([self._normalised(self._view(whole)) for _ in range(self.views)])
@@ -97,7 +97,7 @@ class TwoViews:
 
 
 def start_worker(encoded: list[bytes]) -> None:
-    """Give a process the images it is to work on, those of them that Pillow decodes."""
+    """Initialize a worker process with those of the images that Pillow can decode."""
     end_with_parent()
     for image in encoded:
         with contextlib.suppress(Exception), open_image(image) as opened:
@@ -106,7 +106,7 @@ def start_worker(encoded: list[bytes]) -> None:
 
 
 def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:
-    """How many images a process makes views of, and in how many seconds."""
+    """Make views for some seconds; return the number of images and the elapsed seconds."""
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         views(_encoded[count % len(_encoded)])

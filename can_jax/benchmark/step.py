@@ -1,4 +1,4 @@
-"""How fast the train step is: ours, without the input, and a PyTorch one beside it."""
+"""A benchmark of the compiled train step, without the input, beside a PyTorch baseline."""
 
 import dataclasses
 import importlib.util
@@ -27,10 +27,10 @@ from can_jax.train.losses import grid_of, heads
 from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
 from can_jax.utils.errors import UserError
 
-Turn = Callable[[float], float]  # seconds to images a second
+Turn = Callable[[float], float]  # Measures for some seconds; returns images per second.
 PEER = Path(__file__).with_name("torch_reference.py")
 
-# What is left out to see what a part costs: the difference to the whole step is its time.
+# Changes that remove a part of the step. The part's time is the difference to the whole step.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "augmentation": {"augment.jitter": 0.0, "augment.greyscale": 0.0, "augment.blur": 0.0},
     "noise": {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0},
@@ -43,7 +43,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def model_name(config: ConfigDict) -> str:
-    """Such as ``ViT-B/16, 224 px``, of a resolved configuration."""
+    """Return the name of a resolved configuration's model, such as ``ViT-B/16, 224 px``."""
     model, sides = config.model, sorted(set(config.data.image_size), reverse=True)
     own = any(model[key] for key in ("width", "depth", "heads"))
     name = "ViT of its own" if own else f"ViT-{model.size}"
@@ -51,7 +51,7 @@ def model_name(config: ConfigDict) -> str:
 
 
 def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
-    """A batch of noise on the devices; a step's time does not depend on what it sees."""
+    """Return a random batch on the devices; the time of a step does not depend on its content."""
     shapes = batch_shapes(config, batch_sharding(mesh))
     rng = np.random.default_rng(0)
 
@@ -63,7 +63,13 @@ def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> Turn:
-    """Turns of a step that may return before it has ended; a turn ends with ``finish``."""
+    """Return a turn that runs a step repeatedly.
+
+    Args:
+        step: The step, which may return before the devices have finished.
+        finish: A function that blocks until the step has finished. It is called after each step.
+        images: The number of images per step.
+    """
 
     def turn(seconds: float) -> float:
         steps, started = 0, time.perf_counter()
@@ -78,13 +84,13 @@ def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> T
 
 @dataclasses.dataclass
 class Ours:
-    """Our compiled step.
+    """A compiled train step of can_jax.
 
     Attributes:
-        turn: runs it.
-        compile_seconds: tracing and compiling.
-        memory: the most that a device holds, bytes: measured where the device tells, else what the
-            compiler plans.
+        turn: A function that runs the step for some seconds, and returns images per second.
+        compile_seconds: The time of tracing and compiling.
+        memory: The peak memory of a device in bytes, as measured if the device reports it.
+            Otherwise, it is the compiler's plan.
     """
 
     turn: Turn
@@ -93,7 +99,7 @@ class Ours:
 
 
 def our_step(config: ConfigDict) -> Ours:
-    """Compile the step of a resolved configuration, and warm it up."""
+    """Compile the step of a resolved configuration, and run it once to warm up."""
     mesh = make_mesh(config.mesh)
     step = make_step(config, lambda _: 1e-4)
     abstract = abstract_state(step, mesh)
@@ -110,14 +116,16 @@ def our_step(config: ConfigDict) -> Ours:
     advance()
     plan: Any = compiled.memory_analysis()
     planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes
-    told = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", planned)
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", planned)
     turn = timed(advance, lambda: jax.block_until_ready(state.step), config.batch_size)
-    return Ours(turn, seconds, int(told))
+    return Ours(turn, seconds, int(peak))
 
 
 def counted_flops(config: ConfigDict) -> float:
-    """FLOPs of a step for one image, as the compiler counts them in the program before it is
-    optimized: matrix products and all else, every block laid out, nothing computed twice."""
+    """Return the FLOPs per image of a step, as the compiler counts them before optimization.
+
+    The count covers all operations. Blocks are unrolled and nothing is rematerialized.
+    """
     config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
     step, mesh = make_step(config, lambda _: 0.0), make_mesh(config.mesh, jax.devices()[:1])
     batch = batch_shapes(config, batch_sharding(mesh))
@@ -127,12 +135,20 @@ def counted_flops(config: ConfigDict) -> float:
 
 
 def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
-    """The same step in PyTorch, on the same device, and what it is.
+    """Build the same step in PyTorch on the same device.
 
-    Colours are left alone in it, as PyTorch's users change them in the input's workers.
+    It omits photometric augmentation, which PyTorch users do in the workers of their input
+    pipeline.
+
+    Args:
+        config: The resolved configuration.
+        compiled: Use `torch.compile`.
+
+    Returns:
+        The turn, and a description of the baseline.
 
     Raises:
-        UserError: PyTorch is not there.
+        UserError: PyTorch is not installed.
     """
     if not importlib.util.find_spec("torch"):
         raise UserError("--peer needs PyTorch: pip install torch")
@@ -172,21 +188,22 @@ def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
 def measure_step(
     recipe: ConfigDict, *, rounds: int, seconds: float, peer: bool, peer_compiled: bool, parts: bool
 ) -> dict[str, Any]:
-    """Images a second of one step after the other on one batch that lies on the device.
+    """Measure the throughput of consecutive steps on one batch that stays on the device.
 
     Args:
-        recipe: a configuration, not resolved.
-        rounds: turns of each; ours, the peer's and a matrix product alternate.
-        seconds: of a turn.
-        peer: also measure the PyTorch reference.
-        peer_compiled: with `torch.compile`.
-        parts: also measure MAE and SimCLR, and what the step costs without its parts.
+        recipe: The configuration, not resolved.
+        rounds: The number of turns. The steps and a matrix product alternate.
+        seconds: The duration of a turn.
+        peer: Also measure the PyTorch baseline. Both steps then omit photometric augmentation.
+        peer_compiled: Compile the baseline by `torch.compile`.
+        parts: Also measure MAE and SimCLR, and the step without each of its parts.
 
     Returns:
-        For JSON. Rates are medians over rounds, ``ratio`` is the median of the rounds' ratios.
+        A dict for JSON. Rates are medians over rounds, and ``ratio`` is the median of the rounds'
+            ratios.
     """
     config = resolve(recipe)
-    if peer:  # the same work on both sides
+    if peer:  # Both sides do the same work.
         config = resolve(changed(recipe, ABLATIONS["augmentation"]))
     variants = {"can": config}
     if parts:
@@ -194,9 +211,9 @@ def measure_step(
         variants |= {f"without {n}": resolve(changed(recipe, c)) for n, c in ABLATIONS.items()}
     built = {name: our_step(variant) for name, variant in variants.items()}
     turns = {name: ours.turn for name, ours in built.items()}
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if peer:
-        turns["peer"], found["peer"] = peer_step(config, peer_compiled)
+        turns["peer"], results["peer"] = peer_step(config, peer_compiled)
     rates: dict[str, list[float]] = {"matmul": []}
     for _ in range(rounds):
         rates["matmul"].append(matmul_flops(config.model.dtype))
@@ -205,7 +222,7 @@ def measure_step(
     rate = {name: statistics.median(values) for name, values in rates.items()}
     analytic = {name: train_flops_per_image(v, heads(v)) for name, v in variants.items()}
     can, counted = built["can"], counted_flops(config)
-    found |= {
+    results |= {
         "images_per_second": rate["can"],
         "analytic_flops_per_image": analytic["can"],
         "counted_flops_per_image": counted,
@@ -221,14 +238,14 @@ def measure_step(
     }
     if peer:
         pairs = zip(rates["can"], rates["peer"], strict=True)
-        found["peer_images_per_second"] = rate["peer"]
-        found["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
+        results["peer_images_per_second"] = rate["peer"]
+        results["ratio"] = statistics.median(ours / theirs for ours, theirs in pairs)
     if parts:
         milliseconds = {name: 1000 * config.batch_size / rate[name] for name in variants}
-        found["milliseconds"] = milliseconds
-        found["simclr_over_can"] = {
+        results["milliseconds"] = milliseconds
+        results["simclr_over_can"] = {
             "analytic_flops": analytic["simclr"] / analytic["can"],
             "counted_flops": counted_flops(variants["simclr"]) / counted,
             "time": milliseconds["simclr"] / milliseconds["can"],
         }
-    return found
+    return results

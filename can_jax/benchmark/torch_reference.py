@@ -1,8 +1,8 @@
-"""CAN in PyTorch, written as its users would: what our speed and our mathematics are held against.
+"""CAN in idiomatic PyTorch: the baseline for speed, and a reference for the mathematics.
 
-Names and layouts of the parameters are MAE's, so that a state dict is a file of weights in the
-layout that `can_jax.weights` reads. Scaled-dot-product attention, autocast to bfloat16, a fused
-AdamW and `torch.compile` are used where they work.
+Parameters have MAE's names and layouts, so a state dict is a file of weights that `can_jax.weights`
+reads. Scaled-dot-product attention, autocast to bfloat16, a fused AdamW and `torch.compile` are
+used where they work.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Sizes(NamedTuple):
-    """Of the network. ``projector`` holds the widths of its layers after the encoder's."""
+    """The sizes of the network. ``projector`` holds the output widths of the projector's layers."""
 
     width: int
     depth: int
@@ -31,13 +31,13 @@ class Sizes(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """Of the losses and the noise."""
+    """The settings of the losses and the noise."""
 
     visible: int
     sigma_max: float
     level_scale: float
     level_tokens: str  # all | visible
-    normalize: bool  # the targets of reconstruction, by patch
+    normalize: bool  # Normalize reconstruction targets by patch.
     temperature: float
     weights: tuple[float, float, float]  # contrastive, reconstruction, denoising
 
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """MAE's convolution, applied to patches that were cut already."""
+    """MAE's patch convolution, applied as a linear layer to extracted patches."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -94,19 +94,19 @@ class PatchEmbed(nn.Module):
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """MAE's fixed positions, the class token's zero: (1, 1 + patches, width)."""
+    """Return MAE's fixed positions, zero for the class token: (1, 1 + patches, width)."""
     frequencies = 10000 ** -(np.arange(width // 4) / (width // 4))
     rows, columns = np.meshgrid(*(np.arange(n) for n in grid), indexing="ij")
     halves = []
-    for place in (columns, rows):
-        angles = place.reshape(-1, 1) * frequencies
+    for position in (columns, rows):
+        angles = position.reshape(-1, 1) * frequencies
         halves += [np.sin(angles), np.cos(angles)]
     table = np.concatenate(halves, axis=1)
     return torch.tensor(np.concatenate([np.zeros((1, width)), table])[None], dtype=torch.float32)
 
 
 def sincos_level(level: Tensor, width: int) -> Tensor:
-    """The sinusoids of noise levels: (rows, width)."""
+    """Return the sinusoidal embedding of noise levels: (rows, width)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(10000) / half * torch.arange(half, device=level.device, dtype=level.dtype)
@@ -116,24 +116,25 @@ def sincos_level(level: Tensor, width: int) -> Tensor:
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """(rows, height, width, channels) to (rows, patches, pixels)."""
+    """Split images (rows, height, width, channels) into patches (rows, patches, pixels)."""
     rows, height, width, channels = images.shape
     cut = images.reshape(rows, height // patch, patch, width // patch, patch, channels)
     return cut.permute(0, 1, 3, 2, 4, 5).reshape(rows, -1, patch * patch * channels)
 
 
 def full(x: Tensor) -> Tensor:
-    """In float32 at least, as losses are computed."""
+    """Promote a tensor to float32 at least, the precision of the losses."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens at places of their own in each row."""
+    """Gather the tokens at each row's own indices."""
     return torch.gather(x, 1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class CAN(nn.Module):
-    """Encoder, projector, noise level and decoder. Rows are ordered by view."""
+    """The encoder, projector, noise-level embedding and decoder of CAN. Rows are ordered by
+    view."""
 
     def __init__(self, sizes: Sizes, settings: Settings):
         super().__init__()
@@ -165,9 +166,9 @@ class CAN(nn.Module):
         self.register_buffer("pos_embed", sincos(sizes.grid, width))
         self.register_buffer("decoder_pos_embed", sincos(sizes.grid, small))
 
-    def encode(self, patches: Tensor, places: Tensor) -> Tensor:
-        """Tokens of patches at places of the grid, class token first."""
-        positions = self.pos_embed[0, 1:][places]
+    def encode(self, patches: Tensor, indices: Tensor) -> Tensor:
+        """Return the tokens of patches at the given grid indices, class token first."""
+        positions = self.pos_embed[0, 1:][indices]
         x = self.patch_embed(patches) + positions
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         for block in self.blocks:
@@ -175,7 +176,7 @@ class CAN(nn.Module):
         return self.norm(x)
 
     def decode(self, latent: Tensor, level: Tensor, shuffle: Tensor) -> Tensor:
-        """Pixels of every patch."""
+        """Return the predicted pixels of every patch."""
         of_all = self.settings.level_tokens == "all"
         if not of_all:
             latent = torch.cat(
@@ -195,12 +196,13 @@ class CAN(nn.Module):
     def forward(
         self, clean: Tensor, sigma: Tensor, unit_noise: Tensor, shuffle: Tensor
     ) -> dict[str, Tensor]:
-        """The losses of a step.
+        """Compute the losses and outputs of a step.
 
         Args:
-            clean, unit_noise: (rows, patches, pixels).
-            sigma: (rows,).
-            shuffle: (rows, patches); the first ones are the visible patches.
+            clean, unit_noise: The patches and standard normal noise, (rows, patches, pixels).
+            sigma: The noise level of each row, (rows,).
+            shuffle: A permutation of the patches, (rows, patches). Its first entries are the
+                visible ones.
         """
         settings = self.settings
         noise = sigma[:, None, None] * unit_noise
@@ -233,7 +235,10 @@ class CAN(nn.Module):
 
 
 def info_nce(projection: Tensor, temperature: float) -> Tensor:
-    """The positive of a row is the same image in the other half of the rows."""
+    """Return the InfoNCE loss over all rows.
+
+    The positive of a row is the same image in the other half of the rows.
+    """
     unit = F.normalize(projection, dim=1)
     logits = unit @ unit.T / temperature
     logits.fill_diagonal_(-torch.inf)
@@ -243,14 +248,14 @@ def info_nce(projection: Tensor, temperature: float) -> Tensor:
 
 
 class Trainer:
-    """A train step from bytes: normalise, draw noise and masks, losses, gradient, AdamW.
+    """A train step from bytes: normalization, noise and masks, losses, gradients and AdamW.
 
     Args:
-        network: on its device.
-        mean, std: of normalisation.
-        learning_rate, weight_decay: of AdamW.
-        bfloat16: whether matrix products are.
-        compiled: whether `torch.compile` is used.
+        network: The network, already on its device.
+        mean, std: The normalization of each channel, for images in [0, 1].
+        learning_rate, weight_decay: The settings of AdamW.
+        bfloat16: Compute matrix products in bfloat16 by autocast.
+        compiled: Compile the losses by `torch.compile`.
     """
 
     def __init__(
@@ -286,10 +291,10 @@ class Trainer:
             return self.network(clean, sigma, noise, shuffle)["total"]
 
     def step(self, views: Tensor) -> Tensor:
-        """One update.
+        """Apply one update, and return the loss.
 
         Args:
-            views: bytes (rows, height, width, channels), ordered by view.
+            views: The views as bytes, (rows, height, width, channels), ordered by view.
         """
         loss = self.losses(views)
         self.optimizer.zero_grad(set_to_none=True)
