@@ -1,1 +1,1 @@
-"""Compare network, losses and gradients with a file of reference vectors."""
+"""A comparison of network, losses and gradients with a file of reference vectors."""

@@ -1,4 +1,4 @@
-"""`python -m can_jax.selfcheck`; see `can_jax.cli.commands.selfcheck`."""
+"""The entry point of `python -m can_jax.selfcheck`; see `can_jax.cli.commands.selfcheck`."""
 
 from can_jax.cli.start import Entry
 

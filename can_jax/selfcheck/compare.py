@@ -1,4 +1,4 @@
-"""Compare this installation with a file of reference vectors.
+"""A comparison of this installation with a file of reference vectors.
 
 The network, losses and gradients run on the file's weights and inputs.
 """
@@ -27,14 +27,20 @@ from can_jax.weights.torch_layout import entries, from_torch, to_torch
 
 
 def tolerance(quantity: str, x64: bool) -> float:
-    """The largest relative error allowed."""
+    """Return the largest relative error allowed for a quantity."""
     if x64:
         return 1e-8
     return 1e-3 if quantity.startswith("grad/") else 1e-4
 
 
 def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
-    """The file's inputs, rows in our order."""
+    """Return the inputs of a reference file.
+
+    Args:
+        config: The configuration of the file's network.
+        file: The arrays of the file.
+        order: The indices that sort the file's rows, ordered by view, into rows ordered by image.
+    """
     dtype = jnp.dtype(config.model.dtype)
 
     def patches(name: str) -> jax.Array:
@@ -49,7 +55,7 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
 
 def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Every quantity of a reference file, rows in our order."""
+    """Compute all quantities of a reference file, with rows ordered by image."""
     config = step.config
 
     def loss(parameters: Any) -> tuple[jax.Array, Any]:
@@ -58,11 +64,11 @@ def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray
         total, metrics = losses(config, outputs, inputs)
         return total, (outputs, metrics)
 
-    with jax.default_matmul_precision("highest"):  # accelerators round products by default
+    with jax.default_matmul_precision("highest"):  # Accelerators round products by default.
         gradient, (outputs, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
     assert inputs.noise is not None
     hidden = hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1)
-    found = {
+    quantities = {
         "latent": outputs.latent,
         "pooled": outputs.pooled,
         "projection": outputs.projection,
@@ -74,35 +80,43 @@ def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray
         "mask": hidden,
         "loss/denoising_unit_noise": denoising_loss(outputs.prediction, inputs.noise.unit, hidden),
     }
-    found |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
-    found |= {
+    quantities |= {name: value for name, value in metrics.items() if name.startswith("loss/")}
+    quantities |= {
         f"grad/{name}": array for name, array in to_torch(gradient, config.model.patch_size).items()
     }
-    return {name: np.asarray(value) for name, value in found.items()}
+    return {name: np.asarray(value) for name, value in quantities.items()}
 
 
 def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
-    """The file's outputs, losses and gradients; rows in our order."""
-    found = {}
+    """Return the outputs, losses and gradients of a file, with rows in the given order."""
+    quantities = {}
     for name, array in file.items():
         if name.startswith("out/"):
-            found[name.removeprefix("out/")] = array[order].astype(np.float64)
+            quantities[name.removeprefix("out/")] = array[order].astype(np.float64)
         elif name.startswith(OUTPUTS):
-            found[name] = array.astype(np.float64)
-    return found
+            quantities[name] = array.astype(np.float64)
+    return quantities
 
 
-def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
-    """The largest relative error of each quantity: largest difference over largest value.
+def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the largest relative error of each quantity: largest difference over largest value.
 
-    Gradients are taken array by array and reported by group: a block, or a module outside blocks.
+    Gradients are compared array by array, and reported by group: a block, or a module outside
+    blocks.
+
+    Args:
+        computed: The quantities of this installation, by name.
+        wanted: The quantities of the file, by name.
+
+    Raises:
+        UserError: A quantity of the file is unknown, or has another shape here.
     """
-    missing = sorted(set(wanted) - set(found))
+    missing = sorted(set(wanted) - set(computed))
     if missing:
         raise UserError(f"{missing[0]} is unknown here")
     for name, reference in wanted.items():
-        if found[name].shape != reference.shape:
-            raise UserError(f"{name} is {reference.shape} in the file, {found[name].shape} here")
+        if computed[name].shape != reference.shape:
+            raise UserError(f"{name} is {reference.shape} in the file, {computed[name].shape} here")
     largest_gradient = max(
         (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
         default=0.0,
@@ -111,8 +125,8 @@ def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[
     for name, reference in wanted.items():
         scale = np.abs(reference).max()
         if name.startswith("grad/"):
-            scale = max(scale, 1e-6 * largest_gradient)  # a gradient that is zero by symmetry
-        difference = np.abs(found[name].astype(np.float64) - reference).max()
+            scale = max(scale, 1e-6 * largest_gradient)  # Some gradients are zero by symmetry.
+        difference = np.abs(computed[name].astype(np.float64) - reference).max()
         error = float(difference / scale) if scale else float(difference)
         group = group_of(name)
         worst[group] = max(worst.get(group, 0.0), error if np.isfinite(error) else np.inf)
@@ -120,7 +134,7 @@ def errors(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[
 
 
 def group_of(name: str) -> str:
-    """The name under which a quantity is reported."""
+    """Return the name under which a quantity is reported."""
     if not name.startswith("grad/"):
         return name
     parts = name.removeprefix("grad/").split(".")
@@ -128,7 +142,7 @@ def group_of(name: str) -> str:
 
 
 def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
-    """Our fixed positions against those in the file, class token first."""
+    """Return the largest absolute error of the fixed positions against those in the file."""
     widths = {"pos_embed": config.model.width, "decoder_pos_embed": config.model.decoder.width}
     worst = {}
     for name, width in widths.items():
@@ -152,16 +166,17 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     """Compare this installation with a reference file.
 
     Args:
-        path: of the reference file.
-        x64: compute in double precision.
-        weights_path: of a file of weights to use instead of those that the reference has.
+        path: The path of the reference file.
+        x64: Compute in double precision. The caller must have enabled it in JAX.
+        weights_path: The path of a file of weights that replace those of the reference file, if
+            any.
 
     Returns:
-        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``; of ``weights`` how
-        many arrays were ``taken`` from the other file, and the names ``left_over`` there.
+        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``. ``weights`` holds the
+            number of arrays ``taken`` from the other file, and the names ``left_over`` there.
 
     Raises:
-        UserError: the file cannot be used.
+        UserError: A file cannot be used.
     """
     meta, file = read(path)
     check_arrays(path, meta, file)
@@ -175,7 +190,7 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     file |= {
         f"param/{name}": array
         for name, array in given.items()
-        if f"param/{name}" in file and name != "pos_embed"  # whose grid may be another
+        if f"param/{name}" in file and name != "pos_embed"  # Its grid may differ.
     }
     config = config_of(path, meta, file, "float64" if x64 else "float32")
     step = make_step(config, lambda _: 0.0)
@@ -197,10 +212,10 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         refuse_strange(weights, names)
         dtype = config.model.dtype
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
-        # The file's rows are ordered by view, ours by image.
+        # The file's rows are ordered by view, those of can_jax by image.
         order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
-        found = compute(step, parameters, inputs_of(config, file, order))
-        worst = position_errors(config, file) | errors(found, expected(file, order))
+        quantities = compute(step, parameters, inputs_of(config, file, order))
+        worst = position_errors(config, file) | errors(quantities, expected(file, order))
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error
     limits = {quantity: tolerance(quantity, x64) for quantity in worst}

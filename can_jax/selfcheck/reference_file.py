@@ -1,4 +1,4 @@
-"""Files of reference vectors: what `python -m can_jax.selfcheck` reads, and its checks."""
+"""The reader and the validation of reference-vector files for `python -m can_jax.selfcheck`."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ from can_jax.utils.errors import UserError, one_line
 
 File = dict[str, np.ndarray]
 
-# The keys of a file's `meta`, and the keys of a recipe that they stand for.
+# The keys of a file's `meta`, and the corresponding keys of a recipe.
 META = {
     "images": "batch_size",
     "views": "augment.views",
@@ -33,18 +33,21 @@ META = {
     "level_tokens": "noise.level_tokens",
     "normalize_targets": "objective.reconstruction.normalize",
 }
-BEFORE = {"level_tokens": "visible", "normalize_targets": True}  # in files without these keys
-WEIGHTED = ("contrastive", "reconstruction", "denoising")  # in the order of `weights`
+BEFORE = {
+    "level_tokens": "visible",
+    "normalize_targets": True,
+}  # The values of files without these keys.
+WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
 WEIGHTS = Several(OBJECTIVE["contrastive"]["weight"].kind, length=len(WEIGHTED))
-ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}  # of which the arrays tell the truth
+ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}  # Superseded by the arrays.
 OUTPUTS = ("out/", "loss/", "grad/")
 
 
 def read(path: str) -> tuple[dict[str, Any], File]:
-    """Return the checked settings and the arrays of a reference file.
+    """Return the validated settings and the arrays of a reference file.
 
     Raises:
-        UserError: The file cannot be read, or a setting is missing or wrong.
+        UserError: The file cannot be read, or a setting is missing or invalid.
     """
     try:
         arrays = read_npz(path)
@@ -58,7 +61,7 @@ def read(path: str) -> tuple[dict[str, Any], File]:
 
 
 def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
-    """Return the settings in the array `meta`."""
+    """Return the validated settings in the array `meta`."""
     where = f"--reference={path}: 'meta'"
     text = array.item() if array.size == 1 else None
     if not isinstance(text, str | bytes):
@@ -84,10 +87,10 @@ def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
-    """Check inputs against the settings, and that all arrays hold finite numbers.
+    """Validate inputs against the settings, and check that all arrays hold finite numbers.
 
     Raises:
-        UserError: Names the array and the file.
+        UserError: An array is missing or invalid; the message names it and the file.
     """
     where = f"--reference={path}"
     rows = meta["images"] * meta["views"]
@@ -134,7 +137,7 @@ def _misshapen(path: str, name: str, array: np.ndarray, wanted: str) -> UserErro
 
 
 def _projector(path: str, file: File) -> list[np.ndarray]:
-    """Return the weights of the projector's layers, which are numbered with the activations."""
+    """Return the weights of the projector's layers, whose indices count the activations too."""
     weights: list[np.ndarray] = []
     while (name := f"param/projection_head.{2 * len(weights)}.weight") in file:
         if file[name].ndim != 2:
@@ -149,13 +152,13 @@ def config_of(path: str, meta: dict[str, Any], file: File, dtype: str) -> Config
     """Return the configuration whose network has the file's sizes.
 
     Args:
-        path: Of the file.
-        meta: As `read` returns it.
-        file: Arrays that `check_arrays` has passed.
-        dtype: Of the computation.
+        path: The path of the file, for messages.
+        meta: The settings from `read`.
+        file: The arrays, validated by `check_arrays`.
+        dtype: The data type of the computation.
 
     Raises:
-        UserError: The settings do not fit each other; names those of `meta`.
+        UserError: The settings contradict each other; the message names those of `meta`.
     """
     config = default_config()
     height, width, channels = file["in/views"].shape[1:]
