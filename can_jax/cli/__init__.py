@@ -1,1 +1,1 @@
-"""Commands: one module each in `commands/`, and what they share."""
+"""The command line: one module per command in `commands/`, and the code that they share."""

@@ -1,4 +1,4 @@
-"""A command: its flags, the function that it runs, its messages and exit codes."""
+"""The `Command` class: flags, the function to run, error messages and exit codes."""
 
 import contextlib
 import copy
@@ -27,26 +27,26 @@ from can_jax.utils.errors import (
 )
 from can_jax.utils.files import expand_home
 
-# Words of errors that JAX raises where a process has ended that others were talking to.
+# Words of the errors that JAX raises when another process of the job has ended.
 LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
 HELP = ("--help", "-help", "-h", "--helpfull")
 DEBUG = re.compile(r"--?debug(=(true|t|yes|y|1))?", re.IGNORECASE)
 
 
 class OneLine(python_logging.Formatter):
-    """A formatter that makes one printable line of a log record."""
+    """A formatter that renders a log record as one printable line."""
 
     def format(self, record: python_logging.LogRecord) -> str:
-        """Return the level and the message."""
+        """Return the level and the message of a record."""
         return f"{record.levelname}: {printable(record.getMessage())}"
 
 
 class _Ended(Exception):
-    """The command line was answered, as by the help."""
+    """An exception that ends a command whose command line is answered, such as by the help."""
 
 
 class Command:
-    """A command as a function of its command line, which returns the exit code.
+    """A command: a function of its command line that returns the exit code.
 
         COMMAND = Command(__doc__)
         WORKDIR = COMMAND.flags.path("workdir", "The run directory.")
@@ -56,12 +56,12 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 at the end, 1 for a mistake of the user's, 70 for an unexpected error, 75
-    when the command was preempted and has saved, and 130 likewise after Ctrl-C.
+    The exit code is 0 on success, 1 for a `UserError`, and 70 for an unexpected error. It is 75 if
+    the command was preempted and has saved its state, and 130 if that was by Ctrl-C.
 
     Args:
         usage: The text that ``--help`` prints above the flags.
-        arguments: Names of the arguments without a flag; in brackets those that can be left out.
+        arguments: The names of the positional arguments; optional ones are in brackets.
     """
 
     def __init__(self, usage: str | None, *arguments: str):
@@ -72,7 +72,7 @@ class Command:
         self._defined: dict[str, object] | None = None
 
     def runs(self, function: Callable[..., None]) -> "Command":
-        """Let the command run a function, which reads its flags and takes its arguments."""
+        """Set the function to run, which reads the flags and receives the positional arguments."""
         self._function = function
         functools.update_wrapper(self, function)
         return self
@@ -81,10 +81,10 @@ class Command:
         """Run the command, and return its exit code.
 
         Args:
-            argv: The arguments without the program; those of this process by default.
+            argv: The arguments without the program. Defaults to those of this process.
         """
         arguments = list(map(str, sys.argv[1:] if argv is None else argv))
-        # Libraries read the command line, too: for keys of a recipe, and for the run's history.
+        # Libraries read sys.argv too, for keys of a recipe and for the run's history.
         with patch.object(sys, "argv", [sys.argv[0], *arguments]), _lines_of_messages():
             return self._exit_code(arguments)
 
@@ -103,7 +103,7 @@ class Command:
             return handler.exit_code
         except UserError as error:
             code, message, reported = EXIT_REFUSED, str(error), error
-        except KeyboardInterrupt as error:  # of a command inside another program
+        except KeyboardInterrupt as error:  # Only inside another program.
             code, message, reported = EXIT_INTERRUPTED, f"interrupted; {RESUME}", error
         except Exception as error:
             reported = error
@@ -118,10 +118,10 @@ class Command:
         return code
 
     def _parse(self, argv: list[str]) -> list[str]:
-        """Parse the flags, and return the arguments without one.
+        """Parse the flags, and return the positional arguments.
 
         Raises:
-            UserError: An option or its value is wrong, or an argument is missing.
+            UserError: An option or its value is invalid, or an argument is missing or unexpected.
         """
         values = self._fresh()
         if any(argument in HELP for argument in argv):
@@ -136,11 +136,11 @@ class Command:
             if swallowed := missing_value(values, argv):
                 raise UserError(swallowed)
             rest = values([sys.argv[0], *argv])[1:]
-            if swallowed := missing_value(values, argv):  # now that the types of keys are known
+            if swallowed := missing_value(values, argv):  # The types of keys are known now.
                 raise UserError(swallowed)
         except UserError:
             raise
-        except Exception as error:  # absl's, or ml_collections' for the keys of a recipe
+        except Exception as error:  # Raised by absl or ml_collections.
             raise UserError(plain_message(values, error, argv)) from error
         for missing in self._arguments[len(rest) :]:
             if not missing.startswith("["):
@@ -151,9 +151,9 @@ class Command:
         return [expand_home(argument) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
-        """Return the flags as they were defined, without the values of a call before."""
+        """Return the flags as they were defined, without the values of an earlier call."""
         values = self.flags.values
-        memo = {id(values): values}  # the flag of a recipe refers to them
+        memo = {id(values): values}  # The flag of a recipe refers to them.
         if self._defined is None:
             self._defined = copy.deepcopy(vars(values), memo)
         memo = {id(values): values}
@@ -164,8 +164,8 @@ class Command:
 
 @contextlib.contextmanager
 def _lines_of_messages() -> Iterator[None]:
-    """Print what is logged as single lines of warnings and errors, within the context."""
-    if not flags.FLAGS.is_parsed():  # of which absl would warn, and which no command of ours uses
+    """Print logged warnings and errors as single lines, within the context."""
+    if not flags.FLAGS.is_parsed():  # No command uses absl's global flags, but absl would warn.
         flags.FLAGS.mark_as_parsed()
     handler_of_absl = logging.get_absl_handler()
     stream_handler = handler_of_absl.python_handler

@@ -1,4 +1,4 @@
-"""The flags of a command, among them recipes and paths."""
+"""The flags of a command, including flags for paths and recipes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,10 +17,10 @@ Holder = flags.FlagHolder[Any]
 
 
 class PathParser(flags.ArgumentParser[str]):
-    """A flag's path, in which a leading ``~`` becomes the home that it stands for."""
+    """A parser of a path that expands a leading ``~``."""
 
     def parse(self, argument: str) -> str:
-        """Return the path with the home in it."""
+        """Return the path with the home directory expanded."""
         try:
             return expand_home(argument)
         except UserError as error:
@@ -28,32 +28,32 @@ class PathParser(flags.ArgumentParser[str]):
 
 
 class PathListParser(flags.ListParser):
-    """A flag's paths, with commas between."""
+    """A parser of comma-separated paths."""
 
     def parse(self, argument: Any) -> list[str]:
-        """Return the paths with the home in them."""
+        """Return the paths with the home directory expanded."""
         return [PathParser().parse(path) for path in super().parse(argument)]
 
 
 class RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """A flag's recipe: a file, or the name of a shipped one."""
+    """A parser of a recipe, given as a file or by the name of a shipped one."""
 
     def __init__(self, kind: str):
         self.kind = kind
-        self.config: ConfigDict | None = None  # the last one, also if a key of it is set wrongly
+        self.config: ConfigDict | None = None  # The last one, even if setting a key fails.
 
     def parse(self, path: str) -> ConfigDict:
-        """Return the locked configuration, whose keys can be set and none added."""
+        """Return the locked configuration: existing keys can be set, but none can be added."""
         self.config = load(path, self.kind).lock()
         return self.config
 
 
 class OrNone(flags.ArgumentParser[Any]):
-    """A flag of a key of a recipe: None, or what another parser reads.
+    """A parser for a key of a recipe that also accepts None.
 
     Args:
-        parser: Of values that are not None.
-        words: That stand for None.
+        parser: The parser of values other than None.
+        words: The words that stand for None.
     """
 
     def __init__(self, parser: flags.ArgumentParser[Any], words: tuple[str, ...]):
@@ -61,16 +61,16 @@ class OrNone(flags.ArgumentParser[Any]):
         self.syntactic_help = parser.syntactic_help
 
     def parse(self, argument: Any) -> Any:
-        """Return the value."""
+        """Return None, or the value that the wrapped parser returns."""
         return None if argument in self.words else self.parser.parse(argument)
 
     def flag_type(self) -> str:
-        """Return the type for the help."""
+        """Return the name of the type for the help."""
         return self.parser.flag_type()
 
 
 class OptionalTupleParser(tuple_parser.TupleParser):
-    """A flag of a key of a recipe that is a tuple, which None empties."""
+    """A parser for a tuple-valued key of a recipe; None yields the empty tuple."""
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         """Return the tuple."""
@@ -81,11 +81,11 @@ class OptionalTupleParser(tuple_parser.TupleParser):
 class Flags:
     """The flags of one command.
 
-    Each method defines a flag and returns its holder, whose ``value`` is set once the command line
-    is parsed.
+    Each method defines a flag and returns its holder. The holder's ``value`` is set once the
+    command line is parsed.
 
     Attributes:
-        values: absl's flag values, of this command only: commands share names of flags.
+        values: The flag values of this command only, because commands share names of flags.
     """
 
     def __init__(self) -> None:
@@ -97,16 +97,16 @@ class Flags:
         return flags.DEFINE(PathParser(), name, default, help, self.values, serializer)
 
     def paths(self, name: str, help: str) -> Holder:
-        """Define a flag that takes paths with commas between."""
+        """Define a flag that takes comma-separated paths."""
         serializer: Any = flags.CsvListSerializer(",")
         return flags.DEFINE(PathListParser(), name, None, help, self.values, serializer)
 
     def items(self, name: str, default: Sequence[str] | None, help: str) -> Holder:
-        """Define a flag that takes words with commas between."""
+        """Define a flag that takes comma-separated words."""
         return flags.DEFINE_list(name, default, help, flag_values=self.values)
 
     def switch(self, name: str, default: bool, help: str) -> Holder:
-        """Define a flag that is true or false."""
+        """Define a Boolean flag."""
         return flags.DEFINE_bool(name, default, help, flag_values=self.values)
 
     def text(self, name: str, default: str | None, help: str) -> Holder:
@@ -114,13 +114,13 @@ class Flags:
         return flags.DEFINE_string(name, default, help, flag_values=self.values)
 
     def choice(self, name: str, default: str | None, values: Sequence[str], help: str) -> Holder:
-        """Define a flag that takes one of some words."""
+        """Define a flag that takes one of the given words."""
         return flags.DEFINE_enum(name, default, values, help, flag_values=self.values)
 
     def integer(
         self, name: str, default: int | None, help: str, lower_bound: int | None = None
     ) -> Holder:
-        """Define a flag that takes a whole number."""
+        """Define a flag that takes an integer."""
         return flags.DEFINE_integer(
             name, default, help, lower_bound=lower_bound, flag_values=self.values
         )
@@ -134,14 +134,14 @@ class Flags:
         )
 
     def recipe(self, kind: str, prefix: str = "") -> "Recipe":
-        """Define the flag ``--config``, whose keys ``--config.key=value`` changes.
+        """Define the flag ``--config``, whose keys ``--config.key=value`` overrides.
 
         Args:
-            kind: Key of `can_jax.config.shipped.KINDS`.
-            prefix: Of the help.
+            kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
+            prefix: A prefix of the help text.
         """
-        numbers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
-        for kind_of_key, parser in numbers:
+        number_parsers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
+        for kind_of_key, parser in number_parsers:
             or_none = OrNone(parser=parser, words=("None", "none"))
             config_flags.register_flag_parser_for_type(kind_of_key, or_none)
         # `none` is a value of some keys.
@@ -150,16 +150,17 @@ class Flags:
         config_flags.register_flag_parser_for_type(tuple, OptionalTupleParser())
         help = f"{prefix}The {KINDS[kind].title}: a file, or one of {', '.join(names_of(kind))}."
         config_flags.DEFINE_config_file(CONFIG, None, help, flag_values=self.values)
-        self.values[CONFIG].parser = RecipeParser(kind=kind)  # by keyword, or absl shares it
+        # absl caches parsers that are constructed without keyword arguments.
+        self.values[CONFIG].parser = RecipeParser(kind=kind)
         return Recipe(self.values, kind)
 
 
 class Recipe:
-    """The recipe that a command line names, and the keys that it sets.
+    """The recipe that a command line selects, with the keys that it overrides.
 
     Args:
-        values: Flags of the command.
-        kind: Key of `can_jax.config.shipped.KINDS`.
+        values: The flag values of the command.
+        kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
     """
 
     def __init__(self, values: flags.FlagValues, kind: str):
@@ -167,14 +168,14 @@ class Recipe:
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Values that the command line sets, by dotted key."""
+        """The values set on the command line, by dotted key."""
         return getattr(self._values[CONFIG], "override_values", {})
 
     def read(self) -> ConfigDict:
-        """Return the recipe, without durations that the command line replaced.
+        """Return the recipe; a duration set on the command line replaces the recipe's own.
 
         Raises:
-            UserError: None was given, or the command line sets a duration twice.
+            UserError: No recipe was given, or the command line sets a duration twice.
         """
         recipe: ConfigDict | None = self._values[CONFIG].value
         if recipe is None:

@@ -1,14 +1,14 @@
-"""The flags by which several processes become one job."""
+"""The flags that connect several processes into one job."""
 
 from can_jax.cli.flags import Flags
 from can_jax.distributed.runtime import start
 
 
 class Job:
-    """The processes of which this one is a part.
+    """The connection of this process to the other processes of its job.
 
     Args:
-        flags: Get the flags of the job.
+        flags: The flags of the command, to which the flags of the job are added.
     """
 
     def __init__(self, flags: Flags):
@@ -21,6 +21,10 @@ class Job:
         self._timeout = flags.integer("start_timeout", 300, "Seconds to wait for the others.")
 
     def join(self) -> None:
-        """Join this process with the others of its job, if there are any."""
+        """Connect this process to the other processes of its job, if there are any.
+
+        Blocks until all processes have joined, at most for ``--start_timeout`` seconds. Collective:
+        every process must call this.
+        """
         values = (self._coordinator, self._processes, self._process, self._timeout)
         start(*(value.value for value in values))

@@ -1,4 +1,4 @@
-"""Plain messages for what is wrong with an option, with the nearest right form."""
+"""Error messages for invalid options, with suggestions of valid ones."""
 
 import difflib
 import itertools
@@ -14,17 +14,17 @@ from can_jax.cli.recipe import CONFIG, load
 from can_jax.config.shipped import names_of
 from can_jax.utils.nearest import nearest
 
-OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # an argument that looks like an option
+OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # An argument that looks like an option.
 VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -> str:
-    """Return what is wrong with the command line, and the nearest right form, in one line.
+    """Return a one-line message for a parse error, with the nearest valid option.
 
     Args:
-        values: Flags of the command.
-        error: raised while the flags were parsed.
-        argv: what was parsed, without the program.
+        values: The flag values of the command.
+        error: The exception raised while the flags were parsed.
+        argv: The command line without the program.
     """
     if swallowed := missing_value(values, argv):
         return swallowed
@@ -33,15 +33,15 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
         if CONFIG in values and name.startswith(f"{CONFIG}.") and _recipe(values) is None:
             return f"--{CONFIG}=NAME is missing; --{name} changes a key of it"
         return f"unknown option --{name}{_did_you_mean(values, name)}"
-    if type(error).__name__ == "FlagOrderError":  # which ml_collections does not export
+    if type(error).__name__ == "FlagOrderError":  # ml_collections does not export it.
         return f"--{CONFIG}=NAME must come before the options --{CONFIG}.key=value"
     text = " ".join(str(error).split())
-    if found := re.match(r"flag --([^=]+)=", str(error)):
-        value = _value_of(found[1], argv)
-        reason = str(error)[len(found[0]) + len(value) + 2 :]
-        return _wrong_value(values, found[1], value, " ".join(reason.split()))
-    if found := re.match(r"Missing value for flag -*(\S+)", text):
-        return f"--{found[1]} has no value; write --{found[1]}=VALUE"
+    if match := re.match(r"flag --([^=]+)=", str(error)):
+        value = _value_of(match[1], argv)
+        reason = str(error)[len(match[0]) + len(value) + 2 :]
+        return _wrong_value(values, match[1], value, " ".join(reason.split()))
+    if match := re.match(r"Missing value for flag -*(\S+)", text):
+        return f"--{match[1]} has no value; write --{match[1]}=VALUE"
     for name, value in _overrides(argv):
         if _kind_of_key(values, name) is None:
             return f"unknown key --{CONFIG}.{name}{_did_you_mean(values, name)}"
@@ -51,11 +51,11 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
 
 
 def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Return a message about the first option that takes the next option for its value, if any.
+    """Return a message about the first option that consumes the next option as its value, or None.
 
     Args:
-        values: Flags of the command.
-        argv: The command line, without the program. Types of keys are known once it is parsed.
+        values: The flag values of the command.
+        argv: The command line without the program. The types of keys are known once it is parsed.
     """
     for argument, after in itertools.pairwise(argv):
         if argument == "--":
@@ -67,21 +67,21 @@ def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
 
 
 def _takes_value(values: flags.FlagValues, name: str) -> bool:
-    """Return whether an option is known to need a value, which `true` or `false` is not."""
+    """Return True if an option is known to require a value. Boolean options do not."""
     if name.startswith(f"{CONFIG}."):
         return _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
     return name in values and not values[name].boolean
 
 
 def nearest_option(values: flags.FlagValues, text: str) -> str:
-    """Return the end of a message about an argument that is no option."""
+    """Return a suggestion, for the end of a message about an argument that is no option."""
     name, equals, value = text.lstrip("-–—").partition("=")
     near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}={value}?" if equals and near else ""
 
 
 def _value_of(name: str, argv: list[str]) -> str:
-    """Return the value that a command line gives to a flag, at last."""
+    """Return the last value that a command line gives to a flag."""
     for i in reversed(range(len(argv))):
         given, equals, value = argv[i].lstrip("-").partition("=")
         if given == name:
@@ -90,19 +90,19 @@ def _value_of(name: str, argv: list[str]) -> str:
 
 
 def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the keys of a recipe that a command line sets, and the values."""
-    found = (re.match(rf"--?(?:no)?{CONFIG}\.([^=]+)=?(.*)", argument, re.S) for argument in argv)
-    return [(match[1], match[2]) for match in found if match]
+    """Return the keys of a recipe that a command line sets, with their values."""
+    matches = (re.match(rf"--?(?:no)?{CONFIG}\.([^=]+)=?(.*)", argument, re.S) for argument in argv)
+    return [(match[1], match[2]) for match in matches if match]
 
 
 def _recipe(values: flags.FlagValues) -> ConfigDict | None:
-    """Return the recipe that was given, None without one."""
+    """Return the recipe that was given, or None."""
     parser = values[CONFIG].parser if CONFIG in values else None
     return parser.config if isinstance(parser, RecipeParser) else None
 
 
 def _keys(values: flags.FlagValues) -> list[str]:
-    """Return the dotted keys of the recipe that was given, or of any of its kind."""
+    """Return the dotted keys of the given recipe, or else of a shipped one of its kind."""
     parser = values[CONFIG].parser if CONFIG in values else None
     if not isinstance(parser, RecipeParser):
         return []
@@ -119,7 +119,7 @@ def _keys(values: flags.FlagValues) -> list[str]:
 
 
 def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
-    """Return the type of a key's value, None of an unknown key."""
+    """Return the type of a key's value, or None for an unknown key."""
     block: Any = _recipe(values)
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:
@@ -128,7 +128,7 @@ def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
 
 
 def _wrong_value(values: flags.FlagValues, name: str, value: str, reason: str) -> str:
-    """Return what is wrong with the value of a flag that exists."""
+    """Return a message about an invalid value of an existing flag."""
     option = f"--{name}={value}"
     kind = (
         _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) if name.startswith(CONFIG) else None
@@ -155,15 +155,15 @@ def _wrong_value(values: flags.FlagValues, name: str, value: str, reason: str) -
 
 
 def _options(values: flags.FlagValues) -> list[str]:
-    """Return the names of this command's flags, and of the keys of its recipe."""
+    """Return the names of this command's flags and of the keys of its recipe."""
     own = [name for name in values if not name.startswith(f"{CONFIG}.")]
     return sorted(own) + [f"{CONFIG}.{key}" for key in _keys(values)]
 
 
 def _nearest(values: flags.FlagValues, name: str) -> str | None:
-    """Return the option that a mistyped name means."""
+    """Return the option nearest to a mistyped name, or None."""
     recipe, others = _recipe(values) or ConfigDict(), set[str]()
-    if "protocol" in recipe:  # whose blocks are those of all protocols, and three of general use
+    if "protocol" in recipe:  # It has the blocks of all protocols and three shared ones.
         blocks = {key for key, value in recipe.items() if isinstance(value, ConfigDict)}
         others = blocks - {recipe.protocol, "data", "mesh", "model"}
     return nearest(name, _options(values), f"{CONFIG}.", others)

@@ -1,4 +1,7 @@
-"""Standard streams that never end a run: their reader may be gone, or the disk below them full."""
+"""Standard streams whose failures never end a run.
+
+Their consumer may have exited, or the disk may be full.
+"""
 
 import contextlib
 import errno
@@ -14,7 +17,7 @@ class Forgiving:
 
     Args:
         stream: The stream to write to.
-        name: What it is called in the report.
+        name: The name of the stream in the report.
     """
 
     def __init__(self, stream: Any, name: str):
@@ -26,12 +29,12 @@ class Forgiving:
         if not self._gone:
             try:
                 self._stream.write(text)
-            except (OSError, ValueError) as error:  # ValueError: it is closed
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed.
                 self._report(error)
         return len(text)
 
     def flush(self) -> None:
-        """Write out what is buffered."""
+        """Flush the buffered text."""
         if not self._gone:
             try:
                 self._stream.flush()
@@ -42,7 +45,7 @@ class Forgiving:
         return getattr(self._stream, name)
 
     def _report(self, error: Exception) -> None:
-        # A disk may have room again; a reader or a closed stream does not come back.
+        # A disk may regain space, but a closed stream or an exited consumer does not recover.
         self._gone = getattr(error, "errno", None) != errno.ENOSPC
         if not self._failed:
             self._failed = True
@@ -53,25 +56,25 @@ class Forgiving:
 
 
 def forgive_streams() -> None:
-    """Let nothing that is printed end this process, whatever its standard streams are."""
+    """Replace the standard streams, so that failed prints never end this process."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed before the program started
-            stream = open(os.devnull, "w")  # noqa: SIM115, until the process ends
+        if stream is None:  # It was closed before the program started.
+            stream = open(os.devnull, "w")  # noqa: SIM115, open until exit
         if not isinstance(stream, Forgiving):
             setattr(sys, name, cast(TextIO, Forgiving(stream, name)))
 
 
 def give_up_buffers() -> None:
-    """Drop what cannot be written at the end, on which Python would exit with code 120."""
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+    """Discard output that cannot be flushed, because Python would exit with code 120 otherwise."""
+    for descriptor, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream_of(stream).flush()
         except (OSError, ValueError):
             with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def stream_of(stream: Any) -> Any:
-    """Return the stream below a `Forgiving` one."""
+    """Return the underlying stream of a `Forgiving` one, or the stream itself."""
     return stream._stream if isinstance(stream, Forgiving) else stream

@@ -1,4 +1,4 @@
-"""Prepare the process of a command: memory in huge pages, signals, threads, garbage collection."""
+"""Process setup for commands: huge pages, signals, threads and garbage collection."""
 
 import gc
 import os
@@ -11,13 +11,15 @@ from can_jax.utils.cpu import schedulable_cores, usable_cores
 
 TUNABLES = "GLIBC_TUNABLES"
 ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-NEW_OBJECTS = 100_000  # between collections, which else are a tenth of the time to the first step
+# Allocations between garbage collections. Python's default costs a tenth of the time to the first
+# step.
+NEW_OBJECTS = 100_000
 
 
 def prepare() -> None:
-    """Prepare this process for a command. Call it before anything heavy is imported.
+    """Prepare this process for a command. It must be called before any heavy import.
 
-    Starts the program anew once, to have memory in huge pages, and installs the signal handler.
+    Restarts the program once to enable huge pages, and installs the preemption handler.
     """
     bound_threads()
     _ask_for_huge_pages()
@@ -26,35 +28,39 @@ def prepare() -> None:
 
 
 def bound_threads() -> None:
-    """Let XLA start as many threads as a container's CPU quota allows; it counts all cores."""
+    """Limit XLA to as many threads as a container's CPU quota allows; it counts all cores."""
     cores = usable_cores()
     if cores < schedulable_cores():
-        os.environ.setdefault("NPROC", str(cores))  # which XLA reads
+        os.environ.setdefault("NPROC", str(cores))  # XLA reads it.
 
 
 def _ask_for_huge_pages() -> None:
-    """Start this program again with huge pages, if they would come of it. Who set
-    ``GLIBC_TUNABLES``, to nothing even, is left alone.
+    """Re-execute this program with huge pages enabled, if the system supports them.
 
-    XLA's CPU backend takes a step's temporaries from the kernel and gives them back after it. In
-    pages of 4 KiB that costs a fifth of the step: each is emptied and entered anew. glibc asks for
-    pages of 2 MiB only if it is told so before a program starts.
+    A ``GLIBC_TUNABLES`` that is already set, even to an empty string, is respected.
+
+    XLA's CPU backend allocates a step's temporaries from the kernel, and frees them after it. With
+    pages of 4 KiB, clearing and mapping them costs a fifth of the step. The C library requests
+    pages of 2 MiB only if the variable is set before a program starts.
     """
     if TUNABLES in os.environ or not on_demand():
         return
     os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
-    # A signal that comes meanwhile waits for the handler of the program that is started.
+    # Signals stay blocked until the restarted program has installed its handler.
     signal.pthread_sigmask(signal.SIG_BLOCK, preemption.SIGNALS)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def on_demand() -> bool:
-    """Whether huge pages are given to who asks for them, and our C library, glibc 2.35 or newer,
-    can ask."""
+    """Return True if huge pages can be requested.
+
+    The kernel must provide them on request (``madvise``), and the C library must be glibc 2.35 or
+    newer.
+    """
     try:
         kind, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         enabled = ENABLED.read_text()
-    except (AttributeError, OSError, ValueError):  # not Linux, or not glibc
+    except (AttributeError, OSError, ValueError):  # The system is not Linux, or not glibc.
         return False
     release = tuple(int(part) for part in version.split(".")[:2])
     return kind == "glibc" and release >= (2, 35) and "[madvise]" in enabled

@@ -1,4 +1,4 @@
-"""Load the recipe, protocol or study that ``--config`` names."""
+"""Loading of the recipe, protocol or study that ``--config`` selects."""
 
 import importlib.machinery
 import importlib.util
@@ -15,24 +15,25 @@ from can_jax.config.shipped import KINDS, find, names_of
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
 
-CONFIG = "config"  # the name of the flag
+CONFIG = "config"  # The name of the flag.
 
 
 def refuse_missing(kind: str) -> UserError:
-    """Return the error of a command that needs a recipe and was given none."""
-    known = f"a file, or one of {', '.join(names_of(kind))}"
-    return UserError(f"--{CONFIG}=NAME is missing: the {KINDS[kind].title}, {known}")
+    """Return the error for a command that requires a recipe and was given none."""
+    forms = f"a file, or one of {', '.join(names_of(kind))}"
+    return UserError(f"--{CONFIG}=NAME is missing: the {KINDS[kind].title}, {forms}")
 
 
 def load(name: str, kind: str) -> ConfigDict:
     """Return the configuration of a recipe.
 
     Args:
-        name: a path or a shipped name; after a colon, the argument of its ``get_config``.
-        kind: key of `can_jax.config.shipped.KINDS`.
+        name: A path or a shipped name, optionally followed by a colon and the argument of its
+            ``get_config``.
+        kind: The expected kind, a key of `can_jax.config.shipped.KINDS`.
 
     Raises:
-        UserError: there is no such recipe, it is of another kind, or it fails; says where.
+        UserError: The recipe is missing, is of another kind, or fails; the message states where.
     """
     option = f"--{CONFIG}={name}"
     try:
@@ -67,7 +68,7 @@ def load(name: str, kind: str) -> ConfigDict:
 
 
 def kind_of(config: ConfigDict) -> str | None:
-    """Return the kind that a configuration looks like, None if like none."""
+    """Return the kind of a configuration, inferred from its keys, or None."""
     for key, kind in (("arms", "study"), ("protocol", "protocol"), ("objective", "recipe")):
         if key in config:
             return kind
@@ -75,12 +76,12 @@ def kind_of(config: ConfigDict) -> str | None:
 
 
 def _import(path: str) -> ModuleType:
-    """Run a file as a module of its own."""
+    """Execute a file as a separate module."""
     loader = importlib.machinery.SourceFileLoader(f"{CONFIG}_of_flag", path)
     spec = importlib.util.spec_from_loader(loader.name, loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # dataclasses look their module up
+    sys.modules[loader.name] = module  # Dataclasses look up their module.
     loader.exec_module(module)
     return module
 
@@ -97,10 +98,10 @@ def _check_argument(get_config: Any, argument: list[str], option: str) -> None:
 
 
 def _where(error: Exception, path: str) -> str:
-    """Return file and line at which a recipe failed."""
+    """Return the file and line at which a recipe failed."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
-    # Of a recipe, or of one that it starts from, and not of a library that it calls.
+    # The innermost frame of a recipe, or of its base recipe, but not of a library that it calls.
     frames = traceback.extract_tb(error.__traceback__)
     start = next((i for i, frame in enumerate(frames) if frame.filename == path), len(frames))
     own = [f for f in frames[start:] if f.filename == path or f.name == "get_config"]
@@ -108,13 +109,13 @@ def _where(error: Exception, path: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Return what a recipe failed with, without Python's names where the text speaks for itself."""
+    """Return the reason of a recipe's failure, without Python's type names where possible."""
     if isinstance(error, SyntaxError):
         return error.msg
     text = str(error.args[0]) if error.args else ""
-    if found := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
-        near = re.search(r'Did you mean "(\w+)" instead', text)  # so ConfigDict ends its text
-        return f"unknown key {found[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    if match := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
+        near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict ends its text so.
+        return f"unknown key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
     if isinstance(error, KeyError) or not text:
         return one_line(error)
     return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""Run a command as this process, up to its exit code."""
+"""Execution of a command as this process, up to its exit code."""
 
 import contextlib
 import hashlib
@@ -18,18 +18,18 @@ from can_jax.distributed.runtime import processor, spare_absent_tpu
 from can_jax.utils.errors import EXIT_REFUSED, EXIT_UNEXPECTED
 from can_jax.utils.files import user_cache
 
-COMPILED_BYTES = 4 * 2**30  # of compiled programs, at which the least recently used go
-EXIT_SECONDS = 60.0  # that a program may take to end once all is done
-FAILED_EXIT_SECONDS = 5.0  # likewise one of several processes that ends without the others
+COMPILED_BYTES = 4 * 2**30  # The limit of the cache of compiled programs, with LRU eviction.
+EXIT_SECONDS = 60.0  # The time that a finished program may take to exit.
+FAILED_EXIT_SECONDS = 5.0  # The same for a process that ends without the others of its job.
 
 
 def run(command: Command) -> NoReturn:
     """Run a command on this process's arguments, and exit with its code."""
-    logging.use_absl_handler()  # first: it looks for a handler of `sys.stderr` to replace
+    logging.use_absl_handler()  # Must precede the replacement of `sys.stderr`.
     forgive_streams()
     spare_absent_tpu()
-    os.environ["MPLBACKEND"] = "Agg"  # figures are files; a notebook's backend may be missing here
-    warnings.filterwarnings("ignore", module="PIL")  # what it cannot decode is counted and named
+    os.environ["MPLBACKEND"] = "Agg"  # Figures are files; a notebook may set another.
+    warnings.filterwarnings("ignore", module="PIL")  # The pipeline reports undecodable images.
     keep_compiled()
     code = command()
     handler.finish(code)
@@ -39,14 +39,16 @@ def run(command: Command) -> NoReturn:
 
 
 def bound_exit(code: int) -> None:
-    """End this process with an exit code once it has taken a minute to end by itself.
+    """Force this process to exit after a timeout if it does not end by itself.
 
-    Threads of a save or of a library may wait for an event that never comes. In a job of several
-    processes the others may not know that this one ends: it waits for them for seconds only, since
-    they learn of its end by its absence.
+    Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
+    for a process of a job that ends without the others: they learn of its end by its absence.
+
+    Args:
+        code: The exit code.
     """
-    failed = code in (EXIT_REFUSED, EXIT_UNEXPECTED) or handler.stopped_alone
-    hurry = failed and jax.distributed.is_initialized()
+    alone = code in (EXIT_REFUSED, EXIT_UNEXPECTED) or handler.stopped_alone
+    hurry = alone and jax.distributed.is_initialized()
     seconds = FAILED_EXIT_SECONDS if hurry else EXIT_SECONDS
     end = threading.Timer(seconds, lambda: os._exit(code))
     end.daemon = True
@@ -54,9 +56,12 @@ def bound_exit(code: int) -> None:
 
 
 def keep_compiled() -> None:
-    """Let JAX keep what it compiles for the next start, in the user's cache: for each kind of
-    processor apart, since what one can run another may not. JAX_COMPILATION_CACHE_DIR names another
-    folder, or none if it is empty. Where the cache cannot be written, each start compiles."""
+    """Enable JAX's persistent compilation cache in the user's cache directory.
+
+    Each kind of processor has its own folder, because programs for one may not run on another. A
+    JAX_COMPILATION_CACHE_DIR that is set takes precedence; an empty one disables the cache. If the
+    folder cannot be written, each start compiles.
+    """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:
         return
@@ -66,10 +71,11 @@ def keep_compiled() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return
-    if not os.access(folder, os.W_OK):  # JAX would warn at each program
+    if not os.access(folder, os.W_OK):  # JAX would warn for each program.
         return
     for entry in folder.glob("*-cache"):
-        # What a kill or a full disk left between two writes; JAX would warn of it at each program.
+        # A kill or a full disk can leave an incomplete entry, of which JAX would warn for each
+        # program.
         if not entry.with_name(f"{entry.name.removesuffix('-cache')}-atime").exists():
             with contextlib.suppress(OSError):
                 entry.unlink()

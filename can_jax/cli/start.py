@@ -1,6 +1,6 @@
-"""Start commands: as processes of their own, or as functions.
+"""Entry points of commands, as processes or as functions.
 
-Each module that people start by `python -m` holds an `Entry`. Nothing heavy is imported before the
+Each module that users start by `python -m` holds an `Entry`. No heavy module is imported before the
 process is prepared.
 """
 
@@ -15,7 +15,7 @@ PACKAGE = "can_jax.cli.commands"
 
 
 class Place(NamedTuple):
-    """Where a command is started, and its purpose."""
+    """The module that starts a command, and the command's purpose."""
 
     module: str
     purpose: str
@@ -41,10 +41,10 @@ PLACES = {
 
 
 class Entry:
-    """A command as a function, which is imported when it is called.
+    """A command as a function. The command's module is imported when it is called.
 
     Args:
-        name: Key of `PLACES`.
+        name: The name of the command, a key of `PLACES`.
     """
 
     def __init__(self, name: str):
@@ -54,7 +54,7 @@ class Entry:
         """Run the command in this process, and return its exit code.
 
         Args:
-            argv: The arguments without the program; those of this process by default.
+            argv: The arguments without the program. Defaults to those of this process.
         """
         return self._load()(argv)
 
@@ -84,8 +84,8 @@ def console() -> NoReturn:
     if name in ("--help", "-h", "help"):
         width = max(map(len, PLACES))
         print("can-jax COMMAND [options]; can-jax COMMAND --help lists them\n")
-        for command, place in PLACES.items():
-            print(f"  {command:{width}}  {place.purpose} (python -m {place.module})")
+        for command, target in PLACES.items():
+            print(f"  {command:{width}}  {target.purpose} (python -m {target.module})")
         sys.exit(0)
     from can_jax.utils.nearest import nearest
 

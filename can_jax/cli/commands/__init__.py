@@ -1,1 +1,1 @@
-"""The commands, one module each: `can-jax NAME`, or `python -m can_jax.…`."""
+"""The commands, one module each, run as `can-jax NAME` or `python -m can_jax.…`."""

@@ -1,13 +1,15 @@
 """`python -m can_jax.benchmark input --path=DIR [--json]`
 `python -m can_jax.benchmark step --config=RECIPE [--batch=IMAGES] [--parts] [--peer] [--json]`
 
-`input` measures how many images a second the host can prepare: decoding alone, cropping alone, all
-of it, and all of it up to the device; beside the two-view pipeline that PyTorch users write with
-Pillow, with as many processes as we have threads. The stages take turns, several times.
+`input` measures how many images per second the host can prepare: decoding alone, cropping alone,
+the whole pipeline, and the pipeline with the transfer to the device. The baseline is a two-view
+pipeline in Pillow, as PyTorch users write it, with as many processes as there are threads. The
+stages take turns, several times.
 
-`step` measures the compiled train step on a batch that lies on the device, against a matrix product
-of the same moment; with `--parts` also MAE's and SimCLR's, and what each part of ours costs; with
-`--peer` beside the same mathematics in PyTorch (`torch_reference.py` in this folder), in turns.
+`step` measures the compiled train step on a batch in device memory, relative to a matrix product
+timed in the same rounds. `--parts` also measures MAE's and SimCLR's step, and the cost of each part
+of CAN's. `--peer` also measures, in turns with it, the baseline in PyTorch
+(`can_jax/benchmark/torch_reference.py`).
 """
 
 import json
@@ -25,7 +27,7 @@ from can_jax.config.resolve import default_config, resolve
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 
-SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # of encoded images
+SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # The sources of encoded images.
 
 COMMAND = Command(__doc__, "SUBJECT")
 FLAGS = COMMAND.flags
@@ -46,7 +48,7 @@ _JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
 
 
 def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives what was found, and the rows of the table."""
+    """Measure the input pipeline; return the results and the rows of the table."""
     config = default_config()
     config.data.update(
         source=_SOURCE.value, path=_PATH.value, name=_NAME.value, threads=_THREADS.value
@@ -54,63 +56,63 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     with config.ignore_type():
         config.data.image_size = _IMAGE_SIZE.value
     config.batch_size, config.total_steps = _BATCH_SIZE.value, 1
-    found = measure_input(resolve(config), _ROUNDS.value, _SECONDS.value)
+    results = measure_input(resolve(config), _ROUNDS.value, _SECONDS.value)
     rows = {}
     for stage in ("decode_only", "crops", "host_pipeline", "to_device", "pil_two_view"):
-        rate = found[stage]
+        rate = results[stage]
         rows[stage] = (
-            f"{rate:7.0f} images/s   {rate / found['threads']:6.0f} a core   "
-            f"{rate / found['pil_two_view']:5.2f} x Pillow"
+            f"{rate:7.0f} images/s   {rate / results['threads']:6.0f} a core   "
+            f"{rate / results['pil_two_view']:5.2f} x Pillow"
         )
-    rows["host_pipeline / decode_only"] = f"{found['host_pipeline'] / found['decode_only']:.2f}"
-    return found, rows
+    rows["host_pipeline / decode_only"] = f"{results['host_pipeline'] / results['decode_only']:.2f}"
+    return results, rows
 
 
 def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gives what was found, and the rows of the table."""
+    """Measure the train step; return the results and the rows of the table."""
     recipe = _CONFIG.read()
-    recipe.data.path = recipe.data.path or "-"  # nothing is read
+    recipe.data.path = recipe.data.path or "-"  # No data is read.
     if _BATCH.value is not None:
         recipe.batch_size = _BATCH.value
     if all(value_of(recipe, key) is None for key in TOTAL):
         recipe.total_steps = 1
-    found = measure_step(
+    results = measure_step(
         recipe, rounds=_ROUNDS.value, seconds=_SECONDS.value, peer=_PEER.value,
         peer_compiled=_PEER_COMPILED.value, parts=_PARTS.value,
     )  # fmt: skip
     rows = {
-        "images a second": f"{found['images_per_second']:.2f}",
-        "analytic FLOPs an image": f"{found['analytic_flops_per_image']:.3e}",
-        "counted by the compiler": f"{found['counted_flops_per_image']:.3e}",
-        f"a {found['dtype']} matrix product, FLOP/s": f"{found['measured_peak_flops']:.3e}",
-        "MFU of that": f"{found['mfu_of_measured_peak']:.1%}",
-        "memory of a device, bytes": f"{found['peak_memory_bytes']:.3e}",
-        "compiled in": f"{found['compile_seconds']:.1f} s",
-        "devices": ", ".join(found["environment"]["devices"]),
+        "images a second": f"{results['images_per_second']:.2f}",
+        "analytic FLOPs an image": f"{results['analytic_flops_per_image']:.3e}",
+        "counted by the compiler": f"{results['counted_flops_per_image']:.3e}",
+        f"a {results['dtype']} matrix product, FLOP/s": f"{results['measured_peak_flops']:.3e}",
+        "MFU of that": f"{results['mfu_of_measured_peak']:.1%}",
+        "memory of a device, bytes": f"{results['peak_memory_bytes']:.3e}",
+        "compiled in": f"{results['compile_seconds']:.1f} s",
+        "devices": ", ".join(results["environment"]["devices"]),
     }
     if _PEER.value:
-        rows[found["peer"]] = f"{found['peer_images_per_second']:.2f} images a second"
-        rows["ours / theirs"] = f"{found['ratio']:.2f}"
+        rows[results["peer"]] = f"{results['peer_images_per_second']:.2f} images a second"
+        rows["ours / theirs"] = f"{results['ratio']:.2f}"
     if _PARTS.value:
-        whole = found["milliseconds"]["can"]
-        for name, value in found["milliseconds"].items():
+        whole = results["milliseconds"]["can"]
+        for name, value in results["milliseconds"].items():
             part = f"   {1 - value / whole:6.1%} of the step" if "without" in name else ""
             rows[f"{name}, ms a step"] = f"{value:.1f}{part}"
-        for name, value in found["simclr_over_can"].items():
+        for name, value in results["simclr_over_can"].items():
             rows[f"SimCLR / CAN, {name.replace('_', ' ')}"] = f"{value:.2f}"
-    return found, rows
+    return results, rows
 
 
 @COMMAND.runs
 def main(subject: str) -> None:
-    """Measure and print."""
-    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes is measured
+    """Run a benchmark, and print its results."""
+    jax.config.update("jax_enable_compilation_cache", False)  # The compile time is measured.
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:
         raise UserError(f"unknown benchmark {subject!r}: choose one of {', '.join(measures)}")
-    found, rows = measures[subject]()
+    results, rows = measures[subject]()
     if _JSON.value:
         arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])
-        print(json.dumps({"command": arguments} | found, indent=2))
+        print(json.dumps({"command": arguments} | results, indent=2))
     else:
         plain_console(width=100, highlight=False).print(fact_table(subject.capitalize(), rows))

@@ -1,9 +1,9 @@
 """`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
 
-Does a run look as runs of its recipe do? Holds its metrics, as far as it has come, against the
-bands of a few runs that went well, and exits with 1 if one leaves them. With `--write` and several
-runs, `--run=DIR1,DIR2,DIR3`, makes the file of bands from them instead. RANGES is such a file, or
-the name of a shipped one: `quickstart` or `cifar10`.
+Compares the metrics of a run, finished or not, with the reference ranges of a few successful runs
+of its recipe. Exits with 1 if a metric is outside of its range. RANGES is a file of reference
+ranges, or the name of a shipped one: `quickstart` or `cifar10`. With `--write` and several runs,
+`--run=DIR1,DIR2,DIR3`, writes RANGES from these runs instead.
 """
 
 import json
@@ -28,7 +28,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main(curves: str) -> None:
-    """Compare, or make the bands."""
+    """Compare runs with reference ranges, or write the ranges."""
     if not _RUN.value:
         raise UserError("--run=DIR is missing: the run directory")
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
@@ -36,13 +36,13 @@ def main(curves: str) -> None:
         if not run:
             raise UserError(f"--run={name}: there is no metrics.jsonl with a line in it")
     if _WRITE.value:
-        place = epath.Path(curves)
+        path = epath.Path(curves)
         if len(runs) < 2:
             raise UserError("--write needs several runs: their spread makes the bands")
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
         content = {"runs": len(runs), "commit": origin["commit"], "bands": bands_of(runs)}
-        place.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(place, json.dumps(content, indent=1) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(content, indent=1) + "\n")
         return
     bands = json.loads(find(curves, "ranges", curves).read_text())["bands"]
     left: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def main(curves: str) -> None:
             n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
         }
         plain_console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
-    if wrong := [name for name, found in left.items() if found["outside"]]:
+    if wrong := [name for name, check in left.items() if check["outside"]]:
         raise UserError(f"{', '.join(wrong)}: not as runs of this recipe are")
-    if empty := [name for name, found in left.items() if not found["values"]]:
+    if empty := [name for name, check in left.items() if not check["values"]]:
         raise UserError(f"{', '.join(empty)}: nothing to compare yet")

@@ -1,6 +1,6 @@
 """`python -m can_jax.evaluate.compare --runs=OUT1,OUT2 [--output=report.html]`
 
-Puts the results of several evaluations on one page, side by side.
+Writes a page that compares the results of several evaluations.
 """
 
 from etils import epath
@@ -19,12 +19,12 @@ _OUTPUT = FLAGS.path("output", "The page to write.", default="report.html")
 
 @COMMAND.runs
 def main() -> None:
-    """Several `results.json` to one page."""
+    """Write a page that compares several `results.json` files."""
     if not _RUNS.value:
         raise UserError("--runs=OUT1,OUT2 is missing: directories of evaluations")
-    places = [epath.Path(run) for run in _RUNS.value]
-    names = [place.name for place in places]
+    paths = [epath.Path(run) for run in _RUNS.value]
+    names = [path.name for path in paths]
     labels = names if len(set(names)) == len(names) else list(_RUNS.value)
-    runs = {label: read_results(place) for label, place in zip(labels, places, strict=True)}
+    runs = {label: read_results(path) for label, path in zip(labels, paths, strict=True)}
     replace_text(epath.Path(_OUTPUT.value), comparison(runs))
     print(f"page to open: {_OUTPUT.value}")

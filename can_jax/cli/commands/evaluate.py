@@ -1,8 +1,9 @@
 """`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
 
-Measures an encoder by a protocol, on any labelled data set. FROM is a run directory, an export, or
-a folder or file of weights of MAE, timm, Hugging Face or big_vision. OUT gets `results.json` and
-`report.html`. Without `--config.data.…` the data is that of the run.
+Evaluates an encoder by a protocol, on any labeled data set. FROM is a run directory, an export, or
+a folder or file of weights of MAE, timm, Hugging Face or big_vision. The command writes
+`results.json` and `report.html` to OUT. The data defaults to that of the run; set
+`--config.data.…` for another data set.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ JOB = Job(FLAGS)
 
 @COMMAND.runs
 def main() -> None:
-    """Flags to results."""
+    """Evaluate the encoder that the flags select, and print the results."""
     protocol = _CONFIG.read()
     if _CHECKPOINT.value is None:
         raise UserError(
@@ -42,7 +43,7 @@ def main() -> None:
     config = resolve_evaluation(protocol)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
-    # With --json nothing else is on stdout.
+    # With --json, stdout contains nothing else.
     with contextlib.redirect_stdout(sys.stderr) if _JSON.value else contextlib.nullcontext():
         results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
     if _JSON.value:

@@ -1,9 +1,9 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
-Writes the weights of a run for another library: timm, huggingface, big_vision, safetensors,
-stablehlo or onnx. What was written is read again by other code and compared with the run, before it
-gets its name; `manifest.json` says how near it came, and what a user of the weights has to know,
-and `README.md` is a model card, with the results of `--results=OUT1,OUT2` if there are any.
+Exports the weights of a run to another library: timm, huggingface, big_vision, safetensors,
+stablehlo or onnx. Before the directory gets its name, other code reads the files and compares their
+outputs with the run. `manifest.json` holds the errors of that comparison and the facts required to
+use the weights. `README.md` is a model card, with the results of `--results=OUT1,OUT2` if given.
 """
 
 from etils import epath
@@ -27,7 +27,7 @@ _OUTPUT = FLAGS.path("output", "The directory to make.")
 
 @COMMAND.runs
 def main() -> None:
-    """Export, and print the errors that the verification found."""
+    """Export the weights, and print the errors measured by the verification."""
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint=DIR is missing: a run directory")
     if _FORMAT.value is None:

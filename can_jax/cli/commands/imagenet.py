@@ -1,14 +1,14 @@
 """`python -m can_jax.data.imagenet FROM TO`
 
-Makes indexed shards of ImageNet-1k, or of anything laid out like it. FROM is a folder with
+Writes indexed shards of ImageNet-1k, or of a data set with the same layout. FROM is a folder with
 
 - the official `ILSVRC2012_img_train.tar`, and for the split val `ILSVRC2012_img_val.tar` and
-  `ILSVRC2012_devkit_t12.tar.gz`, none of which has to be unpacked; or
+  `ILSVRC2012_devkit_t12.tar.gz`, all of them packed; or
 - the folders `train/CLASS/…` and `val/CLASS/…`; or
-- TFRecords, which are indexed where they are, so that TO is not needed.
+- TFRecords, which are indexed in place, so that TO is not needed.
 
 Classes are numbered in the order of their names. Images are shuffled once, over shards of about
-140 MB. The same command again goes on where it was stopped.
+140 MB. Re-running the command resumes where it stopped.
 """
 
 from pathlib import Path
@@ -26,6 +26,6 @@ _PARTIAL = FLAGS.switch(
 
 @COMMAND.runs
 def main(source: str, target: str | None = None) -> None:
-    """Write the shards."""
+    """Write the shards and their indices."""
     folder = None if target is None else Path(target)
     write_imagenet(Path(source), folder, _SHARDS.value, _PARTIAL.value)

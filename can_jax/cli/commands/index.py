@@ -1,9 +1,9 @@
 """`python -m can_jax.data.index PATH [--split=train] [--source=…] [--verify=decode|read|none]`
 
-Writes an index of a data set: where each example lies, so that any of them can be read at once. It
-decodes every image, leaves out those that cannot be, and lists duplicates by content. PATH is what
-`data.path` is in a recipe. The index goes beside the data, where training finds it, or to --out.
-The same command again goes on where it was stopped.
+Writes an index of a data set: the location of each example, for random access. The command decodes
+every image, leaves out those that cannot be decoded, and lists duplicates by content. PATH is the
+`data.path` of a recipe. The index is written beside the data, where training finds it, or to --out.
+Re-running the command resumes where it stopped.
 """
 
 import os
@@ -53,7 +53,7 @@ _RANGE = FLAGS.items(
 
 @COMMAND.runs
 def main(path: str) -> None:
-    """Find the files, and build their index."""
+    """Locate the files of a data set, and build their index."""
     value_range = _value_range(_RANGE.value)
     source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
     image_key: str = _IMAGE_KEY.value
@@ -72,8 +72,8 @@ def main(path: str) -> None:
     elif source == "tfds":
         if not _NAME.value:
             raise UserError("--name is missing: the name of the TFDS data set")
-        found = locate_tfds(_NAME.value, path, split)
-        root, names, image_key, label_key, label_names = found
+        located = locate_tfds(_NAME.value, path, split)
+        root, names, image_key, label_key, label_names = located
     else:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
@@ -97,7 +97,7 @@ def _value_range(values: list[str] | None) -> Range:
 
 
 def guess_source(path: str, split: str) -> str:
-    """The kind of data at a path."""
+    """Return the kind of data at a path, guessed from its files."""
     for source, kind in (("webdataset", "tar"), ("tfrecord", "tfrecord")):
         try:
             shards = find_shards(path, split, kind)
@@ -106,6 +106,6 @@ def guess_source(path: str, split: str) -> str:
         if kind == "tar" and kind not in os.path.basename(shards[0]):
             continue
         if is_folder(path) and len(find_images(path)[0]) > len(shards):
-            continue  # a folder of images with an archive in it
+            continue  # A folder of images that also holds an archive.
         return source
     return "folder"

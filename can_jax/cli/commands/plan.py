@@ -1,9 +1,9 @@
 """`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
 
-Compiles the train step of a recipe for devices that are not there, and says whether it fits their
-memory, what they would send each other, and about how long the run would take. TPUs: `v5e:16x16`,
+Compiles the train step of a recipe for devices that are not attached. Prints whether it fits their
+memory, the collectives of a step, and an estimate of the duration of the run. TPUs: `v5e:16x16`,
 `v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
-`h100:8x4`, four hosts of eight. Exits with 1 if it does not fit, after trying what would.
+`h100:8x4`, four hosts of eight. If it does not fit, searches for settings that do; exits with 1.
 """
 
 import json
@@ -42,15 +42,15 @@ _JSON = FLAGS.switch("json", False, "Print the figures as JSON.")
 
 @COMMAND.runs
 def main() -> None:
-    """Compile, weigh, print; look for something better if asked, or if it does not fit."""
+    """Compile and print a plan; search for better settings on request, or if it does not fit."""
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
     if not 0 < _MFU.value <= 1:
         raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
-    # What was compiled for devices that are not there cannot be read back from JAX's cache.
+    # JAX's cache cannot load programs for devices that are not attached.
     jax.config.update("jax_enable_compilation_cache", False)
-    config.data.path = config.data.path or "-"  # nothing is read
+    config.data.path = config.data.path or "-"  # No data is read.
     config = resolve(config)
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     out = plain_console(width=None if sys.stdout.isatty() else 120)
@@ -59,9 +59,9 @@ def main() -> None:
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
     plan = make_plan(config, topology, _MFU.value)
-    found = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
+    values = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
     if not _JSON.value:
-        for table in tables(found, topology):
+        for table in tables(values, topology):
             out.print(table)
     if _SEARCH.value or not plan.fits:
         search = Search(config, topology, _MFU.value, plan)
@@ -71,21 +71,21 @@ def main() -> None:
             lambda attempt: progress.print(f"tried {attempt_line(attempt)}", soft_wrap=True),
             first_fit=not _SEARCH.value,
         )
-        found["tried"] = attempts_as_json(search.attempts)
-        found["advice"] = advice(search)
+        values["tried"] = attempts_as_json(search.attempts)
+        values["advice"] = advice(search)
         if not _JSON.value:
-            out.print(attempts_table(found["tried"]))
+            out.print(attempts_table(values["tried"]))
             if plan.fits:
-                out.print(found["advice"], soft_wrap=True)
+                out.print(values["advice"], soft_wrap=True)
     if _JSON.value:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(values, indent=2))
     if not plan.fits:
         needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
-        raise UserError(f"it does not fit: {needed}. {found['advice']}")
+        raise UserError(f"it does not fit: {needed}. {values['advice']}")
 
 
 def advice(search: Search) -> str:
-    """What a search found, in a sentence."""
+    """Return the outcome of a search in a sentence."""
     if search.best:
         return f"The best that fits: {search.best.choice.options} ({attempt_line(search.best)})"
     smallest = search.smallest

@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.contrastive [--topology=v5e:16x16]`
 
-How much memory the contrastive loss and its gradient take on each device, as the batch grows: in
-blocks of keys, as the step computes it, and with the whole matrix of similarities at once.
+Prints the memory per device of the contrastive loss and its gradient, for several batch sizes: in
+blocks of keys, as the step computes it, and with the full similarity matrix.
 """
 
 from typing import Any
@@ -28,23 +28,23 @@ IMAGES = (4096, 16384, 65536, 262144)
 
 
 def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
-    """Temporaries of the loss and its gradient on one device, two views an image.
+    """Return the bytes of temporaries of the loss and its gradient on one device, with two views.
 
     Args:
-        mesh: of the devices.
-        images: of the global batch.
-        width: of the projections.
-        block: keys compared at a time.
+        mesh: The device mesh.
+        images: The number of images in the global batch.
+        width: The width of the projections.
+        block: The number of keys compared at a time.
     """
 
     def value(projection: jax.Array) -> jax.Array:
         arrays = Arrays(projection=projection)
         return loss(arrays, 0.1, directions="mean", supervised=False, block=block)[0]
 
-    place = batch_sharding(mesh)
-    projection = jax.ShapeDtypeStruct((images, 2, width), jnp.float32, sharding=place)
+    sharding = batch_sharding(mesh)
+    projection = jax.ShapeDtypeStruct((images, 2, width), jnp.float32, sharding=sharding)
     with jax.set_mesh(mesh):
-        lowered = jax.jit(jax.grad(value), out_shardings=place).lower(projection)
+        lowered = jax.jit(jax.grad(value), out_shardings=sharding).lower(projection)
         try:
             compiled: Any = lowered.compile()
             return compiled.memory_analysis().temp_size_in_bytes
@@ -54,7 +54,7 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
 
 @COMMAND.runs
 def main() -> None:
-    """The table."""
+    """Compile the loss for several batch sizes, and print the table."""
     topology = open_topology(_TOPOLOGY.value)
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), topology.devices)
     table = Table(

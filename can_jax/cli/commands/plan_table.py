@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.table configs/vit_l.py …`
 
-Plans a recipe on each slice of the table in its docstring, and writes down what came of it. A row
-begins with the slice and with what is set otherwise than in the recipe, `-` for nothing:
+Plans a recipe on each slice of the table in its docstring, and updates the table. A row begins with
+the slice and the settings that differ from the recipe, `-` if none:
 
     slice      settings             memory of a device  step     images/s
     v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    43,000
@@ -29,7 +29,7 @@ COMMAND = Command(__doc__, "RECIPE", *["[RECIPE]"] * 9)
 
 @COMMAND.runs
 def main(*paths: str) -> None:
-    """Rewrite the tables of some recipes."""
+    """Update the tables in the docstrings of recipes."""
     for path in (str(find(path, "recipe", path)) for path in paths):
         text = Path(path).read_text()
         old, rows = rows_of(text, path)
@@ -41,29 +41,32 @@ def main(*paths: str) -> None:
 
 
 def rows_of(text: str, path: str) -> tuple[str, list[tuple[str, str]]]:
-    """The table of a recipe as it stands, and the slice and settings of each row."""
+    """Return the table in a recipe's text, and the slice and settings of each row."""
     table = re.search(r"^    slice .*\n(?:    \S.*\n)+", text, re.MULTILINE)
     if table is None:
         raise UserError(f"{path} has no table that begins with 'slice'")
-    found = table[0].rstrip("\n")
-    rows = [re.split(r"\s{2,}", line.strip()) for line in found.splitlines()[1:]]
-    return found, [(row[0], row[1]) for row in rows]
+    old = table[0].rstrip("\n")
+    rows = [re.split(r"\s{2,}", line.strip()) for line in old.splitlines()[1:]]
+    return old, [(row[0], row[1]) for row in rows]
 
 
 def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
-    """One row, computed anew."""
-    found = plan(path, *row)
-    memory = found["bytes_per_device"]
+    """Return a row with newly computed values."""
+    values = plan(path, *row)
+    memory = values["bytes_per_device"]
     return (
         *row,
         f"{memory['total'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
-        f"{found['step_seconds']:.3f} s",
-        rounded(found["images_per_second"]),
+        f"{values['step_seconds']:.3f} s",
+        rounded(values["images_per_second"]),
     )
 
 
 def plan(path: str, topology: str, settings: str) -> dict[str, Any]:
-    """What `python -m can_jax.plan` says; in a process of its own, as devices are for life."""
+    """Return the output of `python -m can_jax.plan --json`.
+
+    A child process runs it, because JAX cannot change its devices once initialized.
+    """
     options = [] if settings == "-" else [f"--config.{option}" for option in settings.split()]
     arguments = [f"--config={path}", f"--topology={topology}", "--json", *options]
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """`python -m can_jax.recipes [NAME]`
 
-Lists the recipes, evaluation protocols, studies, reference ranges and launchers that come with the
-package. Given a name, prints the path of that file: copy it to change it, or run a launcher as
+Lists the shipped recipes, evaluation protocols, studies, reference ranges and launchers. Given a
+name, prints the path of that file. Copy the file to change it, or run a launcher as
 `bash "$(python -m can_jax.recipes launch/local)" --config=NAME --workdir=DIR`.
 """
 
@@ -17,7 +17,7 @@ COMMAND = Command(__doc__, "[NAME]")
 
 @COMMAND.runs
 def main(name: str | None = None) -> None:
-    """Print the list, or a path."""
+    """Print the list, or the path of one file."""
     if name is not None:
         kinds = [k for k in KINDS if find_shipped(name, k)]
         print(find(name, kinds[0] if kinds else "recipe", name).absolute())
@@ -26,17 +26,17 @@ def main(name: str | None = None) -> None:
         start = f"{program}:" if program == "bash" else f"python -m {program}:"
         print(f"{KINDS[kind].title}, for {start}")
         width = max(map(len, names_of(kind)))
-        for known in names_of(kind):
-            path = find_shipped(known, kind)
-            print(f"    {known:{width}}  {summary(path) if path else ''}")
+        for shipped in names_of(kind):
+            path = find_shipped(shipped, kind)
+            print(f"    {shipped:{width}}  {summary(path) if path else ''}")
 
 
 def summary(path: Path) -> str:
-    """Return the first line that a shipped file says of itself."""
+    """Return the summary line of a shipped file."""
     text = path.read_text()
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
     if path.suffix == ".json":
         return f"of {json.loads(text)['runs']} runs"
     comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
-    return comments.split(". ")[0].split(":  ")[0]  # what is indented is an example
+    return comments.split(". ")[0].split(":  ")[0]  # Indented text is an example.

@@ -1,7 +1,8 @@
 """`python -m can_jax.replay CAPTURE`
 
-Computes the captured step again, on this machine, and says what was not finite: each loss, and the
-gradient of each part of the network. A run writes a capture where its updates are not finite.
+Recomputes a failed step on this machine from its dump. Prints each loss and the gradient norm of
+each part of the network, and marks values that are not finite. CAPTURE is the dump, which a run
+writes when its updates are not finite.
 """
 
 import json
@@ -29,7 +30,7 @@ COMMAND = Command(__doc__, "CAPTURE")
 
 @COMMAND.runs
 def main(capture: str) -> None:
-    """Compute the step again, and show what came of it."""
+    """Recompute the failed step, and print its losses and gradient norms."""
     folder = epath.Path(capture)
     if not (folder / "capture.json").exists():
         raise UserError(f"{folder} is no capture: it has no capture.json")
@@ -43,11 +44,11 @@ def main(capture: str) -> None:
         raise UserError(f"{folder} holds no whole state")
     _, state, _ = checkpoints.restore(newest, abstract_state(step, mesh))
     batch = read_batch(folder)
-    number = jnp.int32(facts["step"] - 1)  # what the randomness of the step followed from
+    step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from it.
     with jax.set_mesh(mesh):
-        found = jax.jit(
+        outputs = jax.jit(
             lambda parameters, statistics, batch: gradients(
-                config, step.network, parameters, statistics, batch, number
+                config, step.network, parameters, statistics, batch, step_index
             )
         )(state.parameters, state.batch_stats, batch)
     first, last = facts["positions"]
@@ -55,12 +56,12 @@ def main(capture: str) -> None:
     console.print(
         f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last}"
     )
-    console.print(_table("loss", {k: v for k, v in found.metrics.items() if jnp.ndim(v) == 0}))
-    console.print(_table("gradient", _norms(found.gradients)))
+    console.print(_table("loss", {k: v for k, v in outputs.metrics.items() if jnp.ndim(v) == 0}))
+    console.print(_table("gradient", _norms(outputs.gradients)))
 
 
 def _norms(tree: Any) -> dict[str, Any]:
-    """The norm of each part of the network."""
+    """Return the gradient norm of each part of the network."""
     squares: dict[str, float] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = "/".join(path_name(path).split("/")[:2])

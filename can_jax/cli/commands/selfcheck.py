@@ -1,9 +1,8 @@
 """`python -m can_jax.selfcheck --reference=FILE.npz [--weights=FILE] [--x64] [--json]`
 
-Proves this installation against reference vectors: copies the file's weights in, runs our network,
-losses and gradients on its inputs, and compares each quantity with the file's.
-With ``--weights`` they come from another file, in any layout that is known: proof that it is read
-right.
+Verifies this installation against reference vectors: loads the file's weights, runs the network,
+losses and gradients on its inputs, and compares each quantity with the file's. `--weights` takes
+the weights from another file, in any known layout, to verify that the file is read correctly.
 """
 
 import json
@@ -26,7 +25,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 @COMMAND.runs
 def main() -> None:
-    """Check, print, and fail if a quantity is off."""
+    """Compare and print all quantities, and fail if an error exceeds its tolerance."""
     if _REFERENCE.value is None:
         raise UserError("--reference=FILE.npz is missing: the reference vectors to compare with")
     jax.config.update("jax_enable_x64", _X64.value)

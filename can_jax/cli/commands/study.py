@@ -1,10 +1,10 @@
 """`python -m can_jax.study --config=STUDY --workdir=RUNS [--results=DIR]`
 
-Trains and measures every run of a study, one after the other, and writes a JSON file for each to
-`RUNS/results`, or to the folder of `--results`. A run that has such a file is not made again, and
-one that was stopped is resumed: after SIGTERM or any kill give the same command. Several such
-commands at once share the runs. `--pending` lists what is left; `--report=PAGE.md` makes tables and
-plots of the results that are there.
+Trains and evaluates every run of a study in turn, and writes a JSON file for each to
+`RUNS/results`, or to the folder of `--results`. A run that has such a file is skipped. Re-running
+the command after SIGTERM or a kill resumes the interrupted run. Several such commands at once share
+the runs. `--pending` lists the remaining runs; `--report=PAGE.md` writes tables and plots of the
+available results.
 """
 
 from etils import epath
@@ -27,7 +27,7 @@ _REPORT = FLAGS.path("report", "Write a page about what is known, and end.")
 
 @COMMAND.runs
 def main() -> None:
-    """Flags to results."""
+    """Run the study, or list or report its results."""
     study = _CONFIG.read()
     only_read = _PENDING.value or _REPORT.value
     if _WORKDIR.value is None and not only_read:

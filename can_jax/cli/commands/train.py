@@ -1,8 +1,8 @@
 """`python -m can_jax.main --config=RECIPE --workdir=DIR [--config.key=value …]`
 
-Pretrains as the recipe says, into the run directory. The same command again goes on from the newest
-checkpoint. Any key of the recipe can be set on the command line. On several hosts the same command
-runs on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
+Pretrains an encoder by a recipe, in a run directory. Re-running the command resumes from the latest
+checkpoint. Any key of the recipe can be set on the command line. For several hosts, run the same
+command on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
 """
 
 from etils import epath
@@ -27,7 +27,7 @@ JOB = Job(FLAGS)
 
 @COMMAND.runs
 def main() -> None:
-    """Flags to config to pretrain."""
+    """Pretrain as configured by the flags."""
     config = _CONFIG.read()
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: say where the run may write")
