@@ -1,7 +1,7 @@
 """The public functions of the package.
 
-Each imports what it needs when it is called, so that `import can_jax` stays cheap and changes
-nothing in the process.
+Each imports its dependencies when it is called, so that `import can_jax` stays cheap and changes no
+global state of the process.
 """
 
 import os
@@ -29,11 +29,12 @@ def load(
 
     Args:
         path: A run directory, an export, a folder of Hugging Face or timm, or a file of weights.
-        image_size: Pixels, or (height, width). The default is that of pretraining.
-        heads: Attention heads, where neither the files nor the size of the ViT tell.
-        mean: Of each channel of images in [0, 1]. The default is what the files state, else
-            ImageNet's, with a warning.
-        std: The standard deviations, likewise.
+        image_size: The size in pixels, or (height, width). Defaults to that of pretraining.
+        heads: The number of attention heads. Required only if neither the files nor the size of the
+            ViT determine it.
+        mean: The mean of images in [0, 1], one for all channels or one for each. Defaults to the
+            value that the files state, else to ImageNet's with a warning.
+        std: The standard deviation, in the form of ``mean`` and with the same defaults.
 
     Raises:
         can_jax.errors.UserError: The weights cannot be read, or this encoder would not compute
@@ -60,11 +61,13 @@ def pretrain(
     *,
     allow_changes: Collection[str] = (),
 ) -> None:
-    """Train as a configuration describes, resuming where the run directory ends.
+    """Train as configured; resume from the latest checkpoint of the run directory, if any.
+
+    Collective: every process must call this.
 
     Args:
         config: The configuration of a recipe.
-        workdir: The run directory, made if missing; local, or a URL such as ``gs://…``.
+        workdir: The run directory, created if missing; a local path, or a URL such as ``gs://…``.
         allow_changes: Names among ``seed``, ``batch_size`` and ``data`` whose settings may differ
             from those of the checkpoint.
 
@@ -86,13 +89,15 @@ def evaluate_encoder(
     *,
     untrained: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate an encoder by a protocol, and return what ``results.json`` holds.
+    """Evaluate an encoder by a protocol, and return the content of ``results.json``.
+
+    Collective: every process must call this.
 
     Args:
         checkpoint: A run directory, an export, or a file or folder of weights.
         config: The configuration of a protocol, such as `configs/eval/knn.py` returns.
         workdir: The directory of ``results.json`` and ``report.html``.
-        untrained: Evaluate the encoder as it was initialized.
+        untrained: Evaluate the randomly initialized encoder.
 
     Raises:
         can_jax.utils.errors.UserError: The weights, the data or the settings are invalid.
@@ -119,7 +124,7 @@ def export_encoder(
         checkpoint: A run directory.
         format: ``timm``, ``huggingface``, ``big_vision``, ``safetensors``, ``stablehlo`` or
             ``onnx``.
-        output: The directory to make.
+        output: The directory to create.
         contents: ``encoder``, or ``full`` with the decoder.
 
     Raises:
@@ -135,18 +140,19 @@ def export_encoder(
 def plan_run(
     config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float = 0.4
 ) -> dict[str, Any]:
-    """Compile a train step for devices that are not attached, and return what it would cost.
+    """Compile a train step for devices that are not attached, and estimate its cost.
 
-    A child process compiles, since the devices of this one cannot be exchanged.
+    A child process compiles, because JAX cannot change its devices once initialized.
 
     Args:
         config: The configuration of a recipe. Its data is not read.
         topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
         slices: The number of such slices, with slower links between them.
-        mfu: The assumed share of the devices' peak FLOP/s, in (0, 1].
+        mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1].
 
     Returns:
-        Memory, collectives, times and lengths, as ``python -m can_jax.plan --json`` prints them.
+        The memory, collectives, times and run length, as ``python -m can_jax.plan --json`` prints
+        them.
 
     Raises:
         can_jax.utils.errors.UserError: The topology is unknown, or the settings are invalid.
