@@ -1,1 +1,1 @@
-"""Images from files to the devices: sources, their order, and the loader."""
+"""Data sources, the order of examples, and the loaders that bring batches to the devices."""

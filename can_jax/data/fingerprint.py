@@ -1,7 +1,7 @@
-"""The fingerprint of a data set: by it a run that resumes knows whether the data is the same.
+"""The fingerprint of a data set, by which a resumed run detects that the data has changed.
 
-The order of examples is a function of the seed and of how many there are, so that one file more or
-less gives each step other images.
+The order of examples is a function of the seed and the number of examples. Adding or removing one
+file therefore changes the images of every step.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.storage.files import Names, shard_sizes
 
-BLOCK = 2**24  # bytes that are hashed at once: indexes are larger than memory
-# What each entry says where it differs.
+BLOCK = 2**24  # bytes hashed at once, because an index can be larger than memory
+# The phrase that describes a difference in each entry.
 WORDS = {
     "names": "other files",
     "sizes": "files of other sizes",
@@ -28,14 +28,14 @@ WORDS = {
     "weights": "other weights of the parts",
 }
 
-Fingerprint = dict[str, Any]  # of what JSON can hold
+Fingerprint = dict[str, Any]  # JSON-serializable
 
 
 def fingerprint(source: Source | ShardStream) -> Fingerprint:
-    """Return the fingerprint of a source, whatever folder it lies in.
+    """Return the fingerprint of a source, independent of the folder that contains it.
 
-    Images in memory are compared by content; files by name and size, and by the places of their
-    examples; an index also by the hashes of content that it holds.
+    Images in memory are compared by content. Files are compared by name, size and the offsets of
+    their examples. An index also contributes its content hashes.
     """
     if isinstance(source, MixtureSource):
         parts = [fingerprint(part) for part in source.parts]
@@ -47,49 +47,51 @@ def fingerprint(source: Source | ShardStream) -> Fingerprint:
         content = {"content": _digest(source.images), "labels": _digest(source.labels)}
         return {"examples": source.examples} | content
     assert isinstance(source, IndexedSource), type(source)
-    found: Fingerprint = {"examples": source.examples} | _of_table(source.table)
-    if source.labels is not None:  # else each record holds its own
-        found["labels"] = _digest(source.labels)
-    return found
+    result: Fingerprint = {"examples": source.examples} | _of_table(source.table)
+    if source.labels is not None:  # otherwise each record holds its label
+        result["labels"] = _digest(source.labels)
+    return result
 
 
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
-    """Return a phrase for each entry by which two fingerprints differ.
+    """Return a phrase for each entry in which two fingerprints differ.
 
-    An entry that only one of them has, as after an index was built, is not compared.
+    Entries present in only one of them are not compared, such as digests after an index was built.
     """
     if ("parts" in stored) != ("parts" in current):
         return ["a mixture instead of one source" if "parts" in current else "no mixture any more"]
     old, new = stored.get("parts", []), current.get("parts", [])
     if len(old) != len(new):
         return [f"{len(new)} parts instead of {len(old)}"]
-    found = [
-        f"part {number}: {phrase}"
-        for number, parts in enumerate(zip(old, new, strict=True))
+    result = [
+        f"part {index}: {phrase}"
+        for index, parts in enumerate(zip(old, new, strict=True))
         for phrase in differences(*parts)
     ]
     if stored.get("examples") != current.get("examples"):
-        found.append(f"{current.get('examples')} examples instead of {stored.get('examples')}")
+        result.append(f"{current.get('examples')} examples instead of {stored.get('examples')}")
     common = (key for key in WORDS if key in stored and key in current)
-    return found + [WORDS[key] for key in common if stored[key] != current[key]]
+    return result + [WORDS[key] for key in common if stored[key] != current[key]]
 
 
 def _of_shards(source: ShardStream) -> Fingerprint:
+    """Return the fingerprint of streamed shards: their names and sizes."""
     root = os.path.commonpath([os.path.dirname(path) for path in source.paths])
     names = Names.of([os.path.relpath(path, root) for path in source.paths])
     return {"names": _digest_of_names(names), "sizes": _digest(shard_sizes(source.paths))}
 
 
 def _of_table(table: Table) -> Fingerprint:
-    found = {
+    """Return the part of a fingerprint that an example table determines."""
+    result = {
         "names": _digest_of_names(table.names),
         "places": _digest(table.file, table.offset, table.length),
     }
     if table.size is not None:
-        found["sizes"] = _digest(table.size)
+        result["sizes"] = _digest(table.size)
     if table.digest is not None:
-        found["content"] = _digest(table.digest)
-    return found
+        result["content"] = _digest(table.digest)
+    return result
 
 
 def _digest_of_names(names: Names) -> str:
@@ -98,13 +100,14 @@ def _digest_of_names(names: Names) -> str:
 
 
 def _digest(*columns: np.ndarray) -> str:
-    """Return the BLAKE2b hash of arrays, the same for all integer types that hold their numbers."""
+    """Return the BLAKE2b hash of arrays; equal integers of types wider than a byte hash alike."""
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:
         digest.update(str(column.shape).encode())
         rows = max(1, BLOCK // max(1, column[:1].nbytes))
         for start in range(0, len(column), rows):
             block = column[start : start + rows]
+            # Bytes are not widened to eight times their size, and uint64 is not copied.
             narrow = block.dtype in (np.uint8, np.uint64)
             digest.update((block if narrow else block.astype(np.int64)).tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""`python -m can_jax.data.imagenet`; see `can_jax.cli.commands.imagenet`."""
+"""The entry point of `python -m can_jax.data.imagenet`; see `can_jax.cli.commands.imagenet`."""
 
 from can_jax.cli.start import Entry
 

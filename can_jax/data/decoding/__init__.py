@@ -1,1 +1,1 @@
-"""Encoded images to pixels."""
+"""Decoding of encoded images to pixels."""

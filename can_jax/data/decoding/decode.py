@@ -1,13 +1,14 @@
-"""From encoded bytes to pixels.
+"""Decoders that turn encoded images into uint8 pixels.
 
-JPEG, PNG and WebP are decoded by TensorFlow, in parallel and without Python. Whatever it refuses
-(GIF, BMP, TIFF, AVIF, animations, odd variants of all of them) is tried once more with Pillow,
-which `can_jax.data.decoding.open_image` limits to a few formats.
-Either way alpha is dropped unless four channels are asked for, and of an animation the first frame
-is taken. What becomes of images of more than 8 bits a channel is said in `depth.py`.
+TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow then tries the files
+that TensorFlow rejects: GIF, BMP, TIFF, AVIF, animations and unusual variants of all formats.
+`can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
-Arrays that share a stream with files are encoded by `encode_array`: nothing of them is lost, and
-any number of channels is decoded natively.
+Both decoders drop alpha unless four channels are requested, and take the first frame of an
+animation. `depth.py` describes images of more than 8 bits a channel.
+
+`encode_array` encodes arrays that share a stream with files. It is lossless, and TensorFlow decodes
+the result with any number of channels.
 """
 
 import functools
@@ -30,23 +31,22 @@ from can_jax.utils.tensorflow import tensorflow
 
 ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
 ARRAY_HEADER = len(ARRAY) + 3 * 4
-FILE_CHANNELS = (1, 3, 4)  # that image files can be decoded to
-# What Pillow converts these modes to first, as it knows no direct way to others.
+FILE_CHANNELS = (1, 3, 4)  # the channel counts to which image files can be decoded
+# Pillow converts these modes only to the intermediate mode given here.
 BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
-REDUCTIONS = (1, 2, 4, 8)  # by which a JPEG can be made smaller while it is decoded
+REDUCTIONS = (1, 2, 4, 8)  # factors by which libjpeg can downscale during decoding
 ORIENTATION = 0x0112  # EXIF tag
 
 
 def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """Return an array of pixels as bytes that `native_pixels` decodes unchanged."""
+    """Encode an array of pixels as bytes that `native_pixels` decodes unchanged."""
     return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
 
 
 def native_size(encoded: Any, max_pixels: int) -> Any:
-    """Return height and width as the header of a JPEG, PNG, WebP or array states them, as an int32
-    tensor (2,).
+    """Return the (height, width) stated in the header of a JPEG, PNG, WebP or array, an int32 (2,).
 
-    Evaluating it fails for any other content, and above ``max_pixels``.
+    Evaluating the tensor fails for any other content, and for more than ``max_pixels`` pixels.
     """
     tf = tensorflow()
 
@@ -71,10 +71,10 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
 
 
 def reduction(encoded: Any, largest: Any) -> Any:
-    """By how much an image can be made smaller while it is decoded: the largest of `REDUCTIONS`
-    that does not exceed the int32 scalar ``largest`` for a JPEG, otherwise 1.
+    """Return the factor by which to downscale an image during decoding.
 
-    The reduced sides are the divided ones, rounded up.
+    For a JPEG it is the largest of `REDUCTIONS` up to the int32 scalar ``largest``; otherwise 1.
+    The reduced sides are the original sides divided by the factor, rounded up.
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
@@ -89,20 +89,22 @@ def native_pixels(
     window: Any = None,
     value_range: Range = None,
 ) -> Any:
-    """Decode a JPEG, PNG, WebP or array, or a part of it: uint8 (height, width, channels).
+    """Decode a JPEG, PNG, WebP or array, or a part of it, to a uint8 tensor (height, width,
+    channels).
 
     Args:
-        encoded: the file's content.
-        channels: 1, 3 or 4; any number where only arrays are decoded.
-        ratio: as `reduction` allows; a smaller image is less work.
-        window: int32 tensor (4,), top, left, height and width of the part of the reduced image to
-            decode; by default all. Less of a JPEG is less work.
-        value_range: of images of more than 8 bits; see `can_jax.data.decoding.depth`.
+        encoded: The content of the file.
+        channels: The number of channels, 1, 3 or 4; any number if only arrays are decoded.
+        ratio: The downscaling factor that `reduction` returned; a reduced image decodes faster.
+        window: The top, left, height and width of the part of the reduced image to decode, an int32
+            tensor (4,); by default the whole image. A smaller part of a JPEG decodes faster.
+        value_range: The values of black and white in images of more than 8 bits; see
+            `can_jax.data.decoding.depth`.
     """
     tf = tensorflow()
-    colours = min(channels, 3)
-    # The accurate transform gives Pillow's pixels to the bit, and costs 3 %.
-    method = {"channels": colours, "dct_method": "INTEGER_ACCURATE"}
+    colors = min(channels, 3)
+    # The accurate transform reproduces Pillow's pixels exactly, and costs 3 %.
+    method = {"channels": colors, "dct_method": "INTEGER_ACCURATE"}
 
     def reduced(ratio: int) -> Any:
         if window is None:
@@ -112,7 +114,7 @@ def native_pixels(
     def jpeg() -> Any:
         branch = tf.argmax(tf.equal(REDUCTIONS, ratio), output_type=tf.int32)
         pixels = tf.switch_case(branch, [functools.partial(reduced, r) for r in REDUCTIONS])
-        opaque = [[0, 0], [0, 0], [0, channels - colours]]
+        opaque = [[0, 0], [0, 0], [0, channels - colors]]
         return tf.pad(pixels, opaque, constant_values=255) if channels == 4 else pixels
 
     def png() -> Any:
@@ -144,57 +146,58 @@ def native_pixels(
 
 
 def _kind_switch(encoded: Any, **branches: Any) -> Any:
-    """The branch for the format that the first bytes of a file tell; its name tells nothing."""
+    """Evaluate the branch for the format that the first bytes of a file identify."""
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, 2)
     tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI", "array": ARRAY}
     matches = tf.stack([tf.equal(start, tags[name]) for name in branches])
-    known = tf.debugging.Assert(tf.reduce_any(matches), ["not a JPEG, PNG or WebP"])
-    with tf.control_dependencies([known] if known is not None else []):
+    recognized = tf.debugging.Assert(tf.reduce_any(matches), ["not a JPEG, PNG or WebP"])
+    with tf.control_dependencies([recognized] if recognized is not None else []):
         return tf.switch_case(tf.argmax(matches, output_type=tf.int32), list(branches.values()))
 
 
 def _array_shape(encoded: Any) -> Any:
-    """Height, width and channels of an encoded array, as an int32 tensor (3,)."""
+    """Return the height, width and channels of an encoded array, an int32 tensor (3,)."""
     tf = tensorflow()
     shape = tf.io.decode_raw(tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - 2), tf.int32)
     return tf.ensure_shape(shape, (3,))
 
 
 def _webp_sides(encoded: Any) -> tuple[Any, Any]:
-    """Height and width in the header of a WebP (RFC 9649), in any of its three forms."""
+    """Return the height and width in a WebP header (RFC 9649): lossy, lossless or extended."""
     tf = tensorflow()
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
 
-    def number(place: int) -> Any:
-        return byte[place] + 256 * byte[place + 1]
+    def uint16(offset: int) -> Any:
+        return byte[offset] + 256 * byte[offset + 1]
 
-    extended = 1 + number(27) + 65536 * byte[29], 1 + number(24) + 65536 * byte[26]
-    lossy = number(28) % 2**14, number(26) % 2**14
-    high = number(21) // 2**14 + 4 * number(23)
-    lossless = 1 + high % 2**14, 1 + number(21) % 2**14
+    extended = 1 + uint16(27) + 65536 * byte[29], 1 + uint16(24) + 65536 * byte[26]
+    lossy = uint16(28) % 2**14, uint16(26) % 2**14
+    high = uint16(21) // 2**14 + 4 * uint16(23)
+    lossless = 1 + high % 2**14, 1 + uint16(21) % 2**14
     form = tf.strings.substr(encoded, 12, 4)
     sides = tf.where(form == b"VP8 ", lossy, tf.where(form == b"VP8L", lossless, extended))
     return sides[0], sides[1]
 
 
 def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
-    """Return the EXIF orientation of a file, 1 to 8; 1 (upright) where there is none.
+    """Return the EXIF orientation of a file, from 1 to 8; 1 (upright) if it has none.
 
     Args:
         encoded: The content of the file.
-        max_pixels: As in `open_image`.
+        max_pixels: The limit on width times height, as in `open_image`.
     """
     try:
         with open_image(encoded, max_pixels) as image:
             value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken block of metadata, of which there are many kinds
+    except Exception:  # broken metadata raises many types of exception
         value = 1
     return np.int32(value if value in range(1, 9) else 1)
 
 
 def orient(pixels: Any, value: Any) -> Any:
-    """Turn and mirror an image tensor (height, width, channels) so that it stands upright."""
+    """Rotate and mirror an image tensor (height, width, channels) upright, given its EXIF
+    orientation."""
     tf = tensorflow()
     mirrored = (value == 2) | (value == 4) | (value == 5) | (value == 7)
     quarter_turns = tf.gather([0, 0, 0, 2, 2, 1, 3, 3, 1], value)  # counterclockwise
@@ -205,11 +208,18 @@ def orient(pixels: Any, value: Any) -> Any:
 def pillow_pixels(
     encoded: bytes, channels: int, max_pixels: int, exif: bool, value_range: Range = None
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Decode a file of one of `FORMATS` as an array.
+    """Decode a file of one of `FORMATS` with Pillow.
+
+    Args:
+        encoded: The content of the file.
+        channels: The number of channels, 1, 3 or 4.
+        max_pixels: The limit on width times height, as in `open_image`.
+        exif: Whether to turn the image upright by its EXIF orientation.
+        value_range: The values of black and white in images of more than 8 bits, or None.
 
     Raises:
-        Exception: Of many kinds, if it does not, or if its values fit no rule of
-            `can_jax.data.decoding.depth`.
+        Exception: The file cannot be decoded, or its values violate the rules of
+            `can_jax.data.decoding.depth`. Pillow raises many types.
     """
     with open_image(encoded, max_pixels) as image:
         stored = stored_as(image, encoded)

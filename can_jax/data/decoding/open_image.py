@@ -1,8 +1,8 @@
-"""Open encoded images with Pillow: a few formats, and no more pixels than are allowed.
+"""A restricted way to open images with Pillow: a few formats, and a limited number of pixels.
 
-Every image that Pillow decodes is opened here. Pillow tells the format by the content, whatever a
-file is named, and reads more than forty: for PostScript it starts another program. Of animations,
-and of files of several images, the first is decoded and the others are not looked at.
+All images that Pillow decodes are opened here. Pillow detects the format from the content and
+supports more than forty formats; for PostScript it starts another program. Only the first image of
+an animation or multi-image file is decoded.
 """
 
 import functools
@@ -12,16 +12,16 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-# As Pillow calls them. JPEG includes MPO; PPM is the family of PBM, PGM, PPM, PNM and PFM.
+# Pillow's names of the formats. JPEG includes MPO; PPM is the family of PBM, PGM, PNM and PFM.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MOST_PIXELS = 50_000_000  # where no setting states another number
-TEXT = 2**20  # bytes of text in front of a GIF, as Pillow allows for one text of a PNG
+MOST_PIXELS = 50_000_000  # the default limit on width times height
+TEXT = 2**20  # bytes of text before a GIF's first image; Pillow's own limit for one text of a PNG
 
 
 @functools.cache
 def _known() -> tuple[str, ...]:
-    """Return the formats that the installed Pillow has, which may lack the newest."""
+    """Return the formats that the installed Pillow supports; an old Pillow lacks the newest."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -31,16 +31,17 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
 
     Args:
         encoded: The content of the file.
-        max_pixels: The largest product of width and height. Above Pillow's own limit, that limit
-            is raised for this process.
+        max_pixels: The limit on width times height. If it exceeds Pillow's own limit, that limit is
+            raised for this process.
 
     Raises:
-        Exception: It is of another format, too large, or damaged; Pillow raises many kinds.
+        Exception: The file has another format, is too large, or is damaged. Pillow raises many
+            types.
     """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # of what Pillow finds later, such as tiles of a TIFF
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow applies it later, such as to tiles of a TIFF
     _check_text(encoded)
-    for width, height in _stated_sizes(encoded):  # of which Pillow reserves memory at once
+    for width, height in _stated_sizes(encoded):  # Pillow allocates these while it opens a file
         _check_size(width, height, max_pixels)
     try:
         image = Image.open(io.BytesIO(encoded), formats=_known())
@@ -55,20 +56,22 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
+    """Raise ValueError if an image has more than ``max_pixels`` pixels."""
     if width * height > max_pixels:
         raise ValueError(f"{width} x {height} pixels are more than {max_pixels}")
 
 
 def _check_text(encoded: bytes) -> None:
-    """Refuse a GIF with much text before its first image, which Pillow takes minutes to join.
+    """Reject a GIF with much text before its first image, which Pillow takes minutes to
+    concatenate.
 
-    The texts of a PNG are limited by Pillow itself: to 1 MiB each, and 64 MiB together.
+    Pillow itself limits the texts of a PNG to 1 MiB each and 64 MiB together.
     """
     if encoded[:3] != b"GIF" or len(encoded) < 13:
         return
     colors = encoded[10]
     start = at = 13 + (3 * 2 ** (colors % 8 + 1) if colors & 128 else 0)
-    while encoded[at : at + 1] == b"!":  # an extension: its kind, and blocks with their lengths
+    while encoded[at : at + 1] == b"!":  # an extension: a label, then length-prefixed blocks
         at += 2
         while at < len(encoded) and encoded[at]:
             at += 1 + encoded[at]
@@ -78,10 +81,10 @@ def _check_text(encoded: bytes) -> None:
 
 
 def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the sizes that the headers of a WebP and of the images in an ICO state.
+    """Yield the (width, height) stated in the headers of a WebP and of the images in an ICO.
 
-    Pillow learns the size of a WebP from the decoder, and believes the list in front of an ICO,
-    which may differ from the images behind it.
+    Pillow learns the size of a WebP only from the decoder. Of an ICO it trusts the directory, which
+    may differ from the headers of the images.
     """
     if encoded[:4] == b"RIFF" and encoded[12:16] == b"VP8X" and len(encoded) >= 30:
         yield (
@@ -96,4 +99,4 @@ def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
                 yield struct.unpack(">II", header[16:24])
             else:
                 width, height = struct.unpack("<ii", header[4:12])
-                yield abs(width), abs(height) // 2  # of colors, above the mask
+                yield abs(width), abs(height) // 2  # the height counts colors and mask

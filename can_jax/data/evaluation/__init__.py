@@ -1,1 +1,1 @@
-"""Labeled examples of evaluations: pairs of training and test splits."""
+"""Labeled examples for evaluations: matched pairs of training and test splits."""

@@ -1,4 +1,4 @@
-"""Labeled examples that are chosen of a source, and the classes that a source has."""
+"""The labeled examples selected from a source, and the classes of that source."""
 
 from typing import NamedTuple
 
@@ -18,18 +18,19 @@ from can_jax.data.sources.labels import (
 )
 from can_jax.utils.errors import UserError
 
-ALL = 2**62
+ALL = 2**62  # a count that selects every example
 
 
 class Chosen(NamedTuple):
-    """Labeled examples of a split.
+    """Labeled examples selected from a split.
 
     Attributes:
-        name: The split.
-        source: Of the images.
-        known: The labels of all examples of the source, where they are known without reading it.
-        examples: Numbers of the chosen examples in the source.
-        labels: The source's own label of each.
+        name: The name of the split.
+        source: The source that holds the images.
+        known: The labels of all examples of the source, or None if only reading the source reveals
+            them.
+        examples: The indices of the selected examples in the source.
+        labels: The label of each selected example, in the source's own numbering.
     """
 
     name: str
@@ -40,37 +41,38 @@ class Chosen(NamedTuple):
 
     @property
     def called(self) -> str:
-        """What messages call the split."""
+        """The name of the split as it appears in messages."""
         return f"the split {self.name!r}"
 
     @property
     def distinct_labels(self) -> Labels:
-        """The labels that occur in the source, as far as is known, ascending."""
+        """The distinct labels of the source, ascending; of the selected examples if ``known`` is
+        None."""
         return distinct(self.labels if self.known is None else self.known)
 
 
 def choose(source: Source, split: str, count: int | None) -> Chosen:
-    """Choose labeled examples, evenly spread over a source.
+    """Select labeled examples, spread evenly over a source.
 
     Args:
-        source: Of the examples.
-        split: Its name.
-        count: Of examples; None for all.
+        source: The source that holds the examples.
+        split: The name of the split.
+        count: The number of examples to select; None for all.
 
     Raises:
-        UserError: There is none.
+        UserError: The source holds no labeled example.
     """
-    known = known_labels(source)
-    if known is not None:
-        able = np.flatnonzero(known >= 0)
-        examples = able[spread(len(able), count or ALL)]
+    all_labels = known_labels(source)
+    if all_labels is not None:
+        labeled = np.flatnonzero(all_labels >= 0)
+        examples = labeled[spread(len(labeled), count or ALL)]
     else:
         examples = spread(source.examples, count or ALL)
-    labels = labels_of(source, examples, known)
+    labels = labels_of(source, examples, all_labels)
     examples, labels = examples[labels >= 0], labels[labels >= 0]
     if not len(examples):
         raise UserError(f"config.data: no labelled image in the split {split!r}")
-    return Chosen(split, source, known, examples, labels)
+    return Chosen(split, source, all_labels, examples, labels)
 
 
 def choose_and_hold_out(
@@ -81,22 +83,22 @@ def choose_and_hold_out(
     seed: int,
     notes: list[str],
 ) -> tuple[Chosen, Chosen]:
-    """Choose training examples, and others of the same split to test on.
+    """Select training examples, and hold out examples of the same split for testing.
 
     Args:
-        source: Of the examples.
-        split: Its name.
-        counts: Training and test examples to choose; None for all.
-        share: Of the labeled examples, to hold out where no number is given.
-        seed: Of the examples that are held out.
-        notes: Why examples are held out; gets how many are.
+        source: The source that holds the examples.
+        split: The name of the split.
+        counts: The numbers of training and test examples to select; None for all.
+        share: The fraction of the labeled examples to hold out if ``counts`` gives no test count.
+        seed: The seed that selects the held-out examples.
+        notes: The reasons for holding out examples; the number held out is appended.
 
     Raises:
         UserError: No class has two examples.
     """
-    known = known_labels(source)
-    able = source.examples if known is None else int((known >= 0).sum())
-    count = min(counts[1] or ALL, max(1, round(share * able)))
+    all_labels = known_labels(source)
+    labeled = source.examples if all_labels is None else int((all_labels >= 0).sum())
+    count = min(counts[1] or ALL, max(1, round(share * labeled)))
     both = choose(source, split, counts[0] and counts[0] + count)
     try:
         kept, out = hold_out(both.labels, count, seed)
@@ -104,31 +106,31 @@ def choose_and_hold_out(
         raise UserError(f"{both.called}: {error}; {'; '.join(notes)}") from error
     notes.append(f"{len(out)} examples of {both.called} are held out to test on")
     learned, tested = (
-        both._replace(examples=both.examples[places], labels=both.labels[places])
-        for places in (kept, out)
+        both._replace(examples=both.examples[rows], labels=both.labels[rows])
+        for rows in (kept, out)
     )
     return learned, tested._replace(name=f"{split} (held out)", known=None)
 
 
 def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
-    """Return the classes of a training source, and whether they are known to be all of them.
+    """Return the classes of a training source, and whether the list is certain to be complete.
 
     Args:
         chosen: The training examples.
-        count: How many were asked for; None for all.
+        count: The number of training examples requested; None for all.
 
     Raises:
-        UserError: A label is beyond the names.
+        UserError: A label exceeds the list of class names.
     """
     label_names = chosen.source.label_names
     complete = True
     if chosen.known is not None:
-        numbers = distinct(chosen.known)
+        class_labels = distinct(chosen.known)
     else:
-        numbers = distinct(chosen.labels)
-        if count is not None:  # a few of many records: the names are all that is known of the rest
-            names_of(numbers if label_names else numbers[:0], label_names, chosen.called)
+        class_labels = distinct(chosen.labels)
+        if count is not None:  # the records not read may hold any named class
+            names_of(class_labels if label_names else class_labels[:0], label_names, chosen.called)
             complete = bool(label_names)
-            numbers = np.arange(len(label_names)) if label_names else numbers
-    names = names_of(numbers, label_names, chosen.called) if label_names else []
-    return Classes(numbers, tuple(names)), complete
+            class_labels = np.arange(len(label_names)) if label_names else class_labels
+    names = names_of(class_labels, label_names, chosen.called) if label_names else []
+    return Classes(class_labels, tuple(names)), complete

@@ -1,4 +1,4 @@
-"""Images as an evaluation sees them: centre crops in a fixed order, every example exactly once."""
+"""Evaluation images: center crops in a fixed order, every example exactly once."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,23 +14,31 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 class EvaluationBatch(NamedTuple):
-    """Rows of a batch. Where ``valid`` is false there is padding, or nothing that counts."""
+    """The rows of a batch that this process loads.
+
+    Attributes:
+        images: The center crops; zeros for padding.
+        label: The label of each image; -1 where unknown.
+        valid: False for padding, for images that cannot be decoded, and for rows excluded for want
+            of a label.
+        number: The index of each example in its source; -1 for padding.
+    """
 
     images: UInt8[np.ndarray, "rows height width channels"]
-    label: Int[np.ndarray, " rows"]  # -1 where unknown
+    label: Int[np.ndarray, " rows"]
     valid: Bool[np.ndarray, " rows"]
-    number: Int[np.ndarray, " rows"]  # of the example in its source; -1 for padding
+    number: Int[np.ndarray, " rows"]
 
 
 class EvaluationSet:
-    """Up to ``count`` examples spread evenly over a source, the same ones each time.
+    """A fixed set of up to ``count`` examples, spread evenly over a source.
 
     Args:
-        config: resolved.
-        source: of the images.
-        count: of examples; all of them if there are fewer.
-        labelled: leave out what has no label.
-        only: numbers of the examples, in this order, instead of a count of them.
+        config: The resolved configuration.
+        source: The source that holds the images.
+        count: The number of examples; all of them if the source has fewer.
+        labelled: Whether to exclude examples without a label.
+        only: The indices of the examples to use, in this order; overrides ``count``.
     """
 
     def __init__(
@@ -46,8 +54,8 @@ class EvaluationSet:
         if only is not None:
             self._examples = only
         elif labelled and source.labels is not None:
-            able = np.flatnonzero(source.labels >= 0)
-            self._examples = able[spread(len(able), count)]
+            with_label = np.flatnonzero(source.labels >= 0)
+            self._examples = with_label[spread(len(with_label), count)]
         else:
             self._examples = spread(source.examples, count)
 
@@ -57,16 +65,16 @@ class EvaluationSet:
     def batches(
         self, batch_size: int, rows: Int[np.ndarray, " local"]
     ) -> Iterator[EvaluationBatch]:
-        """Some rows of every batch. An image that cannot be decoded is not valid.
+        """Yield this process's rows of every batch. An image that cannot be decoded is not valid.
 
         Args:
-            batch_size: of the global batch.
-            rows: of it, ascending.
+            batch_size: The size of the global batch.
+            rows: The rows of the global batch to load, ascending.
         """
         tf = tensorflow()
         local = len(rows)
-        numbers = np.arange(len(self._examples))
-        mine = self._examples[np.isin(numbers % batch_size, rows)].astype(np.int64)
+        ranks = np.arange(len(self._examples))
+        mine = self._examples[np.isin(ranks % batch_size, rows)].astype(np.int64)
         config = self._config
         dataset = chunks.batches(
             self._source,
@@ -77,26 +85,26 @@ class EvaluationSet:
         )
         loaded = chunks.elements(dataset)
         for start in range(0, len(self._examples), batch_size):
-            there = int(np.searchsorted(rows, len(self._examples) - start))
+            filled = int(np.searchsorted(rows, len(self._examples) - start))
             shape = (local, *config.data.image_size, config.data.channels)
             images, label = np.zeros(shape, np.uint8), np.full(local, -1, np.int32)
-            valid, number = np.zeros(local, bool), np.full(local, -1, np.int32)
-            if there:
-                number[:there] = self._examples[start + rows[:there]]
+            valid, index = np.zeros(local, bool), np.full(local, -1, np.int32)
+            if filled:
+                index[:filled] = self._examples[start + rows[:filled]]
                 part = next(loaded)
-                images[:there], label[:there] = part["views"][:, 0], part["label"]
-                valid[:there] = (part["attempt"] == 0) & (
+                images[:filled], label[:filled] = part["views"][:, 0], part["label"]
+                valid[:filled] = (part["attempt"] == 0) & (
                     (part["label"] >= 0) | (not self._labelled)
                 )
-            yield EvaluationBatch(images, label, valid, number)
+            yield EvaluationBatch(images, label, valid, index)
 
     def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
-        """All that are valid, in memory."""
+        """Return all valid images in memory."""
         (batch,) = self.batches(len(self), np.arange(len(self)))
         return batch.images[batch.valid]
 
 
 def spread(examples: int, count: int) -> Int[np.ndarray, " chosen"]:
-    """Up to ``count`` numbers below ``examples``, evenly spread."""
+    """Return up to ``count`` evenly spread indices below ``examples``."""
     chosen = min(examples, count)
     return (np.arange(chosen, dtype=np.int64) * 2 + 1) * examples // max(1, 2 * chosen)

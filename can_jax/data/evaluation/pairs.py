@@ -1,6 +1,6 @@
-"""A training and a test split that go together: opened, matched by class, and kept apart.
+"""Training and test splits for evaluation: opened, matched by class, and checked for duplicates.
 
-The probe of a run and every protocol of an evaluation open their examples here.
+The probe of a training run and every evaluation protocol open their examples here.
 """
 
 import dataclasses
@@ -27,21 +27,21 @@ from can_jax.data.sources.registry import available_splits, open_source
 from can_jax.data.storage.splits import SPELLINGS, standard
 from can_jax.utils.errors import UserError
 
-TEST_SPLITS = ("test", "val")  # where a person chose none; in any spelling
+TEST_SPLITS = ("test", "val")  # tried in this order, in any spelling, if the user names none
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Labeled examples of a split, chosen and not yet read.
+    """Labeled examples selected from a split, not yet read.
 
     Attributes:
-        name: the split, for messages and results.
-        data: the config block it was opened by.
-        source: of the images.
-        examples: numbers of the chosen examples in the source.
-        labels: the source's own label of each.
-        numbering: the translation of the source's labels to places of classes.
-        classes: of the training source.
+        name: The name of the split, for messages and results.
+        data: The config block from which the source was opened.
+        source: The source that holds the images.
+        examples: The indices of the selected examples in the source.
+        labels: The label of each selected example, in the source's own numbering.
+        numbering: The translation of the source's labels to class indices.
+        classes: The classes of the training source.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Part:
     classes: Classes
 
     def labeled(self) -> Source:
-        """Return the chosen examples alone as a source, labeled by places of classes."""
+        """Return a source of the selected examples only, labeled by class index."""
         labels = self.numbering(self.labels)
         if isinstance(self.source, ArraySource):
             whole = len(self.examples) == self.source.examples
@@ -64,12 +64,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Numbers to learn from and to test on.
+    """A training and a test set with the same classes.
 
     Attributes:
-        train, test: the examples.
-        classes: of the training source.
-        notes: what a person has to know of them, a sentence each.
+        train, test: The selected examples.
+        classes: The classes of the training source.
+        notes: Caveats for the user, a sentence each.
     """
 
     train: Part
@@ -90,20 +90,21 @@ def open_pair(
 ) -> Pair:
     """Open training and test examples with the same classes.
 
-    Where there is no split to test on, or it reads the very files of the training split, a share of
-    the training examples is held out.
+    A fraction of the training examples is held out if no test split exists, or if it reads the
+    training files.
 
     Args:
-        data: a config block that names the data.
-        splits: the splits to test on, the preferred one first; see `open_test`.
-        chosen: a person chose the split for this very purpose: nothing is held out.
-        counts: training and test examples to choose, evenly spread; None for all.
-        share: of the training examples, to hold out where there is no test split.
-        seed: of the examples that are held out.
-        train: the training source, where it is open already.
+        data: The config block that names the data.
+        splits: The test splits to try, the preferred one first; see `open_test`.
+        chosen: Whether the user chose the test split explicitly; then nothing is held out because
+            the test split reads the training files.
+        counts: The numbers of training and test examples to select, evenly spread; None for all.
+        share: The fraction of the training examples to hold out if no test split exists.
+        seed: The seed that selects the held-out examples.
+        train: The training source, if it is already open.
 
     Raises:
-        UserError: a split is missing, has no labels or has unknown classes.
+        UserError: A split is missing, has no labels or has unknown classes.
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)
@@ -116,7 +117,7 @@ def open_pair(
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
     held = other is None or (same and not chosen)
     if other is None or held:
-        if not 0 < share < 1:  # of a run of an older version
+        if not 0 < share < 1:  # stored by an older version of the package
             raise UserError(
                 f"there is no split to test on but {data.split!r}, and config.probe.held_out="
                 f"{share} is no share of it: set config.data.held_out or config.data.test_split"
@@ -141,21 +142,21 @@ def open_pair(
 def _match(
     learned: Chosen, tested: Chosen, count: int | None, held: bool, notes: list[str]
 ) -> tuple[Classes, Numbering]:
-    """Return the classes of training examples, and the translation of the test examples' labels.
+    """Return the classes of the training examples, and the translation of the test labels.
 
     Args:
         learned, tested: The training and the test examples.
-        count: Training examples that were asked for; None for all.
-        held: The test examples are held out of the training examples.
-        notes: Get what a person has to know of the classes.
+        count: The number of training examples requested; None for all.
+        held: Whether the test examples are held out of the training split.
+        notes: The list to which caveats about the classes are appended.
     """
     classes, complete = classes_of(learned, count)
-    there = tested.distinct_labels
-    if not complete:  # other classes may be among the records that were not looked at
-        classes = Classes(np.union1d(classes.numbers, there))
+    test_labels = tested.distinct_labels
+    if not complete:  # the records not read may hold other classes
+        classes = Classes(np.union1d(classes.numbers, test_labels))
     names, other_names = learned.source.label_names, tested.source.label_names
-    numbering = classes.match(there, other_names, tested.called, learned.called)
-    if complete and not held and (absent := classes.absent(numbering(there))):
+    numbering = classes.match(test_labels, other_names, tested.called, learned.called)
+    if complete and not held and (absent := classes.absent(numbering(test_labels))):
         notes.append(f"{tested.called} has no image of {absent}")
     if alike := classes.alike():
         notes.append(f"{learned.called} has two classes that differ in spelling only: {alike}")
@@ -170,24 +171,24 @@ def _match(
 def _compare_images(
     learned: Chosen, tested: Chosen, same: bool, held: bool, notes: list[str]
 ) -> None:
-    """Note which test images are training images, too.
+    """Append a note if test images are also training images.
 
     Args:
         learned, tested: The training and the test examples.
-        same: Both are of the same files.
-        held: The test examples are held out of the training examples.
-        notes: Get a sentence on it.
+        same: Whether both read the same files.
+        held: Whether the test examples are held out of the training split.
+        notes: The list to which the note is appended.
     """
     if same and not held:
         notes.append(
             f"{learned.called} and {tested.called} are the same examples: accuracies say nothing"
         )
         return
-    found, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
-    if found:
+    duplicates, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
+    if duplicates:
         where = "among the other examples" if held else f"in {learned.called}"
         notes.append(
-            f"{found} of {compared} examples of {tested.called} that were compared are also "
+            f"{duplicates} of {compared} examples of {tested.called} that were compared are also "
             f"{where}, byte for byte: accuracies say less than they seem to"
         )
 
@@ -195,24 +196,27 @@ def _compare_images(
 def open_test(
     data: ConfigDict, splits: Sequence[str], *, notes: list[str], names: Sequence[str] = ()
 ) -> tuple[str, Source | None]:
-    """Return the name and source of the first of some splits that has labels; None without any.
+    """Return the name and source of the first listed split that has labels.
 
     Args:
-        data: a config block that names the data.
-        splits: the splits to test on, the preferred one first. A single one has to be there.
-        notes: get what a person has to know.
-        names: of the known classes. A split with none of them is passed over, such as a `test`
-            whose images all lie in `unknown/`.
+        data: The config block that names the data.
+        splits: The test splits to try, the preferred one first. A single split must exist.
+        notes: The list to which caveats for the user are appended.
+        names: The known class names. A split with none of them is skipped, such as a `test` whose
+            images are all in `unknown/`.
+
+    Returns:
+        The name of the split and its source. The source is None if no split qualifies.
 
     Raises:
-        UserError: there is no such split, and no other one may take its place.
+        UserError: The only listed split does not exist, or a source cannot be opened.
     """
     if len(splits) == 1:
         return splits[0], open_source(data, splits[0])
     problems: dict[str, str] = {}
-    there, missing = available_splits(data, problems), ""
+    available, missing = available_splits(data, problems), ""
     for name in splits:
-        if standard(name) in SPELLINGS and standard(name) not in there:
+        if standard(name) in SPELLINGS and standard(name) not in available:
             problem = problems.get(standard(name), f"there is no split {name!r}")
             missing = f"{missing}; {problem}" if missing else problem
             continue
@@ -233,34 +237,38 @@ def open_test(
 def open_part(
     data: ConfigDict, split: str, source: Source, count: int | None, classes: Classes, called: str
 ) -> tuple[Part, str]:
-    """Choose examples of a split by itself, for a classifier of known classes.
+    """Select examples of one split for a classifier of known classes.
 
     Args:
-        data: the config block that the source was opened by.
-        split: its name.
-        source: of the images.
-        count: examples to choose, evenly spread; None for all.
-        classes: of the classifier.
-        called: what messages call the split.
+        data: The config block from which the source was opened.
+        split: The name of the split.
+        source: The source that holds the images.
+        count: The number of examples to select, evenly spread; None for all.
+        classes: The classes of the classifier.
+        called: The name of the split as it appears in messages.
 
     Returns:
-        The examples, and a phrase that counts and names the classes without any.
+        The selected examples, and a phrase that counts and names the classes without examples.
 
     Raises:
-        UserError: it has no labels or has unknown classes.
+        UserError: The split has no labels or has unknown classes.
     """
     chosen = choose(source, split, count)
-    there = chosen.distinct_labels
-    numbering = classes.match(there, source.label_names, called, "the classifier's training data")
-    return _part(chosen, data, numbering, classes), classes.absent(numbering(there))
+    split_labels = chosen.distinct_labels
+    numbering = classes.match(
+        split_labels, source.label_names, called, "the classifier's training data"
+    )
+    return _part(chosen, data, numbering, classes), classes.absent(numbering(split_labels))
 
 
 def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool = True) -> Part:
-    """Open a split whose classes are those that it has itself, or are of no interest.
+    """Open a split with its own classes, or without classes.
 
     Args:
-        data, split, count: as in `open_part`.
-        labeled: leave out what has no label.
+        data: The config block that names the data.
+        split: The name of the split.
+        count: The number of examples to select, evenly spread; None for all.
+        labeled: Whether to select only examples with a label; otherwise labels are ignored.
     """
     source = open_source(data, split)
     if not labeled:
@@ -274,7 +282,7 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
 
 
 def _part(chosen: Chosen, data: ConfigDict, numbering: Numbering, classes: Classes) -> Part:
-    """Return chosen examples with the classes that they are labeled by."""
+    """Return selected examples together with the classes that label them."""
     return Part(
         chosen.name, data, chosen.source, chosen.examples, chosen.labels, numbering, classes
     )

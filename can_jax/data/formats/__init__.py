@@ -1,1 +1,1 @@
-"""Formats of shards: TFRecord, tar and TFDS."""
+"""File formats of shards: TFRecord, tar and TFDS."""

@@ -1,4 +1,4 @@
-"""Numbers of classes: those that fit int32, and -1 for all that are unknown."""
+"""Conversion of class labels to int32; labels out of range become -1, unknown."""
 
 import functools
 
@@ -10,31 +10,31 @@ BEYOND = "labels beyond 32 bits, which count as unknown"
 LIMITS = np.iinfo(np.int32)
 
 
-def is_label(number: int) -> bool:
-    """Return whether a number fits int32."""
-    return LIMITS.min <= number <= LIMITS.max
+def is_label(value: int) -> bool:
+    """Return whether an integer fits int32."""
+    return LIMITS.min <= value <= LIMITS.max
 
 
-def as_label(number: int, where: str) -> int:
-    """Return a label, or -1 if it does not fit int32, which is logged once for each ``where``."""
-    if is_label(number):
-        return number
+def as_label(value: int, where: str) -> int:
+    """Return a label, or -1 if it does not fit int32; logs the first one of each ``where``."""
+    if is_label(value):
+        return value
     _log_once(where)
     return -1
 
 
-def as_labels(numbers: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
-    """Return labels as int32, -1 where one does not fit; their number is logged."""
-    numbers = np.asarray(numbers)
-    if numbers.dtype == np.int32:
-        return numbers
-    beyond = (numbers < LIMITS.min) | (numbers > LIMITS.max)
+def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
+    """Return labels as int32, with -1 for those that do not fit; logs how many do not."""
+    labels = np.asarray(labels)
+    if labels.dtype == np.int32:
+        return labels
+    beyond = (labels < LIMITS.min) | (labels > LIMITS.max)
     if beyond.any():
         logging.warning(
             "%s: %d labels, such as %d, are beyond 32 bits and count as unknown",
-            where, beyond.sum(), numbers[beyond][0],
+            where, beyond.sum(), labels[beyond][0],
         )  # fmt: skip
-    return np.where(beyond, -1, numbers).astype(np.int32)
+    return np.where(beyond, -1, labels).astype(np.int32)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a look at a shard's headers finds: byte offsets and lengths of its examples."""
+"""The result of scanning a shard's headers: byte offsets, lengths and labels of its examples."""
 
 import collections
 from collections.abc import Callable
@@ -7,14 +7,18 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-NAMED_GAPS = 3  # damaged places that a message names
+NAMED_GAPS = 3  # damaged byte ranges that a message names
 
 
 class Found(NamedTuple):
     """The examples of one shard.
 
-    ``label`` is -1 where the headers do not tell. ``problem`` says what is damaged, and at which
-    byte. ``unused`` counts the members that are no examples, by their kind.
+    Attributes:
+        offset: The offset of each example in the file, in bytes.
+        length: The length of each example in bytes.
+        label: The label of each example; -1 if the headers do not hold it.
+        problem: A phrase that describes the damage and the byte at which it starts, or None.
+        unused: The number of members that are not examples, by kind.
     """
 
     offset: Int[np.ndarray, " examples"]
@@ -31,7 +35,7 @@ def found(
     problem: str | None = None,
     unused: collections.Counter[str] | None = None,
 ) -> Found:
-    """Return the examples of a shard as arrays."""
+    """Return the examples of a shard as arrays; see `Found`."""
     return Found(
         np.array(offsets, np.int64),
         np.array(lengths, np.int64),
@@ -42,12 +46,12 @@ def found(
 
 
 def name_gaps(gaps: list[tuple[int, int]], describe: Callable[[int, int], str]) -> str:
-    """Return a list of the first gaps of a file, and the number of the others.
+    """Describe the first damaged ranges of a file, and count the others.
 
     Args:
-        gaps: The first byte of each, and the one behind it.
-        describe: Returns a phrase for one of them.
+        gaps: The byte ranges, (start, end) with an exclusive end.
+        describe: A function that returns a phrase for one range.
     """
     more = len(gaps) - NAMED_GAPS
-    places = [describe(*gap) for gap in gaps[:NAMED_GAPS]]
-    return ", ".join([*places, f"{more} more places"] if more > 0 else places)
+    phrases = [describe(*gap) for gap in gaps[:NAMED_GAPS]]
+    return ", ".join([*phrases, f"{more} more places"] if more > 0 else phrases)

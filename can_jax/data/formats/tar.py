@@ -1,4 +1,4 @@
-"""Members of a tar, whole or damaged: headers, links, and the bytes that belong to no member."""
+"""The members of a tar, intact or damaged: headers, links, and bytes that belong to no member."""
 
 import re
 import sys
@@ -9,15 +9,15 @@ from typing import Any
 from can_jax.data.formats.scan import name_gaps
 
 BLOCK = tarfile.BLOCKSIZE
-# Bytes of which a tar is a multiple, as `tar -b` sets it: mostly a multiple of the usual 20 blocks,
-# or a power of two. Smaller powers are left out, as a hole of a page would pass for padding.
+# Record sizes in bytes to which `tar -b` pads: mostly a multiple of the usual 20 blocks, or a power
+# of two. Smaller powers are left out, because a hole of one page would pass for padding.
 RECORDS = (
     *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
     *(BLOCK << power for power in range(6, 12)),
 )
-LONGEST_HEADER = 2**20  # bytes of a header with its names and attributes
-END_ZEROS = 2**20  # bytes of zeros behind the last member that are no reason for doubt
-# How files of these kinds begin; they can only be read from start to end.
+LONGEST_HEADER = 2**20  # bytes of a header including its names and attributes
+END_ZEROS = 2**20  # bytes of zeros after the last member that are not reported
+# The first bytes of compressed files, which can only be read sequentially.
 COMPRESSED = {
     rb"\x1f\x8b": "gzip", rb"BZh\d1AY&": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd",
     rb"\x04\x22\x4d\x18": "lz4", rb"\x78[\x01\x9c\xda]": "zlib",
@@ -25,21 +25,25 @@ COMPRESSED = {
 
 
 def compression_of(start: bytes) -> str | None:
-    """Return how a file that begins with these bytes is compressed; None if it is not."""
+    """Return the compression that the first bytes of a file identify, or None."""
     return next((kind for magic, kind in COMPRESSED.items() if re.match(magic, start)), None)
 
 
 def open_tar(file: Any, mode: str) -> tarfile.TarFile:
-    """Open a tar for `Members`, with a mode of `tarfile`: `r:` or `r|*`.
+    """Open a tar for `Members`.
+
+    Args:
+        file: The file object that holds the tar.
+        mode: The mode of `tarfile`, `r:` to seek or `r|*` to stream.
 
     Raises:
-        tarfile.TarError: It is empty.
+        tarfile.TarError: The tar is empty.
     """
 
     class Header(tarfile.TarInfo):
-        """A member that begins at its first header, be it one of attributes for all members."""
+        """A member whose offset is that of its first header, including global attribute headers."""
 
-        invalid = False  # whether any block was no header
+        invalid = False  # whether any block was not a valid header
 
         @classmethod
         def fromtarfile(cls, tar: tarfile.TarFile) -> "Header":
@@ -63,13 +67,13 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 class _Bounded:
-    """A file of which no more than some bytes are read for one header.
+    """A file object that limits the bytes read for one header.
 
-    A header may be followed by names, attributes or places of any stated length, which `tarfile`
-    would read into memory: a few megabytes that are compressed can state gigabytes.
+    A header may be followed by names, attributes or sparse maps of any stated length, which
+    `tarfile` would read into memory. A few compressed megabytes can state gigabytes.
 
     Args:
-        file: To read from.
+        file: The file object to wrap.
     """
 
     def __init__(self, file: Any):
@@ -79,7 +83,7 @@ class _Bounded:
         """Return bytes of the file.
 
         Raises:
-            tarfile.SubsequentHeaderError: They are too many for a header.
+            tarfile.SubsequentHeaderError: The read exceeds the limit of one header.
         """
         if not 0 <= size <= self.left and self.left < sys.maxsize:
             raise tarfile.SubsequentHeaderError("a header is too long")  # type: ignore[attr-defined]
@@ -97,14 +101,14 @@ def _bytes_from(start: int, end: int) -> str:
 
 
 class Members:
-    """The members of a tar that is read once, from start to end.
+    """The members of a tar, read once from start to end.
 
-    A header that is damaged, or overwritten with zeros, ends the members for `tarfile`. Here
-    reading resumes at the next header whose checksum is right.
+    `tarfile` ends at a header that is damaged or overwritten with zeros. This class resumes at the
+    next header with a valid checksum.
 
     Args:
-        tar: As `open_tar` returns it.
-        size: Of the file in bytes, if it is known. Members beyond it are left out.
+        tar: The tar that `open_tar` returned.
+        size: The size of the file in bytes, if known. Members beyond it are left out.
     """
 
     def __init__(self, tar: tarfile.TarFile, size: int = sys.maxsize):
@@ -116,10 +120,10 @@ class Members:
         self._damaged = False  # since the last member
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        start, end = 0, 0  # of the tar, which can follow another; and end of its last member
+        start, end = 0, 0  # start of the current of several joined tars; end of its last member
         while (member := self._next()) is not None:
             if member.offset > end:
-                mark = 2 * BLOCK  # of zeros, with which every tar ends
+                mark = 2 * BLOCK  # bytes of zeros that end every tar
                 if end and not self._damaged and member.offset - end >= mark:
                     if not self._is_padded(start, end + mark, member.offset):
                         self._zeros.append((end, member.offset))
@@ -128,7 +132,7 @@ class Members:
                     self._gaps.append((end, member.offset))
             end, self._damaged = self.tar.offset, False
             whole = not member.isreg() or member.offset_data + member.size <= self._size
-            if not whole and not member.issparse():  # whose size is not that in the file
+            if not whole and not member.issparse():  # which takes fewer bytes than its size
                 self._ending = f"is cut off: its member at byte {member.offset} is not whole"
                 return
             yield member
@@ -136,25 +140,26 @@ class Members:
 
     @property
     def problem(self) -> str | None:
-        """What is damaged, and where; None if nothing is. Known after the iteration."""
-        said = []
+        """A phrase that describes the damage and its byte ranges, or None; complete after the
+        iteration."""
+        phrases = []
         if self._gaps:
-            places = name_gaps(self._gaps, _bytes_from)
-            said.append(f"is damaged: no valid header in {places}, which is passed over")
+            ranges = name_gaps(self._gaps, _bytes_from)
+            phrases.append(f"is damaged: no valid header in {ranges}, which is passed over")
         if self._zeros:
-            places = name_gaps(self._zeros, _bytes_from)
-            said.append(
-                f"has no valid header in {places}, which is passed over: only zeros, as between "
+            ranges = name_gaps(self._zeros, _bytes_from)
+            phrases.append(
+                f"has no valid header in {ranges}, which is passed over: only zeros, as between "
                 "tars that were joined, or as in a hole that cost members"
             )
         if self._ending:
-            said.append(self._ending)
-        return "; it ".join(said) or None
+            phrases.append(self._ending)
+        return "; it ".join(phrases) or None
 
     def _next(self) -> tarfile.TarInfo | None:
-        """Return the next member that has a valid header."""
+        """Return the next member with a valid header, or None at the end."""
         tar = self.tar
-        tar.members = []  # which would otherwise keep every header
+        tar.members = []  # otherwise `tarfile` retains every header in memory
         if tar.firstmember is not None:
             member, tar.firstmember = tar.firstmember, None
             return member
@@ -169,28 +174,28 @@ class Members:
             except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
                 return None
             except (tarfile.HeaderError, ValueError, OverflowError):
-                # The header of a long name or of attributes is right, and what follows is not.
+                # The header of a long name or of attributes is valid, but its content is not.
                 self._damaged = True
                 tar.offset = -(-max(tar.fileobj.tell(), tar.offset + BLOCK) // BLOCK) * BLOCK
         return None
 
     def _seek(self) -> bool:
-        """Go to where the next header should be; return whether the file reaches that far."""
+        """Seek to the next expected header; return whether the file extends that far."""
         file, offset = self.tar.fileobj, self.tar.offset
         if file.tell() >= offset:
-            return bool(file.tell() == offset)  # or it ends within a block
+            return bool(file.tell() == offset)  # beyond it, the file ends within a block
         file.seek(offset - 1)
         return bool(file.read(1))
 
     def _is_padded(self, start: int, end: int, after: int) -> bool:
-        """Return whether zeros from the end of a tar to the next one pad it to whole records."""
+        """Return whether the zeros between two concatenated tars pad the first to whole records."""
         padding = after - end
         return not padding or any(
             padding < record and (after - start) % record == 0 for record in RECORDS
         )
 
     def _finish(self, end: int) -> None:
-        """Note what is wrong behind the last member, where only zeros belong."""
+        """Record damage after the last member, where only zeros belong."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
             self._ending = "is no tar: no valid header in it"

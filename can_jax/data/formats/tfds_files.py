@@ -1,8 +1,9 @@
-"""Check the files of a TFDS data set before TFDS reads them, since it imports what they name.
+"""Security checks of a TFDS data set's files before TFDS reads them and imports the classes they
+name.
 
-`features.json` names the class of each feature. TFDS imports its module, whatever it is, so that
-somebody's data set would run somebody's code. The names of data sets can likewise stand for code
-that is downloaded.
+`features.json` names the class of each feature, and TFDS imports its module unconditionally. A
+third-party data set could therefore execute arbitrary code. The name of a data set can likewise
+refer to code that TFDS downloads.
 """
 
 import json
@@ -17,20 +18,20 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
 
 FEATURES = "features.json"
-OWN = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")  # classes that TFDS itself has
-KEYS = ("type", "pythonClassName", "python_class_name")  # under which a file names a class
+OWN = re.compile(r"tensorflow_datasets\.core\.features(\.\w+)+")  # classes that TFDS itself defines
+KEYS = ("type", "pythonClassName", "python_class_name")  # the keys under which a file names a class
 NAME = re.compile(
     r"\w+(/[^/:=,]+)*(:(\d+|\*)(\.(\d+|\*))*)?"
-)  # of a data set, its configuration and version
-DEEPEST = 3  # folders: data set, configuration, version
-LARGEST = 2**26  # bytes of such a file
+)  # a data set with an optional configuration and version
+DEEPEST = 3  # folder levels: data set, configuration, version
+LARGEST = 2**26  # bytes of `features.json`, at most
 
 
 def check_name(name: str) -> None:
-    """Refuse the name of a data set that TFDS would download code for, or pass options to.
+    """Reject a data set name for which TFDS would download code, or which passes options to TFDS.
 
     Raises:
-        UserError: It is not NAME, NAME/CONFIG or either with :VERSION.
+        UserError: The name is not NAME or NAME/CONFIG, optionally with :VERSION.
     """
     if not NAME.fullmatch(name):
         raise UserError(
@@ -40,11 +41,11 @@ def check_name(name: str) -> None:
 
 
 def check_features(data_dir: str, name: str) -> None:
-    """Refuse a data set whose files name a class that is not of TFDS itself.
+    """Reject a data set whose files name a class that TFDS itself does not define.
 
     Args:
         data_dir: The folder of data sets.
-        name: Of the data set, as TFDS names its folder.
+        name: The name of the data set's folder in ``data_dir``.
 
     Raises:
         UserError: A file names another class, or cannot be read.
@@ -55,17 +56,17 @@ def check_features(data_dir: str, name: str) -> None:
     except OSError as error:
         raise UserError(f"{shown(folder)} cannot be read: {one_line(error)}") from error
     for path in paths:
-        for found in _classes(_read(path)):
-            if not isinstance(found, str) or not OWN.fullmatch(found):
+        for class_name in _classes(_read(path)):
+            if not isinstance(class_name, str) or not OWN.fullmatch(class_name):
                 raise UserError(
-                    f"{shown(path)} names the class {found!r}, which is not of TFDS itself; "
+                    f"{shown(path)} names the class {class_name!r}, which is not of TFDS itself; "
                     "nothing of it was run: prepare the data set with features of TFDS, or as "
                     "TFRecords (config.data.source=tfrecord)"
                 )
 
 
 def _files(folder: str, depth: int) -> Iterator[str]:
-    """Yield every file of features below a folder, as deep as TFDS looks."""
+    """Yield the path of every `features.json` below a folder, to the depth that TFDS searches."""
     if not is_folder(folder):
         return
     if exists(path := os.path.join(folder, FEATURES)):
@@ -76,6 +77,11 @@ def _files(folder: str, depth: int) -> Iterator[str]:
 
 
 def _read(path: str) -> Any:
+    """Return the JSON content of a file.
+
+    Raises:
+        UserError: The file cannot be read, is too large, or is not valid JSON.
+    """
     try:
         with open_file(path) as file:
             content = file.read(LARGEST + 1)
@@ -87,7 +93,7 @@ def _read(path: str) -> Any:
 
 
 def _classes(content: Any) -> Iterator[Any]:
-    """Yield what is named as a class anywhere in a file, in texts that are JSON again as well."""
+    """Yield the class names anywhere in a file, including those in strings that hold JSON."""
     todo = [content]
     while todo:
         part = todo.pop()
@@ -103,4 +109,4 @@ def _classes(content: Any) -> Iterator[Any]:
             try:
                 todo.append(json.loads(part))
             except (ValueError, RecursionError):
-                yield part[:100]  # TFDS might read what Python does not
+                yield part[:100]  # rejected, because TFDS's parser may accept it

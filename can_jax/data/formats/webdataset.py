@@ -1,4 +1,4 @@
-"""The layout of WebDataset: which members of a tar are an example, and which are not used."""
+"""The WebDataset layout: which members of a tar form an example, and which are unused."""
 
 import collections
 import posixpath
@@ -16,10 +16,10 @@ from can_jax.data.storage.files import IMAGE_NAME
 from can_jax.data.storage.reading import RandomFile, open_file
 from can_jax.data.storage.splits import shown
 
-LABEL = 100  # bytes of a label that are read; a longer one is no number
-HOPS = 40  # links that may lead to each other, as in Linux
-PENDING = 2**28  # bytes of images of one key that wait in memory for their labels
-# What a second image of an example is named, between its key and its suffix.
+LABEL = 100  # bytes read of a label; a longer one is not an integer
+HOPS = 40  # links followed in a chain, the limit of Linux
+PENDING = 2**28  # bytes of images of one key that may wait in memory for their labels
+# The name of an example's second image, between its key and its suffix.
 ROLES = frozenset(
     """
     seg segm segmentation mask masks label labels target gt semantic instance panoptic depth disp
@@ -28,7 +28,7 @@ ROLES = frozenset(
     preview small large lowres hires lr hr before after front back query
     """.split()  # noqa: SIM905
 )
-Unused = collections.Counter[str]  # members that are not used, by their kind
+Unused = collections.Counter[str]  # the number of unused members, by kind
 SECOND, LINKS = "second images of an example", "links that lead to no file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are no files"
 LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
@@ -38,7 +38,7 @@ SUCH_AS = ", such as "  # between a kind and an example of it
 
 
 def scan_tar(path: str) -> Found:
-    """Return every example of an uncompressed tar; links lead to the bytes of their targets."""
+    """Return every example of an uncompressed tar; a link has the byte range of its target."""
     file = RandomFile(path)
     if kind := compression_of(file.read(0, 8)):
         return found([], [], [], f"is compressed ({kind}): set config.data.streaming, or expand it")
@@ -55,29 +55,29 @@ def scan_tar(path: str) -> Found:
             problem = members.problem
     except (tarfile.TarError, EOFError) as error:
         problem = f"is no whole uncompressed tar: {error}"
-    places = [(image.offset_data, image.size) for image in images]
+    ranges = [(image.offset_data, image.size) for image in images]
     if any(not image.isreg() for image in images):
-        places = _resolve(path, file.size, images)
-        unused[LINKS] += places.count((0, 0))
-    kept = [row for row in zip(places, labels, strict=True) if row[0] != (0, 0)]
-    offsets, lengths = ([place[i] for place, _ in kept] for i in (0, 1))
+        ranges = _resolve(path, file.size, images)
+        unused[LINKS] += ranges.count((0, 0))
+    kept = [row for row in zip(ranges, labels, strict=True) if row[0] != (0, 0)]
+    offsets, lengths = ([byte_range[i] for byte_range, _ in kept] for i in (0, 1))
     return found(offsets, lengths, [label for _, label in kept], problem, +unused)
 
 
 def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[int, int]]:
-    """Return offset and length of each image, or of the file that it links to; (0, 0) if none."""
-    places: dict[str, tuple[int, int]] = {}
+    """Return the (offset, length) of each image or of its link target; (0, 0) if there is none."""
+    ranges: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with open_file(path) as stream, open_tar(stream, "r:") as tar:
         for member in Members(tar, size):
             name = posixpath.normpath(member.name)
             links.pop(name, None)
             if member.isreg() and not member.issparse():
-                places[name] = member.offset_data, member.size
+                ranges[name] = member.offset_data, member.size
             elif member.islnk() or member.issym():
                 links[name] = _target(member)
 
-    def place_of(image: tarfile.TarInfo) -> tuple[int, int]:
+    def range_of(image: tarfile.TarInfo) -> tuple[int, int]:
         if image.isreg():
             return image.offset_data, image.size
         name = _target(image)
@@ -85,13 +85,13 @@ def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[
             if name not in links:
                 break
             name = links[name]
-        return places.get(name, (0, 0))
+        return ranges.get(name, (0, 0))
 
-    return [place_of(image) for image in images]
+    return [range_of(image) for image in images]
 
 
 def _target(link: tarfile.TarInfo) -> str:
-    """Return the name of the member that a link leads to."""
+    """Return the name of the member to which a link refers."""
     base = posixpath.dirname(link.name) if link.issym() else ""
     return posixpath.normpath(posixpath.join(base, link.linkname))
 
@@ -102,17 +102,17 @@ def examples_of_tar(
     take: Callable[[tarfile.TarInfo], Any],
     unused: Unused,
 ) -> Iterator[tuple[Any, int]]:
-    """Yield what is taken of the image of each example, and its label.
+    """Yield the result of ``take`` for the image of each example, and the example's label.
 
-    Members that follow each other and share a name up to the first dot are one example, as in
-    WebDataset, unless they are images of different names, such as `a.2019.jpg` and `a.2020.jpg`.
+    Consecutive members that share a name up to the first dot form one example, as in WebDataset.
+    Images with different names, such as `a.2019.jpg` and `a.2020.jpg`, form separate examples.
 
     Args:
-        members: Of the tar, as they are read.
-        tar: Open for reading, whether it can seek or not.
-        take: Called with the member of an image, or a link to one, while the tar is at it. None is
-            what cannot be used.
-        unused: Counts the members that are not used.
+        members: The members of the tar, in order.
+        tar: The open tar, seekable or streamed.
+        take: A function called with the member of an image, or a link to one, while the tar is at
+            that member. It returns None for an unusable image.
+        unused: The counts of unused members, updated in place.
     """
     group = _Group("", "", unused)
     for member in members:
@@ -144,20 +144,20 @@ def examples_of_tar(
 
 
 class _Group:
-    """Members in a row whose names are the same up to the first dot."""
+    """Consecutive members whose names are the same up to the first dot."""
 
     def __init__(self, folder: str, key: str, unused: Unused):
         self.folder, self.key = folder, key
-        # With the name before the suffix.
+        # (stem, image) of each example that waits for its label.
         self._images: collections.deque[tuple[str, Any]] = collections.deque()
         self._bytes = 0
-        self._given: dict[str, int] = {}  # labels of the images that could wait no longer
+        self._given: dict[str, int] = {}  # labels yielded with the images that left memory early
         self._stems: dict[str, None] = {}
         self._labels: dict[str, int] = {}
         self._unused = unused
 
     def takes(self, name: str) -> bool:
-        """Return whether an image is an example, and not another image of an earlier one."""
+        """Return whether an image is an example, and not a second image of an earlier example."""
         stem = posixpath.splitext(name)[0]
         if stem in self._stems or (self._stems and self._accompanies(stem)):
             return False
@@ -165,6 +165,7 @@ class _Group:
         return True
 
     def _accompanies(self, stem: str) -> bool:
+        """Return whether an image, such as a mask, belongs to an earlier image of the group."""
         middle = stem[len(self.key) + 1 :]
         if middle.lower() in ROLES:
             return True
@@ -174,9 +175,9 @@ class _Group:
         return not middle and re.fullmatch(r"[^\W\d_]+", first) is not None
 
     def add_label(self, name: str, content: bytes) -> None:
-        """Note the number in a `.cls` member."""
-        number = rb"\s*([+-]?\d+)(\.0*)?\s*"
-        match = re.fullmatch(number, content) if len(content) < LABEL else None
+        """Record the integer in a `.cls` member."""
+        pattern = rb"\s*([+-]?\d+)(\.0*)?\s*"
+        match = re.fullmatch(pattern, content) if len(content) < LABEL else None
         label = int(match[1]) if match else -1
         if not match:
             self._count_no_integer(name, content)
@@ -188,18 +189,18 @@ class _Group:
         self._labels[stem] = label
 
     def _count_no_integer(self, name: str, content: bytes) -> None:
-        """Count a label that is no integer, under one kind with the first of them."""
+        """Count a label that is not an integer; all share one kind, which quotes the first."""
         kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
         text = content[:20].decode(errors="backslashreplace")
         self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
 
     def add_image(self, name: str, image: Any) -> None:
-        """Note what was taken of an image that is an example."""
+        """Record the result of ``take`` for an image that is an example."""
         self._images.append((posixpath.splitext(name)[0], image))
         self._bytes += len(image) if isinstance(image, bytes) else 0
 
     def overflow(self) -> Iterator[tuple[Any, int]]:
-        """Yield the first images, with the labels known so far, if too many bytes wait."""
+        """Yield the first images, with the labels known so far, while too many bytes wait."""
         while self._bytes > PENDING:
             stem, image = self._images.popleft()
             self._bytes -= len(image)
@@ -207,20 +208,20 @@ class _Group:
             yield image, self._given[stem]
 
     def _label_of(self, stem: str) -> int:
-        """Return the label of an image: its own, that of the key, or the only image's last."""
+        """Return an image's label: its own, that of the key, or the last one of the only image."""
         label = self._labels.get(stem, self._labels.get(self.key))
         if label is None and len(self._stems) == 1:
             return next(reversed(self._labels.values()), -1)
         return -1 if label is None else label
 
     def close(self) -> Iterator[tuple[Any, int]]:
-        """Yield the images that wait with their labels, and count the labels not used."""
+        """Yield the waiting images with their labels, and count the unused labels."""
         yield from ((image, self._label_of(stem)) for stem, image in self._images)
         late = sum(self._label_of(stem) != label for stem, label in self._given.items())
         lone = len(self._labels.keys() - self._stems.keys() - {self.key})
         if not self._stems:
             lone = len(self._labels)
-        elif len(self._stems) == 1:  # any label counts as that of the only image
+        elif len(self._stems) == 1:  # any label of the group applies to its only image
             self._unused[SECOND_LABELS] += max(0, len(self._labels) - 1)
             lone = 0
         self._unused.update({LATE: late, LONE: lone})
@@ -230,11 +231,12 @@ class _Group:
 
 
 def _kind(name: str) -> str:
+    """Return the suffix of a name in lower case, as the kind of an unused member."""
     return posixpath.splitext(name)[1].lower() or "without a suffix"
 
 
 def list_unused(unused: Unused) -> str:
-    """Return the kinds of unused members with their numbers, the most frequent first."""
+    """Return a list of the kinds of unused members with their counts, the most frequent first."""
     firsts: dict[str, str] = {}
     total: Unused = collections.Counter()
     for kind, count in unused.items():
@@ -244,17 +246,17 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return a kind of unused members without its example."""
+    """Return a kind of unused members without the example that it quotes."""
     return kind.split(SUCH_AS)[0]
 
 
 def as_text(unused: Unused) -> np.ndarray:
-    """Return the counts as an array of `kind=count`, which can be stored."""
+    """Return the counts as an array of `kind=count` strings, to be stored."""
     return np.array([f"{kind}={count}" for kind, count in unused.items()], str)
 
 
 def from_text(lines: Iterable[str]) -> Unused:
-    """Add up the counts that `as_text` made."""
+    """Return the sum of the counts that `as_text` stored."""
     unused: Unused = collections.Counter()
     for line in lines:
         kind, count = str(line).rsplit("=", 1)

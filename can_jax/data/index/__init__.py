@@ -1,1 +1,1 @@
-"""The index of a data set: `python -m can_jax.data.index`."""
+"""The index of a data set, written by `python -m can_jax.data.index`."""

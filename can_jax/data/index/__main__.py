@@ -1,4 +1,4 @@
-"""`python -m can_jax.data.index`; see `can_jax.cli.commands.index`."""
+"""The entry point of `python -m can_jax.data.index`; see `can_jax.cli.commands.index`."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""Building an index: what was found, in one table, with lists of what is amiss."""
+"""The index builder: one table of all usable examples, with lists of broken and duplicate ones."""
 
 import dataclasses
 import hashlib
@@ -32,21 +32,22 @@ def build_index(
     label_names: tuple[str, ...] = (),
     drop_duplicates: bool = False,
 ) -> None:
-    """Examine all files, write their index, and print what was found.
+    """Examine all files, write their index, and print a summary.
 
-    If another process is writing the same index, wait for it, and take what it wrote.
+    Blocks while another process writes the same index, and then uses the index of that process if
+    it was built from the same request.
 
     Args:
-        plan: what is to be done.
-        names: files, relative to the plan's root.
-        out: folder of the index.
-        workers: processes.
-        file_labels: the label of each file, where its place tells.
-        label_names: of the classes, if known.
-        drop_duplicates: keep only the first of examples with the same content.
+        plan: The data to index, and how to verify it.
+        names: The files, relative to the plan's root.
+        out: The folder of the index; created if missing.
+        workers: The number of processes.
+        file_labels: The label of each file, if its path determines the label.
+        label_names: The names of the classes; empty if unknown.
+        drop_duplicates: Whether to keep only the first of several examples with the same content.
 
     Raises:
-        UserError: nothing can be decoded.
+        UserError: There is no file, no example can be decoded, or the folder cannot be written.
     """
     if not names:
         raise UserError(f"there is no image below {plan.root}")
@@ -74,7 +75,7 @@ def build_index(
 
 
 def _request_of(out: Path) -> str | None:
-    """Return the digest of what an index was asked to hold; None without one."""
+    """Return the digest of the request from which an index was built, or None without an index."""
     try:
         return json.loads((out / FACTS).read_text()).get("request")
     except (OSError, ValueError):
@@ -91,7 +92,7 @@ def _build(
     drop_duplicates: bool,
     request: str,
 ) -> None:
-    """Write an index into a folder that no other process writes to."""
+    """Write an index into a folder to which no other process writes."""
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
@@ -111,7 +112,7 @@ def _build(
         "cut_off": [str(problem) for part in parts for problem in part.problems],
     }
     for name, lines in lists.items():
-        text = "".join(f"{line}\n" for line in lines)  # with the very bytes of the names
+        text = "".join(f"{line}\n" for line in lines)  # preserves names that are not UTF-8
         (out / f"{name}.txt").write_text(text, errors="surrogateescape")
     if problems := lists["cut_off"]:
         print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/cut_off.txt")
@@ -131,26 +132,26 @@ def _build(
 
 
 class Progress:
-    """Says now and then how far it is."""
+    """A progress callback that prints the percentage done at most every `PROGRESS_SECONDS`."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + PROGRESS_SECONDS
 
     def __call__(self, done: int, units: int) -> None:
-        """``done`` of ``units`` are finished."""
+        """Print the progress if it is due: ``done`` of ``units`` are finished."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
             print(f"{100 * done / units:.0f}% done", flush=True)
 
 
 def file_size(plan: Plan, name: str) -> int:
-    """Bytes of a file."""
+    """Return the size of a file in bytes."""
     return size_of(os.path.join(plan.root, name))
 
 
 def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, np.ndarray]:
-    """One table of all that was found, and why each of it cannot be decoded, "" if it can."""
-    file = [part.which.astype(np.int64) + plan.unit * number for number, part in enumerate(parts)]
+    """Return a table of all examples, and the reason why each cannot be decoded ("" if it can)."""
+    file = [part.which.astype(np.int64) + plan.unit * index for index, part in enumerate(parts)]
 
     def column(name: str) -> np.ndarray:
         return np.concatenate([getattr(part, name) for part in parts])
@@ -167,19 +168,24 @@ def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, 
 
 
 def select(table: Table, rows: np.ndarray) -> Table:
-    """Some rows of a table. Files without any keep their names, for rows count files."""
+    """Return a table of the selected rows; files without a row keep their names."""
     columns = ("file", "offset", "length", "label", "digest")
     return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in columns})
 
 
 def copies_of(digest: np.ndarray | None, good: np.ndarray) -> dict[int, int]:
-    """Examples that have the content of an earlier one, which is given."""
+    """Map each example that duplicates an earlier one to the first example with the same content.
+
+    Args:
+        digest: The content digest of each example.
+        good: Whether each example can be decoded; others are ignored.
+    """
     assert digest is not None
     rows = np.flatnonzero(good)
     order = rows[np.argsort(digest[rows], kind="stable")]
     same = np.flatnonzero(digest[order[1:]] == digest[order[:-1]]) + 1
     first: dict[int, int] = {}
-    for place in same:
-        before = int(order[place - 1])
-        first[int(order[place])] = first.get(before, before)
+    for i in same:
+        before = int(order[i - 1])
+        first[int(order[i])] = first.get(before, before)
     return first

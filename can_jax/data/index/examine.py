@@ -1,7 +1,7 @@
-"""Looking at every example of a data set: found, read, decoded once and hashed, by many processes.
+"""Examination of every example of a data set: read, decoded once and hashed, by many processes.
 
-The work is cut into units, a shard or some hundred files, and what was found in each is kept in a
-file until all are done: so a second call goes on where the first was stopped.
+The work is split into units: one shard, or `UNIT` files of a folder. The result of each finished
+unit is stored in a file until all units are finished, so that an interrupted command can resume.
 """
 
 import collections
@@ -33,23 +33,24 @@ from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.tensorflow import tensorflow
 
 UNIT = 200  # files of a folder
-PARTS = 2  # the form of the finished parts, which others cannot be read as
+PARTS = 2  # the format version of stored parts; parts of other versions are not reused
 VERIFY = ("decode", "read", "none")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be indexed, and how carefully.
+    """The data to index, and how thoroughly to verify it.
 
     Attributes:
-        source: `folder`, `tfrecord` or `webdataset`.
-        root: of the names.
-        verify: `decode` every image; `read` and hash every byte, but decode the header of an image
-            only, which misses those that are cut off; or `none`, which trusts what the headers of
-            shards, and the names of files, promise.
-        image_key, label_key: features of TFRecords.
-        max_pixels: of an image; a larger one counts as undecodable.
-        value_range: of images of more than 8 bits; those that fit no rule count as undecodable.
+        source: The kind of data, `folder`, `tfrecord` or `webdataset`.
+        root: The folder to which file names are relative.
+        verify: `decode` decodes every image. `read` reads and hashes every byte but decodes only
+            the header, which misses truncated images. `none` trusts the headers of shards and the
+            names of files.
+        image_key, label_key: The features of TFRecords that hold the image and the label.
+        max_pixels: The limit on width times height; a larger image counts as undecodable.
+        value_range: The values of black and white in images of more than 8 bits, or None; images
+            that violate the rules of `can_jax.data.decoding.depth` count as undecodable.
     """
 
     source: str
@@ -62,16 +63,22 @@ class Plan:
 
     @property
     def unit(self) -> int:
-        """Files that are examined together: some of a folder, or a shard."""
+        """The number of files examined together: `UNIT` for a folder, one shard otherwise."""
         return UNIT if self.source == "folder" else 1
 
 
 class Part(NamedTuple):
-    """What was found in the files of a unit.
+    """The examples found in the files of one unit.
 
-    ``which`` is the file, counted from the first of the unit. ``reason`` says why an example cannot
-    be decoded, and is empty if it can; ``problems`` say where shards are damaged, and ``unused``
-    counts the members that are no examples, by their kind.
+    Attributes:
+        which: The file of each example, counted from the first file of the unit.
+        offset: The offset of each example in its file, in bytes.
+        length: The length of each example in bytes; -1 is the whole file.
+        label: The label of each example; -1 where unknown.
+        digest: The first 8 bytes of BLAKE2b of each example's content; 0 if it was not read.
+        reason: The reason why each example cannot be decoded; "" if it can.
+        problems: A description of each damaged shard.
+        unused: The number of members that are not examples, as `kind=count` strings.
     """
 
     which: np.ndarray
@@ -85,28 +92,28 @@ class Part(NamedTuple):
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
-    """Look at every example in some files."""
+    """Examine every example in some files."""
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
     unused: collections.Counter[str] = collections.Counter()
     files, parse = OpenFiles(), None
     if plan.source == "tfrecord":
         parse = example_parser(plan.image_key, plan.label_key)
-    for number, name in enumerate(names):
+    for index, name in enumerate(names):
         path = os.path.join(plan.root, name)
         if plan.source == "folder":
-            places = [(0, -1, -1)]
+            examples = [(0, -1, -1)]
         else:
-            found = scan_shard(plan.source, path)
-            unused += found.unused
-            places = list(zip(found.offset, found.length, found.label, strict=True))
-            if found.problem:
-                problems.append(cut_off(name, found))
-        for offset, length, label in places:
+            scan = scan_shard(plan.source, path)
+            unused += scan.unused
+            examples = list(zip(scan.offset, scan.length, scan.label, strict=True))
+            if scan.problem:
+                problems.append(cut_off(name, scan))
+        for offset, length, label in examples:
             facts = (int(label), 0, "")
             if plan.verify != "none":
                 facts = _examine_one(plan, files, path, int(offset), int(length), int(label), parse)
-            rows.append((number, int(offset), int(length), *facts))
+            rows.append((index, int(offset), int(length), *facts))
     kinds = (np.int32, np.int64, np.int64, np.int32, np.uint64, str)
     columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
     arrays = [np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
@@ -122,12 +129,12 @@ def _examine_one(
     label: int,
     parse: ParseRecord | None,
 ) -> tuple[int, int, str]:
-    """Label, digest, and why it cannot be decoded, of one example."""
+    """Return the label and digest of one example, and the reason why it cannot be decoded or ""."""
     try:
         content = read_example(files[path], offset, length, parse)
     except UserError:
         raise
-    except Exception as error:  # a remote store has kinds of its own
+    except Exception as error:  # remote file systems raise their own types
         stop_if_storage_fails(path, error)
         return label, 0, f"cannot be read: {shown(reason_of(error))}"
     if parse:
@@ -142,13 +149,13 @@ def _examine_one(
 def why_undecodable(
     encoded: bytes, max_pixels: int, value_range: Range = None, *, whole: bool
 ) -> str:
-    """Why neither decoder can read an image; empty if one of them can.
+    """Return the reason why neither decoder can read an image, or "" if one of them can.
 
     Args:
-        encoded: the image.
-        max_pixels: the limit.
-        value_range: of images of more than 8 bits.
-        whole: decode it; otherwise only its header is looked at.
+        encoded: The content of the image file.
+        max_pixels: The limit on width times height.
+        value_range: The values of black and white in images of more than 8 bits, or None.
+        whole: Whether to decode the whole image; otherwise only its header is read.
     """
     try:
         if whole:
@@ -156,11 +163,11 @@ def why_undecodable(
         else:
             with open_image(encoded, max_pixels):
                 pass
-    except Exception as error:  # Pillow raises every kind
+    except Exception as error:  # Pillow raises many types of exception
         reason = " ".join(str(error).split()).split(" <_io")[0] or type(error).__name__
     else:
         return ""
-    try:  # rarely, TensorFlow reads what Pillow does not
+    try:  # in rare cases TensorFlow reads an image that Pillow does not
         decode.native_size(encoded, max_pixels)
         decode.native_pixels(encoded, 3, value_range=value_range)
     except (tensorflow().errors.OpError, UnicodeDecodeError):
@@ -171,25 +178,25 @@ def why_undecodable(
 def examine_all(
     plan: Plan, names: list[str], parts: Path, workers: int, progress: Callable[[int, int], None]
 ) -> list[Part]:
-    """Examine all files, with several processes; parts that are there already are taken.
+    """Examine all files in several processes, reusing the stored parts of an interrupted call.
 
     Args:
-        plan: what to do.
-        names: files, relative to the plan's root.
-        parts: the folder where finished parts are kept.
-        workers: processes.
-        progress: called with the numbers of finished and of all units.
+        plan: The data to index, and how to verify it.
+        names: The files, relative to the plan's root.
+        parts: The folder that stores finished parts.
+        workers: The number of processes.
+        progress: A callback that takes the numbers of finished units and of all units.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
     paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
-    todo = [number for number, path in enumerate(paths) if not path.exists()]
+    todo = [index for index, path in enumerate(paths) if not path.exists()]
     done = len(units) - len(todo)
     progress(done, len(units))
-    for number, part in _in_processes(plan, units, todo, workers):
-        unfinished = paths[number].with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
+    for index, part in _in_processes(plan, units, todo, workers):
+        unfinished = paths[index].with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
         with open(unfinished, "wb") as file:
             np.savez(file, **part._asdict())
-        os.replace(unfinished, paths[number])
+        os.replace(unfinished, paths[index])
         done += 1
         progress(done, len(units))
     return [_load(path) for path in paths]
@@ -198,14 +205,14 @@ def examine_all(
 def _in_processes(
     plan: Plan, units: list[list[str]], todo: list[int], workers: int
 ) -> Iterator[tuple[int, Part]]:
-    """Units as they are finished, each with its number."""
+    """Yield the index and the result of each unit as it finishes."""
     if workers == 1 or len(todo) < 2:
-        yield from ((number, examine(plan, units[number])) for number in todo)
+        yield from ((index, examine(plan, units[index])) for index in todo)
         return
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
     count = min(workers, len(todo))
     with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker) as pool:
-        futures = {pool.submit(examine, plan, units[number]): number for number in todo}
+        futures = {pool.submit(examine, plan, units[index]): index for index in todo}
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
@@ -215,11 +222,17 @@ def _in_processes(
 
 
 def _start_worker() -> None:
+    """Prepare a worker process: end it with its parent, and silence Pillow's warnings."""
     end_with_parent()
-    warnings.filterwarnings("ignore", module="PIL")  # what it cannot decode is listed
+    warnings.filterwarnings("ignore", module="PIL")  # undecodable images are listed anyway
 
 
 def _load(path: Path) -> Part:
+    """Return a stored part.
+
+    Raises:
+        UserError: The file is damaged.
+    """
     try:
         content = read_npz(path)
         return Part(**{field: content[field] for field in Part._fields})
@@ -228,15 +241,15 @@ def _load(path: Path) -> Part:
 
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:
-    """Of a unit and what is done with it: another file, size or time of change gives another."""
+    """Return a digest of a unit and its plan, which changes with any file's name, size or mtime."""
     digest = hashlib.blake2b(repr((PARTS, plan)).encode(), digest_size=16)
     for name in names:
         path = os.path.join(plan.root, name)
         try:
-            known = [size_of(path)]
+            state = [size_of(path)]
             if not is_remote(path):
-                known.append(os.stat(path).st_mtime_ns)
-        except OSError as error:  # such as a link that leads nowhere
-            known = [error.errno or 0]
-        digest.update(repr((name, known)).encode())
+                state.append(os.stat(path).st_mtime_ns)
+        except OSError as error:  # such as a broken link
+            state = [error.errno or 0]
+        digest.update(repr((name, state)).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One writer of a folder at a time, on any number of hosts that share it."""
+"""A lock that admits one writer to a folder at a time, across all hosts that share it."""
 
 import contextlib
 import fcntl
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from absl import logging
 
-LOCK = ".lock"  # an empty file, which stays: the lock on it ends with its process
+LOCK = ".lock"  # an empty file that is never deleted; the lock on it ends with its process
 
 
 @contextlib.contextmanager
 def only_writer(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold a folder; blocks while another process does.
+    """Hold an exclusive lock on a folder. Blocks while another process holds it.
 
     Args:
-        folder: It must exist.
-        wait: Called once if another process holds it.
+        folder: The folder to lock, which must exist.
+        wait: A callback, called once if another process holds the lock.
     """
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -28,13 +28,14 @@ def only_writer(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
 
 
 def _lock(file: int, wait: Callable[[], None], folder: Path) -> None:
+    """Lock an open file; log a warning if its file system does not support locks."""
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             wait()
             fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:  # a file system without locks
+    except OSError as error:  # the file system does not support locks
         logging.warning(
             "%s cannot be locked: %s; run one command at a time", folder, error.strerror
         )

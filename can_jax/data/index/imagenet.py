@@ -1,4 +1,4 @@
-"""Indexed shards of ImageNet-1k, from the official tars or from folders."""
+"""Conversion of ImageNet-1k to indexed shards, from the official tars or from class folders."""
 
 import contextlib
 import io
@@ -27,14 +27,22 @@ from can_jax.utils.tensorflow import tensorflow
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images
-SHARD_BYTES = 140e6
+OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images in each split
+SHARD_BYTES = 140e6  # the default size of a shard
 WRITERS = 8
 SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
 
 
 class Image(NamedTuple):
-    """Where an image lies: ``length`` -1 is a whole file."""
+    """The location and class of an image.
+
+    Attributes:
+        path: The file that holds the image.
+        offset: The offset of the image in the file, in bytes.
+        length: The length of the image in bytes; -1 is the whole file.
+        name: The file name of the image.
+        class_name: The name of its class.
+    """
 
     path: str
     offset: int
@@ -46,18 +54,18 @@ class Image(NamedTuple):
 def write_imagenet(
     root: Path, target: Path | None, shards: int | None = None, partial: bool = False
 ) -> None:
-    """Write indexed shards of ImageNet-1k, or of a data set that is laid out like it.
+    """Write indexed shards of ImageNet-1k, or of a data set with the same layout.
 
-    Of TFRecords only an index is written, where they are.
+    TFRecords are indexed in place and not rewritten.
 
     Args:
-        root: The folder with the official tars, or with `train/` and `val/`.
-        target: The folder of the shards.
-        shards: Their number for each split; by default one for 140 MB.
-        partial: Accept official tars with other numbers of images than ImageNet-1k has.
+        root: The folder with the official tars, with `train/` and `val/`, or with TFRecords.
+        target: The folder to which the shards are written.
+        shards: The number of shards of each split; by default one for every 140 MB.
+        partial: Whether to accept official tars with other numbers of images than ImageNet-1k has.
 
     Raises:
-        UserError: The data is not there, damaged, or not as it should be.
+        UserError: The data is missing, damaged, or not in the expected layout.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for what it is to hold")
@@ -79,26 +87,30 @@ def write_imagenet(
 def _compare_with_official(
     root: Path, split: str, images: list["Image"], classes: set[str], partial: bool
 ) -> None:
-    """Print how many images a split has, and refuse an official tar with another number."""
-    known = OFFICIAL[split]
-    same = "as in ImageNet-1k" if len(images) == known else f"where ImageNet-1k has {known}"
+    """Print the number of images in a split, and reject an official tar with another number.
+
+    Raises:
+        UserError: The numbers differ, or the split has a class that the training split lacks.
+    """
+    official = OFFICIAL[split]
+    same = "as in ImageNet-1k" if len(images) == official else f"where ImageNet-1k has {official}"
     names = {image.class_name for image in images}
     for name in sorted(names - classes):
         raise UserError(f"the class {name} of the split {split} is not in the split train")
     print(f"{split}: {len(images)} images in {len(names)} classes, {same}")
     tar = {"train": TRAIN_TAR, "val": VAL_TAR}[split]
-    if images and len(images) != known and (root / tar).exists() and not partial:
+    if images and len(images) != official and (root / tar).exists() and not partial:
         raise UserError(
-            f"{root / tar} has {len(images)} images, ImageNet-1k has {known}: download it "
+            f"{root / tar} has {len(images)} images, ImageNet-1k has {official}: download it "
             "again, or take it as it is with --partial"
         )
 
 
 def _index_records(root: str) -> None:
-    """Index TFRecords where they are, each split that their names state.
+    """Index TFRecords in place, for each split that their names state.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no such split.
     """
     indexed: list[list[str]] = []
     refused = None
@@ -108,7 +120,7 @@ def _index_records(root: str) -> None:
         except UserError as error:
             refused = refused or error
             continue
-        if shards not in indexed:  # `val` is `validation` by another name
+        if shards not in indexed:  # `val` and `validation` find the same shards
             indexed.append(shards)
             _index(folder, shards, split)
     if not indexed and refused:
@@ -116,13 +128,17 @@ def _index_records(root: str) -> None:
 
 
 def _index(root: str, shards: list[str], split: str, classes: tuple[str, ...] = ()) -> None:
-    """Index shards in their usual place."""
+    """Write the index of shards to its default folder."""
     out = Path(root) / FOLDER / split
     build_index(Plan("tfrecord", root, "read"), shards, out, usable_cores(), label_names=classes)
 
 
 def find_train(root: Path) -> list[Image]:
-    """The training images of the official tar, a tar of tars, or of the folder."""
+    """Return the training images of the official tar, which is a tar of tars, or of `train/`.
+
+    Raises:
+        UserError: There is neither, or the tar is damaged.
+    """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
     otherwise = f"there is neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/…"
@@ -130,7 +146,11 @@ def find_train(root: Path) -> list[Image]:
 
 
 def find_val(root: Path) -> list[Image]:
-    """The validation images; none if there are none, or no labels for them."""
+    """Return the validation images; empty if there are none, or no labels for them.
+
+    Raises:
+        UserError: The tar is damaged, or its labels do not match its images.
+    """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
             print(f"no split val: {root / DEVKIT}, with the labels of {VAL_TAR}, is not there")
@@ -147,7 +167,15 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
-    """The images of a folder of class folders; if there are none the message is raised."""
+    """Yield the images of a folder of class folders.
+
+    Args:
+        folder: The folder that contains the class folders.
+        otherwise: The message of the error if there is no image; None to yield nothing.
+
+    Raises:
+        UserError: There is no image, or an image is in no class folder.
+    """
     names, _ = find_images(str(folder)) if folder.is_dir() else ([], [])
     if not names and otherwise:
         raise UserError(otherwise)
@@ -158,16 +186,16 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
 
 
 def _images_of_tars(path: Path) -> Iterator[Image]:
-    """The images of a tar of tars, each of them named by its class; nothing is unpacked."""
+    """Yield the images of a tar of tars, each named by its class, without unpacking any."""
     with open(path, "rb") as file:
         for outer in _members(path):
             for image in _members(path, _Slice(file, outer.offset, outer.length)):
-                place = outer.offset + image.offset
-                yield image._replace(offset=place, class_name=outer.name.removesuffix(".tar"))
+                offset = outer.offset + image.offset
+                yield image._replace(offset=offset, class_name=outer.name.removesuffix(".tar"))
 
 
 class _Slice(io.RawIOBase):
-    """A part of a file as a file."""
+    """A read-only file object for a part of another file."""
 
     def __init__(self, file: io.BufferedReader, start: int, length: int):
         self._file, self.start, self._length, self._place = file, start, length, 0
@@ -195,10 +223,14 @@ class _Slice(io.RawIOBase):
 
 
 def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
-    """The files in a tar, or in a tar within it.
+    """Yield the regular files in a tar, or in a tar nested in it.
+
+    Args:
+        path: The path of the outer tar.
+        part: The nested tar to read instead of the outer one.
 
     Raises:
-        UserError: the tar is not whole.
+        UserError: The tar is damaged, or holds a link or a sparse file.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -218,19 +250,23 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
 
 
 def _size(file: Any) -> int:
-    """Return the bytes of an open file."""
+    """Return the size of an open file in bytes, and rewind it."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     return size
 
 
-# What is read of the development kit, and bytes that each may have: several times those it has.
-# The numbers of meta.mat are compressed, up to a thousand times.
+# The files read from the development kit, with size limits of several times their official sizes.
+# The limits bound the memory used, as the content of meta.mat can expand a thousandfold.
 DEVKIT_FILES = {"meta.mat": 2**17, "ILSVRC2012_validation_ground_truth.txt": 2**20}
 
 
 def labels_of_devkit(path: Path) -> list[str]:
-    """The class of each validation image, in the order of their names."""
+    """Return the class of each validation image, in the order of the image names.
+
+    Raises:
+        UserError: The file is not the development kit of ImageNet-1k.
+    """
     from scipy.io import loadmat
 
     try:
@@ -244,10 +280,10 @@ def labels_of_devkit(path: Path) -> list[str]:
                     file = tar.extractfile(member)
                     contents[name] = file.read() if file else b""
         synsets = loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"]
-        numbers = map(int, contents["ILSVRC2012_validation_ground_truth.txt"].split())
+        ids = map(int, contents["ILSVRC2012_validation_ground_truth.txt"].split())
         names = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
-        return [names[number] for number in numbers]
-    except Exception as error:  # SciPy raises every kind
+        return [names[class_id] for class_id in ids]
+    except Exception as error:  # SciPy raises many types of exception
         reason = one_line(error)
         raise UserError(f"{path} is not the development kit of ImageNet-1k: {reason}") from error
 
@@ -255,12 +291,20 @@ def labels_of_devkit(path: Path) -> list[str]:
 def write_shards(
     target: Path, split: str, images: list[Image], classes: list[str], shards: int | None = None
 ) -> list[str]:
-    """Write the images to shards, in an order that is shuffled once; returns the shards' names.
+    """Write the images to shards in a shuffled order, and return the names of the shards.
 
-    Shards that are there are kept.
+    The order is the same each time. Existing shards are not rewritten, so an interrupted call can
+    resume.
+
+    Args:
+        target: The folder to which the shards are written.
+        split: The name of the split, which begins the names of the shards.
+        images: The images to write.
+        classes: The names of the classes, in the order of their labels.
+        shards: The number of shards; by default one for every 140 MB.
 
     Raises:
-        UserError: no room, or shards of something else in the folder.
+        UserError: The disk is too full, or the folder holds shards of other images.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
@@ -275,12 +319,12 @@ def write_shards(
     if needed > free:
         raise UserError(f"{target} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
     note.write_text(json.dumps(plan))
-    number = {name: i for i, name in enumerate(classes)}
+    labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
 
     def write(path: Path) -> None:
         mine = order[paths.index(path) :: count]
-        _write_shard(path, [images[i] for i in mine], number)
+        _write_shard(path, [images[i] for i in mine], labels)
 
     tensorflow()
     with ThreadPoolExecutor(WRITERS) as writers:
@@ -290,8 +334,8 @@ def write_shards(
     return [path.name for path in paths]
 
 
-def _write_shard(path: Path, images: list[Image], number: dict[str, int]) -> None:
-    """A shard, whole or not at all."""
+def _write_shard(path: Path, images: list[Image], labels: dict[str, int]) -> None:
+    """Write a shard atomically."""
     tf = tensorflow()
     files = OpenFiles()
     unfinished = path.with_suffix(".new")
@@ -304,7 +348,7 @@ def _write_shard(path: Path, images: list[Image], number: dict[str, int]) -> Non
                     bytes_list=tf.train.BytesList(value=[os.fsencode(image.name)])
                 ),
                 "image/class/label": tf.train.Feature(
-                    int64_list=tf.train.Int64List(value=[number[image.class_name]])
+                    int64_list=tf.train.Int64List(value=[labels[image.class_name]])
                 ),
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))

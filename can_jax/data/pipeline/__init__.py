@@ -1,1 +1,1 @@
-"""From positions of the stream to batches on the devices."""
+"""The input pipeline: from positions in the stream of examples to batches on the devices."""

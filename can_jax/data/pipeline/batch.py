@@ -1,4 +1,4 @@
-"""What the host sends to the devices each step."""
+"""The batch that the host transfers to the devices each step."""
 
 from typing import Any, NamedTuple
 
@@ -9,10 +9,13 @@ from ml_collections import ConfigDict
 
 
 class Batch(NamedTuple):
-    """Crops of each image, as bytes.
+    """A batch of uint8 crops.
 
-    ``position`` is the example's place in the stream of the whole run, modulo 2**32; all its
-    randomness on the device follows from it. ``label`` is -1 where unknown.
+    Attributes:
+        views: The crops of each image, uint8 (images, views, height, width, channels).
+        position: The position of each example in the stream of the whole run, modulo 2**32. It
+            seeds all randomness of the example on the device.
+        label: The label of each image; -1 where unknown.
     """
 
     views: UInt8[Array, "images views height width channels"]
@@ -21,7 +24,12 @@ class Batch(NamedTuple):
 
 
 def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
-    """What stands for a resolved configuration's batch where only shapes are needed."""
+    """Return the shapes and dtypes of a batch, as a `Batch` of `jax.ShapeDtypeStruct`.
+
+    Args:
+        config: The resolved configuration.
+        sharding: The sharding of every array.
+    """
     images, data = config.batch_size, config.data
 
     def shape(*dimensions: int, dtype: Any) -> Any:

@@ -1,7 +1,7 @@
-"""The host's work, where tf.data does it: read, decode and cut a few images at a time.
+"""The part of the input pipeline that runs in tf.data: reading, decoding and cropping in chunks.
 
-A chunk of images goes through one thread, without Python. Only those that cannot be decoded are
-then looked at in Python, which tries Pillow, and if that fails puts another image in the place.
+One thread processes a chunk of images without Python. Python handles only images that TensorFlow
+cannot decode: it tries Pillow, and then substitutes another image.
 """
 
 import weakref
@@ -18,43 +18,44 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-CHUNK = 64  # images at most: enough that what is done once a chunk costs little
+CHUNK = 64  # images at most; enough to make the fixed cost of a chunk negligible
 
-# (position, attempt from 1 on) to the example that may replace the one at a position.
+# Maps (position, attempt), with attempts from 1 on, to the example to try instead.
 Replacement = Callable[[int, int], int]
-# (row, attempt) to an encoded image and its label.
+# Maps (row, attempt) to an encoded image and its label.
 Candidate = Callable[[int, int], tuple[bytes, int]]
-# Examples to their encoded images and labels.
+# Maps the indices of examples to their encoded images and labels.
 Read = Callable[[np.ndarray], tuple[list[bytes], np.ndarray]]
 
 
 def batches(
     source: Source,
     views: Views,
-    places: Any,
+    pairs: Any,
     rows: int,
     threads: int | None,
     replacement: Replacement | None = None,
     attempts: int = 1,
 ) -> Any:
-    """Batches of views, in the order of the positions.
+    """Return a `tf.data.Dataset` of batches of views, in the order of the positions.
 
-    An image that cannot be decoded is replaced by another that depends on the position alone, so
-    the stream is the same on every machine and no other row moves.
+    An image that cannot be decoded is replaced by another that depends on the position alone. The
+    stream is therefore the same on every machine, and no other row moves.
 
     Args:
-        source: of the images.
-        views: what is cut from each.
-        places: `tf.data.Dataset` of int64 pairs, a position and the example there.
-        rows: of a batch; the last one may have fewer.
-        threads: of tf.data; by default one a core.
-        replacement: of an example that cannot be decoded.
-        attempts: how many examples are tried at a position, the first of them included.
+        source: The source that holds the images.
+        views: The views to crop from each image.
+        pairs: A `tf.data.Dataset` of int64 pairs: a position in the stream, and the example there.
+        rows: The number of rows in a batch; the last batch may have fewer.
+        threads: The number of tf.data threads; by default one per core.
+        replacement: A function that returns a substitute for an undecodable example; None to try
+            the same example again.
+        attempts: The number of examples tried at a position, including the first.
 
     Returns:
-        `tf.data.Dataset` of dicts: ``views`` uint8 (rows, views, height, width, channels),
-        ``position`` (rows,), ``label`` (rows,), and ``attempt`` (rows,), the number of examples
-        that were left out; if that is ``attempts``, the views are black.
+        A data set of dicts: ``views`` uint8 (rows, views, height, width, channels), ``position``
+        (rows,), ``label`` (rows,) and ``attempt`` (rows,). ``attempt`` is the number of examples
+        skipped; if it equals ``attempts``, the views are black.
     """
     repair = Repair(views)
     failed: list[UserError] = []
@@ -71,21 +72,22 @@ def batches(
             return _array_chunk(source, views, positions, examples)
         return _encoded_chunk(read, views, positions, examples, repair, replacement, attempts)
 
-    dataset = in_parallel(places, chunk, rows, threads)
-    dataset.source = source  # lives as long as what is read; see `_array_chunk`
+    dataset = in_parallel(pairs, chunk, rows, threads)
+    dataset.source = source  # keeps the source alive; `_array_chunk` refers to it weakly
     dataset.rows, dataset.failed = rows, failed
     return dataset
 
 
 def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the elements of a data set of this package, as NumPy arrays.
+    """Yield the elements of a data set from this package as NumPy arrays.
 
     Args:
-        dataset: Its attribute ``failed`` holds errors of its Python functions, which tf.data wraps
-            or takes for the end, and ``rows`` how many a batch has.
+        dataset: A data set whose attribute ``failed`` collects the errors of its Python functions,
+            and whose attribute ``rows`` is the batch size. tf.data wraps such errors or mistakes
+            them for the end of the data.
 
     Raises:
-        UserError: The first of them.
+        UserError: The first error in ``failed``.
     """
     batches = dataset.as_numpy_iterator()
     while True:
@@ -96,7 +98,7 @@ def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
                 raise dataset.failed[0] from None
             raise
         if batch is None or (dataset.failed and len(batch["position"]) < dataset.rows):
-            break  # an error may cut the last batch short
+            break  # an error may have truncated the last batch
         yield batch
     if dataset.failed:
         raise dataset.failed[0]
@@ -110,17 +112,24 @@ def in_parallel(
     *,
     whole_chunks: bool = False,
 ) -> Any:
-    """Batches of ``rows`` elements; ``chunk`` makes a few of them at a time, in one thread.
+    """Return batches of ``rows`` elements, made in parallel by ``chunk`` from a few elements at a
+    time.
 
-    With ``whole_chunks`` no chunk goes beyond a batch, so that they begin at the same elements
-    wherever a run begins.
+    Args:
+        elements: The `tf.data.Dataset` of single elements.
+        chunk: A function that maps a batch of elements to a data set of one chunk; it runs in one
+            thread.
+        rows: The number of rows in a batch.
+        threads: The number of tf.data threads; by default one per core.
+        whole_chunks: Whether to prevent chunks from crossing a batch boundary, so that they start
+            at the same elements wherever a run resumes.
     """
     tf = tensorflow()
     threads = threads or usable_cores()
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
-    # A batch of whole chunks saves a copy; chunks that are too small cost more than that.
+    # Chunks that divide a batch save a copy, but very small chunks cost more than they save.
     size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
-    # No Python here waits to become a graph, and to look for some takes seconds.
+    # The function needs no conversion by AutoGraph, which takes seconds.
     as_it_is = tf.autograph.experimental.do_not_convert(chunk)
     chunks = elements.batch(size).interleave(
         as_it_is, cycle_length=threads, num_parallel_calls=threads, deterministic=True
@@ -134,15 +143,15 @@ def in_parallel(
 
 
 def _array_chunk(source: ArraySource, views: Views, positions: Any, examples: Any) -> Any:
-    """A chunk of decoded images, as a data set of one element."""
+    """Return the views of a chunk of decoded images, as a data set of one element."""
     tf = tensorflow()
-    # TensorFlow keeps the function for as long as the process lives; the images need not stay.
-    known = weakref.ref(source)
+    # TensorFlow never releases the function, so the function must not keep the images alive.
+    source_ref = weakref.ref(source)
 
     def take(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        there = known()
-        assert there is not None, "the data set holds it"
-        return there.images[examples], there.labels[examples]
+        alive = source_ref()
+        assert alive is not None, "the data set holds it"
+        return alive.images[examples], alive.labels[examples]
 
     images, labels = tf.numpy_function(take, [examples], (tf.uint8, tf.int32), stateful=False)
     images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
@@ -160,12 +169,12 @@ def _encoded_chunk(
     replacement: Replacement | None,
     attempts: int,
 ) -> Any:
-    """A chunk of encoded images, as a data set of one element."""
+    """Return the views of a chunk of encoded images, as a data set of one element."""
     tf = tensorflow()
 
     def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = read(examples)
-        return np.array([*images, None], object)[:-1], labels  # so that one image is an array too
+        return np.array([*images, None], object)[:-1], labels  # None prevents a 0-d array
 
     def mend(
         pixels: Any, rows: Any, positions: Any, labels: Any, examples: Any
@@ -191,14 +200,15 @@ def decoded(
     mend: Callable[..., tuple],
     extra: Sequence[Any] = (),
 ) -> Any:
-    """The views of a chunk of encoded images, as a data set of one element.
+    """Return the views of a chunk of encoded images, as a data set of one element.
 
     Args:
-        views: what is cut from each.
-        images, positions, labels: of the chunk.
-        mend: called in Python if some image cannot be decoded natively, with the pixels of the
-            others, their row numbers, all positions and labels, and what is ``extra``; returns
-            pixels, labels, and how many examples were left out, of all rows.
+        views: The views to crop from each image.
+        images, positions, labels: The encoded images, positions and labels of the chunk.
+        mend: A Python function, called only if an image cannot be decoded natively. It takes the
+            views of the decoded images, their rows, all positions, all labels and the ``extra``
+            tensors. It returns the pixels, labels and numbers of skipped examples of all rows.
+        extra: Further tensors to pass to ``mend``.
     """
     tf = tensorflow()
     images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
@@ -213,17 +223,18 @@ def decoded(
         return tuple(tf.numpy_function(mend, given, (tf.uint8, tf.int32, tf.int32)))
 
     def whole(pixels: Any, rows: Any) -> dict[str, Any]:
-        found = tf.cond(
+        result = tf.cond(
             tf.size(rows, tf.int64) == count,
             lambda: (pixels, labels, tf.zeros_like(labels)),
             lambda: mended(pixels, rows),
         )
-        return _element(views, positions, *found)
+        return _element(views, positions, *result)
 
     return good.map(whole)
 
 
 def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: Any) -> dict:
+    """Return the dict that describes a chunk, with static shapes."""
     tf = tensorflow()
     return {
         "views": tf.ensure_shape(pixels, (None, *views.shape)),
@@ -234,7 +245,11 @@ def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: An
 
 
 class Repair:
-    """Fills in the rows of a chunk whose images cannot be decoded natively."""
+    """A function that fills in the rows of a chunk whose images TensorFlow cannot decode.
+
+    Args:
+        views: The views to crop from each image.
+    """
 
     def __init__(self, views: Views):
         tf = tensorflow()
@@ -257,13 +272,15 @@ class Repair:
         Int32[np.ndarray, " rows"],
         Int32[np.ndarray, " rows"],
     ]:
-        """Views and labels of all rows, and how many candidates each had to leave out.
+        """Return the views and labels of all rows, and the number of candidates that each row
+        skipped.
 
         Args:
-            good_pixels, good: views that are there already, and their rows.
-            positions, labels: of all rows.
-            candidate: the image for a row at each attempt; the first is the one that failed.
-            attempts: candidates of a row; if all of them fail it is black.
+            good_pixels, good: The views of the decoded images, and their rows.
+            positions, labels: The positions and labels of all rows.
+            candidate: A function that returns the image to try at (row, attempt); attempt 0 is the
+                image that failed.
+            attempts: The number of candidates of a row; if all of them fail, the row is black.
         """
         pixels = np.zeros((len(positions), *self._views.shape), np.uint8)
         pixels[good], labels = good_pixels, labels.astype(np.int32, copy=True)
@@ -272,24 +289,30 @@ class Repair:
             labels[row], skipped[row] = -1, attempts
             for attempt in range(attempts):
                 encoded, label = candidate(int(row), attempt)
-                found = self._cut(encoded, positions[row], natively=attempt > 0)
-                if found is not None:
-                    pixels[row], labels[row], skipped[row] = found, label, attempt
+                cropped = self._cut(encoded, positions[row], natively=attempt > 0)
+                if cropped is not None:
+                    pixels[row], labels[row], skipped[row] = cropped, label, attempt
                     break
         return pixels, labels, skipped
 
     def _cut(self, encoded: bytes, position: np.int64, *, natively: bool) -> np.ndarray | None:
-        """Views of an encoded image, or None if it cannot be decoded."""
+        """Return the views of an encoded image, or None if it cannot be decoded.
+
+        Args:
+            encoded: The content of the image file.
+            position: The position in the stream.
+            natively: Whether to try TensorFlow before Pillow.
+        """
         views = self._views
         try:
             if natively:
                 return self._from_bytes(encoded, position).numpy()
         except (tensorflow().errors.OpError, UnicodeDecodeError):
-            pass  # the second, where an error's message quotes the bytes
+            pass  # the second is raised for error messages that quote bytes of the file
         try:
             image = pillow_pixels(
                 encoded, views.channels, views.max_pixels, views.exif, views.value_range
             )
-        except Exception:  # Pillow raises every kind; all say that this is no image
+        except Exception:  # Pillow raises many types of exception for a broken image
             return None
         return self._from_pixels(image, position).numpy()

@@ -1,4 +1,4 @@
-"""Open the loader of a source, whatever its kind."""
+"""The function that opens the loader for a source, random-access or streaming."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,15 +18,15 @@ def open_loader(
     states: States | None = None,
     order_version: int = VERSION,
 ) -> Loader:
-    """Return the batches of a source from a step on.
+    """Return a loader of the batches from a step on.
 
     Args:
-        config: resolved.
-        source: of the images.
-        mesh: of the devices.
-        first_step, total_steps: of the run; the second is exclusive.
-        states: `state` of the loader that this one resumes.
-        order_version: the version of the run's order; see `can_jax.data.pipeline.order`.
+        config: The resolved configuration.
+        source: The source or stream that holds the images.
+        mesh: The device mesh over which batches are split.
+        first_step, total_steps: The first step to load, and the exclusive last one.
+        states: The checkpointed `state` of the loader to resume; None for a new run.
+        order_version: The version of the run's example order; see `can_jax.data.pipeline.order`.
     """
     if isinstance(source, ShardStream):
         return StreamingLoader(config, source, mesh, first_step, total_steps, states)

@@ -1,8 +1,10 @@
-"""Pseudorandom permutations of any size that are computed an element at a time.
+"""Pseudorandom permutations of any size, computed one element at a time.
 
 A permutation of n elements is a keyed Feistel network over a grid of about √n × √n cells. Results
-beyond n are permuted again until they lie within it ("cycle walking", Black and Rogaway, Ciphers
-with Arbitrary Finite Domains, 2002), which a grid this tight makes rare.
+of n or more are permuted again until they are below n (cycle walking); the tight grid makes this
+rare.
+
+Source: Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002.
 """
 
 from typing import Any
@@ -12,15 +14,16 @@ from jaxtyping import Int64, UInt64
 
 from can_jax.utils.tensorflow import tensorflow
 
-# Four suffice over a large domain (Luby and Rackoff, 1988). Small ones need more: the orders of 4,
-# 5 and 6 elements come out equally often with 16 (60,000 keys, chi-squared), and not with 12.
+# Four rounds suffice for a large domain (Luby and Rackoff, 1988). Small domains need more: with 16
+# rounds all orders of 4, 5 and 6 elements are equally frequent (60,000 keys, chi-squared); with 12
+# they are not.
 ROUNDS = 16
-GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio, the increment of SplitMix64
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / the golden ratio, the increment of SplitMix64
 MASK = 2**64 - 1
 
 
 def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """Scatter 64-bit integers one to one: the output function of SplitMix64.
+    """Mix 64-bit integers bijectively, by the output function of SplitMix64.
 
     Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014.
     """
@@ -29,20 +32,20 @@ def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
     return values ^ values >> np.uint64(31)
 
 
-def fold(key: UInt64[np.ndarray, " n"], number: Any) -> UInt64[np.ndarray, " n"]:
-    """Derive a key that is unrelated to those of other numbers and other keys."""
-    return mix(mix(key + np.uint64(GOLDEN)) ^ np.asarray(number).astype(np.uint64))
+def fold(key: UInt64[np.ndarray, " n"], value: Any) -> UInt64[np.ndarray, " n"]:
+    """Derive a new key from a key and an integer, unrelated to the keys of other pairs."""
+    return mix(mix(key + np.uint64(GOLDEN)) ^ np.asarray(value).astype(np.uint64))
 
 
 def permute(
     index: Int64[np.ndarray, " n"], size: Int64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
-    """Return where the permutation of each row's key sends each index.
+    """Return the image of each index under the permutation of its row's key.
 
     Args:
-        index: elements, from 0 to ``size`` - 1.
-        size: how many elements are permuted, from 1 to 2^62, for each row.
-        key: of the permutation, for each row; equal keys give equal permutations.
+        index: The elements to permute, from 0 to ``size`` - 1.
+        size: The number of elements of each row's permutation, from 1 to 2^62.
+        key: The key of each row's permutation; equal keys give equal permutations.
     """
     height = np.ceil(np.sqrt(size)).astype(np.uint64)
     width = -(-size // height.astype(np.int64)).astype(np.uint64)
@@ -57,11 +60,11 @@ def permute(
 
 
 def _encrypt(cells: Any, height: Any, width: Any, key: Any) -> Any:
-    """Permute the cells of a grid: its rows shift by amounts that hash the columns, and so on."""
+    """Permute the cells of a grid: keyed hashes of the column shift the row, and vice versa."""
     row, column = cells // width, cells % width
-    for number in range(ROUNDS):
-        salt = np.uint64(GOLDEN * (number + 1) & MASK)
-        if number % 2:
+    for round_index in range(ROUNDS):
+        salt = np.uint64(GOLDEN * (round_index + 1) & MASK)
+        if round_index % 2:
             column = (column + (mix(row + salt ^ key) >> np.uint64(32))) % width
         else:
             row = (row + (mix(column + salt ^ key) >> np.uint64(32))) % height
@@ -69,11 +72,11 @@ def _encrypt(cells: Any, height: Any, width: Any, key: Any) -> Any:
 
 
 def permute_by_tensorflow(index: Any, size: Any, seeds: Any) -> Any:
-    """Permute as orders of version 1 do, for the runs that began with it.
+    """Permute as in orders of version 1, for the runs that began with it.
 
-    With four rounds TensorFlow's cipher leaves epochs related: 28 times as many pairs of images as
-    chance has share a batch in two successive epochs of 50,000 images in batches of 256.
+    With its four rounds, TensorFlow's cipher leaves epochs related. In epochs of 50,000 images in
+    batches of 256, 28 times as many pairs as chance share a batch in two successive epochs.
     """
-    # The raw operation: its Python wrapper pads a matrix of seeds along the wrong axis.
+    # The Python wrapper of this operation pads a matrix of seeds along the wrong axis.
     shuffle = tensorflow().raw_ops.RandomIndexShuffle
     return shuffle(index=index, seed=seeds.astype(np.int32), max_index=size - 1).numpy()

@@ -1,4 +1,4 @@
-"""A shard read from its start to its end: compressed or not, whole or damaged."""
+"""Sequential readers of shards: compressed or not, intact or damaged."""
 
 import collections
 import functools
@@ -28,14 +28,14 @@ from can_jax.data.storage.reading import LARGEST, of_storage, open_file, unreada
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
 
-FIRST_SEARCH = 2**12  # bytes; then more, up to SEARCH
+FIRST_SEARCH = 2**12  # bytes of the first search after damage; later ones grow up to SEARCH
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 TOO_LARGE = f"images of more than {LARGEST} bytes"
 NOT_FOLLOWED = "links, which a stream does not follow"
 
 
 def reader_of(data: ConfigDict) -> Read:
-    """Return the reader of the shards that a checked config block names."""
+    """Return the shard reader for a checked config block."""
     if data.source == "webdataset":
         return functools.partial(read_tar, reported=set())
     parse = example_parser(data.image_key, data.label_key)
@@ -43,10 +43,13 @@ def reader_of(data: ConfigDict) -> Read:
 
 
 class _Ahead:
-    """A stream of which bytes that were read can be given back.
+    """A stream that can take back the last bytes read from it.
 
     Args:
-        stream: It cannot seek.
+        stream: The stream to read, which need not be seekable.
+
+    Attributes:
+        place: The offset of the next byte.
     """
 
     def __init__(self, stream: Any):
@@ -54,7 +57,8 @@ class _Ahead:
         self.place = 0
 
     def holds(self, length: int, back: int = 0) -> bool:
-        """Return whether there are as many bytes, from the last ``back`` of those read on."""
+        """Return whether ``length`` bytes exist, starting ``back`` bytes before the next one. Reads
+        ahead."""
         missing = length - back - (len(self._ahead) - self._at)
         if missing > 0 and (more := self._stream.read(missing)):
             kept = max(0, self._at - back)
@@ -63,7 +67,7 @@ class _Ahead:
         return missing <= 0
 
     def read(self, length: int) -> bytes:
-        """Return as many bytes, fewer at the end."""
+        """Return ``length`` bytes, or fewer at the end of the stream."""
         self.holds(length)
         content = self._ahead[self._at : self._at + length]
         self._at += len(content)
@@ -71,51 +75,54 @@ class _Ahead:
         return content
 
     def give_back(self, count: int) -> None:
-        """Let the last bytes that were read, so many of them, be the next ones."""
+        """Move the stream back by ``count`` bytes, which are read again."""
         self._at -= count
         self.place -= count
 
 
 class _Log:
-    """The log of one shard, whose lines are not repeated in later epochs.
+    """The log of one shard, which does not repeat lines in later epochs.
 
     Args:
-        path: Of the shard.
-        reported: Lines that have been logged; others are added.
+        path: The path of the shard.
+        reported: The lines logged so far, shared by all shards; updated in place.
     """
 
     def __init__(self, path: str, reported: set[str]):
         self._path, self._reported, self._places = path, reported, 0
 
     def __call__(self, text: str) -> None:
-        """Log a line."""
+        """Log a line, unless it has been logged before."""
         line = f"{shown(self._path)}{text}"
         if line not in self._reported:
             self._reported.add(line)
             logging.warning("%s", line)
 
     def place(self, text: str) -> None:
-        """Log a damaged place, of which the first are named."""
+        """Log a damaged byte range, up to `NAMED_GAPS` of a shard."""
         self._places += 1
         if self._places <= NAMED_GAPS:
             self(text)
 
     def finish(self) -> None:
-        """Log how many more damaged places there are."""
+        """Log the number of damaged byte ranges that were not logged one by one."""
         if self._places > NAMED_GAPS:
             self(f": {self._places - NAMED_GAPS} more damaged places")
 
 
 def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
-    """Yield the examples of a TFRecord file, plain or gzipped.
+    """Yield the image and label of each record of a TFRecord file, plain or gzipped.
 
-    The image of a record with a wrong checksum is empty. Behind a damaged header, reading resumes
-    at the next header that is valid.
+    A record with a wrong checksum yields an empty image. After a damaged header, reading resumes at
+    the next valid header.
 
     Args:
-        path: Of the file.
-        parse: Of a record.
-        reported: Lines that have been logged; others are added.
+        path: The path of the file.
+        parse: A function that returns the encoded image and label of a record.
+        reported: The lines logged so far; updated in place.
+
+    Raises:
+        UserError: The storage fails.
     """
     log = _Log(path, reported)
     try:
@@ -127,8 +134,8 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
                 start = stream.place - len(header)
                 length = record_length(header)
                 if length is not None and length > LARGEST:
-                    length = None  # taken for damage
-                # Asked before it is read, so that damage does not make the rest be copied.
+                    length = None  # treated as damage
+                # Checking the length before reading avoids a copy of the whole rest of the file.
                 whole = length is not None and stream.holds(HEADER + length + FOOTER, len(header))
                 if length is not None and whole:
                     content = intact_content(stream.read(length + FOOTER))
@@ -145,7 +152,7 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
                 )
     except UserError:
         raise
-    except Exception as error:  # of the file system, a remote store, gzip or zlib
+    except Exception as error:  # raised by the file system, a remote store, gzip or zlib
         if of_storage(error):
             raise unreadable(path, error) from error
         log(f" cannot be read further: {shown(one_line(error))}")
@@ -153,7 +160,7 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
 
 
 def _skip_to_record(stream: _Ahead) -> bool:
-    """Go to the next valid header of a record that is whole; return whether there is one."""
+    """Move to the next complete record with a valid header; return whether there is one."""
     size = FIRST_SEARCH
     while len(block := stream.read(size)) >= HEADER:
         for start in candidates(block):
@@ -171,12 +178,14 @@ def _skip_to_record(stream: _Ahead) -> bool:
 
 
 def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
-    """Yield the examples of a tar, compressed or not.
+    """Yield the image and label of each example of a tar, compressed or not.
 
     Args:
-        path: Of the tar.
-        reported: Lines, and kinds of members that are not used, which have been logged; others are
-            added.
+        path: The path of the tar.
+        reported: The lines and kinds of unused members logged so far; updated in place.
+
+    Raises:
+        UserError: The storage fails.
     """
     log = _Log(path, reported)
     unused: Unused = collections.Counter()
@@ -199,7 +208,7 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
                 log(f" {members.problem}")
     except UserError:
         raise
-    except Exception as error:  # of the file system, a remote store, tarfile or a decompressor
+    except Exception as error:  # raised by the file system, a remote store or a decompressor
         if of_storage(error):
             raise unreadable(path, error) from error
         if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):

@@ -1,14 +1,14 @@
-"""Streaming: shards that are read from start to end, where an index is not to be had.
+"""A loader that streams shards sequentially, for data without an index.
 
-Compressed shards and remote stores that dislike random access can be trained on so. What it
-guarantees is less than the indexed order does:
+It reads compressed shards and remote stores with slow random access. Its guarantees are weaker than
+those of the indexed order:
 
-- Each epoch, a process reads each of its shards once, in a new order. Processes share out shards,
-  not examples: one that has smaller shards begins its next epoch earlier.
-- Examples are shuffled within windows of `data.window` of them, which may span shards.
-- A run that goes on with as many processes as before sees the very stream it would have seen. With
-  another number each process starts at the beginning of the next epoch, and says so.
-- In the place of an image that cannot be decoded comes the next one of its chunk.
+- In each epoch, a process reads each of its shards once, in a new order. Processes divide shards,
+  not examples: a process with smaller shards begins its next epoch earlier.
+- Examples are shuffled within windows of `data.window` examples, which may span shards.
+- A run resumed with the same number of processes sees the same stream as without the interruption.
+  With another number, each process starts at the beginning of the next epoch, and logs it.
+- An image that cannot be decoded is replaced by the next image of its chunk.
 """
 
 import itertools
@@ -33,20 +33,20 @@ from can_jax.distributed.process_slice import Share, share_of_process
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-# Where a process is: epoch, number of its shard in the epoch, number of the record in the shard at
-# which the window begins, and how many of the window it has had.
+# The position of a process: epoch, index of its shard in the epoch, index of the record in the
+# shard at which the window begins, and the number of examples of the window already used.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
-NOTHING = 2**30  # attempts at a row for which no image of its chunk can be decoded
+NOTHING = 2**30  # the `attempt` of a row if no image of its chunk can be decoded
 
 
 class ShardStream:
-    """A source that is read in one direction.
+    """A source that can only be read sequentially.
 
     Args:
-        paths: of the shards.
-        read: the encoded images and labels of a shard.
-        examples: about how many there are, by which epochs are counted.
+        paths: The paths of the shards.
+        read: A function that yields the encoded images and labels of a shard.
+        examples: The approximate number of examples, which defines the length of an epoch.
     """
 
     labels = None
@@ -57,27 +57,36 @@ class ShardStream:
     def stream(
         self, seed: int, window: int, process: int, processes: int, place: tuple[int, ...]
     ) -> Iterator[tuple[bytes, int, str, Place]]:
-        """Yield image, label, name and the place after it of one example after another, forever.
+        """Yield examples forever, each with the position after it.
+
+        Args:
+            seed: The seed of the order of shards and of the shuffling.
+            window: The number of examples in a shuffle window.
+            process, processes: The index of this process, and the number of processes.
+            place: The position at which to start.
+
+        Yields:
+            The encoded image, label, name and following `Place` of each example.
 
         Raises:
-            UserError: All shards were read since the last image, as when a store is gone.
+            UserError: No shard yields an image any more, as when a store is gone.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image
         for epoch in itertools.count(epoch):  # noqa: B020
             order = np.random.default_rng([seed, epoch]).permutation(len(self.paths))
-            mine = [self.paths[i] for i in order[process::processes]]
+            mine = [self.paths[j] for j in order[process::processes]]
             barren.update([] if shard or record or taken else mine)
-            places = self._from(mine, shard, record)
-            while batch := list(itertools.islice(places, window)):
+            records = self._from(mine, shard, record)
+            while batch := list(itertools.islice(records, window)):
                 shard, record, *_ = batch[0]
                 shuffle = np.random.default_rng([seed, epoch, shard, record])
-                for number, i in enumerate(shuffle.permutation(len(batch))):
-                    if number < taken:
+                for i, j in enumerate(shuffle.permutation(len(batch))):
+                    if i < taken:
                         continue
-                    where, which, image, label = batch[i]
+                    where, which, image, label = batch[j]
                     name = f"{shown(mine[where])}, record {which}"  # TensorFlow takes UTF-8 only
-                    after = np.array([epoch, shard, record, number + 1], np.int64)
+                    after = np.array([epoch, shard, record, i + 1], np.int64)
                     barren = barren if not image else set()
                     yield image, label, name, after
                 taken = 0
@@ -91,19 +100,19 @@ class ShardStream:
     def _from(
         self, paths: list[str], shard: int, record: int
     ) -> Iterator[tuple[int, int, bytes, int]]:
-        """(shard, record, image, label) from a place on, to the end of the shards."""
+        """Yield (shard, record, image, label) from a position to the end of the shards."""
         for where in range(shard, len(paths)):
-            found = enumerate(self._read(paths[where]))
-            for which, (image, label) in itertools.islice(found, record, None):
+            records = enumerate(self._read(paths[where]))
+            for which, (image, label) in itertools.islice(records, record, None):
                 yield where, which, image, label
             record = 0
 
 
 def open_stream(data: ConfigDict, split: str) -> ShardStream:
-    """The shards that a checked config block names, to be streamed.
+    """Open the shards that a checked config block names, for streaming.
 
     Raises:
-        UserError: there are none, or fewer than processes, or no image at the start of the first.
+        UserError: There are fewer shards than processes, or the first records hold no image.
     """
     root, names = locate_shards(data.source, data.path, split, compressed=True)
     paths = [os.path.join(root, name) for name in names]
@@ -122,14 +131,14 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
 
 
 class StreamingLoader(Loader):
-    """The batches of a run that streams, from a step on.
+    """A loader of the batches of a streamed run, from a step on.
 
     Args:
-        config: resolved.
-        source: of the images.
-        mesh: of the devices.
-        first_step, total_steps: of the run; the second is exclusive.
-        states: `state` of the loader that this one goes on from.
+        config: The resolved configuration.
+        source: The stream that yields the images.
+        mesh: The device mesh over which batches are split.
+        first_step, total_steps: The first step to load, and the exclusive last one.
+        states: The checkpointed `state` of the loader to resume; None for a new run.
     """
 
     def __init__(
@@ -142,19 +151,19 @@ class StreamingLoader(Loader):
         states: States | None = None,
     ):
         process, processes = jax.process_index(), jax.process_count()
-        place = resumed(states, process, processes)
-        self._last = np.array(place, np.int64)
+        start = resumed(states, process, processes)
+        self._last = np.array(start, np.int64)
         share = share_of_process(mesh, config.batch_size)
         views = RandomViews.from_config(config)
         steps = first_step, total_steps
-        dataset = _batches(config, source, views, steps, share, place)
+        dataset = _batches(config, source, views, steps, share, start)
         super().__init__(dataset, share, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Keep the place, and count what was replaced.
+        """Record the position after a batch, and count the replaced images.
 
         Raises:
-            UserError: nothing was there to replace it.
+            UserError: No image of a chunk could be decoded.
         """
         self._last = host["place"][-1]
         self.skipped += int((host["attempt"] > 0).sum())
@@ -165,12 +174,12 @@ class StreamingLoader(Loader):
 
     @property
     def place(self) -> list[int]:
-        """After the last row of the batch that was returned last; as `Place`."""
+        """The position after the last row of the batch returned last, as a `Place`."""
         return self._last.tolist()
 
 
 def resumed(states: States | None, process: int, processes: int) -> tuple[int, ...]:
-    """The place at which a process goes on, given the states of all of them."""
+    """Return the position at which a process resumes, given the states of all processes."""
     if not states:
         return START
     if len(states) == processes:
@@ -189,14 +198,14 @@ def _batches(
     views: RandomViews,
     steps: tuple[int, int],
     share: Share,
-    place: tuple[int, ...],
+    start: tuple[int, ...],
 ) -> Any:
-    """As `chunks.batches`, with the place after each row."""
+    """Return batches as `chunks.batches` does, with the position after each row as ``place``."""
     tf = tensorflow()
     failed: list[UserError] = []
 
     def examples() -> Iterator[tuple]:
-        stream = source.stream(config.seed, config.data.window, share.number, share.count, place)
+        stream = source.stream(config.seed, config.data.window, share.number, share.count, start)
         try:
             for step in range(*steps):
                 for row in share.rows.tolist():
@@ -212,7 +221,7 @@ def _batches(
     )  # fmt: skip
     repair = chunks.Repair(views)
 
-    def chunk(positions: Any, images: Any, labels: Any, names: Any, places: Any) -> Any:
+    def chunk(positions: Any, images: Any, labels: Any, names: Any, following: Any) -> Any:
         def mend(
             pixels: Any, rows: Any, positions: Any, labels: Any, images: Any, names: Any
         ) -> tuple[np.ndarray, ...]:
@@ -227,7 +236,7 @@ def _batches(
             return mended
 
         cut = chunks.decoded(views, images, positions, labels, mend, extra=[images, names])
-        return cut.map(lambda element: element | {"place": places})
+        return cut.map(lambda element: element | {"place": following})
 
     elements = tf.data.Dataset.from_generator(examples, output_signature=signature)
     dataset = chunks.in_parallel(

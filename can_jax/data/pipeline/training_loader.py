@@ -1,4 +1,4 @@
-"""From a source to batches: this host's rows by tf.data, sharded arrays on the devices."""
+"""Loaders of training batches: tf.data makes this host's rows, which become sharded arrays."""
 
 import functools
 import math
@@ -27,20 +27,22 @@ from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-# How many examples are tried at one place of the stream before the run gives up.
+# The number of examples tried at a position of the stream before the run stops with an error.
 DECODE_ATTEMPTS = 16
 ORDERED = 4096  # positions whose examples are computed at once: 16 times faster than 64 are
-SHARE_ERROR = 0.05  # of a mixture's share, relative, from which on it is logged
-AHEAD = 2  # batches on their way to the devices
-NAMED = 1000  # files that are named when they cannot be decoded; further ones are only counted
+SHARE_ERROR = 0.05  # relative error of a mixture's share above which it is logged
+AHEAD = 2  # batches loaded and transferred ahead of the training step
+NAMED = 1000  # undecodable files logged by name; further ones are only counted
 
 
-States = list[list[int]]  # a row for each process
+States = list[list[int]]  # a row for each process: images seen, images skipped, position
 
 
 def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
-    """Images seen and skipped by a process that goes on; if there are now more or fewer processes,
-    the first one takes over the counts of all."""
+    """Return the numbers of images that a resuming process has seen and skipped.
+
+    If the number of processes has changed, process 0 takes over the counts of all.
+    """
     if states and len(states) == processes:
         return states[process][0], states[process][1]
     if states and process == 0:
@@ -49,13 +51,13 @@ def counts_of(states: States | None, process: int, processes: int) -> tuple[int,
 
 
 def order_of(seed: int, source: Source, version: int = VERSION) -> Order:
-    """Return the stream of a source."""
+    """Return the order of a source; logs the parts of a mixture whose share is inexact."""
     if isinstance(source, MixtureSource):
-        for number, (asked, real) in enumerate(shares(source.weights)):
-            if abs(real / asked - 1) > SHARE_ERROR:
+        for index, (requested, real) in enumerate(shares(source.weights)):
+            if abs(real / requested - 1) > SHARE_ERROR:
                 logging.warning(
                     "part %d of config.data.mixture is drawn with the share %.2g instead of %.2g: "
-                    "shares are multiples of 1/%d", number, real, asked, CYCLE,
+                    "shares are multiples of 1/%d", index, real, requested, CYCLE,
                 )  # fmt: skip
         return Order(seed, source.sizes, source.weights, version)
     return Order(seed, (source.examples,), version=version)
@@ -68,17 +70,17 @@ def host_batches(
     rows: Int[np.ndarray, " local"],
     order: Order | None = None,
 ) -> Any:
-    """Return some rows of the batches of a range of steps, as a `tf.data.Dataset`.
+    """Return the given rows of the batches of a range of steps, as a `tf.data.Dataset`.
 
     Args:
-        config: resolved.
-        source: of the images.
-        steps: first and last, exclusive.
-        rows: of the global batch.
-        order: of the examples; by default that of a new run.
+        config: The resolved configuration.
+        source: The source that holds the images.
+        steps: The first step and the exclusive last one.
+        rows: The rows of the global batch that this process loads.
+        order: The order of the examples; by default that of a new run.
 
     Returns:
-        elements as `chunks.batches` describes them.
+        Batches as `chunks.batches` describes them.
     """
     order = order or order_of(config.seed, source)
 
@@ -99,18 +101,18 @@ def host_batches(
 def _places(
     order: Order, steps: tuple[int, int], batch_size: int, rows: Int[np.ndarray, " local"]
 ) -> Any:
-    """Return a `tf.data.Dataset` of the positions of some rows, each with its example."""
+    """Return a `tf.data.Dataset` of (position, example) pairs for the given rows of each step."""
     tf = tensorflow()
     first, last = steps
     block = max(1, ORDERED // len(rows))
 
-    def places(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        numbers = np.arange(int(step), min(int(step) + block, last))
-        positions = (numbers[:, None] * batch_size + rows).reshape(-1)
+    def examples_of(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+        step_range = np.arange(int(step), min(int(step) + block, last))
+        positions = (step_range[:, None] * batch_size + rows).reshape(-1)
         return positions, order.examples_at(positions)
 
     def elements(step: Any) -> Any:
-        pair = tf.numpy_function(places, [step], (tf.int64, tf.int64), stateful=False)
+        pair = tf.numpy_function(examples_of, [step], (tf.int64, tf.int64), stateful=False)
         return tf.data.Dataset.from_tensor_slices(
             tuple(tf.ensure_shape(column, (None,)) for column in pair)
         )
@@ -121,23 +123,24 @@ def _places(
 
 
 class Loader(Iterator[Batch]):
-    """Batches as global arrays split over the mesh, placed on the devices ahead of their time.
+    """An iterator over batches as global arrays split over the mesh, prefetched to the devices.
 
     Args:
-        dataset: this process's rows of each batch, as `chunks.batches` gives them.
-        share: which rows these are.
-        skip_limit: the share of images that cannot be decoded above which `UserError` is raised.
-        states: `state` of the loader that this one goes on from.
+        dataset: This process's rows of each batch, as `chunks.batches` returns them.
+        share: The slice of the global batch that these rows form.
+        skip_limit: The fraction of undecodable images above which `UserError` is raised.
+        states: The checkpointed `state` of the loader to resume; None for a new run.
 
     Attributes:
-        seen, skipped: images of this process so far, and how many of them could not be decoded.
+        seen, skipped: The number of images that this process has loaded, and of those skipped as
+            undecodable.
     """
 
     def __init__(self, dataset: Any, share: Share, skip_limit: float, states: States | None = None):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
-        # Python must not end before the threads that read files for tf.data: neither would return.
+        # Clearing stops tf.data's reader threads at exit; otherwise they and Python would hang.
         weakref.finalize(self, batches.clear)
         self._load = functools.partial(_place_next, batches, share)
         self._thread = ThreadPoolExecutor(1)
@@ -153,30 +156,32 @@ class Loader(Iterator[Batch]):
 
     @property
     def state(self) -> States:
-        """What a run has to remember of every process in order to go on, besides its step: the
-        counts of images seen and skipped, and `place`. All processes have to ask."""
+        """The per-process loader state to checkpoint: images seen, images skipped, and `place`.
+
+        Collective: every process must call this.
+        """
         mine = np.array([self.seen, self.skipped, *self.place], np.int64)
         return gather("state of the input", mine).tolist()
 
     @property
     def place(self) -> list[int]:
-        """Where this process is in its data, if the step does not tell."""
+        """The position of this process in its data; empty if the step determines it."""
         return []
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count what was skipped in a batch of this process."""
+        """Count the images skipped in a batch of this process."""
         raise NotImplementedError
 
 
 def _place_next(batches: list[Any], share: Share) -> tuple[dict[str, Any], Batch]:
-    """The next batch of the host, without its images, and as global arrays."""
+    """Return the next host batch without its images, and the batch as global arrays."""
     host = next(batches[0])
     local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
     return host, Batch(*map(share.place, local))
 
 
 class TrainingLoader(Loader):
-    """The batches of a run from a step on, in the order of its seed."""
+    """A loader of the batches of a run from a step on, in the order that its seed determines."""
 
     def __init__(
         self,
@@ -197,15 +202,15 @@ class TrainingLoader(Loader):
         self._named: set[int] = set()
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count images that were skipped in a batch of this process."""
+        """Count the images skipped in a batch of this process."""
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
 
     def _report(self, position: int, attempts: int) -> None:
-        """Count images that were skipped at a position, and name each of them once.
+        """Count the images skipped at a position, and log each of them once.
 
         Raises:
-            UserError: none could be decoded there.
+            UserError: No image could be decoded at the position.
         """
         for attempt in range(attempts):
             example = int(self._order.examples_at(np.array([position]), attempt)[0])
@@ -224,7 +229,7 @@ class TrainingLoader(Loader):
             )
 
     def _reason(self, example: int) -> str:
-        """Return why an example cannot be decoded."""
+        """Return the reason why an example cannot be decoded."""
         data = self._config.data
         (encoded,), _ = self._source.read(np.array([example]))
         if not encoded:
@@ -234,8 +239,11 @@ class TrainingLoader(Loader):
 
 
 def check_share(skipped: int, seen: int, limit: float) -> None:
-    """Raise `UserError` if the share of images that cannot be decoded is surely above the limit:
-    by two standard deviations of a Poisson count, so that a few at the start stop nothing."""
+    """Raise `UserError` if the fraction of undecodable images is significantly above the limit.
+
+    The test allows two standard deviations of a Poisson count, so that a few early failures do not
+    stop the run.
+    """
     if skipped - 2 * math.sqrt(skipped) > limit * seen:
         raise UserError(
             f"{skipped} of the first {seen} images cannot be decoded, more than the "

@@ -1,4 +1,4 @@
-"""What is cut from an image: the random views of training, or the one view of an evaluation."""
+"""Crops of an image: the random views of training, and the single center view of an evaluation."""
 
 import abc
 import dataclasses
@@ -14,29 +14,39 @@ from can_jax.utils.tensorflow import tensorflow
 
 @dataclasses.dataclass(frozen=True)
 class Views(abc.ABC):
-    """Cuts views from an image; they follow from the image and its position in the stream alone."""
+    """A recipe that crops views from an image, determined by the image and its stream position
+    alone.
 
-    size: tuple[int, int]  # (height, width) of a view
+    Attributes:
+        size: The (height, width) of a view in pixels.
+        channels: The number of channels.
+        max_pixels: The limit on width times height of an image.
+        exif: Whether to turn images upright by their EXIF orientation.
+        value_range: The values of black and white in images of more than 8 bits a channel, or None.
+    """
+
+    size: tuple[int, int]
     channels: int
-    max_pixels: int  # of an image
-    exif: bool  # whether images are turned upright
-    value_range: Range  # of images of more than 8 bits a channel
+    max_pixels: int
+    exif: bool
+    value_range: Range
 
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, int, int, int]:
-        """(views, height, width, channels) of what is cut from an image."""
+        """The shape (views, height, width, channels) of the views of an image."""
 
     @abc.abstractmethod
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """Views, uint8 `shape`, of a decoded image, (height, width, channels)."""
+        """Return the uint8 views of a decoded image (height, width, channels), of shape `shape`."""
 
     @abc.abstractmethod
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Views of an encoded image; evaluating them fails if it cannot be decoded natively."""
+        """Return the views of an encoded image; evaluating them fails if TensorFlow cannot decode
+        it."""
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
-        """Size of the upright image, and its EXIF orientation, 1 where that is not asked for."""
+        """Return the size of the upright image, and its EXIF orientation or 1 if `exif` is off."""
         tf = tensorflow()
         size = native_size(encoded, self.max_pixels)
         if not self.exif:
@@ -52,11 +62,11 @@ class Views(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class CentreView(Views):
-    """The middle of an image, as `resize_and_centre_crop` gives it."""
+    """The center crop of an image, as `resize_and_centre_crop` makes it."""
 
     @staticmethod
     def from_config(config: ConfigDict) -> "CentreView":
-        """As `data` says."""
+        """Return the center view that the config block `data` describes."""
         data = config.data
         return CentreView(
             size=data.image_size,
@@ -68,15 +78,16 @@ class CentreView(Views):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the one view."""
+        """The shape (1, height, width, channels) of the single view."""
         return (1, *self.size, self.channels)
 
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """The view of a decoded image, uint8 `shape`."""
+        """Return the uint8 view of a decoded image, of shape `shape`."""
         return resize_and_centre_crop(image, self.size)[None]
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """The view of an encoded image."""
+        """Return the view of an encoded image; evaluating it fails if that cannot be decoded
+        natively."""
         _, turn = self._header(encoded)
         image = native_pixels(encoded, self.channels, value_range=self.value_range)
         return self.from_pixels(orient(image, turn) if self.exif else image, position)
@@ -84,16 +95,23 @@ class CentreView(Views):
 
 @dataclasses.dataclass(frozen=True)
 class RandomViews(Views):
-    """Random resized crops, which follow from the position in the stream."""
+    """Random resized crops, seeded by the position in the stream.
+
+    Attributes:
+        seed: The seed of the run.
+        views: The number of views per image.
+        area: The smallest and largest area of a crop, as a fraction of the image.
+        aspect: The smallest and largest ratio of width to height of a crop.
+    """
 
     seed: int
     views: int
-    area: tuple[float, float]  # share of the image
-    aspect: tuple[float, float]  # width to height, of boxes
+    area: tuple[float, float]
+    aspect: tuple[float, float]
 
     @staticmethod
     def from_config(config: ConfigDict) -> "RandomViews":
-        """As `augment` and `data` say."""
+        """Return the random views that the config blocks `augment` and `data` describe."""
         augment, data = config.augment, config.data
         height, width = data.image_size
         low, high = augment.crop_aspect
@@ -111,20 +129,23 @@ class RandomViews(Views):
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the views of an image."""
+        """The shape (views, height, width, channels) of the views of an image."""
         return (self.views, *self.size, self.channels)
 
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """Views, uint8 `shape`, of a decoded image."""
+        """Return the uint8 views of a decoded image, of shape `shape`."""
         boxes = self._boxes(_sides(image), position)
         return crop_and_resize(image, boxes, self.size)
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Views of an encoded image, which is decoded once, and not larger than they need."""
+        """Return the views of an encoded image, decoded once at the smallest sufficient resolution.
+
+        Evaluating them fails if TensorFlow cannot decode the image.
+        """
         tf = tensorflow()
         size, turn = self._header(encoded)
         boxes = self._boxes(size, position)
-        # As small as leaves every view at least its own number of pixels.
+        # The strongest reduction that leaves every crop at least as large as its view.
         ratio = reduction(encoded, tf.reduce_min(boxes[:, 2:] // tf.constant(self.size)))
         boxes = _reduced(boxes, size, ratio)
         if self.exif:
@@ -138,6 +159,7 @@ class RandomViews(Views):
         return crop_and_resize(image, boxes - tf.pad(start, [[0, 2]]), self.size)
 
     def _boxes(self, size: Any, position: Any) -> Any:
+        """Return the crop boxes of a position, an int32 tensor (views, 4)."""
         tf = tensorflow()
         sides = tf.unstack(size, num=2)
         boxes = random_boxes(self.seed, position, sides, self.views, self.area, self.aspect)
@@ -145,12 +167,12 @@ class RandomViews(Views):
 
 
 def _sides(image: Any) -> Any:
-    """Height and width of an image tensor, as an int32 tensor (2,)."""
+    """Return the height and width of an image tensor, an int32 tensor (2,)."""
     return tensorflow().shape(image)[:2]
 
 
 def _reduced(boxes: Any, size: Any, ratio: Any) -> Any:
-    """Boxes of an image that is decoded smaller by a ratio, to the nearest whole pixels."""
+    """Scale boxes to an image reduced by a factor, rounded to whole pixels within the image."""
     tf = tensorflow()
     scaled = tf.cast(tf.round(boxes / ratio), tf.int32)
     sides = (size + ratio - 1) // ratio

@@ -1,1 +1,1 @@
-"""Data sources, one file each; `registry.py` opens them by name."""
+"""Data sources, one kind a file; `registry.py` opens them by name."""

@@ -1,4 +1,4 @@
-"""`arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
+"""The source `arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
 
 import os
 from collections.abc import Sequence
@@ -16,11 +16,16 @@ from can_jax.utils.errors import UserError, one_line
 def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     """Read the shards of a split into memory, in the order of their names.
 
-    A shard holds ``images``, uint8 (n, height, width, channels), and may hold ``labels``, ints
-    (n,), and ``label_names``. Pickled objects are refused.
+    A shard holds ``images``, uint8 (n, height, width, channels). It may hold ``labels``, integers
+    (n,), and ``label_names``. Pickled objects are rejected.
+
+    Args:
+        path: The folder of the shards, or a single npz file.
+        split: The name of the split.
+        channels: The number of channels that the images must have.
 
     Raises:
-        UserError: no shard, or one that does not hold what it should.
+        UserError: There is no shard, or a shard does not have the expected content.
     """
     root = Path(path)
     if not root.exists():
@@ -41,16 +46,19 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
 def one_numbering(
     shards: Sequence[Path], labels: Sequence[np.ndarray], names: Sequence[tuple[str, ...]]
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Return the labels of all shards by the names of all, and these names.
+    """Renumber the labels of all shards by a common list of class names.
 
-    A shard without names numbers its classes as the first one with names does.
+    A shard without names is assumed to number its classes like the first shard with names.
+
+    Returns:
+        The labels of each shard, and the names of all classes.
 
     Raises:
-        UserError: A shard numbers its classes in its own way, and does not name each once.
+        UserError: The names of shards differ, and some labels have no name or share one.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
-    number = {name: i for i, name in enumerate(union)}
+    new_label = {name: i for i, name in enumerate(union)}
     renumbered = []
     for shard, own_labels, own in zip(shards, labels, names, strict=True):
         if own and own != first:
@@ -59,14 +67,14 @@ def one_numbering(
                     f"{shard}: label_names differ from those of another shard, and do not give "
                     "each label a name of its own"
                 )
-            table = np.array([number[name] for name in own], np.int32)
+            table = np.array([new_label[name] for name in own], np.int32)
             own_labels = np.where(own_labels >= 0, table[own_labels], -1)
         renumbered.append(own_labels)
     return renumbered, first if len(union) <= len(first) else union
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
-    """Return the npz files of a split in a folder, by their names.
+    """Return the npz files of a split in a folder, sorted by name.
 
     Raises:
         UserError: There is none.
@@ -76,13 +84,17 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
         return [root]
     names = sorted(file.name for file in root.glob("*.npz"))
     if not names:
-        there = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
-        raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {there}")
+        present = some(sorted(file.name for file in root.iterdir()), 8) or "nothing"
+        raise UserError(f"no {split}*.npz in config.data.path={root}, which holds {present}")
     return [root / name for name in choose_files(str(root), names, split, "npz", listed=False)]
 
 
 def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Images, labels and label names of one shard."""
+    """Return the images, labels and label names of one shard.
+
+    Raises:
+        UserError: The file cannot be read, or an array has the wrong type or shape.
+    """
     try:
         arrays = read_npz(shard)
     except (UserError, OSError) as error:

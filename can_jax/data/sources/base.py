@@ -1,4 +1,4 @@
-"""Sources of images: the protocol of those in files, and the source of arrays in memory."""
+"""The protocol of sources of encoded images, and the source of arrays in memory."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -8,46 +8,47 @@ from jaxtyping import Int, UInt8
 
 from can_jax.data.decoding.decode import encode_array
 
-Examples = Int[np.ndarray, " chosen"]  # their numbers
+Examples = Int[np.ndarray, " chosen"]  # indices of examples in a source
 
 
 @runtime_checkable
 class EncodedSource(Protocol):
-    """Encoded images (JPEG, PNG, WebP, GIF, …), read in any order."""
+    """A source of encoded images (JPEG, PNG, WebP, GIF, …) with random access."""
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         ...
 
     @property
     def labels(self) -> Int[np.ndarray, " examples"] | None:
-        """-1 where unknown; None where each record holds its own."""
+        """The label of each example, -1 where unknown; None if only each record holds its label."""
         ...
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, if known."""
+        """The names of the classes; empty if unknown."""
         ...
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Encoded images, and labels as int32; a damaged record is empty."""
+        """Return the encoded images, and their labels as int32. The image of a damaged record is
+        empty."""
         ...
 
     def describe(self, example: int) -> str:
-        """Where an example lies, for messages."""
+        """Return the location of an example, for messages."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Decoded images of one size, in memory.
+    """A source of decoded images of one size, in memory.
 
     Attributes:
-        images: uint8 (examples, height, width, channels).
-        labels: int32 (examples,), -1 where unknown.
-        label_names: of the classes, if known.
-        files: that the images were read from, if any.
+        images: The images, uint8 (examples, height, width, channels).
+        labels: The labels, int32 (examples,); -1 where unknown.
+        label_names: The names of the classes; empty if unknown.
+        files: The files from which the images were read, if any.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"]
@@ -57,15 +58,16 @@ class ArraySource:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         return len(self.images)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return what `EncodedSource` does, for mixtures with files."""
+        """Return encoded images and labels as `EncodedSource.read` does; mixtures with files use
+        it."""
         return [encode_array(self.images[i]) for i in examples], self.labels[examples]
 
     def describe(self, example: int) -> str:
-        """The place of an image in the array."""
+        """Return the location of an example, for messages."""
         return f"array, image {example}"
 
 

@@ -1,8 +1,8 @@
-"""Where every example of a data set lies: the table behind all encoded sources.
+"""The table that locates every example of a data set, used by all encoded sources.
 
-A table is a few columns of numbers, made by looking at the files (`scan.py`), or memory-mapped from
-an index that `python -m can_jax.data.index` wrote. Mapped, hundreds of millions of rows take
-address space, not memory.
+A table is a few columns of integers. It comes from scanning the files (`scan.py`), or is
+memory-mapped from an index that `python -m can_jax.data.index` wrote. Memory-mapped, hundreds of
+millions of rows take address space instead of memory.
 """
 
 import dataclasses
@@ -23,21 +23,22 @@ from can_jax.utils.files import read_json
 
 FORMAT = 1
 FACTS = "index.json"
-FOLDER = ".can_jax_index"  # beside the data, with an index a split
+FOLDER = ".can_jax_index"  # the folder beside the data that holds an index for each split
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The examples of a data set, in the order of files and places in them.
+    """The examples of a data set, ordered by file and by offset within it.
 
     Attributes:
-        names: of the files, relative to the root of the data.
-        file: index into ``names`` of each example.
-        offset, length: its bytes in the file; a length of -1 is the whole file.
-        label: -1 where unknown.
-        label_names: of the classes, if known.
-        digest: the first 8 bytes of BLAKE2b of each content; None if it was not read.
-        size: bytes of each file of ``names``; None if they were not looked at.
+        names: The names of the files, relative to the root of the data.
+        file: The index into ``names`` of each example.
+        offset, length: The byte range of each example in its file; a length of -1 is the whole
+            file.
+        label: The label of each example; -1 where unknown.
+        label_names: The names of the classes; empty if unknown.
+        digest: The first 8 bytes of BLAKE2b of each example's content; None if it was not read.
+        size: The size of each file in bytes; None if the sizes were not looked up.
     """
 
     names: Names
@@ -53,21 +54,28 @@ class Table:
         return len(self.file)
 
     def describe(self, index: int) -> str:
-        """File and place of an example, for messages."""
+        """Return the file and offset of an example, for messages."""
         name, offset = self.names[int(self.file[index])], int(self.offset[index])
         return f"{name}, at byte {offset}" if offset else name
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write an index. The file of facts comes last: without it there is no index."""
+        """Write an index. The facts are written last, because their file marks the index as
+        complete.
+
+        Args:
+            folder: The folder of the index; created if missing.
+            facts: Further entries for the file of facts, serializable as JSON.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for column, values in self._columns().items():
             np.save(folder / f"{column}.npy", values)
-        known = {"format": FORMAT, "examples": len(self), "label_names": list(self.label_names)}
+        own_facts = {"format": FORMAT, "examples": len(self), "label_names": list(self.label_names)}
         unfinished = folder / f"{FACTS}.new"
-        unfinished.write_text(json.dumps(facts | known, indent=1))
+        unfinished.write_text(json.dumps(facts | own_facts, indent=1))
         os.replace(unfinished, folder / FACTS)
 
     def _columns(self) -> dict[str, np.ndarray]:
+        """Return the arrays to store, by file name."""
         columns = {
             "names": self.names.text,
             "name_ends": self.names.ends,
@@ -80,10 +88,10 @@ class Table:
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Return the facts that an index was written with.
+    """Return the facts stored with an index.
 
     Raises:
-        UserError: It is no index.
+        UserError: The folder holds no valid index.
     """
     try:
         facts = read_json(epath.Path(folder / FACTS))
@@ -106,10 +114,10 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
-    """An index, memory-mapped, and the facts it was written with.
+    """Return the memory-mapped table of an index, and the facts stored with it.
 
     Raises:
-        UserError: there is none, or it is not whole.
+        UserError: There is no index, or it is incomplete or damaged.
     """
     facts = facts_of(folder)
     try:
@@ -139,7 +147,7 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
 
 
 def _problem(table: Table) -> str | None:
-    """Return what in the numbers of a table cannot be; None where all can."""
+    """Return a description of an impossible value in a table, or None if it is consistent."""
     names, ends = table.names, table.names.ends
     if names.text.dtype != np.uint8:
         return "its names are not bytes"

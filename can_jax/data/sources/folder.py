@@ -1,4 +1,4 @@
-"""`folder`: image files anywhere below a directory; labels are optional."""
+"""The source `folder`: image files anywhere below a directory, with optional labels."""
 
 import itertools
 import os
@@ -26,32 +26,39 @@ from can_jax.data.storage.splits import (
 from can_jax.data.storage.walk import is_folder_entry
 from can_jax.utils.errors import UserError
 
-# Names of folders of photographs, and of folders with what belongs to each photograph.
+# Names of folders of photographs, and of folders with the targets of these photographs.
 PHOTOS = re.compile(r"images?|imgs?|photos?|pictures?|rgb|inputs?")
 TARGETS = re.compile(r"masks?|labels?|targets?|annot|segm?|truth|depth|\bgt\b")
-DEEPEST = 4  # folders that are looked through for those of the splits
-Groups = dict[str, list[str]]  # folders by their split
+DEEPEST = 4  # levels of nested folders searched for the folders of the splits
+Groups = dict[str, list[str]]  # the folders of each split
 
 
 def open_folder(
     path: str, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
-    """The images below ``path/split``, or for `train` below ``path`` if there is no such folder.
+    """Open the images below ``path/split``; for `train` without such a folder, those below
+    ``path``.
+
+    Args:
+        path: The folder of the data set.
+        split: The name of the split.
+        index: The folder of the index; None for its default folder.
+        cache_bytes: The number of bytes of encoded images to cache in memory.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: The folder does not exist, or holds no image of the split.
     """
     if not Path(path).is_dir():
         raise UserError(f"config.data.path={shown(path)} is not a folder")
-    place, groups = place_of_splits(path)
-    root = split_folder(path, split) or place
-    if index and root == place and standard(split) != "train":
-        images_of_split(path, split)  # an index does not tell the splits apart
+    parent, groups = place_of_splits(path)
+    root = split_folder(path, split) or parent
+    if index and root == parent and standard(split) != "train":
+        images_of_split(path, split)  # raises if no image is of the split; the index cannot tell
     table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
     first = table.names[int(table.file[0])] if len(table) else ""
     if index and root != path and not Path(root, first).exists():
-        root = path  # older versions looked for splits in this folder only
-    if root in (path, place):
+        root = path  # older versions searched for splits in this folder only
+    if root in (path, parent):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 
@@ -59,7 +66,7 @@ def open_folder(
 def _refuse_splits_as_classes(
     path: str, split: str, groups: Groups, classes: tuple[str, ...]
 ) -> None:
-    """Refuse an index in which the folder of another split is a class, as older versions wrote.
+    """Reject an index of an older version in which the folder of another split is a class.
 
     Raises:
         UserError: There is such a class.
@@ -77,20 +84,20 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
     """Return the folder of a split, its images and its other files, relative to that folder.
 
     Raises:
-        UserError: ``path`` is no folder, or no image in it is known to belong to the split.
+        UserError: ``path`` is not a folder, or none of its images belongs to the split.
     """
     if not Path(path).is_dir():
         raise UserError(f"config.data.path={shown(path)} is not a folder")
-    place, groups = place_of_splits(path)
+    parent, groups = place_of_splits(path)
     inner = split_folder(path, split)
-    _log_layout(place, groups, split, inner)
-    names, others = find_images(inner or place)
-    return inner or place, names if inner else choose_images(place, names, split), others
+    _log_layout(parent, groups, split, inner)
+    names, others = find_images(inner or parent)
+    return inner or parent, names if inner else choose_images(parent, names, split), others
 
 
-def _log_layout(place: str, groups: Groups, split: str, inner: str | None) -> None:
-    """Log which folders are taken for classes or left out, where their names leave it open."""
-    folders = _folders(place)
+def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
+    """Log which folders are treated as classes or left out, if their names are ambiguous."""
+    folders = _folders(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
     doubtful = {name for group in split_folders(classes).values() for name in group}
@@ -98,86 +105,90 @@ def _log_layout(place: str, groups: Groups, split: str, inner: str | None) -> No
         logging.warning(
             "%s: folders that are named like splits are taken for classes, since others lie beside "
             "them: %s; set config.data.path to one of them to read it as a split",
-            shown(place), some(sorted(doubtful)),
+            shown(parent), some(sorted(doubtful)),
         )  # fmt: skip
     if inner and standard(split) == "train":
-        beside = [name for name in folders if name not in stated and holds_image(place, name)]
-        beside += sorted(_loose_images(place))
+        beside = [name for name in folders if name not in stated and holds_image(parent, name)]
+        beside += sorted(_loose_images(parent))
         if beside:
             logging.warning(
                 "%s: images beside the folder %s of the split %r are left out: %s; set "
                 "config.data.path to the folder to read",
-                shown(place), shown(os.path.relpath(inner, place)), split, some(beside),
+                shown(parent), shown(os.path.relpath(inner, parent)), split, some(beside),
             )  # fmt: skip
 
 
 def place_of_splits(path: str) -> tuple[str, Groups]:
-    """Return the folder that contains the folders of splits, and these by their split.
+    """Return the folder that contains the folders of the splits, and those folders by split.
 
-    It is the given folder, or the only folder with images in it, such as `images` of
-    `images/train` and `images/val`. Without any folder of a split it is the given folder.
+    The first is the given folder or, if only one folder in it holds images, a folder below. For
+    example, it is `images` for `images/train` and `images/val`. Without any folder of a split it is
+    the given folder.
     """
-    place = path
+    parent = path
     for _ in range(DEEPEST):
-        folders = _folders(place)
+        folders = _folders(parent)
         stated = [name for name in folders if split_of_file(name)]
-        beside = any(holds_image(place, name) for name in folders if name not in stated and stated)
-        flat = [name for name in stated if beside and any(_loose_images(os.path.join(place, name)))]
+        beside = any(holds_image(parent, name) for name in folders if name not in stated and stated)
+        flat = [
+            name for name in stated if beside and any(_loose_images(os.path.join(parent, name)))
+        ]
         if groups := split_folders(stated, beside=beside, flat=flat):
-            return place, groups
-        with_images = (name for name in folders if holds_image(place, name))
+            return parent, groups
+        with_images = (name for name in folders if holds_image(parent, name))
         several = list(itertools.islice(with_images, 2))
-        if len(several) != 1 or any(_loose_images(place)):
+        if len(several) != 1 or any(_loose_images(parent)):
             break
-        place = os.path.join(place, several[0])
+        parent = os.path.join(parent, several[0])
     return path, {}
 
 
-def _folders(place: str) -> list[str]:
-    """Return the visible folders in a folder."""
-    with os.scandir(place) as entries:  # asks for no file's status, of which there may be millions
+def _folders(parent: str) -> list[str]:
+    """Return the sorted names of the visible folders in a folder."""
+    with os.scandir(parent) as entries:  # avoids a system call for each of millions of files
         return sorted(e.name for e in entries if is_folder_entry(e) and e.name[0] != ".")
 
 
-def _loose_images(place: str) -> Iterator[str]:
-    """Yield the visible images directly in a folder."""
-    names = (name for name in os.listdir(place) if not name.startswith("."))
-    return (name for name in names if _is_image(place, name))
+def _loose_images(folder: str) -> Iterator[str]:
+    """Yield the names of the visible images directly in a folder."""
+    names = (name for name in os.listdir(folder) if not name.startswith("."))
+    return (name for name in names if _is_image(folder, name))
 
 
-def holds_image(place: str, name: str) -> bool:
-    """Return whether there is an image anywhere below a folder, reading no further than needed."""
+def holds_image(parent: str, name: str) -> bool:
+    """Return whether a folder holds an image at any depth; stops at the first one."""
     return any(
         _is_image(folder, file)
-        for folder, _, files in os.walk(os.path.join(place, name))
+        for folder, _, files in os.walk(os.path.join(parent, name))
         for file in files
         if not file.startswith(".")
     )
 
 
 def _is_image(folder: str, name: str) -> bool:
+    """Return whether a file is an image by its suffix or, without a suffix, by its first bytes."""
     if "." in name:
         return bool(IMAGE_NAME.search(name))
     return starts_as_image(os.path.join(folder, name))
 
 
 def split_folder(path: str, split: str) -> str | None:
-    """Return the folder of a split within a folder; None if it has none of its own."""
-    place, groups = place_of_splits(path)
-    inner = os.path.join(place, split)
+    """Return the folder of a split within a folder, or None if the split has no folder."""
+    parent, groups = place_of_splits(path)
+    inner = os.path.join(parent, split)
     if standard(split) not in SPELLINGS and Path(inner).is_dir():
         return inner
-    chosen = choose_folder(place, groups, split)
-    return None if chosen is None else os.path.join(place, chosen)
+    chosen = choose_folder(parent, groups, split)
+    return None if chosen is None else os.path.join(parent, chosen)
 
 
 def scan_folder(path: str, split: str) -> Table:
-    """Return the images of a split, in the order of their names.
+    """Return a table of the images of a split, sorted by name.
 
-    Classes are as in `classes_of`; images directly in the folder have no label.
+    The classes are those of `classes_of`; images directly in the folder have no label.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no image.
     """
     root, names, others = images_of_split(path, split)
     if others:
@@ -216,11 +227,13 @@ def scan_folder(path: str, split: str) -> Table:
 
 
 def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Return the label of each file and the names of the classes, its first folders.
+    """Return the label of each file, and the names of the classes.
 
-    A file in no folder has the label -1. Where most files are in none, folders are no classes.
-    Where every file lies in a folder below one of its split, as in `site/train/cat/0.png`, that
-    folder is the class.
+    A class is a file's first folder. A file in no folder has the label -1; if most files are in
+    none, folders are not classes.
+
+    If every file is below a folder of its split, as in `site/train/cat/0.png`, the class is the
+    folder below that one.
     """
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
     below = [_folder_below_split(name) for name in names]
@@ -235,12 +248,12 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     classes = sorted(set(tops) - {""}) if 2 * tops.count("") < len(tops) else []
     if len(classes) > 1 and not all(below):
         _log_no_classes(classes, names)
-    number = {name: i for i, name in enumerate(classes)}
-    return [number.get(top, -1) for top in tops], tuple(classes)
+    label_of = {name: i for i, name in enumerate(classes)}
+    return [label_of.get(top, -1) for top in tops], tuple(classes)
 
 
 def _log_no_classes(classes: list[str], names: list[str]) -> None:
-    """Log classes that may be kinds of files, such as `images` and `masks`, or hold splits."""
+    """Log classes that may not be classes, such as `images` and `masks`, or folders of splits."""
     inner = {os.path.basename(os.path.dirname(name)) for name in names}
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
@@ -251,7 +264,7 @@ def _log_no_classes(classes: list[str], names: list[str]) -> None:
 
 
 def _folder_below_split(name: str) -> str:
-    """Return the first folder below one that is named as a split, or nothing."""
+    """Return the first folder below one that is named after a split, or nothing."""
     folders = name.split(os.sep)[:-1]
     below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
     return next(below, "")

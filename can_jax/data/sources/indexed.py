@@ -1,4 +1,4 @@
-"""Encoded images that are read where they lie, by a table of places."""
+"""A source of encoded images that are read from files by a table of byte ranges."""
 
 import dataclasses
 import errno
@@ -21,21 +21,21 @@ from can_jax.data.storage.splits import shown, spellings
 from can_jax.data.storage.walk import is_folder_entry
 from can_jax.utils.errors import UserError
 
-ParseRecord = Callable[[bytes], tuple[bytes, int]]  # a record's encoded image and label
-NAMED_FOLDERS = 3  # that a message about an index names
-NAMED = 1000  # files that are named when they cannot be read
-REMOTE_READERS = 16  # files of a remote store that are read at once, for each chunk of a batch
+ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
+NAMED_FOLDERS = 3  # folders that a message about an index names
+NAMED = 1000  # unreadable examples logged by name
+REMOTE_READERS = 16  # concurrent reads from a remote store
 
 
 class IndexedSource:
-    """Examples by their place in files.
+    """A source that reads examples by their byte range in a file.
 
     Args:
-        root: what the names in the table are relative to.
-        table: where the examples lie.
-        parse: what makes an encoded image and a label of a record; without it the bytes are the
-            image, and the label is the table's.
-        cache_bytes: how many bytes of content are kept in memory, those that are read first.
+        root: The folder to which the names in the table are relative.
+        table: The table that locates the examples.
+        parse: A function that returns the encoded image and label of a record. None if the bytes
+            are the image and the table holds the label.
+        cache_bytes: The number of bytes to cache in memory, of the examples read first.
     """
 
     def __init__(
@@ -50,25 +50,25 @@ class IndexedSource:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """The number of examples."""
         return len(self.table)
 
     @property
     def labels(self) -> Int[np.ndarray, " examples"] | None:
-        """-1 where unknown; None where each record holds its own."""
+        """The label of each example, -1 where unknown; None if only each record holds its label."""
         return None if self._parse else self.table.label
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, if known."""
+        """The names of the classes; empty if unknown."""
         return self.table.label_names
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; an image whose record is damaged is empty.
+        """Return encoded images and labels; the image of a damaged record is empty.
 
         Raises:
-            UserError: A file cannot be read, after several tries. An image in its place would make
-                another stream of examples.
+            UserError: A file cannot be read, after several tries. A substitute image would change
+                the stream of examples.
         """
         apply = self._readers.map if self._readers else map
         contents = list(apply(self._content, map(int, examples)))
@@ -78,14 +78,14 @@ class IndexedSource:
         return [image for image, _ in pairs], np.array([label for _, label in pairs], np.int32)
 
     def describe(self, example: int) -> str:
-        """Where an example lies."""
+        """Return the location of an example, for messages."""
         return os.path.join(self.root, self.table.describe(example))
 
     def _path(self, file: int) -> str:
         """Return the path of a file.
 
         Raises:
-            ValueError: Its name leads out of the root, as only a foreign index has it.
+            ValueError: The name leads out of the root, which only a foreign index can contain.
         """
         name = self.table.names[file]
         if os.path.isabs(name) or os.pardir in name.split(os.sep) or "\0" in name:
@@ -93,26 +93,26 @@ class IndexedSource:
         return os.path.join(self.root, name)
 
     def _content(self, example: int) -> bytes:
-        """The bytes of an example, from memory if they were kept."""
-        kept = self._cache.get(example)
-        if kept is not None:
-            return kept
+        """Return the bytes of an example, from the cache if possible."""
+        cached = self._cache.get(example)
+        if cached is not None:
+            return cached
         table = self.table
         length = int(table.length[example])
         try:
             path = self._path(int(table.file[example]))
-            # Files of their own are not kept open: each is read once an epoch.
+            # A file of one example is not kept open, because it is read once an epoch.
             file = RandomFile(path) if length < 0 else self._files[path]
             content = read_example(file, int(table.offset[example]), length, self._parse)
         except UserError:
             raise
-        except ValueError as error:  # its content is damaged
+        except ValueError as error:  # the content is damaged
             if example not in self._unread and len(self._unread) < NAMED:
                 self._unread.add(example)
                 where = shown(self.describe(example))
                 logging.warning("cannot be read: %s: %s", where, shown(str(error)))
             return b""
-        except Exception as error:  # a remote store has kinds of its own
+        except Exception as error:  # remote file systems raise their own types
             raise unreadable(self.describe(example), error) from error
         if len(content) <= self._cache_room:
             self._cache_room -= len(content)
@@ -121,16 +121,22 @@ class IndexedSource:
 
 
 def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord | None) -> bytes:
-    """Return the bytes of an example; those of a record are held against their checksum.
+    """Return the bytes of an example; a record is verified by its checksum.
+
+    Args:
+        file: The open file that holds the example.
+        offset: The offset of the example in bytes.
+        length: The length in bytes; -1 is the whole file.
+        parse: The parser of the example's record; None if the example is not a record.
 
     Raises:
         ValueError: The checksum is wrong.
-        OSError: The file is shorter than the table says.
-        Exception: Whatever else the file system raises.
+        OSError: The file ends before the example does.
+        Exception: The file system fails with an error of its own type.
     """
-    wanted = length if parse is None else length + FOOTER
-    content = file.read(offset, wanted)
-    if len(content) < wanted:
+    expected = length if parse is None else length + FOOTER
+    content = file.read(offset, expected)
+    if len(content) < expected:
         raise OSError(errno.EIO, "it ends before this example, and has been cut since")
     if parse is None:
         return content
@@ -148,37 +154,37 @@ def table_of(
     scan: Callable[[], Table],
     shards: Sequence[str] | None = None,
 ) -> Table:
-    """The table of a data set: its index if it has one, otherwise what a scan finds.
+    """Return the table of a data set: its index if there is one, otherwise the result of a scan.
 
     Args:
-        source: the kind of the data, as the index has it.
-        root: the folder of the data.
-        split: such as `train`.
-        index: the folder of the index, or None for its usual place below the root.
-        scan: looks at the files, for want of an index.
-        shards: names relative to the root, which an index must agree with; None where a file is an
-            example, and those added since are left out.
+        source: The kind of data, as stored in the index.
+        root: The folder of the data.
+        split: The name of the split.
+        index: The folder of the index; None for its default folder below the root.
+        scan: A function that scans the files, called if there is no index.
+        shards: The names of the shards relative to the root, with which an index must agree. None
+            if each file is an example; files added after the index was built are then left out.
 
     Raises:
-        UserError: an index that is damaged, or older than its data.
+        UserError: The index is damaged, or older than the data.
     """
-    place = Path(index) if index else _usual_place(root, split, shards)
-    if place is None:
+    folder = Path(index) if index else _usual_place(root, split, shards)
+    if folder is None:
         return scan()
-    table, facts = load_table(place)
+    table, facts = load_table(folder)
     if facts.get("source", source) != source:
-        raise UserError(f"{place} is an index of {facts['source']} data, not of {source} data")
-    _log_left_out(place, facts, root if shards is None else None)
+        raise UserError(f"{folder} is an index of {facts['source']} data, not of {source} data")
+    _log_left_out(folder, facts, root if shards is None else None)
     if shards is None:
         return table
-    found = shard_sizes([os.path.join(root, name) for name in shards])
-    sizes = dict(zip(shards, found.tolist(), strict=True))
+    current = shard_sizes([os.path.join(root, name) for name in shards])
+    sizes = dict(zip(shards, current.tolist(), strict=True))
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
-        raise UserError(f"{place} is not the index of this data: {name} is in one of them only")
+        raise UserError(f"{folder} is not the index of this data: {name} is in one of them only")
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
             raise UserError(
-                f"{place} is older than {os.path.join(root, name)}; build it again with "
+                f"{folder} is older than {os.path.join(root, name)}; build it again with "
                 f"python -m can_jax.data.index"
             )
     in_order = [sizes[table.names[i]] for i in range(len(table.names))]
@@ -186,46 +192,48 @@ def table_of(
 
 
 def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | None:
-    """Return the folder of a split's index beside its data, built under any name of the split.
+    """Return the default folder of a split's index, under any spelling of the split, or None.
 
     Args:
-        root, split, shards: As in `table_of`. An index of other shards does not count, unless it
-            has the very name of the split.
+        root: The folder of the data.
+        split: The name of the split.
+        shards: The names of the shards, or None. An index of other shards is ignored, unless it has
+            exactly the name of the split.
     """
     for spelling in spellings(split):
-        place = Path(root) / FOLDER / spelling
-        if not (place / FACTS).exists():
+        folder = Path(root) / FOLDER / spelling
+        if not (folder / FACTS).exists():
             continue
-        if spelling == split or shards is None or set(shards) == set(facts_of(place)["sizes"]):
-            return place
+        if spelling == split or shards is None or set(shards) == set(facts_of(folder)["sizes"]):
+            return folder
     return None
 
 
-def _log_left_out(place: Path, facts: dict[str, Any], folder: str | None) -> None:
-    """Log what an index leaves out of its data.
+def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> None:
+    """Log which data an index leaves out.
 
     Args:
-        place: the folder of the index.
-        facts: that it was written with.
-        folder: the folder of classes that it is of, None for shards.
+        index: The folder of the index.
+        facts: The facts stored with the index.
+        folder: The folder of class folders that was indexed; None for shards.
     """
-    again = "python -m can_jax.data.index builds it again"
+    advice = "python -m can_jax.data.index builds it again"
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
             "%s was written by an older version, which missed images in tars and told fewer splits "
-            "apart; %s, which changes the order of examples", place, again,
+            "apart; %s, which changes the order of examples", index, advice,
         )  # fmt: skip
     if facts.get("undecodable"):
         logging.warning(
             "%s leaves out %d images that could not be decoded as it was built; undecodable.txt in "
-            "it says why", place, facts["undecodable"],
+            "it says why", index, facts["undecodable"],
         )  # fmt: skip
     if folder is not None and facts["label_names"] and not is_remote(folder):
-        known = set(facts["label_names"])
-        found = {entry.name for entry in os.scandir(folder) if is_folder_entry(entry)}
-        if new := sorted(name for name in found - known if not name.startswith(".")):
+        classes = set(facts["label_names"])
+        folders = {entry.name for entry in os.scandir(folder) if is_folder_entry(entry)}
+        if new := sorted(name for name in folders - classes if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
                 "%s does not have %d folders beside its classes, such as %s; %s",
-                place, len(new), ", ".join(names), again,
+                index, len(new), ", ".join(names), advice,
             )  # fmt: skip

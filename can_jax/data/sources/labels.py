@@ -1,7 +1,8 @@
-"""Classes that mean the same in two sources: matched by name, or by number where names are missing.
+"""Class matching between two sources: by name, or by label if names are missing.
 
-A source numbers its classes by itself, so equal numbers of two sources may be different classes.
-`Classes` holds those of a training source; `Classes.match` translates the labels of another one.
+Each source numbers its own classes, so equal labels of two sources may be different classes.
+`Classes` holds the classes of a training source. `Classes.match` translates the labels of another
+source to them.
 """
 
 import dataclasses
@@ -17,29 +18,29 @@ from can_jax.data.sources.base import Source
 from can_jax.data.sources.indexed import IndexedSource
 from can_jax.utils.errors import UserError
 
-READ_AT_ONCE = 256  # records that are read together for their labels
-CHUNK = 2**20  # labels of a memory-mapped index that are looked at together
-COMPARED = 64  # records by which the labels of an index are verified
+READ_AT_ONCE = 256  # records read together for their labels
+CHUNK = 2**20  # labels of a memory-mapped index processed together
+COMPARED = 64  # records read to verify the labels of an index
 NAMED = 3  # classes that a message names
 
 Labels = Int[np.ndarray, "_"]
-Numbers = Int[np.ndarray, "_"]  # of examples in a source
+Numbers = Int[np.ndarray, "_"]  # indices of examples in a source
 
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
-    """A translation of labels to the places of their classes.
+    """A translation of labels to class indices.
 
     Attributes:
-        labels: the known labels, ascending.
-        places: the place of each.
+        labels: The known labels, ascending.
+        places: The class index of each known label.
     """
 
     labels: Labels
     places: Labels
 
     def __call__(self, labels: Labels) -> Labels:
-        """Return the place of each label as int32, -1 for an unknown one."""
+        """Return the class index of each label as int32; -1 for an unknown label."""
         if not len(self.labels):
             return np.full(len(labels), -1, np.int32)
         at = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
@@ -51,8 +52,8 @@ class Classes:
     """The classes of a training source, in the order of a classifier's outputs.
 
     Attributes:
-        numbers: the label of each class in the training source, ascending; any integers.
-        names: the name of each class; empty where the source has no names.
+        numbers: The label of each class in the training source, ascending; any integers.
+        names: The name of each class; empty if the source has no names.
     """
 
     numbers: Labels
@@ -63,7 +64,7 @@ class Classes:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """The names of the classes, or their labels where they have none."""
+        """The names of the classes, or their labels if they have no names."""
         return self.names or tuple(map(str, self.numbers.tolist()))
 
     @property
@@ -74,26 +75,27 @@ class Classes:
     def match(
         self, labels: Labels, label_names: Sequence[str], split: str, train: str
     ) -> Numbering:
-        """Return the translation of another source's labels.
+        """Return the translation of another source's labels to class indices.
 
-        Classes are matched by name. Where one source has no names, its numbers are compared with
-        the other's names if these are numbers, otherwise with the other's numbers.
+        Classes are matched by name. If one source has no names, its labels are compared with the
+        other's names if those are numbers, and otherwise with the other's labels.
 
         Args:
-            labels: the distinct labels that occur in the other source, ascending.
-            label_names: the names of its classes; empty where unknown.
-            split, train: what messages call the other source and the training source.
+            labels: The distinct labels that occur in the other source, ascending.
+            label_names: The names of its classes; empty if unknown.
+            split, train: The names of the other and the training source in messages.
 
         Raises:
-            UserError: a class is not among these, or names do not tell the classes apart.
+            UserError: A class is not among these classes, or names are ambiguous.
         """
-        places = self.numbering(labels)
-        numbers = [str(label) for label in labels]
-        called = names_of(labels, label_names, split) if label_names else numbers
-        # With the same name at each number, numbers agree, even where two classes share a name.
+        indices = self.numbering(labels)
+        as_text = [str(label) for label in labels]
+        called = names_of(labels, label_names, split) if label_names else as_text
+        # If both sources have the same name for each label, the labels agree, even if two
+        # classes share a name.
         same = all(
-            number < len(label_names) and label_names[number] == name
-            for number, name in zip(self.numbers.tolist(), self.names, strict=False)
+            label < len(label_names) and label_names[label] == name
+            for label, name in zip(self.numbers.tolist(), self.names, strict=False)
         )
         named = [names for names in (self.names, called if label_names else ()) if names]
         numeric = len(named) == 1 and all(name.isdecimal() for name in named[0])
@@ -101,17 +103,18 @@ class Classes:
             key: Callable[[str], Any] = int if numeric else _composed
             _refuse_duplicates(self.called, key, train)
             _refuse_duplicates(called, key, split)
-            place = {key(name): i for i, name in enumerate(self.called)}
-            places = np.array([place.get(key(name), -1) for name in called], np.int64)
+            index_of = {key(name): i for i, name in enumerate(self.called)}
+            indices = np.array([index_of.get(key(name), -1) for name in called], np.int64)
         elif not same or not self.names:
-            called = numbers
-        unknown = [name for name, place in zip(called, places, strict=True) if place < 0]
+            called = as_text
+        unknown = [name for name, index in zip(called, indices, strict=True) if index < 0]
         if unknown:
             raise UserError(self._unknown(unknown, split, train))
-        return Numbering(np.asarray(labels), places)
+        return Numbering(np.asarray(labels), indices)
 
     def absent(self, labels: Labels) -> str:
-        """Return a phrase that counts and names the classes without any of the given places."""
+        """Return a phrase that counts and names the classes that are not in ``labels``, class
+        indices."""
         absent = np.setdiff1d(np.arange(len(self)), labels)
         if not len(absent):
             return ""
@@ -119,7 +122,8 @@ class Classes:
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:
-        """Return a phrase that names two classes which only case or blanks tell apart, if any."""
+        """Return a phrase that names two classes which differ only in case or surrounding blanks,
+        or ""."""
         seen: dict[str, str] = {}
         for name in self.names:
             if (other := seen.setdefault(_folded(name), name)) != name:
@@ -127,6 +131,7 @@ class Classes:
         return ""
 
     def _unknown(self, unknown: list[str], split: str, train: str) -> str:
+        """Return the message that names unknown classes and suggests a similar known one."""
         what = f"the class {unknown[0]!r}"
         if len(unknown) > 1:
             what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
@@ -137,10 +142,10 @@ class Classes:
 
 
 def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str]:
-    """Return the name of each label.
+    """Return the name of each label; the labels must ascend.
 
     Raises:
-        UserError: a label is beyond the names.
+        UserError: A label exceeds the list of names.
     """
     if len(labels) and labels[-1] >= len(label_names):
         raise UserError(
@@ -151,15 +156,17 @@ def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str
 
 
 def _folded(name: str) -> str:
+    """Return a name without surrounding blanks and slashes, case-folded."""
     return _composed(name).strip(" /\\").casefold()
 
 
 def _composed(name: str) -> str:
-    """Return a name as it is spelled on every system: some take accents apart."""
+    """Return a name in Unicode form NFC, because some systems decompose accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def _refuse_duplicates(names: Sequence[str], key: Callable[[str], Any], split: str) -> None:
+    """Raise `UserError` if two classes have the same name under ``key``."""
     seen: set[Any] = set()
     for name in names:
         if key(name) in seen:
@@ -171,12 +178,12 @@ def _refuse_duplicates(names: Sequence[str], key: Callable[[str], Any], split: s
 
 
 def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels:
-    """Return the labels of some examples, -1 where unknown.
+    """Return the labels of some examples; -1 where unknown.
 
     Args:
-        source: of the examples, which are read for their labels where these are not known.
-        examples: numbers in the source.
-        known: as `known_labels` of the source.
+        source: The source that holds the examples. They are read if ``known`` is None.
+        examples: The indices of the examples in the source.
+        known: The result of `known_labels` for the source.
     """
     if known is not None:
         return np.asarray(known[examples])
@@ -188,10 +195,10 @@ def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels
 
 
 def known_labels(source: Source) -> Labels | None:
-    """Return the labels of a source where they are known without reading it, else None.
+    """Return the labels of a source if they are known without reading it, else None.
 
-    An index holds the labels of records, but may have been made with another `label_key`: they
-    count if some records that are read agree with them.
+    The index of a source of records holds labels, but may have been built with another `label_key`.
+    They are returned if they agree with a sample of records.
     """
     if source.labels is not None or not isinstance(source, IndexedSource):
         return source.labels
@@ -202,45 +209,45 @@ def known_labels(source: Source) -> Labels | None:
 
 
 def has_labels(source: Source) -> bool:
-    """Return whether a source has a label, as far as is known or some records tell."""
-    known = known_labels(source)
-    if known is None:
-        known = source.read(_sample(source))[1]
-    return bool((known >= 0).any())
+    """Return whether a source has labels, as far as is known or a sample of records shows."""
+    labels = known_labels(source)
+    if labels is None:
+        labels = source.read(_sample(source))[1]
+    return bool((labels >= 0).any())
 
 
 def _sample(source: Source) -> Numbers:
-    """Return numbers of examples that are read to learn about all."""
+    """Return the indices of examples, spread over a source, that are read to characterize it."""
     return np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
 
 
 def without_known_class(source: Source, names: Sequence[str]) -> str:
-    """Return the classes of a source if none of them is among the names, else nothing."""
-    known = known_labels(source)
-    if known is None or not names or not source.label_names:
+    """Return the classes of a source if none of them is among ``names``, else nothing."""
+    labels = known_labels(source)
+    if labels is None or not names or not source.label_names:
         return ""
-    there = distinct(known)
-    own = [source.label_names[label] for label in there[there < len(source.label_names)]]
+    occurring = distinct(labels)
+    own = [source.label_names[label] for label in occurring[occurring < len(source.label_names)]]
     if not own or {_folded(name) for name in names} & {_folded(name) for name in own}:
         return ""
     return ", ".join(map(repr, own[:NAMED]))
 
 
 def distinct(labels: Labels) -> Labels:
-    """Return the labels that occur, ascending, without those that are unknown."""
+    """Return the labels that occur, ascending, without unknown (negative) ones."""
     parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]
-    found = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
-    return found[found >= 0]
+    occurring = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
+    return occurring[occurring >= 0]
 
 
 class LabeledSource:
-    """Some examples of an encoded source, with other labels.
+    """A selection of the examples of an encoded source, with other labels.
 
     Args:
-        source: of the images.
-        chosen: numbers of the examples in it.
-        labels: of each.
-        label_names: of the classes.
+        source: The source that holds the images.
+        chosen: The indices of the selected examples in the source.
+        labels: The label of each selected example.
+        label_names: The names of the classes.
     """
 
     def __init__(
@@ -251,13 +258,13 @@ class LabeledSource:
 
     @property
     def examples(self) -> int:
-        """How many there are."""
+        """The number of selected examples."""
         return len(self._chosen)
 
     def read(self, examples: Numbers) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; what cannot be read is empty."""
+        """Return encoded images and labels; an image that cannot be read is empty."""
         return self._source.read(self._chosen[examples])[0], self.labels[examples]
 
     def describe(self, example: int) -> str:
-        """Return where an example is stored."""
+        """Return the location of an example, for messages."""
         return self._source.describe(int(self._chosen[example]))

@@ -1,4 +1,4 @@
-"""The source that a configuration names, by `data.source`."""
+"""The registry that opens the source named by `data.source` in a configuration."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +19,14 @@ from can_jax.utils.errors import UserError
 
 
 def open_source(data: ConfigDict, split: str) -> Source:
-    """The source that a checked config block ``data`` names.
+    """Open the source that a checked config block names.
+
+    Args:
+        data: The config block.
+        split: The name of the split.
 
     Raises:
-        UserError: there is no such data, or none in it. The message names the place looked at.
+        UserError: The data does not exist, or has no example of the split.
     """
     source = OPENERS[data.source](data, split)
     if not source.examples:
@@ -33,11 +37,15 @@ def open_source(data: ConfigDict, split: str) -> Source:
 def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -> tuple[str, ...]:
     """Return which of the splits `train`, `val` and `test` a checked config block has.
 
-    Each can be opened by this name, even where the data spells it otherwise. Nothing is logged.
-    A split that is there in several spellings cannot: ``problems`` gets a message of it.
+    Each can be opened by this name, even if the data spells it otherwise. A split with several
+    spellings cannot be opened and is not returned.
+
+    Args:
+        data: The config block.
+        problems: A dict that receives the error message of each ambiguous split.
     """
     level = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # files of other splits are no news here
+    logging.set_verbosity(logging.ERROR)  # warnings about files of other splits are expected
     try:
         return tuple(s for s in SPELLINGS if _has(data, s, {} if problems is None else problems))
     finally:
@@ -45,6 +53,7 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
 
 
 def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
+    """Return whether the data has a split; an ambiguous split adds its message to ``problems``."""
     if data.source == "mixture":
         blocks = (block for block, _ in parts_of_mixture(data))
         return all(_has(block, block.split or split, problems) for block in blocks)
@@ -118,9 +127,10 @@ def _mixture(data: ConfigDict, split: str) -> Source:
 
 
 def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
-    """The config block and the weight of each part: the whole block, changed by what the part sets.
+    """Return the config block and the weight of each part of a mixture.
 
-    A part is a folder unless it says otherwise. Its ``split`` replaces the one that is asked for.
+    The block is that of the mixture, updated by the settings of the part. A part is a folder by
+    default. Its ``split`` overrides the requested one.
     """
     parts = []
     defaults = {"source": "folder", "split": None, "mixture": (), "index": None}
@@ -132,7 +142,7 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
 
 
 def cache_bytes(data: ConfigDict) -> int:
-    """How many bytes of encoded images a process may keep in memory."""
+    """Return the number of bytes of encoded images that a process may cache in memory."""
     return int(data.cache_gb * 1e9)
 
 

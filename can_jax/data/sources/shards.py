@@ -1,4 +1,4 @@
-"""`tfrecord` and `webdataset`: examples packed into shards, each read where it lies."""
+"""The sources `tfrecord` and `webdataset`: examples packed into shards and read by byte range."""
 
 import collections
 import dataclasses
@@ -23,10 +23,10 @@ from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.tensorflow import tensorflow
 
 SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
-KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # what is in the names of shards
+KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # the `kind` of shard for `find_shards`
 SCAN_THREADS = 16
 NAMED = 3  # damaged shards that a message names
-FIRST_RECORDS = 16  # of which one at least has to hold an image
+FIRST_RECORDS = 16  # the first records, at least one of which must hold an image
 
 
 def open_tfrecord(
@@ -37,18 +37,18 @@ def open_tfrecord(
     image_key: str = "image/encoded",
     label_key: str | None = "image/class/label",
 ) -> IndexedSource:
-    """Shards of `tf.train.Example`, in TFRecord files.
+    """Open TFRecord shards of `tf.train.Example`.
 
     Args:
-        path: of the shards; see `find_shards`.
-        split: such as `train`.
-        index: the folder of the index, or None for its usual place.
-        cache_bytes: content to keep in memory.
-        image_key: feature that holds the encoded image.
-        label_key: feature that holds the label, an int; it may be missing.
+        path: The path of the shards; see `find_shards`.
+        split: The name of the split.
+        index: The folder of the index; None for its default folder.
+        cache_bytes: The number of bytes of encoded images to cache in memory.
+        image_key: The feature that holds the encoded image.
+        label_key: The feature that holds the label, an integer; it may be missing.
 
     Raises:
-        UserError: no shard, no whole record, or no image in the first of them.
+        UserError: There is no shard or no intact record, or the first records hold no image.
     """
     root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
@@ -65,17 +65,17 @@ def open_tfrecord(
 def open_webdataset(
     path: str, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
-    """Shards in the layout of WebDataset: tars of images, labels in `.cls` members.
+    """Open shards in the WebDataset layout: tars of images, with labels in `.cls` members.
 
     Raises:
-        UserError: no shard, or no image in them.
+        UserError: There is no shard, or no image in any shard.
     """
     root, table = _table("webdataset", path, split, index)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 
 
 def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, Table]:
-    """The root of the shards, and the table of their examples."""
+    """Return the folder of the shards, and the table of their examples."""
     root, names = locate_shards(source, path, split)
 
     def scan() -> Table:
@@ -87,21 +87,31 @@ def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, 
 def locate_shards(
     source: str, path: str, split: str, *, compressed: bool = False
 ) -> tuple[str, list[str]]:
-    """The folder that holds all shards of a split, and their names relative to it."""
+    """Return the folder that contains all shards of a split, and their names relative to it.
+
+    Args:
+        source: The kind of data, `tfrecord` or `webdataset`.
+        path: The path of the shards; see `find_shards`.
+        split: The name of the split.
+        compressed: Whether to accept compressed tars in a folder.
+
+    Raises:
+        UserError: There is no shard of the split.
+    """
     shards = find_shards(path, split, KINDS[source], compressed)
     root = os.path.commonpath([os.path.dirname(shard) for shard in shards])
     if is_remote(path):
-        root = root.replace(":/", "://", 1)  # which was taken for a doubled separator
+        root = root.replace(":/", "://", 1)  # `commonpath` collapses the two slashes
     return root, [os.path.relpath(shard, root) for shard in shards]
 
 
 def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
-    """The table of the shards, from their headers.
+    """Return the table of the shards' examples, from their headers.
 
-    A shard that ends early is used as far as it goes; the first of them are named.
+    Of a truncated or damaged shard, the readable examples are used, and a warning is logged.
 
     Raises:
-        UserError: nothing in any of them.
+        UserError: There is no example in any shard.
     """
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
         paths = [os.path.join(root, name) for name in names]
@@ -121,7 +131,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
 
 
 def scan_shard(source: str, path: str) -> Found:
-    """Return what a shard holds; one that may not be read holds nothing, and says why.
+    """Return the examples of a shard. An inaccessible shard has none, and a ``problem``.
 
     Raises:
         UserError: The storage fails.
@@ -130,27 +140,27 @@ def scan_shard(source: str, path: str) -> Found:
         return SCANNERS[source](path)
     except UserError:
         raise
-    except Exception as error:  # a remote store has kinds of its own
+    except Exception as error:  # remote file systems raise their own types
         stop_if_storage_fails(path, error)
         return found([], [], [], f"cannot be read: {reason_of(error)}")
 
 
 def cut_off(path: str, shard: Found) -> str:
-    """Return the problem of a shard, and how much of it is used."""
+    """Return a sentence on the problem of a shard and the number of examples used from it."""
     empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
     return f"{shown(path)} {shard.problem or empty}; {count} examples of it are used"
 
 
 def first_of(problems: Sequence[str]) -> str:
-    """Return the first problems of shards on one line, and the number of the others."""
+    """Return the first problems of shards on one line, and the number of others."""
     more = len(problems) - NAMED
     rest = [f"{more} more shards have such problems"] if more > 0 else []
     return "; ".join([*problems[:NAMED], *rest])
 
 
 def join(names: list[str], shards: Sequence[Found]) -> Table:
-    """One table of several shards."""
+    """Return one table of the examples of several shards."""
     counts = [len(shard.offset) for shard in shards]
     return Table(
         names=Names.of(names),
@@ -162,7 +172,10 @@ def join(names: list[str], shards: Sequence[Found]) -> Table:
 
 
 def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
-    """Reads the image, b"" if it is missing, and the label, -1 if so, of a `tf.train.Example`."""
+    """Return a parser of `tf.train.Example` records.
+
+    It returns the encoded image, or b"" if it is missing, and the label, or -1 if it is missing.
+    """
     where = f"the feature {label_key!r}"
 
     def parse(record: bytes) -> tuple[bytes, int]:
@@ -175,8 +188,8 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
 
 
 def example_features(record: bytes) -> dict:
-    """Features by name; none where the record is no `tf.train.Example`."""
+    """Return the features of a record by name; none if it is not a `tf.train.Example`."""
     try:
         return dict(tensorflow().train.Example.FromString(record).features.feature)
-    except Exception:  # protobuf's own, of several kinds
+    except Exception:  # protobuf raises several types of its own
         return {}

@@ -1,8 +1,8 @@
-"""`shapes`: ten kinds of drawn figures, for a first run without any download.
+"""The source `shapes`: synthetic images of ten kinds of figures, for a first run without downloads.
 
-An image shows nine figures of one kind. What tells the classes apart is the outline alone: place,
-size, angle and colour of each figure, the background and its shading vary freely, so that
-neighbours in pixel space are of any class.
+An image shows nine figures of one kind. Only the outline distinguishes the classes. Position, size,
+angle and color of each figure, the background and its shading vary at random. Nearest neighbors in
+pixel space can therefore be of any class.
 """
 
 import contextlib
@@ -25,17 +25,22 @@ LABEL_NAMES = (
 )  # fmt: skip
 CELLS = 3  # figures along each side of an image
 SUPERSAMPLING = 2
-CHUNK = 256  # images whose looks are drawn at a time
-PAINTED = 16  # of these at a time, which fit a core's cache
+CHUNK = 256  # images whose appearance is sampled together
+PAINTED = 16  # images rendered together, few enough for a core's cache
 TEST_COUNT = 2000
-KEPT_BYTES = 4 * 2**20  # of images, from which on they are kept: a second's work
-KEPT_FILES = 8
+KEPT_BYTES = 4 * 2**20  # the size from which images are cached on disk: a second of rendering
+KEPT_FILES = 8  # files retained in the cache
 
 Plane = Float[np.ndarray, "images height width"]
 
 
 def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
-    """Whether points are inside the figure, which fills about [-1, 1] in both coordinates."""
+    """Return whether points are inside a figure, which spans about [-1, 1] in both coordinates.
+
+    Args:
+        label: The class of the figure.
+        x, y: The coordinates of the points; y points down.
+    """
     match LABEL_NAMES[label]:
         case "disc":
             return np.hypot(x, y) < 0.9
@@ -60,14 +65,21 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
 
 
 class Looks(NamedTuple):
-    """What is free in some images, an entry an image; all but the noise is a number a figure.
+    """The random appearance of synthetic images.
+
+    The first axis is the image. Geometry and color have one value per figure, and the noise one per
+    pixel and channel.
 
     Attributes:
-        rows, columns: where points lie on the grid, in cells.
-        scale, turn, dy, dx: of the figures.
-        slope: of the background's shade, along rows and columns.
-        back, shift: the background's colour, and what is added to it for a figure's.
-        noise: of the pixels.
+        rows, columns: The position of each point on the grid of figures, in cells.
+        scale: The size of each figure as a fraction of its cell.
+        turn: The rotation of each figure in radians.
+        dy, dx: The displacement of each figure from the center of its cell, in half cells.
+        slope: The change of the background's color from center to border, along rows and columns.
+        back: The color of the background, from 0 to 1.
+        shift: The difference between the colors of a figure and the background. Its sign flips if
+            the sum is outside 0 to 1.
+        noise: The noise of each pixel.
     """
 
     rows: Float[np.ndarray, "images points"]
@@ -83,7 +95,7 @@ class Looks(NamedTuple):
 
 
 def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], channels: int) -> Looks:
-    """Choose them at random. The grid starts anywhere and is continued over the border."""
+    """Sample the appearance of ``count`` images. The grid starts anywhere, and wraps around."""
     rows, columns = (
         (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
         for n in size
@@ -101,12 +113,12 @@ def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], chan
 def paint(
     labels: Int[np.ndarray, " images"], looks: Looks
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """An image a label: a grid of figures of that kind, each with its own looks."""
+    """Render an image for each label: a grid of figures of that class, each looking different."""
     height, width = looks.noise.shape[1:3]
     y, x = looks.rows[:, :, None], looks.columns[:, None, :]
     cell = np.arange(CELLS)
-    # Products with ones and zeros spread a value of each cell over its points; indices would too,
-    # and take several times as long.
+    # Products with one-hot matrices spread a value of each cell over its points. Indexing would do
+    # the same, but takes several times as long.
     down = (y.astype(int) == cell).astype(float)
     across = (x.astype(int) == cell[:, None]).astype(float)
     cos, sin, scale, dy, dx = (
@@ -127,7 +139,7 @@ def paint(
     ]
     coverage = np.asarray(sum(parts)) / len(parts)
 
-    # The background shades from side to side, so that a patch without a figure shows something too.
+    # The shading of the background gives patches without a figure some content.
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, n) for n in (height, width)), indexing="ij")
     shade = looks.slope[:, 0] * rows[..., None] + looks.slope[:, 1] * columns[..., None]
     back, shift = looks.back, looks.shift
@@ -144,7 +156,7 @@ def draw(
     size: tuple[int, int],
     channels: int,
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """An image a label, with all cores."""
+    """Render an image for each label, on all cores."""
     count = len(labels)
     images = np.empty((count, *size, channels), np.uint8)
 
@@ -160,42 +172,48 @@ def draw(
                 few = Looks(*(values[first : first + PAINTED] for values in looks))
                 parts.append(threads.submit(fill, start + first, few))
     for part in parts:
-        part.result()  # raises what it raised
+        part.result()  # re-raises an exception of the thread
     return images
 
 
 def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """The drawn data set: ``count`` images for the split `train`, 2000 for any other.
+    """Return the synthetic data set: ``count`` images for the split `train`, 2000 for any other.
 
-    The same arguments give the same images on every machine. Large sets are kept in the user's
-    cache for the next start, which reads them in a hundredth of the time.
+    The same arguments give the same images on every machine. Large sets are cached in the user's
+    cache folder, from which the next start reads them a hundred times faster.
+
+    Args:
+        count: The number of training images.
+        size: The (height, width) of an image in pixels.
+        channels: The number of channels.
+        split: The name of the split.
     """
     count = count if split == "train" else TEST_COUNT
     begin = [0 if split == "train" else 1, *size, channels]
     rng = np.random.default_rng(begin)
     labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
-    # What is drawn follows from this file, too: another version keeps images of its own.
+    # The images depend on the code of this file, so each version of it has its own cache.
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     cache = user_cache()
     if cache is None:
         return ArraySource(draw(labels, rng, size, channels), labels, LABEL_NAMES)
     path = cache / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
-    with contextlib.suppress(OSError, EOFError, ValueError):  # none, or not whole: drawn again
+    with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged: rendered again
         images = np.array(map_npy(path))
         if images.shape == (count, *size, channels) and images.dtype == np.uint8:
             return ArraySource(images, labels, LABEL_NAMES)
     images = draw(labels, rng, size, channels)
     if images.nbytes >= KEPT_BYTES:
-        with contextlib.suppress(OSError):  # then each start draws
+        with contextlib.suppress(OSError):  # without a cache, each start renders
             keep(path, images)
     return ArraySource(images, labels, LABEL_NAMES)
 
 
 def keep(path: Path, images: np.ndarray) -> None:
-    """Write images in one move, and leave only the latest files of the folder.
+    """Write images to the cache atomically, and delete all but the latest files of the folder.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f"{path.name}.{os.getpid()}")

@@ -1,4 +1,4 @@
-"""`tfds`: a prepared TensorFlow data set, each record read where it lies in its file."""
+"""The source `tfds`: a prepared TensorFlow data set, whose records are read by byte range."""
 
 import dataclasses
 import os
@@ -16,7 +16,15 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 class Located(NamedTuple):
-    """Where the records of a split are, and what in them is used."""
+    """The location of a split's records, and the features used from them.
+
+    Attributes:
+        root: The folder of the shards.
+        shards: The names of the shards.
+        image_key: The feature that holds the image.
+        label_key: The feature that holds the label, or None.
+        label_names: The names of the classes; empty if there is no label.
+    """
 
     root: str
     shards: list[str]
@@ -28,44 +36,57 @@ class Located(NamedTuple):
 def open_tfds(
     name: str, data_dir: str | None, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
-    """A split of a data set that TFDS has prepared; see `locate_tfds`."""
-    found = locate_tfds(name, data_dir, split)
+    """Open a split of a data set that TFDS has prepared; see `locate_tfds`.
+
+    Args:
+        name: The name of the data set, as in `tfds.builder`.
+        data_dir: The folder of prepared data sets; None for TFDS's default.
+        split: The name of the split.
+        index: The folder of the index; None for its default folder.
+        cache_bytes: The number of bytes of encoded images to cache in memory.
+    """
+    located = locate_tfds(name, data_dir, split)
 
     def scan() -> Table:
-        return scan_shards("tfrecord", found.root, found.shards)
+        return scan_shards("tfrecord", located.root, located.shards)
 
-    table = table_of("tfrecord", found.root, split, index, scan, found.shards)
-    table = dataclasses.replace(table, label_names=found.label_names)
-    parse = example_parser(found.image_key, found.label_key)
-    return IndexedSource(found.root, table, parse, cache_bytes)
+    table = table_of("tfrecord", located.root, split, index, scan, located.shards)
+    table = dataclasses.replace(table, label_names=located.label_names)
+    parse = example_parser(located.image_key, located.label_key)
+    return IndexedSource(located.root, table, parse, cache_bytes)
 
 
 def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
-    """A split of a data set that TFDS has prepared as TFRecords below ``data_dir``.
+    """Locate a split of a data set that TFDS has prepared as TFRecords below ``data_dir``.
 
     The first image feature and the first class label are used. Nothing is downloaded.
 
     Raises:
-        UserError: not prepared, no such split, or nothing to use in it.
+        UserError: The data set is not prepared, or has no such split or no usable feature.
     """
     check_name(name)
-    tensorflow()  # before TFDS can import it with the GPUs in sight
+    tensorflow()  # hides the GPUs before TFDS imports TensorFlow
     import tensorflow_datasets as tfds
 
-    place = data_dir or tfds.core.constants.DATA_DIR
+    folder_of_sets = data_dir or tfds.core.constants.DATA_DIR
     for folder in tfds.core.utils.file_utils.list_data_dirs(given_data_dir=data_dir):
         check_features(os.fspath(folder), tfds.core.naming.parse_builder_name_kwargs(name)[0].name)
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:  # many kinds, of TFDS and of the file system
+    except Exception as error:  # TFDS and file systems raise many types
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"TFDS finds no data set {name!r} in {place}: {reason}") from error
+        raise UserError(f"TFDS finds no data set {name!r} in {folder_of_sets}: {reason}") from error
     splits = builder.info.splits
     same = [name for name in splits if standard(name) == standard(split)]
     split = split if split in splits or len(same) != 1 else same[0]
     if split not in splits:
-        there = ", ".join(splits) or f"none; prepare it first, config.data.path={place} has no data"
-        raise UserError(f"TFDS data set {name!r} in {place} has no split {split!r}; it has {there}")
+        there = (
+            ", ".join(splits)
+            or f"none; prepare it first, config.data.path={folder_of_sets} has no data"
+        )
+        raise UserError(
+            f"TFDS data set {name!r} in {folder_of_sets} has no split {split!r}; it has {there}"
+        )
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(
             f"TFDS data set {name!r} is stored as {builder.info.file_format.value}; "

@@ -1,1 +1,1 @@
-"""Files on disks and in buckets: reading with retries, listing, patterns, splits."""
+"""Access to files on disks and in buckets: reading with retries, listing, patterns and splits."""

@@ -1,4 +1,4 @@
-"""Shards by name: a file, a pattern, a list or a folder, and which of them a split has."""
+"""The search for shards, by a file, a pattern, a list or a folder, and their selection by split."""
 
 import glob
 import itertools
@@ -24,10 +24,10 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
 WILD = re.compile(r"[*?\[]")
-MOST_BRACKETS = 8  # of a name, of which each reading is tried
+MOST_BRACKETS = 8  # brackets in a name up to which all literal readings are tried
 COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
 RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
-# What lies beside TFRecords, or is numbered like them, and is none.
+# Files beside TFRecords, or numbered like them, that are not TFRecords.
 NO_RECORDS = re.compile(
     r"\.(idx|index|txt|json|jsonl|csv|tsv|ya?ml|md|log|lock|tmp|new|part|incomplete|npz|npy|zip|tar"
     r"|tgz|md5|sha\d+|crc)$|parquet|arrow|array_?record|riegeli|bagz"
@@ -35,68 +35,72 @@ NO_RECORDS = re.compile(
 
 
 def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> list[str]:
-    """Return the shards of a split, in the order of their names.
+    """Return the shards of a split, sorted by path.
 
     Args:
-        path: A shard, a pattern, a folder, or several of them joined by `::`. Patterns have `*`,
-            `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`; `{split}` stands for
-            the split. Brackets are literal where a file or folder is named so. Of a folder, the
-            shards in its folder of the split, or those that have the split in their names.
-        split: Such as `train`.
-        kind: `tfrecord` or `tar`.
-        compressed: Accept compressed tars in a folder.
+        path: A shard, a pattern, a folder, or several of these joined by `::`. Patterns have `*`,
+            `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`; `{split}` stands for the
+            split. Brackets are literal if a file or folder has such a name. A folder stands for the
+            shards in its folder of the split, or those with the split in their names.
+        split: The name of the split.
+        kind: The kind of shard, `tfrecord` or `tar`.
+        compressed: Whether to accept compressed tars in a folder.
 
     Raises:
-        UserError: No such shard is known.
+        UserError: No shard of the split exists.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
     parts = path.split("::")
     if len(parts) == 1 and is_folder(path):
         return _in_folder(path, split, kind, compressed)
-    found: list[str] = []
+    files: list[str] = []
     for part in parts:
         if is_folder(part):
-            found += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
+            files += [os.path.join(part, name) for name in _shards_below(part, kind, compressed)]
         else:
-            found += matches(part)
-    found = sorted(set(found))
-    names = _relative(found)
+            files += matches(part)
+    files = sorted(set(files))
+    names = _relative(files)
     chosen = set(choose_files(path, names, split, f"{kind} shard", listed=True))
-    return [file for file, name in zip(found, names, strict=True) if name in chosen]
+    return [file for file, name in zip(files, names, strict=True) if name in chosen]
 
 
 def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a path in which `{split}` stands for the split, however it is spelled.
+    """Return the shards of a path in which `{split}` stands for any spelling of the split.
 
     Raises:
         UserError: No spelling leads to a shard, or several do.
     """
     missing = None
-    found = {}
+    shards = {}
     for spelling in spellings(split):
         try:
             files = []
             for part in path.replace("{split}", spelling).split("::"):
                 inside = _shards_below(part, kind, compressed) if is_folder(part) else None
                 files += matches(part) if inside is None else [f"{part}/{n}" for n in inside]
-            found[spelling] = sorted(set(files))
+            shards[spelling] = sorted(set(files))
         except UserError as error:
             missing = missing or error
-        if found and spelling == split:
+        if shards and spelling == split:
             break
-    if not found:
+    if not shards:
         raise missing or UserError(f"no file matches {shown(path)}")
-    if len(set(map(tuple, found.values()))) > 1:
+    if len(set(map(tuple, shards.values()))) > 1:
         raise UserError(
-            f"{shown(path)} has several spellings of the split {split!r}: {some(list(found))}; set "
-            "the split to one of them"
+            f"{shown(path)} has several spellings of the split {split!r}: {some(list(shards))}; "
+            "set the split to one of them"
         )
-    return next(iter(found.values()))
+    return next(iter(shards.values()))
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder, or in its folder of the split."""
+    """Return the shards of a split in a folder, or in its folder of the split.
+
+    Raises:
+        UserError: There is no shard of the split.
+    """
     inner: str | None = split
     if not is_folder(os.path.join(path, split)):
         named = [n for n in listed(path) if split_of_file(n) and not is_shard(n, kind)]
@@ -123,10 +127,10 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards in a folder, or else those in the folders below it.
+    """Return the shards in a folder or, if there are none, in the folders below it.
 
     Raises:
-        UserError: All of them are compressed, and such are not accepted.
+        UserError: All of them are compressed, and ``compressed`` is false.
     """
     here = listed(folder)
     names = [name for name in here if is_shard(name, kind)]
@@ -156,7 +160,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
 
 
 def is_shard(name: str, kind: str) -> bool:
-    """Return whether a file in a folder is named as a shard."""
+    """Return whether a file has the name of a shard."""
     name = name.lower()
     if name.startswith("."):
         return False
@@ -166,43 +170,44 @@ def is_shard(name: str, kind: str) -> bool:
 
 
 def _no_shard(folder: str, kind: str, split: str) -> str:
+    """Return the error message for a folder without a shard of the split."""
     there = some(sorted(listed(folder)), 6) or "nothing"
     return f"no {kind} shard of the split {split!r} in {shown(folder)}, which has {there}"
 
 
 def _relative(paths: list[str]) -> list[str]:
-    """Return paths relative to the folder that they share."""
+    """Return paths relative to their common folder."""
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])
     start = len(shared.rstrip("/")) + 1 if not is_remote(paths[0]) else 0
     return [path[start:] if start else path.split("://", 1)[1] for path in paths]
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that a pattern lists, and log those of a range or list that are missing.
+    """Return the files that match a pattern; logs missing members of a range or list.
 
     Raises:
         UserError: There is none.
     """
     if exists(pattern):
         return [pattern]
-    found: list[str] = []
+    files: list[str] = []
     missing: list[str] = []
     expanded = list(expand_braces(pattern))
     inside: dict[str, set[str]] = {}
     for path in expanded:
         folder, name = os.path.split(path)
         if WILD.search(path):
-            files = _glob(path)
+            matching = _glob(path)
         elif len(expanded) == 1:
-            files = []
-        else:  # one listing for all files of a range, which may be on a remote store
+            matching = []
+        else:  # one listing for a whole range saves requests to a remote store
             if folder not in inside:
                 inside[folder] = set(listed(folder)) if is_folder(folder or ".") else set()
-            files = [path] if name in inside[folder] else []
-        found += files
-        if not files:
+            matching = [path] if name in inside[folder] else []
+        files += matching
+        if not matching:
             missing.append(path)
-    if not found:
+    if not files:
         if WILD.search(pattern) or len(expanded) > 1:
             raise UserError(f"no file matches {shown(pattern)}")
         raise UserError(f"{shown(pattern)} does not exist")
@@ -211,11 +216,11 @@ def matches(pattern: str) -> list[str]:
             "%s lists %d files, of which %d do not exist: %s",
             shown(pattern), len(expanded), len(missing), some(missing),
         )  # fmt: skip
-    return sorted(set(found))
+    return sorted(set(files))
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Expand `a-{00..02}` and `{a,b{0..1}}`, as shells and WebDataset do."""
+    """Yield the expansions of `a-{00..02}` and `{a,b{0..1}}`, as shells and WebDataset do."""
     for start, end in _braces(pattern):
         inside = pattern[start + 1 : end]
         choices = _range(inside) or _alternatives(inside)
@@ -227,61 +232,64 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _braces(pattern: str) -> Iterator[tuple[int, int]]:
-    """Yield where each pair of braces begins and ends, by their beginnings."""
+    """Yield the positions of each pair of braces, sorted by the opening one."""
     pairs, open_at = [], []
-    for place, character in enumerate(pattern):
+    for position, character in enumerate(pattern):
         if character == "{":
-            open_at.append(place)
+            open_at.append(position)
         elif character == "}" and open_at:
-            pairs.append((open_at.pop(), place))
+            pairs.append((open_at.pop(), position))
     yield from sorted(pairs)
 
 
 def _range(inside: str) -> list[str]:
-    """Return the members of `000..127`, `0..10..2` or `a..e`; none if it is no range."""
+    """Return the members of a range `000..127`, `0..10..2` or `a..e`; empty if there is none."""
     match = re.fullmatch(r"(\d+|[A-Za-z])\.\.(\d+|[A-Za-z])(?:\.\.-?(\d+))?", inside)
     if not match or match[1].isdigit() != match[2].isdigit():
         return []
     digits = match[1].isdigit()
     low, high = (int(end) if digits else ord(end) for end in match.groups()[:2])
     step = max(1, int(match[3] or 1))
-    numbers = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
-    return [str(n).zfill(len(match[1])) if digits else chr(n) for n in numbers]
+    values = range(low, high + 1, step) if low <= high else range(low, high - 1, -step)
+    return [str(n).zfill(len(match[1])) if digits else chr(n) for n in values]
 
 
 def _alternatives(inside: str) -> list[str]:
-    """Return the parts between the commas of one pair of braces; none without a comma."""
+    """Return the parts between the top-level commas of a pair of braces; empty without a comma."""
     parts, depth, start = [], 0, 0
-    for place, character in enumerate(inside):
+    for position, character in enumerate(inside):
         depth += (character == "{") - (character == "}")
         if character == "," and depth == 0:
-            parts.append(inside[start:place])
-            start = place + 1
+            parts.append(inside[start:position])
+            start = position + 1
     return [*parts, inside[start:]] if parts else []
 
 
 def _glob(pattern: str) -> list[str]:
-    """Return the files that match; a part of the path that exists is taken literally."""
+    """Return the files that match a pattern; a path component that exists is taken literally."""
     if is_remote(pattern):
         return sorted(tensorflow().io.gfile.glob(pattern))
-    places = ["/" if pattern.startswith("/") else ""]
+    folders = ["/" if pattern.startswith("/") else ""]
     for part in filter(None, pattern.split("/")):
         after: list[str] = []
-        for place in places:
-            literal = os.path.join(place, part)
+        for folder in folders:
+            literal = os.path.join(folder, part)
             if os.path.lexists(literal):
                 after.append(literal)
             elif part == "**":
-                after += [place, *glob.glob(f"{glob.escape(literal[:-2])}**/", recursive=True)]
+                after += [folder, *glob.glob(f"{glob.escape(literal[:-2])}**/", recursive=True)]
             elif WILD.search(part):
-                after += _glob_part(place, part)
-        places = after
-    return sorted({path for path in map(os.path.normpath, places) if not os.path.isdir(path)})
+                after += _glob_part(folder, part)
+        folders = after
+    return sorted({path for path in map(os.path.normpath, folders) if not os.path.isdir(path)})
 
 
-def _glob_part(place: str, part: str) -> list[str]:
-    """Return what matches in a folder, with as many brackets taken literally as find anything."""
-    start = glob.escape(place)
+def _glob_part(folder: str, part: str) -> list[str]:
+    """Return the matches of one path component in a folder.
+
+    Brackets can be literal: the combination with the most literal brackets that matches is used.
+    """
+    start = glob.escape(folder)
     pieces = part.split("[")
     if len(pieces) > MOST_BRACKETS:
         return glob.glob(os.path.join(start, part))
@@ -293,7 +301,7 @@ def _glob_part(place: str, part: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[str]:
-    """Return the files in the folders below a folder, relative to it; hidden ones are left out."""
+    """Return the visible files in the subfolders of a folder, relative to it."""
     start = len(folder.rstrip("/")) + 1
-    nested = ((place.rstrip("/")[start:], files) for place, files in walk(folder))
-    return sorted(f"{place}/{name}" for place, files in nested if place for name in files)
+    nested = ((inner.rstrip("/")[start:], files) for inner, files in walk(folder))
+    return sorted(f"{inner}/{name}" for inner, files in nested if inner for name in files)

@@ -1,7 +1,7 @@
-"""Bytes of files, local or remote, with errors of a moment tried again.
+"""Reading of local and remote files, with retries after transient errors.
 
-Local files are read with the operating system alone; names such as `gs://…` go through
-TensorFlow's file systems.
+Local files are read by the operating system alone; names such as `gs://…` go through TensorFlow's
+file systems.
 """
 
 import collections
@@ -24,12 +24,12 @@ from can_jax.utils.tensorflow import tensorflow
 
 Result = TypeVar("Result")
 LARGEST = 2**28  # bytes of an encoded image, or of another part of a file that is read at once
-BLOCK = 2**18  # bytes that are read ahead of a stream
-OPEN_FILES = 256  # kept open at once, or fewer where a process may not open as many
-SHARE = 4  # of the descriptors that a process may have: the part that is kept open
-WAITS = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds before a read is tried again
-SAID = 2.0  # seconds of such a wait from which on it is logged
-# Errors that another try can mend: of a network or a store, and of descriptors that are in use.
+BLOCK = 2**18  # bytes of the read-ahead buffer of a stream
+OPEN_FILES = 256  # files kept open at once; fewer if the process limit is low
+SHARE = 4  # at most 1 / SHARE of the process's file descriptors are kept open
+WAITS = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds to wait before each retry
+SAID = 2.0  # seconds of wait from which a retry is logged
+# Transient errors: of a network or a remote store, or because all descriptors are in use.
 FULL = (errno.EMFILE, errno.ENFILE)
 TRANSIENT = (
     *FULL, errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT,
@@ -43,16 +43,17 @@ REMOTE_TRANSIENT = (
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names a file system of TensorFlow's."""
+    """Return whether a path is a URL, which TensorFlow's file systems handle."""
     return "://" in path
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """Return what a call returns; after an error that can pass it is tried again.
+    """Return the result of a call, retried after transient errors. Blocks for up to 31 seconds of
+    waits.
 
     Raises:
-        UserError: The process may not open more files.
-        OSError, tf.errors.OpError: It failed every time, or with an error that stays.
+        UserError: The process has no free file descriptor.
+        OSError, tf.errors.OpError: The error is permanent, or persisted through all retries.
     """
     for wait in (*WAITS, None):
         try:
@@ -75,16 +76,16 @@ def patiently(call: Callable[[], Result]) -> Result:
 
 
 def passes(error: Exception) -> bool:
-    """Return whether another try can mend an error."""
+    """Return whether an error is transient, so that a retry can succeed."""
     if isinstance(error, OSError):
         return error.errno in TRANSIENT
     return type(error).__name__ in REMOTE_TRANSIENT
 
 
 def of_storage(error: Exception) -> bool:
-    """Return whether an error is of the file system, and not of what a file holds."""
+    """Return whether an error comes from the file system, and not from the content of a file."""
     if isinstance(error, OSError):
-        return error.errno is not None  # gzip and bz2 raise it without a number
+        return error.errno is not None  # gzip and bz2 raise OSError without errno
     return isinstance(error, tensorflow().errors.OpError)
 
 
@@ -92,8 +93,8 @@ def unreadable(where: str, error: Exception) -> UserError:
     """Return the error that stops a run whose data cannot be read.
 
     Args:
-        where: The file, and the place in it.
-        error: Of the last try.
+        where: The file, and the location in it.
+        error: The error of the last try.
     """
     reason = reason_of(error)
     return UserError(
@@ -106,8 +107,8 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
     """Raise the error that stops a run, if the storage failed and not the content.
 
     Args:
-        where: The file, and the place in it.
-        error: Of the last try.
+        where: The file, and the location in it.
+        error: The error of the last try.
 
     Raises:
         UserError: The storage failed.
@@ -117,17 +118,25 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
 
 
 def demand_regular(path: str) -> None:
-    """Refuse what is no regular file, such as a FIFO, without opening it: that could wait forever.
+    """Reject a file that is not regular, such as a FIFO, without opening it, which could block
+    forever.
 
     Raises:
-        OSError: It is none, or is not there.
+        OSError: The file is not regular, or does not exist.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "not a regular file", path)
 
 
 class RandomFile:
-    """A file that is read at any place, by many threads at once."""
+    """A file with random access, shared by many threads.
+
+    Args:
+        path: The path or URL of the file.
+
+    Attributes:
+        size: The size of the file in bytes.
+    """
 
     def __init__(self, path: str):
         self._path, self._gfile = path, None
@@ -144,10 +153,14 @@ class RandomFile:
             self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from an offset on, fewer where the file ends; all for a length of -1.
+        """Return bytes from an offset on; fewer at the end of the file.
+
+        Args:
+            offset: The offset of the first byte.
+            length: The number of bytes; -1 for all up to the end.
 
         Raises:
-            ValueError: They are more than `LARGEST`, or begin nowhere in the file.
+            ValueError: The bytes are more than `LARGEST`, or the offset is negative.
         """
         if offset < 0:
             raise ValueError(f"byte {offset} is in no file")
@@ -163,7 +176,7 @@ class RandomFile:
                 self._gfile.seek(offset)
                 return self._gfile.read(length)
         parts: list[bytes] = []
-        # Some network file systems return less than is there.
+        # Some network file systems return fewer bytes than requested before the end.
         while length and (part := self._part(offset, length)):
             parts.append(part)
             offset, length = offset + len(part), length - len(part)
@@ -175,11 +188,13 @@ class RandomFile:
         except OSError as error:
             if error.errno != errno.ESTALE:
                 raise
-        with open(self._path, "rb", buffering=0) as file:  # the server has it under a new handle
+        with open(
+            self._path, "rb", buffering=0
+        ) as file:  # reopening gets a valid handle from the server
             file.seek(offset)
             return file.read(length) or b""
 
-    _close = staticmethod(os.close)  # at the exit of Python, `os` may be gone before a file is
+    _close = staticmethod(os.close)  # at exit, Python may clear `os` before it deletes a file
 
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:
@@ -187,7 +202,7 @@ class RandomFile:
 
 
 class _Raw(io.RawIOBase):
-    """A file as Python's streams want it, with reads that are tried again."""
+    """A raw stream over a `RandomFile`, whose reads are retried."""
 
     def __init__(self, path: str):
         self._file, self._at = RandomFile(path), 0
@@ -211,16 +226,16 @@ class _Raw(io.RawIOBase):
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """Return a file to be read from its start on.
+    """Open a file as a buffered stream, whose reads are retried.
 
     Raises:
-        OSError, tf.errors.OpError: As of `RandomFile`; reading raises them too.
+        OSError, tf.errors.OpError: The file cannot be opened; reading it raises them too.
     """
     return io.BufferedReader(_Raw(path), BLOCK)
 
 
 class OpenFiles:
-    """The files used last, kept open: all of these together fit the limit of the process."""
+    """A cache of open files; all instances together respect the file limit of the process."""
 
     _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
     _lock = threading.Lock()
@@ -238,7 +253,7 @@ class OpenFiles:
         file = RandomFile(path)
         with self._lock:
             self._files[path] = file
-            closing = []  # one that is still being read closes after that
+            closing = []  # a file in use closes when its reader releases it
             while sum(len(files._files) for files in self._all) > open_limit():
                 fullest = self if len(self._files) > 1 else max(self._all, key=OpenFiles._count)
                 closing.append(fullest._files.popitem(last=False))
@@ -250,7 +265,7 @@ class OpenFiles:
 
     @classmethod
     def release(cls) -> None:
-        """Close what is kept open, as soon as nobody reads it."""
+        """Drop all cached files of the process; each closes when its last reader releases it."""
         with cls._lock:
             closing = [files._files for files in cls._all]
             for files in cls._all:
@@ -259,6 +274,6 @@ class OpenFiles:
 
 
 def open_limit() -> int:
-    """Return how many files to keep open."""
+    """Return the number of files to keep open at most."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if soft == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, soft // SHARE))

@@ -8,14 +8,14 @@ from absl import logging
 
 from can_jax.utils.errors import UserError, printable
 
-# Spellings of each standard split, as words of a file's or folder's name in any case.
+# The spellings of each standard split, as words in the name of a file or folder in any case.
 SPELLINGS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
 STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
-# Words that a split's name may contain besides, by themselves or attached: `Test set`, `trainset`.
+# Further words that the name of a split may contain, detached or attached: `Test set`, `trainset`.
 FILLERS = "sets?|data|images?|imgs?|split|files"
 COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
 HINT = (
@@ -25,7 +25,7 @@ HINT = (
 
 
 class AmbiguousSplitError(UserError):
-    """A split is there in several spellings, and none of them is the requested one."""
+    """An error because a split has several spellings, none of which is the requested one."""
 
 
 def standard(split: str) -> str:
@@ -34,28 +34,30 @@ def standard(split: str) -> str:
 
 
 def spellings(split: str) -> list[str]:
-    """Return the split as it was given, then its other spellings in every usual case."""
+    """Return the split as given, then its other spellings in every usual case."""
     words = [split, *SPELLINGS.get(standard(split), ())]
     cases = (str, str.lower, str.title, str.upper)
     return list(dict.fromkeys(case(word) for case in cases for word in words))
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of a name in lower case; digits and punctuation separate them.
+    """Return the words of a name in lower case; digits and punctuation separate words.
 
-    Of a compound word such as `trainset`, only the split counts.
+    A compound word such as `trainset` is reduced to the split.
     """
     words = re.findall(r"[^\W\d_]+", name.lower())
     return [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
 
 
 def split_of_file(name: str) -> str | None:
-    """Return the standard split that a shard's name states; the last word counts."""
+    """Return the standard split that a file name states, or None; the last word that states one
+    counts."""
     return next((STANDARD[word] for word in reversed(words_of(name)) if word in STANDARD), None)
 
 
 def split_of_folder(name: str) -> str | None:
-    """Return the split of a folder that is named by it alone: `Test set`, `val2017`."""
+    """Return the standard split of a folder named by it alone, such as `Test set` or `val2017`, or
+    None."""
     words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
     return STANDARD.get(words[0]) if len(words) == 1 else None
 
@@ -63,17 +65,17 @@ def split_of_folder(name: str) -> str | None:
 def split_folders(
     names: Iterable[str], *, beside: bool = False, flat: Container[str] = ()
 ) -> dict[str, list[str]]:
-    """Group the folders that are named as splits by their standard split.
+    """Group the folders that are named after splits by their standard split.
 
-    These are folders named by the split alone, and folders whose names differ in the split only,
+    These are folders named by the split alone, and folders whose names differ only in the split,
     such as `images_train` and `images_val`. A class named `train station` is neither.
 
     Args:
-        names: The folders.
-        beside: Other folders with images, which state no split, lie beside them. Then names that
-            differ in the split only are classes, such as `crash test` and `crash train`. So is
-            `train`, the vehicle, if its images lie directly in it and it is the only split.
-        flat: The folders whose images lie directly in them.
+        names: The names of the folders.
+        beside: Whether folders with images that state no split are beside them. If so, names that
+            differ only in the split are classes, such as `crash test` and `crash train`. So is
+            `train`, the vehicle, if its images are directly in it and it is the only split.
+        flat: The folders with images directly in them.
     """
     names = sorted(names)
     rests: dict[str, set[str]] = {}
@@ -99,13 +101,10 @@ def _rest(name: str) -> str:
 
 
 def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | None:
-    """Return the folder of a split among those that `split_folders` found in ``path``.
-
-    Returns:
-        None if there is none.
+    """Return the folder of a split among those that `split_folders` found in ``path``, or None.
 
     Raises:
-        AmbiguousSplitError: Several folders spell the split, and none as it was requested.
+        AmbiguousSplitError: Several folders spell the split, and none as requested.
     """
     there = groups.get(standard(split), [])
     chosen = [split] if split in there else _of_one_spelling(path, there, split)
@@ -124,28 +123,31 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
 
     Args:
         path: The file, pattern or folder that the user gave.
-        names: The files, relative to a folder that they share.
+        names: The files, relative to a common folder.
         split: The requested split.
         what: The kind of the files, for messages.
-        listed: The path lists these files itself. Then `train` is all that no other split claims.
-            Otherwise they are what a folder has, and `train` is what states it, if any does.
+        listed: Whether the path lists these files itself. Then `train` consists of all files that
+            state no other split. Otherwise the files are those of a folder, and `train` consists of
+            those that state it, if any do.
 
     Raises:
-        UserError: No file is known to belong to the split, or two spellings of it are there.
+        UserError: No file belongs to the split, or the split has several spellings.
     """
-    asked = standard(split)
+    requested = standard(split)
     splits = {name: split_of_file(name) for name in names}
-    if asked not in SPELLINGS:  # a name of the user's own, such as `minival`
-        own_word = re.compile(rf"(?<![^\W\d_]){re.escape(asked)}(?![^\W\d_])")
-        splits |= {name: asked for name in names if own_word.search(name.lower())}
-    own = _of_one_spelling(path, [name for name in names if splits[name] == asked], split)
+    if requested not in SPELLINGS:  # a name of the user's own, such as `minival`
+        own_word = re.compile(rf"(?<![^\W\d_]){re.escape(requested)}(?![^\W\d_])")
+        splits |= {name: requested for name in names if own_word.search(name.lower())}
+    own = _of_one_spelling(path, [name for name in names if splits[name] == requested], split)
     undivided = [name for name in names if splits[name] is None]
     chosen = own
-    if asked == "train" and listed:
+    if requested == "train" and listed:
         chosen = [name for name in names if splits[name] in (None, "train")] or list(names)
     elif not own:
-        all_asked = split_of_folder(_folder_of(path, listed)) == asked and not any(splits.values())
-        chosen = undivided if asked == "train" or all_asked else []
+        all_requested = split_of_folder(_folder_of(path, listed)) == requested and not any(
+            splits.values()
+        )
+        chosen = undivided if requested == "train" or all_requested else []
     if not chosen:
         raise UserError(
             f"no {what} of the split {split!r} in {shown(path)}, which has {_overview(splits)}; "
@@ -157,7 +159,11 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
 
 
 def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
-    """Return the names that spell a split alike; the requested spelling goes first."""
+    """Return the names that spell a split alike, preferring the requested spelling.
+
+    Raises:
+        AmbiguousSplitError: There are several spellings, and none is the requested one.
+    """
     spelled: dict[str, list[str]] = {}
     for name in names:
         words = [word for word in words_of(name) if standard(word) == standard(split)]
@@ -176,13 +182,14 @@ def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
 def choose_images(path: str, names: list[str], split: str) -> list[str]:
     """Return the images of a split below a folder that has no folder for the split itself.
 
-    A folder named as another split counts at the top, such as `val/` beside the classes. Further
-    down they count if they are several, such as `cat/train/` and `cat/val/`.
+    A top-level folder named after another split, such as `val/` beside the classes, belongs to that
+    split. Deeper folders count only if they state several splits, such as `cat/train/` and
+    `cat/val/`.
 
     Raises:
-        UserError: No image is known to belong to the split.
+        UserError: No image belongs to the split.
     """
-    asked = standard(split)
+    requested = standard(split)
     folders = {os.path.dirname(name) for name in names}
     parts = {folder: folder.split(os.sep) for folder in folders}
     there = {part[0] for part in parts.values()} - {""}
@@ -196,9 +203,13 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
         folder: next((key for key in inner[folder] if key and several), tops.get(parts[folder][0]))
         for folder in folders
     }
-    wanted = asked if asked in splits.values() else None
-    refused = wanted is None and asked != "train"
-    if refused and not any(splits.values()) and split_of_folder(_folder_of(path, False)) == asked:
+    wanted = requested if requested in splits.values() else None
+    refused = wanted is None and requested != "train"
+    if (
+        refused
+        and not any(splits.values())
+        and split_of_folder(_folder_of(path, False)) == requested
+    ):
         refused = False
     chosen = [] if refused else [n for n in names if splits[os.path.dirname(n)] == wanted]
     if names and not chosen:
@@ -212,22 +223,23 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
 
 
 def _folder_of(path: str, listed: bool) -> str:
-    """Return the name of the folder that holds the files."""
+    """Return the name of the folder that contains the files."""
     path = path.rstrip("/")
     return os.path.basename(os.path.dirname(path) if listed else path)
 
 
 def _overview(splits: dict[str, str | None]) -> str:
-    """Return the splits that files state, each with an example."""
+    """Return a list of the splits that files state, each with an example."""
     examples = {key: name for name, key in reversed(splits.items())}
     undivided = examples.pop(None, None)
-    known = [f"{key} ({shown(name)})" for key, name in sorted(examples.items(), key=str)]
+    stated = [f"{key} ({shown(name)})" for key, name in sorted(examples.items(), key=str)]
     if undivided is not None:
-        known.append(f"{'' if known else 'only '}files that state no split ({shown(undivided)})")
-    return ", ".join(known) or "none"
+        stated.append(f"{'' if stated else 'only '}files that state no split ({shown(undivided)})")
+    return ", ".join(stated) or "none"
 
 
 def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "files") -> None:
+    """Log the files or folders that do not belong to the requested split."""
     if names:
         logging.warning(
             "%s: %d %s do not belong to the split %r and are left out: %s; config.data.split or "
@@ -237,11 +249,11 @@ def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "file
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """Return the first names and the number of the others."""
+    """Return the first names, and the number of others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more
 
 
 def shown(name: str) -> str:
-    """Return a file name on one line; bytes that are not UTF-8 and control are escaped."""
+    """Return a file name on one line, with control characters and invalid UTF-8 escaped."""
     return printable(os.fsencode(name).decode(errors="backslashreplace"))

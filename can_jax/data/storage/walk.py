@@ -1,4 +1,4 @@
-"""Folders below a folder, through links, each real one once where links lead in circles."""
+"""A walk of the folders below a folder that follows links and survives cycles of links."""
 
 import functools
 import os
@@ -10,38 +10,39 @@ from absl import logging
 from can_jax.data.storage.reading import patiently, stop_if_storage_fails
 from can_jax.data.storage.splits import shown, some
 
-NESTED_LINKS = 5  # links to links to …, which multiply the ways to a folder; more are not followed
+NESTED_LINKS = 5  # links followed on a path; nested links multiply the paths to a folder
 
 
 class _Folder(NamedTuple):
-    """What is in a real folder: the names of files, and the folders by name, behind links too."""
+    """The content of a real folder: names of files, and folders by name, including links."""
 
     files: list[str]
     folders: dict[str, "_Way"]
 
 
 class _Way(NamedTuple):
-    """A way to a folder: its path without links, and whether the last step is a link."""
+    """A step to a folder: the folder's path without links, and whether the step is a link."""
 
     real: str
     link: bool
 
 
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each visible folder, the root too, with the names of its visible files.
+    """Yield each visible folder, including the root, with the names of its visible files.
 
-    Links to folders are followed. A folder that cannot be read is logged. A link on a circle, by
-    which one could return to the folder that the link is in, is followed where nothing else leads
-    to its target. A link to the folder that it lies in, or to one above that, is not followed.
+    Links to folders are followed. Unreadable folders are logged and left out.
+
+    A link on a cycle is followed only if nothing else leads to its target. A link to its own
+    folder, or to one above it, is not followed.
     """
     start = os.path.realpath(root)
-    found, unreadable = _scan(start)
+    contents, unreadable = _scan(start)
     if unreadable:
         logging.warning(
             "%s: %d folders below it cannot be read and are left out: %s",
             shown(root), len(unreadable), some(unreadable),
         )  # fmt: skip
-    circle = _circles(start, found)
+    component = _circles(start, contents)
     visited: set[str] = set()
     later = [(root, start)]
     for path, real in later:  # grows while it is walked
@@ -51,28 +52,31 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
         while todo:
             path, real, links = todo.pop()
             visited.add(real)
-            yield path, found[real].files
-            for name, way in found[real].folders.items():
+            yield path, contents[real].files
+            for name, way in contents[real].folders.items():
                 inner = os.path.join(path, name)
-                if way.link and circle[way.real] == circle[real]:
+                if way.link and component[way.real] == component[real]:
                     later.append((inner, way.real))
                 elif links + way.link <= NESTED_LINKS:
                     todo.append((inner, way.real, links + way.link))
 
 
 def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
-    """Return the content of every real folder that can be reached, and those that are unreadable.
+    """Return the content of every reachable real folder, and the folders that cannot be read.
 
     Args:
-        start: The path of the first one, without links.
+        start: The path of the first folder, without links.
+
+    Raises:
+        UserError: The file system fails.
     """
-    found: dict[str, _Folder] = {}
+    contents: dict[str, _Folder] = {}
     unreadable: list[str] = []
     todo = [start]
     while todo:
-        if (real := todo.pop()) in found:
+        if (real := todo.pop()) in contents:
             continue
-        folder = found[real] = _Folder([], {})
+        folder = contents[real] = _Folder([], {})
         try:
             visible = patiently(functools.partial(_visible, real))
         except OSError as error:
@@ -86,30 +90,31 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
             link = entry.is_symlink()
             target = os.path.realpath(entry.path) if link else entry.path
             if link and f"{real}/".startswith(f"{target.rstrip('/')}/"):
-                continue  # back to this folder, or to one that it lies in
+                continue  # the link leads to this folder or to one above it
             folder.folders[entry.name] = _Way(target, link)
             todo.append(target)
-    return found, unreadable
+    return contents, unreadable
 
 
 def _visible(folder: str) -> list[os.DirEntry]:
-    """Return the entries of a folder that are not hidden, by name."""
+    """Return the entries of a folder that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def is_folder_entry(entry: os.DirEntry) -> bool:
-    """Return whether an entry is a folder, or a link to one."""
+    """Return whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link whose target cannot be looked at
+    except OSError:  # the target of the link is not accessible
         return False
 
 
-def _circles(start: str, found: dict[str, _Folder]) -> dict[str, int]:
-    """Return a number for each folder, the same for those that lead to each other.
+def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
+    """Return the index of each folder's cycle: equal for folders that lead to each other.
 
-    These are the strongly connected components of the folders, by Tarjan's algorithm.
+    The cycles are the strongly connected components of the folder graph, by Tarjan's algorithm
+    (Tarjan, Depth-First Search and Linear Graph Algorithms, 1972).
     """
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
@@ -120,7 +125,7 @@ def _circles(start: str, found: dict[str, _Folder]) -> dict[str, int]:
     def enter(real: str) -> None:
         order[real] = lowest[real] = len(order)
         stack.append(real)
-        path.append((real, iter(found[real].folders.values())))
+        path.append((real, iter(contents[real].folders.values())))
 
     enter(start)
     while path:
