@@ -1,4 +1,4 @@
-"""The configuration: defaults, their documentation and checks, recipes and durations."""
+"""Configuration: the keys with defaults and documentation, their checks, recipes and durations."""
 
 from can_jax.config.resolve import (
     default_config,

@@ -1,4 +1,4 @@
-"""MAE and SimCLR as changes of a recipe for CAN: what has no weight is not built."""
+"""The baselines MAE and SimCLR, as changes of a CAN recipe; zero-weight branches are not built."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """A copy of a recipe's configuration with keys such as ``model.mask_ratio`` set."""
+    """Return a copy of a recipe's configuration with changes to dotted keys."""
     config = ConfigDict(config.copy_and_resolve_references())
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(changes)

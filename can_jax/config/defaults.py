@@ -1,4 +1,4 @@
-"""The table of all keys that a recipe may set: default, allowed values, meaning and unit."""
+"""The table of all keys that a recipe can set: default, allowed values, meaning and unit."""
 
 from typing import Any
 
@@ -18,21 +18,22 @@ from can_jax.data.sources.registry import OPENERS
 from can_jax.models.can import LEVEL_TOKENS, POOLS, SIZES
 from can_jax.models.vit import REMAT_POLICIES
 
-MOST = 2**31 - 1  # of whole numbers on the device
+MOST = 2**31 - 1  # the largest int32, the integers of the device
 COUNT = Whole(1, MOST)
 OR_NEVER = Whole(0, MOST)
 SHARE = Number(0, 1)
 STRENGTH = Number(0, 100)
-WEIGHT = Number(1e-6, 1e4, also=(0,))  # below, Adam's epsilon would swallow the gradient
+WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon
 AXIS = Whole(1, 2**20, also=(-1,))
 
 
 def are_blocks(value: Any) -> bool:
-    """Return whether the value is a sequence of dicts."""
+    """Return whether a value is a sequence of dicts."""
     return isinstance(value, tuple | list) and all(isinstance(part, dict) for part in value)
 
 
 def _is_scale(value: Any) -> bool:
+    """Return whether a value is a (pattern, factor) pair."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         return False
     return Text().accepts(value[0]) and Number(0, 1000).accepts(value[1])
@@ -42,7 +43,7 @@ SCALES = Several(
     Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
 )
 
-# Optional keys with no default of their own say what happens without them.
+# The meaning of an optional key without a default states what happens if it is not set.
 DATA: Table = {
     "source": Key("folder", Choice(tuple(OPENERS)), "The kind of data set."),
     "path": Key(None, Text(), "The folder or the pattern of the files."),
@@ -123,7 +124,7 @@ AUGMENT: Table = {
 }  # fmt: skip
 
 DTYPES = ("bfloat16", "float32", "float64")
-WIDTH = Whole(4, 2**16, multiple=4)  # which 2-D positions need
+WIDTH = Whole(4, 2**16, multiple=4)  # the 2-D position embedding needs a multiple of 4
 DEPTH = Whole(1, 1024)
 HEADS = Whole(1, 2**14)
 

@@ -1,4 +1,4 @@
-"""Durations that a configuration states in one of several units."""
+"""Durations that a configuration can state in one of several units, and their values in steps."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from can_jax.utils.errors import UserError
 
-# The keys of each duration. Where configurations of older versions set several, the first won.
+# The keys of each duration. If a configuration of an older version sets several, the first wins.
 DURATIONS = (
     ("total_steps", "total_epochs", "total_examples"),
     (
@@ -17,11 +17,11 @@ DURATIONS = (
     ("probe.every_steps", "probe.every_epochs"),
 )  # fmt: skip
 TOTAL, WARMUP, PROBE = DURATIONS
-MOST_STEPS = 2**31 - 1  # that the counters on the device hold
+MOST_STEPS = 2**31 - 1  # the largest value of the step counters on the device
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
-    """Return the value of a dotted key, None where the configuration has no such key."""
+    """Return the value of a dotted key, or None if the configuration has no such key."""
     *blocks, name = key.split(".")
     for block in blocks:
         config = config.get(block) if isinstance(config, ConfigDict) else None
@@ -29,7 +29,14 @@ def value_of(config: ConfigDict, key: str) -> Any:
 
 
 def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "") -> None:
-    """Set all keys of a duration to None, except for one."""
+    """Set all keys of a duration to None, except for one.
+
+    Args:
+        config: The configuration to change in place.
+        keys: The keys of the duration, an entry of `DURATIONS`.
+        but: The key to retain.
+        prefix: The dotted prefix of the keys, if ``config`` contains the recipe as a block.
+    """
     for key in keys:
         if key != but and value_of(config, prefix + key) is not None:
             *blocks, name = (prefix + key).split(".")
@@ -41,36 +48,40 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Unset all units of a duration but the first that is set, as older versions read them."""
+    """Unset all units of each duration but the first that is set, which older versions used."""
     for keys in DURATIONS:
-        known = [key for key in keys if value_of(config, key) is not None]
-        if len(known) > 1:
-            unset(config, keys, but=known[0])
+        set_keys = [key for key in keys if value_of(config, key) is not None]
+        if len(set_keys) > 1:
+            unset(config, keys, but=set_keys[0])
 
 
 def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Unset the default unit of each duration where another unit is set.
+    """Unset the default unit of each duration for which another unit is set.
+
+    Args:
+        config: The configuration to change in place.
+        defaults: The configuration before the recipe's changes.
 
     Raises:
         UserError: A duration is set in several units.
     """
     for keys in DURATIONS:
-        known = [key for key in keys if value_of(config, key) is not None]
-        chosen = [key for key in known if value_of(config, key) != value_of(defaults, key)]
+        set_keys = [key for key in keys if value_of(config, key) is not None]
+        chosen = [key for key in set_keys if value_of(config, key) != value_of(defaults, key)]
         if len(chosen) > 1:
             both = " and ".join(f"config.{key}={value_of(config, key)}" for key in chosen[:2])
             raise UserError(f"{both} are both set: set one of them to None")
-        if len(known) > 1:
-            unset(config, keys, but=(chosen or known)[0])
+        if len(set_keys) > 1:
+            unset(config, keys, but=(chosen or set_keys)[0])
 
 
 def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
     """Unset the other units of each duration that the command line sets.
 
     Args:
-        config: A recipe, with the overrides in it.
-        overrides: Values of the command line, by dotted key.
-        prefix: Of the keys of a recipe that is a block of the configuration.
+        config: A recipe to which the overrides have been applied; changed in place.
+        overrides: The values from the command line, by dotted key.
+        prefix: The dotted prefix of the recipe's keys, if it is a block of the configuration.
 
     Raises:
         UserError: The command line sets several units of one duration.
@@ -89,16 +100,16 @@ def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = 
 def exact_steps(
     config: ConfigDict, keys: tuple[str, ...], examples: int, total: int = 0
 ) -> float | None:
-    """Return a duration in steps, before rounding; None if no key is set.
+    """Return a duration in steps before rounding, or None if none of its keys is set.
 
     Args:
-        config: Checked, so that at most one of the keys is set.
-        keys: An entry of `DURATIONS`.
-        examples: Images of an epoch.
-        total: Steps of the run.
+        config: A checked configuration, in which at most one of the keys is set.
+        keys: The keys of the duration, an entry of `DURATIONS`.
+        examples: The number of images in an epoch.
+        total: The number of steps in the run, needed for durations that are a share of it.
 
     Raises:
-        UserError: It is longer than steps can be counted.
+        UserError: The duration exceeds `MOST_STEPS`.
     """
     for key in keys:
         value = value_of(config, key)
@@ -115,19 +126,24 @@ def exact_steps(
                 f"config.{key}={value:,} is {value * scale:,.0f} steps with batch_size="
                 f"{config.batch_size}: at most {MOST_STEPS:,} can be counted; give a smaller value"
             )
-        # The smallest floats times a fraction are 0, which stands for never.
+        # A tiny duration can underflow to 0, which would mean "never".
         return max(value * scale, math.ulp(0.0)) if value else 0.0
     return None
 
 
 def steps_of(config: ConfigDict, keys: tuple[str, ...], examples: int) -> int | None:
-    """Return a duration in steps, at least 1 unless it is 0; None if no key is set."""
+    """Return a duration in steps, at least 1 unless it is 0; None if none of its keys is set."""
     exact = exact_steps(config, keys, examples)
     return None if exact is None else max(1, round(exact)) if exact else 0
 
 
 def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
-    """Return the steps of the warm-up, fewer than those of the run.
+    """Return the number of warm-up steps, which is less than the number of steps in the run.
+
+    Args:
+        config: A checked configuration.
+        examples: The number of images in an epoch.
+        total: The number of steps in the run.
 
     Raises:
         UserError: The warm-up is not shorter than the run.

@@ -1,4 +1,4 @@
-"""The table of all keys that a recipe of an evaluation may set, and their checks."""
+"""The table of all keys that an evaluation recipe can set, and the checks of its values."""
 
 import dataclasses
 from typing import Any
@@ -52,7 +52,7 @@ def _is_randaugment(value: Any) -> bool:
 
 
 def _per_channel(kind: Number) -> Special:
-    """Return the kind of one number, or one for each channel."""
+    """Return the kind of value that is a number, or one number for each channel."""
     each = Several(kind, empty=False)
     words = f"{kind.describe()}, or one for each channel, of images in [0, 1]"
     return Special(words, lambda value: kind.accepts(value) or each.accepts(value))
@@ -83,7 +83,7 @@ SHIFT: Table = {
     "name": Key(None, Text(), "The name in the results; by default the kind."),
     "labels": Key(None, Text(), "The file of the labels of kind `real`."),
 }  # fmt: skip
-# An entry of `fewshot.datasets`. All of them are read at one size, by number.
+# An entry of `fewshot.datasets`. All of them are read at one size, with random access.
 SHARED = (
     "channels", "examples", "held_out", "image_size", "streaming", "test_examples",
     "train_examples", "window",
@@ -228,15 +228,15 @@ EVALUATION: Table = {
 
 
 def default_evaluation() -> ConfigDict:
-    """Return kNN on the data that the encoder was trained on, at the size it was trained at."""
+    """Return the default evaluation: kNN on the data and at the image size of pretraining."""
     return configuration(EVALUATION).lock()
 
 
 def resolve_evaluation(config: ConfigDict) -> ConfigDict:
-    """Return a checked copy.
+    """Return a checked copy of an evaluation's configuration, with sizes and ranges as tuples.
 
     Raises:
-        UserError: The first setting that is wrong, in one line.
+        UserError: A setting is wrong; the one-line message names the first one.
     """
     check_table(config, EVALUATION, "can_jax.config.evaluation.default_evaluation()")
     config = expand_paths(config)

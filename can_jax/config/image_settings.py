@@ -6,11 +6,11 @@ from can_jax.config.settings import Number, Several, Special, Whole, shown
 from can_jax.data.decoding.depth import Range
 
 RANGE = "two numbers (low, high), low below high, none beyond 1e+300"
-LIMITS = Number(-1e300, 1e300)  # of a range, so that differences of its values are finite
+LIMITS = Number(-1e300, 1e300)  # bounds for which the difference of two values is finite
 
 
 def is_size(value: Any) -> bool:
-    """Return whether the value is a number of pixels, or (height, width)."""
+    """Return whether a value is a number of pixels, or a pair (height, width)."""
     sides = tuple(value) if isinstance(value, tuple | list) else (value,)
     return len(sides) in (1, 2) and all(map(Whole(1, 2**15).accepts, sides))
 
@@ -19,10 +19,10 @@ SIZE = Special("an int, or (height, width), in pixels", is_size)
 
 
 def check_range(value: Any) -> Range:
-    """Return a setting of `config.data.range` as a pair of floats, or None.
+    """Return a value of `config.data.range` as a pair of floats, or None.
 
     Raises:
-        ValueError: It is not two numbers that scale values, the first the smaller one.
+        ValueError: The value is not a pair of numbers (low, high) with low below high.
     """
     if value is None:
         return None
@@ -35,7 +35,7 @@ def check_range(value: Any) -> Range:
 
 
 def is_range(value: Any) -> bool:
-    """Return whether `check_range` accepts the value."""
+    """Return whether `check_range` accepts a value."""
     try:
         check_range(value)
     except ValueError:

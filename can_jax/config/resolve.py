@@ -1,4 +1,4 @@
-"""Configurations: the defaults, their checks, and how they are stored."""
+"""Configurations: defaults, resolution with all checks, and conversion to and from JSON."""
 
 import json
 import runpy
@@ -25,7 +25,7 @@ from can_jax.data.decoding.depth import Range
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
 
-# The keys that a reader of a pretrained encoder uses.
+# The keys that determine a pretrained encoder and its input.
 ENCODER = (
     "data.image_size", "data.channels", "augment.mean", "augment.std", "model.size", "model.width",
     "model.depth", "model.heads", "model.patch_size", "model.dtype", "model.residual_dtype",
@@ -34,11 +34,11 @@ ENCODER = (
 
 
 def default_config() -> ConfigDict:
-    """Return CAN as in the paper, ViT-B/16 at 224 px; a recipe changes what it needs to.
+    """Return the configuration of CAN as in the paper, ViT-B/16 at 224 px, for recipes to change.
 
     `can_jax.config.defaults` describes every key. A duration is set in one unit: `total_steps`,
-    `total_epochs` or `total_examples`, and likewise `warmup_*` and `every_*`. Each key can be set
-    to None on the way; those that are required are refused when the recipe is resolved.
+    `total_epochs` or `total_examples`, and likewise `warmup_*` and `every_*`. A recipe can set any
+    key to None temporarily; required keys are checked when it is resolved.
     """
     return configuration(RECIPE).lock()
 
@@ -47,8 +47,8 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
     """Return the configuration of another recipe, for a recipe that changes it.
 
     Args:
-        beside: the file of the recipe that asks.
-        name: of a file in the same folder, without its suffix, or else of a shipped recipe.
+        beside: The file of the calling recipe.
+        name: The name, without suffix, of a file in the same folder or else of a shipped recipe.
     """
     path = Path(beside).parent / f"{name}.py"
     if not path.is_file():
@@ -57,7 +57,7 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
+    """Return a nested dict as a flat dict with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
@@ -68,11 +68,12 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Return a checked copy: ``data.image_size`` is (height, width), and each duration is set in
-    one unit.
+    """Return a checked copy of a recipe's configuration.
+
+    In it, ``data.image_size`` is (height, width), and each duration is set in one unit.
 
     Raises:
-        UserError: The first setting that is wrong, in one line.
+        UserError: A setting is wrong; the one-line message names the first one.
     """
     check_table(config, RECIPE, "can_jax.config.default_config()")
     config = expand_paths(config)
@@ -86,12 +87,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def resolve_encoder(config: ConfigDict) -> ConfigDict:
-    """Return a checked copy of a stored configuration of which the encoder is read.
+    """Return a checked copy of a stored configuration, for reading its encoder.
 
-    What only training uses is left as it is. Older versions took values that are refused now.
+    Settings that only training uses are not checked, because older versions accepted values that
+    are rejected now.
 
     Raises:
-        UserError: The first setting of the encoder that is wrong, in one line.
+        UserError: A setting of the encoder is wrong; the one-line message names the first one.
     """
     check_keys(config, ENCODER)
     config = config.copy_and_resolve_references()
@@ -107,8 +109,11 @@ def check_keys(config: ConfigDict, names: Collection[str]) -> None:
     """Check the values of some keys, and of all keys of some blocks, against the table.
 
     Args:
-        config: Of a recipe.
-        names: Of the keys and blocks, dotted.
+        config: The configuration of a recipe.
+        names: The dotted names of the keys and blocks.
+
+    Raises:
+        UserError: A value is not allowed.
     """
     for name, key in flat_keys(RECIPE):
         if within(name, names):
@@ -116,14 +121,14 @@ def check_keys(config: ConfigDict, names: Collection[str]) -> None:
 
 
 def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDict, list[str]]:
-    """Return a copy of a stored configuration in which refused values are defaults.
+    """Return a copy of a stored configuration in which rejected values are replaced by defaults.
 
     Args:
-        config: Of a run, perhaps of an older version.
-        but: Dotted keys and blocks that are left as they are.
+        config: The configuration of a run, possibly of an older version.
+        but: The dotted keys and blocks that are left unchanged.
 
     Returns:
-        The copy, and a sentence for each value that was replaced.
+        The copy, and a sentence for each replaced value.
     """
     config, lines = config.copy_and_resolve_references(), []
     for name, key in flat_keys(RECIPE):
@@ -137,17 +142,17 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
 
 
 def within(name: str, names: Collection[str]) -> bool:
-    """Return whether a dotted key is one of some names, or in a block that is."""
+    """Return whether a dotted key is one of some names, or belongs to a block among them."""
     return name in names or any(name.startswith(f"{block}.") for block in names)
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """Return a copy in which each string that begins with ``~`` has the home in its place.
+    """Return a copy in which a leading ``~`` of every string is replaced by the home directory.
 
-    No setting but a path begins so; parts of a mixture and lists of data sets are looked through.
+    Only paths begin with ``~``. Parts of a mixture and lists of data sets are included.
 
     Raises:
-        UserError: there is no such home; names the key.
+        UserError: There is no such home directory; the message names the key.
     """
 
     def expanded(value: Any, key: str) -> Any:
@@ -166,8 +171,8 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
         for name, value in block.items():
             if isinstance(value, ConfigDict):
                 visit(value, f"{prefix}{name}.")
-            elif (found := expanded(value, prefix + name)) != value:
-                block[name] = found
+            elif (replaced := expanded(value, prefix + name)) != value:
+                block[name] = replaced
 
     config = config.copy_and_resolve_references()
     visit(config, "config.")
@@ -175,30 +180,38 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
 
 
 def as_size(value: Any) -> tuple[int, int]:
-    """Return an int or a pair as (height, width)."""
+    """Return an image size, an int or a pair, as (height, width).
+
+    Raises:
+        UserError: The value is not a size.
+    """
     refuse("data.image_size", value, SIZE)
     sides = tuple(value) if isinstance(value, tuple | list) else (value,)
     return sides[0], sides[-1]
 
 
 def as_range(value: Any) -> Range:
-    """Return `data.range` as a pair of floats, or None."""
+    """Return a value of `data.range` as a pair of floats, or None.
+
+    Raises:
+        UserError: The value is not a range.
+    """
     refuse("data.range", value, DATA["range"])
     return check_range(value)
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON, keys sorted; tuples become lists."""
+    """Return the configuration as JSON, with sorted keys; tuples become lists."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
 def from_json(text: str) -> ConfigDict:
-    """Return the configuration that `to_json` wrote, in this version or an older one.
+    """Return the configuration that this version or an older one wrote with `to_json`.
 
-    Keys that did not exist then get the value that stands for what the older version did.
+    Keys that did not exist then get the value that reproduces the behavior of the older version.
 
     Raises:
-        UserError: It is none, or has a key that this version does not know.
+        UserError: The text is not a configuration, or has an unknown key.
     """
     values = json.loads(text)
     if not isinstance(values, dict):
@@ -224,16 +237,19 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return what the keys that a stored configuration lacks stand for, by dotted key, where that
-    is not their default."""
-    known = flatten(stored)
+    """Return the values of keys that a stored configuration lacks, where they differ from the
+    default.
+
+    Such a value reproduces the behavior of the version that stored the configuration; see `Key`.
+    """
+    present = flatten(stored)
     return {
         name: key.before
         for name, key in flat_keys(RECIPE)
-        if name not in known and key.before is not AS_DEFAULT
+        if name not in present and key.before is not AS_DEFAULT
     }
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Convert the lists of JSON to tuples, recursively."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

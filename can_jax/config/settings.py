@@ -1,7 +1,7 @@
-"""Declarations of configuration keys: the default, the values that are allowed, and the meaning.
+"""Declarations of configuration keys: default, allowed values, meaning and unit.
 
-A table is a nested dict of `Key`. `configuration` builds its defaults, and `check_table` checks a
-configuration against it.
+A table is a nested dict of `Key`. `configuration` builds a `ConfigDict` of its defaults, and
+`check_table` checks a configuration against it.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from ml_collections import ConfigDict, FieldReference
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 
-Table = dict[str, Any]  # of `Key`, or of tables
+Table = dict[str, Any]  # the values are `Key` or tables
 AS_DEFAULT: Any = object()
 MOST_SHOWN = 200  # characters of a value in a message
 
 
 def is_finite(value: int | float) -> bool:
-    """Return whether a number is finite as a float, which whole numbers of 400 digits are not."""
+    """Return whether a number is finite as a float; integers of 400 digits are not."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -28,10 +28,10 @@ def is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, the middle of a long one left out."""
+    """Return a value for a message, with the middle of a long one left out."""
     try:
         text = repr(value)
-    except ValueError:  # Python prints no whole number of more than 4,300 digits
+    except ValueError:  # Python does not print integers of more than 4,300 digits
         return "a number of thousands of digits"
     half = MOST_SHOWN // 2
     return text if len(text) <= MOST_SHOWN else f"{text[:half]}...{text[-half:]}"
@@ -39,12 +39,12 @@ def shown(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A finite number.
+    """A kind of value: a finite number in a range.
 
     Attributes:
-        low, high: The smallest and the largest value.
-        above, below: Bounds that are not reached themselves.
-        also: Single values that are allowed beside the range, such as 0 for "off".
+        low, high: The inclusive bounds.
+        above, below: The exclusive bounds.
+        also: Single values allowed outside the range, such as 0 for "off".
     """
 
     low: int | float = -math.inf
@@ -57,7 +57,7 @@ class Number:
     noun: ClassVar[str] = "number"
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is allowed."""
+        """Return whether a value is allowed."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         return value in self.also or self.holds(value)
@@ -82,7 +82,11 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Whole(Number):
-    """A whole number; ``multiple`` is a number that divides it."""
+    """A kind of value: an integer in a range.
+
+    Attributes:
+        multiple: The number that must divide the value, by default 1.
+    """
 
     _: dataclasses.KW_ONLY
     multiple: int = 1
@@ -90,7 +94,7 @@ class Whole(Number):
     noun: ClassVar[str] = "whole number"
 
     def holds(self, value: int | float) -> bool:
-        """Return whether a number is in the range, and whole."""
+        """Return whether a number is an integer in the range and divisible by ``multiple``."""
         return isinstance(value, int) and super().holds(value) and value % self.multiple == 0
 
     def describe(self, plural: bool = False) -> str:
@@ -101,12 +105,12 @@ class Whole(Number):
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """True or false."""
+    """A kind of value: True or False."""
 
     type: ClassVar[type] = bool
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is allowed."""
+        """Return whether a value is allowed."""
         return isinstance(value, bool)
 
     def describe(self, plural: bool = False) -> str:
@@ -116,12 +120,12 @@ class Switch:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A string that is not empty."""
+    """A kind of value: a nonempty string."""
 
     type: ClassVar[type] = str
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is allowed."""
+        """Return whether a value is allowed."""
         return isinstance(value, str) and bool(value)
 
     def describe(self, plural: bool = False) -> str:
@@ -131,13 +135,13 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One of a few strings."""
+    """A kind of value: one of a few strings."""
 
     choices: tuple[str, ...]
     type: ClassVar[type] = str
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is one of them."""
+        """Return whether a value is one of the choices."""
         return isinstance(value, str) and value in self.choices
 
     def describe(self, plural: bool = False) -> str:
@@ -147,13 +151,13 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A tuple.
+    """A kind of value: a tuple.
 
     Attributes:
         of: The kind of its elements.
-        length: How many there are; any number by default.
-        ascending: Whether no element is smaller than the one before it.
-        empty: Whether there may be none.
+        length: The number of elements; None for any number.
+        ascending: Whether elements must be in ascending order; equal neighbors are allowed.
+        empty: Whether the tuple can be empty.
     """
 
     of: "Kind"
@@ -164,7 +168,7 @@ class Several:
     type: ClassVar[type] = tuple
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is a tuple or a list of allowed elements."""
+        """Return whether a value is a tuple or list of allowed elements."""
         if not isinstance(value, tuple | list) or not all(map(self.of.accepts, value)):
             return False
         if self.length not in (None, len(value)) or not (value or self.empty):
@@ -172,7 +176,7 @@ class Several:
         return not self.ascending or list(value) == sorted(value)
 
     def describe(self, plural: bool = False) -> str:
-        """Return length, elements and order in words."""
+        """Return the length, elements and order in words."""
         count = "a tuple of" if self.length is None else f"a tuple of {self.length}"
         order = ", in ascending order" if self.ascending else ""
         return f"{count} {self.of.describe(plural=True)}{order}"
@@ -180,12 +184,12 @@ class Several:
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """A value that a function of its own checks.
+    """A kind of value that a custom function checks.
 
     Attributes:
-        words: The values that are allowed.
-        accepts: Returns whether a value is.
-        type: That the command line parses; `object` is any Python literal.
+        words: A description of the allowed values.
+        accepts: A function that returns whether a value is allowed.
+        type: The type that the command line parses; `object` stands for any Python literal.
     """
 
     words: str
@@ -199,12 +203,12 @@ class Special:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """A tuple of dicts, each with keys of a table.
+    """A kind of value: a tuple of dicts whose keys are those of a table.
 
     Attributes:
-        table: The keys that a dict may have.
-        needed: The keys that each has to have.
-        elsewhere: For keys that hold for all dicts, the dotted key that sets them.
+        table: The keys that a dict can have.
+        needed: The keys that each dict must have.
+        elsewhere: Keys that apply to all dicts, each with the dotted key that sets it.
     """
 
     table: Table
@@ -214,13 +218,13 @@ class Blocks:
     type: ClassVar[type] = tuple
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is a tuple or a list of such dicts."""
+        """Return whether a value is a tuple or list of allowed dicts."""
         if not isinstance(value, tuple | list) or not all(isinstance(v, dict) for v in value):
             return False
         return not any(map(self.complaint, value))
 
     def complaint(self, block: dict[Any, Any]) -> str:
-        """Return what is wrong with a dict and what to give instead; empty if nothing is."""
+        """Return a message on a dict's first fault and its correction, or "" if it is allowed."""
         for name in self.needed:
             if block.get(name) is None:
                 return f"{name} is missing: give {self.table[name].describe()}"
@@ -248,14 +252,14 @@ class Key:
     """A key of a configuration.
 
     Attributes:
-        default: The value unless a recipe sets another; None where the key is not set.
-        kind: The values that are allowed.
-        meaning: For the reference of keys.
-        unit: Of the value.
-        optional: Whether the key may be None; always true where that is the default.
-        required: Whether a recipe has to replace the default None.
-        before: The value that a configuration stands for which was stored before there was this
-            key; by default the default.
+        default: The value unless a recipe sets another; None for a key without a default.
+        kind: The kind of value that is allowed.
+        meaning: The description in the reference of keys.
+        unit: The unit of the value.
+        optional: Whether the key can be None; implied if that is the default.
+        required: Whether a recipe must replace the default None.
+        before: The value that reproduces versions older than this key, for configurations stored by
+            them; by default ``default``.
     """
 
     default: Any
@@ -269,11 +273,11 @@ class Key:
 
     @property
     def may_be_none(self) -> bool:
-        """Whether the key may be left unset."""
+        """A flag that is true if the key can be None."""
         return self.optional or self.default is None
 
     def accepts(self, value: Any) -> bool:
-        """Return whether the value is allowed."""
+        """Return whether a value is allowed."""
         return self.may_be_none if value is None else self.kind.accepts(value)
 
     def describe(self) -> str:
@@ -283,9 +287,9 @@ class Key:
 
 
 class Value(FieldReference):
-    """The value of a key, which `ConfigDict` must not turn into another value in silence.
+    """The value of a key in a `ConfigDict`, which it protects from silent type conversion.
 
-    None empties a tuple, where that is allowed and None is not.
+    Setting None empties a tuple that can be empty but not None.
     """
 
     def __init__(self, key: Key):
@@ -294,7 +298,8 @@ class Value(FieldReference):
         super().__init__(key.default, field_type=key.kind.type)
 
     def set(self, value: Any, type_safe: bool = True) -> None:
-        """Set the value. A number that is no float stays as it is, for `check_table` to refuse."""
+        """Set the value. A key of floats keeps a value that is no float, for `check_table` to
+        reject."""
         odd = isinstance(value, bool) or (isinstance(value, int) and not is_finite(value))
         if odd and self.get_type() is float:
             super().set(FieldReference(value), type_safe=False)
@@ -302,13 +307,13 @@ class Value(FieldReference):
             super().set(self._unset if value is None else value, type_safe)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a copy."""
+        """Restore the state of a copied or unpickled value."""
         super().__setstate__(state)
         self._unset = state["_unset"]
 
 
 def configuration(table: Table) -> ConfigDict:
-    """Return the defaults of a table. Every key keeps its type while it is None."""
+    """Return the defaults of a table as a `ConfigDict`, in which every key keeps its type."""
 
     def value(entry: Any) -> Any:
         if isinstance(entry, dict):
@@ -319,7 +324,7 @@ def configuration(table: Table) -> ConfigDict:
 
 
 def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
-    """Yield the dotted name of each key of a table, and the key."""
+    """Yield the dotted name and the `Key` of each key of a table."""
     for name, entry in table.items():
         if isinstance(entry, dict):
             yield from flat_keys(entry, f"{prefix}{name}.")
@@ -333,28 +338,28 @@ def refuse(key: str, value: Any, kind: Key | Kind) -> None:
         return
     own = kind.kind if isinstance(kind, Key) else kind
     if isinstance(own, Blocks) and isinstance(value, tuple | list):
-        for number, block in enumerate(value):
+        for index, block in enumerate(value):
             if isinstance(block, dict) and (reason := own.complaint(block)):
-                raise UserError(f"config.{key}[{number}]: {reason}")
+                raise UserError(f"config.{key}[{index}]: {reason}")
     raise UserError(f"config.{key}={shown(value)}: give {kind.describe()}")
 
 
 def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> None:
-    """Check that a configuration has every key of the table, with an allowed value, and no other.
+    """Check that a configuration has exactly the keys of a table, with allowed values.
 
     Args:
-        config: Of a recipe, a `ConfigDict` or a dict; lists in it become tuples.
-        table: That its defaults were made from.
-        origin: The function that a recipe starts from.
-        prefix: Of its keys.
+        config: The configuration of a recipe, a `ConfigDict` or a dict.
+        table: The table from which its defaults were made.
+        origin: The function that returns the defaults, for messages.
+        prefix: The dotted prefix of the keys.
 
     Raises:
-        UserError: Names the first key that is wrong, and what to give instead.
+        UserError: A key or value is wrong; the message names the first one and a correction.
     """
     for name in config:
         if name not in table:
-            known = [key for key, _ in flat_keys(table, prefix)]
-            near = nearest(f"{prefix}{name}", known)
+            known_keys = [key for key, _ in flat_keys(table, prefix)]
+            near = nearest(f"{prefix}{name}", known_keys)
             hint = f"did you mean config.{near}?" if near else f"{origin} has all keys"
             raise UserError(f"unknown key config.{prefix}{name}; {hint}")
     for name, entry in table.items():

@@ -1,7 +1,8 @@
-"""The recipes, protocols, studies, reference ranges and launchers that come with the package.
+"""Lookup of the recipes, protocols, studies, reference ranges and launchers shipped with the
+package.
 
-In a checkout they are the folders `configs/` and `launch/` at its top; a wheel has them inside the
-package. A name means the same file in both: `vit_l`, `eval/knn`, `study/cifar10`,
+In a checkout they are in the top-level folders `configs/` and `launch/`; in a wheel they are inside
+the package. A name identifies the same file in both: `vit_l`, `eval/knn`, `study/cifar10`,
 `healthy/quickstart`, `launch/slurm`.
 """
 
@@ -16,10 +17,10 @@ class Kind(NamedTuple):
     """A kind of shipped file.
 
     Attributes:
-        title: what a file of this kind is called.
-        prefix: of its names.
-        suffix: of its files.
-        command: the module that takes one.
+        title: The name of this kind of file in messages.
+        prefix: The prefix of the names of its files.
+        suffix: The suffix of its files.
+        command: The command that takes such a file: a module, or `bash`.
     """
 
     title: str
@@ -29,7 +30,7 @@ class Kind(NamedTuple):
 
     @property
     def one(self) -> str:
-        """The title after its article."""
+        """The title with its indefinite article."""
         return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
 
 
@@ -43,24 +44,24 @@ KINDS = {
 
 
 def folder_of(prefix: str) -> Path:
-    """Return the folder of the files whose names begin with a prefix."""
+    """Return the folder of the files whose names have a prefix."""
     package = Path(__file__).parents[1]
-    # A wheel has the folders inside the package, a checkout beside it.
+    # A wheel contains the folders inside the package, a checkout beside it.
     top = package if (package / "configs").is_dir() else package.parent
     return top / prefix if prefix == "launch/" else top / "configs" / prefix
 
 
 def names_of(kind: str) -> list[str]:
-    """Return the names of all shipped files of a kind."""
+    """Return the names of all shipped files of a kind, sorted."""
     _, prefix, suffix, _ = KINDS[kind]
     return sorted(prefix + path.stem for path in folder_of(prefix).glob(f"*{suffix}"))
 
 
 def find_shipped(name: str, kind: str) -> Path | None:
-    """Return the shipped file of a name, None without one.
+    """Return the shipped file with a name, or None.
 
-    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are one name. The prefix of the kind can be
-    left out; files of other kinds are looked for last.
+    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The prefix of the kind can be
+    omitted; files of other kinds are searched last.
     """
     suffix = KINDS[kind].suffix
     parts = PurePosixPath(name.removesuffix(suffix)).parts
@@ -76,41 +77,47 @@ def find_shipped(name: str, kind: str) -> Path | None:
 
 
 def find(name: str, kind: str, option: str) -> Path:
-    """Return the file that a person means by a path or by the name of a shipped file.
+    """Return the file identified by a path or by the name of a shipped file.
 
     Args:
-        name: as given; a path wins if it has the suffix of the kind, otherwise a name does.
-        kind: key of `KINDS`.
-        option: what a message calls the name, such as ``--config=vit_x``.
+        name: The path or name. A path takes precedence if it has the suffix of the kind; otherwise
+            a shipped name does.
+        kind: The kind of file, a key of `KINDS`.
+        option: The option as it appears in messages, such as ``--config=vit_x``.
 
     Raises:
-        UserError: there is no such file; names the nearest.
+        UserError: There is no such file; the message names the nearest one.
     """
     path, shipped = Path(name), find_shipped(name, kind)
     if shipped and not (path.is_file() and name.endswith(KINDS[kind].suffix)):
         return shipped
     if path.is_file():
         return path
-    known = f"shipped are {', '.join(names_of(kind))}"
+    available = f"shipped are {', '.join(names_of(kind))}"
     if path.is_dir():
-        raise UserError(f"{option} is a folder, not {KINDS[kind].one}; {known}")
+        raise UserError(f"{option} is a folder, not {KINDS[kind].one}; {available}")
     near = _nearest(name, kind)
     hint = f"did you mean {near}? " if near else ""
     missing = f"there is no such file, and no {KINDS[kind].title} of that name"
-    raise UserError(f"{option}: {missing}; {hint}{known}")
+    raise UserError(f"{option}: {missing}; {hint}{available}")
 
 
 def _nearest(name: str, kind: str) -> str | None:
-    """Return the nearest name, written as the given one is, or a file beside it."""
+    """Return the nearest shipped name, spelled like the given one, or the nearest file, or None."""
     _, prefix, suffix, _ = KINDS[kind]
     path = Path(name)
     if path.with_name(path.name + suffix).is_file():
         return name + suffix
     beside = path.parent if path.parent != Path() else None
     choices = {str(file) for file in beside.glob(f"*{suffix}")} if beside else set()
-    for known in names_of(kind):
-        short = known.removeprefix(prefix)
-        choices |= {short, known, f"{known}{suffix}", f"configs/{known}{suffix}"}
+    for shipped_name in names_of(kind):
+        short = shipped_name.removeprefix(prefix)
+        choices |= {
+            short,
+            shipped_name,
+            f"{shipped_name}{suffix}",
+            f"configs/{shipped_name}{suffix}",
+        }
     alike = {choice.lower(): choice for choice in sorted(choices)}
     spelled = name.lower().replace("-", "_")
     return next((alike[c] for c in difflib.get_close_matches(spelled, alike, n=1)), None)

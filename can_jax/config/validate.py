@@ -1,6 +1,6 @@
-"""The checks that relate keys of a configuration to each other, before anything is compiled.
+"""Checks of how the keys of a configuration relate to each other, before anything is compiled.
 
-`can_jax.config.defaults` states the values that each key may have by itself.
+`can_jax.config.defaults` states the values that each key can have on its own.
 """
 
 from typing import Any
@@ -21,23 +21,23 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 
 FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
-# Keys of `data` that hold for a whole mixture: its parts share one pipeline.
+# Keys of `data` that apply to a whole mixture, because its parts share one pipeline.
 WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
     "streaming", "threads", "window",
 )  # fmt: skip
-HIGHEST_RATE = 1.0  # a step of Adam moves each weight by about the rate
+HIGHEST_RATE = 1.0  # a step of Adam changes each weight by about the learning rate
 PART_WEIGHT = Number(above=0, high=1e9)
 
 
 def check(condition: Any, message: str) -> None:
-    """Raise `UserError` with the message, prefixed by `config.`, unless the condition holds."""
+    """Raise `UserError` with the message, prefixed by `config.`, unless the condition is true."""
     if not condition:
         raise UserError(f"config.{message}")
 
 
 def check_source(data: ConfigDict) -> None:
-    """Check that a block says where images come from, and can be read as it says."""
+    """Check that a block locates its images, and that its source supports the other settings."""
     check(
         data.path or data.source in ("shapes", "tfds", "mixture"),
         f"data.path is not set: say where the {data.source} data lies",
@@ -57,22 +57,28 @@ def check_source(data: ConfigDict) -> None:
 
 
 def check_data(config: ConfigDict) -> None:
-    """Check the source, and the parts of a mixture."""
+    """Check the source and, if it is a mixture, each of its parts."""
     data = config.data
     check_source(data)
     if data.source != "mixture":
         return
     check(data.mixture, "data.mixture is empty: give a dict for each part")
-    for number, part in enumerate(data.mixture):
+    for index, part in enumerate(data.mixture):
         for key, value in part.items():
-            check_part(f"data.mixture[{number}]: {key}", key, value)
+            check_part(f"data.mixture[{index}]: {key}", key, value)
     for part, _ in parts_of_mixture(data):
         check(part.source != "mixture", "data.mixture: a part cannot be a mixture itself")
         check_source(part)
 
 
 def check_part(name: str, key: Any, value: Any) -> None:
-    """Check one key of a part of a mixture."""
+    """Check one key of a part of a mixture.
+
+    Args:
+        name: The name of the key in messages.
+        key: The key.
+        value: The value to check.
+    """
     if key == "weight":
         refuse(name, value, PART_WEIGHT)
         return
@@ -88,7 +94,8 @@ def check_part(name: str, key: Any, value: Any) -> None:
 
 
 def check_encoder(config: ConfigDict) -> None:
-    """Check that sizes of the encoder fit each other, and that each channel is normalized."""
+    """Check that the encoder's sizes are compatible, and that the normalization covers all
+    channels."""
     model, (height, width) = config.model, config.data.image_size
     for name in ("dtype", "residual_dtype"):
         check(
@@ -109,7 +116,7 @@ def check_encoder(config: ConfigDict) -> None:
 
 
 def check_heads(name: str, size: Any) -> None:
-    """Check that heads divide a width."""
+    """Check that the number of heads divides the width."""
     check(
         size.width % size.heads == 0,
         f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
@@ -117,7 +124,7 @@ def check_heads(name: str, size: Any) -> None:
 
 
 def check_masking(config: ConfigDict) -> None:
-    """Check that the decoder can be built, and has something to reconstruct."""
+    """Check that the decoder can be built, and that masking leaves patches to see and to hide."""
     model, (height, width) = config.model, config.data.image_size
     reconstruction = config.objective.reconstruction
     check_heads("model.decoder", model.decoder)
@@ -141,7 +148,7 @@ def check_masking(config: ConfigDict) -> None:
 
 
 def check_objectives(config: ConfigDict) -> None:
-    """Check what each objective needs of the rest."""
+    """Check that at least one objective has a weight, and that denoising has noise to predict."""
     objective, noise = config.objective, config.noise
     check(any(block.weight for block in objective.values()), "objective: all weights are 0")
     check(
@@ -151,7 +158,7 @@ def check_objectives(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Check that microbatches divide the batch, and that objectives can work with it."""
+    """Check that microbatches divide the batch, and that every objective gets enough images."""
     settings = config.accumulation
     count = settings.microbatches
     check(
@@ -164,7 +171,7 @@ def check_batch(config: ConfigDict) -> None:
         check(
             views >= fewest, f"augment.views={views}: objective.{name} compares at least {fewest}"
         )
-        # Only what relates rows is given the embeddings of all microbatches together.
+        # Only objectives that relate rows receive the embeddings of all microbatches together.
         whole = objective.relates_rows and settings.negatives == "batch"
         together = config.batch_size if whole else config.batch_size // count
         where = "" if together == config.batch_size else f", and a microbatch has {together}"
@@ -177,7 +184,7 @@ def check_batch(config: ConfigDict) -> None:
 
 
 def check_augment(config: ConfigDict) -> None:
-    """Check that color operations have colors."""
+    """Check that color augmentations are only applied to RGB images."""
     augment = config.augment
     channels = config.data.channels
     check(
@@ -188,7 +195,7 @@ def check_augment(config: ConfigDict) -> None:
 
 
 def check_optimizer(config: ConfigDict) -> None:
-    """Check that steps are no larger than weights can be, and that decay shrinks weights."""
+    """Check that the learning rate and weight decay do not exceed the range of stable values."""
     scale = max([1.0, *(factor for _, factor in config.optimizer.learning_rate_scale)])
     check_rates("optimizer", config.optimizer, peak_learning_rate(config) * scale)
 
@@ -196,13 +203,13 @@ def check_optimizer(config: ConfigDict) -> None:
 def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     """Check a block with settings of AdamW.
 
-    By Cauchy and Schwarz the ratio of Adam's moments is bounded if beta2 is above the square of
-    beta1. Otherwise a small gradient after larger ones gives a step of any size.
+    The Cauchy-Schwarz inequality bounds the ratio of Adam's moments if beta2 exceeds the square of
+    beta1. Otherwise a small gradient after larger ones can cause a step of any size.
 
     Args:
-        name: Of the block.
+        name: The name of the block in messages.
         settings: The block.
-        peak: The largest learning rate of a parameter.
+        peak: The largest learning rate of any parameter.
     """
     scale = " and learning_rate_scale" if "learning_rate_scale" in settings else ""
     check(
@@ -225,7 +232,7 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Check that the run has a length, and that a stream is not evaluated."""
+    """Check that the run has a length, and that a streamed data set is not evaluated."""
     check(
         any(value_of(config, key) is not None for key in TOTAL),
         "total_steps, config.total_epochs and config.total_examples: set one of them",

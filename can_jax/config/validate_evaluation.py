@@ -1,6 +1,6 @@
-"""The checks that relate settings of an evaluation to each other, before anything is read.
+"""Checks of how the settings of an evaluation relate to each other, before any data is read.
 
-`can_jax.config.evaluation` states the values that each key may have by itself.
+`can_jax.config.evaluation` states the values that each key can have on its own.
 """
 
 from typing import Any
@@ -12,21 +12,26 @@ from can_jax.config.validate import check, check_data, check_rates
 from can_jax.optimizers.optimizer import REFERENCE_BATCH
 from can_jax.utils.errors import UserError
 
-# Of the data of an evaluation, the keys that also have a meaning for the data of the run.
+# The keys of an evaluation's block `data` that also apply to the data of the run.
 OF_ANY_DATA = ("source", "image_size", "test_split", "held_out", "train_examples", "test_examples")
-RESULTS = ("train", "test", "clean", "corrupted")  # names of results that are no test set's
+RESULTS = (
+    "train",
+    "test",
+    "clean",
+    "corrupted",
+)  # names of results that are not those of a test set
 
 
-def check_evaluation_data(config: ConfigDict, known: dict[str, Any]) -> None:
-    """Check the data, and that nothing of it is set that has no effect.
+def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
+    """Check the data, and reject settings of it that have no effect.
 
     Args:
-        config: Of an evaluation.
-        known: The table of the block `data`.
+        config: The configuration of an evaluation.
+        table: The table of the block `data`.
     """
     data = config.data
     if data.source is None:
-        for name, key in flat_keys(known):
+        for name, key in flat_keys(table):
             check(
                 name in OF_ANY_DATA or data[name] == key.default,
                 f"data.{name}={data[name]} has no effect without config.data.source: the data is "
@@ -44,34 +49,34 @@ def check_evaluation_data(config: ConfigDict, known: dict[str, Any]) -> None:
 
 
 def check_datasets(config: ConfigDict) -> None:
-    """Check that no data set's results would be written over those of another."""
+    """Check that no two data sets write their results under the same name."""
     taken: set[str] = set()
-    for number, block in enumerate(config.fewshot.datasets):
-        name = dataset_name(number, block)
+    for index, block in enumerate(config.fewshot.datasets):
+        name = dataset_name(index, block)
         check(
             name not in taken,
-            f"fewshot.datasets[{number}]: another data set is called {name!r}; give each a `name` "
+            f"fewshot.datasets[{index}]: another data set is called {name!r}; give each a `name` "
             "of its own",
         )
         taken.add(name)
 
 
-def dataset_name(number: int, block: dict[str, Any]) -> str:
-    """Return what results call an entry of `fewshot.datasets`."""
-    name = block.get("name") or block.get("path") or f"data{number}"
+def dataset_name(index: int, block: dict[str, Any]) -> str:
+    """Return the name under which results report an entry of `fewshot.datasets`."""
+    name = block.get("name") or block.get("path") or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 
 
 def check_shifts(config: ConfigDict, corruptions: tuple[str, ...]) -> None:
-    """Check that test sets have names and labels of their own.
+    """Check that test sets have unique names, and label files exactly where they are needed.
 
     Args:
-        config: Of an evaluation.
+        config: The configuration of an evaluation.
         corruptions: The names of all corruptions.
     """
     taken = {*RESULTS, *corruptions}
-    for number, shift in enumerate(config.robustness.shifts):
-        called, kind = f"robustness.shifts[{number}]", shift["kind"]
+    for index, shift in enumerate(config.robustness.shifts):
+        called, kind = f"robustness.shifts[{index}]", shift["kind"]
         name = shift.get("name") or kind
         check(
             name not in taken,
@@ -85,7 +90,7 @@ def check_shifts(config: ConfigDict, corruptions: tuple[str, ...]) -> None:
 
 
 def check_classifier(config: ConfigDict) -> None:
-    """Check the schedule and the rates of the training of a classifier."""
+    """Check the schedule and the learning rates of classifier training."""
     settings = config.classify
     if config.protocol != "classify":
         return
@@ -99,20 +104,20 @@ def check_classifier(config: ConfigDict) -> None:
         check_rates("classify", settings, peak)
 
 
-def corruptions_of(value: Any, known: tuple[str, ...]) -> tuple[str, ...]:
+def corruptions_of(value: Any, available: tuple[str, ...]) -> tuple[str, ...]:
     """Return the corruptions that `robustness.corruptions` names.
 
     Args:
-        value: All, none, or names with commas between.
-        known: The names of all corruptions.
+        value: ``all``, ``none``, or comma-separated names.
+        available: The names of all corruptions.
 
     Raises:
         UserError: A name is unknown.
     """
     if value in ("all", "none"):
-        return known if value == "all" else ()
+        return available if value == "all" else ()
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
     for name in names:
-        if name not in known:
-            raise UserError(f"{name!r} is none of all, none, {', '.join(known)}")
+        if name not in available:
+            raise UserError(f"{name!r} is none of all, none, {', '.join(available)}")
     return names
