@@ -1,1 +1,2 @@
-"""Helpers that know nothing of training: errors, files, cores, archives, and TensorFlow's door."""
+"""Utilities independent of training: errors, files, archives, CPU cores, and the import of
+TensorFlow."""

@@ -1,8 +1,8 @@
-"""Read zip archives of arrays that may be anybody's: bounded in size, without pickled objects.
+"""Safe readers of untrusted npz and npy files: bounded in size, without pickled objects.
 
-Every npz and npy file is read here. A compressed file of a few megabytes can state gigabytes, so
-the sizes that an archive states are compared with its own size and the machine's memory before
-anything is unpacked.
+Every npz and npy file is read here. A compressed file of a few megabytes can state gigabytes.
+Before anything is unpacked, the stated sizes are therefore compared with the file's own size and
+the machine's memory.
 """
 
 import io
@@ -18,23 +18,26 @@ from etils import epath
 
 from can_jax.utils.errors import UserError, one_line
 
-EXPANSION = 100  # images of flat colors compress by 50, photographs by less than 5
-FLOOR = 2**28  # bytes to which any archive may expand, such as one of masks that are all zeros
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others expand without a bound
-HEADER = 2**16  # bytes of an npy file in front of its numbers
+EXPANSION = 100  # the allowed ratio; flat-color images compress by 50, photographs by less than 5
+FLOOR = 2**28  # bytes to which any archive can expand, such as one of masks that are all zeros
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods expand without a bound
+HEADER = 2**16  # bytes of an npy file's header, at most
 VERSIONS = ((1, 0), (2, 0), (3, 0))
 
 
 def memory() -> int:
-    """Return the bytes of memory of this machine."""
+    """Return the physical memory of this machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class Budget:
-    """The bytes that the content of a file may still take.
+    """A limit on the bytes to which the content of a file can expand.
 
     Args:
-        size: Bytes of the file.
+        size: The size of the file in bytes.
+
+    Attributes:
+        most: The limit in bytes.
     """
 
     def __init__(self, size: int):
@@ -43,10 +46,10 @@ class Budget:
         self._used = 0
 
     def spend(self, count: int) -> None:
-        """Count bytes that are about to be made.
+        """Subtract bytes that are about to be allocated.
 
         Raises:
-            UserError: They are too many.
+            UserError: The limit is exceeded.
         """
         self._used += count
         if count < 0 or self._used > self.most:
@@ -57,12 +60,12 @@ class Budget:
 
 
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
-    """Refuse an archive whose members would expand to too much, by the sizes that it states.
+    """Reject an archive whose members state too large a total size.
 
-    `zipfile` reads no more of a member than its stated size.
+    `zipfile` never reads more of a member than its stated size.
 
     Raises:
-        UserError: The sum is too large, or a member is compressed in a way without a bound.
+        UserError: The total is too large, or a member uses a compression method without a bound.
     """
     for member in archive.infolist():
         if member.compress_type not in METHODS:
@@ -73,17 +76,17 @@ def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
         budget.spend(member.file_size)
 
 
-def read_npz(place: Any) -> dict[str, np.ndarray]:
+def read_npz(source: Any) -> dict[str, np.ndarray]:
     """Return the arrays of an npz file by name.
 
     Args:
-        place: A path, or the bytes of the file.
+        source: The path of the file, or its content as bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UserError: It is damaged, too large for what it holds, or holds objects.
+        UserError: The file is damaged, states too much content for its size, or holds objects.
     """
-    with _stream(place) as file:
+    with _stream(source) as file:
         try:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
@@ -92,21 +95,22 @@ def read_npz(place: Any) -> dict[str, np.ndarray]:
                 return dict(_arrays(archive))
         except UserError:
             raise
-        except Exception as error:  # of any kind, from a file that may be anything
+        except Exception as error:  # an untrusted file can cause any type of exception
             raise UserError(f"it is no npz file of plain arrays: {one_line(error)}") from error
 
 
 @contextmanager
-def _stream(place: Any) -> Iterator[Any]:
-    if isinstance(place, bytes):
-        yield io.BytesIO(place)
+def _stream(source: Any) -> Iterator[Any]:
+    """Yield the content of a path or of bytes as a binary stream."""
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
         return
-    with epath.Path(place).open("rb") as file:
+    with epath.Path(source).open("rb") as file:
         yield file
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of an archive, each compared with the size of its member first."""
+    """Yield the name and content of each array, after comparing its stated with its actual size."""
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         with archive.open(member) as file:
@@ -122,18 +126,19 @@ def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return the shape and type of the array in an npy file, and the bytes of its header.
+    """Return the shape and dtype of the array in an npy file, and the length of the header in
+    bytes.
 
     Raises:
-        ValueError: It is none.
-        UserError: The array is one of Python objects.
+        ValueError: The header is invalid.
+        UserError: The array holds Python objects.
     """
     start = file.read(HEADER)
     content = io.BytesIO(start)
     version = np.lib.format.read_magic(content)
     if version not in VERSIONS:
         raise ValueError(f"npy files of version {version} are not known")
-    # Version 3 differs from 2 in the encoding of the names of fields alone.
+    # Version 3 differs from 2 only in the encoding of field names.
     read = np.lib.format.read_array_header_2_0
     if version == (1, 0):
         read = np.lib.format.read_array_header_1_0
@@ -145,16 +150,16 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, content.tell()
 
 
-def map_npy(place: Any) -> np.ndarray:
-    """Return the array in an npy file, memory-mapped: what is not used takes no memory.
+def map_npy(path: Any) -> np.ndarray:
+    """Return the array in an npy file, memory-mapped; unused parts take no memory.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is none, is shorter than it states, or is of Python objects.
+        OSError: The file cannot be read.
+        ValueError: The file is not an npy file, is truncated, or holds Python objects.
     """
     try:
-        return np.load(place, mmap_mode="r", allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # of any kind, from a file that may be anything
-        raise ValueError(f"{place} is no npy file: {one_line(error)}") from error
+    except Exception as error:  # an untrusted file can cause any type of exception
+        raise ValueError(f"{path} is no npy file: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Cores to work on, and workers that do not outlive the command which started them."""
+"""The number of usable CPU cores, and worker processes that end with their parent."""
 
 import contextlib
 import math
@@ -11,28 +11,27 @@ PROCESS = Path("/proc/self")
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use.
+    """Return the number of CPU cores that this process can use.
 
-    Its affinity and the CPU quota of its container, rounded up, can each allow fewer than there
-    are.
+    It is the smaller of the process's affinity and its container's CPU quota, which is rounded up.
     """
     return max(1, math.ceil(min(schedulable_cores(), cpu_quota())))
 
 
 def schedulable_cores() -> int:
-    """Return on how many cores this process may be scheduled, all at once or in turns."""
+    """Return the number of cores on which this process can be scheduled."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_quota(process: Path = PROCESS) -> float:
-    """Return the CPU quota of a process in cores, infinity without one.
+    """Return the CPU quota of a process in cores; infinity if it has none.
 
-    A control group cannot use more than any group around it, so the smallest quota on the way up
-    to the root counts.
+    A control group is limited by all groups that contain it. The result is therefore the smallest
+    quota between the group and the root.
 
     Args:
-        process: the process's folder in ``/proc``.
+        process: The process's folder in ``/proc``.
     """
     quotas = [math.inf]
     for group, mount in _control_groups(process):
@@ -45,13 +44,13 @@ def cpu_quota(process: Path = PROCESS) -> float:
 
 
 def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the folder of each control group that may limit a process, and its mount point."""
+    """Yield the folder and the mount point of each control group that may limit a process."""
     try:
         lines = (process / "cgroup").read_text(errors="replace").splitlines()
         mounts = (process / "mountinfo").read_text(errors="replace").splitlines()
     except OSError:  # not Linux
         return
-    # A line is "number:controllers:path"; version 2 has neither number nor controllers.
+    # A line is "hierarchy:controllers:path"; version 2 has hierarchy 0 and no controllers.
     paths = {tuple(filter(None, names.split(","))): path for _, names, path in map(_split3, lines)}
     for mount in mounts:
         own, _, system = mount.partition(" - ")
@@ -60,20 +59,21 @@ def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
         for names, path in paths.items():
             version_2 = kind == "cgroup2" and not names
             if version_2 or (kind == "cgroup" and "cpu" in names and "cpu" in options.split(",")):
-                # A container may see the path on its host, of which only `root` is mounted.
+                # In a container the path can be that on the host, of which only `root` is mounted.
                 inner = os.path.relpath(path, root) if root != "/" else path.lstrip("/")
                 group = Path(point) / ("" if inner.startswith("..") else inner)
                 yield group if group.is_dir() else Path(point), Path(point)
 
 
 def _split3(line: str) -> tuple[str, str, str]:
-    number, names, path = [*line.split(":", 2), "", ""][:3]
-    return number, names, path
+    """Return the three fields of a line of ``/proc/*/cgroup``; missing ones are empty."""
+    hierarchy, names, path = [*line.split(":", 2), "", ""][:3]
+    return hierarchy, names, path
 
 
 def _quotas_of(group: Path) -> Iterator[float]:
-    """Yield the quota that a control group sets, in cores: of version 2, or of version 1."""
-    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # none, or "max"
+    """Yield the quota of a control group in cores, from the files of version 2 and of version 1."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no quota: no file, or "max"
         quota, period = (group / "cpu.max").read_text().split()
         yield int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
@@ -83,8 +83,8 @@ def _quotas_of(group: Path) -> Iterator[float]:
 
 
 def end_with_parent() -> None:
-    """To be called in a worker: end it when its parent is gone, however that came to its end."""
-    import multiprocessing.connection  # here, as every start imports this module
+    """End this worker process when its parent process ends, for any reason. Starts a thread."""
+    import multiprocessing.connection  # not at the top, because every start imports this module
 
     parent = multiprocessing.parent_process()
 

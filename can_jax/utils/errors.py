@@ -1,39 +1,40 @@
-"""The ways in which a command ends before it is finished, and their exit codes."""
+"""Exceptions that end a command early, their exit codes, and the formatting of error messages."""
 
 import re
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-EXIT_REFUSED = 1  # a mistake of the user's, which a restart would repeat
-EXIT_UNEXPECTED = 70  # BSD's EX_SOFTWARE: a fault or a hang, which a restart may get past
+EXIT_REFUSED = 1  # an error of the user, which a restart would repeat
+EXIT_UNEXPECTED = 70  # BSD's EX_SOFTWARE: a fault or a hang, which a restart may not repeat
 EXIT_PREEMPTED = 75  # BSD's EX_TEMPFAIL: the same command resumes
-EXIT_INTERRUPTED = 130  # Ctrl-C, as shells have it
+EXIT_INTERRUPTED = 130  # Ctrl-C, by the convention of shells
 
 
 class UserError(Exception):
-    """Something a person can mend: the message is one line saying what, where and what to do."""
+    """An error that the user can correct; its one-line message says what failed, where, and what to
+    do."""
 
 
 class LostLock(UserError):
-    """The run directory is no longer held by this process."""
+    """An error because this process no longer holds the lock on the run directory."""
 
 
 class Preempted(Exception):
-    """The run was told to stop, and has saved its state."""
+    """An exception raised after a preempted run has saved its state."""
 
 
 def printable(text: str) -> str:
-    """Return a text without control characters, which a terminal would obey: they are escaped."""
+    """Return a text with its control characters escaped, because a terminal would execute them."""
     text = text.encode(errors="backslashreplace").decode()
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message on one line, after its kind unless it is a `UserError`."""
-    bare = isinstance(error, KeyError) and len(error.args) == 1  # whose `str` is a `repr`
+    """Return an exception's message on one line, after its type unless it is a `UserError`."""
+    bare = isinstance(error, KeyError) and len(error.args) == 1  # its `str` is a `repr`
     text = " ".join(str(error.args[0] if bare else error).split())[:400]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def reason_of(error: Exception) -> str:
-    """Return why a file or a store failed: in the system's words if it has some."""
+    """Return the reason why a file or store failed: the system's message if there is one."""
     return getattr(error, "strerror", None) or one_line(error)

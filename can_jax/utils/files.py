@@ -1,5 +1,4 @@
-"""Small files that are replaced whole, so that a reader sees the old text or the new; and the
-user's home and cache."""
+"""Atomic replacement of small files, JSON readers, and the user's home and cache folders."""
 
 import contextlib
 import json
@@ -12,33 +11,38 @@ from etils import epath
 
 from can_jax.utils.errors import UserError, one_line
 
-LARGEST_JSON = 2**28  # bytes
+LARGEST_JSON = 2**28  # bytes of a JSON file, at most
 
 
 def user_cache() -> Path | None:
-    """Return the folder in the user's cache of what saves time at the next start.
+    """Return the folder for files that speed up the next start, in the user's cache; it may not
+    exist.
 
-    None without a home, as in a container whose user has no name. It need not exist.
+    Returns:
+        The folder, or None if there is no home directory, as in a container whose user has no name.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache", must=False)
     return Path(cache) / "can_jax" if os.path.isabs(cache) else None
 
 
 def expand_home(path: str, must: bool = True) -> str:
-    """Replace a leading ``~`` or ``~user`` of a path by that home; shells expand few of them.
+    """Replace a leading ``~`` or ``~user`` of a path by that home directory.
+
+    Shells do not expand it within options such as ``--config.data.path=~/x``.
 
     Args:
-        path: of a file or folder, or a URL.
-        must: refuse what cannot be expanded, otherwise return it as it is.
+        path: The path of a file or folder, or a URL.
+        must: Whether to raise an error if there is no such home; otherwise the path is returned as
+            is.
 
     Raises:
-        UserError: there is no such home.
+        UserError: There is no such home directory.
     """
     if not path.startswith("~"):
         return path
     user = path.split("/")[0]
     expanded = os.path.expanduser(path)
-    if user == "~" and os.environ.get("HOME") == "":  # "~/x" would be "/x"
+    if user == "~" and os.environ.get("HOME") == "":  # otherwise "~/x" becomes "/x"
         expanded = path
     if os.path.isabs(expanded):
         return expanded
@@ -48,54 +52,54 @@ def expand_home(path: str, must: bool = True) -> str:
     raise UserError(f"{path}: {missing}; write ./{path} for a file or folder of that name")
 
 
-def read_json(place: epath.Path, of: type | None = dict) -> Any:
-    """Read a JSON file.
+def read_json(path: epath.Path, of: type | None = dict) -> Any:
+    """Return the content of a JSON file.
 
     Args:
-        place: The file.
-        of: The type of its content, or None for any.
+        path: The path of the file.
+        of: The expected type of the content; None for any.
 
     Raises:
-        UserError: It cannot be read, or holds something else.
+        UserError: The file cannot be read, or its content has another type.
     """
     try:
-        if place.stat().length > LARGEST_JSON:
+        if path.stat().length > LARGEST_JSON:
             raise UserError(f"it is larger than {LARGEST_JSON} bytes")
-        content = json.loads(place.read_text())
+        content = json.loads(path.read_text())
     except (UserError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{place} cannot be read: {one_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {one_line(error)}") from error
     if of is not None and not isinstance(content, of):
-        raise UserError(f"{place} holds a {type(content).__name__}, not a {of.__name__}")
+        raise UserError(f"{path} holds a {type(content).__name__}, not a {of.__name__}")
     return content
 
 
 def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line of a file with the JSON object in it; nothing if there is no such file.
+    """Yield each line of a file with the JSON object in it; nothing if the file does not exist.
 
-    The object is None for a line that a kill cut off, or that was damaged.
+    The object is None for a truncated or damaged line.
     """
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:  # of bytes that are no text, too
+        except ValueError:  # also raised for bytes that are not text
             record = None
         yield line, record if isinstance(record, dict) else None
 
 
 def replace_text(path: epath.Path, text: str) -> None:
-    """Write a text file in one move. Where there is no room for it, the old one stays.
+    """Write a text file atomically. If the write fails, the old file remains.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: epath.Path, content: bytes) -> None:
-    """Write a file in one move. Where there is no room for it, the old one stays.
+    """Write a file atomically. If the write fails, the old file remains.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:

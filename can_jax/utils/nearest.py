@@ -1,9 +1,9 @@
-"""The key or option that a mistyped name, or another library's name for it, most likely means."""
+"""Suggestions for a mistyped option, or for another library's name of an option."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
 
-# Ends of options, the best one first, and what timm, MAE, PyTorch Lightning and users call them.
+# Suffixes of options, the best one first, with their names in timm, MAE and PyTorch Lightning.
 CALLED: dict[tuple[str, ...], str] = {
     ("learning_rate", "learning_rates"): "lr blr base_lr learningrate",
     ("weight_decay", "weight_decays"): "wd decay",
@@ -33,22 +33,22 @@ CALLED: dict[tuple[str, ...], str] = {
     ("config",): "recipe cfg",
 }
 OTHER_NAMES = {name: ends for ends, names in CALLED.items() for name in names.split()}
-LIKE = 0.7  # similarity, of 1, from which a name is taken for a mistyped one
+LIKE = 0.7  # least similarity, from 0 to 1, at which a name counts as a misspelling
 
 
 def nearest(
     name: str, options: Sequence[str], prefix: str = "", others: Collection[str] = ()
 ) -> str | None:
-    """Return the option that a name means, or None.
+    """Return the option that a name most likely means, or None.
 
-    That is one of the name or of another name for it, else one that contains its words, else one
-    that is spelled much like it. Options of the given block go first.
+    An option with the name, or with a synonym of it, is preferred; next is one that contains its
+    words, then one with a similar spelling. Options in the given block are preferred.
 
     Args:
-        name: As it was given, dotted or not.
-        options: All that there are.
-        prefix: Of the options that are keys, such as ``config.``; names may lack it.
-        others: Blocks that do not matter here; options in them go last unless the name has one.
+        name: The name as given, dotted or not.
+        options: All options.
+        prefix: The prefix of the options that are keys, such as ``config.``; names can omit it.
+        others: Blocks of low relevance; their options come last unless the name contains the block.
     """
     name = name.replace("-", "_").lower().removeprefix(prefix)
     keys = {option.removeprefix(prefix): option for option in options}
@@ -63,9 +63,9 @@ def nearest(
         rank = next((i for i, end in enumerate(ends) if _ends(key, end)), len(ends))
         return elsewhere, unlikely, rank, key.count("."), len(key)
 
-    found = [key for key in keys if any(_ends(key, end) for end in ends) or _contains(key, last)]
-    if found:
-        return keys[min(found, key=cost)]
+    matching = [key for key in keys if any(_ends(key, end) for end in ends) or _contains(key, last)]
+    if matching:
+        return keys[min(matching, key=cost)]
     if last in OTHER_NAMES:
         return None
     inside = {key.rpartition(".")[2]: key for key in keys if f".{block}." in f".{key}"}
@@ -73,24 +73,25 @@ def nearest(
         return next((keys[inside[form]] for form in _alike(last, inside)), None)
     for form in _alike(name, keys):
         return keys[form]
-    known = [
+    synonyms = [
         other for other, ends in OTHER_NAMES.items() for e in ends for k in keys if _ends(k, e)
     ]
     lasts = [key.rpartition(".")[2] for key in keys]
     return next(
-        (nearest(form, options, prefix, others) for form in _alike(last, known + lasts)), None
+        (nearest(form, options, prefix, others) for form in _alike(last, synonyms + lasts)), None
     )
 
 
 def _ends(key: str, end: str) -> bool:
-    """Return whether a dotted key is a name, or ends with it."""
+    """Return whether a dotted key equals a name or ends with it."""
     return key == end or key.endswith(f".{end}")
 
 
 def _contains(key: str, name: str) -> bool:
-    """Return whether the last part of a dotted key has all words of a name."""
+    """Return whether the last component of a dotted key contains all words of a name."""
     return set(name.split("_")) <= set(key.rpartition(".")[2].split("_"))
 
 
 def _alike(name: str, forms: Iterable[str]) -> list[str]:
+    """Return a list of the form with the most similar spelling; empty if none is similar."""
     return difflib.get_close_matches(name, sorted(set(forms)), n=1, cutoff=LIKE)

@@ -1,4 +1,4 @@
-"""The only door to TensorFlow: imported when data is first touched, and kept off the GPUs."""
+"""The only import of TensorFlow: deferred until data is accessed, and without access to GPUs."""
 
 import contextlib
 import functools
@@ -14,27 +14,28 @@ LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """The TensorFlow module, unable to see an accelerator, which is JAX's to use."""
-    # Every image that cannot be decoded would be reported, and we count them. JAX's default is 1.
+    """Return the TensorFlow module, from which accelerators are hidden to leave them to JAX."""
+    # TensorFlow would log every undecodable image, which we count ourselves. JAX sets level 1.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # of no use here, and announces itself
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it logs a notice
     with _without_keras():
         import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
-    # TensorFlow counts all cores, also those that a container's quota leaves out.
-    with contextlib.suppress(RuntimeError):  # somebody has used it before, with threads of its own
+    # TensorFlow's default is all cores of the machine, even beyond a container's quota.
+    with contextlib.suppress(RuntimeError):  # the caller has initialized TensorFlow already
         tf.config.threading.set_inter_op_parallelism_threads(usable_cores())
         tf.config.threading.set_intra_op_parallelism_threads(usable_cores())
     return tf
 
 
 def import_ahead() -> None:
-    """Begin to import TensorFlow in a thread; who calls `tensorflow` then waits the less."""
+    """Import TensorFlow in a background thread, to hide its start-up time."""
 
     def quietly() -> None:
-        # Who calls `tensorflow` is told. A process that ends meanwhile makes the import fail.
+        # A later call of `tensorflow` raises the error again. The import also fails if the process
+        # ends meanwhile.
         with contextlib.suppress(ImportError, RuntimeError):
             tensorflow()
 
@@ -43,9 +44,11 @@ def import_ahead() -> None:
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Around TensorFlow's import, which imports Keras too, for longer than all else it does. One
-    that asks for the old Keras, which is not installed, goes on without; afterwards `tf.keras`
-    is there for who asks for it."""
+    """Skip the import of Keras, which takes most of the time of TensorFlow's import.
+
+    The environment requests the legacy Keras meanwhile. It is not installed, and TensorFlow
+    continues without it. `tf.keras` remains available later.
+    """
     if LEGACY_KERAS in os.environ:
         yield
         return
