@@ -22,9 +22,9 @@ BLOCK_ENTRIES = 2**25
 
 
 class Rows(NamedTuple):
-    """The index and the label of each row of a batch, or of a block of keys."""
+    """The position and the label of each row of a batch, or of a block of keys."""
 
-    index: Int[Array, " rows"]
+    position: Int[Array, " rows"]
     label: Int[Array, " rows"] | None  # None: only views of one image are positives
 
 
@@ -103,9 +103,9 @@ def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
         keys: A block of keys.
         views: The number of views per image.
     """
-    itself = rows.index[:, None] == keys.index
-    padding = keys.index >= rows.index.shape[0]
-    same_image = (rows.index[:, None] // views == keys.index // views) & ~itself & ~padding
+    itself = rows.position[:, None] == keys.position
+    padding = keys.position >= rows.position.shape[0]
+    same_image = (rows.position[:, None] // views == keys.position // views) & ~itself & ~padding
     positive = same_image
     if rows.label is not None:
         assert keys.label is not None
@@ -123,7 +123,7 @@ def blocks(x: Array, size: int) -> Array:
 
 def key_blocks(rows: Rows, size: int) -> Rows:
     """Cut the rows into blocks of keys, in the layout of `blocks`."""
-    count = -(-rows.index.shape[0] // size)
+    count = -(-rows.position.shape[0] // size)
     index = jnp.arange(count * size).reshape(count, size)
     return Rows(index, None if rows.label is None else blocks(rows.label, size))
 
@@ -161,7 +161,7 @@ def _forward(
     rows = Rows(jnp.arange(unit.shape[0]), label)
     keys = blocks(unit, block)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])
-    none = jnp.zeros_like(rows.index)
+    none = jnp.zeros_like(rows.position)
     start = Seen(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
 
     def compare(seen: Seen, these: tuple[Array, Rows]) -> tuple[Seen, None]:
@@ -178,7 +178,7 @@ def _forward(
             pair_sum=seen.pair_sum + jnp.sum(similarity, axis=1, where=pair.same_image),
             other_sum=seen.other_sum + jnp.sum(similarity, axis=1, where=apart),
             best=jnp.maximum(seen.best, best),
-            nearest=jnp.where(best > seen.best, these[1].index[at], seen.nearest),
+            nearest=jnp.where(best > seen.best, these[1].position[at], seen.nearest),
         ), None
 
     seen, _ = jax.lax.scan(compare, jax.tree.map(pin_rows, start), (keys, key_blocks(rows, block)))
