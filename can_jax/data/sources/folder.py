@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, table_of
+from can_jax.data.sources.indexed import IndexedSource, stored_table
 from can_jax.data.storage.files import IMAGE_NAME, Names, find_images, sizes_of, starts_as_image
 from can_jax.data.storage.splits import (
     SPELLINGS,
@@ -54,7 +54,8 @@ def open_folder(
     root = split_folder(path, split) or parent
     if index and root == parent and standard(split) != "train":
         images_of_split(path, split)  # raises if no image is of the split; the index cannot tell
-    table = table_of("folder", root, split, index, lambda: scan_folder(path, split))
+    stored = stored_table("folder", root, split, index)
+    table = scan_folder(path, split) if stored is None else stored
     first = table.names[int(table.file[0])] if len(table) else ""
     if index and root != path and not Path(root, first).exists():
         root = path  # older versions searched for splits in this folder only

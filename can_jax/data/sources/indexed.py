@@ -146,22 +146,16 @@ def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord 
     return intact
 
 
-def table_of(
-    source: str,
-    root: str,
-    split: str,
-    index: str | None,
-    scan: Callable[[], Table],
-    shards: Sequence[str] | None = None,
-) -> Table:
-    """Return the table of a data set: its index if there is one, otherwise the result of a scan.
+def stored_table(
+    source: str, root: str, split: str, index: str | None, shards: Sequence[str] | None = None
+) -> Table | None:
+    """Return the table of a data set from its index; None if it has none.
 
     Args:
         source: The kind of data, as stored in the index.
         root: The folder of the data.
         split: The name of the split.
         index: The folder of the index; None for its default folder below the root.
-        scan: A function that scans the files, called if there is no index.
         shards: The names of the shards relative to the root, with which an index must agree. None
             if each file is an example; files added after the index was built are then left out.
 
@@ -170,7 +164,7 @@ def table_of(
     """
     folder = Path(index) if index else _usual_place(root, split, shards)
     if folder is None:
-        return scan()
+        return None
     table, facts = load_table(folder)
     if facts.get("source", source) != source:
         raise UserError(f"{folder} is an index of {facts['source']} data, not of {source} data")

@@ -14,7 +14,7 @@ from can_jax.data.formats.records import scan_tfrecord
 from can_jax.data.formats.scan import Found, found
 from can_jax.data.formats.webdataset import list_unused, scan_tar
 from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, ParseRecord, table_of
+from can_jax.data.sources.indexed import IndexedSource, ParseRecord, stored_table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.reading import is_remote, stop_if_storage_fails
@@ -77,11 +77,8 @@ def open_webdataset(
 def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, Table]:
     """Return the folder of the shards, and the table of their examples."""
     root, names = locate_shards(source, path, split)
-
-    def scan() -> Table:
-        return scan_shards(source, root, names)
-
-    return root, table_of(source, root, split, index, scan, names)
+    stored = stored_table(source, root, split, index, names)
+    return root, scan_shards(source, root, names) if stored is None else stored
 
 
 def locate_shards(

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from can_jax.data.formats.tfds_files import check_features, check_name
-from can_jax.data.sources.example_table import Table
-from can_jax.data.sources.indexed import IndexedSource, table_of
+from can_jax.data.sources.indexed import IndexedSource, stored_table
 from can_jax.data.sources.shards import example_parser, scan_shards
 from can_jax.data.storage.splits import standard
 from can_jax.utils.errors import UserError
@@ -46,11 +45,9 @@ def open_tfds(
         cache_bytes: The number of bytes of encoded images to cache in memory.
     """
     located = locate_tfds(name, data_dir, split)
-
-    def scan() -> Table:
-        return scan_shards("tfrecord", located.root, located.shards)
-
-    table = table_of("tfrecord", located.root, split, index, scan, located.shards)
+    table = stored_table("tfrecord", located.root, split, index, located.shards)
+    if table is None:
+        table = scan_shards("tfrecord", located.root, located.shards)
     table = dataclasses.replace(table, label_names=located.label_names)
     parse = example_parser(located.image_key, located.label_key)
     return IndexedSource(located.root, table, parse, cache_bytes)
