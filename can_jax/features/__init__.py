@@ -1,1 +1,1 @@
-"""Features of images, and metrics of features as functions of arrays."""
+"""Feature extraction, and metrics of features as functions of arrays."""

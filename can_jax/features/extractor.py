@@ -1,4 +1,4 @@
-"""Features of images, computed over the mesh, every image counted exactly once."""
+"""Extraction of features over the device mesh, with every image processed exactly once."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,23 +14,31 @@ from can_jax.distributed.process_slice import share_of_process
 
 
 class Features(NamedTuple):
-    """Of every valid example, on the host."""
+    """The features of every valid example, on the host.
+
+    Attributes:
+        features: The features.
+        labels: The labels; -1 where unknown.
+        numbers: The indices of the examples in their source.
+    """
 
     features: Float[np.ndarray, "examples width"]
-    labels: Int[np.ndarray, " examples"]  # -1 where unknown
-    numbers: Int[np.ndarray, " examples"]  # in the source
+    labels: Int[np.ndarray, " examples"]
+    numbers: Int[np.ndarray, " examples"]
 
 
-Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of images, given their numbers
+Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # maps images and their indices to images
 
 
 class FeatureExtractor:
-    """Compiles a feature function once, and applies it to any number of images.
+    """A feature function that is compiled once and applied to any number of images.
 
     Args:
-        function: ``function(state, images)`` to (images, width); images are bytes.
-        mesh: over which each batch of images is split.
-        batch_size: images of a batch at most, rounded up to divide over the mesh.
+        function: A function ``function(state, images)`` that maps uint8 images to an array (images,
+            width).
+        mesh: The device mesh over which each batch is split.
+        batch_size: The number of images in a batch, rounded up to a multiple of the mesh's batch
+            shards.
     """
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
@@ -41,27 +49,29 @@ class FeatureExtractor:
         def whole(state: Any, images: Any, *facts: Any) -> Any:
             return function(state, images), *facts
 
-        # Every process gets the features of all of them.
+        # Replicated outputs give every process the features of all images.
         self._function = jax.jit(whole, out_shardings=replicated(mesh))
 
     def __call__(
         self, state: Any, examples: EvaluationSet, change: Change | None = None
     ) -> Features:
-        """Features of all examples. Every process passes the same ones, and loads its share.
+        """Return the features of all examples. Collective: every process must call this.
+
+        Every process passes the same examples, and loads its slice of them.
 
         Args:
-            state: what the function takes first.
-            examples: to read.
-            change: what is done to the images of the host before; it keeps their shape.
+            state: The first argument of the feature function.
+            examples: The examples to read.
+            change: A function applied to the host's images first, which must keep their shape.
         """
-        found = []
+        parts = []
         with jax.set_mesh(self._mesh):
             for batch in examples.batches(self._share.batch_size, self._share.rows):
                 if change:
                     batch = batch._replace(images=change(batch.images, batch.number))
                 placed = map(self._share.place, batch)
-                features, labels, valid, numbers = map(np.asarray, self._function(state, *placed))
-                found.append(Features(features[valid], labels[valid], numbers[valid]))
-        whole = Features(*map(np.concatenate, zip(*found, strict=True)))
+                features, labels, valid, indices = map(np.asarray, self._function(state, *placed))
+                parts.append(Features(features[valid], labels[valid], indices[valid]))
+        whole = Features(*map(np.concatenate, zip(*parts, strict=True)))
         assert len(np.unique(whole.numbers)) == len(whole.numbers), "every example counts once"
         return whole

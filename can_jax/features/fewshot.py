@@ -1,16 +1,16 @@
-"""Few-shot classification in closed form: ridge regression to the classes, as in big_vision."""
+"""Few-shot classification by ridge regression in closed form, as in big_vision."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
-SCORES = 2**26  # of queries and classes, computed at a time
-BIAS = 100.0  # the constant feature: so large that the penalty hardly holds it back
+SCORES = 2**26  # scores, queries times classes, computed at a time
+BIAS = 100.0  # the constant feature; its size makes the penalty on its weight negligible
 
 
 def draw_shots(
     labels: Int[np.ndarray, " examples"], shots: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " drawn"]:
-    """Numbers of ``shots`` examples of each class, all of a class that has fewer."""
+    """Return the indices of ``shots`` random examples of each class, or all if it has fewer."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
@@ -26,12 +26,19 @@ def ridge_predictions(
     queries: Float[np.ndarray, "queries width"],
     ridge: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Classes by the regression of targets 1 (its class) and -1 (any other) that minimises the
-    squared error plus ``ridge`` times the squared weights.
+    """Return the class of each query, by ridge regression to targets 1 (its class) and -1 (others).
 
-    Features are standardised by those of the examples, and a constant is added to them. With fewer
-    examples than features the dual form is solved, which has the same solution. No array has a row
-    for each example and a column for each class.
+    The regression minimizes the squared error plus ``ridge`` times the squared weights. Features
+    are standardized by the statistics of the examples, and a constant is appended.
+
+    With fewer examples than features, the dual form gives the same solution. In the primal form no
+    array of examples by classes is needed.
+
+    Args:
+        features: The features of the labeled examples.
+        labels: Their classes, any integers.
+        queries: The features to classify.
+        ridge: The factor of the squared weights.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-5
 
@@ -40,14 +47,16 @@ def ridge_predictions(
         return np.concatenate([standard, np.full((len(x), 1), BIAS)], axis=1)
 
     x = prepared(features)
-    classes, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    classes, class_index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     if len(x) < x.shape[1]:
-        targets = 2.0 * np.eye(len(classes))[place] - 1
+        targets = 2.0 * np.eye(len(classes))[class_index] - 1
         dual = np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), targets)
         weights = x.T @ dual
     else:
-        of_class = np.add.reduceat(x[np.argsort(place, kind="stable")], sizes.cumsum() - sizes)
-        products = 2.0 * of_class.T - x.sum(axis=0)[:, None]  # of x.T and the targets
+        of_class = np.add.reduceat(
+            x[np.argsort(class_index, kind="stable")], sizes.cumsum() - sizes
+        )
+        products = 2.0 * of_class.T - x.sum(axis=0)[:, None]  # x.T @ targets
         weights = np.linalg.solve(x.T @ x + ridge * np.eye(x.shape[1]), products)
     chunk = max(1, SCORES // len(classes))
     parts = [

@@ -1,14 +1,14 @@
-"""Signs of how a representation uses its space."""
+"""Metrics of representation quality: alignment, uniformity, tolerance and dead dimensions."""
 
 import numpy as np
 from jaxtyping import Float, Int
 
-DEAD = 1e-3  # of the median deviation, below which a dimension says nothing
-PAIRS = 2**20  # that are looked at, at most
+DEAD = 1e-3  # the fraction of the median deviation up to which a dimension counts as dead
+PAIRS = 2**20  # pairs of examples evaluated, at most
 
 
 def unit(features: Float[np.ndarray, "examples width"]) -> Float[np.ndarray, "examples width"]:
-    """Features at length 1."""
+    """Return features scaled to length 1, in double precision."""
     wide = features.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
@@ -16,13 +16,16 @@ def unit(features: Float[np.ndarray, "examples width"]) -> Float[np.ndarray, "ex
 def alignment(
     one: Float[np.ndarray, "images width"], other: Float[np.ndarray, "images width"]
 ) -> float:
-    """The mean squared distance of two views of an image on the sphere (arXiv 2005.10242): 0 where
-    they fall together, 2 where they are as far apart as any."""
+    """Return the mean squared distance on the sphere between two views of an image (arXiv
+    2005.10242).
+
+    It is 0 if the views coincide, 2 if they are orthogonal, and at most 4.
+    """
     return float(((unit(one) - unit(other)) ** 2).sum(axis=1).mean())
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of different examples: all of them, or `PAIRS` at random."""
+    """Return pairs of different examples: all of them, or `PAIRS` at random."""
     if count * (count - 1) // 2 <= PAIRS:
         return np.triu_indices(count, 1)
     rng = np.random.default_rng(seed)
@@ -31,7 +34,7 @@ def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Inner products of pairs, some at a time."""
+    """Return the inner products of pairs, computed in blocks to save memory."""
     parts = [
         np.einsum("pw,pw->p", on_sphere[one[i : i + 65536]], on_sphere[other[i : i + 65536]])
         for i in range(0, len(one), 65536)
@@ -40,8 +43,10 @@ def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.n
 
 
 def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> float:
-    """``log mean exp(-2 |x - y|²)`` over pairs on the sphere (arXiv 2005.10242): 0 for a single
-    point, about -4 for an even spread in many dimensions."""
+    """Return ``log mean exp(-2 |x - y|²)`` over pairs on the sphere (arXiv 2005.10242).
+
+    It is 0 for a single point, and about -4 for a uniform distribution in many dimensions.
+    """
     products = _products(unit(features), *_pairs(len(features), seed))
     return float(np.log(np.mean(np.exp(-4.0 * (1.0 - products)))))
 
@@ -49,19 +54,21 @@ def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> 
 def tolerance(
     features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
 ) -> float | None:
-    """Return the mean cosine of all pairs of one class (arXiv 2012.09740), None if there is none.
+    """Return the mean cosine over pairs of the same class (arXiv 2012.09740), or None without a
+    pair.
 
-    The cosines of a class's pairs add up to half of the squared length of its sum, less its own.
+    The ordered pairs of a class sum to the squared length of its sum minus the squared lengths of
+    its members.
     """
-    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    _, class_index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     on_sphere = unit(features)
     sums = np.zeros((len(sizes), features.shape[1]))
-    np.add.at(sums, place, on_sphere)
+    np.add.at(sums, class_index, on_sphere)
     pairs = (sizes * (sizes - 1)).sum()
     return float(((sums**2).sum() - (on_sphere**2).sum()) / pairs) if pairs else None
 
 
 def dead_dimensions(features: Float[np.ndarray, "examples width"]) -> int:
-    """How many features hardly vary."""
+    """Return the number of features that hardly vary: at most `DEAD` of the median deviation."""
     deviations = features.astype(np.float64).std(axis=0)
     return int((deviations <= DEAD * np.median(deviations)).sum())

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features."""
+"""Weighted k-nearest-neighbor classification of frozen features."""
 
 import functools
 from typing import NamedTuple
@@ -8,15 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-BANK_CHUNK = 65536  # of the bank compared at a time, so that a million images need no large matrix
+BANK_CHUNK = 65536  # bank features compared at a time; bounds memory for a million images
 VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
 
 class Neighbours(NamedTuple):
-    """The most similar features of a bank, nearest first."""
+    """The bank features most similar to each query, nearest first.
 
-    similarity: Float[np.ndarray, "queries k"]  # cosine
-    places: Int[np.ndarray, "queries k"]  # in the bank
+    Attributes:
+        similarity: The cosine similarity.
+        places: The indices of the features in the bank.
+    """
+
+    similarity: Float[np.ndarray, "queries k"]
+    places: Int[np.ndarray, "queries k"]
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -26,25 +31,33 @@ def _nearest(
     queries: Float[Array, "queries width"],
     k: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
+    """Return the similarities and indices of the ``k`` nearest bank features, merged over chunks.
+
+    Args:
+        bank: The bank of unit features, padded to whole chunks.
+        count: The number of features in the bank without padding.
+        queries: The unit features to compare with it.
+        k: The number of neighbors of a query.
+    """
     chunks, size, _ = bank.shape
 
     def merge(
         best: tuple[Array, Array], part: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array], None]:
         chunk, first = part
-        # Accelerators multiply float32 with fewer bits unless they are told not to.
+        # Without "highest", accelerators multiply float32 at reduced precision.
         products = jnp.matmul(queries, chunk.T, precision="highest")
         similarity = jnp.where(first + jnp.arange(size) < count, products, -jnp.inf)
-        here, places = jax.lax.top_k(similarity, min(k, size))
-        # The earlier ones stand in front, so that ties are broken as without chunks.
-        values = jnp.concatenate([best[0], here], axis=1)
-        numbers = jnp.concatenate([best[1], first + places], axis=1)
-        values, places = jax.lax.top_k(values, k)
-        return (values, jnp.take_along_axis(numbers, places, axis=1)), None
+        top, positions = jax.lax.top_k(similarity, min(k, size))
+        # Earlier neighbors come first, so that ties are broken as without chunks.
+        values = jnp.concatenate([best[0], top], axis=1)
+        indices = jnp.concatenate([best[1], first + positions], axis=1)
+        values, positions = jax.lax.top_k(values, k)
+        return (values, jnp.take_along_axis(indices, positions, axis=1)), None
 
-    nothing = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1))
-    found, _ = jax.lax.scan(merge, nothing, (bank, size * jnp.arange(chunks)))
-    return found
+    initial = (jnp.full((len(queries), k), -jnp.inf), jnp.full((len(queries), k), -1))
+    result, _ = jax.lax.scan(merge, initial, (bank, size * jnp.arange(chunks)))
+    return result
 
 
 def nearest(
@@ -54,12 +67,14 @@ def nearest(
     chunk: int = 1024,
     bank_chunk: int = BANK_CHUNK,
 ) -> Neighbours:
-    """The ``k`` features of the bank that are most similar to each query, by the cosine; exact.
+    """Return the ``k`` bank features with the highest cosine similarity to each query; exact.
 
     Args:
-        bank, queries: features.
-        k: how many; at most the size of the bank.
-        chunk, bank_chunk: of each, compared at a time.
+        bank: The features to search.
+        queries: The features to compare with them.
+        k: The number of neighbors of a query; at most the size of the bank.
+        chunk: The number of queries compared at a time.
+        bank_chunk: The number of bank features compared at a time.
     """
     unit_bank, unit_queries = (
         (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
@@ -79,10 +94,10 @@ def nearest(
 def vote(
     neighbours: Neighbours, labels: Int[np.ndarray, " bank"], k: int, temperature: float
 ) -> Int[np.ndarray, " queries"]:
-    """Return the class of each query by a vote of its ``k`` nearest neighbors.
+    """Return the class of each query by a weighted vote of its ``k`` nearest neighbors.
 
-    A vote weighs ``exp(similarity / temperature)`` (arXiv 1805.01978). Of classes with equal votes
-    the smallest label wins. Memory grows with ``k`` and not with the number of classes.
+    The weight of a vote is ``exp(similarity / temperature)`` (arXiv 1805.01978). Ties go to the
+    smallest label. Memory grows with ``k``, not with the number of classes.
     """
     parts = [
         _vote(neighbours.similarity[rows, :k], labels[neighbours.places[rows, :k]], temperature)
@@ -98,8 +113,10 @@ def _vote(
     temperature: float,
 ) -> Int[np.ndarray, " queries"]:
     """Return the label with the largest sum of weights in each row."""
-    weights = np.exp((similarity - similarity[:, :1]) / temperature)  # the largest is 1
-    # A class gets the column of its rank among the classes of its row, so that k columns suffice.
+    weights = np.exp(
+        (similarity - similarity[:, :1]) / temperature
+    )  # normalized so that the largest is 1
+    # Each class uses the column of its rank among the classes of its row, so k columns suffice.
     order = np.argsort(labels, axis=1, kind="stable")
     ranked = np.take_along_axis(labels, order, axis=1)
     rank = np.zeros(labels.shape, np.int64)
@@ -119,8 +136,10 @@ def knn_predictions(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[np.ndarray, " queries"]:
-    """The class of each query by a `vote` of its `nearest`. A ``k`` beyond the bank's size is the
-    bank's size."""
+    """Return the class of each query by a `vote` of its `nearest` neighbors.
+
+    A ``k`` above the size of the bank stands for the whole bank.
+    """
     return vote(nearest(bank, queries, k), labels, k, temperature)
 
 
@@ -132,6 +151,6 @@ def knn_accuracy(
     k: int = 20,
     temperature: float = 0.07,
 ) -> float:
-    """The percentage of queries that `knn_predictions` classifies rightly."""
+    """Return the percentage of queries that `knn_predictions` classifies correctly."""
     predictions = knn_predictions(bank, bank_labels, queries, k, temperature)
     return 100.0 * float(np.mean(predictions == query_labels))

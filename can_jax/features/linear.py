@@ -1,4 +1,4 @@
-"""Linear classifiers on frozen features: one for every setting of a grid, trained together."""
+"""Linear classifiers on frozen features, one for each setting of a grid, trained together."""
 
 import functools
 import itertools
@@ -14,18 +14,18 @@ MOMENTUM = 0.9
 
 
 class Setting(NamedTuple):
-    """Of one head."""
+    """The hyperparameters of one head."""
 
     learning_rate: float
     weight_decay: float
 
 
 class Heads(NamedTuple):
-    """A linear classifier for each setting, on standardised features.
+    """A linear classifier for each setting, on standardized features.
 
     Attributes:
-        kernel, bias: of the heads.
-        mean, deviation: of the features that they were trained on.
+        kernel, bias: The parameters of the heads.
+        mean, deviation: The mean and standard deviation of the training features.
     """
 
     kernel: Float[np.ndarray, "heads width classes"]
@@ -36,7 +36,12 @@ class Heads(NamedTuple):
     def logits(
         self, features: Float[np.ndarray, "examples width"], chunk: int = 4096
     ) -> Float[np.ndarray, "heads examples classes"]:
-        """Of every head."""
+        """Return the logits of every head.
+
+        Args:
+            features: The features of the examples.
+            chunk: The number of examples computed at a time.
+        """
         standard = (features - self.mean) / self.deviation
         parts = [
             np.asarray(_logits(self.kernel, self.bias, standard[i : i + chunk]))
@@ -47,11 +52,12 @@ class Heads(NamedTuple):
     def predictions(
         self, features: Float[np.ndarray, "examples width"], numbers: int = 2**28
     ) -> Int[np.ndarray, "heads examples"]:
-        """Return the class that every head chooses for each example.
+        """Return the class that every head predicts for each example.
 
         Args:
-            features: of the examples.
-            numbers: logits computed at a time, at most; all heads' of one example at least.
+            features: The features of the examples.
+            numbers: The number of logits computed at a time, at most. The logits of one example are
+                always computed together.
         """
         chunk = max(1, numbers // self.bias.size)
         parts = [
@@ -61,18 +67,19 @@ class Heads(NamedTuple):
         return np.concatenate(parts, axis=1)
 
     def pick(self, head: int) -> "Heads":
-        """One of them."""
+        """Return a single head, as `Heads`."""
         return self._replace(kernel=self.kernel[head : head + 1], bias=self.bias[head : head + 1])
 
 
 @jax.jit
 def _logits(kernel: Array, bias: Array, standard: Array) -> Array:
+    """Return the logits of every head for standardized features."""
     products = jnp.einsum("ew,hwc->hec", standard, kernel, precision="highest")
     return products + bias[:, None]
 
 
 def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) -> list[Setting]:
-    """Every pair."""
+    """Return every combination of a learning rate and a weight decay."""
     return list(itertools.starmap(Setting, itertools.product(learning_rates, weight_decays)))
 
 
@@ -86,17 +93,19 @@ def _epoch(
     rates: Float[Array, "steps heads"],
     decays: Float[Array, " heads"],
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """SGD with momentum over the batches of an epoch."""
+    """Run SGD with momentum over the batches of an epoch; return the new heads and velocities."""
 
     def loss(heads: tuple[Array, Array], x: Array, y: Array) -> Array:
         logits = jnp.einsum("ew,hwc->hec", x, heads[0], precision="highest") + heads[1][:, None]
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y[None])
         penalty = 0.5 * decays * jnp.sum(heads[0] ** 2, axis=(1, 2))
-        return jnp.sum(each.mean(axis=1) + penalty)  # heads do not meet: a sum keeps them apart
+        return jnp.sum(
+            each.mean(axis=1) + penalty
+        )  # in a sum, the gradients of heads are independent
 
-    def step(carry: tuple, now: tuple[Array, Array]) -> tuple[tuple, None]:
+    def step(carry: tuple, batch_and_rate: tuple[Array, Array]) -> tuple[tuple, None]:
         heads, velocity = carry
-        batch, rate = now
+        batch, rate = batch_and_rate
         gradient = jax.grad(loss)(heads, features[batch], labels[batch])
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
         heads = (
@@ -118,18 +127,22 @@ def train_heads(
     batch_size: int,
     seed: int = 0,
 ) -> Heads:
-    """Minimise cross-entropy with a penalty of ``weight_decay / 2`` on the squared kernel, by SGD
-    with momentum and a cosine schedule, from zero. Every head sees the same batches, and none knows
-    of the others: the result of a setting does not depend on what else is in the grid.
+    """Train a linear head for each setting, by SGD with momentum and a cosine schedule.
+
+    The loss is the cross-entropy plus ``weight_decay / 2`` times the squared kernel. Training
+    starts from zero. All heads see the same batches and are independent, so the result of a setting
+    does not depend on the rest of the grid.
 
     Args:
-        features: standardised here, as a BatchNorm without parameters would.
-        labels: below ``classes``.
-        classes: how many there are.
-        settings: one for each head.
-        epochs: over the examples.
-        batch_size: at most; the rest of an epoch that fills no batch is left out.
-        seed: of the order.
+        features: The features of the examples. They are standardized like by a BatchNorm without
+            parameters.
+        labels: The classes, from 0 to ``classes`` - 1.
+        classes: The number of classes.
+        settings: The hyperparameters of each head.
+        epochs: The number of passes over the examples.
+        batch_size: The number of examples in a batch, at most all. The rest of an epoch that fills
+            no batch is dropped.
+        seed: The seed of the order of examples.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     standard = jnp.asarray((features - mean) / deviation, jnp.float32)
