@@ -1,4 +1,4 @@
-"""The encoder that `can_jax.load` returns."""
+"""The encoder object that `can_jax.load` returns, with checks of its input."""
 
 import os
 import warnings
@@ -21,18 +21,20 @@ class Encoder:
     """A pretrained encoder that maps images to features.
 
     Attributes:
-        image_size: (height, width) of the images that it takes.
-        patch_size: Pixels along an edge of a patch.
-        channels: Channels of the images.
-        width, depth, heads: Sizes of the transformer.
-        mean, std: By channel, with which images in [0, 1] are normalized.
+        image_size: The (height, width) of the input images in pixels.
+        patch_size: The side length of a patch in pixels.
+        channels: The number of channels of the images.
+        width, depth, heads: The width, number of blocks and number of attention heads of the
+            transformer.
+        mean, std: The mean and standard deviation of each channel, which normalize images in [0,
+            1].
     """
 
     def __init__(self, subject: Subject):
         """Wrap an open encoder.
 
         Args:
-            subject: Configuration and parameters.
+            subject: The pretrained encoder: its configuration and parameters.
         """
         config = subject.config
         size = can.encoder_size(config.model)
@@ -57,59 +59,69 @@ class Encoder:
         """Compute features of images.
 
         Args:
-            images: uint8 values 0 to 255 of shape (n, height, width, channels), as an array or as
-                what NumPy makes one of.
-            features: The mean of the patch tokens (``patches``) or of all tokens (``all``), the
-                class token (``class``), or class token and patches side by side (``both``).
+            images: The images, values 0 to 255 of type uint8 and shape (n, height, width,
+                channels): an array, or an object that NumPy converts to one.
+            features: The kind of features: the mean of the patch tokens (``patches``) or of all
+                tokens (``all``), the class token (``class``), or the class token and the mean patch
+                token concatenated (``both``).
 
         Returns:
-            float32 (n, width), or (n, 2 * width) for ``both``.
+            The features, float32 (n, width), or (n, 2 * width) for ``both``.
 
         Raises:
-            UserError: The images are of another type, range, shape or layout.
+            UserError: The images have another type, range, shape or layout.
         """
         if features not in FEATURES:
             raise UserError(f"features={features!r}: choose one of {', '.join(FEATURES)}")
         array = self._checked(images)
-        found = np.asarray(self._features(self._subject.parameters, array))
-        return select(found, features, self._subject.patches)
+        outputs = np.asarray(self._features(self._subject.parameters, array))
+        return select(outputs, features, self._subject.patches)
 
     def _checked(self, images: Any) -> np.ndarray:
-        """Return images as the bytes that the encoder takes, or raise `UserError`."""
+        """Return the images as a uint8 array.
+
+        Raises:
+            UserError: The images have another type, range, shape or layout.
+        """
         try:
             array = np.asarray(images)
         except ValueError as error:
             raise UserError("images are no array of one shape: give images of one size") from error
-        except Exception as error:  # of any kind, from what may be anything
+        except Exception as error:  # an arbitrary object can raise any type of exception
             raise UserError(f"images are no array: {one_line(error)}") from error
-        wanted = (*self.image_size, self.channels)
-        if array.dtype == np.uint8 and array.ndim == 4 and array.size and array.shape[1:] == wanted:
+        expected = (*self.image_size, self.channels)
+        if (
+            array.dtype == np.uint8
+            and array.ndim == 4
+            and array.size
+            and array.shape[1:] == expected
+        ):
             return array
         # A list or a tensor of PyTorch has no `astype`.
         name = "images" if hasattr(images, "astype") else "np.asarray(images)"
-        raise UserError(_refusal(array, wanted, name))
+        raise UserError(_refusal(array, expected, name))
 
 
-def _refusal(array: np.ndarray, wanted: tuple[int, ...], name: str) -> str:
-    """Return what is wrong with images, and the expression that makes them right if there is one.
+def _refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
+    """Return an error message on images, with an expression that corrects them if there is one.
 
     Args:
         array: The images.
-        wanted: The (height, width, channels) that the encoder takes.
+        expected: The (height, width, channels) that the encoder requires.
         name: An expression for the array.
     """
-    shape = f"(n, {', '.join(map(str, wanted))})"
+    shape = f"(n, {', '.join(map(str, expected))})"
     if array.size == 0:
         return f"images of shape {array.shape} are empty; give uint8 {shape}"
-    hints, code, found = _layout(array.shape, wanted[2], name)
-    fits = len(found) == 4 and found[1:] == wanted
-    if len(found) == 4 and found[3] != wanted[2]:
-        hints.append(f"the encoder takes {wanted[2]} channels")
-    elif len(found) == 4 and not fits:
+    hints, code, converted = _layout(array.shape, expected[2], name)
+    fits = len(converted) == 4 and converted[1:] == expected
+    if len(converted) == 4 and converted[3] != expected[2]:
+        hints.append(f"the encoder takes {expected[2]} channels")
+    elif len(converted) == 4 and not fits:
         hints.append("resize the images, or give can_jax.load the image_size")
     if array.dtype != np.uint8:
         start = f"images are {array.dtype}, not uint8 {shape}"
-        if array.shape[1:] != wanted:
+        if array.shape[1:] != expected:
             start = f"images are {array.dtype} of shape {array.shape}, not uint8 {shape}"
         hints.append(_as_bytes(array, code))
     else:
@@ -125,8 +137,8 @@ def _layout(
     """Return hints on a layout, an expression for images with channels last, and its shape.
 
     Args:
-        shape: Of the images.
-        channels: Of those that the encoder takes.
+        shape: The shape of the images.
+        channels: The number of channels that the encoder requires.
         code: An expression for the images.
     """
     hints = []
@@ -140,7 +152,12 @@ def _layout(
 
 
 def _as_bytes(array: np.ndarray, code: str) -> str:
-    """Return how the values of an array, for which there is an expression, become bytes."""
+    """Return a hint on how to convert the values of an array to uint8.
+
+    Args:
+        array: The images.
+        code: An expression for the array in the right layout.
+    """
     if array.dtype.kind not in "fiub":
         return "give values 0 to 255"
     low, high = array.min(), array.max()
@@ -152,7 +169,7 @@ def _as_bytes(array: np.ndarray, code: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers and tuples of Python for scalars and arrays of NumPy and JAX."""
+    """Convert scalars and arrays of NumPy and JAX to Python numbers and tuples."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
@@ -166,22 +183,22 @@ def load_encoder(
     mean: Any = None,
     std: Any = None,
 ) -> Encoder:
-    """Open an encoder; see `can_jax.load`. Anything may be given, and is checked."""
-    place = expand_home(os.fspath(path))
+    """Open a pretrained encoder; see `can_jax.load`. All arguments are checked."""
+    location = expand_home(os.fspath(path))
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     if image_size is not None:
         try:
             as_size(image_size)
         except UserError:
             raise UserError(
-                f"{place}: image_size={image_size!r}: give an int, or (height, width), in pixels"
+                f"{location}: image_size={image_size!r}: give an int, or (height, width), in pixels"
             ) from None
     for name, value in (("mean", mean), ("std", std)):
         if value is not None:
             try:
                 channel_values(name, value, len(value) if isinstance(value, tuple) else 1)
             except UserError as error:
-                raise UserError(f"{place}: {error}") from None
+                raise UserError(f"{location}: {error}") from None
     changes = default_evaluation()
     with changes.ignore_type():
         changes.data.image_size = image_size
@@ -191,9 +208,9 @@ def load_encoder(
         changes = resolve_evaluation(changes)
     except UserError as error:
         reason = str(error).removeprefix("config.model.")
-        raise UserError(f"{place}: {reason}") from None
+        raise UserError(f"{location}: {reason}") from None
     assumed: list[str] = []
-    subject = open_subject(place, False, changes, mesh, assumed.append)
+    subject = open_subject(location, False, changes, mesh, assumed.append)
     for line in assumed:
-        warnings.warn(line, stacklevel=3)  # at the line that calls `can_jax.load`
+        warnings.warn(line, stacklevel=3)  # attributes the warning to the caller of `can_jax.load`
     return Encoder(subject)

@@ -1,4 +1,4 @@
-"""What is evaluated: an encoder, where it comes from, and how to ask it for features."""
+"""Pretrained encoders for evaluation: opening them from any source, and extracting features."""
 
 import dataclasses
 from collections.abc import Callable
@@ -32,12 +32,12 @@ from can_jax.weights.torch_layout import from_torch
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An encoder.
+    """A pretrained encoder.
 
     Attributes:
-        config: of the run it is from, or what stands for one.
-        parameters: of the encoder alone, placed over the mesh.
-        identity: what `results.json` says of it.
+        config: The configuration of its run, or an equivalent one if there is no run.
+        parameters: The parameters of the encoder alone, placed over the mesh.
+        identity: The description of the weights that is written to `results.json`.
     """
 
     config: ConfigDict
@@ -47,41 +47,47 @@ class Subject:
     def tokens(
         self, parameters: Any, images: UInt8[Array, "images height width channels"]
     ) -> Float[Array, "images tokens units"]:
-        """The encoder's tokens of whole images given as bytes. The class token comes first."""
+        """Return the encoder's tokens of unmasked uint8 images; the class token comes first."""
         network = encoder_network(self.config)
         model = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
         augment = self.config.augment
-        found = model.encode(normalize(to_float(images), augment.mean, augment.std))
+        tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
         patches = (images.shape[1] // model.patch_size) * (images.shape[2] // model.patch_size)
-        assert found.shape[1] == patches + 1, "an evaluation hides nothing"
-        return found
+        assert tokens.shape[1] == patches + 1, "an evaluation hides nothing"
+        return tokens
 
     def features(self, parameters: Any, images: Any) -> Float[Array, "images features"]:
-        """Class token and mean patch token, from which `select` makes every kind of feature."""
+        """Return the class token and the mean patch token, from which `select` makes features."""
         tokens = self.tokens(parameters, images).astype(jnp.float32)
         return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
 
     @property
     def patches(self) -> int:
-        """Patches of an image."""
+        """The number of patches in an image."""
         height, width = self.config.data.image_size
         return (height // self.config.model.patch_size) * (width // self.config.model.patch_size)
 
     def select(
-        self, found: Float[np.ndarray, "images features"], kind: str
+        self, outputs: Float[np.ndarray, "images features"], kind: str
     ) -> Float[np.ndarray, "images width"]:
-        """Features of a kind, of what `features` gives."""
-        return select(found, kind, self.patches)
+        """Return features of one kind, from the output of `features`."""
+        return select(outputs, kind, self.patches)
 
 
 def select(
-    found: Float[np.ndarray, "images features"], kind: str, patches: int
+    outputs: Float[np.ndarray, "images features"], kind: str, patches: int
 ) -> Float[np.ndarray, "images width"]:
-    """One of `FEATURES`, of class token and mean patch token side by side."""
-    first, mean = np.split(found, 2, axis=1)
+    """Return features of one kind of `FEATURES`, from the concatenated class and mean patch token.
+
+    Args:
+        outputs: The class token and the mean patch token of each image, concatenated.
+        kind: The kind of features, ``class``, ``patches``, ``all`` or ``both``.
+        patches: The number of patches in an image.
+    """
+    first, mean = np.split(outputs, 2, axis=1)
     if kind == "all":
         return (first + patches * mean) / (patches + 1)
-    return {"class": first, "patches": mean, "both": found}[kind]
+    return {"class": first, "patches": mean, "both": outputs}[kind]
 
 
 def open_subject(
@@ -94,26 +100,31 @@ def open_subject(
     """Open the encoder of a run, of an export, or of weights of another library.
 
     Args:
-        checkpoint: A run directory, an export, a folder of Hugging Face or timm, or a file.
-        untrained: Take the encoder as it was before the first step.
-        changes: An evaluation's resolved configuration, in which ``data`` and ``model`` may differ
-            from the run's.
-        mesh: Over which the parameters are placed.
-        warn: Called with each line on what was assumed.
+        checkpoint: The path of a run directory, an export, a folder of Hugging Face or timm, or a
+            file.
+        untrained: Whether to return the randomly initialized encoder.
+        changes: The resolved configuration of an evaluation, whose ``data`` and ``model`` override
+            the run's.
+        mesh: The device mesh over which the parameters are placed.
+        warn: A function called with each message about an assumption.
 
     Raises:
-        UserError: It cannot be read, or features of it would not be its model's.
+        UserError: The weights cannot be read, or are incompatible with the requested model.
     """
-    place = epath.Path(checkpoint)
-    if not place.exists():
+    path = epath.Path(checkpoint)
+    if not path.exists():
         raise UserError(f"{checkpoint} does not exist")
-    given = changes.model
-    of_run = is_run(place)
-    if of_run:
-        run = with_normalization(read_run(place), given, place)
+    overrides = changes.model
+    from_run = is_run(path)
+    if from_run:
+        run = with_normalization(read_run(path), overrides, path)
     else:
         weights = complete(
-            read_weights(place), given.heads, given.mean, given.std, changes.data.image_size
+            read_weights(path),
+            overrides.heads,
+            overrides.mean,
+            overrides.std,
+            changes.data.image_size,
         )
         run = config_of_facts(weights.facts)
     if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
@@ -122,35 +133,44 @@ def open_subject(
             f"{run.model.patch_size}"
         )
     config = changed(run, changes)
-    wanted = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
+    expected = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
     step = None
     if untrained:
         parameters, step = stored_step(run).fresh().parameters, 0
-    elif of_run:
-        step, state = newest_state(place, abstract_state(stored_step(run), mesh))
+    elif from_run:
+        step, state = newest_state(path, abstract_state(stored_step(run), mesh))
         parameters = state.parameters
     else:
         try:
-            parameters, step = from_arrays(weights.arrays, wanted), weights.facts.get("step")
+            parameters, step = from_arrays(weights.arrays, expected), weights.facts.get("step")
         except UserError as error:
             raise UserError(f"{weights.place}: {error}") from error
     encoder = {"encoder": parameters["encoder"]}
-    identity = identity_of(place, step, config, encoder)
-    if not of_run:
+    identity = identity_of(path, step, config, encoder)
+    if not from_run:
         for line in weights.warnings:
             warn(line)
-    places = shardings(wanted, mesh)
-    placed = jax.tree.map(lambda x, where: jax.device_put(np.asarray(x), where), encoder, places)
+    targets = shardings(expected, mesh)
+    placed = jax.tree.map(
+        lambda x, sharding: jax.device_put(np.asarray(x), sharding), encoder, targets
+    )
     return Subject(config, placed, identity)
 
 
 def identity_of(
-    place: epath.Path, step: int | None, config: ConfigDict, parameters: Any
+    path: epath.Path, step: int | None, config: ConfigDict, parameters: Any
 ) -> dict[str, Any]:
-    """What tells one set of weights from another."""
+    """Return the description that identifies a set of weights.
+
+    Args:
+        path: The path from which the weights were read.
+        step: The training step of the weights, or None if unknown.
+        config: The configuration of the encoder.
+        parameters: The parameters of the encoder, which are hashed.
+    """
     size = can.encoder_size(config.model)
     return {
-        "path": str(place),
+        "path": str(path),
         "step": step,
         "sha256": sha256_of(parameters),
         "model": dataclasses.asdict(size) | {"patch_size": config.model.patch_size},
@@ -161,14 +181,18 @@ def identity_of(
 
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
-    """Return a tree of parameters from arrays under MAE's names, or under ours.
+    """Return a tree of parameters from arrays with the names of MAE, or with our own.
+
+    Args:
+        arrays: The arrays by name.
+        like: A tree of the expected parameters, which gives structure, shapes and dtypes.
 
     Raises:
-        UserError: An array is missing, has another shape, or would be left unused.
+        UserError: An array is missing, has another shape, or is not used.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     if path_name(leaves[0][0]) not in arrays:
-        found = from_torch(arrays, like)
+        tree = from_torch(arrays, like)
     else:
         refuse_unused(arrays, [path_name(path) for path, _ in leaves])
         for path, leaf in leaves:
@@ -176,15 +200,16 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
             if array is None or array.shape != leaf.shape:
                 shape = "missing" if array is None else f"of shape {array.shape}"
                 raise UserError(f"{path_name(path)} is {shape}, not {leaf.shape}")
-        found = jax.tree.unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
-    return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), found, like)
+        tree = jax.tree.unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
+    return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), tree, like)
 
 
 def config_of_facts(facts: Facts) -> ConfigDict:
-    """Return the configuration that stands for the run of weights that come without one.
+    """Return the equivalent configuration of weights that come without a run.
 
     Args:
-        facts: Complete, as `can_jax.weights.read_weights.complete` returns them.
+        facts: The complete facts on the weights, as `can_jax.weights.read_weights.complete` returns
+            them.
     """
     config = default_config()
     config.total_steps = 1
@@ -198,15 +223,20 @@ def config_of_facts(facts: Facts) -> ConfigDict:
     return resolve_encoder(config)
 
 
-def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) -> ConfigDict:
-    """Return a run's configuration with the normalization given for an evaluation, if any.
+def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
+    """Return a run's configuration with the normalization of an evaluation's config block, if set.
+
+    Args:
+        run: The configuration of the run.
+        given: The block `model` of the evaluation's configuration.
+        path: The path of the run, for messages.
 
     Raises:
-        UserError: Another number of heads is given than the run has.
+        UserError: The block requests another number of heads than the run has.
     """
     heads = can.encoder_size(run.model).heads
     if given.heads is not None and given.heads != heads:
-        raise UserError(f"{place}: heads={given.heads}: the run has {heads} heads")
+        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):
@@ -214,13 +244,17 @@ def with_normalization(run: ConfigDict, given: ConfigDict, place: epath.Path) ->
                 try:
                     values = channel_values(name, given[name], run.data.channels)
                 except UserError as error:
-                    raise UserError(f"{place}: {error}") from error
+                    raise UserError(f"{path}: {error}") from error
                 config.augment[name] = tuple(values)
     return resolve_encoder(config)
 
 
 def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
-    """The configuration of a run, with what an evaluation sets: data, size, type, mesh."""
+    """Return the configuration of a run, overridden by an evaluation's data, size, dtype and mesh.
+
+    Raises:
+        UserError: The evaluation's images have another number of channels.
+    """
     config = run.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         if changes.data.source is not None:
