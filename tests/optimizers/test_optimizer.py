@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.optimizers.optimizer import learning_rate_schedule, make_optimizer, peak_learning_rate
-from can_jax.train.step import abstract_state, make_step
+from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 
@@ -36,9 +35,10 @@ def test_update_is_adamw():
     optimizer = make_optimizer(config)
     weight = {"out": {"kernel": jnp.array([[2.0]]), "bias": jnp.array([2.0])}}
     state, m, v = optimizer.init(weight), 0.0, 0.0
+    update = jax.jit(optimizer.update)
     for i, gradient in enumerate((0.5, -2.0, 1.0), start=1):
         gradients = jax.tree.map(lambda x, g=gradient: jnp.full_like(x, g), weight)
-        updates, state = optimizer.update(gradients, state, weight)
+        updates, state = update(gradients, state, weight)
         m, v = 0.9 * m + 0.1 * gradient, 0.95 * v + 0.05 * gradient**2
         step = (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.95**i)) + 1e-8)
         assert float(updates["out"]["bias"][0]) == pytest.approx(step, rel=1e-5)
@@ -53,16 +53,40 @@ def test_first_moment_may_be_bfloat16():
     assert dtypes == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
 
 
-def updates_by_path(**changes):
-    """What the optimizer makes of gradients that are all 1, by path."""
-    step = make_step(small_config(optimizer__weight_decay=0.5, **changes), lambda _: 1.0)
-    state = step.fresh()
-    ones = jax.tree.map(jnp.ones_like, state.parameters)
-    updates, _ = step.optimizer.update(ones, state.optimizer, state.parameters)
+# A network in small: parameters of each kind, and their values.
+PARAMETERS = {
+    "encoder": {
+        "patch_embed": {"kernel": np.full((3, 2), 0.7), "bias": np.full(2, 0.3)},
+        "norm": {"scale": np.full(2, 1.1), "bias": np.full(2, -0.4)},
+    },
+    "decoder": {"predict": {"kernel": np.full((2, 3), -0.6), "bias": np.full(3, 0.2)}},
+}
+
+
+def by_path(tree):
     return {
-        path_name(path): np.asarray(update)
-        for path, update in jax.tree_util.tree_leaves_with_path(updates)
+        path_name(path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def updates_by_path(gradient=1.0, **changes):
+    """What the optimizer makes of gradients that are all equal, by path."""
+    optimizer = make_optimizer(small_config(optimizer__weight_decay=0.5, **changes))
+
+    @jax.jit
+    def update(parameters):
+        gradients = jax.tree.map(lambda leaf: jnp.full_like(leaf, gradient), parameters)
+        return optimizer.update(gradients, optimizer.init(parameters), parameters)[0]
+
+    return by_path(update(PARAMETERS))
+
+
+def test_weight_decay_shrinks_matrices_only():
+    values = by_path(PARAMETERS)
+    for name, update in updates_by_path(gradient=0.0).items():
+        decay = 0.5 * values[name] if name.endswith("kernel") else np.zeros_like(values[name])
+        np.testing.assert_allclose(update, decay, rtol=1e-6, err_msg=name)
 
 
 def test_learning_rate_of_some_parameters_is_scaled_by_the_first_pattern():
@@ -80,9 +104,9 @@ def test_frozen_parameters_stay_and_have_no_moments():
     assert all(
         (update == 0).all() == name.startswith("encoder/") for name, update in updates.items()
     )
-    config = small_config(optimizer__freeze=("^encoder/",))
-    state = abstract_state(make_step(config, lambda _: 1.0), make_mesh(config.mesh))
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.optimizer)]
+    optimizer = make_optimizer(small_config(optimizer__freeze=("^encoder/",)))
+    state = jax.eval_shape(optimizer.init, PARAMETERS)
+    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(state)]
     assert not any("encoder/" in name for name in names)
     assert any("decoder/predict/kernel" in name for name in names)
 
@@ -100,17 +124,18 @@ def test_gradients_are_clipped_by_the_norm_of_what_is_trained(frozen):
     norm = sum(update.size for update in trained) ** 0.5  # of gradients that are all 1
     # Adam's first step on a gradient g is g / (|g| + epsilon); biases do not decay.
     for limit, size in ((None, 1 / 2), (1.01 * norm, 1 / 2), (norm / 4, 0.25 / 1.25)):
-        assert sizes(limit)
-        for name, update in sizes(limit).items():
+        found = sizes(limit)
+        assert found
+        for name, update in found.items():
             np.testing.assert_allclose(update, size, rtol=1e-5, err_msg=name)
 
 
 def test_clipping_can_be_set_when_a_run_resumes():
-    step, clipped = (
-        make_step(small_config(optimizer__clip_norm=norm), lambda _: 1.0) for norm in (None, 1.0)
-    )
-    states = [jax.tree.structure(jax.eval_shape(s.fresh)) for s in (step, clipped)]
-    assert states[0] == states[1]
+    states = [
+        jax.eval_shape(make_optimizer(small_config(optimizer__clip_norm=norm)).init, PARAMETERS)
+        for norm in (None, 1.0)
+    ]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
 @pytest.mark.parametrize(
