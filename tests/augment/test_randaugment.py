@@ -18,6 +18,10 @@ def planes(image):
     return jnp.asarray(image.transpose(2, 0, 1) / 255.0, jnp.float32)
 
 
+change, sharpened, moved = map(jax.jit, (ra.change, ra.sharpened, ra.moved))
+move_matrix = jax.jit(ra.move_matrix, static_argnums=2)
+
+
 def bytes_of(image):
     return np.asarray(image).transpose(1, 2, 0) * 255
 
@@ -46,7 +50,7 @@ PILLOW = {
 def test_changes_are_pillows(name):
     image = picture()
     number = jnp.int32(ra.CHANGES.index(name))
-    found = bytes_of(ra.change(planes(image), number, jnp.float32(STRENGTH), jnp.float32(FACTOR)))
+    found = bytes_of(change(planes(image), number, jnp.float32(STRENGTH), jnp.float32(FACTOR)))
     wanted = np.asarray(PILLOW[name](Image.fromarray(image)), float)
     assert np.abs(found - wanted).max() <= 1.6, np.abs(found - wanted).max()
     assert np.abs(wanted - image).max() > 5
@@ -55,7 +59,7 @@ def test_changes_are_pillows(name):
 def test_sharpness_knows_pillows_kernel():
     image = Image.fromarray(picture(1))
     smooth = np.asarray(image.filter(ImageFilter.SMOOTH), float)
-    found = bytes_of(ra.sharpened(planes(np.asarray(image)), jnp.float32(0.0)))
+    found = bytes_of(sharpened(planes(np.asarray(image)), jnp.float32(0.0)))
     assert np.abs(found - smooth).max() <= 1
 
 
@@ -64,8 +68,8 @@ def test_sharpness_knows_pillows_kernel():
 def test_moves_are_pillows(name, amount):
     image = picture(2, size=(40, 40))
     number = jnp.int32(ra.MOVES.index(name))
-    matrix = ra.move_matrix(number, jnp.float32(amount), (40, 40))
-    found = bytes_of(ra.moved(planes(image), matrix))
+    matrix = move_matrix(number, jnp.float32(amount), (40, 40))
+    found = bytes_of(moved(planes(image), matrix))
     a = np.asarray(matrix, float)
     # Pillow's map is from corners, and its pixels' centres are at a half.
     shift = a[:, 2] + 20 - a[:, :2] @ [20, 20]
@@ -78,14 +82,14 @@ def test_moves_are_pillows(name, amount):
 
 
 def test_rotation_by_hand():
-    matrix = np.asarray(ra.move_matrix(jnp.int32(0), jnp.float32(1.0), (10, 10)))
+    matrix = np.asarray(move_matrix(jnp.int32(0), jnp.float32(1.0), (10, 10)))
     np.testing.assert_allclose(matrix[0, :2], [np.cos(np.pi / 6), np.sin(np.pi / 6)], rtol=1e-6)
 
 
 def test_half_of_the_operations_are_applied():
     image = planes(picture(3))
     keys = jax.random.split(jax.random.key(0), 200)
-    found = jax.vmap(lambda key: ra.randaugment(image, key, 1, 9.0, 0.5))(keys)
+    found = jax.jit(jax.vmap(lambda key: ra.randaugment(image, key, 1, 9.0, 0.5)))(keys)
     changed = np.abs(np.asarray(found) - np.asarray(image)).max(axis=(1, 2, 3)) > 1e-6
     assert 0.35 < changed.mean() < 0.65
     assert float(found.min()) >= 0 and float(found.max()) <= 1
@@ -96,7 +100,8 @@ def test_half_of_the_operations_are_applied():
 def test_erasing_fills_boxes_of_the_right_size():
     image = jnp.full((32, 24, 3), 7.0)
     keys = jax.random.split(jax.random.key(1), 300)
-    found = np.asarray(jax.vmap(lambda key: ra.random_erasing(image, key, 0.5))(keys))
+    erase = jax.jit(jax.vmap(lambda key: ra.random_erasing(image, key, 0.5)))
+    found = np.asarray(erase(keys))
     hit = (found != 7.0).any(axis=3)
     share = hit.mean(axis=(1, 2))
     erased = share > 0
@@ -112,8 +117,12 @@ def test_mixed_targets_say_what_is_in_the_image(mixup, cutmix):
     # Image i is all ones in channel i, and its target is class i.
     images = jnp.asarray(np.eye(4)[:, None, None].repeat(32, 1).repeat(32, 2), jnp.float32)
     targets = jnp.eye(4)
+    mix = jax.jit(lambda key: ra.mix(images, targets, key, mixup, cutmix))
+    shares = set()
     for seed in range(20):
-        found, mixed = ra.mix(images, targets, jax.random.key(seed), mixup, cutmix)
+        found, mixed = mix(jax.random.key(seed))
+        shares.add(float(mixed[0, 0]))
         np.testing.assert_allclose(np.asarray(found).mean(axis=(1, 2)), mixed, atol=1e-5)
         np.testing.assert_allclose(np.asarray(mixed).sum(axis=1), 1, rtol=1e-6)
+    assert len(shares) > 10 and 0 <= min(shares) < max(shares) <= 1
     assert ra.mix(images, targets, jax.random.key(0), 0.0, 0.0)[0] is images
