@@ -2,15 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from can_jax.models import masking
 from tests.helpers import oracle
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 8))
+@pytest.mark.parametrize(
+    ("height", "width", "size", "channels"), [(1, 1, 1, 1), (2, 3, 2, 3), (3, 1, 4, 8)]
+)
 def test_patches_and_back(height, width, size, channels):
     images = np.random.default_rng(0).normal(size=(2, height * size, width * size, channels))
     images = images.astype(np.float32)
