@@ -12,20 +12,21 @@ from can_jax.config.resolve import to_json
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.train.init_from import initial_weights
-from can_jax.train.step import abstract_state, initialize, make_step
+from can_jax.train.step import abstract_state, make_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_huggingface
 from can_jax.weights.torch_layout import to_torch
 from tests.helpers.configs import small_config
+from tests.train.states import random_state
 from tests.weights.vits import vit
 
 
 @functools.cache  # what a test changes is its own tree of arrays
-def fresh(**changes):
+def fresh(seed=0, **changes):
     config = small_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     step = make_step(config, lambda _: 0.0)
-    return config, initialize(step, abstract_state(step, mesh)), mesh
+    return config, random_state(abstract_state(step, mesh), seed), mesh
 
 
 def flat(tree):
