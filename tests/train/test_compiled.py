@@ -3,7 +3,9 @@
 The numbers are those of a small network; a change of them wants an explanation, not a new number.
 """
 
+import math
 import re
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.plan.hlo import collectives
-from can_jax.train.step import abstract_state, compile_train_step, make_step
+from can_jax.train.step import abstract_state, lower_train_step, make_step
 from tests.helpers.configs import small_config
 
 # Visible tokens and all tokens, the class token among them: no width or batch is like these.
@@ -25,18 +27,20 @@ def small(**changes):
     )  # fmt: skip
 
 
-def shapes_of(config):
+def built(**changes):
+    """The step of a mesh: its shapes, its lowered and its compiled text, and its collectives."""
+    config = small(**changes)
     mesh = make_mesh(config.mesh)
     step = make_step(config, lambda _: 1e-3)
+    state = abstract_state(step, mesh)
     batch = batch_shapes(config, batch_sharding(mesh))
-    return step, abstract_state(step, mesh), batch, mesh
-
-
-def moved(**changes):
-    """Collectives by kind and axes: how many arrays they carry in a step."""
-    step, state, batch, mesh = shapes_of(small(**changes))
-    text = compile_train_step(step, state, batch, mesh).as_text()
-    return collectives(text, mesh)
+    lowered = lower_train_step(step, state, batch, mesh)
+    compiled = lowered.compile()
+    text = compiled.as_text()
+    return SimpleNamespace(
+        state=state, lowered=lowered.as_text(), text=text, collectives=collectives(text, mesh),
+        memory=compiled.memory_analysis(),
+    )  # fmt: skip
 
 
 def sizes(array):
@@ -45,71 +49,69 @@ def sizes(array):
 
 @pytest.fixture(scope="module")
 def data_parallel():
-    return moved()
+    return built()
 
 
 @pytest.fixture(scope="module")
 def fully_sharded():
-    return moved(mesh__data=2, mesh__fsdp=4)
+    return built(mesh__data=2, mesh__fsdp=4)
 
 
 def test_data_parallel_step_gathers_embeddings_and_reduces_gradients(data_parallel):
-    gathered = [a for c in data_parallel if c.kind == "all-gather" for a in c.arrays]
+    moved = data_parallel.collectives
+    gathered = [a for c in moved if c.kind == "all-gather" for a in c.arrays]
     # The keys of the contrastive loss, and backward what each row's softmax is divided by, and its
     # number of positives.
     assert sorted(map(sizes, gathered)) == [[128], [128], [128, 16]]
-    assert {c.kind for c in data_parallel} == {"all-gather", "all-reduce"}
-    assert {c.axes for c in data_parallel} == {"data"}
-    reduced = sum(c.bytes * c.times for c in data_parallel if c.kind == "all-reduce")
-    step, state, *_ = shapes_of(small())
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    assert {c.kind for c in moved} == {"all-gather", "all-reduce"}
+    assert {c.axes for c in moved} == {"data"}
+    reduced = sum(c.bytes * c.times for c in moved if c.kind == "all-reduce")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(data_parallel.state.parameters))
     # Gradients once, in float32 on this backend; beside them statistics and what is logged.
     assert parameters * 4 <= reduced <= parameters * 4 * 1.25
     # Two loops' gradients, the rest's, BatchNorm's statistics, losses: no more than these.
-    assert sum(c.times for c in data_parallel if c.kind == "all-reduce") <= 2 * 3 + 2 * 1 + 14
+    assert sum(c.times for c in moved if c.kind == "all-reduce") <= 2 * 3 + 2 * 1 + 14
 
 
 def test_parameters_are_gathered_over_fsdp_only(fully_sharded):
-    kinds = {(c.kind, c.axes) for c in fully_sharded}
-    assert ("all-gather", "fsdp") in kinds
-    step, state, *_ = shapes_of(small(mesh__data=2, mesh__fsdp=4))
-    shapes = [leaf.shape for leaf in jax.tree.leaves(state.parameters)]
-    entries = {int(jax.numpy.prod(jax.numpy.array(shape))) for shape in shapes}
+    gathered = [
+        array
+        for collective in fully_sharded.collectives
+        if (collective.kind, collective.axes) == ("all-gather", "fsdp")
+        for array in collective.arrays
+    ]
+    entries = {math.prod(leaf.shape) for leaf in jax.tree.leaves(fully_sharded.state.parameters)}
     layers = {
         entries_of // depth for entries_of in entries for depth in (3, 1) if entries_of % depth == 0
     }
-    for collective in fully_sharded:
-        if (collective.kind, collective.axes) == ("all-gather", "fsdp"):
-            for array in collective.arrays:
-                count = 1
-                for size in sizes(array):
-                    count *= size
-                assert count in layers, array
+    assert gathered
+    for array in gathered:
+        assert math.prod(sizes(array)) in layers, array
 
 
 @pytest.mark.parametrize("mesh", ["data_parallel", "fully_sharded"])
 def test_rows_never_leave_their_devices(mesh, request):
-    for collective in request.getfixturevalue(mesh):
-        for array in collective.arrays:
-            assert not TOKENS & set(sizes(array)), (collective.kind, array)
+    moved = request.getfixturevalue(mesh).collectives
+    arrays = [(collective.kind, array) for collective in moved for array in collective.arrays]
+    assert arrays
+    for kind, array in arrays:
+        assert not TOKENS & set(sizes(array)), (kind, array)
 
 
+@pytest.mark.slow
 def test_without_pins_the_compiler_would_move_rows(monkeypatch):
     """What the tests above guard against is real."""
     monkeypatch.setattr(
         "can_jax.models.vit.pin_rows",
         lambda x: jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec()),
     )
-    arrays = [array for c in moved() for array in c.arrays]
+    arrays = [array for c in built().collectives for array in c.arrays]
     assert any(TOKENS & set(sizes(array)) for array in arrays)
 
 
-def test_bfloat16_step_has_no_products_in_float32_but_those_that_are_meant():
-    config = small()
-    step, state, batch, mesh = shapes_of(config)
-    with jax.set_mesh(mesh):
-        text = jax.jit(step.train).lower(state, batch).as_text()
-    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+def test_bfloat16_step_has_no_products_in_float32_but_those_that_are_meant(data_parallel):
+    lines = data_parallel.lowered.splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
     narrow = re.compile(r": \(tensor<[^>]*bf16>, tensor<[^>]*bf16>")
     wide = [line for line in products if not narrow.search(line)]
     # Similarities, forward and backward, how they pull at embeddings, the logged Gram matrix.
@@ -118,19 +120,18 @@ def test_bfloat16_step_has_no_products_in_float32_but_those_that_are_meant():
     assert len(products) > 30
 
 
-@pytest.mark.parametrize("changes", [{}, {"mesh__data": 2, "mesh__fsdp": 4}])
-def test_state_is_updated_in_place(changes):
+@pytest.mark.parametrize("mesh", ["data_parallel", "fully_sharded"])
+def test_state_is_updated_in_place(mesh, request):
     """Every array of the state is written over the one it comes from."""
-    step, state, batch, mesh = shapes_of(small(**changes))
-    compiled = compile_train_step(step, state, batch, mesh)
-    header = compiled.as_text().splitlines()[0]
+    step = request.getfixturevalue(mesh)
+    leaves = jax.tree.leaves(step.state)
+    header = step.text.splitlines()[0]
     aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}, (?:may|must)-alias\)", header)
-    leaves = len(jax.tree.leaves(state))
-    assert sorted((int(out), int(into)) for out, into in aliases) == [(i, i) for i in range(leaves)]
-    stats = compiled.memory_analysis()
+    each = [(i, i) for i in range(len(leaves))]
+    assert sorted((int(out), int(into)) for out, into in aliases) == each
     held = sum(
-        leaf.dtype.itemsize * jax.numpy.prod(jax.numpy.array(leaf.sharding.shard_shape(leaf.shape)))
-        for leaf in jax.tree.leaves(state)
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in leaves
         if leaf.ndim
     )
-    assert stats.alias_size_in_bytes >= held
+    assert step.memory.alias_size_in_bytes >= held > 0
