@@ -98,7 +98,7 @@ def test_what_swallows_the_end_is_ended_all_the_same():
     ],
 )
 def test_loop_saves_first(signals, code):
-    process = started("saved_at = time.monotonic() + 1" + POLL)
+    process = started("saved_at = time.monotonic() + 0.4" + POLL)
     assert process.stdout.readline() == "polls\n"
     assert ended(process, *signals) == (code, "saved\n", "")
 
@@ -119,7 +119,7 @@ def test_exit_code_that_is_decided_stays(number, code):
 
 def test_ignored_signals_stay_ignored():
     """As by ``nohup``."""
-    process = started("time.sleep(1); print('on', flush=True)", ignored=[signal.SIGHUP])
+    process = started("time.sleep(0.4); print('on', flush=True)", ignored=[signal.SIGHUP])
     assert ended(process, signal.SIGHUP) == (0, "on\n", "")
 
 

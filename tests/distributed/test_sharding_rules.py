@@ -4,21 +4,21 @@ import pytest
 
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import decay_mask, path_name, rule_of, shardings
-from can_jax.train.step import abstract_state, initialize, make_step
+from can_jax.train.step import abstract_state, make_step
 from tests.helpers.configs import small_config
 
 
-def state_and_mesh(**changes):
+def abstract(**changes):
+    """The shapes and shardings of a state on eight devices."""
     config = small_config(model__depth=2, model__width=32, model__heads=4, **changes)
-    mesh = make_mesh(config.mesh)
-    step = make_step(config, lambda _: 0.0)
-    return initialize(step, abstract_state(step, mesh)), mesh
+    return abstract_state(make_step(config, lambda _: 0.0), make_mesh(config.mesh))
 
 
 def test_every_parameter_is_covered_and_only_matrices_decay():
-    state, _ = state_and_mesh()
-    for path, decays in jax.tree_util.tree_leaves_with_path(decay_mask(state.parameters)):
-        assert decays == path_name(path).endswith("kernel")
+    decays = jax.tree_util.tree_leaves_with_path(decay_mask(abstract().parameters))
+    assert {decay for _, decay in decays} == {True, False}
+    for path, decay in decays:
+        assert decay == path_name(path).endswith("kernel")
 
 
 def test_parameter_without_a_rule_is_an_error():
@@ -29,7 +29,7 @@ def test_parameter_without_a_rule_is_an_error():
 
 
 def test_parameters_and_optimizer_state_lie_in_the_same_shards():
-    state, _ = state_and_mesh(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+    state = abstract(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     blocks = state.parameters["encoder"]["blocks"]["layers"]
     qkv = blocks["attention"]["qkv"]["kernel"]
     assert qkv.shape == (2, 32, 3, 4, 8)
@@ -39,7 +39,9 @@ def test_parameters_and_optimizer_state_lie_in_the_same_shards():
     places = {
         path_name(p): x.sharding for p, x in jax.tree_util.tree_leaves_with_path(state.parameters)
     }
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer):
+    moments = jax.tree_util.tree_leaves_with_path(state.optimizer)
+    assert len(moments) > 2 * len(places)
+    for path, leaf in moments:
         name = path_name(path)
         own = [place for parameter, place in places.items() if name.endswith(parameter)]
         assert leaf.ndim == 0 or leaf.sharding in own
