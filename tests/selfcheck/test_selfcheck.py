@@ -37,7 +37,7 @@ def test_outputs_losses_and_gradients_agree_with_the_oracle(reference):
 @pytest.mark.parametrize("said", [True, False])
 def test_variants_of_the_method_are_read_from_the_file(tmp_path, said):
     settings = {"level_tokens": "visible", "normalize_targets": not said}
-    content = write_reference(tmp_path / "a.npz", gradients=said, **settings)
+    content = write_reference(tmp_path / "a.npz", gradients=False, depth=1, **settings)
     if not said:  # as files were before there was a choice
         meta = json.loads(str(content["meta"]))
         content["meta"] = np.array(json.dumps({k: v for k, v in meta.items() if k not in settings}))
