@@ -1,8 +1,8 @@
 import json
 
+import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from can_jax.benchmark.pillow import TwoViews
 from can_jax.config import default_config
@@ -26,15 +26,16 @@ def benchmark(*arguments):
     return main_in_process("can_jax.benchmark", *arguments)
 
 
-SHORT = ("--rounds=1", "--seconds=0.1", "--image_size=32", "--batch_size=8")
+SHORT = ("--rounds=1", "--seconds=0.1", "--image_size=32", "--batch_size=8", "--threads=1")
 
 
-def test_every_stage_is_measured(folder):
+def test_every_stage_is_measured(folder, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1])
     run = benchmark("input", f"--path={folder}", "--json", *SHORT)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert all(found[stage] > 0 for stage in STAGES)
-    assert found["examples"] == 7 and found["threads"] >= 1
+    assert found["examples"] == 7 and found["threads"] == 1
 
 
 @pytest.mark.slow
@@ -77,11 +78,18 @@ def test_peer_without_colours_is_a_crop():
         flip=0.0, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3
     )
     for view in plain(encode(ramp)):
-        assert (np.diff(view[0], axis=1) >= 0).all() and np.ptp(view[:, 0, :]) <= 59
+        assert (np.diff(view[0], axis=1) >= 0).all() and 5 < np.ptp(view[:, 0, :]) <= 59
 
 
 def test_peer_turns_hues():
-    red = Image.new("RGB", (8, 8), (200, 40, 40))
-    turned = {two_views(hue=0.5)._hue(red).getpixel((0, 0)) for _ in range(40)}
-    assert len(turned) > 10
-    assert {two_views(hue=0.0)._hue(red).getpixel((0, 0))} == {(200, 40, 40)}
+    red = np.full((24, 32, 3), (200, 40, 40), np.uint8)
+    plain = {"flip": 0.0, "greyscale": 0.0, "blur": 0.0, "jitter": 1.0, "views": 40}
+    plain |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    plain |= {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}
+
+    def colours(hue):
+        views = two_views(hue=hue, **plain)(encode(red, "png"))
+        return {tuple(view[:, 12, 16].round().astype(int)) for view in views}
+
+    assert len(colours(0.5)) > 10
+    assert colours(0.0) == {(200, 40, 40)}
