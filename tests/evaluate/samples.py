@@ -55,13 +55,39 @@ def imagenet(place, train=17, val=5, classes=CLASSES):
     return place
 
 
+def arrays(place, train=17, val=5, classes=CLASSES):
+    """Write the same as decoded images, `train.npz` and `val.npz`, which are read faster."""
+    rng = np.random.default_rng(0)
+    place.mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        labels = np.repeat(np.arange(len(classes)), count)
+        images = np.stack([picture(label, rng) for label in labels])
+        np.savez(place / f"{split}.npz", images=images, labels=labels, label_names=list(classes))
+    return place
+
+
+def source_of(data):
+    """The `data.source` that reads what `imagenet` or `arrays` wrote."""
+    return "arrays" if (data / "train.npz").exists() else "folder"
+
+
 def evaluation(protocol, data=None, **changes):
     """A configuration; keyword `knn__k=3` sets `config.knn.k`."""
     config = default_evaluation()
     config.protocol, config.batch_size = protocol, 16
     if data is not None:
-        config.data.update(source="folder", path=str(data), test_split="val")
+        config.data.update(source=source_of(data), path=str(data), test_split="val")
     return changed(config, **changes)
+
+
+PLAIN = {
+    f"classify__{name}": value
+    for name, value in {
+        "randaugment": (0, 0.0, 0.0), "mixup": 0.0, "cutmix": 0.0, "drop_path": 0.0,
+        "random_erasing": 0.0,
+    }.items()
+}  # fmt: skip
+"""Fine-tuning that leaves images alone, which compiles in a third of the time."""
 
 
 def changed(config, **changes):

@@ -1,4 +1,4 @@
-"""Every protocol from its recipe, on a small data set in ImageNet's layout, on eight devices."""
+"""Every protocol from its recipe, on a small data set, on eight devices."""
 
 import functools
 import json
@@ -20,11 +20,12 @@ from can_jax.data.evaluation.pairs import open_own
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols import frozen
+from can_jax.evaluate.protocols.finetune import run_config
 from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import held_out
+from can_jax.evaluate.task import Task, held_out
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
@@ -36,24 +37,27 @@ TRAIN, VAL = 51, 15  # images of the small ImageNet: neither divides by eight
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
+    """A run directory, and the small ImageNet as arrays."""
     root = tmp_path_factory.mktemp("eval")
-    return samples.run_directory(root), samples.imagenet(root / "imagenet")
+    return samples.run_directory(root), samples.arrays(root / "arrays")
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """The small ImageNet in its own layout."""
+    return samples.imagenet(tmp_path_factory.mktemp("data") / "imagenet")
 
 
 def recipe(name, data, **changes):
     """A shipped recipe on the small ImageNet, made small."""
     config = load_recipe(str(ROOT / "configs/eval/knn.py"), name)
     config.batch_size = 16
-    config.data.update(source="folder", path=str(data), test_split="val")
+    config.data.update(source=samples.source_of(data), path=str(data), test_split="val")
     config.linear.update(epochs=30, learning_rates=(0.1, 1.0), weight_decays=(0.0, 1e-4))
     config.fewshot.update(shots=(1, 5), draws=3)
     config.health.update(examples=40, k=3)
     config.classify.update(total_epochs=4.0, warmup_epochs=1.0, test_every_epochs=2.0)
-    for path, value in changes.items():
-        block, key = path.split("__")
-        with config[block].ignore_type():
-            config[block][key] = value
-    return resolve_evaluation(config)
+    return resolve_evaluation(samples.changed(config, **changes))
 
 
 EXPECTED = {
@@ -69,30 +73,36 @@ EXPECTED = {
 
 
 @pytest.fixture(scope="module")
-def evaluated(places, tmp_path_factory):
+def evaluated(places, imagenet, tmp_path_factory):
     """Return what a recipe finds and where it wrote it, run once for all tests."""
-    changes = {"robustness__corruptions": "fog,pixelate", "robustness__severities": (1, 5)}
+    corrupted = {"robustness__corruptions": "fog,pixelate", "robustness__severities": (1, 5)}
 
     @functools.cache
-    def run_once(name, untrained=False):
+    def run_once(name, untrained, plain):
         (run, data), workdir = places, tmp_path_factory.mktemp(name)
-        config = recipe(name, data, **changes)
+        if name == "knn" and not untrained:
+            data = imagenet
+        config = recipe(name, data, **corrupted | (samples.PLAIN if plain else {}))
         return evaluate(config, str(run), epath.Path(workdir), untrained), workdir
 
-    return run_once
+    # The cache tells defaults from the same values when they are given.
+    return lambda name, untrained=False, plain=False: run_once(name, untrained, plain)
 
 
 @pytest.mark.parametrize(
-    ("untrained", "name"),
+    ("untrained", "name", "plain"),
     [
-        *[(False, name) for name in EXPECTED if name != "finetune_imagenet_l"],
-        pytest.param(False, "finetune_imagenet_l", marks=pytest.mark.slow),
-        (True, "knn"),
-        pytest.param(True, "finetune", marks=pytest.mark.slow),
+        *[(False, name, False) for name in ("knn", "linear", "fewshot", "health", "robustness")],
+        (False, "finetune", True),  # without what `test_classify` does to images
+        pytest.param(False, "finetune", False, marks=pytest.mark.slow),
+        pytest.param(False, "finetune_imagenet_l", False, marks=pytest.mark.slow),
+        pytest.param(False, "linear_imagenet", False, marks=pytest.mark.slow),
+        (True, "knn", False),
+        pytest.param(True, "finetune", True, marks=pytest.mark.slow),
     ],
 )
-def test_recipe_from_end_to_end(evaluated, name, untrained):
-    results, workdir = evaluated(name, untrained)
+def test_recipe_from_end_to_end(evaluated, name, untrained, plain):
+    results, workdir = evaluated(name, untrained, plain)
     assert results == samples.results_of(workdir)
     assert results["metrics"].keys() >= EXPECTED[name]
     assert all(np.isfinite(value) for value in results["metrics"].values())
@@ -110,8 +120,7 @@ def test_recipe_from_end_to_end(evaluated, name, untrained):
 
 def test_every_example_counts_once_on_one_device_and_on_eight(places):
     run, data = places
-    config = recipe("knn", data)
-    found = []
+    config, found = recipe("knn", data), []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(config.mesh, devices)
         subject = open_subject(str(run), False, config, mesh)
@@ -124,24 +133,13 @@ def test_every_example_counts_once_on_one_device_and_on_eight(places):
     assert found[0].fingerprint == found[1].fingerprint
 
 
-def test_what_cannot_be_decoded_is_counted_apart(places, tmp_path):
-    run, data = places
-    shutil.copytree(data, tmp_path / "imagenet")
+def test_what_cannot_be_decoded_is_counted_apart(places, imagenet, tmp_path):
+    shutil.copytree(imagenet, tmp_path / "imagenet")
     broken = sorted((tmp_path / "imagenet/val").rglob("*.JPEG"))[4]
     broken.write_bytes(broken.read_bytes()[:40])
-    results = evaluate(recipe("knn", tmp_path / "imagenet"), str(run), epath.Path(tmp_path / "out"))
-    assert results["examples"] == {"train": TRAIN, "test": VAL - 1, "test_skipped": 1}
-
-
-def of_each(tmp_path, data, train, val):
-    """The small ImageNet with so many images of each class."""
-    for split, count in (("train", train), ("val", val)):
-        for folder in (data / split).iterdir():
-            place = tmp_path / "few" / split / folder.name
-            place.mkdir(parents=True)
-            for file in sorted(folder.iterdir())[:count]:
-                shutil.copy(file, place)
-    return tmp_path / "few"
+    config, out = recipe("knn", tmp_path / "imagenet"), epath.Path(tmp_path / "out")
+    findings, _ = measure(config, str(places[0]), out, pictures=False)
+    assert findings.examples == {"train": TRAIN, "test": VAL - 1, "test_skipped": 1}
 
 
 def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
@@ -154,11 +152,12 @@ def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
     assert "health/tolerance" not in findings.metrics
     assert all(np.isfinite(value) for value in findings.metrics.values())
     assert any("health/tolerance is left out" in line for line in findings.warnings)
-    few = of_each(tmp_path, data, 2, 1)
+    few = samples.arrays(tmp_path / "few", train=2, val=1)
     findings, _ = measure(recipe("health", few), str(run), out, pictures=False)
     assert findings.examples["test"] == 3 and "health/uniformity" in findings.metrics
-    for folder in sorted((few / "val").iterdir())[1:]:
-        shutil.rmtree(folder)
+    with np.load(few / "val.npz") as content:
+        one = {name: content[name][:1] for name in ("images", "labels")}
+    np.savez(few / "val.npz", **one, label_names=samples.CLASSES)
     with pytest.raises(UserError, match="health compares pairs of images: the split 'val' has 1"):
         measure(recipe("health", few), str(run), out, pictures=False)
 
@@ -222,31 +221,48 @@ def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
     assert subject.tokens(subject.parameters, jax.numpy.asarray(large)).shape == (8, 49, 24)
 
 
-def test_run_without_reconstruction_can_be_fine_tuned(places, tmp_path):
+@pytest.fixture(scope="module")
+def simclr(tmp_path_factory):
+    """A run without reconstruction."""
     weights = {"reconstruction": 0.0, "denoising": 0.0}
     changes = {f"objective__{name}__weight": weight for name, weight in weights.items()}
-    (tmp_path / "simclr").mkdir()
-    run = samples.run_directory(
-        tmp_path / "simclr", model__mask_ratio=0.0, noise__sigma_max=0.0, **changes
+    return samples.run_directory(
+        tmp_path_factory.mktemp("simclr"), model__mask_ratio=0.0, noise__sigma_max=0.0, **changes
     )
-    config = recipe("finetune", places[1], classify__total_epochs=1.0, classify__warmup_epochs=0.5)
-    results = evaluate(config, str(run), epath.Path(tmp_path / "out"))
-    assert results["examples"] == {"train": TRAIN, "test": VAL}
-    assert results["data"]["fingerprints"].keys() == {"train", "test"}
+
+
+def test_fine_tuning_of_a_run_without_reconstruction_is_configured(places, simclr):
+    config = recipe("finetune", places[1])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    subject = open_subject(str(simclr), False, config, mesh)
+    trained = run_config(Task(config, subject, mesh, Reader(subject, mesh, 16)))
+    assert (subject.config.model.mask_ratio, trained.model.mask_ratio) == (0, 0.5)
+    assert trained.objective.reconstruction.weight == 1
+
+
+@pytest.mark.slow
+def test_run_without_reconstruction_can_be_fine_tuned(places, simclr, tmp_path):
+    changes = {"total_epochs": 0.5, "warmup_epochs": 0.0, "test_every_epochs": 1.0}
+    changes = {f"classify__{name}": value for name, value in changes.items()}
+    config = recipe("finetune", places[1], **samples.PLAIN | changes)
+    out = epath.Path(tmp_path / "out")
+    findings, _ = measure(config, str(simclr), out, pictures=False)
+    assert findings.examples == {"train": TRAIN, "test": VAL}
+    assert findings.data.keys() == {"train", "test"}
 
 
 def test_robustness_takes_a_classifier(places, evaluated, tmp_path):
     _, data = places
-    trained, workdir = evaluated("finetune")
+    trained, workdir = evaluated("finetune", plain=True)
     config = recipe("robustness", data, robustness__corruptions="none")
-    results = evaluate(config, str(workdir), epath.Path(tmp_path / "out"))
-    assert results["metrics"]["clean/top1"] == trained["metrics"]["finetune/top1"]
+    findings, _ = measure(config, str(workdir), epath.Path(tmp_path / "out"))
+    assert findings.metrics["clean/top1"] == trained["metrics"]["finetune/top1"]
     with pytest.raises(UserError, match="is a classifier, which only the protocol robustness"):
         evaluate(recipe("knn", data), str(workdir), epath.Path(tmp_path / "knn"))
 
 
 def test_pages_side_by_side(evaluated):
-    places = {"one": evaluated("knn")[1], "two": evaluated("knn", True)[1]}
+    places = {"one": evaluated("knn")[1], "two": evaluated("knn", untrained=True)[1]}
     runs = {name: read_results(epath.Path(place)) for name, place in places.items()}
     page = comparison(runs)
     for result in runs.values():
@@ -280,9 +296,9 @@ def command(workdir, run, data, *options):
 
 
 @pytest.mark.slow
-def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
+def test_killed_fine_tuning_goes_on_to_the_same_end(places, imagenet, tmp_path):
     """On one device, as a person runs it; 51 and 15 images."""
-    run, data = places
+    run, data = places[0], imagenet
     whole = subprocess.run(
         command(tmp_path / "whole", run, data, "--json"), cwd=ROOT, capture_output=True, text=True
     )
@@ -319,8 +335,8 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, tmp_path):
         (["--config.knn.k=(0,)"], "config.knn.k=(0,): give a tuple of whole numbers at least 1"),
     ],
 )
-def test_mistake_is_one_line(places, tmp_path, options, message):
-    run, data = places
+def test_mistake_is_one_line(places, imagenet, tmp_path, options, message):
+    run, data = places[0], imagenet
     done = main_in_process(*command(tmp_path, run, data, *options)[2:])
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: ") and message in done.stderr
