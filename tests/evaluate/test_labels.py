@@ -82,10 +82,8 @@ def test_nearest_neighbour_of_a_copy_is_of_its_class(task, tmp_path, write):
     assert set(test.labels.tolist()) == {1, 2} and len(train.classes) == 3
 
 
-PROTOCOLS = ("knn", "linear", "fewshot", "health", "classify", "robustness")
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+# `linear` and `health` open their examples as `knn` does.
+@pytest.mark.parametrize("protocol", ["knn", "fewshot", "classify", "robustness"])
 def test_unknown_class_ends_every_protocol_before_it_begins(run, tmp_path, protocol):
     data = folder(tmp_path / "data", {"train": CLASSES[1:], "val": CLASSES})
     config = resolve_evaluation(samples.evaluation(protocol, data))
@@ -103,8 +101,7 @@ def test_fine_tuning_on_some_records_and_what_it_tells(run, tmp_path):
     write_tfrecord(data / "val-0.tfrecord", [encoded(*item) for item in chosen[:4]], labels[:4])
     config = samples.evaluation(
         "classify", data, data__source="tfrecord", data__train_examples=16, batch_size=8,
-        classify__total_epochs=1.0, classify__warmup_epochs=0.0,
-        classify__randaugment=(0, 0.0, 0.0), classify__mixup=0.0, classify__cutmix=0.0,
+        classify__total_epochs=1.0, classify__warmup_epochs=0.0, **samples.PLAIN,
     )  # fmt: skip
     found = evaluate(resolve_evaluation(config), str(run), epath.Path(tmp_path / "out"))
     assert found["examples"] == {"train": 16, "test": 4}

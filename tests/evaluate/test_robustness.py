@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_subject
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
-from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.protocols.registry import evaluate, logits_of
 from can_jax.evaluate.protocols.robustness import ALEXNET, mean_corruption_error, robustness
 from can_jax.evaluate.protocols.shifts import SHIFTS
 from can_jax.evaluate.reports.report import comparison
@@ -37,33 +38,63 @@ def test_mce_by_hand():
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
+    """A run directory, and the small ImageNet as arrays."""
     root = tmp_path_factory.mktemp("robust")
     run = samples.run_directory(root, augment__mean=(0.5,) * 3, augment__std=(0.2,) * 3)
-    return run, samples.imagenet(root / "imagenet")
+    return run, samples.arrays(root / "arrays")
 
 
-def folder(place, labels_of, count=4, names=samples.CLASSES):
+@pytest.fixture(scope="module")
+def opened(places):
+    """An evaluation on one device, whose encoder is compiled once for all test sets."""
+    config = resolve_evaluation(settings(places, ()))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    subject = open_subject(str(places[0]), False, config, mesh)
+    return Task(config, subject, mesh, Reader(subject, mesh, 16))
+
+
+class Unread(Reader):
+    """A reader that must not read."""
+
+    def __call__(self, *arguments, **options):
+        raise AssertionError("a split is read")
+
+
+def folder(place, labels_of, count=4, names=samples.CLASSES, picture=samples.picture):
     """A test set of its own: class folders, with images of the classes they say they are."""
     rng = np.random.default_rng(1)
     for name in names:
         (place / name).mkdir(parents=True)
         for i in range(count):
-            image = encode(samples.picture(labels_of(name), rng))
+            image = encode(picture(labels_of(name), rng))
             (place / name / f"{i}.JPEG").write_bytes(image)
     return place
 
 
-def measure(places, tmp_path, shifts, **changes):
-    run, data = places
+def settings(places, shifts, **changes):
     changes = {
         "robustness__corruptions": "none", "linear__epochs": 40, "linear__learning_rates": (1.0,),
         "linear__weight_decays": (0.0,), "linear__features": ("patches",),
     } | changes  # fmt: skip
-    config = samples.evaluation("robustness", data, robustness__shifts=shifts, **changes)
-    return evaluate(resolve_evaluation(config), str(run), epath.Path(tmp_path / "out"))
+    return samples.evaluation("robustness", places[1], robustness__shifts=shifts, **changes)
 
 
-def test_label_maps(places, tmp_path):
+def measured(places, opened, shifts, **changes):
+    """What the protocol finds, without pages and files."""
+    config, findings = resolve_evaluation(settings(places, shifts, **changes)), Findings()
+    task = dataclasses.replace(opened, config=config)
+    pair = task.pair(findings)
+    robustness(task, pair.test, lambda: logits_of(task, pair.train, findings), findings)
+    return findings
+
+
+def measure(places, tmp_path, shifts, **changes):
+    """What is written of the whole evaluation."""
+    config = resolve_evaluation(settings(places, shifts, **changes))
+    return evaluate(config, str(places[0]), epath.Path(tmp_path / "out"))
+
+
+def test_label_maps(places, opened, tmp_path):
     index = {name: i for i, name in enumerate(samples.CLASSES)}
     # As ImageNet-A: fewer classes, named alike.
     fewer = folder(tmp_path / "a", index.get, names=samples.CLASSES[1:])
@@ -89,14 +120,15 @@ def test_label_maps(places, tmp_path):
     (root / "mappings/imagenet_to_label_2012_v2").write_text(
         "goldfish\nshark, great white\ntench\n"
     )
+    val = samples.imagenet(tmp_path / "imagenet", train=0) / "val"
     shifts = (
         {"kind": "classes", "name": "imagenet_a", "path": str(fewer)},
         {"kind": "numbered", "name": "imagenet_v2", "path": str(numbered)},
-        {"kind": "real", "path": str(places[1] / "val"), "labels": str(tmp_path / "real.json")},
+        {"kind": "real", "path": str(val), "labels": str(tmp_path / "real.json")},
         {"kind": "objectnet", "path": str(root)},
     )
-    found = measure(places, tmp_path, shifts)
-    metrics, examples = found["metrics"], found["examples"]
+    found = measured(places, opened, shifts)
+    metrics, examples = found.metrics, found.examples
     assert metrics["clean/top1"] == 100  # so each number below is one of the maps
     assert metrics["imagenet_a/top1"] == 100 and examples["imagenet_a"] == 8
     assert metrics["imagenet_v2/top1"] == 100 and examples["imagenet_v2"] == 12
@@ -107,15 +139,24 @@ def test_label_maps(places, tmp_path):
     assert metrics["objectnet/top1"] == 100
 
 
-def test_missing_classes_are_no_choice(places, tmp_path):
-    """Images of the first class in folders of the others: the first cannot be chosen."""
-    wrong = folder(tmp_path / "a", lambda name: 0, names=samples.CLASSES[1:])
-    shifts = ({"kind": "classes", "name": "a", "path": str(wrong)},)
-    assert measure(places, tmp_path, shifts)["metrics"]["a/top1"] == pytest.approx(50, abs=50.1)
-    whole = folder(tmp_path / "b", lambda name: 0)
-    shifts = ({"kind": "classes", "name": "b", "path": str(whole)},)
-    metrics = measure(places, tmp_path, shifts)["metrics"]
+def test_missing_classes_are_no_choice(places, opened, tmp_path):
+    """Images that look like the first class, and a little like the class of their folder."""
+
+    def doubtful(label, rng):
+        image = samples.picture(label, rng) // 2
+        image[..., 0] += 120
+        return image
+
+    options = {"labels_of": samples.CLASSES.index, "picture": doubtful}
+    fewer = folder(tmp_path / "a", names=samples.CLASSES[1:], **options)
+    whole = folder(tmp_path / "b", **options)
+    shifts = tuple(
+        {"kind": "classes", "name": place.name, "path": str(place)} for place in (fewer, whole)
+    )
+    metrics = measured(places, opened, shifts).metrics
+    assert metrics["clean/top1"] == 100
     assert metrics["b/top1"] == pytest.approx(100 / 3)  # all are taken for the first
+    assert metrics["a/top1"] == 100  # which cannot be chosen where it is missing
 
 
 def test_frost_that_is_drawn_is_said_wherever_its_numbers_are(places, tmp_path):
@@ -133,14 +174,11 @@ def test_frost_that_is_drawn_is_said_wherever_its_numbers_are(places, tmp_path):
     assert f"- robustness: {said}" in card_of(model, "big_vision", "encoder", manifest, results)
 
 
-def test_mce_is_not_of_corruptions_computed_here(places, monkeypatch):
+def test_mce_is_not_of_corruptions_computed_here(places, opened, monkeypatch):
     """A classifier of 1,000 classes under all corruptions there are, as if it was but one."""
     monkeypatch.setattr("can_jax.evaluate.protocols.robustness.CORRUPTIONS", {"contrast": None})
-    run, data = places
-    config = resolve_evaluation(samples.evaluation("robustness", data, data__test_examples=1))
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    subject = open_subject(str(run), False, config, mesh)
-    task, findings = Task(config, subject, mesh, Reader(subject, mesh, 1)), Findings()
+    config = resolve_evaluation(samples.evaluation("robustness", places[1], data__test_examples=1))
+    task, findings = dataclasses.replace(opened, config=config), Findings()
 
     def logits(split):
         return np.eye(1000)[split.labels]
@@ -202,8 +240,12 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
         ({"kind": "numbered", "path": "{imagenet}/val"}, "are no numbers below 3"),
     ],
 )
-def test_wrong_test_set_is_one_line(places, tmp_path, shift, message):
-    shift = shift | {"path": shift["path"].format(imagenet=places[1])}
+def test_wrong_test_set_is_one_line_before_anything_is_read(
+    places, opened, tmp_path, shift, message
+):
+    samples.imagenet(tmp_path / "imagenet", train=0, val=1)
+    shift = shift | {"path": shift["path"].format(imagenet=tmp_path / "imagenet")}
+    unread = dataclasses.replace(opened, read=Unread(opened.subject, opened.mesh, 16))
     with pytest.raises(UserError, match=message) as error:
-        measure(places, tmp_path, (shift,))
+        measured(places, unread, (shift,))
     assert "\n" not in str(error.value)

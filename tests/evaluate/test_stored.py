@@ -50,7 +50,7 @@ def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("stored")
     (root / "run").mkdir()
     run = samples.run_directory(root / "run")
-    return run, with_settings(run, root / "old", REFUSED), samples.imagenet(root / "imagenet")
+    return run, with_settings(run, root / "old", REFUSED), samples.arrays(root / "arrays")
 
 
 def test_the_encoder_is_that_of_the_run(places):
@@ -113,7 +113,8 @@ def test_settings_that_a_protocol_uses_are_checked(places, tmp_path, protocol, s
 
 def test_a_share_that_holds_nothing_out_is_refused(places, tmp_path):
     _, old, data = places
-    shutil.copytree(data / "train", tmp_path / "data" / "train")
+    (tmp_path / "data").mkdir()
+    shutil.copy(data / "train.npz", tmp_path / "data")
     config = samples.evaluation("knn", tmp_path / "data", data__test_split=None)
     with pytest.raises(UserError, match="config.probe.held_out=0.0 is no share.*data.held_out"):
         measure(resolve_evaluation(config), str(old), epath.Path(tmp_path / "out"))
