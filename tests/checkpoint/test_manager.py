@@ -12,18 +12,31 @@ from can_jax.checkpoint import checksums
 from can_jax.checkpoint.identity import has_checkpoints
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.distributed.mesh import make_mesh
-from can_jax.train.step import abstract_state, initialize, make_step
+from can_jax.train.step import abstract_state, make_step
 from can_jax.utils.errors import UserError
 from tests.data.test_dirty import bound_by_permissions
 from tests.helpers.configs import small_config
 
 
-def fresh(devices=8, **changes):
-    config = small_config(model__width=32, model__heads=4, **changes)
+def abstract_of(devices=1, **changes):
+    """Return the shapes of a train state, and their shardings over so many devices."""
+    config = small_config(**{"model__width": 32, "model__heads": 4} | changes)
     mesh = make_mesh(config.mesh, jax.devices()[:devices])
-    step = make_step(config, lambda _: 0.0)
-    abstract = abstract_state(step, mesh)
-    return initialize(step, abstract), abstract
+    return abstract_state(make_step(config, lambda _: 0.0), mesh)
+
+
+def filled(abstract, seed):
+    """Return random numbers in the shapes of a state, which takes no compilation."""
+    rng = np.random.default_rng(seed)
+
+    def fill(leaf):
+        values = np.asarray(100 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(fill, abstract)
+
+
+SMALL = {"x": jnp.arange(3)}  # a state, where its content is not the subject
 
 
 def assert_equal(a, b):
@@ -31,13 +44,18 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
 def test_state_comes_back_on_another_mesh(tmp_path):
-    state, _ = fresh(mesh__data=2, mesh__fsdp=4)
+    state = filled(abstract_of(8, mesh__data=2, mesh__fsdp=4), 0)
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(state)} == {8}
+    assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2)
     checkpoints.save(5, state, {"seconds": 1.5})
     checkpoints.wait()
-    _, abstract = fresh(devices=2, seed=1)
-    step, restored, run = checkpoints.restore(5, abstract)
+    step, restored, run = checkpoints.restore(5, abstract_of(devices=2))
     assert (step, run) == (5, {"seconds": 1.5})
     assert_equal(state, restored)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(restored)} == {2}
@@ -45,29 +63,27 @@ def test_state_comes_back_on_another_mesh(tmp_path):
 
 
 def test_newest_are_kept_and_some_for_ever(tmp_path):
-    state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2, keep_every_steps=4)
     for step in range(1, 8):
-        checkpoints.save(step, state, {})
+        checkpoints.save(step, SMALL, {})
         checkpoints.wait()
     checkpoints.close()
-    assert sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()) == [4, 6, 7]
+    assert steps_in(tmp_path) == [4, 6, 7]
 
 
 def test_checkpoint_by_time_is_replaced_by_the_next(tmp_path):
-    state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2)
     kept = []
     for step in range(1, 7):
-        checkpoints.save(step, state, {}, temporary=step in (2, 3, 6))
+        checkpoints.save(step, SMALL, {}, temporary=step in (2, 3, 6))
         checkpoints.wait()
-        kept.append("".join(sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit())))
+        kept.append("".join(map(str, steps_in(tmp_path))))
     checkpoints.close()
     assert kept == ["1", "12", "13", "14", "45", "456"]
     again = Checkpointer(epath.Path(tmp_path), keep_last=2)  # after a kill
-    again.save(7, state, {})
+    again.save(7, SMALL, {})
     again.close()
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["5", "7"]
+    assert steps_in(tmp_path) == [5, 7]
 
 
 def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):
@@ -76,50 +92,39 @@ def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):
             raise UserError("was taken over")
 
     lost: list[bool] = []
-    state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=3, check=check)
-    checkpoints.save(1, state, {})
+    checkpoints.save(1, SMALL, {})
     checkpoints.wait()
     lost.append(True)
     other = tmp_path / "9.orbax-checkpoint-tmp"
     other.mkdir()
-    checkpoints.save(2, state, {})
+    checkpoints.save(2, SMALL, {})
     with pytest.raises(UserError, match="was taken over"):
         checkpoints.wait()
-    assert [p.name for p in tmp_path.iterdir() if p.name.isdigit()] == ["1"]
+    assert steps_in(tmp_path) == [1]
     assert other.exists()  # another run's, which only looks like what is left of a write
 
 
-def test_half_written_checkpoint_does_not_count(tmp_path):
-    state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=3)
-    checkpoints.save(1, state, {})
-    checkpoints.close()
-    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
-    assert Checkpointer(epath.Path(tmp_path), keep_last=3).latest_step == 1
-
-
 @pytest.mark.parametrize("changes", [{"model__width": 40}, {"model__depth": 2}])
-def test_checkpoint_of_another_model_is_refused(tmp_path, changes):
-    state, _ = fresh(devices=1)
-    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
-    checkpoints.save(1, state, {})
-    checkpoints.wait()
-    config = small_config(**{"model__width": 32, "model__heads": 4} | changes)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
-    abstract = abstract_state(make_step(config, lambda _: 0.0), mesh)
-    with pytest.raises(UserError, match="checkpoint .*1 ") as caught:
-        checkpoints.restore(1, abstract)
+def test_checkpoint_of_another_model_is_refused(three, changes):
+    checkpoints = Checkpointer(epath.Path(three), keep_last=None, read_only=True)
+    with pytest.raises(UserError, match="checkpoint .*3 is of another model: ") as caught:
+        checkpoints.restore(3, abstract_of(**changes))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory):
+def abstract():
+    return abstract_of()
+
+
+@pytest.fixture(scope="module")
+def three(abstract, tmp_path_factory):
     """A folder with the checkpoints of steps 1, 2 and 3."""
     folder = tmp_path_factory.mktemp("three") / "checkpoints"
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
     for step in (1, 2, 3):
-        checkpoints.save(step, fresh(devices=1)[0], {"n": step})
+        checkpoints.save(step, filled(abstract, step), {"n": step})
     checkpoints.close()
     return folder
 
@@ -216,9 +221,8 @@ def test_without_checksums_a_checkpoint_is_not_trusted(three, tmp_path, content,
 
 
 def test_folder_that_cannot_be_read_is_one_line(tmp_path):
-    state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path / "checkpoints"), keep_last=3)
-    checkpoints.save(1, state, {})
+    checkpoints.save(1, SMALL, {})
     checkpoints.wait()
     (tmp_path / "checkpoints").chmod(0)
     message = "checkpoints cannot be read: Permission denied"
@@ -227,49 +231,50 @@ def test_folder_that_cannot_be_read_is_one_line(tmp_path):
             has_checkpoints(epath.Path(tmp_path))
         with pytest.raises(UserError, match=message):
             Checkpointer(epath.Path(tmp_path / "checkpoints"), keep_last=3)
-        checkpoints.save(2, state, {})  # a warning
+        checkpoints.save(2, SMALL, {})  # a warning
     (tmp_path / "checkpoints").chmod(0o755)
-    checkpoints.save(3, state, {})
+    checkpoints.save(3, SMALL, {})
     assert checkpoints.wait() and checkpoints.latest_step == 3
     checkpoints.close()
 
 
-def test_what_a_kill_left_of_a_save_is_removed(three, tmp_path):
+def test_what_a_kill_left_of_a_save_is_no_checkpoint_and_is_removed(three, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(three, folder)
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
-    Checkpointer(epath.Path(folder), keep_last=None, read_only=True).close()
+    reader = Checkpointer(epath.Path(folder), keep_last=None, read_only=True)
+    assert reader.latest_step == reader.newest_whole() == 3
+    reader.close()
     assert (folder / "4.orbax-checkpoint-tmp").exists()
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
-    checkpoints.save(5, fresh(devices=1)[0], {})
+    assert checkpoints.latest_step == 3
+    checkpoints.save(5, SMALL, {})
     checkpoints.close()
     assert not (folder / "4.orbax-checkpoint-tmp").exists()
 
 
-def test_newest_that_fits_is_restored(three, tmp_path, caplog):
+def test_newest_that_fits_is_restored(three, abstract, tmp_path, caplog):
     """A checkpoint of another model lies among ours."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(three, folder)
-    config = small_config(model__width=48)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
     checkpoints = Checkpointer(epath.Path(folder), keep_last=9)
-    step = make_step(config, lambda _: 0.0)
-    checkpoints.save(7, initialize(step, abstract_state(step, mesh)), {})
+    checkpoints.save(7, SMALL, {})
     checkpoints.wait()
-    state, abstract = fresh(devices=1)
     step, restored, run = checkpoints.restore(checkpoints.newest_whole(), abstract)
     checkpoints.set_aside_refused()
     assert (step, run) == (3, {"n": 3})
-    assert_equal(state, restored)
+    assert_equal(filled(abstract, 3), restored)
     assert "checkpoint" in caplog.text and "7 " in caplog.text and "was moved to" in caplog.text
     assert checkpoints.latest_step == 3 and (tmp_path / "refused_checkpoints" / "7").is_dir()
 
 
 def test_saving_a_step_twice_is_harmless(tmp_path):
-    state, _ = fresh(devices=1)
     checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=1)
-    checkpoints.save(1, state, {"n": 1})
+    checkpoints.save(1, SMALL, {"n": 1})
     checkpoints.wait()
-    checkpoints.save(1, jax.tree.map(jnp.zeros_like, state), {"n": 2})
+    checkpoints.save(1, jax.tree.map(jnp.zeros_like, SMALL), {"n": 2})
+    checkpoints.wait()
+    step, restored, run = checkpoints.restore(1, SMALL)
+    assert (step, run) == (1, {"n": 1})
+    assert_equal(restored, SMALL)
     checkpoints.close()
-    assert Checkpointer(epath.Path(tmp_path), keep_last=1).latest_step == 1
