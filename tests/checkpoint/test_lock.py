@@ -18,7 +18,7 @@ from can_jax.checkpoint.lease.files import KERNEL_LOCK, BucketFiles, DiskFiles, 
 from can_jax.checkpoint.lease.protocol import Lease
 from can_jax.checkpoint.lock import run_lock
 from can_jax.utils.errors import LostLock, UserError
-from tests.helpers.runs import metrics, run_in_process
+from tests.helpers.runs import counting_steps, metrics, run_in_process
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -308,10 +308,11 @@ def test_run_ends_before_it_writes_once_another_has_its_directory(recipe, place)
     seen: list[int] = []
     taker = threading.Thread(target=take_over)
     taker.start()
-    done = run_in_process(
-        recipe, place, "total_steps=100000", "probe.every_steps=0", "figures.every_steps=0",
-        "checkpoint.every_steps=1",
-    )  # fmt: skip
+    with counting_steps():
+        done = run_in_process(
+            recipe, place, "total_steps=100000", "probe.every_steps=0", "figures.every_steps=0",
+            "checkpoint.every_steps=1",
+        )  # fmt: skip
     taker.join()
     assert done.returncode == 1
     assert "was taken over by process 4711 on elsewhere" in done.stderr.splitlines()[-1]

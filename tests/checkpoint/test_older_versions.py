@@ -10,7 +10,7 @@ import pytest
 import can_jax
 from can_jax.config.resolve import load_recipe, resolve
 from can_jax.data.sources.registry import open_source
-from tests.helpers.runs import main_in_process, metrics
+from tests.helpers.runs import counting_steps, metrics, run_in_process
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "fixtures").glob("*.tar.xz"))
 
@@ -46,14 +46,31 @@ def test_index_has_the_same_examples(older):
     assert open_source(config.data, "train").examples == 12
 
 
-def test_run_resumes_with_the_losses_of_the_older_version(older):
-    done = main_in_process(
-        "can_jax.main", f"--config={older / 'recipe.py'}", f"--config.data.path={older / 'data'}",
-        "--config.total_steps=4", f"--workdir={older / 'run'}",
-    )  # fmt: skip
+def resume(older):
+    data = f"data.path={older / 'data'}"
+    done = run_in_process(older / "recipe.py", older / "run", data, "total_steps=4")
     assert done.returncode == 0, done.stderr
     assert "resumed from the checkpoint of step 2" in done.stdout
-    expected = json.loads((older / "losses.json").read_text())
-    found = {line["step"]: line["loss/total"] for line in metrics(older / "run")}
+    return {line["step"]: line["loss/total"] for line in metrics(older / "run")}
+
+
+def test_run_resumes_and_its_metrics_go_on(older):
+    """Without a train step: the configuration, data, checkpoint and metrics are read."""
+    before = metrics(older / "run")
+    with counting_steps():
+        assert resume(older) == {line["step"]: line["loss/total"] for line in before} | {3: 1, 4: 1}
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path != ARCHIVES[-1] else ())
+        for path in ARCHIVES
+    ],
+    indirect=True,
+    ids=lambda path: path.name.split(".")[0],
+)
+def test_run_resumes_with_the_losses_of_the_older_version(older):
+    expected, found = json.loads((older / "losses.json").read_text()), resume(older)
     for step in (3, 4):
         assert found[step] == pytest.approx(expected[str(step)], rel=1e-4), step

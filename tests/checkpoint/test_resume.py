@@ -16,7 +16,13 @@ from can_jax.train.run import note_start
 from can_jax.train.run_length import make_timetable
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
-from tests.helpers.runs import command, contents, main_in_process, run_in_process
+from tests.helpers.runs import (
+    command,
+    contents,
+    counting_steps,
+    main_in_process,
+    run_in_process,
+)
 
 LEVEL = "noise.level_tokens"
 
@@ -152,7 +158,8 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
 def test_a_start_that_is_refused_changes_nothing(finished, recipe, tmp_path, changes, message):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     before = contents(workdir)
-    done = run_in_process(recipe, workdir, *changes)
+    with counting_steps():
+        done = run_in_process(recipe, workdir, *changes)
     assert done.returncode == 1 and message in done.stderr
     assert contents(workdir) == before
 
@@ -163,7 +170,8 @@ def test_a_damaged_checkpoint_stays_where_it_is_when_the_data_is_another(
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     (workdir / "checkpoints" / "6" / "seal.json").write_text("")
     before = contents(workdir)
-    done = run_in_process(recipe, workdir, "data.shapes_count=72")
+    with counting_steps():
+        done = run_in_process(recipe, workdir, "data.shapes_count=72")
     assert done.returncode == 1 and "72 examples instead of 64" in done.stderr
     assert contents(workdir) == before
 
@@ -172,8 +180,9 @@ def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_p
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     quiet = ["probe.every_steps=0", "figures.every_steps=0"]
     main = [*command(recipe, workdir, *quiet, "seed=7", "total_steps=7")[2:]]
-    assert main_in_process(*main, "--allow_changes=seed").returncode == 0
-    done = run_in_process(recipe, workdir, *quiet, "seed=7", "total_steps=8")
+    with counting_steps():
+        assert main_in_process(*main, "--allow_changes=seed").returncode == 0
+        done = run_in_process(recipe, workdir, *quiet, "seed=7", "total_steps=8")
     assert done.returncode == 0, done.stderr  # it was trained with this seed, too
     for change in ("seed 0 -> 7", "total_steps 6 -> 8"):
         assert f"changed since this run began: {change}" in done.stdout

@@ -1,7 +1,9 @@
 """Runs of the commands: of any as a process or in this one, of training on a tiny recipe."""
 
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import importlib
 import importlib.util
 import io
@@ -14,10 +16,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental.compilation_cache import compilation_cache
+
+from can_jax.distributed import hardware
+from can_jax.train import run as running
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,6 +108,45 @@ def run_in_process(recipe, workdir, *overrides, devices=1):
         return main_in_process(*command(recipe, workdir, *overrides)[2:])
 
 
+@contextlib.contextmanager
+def counting_steps(change=lambda number, state, metrics: (state, metrics)):
+    """Let runs in this process train with a step that only counts, which saves compiling one.
+
+    This is for tests of what surrounds the steps: the run directory, locks, checkpoints, messages.
+
+    Args:
+        change: Called after each step with its number, the state and the metrics; returns the last
+            two, changed or not.
+    """
+
+    def compiled(_, report):
+        report.say("compiled the train step in 0.0s")
+
+        def step(state, batch):
+            state = dataclasses.replace(state, step=state.step + 1)
+            metrics = {"loss/total": jnp.float32(1.0), "skipped_steps": state.skipped}
+            return change(int(state.step), state, metrics)
+
+        return step
+
+    def zeros(_, abstract):
+        def place(leaf):
+            return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
+
+        return jax.tree.map(place, abstract)
+
+    with (
+        patch.object(running, "lower_train_step", lambda *_: None),
+        patch.object(running, "compile_timed", compiled),
+        patch.object(running, "initialize", zeros),
+    ):
+        yield
+
+
+# The peak of a CPU is measured by products of matrices; small ones do for tests.
+_quick_peak = functools.partial(hardware.matmul_flops, size=256, repeats=1)
+
+
 def main_in_process(module, *arguments):
     """Run ``python -m module`` in this process, which saves the 7 to 13 s that a new one takes to
     import. The result is that of `subprocess.run`. What ends or kills a process needs a process."""
@@ -113,6 +158,7 @@ def main_in_process(module, *arguments):
         contextlib.redirect_stderr(err),
         patch.dict(os.environ),
         patch.object(sys, "argv", [module]),
+        patch.object(hardware, "matmul_flops", _quick_peak),
         _own_loggers(),
         _own_jax_config(),
     ):
@@ -141,9 +187,10 @@ def _own_jax_config():
 
 @contextlib.contextmanager
 def _own_loggers():
-    """Leave the loggers as they were."""
+    """Log as the process of a command does, and leave the loggers as they were."""
     loggers = (python_logging.root, logging.get_absl_logger())
     before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
+    logging.use_absl_handler()
     try:
         yield
     finally:
