@@ -9,20 +9,19 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
-from can_jax.config.resolve import load_recipe
-from can_jax.train import pretrain
-from can_jax.train import run as running
-from can_jax.utils.errors import UserError
+from tests.checkpoint.test_lock import holder
+from tests.data.test_dirty import bound_by_permissions
 from tests.distributed.test_replica_check import with_one_bit_changed
 from tests.helpers.runs import (
     ROOT,
     assert_same_run,
     command,
     contents,
+    counting_steps,
     made_once,
     main_in_process,
     metrics,
@@ -40,7 +39,7 @@ def whole(recipe, tmp_path_factory):
     return made_once(tmp_path_factory, "whole", lambda workdir: make(workdir, *QUIET))[0]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", pytest.param("missing", marks=pytest.mark.slow)])
 def test_damaged_checkpoint_is_left_out_and_the_run_ends_the_same(recipe, whole, tmp_path, damage):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -81,16 +80,19 @@ def test_empty_checkpoint_of_the_last_step_does_not_end_the_run(recipe, whole, t
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "checkpoints/6")
     (workdir / "checkpoints/6").mkdir()
-    done = run_in_process(recipe, workdir, *QUIET)
+    with counting_steps():
+        done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 0 and "resumed from the checkpoint of step 4" in done.stdout
     assert "seal.json is missing: it was not saved as a whole" in done.stderr
-    assert_same_run(workdir, whole, 6)
+    assert [line["step"] for line in metrics(workdir)] == list(range(1, 7))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
 def test_checkpoint_of_another_model_is_refused_in_one_line(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    done = run_in_process(recipe, workdir, *QUIET, "model.width=48", "total_steps=8")
+    with counting_steps():
+        done = run_in_process(recipe, workdir, *QUIET, "model.width=48", "total_steps=8")
     assert done.returncode == 1
     assert done.stderr.startswith("error: checkpoint ") and done.stderr.count("\n") == 1
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
@@ -133,7 +135,8 @@ def test_checkpoint_that_cannot_be_read_is_not_damaged(recipe, whole, tmp_path):
     before = contents(workdir)
     for file in (workdir / "checkpoints/6/state").rglob("d/*"):
         file.chmod(0)
-    done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS)
+    with bound_by_permissions():
+        done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: checkpoint {workdir / 'checkpoints/6'} cannot be read")
     assert "Permission denied" in done.stderr
@@ -146,7 +149,8 @@ def test_directory_that_cannot_be_written_is_one_line(recipe, whole, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     workdir.chmod(0o500)
-    done = restricted(recipe, workdir, BOUND_BY_PERMISSIONS, "total_steps=9")
+    with bound_by_permissions():
+        done = run_in_process(recipe, workdir, *QUIET, "total_steps=9")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert f"--workdir={workdir} cannot be written: Permission denied" in done.stderr
 
@@ -225,6 +229,18 @@ def test_last_good_checkpoint_survives_a_full_disk(recipe, whole, tmp_path):
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
+def test_start_in_the_directory_of_a_run_is_refused(recipe, tmp_path):
+    first = holder(tmp_path)
+    try:
+        done = run_in_process(recipe, tmp_path, *QUIET)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert f"is in use by process {first.pid} on " in done.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.slow
 def test_second_run_in_the_same_directory_is_refused(recipe, tmp_path):
     first = subprocess.Popen(
         command(recipe, tmp_path, *QUIET, "total_steps=100000"), cwd=ROOT, text=True,
@@ -315,6 +331,45 @@ def test_what_a_killed_run_did_not_look_at_is_made_up_for(recipe, tmp_path):
     assert "nothing to do" in run_in_process(recipe, tmp_path / "killed", *looking).stdout
 
 
+def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
+    def jump(number, state, metrics):
+        loss = 9.0 if 115 <= number < 118 else 1.0 + 0.01 * float(np.sin(number))
+        return state, metrics | {"loss/total": jnp.float32(loss)}
+
+    options = ["spike.deviations=6", "spike.steps=2", "total_steps=120", "log_every_steps=40"]
+    with counting_steps(jump):
+        done = run_in_process(recipe, tmp_path, *QUIET, *options, "checkpoint.every_steps=1000")
+    assert done.returncode == 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("WARNING: the loss was more than 6 deviations above its running mean")
+    assert "for 2 steps, up to step 118" in line
+    assert "config.spike.rewinds=3 would go back" in line
+    assert [line["step"] for line in metrics(tmp_path)] == [40, 80, 120]
+
+
+def test_run_goes_back_to_before_the_loss_jumped(recipe, tmp_path):
+    jumps = [115, 116, 117]
+
+    def jump(number, state, metrics):
+        loss = 1.0 + 0.01 * float(np.sin(number))
+        if jumps and number == jumps[0]:
+            loss = 9.0
+            del jumps[0]
+        return state, metrics | {"loss/total": jnp.float32(loss)}
+
+    options = ["spike.deviations=6", "spike.steps=2", "spike.rewinds=1", "total_steps=120"]
+    with counting_steps(jump):
+        done = run_in_process(
+            recipe, tmp_path, *QUIET, *options, "checkpoint.every_steps=20", "log_every_steps=20"
+        )
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if "loss was" in line)
+    assert line.endswith("up to step 118; going back to the checkpoint of step 100")
+    positions = f"the images at positions {16 * 100} to {16 * 118 - 1} are passed over"
+    assert f"resumed from the checkpoint of step 100; {positions}" in done.stdout
+    assert [line["step"] for line in metrics(tmp_path)] == [20, 40, 60, 80, 100, 120]
+
+
 # A loss that does not fall: its ordinary noise is enough.
 SPIKES = [
     "spike.deviations=0.5",
@@ -322,15 +377,6 @@ SPIKES = [
     "total_steps=160",
     "optimizer.learning_rate=1e-9",
 ]
-
-
-def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
-    done = run_in_process(recipe, tmp_path, *QUIET, *SPIKES, "checkpoint.every_steps=1000")
-    assert done.returncode == 0
-    line = done.stderr.splitlines()[0]
-    assert line.startswith("WARNING: the loss was more than 0.5 deviations above its running mean")
-    assert "config.spike.rewinds=3 would go back" in line
-    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 161))
 
 
 @pytest.mark.slow
@@ -363,28 +409,16 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     )
 
 
-def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(
-    recipe, tmp_path, monkeypatch, capsys
-):
-    config = load_recipe(str(recipe), recipe.stem)
-    config.update(checkpoint={"every_steps": 2}, probe={"every_steps": 0})
-    config.figures.every_steps = 0
-    compile_step = running.compile_timed
+def test_device_whose_copy_drifts_stops_the_run_before_it_is_saved(recipe, tmp_path):
+    def drift(number, state, metrics):
+        if number == 5:
+            norm = state.parameters["encoder"]["norm"]
+            norm["scale"] = with_one_bit_changed(norm["scale"], 3)
+        return state, metrics
 
-    def compile_faulty(*arguments):
-        step = compile_step(*arguments)
-
-        def faulty(state, batch):
-            state, result = step(state, batch)
-            if int(state.step) == 5:
-                state.parameters["encoder"]["norm"]["scale"] = with_one_bit_changed(
-                    state.parameters["encoder"]["norm"]["scale"], 3
-                )
-            return state, result
-
-        return faulty
-
-    monkeypatch.setattr(running, "compile_timed", compile_faulty)
-    with pytest.raises(UserError, match="at step 6 device 3 of process 0 has another parameters/"):
-        pretrain.pretrain(config, epath.Path(tmp_path))
+    with counting_steps(drift):
+        done = run_in_process(recipe, tmp_path, *QUIET, devices=8)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "at step 6 device 3 of process 0 has another parameters/encoder/norm/scale" in line
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
