@@ -16,9 +16,7 @@ def numbered(count):
     return ArraySource(images, np.arange(count, dtype=np.int32))
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3), st.integers(1, 5))
-def test_every_example_counts_once_on_any_number_of_hosts(size, count, hosts, local):
+def check_every_example_counts_once(size, count, hosts, local):
     examples = EvaluationSet(small_config(), numbered(size), count, labelled=False)
     assert len(examples) == min(size, count)
     shares = np.split(np.arange(hosts * local), hosts)
@@ -33,6 +31,12 @@ def test_every_example_counts_once_on_any_number_of_hosts(size, count, hosts, lo
             seen += shown[batch.valid].tolist()
     alone = [label for b in examples.batches(7, np.arange(7)) for label in b.label[b.valid]]
     assert seen == alone and len(set(seen)) == len(examples)
+
+
+@pytest.mark.parametrize("cases", [5, pytest.param(25, marks=pytest.mark.slow)])
+def test_every_example_counts_once_on_any_number_of_hosts(cases):
+    drawn = given(st.integers(1, 40), st.integers(1, 50), st.integers(1, 3), st.integers(1, 5))
+    settings(deadline=None, max_examples=cases)(drawn(check_every_example_counts_once))()
 
 
 @pytest.mark.parametrize("labelled", [True, False])

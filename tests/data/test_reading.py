@@ -70,7 +70,15 @@ def put_streamed_tars(place):
     return put_tars(place) | {"streaming": True, "examples": len(IMAGES), "window": 4}
 
 
-@pytest.mark.parametrize("put", [put_folder, put_tars, put_streamed_records, put_streamed_tars])
+@pytest.mark.parametrize(
+    "put",
+    [
+        put_folder,
+        pytest.param(put_tars, marks=pytest.mark.slow),  # read as the files of a folder are
+        put_streamed_records,
+        put_streamed_tars,
+    ],
+)
 def test_stream_is_the_same_after_a_failure_that_passes_and_ends_at_one_that_stays(
     put, tmp_path, failing
 ):

@@ -102,7 +102,11 @@ def labels_of(config, first=0, total=8, states=None):
     return found, loader
 
 
-@pytest.mark.parametrize("kind", ["tfrecord", "tfrecord.gz", "webdataset", "webdataset.gz"])
+@pytest.mark.parametrize(
+    "kind",
+    ["tfrecord.gz", "webdataset"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in ("tfrecord", "webdataset.gz")],
+)
 def test_batches_of_shards_resume_exactly(tmp_path, kind, contents):
     config = shards(tmp_path, kind, contents)
     whole, loader = labels_of(config)

@@ -91,7 +91,7 @@ def test_index_of_a_prepared_data_set(data_dir, tmp_path):
     command = ["can_jax.data.index", data_dir, "--source=tfds", f"--out={tmp_path}"]
     run = main_in_process(*command)
     assert run.returncode == 1 and "--name is missing" in run.stderr
-    run = main_in_process(*command, "--name=tiny", "--verify=none")
+    run = main_in_process(*command, "--name=tiny", "--verify=none", "--workers=1")
     assert run.returncode == 0, run.stderr
     source = open_tfds("tiny", data_dir, "train", index=str(tmp_path))
     assert source.examples == 23 and source.label_names == ("even", "odd")

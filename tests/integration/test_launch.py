@@ -157,7 +157,7 @@ def test_run_that_ends_unexpectedly_is_started_a_few_times_more(tmp_path, stand_
 def test_signal_reaches_the_run_which_is_waited_for(tmp_path, stand_in, script, number, code):
     stand_in(
         "python",
-        "trap 'sleep 1; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done",
+        "trap 'sleep 0.3; echo saved; exit 75' TERM; echo ready; while true; do sleep 0.1; done",
     )
     count = int(script[-1]) if len(script) > 1 else 1
     process = start(tmp_path, *script, "--config=x")

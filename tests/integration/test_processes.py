@@ -92,13 +92,13 @@ def test_sigterm_to_one_process_saves_and_stops_all_of_them(recipe, tmp_path):
 
 
 def test_process_that_never_comes_is_not_waited_for_endlessly(recipe, tmp_path):
-    alone = (["--start_timeout=5"], [])
+    alone = (["--start_timeout=2"], [])
     started = time.monotonic()
     with job(recipe, tmp_path, count=1, own=alone) as (process,):
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 70 and time.monotonic() - started < 45
     assert errors.startswith("error: the processes of this job did not find each other")
-    assert errors.count("\n") == 1 and "within --start_timeout=5 s" in errors
+    assert errors.count("\n") == 1 and "within --start_timeout=2 s" in errors
 
 
 def test_processes_with_different_configurations_are_refused(recipe, tmp_path):

@@ -17,7 +17,7 @@ def test_window_leaves_out_pauses_and_knows_the_wait():
     assert window.steps == 4
     assert 0.08 <= window.seconds < 1.5
     assert window.step_seconds == window.seconds / 4
-    assert 0 < window.data_wait <= 1
+    assert 0.08 <= window.data_wait * window.seconds <= window.seconds
     assert clock.window().steps == 0
 
 
