@@ -21,6 +21,7 @@ from tests.helpers.runs import (
     contents,
     counting_steps,
     main_in_process,
+    only_devices,
     run_in_process,
 )
 
@@ -180,7 +181,7 @@ def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_p
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     quiet = ["probe.every_steps=0", "figures.every_steps=0"]
     main = [*command(recipe, workdir, *quiet, "seed=7", "total_steps=7")[2:]]
-    with counting_steps():
+    with counting_steps(), only_devices(1):
         assert main_in_process(*main, "--allow_changes=seed").returncode == 0
         done = run_in_process(recipe, workdir, *quiet, "seed=7", "total_steps=8")
     assert done.returncode == 0, done.stderr  # it was trained with this seed, too

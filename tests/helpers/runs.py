@@ -103,9 +103,14 @@ def made_once(factory, name, make):
 
 def run_in_process(recipe, workdir, *overrides, devices=1):
     """As `run`, but in this process, and on as many of its eight devices as wanted."""
-    chosen = jax.devices()[:devices]
-    with patch.object(jax, "devices", lambda: chosen):
+    with only_devices(devices):
         return main_in_process(*command(recipe, workdir, *overrides)[2:])
+
+
+def only_devices(count):
+    """Let JAX see so many of its devices."""
+    chosen = jax.devices()[:count]
+    return patch.object(jax, "devices", lambda: chosen)
 
 
 @contextlib.contextmanager
