@@ -11,8 +11,7 @@ from can_jax.plan import search as search_module
 from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
 from can_jax.plan.search import Search, choice_of, choices, fit_mesh
 from can_jax.plan.topology import Topology
-from can_jax.train.gradients import gradients
-from can_jax.train.step import abstract_state, make_step
+from can_jax.train.step import abstract_state, gradients, make_step
 from tests.helpers.configs import small_config
 
 LIMIT = 1000
