@@ -129,7 +129,7 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
     return tf.stack([view(box) for box in tf.unstack(boxes)])
 
 
-def resize_and_centre_crop(image: Any, size: tuple[int, int]) -> Any:
+def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     """Resize and crop an image for evaluation, as torchvision's `Resize` and `CenterCrop` do.
 
     The side that is shorter in proportion to ``size`` is resized to 8/7 of its target (256 for

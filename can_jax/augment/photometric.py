@@ -51,7 +51,7 @@ class Photometric:
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
-    def needs_colour(self) -> bool:
+    def needs_color(self) -> bool:
         """True if an enabled operation is defined for RGB images only."""
         return bool((self.jitter and (self.saturation or self.hue)) or self.greyscale)
 
@@ -115,7 +115,7 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
     return jnp.stack([channel(5), channel(3), channel(1)])
 
 
-def colour_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
+def color_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
     """Change brightness, contrast, saturation and hue in random order."""
     order_key, hue_index_key, hue_key, *keys = jax.random.split(key, 6)
     kinds = (
@@ -186,7 +186,7 @@ def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Ima
         image = sometimes(flip_key, settings.flip, image[:, :, ::-1], image)
     if settings.jitter:
         coin, draw = jax.random.split(jitter_key)
-        image = sometimes(coin, settings.jitter, colour_jitter(image, draw, settings), image)
+        image = sometimes(coin, settings.jitter, color_jitter(image, draw, settings), image)
     if settings.greyscale:
         gray = jnp.broadcast_to(luminance(image), image.shape)
         image = sometimes(gray_key, settings.greyscale, gray, image)

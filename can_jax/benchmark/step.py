@@ -28,7 +28,7 @@ from can_jax.train.step import abstract_state, compile_train_step, initialize, m
 from can_jax.utils.errors import UserError
 
 Turn = Callable[[float], float]  # Measures for some seconds; returns images per second.
-PEER = Path(__file__).with_name("torch_reference.py")
+BASELINE = Path(__file__).with_name("torch_reference.py")
 
 # Changes that remove a part of the step. The part's time is the difference to the whole step.
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> T
 
 
 @dataclasses.dataclass
-class Ours:
+class CompiledStep:
     """A compiled train step of can_jax.
 
     Attributes:
@@ -98,7 +98,7 @@ class Ours:
     memory: int
 
 
-def our_step(config: ConfigDict) -> Ours:
+def our_step(config: ConfigDict) -> CompiledStep:
     """Compile the step of a resolved configuration, and run it once to warm up."""
     mesh = make_mesh(config.mesh)
     step = make_step(config, lambda _: 1e-4)
@@ -118,7 +118,7 @@ def our_step(config: ConfigDict) -> Ours:
     planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", planned)
     turn = timed(advance, lambda: jax.block_until_ready(state.step), config.batch_size)
-    return Ours(turn, seconds, int(peak))
+    return CompiledStep(turn, seconds, int(peak))
 
 
 def counted_flops(config: ConfigDict) -> float:
@@ -134,7 +134,7 @@ def counted_flops(config: ConfigDict) -> float:
     return counted["flops"] / config.batch_size
 
 
-def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
+def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     """Build the same step in PyTorch on the same device.
 
     It omits photometric augmentation, which PyTorch users do in the workers of their input
@@ -154,7 +154,7 @@ def peer_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
         raise UserError("--peer needs PyTorch: pip install torch")
     import torch
 
-    reference = SimpleNamespace(**runpy.run_path(str(PEER), run_name=PEER.stem))
+    reference = SimpleNamespace(**runpy.run_path(str(BASELINE), run_name=BASELINE.stem))
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     size, model = encoder_size(config.model), config.model
     decoder, projector = model.decoder, model.projector
@@ -213,7 +213,7 @@ def measure_step(
     turns = {name: ours.turn for name, ours in built.items()}
     results: dict[str, Any] = {}
     if peer:
-        turns["peer"], results["peer"] = peer_step(config, peer_compiled)
+        turns["peer"], results["peer"] = baseline_step(config, peer_compiled)
     rates: dict[str, list[float]] = {"matmul": []}
     for _ in range(rounds):
         rates["matmul"].append(matmul_flops(config.model.dtype))

@@ -19,7 +19,7 @@ from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
 
 
-def write_capture(
+def write_failed_step(
     folder: epath.Path, config: ConfigDict, step: int, state: Any, batch: Batch
 ) -> None:
     """Write the dump of a failed step. Collective: every process must call this.

@@ -83,7 +83,7 @@ class Checkpointer:
             read_only=read_only,
             async_options=None
             if read_only
-            else ocp.AsyncOptions(post_finalization_callback=self._seal),
+            else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -110,7 +110,7 @@ class Checkpointer:
         self._settle()
 
     def set_aside_refused(self) -> None:
-        """Move the checkpoints away that `newest_whole` and `restore` have refused.
+        """Move the checkpoints away that `latest_valid_step` and `restore` have refused.
 
         Call it once the run is certain to resume. Collective: every process must call this.
         """
@@ -120,7 +120,7 @@ class Checkpointer:
                 self._set_aside(step, reason)
         self._settle()
 
-    def newest_whole(self) -> int | None:
+    def latest_valid_step(self) -> int | None:
         """Return the latest step whose checksums verify, or None without any checkpoint.
 
         Later checkpoints are damaged and are refused; see `set_aside_refused`. Collective: every
@@ -280,7 +280,7 @@ class Checkpointer:
             ) from error
         return restored.state, restored.run
 
-    def _seal(self) -> None:
+    def _write_checksums(self) -> None:
         """Write the checksums of a checkpoint just before Orbax renames it to its final name."""
         if jax.process_index():
             return

@@ -145,7 +145,7 @@ def newest_state(workdir: epath.Path, abstract: Any) -> tuple[int, Any]:
         UserError: There is no checkpoint, or none that is valid and fits.
     """
     checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
-    newest = checkpoints.newest_whole()
+    newest = checkpoints.latest_valid_step()
     if newest is None:
         raise UserError(f"{workdir} holds no checkpoint")
     step, state, _ = checkpoints.restore(newest, abstract)

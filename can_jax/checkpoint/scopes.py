@@ -23,7 +23,7 @@ def quiet_threads() -> Iterator[None]:
     asyncio_logger, logger = python_logging.getLogger("asyncio"), logging.get_absl_logger()
     level, usual = asyncio_logger.level, sys.unraisablehook
 
-    def hook(raised: Any) -> None:
+    def periodic_action(raised: Any) -> None:
         if str(raised.exc_value) != "Event loop is closed":  # an abandoned write
             usual(raised)
 
@@ -32,7 +32,7 @@ def quiet_threads() -> Iterator[None]:
 
     asyncio_logger.setLevel(python_logging.CRITICAL)
     logger.addFilter(keep)
-    sys.unraisablehook = hook
+    sys.unraisablehook = periodic_action
     warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
     filters: Any = warnings.filters
     entry = filters[0]
@@ -43,7 +43,7 @@ def quiet_threads() -> Iterator[None]:
         logger.removeFilter(keep)
         with contextlib.suppress(ValueError):  # the program has set its own filters since
             filters.remove(entry)
-        if sys.unraisablehook is hook:
+        if sys.unraisablehook is periodic_action:
             sys.unraisablehook = usual
 
 

@@ -102,7 +102,7 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def pin_rows(x: Array) -> Array:
+def constrain_batch_sharding(x: Array) -> Array:
     """Constrain activations to the batch sharding: the first axis split, the others whole.
 
     Without constraints between blocks the compiler may choose to replicate activations. Outside a
@@ -121,6 +121,6 @@ def replicate(x: Array) -> Array:
 
 
 def row_shards() -> int:
-    """Return the number of parts of `pin_rows`; 1 outside a `jax.set_mesh` context."""
+    """Return how many parts `constrain_batch_sharding` makes; 1 without `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)

@@ -12,7 +12,7 @@ from can_jax.distributed.mesh import batch_sharding
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class ProcessSlice:
     """The rows of a global batch that a process loads, which are those of its devices.
 
     Row ``r`` of the batch is the same on any mesh and any number of processes. The devices of a
@@ -49,12 +49,12 @@ class Share:
         return jax.make_array_from_callback(shape, self.sharding, shard)
 
 
-Places = dict[int, set[tuple[int, int]]]  # by process: first row and last, exclusive
+RowRanges = dict[int, set[tuple[int, int]]]  # by process: first row and last, exclusive
 
 
-def places_of_processes(sharding: NamedSharding, batch_size: int) -> Places:
+def row_ranges_of_processes(sharding: NamedSharding, batch_size: int) -> RowRanges:
     """Return the row ranges of the devices of each process."""
-    ranges: Places = {}
+    ranges: RowRanges = {}
     indices: dict[Any, Any] = dict(sharding.devices_indices_map((batch_size,)))
     for device, index in indices.items():
         first, last, _ = index[0].indices(batch_size)
@@ -62,7 +62,7 @@ def places_of_processes(sharding: NamedSharding, batch_size: int) -> Places:
     return ranges
 
 
-def share_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> Share:
+def slice_of_process(mesh: Mesh, batch_size: int, process: int | None = None) -> ProcessSlice:
     """Return the rows of a batch that a process loads.
 
     Args:
@@ -71,10 +71,10 @@ def share_of_process(mesh: Mesh, batch_size: int, process: int | None = None) ->
         process: The index of the process; this one by default.
     """
     sharding = batch_sharding(mesh)
-    ranges = places_of_processes(sharding, batch_size)
+    ranges = row_ranges_of_processes(sharding, batch_size)
     mine = ranges[jax.process_index() if process is None else process]
     different = sorted({tuple(sorted(span)) for span in ranges.values()})
-    return Share(
+    return ProcessSlice(
         rows=np.concatenate([np.arange(*span) for span in sorted(mine)]),
         number=different.index(tuple(sorted(mine))),
         count=len(different),

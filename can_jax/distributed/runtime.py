@@ -35,7 +35,7 @@ HEARTBEAT_SECONDS = 60
 BARRIER_SECONDS = 7200.0
 
 
-def surroundings() -> str | None:
+def detect_launcher() -> str | None:
     """Detect the launcher of several processes from the environment.
 
     Returns:
@@ -88,7 +88,7 @@ def start(
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
-    launcher = surroundings()
+    launcher = detect_launcher()
     if 0 < len(missing) < 3 and not launcher:
         raise UserError(
             f"{', '.join(missing)} is missing: give --coordinator=HOST:PORT, "
@@ -113,7 +113,7 @@ def start(
     )
     abort_on_sigabrt(f"this process ends: {gone}")  # a process may fail before all have joined
     try:
-        with give_up_after(timeout, hint):  # JAX's own timeout ends with a stack dump
+        with abort_after(timeout, hint):  # JAX's own timeout ends with a stack dump
             jax.distributed.initialize(
                 coordinator,
                 processes,
@@ -125,11 +125,11 @@ def start(
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
     abort_on_sigabrt(f"process {jax.process_index()} of {jax.process_count()} ends: {gone}")
-    demand_same("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
+    assert_equal_across_processes("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
 
 
 @contextlib.contextmanager
-def give_up_after(seconds: float, message: str, stacks: bool = False) -> Iterator[None]:
+def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[None]:
     """Abort the program with a message if the body takes longer than a timeout.
 
     Args:
@@ -147,7 +147,7 @@ def give_up_after(seconds: float, message: str, stacks: bool = False) -> Iterato
 
 
 @contextlib.contextmanager
-def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
+def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     """Bound the time of a collective operation in the body; abort the program when it is over.
 
     Collective: every process must call this. A single process does not wait.
@@ -161,7 +161,7 @@ def meeting(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
         return
     me = f"process {jax.process_index()} of {jax.process_count()}"
     started = time.perf_counter()
-    with give_up_after(
+    with abort_after(
         seconds,
         f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them is gone or stuck",
         stacks=True,
@@ -179,11 +179,11 @@ def gather(name: str, value: Any) -> np.ndarray:
     """
     if jax.process_count() == 1:
         return np.asarray(value)[None]
-    with meeting(name):
+    with barrier(name):
         return np.asarray(multihost_utils.process_allgather(value))
 
 
-class Stopping:
+class StopSignals:
     """The stop signals of a job, for a loop that polls them after each step and saves.
 
     All processes of a job stop after the same step, whichever of them received the signal. Inside
@@ -219,7 +219,7 @@ class Stopping:
             handler.requested = None
 
 
-def demand_same(
+def assert_equal_across_processes(
     name: str, text: str, hint: str = "start all of them with the same command"
 ) -> None:
     """Check that every process has the same value. Collective: every process must call this.

@@ -10,7 +10,7 @@ import numpy as np
 from can_jax.config.evaluation import FEATURES, default_evaluation, resolve_evaluation
 from can_jax.config.resolve import as_size
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import Subject, open_subject, select
+from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder, select
 from can_jax.models import can
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
@@ -30,7 +30,7 @@ class Encoder:
             1].
     """
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: PretrainedEncoder):
         """Wrap an open encoder.
 
         Args:
@@ -210,7 +210,7 @@ def load_encoder(
         reason = str(error).removeprefix("config.model.")
         raise UserError(f"{location}: {reason}") from None
     assumed: list[str] = []
-    subject = open_subject(location, False, changes, mesh, assumed.append)
+    subject = open_encoder(location, False, changes, mesh, assumed.append)
     for line in assumed:
         warnings.warn(line, stacklevel=3)  # attributes the warning to the caller of `can_jax.load`
     return Encoder(subject)

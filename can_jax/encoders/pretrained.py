@@ -31,7 +31,7 @@ from can_jax.weights.torch_layout import from_torch
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class PretrainedEncoder:
     """A pretrained encoder.
 
     Attributes:
@@ -90,13 +90,13 @@ def select(
     return {"class": first, "patches": mean, "both": outputs}[kind]
 
 
-def open_subject(
+def open_encoder(
     checkpoint: str,
     untrained: bool,
     changes: ConfigDict,
     mesh: Mesh,
     warn: Callable[[str], None] = logging.warning,
-) -> Subject:
+) -> PretrainedEncoder:
     """Open the encoder of a run, of an export, or of weights of another library.
 
     Args:
@@ -154,7 +154,7 @@ def open_subject(
     placed = jax.tree.map(
         lambda x, sharding: jax.device_put(np.asarray(x), sharding), encoder, targets
     )
-    return Subject(config, placed, identity)
+    return PretrainedEncoder(config, placed, identity)
 
 
 def identity_of(

@@ -12,7 +12,7 @@ from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Part
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.labels import Classes
-from can_jax.encoders.pretrained import Subject
+from can_jax.encoders.pretrained import PretrainedEncoder
 from can_jax.features.extractor import Change, FeatureExtractor
 from can_jax.utils.errors import UserError
 
@@ -61,7 +61,7 @@ def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
     return digest.hexdigest()[:16]
 
 
-class Reader:
+class SplitFeatureExtractor:
     """A feature extractor for splits that compiles the encoder once for all of them.
 
     Args:
@@ -70,7 +70,7 @@ class Reader:
         batch_size: The number of images per batch, rounded up to divide evenly over the mesh.
     """
 
-    def __init__(self, subject: Subject, mesh: Mesh, batch_size: int):
+    def __init__(self, subject: PretrainedEncoder, mesh: Mesh, batch_size: int):
         self._subject = subject
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 

@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
 from can_jax.data.sources.labels import Classes
-from can_jax.encoders.pretrained import Subject
+from can_jax.encoders.pretrained import PretrainedEncoder
 from can_jax.evaluate.page import Html
-from can_jax.evaluate.split_features import Reader, Split
+from can_jax.evaluate.split_features import Split, SplitFeatureExtractor
 from can_jax.utils.errors import UserError
 
 
 @dataclasses.dataclass
-class Findings:
+class EvalResults:
     """The results of one evaluation protocol.
 
     Attributes:
@@ -58,7 +58,7 @@ class Findings:
 
 
 @dataclasses.dataclass
-class Task:
+class EvalContext:
     """The context of an evaluation: its configuration, encoder and data.
 
     Attributes:
@@ -69,9 +69,9 @@ class Task:
     """
 
     config: ConfigDict
-    subject: Subject
+    subject: PretrainedEncoder
     mesh: Mesh
-    read: Reader
+    read: SplitFeatureExtractor
 
     @property
     def data(self) -> ConfigDict:
@@ -96,7 +96,7 @@ class Task:
 
     def pair(
         self,
-        findings: Findings,
+        findings: EvalResults,
         data: ConfigDict | None = None,
         test_split: str | None = None,
         name: str = "",
@@ -124,7 +124,7 @@ class Task:
         findings.warn(*(f"{name}: {note}" if name else note for note in pair.notes))
         return pair
 
-    def test_part(self, findings: Findings, classes: Classes) -> Part:
+    def test_part(self, findings: EvalResults, classes: Classes) -> Part:
         """Open test examples for a classifier whose classes are already fixed.
 
         Args:
@@ -155,12 +155,12 @@ class Task:
         return self.subject.select(split.found, kind or self.config.features)
 
 
-def both(task: Task) -> tuple[Split, Split, Findings]:
+def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
     """Read the training and test examples of the evaluation, and record their counts.
 
     Collective: every process must call this.
     """
-    findings = Findings()
+    findings = EvalResults()
     pair = task.pair(findings)
     train, test = task.read(pair.train), task.read(pair.test)
     findings.count("train", train)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.distributed.mesh import batch_shards, replicated
-from can_jax.distributed.process_slice import share_of_process
+from can_jax.distributed.process_slice import slice_of_process
 
 
 class Features(NamedTuple):
@@ -44,7 +44,7 @@ class FeatureExtractor:
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
         shards = batch_shards(mesh)
         self._mesh = mesh
-        self._share = share_of_process(mesh, -(-batch_size // shards) * shards)
+        self._share = slice_of_process(mesh, -(-batch_size // shards) * shards)
 
         def whole(state: Any, images: Any, *facts: Any) -> Any:
             return function(state, images), *facts

@@ -12,7 +12,7 @@ BANK_CHUNK = 65536  # bank features compared at a time; bounds memory for a mill
 VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The bank features most similar to each query, nearest first.
 
     Attributes:
@@ -66,7 +66,7 @@ def nearest(
     k: int,
     chunk: int = 1024,
     bank_chunk: int = BANK_CHUNK,
-) -> Neighbours:
+) -> Neighbors:
     """Return the ``k`` bank features with the highest cosine similarity to each query; exact.
 
     Args:
@@ -88,11 +88,11 @@ def nearest(
         jax.device_get(_nearest(on_device, jnp.int32(count), unit_queries[i : i + chunk], k))
         for i in range(0, len(queries), chunk)
     ]
-    return Neighbours(*map(np.concatenate, zip(*parts, strict=True)))
+    return Neighbors(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def vote(
-    neighbours: Neighbours, labels: Int[np.ndarray, " bank"], k: int, temperature: float
+    neighbours: Neighbors, labels: Int[np.ndarray, " bank"], k: int, temperature: float
 ) -> Int[np.ndarray, " queries"]:
     """Return the class of each query by a weighted vote of its ``k`` nearest neighbors.
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from can_jax.distributed.mesh import pin_rows
+from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models.positions import sincos_2d
 from can_jax.models.vit import Linear, Transformer
 
@@ -88,5 +88,5 @@ class Decoder(Transformer):
             kernel = self.embed.kernel[...].astype(tokens.dtype)
             patch_tokens = patch_tokens + (level.astype(tokens.dtype) @ kernel)[:, None]
         patch_tokens = patch_tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
-        x = pin_rows(jnp.concatenate([tokens[:, :1], patch_tokens], axis=1))
+        x = constrain_batch_sharding(jnp.concatenate([tokens[:, :1], patch_tokens], axis=1))
         return self.predict(self.norm(self.blocks(x)))[:, 1:]

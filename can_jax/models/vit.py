@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from can_jax.distributed.mesh import pin_rows
+from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models.positions import sincos_2d
 
 LAYER_NORM_EPS = 1e-6
@@ -267,7 +267,7 @@ class Blocks(nnx.Module):
 
         def apply(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, None]:
             state, drop = layer
-            return pin_rows(nnx.merge(block, state)(x, drop)), None
+            return constrain_batch_sharding(nnx.merge(block, state)(x, drop)), None
 
         if (policy := REMAT_POLICIES[self.remat]) is not None:
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
@@ -369,6 +369,6 @@ class Encoder(Transformer):
         tokens = tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)[index]
         class_token = self.class_token[...].astype(tokens.dtype)
         class_tokens = jnp.broadcast_to(class_token, (rows, 1, width))
-        x = pin_rows(jnp.concatenate([class_tokens, tokens], axis=1))
+        x = constrain_batch_sharding(jnp.concatenate([class_tokens, tokens], axis=1))
         x = self.blocks(x, drop)
         return self.norm(x) if norm else x

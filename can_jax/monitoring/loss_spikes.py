@@ -14,7 +14,7 @@ LEARN = 100  # steps of statistics before spikes are detected
 Verdict = Literal["broken", "spike"]
 
 
-class Guard:
+class LossSpikeDetector:
     """A detector of loss spikes and of updates that are not finite.
 
     It evaluates each loss `STEPS_IN_FLIGHT` steps late, so that it never blocks the devices.

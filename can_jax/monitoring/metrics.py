@@ -82,8 +82,8 @@ def write_restart(folder: epath.Path, step: int) -> None:
 class MetricWriter:
     """A writer of `metrics.jsonl` and of TensorBoard events; only process 0 writes.
 
-    Nothing is written before `go_back` sets the step from which the run starts or resumes. If the
-    disk is full, lines wait in memory until there is space, and events are lost.
+    Nothing is written before `truncate_after` sets the step from which the run starts or resumes.
+    If the disk is full, lines wait in memory until there is space, and events are lost.
 
     Args:
         workdir: The run directory.
@@ -99,7 +99,7 @@ class MetricWriter:
         self._summary: Any = None
         self._events: Any = None
 
-    def go_back(self, step: int) -> None:
+    def truncate_after(self, step: int) -> None:
         """Drop the metrics beyond a step, since those steps are repeated, and incomplete lines.
 
         Dropped lines are appended to ``metrics_dropped.jsonl``.

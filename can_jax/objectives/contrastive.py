@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from can_jax.distributed.mesh import pin_rows, replicate, row_shards
+from can_jax.distributed.mesh import constrain_batch_sharding, replicate, row_shards
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
 
 # Similarities that a device computes at a time, unless a block size is set: 128 MiB in float32.
@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     label: Int[Array, " rows"] | None  # None: only views of one image are positives
 
 
-class Seen(NamedTuple):
+class RowStatistics(NamedTuple):
     """Running statistics of each query row over the key blocks processed so far.
 
     Attributes:
@@ -78,7 +78,7 @@ def similarities(
     rows: Float[Array, "rows width"], keys: Float[Array, "keys width"]
 ) -> Float[Array, "rows keys"]:
     """Return the dot products of all pairs in full precision; the rows stay on their devices."""
-    return pin_rows(jnp.matmul(rows, keys.T, precision=jax.lax.Precision.HIGHEST))
+    return constrain_batch_sharding(jnp.matmul(rows, keys.T, precision=jax.lax.Precision.HIGHEST))
 
 
 class Pairs(NamedTuple):
@@ -135,7 +135,7 @@ def contrast(
     views: int,
     temperature: float,
     block: int,
-) -> tuple[Loss, Seen]:
+) -> tuple[Loss, RowStatistics]:
     """Compute the mean over rows of the mean over their positives of ``-log softmax``.
 
     The softmax is over all other rows. With one positive per row this is InfoNCE (arXiv 2002.05709,
@@ -157,21 +157,21 @@ def contrast(
 
 def _forward(
     unit: Array, label: Array | None, views: int, temperature: float, block: int
-) -> tuple[tuple[Loss, Seen], Any]:
+) -> tuple[tuple[Loss, RowStatistics], Any]:
     rows = Rows(jnp.arange(unit.shape[0]), label)
     keys = blocks(unit, block)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])
     none = jnp.zeros_like(rows.position)
-    start = Seen(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
+    start = RowStatistics(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
 
-    def compare(seen: Seen, these: tuple[Array, Rows]) -> tuple[Seen, None]:
+    def compare(seen: RowStatistics, these: tuple[Array, Rows]) -> tuple[RowStatistics, None]:
         similarity = similarities(unit, these[0])
         pair = pairs(rows, these[1], views)
         others = jnp.where(pair.itself, -jnp.inf, similarity)
         logits = others / temperature
         best, at = others.max(axis=1), others.argmax(axis=1)
         apart = ~pair.same_image & ~pair.itself
-        return Seen(
+        return RowStatistics(
             normalizer=jnp.logaddexp(seen.normalizer, jax.nn.logsumexp(logits, axis=1)),
             positives=seen.positives + pair.positive.sum(axis=1, dtype=none.dtype),
             positive_sum=seen.positive_sum + jnp.sum(similarity, axis=1, where=pair.positive),
@@ -181,7 +181,9 @@ def _forward(
             nearest=jnp.where(best > seen.best, these[1].position[at], seen.nearest),
         ), None
 
-    seen, _ = jax.lax.scan(compare, jax.tree.map(pin_rows, start), (keys, key_blocks(rows, block)))
+    seen, _ = jax.lax.scan(
+        compare, jax.tree.map(constrain_batch_sharding, start), (keys, key_blocks(rows, block))
+    )
     chosen = seen.positive_sum / temperature / seen.positives
     loss = jnp.mean(seen.normalizer - chosen)
     return (loss, seen), (unit, keys, label, seen.normalizer, seen.positives)
@@ -208,7 +210,7 @@ def _backward(views: int, temperature: float, block: int, saved: Any, cotangent:
         return total + jnp.matmul(pulls, key, precision=jax.lax.Precision.HIGHEST), None
 
     gathered = (keys, key_blocks(rows, block), blocks(normalizer, block), blocks(share, block))
-    total, _ = jax.lax.scan(pull, pin_rows(jnp.zeros_like(unit)), gathered)
+    total, _ = jax.lax.scan(pull, constrain_batch_sharding(jnp.zeros_like(unit)), gathered)
     return total * (cotangent[0] / (temperature * unit.shape[0])), None
 
 
@@ -234,7 +236,9 @@ def loss(
     assert arrays.projection is not None
     images, views, width = arrays.projection.shape
     count = images * views
-    unit = pin_rows(normalize(at_least_float32(arrays.projection)).reshape(count, width))
+    unit = constrain_batch_sharding(
+        normalize(at_least_float32(arrays.projection)).reshape(count, width)
+    )
     label = None
     if supervised:
         assert arrays.labels is not None

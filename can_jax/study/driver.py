@@ -19,7 +19,7 @@ from can_jax.monitoring.console import plain_console
 from can_jax.monitoring.metrics import read_metrics
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
 from can_jax.train.pretrain import pretrain
-from can_jax.train.run import make_directory
+from can_jax.train.start import make_directory
 from can_jax.utils.files import replace_text
 
 WAIT_SECONDS = 10.0  # The interval for polling runs that other processes hold.

@@ -11,12 +11,12 @@ METRICS = (
 SLACK = 2.0  # The margin on either side, in multiples of the average relative spread of the runs.
 LEAST = 0.05  # The smallest margin, as a fraction of the center of a range.
 
-Bands = dict[str, dict[str, Sequence[float]]]  # For each metric, (low, high) by step.
+ReferenceRanges = dict[str, dict[str, Sequence[float]]]  # For each metric, (low, high) by step.
 
 
-def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
+def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
     """Return reference ranges around the values that several runs logged at common steps."""
-    bands: Bands = {}
+    bands: ReferenceRanges = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
         ranges: dict[int, tuple[float, float]] = {}
@@ -35,7 +35,7 @@ def bands_of(runs: list[list[dict[str, Any]]]) -> Bands:
     return bands
 
 
-def outside(bands: Bands, run: list[dict[str, Any]]) -> list[str]:
+def outside(bands: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
     """Return a line for each value outside of its reference range. Other steps are skipped."""
     violations = []
     for line in run:
@@ -49,7 +49,7 @@ def outside(bands: Bands, run: list[dict[str, Any]]) -> list[str]:
     return violations
 
 
-def compared(bands: Bands, run: list[dict[str, Any]]) -> int:
+def compared(bands: ReferenceRanges, run: list[dict[str, Any]]) -> int:
     """Return the number of logged values that have a reference range."""
     return sum(
         metric in line and str(line["step"]) in band

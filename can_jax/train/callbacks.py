@@ -21,9 +21,9 @@ from can_jax.monitoring.metrics import MetricWriter, read_metrics, to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock
 from can_jax.train.figures import draw, make_panel, pixels_of
 from can_jax.train.knn_probe import KnnProbe
-from can_jax.train.loop import Hook
+from can_jax.train.loop import PeriodicAction
 from can_jax.train.losses import heads
-from can_jax.train.run_length import Timetable
+from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import one_line
 from can_jax.utils.files import replace_bytes
@@ -31,7 +31,7 @@ from can_jax.utils.files import replace_bytes
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 
 
-def unseen(step: int, times: Timetable, workdir: epath.Path) -> list[str]:
+def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
     """Return the evaluations (`probe`, `picture`) due at a step whose output is missing.
 
     A run saves a step before it evaluates it, so a run that is killed in between leaves them out.
@@ -76,7 +76,7 @@ class Log:
         self,
         config: ConfigDict,
         mesh: Mesh,
-        times: Timetable,
+        times: RunLength,
         flops: int,
         writer: MetricWriter,
         report: console.Reporter,
@@ -92,9 +92,9 @@ class Log:
         """The peak FLOP/s of all devices. It may have to be measured, with the devices idle."""
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
-    def go_back(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """Roll the metrics and the progress bar back to a step; later steps are trained anew."""
-        self._writer.go_back(step)
+        self._writer.truncate_after(step)
         self.report.advance(step)
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
@@ -123,7 +123,7 @@ class Log:
             )
 
 
-class Observers(Log):
+class PretrainCallbacks(Log):
     """The callbacks of pretraining: metrics, the kNN probe and the reconstruction figures.
 
     Args:
@@ -141,7 +141,7 @@ class Observers(Log):
         step: Step,
         source: Any,
         mesh: Mesh,
-        times: Timetable,
+        times: RunLength,
         workdir: epath.Path,
         writer: MetricWriter,
         report: console.Reporter,
@@ -164,16 +164,16 @@ class Observers(Log):
         examples = EvaluationSet(config, self._source, config.figures.images, labelled=False)
         return examples.images()
 
-    def hooks(self) -> list[Hook]:
+    def periodic_actions(self) -> list[PeriodicAction]:
         """Return the periodic evaluations that the configuration enables."""
-        hooks = []
+        periodic_actions = []
         if self._times.probe_every:
-            hooks.append(Hook(self._times.probe_every, self.probe))
+            periodic_actions.append(PeriodicAction(self._times.probe_every, self.probe))
         if self._times.figures_every:
-            hooks.append(Hook(self._times.figures_every, self.picture))
-        return hooks
+            periodic_actions.append(PeriodicAction(self._times.figures_every, self.picture))
+        return periodic_actions
 
-    def look_first(self, step: int, state: TrainState) -> None:
+    def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations that precede the first step.
 
         A new run probes raw pixels and the untrained encoder. A resumed run makes up for
@@ -183,7 +183,7 @@ class Observers(Log):
             pixels, untrained = self._probe.on_pixels(), self._probe(state)
             self._writer.scalars(0, {PROBE: untrained, PIXELS: pixels})
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
-        for name in unseen(step, self._times, self._workdir):
+        for name in pending_evaluations(step, self._times, self._workdir):
             getattr(self, name)(step, state)
 
     def probe(self, step: int, state: TrainState) -> None:
@@ -208,7 +208,7 @@ class Observers(Log):
             except Exception as error:
                 logging.warning("the figure of step %d is missing: %s", step, one_line(error))
 
-    def conclude(self, state: TrainState, seconds: float) -> None:
+    def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Print a summary of the finished run: its duration, its kNN accuracies and its files."""
         probes = [line for line in read_metrics(self._workdir) if PROBE in line]
         accuracies: dict[str, float | None] = {}

@@ -10,16 +10,16 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from can_jax.checkpoint.failed_step import write_capture
+from can_jax.checkpoint.failed_step import write_failed_step
 from can_jax.checkpoint.lock import RunLock
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.data.pipeline import order
 from can_jax.data.pipeline.batch import Batch
 from can_jax.data.pipeline.training_loader import Loader
 from can_jax.distributed.replica_check import ReplicaCheck
-from can_jax.distributed.runtime import Stopping, gather, meeting
+from can_jax.distributed.runtime import StopSignals, barrier, gather
 from can_jax.monitoring import console
-from can_jax.monitoring.loss_spikes import Guard
+from can_jax.monitoring.loss_spikes import LossSpikeDetector
 from can_jax.monitoring.profile import TraceWindow
 from can_jax.monitoring.timing import STEPS_IN_FLIGHT, Startup, StepClock
 from can_jax.monitoring.watchdog import Watchdog
@@ -60,7 +60,7 @@ class Progress:
         return cls(**{name: value for name, value in restored.items() if name in names})
 
 
-class Hook(NamedTuple):
+class PeriodicAction(NamedTuple):
     """A periodic callback, called every ``every`` steps and after the last."""
 
     every: int
@@ -68,16 +68,16 @@ class Hook(NamedTuple):
 
 
 @runtime_checkable
-class Watcher(Protocol):
+class Callbacks(Protocol):
     """The callbacks of a run: logging and evaluations."""
 
     report: console.Reporter
 
-    def look_first(self, step: int, state: TrainState) -> None:
+    def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations due before the first step, or left unfinished by a killed run."""
         ...
 
-    def hooks(self) -> list[Hook]:
+    def periodic_actions(self) -> list[PeriodicAction]:
         """Return the periodic callbacks."""
         ...
 
@@ -85,11 +85,11 @@ class Watcher(Protocol):
         """Log the metrics of a step."""
         ...
 
-    def go_back(self, step: int) -> None:
+    def on_rollback(self, step: int) -> None:
         """Roll the logged metrics back to a step; later steps are trained anew."""
         ...
 
-    def conclude(self, state: TrainState, seconds: float) -> None:
+    def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Summarize the run after its last step; ``seconds`` is its training time."""
         ...
 
@@ -124,8 +124,8 @@ class Loop:
     lock: RunLock
     loader: Loader
     checkpoints: Checkpointer
-    watcher: Watcher
-    stopping: Stopping
+    callbacks: Callbacks
+    stopping: StopSignals
     watchdog: Watchdog
     replicas: ReplicaCheck | None
     progress: Progress
@@ -146,10 +146,10 @@ class Loop:
         Raises:
             UserError: Training diverged, device copies differ, or checkpoints cannot be written.
         """
-        config, clock, report = self.step.config, StepClock(), self.watcher.report
+        config, clock, report = self.step.config, StepClock(), self.callbacks.report
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
-        self._guard = Guard(config, self.progress.guard)
+        self._guard = LossSpikeDetector(config, self.progress.guard)
         while step < self.total:
             step += 1
             with clock.waiting_for_data():
@@ -177,8 +177,9 @@ class Loop:
             last, stop = step == self.total, self.stopping.after(step)
             if step % config.log_every_steps == 0 or last:
                 self.lock.check()
-                self.watcher.log(step, metrics, clock, self.loader)
-            due = [hook for hook in self.watcher.hooks() if step % hook.every == 0 or last]
+                self.callbacks.log(step, metrics, clock, self.loader)
+            actions = self.callbacks.periodic_actions()
+            due = [action for action in actions if step % action.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.
             regular = step % config.checkpoint.every_steps == 0 or due or last or stop
             if regular or self._minutes_passed(step):
@@ -187,10 +188,10 @@ class Loop:
                 self.watchdog.beat(step)
             if stop:
                 break  # the resumed run makes up for the evaluations that are due
-            for hook in due:
+            for action in due:
                 with clock.paused():
                     self.lock.check()
-                    hook.act(step, state)
+                    action.act(step, state)
                 self.watchdog.beat(step)
         self.progress.seconds = self._seconds()
         return step, state
@@ -228,7 +229,7 @@ class Loop:
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
         progress.guard = self._guard.state
-        with meeting("saving the checkpoint"):
+        with barrier("saving the checkpoint"):
             self.checkpoints.save(step, state, dataclasses.asdict(progress), temporary)
 
     def _before_spike(self, step: int) -> int | None:
@@ -266,16 +267,16 @@ class Loop:
         self.lock.check_together()
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # the memory may not hold two states
-        with meeting("restoring the checkpoint"):
+        with barrier("restoring the checkpoint"):
             self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
             restored, state, run = self.checkpoints.restore(target, self.abstract)
             self.checkpoints.set_aside_refused()
-        self._guard = Guard(self.step.config, Progress.from_json(run).guard)
-        self.watcher.go_back(restored)
+        self._guard = LossSpikeDetector(self.step.config, Progress.from_json(run).guard)
+        self.callbacks.on_rollback(restored)
         size, before = self.step.config.batch_size, self.progress.passed_over
         self.progress.passed_over += step - restored
         self.progress.rewinds += 1
-        self.watcher.report.say(
+        self.callbacks.report.say(
             f"resumed from the checkpoint of step {restored}; the images at positions "
             f"{size * (restored + before)} to {size * (step + before) - 1} are passed over"
         )
@@ -288,7 +289,7 @@ class Loop:
         """
         self.lock.check_together()
         folder, config = self.workdir / "captures" / f"step_{step:08d}", self.step.config
-        write_capture(folder, config, step, state, batch)
+        write_failed_step(folder, config, step, state, batch)
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
             f"{step - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} shows the step; a "

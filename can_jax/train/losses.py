@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from can_jax import objectives
 from can_jax.augment.photometric import Photometric, augment, normalize, to_float
 from can_jax.data.pipeline.batch import Batch
-from can_jax.distributed.mesh import pin_rows
+from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models import can
 from can_jax.models.masking import (
     gather_patches,
@@ -133,9 +133,9 @@ def prepare(
     rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys(config.seed, step, batch))
     augment_keys, sigma_keys, noise_keys, mask_keys = (keys[:, i] for i in range(4))
-    views = augment(pin_rows(rows), augment_keys, settings)
+    views = augment(constrain_batch_sharding(rows), augment_keys, settings)
     views = normalize(views, config.augment.mean, config.augment.std)
-    clean = pin_rows(patchify(views, config.model.patch_size))
+    clean = constrain_batch_sharding(patchify(views, config.model.patch_size))
 
     noise = None
     if config.noise.sigma_max:
@@ -166,7 +166,7 @@ def forward(
         visible = visible_count(patches.shape[1], config.model.mask_ratio)
         patches = gather_patches(patches, inputs.shuffle[:, :visible])
     sigma = None if inputs.noise is None else inputs.noise.sigma
-    shown = (pin_rows(patches), inputs.shuffle, sigma)
+    shown = (constrain_batch_sharding(patches), inputs.shuffle, sigma)
     return model(*shown, grid=grid_of(config), train=train, heads=heads)
 
 

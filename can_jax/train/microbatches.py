@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from can_jax import objectives
 from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
-from can_jax.distributed.mesh import pin_rows
+from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models import can
 from can_jax.objectives.base import at_least_float32
 from can_jax.train.losses import (
@@ -67,12 +67,14 @@ def split_microbatches(
 
     Every device holds a part of each microbatch, so no image moves between devices.
     """
-    return pin_rows(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
+    return constrain_batch_sharding(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
 
 
 def merge_microbatches(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, "all ..."]:
     """Merge microbatches into one batch; the inverse of `split_microbatches`."""
-    return pin_rows(pin_rows(parts.swapaxes(0, 1)).reshape(-1, *parts.shape[2:]))
+    return constrain_batch_sharding(
+        constrain_batch_sharding(parts.swapaxes(0, 1)).reshape(-1, *parts.shape[2:])
+    )
 
 
 class _Run(NamedTuple):

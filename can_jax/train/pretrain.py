@@ -22,18 +22,18 @@ from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh
-from can_jax.distributed.runtime import demand_same
+from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
-from can_jax.train.callbacks import Observers, unseen
+from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
 from can_jax.train.run import run
-from can_jax.train.run_length import Timetable, make_timetable
+from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.tensorflow import import_ahead
@@ -86,7 +86,7 @@ def prepare(
     """
     config = continued(resolve(config), workdir, given, allowed)
     import_ahead()
-    demand_same("configuration", to_json(config))
+    assert_equal_across_processes("configuration", to_json(config))
     mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     open_data: Any = open_stream if config.data.streaming else open_source
@@ -94,7 +94,7 @@ def prepare(
         source = open_data(config.data, config.data.split)
     check_labels(config, source)
     warn_of_repeats(config, source)
-    times = make_timetable(config, source.examples)
+    times = make_run_length(config, source.examples)
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
     step = make_step(config, schedule)
     return Pretraining(config, source, times, step, mesh, tuple(allowed))
@@ -106,7 +106,7 @@ class Pretraining:
 
     config: ConfigDict
     source: Any
-    times: Timetable
+    times: RunLength
     step: Step
     mesh: Mesh
     allowed: tuple[str, ...] = ()
@@ -146,13 +146,15 @@ class Pretraining:
 
     def finished(self, workdir: epath.Path) -> bool:
         """Return whether the last step was evaluated. Collective: every process must call this."""
-        return not unseen(self.times.total, self.times, workdir)
+        return not pending_evaluations(self.times.total, self.times, workdir)
 
-    def watcher(
+    def callbacks(
         self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> Observers:
+    ) -> PretrainCallbacks:
         """Return the callbacks: metrics, the kNN probe and the figures."""
-        return Observers(self.step, self.source, self.mesh, self.times, workdir, writer, report)
+        return PretrainCallbacks(
+            self.step, self.source, self.mesh, self.times, workdir, writer, report
+        )
 
 
 def continued(

@@ -8,7 +8,7 @@ from can_jax.config.durations import PROBE, TOTAL, steps_of, warmup_steps
 from can_jax.train.losses import heads
 
 
-class Timetable(NamedTuple):
+class RunLength(NamedTuple):
     """The durations of a run in steps; None stands for never.
 
     Attributes:
@@ -26,7 +26,7 @@ class Timetable(NamedTuple):
     figures_every: int | None
 
 
-def make_timetable(config: ConfigDict, examples: int) -> Timetable:
+def make_run_length(config: ConfigDict, examples: int) -> RunLength:
     """Return the durations of a resolved configuration.
 
     Args:
@@ -38,7 +38,7 @@ def make_timetable(config: ConfigDict, examples: int) -> Timetable:
     """
     total = steps_of(config, TOTAL, examples) or 0
     draws = "prediction" in heads(config)  # without a decoder there are no figures
-    return Timetable(
+    return RunLength(
         examples=examples,
         total=total,
         warmup=warmup_steps(config, examples, total),

@@ -7,7 +7,7 @@ from PIL import Image
 from can_jax.augment.crops import (
     crop_and_resize,
     random_boxes,
-    resize_and_centre_crop,
+    resize_and_center_crop,
     uniforms,
 )
 from can_jax.utils.tensorflow import tensorflow
@@ -103,13 +103,13 @@ def test_inner_boxes_take_their_pixels():
 
 def test_evaluation_of_the_wanted_size_is_the_image():
     image = np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(resize_and_centre_crop(tf.constant(image), (8, 6)), image)
+    np.testing.assert_array_equal(resize_and_center_crop(tf.constant(image), (8, 6)), image)
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (61, 33), (1, 1), (3, 5000), (7000, 1)])
 def test_evaluation_of_any_size(shape):
     image = np.full((*shape, 3), 77, np.uint8)
-    assert (resize_and_centre_crop(tf.constant(image), (16, 24)).numpy() == 77).all()
+    assert (resize_and_center_crop(tf.constant(image), (16, 24)).numpy() == 77).all()
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (500, 333), (256, 256), (100, 90), (640, 241)])
@@ -124,7 +124,7 @@ def test_evaluation_is_that_of_torchvision(shape):
     resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
     top, left = (round((side - 224) / 2.0) for side in resized.shape[:2])
     wanted = resized[top : top + 224, left : left + 224].astype(float)
-    found = resize_and_centre_crop(tf.constant(np.asarray(image)), (224, 224)).numpy()
+    found = resize_and_center_crop(tf.constant(np.asarray(image)), (224, 224)).numpy()
     assert abs(found - wanted).mean() < 0.3 and abs(found - wanted).max() <= 3
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from can_jax.benchmark import step
-from can_jax.benchmark.step import PEER, counted_flops, measure_step
+from can_jax.benchmark.step import BASELINE, counted_flops, measure_step
 from can_jax.config.baselines import METHODS, changed
 from can_jax.config.resolve import resolve
 from can_jax.distributed.hardware import matmul_flops
@@ -90,7 +90,7 @@ def test_peer_is_the_same_mathematics(tmp_path, level_tokens, normalize):
         tmp_path / "reference.npz", level_tokens=level_tokens, normalize_targets=normalize
     )
     meta = json.loads(str(content["meta"]))
-    reference = SimpleNamespace(**runpy.run_path(str(PEER), run_name=PEER.stem))
+    reference = SimpleNamespace(**runpy.run_path(str(BASELINE), run_name=BASELINE.stem))
     height, width, channels = content["in/views"].shape[1:]
     patch = meta["patch_size"]
     projector = sorted(k for k in content if k.startswith("param/projection_head.") and "wei" in k)

@@ -161,7 +161,7 @@ def test_damage_to_any_file_is_seen_and_the_one_before_it_used(
         damage(folder / "3" / name)
         caplog.clear()
         checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
-        assert checkpoints.newest_whole() == 2, name
+        assert checkpoints.latest_valid_step() == 2, name
         assert checkpoints.latest_step == 3 and not caplog.text  # the run may yet be refused
         checkpoints.set_aside_refused()
         assert f"{name} " in caplog.text and reason in caplog.text
@@ -177,7 +177,7 @@ def test_where_all_are_damaged_nothing_is_changed(three, tmp_path):
         lose(folder / str(step) / "run" / "metadata")
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
     with pytest.raises(UserError, match="no checkpoint in .* that of step 3: run/metadata is miss"):
-        checkpoints.newest_whole()
+        checkpoints.latest_valid_step()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
@@ -192,7 +192,7 @@ def test_what_cannot_be_read_now_is_not_damaged(three, tmp_path, monkeypatch, nu
     monkeypatch.setattr(checksums, "_size_and_sum", fail)
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
     with pytest.raises(UserError, match=f"3 cannot be read: {os.strerror(number)}. Nothing was"):
-        checkpoints.newest_whole()
+        checkpoints.latest_valid_step()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 
 
@@ -216,7 +216,7 @@ def test_without_checksums_a_checkpoint_is_not_trusted(three, tmp_path, content,
         (folder / "3/seal.json").write_bytes(
             content if isinstance(content, bytes) else content.encode()
         )
-    assert Checkpointer(epath.Path(folder), keep_last=3, read_only=True).newest_whole() == 2
+    assert Checkpointer(epath.Path(folder), keep_last=3, read_only=True).latest_valid_step() == 2
     assert f"seal.json {reason}" in caplog.text
 
 
@@ -243,7 +243,7 @@ def test_what_a_kill_left_of_a_save_is_no_checkpoint_and_is_removed(three, tmp_p
     shutil.copytree(three, folder)
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
     reader = Checkpointer(epath.Path(folder), keep_last=None, read_only=True)
-    assert reader.latest_step == reader.newest_whole() == 3
+    assert reader.latest_step == reader.latest_valid_step() == 3
     reader.close()
     assert (folder / "4.orbax-checkpoint-tmp").exists()
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
@@ -260,7 +260,7 @@ def test_newest_that_fits_is_restored(three, abstract, tmp_path, caplog):
     checkpoints = Checkpointer(epath.Path(folder), keep_last=9)
     checkpoints.save(7, SMALL, {})
     checkpoints.wait()
-    step, restored, run = checkpoints.restore(checkpoints.newest_whole(), abstract)
+    step, restored, run = checkpoints.restore(checkpoints.latest_valid_step(), abstract)
     checkpoints.set_aside_refused()
     assert (step, run) == (3, {"n": 3})
     assert_equal(filled(abstract, 3), restored)

@@ -12,8 +12,8 @@ from can_jax.checkpoint.run_directory import append_start, first_config, read_st
 from can_jax.config.resolve import from_json, to_json
 from can_jax.monitoring.console import Reporter
 from can_jax.train.pretrain import continued
-from can_jax.train.run import note_start
-from can_jax.train.run_length import make_timetable
+from can_jax.train.run_length import make_run_length
+from can_jax.train.start import record_start
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.runs import (
@@ -94,14 +94,14 @@ def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
     keys = ("optimizer.warmup_share", "optimizer.warmup_examples")
     text = stored_without(recipe, *keys, warmup_epochs=40.0)
     config, kept = with_stored(recipe, text)
-    assert make_timetable(config, 64).warmup == 320
+    assert make_run_length(config, 64).warmup == 320
     assert "config.optimizer.warmup_epochs=40.0, as when this run began, and not config." in kept[0]
     again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
-    assert make_timetable(again, 64).warmup == 320
+    assert make_run_length(again, 64).warmup == 320
     chosen = small_config(total_steps=4000, optimizer__warmup_steps=7)
-    assert make_timetable(with_stored(chosen, text)[0], 64).warmup == 7
+    assert make_run_length(with_stored(chosen, text)[0], 64).warmup == 7
     given, kept = with_stored(recipe, text, ["optimizer.warmup_share"])
-    assert make_timetable(given, 64).warmup == 200 and not kept
+    assert make_run_length(given, 64).warmup == 200 and not kept
 
 
 def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
@@ -109,7 +109,7 @@ def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
     assert continued(recipe, place) is recipe
     share = "optimizer.warmup_share"
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=0.125))
-    assert make_timetable(continued(recipe, place), 64).warmup == 1
+    assert make_run_length(continued(recipe, place), 64).warmup == 1
     assert "config.optimizer.warmup_epochs=0.125, as when this run began" in caplog.text
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=-1.0))
     with pytest.raises(UserError, match=r"config.json: config.optimizer.warmup_epochs=-1.0: give"):
@@ -124,7 +124,7 @@ def test_the_run_directory_stores_what_the_next_resume_needs(tmp_path, capsys):
     file.write_text(stored_without(small_config(), LEVEL))
     for given, level in (([], None), ([], None), ([LEVEL], "all"), ([], "all")):
         with contextlib.closing(Reporter(0, 4)) as report:
-            note_start(continued(small_config(), place, given), place, 2, {}, report)
+            record_start(continued(small_config(), place, given), place, 2, {}, report)
         assert json.loads(file.read_text())["noise"].get("level_tokens") == level
         change = f"changed since this run began: {LEVEL} visible -> all"
         assert (change in capsys.readouterr().out) is (level == "all")

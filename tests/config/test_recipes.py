@@ -9,7 +9,7 @@ import pytest
 from can_jax.config.resolve import resolve
 from can_jax.models.flops import train_flops_per_image
 from can_jax.train.losses import heads
-from can_jax.train.run_length import make_timetable
+from can_jax.train.run_length import make_run_length
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 
@@ -74,7 +74,7 @@ def test_the_long_run_is_counted_in_examples(epochs):
     config = recipe("jft_vit_l", *([] if epochs == 5000 else [str(epochs)]))
     assert config.total_examples == epochs * IMAGENET
     for size_of_data in (IMAGENET, 300_000_000):
-        durations = make_timetable(config, size_of_data)
+        durations = make_run_length(config, size_of_data)
         assert durations.total == round(epochs * IMAGENET / config.batch_size)
         assert durations.warmup == pytest.approx(durations.total / 20, abs=1)
     assert config.data.streaming and config.batch_size == 4096 and config.noise.sigma_max == 0.05

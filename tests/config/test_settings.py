@@ -27,7 +27,7 @@ from can_jax.config.settings import (
     configuration,
     flat_keys,
 )
-from can_jax.train.run_length import make_timetable
+from can_jax.train.run_length import make_run_length
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
@@ -251,16 +251,16 @@ def test_warmup_in_any_unit_is_shorter_than_the_run(warmup, steps, total):
     config = small_config(**units)
     if steps is None:
         with pytest.raises(UserError, match=r"config.optimizer.warmup_\w+=.*not shorter than"):
-            make_timetable(config, 64)
+            make_run_length(config, 64)
     else:
-        assert make_timetable(config, 64)[1:3] == (100, steps)
+        assert make_run_length(config, 64)[1:3] == (100, steps)
 
 
 def test_recipes_keep_their_warmup_where_the_run_is_shortened():
     for epochs in (9, 1, 0.01):
         recipe = load_recipe(str(ROOT / "configs" / "own.py"), "cifar10")
         recipe.total_epochs, recipe.data.path = epochs, "/data"
-        times = make_timetable(resolve(recipe), 50000)
+        times = make_run_length(resolve(recipe), 50000)
         assert times.warmup < times.total
         if epochs == 9:
             assert (times.total, times.warmup) == (3516, 391)  # of one epoch
@@ -277,12 +277,12 @@ def older(config, **optimizer):
 def test_stored_durations_of_older_versions_are_read_as_those_read_them():
     stored = older(small_config(), warmup_steps=None, warmup_epochs=0.25)
     read = resolve(from_json(json.dumps(stored)))
-    assert read.optimizer.warmup_share is None and make_timetable(read, 64).warmup == 2
+    assert read.optimizer.warmup_share is None and make_run_length(read, 64).warmup == 2
     stored["optimizer"]["warmup_steps"] = 3
     stored |= {"total_epochs": 9.0}
     stored["probe"] |= {"every_steps": 4, "every_epochs": 1.0}
     read = resolve(from_json(json.dumps(stored)))
-    assert make_timetable(read, 64)[1:4] == (4, 3, 4)
+    assert make_run_length(read, 64)[1:4] == (4, 3, 4)
     assert (read.total_epochs, read.optimizer.warmup_epochs) == (None, None)
 
 
@@ -382,7 +382,7 @@ def test_durations_beyond_what_steps_are_counted_in_are_refused_by_key(key, valu
         unset["probe__every_steps"] = None
     config = small_config(**unset, **{key.replace(".", "__"): value})
     with pytest.raises(UserError, match=f"^config.{key}=.* steps with batch_size=8: at most 2,147"):
-        make_timetable(config, 64)
+        make_run_length(config, 64)
 
 
 def test_what_does_not_relate_rows_sees_a_microbatch(monkeypatch):

@@ -26,7 +26,7 @@ from can_jax.data.pipeline.training_loader import (
 from can_jax.data.sources.base import ArraySource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_sharding, make_mesh
-from can_jax.distributed.process_slice import Share
+from can_jax.distributed.process_slice import ProcessSlice
 from can_jax.train.loop import Progress
 from can_jax.utils.errors import UserError
 from tests.data import samples
@@ -176,10 +176,10 @@ def test_loader_of_each_process_has_its_rows(monkeypatch):
     (whole, *_), _ = batches(config)
     source = open_source(config.data, "train")
     mesh = make_mesh(config.mesh)
-    monkeypatch.setattr(Share, "place", lambda _, local: local)
+    monkeypatch.setattr(ProcessSlice, "place", lambda _, local: local)
     for rows in ([0, 1, 2, 3], [1, 4, 6, 7]):  # devices of a process need not be neighbours
-        share = Share(np.array(rows), 0, 2, config.batch_size, batch_sharding(mesh))
-        monkeypatch.setattr(training_loader, "share_of_process", lambda *_, share=share: share)
+        share = ProcessSlice(np.array(rows), 0, 2, config.batch_size, batch_sharding(mesh))
+        monkeypatch.setattr(training_loader, "slice_of_process", lambda *_, share=share: share)
         part = next(TrainingLoader(config, source, mesh, 0, 1))
         for name in whole._fields:
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rows])

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from can_jax.data.decoding.decode import pillow_pixels
-from can_jax.data.pipeline.views import CentreView, RandomViews, _reduced
+from can_jax.data.pipeline.views import CenterView, RandomViews, _reduced
 from can_jax.utils.tensorflow import tensorflow
 from tests.data.samples import encode
 from tests.helpers.configs import small_config
@@ -76,7 +76,7 @@ def test_upright_views_come_from_the_upright_image():
 
 
 def test_evaluation_view():
-    view = CentreView.from_config(small_config())
+    view = CenterView.from_config(small_config())
     image = smooth_image(16, 16)
     found = view.from_bytes(encode(image), tf.constant(0, tf.int64))
     np.testing.assert_array_equal(found, image[None])

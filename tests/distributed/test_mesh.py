@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from can_jax.distributed.mesh import batch_shards, make_mesh, mesh_shape, pin_rows, slice_shape
+from can_jax.distributed.mesh import (
+    batch_shards,
+    constrain_batch_sharding,
+    make_mesh,
+    mesh_shape,
+    slice_shape,
+)
 from can_jax.utils.errors import UserError
 
 
@@ -38,13 +44,13 @@ def test_mesh_that_does_not_fit_is_refused(config):
 def test_pinned_rows_are_split_over_data_and_fsdp():
     mesh = make_mesh(axes(2, 2, 2))
     with jax.set_mesh(mesh):
-        pinned = jax.jit(pin_rows)(jnp.zeros((8, 3, 4)))
+        pinned = jax.jit(constrain_batch_sharding)(jnp.zeros((8, 3, 4)))
     assert pinned.sharding.shard_shape(pinned.shape) == (2, 3, 4)
 
 
 def test_without_a_mesh_nothing_is_pinned():
     x = jnp.zeros((3, 2))
-    assert pin_rows(x) is x
+    assert constrain_batch_sharding(x) is x
 
 
 def test_data_crosses_the_slow_links_between_slices():

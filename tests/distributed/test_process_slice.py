@@ -4,7 +4,7 @@ import pytest
 
 from can_jax.distributed import process_slice as rows
 from can_jax.distributed.mesh import make_mesh
-from can_jax.distributed.process_slice import share_of_process
+from can_jax.distributed.process_slice import slice_of_process
 from tests.helpers.configs import small_config
 
 
@@ -16,9 +16,9 @@ def mesh_of(**axes):
 def spread(monkeypatch):
     def shares(places, batch_size):
         """Of several processes, which one process cannot have."""
-        monkeypatch.setattr(rows, "places_of_processes", lambda *_: places)
+        monkeypatch.setattr(rows, "row_ranges_of_processes", lambda *_: places)
         mesh = mesh_of()
-        return [share_of_process(mesh, batch_size, process) for process in places]
+        return [slice_of_process(mesh, batch_size, process) for process in places]
 
     return shares
 
@@ -40,7 +40,7 @@ def test_processes_that_split_parameters_load_the_same_rows(spread):
     "axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "tensor": 8}]
 )
 def test_local_rows_become_the_global_array(axes):
-    share = share_of_process(mesh_of(**axes), 16)
+    share = slice_of_process(mesh_of(**axes), 16)
     assert share.rows.tolist() == list(range(16)) and (share.number, share.count) == (0, 1)
     local = np.arange(48).reshape(16, 3)
     placed = share.place(local)

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from can_jax.distributed.runtime import demand_same, gather, surroundings
+from can_jax.distributed.runtime import assert_equal_across_processes, detect_launcher, gather
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1"}
 
@@ -25,23 +25,23 @@ def test_what_starts_several_processes_is_recognised(monkeypatch, environment, f
     monkeypatch.setattr("glob.glob", lambda pattern: [])
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert surroundings() == found
+    assert detect_launcher() == found
 
 
 def test_tpu_chips_are_recognised_by_their_files_and_their_library(monkeypatch):
     monkeypatch.setattr("glob.glob", lambda pattern: ["/dev/accel0"] if "accel" in pattern else [])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "libtpu" or None)
-    assert surroundings() == "Cloud TPU"
+    assert detect_launcher() == "Cloud TPU"
 
 
 def test_single_process_agrees_with_itself():
-    demand_same("configuration", "x")
+    assert_equal_across_processes("configuration", "x")
     assert gather("numbers", [1, 2]).tolist() == [[1, 2]]
 
 
 def test_waiting_ends_with_one_line():
     program = (
-        "import time\nfrom can_jax.distributed.runtime import give_up_after\n"
+        "import time\nfrom can_jax.distributed.runtime import abort_after\n"
         "with give_up_after(0.5, 'nobody came'):\n    time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

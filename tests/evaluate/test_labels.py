@@ -12,10 +12,10 @@ from can_jax.config.evaluation import resolve_evaluation
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import open_subject
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.protocols.registry import evaluate, measure
-from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.features.knn import knn_predictions
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.step import make_step
@@ -38,8 +38,8 @@ def task(run):
     """An evaluation whose encoder is compiled once for all sources."""
     config = resolve_evaluation(samples.evaluation("knn"))
     mesh = make_mesh(config.mesh)
-    subject = open_subject(str(run), False, config, mesh)
-    return Task(config, subject, mesh, Reader(subject, mesh, 16))
+    subject = open_encoder(str(run), False, config, mesh)
+    return EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
 
 
 def block_of(task, source, path):
@@ -74,7 +74,7 @@ def webdataset(root, contents, count=4):
 
 @pytest.mark.parametrize("write", [folder, arrays, tfrecord, webdataset])
 def test_nearest_neighbour_of_a_copy_is_of_its_class(task, tmp_path, write):
-    pair = task.pair(Findings(), block_of(task, write.__name__, write(tmp_path, THERE)))
+    pair = task.pair(EvalResults(), block_of(task, write.__name__, write(tmp_path, THERE)))
     train, test = task.read(pair.train), task.read(pair.test)
     assert len(train) == 12 and len(test) == 8 and (test.labels >= 0).all()
     found = knn_predictions(task.select(train), train.labels, task.select(test), k=1)
@@ -147,13 +147,13 @@ def test_probe_never_scores_images_against_themselves(tmp_path, caplog):
 def test_share_is_held_out_of_an_evaluation_and_kept_in_its_results(task, tmp_path):
     data = block_of(task, "folder", folder(tmp_path, {"train": CLASSES}, count=8))
     config = resolve_evaluation(samples.evaluation("knn", data__held_out=0.25))
-    findings = Findings()
+    findings = EvalResults()
     pair = dataclasses.replace(task, config=config).pair(findings, data)
     assert (len(pair.train.examples), len(pair.test.examples)) == (18, 6)
     assert any(
         "6 examples of the split 'train' are held out" in warning for warning in findings.warnings
     )
     # Whoever asks for the same split by name gets it, and is told.
-    findings = Findings()
+    findings = EvalResults()
     assert len(task.pair(findings, data, "train").test.examples) == 24
     assert "are the same examples: accuracies say nothing" in findings.warnings[-1]

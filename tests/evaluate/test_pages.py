@@ -17,7 +17,7 @@ from can_jax.utils.errors import UserError
 EVIL = "<img src=x onerror=alert(1)>\"'><script>x</script>\n# a | b `c` [d](javascript:e) ![f](g)"
 
 
-class Found(HTMLParser):
+class ScanResult(HTMLParser):
     """Collects tags and attributes."""
 
     def __init__(self):
@@ -45,7 +45,7 @@ def results(text):
 
 
 def found_in(text):
-    parser = Found()
+    parser = ScanResult()
     parser.feed(text)
     return parser.tags, parser.attributes
 

@@ -18,14 +18,14 @@ from can_jax.config.evaluation import resolve_evaluation
 from can_jax.config.resolve import load_recipe
 from can_jax.data.evaluation.pairs import open_own
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import open_subject
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.protocols import frozen
 from can_jax.evaluate.protocols.finetune import run_config
 from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
-from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import Task, held_out
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, held_out
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
@@ -123,8 +123,10 @@ def test_every_example_counts_once_on_one_device_and_on_eight(places):
     config, found = recipe("knn", data), []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(config.mesh, devices)
-        subject = open_subject(str(run), False, config, mesh)
-        split = Reader(subject, mesh, 16)(open_own(subject.config.data, "train", None))
+        subject = open_encoder(str(run), False, config, mesh)
+        split = SplitFeatureExtractor(subject, mesh, 16)(
+            open_own(subject.config.data, "train", None)
+        )
         assert len(split) == TRAIN and len(set(split.numbers.tolist())) == TRAIN
         assert split.skipped == 0
         found.append(split)
@@ -187,25 +189,25 @@ def test_normalization_given_for_a_run_is_used_and_its_heads_are_compared(places
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     with config.ignore_type():
         config.model.mean = (0.5, 0.4, 0.6)
-    subject = open_subject(str(run), False, config, mesh)
+    subject = open_encoder(str(run), False, config, mesh)
     assert subject.config.augment.mean == (0.5, 0.4, 0.6) and subject.identity["mean"][1] == 0.4
     assert subject.config.augment.std == (0.229, 0.224, 0.225)
     config.model.heads = 6
     with pytest.raises(UserError, match="heads=6: the run has 3 heads"):
-        open_subject(str(run), False, config, mesh)
+        open_encoder(str(run), False, config, mesh)
 
 
 def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
     run, data = places
     config = recipe("knn", data)
     mesh = make_mesh(config.mesh)
-    subject = open_subject(str(run), False, config, mesh)
+    subject = open_encoder(str(run), False, config, mesh)
     arrays = to_torch(jax.device_get(subject.parameters), 4)
     arrays["pos_embed"] = vit(class_row=False)["pos_embed"]
     np.savez(tmp_path / "encoder.npz", **arrays)
     config.data.image_size = (16, 16)
     config.model.update(heads=3, dtype="float32")
-    other = open_subject(str(tmp_path / "encoder.npz"), False, config, mesh)
+    other = open_encoder(str(tmp_path / "encoder.npz"), False, config, mesh)
     assert other.identity["model"] == subject.identity["model"]
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     kinds = [
@@ -234,8 +236,10 @@ def simclr(tmp_path_factory):
 def test_fine_tuning_of_a_run_without_reconstruction_is_configured(places, simclr):
     config = recipe("finetune", places[1])
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    subject = open_subject(str(simclr), False, config, mesh)
-    trained = run_config(Task(config, subject, mesh, Reader(subject, mesh, 16)))
+    subject = open_encoder(str(simclr), False, config, mesh)
+    trained = run_config(
+        EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
+    )
     assert (subject.config.model.mask_ratio, trained.model.mask_ratio) == (0, 0.5)
     assert trained.objective.reconstruction.weight == 1
 

@@ -9,14 +9,14 @@ from etils import epath
 from can_jax.config import evaluation as config
 from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import open_subject
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.protocols.registry import evaluate, logits_of
 from can_jax.evaluate.protocols.robustness import ALEXNET, mean_corruption_error, robustness
 from can_jax.evaluate.protocols.shifts import SHIFTS
 from can_jax.evaluate.reports.report import comparison
-from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.export.model import open_model
 from can_jax.export.model_card import card_of, results_of
 from can_jax.utils.errors import UserError
@@ -49,11 +49,11 @@ def opened(places):
     """An evaluation on one device, whose encoder is compiled once for all test sets."""
     config = resolve_evaluation(settings(places, ()))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
-    subject = open_subject(str(places[0]), False, config, mesh)
-    return Task(config, subject, mesh, Reader(subject, mesh, 16))
+    subject = open_encoder(str(places[0]), False, config, mesh)
+    return EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
 
 
-class Unread(Reader):
+class Unread(SplitFeatureExtractor):
     """A reader that must not read."""
 
     def __call__(self, *arguments, **options):
@@ -81,7 +81,7 @@ def settings(places, shifts, **changes):
 
 def measured(places, opened, shifts, **changes):
     """What the protocol finds, without pages and files."""
-    config, findings = resolve_evaluation(settings(places, shifts, **changes)), Findings()
+    config, findings = resolve_evaluation(settings(places, shifts, **changes)), EvalResults()
     task = dataclasses.replace(opened, config=config)
     pair = task.pair(findings)
     robustness(task, pair.test, lambda: logits_of(task, pair.train, findings), findings)
@@ -178,7 +178,7 @@ def test_mce_is_not_of_corruptions_computed_here(places, opened, monkeypatch):
     """A classifier of 1,000 classes under all corruptions there are, as if it was but one."""
     monkeypatch.setattr("can_jax.evaluate.protocols.robustness.CORRUPTIONS", {"contrast": None})
     config = resolve_evaluation(samples.evaluation("robustness", places[1], data__test_examples=1))
-    task, findings = dataclasses.replace(opened, config=config), Findings()
+    task, findings = dataclasses.replace(opened, config=config), EvalResults()
 
     def logits(split):
         return np.eye(1000)[split.labels]

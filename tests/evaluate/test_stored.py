@@ -11,11 +11,11 @@ from etils import epath
 import can_jax
 from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import open_subject
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.protocols.finetune import run_config
 from can_jax.evaluate.protocols.registry import evaluate, measure
-from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import Task
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext
 from can_jax.export.model import open_model
 from can_jax.train.init_from import initial_weights
 from can_jax.utils.errors import UserError
@@ -126,8 +126,8 @@ def test_the_training_of_a_classifier_has_defaults_in_their_place(places, change
     changes = {f"classify__{key}": value for key, value in changes.items()}
     config = resolve_evaluation(samples.evaluation("classify", data, **changes))
     mesh = make_mesh(config.mesh)
-    subject = open_subject(str(old), True, config, mesh)  # whose seed is -1
-    task = Task(config, subject, mesh, Reader(subject, mesh, 16))
+    subject = open_encoder(str(old), True, config, mesh)  # whose seed is -1
+    task = EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
     trained = run_config(task)
     assert (trained.spike.steps, trained.batch_size) == (10, 16)
     assert trained.optimizer.learning_rate == config.classify.learning_rate

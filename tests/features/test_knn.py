@@ -7,7 +7,7 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from can_jax.features import embedding_map, knn, linear
-from can_jax.features.knn import Neighbours, knn_accuracy, knn_predictions, nearest, vote
+from can_jax.features.knn import Neighbors, knn_accuracy, knn_predictions, nearest, vote
 
 
 def problem(seed=0):
@@ -57,7 +57,7 @@ def test_votes_and_ties_are_those_of_a_column_for_every_label(levels, monkeypatc
     rng = np.random.default_rng(levels)
     labels = rng.integers(0, 9, 40)
     similarity = np.round(rng.random((60, 25)) * levels) / levels
-    near = Neighbours(
+    near = Neighbors(
         -np.sort(-similarity, axis=1).astype(np.float32), rng.integers(0, 40, (60, 25))
     )
     for k in (1, 2, 7, 25, 30):
@@ -68,7 +68,7 @@ def test_votes_and_ties_are_those_of_a_column_for_every_label(levels, monkeypatc
 def test_memory_of_a_vote_does_not_grow_with_the_labels():
     labels = np.zeros(1000, np.int64)
     labels[5] = 2**40
-    near = Neighbours(np.ones((6000, 20), np.float32), np.full((6000, 20), 5))
+    near = Neighbors(np.ones((6000, 20), np.float32), np.full((6000, 20), 5))
     tracemalloc.start()
     found = vote(near, labels, 20, 0.07)
     peak = tracemalloc.get_traced_memory()[1]
@@ -77,7 +77,7 @@ def test_memory_of_a_vote_does_not_grow_with_the_labels():
 
 
 def test_no_query_has_no_class():
-    none = Neighbours(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
+    none = Neighbors(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int64))
     assert vote(none, np.arange(3), 3, 0.07).shape == (0,)
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from can_jax.config import default_config
-from can_jax.monitoring.loss_spikes import Guard
+from can_jax.monitoring.loss_spikes import LossSpikeDetector
 
 
 def guard(state=None, limit=0, **spike):
     config = default_config()
     config.skipped_updates_limit = limit
     config.spike.update({"deviations": 6.0, "steps": 5} | spike)
-    return Guard(config, state)
+    return LossSpikeDetector(config, state)
 
 
 def test_updates_that_are_skipped_in_a_row_reach_the_limit_a_few_steps_late():

@@ -24,7 +24,7 @@ def test_scalars_hold_the_rank_and_not_the_matrix():
 
 def writer_after(folder, step):
     writer = MetricWriter(epath.Path(folder))
-    writer.go_back(step)
+    writer.truncate_after(step)
     return writer
 
 
@@ -86,7 +86,7 @@ def test_tensorboard_shows_each_step_once_after_going_back(tmp_path):
         for step in range(after + 1, last + 1):
             writer.scalars(step, {"x": float(step)})
         if after:
-            writer.go_back(5)
+            writer.truncate_after(5)
             writer.scalars(6, {"x": -6.0})
         writer.close()
     from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator

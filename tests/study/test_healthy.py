@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from can_jax.study.reference_ranges import METRICS, bands_of, compared, outside
+from can_jax.study.reference_ranges import METRICS, compared, outside, ranges_of
 from tests.helpers.runs import ROOT, command, main_in_process, metrics
 
 CIFAR10 = os.environ.get("CIFAR10")  # a folder of its npz files, which no test can fetch
@@ -16,7 +16,7 @@ def run_of(offset):
 
 
 def test_bands_hold_their_runs_and_not_one_that_fails():
-    bands = bands_of([run_of(0.0), run_of(0.2), run_of(0.1)])
+    bands = ranges_of([run_of(0.0), run_of(0.2), run_of(0.1)])
     assert bands["loss/contrastive"]["10"] == (3.5831, 4.6169)
     assert outside(bands, run_of(0.1)) == [] and compared(bands, run_of(0.1)) == 3
     (line, *rest) = outside(bands, run_of(1.0))

@@ -102,7 +102,7 @@ def test_rows_never_leave_their_devices(mesh, request):
 def test_without_pins_the_compiler_would_move_rows(monkeypatch):
     """What the tests above guard against is real."""
     monkeypatch.setattr(
-        "can_jax.models.vit.pin_rows",
+        "can_jax.models.vit.constrain_batch_sharding",
         lambda x: jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec()),
     )
     arrays = [array for c in built().collectives for array in c.arrays]

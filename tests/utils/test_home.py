@@ -73,7 +73,7 @@ def test_checkpoint_whose_owner_has_no_name(no_name, tmp_path):
     checkpoints.wait()
     checkpoints.close()
     found = Checkpointer(epath.Path(tmp_path), keep_last=None, read_only=True)
-    assert (tmp_path / "3" / "seal.json").exists() and found.newest_whole() == 3
+    assert (tmp_path / "3" / "seal.json").exists() and found.latest_valid_step() == 3
 
 
 def test_home_of_a_user(monkeypatch):

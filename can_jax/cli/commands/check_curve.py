@@ -15,7 +15,7 @@ from can_jax.cli.command import Command
 from can_jax.config.shipped import find
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.monitoring.metrics import read_metrics
-from can_jax.study.reference_ranges import bands_of, compared, outside
+from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
@@ -40,7 +40,7 @@ def main(curves: str) -> None:
         if len(runs) < 2:
             raise UserError("--write needs several runs: their spread makes the bands")
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
-        content = {"runs": len(runs), "commit": origin["commit"], "bands": bands_of(runs)}
+        content = {"runs": len(runs), "commit": origin["commit"], "bands": ranges_of(runs)}
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=1) + "\n")
         return

@@ -39,7 +39,7 @@ def main(capture: str) -> None:
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     step = stored_step(config)
     checkpoints = Checkpointer(folder / "state", keep_last=None, read_only=True)
-    newest = checkpoints.newest_whole()
+    newest = checkpoints.latest_valid_step()
     if newest is None:
         raise UserError(f"{folder} holds no whole state")
     _, state, _ = checkpoints.restore(newest, abstract_state(step, mesh))

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.data.pipeline import chunks
-from can_jax.data.pipeline.views import CentreView
+from can_jax.data.pipeline.views import CenterView
 from can_jax.data.sources.base import Source
 from can_jax.utils.tensorflow import tensorflow
 
@@ -78,7 +78,7 @@ class EvaluationSet:
         config = self._config
         dataset = chunks.batches(
             self._source,
-            CentreView.from_config(config),
+            CenterView.from_config(config),
             tf.data.Dataset.from_tensor_slices((mine, mine)),
             local,
             config.data.threads,

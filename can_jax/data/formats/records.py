@@ -6,7 +6,7 @@ from collections.abc import Callable
 import google_crc32c
 import numpy as np
 
-from can_jax.data.formats.scan import Found, found, name_gaps
+from can_jax.data.formats.scan import ScanResult, found, name_gaps
 from can_jax.data.formats.tar import compression_of
 from can_jax.data.storage.reading import RandomFile
 
@@ -38,7 +38,7 @@ def intact_content(record: bytes) -> bytes | None:
     return content
 
 
-def scan_tfrecord(path: str) -> Found:
+def scan_tfrecord(path: str) -> ScanResult:
     """Return the offset and length of every intact record of an uncompressed TFRecord file."""
     file = RandomFile(path)
     offsets: list[int] = []

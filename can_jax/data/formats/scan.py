@@ -10,7 +10,7 @@ from jaxtyping import Int
 NAMED_GAPS = 3  # damaged byte ranges that a message names
 
 
-class Found(NamedTuple):
+class ScanResult(NamedTuple):
     """The examples of one shard.
 
     Attributes:
@@ -34,9 +34,9 @@ def found(
     labels: list[int],
     problem: str | None = None,
     unused: collections.Counter[str] | None = None,
-) -> Found:
-    """Return the examples of a shard as arrays; see `Found`."""
-    return Found(
+) -> ScanResult:
+    """Return the examples of a shard as arrays; see `ScanResult`."""
+    return ScanResult(
         np.array(offsets, np.int64),
         np.array(lengths, np.int64),
         np.array(labels, np.int32),

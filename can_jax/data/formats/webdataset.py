@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from can_jax.data.formats.label_range import BEYOND, is_label
-from can_jax.data.formats.scan import Found, found
+from can_jax.data.formats.scan import ScanResult, found
 from can_jax.data.formats.tar import Members, compression_of, open_tar
 from can_jax.data.storage.files import IMAGE_NAME
 from can_jax.data.storage.reading import RandomFile, open_file
@@ -37,7 +37,7 @@ NO_INTEGER = "labels that are not integers and count as unknown"
 SUCH_AS = ", such as "  # between a kind and an example of it
 
 
-def scan_tar(path: str) -> Found:
+def scan_tar(path: str) -> ScanResult:
     """Return every example of an uncompressed tar; a link has the byte range of its target."""
     file = RandomFile(path)
     if kind := compression_of(file.read(0, 8)):

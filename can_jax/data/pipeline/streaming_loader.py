@@ -29,7 +29,7 @@ from can_jax.data.pipeline.training_loader import Loader, States
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.shards import FIRST_RECORDS, locate_shards
 from can_jax.data.storage.splits import shown
-from can_jax.distributed.process_slice import Share, share_of_process
+from can_jax.distributed.process_slice import ProcessSlice, slice_of_process
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
@@ -153,7 +153,7 @@ class StreamingLoader(Loader):
         process, processes = jax.process_index(), jax.process_count()
         start = resumed(states, process, processes)
         self._last = np.array(start, np.int64)
-        share = share_of_process(mesh, config.batch_size)
+        share = slice_of_process(mesh, config.batch_size)
         views = RandomViews.from_config(config)
         steps = first_step, total_steps
         dataset = _batches(config, source, views, steps, share, start)
@@ -197,7 +197,7 @@ def _batches(
     source: ShardStream,
     views: RandomViews,
     steps: tuple[int, int],
-    share: Share,
+    share: ProcessSlice,
     start: tuple[int, ...],
 ) -> Any:
     """Return batches as `chunks.batches` does, with the position after each row as ``place``."""

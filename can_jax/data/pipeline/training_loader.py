@@ -22,7 +22,7 @@ from can_jax.data.pipeline.order import CYCLE, VERSION, Order, shares
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.mixture import MixtureSource
-from can_jax.distributed.process_slice import Share, share_of_process
+from can_jax.distributed.process_slice import ProcessSlice, slice_of_process
 from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
@@ -136,7 +136,9 @@ class Loader(Iterator[Batch]):
             undecodable.
     """
 
-    def __init__(self, dataset: Any, share: Share, skip_limit: float, states: States | None = None):
+    def __init__(
+        self, dataset: Any, share: ProcessSlice, skip_limit: float, states: States | None = None
+    ):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
@@ -173,7 +175,7 @@ class Loader(Iterator[Batch]):
         raise NotImplementedError
 
 
-def _place_next(batches: list[Any], share: Share) -> tuple[dict[str, Any], Batch]:
+def _place_next(batches: list[Any], share: ProcessSlice) -> tuple[dict[str, Any], Batch]:
     """Return the next host batch without its images, and the batch as global arrays."""
     host = next(batches[0])
     local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
@@ -193,7 +195,7 @@ class TrainingLoader(Loader):
         states: States | None = None,
         order_version: int = VERSION,
     ):
-        share = share_of_process(mesh, config.batch_size)
+        share = slice_of_process(mesh, config.batch_size)
         self._order = order_of(config.seed, source, order_version)
         steps = first_step, total_steps
         dataset = host_batches(config, source, steps, share.rows, self._order)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.augment.crops import crop_and_resize, random_boxes, resize_and_centre_crop
+from can_jax.augment.crops import crop_and_resize, random_boxes, resize_and_center_crop
 from can_jax.data.decoding.decode import native_pixels, native_size, orient, orientation, reduction
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.tensorflow import tensorflow
@@ -61,14 +61,14 @@ class Views(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class CentreView(Views):
-    """The center crop of an image, as `resize_and_centre_crop` makes it."""
+class CenterView(Views):
+    """The center crop of an image, as `resize_and_center_crop` makes it."""
 
     @staticmethod
-    def from_config(config: ConfigDict) -> "CentreView":
+    def from_config(config: ConfigDict) -> "CenterView":
         """Return the center view that the config block `data` describes."""
         data = config.data
-        return CentreView(
+        return CenterView(
             size=data.image_size,
             channels=data.channels,
             max_pixels=data.max_pixels,
@@ -83,7 +83,7 @@ class CentreView(Views):
 
     def from_pixels(self, image: Any, position: Any) -> Any:
         """Return the uint8 view of a decoded image, of shape `shape`."""
-        return resize_and_centre_crop(image, self.size)[None]
+        return resize_and_center_crop(image, self.size)[None]
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the view of an encoded image; evaluating it fails if that cannot be decoded

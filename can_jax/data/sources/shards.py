@@ -11,7 +11,7 @@ from absl import logging
 
 from can_jax.data.formats.label_range import as_label
 from can_jax.data.formats.records import scan_tfrecord
-from can_jax.data.formats.scan import Found, found
+from can_jax.data.formats.scan import ScanResult, found
 from can_jax.data.formats.webdataset import list_unused, scan_tar
 from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, ParseRecord, stored_table
@@ -22,7 +22,10 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.tensorflow import tensorflow
 
-SCANNERS: dict[str, Callable[[str], Found]] = {"tfrecord": scan_tfrecord, "webdataset": scan_tar}
+SCANNERS: dict[str, Callable[[str], ScanResult]] = {
+    "tfrecord": scan_tfrecord,
+    "webdataset": scan_tar,
+}
 KINDS = {"tfrecord": "tfrecord", "webdataset": "tar"}  # the `kind` of shard for `find_shards`
 SCAN_THREADS = 16
 NAMED = 3  # damaged shards that a message names
@@ -127,7 +130,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     return dataclasses.replace(table, size=shard_sizes(paths))
 
 
-def scan_shard(source: str, path: str) -> Found:
+def scan_shard(source: str, path: str) -> ScanResult:
     """Return the examples of a shard. An inaccessible shard has none, and a ``problem``.
 
     Raises:
@@ -142,7 +145,7 @@ def scan_shard(source: str, path: str) -> Found:
         return found([], [], [], f"cannot be read: {reason_of(error)}")
 
 
-def cut_off(path: str, shard: Found) -> str:
+def cut_off(path: str, shard: ScanResult) -> str:
     """Return a sentence on the problem of a shard and the number of examples used from it."""
     empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
@@ -156,7 +159,7 @@ def first_of(problems: Sequence[str]) -> str:
     return "; ".join([*problems[:NAMED], *rest])
 
 
-def join(names: list[str], shards: Sequence[Found]) -> Table:
+def join(names: list[str], shards: Sequence[ScanResult]) -> Table:
     """Return one table of the examples of several shards."""
     counts = [len(shard.offset) for shard in shards]
     return Table(

@@ -64,7 +64,7 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
             return (abs(x) < abs(y) + 0.06) & (abs(y) < 0.85)
 
 
-class Looks(NamedTuple):
+class Appearance(NamedTuple):
     """The random appearance of synthetic images.
 
     The first axis is the image. Geometry and color have one value per figure, and the noise one per
@@ -94,7 +94,9 @@ class Looks(NamedTuple):
     noise: Float[np.ndarray, "images height width channels"]
 
 
-def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], channels: int) -> Looks:
+def sample_appearance(
+    rng: np.random.Generator, count: int, size: tuple[int, int], channels: int
+) -> Appearance:
     """Sample the appearance of ``count`` images. The grid starts anywhere, and wraps around."""
     rows, columns = (
         (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
@@ -107,11 +109,11 @@ def draw_looks(rng: np.random.Generator, count: int, size: tuple[int, int], chan
     shift = rng.uniform(0.25, 0.6, (count, CELLS, CELLS, channels))
     shift *= rng.choice([-1.0, 1.0], shift.shape)
     noise = rng.normal(0.0, 0.005, (count, *size, channels))
-    return Looks(rows, columns, scale, turn, dy, dx, slope, back, shift, noise)
+    return Appearance(rows, columns, scale, turn, dy, dx, slope, back, shift, noise)
 
 
 def paint(
-    labels: Int[np.ndarray, " images"], looks: Looks
+    labels: Int[np.ndarray, " images"], looks: Appearance
 ) -> UInt8[np.ndarray, "images height width channels"]:
     """Render an image for each label: a grid of figures of that class, each looking different."""
     height, width = looks.noise.shape[1:3]
@@ -160,16 +162,16 @@ def draw(
     count = len(labels)
     images = np.empty((count, *size, channels), np.uint8)
 
-    def fill(start: int, looks: Looks) -> None:
+    def fill(start: int, looks: Appearance) -> None:
         end = start + len(looks.noise)
         images[start:end] = paint(labels[start:end], looks)
 
     parts = []
     with ThreadPoolExecutor(usable_cores()) as threads:
         for start in range(0, count, CHUNK):
-            looks = draw_looks(rng, min(CHUNK, count - start), size, channels)
+            looks = sample_appearance(rng, min(CHUNK, count - start), size, channels)
             for first in range(0, len(looks.noise), PAINTED):
-                few = Looks(*(values[first : first + PAINTED] for values in looks))
+                few = Appearance(*(values[first : first + PAINTED] for values in looks))
                 parts.append(threads.submit(fill, start + first, few))
     for part in parts:
         part.result()  # re-raises an exception of the thread

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.identity import differences, read_identity
 from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.data.sources.labels import Classes
-from can_jax.encoders.pretrained import Subject, changed, identity_of, with_normalization
+from can_jax.encoders.pretrained import PretrainedEncoder, changed, identity_of, with_normalization
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.train.step import abstract_state
 from can_jax.utils.errors import UserError
@@ -21,7 +21,7 @@ CARD = "classifier.json"  # Describes the head of a finished run, so that it can
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierSubject(Subject):
+class ClassifierSubject(PretrainedEncoder):
     """A trained classifier in the role of an encoder: its features are its logits.
 
     The inherited `parameters` hold the classifier's training state.

@@ -31,7 +31,7 @@ class ClassifierStep:
     Attributes:
         config: The configuration in the form of a pretraining run: data, model sizes, batch size.
         settings: The ``classify`` block of the evaluation.
-        features: The kind of features that the head reads; see `Subject.select`.
+        features: The kind of features that the head reads; see `PretrainedEncoder.select`.
         classes: The number of classes.
         schedule: The learning rate as a function of the step.
     """

@@ -20,7 +20,7 @@ from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
 from can_jax.evaluate.split_features import fingerprint
-from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
 from can_jax.features.calibration import calibration
 from can_jax.features.extractor import FeatureExtractor
 from can_jax.models.can import encoder_size
@@ -30,10 +30,10 @@ from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
 from can_jax.train.callbacks import Log
-from can_jax.train.loop import Hook
+from can_jax.train.loop import PeriodicAction
 from can_jax.train.pretrain import check_batch
 from can_jax.train.run import run
-from can_jax.train.run_length import Timetable, make_timetable
+from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
@@ -46,7 +46,7 @@ OWN_KEYS = {
 }
 
 
-def classify(task: Task, workdir: epath.Path) -> Findings:
+def classify(task: EvalContext, workdir: epath.Path) -> EvalResults:
     """Train a classifier head, with the encoder or on frozen features, and test it.
 
     Collective: every process must call this.
@@ -60,7 +60,7 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
     """
     config = run_config(task)
     check_batch(config, task.mesh)
-    findings = Findings()
+    findings = EvalResults()
     pair = task.pair(findings)
     source = pair.train.labeled()
     unlabeled = pair.train.source.examples - source.examples
@@ -70,7 +70,7 @@ def classify(task: Task, workdir: epath.Path) -> Findings:
             f"learns from the other {source.examples}"
         )
     try:
-        times = make_timetable(config, source.examples)
+        times = make_run_length(config, source.examples)
     except UserError as error:
         raise UserError(with_own_keys(str(error))) from error
     schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
@@ -93,7 +93,7 @@ def with_own_keys(message: str) -> str:
     return message
 
 
-def run_config(task: Task) -> ConfigDict:
+def run_config(task: EvalContext) -> ConfigDict:
     """Return the resolved configuration of the run that trains a classifier."""
     settings = task.config.classify
     config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
@@ -126,13 +126,13 @@ def run_config(task: Task) -> ConfigDict:
 class Classification:
     """The training job of a classifier, an implementation of `can_jax.train.run.Training`."""
 
-    task: Task
+    task: EvalContext
     config: ConfigDict
     pair: Pair
     source: Source
-    times: Timetable
+    times: RunLength
     step: ClassifierStep
-    findings: Findings
+    findings: EvalResults
     depends_on: Identity
     allowed: tuple[str, ...] = ()
 
@@ -166,7 +166,7 @@ class Classification:
         """Return False, so that a completed run is tested and its results are rewritten."""
         return False
 
-    def watcher(
+    def callbacks(
         self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
     ) -> "Tester":
         """Return the callbacks that log metrics and test at intervals."""
@@ -197,13 +197,13 @@ class Tester(Log):
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
-    def look_first(self, step: int, state: TrainState) -> None:
+    def on_train_start(self, step: int, state: TrainState) -> None:
         """Skip the test before the first step, because the head is still random."""
 
-    def hooks(self) -> list[Hook]:
+    def periodic_actions(self) -> list[PeriodicAction]:
         """Return the periodic test, or no hook if testing is disabled."""
         every = self._times.probe_every
-        return [Hook(every, self.test)] if every else []
+        return [PeriodicAction(every, self.test)] if every else []
 
     def test(self, step: int, state: TrainState) -> None:
         """Log the accuracy on the test split.
@@ -220,7 +220,7 @@ class Tester(Log):
         outputs = self._logits(state, self._examples)
         return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 
-    def conclude(self, state: TrainState, seconds: float) -> None:
+    def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Run the final test, and write the `CARD` from which the classifier can be evaluated.
 
         Collective: every process must call this. The main process writes the file.

@@ -16,7 +16,7 @@ from can_jax.data.evaluation.examples import spread
 from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.registry import open_source
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import Findings, Task, accuracies, accuracy, both, held_out
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy, both, held_out
 from can_jax.features import health
 from can_jax.features.fewshot import draw_shots, ridge_predictions
 from can_jax.features.knn import nearest, vote
@@ -26,7 +26,7 @@ from can_jax.train.losses import row_keys
 from can_jax.utils.errors import UserError
 
 
-def knn(task: Task) -> Findings:
+def knn(task: EvalContext) -> EvalResults:
     """Evaluate weighted kNN accuracy for each k and temperature.
 
     ``knn/top1`` uses the pair that is most accurate on held-out training examples.
@@ -53,7 +53,7 @@ def knn(task: Task) -> Findings:
     return findings
 
 
-def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
     """Train linear heads over the hyperparameter grid, and refit the best one on all examples.
 
     The best setting is the most accurate one on held-out training examples.
@@ -79,7 +79,7 @@ def best_heads(task: Task, train: Split) -> tuple[Heads, str, list[dict[str, Any
     return heads, kind, rows
 
 
-def linear(task: Task) -> Findings:
+def linear(task: EvalContext) -> EvalResults:
     """Select a linear head on held-out training examples, and test it once.
 
     The features are extracted once for the whole grid.
@@ -95,12 +95,12 @@ def linear(task: Task) -> Findings:
     return findings
 
 
-def fewshot(task: Task) -> Findings:
+def fewshot(task: EvalContext) -> EvalResults:
     """Evaluate ridge regression on a few examples of each class.
 
     The accuracy is the mean over several draws of examples, for each data set.
     """
-    settings, findings, rows = task.config.fewshot, Findings(), []
+    settings, findings, rows = task.config.fewshot, EvalResults(), []
     opened = [
         (name, task.pair(findings, data, test_split, name))
         for name, data, test_split in datasets_of(task)
@@ -136,7 +136,7 @@ def fewshot(task: Task) -> Findings:
     return findings
 
 
-def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
+def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
     A test split of None stands for that of the evaluation.
@@ -163,7 +163,7 @@ def datasets_of(task: Task) -> list[tuple[str, ConfigDict, str | None]]:
     return datasets
 
 
-def representation_health(task: Task) -> Findings:
+def representation_health(task: EvalContext) -> EvalResults:
     """Measure the geometry of the representation, and the kNN accuracy of each class.
 
     Raises:
@@ -236,7 +236,7 @@ def by_class(
     return {title: rows}
 
 
-def two_views(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
+def two_views(task: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of two augmented views of about ``count`` training images.
 
     The augmentation is that of pretraining. The number of images is a multiple of the batch size.

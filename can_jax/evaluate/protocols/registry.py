@@ -9,7 +9,7 @@ from can_jax.config.resolve import check_keys
 from can_jax.config.validate import check_augment, check_data
 from can_jax.data.evaluation.pairs import Part
 from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import open_subject
+from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.page import picture
 from can_jax.evaluate.protocols import frozen
 from can_jax.evaluate.protocols.classifier import CARD, ClassifierSubject, open_classifier
@@ -17,9 +17,9 @@ from can_jax.evaluate.protocols.finetune import classify
 from can_jax.evaluate.protocols.robustness import Logits, robustness
 from can_jax.evaluate.reports.pictures import map_svg, neighbour_grid, newest_panel
 from can_jax.evaluate.reports.results import write_results
-from can_jax.evaluate.split_features import Reader
-from can_jax.evaluate.task import Findings, Task
-from can_jax.train.run import make_directory
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, EvalResults
+from can_jax.train.start import make_directory
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import import_ahead
 
@@ -62,7 +62,7 @@ def measure(
     workdir: epath.Path,
     untrained: bool = False,
     pictures: bool = True,
-) -> tuple[Findings, Any]:
+) -> tuple[EvalResults, Any]:
     """Evaluate an encoder by a protocol, without writing results.
 
     A protocol that trains still writes its run into ``workdir``. Collective: every process must
@@ -96,13 +96,15 @@ def measure(
             )
         subject = open_classifier(path, config, mesh)
     else:
-        subject = open_subject(checkpoint, untrained, config, mesh)
+        subject = open_encoder(checkpoint, untrained, config, mesh)
     check_used(subject.config, config.protocol, path)
-    task = Task(config, subject, mesh, Reader(subject, mesh, config.batch_size))
+    task = EvalContext(
+        config, subject, mesh, SplitFeatureExtractor(subject, mesh, config.batch_size)
+    )
     if config.protocol == "classify":
         findings = classify(task, workdir)
     elif config.protocol == "robustness":
-        findings = Findings()
+        findings = EvalResults()
         if isinstance(subject, ClassifierSubject):
             clean, train = task.test_part(findings, subject.classes), None
         else:
@@ -140,7 +142,7 @@ def check_used(run: ConfigDict, protocol: str, path: epath.Path) -> None:
         raise UserError(f"{path}/config.json: {error}") from error
 
 
-def illustrate(task: Task, findings: Findings) -> None:
+def illustrate(task: EvalContext, findings: EvalResults) -> None:
     """Add pictures of the examples that a protocol on frozen features has read."""
     if findings.shown is None:
         return
@@ -150,7 +152,7 @@ def illustrate(task: Task, findings: Findings) -> None:
     findings.pictures[MAP] = map_svg(task, findings.shown[1])
 
 
-def logits_of(task: Task, train: Part | None, findings: Findings) -> Logits:
+def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:
     """Return a function from splits to logits.
 
     Args:

@@ -14,7 +14,7 @@ from can_jax.data.evaluation.pairs import Part
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS, DRAWN, corrupt
 from can_jax.evaluate.protocols.shifts import Reads, open_shift
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import Findings, Task, accuracies, accuracy
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
 from can_jax.features.calibration import calibration
 from can_jax.utils.errors import UserError
 
@@ -45,7 +45,9 @@ def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[s
     return float(np.mean(list(relative.values()))), relative
 
 
-def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Findings) -> None:
+def robustness(
+    task: EvalContext, clean: Part, fit: Callable[[], Logits], findings: EvalResults
+) -> None:
     """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
     All test sets are opened, and their classes matched, before any are encoded or a head is
@@ -101,9 +103,9 @@ def robustness(task: Task, clean: Part, fit: Callable[[], Logits], findings: Fin
 
 
 def curves(
-    task: Task,
+    task: EvalContext,
     logits_of: Logits,
-    findings: Findings,
+    findings: EvalResults,
     read: Reads,
     prefix: str = "",
     *,
@@ -145,7 +147,7 @@ def curves(
     findings.tables[f"{prefix}Corruptions, top-1 (%)"] = rows
 
 
-def on_the_fly(task: Task, clean: Part) -> Reads:
+def on_the_fly(task: EvalContext, clean: Part) -> Reads:
     """Return readers of the test split under each corruption, computed while reading."""
     names = corruptions_of(task.config.robustness.corruptions, tuple(CORRUPTIONS))
     if names and task.data.channels != 3:

@@ -26,7 +26,7 @@ from can_jax.data.sources.labels import Classes, Numbering
 from can_jax.data.sources.registry import open_source
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
 
 WHOLE = "train"  # The split name of a folder without subfolders for splits.
@@ -50,7 +50,7 @@ Reads = dict[str, Callable[[int], Split]]  # By corruption, a reader of the spli
 
 
 def open_shift(
-    task: Task, shift: dict[str, Any], classes: Classes, findings: Findings
+    task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
 ) -> Judged | Reads:
     """Open a test set of `robustness.shifts`.
 
@@ -68,7 +68,7 @@ def open_shift(
     return SHIFTS[shift["kind"]](task, shift, classes)
 
 
-def folder_of(task: Task, path: str) -> ConfigDict:
+def folder_of(task: EvalContext, path: str) -> ConfigDict:
     """Return a data block for a folder of images."""
     data = ConfigDict(task.data.to_dict())
     with data.ignore_type():
@@ -88,7 +88,9 @@ def path_of(shift: dict[str, Any], key: str = "path") -> str:
     return str(path)
 
 
-def distributed(task: Task, shift: dict[str, Any], classes: Classes, findings: Findings) -> Reads:
+def distributed(
+    task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
+) -> Reads:
     """Open the folders of ImageNet-C as distributed; return a reader for each corruption."""
     root = Path(path_of(shift))
     # Some of its archives group the corruptions into four folders by kind.
@@ -111,7 +113,7 @@ def distributed(task: Task, shift: dict[str, Any], classes: Classes, findings: F
     return {name: reader(name) for name in present}
 
 
-def same_classes(task: Task, path: str, classes: Classes) -> tuple[Part, str]:
+def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, str]:
     """Open a folder whose class folders are named as in training.
 
     Returns:
@@ -131,13 +133,13 @@ def same_classes(task: Task, path: str, classes: Classes) -> tuple[Part, str]:
     return open_part(data, WHOLE, source, count, classes, called)
 
 
-def named_classes(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
+def named_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open class folders named as in training; the choice is among the classes present."""
     part, _ = same_classes(task, path_of(shift), classes)
     return judged(part, part.numbering.places, len(classes))
 
 
-def numbered_classes(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
+def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open class folders that are named by numbers.
 
     Folders are sorted as words, so 10 precedes 2 and the names are parsed. A number is a label of
@@ -181,7 +183,7 @@ def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judg
     return Judged(part, lambda split: np.arange(classes) == split.labels[:, None], among)
 
 
-def real_labels(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
+def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open the validation images with the reassessed labels of ReaL (arXiv 2006.07159).
 
     `real.json` holds a list of labels for each image, ordered by the number in the image's file
@@ -210,7 +212,7 @@ def places_of(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
     return indices[indices >= 0]
 
 
-def objectnet(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
+def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open ObjectNet (Barbu et al., 2019), with its own mappings to ImageNet classes.
 
     Objects without an ImageNet class are not judged. The classifier chooses among all classes, as
@@ -237,7 +239,7 @@ def objectnet(task: Task, shift: dict[str, Any], classes: Classes) -> Judged:
     return Judged(part, lambda split: of_folder[split.labels], np.ones(len(classes), bool))
 
 
-SHIFTS: dict[str, Callable[[Task, dict[str, Any], Classes], Judged]] = {
+SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
     "classes": named_classes,
     "numbered": numbered_classes,
     "real": real_labels,

@@ -10,7 +10,7 @@ from PIL import Image
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.evaluate.page import COLOURS, Html, fill, join
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import Task
+from can_jax.evaluate.task import EvalContext
 from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
 
@@ -19,7 +19,7 @@ SIDE = 72  # The side of an image in the grid, in pixels.
 
 
 def images_of(
-    task: Task, split: Split, rows: Int[np.ndarray, " chosen"]
+    task: EvalContext, split: Split, rows: Int[np.ndarray, " chosen"]
 ) -> UInt8[np.ndarray, "chosen height width channels"]:
     """Return images of a split, preprocessed as for the encoder."""
     config = task.subject.config
@@ -32,7 +32,7 @@ def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
+def neighbour_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     """Draw test images, each beside its nearest neighbors in the bank, as PNG bytes.
 
     Neighbors of the same class are framed in green, others in red.
@@ -60,7 +60,7 @@ def neighbour_grid(task: Task, bank: Split, test: Split) -> bytes:
     return buffer.getvalue()
 
 
-def map_svg(task: Task, test: Split) -> Html:
+def map_svg(task: EvalContext, test: Split) -> Html:
     """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
     points = embedding_map(task.select(test)[chosen])

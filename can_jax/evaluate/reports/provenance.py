@@ -10,7 +10,7 @@ from can_jax.checkpoint.identity import IDENTITY, Identity, differences, read_id
 from can_jax.data.evaluation.examples import spread
 from can_jax.data.evaluation.pairs import Pair
 from can_jax.data.sources.base import Source
-from can_jax.evaluate.task import Findings, Task
+from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
 
 SAMPLED = 64  # The number of images of a source whose bytes are compared.
@@ -20,7 +20,9 @@ LIMITS = ("train_examples", "test_examples", "held_out")
 PACE = ("save_every_steps", "test_every_epochs", "remat")
 
 
-def classifier_identity(task: Task, config: ConfigDict, findings: Findings, pair: Pair) -> Identity:
+def classifier_identity(
+    task: EvalContext, config: ConfigDict, findings: EvalResults, pair: Pair
+) -> Identity:
     """Return the identity of a run that trains a classifier.
 
     Args:

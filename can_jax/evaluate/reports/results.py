@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from can_jax.config.resolve import to_json
 from can_jax.distributed.runtime import commit, version_of
-from can_jax.encoders.pretrained import Subject
+from can_jax.encoders.pretrained import PretrainedEncoder
 from can_jax.evaluate.reports.report import report_of
-from can_jax.evaluate.task import Findings
+from can_jax.evaluate.task import EvalResults
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import read_json, replace_text
 
@@ -78,7 +78,7 @@ def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
 
 
 def write_results(
-    workdir: epath.Path, findings: Findings, config: ConfigDict, subject: Subject
+    workdir: epath.Path, findings: EvalResults, config: ConfigDict, subject: PretrainedEncoder
 ) -> dict[str, Any]:
     """Write `results.json` and `report.html`; return the content of the first.
 

@@ -1,0 +1,161 @@
+"""The start of a run: its directory, its checkpoints, and the state to train from."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from clu import parameter_overview
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.lock import RunLock
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.checkpoint.resume import check_stream, to_store
+from can_jax.checkpoint.run_directory import append_start, first_config, stored_config
+from can_jax.config.resolve import flatten, from_json, to_json
+from can_jax.distributed.runtime import barrier
+from can_jax.monitoring import console
+from can_jax.monitoring.watchdog import section
+from can_jax.train.loop import Progress
+from can_jax.train.run_length import RunLength
+from can_jax.train.step import TrainState, initialize
+from can_jax.train.training import Training
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
+
+
+def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> Checkpointer:
+    """Open the checkpoints of a run directory. Collective: every process must call this.
+
+    Args:
+        config: The resolved configuration.
+        workdir: The run directory.
+        lock: The lock on it, checked before anything is written.
+    """
+    folder, settings = workdir / "checkpoints", config.checkpoint
+    return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
+
+
+@contextlib.contextmanager
+def writing(workdir: epath.Path) -> Iterator[None]:
+    """Turn an `OSError` while the run directory is prepared into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from error
+
+
+def make_directory(workdir: epath.Path) -> None:
+    """Create the run directory and check that files can be written to it.
+
+    Raises:
+        UserError: They cannot.
+    """
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        # Every process has a file of its own, since all of them try at once.
+        trial = workdir / f".writable_{jax.process_index()}"
+        trial.write_text("")
+        trial.unlink()
+
+
+def first_step(checkpoints: Checkpointer, times: RunLength, workdir: epath.Path) -> int:
+    """Return the step of the latest valid checkpoint, 0 without any.
+
+    Collective: every process must call this.
+
+    Raises:
+        UserError: The checkpoint is past the end of this run, or no checkpoint is valid.
+    """
+    done = checkpoints.latest_valid_step() or 0
+    if done > times.total:
+        raise UserError(
+            f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "
+            f"{times.total}: make the run longer, or give another --workdir"
+        )
+    return done
+
+
+def restore_or_begin(
+    training: Training,
+    checkpoints: Checkpointer,
+    first: int,
+    abstract: TrainState,
+    stream: dict[str, Any],
+    report: console.Reporter,
+    timeout: float,
+) -> tuple[int, TrainState, Progress]:
+    """Restore a checkpoint, or begin a new run. Collective: every process must call this.
+
+    Args:
+        training: The model, data and schedule to train.
+        checkpoints: The checkpoints of the run directory.
+        first: The step to restore; 0 begins a new run.
+        abstract: The shapes and shardings of the state.
+        stream: The settings and the data of this start, which are compared with the checkpoint's.
+        report: The console.
+        timeout: Seconds that the restoration may take.
+
+    Returns:
+        The step of the state, which is an earlier one than ``first`` if that checkpoint is of
+        another model; the state; and the data position of the run.
+
+    Raises:
+        UserError: No checkpoint fits the model, or it is of another stream of examples.
+    """
+    if not first:
+        state = training.begin(initialize(training.step, abstract), report)
+        return 0, state, Progress(stream=stream)
+    restoring = "restoring the checkpoint"
+    with section(restoring, timeout), barrier(restoring):
+        first, state, restored = checkpoints.restore(first, abstract)
+    progress = Progress.from_json(restored)
+    check_stream(progress.stream, stream, first, training.allowed)
+    checkpoints.set_aside_refused()
+    report.say(f"resumed from the checkpoint of step {first}")
+    progress.stream = stream
+    return first, state, progress
+
+
+def record_start(
+    config: ConfigDict,
+    workdir: epath.Path,
+    first: int,
+    facts: dict[str, Any],
+    report: console.Reporter,
+) -> None:
+    """Store the configuration and the environment of this start, and print changed settings.
+
+    Settings are compared with those of the run's first start. Only the main process acts.
+
+    Args:
+        config: The resolved configuration.
+        workdir: The run directory.
+        first: The step from which the run starts or resumes.
+        facts: The environment and the facts of the run, as JSON values.
+        report: The reporter that prints the changes.
+    """
+    if jax.process_index():
+        return
+    path = workdir / "config.json"
+    stored = stored_config(workdir)
+    if stored is not None:
+        # `from_json` fills in the keys that are newer than the run.
+        began = from_json(json.dumps(first_config(workdir) or json.loads(stored)))
+        old, new = (flatten(json.loads(to_json(of))) for of in (began, config))
+        for key in sorted(new.keys() | old.keys()):
+            if old.get(key) != new.get(key):
+                report.say(f"changed since this run began: {key} {old.get(key)} -> {new.get(key)}")
+    text = to_store(config, stored)
+    append_start(workdir, first, text, facts)
+    replace_text(path, text + "\n")
+    replace_text(workdir / "environment.json", json.dumps(facts, indent=2) + "\n")
+
+
+def record_parameters(parameters: Any, workdir: epath.Path) -> None:
+    """Store the shape of every parameter and the mesh axes over which it is split."""
+    if jax.process_index() == 0:
+        overview = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
+        replace_text(workdir / "parameters.txt", overview + "\n")
