@@ -359,7 +359,7 @@ class Checkpointer:
         )
         if self._failures >= FAILED_SAVES:
             raise UserError(f"{message}; it is the third failure in a row")
-        logging.warning("%s; the run goes on", message)
+        logging.warning("%s; the run continues", message)
 
 
 def _remove(left: epath.Path) -> None:

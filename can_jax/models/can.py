@@ -169,7 +169,7 @@ class CAN(nnx.Module):
             projection = self.project(pooled, train=train)
         if self.noise_level is not None and "noise_level" in heads:
             # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
-            assert sigma is not None, "this network wants to be told the noise level"
+            assert sigma is not None, "sigma is required: this network embeds the noise level"
             noise_level = self.noise_level(sigma)
         if self.decoder is not None and "prediction" in heads:
             prediction = self.decoder(latent, shuffle, grid, noise_level)

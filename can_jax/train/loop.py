@@ -224,7 +224,7 @@ class Loop:
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
                 f"at step {step} {difference}: that device or its memory is faulty. Leave it "
-                "out; the same command goes on from the last checkpoint, at which all agreed"
+                "out; re-run the command to resume from the last checkpoint, at which all agreed"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
@@ -254,7 +254,9 @@ class Loop:
         self.checkpoints.wait()
         target = self.checkpoints.newest(step - spike.steps - STEPS_IN_FLIGHT)
         if target is None:
-            logging.warning("%s, and there is no checkpoint from before; the run goes on", message)
+            logging.warning(
+                "%s, and there is no checkpoint from before it; the run continues", message
+            )
         else:
             logging.warning("%s; going back to the checkpoint of step %d", message, target)
         return target

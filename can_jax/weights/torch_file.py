@@ -139,7 +139,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return an allowed global, or raise `UserError` for any other name."""
         if (module, name) not in self._allowed:
-            raise UserError(f"it wants {module}.{name}, which is no tensor; nothing of it was run")
+            raise UserError(
+                f"it requires {module}.{name}, which is no tensor; nothing of it was run"
+            )
         return self._allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:

@@ -128,7 +128,7 @@ def test_lock_of_a_process_of_this_host_that_is_gone_is_stale(place, caplog, gon
     monkeypatch.setattr(lock, "BEAT_SECONDS", 100.0)  # nothing is waited for
     (place / "lock.json").write_text(json.dumps(owner.describe() | gone))
     with run_lock(place):
-        assert "is gone without saying so" in caplog.text
+        assert "is gone and left its lock" in caplog.text
 
 
 @pytest.mark.parametrize("where", [

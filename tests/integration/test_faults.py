@@ -209,7 +209,7 @@ def test_checkpoint_that_cannot_be_written_is_a_warning_until_it_happens_again_a
     assert done.returncode == 1, done.stderr
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert [line.split("step ")[1].split()[0] for line in warnings] == ["2", "4"]
-    assert all("could not be written" in line and "the run goes on" in line for line in warnings)
+    assert all("could not be written" in line and "the run continues" in line for line in warnings)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: the checkpoint of step 6 could not be written")
     assert "third failure in a row" in last

@@ -213,7 +213,7 @@ class Lease:
             if not self._is_gone(name, record, alone):
                 return record
             logging.warning(
-                "%s: its last run, %s, is gone without saying so; going on",
+                "%s: %s is gone and left its lock; the lock is removed",
                 self._name, who(record),
             )  # fmt: skip
         # Without a record, the owner of the kernel lock is about to write one or to end.

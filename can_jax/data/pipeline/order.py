@@ -45,7 +45,7 @@ class Order:
         if self.version not in range(1, VERSION + 1):
             raise UserError(
                 f"the checkpoint has its examples in an order of version {self.version}, and this "
-                f"version of can_jax knows those up to {VERSION}: use the version that wrote it"
+                f"version of can_jax supports up to {VERSION}: use the version that wrote it"
             )
 
     def examples_at(

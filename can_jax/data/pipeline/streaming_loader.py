@@ -186,7 +186,7 @@ def resumed(states: States | None, process: int, processes: int) -> tuple[int, .
         return tuple(states[process][2:])
     epoch = max(state[2] for state in states) + 1
     logging.warning(
-        "streaming was begun with %d processes and goes on with %d: from epoch %d on",
+        "streaming was begun with %d processes and resumes with %d, from epoch %d on",
         len(states), processes, epoch,
     )  # fmt: skip
     return (epoch, 0, 0, 0)
