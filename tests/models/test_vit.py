@@ -44,10 +44,8 @@ def expected(parameters):
 @pytest.mark.parametrize(
     ("scan", "remat"),
     [
-        (scan, remat)
-        for scan in (False, True)
-        for remat in REMAT_POLICIES
-        if scan or remat != "none"
+        *((True, remat) for remat in REMAT_POLICIES),
+        *(pytest.param(False, r, marks=pytest.mark.slow) for r in REMAT_POLICIES if r != "none"),
     ],
 )
 def test_every_way_to_run_the_blocks_gives_the_same(parameters, expected, scan, remat):

@@ -167,11 +167,11 @@ REDUCTIONS = {
 }
 
 
-# Those of which the self-check compares the network with the same oracle, and the tests of the
-# blocks the ways to run them.
+# Cases that others cover: the self-check has the same oracle, the tests of the blocks run them in
+# every way, and noise and a loss without weight are both among the cases that stay.
 ALIKE = (
-    "level for visible patches, raw targets", "can, unscanned and scanned alike",
-    "can, recomputed blocks",
+    "noise as augmentation", "level for visible patches, raw targets",
+    "can, unscanned and scanned alike", "can, recomputed blocks",
 )  # fmt: skip
 
 
