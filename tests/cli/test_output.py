@@ -33,7 +33,10 @@ def test_command_ends_well_without_its_output(redirection, lines):
     assert all(line in err for line in lines)
 
 
-@pytest.mark.parametrize(("redirection", "lines"), [("", 1), ("2> /dev/full", 0), ("2>&-", 0)])
+@pytest.mark.parametrize(
+    ("redirection", "lines"),
+    [("", 1), ("2> /dev/full", 0), pytest.param("2>&-", 0, marks=pytest.mark.slow)],
+)
 def test_warning_is_printed_once_and_ends_nothing(redirection, lines):
     program = (
         "import orbax.checkpoint\n"  # which makes a handler of its own
