@@ -16,6 +16,7 @@ import json
 import os
 import queue
 import random
+import re
 import resource
 import shutil
 import subprocess
@@ -131,8 +132,12 @@ def changed(name: str, content: bytes, rng: random.Random) -> bytes:
 
 def memory() -> tuple[int, int]:
     """Return the bytes of memory that this process has, and the most that it ever had."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not `ru_maxrss`, which begins with that of the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    now, most = (
+        1024 * int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) for name in ("VmRSS", "VmHWM")
+    )
+    return now, most
 
 
 def outcome(read, folder: Path) -> str:

@@ -190,7 +190,7 @@ def trained(training: Pretraining) -> str:
     probe = KnnProbe(training.config, step, training.source, mesh) if times.probe_every else None
     loader = open_loader(training.config, training.source, mesh, 0, steps)
     with jax.set_mesh(mesh):
-        state = step.fresh()
+        state = jax.jit(step.fresh)()
         first = jax.device_get(state.parameters)
         train = jax.jit(step.train)
         for _ in range(steps):

@@ -1,20 +1,23 @@
 """The short form of `python -m tests.torture.fuzz`, and whether it would see what it is for."""
 
+import subprocess
 import sys
 import time
 
 import pytest
 
+from tests.helpers.runs import ROOT
 from tests.torture import fuzz
 from tests.torture.readers import READERS
 
 
-def test_changed_files_are_read_or_refused_in_one_line():
-    counts = fuzz.fuzz(list(READERS), 200)
+@pytest.mark.parametrize("mutations", [50, pytest.param(200, marks=pytest.mark.slow)])
+def test_changed_files_are_read_or_refused_in_one_line(mutations):
+    counts = fuzz.fuzz(list(READERS), mutations)
     assert not fuzz.failures(counts)
-    assert all(sum(results.values()) == 200 for results in counts.values())
+    assert all(sum(results.values()) == mutations for results in counts.values())
     for name in READERS.keys() - {"image", "tfrecord"}:  # which leave out what is damaged
-        assert counts[name]["refused"] > 20, counts[name]
+        assert counts[name]["refused"] > mutations / 10, counts[name]
 
 
 @pytest.mark.slow
@@ -23,9 +26,19 @@ def test_many_changed_files(name):
     assert not fuzz.failures(fuzz.fuzz([name], 2000, seed=1))
 
 
+def test_much_memory_is_a_failure():
+    """In a process that has not had as much before."""
+    program = """
+from tests.torture import fuzz
+
 def fill(_):
-    _, most = fuzz.memory()
-    bytearray(b"x") * (most + fuzz.MEMORY)
+    bytearray(b"x") * (fuzz.memory()[1] + fuzz.MEMORY)
+
+fuzz.MEMORY = 2**26
+print(fuzz.outcome(lambda _: bytearray(2**20), None), fuzz.outcome(fill, None))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("read memory: "), done.stderr
 
 
 def raise_two_lines(_):
@@ -36,7 +49,7 @@ def raise_two_lines(_):
 
 @pytest.mark.parametrize(
     ("read", "result"),
-    [(fill, "memory"), (raise_two_lines, "several lines"), (lambda _: 1 / 0, "ZeroDivisionError")],
+    [(raise_two_lines, "several lines"), (lambda _: 1 / 0, "ZeroDivisionError")],
 )
 def test_what_should_not_be_is_a_failure(tmp_path, read, result):
     assert fuzz.outcome(read, tmp_path).startswith(result)
