@@ -14,7 +14,7 @@ from etils import epath
 
 from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.checkpoint.retention import Retention
-from can_jax.checkpoint.scopes import quiet_threads, small_arrays_whole
+from can_jax.checkpoint.scopes import quiet_orbax, quiet_threads, small_arrays_whole
 from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.utils.errors import UserError, one_line, reason_of
@@ -72,6 +72,7 @@ class Checkpointer:
         self._refused: dict[int, str] = {}  # reasons by step
         self._retention = Retention(keep_last, keep_every_steps)
         self._scope = contextlib.ExitStack()  # process-wide changes until `close`
+        self._scope.enter_context(quiet_orbax())
         if not read_only:
             self._scope.enter_context(quiet_threads())
             self._scope.enter_context(small_arrays_whole())
@@ -87,8 +88,11 @@ class Checkpointer:
         )
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
-        except OSError as error:
-            raise UserError(f"{self._directory} cannot be read: {reason_of(error)}") from error
+        except BaseException as error:
+            self._scope.close()
+            if isinstance(error, OSError):
+                raise UserError(f"{self._directory} cannot be read: {reason_of(error)}") from error
+            raise
         steps = () if read_only else self._manager.all_steps()
         marked = {step for step in steps if (self._directory / str(step) / TEMPORARY).exists()}
         self._retention.temporary.update(marked)

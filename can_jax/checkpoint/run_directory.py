@@ -3,6 +3,7 @@
 `starts.jsonl` has one line for each start.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -145,9 +146,9 @@ def newest_state(workdir: epath.Path, abstract: Any) -> tuple[int, Any]:
         UserError: There is no checkpoint, or none that is valid and fits.
     """
     checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
-    newest = checkpoints.latest_valid_step()
-    if newest is None:
-        raise UserError(f"{workdir} holds no checkpoint")
-    step, state, _ = checkpoints.restore(newest, abstract)
-    checkpoints.close()
+    with contextlib.closing(checkpoints):
+        newest = checkpoints.latest_valid_step()
+        if newest is None:
+            raise UserError(f"{workdir} holds no checkpoint")
+        step, state, _ = checkpoints.restore(newest, abstract)
     return step, state

@@ -15,24 +15,35 @@ SLICE = 2**23  # the minimum bytes of each part if devices with copies share a w
 
 
 @contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Leave Orbax's own messages out of the log."""
+    logger = logging.get_absl_logger()
+
+    def keep(record: python_logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
     """Silence the threads of a failed save, which the checkpointer reports once.
 
     It changes logging, warnings and `sys.unraisablehook`, and restores them.
     """
-    asyncio_logger, logger = python_logging.getLogger("asyncio"), logging.get_absl_logger()
+    asyncio_logger = python_logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook
 
-    def periodic_action(raised: Any) -> None:
+    def hook(raised: Any) -> None:
         if str(raised.exc_value) != "Event loop is closed":  # an abandoned write
             usual(raised)
 
-    def keep(record: python_logging.LogRecord) -> bool:
-        return "orbax" not in record.pathname
-
     asyncio_logger.setLevel(python_logging.CRITICAL)
-    logger.addFilter(keep)
-    sys.unraisablehook = periodic_action
+    sys.unraisablehook = hook
     warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
     filters: Any = warnings.filters
     entry = filters[0]
@@ -40,10 +51,9 @@ def quiet_threads() -> Iterator[None]:
         yield
     finally:
         asyncio_logger.setLevel(level)
-        logger.removeFilter(keep)
         with contextlib.suppress(ValueError):  # the program has set its own filters since
             filters.remove(entry)
-        if sys.unraisablehook is periodic_action:
+        if sys.unraisablehook is hook:
             sys.unraisablehook = usual
 
 

@@ -1,6 +1,7 @@
 """A run directory with an untrained encoder, and a small data set in ImageNet's layout."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def arrays(place, train=17, val=5, classes=CLASSES):
 
 def source_of(data):
     """The `data.source` that reads what `imagenet` or `arrays` wrote."""
-    return "arrays" if (data / "train.npz").exists() else "folder"
+    return "arrays" if (Path(data) / "train.npz").exists() else "folder"
 
 
 def evaluation(protocol, data=None, **changes):

@@ -29,9 +29,9 @@ def test_continuous_integration_runs_the_test_command_on_every_supported_python(
 
 def test_hooks_run_tools_of_the_test_environment():
     (repository,) = read(".pre-commit-config.yaml")["repos"]
-    for periodic_action in repository["periodic_actions"]:
-        program = Path(sys.executable).with_name(periodic_action["entry"].split()[0])
-        assert program.exists(), periodic_action["id"]
+    for hook in repository["hooks"]:
+        program = Path(sys.executable).with_name(hook["entry"].split()[0])
+        assert program.exists(), hook["id"]
 
 
 def test_citation_is_of_this_version():
