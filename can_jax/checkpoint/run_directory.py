@@ -135,17 +135,20 @@ def read_run(folder: epath.Path) -> ConfigDict:
     return read_encoder(folder)
 
 
-def newest_state(workdir: epath.Path, abstract: Any) -> tuple[int, Any]:
+def newest_state(
+    workdir: epath.Path, abstract: Any, folder: str = "checkpoints"
+) -> tuple[int, Any]:
     """Return the step and the state of a run's latest valid checkpoint, without changing the run.
 
     Args:
         workdir: The run directory.
         abstract: The state as shapes and types, with the shardings to restore to.
+        folder: The folder of the checkpoints in the run directory.
 
     Raises:
         UserError: There is no checkpoint, or none that is valid and fits.
     """
-    checkpoints = Checkpointer(workdir / "checkpoints", keep_last=None, read_only=True)
+    checkpoints = Checkpointer(workdir / folder, keep_last=None, read_only=True)
     with contextlib.closing(checkpoints):
         newest = checkpoints.latest_valid_step()
         if newest is None:

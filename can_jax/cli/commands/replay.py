@@ -16,8 +16,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from can_jax.checkpoint.failed_step import read_batch
-from can_jax.checkpoint.manager import Checkpointer
-from can_jax.checkpoint.run_directory import read_encoder
+from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.cli.command import Command
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
@@ -38,11 +37,7 @@ def main(capture: str) -> None:
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     step = stored_step(config)
-    checkpoints = Checkpointer(folder / "state", keep_last=None, read_only=True)
-    newest = checkpoints.latest_valid_step()
-    if newest is None:
-        raise UserError(f"{folder} holds no whole state")
-    _, state, _ = checkpoints.restore(newest, abstract_state(step, mesh))
+    _, state = newest_state(folder, abstract_state(step, mesh), "state")
     batch = read_batch(folder)
     step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from it.
     with jax.set_mesh(mesh):
