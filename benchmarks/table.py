@@ -1,6 +1,6 @@
-"""The README's table of step benchmarks, from the files in `benchmarks/results/step`.
+"""The table of step benchmarks in `docs/speed.md`, from the files in `benchmarks/results/step`.
 
-python benchmarks/table.py            # writes it between the README's marks
+python benchmarks/table.py            # writes it between the marks of the page
 python -m can_jax.benchmark step … --json > benchmarks/results/step/NAME.json    # adds a row
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "step"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- benchmarks/table.py -->\n", "<!-- end -->"
 HEAD = (
     "| model | type | batch | images/s | MFU of the measured product | memory, GB "
@@ -42,10 +42,10 @@ def table() -> str:
 
 
 def main() -> None:
-    """Put the table into the README."""
-    before, rest = README.read_text().split(BEGIN)
+    """Put the table into the page."""
+    before, rest = PAGE.read_text().split(BEGIN)
     _, after = rest.split(END, 1)
-    README.write_text(before + BEGIN + table() + END + after)
+    PAGE.write_text(before + BEGIN + table() + END + after)
 
 
 if __name__ == "__main__":

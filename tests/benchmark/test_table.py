@@ -7,8 +7,8 @@ from tests.helpers.runs import ROOT
 TABLE = SimpleNamespace(**runpy.run_path(str(ROOT / "benchmarks" / "table.py")))
 
 
-def test_readme_shows_the_results_that_are_there():
-    assert TABLE.table() in (ROOT / "README.md").read_text()
+def test_page_shows_the_results_that_are_there():
+    assert TABLE.table() in (ROOT / "docs/speed.md").read_text()
 
 
 def test_every_result_says_what_was_run_where():

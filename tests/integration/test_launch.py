@@ -365,15 +365,15 @@ def test_manifest_is_applied(tmp_path, stand_in):
 
 
 def console_blocks():
-    """Commands of the README with what they print, by command."""
-    text = (LAUNCH.parent / "README.md").read_text()
+    """Commands of docs/scaling.md with what they print, by command."""
+    text = (LAUNCH.parent / "docs/scaling.md").read_text()
     for block in text.split("```console\n$ ")[1:]:
         command, output = block.split("```")[0].split("\n", 1)
         yield command, output
 
 
 @pytest.mark.parametrize(("command", "output"), console_blocks())
-def test_readme_shows_what_a_dry_run_prints(command, output):
+def test_page_shows_what_a_dry_run_prints(command, output):
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "TMPDIR")}
     done = subprocess.run(
         ["bash", "-c", command], cwd=LAUNCH.parent, env=environment, capture_output=True, text=True
