@@ -42,7 +42,7 @@ def test_single_process_agrees_with_itself():
 def test_waiting_ends_with_one_line():
     program = (
         "import time\nfrom can_jax.distributed.runtime import abort_after\n"
-        "with give_up_after(0.5, 'nobody came'):\n    time.sleep(60)"
+        "with abort_after(0.5, 'nobody came'):\n    time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (70, "error: nobody came\n")

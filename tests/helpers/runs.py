@@ -24,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from can_jax.distributed import hardware
 from can_jax.train import run as running
+from can_jax.train import start
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,7 +144,7 @@ def counting_steps(change=lambda number, state, metrics: (state, metrics)):
     with (
         patch.object(running, "lower_train_step", lambda *_: None),
         patch.object(running, "compile_timed", compiled),
-        patch.object(running, "initialize", zeros),
+        patch.object(start, "initialize", zeros),
     ):
         yield
 
