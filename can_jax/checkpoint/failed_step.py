@@ -61,7 +61,7 @@ def read_batch(folder: epath.Path) -> Batch:
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:
-        raise UserError(f"{folder} is no capture: it has no batch_*.npz")
+        raise UserError(f"{folder} is not a failed-step dump: batch_*.npz not found")
     try:
         files = [read_npz(path) for path in paths]
         joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}

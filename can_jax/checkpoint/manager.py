@@ -159,7 +159,7 @@ class Checkpointer:
         if damaged:
             latest = max(damaged)
             raise UserError(
-                f"no checkpoint in {self._directory} is whole; that of step {latest}: "
+                f"no checkpoint in {self._directory} is valid; that of step {latest}: "
                 f"{damaged[latest]}. Nothing was changed: restore a copy, or give another "
                 "--workdir to start anew"
             )
@@ -312,7 +312,7 @@ class Checkpointer:
             target = folder / f"{target.name}_again"
         (self._directory / str(step)).rename(target)
         logging.warning(
-            "checkpoint %s %s; it was moved to %s, and the newest good one before it is used",
+            "checkpoint %s %s; it was moved to %s, and the latest valid one before it is used",
             self._directory / str(step), reason, target,
         )  # fmt: skip
 

@@ -93,7 +93,7 @@ class SplitFeatureExtractor:
             config.data = part.data
             config.data.image_size = self._subject.config.data.image_size
         examples = EvaluationSet(config, part.source, 0, labelled=labelled, only=part.examples)
-        what = "labelled image" if labelled else "image"
+        what = "labeled image" if labelled else "image"
         outputs = self._extract(self._subject.parameters, examples, change)
         if not len(outputs.labels):
             raise UserError(f"config.data: no {what} of the split {part.name!r} can be decoded")

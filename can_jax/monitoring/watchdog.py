@@ -44,10 +44,10 @@ class Watchdog:
             woke = now
             if time.monotonic() - self._at > self._seconds:
                 abort(
-                    f"nothing has moved for {self._seconds:.0f} s "
-                    f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds): a "
-                    "host is gone or stuck, or its data is; above is where each thread was. The "
-                    "same command resumes from the last checkpoint"
+                    f"no progress for {self._seconds:.0f} s "
+                    f"{self._during or f'after step {self._step}'} (config.stuck_after_seconds); a "
+                    "host or the input pipeline is probably hung. Thread stacks are above. Re-run "
+                    "the command to resume from the last checkpoint"
                 )
 
 

@@ -73,7 +73,7 @@ class KnnProbe:
             features, labels, _ = extractor(state, examples)
             if not len(labels):
                 raise UserError(
-                    f"probe: no labelled image of the split {part.name!r} can be decoded; {WITHOUT}"
+                    f"probe: no labeled image of the split {part.name!r} can be decoded; {WITHOUT}"
                 )
             parts.append((features, part.numbering(labels)))
         return knn_accuracy(*parts[0], *parts[1], **self._options)

@@ -244,7 +244,7 @@ class Loop:
             f"{spike.steps} steps, up to step {step}"
         )
         if not spike.rewinds:
-            logging.warning("%s; config.spike.rewinds=3 would go back and pass over it", message)
+            logging.warning("%s; config.spike.rewinds=3 would roll back and skip it", message)
             return None
         if self.progress.rewinds >= spike.rewinds:
             raise UserError(

@@ -118,7 +118,7 @@ def test_index_elsewhere(tmp_path):
     main_in_process("can_jax.data.index", tmp_path / "data", *options).check_returncode()
     source = open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path / "index"))
     assert source.examples == 9 and not (tmp_path / "data" / FOLDER).exists()
-    with pytest.raises(UserError, match=r"holds no whole index of can_jax"):
+    with pytest.raises(UserError, match=r"holds no complete index of can_jax"):
         open_tfrecord(str(tmp_path / "data"), "train", index=str(tmp_path))
 
 

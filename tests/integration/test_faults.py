@@ -71,7 +71,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_changed(recipe, whole, tmp_path
     done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     missing = "seal.json is missing" if damage == "empty folder" else "_METADATA is missing"
-    assert f"no checkpoint in {workdir / 'checkpoints'} is whole; that of step 6: " in done.stderr
+    assert f"no checkpoint in {workdir / 'checkpoints'} is valid; that of step 6: " in done.stderr
     assert missing in done.stderr and contents(workdir) == before
 
 
@@ -283,10 +283,10 @@ def test_updates_that_are_not_finite_end_the_run_with_a_capture_that_can_be_repl
     assert "encoder/blocks" in replay.stdout
 
 
-def test_replay_of_what_is_no_capture_is_one_line(tmp_path):
+def test_replay_of_another_folder_is_one_line(tmp_path):
     done = main_in_process("can_jax.replay", tmp_path)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "is no capture" in done.stderr
+    assert "is not a failed-step dump" in done.stderr
 
 
 @pytest.mark.slow

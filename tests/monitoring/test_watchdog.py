@@ -28,7 +28,7 @@ def test_run_that_stopped_moving_is_ended_with_the_place_of_every_thread():
     assert done.returncode == 70
     assert "waits_for_ever" in done.stderr  # where it was
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: nothing has moved for 0 s after step 7")
+    assert last.startswith("error: no progress for 0 s after step 7")
 
 
 def test_full_pipe_or_hung_disk_does_not_keep_a_stuck_run_alive(tmp_path):

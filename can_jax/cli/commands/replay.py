@@ -32,7 +32,7 @@ def main(capture: str) -> None:
     """Recompute the failed step, and print its losses and gradient norms."""
     folder = epath.Path(capture)
     if not (folder / "capture.json").exists():
-        raise UserError(f"{folder} is no capture: it has no capture.json")
+        raise UserError(f"{folder} is not a failed-step dump: capture.json not found")
     config = read_encoder(folder)
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])

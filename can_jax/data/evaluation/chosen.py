@@ -71,7 +71,7 @@ def choose(source: Source, split: str, count: int | None) -> Chosen:
     labels = labels_of(source, examples, all_labels)
     examples, labels = examples[labels >= 0], labels[labels >= 0]
     if not len(examples):
-        raise UserError(f"config.data: no labelled image in the split {split!r}")
+        raise UserError(f"config.data: no labeled image in the split {split!r}")
     return Chosen(split, source, all_labels, examples, labels)
 
 

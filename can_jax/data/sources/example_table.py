@@ -96,7 +96,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
     try:
         facts = read_json(epath.Path(folder / FACTS))
     except UserError as error:
-        raise UserError(f"{folder} holds no whole index of can_jax: {error}") from error
+        raise UserError(f"{folder} holds no complete index of can_jax: {error}") from error
     if facts.get("format") != FORMAT:
         raise UserError(f"{folder} is an index of format {facts.get('format')!r}, not {FORMAT}")
     names, sizes = facts.get("label_names"), facts.setdefault("sizes", {})
@@ -135,7 +135,7 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
         digest = column("digest") if (folder / "digest.npy").exists() else None
     except (OSError, ValueError, EOFError) as error:
         reason = one_line(error)
-        raise UserError(f"{folder} holds no whole index of can_jax: {reason}") from error
+        raise UserError(f"{folder} holds no complete index of can_jax: {reason}") from error
     lengths = {len(values) for values in rows.values()}
     lengths |= {len(digest)} if digest is not None else set()
     if lengths != {facts["examples"]}:

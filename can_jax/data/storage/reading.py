@@ -98,7 +98,7 @@ def unreadable(where: str, error: Exception) -> UserError:
     """
     reason = reason_of(error)
     return UserError(
-        f"{shown(where)} cannot be read: {shown(reason)}. Nothing takes its place: the same "
+        f"{shown(where)} cannot be read: {shown(reason)}. No other image replaces it: the same "
         "command resumes once it can be read"
     )
 
