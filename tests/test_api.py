@@ -59,6 +59,7 @@ def test_training_from_a_thread(run):
 
 def test_evaluation_and_export_of_a_run(run, tmp_path):
     protocol = load_recipe(str(ROOT / "configs/eval/knn.py"), "knn")
+    protocol.data.update(train_examples=32, test_examples=16)
     results = can_jax.evaluate_encoder(str(run), protocol, str(tmp_path / "knn"))
     assert json.loads((tmp_path / "knn/results.json").read_text()) == results
     manifest = can_jax.export_encoder(str(run), "safetensors", str(tmp_path / "export"))
