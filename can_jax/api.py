@@ -72,8 +72,8 @@ def pretrain(
             from those of the checkpoint.
 
     Raises:
-        can_jax.utils.errors.UserError: The configuration, data or run directory is invalid.
-        can_jax.utils.errors.Preempted: A signal asked the process to stop; the state is saved.
+        can_jax.errors.UserError: The configuration, data or run directory is invalid.
+        can_jax.errors.Preempted: A signal asked the process to stop; the state is saved.
     """
     from etils import epath
 
@@ -100,7 +100,7 @@ def evaluate_encoder(
         untrained: Evaluate the randomly initialized encoder.
 
     Raises:
-        can_jax.utils.errors.UserError: The weights, the data or the settings are invalid.
+        can_jax.errors.UserError: The weights, the data or the settings are invalid.
     """
     from etils import epath
 
@@ -128,7 +128,7 @@ def export_encoder(
         contents: ``encoder``, or ``full`` with the decoder.
 
     Raises:
-        can_jax.utils.errors.UserError: The run cannot be read, or the verification failed.
+        can_jax.errors.UserError: The run cannot be read, or the verification failed.
     """
     from etils import epath
 
@@ -155,7 +155,7 @@ def plan_run(
         them.
 
     Raises:
-        can_jax.utils.errors.UserError: The topology is unknown, or the settings are invalid.
+        can_jax.errors.UserError: The topology is unknown, or the settings are invalid.
     """
     from can_jax.plan.child import plan_in_child
 
