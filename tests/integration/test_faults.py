@@ -343,7 +343,7 @@ def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("WARNING: the loss was more than 6 deviations above its running mean")
     assert "for 2 steps, up to step 118" in line
-    assert "config.spike.rewinds=3 would go back" in line
+    assert "config.spike.rewinds=3 would roll back" in line
     assert [line["step"] for line in metrics(tmp_path)] == [40, 80, 120]
 
 
