@@ -71,11 +71,6 @@ class Checkpointer:
         self._shapes: dict[str, list[int]] = {}
         self._refused: dict[int, str] = {}  # reasons by step
         self._retention = Retention(keep_last, keep_every_steps)
-        self._scope = contextlib.ExitStack()  # process-wide changes until `close`
-        self._scope.enter_context(quiet_orbax())
-        if not read_only:
-            self._scope.enter_context(quiet_threads())
-            self._scope.enter_context(small_arrays_whole())
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             enable_async_checkpointing=not read_only,
@@ -86,13 +81,16 @@ class Checkpointer:
             if read_only
             else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
-        try:
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
-        except BaseException as error:
-            self._scope.close()
-            if isinstance(error, OSError):
+        with contextlib.ExitStack() as scope:
+            scope.enter_context(quiet_orbax())
+            if not read_only:
+                scope.enter_context(quiet_threads())
+                scope.enter_context(small_arrays_whole())
+            try:
+                self._manager = ocp.CheckpointManager(self._directory, options=options)
+            except OSError as error:
                 raise UserError(f"{self._directory} cannot be read: {reason_of(error)}") from error
-            raise
+            self._scope = scope.pop_all()  # process-wide changes until `close`
         steps = () if read_only else self._manager.all_steps()
         marked = {step for step in steps if (self._directory / str(step) / TEMPORARY).exists()}
         self._retention.temporary.update(marked)

@@ -39,12 +39,16 @@ def test_single_process_agrees_with_itself():
     assert gather("numbers", [1, 2]).tolist() == [[1, 2]]
 
 
+def run(program):
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
 def test_waiting_ends_with_one_line():
     program = (
         "import time\nfrom can_jax.distributed.runtime import abort_after\n"
         "with abort_after(0.5, 'nobody came'):\n    time.sleep(60)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run(program)
     assert (done.returncode, done.stderr) == (70, "error: nobody came\n")
 
 
@@ -54,7 +58,7 @@ def test_process_that_loses_another_while_it_joins_ends_with_one_line():
         "jax.distributed.initialize = lambda *_, **__: os.abort()  # as JAX's service does\n"
         "start('localhost:1', 2, 1, 10)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run(program)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 70 and "another process of the job, or its host, is gone" in last
 
@@ -66,5 +70,5 @@ def test_process_at_its_end_keeps_its_exit_code():
         "abort.abort_on_sigabrt('another process is gone')\n"
         "preemption.handler.finish(130)\nos.abort()"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = run(program)
     assert (done.returncode, done.stderr) == (130, "")
