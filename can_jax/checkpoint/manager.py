@@ -71,21 +71,21 @@ class Checkpointer:
         self._shapes: dict[str, list[int]] = {}
         self._refused: dict[int, str] = {}  # reasons by step
         self._retention = Retention(keep_last, keep_every_steps)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._retention,
-            enable_async_checkpointing=not read_only,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,  # of interrupted saves
-            read_only=read_only,
-            async_options=None
-            if read_only
-            else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-        )
         with contextlib.ExitStack() as scope:
             scope.enter_context(quiet_orbax())
             if not read_only:
                 scope.enter_context(quiet_threads())
                 scope.enter_context(small_arrays_whole())
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._retention,
+                enable_async_checkpointing=not read_only,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,  # of interrupted saves
+                read_only=read_only,
+                async_options=None
+                if read_only
+                else ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+            )
             try:
                 self._manager = ocp.CheckpointManager(self._directory, options=options)
             except OSError as error:
