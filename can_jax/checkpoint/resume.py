@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, value_of
 from can_jax.config.resolve import flatten, from_json, to_json, within
-from can_jax.config.settings import flat_keys
 from can_jax.data.fingerprint import differences
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import flat_keys
 
 # Settings that a resume may change only with --allow_changes=NAME. Others, such as the mesh or the
 # microbatches, may change freely.

@@ -3,20 +3,10 @@
 from typing import Any
 
 from can_jax.config.image_settings import RANGE, SIZE, is_range
-from can_jax.config.settings import (
-    Choice,
-    Key,
-    Number,
-    Several,
-    Special,
-    Switch,
-    Table,
-    Text,
-    Whole,
-)
 from can_jax.data.sources.registry import OPENERS
 from can_jax.models.can import LEVEL_TOKENS, POOLS, SIZES
 from can_jax.models.vit import REMAT_POLICIES
+from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
 
 MOST = 2**31 - 1  # the largest int32, the integers of the device
 COUNT = Whole(1, MOST)

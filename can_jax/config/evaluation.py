@@ -7,7 +7,16 @@ from ml_collections import ConfigDict
 
 from can_jax.config.defaults import COUNT, DATA, HEADS, MESH, MODEL, RECIPE
 from can_jax.config.resolve import as_range, as_size, expand_paths
-from can_jax.config.settings import (
+from can_jax.config.validate_evaluation import (
+    check_classifier,
+    check_datasets,
+    check_evaluation_data,
+    check_shifts,
+    corruptions_of,
+)
+from can_jax.models.can import POOLS
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import (
     Blocks,
     Choice,
     Key,
@@ -21,15 +30,6 @@ from can_jax.config.settings import (
     check_table,
     configuration,
 )
-from can_jax.config.validate_evaluation import (
-    check_classifier,
-    check_datasets,
-    check_evaluation_data,
-    check_shifts,
-    corruptions_of,
-)
-from can_jax.models.can import POOLS
-from can_jax.utils.errors import UserError
 
 PROTOCOLS = ("knn", "linear", "fewshot", "health", "robustness", "classify")
 FEATURES = (*POOLS, "both")

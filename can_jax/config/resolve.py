@@ -11,19 +11,12 @@ from ml_collections import ConfigDict
 from can_jax.config.defaults import DATA, RECIPE, SIZE
 from can_jax.config.durations import keep_first, keep_only, value_of
 from can_jax.config.image_settings import check_range
-from can_jax.config.settings import (
-    AS_DEFAULT,
-    Table,
-    check_table,
-    configuration,
-    flat_keys,
-    refuse,
-)
 from can_jax.config.shipped import find
 from can_jax.config.validate import CHECKS, check_encoder
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
+from can_jax.utils.settings import AS_DEFAULT, Table, check_table, configuration, flat_keys, refuse
 
 # The keys that determine a pretrained encoder and its input.
 ENCODER = (

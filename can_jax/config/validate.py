@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import Photometric
 from can_jax.config.defaults import DATA
 from can_jax.config.durations import TOTAL, value_of
-from can_jax.config.settings import Number, refuse
 from can_jax.data.sources.registry import parts_of_mixture
 from can_jax.models.can import encoder_size
 from can_jax.models.masking import visible_count
@@ -19,6 +18,7 @@ from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
+from can_jax.utils.settings import Number, refuse
 
 FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 # Keys of `data` that apply to a whole mixture, because its parts share one pipeline.

@@ -7,10 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config.settings import flat_keys
 from can_jax.config.validate import check, check_data, check_rates
 from can_jax.optimizers.optimizer import REFERENCE_BATCH
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import flat_keys
 
 # The keys of an evaluation's block `data` that also apply to the data of the run.
 OF_ANY_DATA = ("source", "image_size", "test_split", "held_out", "train_examples", "test_examples")

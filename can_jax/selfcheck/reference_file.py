@@ -9,9 +9,9 @@ from ml_collections import ConfigDict
 
 from can_jax.config.defaults import OBJECTIVE, RECIPE, SIZE
 from can_jax.config.resolve import default_config, resolve
-from can_jax.config.settings import Kind, Several, Whole, flat_keys, shown
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.settings import Kind, Several, Whole, flat_keys, shown
 
 File = dict[str, np.ndarray]
 

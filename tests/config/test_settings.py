@@ -14,7 +14,9 @@ from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import keep_overrides
 from can_jax.config.evaluation import EVALUATION, default_evaluation, resolve_evaluation
 from can_jax.config.resolve import from_json, load_recipe, resolve, to_json
-from can_jax.config.settings import (
+from can_jax.train.run_length import make_run_length
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import (
     Blocks,
     Choice,
     Number,
@@ -27,8 +29,6 @@ from can_jax.config.settings import (
     configuration,
     flat_keys,
 )
-from can_jax.train.run_length import make_run_length
-from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
 

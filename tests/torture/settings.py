@@ -31,13 +31,13 @@ from ml_collections import ConfigDict
 from can_jax.config import default_config
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, keep_overrides
-from can_jax.config.settings import Choice, Key, Number, Several, Switch, Whole, flat_keys
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.pipeline.loader import open_loader
 from can_jax.train.figures import draw, make_panel
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.pretrain import Pretraining, prepare
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Choice, Key, Number, Several, Switch, Whole, flat_keys
 
 STEPS = 5
 MOST_KEYS = 12  # that a draw changes

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from can_jax.config.settings import flat_keys
 from can_jax.train.pretrain import prepare
+from can_jax.utils.settings import flat_keys
 from tests.torture.settings import LEFT_OUT, RECIPE, draw_many, drawn_changes, tiny, trained
 
 
