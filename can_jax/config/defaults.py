@@ -33,76 +33,80 @@ SCALES = Several(
     Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
 )
 
-# The meaning of an optional key without a default states what happens if it is not set.
+# The meaning of an optional key without a default states the behavior if it is not set.
 DATA: Table = {
-    "source": Key("folder", Choice(tuple(OPENERS)), "The kind of data set."),
-    "path": Key(None, Text(), "The folder or the pattern of the files."),
+    "source": Key("folder", Choice(tuple(OPENERS)), "The kind of data source."),
+    "path": Key(None, Text(), "The folder or the glob pattern of the files."),
     "name": Key(None, Text(), "The name of a TFDS data set."),
     "split": Key("train", Text(), "The split to train on."),
     "image_size": Key(
-        None, SIZE, "Size of the views; it has to be set for pretraining.", unit="pixels",
-        required=True,
+        None, SIZE, "The size of the views; required for pretraining.",
+        unit="pixels", required=True,
     ),
-    "channels": Key(3, Whole(1, 8), "Channels of an image."),
-    "shapes_count": Key(8192, COUNT, "Training images of the source `shapes`.", unit="images"),
-    "image_key": Key("image/encoded", Text(), "The feature of TFRecords with the encoded image."),
-    "label_key": Key("image/class/label", Text(), "The feature of TFRecords with the label."),
+    "channels": Key(3, Whole(1, 8), "The number of channels of each image."),
+    "shapes_count": Key(
+        8192, COUNT, "The number of training images of the source `shapes`.", unit="images"
+    ),
+    "image_key": Key("image/encoded", Text(), "The TFRecord feature that holds the encoded image."),
+    "label_key": Key("image/class/label", Text(), "The TFRecord feature that holds the label."),
     "mixture": Key(
         (),
         Special("a dict for each part: keys of this block to change, and `weight`", are_blocks,
                 tuple),
         "The parts of the source `mixture`.",
     ),
-    "index": Key(None, Text(), "The folder of the index; beside the data by default."),
+    "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(
-        False, Switch(), "Whether to read shards from start to end, where there can be no index."
+        False, Switch(), "Whether to read shards sequentially, without an index."
     ),
-    "window": Key(4096, COUNT, "Streamed examples that are shuffled together."),
+    "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),
     "examples": Key(
-        None, COUNT, "Approximate size of a streamed data set, from which epochs are counted."
+        None, COUNT, "The approximate size of a streamed data set, which defines its epochs."
     ),
     "exif_orientation": Key(
-        False, Switch(), "Whether to turn photographs upright as their camera recorded it."
+        False, Switch(), "Whether to rotate photographs upright by their EXIF orientation."
     ),
     "max_pixels": Key(
-        50_000_000, COUNT, "The largest image; larger ones count as broken.", unit="pixels"
+        50_000_000, COUNT, "The area of the largest image; larger images count as broken.",
+        unit="pixels",
     ),
     "range": Key(
         None,
         Special(RANGE, is_range),
         "The values that become black and white in images of more than 8 bits. By default such "
-        "an image has to fill 16 bits, else it counts as broken.",
+        "images must use all 16 bits; other images count as broken.",
     ),
-    "skip_limit": Key(0.25, SHARE, "The share of broken images above which the run stops."),
+    "skip_limit": Key(0.25, SHARE, "The fraction of broken images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "Encoded images that a process keeps in memory.", unit="GB"
+        0.0, Number(0, 1e6), "The size of each process's cache of encoded images in memory.",
+        unit="GB",
     ),
-    "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; one a core by default."),
+    "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; by default one per core."),
 }  # fmt: skip
 
 AUGMENT: Table = {
-    "views": Key(2, Whole(1, 64), "Random views of each image."),
+    "views": Key(2, Whole(1, 64), "The number of random views of each image."),
     "crop_area": Key(
         (0.2, 1.0), Several(Number(1e-4, 1), length=2, ascending=True),
-        "The range of the share of an image that a view covers.",
+        "The range of the fraction of the image area that a view covers.",
     ),
     "crop_aspect": Key(
         (3 / 4, 4 / 3), Several(Number(0.01, 100), length=2, ascending=True),
-        "The range of the ratio of width to height of a view.",
+        "The range of the aspect ratio (width / height) of a view.",
     ),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
-    "brightness": Key(0.4, STRENGTH, "Factors are drawn from [max(0, 1 - s), 1 + s]."),
-    "contrast": Key(0.4, STRENGTH, "Likewise."),
-    "saturation": Key(0.4, STRENGTH, "Likewise."),
-    "hue": Key(0.1, Number(0, 0.5), "Shifts are drawn from [-s, s].", unit="color circles"),
-    "greyscale": Key(0.2, SHARE, "The probability of a grayscale view."),
+    "brightness": Key(0.4, STRENGTH, "Brightness factors are drawn from [max(0, 1 - s), 1 + s]."),
+    "contrast": Key(0.4, STRENGTH, "Contrast factors, drawn like those of `brightness`."),
+    "saturation": Key(0.4, STRENGTH, "Saturation factors, drawn like those of `brightness`."),
+    "hue": Key(0.1, Number(0, 0.5), "Hue shifts are drawn from [-s, s].", unit="turns"),
+    "greyscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
     "blur": Key(0.5, SHARE, "The probability of a Gaussian blur."),
     "blur_sigma": Key(
         (0.1, 2.0), Several(Number(0.01, 1000), length=2, ascending=True),
         "The range of the blur's standard deviation.", unit="pixels",
     ),
-    "solarize": Key(0.0, SHARE, "The probability of inverting all values from 0.5 on."),
+    "solarize": Key(0.0, SHARE, "The probability of inverting all pixel values of at least 0.5."),
     "mean": Key(
         (0.485, 0.456, 0.406), Several(Number(-10, 10)),
         "The mean of each channel of images in [0, 1].",
@@ -119,96 +123,105 @@ DEPTH = Whole(1, 1024)
 HEADS = Whole(1, 2**14)
 
 MODEL: Table = {
-    "size": Key("B", Choice(tuple(SIZES)), "The measures of the encoder."),
-    "width": Key(None, WIDTH, "Replaces the width of `size`."),
-    "depth": Key(None, DEPTH, "Replaces the depth of `size`.", unit="blocks"),
-    "heads": Key(None, HEADS, "Replaces the attention heads of `size`."),
-    "patch_size": Key(16, Whole(1, 2**15), "The side of a patch.", unit="pixels"),
-    "mask_ratio": Key(0.5, Number(0, below=1), "The share of patches hidden from the encoder."),
+    "size": Key("B", Choice(tuple(SIZES)), "The preset of the encoder's width, depth and heads."),
+    "width": Key(None, WIDTH, "The encoder's width; by default that of `size`."),
+    "depth": Key(None, DEPTH, "The encoder's depth; by default that of `size`.", unit="blocks"),
+    "heads": Key(None, HEADS, "The encoder's attention heads; by default those of `size`."),
+    "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
+    "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
     "decoder": {
-        "width": Key(512, WIDTH, "Width of the decoder."),
-        "depth": Key(8, DEPTH, "Depth of the decoder.", unit="blocks"),
-        "heads": Key(16, HEADS, "Attention heads of the decoder."),
+        "width": Key(512, WIDTH, "The decoder's width."),
+        "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
+        "heads": Key(16, HEADS, "The decoder's attention heads."),
     },
     "projector": {
-        "layers": Key(3, Whole(1, 64), "Linear layers of the projector."),
-        "hidden": Key(4096, Whole(2, 2**20), "Width of its hidden layers."),
+        "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),
+        "hidden": Key(4096, Whole(2, 2**20), "The width of the projector's hidden layers."),
         "outputs": Key(
-            128, Whole(2, 2**20), "Width of its output. One number has no direction to compare."
+            128, Whole(2, 2**20), "The width of the projector's output, the embedding."
         ),
-        "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each of its hidden layers."),
+        "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each hidden layer."),
         "final_norm": Key(
             False, Switch(),
-            "Whether BatchNorm without bias follows its last layer, as in google-research/simclr.",
+            "Whether BatchNorm without bias follows the last layer, as in google-research/simclr.",
         ),
     },
     "dtype": Key(
         "bfloat16", Choice(DTYPES),
-        "The type of the computation. Parameters and losses are float32.",
+        "The type of activations and matrix products; parameters and losses are float32.",
     ),
     "residual_dtype": Key(
         None, Choice(DTYPES),
-        "The type of the sum to which each block adds; that of `dtype` by default.",
+        "The type of the residual stream and the LayerNorms; by default `model.dtype`.",
     ),
-    "scan": Key(True, Switch(), "Whether to compile one block and loop over it."),
+    "scan": Key(
+        True, Switch(), "Whether to compile one block and loop over it, for short compile times."
+    ),
     "remat": Key(
-        "none", Choice(tuple(REMAT_POLICIES)), "Activations that the backward pass recomputes."
+        "none", Choice(tuple(REMAT_POLICIES)),
+        "The rematerialization policy: which activations the backward pass recomputes.",
     ),
 }  # fmt: skip
 
 OBJECTIVE: Table = {
     "contrastive": {
-        "weight": Key(0.03, WEIGHT, "Weight of the contrastive loss."),
-        "temperature": Key(0.1, Number(1e-3, 100), "Divides the similarities."),
+        "weight": Key(0.03, WEIGHT, "The weight of the contrastive loss in the total."),
+        "temperature": Key(
+            0.1, Number(1e-3, 100), "The temperature, by which similarities are divided."
+        ),
         "pool": Key("patches", Choice(POOLS), "The tokens whose mean is projected."),
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
-            "How the losses that take each view as the query are put together. The sum, as in "
-            "google-research/simclr, is as many times the mean as there are views.",
+            "How the losses of the views as queries are combined. The sum, as in "
+            "google-research/simclr, is the mean times the number of views.",
         ),
         "supervised": Key(
-            False, Switch(), "Whether images of one label are positives of each other."
+            False,
+            Switch(),
+            "Whether images of the same label are positives of each other (SupCon).",
         ),
-        "block": Key(None, COUNT, "Keys compared at a time; as memory allows by default."),
+        "block": Key(
+            None, COUNT, "The number of keys compared at a time; by default as memory allows."
+        ),
     },
     "reconstruction": {
-        "weight": Key(0.67, WEIGHT, "Weight of the reconstruction loss."),
+        "weight": Key(0.67, WEIGHT, "The weight of the reconstruction loss in the total."),
         "normalize": Key(
             True,
             Switch(),
-            "Whether the target of each patch is normalized by its own mean and deviation.",
+            "Whether each target patch is normalized by its own mean and standard deviation.",
         ),
     },
-    "denoising": {"weight": Key(0.30, WEIGHT, "Weight of the denoising loss.")},
+    "denoising": {"weight": Key(0.30, WEIGHT, "The weight of the denoising loss in the total.")},
 }
 
 OPTIMIZER: Table = {
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
-        "The peak learning rate for 256 images; it is scaled linearly to the batch.",
+        "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
     ),
     "weight_decay": Key(0.05, Number(0, 1e6), "AdamW's weight decay."),
     "learning_rate_scale": Key(
         (), SCALES,
-        "Factors of the learning rate, such as (('encoder/', 0.1),). The first pattern found in "
-        "a parameter's path holds.",
+        "Factors of the learning rate, such as (('encoder/', 0.1),). The first pattern that occurs "
+        "in a parameter's path applies.",
     ),
-    "freeze": Key((), Several(Text()), "Patterns of parameters that are not trained."),
+    "freeze": Key((), Several(Text()), "Patterns of the paths of parameters that are not trained."),
     "warmup_share": Key(
         0.05, Number(0, below=1),
-        "Length of the linear warm-up, as a share of the run, unless one of the next three is set.",
+        "The length of the linear warm-up as a fraction of the run; overridden by the next three.",
         optional=True, before=None,
     ),
-    "warmup_steps": Key(None, OR_NEVER, "Length of the warm-up.", unit="steps"),
-    "warmup_epochs": Key(None, Number(0, 1e9), "Length of the warm-up.", unit="epochs"),
-    "warmup_examples": Key(None, Whole(0, 10**15), "Length of the warm-up.", unit="images"),
-    "beta1": Key(0.9, Number(0, 0.99999), "Decay of the first moment."),
-    "beta2": Key(0.95, Number(0, 0.99999), "Decay of the second moment."),
-    "epsilon": Key(1e-8, Number(1e-16, 1), "Added to the root of the second moment."),
+    "warmup_steps": Key(None, OR_NEVER, "The length of the warm-up.", unit="steps"),
+    "warmup_epochs": Key(None, Number(0, 1e9), "The length of the warm-up.", unit="epochs"),
+    "warmup_examples": Key(None, Whole(0, 10**15), "The length of the warm-up.", unit="images"),
+    "beta1": Key(0.9, Number(0, 0.99999), "The decay rate of the first moment."),
+    "beta2": Key(0.95, Number(0, 0.99999), "The decay rate of the second moment."),
+    "epsilon": Key(1e-8, Number(1e-16, 1), "The constant added to the root of the second moment."),
     "clip_norm": Key(
         None, Number(1e-6, 1e15),
-        "Gradients of a larger global norm are scaled down to it; never by default.",
+        "The largest global norm of the gradient; by default gradients are not clipped.",
     ),
     "moment_dtype": Key(
         "float32", Choice(("float32", "bfloat16")), "The type of the first moment."
@@ -216,38 +229,45 @@ OPTIMIZER: Table = {
 }  # fmt: skip
 
 MESH: Table = {
-    "data": Key(-1, AXIS, "Devices over which the batch is split; -1 is all that are left."),
-    "fsdp": Key(1, AXIS, "Devices over which parameters, too, are split."),
-    "tensor": Key(1, AXIS, "Devices over which matrix products are split."),
+    "data": Key(-1, AXIS, "Devices over which the batch is split; -1 is all remaining devices."),
+    "fsdp": Key(1, AXIS, "Devices over which the batch and the parameters are split."),
+    "tensor": Key(1, AXIS, "Devices over which each matrix product is split (tensor parallelism)."),
 }
 
 RECIPE: Table = {
-    "seed": Key(0, Whole(0, MOST), "The seed of parameters, order, views, noise and masks."),
+    "seed": Key(
+        0, Whole(0, MOST), "The random seed of parameters, data order, views, noise and masks."
+    ),
     "init_from": Key(
         None, Text(),
-        "Weights of a new run: a run directory, an export, a folder of Hugging Face or timm, or "
-        "a file: npz, safetensors, pth, pt, bin.",
+        "The initial weights of a new run: a run directory, an export, a Hugging Face or timm "
+        "folder, or an npz, safetensors, pth, pt or bin file.",
     ),
     "batch_size": Key(
-        4096, Whole(1, 2**24), "Global batch; each image is seen in every view.", unit="images"
+        4096, Whole(1, 2**24), "The global batch size; a step sees all views of each image.",
+        unit="images",
     ),
-    "total_steps": Key(None, COUNT, "Length of the run.", unit="steps"),
-    "total_epochs": Key(None, Number(above=0, high=1e9), "Length of the run.", unit="epochs"),
-    "total_examples": Key(None, Whole(1, 10**15), "Length of the run.", unit="images"),
+    "total_steps": Key(None, COUNT, "The length of the run.", unit="steps"),
+    "total_epochs": Key(None, Number(above=0, high=1e9), "The length of the run.", unit="epochs"),
+    "total_examples": Key(None, Whole(1, 10**15), "The length of the run.", unit="images"),
     "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
     "skipped_updates_limit": Key(
-        20, OR_NEVER, "Updates in a row that are not finite, at which a run stops; 0 is never."
+        20, OR_NEVER,
+        "The number of consecutive non-finite updates after which the run stops; 0 is never.",
     ),
     "spike": {
         "deviations": Key(
             6.0, Number(0, 1e6),
-            "A spike is a loss that stays so many running deviations above its running mean.",
+            "The threshold of a loss spike, in running standard deviations above the running mean.",
         ),
-        "steps": Key(10, OR_NEVER, "For so many steps in a row; 0 is never.", unit="steps"),
+        "steps": Key(
+            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 is never.",
+            unit="steps",
+        ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "How often the run goes back to before a spike and skips the images since; then it "
-            "stops.",
+            "How many times the run rewinds to a checkpoint before a spike and skips the images "
+            "since, before it stops.",
         ),
     },
     "check_replicas": Key(
@@ -255,7 +275,7 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "Without a step for so long, a run ends itself; 0 is never.",
+        "The time without a completed step after which the run aborts; 0 disables it.",
         unit="seconds",
     ),
     "data": DATA,
@@ -264,75 +284,79 @@ RECIPE: Table = {
     "objective": OBJECTIVE,
     "accumulation": {
         "microbatches": Key(
-            1, Whole(1, 2**24), "Parts in which a batch is computed that does not fit the memory."
+            1, Whole(1, 2**24), "The number of microbatches over which gradients are accumulated."
         ),
         "negatives": Key(
             "batch", Choice(("batch", "microbatch")),
-            "Where the contrastive loss finds negatives. Those of the microbatch are cheaper.",
+            "The source of the contrastive loss's negatives; `microbatch` is cheaper.",
         ),
     },
     "noise": {
         "sigma_max": Key(
             0.05, Number(1e-6, 1000, also=(0,)),
-            "Each view's noise has a deviation up to it, in units of normalized pixels; 0 is none.",
+            "The largest standard deviation of the noise, in normalized pixels; 0 is no noise.",
         ),
-        "embed_level": Key(True, Switch(), "Whether the decoder is given the noise level."),
+        "embed_level": Key(
+            True, Switch(), "Whether the decoder is conditioned on the noise level."
+        ),
         "level_scale": Key(
             None, Number(1e-3, 1e9),
-            "Factor of the level before its sin-cos embedding; 1000 / sigma_max by default.",
+            "The factor of the level before its sin-cos embedding; by default 1000 / sigma_max.",
         ),
         "level_tokens": Key(
             "all",
             Choice(LEVEL_TOKENS),
-            "The patch tokens to which the decoder adds the noise level.",
+            "The patch tokens to which the decoder adds the embedding of the noise level.",
             before="visible",
         ),
         "target": Key(
             "scaled", Choice(("scaled", "unit")),
-            "The target of denoising: sigma * e (scaled), or e (unit).",
+            "The denoising target: the noise sigma * e (scaled), or e (unit).",
         ),
     },
     "optimizer": OPTIMIZER,
     "mesh": MESH,
     "checkpoint": {
         "every_steps": Key(
-            1000, COUNT, "The interval of checkpoints; each probe and figure makes one, too.",
+            1000, COUNT, "The interval of checkpoints; each probe and figure saves one, too.",
             unit="steps",
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "Also a checkpoint after so long without one, which the next one replaces; 0 is never.",
+            "The longest time without a checkpoint. The next one replaces such a checkpoint; 0 is "
+            "never.",
             before=0.0, unit="minutes",
         ),
-        "keep_last": Key(3, Whole(1, 10**6), "How many checkpoints are retained."),
+        "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints at these steps are retained forever.", unit="steps"
+            None, COUNT, "Checkpoints at multiples of this step are retained forever.", unit="steps"
         ),
     },
     "probe": {
         "every_steps": Key(
-            None, OR_NEVER, "The interval of the kNN probe; 0 is never.", unit="steps"
+            None, OR_NEVER, "The interval of the kNN probe; 0 disables it.", unit="steps"
         ),
-        "every_epochs": Key(None, Number(0, 1e9), "The interval of the probe.", unit="epochs"),
+        "every_epochs": Key(
+            None, Number(0, 1e9), "The interval of the kNN probe; 0 disables it.", unit="epochs"
+        ),
         "split": Key(
             "test", Text(),
-            "The labelled split to classify. Where there is no `test`, `val` or `validation` "
-            "takes its place.",
+            "The labeled split to classify; `val` or `validation` where `test` does not exist.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
-            "The share of the images of data.split to classify where there is no other split.",
+            "The fraction of data.split to classify if there is no other split.",
         ),
-        "bank": Key(10000, COUNT, "Images of data.split among which neighbors are sought."),
-        "queries": Key(5000, COUNT, "Images of probe.split to classify."),
-        "k": Key(20, COUNT, "Neighbors that vote."),
-        "temperature": Key(0.07, Number(1e-3, 1000), "Of the votes' weights."),
+        "bank": Key(10000, COUNT, "The number of images of data.split in the neighbor bank."),
+        "queries": Key(5000, COUNT, "The number of images of probe.split to classify."),
+        "k": Key(20, COUNT, "The number of neighbors that vote."),
+        "temperature": Key(0.07, Number(1e-3, 1000), "The temperature of the votes' weights."),
     },
     "figures": {
         "every_steps": Key(
-            None, OR_NEVER, "The interval of pictures of reconstructions; 0 is never.",
+            None, OR_NEVER, "The interval of figures of reconstructions; 0 disables them.",
             unit="steps",
         ),
-        "images": Key(6, Whole(1, 1000), "Images of a picture."),
+        "images": Key(6, Whole(1, 1000), "The number of images in a figure."),
     },
 }  # fmt: skip

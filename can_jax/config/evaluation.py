@@ -77,11 +77,11 @@ def _are_corruptions(value: Any) -> bool:
 SHIFT: Table = {
     "kind": Key(
         "classes", Choice(("classes", "numbered", "real", "objectnet", "imagenet_c")),
-        "How its classes are known.",
+        "The relation of its classes to those of the training set.",
     ),
-    "path": Key(None, Text(), "Its folder."),
-    "name": Key(None, Text(), "The name in the results; by default the kind."),
-    "labels": Key(None, Text(), "The file of the labels of kind `real`."),
+    "path": Key(None, Text(), "The folder of its images."),
+    "name": Key(None, Text(), "Its name in the results; by default its kind."),
+    "labels": Key(None, Text(), "The file of labels; only for the kind `real`."),
 }  # fmt: skip
 # An entry of `fewshot.datasets`. All of them are read at one size, with random access.
 SHARED = (
@@ -90,23 +90,23 @@ SHARED = (
 )  # fmt: skip
 DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
     "test_split": Key(None, Text(), "The split to test on."),
-    "name": Key(None, Text(), "The name in the results; of a TFDS data set, its name there, too."),
+    "name": Key(None, Text(), "Its name in the results, and in TFDS if it is a TFDS data set."),
 }
 
 EVALUATION: Table = {
-    "protocol": Key("knn", Choice(PROTOCOLS), "What is measured."),
-    "seed": Key(0, Whole(0, 2**31 - 1), "The seed of all random choices."),
+    "protocol": Key("knn", Choice(PROTOCOLS), "The evaluation protocol."),
+    "seed": Key(0, Whole(0, 2**31 - 1), "The random seed of the evaluation."),
     "batch_size": Key(
-        256, Whole(1, 2**24), "Images encoded at a time; for classify, those of a step."
+        256, Whole(1, 2**24), "Images per forward pass; for `classify`, images per train step."
     ),
     "features": Key(
         "patches", Choice(FEATURES),
-        "The tokens whose mean is the feature; both joins class and patches.",
+        "The tokens whose mean is the feature; `both` concatenates class and patches.",
     ),
     "held_out": Key(
-        0.1, INSIDE, "The share of the training examples by which settings are chosen."
+        0.1, INSIDE, "The fraction of the training examples on which hyperparameters are selected."
     ),
-    # All of this block is that of the run by default.
+    # The defaults of this block are the values of the run.
     "data": {
         **DATA,
         "source": dataclasses.replace(DATA["source"], default=None),
@@ -114,115 +114,140 @@ EVALUATION: Table = {
         "test_split": Key(
             None, Text(),
             "The split to test on; by default that of the run's probe, `test`, `val` or "
-            "`validation`.",
+            "`validation`, whichever exists first.",
         ),
         "held_out": Key(
-            None, INSIDE, "The share of the training examples to test on without a test split."
+            None, INSIDE, "The fraction of training examples to test on without a test split."
         ),
         "train_examples": Key(
-            None, COUNT, "Training examples to use, evenly spread; all by default."
+            None, COUNT, "The number of training examples, evenly spaced; by default all."
         ),
-        "test_examples": Key(None, COUNT, "Test examples to use, likewise."),
+        "test_examples": Key(
+            None, COUNT, "The number of test examples, evenly spaced; by default all."
+        ),
     },
     "mesh": MESH,
-    # What files of weights may not state; by default what is known of them.
+    # Settings that weight files may lack; by default those of the files or their library.
     "model": {
-        "heads": Key(None, HEADS, "Attention heads of the encoder."),
-        "mean": Key(None, _per_channel(Number(0, 1)), "The mean that images are normalized by."),
-        "std": Key(None, _per_channel(Number(1e-3, 1)), "The standard deviation likewise."),
-        "dtype": Key(None, MODEL["dtype"].kind, "The type of the computation."),
+        "heads": Key(None, HEADS, "The encoder's attention heads."),
+        "mean": Key(None, _per_channel(Number(0, 1)), "The mean that is subtracted from images."),
+        "std": Key(
+            None, _per_channel(Number(1e-3, 1)), "The standard deviation that divides images."
+        ),
+        "dtype": Key(None, MODEL["dtype"].kind, "The type of activations and matrix products."),
     },
     "knn": {
-        "k": Key((1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False), "Neighbors to try."),
+        "k": Key(
+            (1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False),
+            "The numbers of neighbors to compare.",
+        ),
         "temperature": Key(
-            (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False), "Temperatures to try."
+            (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False), "The temperatures to compare."
         ),
     },
-    # A head for each combination, all of them trained at once.
+    # One head for each combination; all heads train at once.
     "linear": {
         "learning_rates": Key(
-            (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False), "Learning rates to try."
+            (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),
+            "The learning rates to compare.",
         ),
         "weight_decays": Key(
-            (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "Weight decays to try."
+            (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "The weight decays to compare."
         ),
         "features": Key(
             ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
-            "Features to try.",
+            "The features to compare.",
         ),
-        "batch_size": Key(1024, COUNT, "Features of a step.", unit="images"),
-        "epochs": Key(50, Whole(1, 10**6), "Length of the training.", unit="epochs"),
+        "batch_size": Key(1024, COUNT, "The number of features per step.", unit="images"),
+        "epochs": Key(50, Whole(1, 10**6), "The length of the training.", unit="epochs"),
     },
     "fewshot": {
-        "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False), "Images of a class."),
-        "draws": Key(5, Whole(1, 10**6), "How often they are drawn."),
-        "ridge": Key(1024.0, Number(1e-6, 1e15), "The penalty, as in big_vision."),
+        "shots": Key(
+            (1, 5, 10, 25), Several(COUNT, empty=False), "The numbers of training images per class."
+        ),
+        "draws": Key(5, Whole(1, 10**6), "The number of random draws of these images."),
+        "ridge": Key(
+            1024.0, Number(1e-6, 1e15), "The L2 penalty of ridge regression, as in big_vision."
+        ),
         "datasets": Key(
             (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
-            "Data sets to use instead: keys of `data` to change, and a `name`.",
+            "Data sets to use instead: for each, changes to `data` and a `name`.",
         ),
     },
     "health": {
-        "examples": Key(5000, Whole(2, 2**31 - 1), "Test images that are compared."),
-        "k": Key(20, COUNT, "Neighbors that vote."),
-        "temperature": Key(0.07, TEMPERATURE, "Of the votes' weights."),
+        "examples": Key(5000, Whole(2, 2**31 - 1), "The number of test images."),
+        "k": Key(20, COUNT, "The number of neighbors that vote."),
+        "temperature": Key(0.07, TEMPERATURE, "The temperature of the votes' weights."),
     },
     "robustness": {
         "corruptions": Key(
             "all",
-            Special(f"all, none, or some of {', '.join(CORRUPTIONS)} with commas between",
+            Special(f"all, none, or a comma-separated list of {', '.join(CORRUPTIONS)}",
                     _are_corruptions, str),
-            "Corruptions of the test split.",
+            "The corruptions of the test split.",
         ),
         "severities": Key(
-            (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "Severities of each corruption."
+            (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "The severities of each corruption."
         ),
         "shifts": Key(
             (), Blocks(SHIFT, needed=("kind", "path")),
-            "Other test sets; see `can_jax.evaluate.protocols.shifts`.",
+            "Further test sets; see `can_jax.evaluate.protocols.shifts`.",
         ),
-        "bins": Key(15, Whole(1, 10**6), "Bins of the calibration error."),
+        "bins": Key(15, Whole(1, 10**6), "The number of bins of the calibration error."),
     },
-    # Trains a head, with the encoder or on top of it.
+    # A classification head, trained with the encoder or on frozen features.
     "classify": {
         "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
         "head_norm": Key(
-            "layer", Choice(("layer", "batch", "none")), "Between features and head."
+            "layer", Choice(("layer", "batch", "none")),
+            "The normalization between features and head.",
         ),
         "total_epochs": Key(
-            100.0, Number(above=0, high=1e9), "Length of the training.", unit="epochs"
+            100.0, Number(above=0, high=1e9), "The length of the training.", unit="epochs"
         ),
-        "warmup_epochs": Key(5.0, Number(0, 1e9), "Length of its warm-up.", unit="epochs"),
+        "warmup_epochs": Key(5.0, Number(0, 1e9), "The length of the warm-up.", unit="epochs"),
         "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
         "learning_rate": Key(
-            5e-4, RATE, "The peak learning rate for 256 images; it is scaled to the batch."
+            5e-4, RATE,
+            "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
         ),
         "weight_decay": Key(0.05, FACTOR, "The weight decay."),
         "layer_decay": Key(
             0.75, Number(above=0, high=1),
-            "Factor of the learning rate from a block to the one below it.",
+            "The ratio of a block's learning rate to that of the block above it.",
         ),
-        "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "Decay of the second moment."),
-        "clip_norm": Key(0.0, Number(0, 1e9), "The largest norm of the gradient; 0 is any."),
+        "beta2": Key(
+            0.999, RECIPE["optimizer"]["beta2"].kind, "The decay rate of the second moment."
+        ),
+        "clip_norm": Key(
+            0.0, Number(0, 1e9), "The largest global norm of the gradient; 0 disables clipping."
+        ),
         "drop_path": Key(
-            0.1, BELOW_ONE, "Probability at the last block, falling to 0 at the first."
+            0.1, BELOW_ONE,
+            "The drop probability of the last block, falling linearly to 0 at the first.",
         ),
-        "mixup": Key(0.8, ALPHA, "Alpha of mixup's Beta distribution; 0 is none."),
-        "cutmix": Key(1.0, ALPHA, "Alpha of CutMix's Beta distribution; 0 is none."),
-        "label_smoothing": Key(0.1, BELOW_ONE, "Spread over all classes."),
+        "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
+        "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
+        "label_smoothing": Key(
+            0.1, BELOW_ONE, "The probability mass that is spread over all classes."
+        ),
         "randaugment": Key(
             (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
                                    _is_randaugment, tuple),
-            "RandAugment; no operations is none.",
+            "The parameters of RandAugment; 0 operations disable it.",
         ),
-        "random_erasing": Key(0.25, BELOW_ONE, "A probability."),
+        "random_erasing": Key(0.25, BELOW_ONE, "The probability of erasing a random rectangle."),
         "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
         "ema_decay": Key(
-            0.0, BELOW_ONE, "Of an average of the parameters that is evaluated; 0 is none."
+            0.0, BELOW_ONE,
+            "The decay rate of the parameters' moving average, which is evaluated; 0 is none.",
         ),
-        "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 is never."),
+        "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
         "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
-        "remat": Key("none", MODEL["remat"].kind, "As `model.remat` of pretraining."),
+        "remat": Key(
+            "none", MODEL["remat"].kind,
+            "The rematerialization policy; see `model.remat` of pretraining.",
+        ),
     },
 }  # fmt: skip
 
