@@ -46,6 +46,7 @@ def write_failed_step(
         np.savez_compressed(file, **parts)
     checkpoints = Checkpointer(folder / "state", keep_last=1)
     checkpoints.save(step, state, {})
+    checkpoints.wait()
     checkpoints.close()
     if jax.process_index() == 0:
         (folder / "config.json").write_text(to_json(config) + "\n")

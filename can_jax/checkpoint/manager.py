@@ -256,9 +256,17 @@ class Checkpointer:
         return False
 
     def close(self) -> None:
-        """Wait for pending saves and close. Collective: every process must call this."""
+        """Wait for the pending saves of this process, and close.
+
+        This is not collective, since a process can end alone, such as on Ctrl-C, while the others
+        are in a collective operation that would take this one for its own. Where all processes come
+        and a failed save matters, call `wait` before.
+        """
         with self._scope:
-            self.wait()
+            try:
+                self._manager.wait_until_finished()
+            except Exception as error:  # as in `save`
+                self._report_failure(error)
             self._manager.close()
 
     def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.checkpoint import checksums
+from can_jax.checkpoint import checksums, manager
 from can_jax.checkpoint.identity import has_checkpoints
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.distributed.mesh import make_mesh
@@ -60,6 +60,15 @@ def test_state_comes_back_on_another_mesh(tmp_path):
     assert_equal(state, restored)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves(restored)} == {2}
     checkpoints.close()
+
+
+def test_process_that_ends_alone_closes_without_the_others(tmp_path, monkeypatch):
+    """The others may be in a collective of their own, for which they would take this one's."""
+    checkpoints = Checkpointer(epath.Path(tmp_path), keep_last=2)
+    checkpoints.save(1, SMALL, {})
+    monkeypatch.setattr(manager, "gather", None)
+    checkpoints.close()
+    assert steps_in(tmp_path) == [1]
 
 
 def test_newest_are_kept_and_some_for_ever(tmp_path):
