@@ -20,7 +20,8 @@ from can_jax.data.pipeline.batch import Batch, batch_shapes
 from can_jax.distributed.hardware import matmul_flops
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.runtime import environment
-from can_jax.models.can import encoder_size, level_scale
+from can_jax.models.backbones import encoder_size, require_vit
+from can_jax.models.can import level_scale
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
 from can_jax.train.losses import grid_of, heads
@@ -150,6 +151,7 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
     Raises:
         UserError: PyTorch is not installed.
     """
+    require_vit(config, "--peer")
     if not importlib.util.find_spec("torch"):
         raise UserError("--peer needs PyTorch: pip install torch")
     import torch

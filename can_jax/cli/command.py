@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from can_jax.cli.flags import Flags
 from can_jax.cli.mistakes import missing_value, nearest_option, plain_message
+from can_jax.cli.modules import MODULES, import_modules
 from can_jax.distributed.preemption import RESUME, Stopped, handler
 from can_jax.utils.errors import (
     EXIT_INTERRUPTED,
@@ -67,6 +68,11 @@ class Command:
     def __init__(self, usage: str | None, *arguments: str):
         self.flags = Flags()
         self.flags.switch("debug", False, "On an error, show the whole trace.")
+        self.flags.items(
+            MODULES, None,
+            "Python files or modules to import first, with commas between. They register parts of "
+            "your own, such as objectives, data sources and callbacks; see docs/extend.md.",
+        )  # fmt: skip
         self._usage, self._arguments = usage or "", arguments
         self._function: Callable[..., None] = lambda *_: None
         self._defined: dict[str, object] | None = None
@@ -132,6 +138,7 @@ class Command:
 
             print(f"can_jax {__version__}")
             raise _Ended
+        import_modules(argv)
         try:
             if swallowed := missing_value(values, argv):
                 raise UserError(swallowed)

@@ -1,18 +1,13 @@
 """Loading of the recipe, protocol or study that ``--config`` selects."""
 
-import importlib.machinery
-import importlib.util
 import inspect
-import re
-import sys
-import traceback
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from can_jax.cli.modules import import_file, place_of, reason_for
 from can_jax.config.shipped import KINDS, find, names_of
-from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
 
 CONFIG = "config"  # The name of the flag.
@@ -46,7 +41,7 @@ def load(name: str, kind: str) -> ConfigDict:
     if path.endswith((".json", ".yaml", ".yml", ".toml")):
         raise UserError(f"{option}: {KINDS[kind].one} is a Python file with get_config()")
     try:
-        get_config = getattr(_import(path), "get_config", None)
+        get_config = getattr(import_file(path), "get_config", None)
         if get_config is None:
             raise UserError(f"{option}: {path} has no function get_config()")
         _check_argument(get_config, argument, option)
@@ -54,7 +49,7 @@ def load(name: str, kind: str) -> ConfigDict:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{option}: {_where(error, path)}: {_reason(error)}") from error
+        raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{option}: get_config() of {path} does not return a ConfigDict")
     actual = kind_of(config)
@@ -75,17 +70,6 @@ def kind_of(config: ConfigDict) -> str | None:
     return None
 
 
-def _import(path: str) -> ModuleType:
-    """Execute a file as a separate module."""
-    loader = importlib.machinery.SourceFileLoader(f"{CONFIG}_of_flag", path)
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[loader.name] = module  # Dataclasses look up their module.
-    loader.exec_module(module)
-    return module
-
-
 def _check_argument(get_config: Any, argument: list[str], option: str) -> None:
     try:
         inspect.signature(get_config).bind(*argument)
@@ -95,27 +79,3 @@ def _check_argument(get_config: Any, argument: list[str], option: str) -> None:
         else:
             extra = f"needs an argument, as in {option}:ARGUMENT"
         raise UserError(f"{option}: this recipe {extra}") from None
-
-
-def _where(error: Exception, path: str) -> str:
-    """Return the file and line at which a recipe failed."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    # The innermost frame of a recipe, or of its base recipe, but not of a library that it calls.
-    frames = traceback.extract_tb(error.__traceback__)
-    start = next((i for i, frame in enumerate(frames) if frame.filename == path), len(frames))
-    own = [f for f in frames[start:] if f.filename == path or f.name == "get_config"]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else path
-
-
-def _reason(error: Exception) -> str:
-    """Return the reason of a recipe's failure, without Python's type names where possible."""
-    if isinstance(error, SyntaxError):
-        return error.msg
-    text = str(error.args[0]) if error.args else ""
-    if match := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
-        near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict ends its text so.
-        return f"unknown key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
-    if isinstance(error, KeyError) or not text:
-        return one_line(error)
-    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from can_jax import objectives
 from can_jax.config.image_settings import RANGE, SIZE, is_range
 from can_jax.data.sources.registry import OPENERS
-from can_jax.models.can import LEVEL_TOKENS, POOLS, SIZES
+from can_jax.models.backbones import BACKBONES, SIZES
+from can_jax.models.can import LEVEL_TOKENS
 from can_jax.models.vit import REMAT_POLICIES
 from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
 
@@ -13,7 +15,6 @@ COUNT = Whole(1, MOST)
 OR_NEVER = Whole(0, MOST)
 SHARE = Number(0, 1)
 STRENGTH = Number(0, 100)
-WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon
 AXIS = Whole(1, 2**20, also=(-1,))
 
 
@@ -32,6 +33,17 @@ def _is_scale(value: Any) -> bool:
 SCALES = Several(
     Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
 )
+
+
+def _are_options(value: Any) -> bool:
+    """Return whether a value is a sequence of (name, value) pairs with distinct names."""
+    if not isinstance(value, tuple | list):
+        return False
+    pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
+    return pairs and all(isinstance(name, str) and name.isidentifier() for name, _ in value)
+
+
+OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
 
 # The meaning of an optional key without a default states the behavior if it is not set.
 DATA: Table = {
@@ -127,6 +139,10 @@ MODEL: Table = {
     "width": Key(None, WIDTH, "The encoder's width; by default that of `size`."),
     "depth": Key(None, DEPTH, "The encoder's depth; by default that of `size`.", unit="blocks"),
     "heads": Key(None, HEADS, "The encoder's attention heads; by default those of `size`."),
+    "backbone": Key("vit", Choice(BACKBONES), "The kind of encoder."),
+    "backbone_options": Key(
+        (), OPTIONS, "Settings of a registered backbone, which its function reads."
+    ),
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
     "decoder": {
@@ -163,40 +179,13 @@ MODEL: Table = {
     ),
 }  # fmt: skip
 
-OBJECTIVE: Table = {
-    "contrastive": {
-        "weight": Key(0.03, WEIGHT, "The weight of the contrastive loss in the total."),
-        "temperature": Key(
-            0.1, Number(1e-3, 100), "The temperature, by which similarities are divided."
-        ),
-        "pool": Key("patches", Choice(POOLS), "The tokens whose mean is projected."),
-        "directions": Key(
-            "mean",
-            Choice(("mean", "sum")),
-            "How the losses of the views as queries are combined. The sum, as in "
-            "google-research/simclr, is the mean times the number of views.",
-        ),
-        "supervised": Key(
-            False,
-            Switch(),
-            "Whether images of the same label are positives of each other (SupCon).",
-        ),
-        "block": Key(
-            None, COUNT, "The number of keys compared at a time; by default as memory allows."
-        ),
-    },
-    "reconstruction": {
-        "weight": Key(0.67, WEIGHT, "The weight of the reconstruction loss in the total."),
-        "normalize": Key(
-            True,
-            Switch(),
-            "Whether each target patch is normalized by its own mean and standard deviation.",
-        ),
-    },
-    "denoising": {"weight": Key(0.30, WEIGHT, "The weight of the denoising loss in the total.")},
-}
-
 OPTIMIZER: Table = {
+    "name": Key(
+        "adamw", Text(), "The optimizer: adamw, another of optax, or one that is registered."
+    ),
+    "options": Key(
+        (), OPTIONS, "Further arguments of the optimizer, by the names of its parameters."
+    ),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
         "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
@@ -281,7 +270,7 @@ RECIPE: Table = {
     "data": DATA,
     "augment": AUGMENT,
     "model": MODEL,
-    "objective": OBJECTIVE,
+    "objective": objectives.Blocks(),
     "accumulation": {
         "microbatches": Key(
             1, Whole(1, 2**24), "The number of microbatches over which gradients are accumulated."
@@ -315,6 +304,14 @@ RECIPE: Table = {
         ),
     },
     "optimizer": OPTIMIZER,
+    "schedule": {
+        "name": Key(
+            "cosine", Text(),
+            "The learning-rate schedule after the warm-up: cosine, linear, constant, another of "
+            "optax, or one that is registered.",
+        ),
+        "options": Key((), OPTIONS, "Further arguments of the schedule."),
+    },
     "mesh": MESH,
     "checkpoint": {
         "every_steps": Key(

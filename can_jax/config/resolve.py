@@ -2,7 +2,7 @@
 
 import json
 import runpy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from can_jax.utils.settings import AS_DEFAULT, Table, check_table, configuration
 
 # The keys that determine a pretrained encoder and its input.
 ENCODER = (
-    "data.image_size", "data.channels", "augment.mean", "augment.std", "model.size", "model.width",
-    "model.depth", "model.heads", "model.patch_size", "model.dtype", "model.residual_dtype",
-    "model.scan", "model.remat",
+    "data.image_size", "data.channels", "augment.mean", "augment.std", "model.backbone",
+    "model.backbone_options", "model.size", "model.width", "model.depth", "model.heads",
+    "model.patch_size", "model.dtype", "model.residual_dtype", "model.scan", "model.remat",
 )  # fmt: skip
 
 
@@ -214,8 +214,11 @@ def from_json(text: str) -> ConfigDict:
     def fill(block: ConfigDict, values: dict[str, Any], table: Table, prefix: str) -> None:
         for key, value in values.items():
             if key not in table:
-                raise UserError(f"config.{prefix}{key} is no key of this version of can_jax")
-            if isinstance(table[key], dict) != isinstance(value, dict):
+                raise UserError(
+                    f"config.{prefix}{key} is no key of this version of can_jax; if a module of "
+                    "yours registers it, import that first, by --modules=FILE"
+                )
+            if isinstance(table[key], Mapping) != isinstance(value, dict):
                 raise UserError(f"config.{prefix}{key}={value!r} is not of this version of can_jax")
             if isinstance(value, dict):
                 fill(block[key], value, table[key], f"{prefix}{key}.")

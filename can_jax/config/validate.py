@@ -9,13 +9,15 @@ import jax
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import Photometric
-from can_jax.config.defaults import DATA
+from can_jax.config.defaults import DATA, OPTIMIZER
 from can_jax.config.durations import TOTAL, value_of
 from can_jax.data.sources.registry import parts_of_mixture
-from can_jax.models.can import encoder_size
+from can_jax.models.backbones import BACKBONES, Size
 from can_jax.models.masking import visible_count
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.optimizers.schedules import find_schedule, unknown_schedule
+from can_jax.optimizers.transforms import find_optimizer, unknown_optimizer, unused_settings
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 from can_jax.utils.settings import Number, refuse
@@ -106,7 +108,7 @@ def check_encoder(config: ConfigDict) -> None:
         height % model.patch_size == 0 and width % model.patch_size == 0,
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
     )
-    check_heads("model", encoder_size(model))
+    BACKBONES.get(model.backbone).check(config)
     for name in ("mean", "std"):
         check(
             len(config.augment[name]) == config.data.channels,
@@ -115,46 +117,21 @@ def check_encoder(config: ConfigDict) -> None:
         )
 
 
-def check_heads(name: str, size: Any) -> None:
-    """Check that the number of heads divides the width."""
-    check(
-        size.width % size.heads == 0,
-        f"{name}.heads={size.heads} does not divide {name}.width={size.width}",
-    )
-
-
 def check_masking(config: ConfigDict) -> None:
-    """Check that the decoder can be built, and that masking leaves patches to see and to hide."""
+    """Check that the decoder can be built, and that masking leaves patches to see."""
     model, (height, width) = config.model, config.data.image_size
-    reconstruction = config.objective.reconstruction
-    check_heads("model.decoder", model.decoder)
-    check(
-        model.patch_size > 1
-        or config.data.channels > 1
-        or not reconstruction.weight
-        or not reconstruction.normalize,
-        "model.patch_size=1 with data.channels=1: a patch of one value cannot be normalized by its "
-        "own deviation; set objective.reconstruction.normalize=False or use larger patches",
-    )
+    Size(**model.decoder).check("model.decoder")
     patches = (height // model.patch_size) * (width // model.patch_size)
-    ratio = model.mask_ratio
-    visible = visible_count(patches, ratio)
-    check(visible > 0, f"model.mask_ratio={ratio} hides all {patches} patches")
-    check(
-        visible < patches or not reconstruction.weight,
-        f"model.mask_ratio={ratio} hides none of {patches} patches: nothing is left to "
-        "reconstruct; raise it or set objective.reconstruction.weight=0",
-    )
+    visible = visible_count(patches, model.mask_ratio)
+    check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches")
 
 
 def check_objectives(config: ConfigDict) -> None:
-    """Check that at least one objective has a weight, and that denoising has noise to predict."""
-    objective, noise = config.objective, config.noise
-    check(any(block.weight for block in objective.values()), "objective: all weights are 0")
-    check(
-        noise.sigma_max or not objective.denoising.weight,
-        "noise.sigma_max=0: there is no noise to predict; set objective.denoising.weight=0",
-    )
+    """Check that at least one objective has a weight, and each such objective's own checks."""
+    objectives = active(config.objective.to_dict())
+    check(objectives, "objective: all weights are 0")
+    for objective in objectives.values():
+        objective.check(config)
 
 
 def check_batch(config: ConfigDict) -> None:
@@ -195,13 +172,28 @@ def check_augment(config: ConfigDict) -> None:
 
 
 def check_optimizer(config: ConfigDict) -> None:
-    """Check that the learning rate and weight decay do not exceed the range of stable values."""
-    scale = max([1.0, *(factor for _, factor in config.optimizer.learning_rate_scale)])
-    check_rates("optimizer", config.optimizer, peak_learning_rate(config) * scale)
+    """Check the optimizer, its settings and the schedule.
+
+    The learning rate and weight decay must not exceed the range of stable values.
+    """
+    settings = config.optimizer
+    scale = max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
+    if find_optimizer(settings.name) is None:
+        raise unknown_optimizer(settings.name)
+    if find_schedule(config.schedule.name) is None:
+        raise unknown_schedule(config.schedule.name)
+    for key in unused_settings(settings):
+        default = OPTIMIZER[key].default
+        check(
+            settings[key] == default,
+            f"optimizer.{key}={settings[key]}: the optimizer {settings.name} has no such setting; "
+            f"leave it at {default}",
+        )
+    check_rates("optimizer", settings, peak_learning_rate(config) * scale)
 
 
 def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
-    """Check a block with settings of AdamW.
+    """Check the learning rate, the weight decay and AdamW's moments.
 
     The Cauchy-Schwarz inequality bounds the ratio of Adam's moments if beta2 exceeds the square of
     beta1. Otherwise a small gradient after larger ones can cause a step of any size.
@@ -212,17 +204,18 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
         peak: The largest learning rate of any parameter.
     """
     scale = " and learning_rate_scale" if "learning_rate_scale" in settings else ""
-    check(
-        peak <= HIGHEST_RATE,
-        f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
-        f"batch_size{scale}: at most {HIGHEST_RATE:g}",
-    )
-    beta1, beta2 = settings.get("beta1", 0.9), settings.beta2
-    check(
-        not beta1 or beta2 > beta1**2,
-        f"{name}.beta2={beta2:g} with beta1={beta1:g}: the steps of Adam have no bound; give a "
-        f"beta2 above the square of beta1, {beta1**2:.4g}",
-    )
+    if settings.get("name", "adamw") == "adamw":
+        check(
+            peak <= HIGHEST_RATE,
+            f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
+            f"batch_size{scale}: at most {HIGHEST_RATE:g}",
+        )
+        beta1, beta2 = settings.get("beta1", 0.9), settings.beta2
+        check(
+            not beta1 or beta2 > beta1**2,
+            f"{name}.beta2={beta2:g} with beta1={beta1:g}: the steps of Adam have no bound; give a "
+            f"beta2 above the square of beta1, {beta1**2:.4g}",
+        )
     decay = settings.weight_decay * peak
     check(
         decay < 1,

@@ -3,6 +3,8 @@
 A parameter is identified by its path, such as `encoder/blocks/layers/mlp/expand/kernel`. The first
 rule whose pattern matches the end of the path applies. Parameters of stacked blocks have a leading
 layer axis. The same rules cover optimizer state, whose paths end as those of its parameters do.
+
+A registered head or backbone needs no rule: `OF_MATRICES` and `OF_VECTORS` apply to the rest.
 """
 
 import dataclasses
@@ -43,27 +45,32 @@ RULES = (
 )
 
 
+# The rules of all other parameters: matrices are split and decay, vectors and scalars do neither.
+OF_MATRICES, OF_VECTORS = Rule("", P("fsdp"), decay=True), Rule("", P(), decay=False)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """Return a tree path as the rules match it: keys joined by `/`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def rule_of(name: str) -> Rule:
+def rule_of(name: str, axes: int) -> Rule:
     """Return the rule of a parameter.
 
-    Raises:
-        KeyError: No rule covers it. A new kind of parameter needs a decision, not a default.
+    Args:
+        name: The path of the parameter.
+        axes: The number of its axes.
     """
     for rule in RULES:
         if re.search(rf"(^|/){rule.pattern}$", name):
             return rule
-    raise KeyError(f"no rule in can_jax/distributed/sharding_rules.py covers the parameter {name}")
+    return OF_MATRICES if axes > 1 else OF_VECTORS
 
 
 def map_with_rule(function: Callable[[Rule, Any], Any], tree: Any) -> Any:
     """Apply ``function(rule, leaf)`` to every parameter of a tree."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: function(rule_of(path_name(path)), leaf), tree
+        lambda path, leaf: function(rule_of(path_name(path), leaf.ndim), leaf), tree
     )
 
 
@@ -81,7 +88,7 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         if leaf.ndim == 0:
             return NamedSharding(mesh, P())
-        spec = rule_of(path_name(path)).spec
+        spec = rule_of(path_name(path), leaf.ndim).spec
         fitting = (
             axis if axis is None or size % mesh.shape[axis] == 0 else None
             for axis, size in zip(spec, leaf.shape, strict=False)

@@ -11,7 +11,7 @@ from can_jax.config.evaluation import FEATURES, default_evaluation, resolve_eval
 from can_jax.config.resolve import as_size
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder, select
-from can_jax.models import can
+from can_jax.models.backbones import encoder_size, encoder_width
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
 from can_jax.weights.read_weights import channel_values
@@ -24,8 +24,9 @@ class Encoder:
         image_size: The (height, width) of the input images in pixels.
         patch_size: The side length of a patch in pixels.
         channels: The number of channels of the images.
-        width, depth, heads: The width, number of blocks and number of attention heads of the
-            transformer.
+        width: The width of the tokens.
+        depth, heads: The numbers of blocks and of attention heads of the Vision Transformer; None
+            for another backbone.
         mean, std: The mean and standard deviation of each channel, which normalize images in [0,
             1].
     """
@@ -37,11 +38,14 @@ class Encoder:
             subject: The pretrained encoder: its configuration and parameters.
         """
         config = subject.config
-        size = can.encoder_size(config.model)
+        vit = config.model.backbone == "vit"
+        size = encoder_size(config.model)
         self.image_size: tuple[int, int] = config.data.image_size
         self.patch_size: int = config.model.patch_size
         self.channels: int = config.data.channels
-        self.width, self.depth, self.heads = size.width, size.depth, size.heads
+        self.width: int = encoder_width(config)
+        self.depth: int | None = size.depth if vit else None
+        self.heads: int | None = size.heads if vit else None
         self.mean: tuple[float, ...] = config.augment.mean
         self.std: tuple[float, ...] = config.augment.std
         self._subject = subject
@@ -49,10 +53,12 @@ class Encoder:
 
     def __repr__(self) -> str:
         height, width = self.image_size
+        kind = f"{self._subject.config.model.backbone} of width {self.width}"
+        if self.depth is not None:
+            kind = f"ViT of width {self.width}, {self.depth} blocks, {self.heads} heads"
         return (
-            f"Encoder({self._subject.identity['path']!r}: ViT of width {self.width}, {self.depth} "
-            f"blocks, {self.heads} heads, patches of {self.patch_size}; uint8 images "
-            f"(n, {height}, {width}, {self.channels}))"
+            f"Encoder({self._subject.identity['path']!r}: {kind}, patches of {self.patch_size}; "
+            f"uint8 images (n, {height}, {width}, {self.channels}))"
         )
 
     def __call__(self, images: Any, features: str = "patches") -> np.ndarray:

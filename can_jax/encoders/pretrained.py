@@ -18,7 +18,7 @@ from can_jax.augment.photometric import normalize, to_float
 from can_jax.checkpoint.run_directory import newest_state, read_run
 from can_jax.config.resolve import default_config, resolve_encoder
 from can_jax.distributed.sharding_rules import path_name, shardings
-from can_jax.models import can
+from can_jax.models.backbones import describe, encoder_size, require_vit
 from can_jax.train.step import abstract_state, encoder_network, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
@@ -168,12 +168,11 @@ def identity_of(
         config: The configuration of the encoder.
         parameters: The parameters of the encoder, which are hashed.
     """
-    size = can.encoder_size(config.model)
     return {
         "path": str(path),
         "step": step,
         "sha256": sha256_of(parameters),
-        "model": dataclasses.asdict(size) | {"patch_size": config.model.patch_size},
+        "model": describe(config) | {"patch_size": config.model.patch_size},
         "image_size": list(config.data.image_size),
         "mean": list(config.augment.mean),
         "std": list(config.augment.std),
@@ -234,8 +233,10 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
     Raises:
         UserError: The block requests another number of heads than the run has.
     """
-    heads = can.encoder_size(run.model).heads
-    if given.heads is not None and given.heads != heads:
+    if given.heads is not None:
+        require_vit(run, f"{path}: heads={given.heads}")
+    heads = encoder_size(run.model).heads
+    if given.heads not in (None, heads):
         raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads")
     config = run.copy_and_resolve_references()
     with config.ignore_type():

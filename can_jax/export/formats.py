@@ -17,7 +17,7 @@ from can_jax.augment.photometric import normalize, to_float
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.export.model import Model
 from can_jax.export.readers import from_pretrained, installed
-from can_jax.models.can import encoder_size
+from can_jax.models.backbones import encoder_size
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import METADATA

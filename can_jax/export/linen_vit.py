@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float
 
-from can_jax.models.can import Size
+from can_jax.models.backbones import Size
 
 
 class Mlp(nn.Module):

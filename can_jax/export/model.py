@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.run_directory import newest_state, read_run
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.models.can import build, encoder_size
+from can_jax.models.backbones import encoder_size, require_vit
+from can_jax.models.can import BUILDERS, CAN
 from can_jax.models.positions import sincos_2d
 from can_jax.models.vit import LAYER_NORM_EPS
 from can_jax.train.losses import grid_of
@@ -21,8 +22,6 @@ from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.torch_layout import to_torch
-
-HEADS_OF = {"decoder": "prediction", "noise_level": "noise_level"}  # The head of each module.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,13 +111,13 @@ class Model:
         """Return the graph and the parameters of the encoder in float32, for `nnx.merge`.
 
         Args:
-            modules: The names of further modules to include, keys of `HEADS_OF`.
+            modules: The names of further heads to include, ``decoder`` or ``noise_level``.
         """
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.update(dtype="float32", remat="none")
-        heads = frozenset(HEADS_OF[module] for module in modules)
-        network = nnx.eval_shape(lambda: build(config, heads, nnx.Rngs(0)))
+        heads = {name: BUILDERS[name] for name in modules}
+        network = nnx.eval_shape(lambda: CAN(config, heads, nnx.Rngs(0)))
         return nnx.graphdef(network), {m: self.parameters[m] for m in ("encoder", *modules)}
 
     def _no_noise(self) -> np.ndarray:
@@ -144,6 +143,7 @@ def open_model(checkpoint: str) -> Model:
     if not is_run(path):
         raise UserError(f"--checkpoint={checkpoint} is no run directory; exports are made of runs")
     config = read_run(path)
+    require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
     step, state = newest_state(path, abstract_state(stored_step(config), mesh))
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))

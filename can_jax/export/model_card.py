@@ -11,6 +11,7 @@ from can_jax.evaluate.reports.report import data_of, headlines
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model import Model
 from can_jax.export.usage import snippets
+from can_jax.objectives import OBJECTIVES
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
 
@@ -72,11 +73,8 @@ def recipe_rows(model: Model) -> list[tuple[str, ...]]:
         "steps": model.step,
         "mask ratio": config.model.mask_ratio,
         "noise, largest sigma": config.noise.sigma_max,
-        "weights of the losses": ", ".join(
-            f"{name} {weights[name].weight}"
-            for name in ("contrastive", "reconstruction", "denoising")
-        ),
-        "optimizer": f"AdamW, rate {config.optimizer.learning_rate}, "
+        "weights of the losses": ", ".join(f"{name} {weights[name].weight}" for name in OBJECTIVES),
+        "optimizer": f"{config.optimizer.name}, rate {config.optimizer.learning_rate}, "
         f"weight decay {config.optimizer.weight_decay}",
     }
     return [(name, str(value)) for name, value in rows.items()]

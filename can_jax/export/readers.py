@@ -18,8 +18,9 @@ from flax import nnx
 
 from can_jax.export import linen_vit as linen
 from can_jax.export import numpy_vit as plain
-from can_jax.export.model import HEADS_OF, Model
-from can_jax.models import can
+from can_jax.export.model import Model
+from can_jax.models.backbones import encoder_size
+from can_jax.models.can import BUILDERS
 from can_jax.models.masking import patchify
 from can_jax.train.losses import grid_of
 from can_jax.utils.archives import read_npz
@@ -81,7 +82,7 @@ def installed(*packages: str) -> bool:
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
     """Compute the outputs of the run's own network in float32, with a decoder at noise level
     zero."""
-    modules = [name for name in HEADS_OF if contents == "full" and name in model.parameters]
+    modules = [name for name in BUILDERS if contents == "full" and name in model.parameters]
     network, parts = model.network(*modules)
     grid, patch_size = grid_of(model.config), model.config.model.patch_size
 
@@ -132,7 +133,7 @@ def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) 
 def by_linen(model: Model, file: epath.Path, sample: Sample, *, approximate: bool) -> Arrays:
     """Compute the tokens by Flax Linen, from a file in big_vision's layout."""
     arrays = read_npz(file)
-    size, patch = can.encoder_size(model.config.model), model.config.model.patch_size
+    size, patch = encoder_size(model.config.model), model.config.model.patch_size
     return {TOKENS: linen.encode(arrays, sample.pixels, size, patch, approximate=approximate)}
 
 

@@ -1,7 +1,6 @@
-"""The network of CAN: one encoder, and the heads that objectives with nonzero weight read."""
+"""The network of CAN: one encoder, and the heads that objectives with nonzero weight require."""
 
-import dataclasses
-from collections.abc import Set
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,41 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from can_jax.models.backbones import Size, build_backbone, compute_options
 from can_jax.models.decoder import Decoder
-from can_jax.models.heads import NoiseLevel, Projector
+from can_jax.models.heads import NoiseLevel
 from can_jax.models.masking import patchify
-from can_jax.models.vit import Encoder
 
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """The size of a transformer. The MLP width is always 4 times the width.
-
-    Attributes:
-        width: The width of the residual stream.
-        depth: The number of blocks.
-        heads: The number of attention heads.
-    """
-
-    width: int
-    depth: int
-    heads: int
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `can_jax.models.vit.Transformer` that set its size."""
-        return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
-
-
-SIZES = {
-    "Ti": Size(192, 12, 3),
-    "S": Size(384, 12, 6),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "H": Size(1280, 32, 16),
-}
-
-HEADS = frozenset({"projection", "prediction", "noise_level"})
 POOLS = ("patches", "all", "class")
 LEVEL_TOKENS = ("all", "visible")
 
@@ -66,80 +35,61 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """The outputs of one forward pass; None for a head that was not built or not run."""
+    """The outputs of one forward pass; the last two are None if no decoder was built or run."""
 
     latent: Float[Array, "rows tokens width"]
     pooled: Float[Array, "rows width"]
-    projection: Float[Array, "rows outputs"] | None
     noise_level: Float[Array, "rows width"] | None
     prediction: Float[Array, "rows patches pixels"] | None
 
 
-class CAN(nnx.Module):
-    """An encoder with an optional projector, noise-level embedding and decoder.
+HeadBuilder = Callable[..., nnx.Module]  # (config, width of the encoder, **options)
 
-    The rows of a batch are independent of each other, except in the BatchNorm of the projector.
-    They may come in any order.
+
+def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
+    """Build the decoder of a configuration."""
+    model = config.model
+    return Decoder(
+        width,
+        pixels_per_patch(config),
+        **Size(**model.decoder).arguments,
+        level_tokens=config.noise.level_tokens,
+        **compute_options(model),
+        **options,
+    )
+
+
+def build_noise_level(config: ConfigDict, width: int, **options: Any) -> NoiseLevel:
+    """Build the noise-level embedding of a configuration."""
+    return NoiseLevel(width, level_scale(config), **options)
+
+
+BUILDERS: dict[str, HeadBuilder] = {"noise_level": build_noise_level, "decoder": build_decoder}
+
+
+class CAN(nnx.Module):
+    """An encoder with the heads that the active objectives require.
+
+    The rows of a batch are independent of each other, and they may come in any order. Each head is
+    an attribute; ``decoder`` and ``noise_level`` are run with the encoder, all others by the
+    objectives that own them.
 
     Args:
-        pixels: Pixel values per patch, all channels included.
-        encoder: The size of the encoder.
-        decoder: The size of the decoder; None to build none.
-        projector: The options of `Projector`; None to build none.
-        level_scale: The factor on sigma in the noise-level embedding; None to build none.
-        level_tokens: The tokens that get the noise-level embedding; see `Decoder`.
-        pool: The pooling of the tokens, one of `POOLS`.
-        patch_size: The side of a patch in pixels.
-        scan: Whether the blocks are compiled as a loop; see `can_jax.models.vit.Blocks`.
-        remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
-        dtype: The type of activations and matrix products.
-        residual_dtype: The type of the residual stream and the LayerNorms.
-        param_dtype: The type of the parameters.
+        config: The validated configuration.
+        heads: A function for each head, by the name of the attribute.
         rngs: The random numbers of the initialization, a ``params`` stream.
     """
 
-    def __init__(
-        self,
-        *,
-        pixels: int,
-        encoder: Size,
-        decoder: Size | None,
-        projector: dict[str, Any] | None,
-        level_scale: float | None,
-        level_tokens: str,
-        pool: str,
-        patch_size: int,
-        scan: bool,
-        remat: str,
-        dtype: Any,
-        residual_dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        depth_options = {
-            "scan": scan, "remat": remat, "residual_dtype": residual_dtype, **options
-        }  # fmt: skip
-        self.encoder = Encoder(pixels, **encoder.arguments, **depth_options)
-        # Each attribute is assigned once, since nnx forbids a module where None was before.
-        self.projector = Projector(encoder.width, **projector, **options) if projector else None
-        self.noise_level = (
-            None if level_scale is None else NoiseLevel(encoder.width, level_scale, **options)
-        )
-        self.decoder = (
-            Decoder(
-                encoder.width,
-                pixels,
-                **decoder.arguments,
-                level_tokens=level_tokens,
-                **depth_options,
-            )
-            if decoder
-            else None
-        )
-        self.pool = pool
-        self.patch_size = patch_size
-        self.dtype = dtype
+    def __init__(self, config: ConfigDict, heads: Mapping[str, HeadBuilder], rngs: nnx.Rngs):
+        self.pool = config.objective.contrastive.pool
+        self.patch_size = config.model.patch_size
+        self.dtype = jnp.dtype(config.model.dtype)
+        options = {**layer_options(config), "rngs": rngs}
+        self.encoder = build_backbone(config, pixels_per_patch(config), **options)
+        for name, build_head in heads.items():
+            if hasattr(self, name):
+                raise ValueError(f"the head {name!r} has the name of another part of the network")
+            setattr(self, name, build_head(config, self.encoder.width, **options))
 
     def __call__(
         self,
@@ -148,44 +98,28 @@ class CAN(nnx.Module):
         sigma: Float[Array, " rows"] | None,
         *,
         grid: tuple[int, int],
-        train: bool,
-        heads: Set[str] = HEADS,
+        decode: bool = True,
     ) -> Forward:
-        """Run the encoder, and those of the requested heads that the network has.
+        """Run the encoder and, if the network has one, the decoder.
 
         Args:
             patches: The visible patches, noise included, in the order of ``shuffle``.
             shuffle: A permutation of all patches per row; its first entries are the visible ones.
             sigma: The noise level of each row; unused without a noise-level embedding.
             grid: The number of patches along (height, width).
-            train: Whether BatchNorm uses the statistics of this batch and updates its running ones.
-            heads: A subset of `HEADS`; all by default.
+            decode: Whether to run the decoder; True by default.
         """
         visible = patches.shape[1]
         latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
         pooled = pool(latent, self.pool)
-        projection = noise_level = prediction = None
-        if self.projector is not None and "projection" in heads:
-            projection = self.project(pooled, train=train)
-        if self.noise_level is not None and "noise_level" in heads:
+        noise_level = prediction = None
+        if decode and hasattr(self, "noise_level"):
             # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
             assert sigma is not None, "sigma is required: this network embeds the noise level"
             noise_level = self.noise_level(sigma)
-        if self.decoder is not None and "prediction" in heads:
+        if decode and hasattr(self, "decoder"):
             prediction = self.decoder(latent, shuffle, grid, noise_level)
-        return Forward(latent, pooled, projection, noise_level, prediction)
-
-    def project(
-        self, pooled: Float[Array, "rows width"], *, train: bool
-    ) -> Float[Array, "rows outputs"]:
-        """Project the pooled embeddings of all rows to the space of the contrastive loss.
-
-        Args:
-            pooled: The pooled embeddings.
-            train: Whether BatchNorm uses the statistics of these rows and updates its running ones.
-        """
-        assert self.projector is not None
-        return self.projector(pooled.astype(self.dtype), train=train)
+        return Forward(latent, pooled, noise_level, prediction)
 
     def encode(
         self, images: Float[Array, "rows height width channels"], **options: Any
@@ -194,7 +128,7 @@ class CAN(nnx.Module):
 
         Args:
             images: Normalized images.
-            **options: The options of `Encoder`: ``drop`` and ``norm``.
+            **options: The options of `can_jax.models.vit.Encoder`: ``drop`` and ``norm``.
         """
         grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
         patches = patchify(images, self.patch_size)
@@ -202,39 +136,15 @@ class CAN(nnx.Module):
         return self.encoder(patches.astype(self.dtype), index, grid, **options)
 
 
-def encoder_size(model: ConfigDict) -> Size:
-    """Return the size of the encoder: that of ``model.size``, with explicitly set values on top."""
-    size = SIZES[model.size]
-    own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
-    return dataclasses.replace(size, **own)
+def layer_options(config: ConfigDict) -> dict[str, Any]:
+    """Return the types of a layer's computation and of its parameters."""
+    dtype = jnp.dtype(config.model.dtype)
+    return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
 
 
-def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:
-    """Build the network of a configuration with the given heads.
-
-    Args:
-        config: The validated configuration.
-        heads: A subset of `HEADS`, those that the active objectives read. No others are built.
-        rngs: The random numbers of the initialization, a ``params`` stream.
-    """
-    model = config.model
-    projector = model.projector.to_dict() if "projection" in heads else None
-    return CAN(
-        pixels=model.patch_size**2 * config.data.channels,
-        encoder=encoder_size(model),
-        decoder=Size(**model.decoder) if "prediction" in heads else None,
-        projector=projector,
-        level_scale=level_scale(config) if "noise_level" in heads else None,
-        level_tokens=config.noise.level_tokens,
-        pool=config.objective.contrastive.pool,
-        patch_size=model.patch_size,
-        scan=model.scan,
-        remat=model.remat,
-        dtype=jnp.dtype(model.dtype),
-        residual_dtype=jnp.dtype(model.residual_dtype or model.dtype),
-        param_dtype=jnp.promote_types(model.dtype, jnp.float32),
-        rngs=rngs,
-    )
+def pixels_per_patch(config: ConfigDict) -> int:
+    """Return the number of values of a patch, all channels included."""
+    return config.model.patch_size**2 * config.data.channels
 
 
 def level_scale(config: ConfigDict) -> float:

@@ -1,42 +1,50 @@
 """The analytic FLOPs of a training step."""
 
-import itertools
+import math
+from collections.abc import Mapping
 
+import jax
+from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.can import Size, encoder_size
+from can_jax.models.backbones import BACKBONES, Size, encoder_width
+from can_jax.models.can import BUILDERS, HeadBuilder, layer_options, pixels_per_patch
 from can_jax.models.masking import visible_count
 
 
-def transformer_flops(size: Size, tokens: int) -> int:
-    """Return the forward FLOPs of all blocks for one row of ``tokens`` tokens.
-
-    With t tokens of width D they are ``depth * (24 t D^2 + 4 t^2 D)``. A multiply-add counts as 2.
-    """
-    return size.depth * (24 * tokens * size.width**2 + 4 * tokens**2 * size.width)
-
-
-def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
+def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> int:
     """Return the FLOPs of a training step per image, all its views included.
 
-    They are 3 times those of the forward pass. All matrix products count, recomputed ones do not.
+    They are 3 times those of the forward pass. All matrix products count, recomputed ones do not. A
+    head that an objective owns counts as applied once to the pooled embedding of each view.
 
     Args:
         config: The resolved configuration.
-        heads: The heads that are built; see `can_jax.models.can.HEADS`.
+        heads: The heads that are built; see `can_jax.train.losses.heads`.
     """
     (height, width), patch = config.data.image_size, config.model.patch_size
     patches = (height // patch) * (width // patch)
     visible = visible_count(patches, config.model.mask_ratio)
-    pixels = patch**2 * config.data.channels
-    encoder = encoder_size(config.model)
-    view = transformer_flops(encoder, visible + 1) + 2 * visible * pixels * encoder.width
-    if "prediction" in heads:
+    pixels = pixels_per_patch(config)
+    view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)
+    if "decoder" in heads:
         decoder = Size(**config.model.decoder)
-        view += transformer_flops(decoder, patches + 1)
-        view += 2 * decoder.width * ((visible + 1) * encoder.width + patches * pixels)
-    if "projection" in heads:
-        layers, hidden = config.model.projector.layers, config.model.projector.hidden
-        widths = [encoder.width, *[hidden] * (layers - 1), config.model.projector.outputs]
-        view += 2 * sum(inputs * outputs for inputs, outputs in itertools.pairwise(widths))
+        view += decoder.flops(patches + 1)
+        view += 2 * decoder.width * ((visible + 1) * encoder_width(config) + patches * pixels)
+    owned = {name: build for name, build in heads.items() if name not in BUILDERS}
+    view += 2 * sum(kernel_sizes(config, owned))
     return 3 * config.augment.views * view
+
+
+def kernel_sizes(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[int]:
+    """Return the number of entries of each matrix of some heads."""
+    width, options = encoder_width(config), layer_options(config)
+
+    def build() -> nnx.Dict:
+        rngs = nnx.Rngs(0)
+        return nnx.Dict(
+            {name: head(config, width, **options, rngs=rngs) for name, head in heads.items()}
+        )
+
+    leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(build), nnx.Param))
+    return [math.prod(leaf.shape) for leaf in leaves if leaf.ndim == 2]

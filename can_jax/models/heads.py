@@ -38,6 +38,7 @@ class Projector(nnx.Module):
         final_norm: bool,
         **options: Any,
     ):
+        self.dtype = options["dtype"]
         widths = [inputs] + [hidden] * (layers - 1) + [outputs]
         normed = [batch_norm] * (layers - 1) + [final_norm]
         self.layers = nnx.List(
@@ -59,6 +60,7 @@ class Projector(nnx.Module):
             x: The rows.
             train: Whether BatchNorm uses the statistics of these rows and updates its running ones.
         """
+        x = x.astype(self.dtype)
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i < len(self.norms):

@@ -309,6 +309,7 @@ class Transformer(nnx.Module):
             scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
         )  # fmt: skip
         self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
+        self.width = width
         self.residual_dtype = residual_dtype
 
 

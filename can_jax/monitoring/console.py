@@ -13,9 +13,9 @@ from rich.table import Table
 
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Window
+from can_jax.objectives import OBJECTIVES
 
 WIDTH = 120  # characters of a line in a file
-LOSSES = ("contrastive", "reconstruction", "denoising")
 
 
 def plain_console(**options: Any) -> Console:
@@ -132,9 +132,8 @@ class Reporter:
             window: The timing of the last steps.
         """
         parts = [f"step {step}/{self._total}", f"loss {values['loss/total']:.4f}"]
-        parts += [
-            f"{name} {values[f'loss/{name}']:.4f}" for name in LOSSES if f"loss/{name}" in values
-        ]
+        losses = {name: f"loss/{name}" for name in OBJECTIVES}
+        parts += [f"{name} {values[key]:.4f}" for name, key in losses.items() if key in values]
         remaining = (self._total - step) * window.step_seconds
         rate = values["images_per_second"]
         parts += [

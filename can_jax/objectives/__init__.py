@@ -1,28 +1,49 @@
 """The terms of the loss, as pure functions of arrays, and their weighted sum.
 
-To add one, write `can_jax/objectives/NAME.py` with an `OBJECTIVE` and add that to `OBJECTIVES`.
-Then add a block `objective.NAME` with a `weight` to `can_jax.config.defaults`.
+To add one, register an `Objective`, in a recipe or in any module that ``--modules`` names:
+
+    OBJECTIVES.register("entropy", Objective({"pooled"}, loss))
+
+Its config block is ``objective.entropy``; see docs/extend.md.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from can_jax.objectives import contrastive, denoising, reconstruction
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
+from can_jax.utils.registry import Registry
+from can_jax.utils.settings import Table
 
-OBJECTIVES: dict[str, Objective] = {
-    "contrastive": contrastive.OBJECTIVE,
-    "reconstruction": reconstruction.OBJECTIVE,
-    "denoising": denoising.OBJECTIVE,
-}
+OBJECTIVES: Registry[Objective] = Registry("objective")
+OBJECTIVES.register("contrastive", contrastive.OBJECTIVE)
+OBJECTIVES.register("reconstruction", reconstruction.OBJECTIVE)
+OBJECTIVES.register("denoising", denoising.OBJECTIVE)
 
 Settings = dict[str, dict[str, Any]]
+Heads = Mapping[str, Any]  # modules of flax.nnx
+
+
+class Blocks(Mapping[str, Table]):
+    """The config blocks of all objectives by name, later registrations included."""
+
+    def __getitem__(self, name: str) -> Table:
+        if name not in OBJECTIVES:
+            raise KeyError(name)
+        return OBJECTIVES.get(name).table
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OBJECTIVES)
+
+    def __len__(self) -> int:
+        return len(OBJECTIVES)
 
 
 def active(settings: Settings) -> dict[str, Objective]:
     """Return the objectives with nonzero weight; the others are skipped, as are their heads."""
-    return {name: OBJECTIVES[name] for name, block in settings.items() if block["weight"]}
+    return {name: OBJECTIVES.get(name) for name, block in settings.items() if block["weight"]}
 
 
 def reads(settings: Settings) -> frozenset[str]:
@@ -30,12 +51,26 @@ def reads(settings: Settings) -> frozenset[str]:
     return frozenset().union(*(objective.reads for objective in active(settings).values()))
 
 
-def total_loss(arrays: Arrays, settings: Settings) -> tuple[Loss, Metrics]:
+def head_names(settings: Settings) -> dict[str, str]:
+    """Return the name among the parameters of each active objective's head, by objective.
+
+    The order is that of registration, on which the initial parameters depend.
+    """
+    owners = active(settings)
+    return {
+        name: owners[name].head_name or f"{name}_head"
+        for name in OBJECTIVES
+        if name in owners and owners[name].head
+    }
+
+
+def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, Metrics]:
     """Compute the weighted sum of the active objectives, and their metrics.
 
     Args:
         arrays: The arrays of a step, over the global batch.
         settings: A config block for each objective to compute, ``weight`` among its keys.
+        heads: The heads of the objectives that own one, by objective.
 
     Returns:
         The total loss, and the metrics: every loss without its weight, the total, and those that
@@ -45,7 +80,8 @@ def total_loss(arrays: Arrays, settings: Settings) -> tuple[Loss, Metrics]:
     total = jnp.zeros(())
     for name, objective in active(settings).items():
         block = settings[name]
-        loss, extra = objective.loss(arrays, **{key: block[key] for key in objective.settings})
+        given = (arrays,) if objective.head is None else (arrays, heads[name])
+        loss, extra = objective.loss(*given, **{key: block[key] for key in objective.settings})
         metrics |= {f"loss/{name}": loss} | extra
         total += block["weight"] * loss
     return total, metrics | {"loss/total": total}

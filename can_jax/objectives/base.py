@@ -1,18 +1,24 @@
 """The interface of an objective: the arrays it reads, its requirements and its loss function."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+from can_jax.utils.settings import Key, Number, Table
 
 Loss = Float[Array, ""]
 Metrics = dict[str, Float[Array, ""]]
 
 # The arrays that an objective which relates rows can read. With microbatches, no others are
 # computed for the whole batch at a time.
-OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "projection", "labels"})
+OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "labels"})
+VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
+WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon
 
 
 class Arrays(NamedTuple):
@@ -24,7 +30,6 @@ class Arrays(NamedTuple):
     Attributes:
         tokens: The encoder's output, class token first.
         pooled: The pooled embeddings.
-        projection: The projected embeddings.
         prediction: The decoder's prediction of every patch.
         clean: The pixels of every patch, normalized, without noise.
         noise: The noise to predict; only that of visible patches counts.
@@ -34,7 +39,6 @@ class Arrays(NamedTuple):
 
     tokens: Float[Array, "images views tokens width"] | None = None
     pooled: Float[Array, "images views width"] | None = None
-    projection: Float[Array, "images views outputs"] | None = None
     prediction: Float[Array, "rows patches pixels"] | None = None
     clean: Float[Array, "rows patches pixels"] | None = None
     noise: Float[Array, "rows patches pixels"] | None = None
@@ -42,58 +46,113 @@ class Arrays(NamedTuple):
     labels: Int[Array, " images"] | None = None
 
 
-def check_names(attribute: str, value: Any, kind: Any, form: str) -> None:
-    """Check that an attribute of an objective is a container of strings.
+def _accept(_: Any) -> None:
+    """Accept any configuration."""
 
-    Args:
-        attribute: The name of the attribute, for the message.
-        value: The value to check.
-        kind: The required type of the container.
-        form: A description of the required form, for the message.
 
-    Raises:
-        ValueError: The value is of another type, or holds something else.
-    """
-    if not isinstance(value, kind) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"an objective with {attribute}={value!r}: give names in {form}")
+def _never(_: Any) -> bool:
+    """Return False for any settings."""
+    return False
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A term of the total loss.
+    """A term of the total loss, with its config block, its checks and the head that it owns.
 
     Attributes:
-        reads: The fields of `Arrays` that ``loss`` reads. The network's heads that compute them are
-            built, and no others.
+        reads: The fields of `Arrays` that ``loss`` reads. The decoder is built only if an active
+            objective reads ``prediction``.
         loss: A function; ``loss(arrays, **settings)`` returns the loss and a dict of metrics to
-            log.
-        settings: The keys of the objective's config block that ``loss`` takes.
+            log. If the objective has a head, it is ``loss(arrays, head, **settings)``.
+        weight: The default weight; 0 by default, with which a recipe has to activate the objective.
+        keys: The other keys of the config block ``objective.NAME``. Those that ``loss`` has as
+            parameters are passed to it.
+        head: A function that builds the module of the objective's own parameters, such as a
+            projector or a learned temperature: ``head(config, width, **options)``. ``width`` is
+            that of the encoder; ``options`` are ``dtype``, ``param_dtype`` and ``rngs``, which each
+            layer of `flax.nnx` takes. None for an objective without parameters.
+        head_name: The name of the head among the parameters; ``NAME_head`` by default.
         relates_rows: Whether the loss compares rows with each other, so that it is no mean over
             microbatches. It can then read the fields of `OF_WHOLE_BATCH` only.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images in a batch or microbatch.
+        needs_labels: A function of the config block; whether the data must have labels.
+        check: A function of the whole configuration that raises `UserError` if this objective
+            cannot be computed with it. It is called for active objectives only.
 
     Raises:
-        ValueError: An attribute has a wrong type, or ``reads`` holds an unknown field or one that
-            ``relates_rows`` excludes.
+        ValueError: An attribute has a wrong type, ``reads`` holds an unknown field or one that
+            ``relates_rows`` excludes, or ``loss`` requires a parameter that is not in ``keys``.
     """
 
-    reads: frozenset[str]
+    reads: Set[str]
     loss: Callable[..., tuple[Loss, Metrics]]
-    settings: tuple[str, ...] = ()
+    _: dataclasses.KW_ONLY
+    weight: float = 0.0
+    keys: Table = dataclasses.field(default_factory=dict)
+    head: Callable[..., nnx.Module] | None = None
+    head_name: str = ""
     relates_rows: bool = False
     min_views: int = 1
     min_images: int = 1
+    needs_labels: Callable[[Any], bool] = _never
+    check: Callable[[Any], None] = _accept
 
     def __post_init__(self) -> None:
-        check_names("reads", self.reads, Set, "a set, such as {'pooled'}")
-        check_names("settings", self.settings, tuple, "a tuple, such as ('power',)")
-        readable = OF_WHOLE_BATCH if self.relates_rows else set(Arrays._fields) - {"projection"}
+        check_names(self.reads)
+        readable = OF_WHOLE_BATCH if self.relates_rows else set(Arrays._fields)
         if unknown := sorted(self.reads - readable):
             raise ValueError(
                 f"an objective with relates_rows={self.relates_rows} cannot read {unknown[0]!r}; "
                 f"it can read {', '.join(sorted(readable))}"
             )
+        for name, key in self.keys.items():
+            if not isinstance(key, Key) or name == "weight":
+                raise ValueError(
+                    f"an objective with keys[{name!r}]={key!r}: give a can_jax.utils.settings.Key; "
+                    "the weight has a field of its own"
+                )
+        for parameter in self._parameters():
+            required = parameter.default is parameter.empty and parameter.kind is not VAR_KEYWORD
+            if required and parameter.name not in self.keys:
+                raise ValueError(
+                    f"an objective whose loss takes {parameter.name!r}: add it to its keys"
+                )
+
+    @property
+    def table(self) -> Table:
+        """The keys of the config block."""
+        return {
+            "weight": Key(self.weight, WEIGHT, "Weight of this loss in the total."),
+            **self.keys,
+        }
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """The keys of the config block that ``loss`` takes."""
+        parameters = self._parameters()
+        if any(parameter.kind is VAR_KEYWORD for parameter in parameters):
+            return tuple(self.keys)
+        return tuple(p.name for p in parameters if p.name in self.keys)
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        """Return the parameters of ``loss`` after the arrays and the head."""
+        given = 1 if self.head is None else 2
+        return [
+            parameter
+            for parameter in list(inspect.signature(self.loss).parameters.values())[given:]
+            if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+        ]
+
+
+def check_names(value: Any) -> None:
+    """Check that the names of fields are in a set of strings, since a string is iterable, too.
+
+    Raises:
+        ValueError: The value is of another type, or holds something else.
+    """
+    if not isinstance(value, Set) or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"an objective with reads={value!r}: give a set of names, as {{'pooled'}}")
 
 
 def at_least_float32(x: Array) -> Array:

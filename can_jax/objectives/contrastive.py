@@ -8,6 +8,7 @@ receives as a key follows from two numbers of each query: its normalizer and its
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from can_jax.distributed.mesh import constrain_batch_sharding, replicate, row_shards
+from can_jax.models.can import POOLS
+from can_jax.models.heads import Projector
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+from can_jax.utils.settings import Choice, Key, Number, Switch, Whole
 
 # Similarities that a device computes at a time, unless a block size is set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25
@@ -217,8 +221,24 @@ def _backward(views: int, temperature: float, block: int, saved: Any, cotangent:
 contrast.defvjp(_forward, _backward)
 
 
+def projector(config: Any, width: int, **options: Any) -> Projector:
+    """Build the projector of ``config.model.projector``; see `can_jax.objectives.base.Objective`.
+
+    Args:
+        config: The configuration.
+        width: The width of the encoder.
+        **options: The types and the random numbers of each layer.
+    """
+    return Projector(width, **config.model.projector, **options)
+
+
 def loss(
-    arrays: Arrays, temperature: float, directions: str, supervised: bool, block: int | None
+    arrays: Arrays,
+    head: Callable[..., Float[Array, "rows outputs"]],
+    temperature: float,
+    directions: str,
+    supervised: bool,
+    block: int | None,
 ) -> tuple[Loss, Metrics]:
     """Compute InfoNCE, or SupCon if ``supervised``, and metrics of the embeddings.
 
@@ -227,18 +247,18 @@ def loss(
 
     Args:
         arrays: The arrays of a step. An image with label -1 forms a class of its own.
+        head: The projector, a function of all rows of the global batch.
         temperature: The divisor of the similarities.
         directions: `mean` over all rows, or `sum` over the views of the mean over images, as in
             google-research/simclr.
         supervised: Whether rows of one label are positives of each other.
         block: The number of keys compared at a time; `block_size` computes the default.
     """
-    assert arrays.projection is not None
-    images, views, width = arrays.projection.shape
+    assert arrays.pooled is not None
+    images, views, width = arrays.pooled.shape
     count = images * views
-    unit = constrain_batch_sharding(
-        normalize(at_least_float32(arrays.projection)).reshape(count, width)
-    )
+    projection = head(arrays.pooled.reshape(count, width), train=True)
+    unit = constrain_batch_sharding(normalize(at_least_float32(projection)))
     label = None
     if supervised:
         assert arrays.labels is not None
@@ -254,10 +274,35 @@ def loss(
 
 
 OBJECTIVE = Objective(
-    reads=frozenset({"projection", "labels"}),
+    reads=frozenset({"pooled", "labels"}),
     loss=loss,
-    settings=("temperature", "directions", "supervised", "block"),
+    weight=0.03,
+    keys={
+        "temperature": Key(
+            0.1, Number(1e-3, 100), "The temperature, by which similarities are divided."
+        ),
+        "pool": Key("patches", Choice(POOLS), "The tokens whose mean is projected."),
+        "directions": Key(
+            "mean",
+            Choice(("mean", "sum")),
+            "How the losses of the views as queries are combined. The sum, as in "
+            "google-research/simclr, is the mean times the number of views.",
+        ),
+        "supervised": Key(
+            False,
+            Switch(),
+            "Whether images of the same label are positives of each other (SupCon).",
+        ),
+        "block": Key(
+            None,
+            Whole(1, 2**31 - 1),
+            "The number of keys compared at a time; by default as memory allows.",
+        ),
+    },
+    head=projector,
+    head_name="projector",
     relates_rows=True,
     min_views=2,  # a row needs a positive
     min_images=2,  # and a negative
+    needs_labels=lambda settings: settings.supervised,
 )

@@ -1,9 +1,12 @@
 """The denoising objective: prediction of the noise on visible patches (arXiv 2210.16870)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+from can_jax.utils.errors import UserError
 
 
 def denoising_loss(
@@ -32,4 +35,17 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     return denoising_loss(arrays.prediction, arrays.noise, arrays.hidden), {}
 
 
-OBJECTIVE = Objective(frozenset({"prediction", "noise", "hidden"}), loss)
+def check(config: Any) -> None:
+    """Check that there is noise to predict.
+
+    Raises:
+        UserError: There is none.
+    """
+    if not config.noise.sigma_max:
+        raise UserError(
+            "config.noise.sigma_max=0: there is no noise to predict; set "
+            "objective.denoising.weight=0"
+        )
+
+
+OBJECTIVE = Objective(frozenset({"prediction", "noise", "hidden"}), loss, weight=0.30, check=check)

@@ -1,9 +1,14 @@
 """The reconstruction objective: prediction of hidden patches, as in MAE (arXiv 2111.06377)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from can_jax.models.masking import visible_count
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Key, Switch
 
 
 def patch_statistics(
@@ -47,4 +52,38 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
     return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden, normalize), {}
 
 
-OBJECTIVE = Objective(frozenset({"prediction", "clean", "hidden"}), loss, settings=("normalize",))
+def check(config: Any) -> None:
+    """Check that a patch can be normalized and that masking hides patches to reconstruct.
+
+    Raises:
+        UserError: A setting leaves nothing to reconstruct, or to normalize.
+    """
+    model, (height, width) = config.model, config.data.image_size
+    values = model.patch_size**2 * config.data.channels
+    if values == 1 and config.objective.reconstruction.normalize:
+        raise UserError(
+            "config.model.patch_size=1 with data.channels=1: a patch of one value cannot be "
+            "normalized by its own deviation; set objective.reconstruction.normalize=False or use "
+            "larger patches"
+        )
+    patches = (height // model.patch_size) * (width // model.patch_size)
+    if visible_count(patches, model.mask_ratio) == patches:
+        raise UserError(
+            f"config.model.mask_ratio={model.mask_ratio} hides none of {patches} patches: nothing "
+            "is left to reconstruct; raise it or set objective.reconstruction.weight=0"
+        )
+
+
+OBJECTIVE = Objective(
+    frozenset({"prediction", "clean", "hidden"}),
+    loss,
+    weight=0.67,
+    keys={
+        "normalize": Key(
+            True,
+            Switch(),
+            "Whether each target patch is normalized by its own mean and standard deviation.",
+        )
+    },
+    check=check,
+)

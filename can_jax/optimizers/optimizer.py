@@ -1,4 +1,4 @@
-"""The learning-rate schedule and AdamW, with frozen parameters and learning rates by pattern."""
+"""The optimizer of a run, with clipping, frozen parameters and learning rates by pattern."""
 
 import re
 from typing import Any
@@ -7,7 +7,8 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from can_jax.distributed.sharding_rules import decay_mask, path_name
+from can_jax.distributed.sharding_rules import path_name
+from can_jax.optimizers.transforms import transform
 from can_jax.utils.errors import UserError
 
 REFERENCE_BATCH = 256  # the batch size to which `optimizer.learning_rate` refers
@@ -18,34 +19,14 @@ def peak_learning_rate(config: ConfigDict) -> float:
     return config.optimizer.learning_rate * config.batch_size / REFERENCE_BATCH
 
 
-def learning_rate_schedule(peak: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-    """Return a schedule with linear warm-up and cosine decay to 0.
-
-    If the run is shorter than its warm-up, only the first part of the warm-up takes place.
-
-    Args:
-        peak: The learning rate at the end of the warm-up.
-        warmup_steps: The number of steps from 0 to ``peak``.
-        total_steps: The step at which the learning rate reaches 0.
-    """
-    warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
-    decay = optax.cosine_decay_schedule(peak, max(total_steps - warmup_steps, 1))
-    return optax.join_schedules([warmup, decay], [warmup_steps])
-
-
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Return AdamW without its learning rate; frozen parameters have no moments.
+    """Return the selected optimizer without its learning rate; frozen parameters have no state.
 
     The train step applies the learning rate. So the logged rate is the one that was used, and a
     skipped step does not shift the schedule.
     """
     settings = config.optimizer
-    update = optax.chain(
-        optax.scale_by_adam(
-            settings.beta1, settings.beta2, settings.epsilon, mu_dtype=settings.moment_dtype
-        ),
-        optax.add_decayed_weights(settings.weight_decay, mask=decay_mask),
-    )
+    update = transform(settings)
     if scales := settings.learning_rate_scale:
 
         def scaled(updates: Any, _: Any) -> Any:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.resolve import to_json
 from can_jax.utils.errors import UserError
+from can_jax.utils.registry import user_modules
 
 RECIPE = """
 from pathlib import Path
@@ -42,6 +43,8 @@ def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) ->
         recipe.write_text(RECIPE)
         recipe.with_name("config.json").write_text(to_json(config))
         options = [f"--topology={topology}", f"--slices={slices}", f"--mfu={mfu}", "--tries=0"]
+        if modules := user_modules():
+            options.append(f"--modules={','.join(modules)}")
         command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout.strip():  # The planner also prints a plan that does not fit.

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.models.can import Size, encoder_size
-from can_jax.models.flops import train_flops_per_image, transformer_flops
+from can_jax.models.backbones import Size, encoder_size
+from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.topology import Topology
@@ -167,7 +167,7 @@ def recomputed_flops(config: ConfigDict) -> int:
     visible = visible_count(patches, model.mask_ratio)
     encoder = encoder_size(model)
     blocks = [(encoder, visible + 1)]
-    if "prediction" in heads(config):
+    if "decoder" in heads(config):
         blocks.append((Size(**model.decoder), patches + 1))
     recomputed = 0
     for size, tokens in blocks:
@@ -178,7 +178,7 @@ def recomputed_flops(config: ConfigDict) -> int:
             "none": 0,
             "dots": logits,
             "dots_no_batch": 2 * logits,
-            "full": transformer_flops(size, tokens) - last,
+            "full": size.flops(tokens) - last,
         }[model.remat]
     settings = config.accumulation
     if (
@@ -186,7 +186,7 @@ def recomputed_flops(config: ConfigDict) -> int:
         and settings.negatives == "batch"
         and config.objective.contrastive.weight
     ):
-        recomputed += transformer_flops(encoder, visible + 1)
+        recomputed += encoder.flops(visible + 1)
     return views * recomputed
 
 

@@ -60,18 +60,18 @@ def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray
 
     def loss(parameters: Any) -> tuple[jax.Array, Any]:
         model = nnx.merge(step.network, parameters, {}, copy=True)
-        outputs = forward(config, model, inputs, train=True)
-        total, metrics = losses(config, outputs, inputs)
-        return total, (outputs, metrics)
+        outputs = forward(config, model, inputs)
+        total, metrics = losses(config, model, outputs, inputs)
+        return total, (outputs, model.projector(outputs.pooled, train=True), metrics)
 
     with jax.default_matmul_precision("highest"):  # Accelerators round products by default.
-        gradient, (outputs, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
+        gradient, (outputs, projection, metrics) = jax.jit(jax.grad(loss, has_aux=True))(parameters)
     assert inputs.noise is not None
     hidden = hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1)
     quantities = {
         "latent": outputs.latent,
         "pooled": outputs.pooled,
-        "projection": outputs.projection,
+        "projection": projection,
         "noise_level_sinusoid": sincos_level(
             inputs.noise.sigma * can.level_scale(config), config.model.width
         ),

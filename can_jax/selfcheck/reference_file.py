@@ -7,8 +7,9 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from can_jax.config.defaults import OBJECTIVE, RECIPE, SIZE
+from can_jax.config.defaults import RECIPE, SIZE
 from can_jax.config.resolve import default_config, resolve
+from can_jax.objectives.base import WEIGHT
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.settings import Kind, Several, Whole, flat_keys, shown
@@ -38,7 +39,7 @@ BEFORE = {
     "normalize_targets": True,
 }  # The values of files without these keys.
 WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
-WEIGHTS = Several(OBJECTIVE["contrastive"]["weight"].kind, length=len(WEIGHTED))
+WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))
 ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}  # Superseded by the arrays.
 OUTPUTS = ("out/", "loss/", "grad/")
 

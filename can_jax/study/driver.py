@@ -17,6 +17,7 @@ from can_jax.evaluate.reports.pictures import figures_of
 from can_jax.evaluate.reports.results import write_results
 from can_jax.monitoring.console import plain_console
 from can_jax.monitoring.metrics import read_metrics
+from can_jax.objectives import OBJECTIVES
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
 from can_jax.train.pretrain import pretrain
 from can_jax.train.start import make_directory
@@ -26,9 +27,8 @@ WAIT_SECONDS = 10.0  # The interval for polling runs that other processes hold.
 Result = dict[str, Any]
 # The metrics of `metrics.jsonl` that a run's curves retain.
 CURVES = (
-    "step", "epoch", "loss/total", "loss/contrastive", "loss/reconstruction", "loss/denoising",
-    "embedding/std", "embedding/effective_rank", "contrastive/top1", "grad_norm", "probe/knn",
-    "probe/knn_pixels",
+    "step", "epoch", "loss/total", *(f"loss/{name}" for name in OBJECTIVES), "embedding/std",
+    "embedding/effective_rank", "contrastive/top1", "grad_norm", "probe/knn", "probe/knn_pixels",
 )  # fmt: skip
 
 

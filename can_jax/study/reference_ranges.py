@@ -4,9 +4,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from can_jax.objectives import OBJECTIVES
+
 METRICS = (
-    "loss/contrastive", "loss/reconstruction", "loss/denoising", "embedding/effective_rank",
-    "contrastive/top1", "probe/knn",
+    *(f"loss/{name}" for name in OBJECTIVES), "embedding/effective_rank", "contrastive/top1",
+    "probe/knn",
 )  # fmt: skip
 SLACK = 2.0  # The margin on either side, in multiples of the average relative spread of the runs.
 LEAST = 0.05  # The smallest margin, as a fraction of the center of a range.

@@ -51,7 +51,7 @@ def make_panel(
     count = images.shape[0]
     batch = Batch(images[:, None], jnp.arange(count, dtype=jnp.uint32), jnp.full(count, -1))
     inputs = prepare(config, batch, jnp.zeros((), jnp.int32), Photometric())
-    outputs = forward(config, step.model(state), inputs, train=False)
+    outputs = forward(config, step.model(state), inputs)
     visible = visible_count(inputs.shuffle.shape[1], config.model.mask_ratio)
     hidden = hidden_mask(inputs.shuffle, visible)[..., None]
 

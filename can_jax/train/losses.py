@@ -1,12 +1,11 @@
 """CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
 
 `prepare` augments two views of each image, adds noise and draws masks. `forward` encodes the
-visible patches, projects the pooled embedding and decodes all patches. `losses` computes the
-contrastive, the reconstruction and the denoising loss, and their weighted sum.
+visible patches, pools their embedding and decodes all patches. `losses` computes the contrastive
+loss of the projected embeddings, the reconstruction and the denoising loss, and their weighted sum.
 `loss_and_gradients` joins the three.
 """
 
-from collections.abc import Set
 from typing import Any, NamedTuple
 
 import jax
@@ -108,8 +107,8 @@ def loss_and_gradients(
 
     def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
         model = nnx.merge(network, parameters, batch_stats, copy=True)
-        outputs = forward(config, model, inputs, train=True)
-        total, metrics = losses(config, outputs, inputs)
+        outputs = forward(config, model, inputs)
+        total, metrics = losses(config, model, outputs, inputs)
         return total, (metrics, statistics_of(model), outputs.pooled)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
@@ -150,16 +149,15 @@ def prepare(
 
 
 def forward(
-    config: ConfigDict, model: can.CAN, inputs: Inputs, *, train: bool, heads: Set[str] = can.HEADS
+    config: ConfigDict, model: can.CAN, inputs: Inputs, *, decode: bool = True
 ) -> can.Forward:
-    """Run the network on the visible patches of every row.
+    """Run the encoder on the visible patches of every row, then the decoder if there is one.
 
     Args:
         config: The resolved configuration.
         model: The network.
         inputs: The inputs of the batch.
-        train: Whether BatchNorm uses the statistics of this batch and updates its running ones.
-        heads: The heads to run, of those that the network has; all by default.
+        decode: Whether to run the decoder; True by default.
     """
     patches = inputs.noisy
     if config.model.mask_ratio:
@@ -167,11 +165,12 @@ def forward(
         patches = gather_patches(patches, inputs.shuffle[:, :visible])
     sigma = None if inputs.noise is None else inputs.noise.sigma
     shown = (constrain_batch_sharding(patches), inputs.shuffle, sigma)
-    return model(*shown, grid=grid_of(config), train=train, heads=heads)
+    return model(*shown, grid=grid_of(config), decode=decode)
 
 
 def losses(
     config: ConfigDict,
+    model: can.CAN,
     outputs: can.Forward,
     inputs: Inputs,
     settings: objectives.Settings | None = None,
@@ -180,6 +179,7 @@ def losses(
 
     Args:
         config: The resolved configuration.
+        model: The network, whose remaining heads the objectives run on the outputs.
         outputs: The outputs of the network.
         inputs: The inputs of the network.
         settings: The settings of the objectives to compute; those of the configuration by default.
@@ -197,7 +197,6 @@ def losses(
     arrays = objectives.Arrays(
         tokens=by_image(outputs.latent),
         pooled=by_image(outputs.pooled),
-        projection=by_image(outputs.projection),
         prediction=outputs.prediction,
         clean=inputs.clean,
         noise=noise,
@@ -205,15 +204,29 @@ def losses(
         labels=inputs.labels,
     )
     unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
-    return objectives.total_loss(arrays._replace(**unread), settings)
+    return objectives.total_loss(arrays._replace(**unread), settings, owned_heads(model, settings))
 
 
-def heads(config: ConfigDict) -> frozenset[str]:
-    """Return the network heads that the active objectives read; no others are built."""
-    reads = objectives.reads(config.objective.to_dict())
-    needed = reads & can.HEADS
+def owned_heads(model: can.CAN, settings: objectives.Settings) -> objectives.Heads:
+    """Return the heads that the active objectives own, by objective."""
+    names = objectives.head_names(settings)
+    return {objective: getattr(model, name) for objective, name in names.items()}
+
+
+def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
+    """Return the functions that build the heads of the active objectives, in order of creation.
+
+    The initial parameters depend on the order. No other heads are built.
+    """
+    settings = config.objective.to_dict()
+    reads, active = objectives.reads(settings), objectives.active(settings)
+    needed: dict[str, Any] = {
+        head: active[name].head for name, head in objectives.head_names(settings).items()
+    }
     if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
-        needed |= {"noise_level"}
+        needed["noise_level"] = can.BUILDERS["noise_level"]
+    if "prediction" in reads:
+        needed["decoder"] = can.BUILDERS["decoder"]
     return needed
 
 

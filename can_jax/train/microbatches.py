@@ -37,6 +37,7 @@ from can_jax.train.losses import (
     forward,
     loss_and_gradients,
     losses,
+    owned_heads,
     prepare,
     statistics_of,
 )
@@ -136,7 +137,7 @@ class _Run(NamedTuple):
 
         def embed(_: None, part: Batch) -> tuple[None, Array]:
             model = self.model(self.parameters, self.batch_stats)
-            rows = embedded(forward(self.config, model, self.inputs(part), train=True, heads=set()))
+            rows = embedded(forward(self.config, model, self.inputs(part), decode=False))
             return None, rows.reshape(-1, views, *rows.shape[1:])
 
         def related(parameters: Tree, embeddings: Array) -> tuple[Array, tuple[Metrics, Tree]]:
@@ -144,18 +145,16 @@ class _Run(NamedTuple):
             pooled = pooled_of(embeddings)
             fields = {"tokens": embeddings, "labels": batch.label}
             fields["pooled"] = pooled.reshape(*embeddings.shape[:2], -1)
-            if "projection" in reads:
-                projection = model.project(pooled, train=True)
-                fields["projection"] = projection.reshape(*embeddings.shape[:2], -1)
             arrays = objectives.Arrays(**{name: fields[name] for name in reads})
-            total, metrics = objectives.total_loss(arrays, settings)
+            heads = owned_heads(model, settings)
+            total, metrics = objectives.total_loss(arrays, settings, heads)
             return total, (metrics, statistics_of(model))
 
         def separable(parameters: Tree, part: Batch, pull: Array) -> tuple[Array, Any]:
             inputs, model = self.inputs(part), self.model(parameters, self.batch_stats)
-            heads = can.HEADS - {"projection"}
-            outputs = forward(self.config, model, inputs, train=True, heads=heads)
-            total, metrics = losses(self.config, outputs, inputs, self.settings(related=False))
+            outputs = forward(self.config, model, inputs)
+            others = self.settings(related=False)
+            total, metrics = losses(self.config, model, outputs, inputs, others)
             rows = at_least_float32(embedded(outputs))
             pulled = jnp.vdot(rows, pull.reshape(rows.shape))
             return total / count + pulled, (total, metrics)

@@ -28,7 +28,9 @@ from can_jax.monitoring import console
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section
-from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.objectives import active
+from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
@@ -95,7 +97,8 @@ def prepare(
     check_labels(config, source)
     warn_of_repeats(config, source)
     times = make_run_length(config, source.examples)
-    schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
+    peak = peak_learning_rate(config)
+    schedule = learning_rate_schedule(peak, times.warmup, times.total, config.schedule)
     step = make_step(config, schedule)
     return Pretraining(config, source, times, step, mesh, tuple(allowed))
 
@@ -218,20 +221,19 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_labels(config: ConfigDict, source: Any) -> None:
-    """Check that the data has labels if the contrastive loss is supervised.
+    """Check that the data has labels if an active objective needs them.
 
     Raises:
         UserError: It has none.
     """
-    contrastive = config.objective.contrastive
-    wanted = contrastive.weight and contrastive.supervised
+    blocks = config.objective
+    needy = [name for name, o in active(blocks.to_dict()).items() if o.needs_labels(blocks[name])]
     unlabeled = source.labels is not None and not (source.labels >= 0).any()
     if isinstance(source, MixtureSource):
         unlabeled = not source.label_names
-    if wanted and unlabeled:
-        raise UserError(
-            "config.objective.contrastive.supervised=True needs labels, and the data has none"
-        )
+    if needy and unlabeled:
+        how = ".supervised=True" if needy[0] == "contrastive" else ""
+        raise UserError(f"config.objective.{needy[0]}{how} needs labels, and the data has none")
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:

@@ -37,7 +37,7 @@ def make_run_length(config: ConfigDict, examples: int) -> RunLength:
         UserError: The warm-up is not shorter than the run.
     """
     total = steps_of(config, TOTAL, examples) or 0
-    draws = "prediction" in heads(config)  # without a decoder there are no figures
+    draws = "decoder" in heads(config)  # without a decoder there are no figures
     return RunLength(
         examples=examples,
         total=total,

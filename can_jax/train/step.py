@@ -172,7 +172,7 @@ class Step:
     def fresh(self) -> TrainState:
         """Initialize the state before the first step from the configuration's seed."""
         rngs = nnx.Rngs(random_streams(self.config.seed)[0])
-        network = can.build(self.config, heads(self.config), rngs)
+        network = can.CAN(self.config, heads(self.config), rngs)
         parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -191,12 +191,12 @@ class Step:
 
 def abstract_network(config: ConfigDict) -> can.CAN:
     """Return the network of a configuration, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: can.build(config, heads(config), nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: can.CAN(config, heads(config), nnx.Rngs(0)))
 
 
 def encoder_network(config: ConfigDict) -> can.CAN:
     """Return the encoder of a configuration without heads, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: can.build(config, frozenset(), nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 
 def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:

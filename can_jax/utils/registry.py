@@ -1,12 +1,15 @@
 """Registries of the values that a configuration names, such as the sources of `data.source`."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Generic, TypeVar, overload
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar, overload
 
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 
+MAY_BE_REGISTERED = "or one that a module of --modules registers"
 T = TypeVar("T")
 V = TypeVar("V")
 
@@ -20,16 +23,19 @@ class Registry(Generic[T]):
         kind: The noun for a value in messages, such as ``data source``.
     """
 
+    all: ClassVar[list["Registry[Any]"]] = []  # every registry
+
     def __init__(self, kind: str):
         self.kind = kind
+        Registry.all.append(self)
         self._values: dict[str, T] = {}
         self._origins: dict[str, str] = {}
 
     @overload
     def register(self, name: str) -> Callable[[V], V]: ...
     @overload
-    def register(self, name: str, value: V) -> V: ...
-    def register(self, name: str, *value: V) -> V | Callable[[V], V]:
+    def register(self, name: str, value: V) -> V: ...  # type: ignore[misc]
+    def register(self, name: str, *value: Any) -> Any:
         """Add a value and return it, or return a decorator that adds a function or class.
 
         A module that is executed again replaces its own values.
@@ -55,6 +61,20 @@ class Registry(Generic[T]):
             return value
 
         return add(*value) if value else add
+
+    @contextlib.contextmanager
+    def temporarily(self, name: str, value: T) -> Iterator[None]:
+        """Register a value within the context, in place of one with its name if there is one."""
+        before = dict(self._values), dict(self._origins)
+        self._values[name], self._origins[name] = value, _importing_file()
+        try:
+            yield
+        finally:
+            self._values, self._origins = before
+
+    def remove(self, name: str) -> None:
+        """Remove a value that is registered."""
+        del self._values[name], self._origins[name]
 
     def names(self) -> tuple[str, ...]:
         """Return all names."""
@@ -91,6 +111,16 @@ class Registry(Generic[T]):
     def __len__(self) -> int:
         """Return the number of names."""
         return len(self._values)
+
+
+def user_modules() -> list[str]:
+    """Return the files outside this package that have registered something, sorted.
+
+    A module of a notebook or of an interactive session has no file, and is named instead.
+    """
+    package = str(Path(__file__).parents[1])
+    origins = {origin for registry in Registry.all for origin in registry._origins.values()}
+    return sorted(origin for origin in origins if not origin.startswith(package))
 
 
 def _importing_file() -> str:

@@ -6,15 +6,16 @@ A table is a nested dict of `Key`. `configuration` builds a `ConfigDict` of its 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ml_collections import ConfigDict, FieldReference
 
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
+from can_jax.utils.registry import MAY_BE_REGISTERED, Registry
 
-Table = dict[str, Any]  # the values are `Key` or tables
+Table = Mapping[str, Any]  # the values are `Key` or tables
 AS_DEFAULT: Any = object()
 MOST_SHOWN = 200  # characters of a value in a message
 
@@ -137,7 +138,7 @@ class Text:
 class Choice:
     """A kind of value: one of a few strings."""
 
-    choices: tuple[str, ...]
+    choices: Collection[str]
     type: ClassVar[type] = str
 
     def accepts(self, value: Any) -> bool:
@@ -146,7 +147,8 @@ class Choice:
 
     def describe(self, plural: bool = False) -> str:
         """Return the choices in words."""
-        return f"one of {', '.join(self.choices)}"
+        others = f", {MAY_BE_REGISTERED}" if isinstance(self.choices, Registry) else ""
+        return f"one of {', '.join(self.choices)}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,7 +318,7 @@ def configuration(table: Table) -> ConfigDict:
     """Return the defaults of a table as a `ConfigDict`, in which every key keeps its type."""
 
     def value(entry: Any) -> Any:
-        if isinstance(entry, dict):
+        if isinstance(entry, Mapping):
             return configuration(entry)
         return Value(entry)
 
@@ -326,7 +328,7 @@ def configuration(table: Table) -> ConfigDict:
 def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
     """Yield the dotted name and the `Key` of each key of a table."""
     for name, entry in table.items():
-        if isinstance(entry, dict):
+        if isinstance(entry, Mapping):
             yield from flat_keys(entry, f"{prefix}{name}.")
         else:
             yield prefix + name, entry
@@ -367,7 +369,7 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
         if name not in config:
             raise UserError(f"config.{key} is missing; start a recipe from {origin}")
         value = config[name]
-        if isinstance(entry, dict):
+        if isinstance(entry, Mapping):
             if not isinstance(value, ConfigDict | dict):
                 raise UserError(
                     f"config.{key}={shown(value)} replaces a block of keys: set one of them, such "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from can_jax.models.can import SIZES
+from can_jax.models.backbones import SIZES
 from can_jax.models.vit import LAYER_NORM_EPS
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused

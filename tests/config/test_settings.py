@@ -392,18 +392,17 @@ def test_durations_beyond_what_steps_are_counted_in_are_refused_by_key(key, valu
         make_run_length(config, 64)
 
 
-def test_what_does_not_relate_rows_sees_a_microbatch(monkeypatch):
+def test_what_does_not_relate_rows_sees_a_microbatch():
     """Whatever `negatives` says; what relates rows sees the whole batch with `batch`."""
-    pair = objectives.Objective(frozenset({"pooled"}), len, min_images=2)
-    monkeypatch.setitem(objectives.OBJECTIVES, "reconstruction", pair)
-    assert small_config(accumulation__microbatches=4)
-    for negatives in ("batch", "microbatch"):
-        settings = {"microbatches": 8, "negatives": negatives}
-        changes = {f"accumulation__{name}": value for name, value in settings.items()}
-        weights = {"objective__contrastive__weight": 0.0}
-        with pytest.raises(UserError, match="objective.reconstruction compares at least 2 images"):
-            small_config(**changes, **weights)
-    monkeypatch.undo()
+    pair = objectives.Objective({"pooled"}, len, weight=0.5, min_images=2)
+    with objectives.OBJECTIVES.temporarily("pair", pair):
+        assert small_config(accumulation__microbatches=4)
+        for negatives in ("batch", "microbatch"):
+            settings = {"microbatches": 8, "negatives": negatives}
+            changes = {f"accumulation__{name}": value for name, value in settings.items()}
+            weights = {"objective__contrastive__weight": 0.0}
+            with pytest.raises(UserError, match="objective.pair compares at least 2 images"):
+                small_config(**changes, **weights)
     assert small_config(accumulation__microbatches=8)
 
 

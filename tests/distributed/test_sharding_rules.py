@@ -1,9 +1,9 @@
 import jax
 import jax.numpy as jnp
-import pytest
+from jax.sharding import PartitionSpec as P
 
 from can_jax.distributed.mesh import make_mesh
-from can_jax.distributed.sharding_rules import decay_mask, path_name, rule_of, shardings
+from can_jax.distributed.sharding_rules import RULES, decay_mask, path_name, rule_of, shardings
 from can_jax.train.step import abstract_state, make_step
 from tests.helpers.configs import small_config
 
@@ -21,11 +21,18 @@ def test_every_parameter_is_covered_and_only_matrices_decay():
         assert decay == path_name(path).endswith("kernel")
 
 
-def test_parameter_without_a_rule_is_an_error():
-    with pytest.raises(KeyError, match="covers the parameter encoder/gate"):
-        rule_of("encoder/gate")
-    with pytest.raises(KeyError):
-        shardings({"encoder": {"gate": jnp.zeros(3)}}, make_mesh(small_config().mesh))
+def test_no_parameter_of_can_relies_on_the_rules_for_others():
+    state = abstract()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.parameters, state.batch_stats)):
+        assert rule_of(path_name(path[1:]), leaf.ndim) in RULES
+
+
+def test_other_parameters_are_split_and_decay_if_they_are_matrices():
+    own = {"gate": jnp.zeros((16, 3)), "offset": jnp.zeros(16), "temperature": jnp.zeros(())}
+    mesh = make_mesh(small_config(mesh__data=1, mesh__fsdp=8).mesh)
+    assert decay_mask(own) == {"gate": True, "offset": False, "temperature": False}
+    split = {name: place.spec for name, place in shardings(own, mesh).items()}
+    assert split["gate"] == P("fsdp") and split["offset"] == split["temperature"] == P()
 
 
 def test_parameters_and_optimizer_state_lie_in_the_same_shards():

@@ -4,18 +4,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.models.can import SIZES, build, encoder_size, pool
+from can_jax.models.backbones import SIZES, encoder_size
+from can_jax.models.can import CAN, pool
 from can_jax.models.masking import patchify
+from can_jax.train.losses import heads
 from tests.helpers.configs import small_config
 
-ALL = frozenset({"projection", "prediction", "noise_level"})
+ALL = heads(small_config())
 
 
 def count(size, patch_size):
     config = small_config(data__image_size=224, model__scan=True, model__patch_size=patch_size)
     config.model.update(size=size, width=SIZES[size].width, heads=SIZES[size].heads)
     config.model.depth = SIZES[size].depth
-    network = nnx.eval_shape(lambda: build(config, frozenset(), nnx.Rngs(0)))
+    network = nnx.eval_shape(lambda: CAN(config, {}, nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
 
 
@@ -35,10 +37,10 @@ def test_non_square_images_of_any_channels(channels):
     )  # fmt: skip
 
     def shapes(images):
-        model = build(config, ALL, nnx.Rngs(0))
+        model = CAN(config, ALL, nnx.Rngs(0))
         patches = patchify(images, 4)
         shuffle = jnp.broadcast_to(jnp.arange(10), (3, 10))
-        outputs = model(patches[:, :5], shuffle, jnp.zeros(3), grid=(2, 5), train=True)
+        outputs = model(patches[:, :5], shuffle, jnp.zeros(3), grid=(2, 5))
         return outputs.latent, outputs.prediction, model.encode(images)
 
     images = jax.ShapeDtypeStruct((3, 8, 20, channels), jnp.float32)
@@ -49,8 +51,8 @@ def test_non_square_images_of_any_channels(channels):
 @pytest.fixture(scope="module")
 def network():
     """The structure of a small network, and its parameters."""
-    make = jax.jit(lambda: nnx.state(build(small_config(), ALL, nnx.Rngs(0))))
-    structure = nnx.eval_shape(lambda: build(small_config(), ALL, nnx.Rngs(0)))
+    make = jax.jit(lambda: nnx.state(CAN(small_config(), ALL, nnx.Rngs(0))))
+    structure = nnx.eval_shape(lambda: CAN(small_config(), ALL, nnx.Rngs(0)))
     return nnx.graphdef(structure), make()
 
 
@@ -59,7 +61,7 @@ def test_encode_is_the_forward_pass_with_nothing_hidden(network):
     def compute(state, images):
         model = nnx.merge(network[0], state)
         shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
-        outputs = model(patchify(images, 4), shuffle, jnp.zeros(2), grid=(4, 4), train=False)
+        outputs = model(patchify(images, 4), shuffle, jnp.zeros(2), grid=(4, 4))
         return model.encode(images), outputs.latent
 
     encoded, latent = compute(network[1], jax.random.normal(jax.random.key(0), (2, 16, 16, 3)))
@@ -73,7 +75,7 @@ def test_decoder_is_given_the_level_beside_the_latents(network):
         seen = []
         model.decoder = nnx.data(lambda latent, _, __, level: seen.extend((latent, level)))
         shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
-        outputs = model(patches, shuffle, jnp.full(2, 0.03), grid=(4, 4), train=True)
+        outputs = model(patches, shuffle, jnp.full(2, 0.03), grid=(4, 4))
         return seen, (outputs.latent, outputs.noise_level)
 
     seen, wanted = compute(network[1], jax.random.normal(jax.random.key(0), (2, 8, 48)))

@@ -4,8 +4,8 @@ import pytest
 from flax import nnx
 
 from can_jax.distributed.hardware import matmul_flops, peak_flops
-from can_jax.models.can import SIZES, Size
-from can_jax.models.flops import train_flops_per_image, transformer_flops
+from can_jax.models.backbones import SIZES, Size
+from can_jax.models.flops import train_flops_per_image
 from can_jax.models.vit import Blocks
 from can_jax.train.losses import heads
 from tests.helpers.configs import small_config
@@ -47,7 +47,7 @@ def test_formula_is_what_the_compiler_counts():
     forward = jax.jit(lambda p, x: nnx.merge(graph, p)(x))
     x = jax.ShapeDtypeStruct((1, 50, 256), jnp.float32)
     counted = forward.lower(parameters, x).cost_analysis()["flops"]
-    assert transformer_flops(Size(256, 2, 4), 50) == pytest.approx(counted, rel=0.07)
+    assert Size(256, 2, 4).flops(50) == pytest.approx(counted, rel=0.07)
 
 
 def test_peak_of_a_cpu_is_measured():

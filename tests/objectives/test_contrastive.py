@@ -29,9 +29,9 @@ def by_view(z):
 
 def whole(z, labels=None, temperature=0.1, block=None, directions="mean"):
     """The loss and its metrics."""
-    arrays = Arrays(projection=z, labels=labels)
+    arrays = Arrays(pooled=z, labels=labels)
     settings = {"directions": directions, "supervised": labels is not None, "block": block}
-    return contrastive.loss(arrays, temperature, **settings)
+    return contrastive.loss(arrays, lambda rows, train: rows, temperature, **settings)
 
 
 @functools.cache

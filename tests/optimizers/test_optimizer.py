@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.optimizers.optimizer import learning_rate_schedule, make_optimizer, peak_learning_rate
+from can_jax.optimizers.optimizer import make_optimizer, peak_learning_rate
+from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config

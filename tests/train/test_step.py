@@ -1,5 +1,6 @@
 """The train step: what it reduces to, what it leaves out, and known defects it must not have."""
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -15,7 +16,7 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.models.can import Forward
+from can_jax.models.can import CAN, Forward
 from can_jax.models.masking import unpatchify
 from can_jax.objectives import contrastive
 from can_jax.train.losses import Inputs, forward, grid_of, losses, prepare
@@ -60,15 +61,29 @@ def prepared(config, batch=None, step=0):
     return prepare_batch(batch, jnp.int32(step))
 
 
+class Same(nnx.Module):
+    """A head that returns its input."""
+
+    def __call__(self, rows, train):
+        return rows
+
+
+def without_projector(config):
+    """A network, with shapes in place of arrays, whose projection is the pooled embedding."""
+    heads = {"projector": lambda config, width, **_: Same()}
+    return nnx.eval_shape(lambda: CAN(config, heads, nnx.Rngs(0)))
+
+
 def metrics_of(config, outputs, inputs):
-    return jax.jit(lambda *arrays: losses(config, *arrays)[1])(outputs, inputs)
+    model = without_projector(config)
+    return jax.jit(lambda *arrays: losses(config, model, *arrays)[1])(outputs, inputs)
 
 
 def outputs_of(config, prediction, **changes):
     """Outputs of the network that say nothing but a prediction."""
     rows = config.batch_size * config.augment.views
-    names = {"latent": jnp.zeros((rows, 9, 24)), "pooled": jnp.zeros((rows, 24))}
-    names |= {"projection": jnp.ones((rows, 16)), "noise_level": None, "prediction": prediction}
+    names = {"latent": jnp.zeros((rows, 9, 24)), "pooled": jnp.ones((rows, 24))}
+    names |= {"noise_level": None, "prediction": prediction}
     return Forward(**names | changes)
 
 
@@ -82,7 +97,8 @@ def lowered_loss(config):
 
     def loss(state, batch):
         inputs = prepare(config, batch, state.step, Photometric())
-        return losses(config, forward(config, step.model(state), inputs, train=True), inputs)
+        model = step.model(state)
+        return losses(config, model, forward(config, model, inputs), inputs)
 
     return jax.jit(loss).lower(abstract, random_batch(config)).as_text()
 
@@ -193,13 +209,14 @@ def test_supervised_contrast_learns_from_the_labels_and_only_then():
     totals = {}
     for supervised in (False, True):
         config = small_config(objective__contrastive__supervised=supervised)
-        projection = jax.random.normal(jax.random.key(0), (16, 16))
-        outputs = outputs_of(config, jnp.zeros((16, 16, 48)), projection=projection)
+        pooled = jax.random.normal(jax.random.key(0), (16, 24))
+        outputs = outputs_of(config, jnp.zeros((16, 16, 48)), pooled=pooled)
+        model = without_projector(config)
 
         @jax.jit
-        def loss(label, config=config, outputs=outputs):
+        def loss(label, config=config, model=model, outputs=outputs):
             inputs = prepare(config, batch._replace(label=label), jnp.int32(0), Photometric())
-            return losses(config, outputs, inputs)[1]["loss/contrastive"]
+            return losses(config, model, outputs, inputs)[1]["loss/contrastive"]
 
         totals[supervised, "given"] = float(loss(batch.label))
         totals[supervised, "other"] = float(loss((batch.label + jnp.arange(8)) % 3))
@@ -278,7 +295,7 @@ def test_sigma_reaches_input_and_network_as_configured():
     def level_of(sigma):
         noise = inputs.noise._replace(sigma=sigma)
         model = step.model(state)
-        return forward(config, model, inputs._replace(noise=noise), train=False).noise_level
+        return forward(config, model, inputs._replace(noise=noise)).noise_level
 
     quiet, loud = (level_of(jnp.full(512, sigma)) for sigma in (0.01, 0.2))
     assert float(jnp.abs(quiet - loud).max()) > 0.01
@@ -392,30 +409,29 @@ OTHERS = {
     "chosen",
     [("koleo", "alike", "label", "contrastive"), pytest.param(("koleo", "label"), marks=SLOW)],
 )
-def test_objectives_are_given_the_same_with_and_without_microbatches(monkeypatch, chosen):
+def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
     found = []
-    for count in (1, 4):
-        config = small_config(accumulation__microbatches=count, noise__sigma_max=0.2)
+    with contextlib.ExitStack() as registered:
         for name, objective in OTHERS.items():
-            monkeypatch.setitem(objectives.OBJECTIVES, name, objective)
-        with config.unlocked():
-            weights = {name: 0.1 * (name in chosen) for name in objectives.OBJECTIVES}
-            for name, weight in weights.items():
-                config.objective[name] = {**config.objective.get(name, {}), "weight": weight}
-        step, _, state, _ = start(config)
-        compute = jax.jit(functools.partial(gradients, config, step.network))
-        batch = random_batch(config)
-        found.append(compute(state.parameters, state.batch_stats, batch, state.step))
-        assert {f"loss/{name}" for name in chosen} <= set(found[-1].metrics)
-    assert_agree(found[1].gradients, found[0].gradients, floor=5e-6)
-    assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
+            registered.enter_context(objectives.OBJECTIVES.temporarily(name, objective))
+        for count in (1, 4):
+            config = small_config(accumulation__microbatches=count, noise__sigma_max=0.2)
+            for name, block in config.objective.items():
+                block.weight = 0.1 * (name in chosen)
+            step, _, state, _ = start(config)
+            compute = jax.jit(functools.partial(gradients, config, step.network))
+            batch = random_batch(config)
+            found.append(compute(state.parameters, state.batch_stats, batch, state.step))
+            assert {f"loss/{name}" for name in chosen} <= set(found[-1].metrics)
+        assert_agree(found[1].gradients, found[0].gradients, floor=5e-6)
+        assert float(found[1].total) == pytest.approx(float(found[0].total), rel=1e-5)
 
 
 def test_objective_that_reads_what_it_cannot_is_refused():
     with pytest.raises(ValueError, match="cannot read 'prediction'; it can read labels, pooled"):
         objectives.Objective(frozenset({"prediction"}), koleo, relates_rows=True)
-    with pytest.raises(ValueError, match="relates_rows=False cannot read 'projection'"):
-        objectives.Objective(frozenset({"projection"}), koleo)
+    with pytest.raises(ValueError, match="relates_rows=False cannot read 'pixels'"):
+        objectives.Objective(frozenset({"pixels"}), koleo)
 
 
 def trained(batches, devices=8, **changes):

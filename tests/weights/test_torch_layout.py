@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.models.can import build
+from can_jax.models.can import CAN
+from can_jax.train.losses import heads
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import from_torch, to_torch
 from tests.helpers import oracle
@@ -14,8 +15,7 @@ from tests.helpers.configs import small_config
 def parameters():
     config = small_config(model__depth=2)
     config.model.projector.update(layers=2, hidden=24, outputs=10, batch_norm=False)
-    heads = frozenset({"projection", "prediction", "noise_level"})
-    return nnx.to_pure_dict(nnx.state(build(config, heads, nnx.Rngs(0)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(CAN(config, heads(config), nnx.Rngs(0)), nnx.Param))
 
 
 def test_names_and_shapes_are_the_public_ones(parameters):

@@ -38,8 +38,10 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
     """
 
     def value(projection: jax.Array) -> jax.Array:
-        arrays = Arrays(projection=projection)
-        return loss(arrays, 0.1, directions="mean", supervised=False, block=block)[0]
+        arrays = Arrays(pooled=projection)
+        return loss(
+            arrays, lambda rows, train: rows, 0.1, directions="mean", supervised=False, block=block
+        )[0]
 
     sharding = batch_sharding(mesh)
     projection = jax.ShapeDtypeStruct((images, 2, width), jnp.float32, sharding=sharding)

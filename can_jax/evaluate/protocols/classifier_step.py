@@ -15,6 +15,7 @@ from can_jax.augment.randaugment import mix, randaugment, random_erasing
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.models import can
+from can_jax.models.backbones import encoder_size, encoder_width
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
 from can_jax.train.losses import Metrics, random_streams, row_keys
 from can_jax.train.step import TrainState, encoder_network
@@ -45,7 +46,7 @@ class ClassifierStep:
     @property
     def width(self) -> int:
         """The width of the features that the head reads."""
-        return can.encoder_size(self.config.model).width * (2 if self.features == "both" else 1)
+        return encoder_width(self.config) * (2 if self.features == "both" else 1)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
@@ -71,7 +72,7 @@ class ClassifierStep:
         The factor is ``layer_decay`` to the power of the distance to the head. That distance is 1
         for the last block, ``depth`` for the first one, and ``depth + 1`` for the embedding.
         """
-        depth, decay = can.encoder_size(self.config.model).depth, self.settings.layer_decay
+        depth, decay = encoder_size(self.config.model).depth, self.settings.layer_decay
 
         def scaled(path: tuple[Any, ...], update: Array) -> Array:
             name = path_name(path)
@@ -210,11 +211,12 @@ class ClassifierStep:
         encoder = nnx.merge(network, {"encoder": parameters["encoder"]}, {}, copy=True)
         drop = None
         if settings.drop_path and key is not None:
-            depth = can.encoder_size(self.config.model).depth
+            depth = encoder_size(self.config.model).depth
             drop = drop_path(key, settings.drop_path, depth, len(pixels))
         # As in MAE, tokens are not normalized if the head normalizes their mean.
         inner = not (settings.head_norm == "layer" and self.features in ("patches", "all"))
-        tokens = encoder.encode(pixels, drop=drop, norm=inner).astype(jnp.float32)
+        options = {"drop": drop, "norm": inner} if self.config.model.backbone == "vit" else {}
+        tokens = encoder.encode(pixels, **options).astype(jnp.float32)
         if self.features == "both":
             x = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
         else:

@@ -23,12 +23,13 @@ from can_jax.evaluate.split_features import fingerprint
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
 from can_jax.features.calibration import calibration
 from can_jax.features.extractor import FeatureExtractor
-from can_jax.models.can import encoder_size
-from can_jax.models.flops import transformer_flops
+from can_jax.models.backbones import BACKBONES, require_vit
+from can_jax.models.can import pixels_per_patch
 from can_jax.monitoring import console
 from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
-from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callbacks import Log
 from can_jax.train.loop import PeriodicAction
 from can_jax.train.pretrain import check_batch
@@ -96,6 +97,8 @@ def with_own_keys(message: str) -> str:
 def run_config(task: EvalContext) -> ConfigDict:
     """Return the resolved configuration of the run that trains a classifier."""
     settings = task.config.classify
+    if settings.layer_decay != 1 or settings.drop_path:
+        require_vit(task.subject.config, "config.classify.layer_decay and drop_path")
     config, lines = without_refused(task.subject.config, but=("data", "augment", *ENCODER))
     for line in lines:
         logging.warning("%s: %s", task.subject.identity["path"], line)
@@ -107,14 +110,14 @@ def run_config(task: EvalContext) -> ConfigDict:
         config.augment.update(views=1, crop_area=settings.crop_area)
         config.model.remat = settings.remat
         config.optimizer.update(
+            name="adamw", options=(),
             learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
             warmup_share=None, warmup_steps=None, warmup_examples=None,
             warmup_epochs=settings.warmup_epochs,
         )  # fmt: skip
         # A classifier computes no pretraining objective, but these settings must still validate.
-        config.objective.update(
-            contrastive={"weight": 0.0}, denoising={"weight": 0.0}, reconstruction={"weight": 1.0}
-        )
+        for name, block in config.objective.items():
+            block.weight = float(name == "reconstruction")
         config.model.mask_ratio, config.accumulation.microbatches = 0.5, 1
         config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
         config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
@@ -184,10 +187,9 @@ class Tester(Log):
         report: console.Reporter,
     ):
         config, task = training.config, training.task
-        tokens = task.subject.patches + 1
-        flops = (1 if task.config.classify.freeze_encoder else 3) * transformer_flops(
-            encoder_size(config.model), tokens
-        )
+        encoder = BACKBONES.get(config.model.backbone)
+        forward = encoder.flops(config, pixels_per_patch(config), task.subject.patches)
+        flops = (1 if task.config.classify.freeze_encoder else 3) * forward
         super().__init__(config, task.mesh, training.times, flops, writer, report)
         self._training, self._workdir = training, workdir
         self._part = training.pair.test

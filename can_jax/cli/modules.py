@@ -1,0 +1,103 @@
+"""Import of Python files that a user names: recipes, and modules that register their own parts."""
+
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import expand_home
+
+MODULES = "modules"  # The name of the flag.
+OPTION = re.compile(rf"--?{MODULES}(=(.*))?$")
+
+
+def import_modules(argv: Sequence[str]) -> None:
+    """Import what ``--modules`` names on a command line, before its other options are read.
+
+    Keys of a recipe can be set only once the modules that define them are imported.
+
+    Args:
+        argv: The command line without the program.
+
+    Raises:
+        UserError: A module is missing, or fails; the message states where.
+    """
+    for position, argument in enumerate(argv):
+        if argument == "--":
+            return
+        if match := OPTION.match(argument):
+            value = match[2] if match[1] else "".join(argv[position + 1 : position + 2])
+            for name in filter(None, value.split(",")):
+                _import_module(name)
+
+
+def import_file(path: str) -> ModuleType:
+    """Execute a Python file as a module of its own.
+
+    Args:
+        path: The file.
+    """
+    digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
+    loader = importlib.machinery.SourceFileLoader(f"{Path(path).stem}_{digest}", path)
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module  # Dataclasses look up their module.
+    loader.exec_module(module)
+    return module
+
+
+def place_of(error: Exception, path: str) -> str:
+    """Return the file and line at which a user's file failed."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    # The innermost frame of the file, or of its base recipe, but not of a library that it calls.
+    frames = traceback.extract_tb(error.__traceback__)
+    start = next((i for i, frame in enumerate(frames) if frame.filename == path), len(frames))
+    own = [f for f in frames[start:] if f.filename == path or f.name == "get_config"]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else path
+
+
+def reason_for(error: Exception) -> str:
+    """Return the reason of a failure, without Python's type names where possible."""
+    if isinstance(error, SyntaxError):
+        return error.msg
+    text = str(error.args[0]) if error.args else ""
+    if match := re.search(r'Key "(\w+)" does not exist', text) or re.match(r"'(\w+)'\s+Did", text):
+        near = re.search(r'Did you mean "(\w+)" instead', text)  # ConfigDict ends its text so.
+        return f"unknown key {match[1]}" + (f"; did you mean {near[1]}?" if near else "")
+    if isinstance(error, KeyError) or not text:
+        return one_line(error)
+    return re.sub(r"<class '([\w.]+)'>", r"\1", " ".join(str(error).split()))
+
+
+def _import_module(name: str) -> None:
+    option = f"--{MODULES}={name}"
+    try:
+        path = expand_home(name)
+    except UserError as error:
+        raise UserError(f"--{MODULES}={error}") from None
+    is_file = path.endswith(".py") or os.sep in path
+    if is_file and not Path(path).is_file():
+        raise UserError(f"{option}: there is no such file")
+    try:
+        if is_file:
+            import_file(path)
+        else:
+            importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path.partition(".")[0]:
+            raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error
+        raise UserError(
+            f"{option}: there is there is no such module; give a .py file or install it"
+        ) from None
+    except Exception as error:
+        raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error

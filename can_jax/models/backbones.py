@@ -1,0 +1,199 @@
+"""The encoders that `model.backbone` selects, and the sizes of the Vision Transformer.
+
+To add one, register a `BackboneType`, in a recipe or in any module that ``--modules`` names; see
+docs/extend.md.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from can_jax.models.vit import Encoder
+from can_jax.utils.errors import UserError
+from can_jax.utils.registry import Registry
+
+Patches = Float[Array, "rows visible pixels"]
+Positions = Int[Array, "rows visible"]
+Tokens = Float[Array, "rows visible+1 width"]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """An encoder of any subset of an image's patches, which is a `flax.nnx.Module`.
+
+    Attributes:
+        width: The width of its tokens.
+    """
+
+    width: int
+
+    def __call__(self, patches: Patches, index: Positions, grid: tuple[int, int]) -> Tokens:
+        """Encode patches; a class token, or another summary of the row, comes first.
+
+        Args:
+            patches: The pixels of the visible patches, noise included.
+            index: The index of each patch in the grid, in row-major order.
+            grid: The number of patches along (height, width).
+        """
+        ...
+
+
+def _accept(_: Any) -> None:
+    """Accept any configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneType:
+    """A kind of encoder.
+
+    Attributes:
+        build: A function that builds the encoder: ``build(config, pixels, **options)``. ``config``
+            is the whole configuration, ``pixels`` the number of values of a patch; ``options`` are
+            ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
+        flops: A function ``flops(config, pixels, visible)`` that returns the FLOPs of the forward
+            pass for one row with that many visible patches; a multiply-add counts as 2.
+        check: A function of the configuration that raises `UserError` if the encoder cannot be
+            built with it.
+    """
+
+    build: Callable[..., Any]
+    flops: Callable[[Any, int, int], int]
+    check: Callable[[Any], None] = _accept
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The size of a transformer. The MLP width is always 4 times the width.
+
+    Attributes:
+        width: The width of the residual stream.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+    """
+
+    width: int
+    depth: int
+    heads: int
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `can_jax.models.vit.Transformer` that set its size."""
+        return dataclasses.asdict(self) | {"mlp_width": 4 * self.width}
+
+    def check(self, name: str) -> None:
+        """Check that the number of heads divides the width.
+
+        Args:
+            name: The config block of the size, for the message.
+
+        Raises:
+            UserError: It does not.
+        """
+        if self.width % self.heads:
+            raise UserError(
+                f"config.{name}.heads={self.heads} does not divide {name}.width={self.width}"
+            )
+
+    def flops(self, tokens: int) -> int:
+        """Return the forward FLOPs of all blocks for one row of ``tokens`` tokens.
+
+        With t tokens of width D they are ``depth * (24 t D^2 + 4 t^2 D)``.
+        """
+        return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
+
+
+SIZES = {
+    "Ti": Size(192, 12, 3),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "H": Size(1280, 32, 16),
+}
+
+
+def encoder_size(model: Any) -> Size:
+    """Return the size of the encoder: that of ``model.size``, with explicitly set values on top."""
+    size = SIZES[model.size]
+    own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
+    return dataclasses.replace(size, **own)
+
+
+def compute_options(model: Any) -> dict[str, Any]:
+    """Return the options of `can_jax.models.vit.Transformer` on how it is computed."""
+    return {
+        "scan": model.scan,
+        "remat": model.remat,
+        "residual_dtype": jnp.dtype(model.residual_dtype or model.dtype),
+    }
+
+
+def vit(config: Any, pixels: int, **options: Any) -> Encoder:
+    """Build the Vision Transformer of a configuration (arXiv 2010.11929)."""
+    size = encoder_size(config.model).arguments
+    return Encoder(pixels, **size, **compute_options(config.model), **options)
+
+
+def vit_flops(config: Any, pixels: int, visible: int) -> int:
+    """Return the forward FLOPs of the Vision Transformer for one row."""
+    size = encoder_size(config.model)
+    return size.flops(visible + 1) + 2 * visible * pixels * size.width
+
+
+def check_vit(config: Any) -> None:
+    """Check that the number of heads divides the width."""
+    encoder_size(config.model).check("model")
+
+
+BACKBONES: Registry[BackboneType] = Registry("backbone")
+BACKBONES.register("vit", BackboneType(vit, vit_flops, check_vit))
+
+
+def build_backbone(config: Any, pixels: int, **options: Any) -> Any:
+    """Build the encoder of a configuration.
+
+    Raises:
+        UserError: What the backbone's function returns is not a `Backbone`.
+    """
+    name = config.model.backbone
+    backbone = BACKBONES.get(name).build(config, pixels, **options)
+    if not isinstance(backbone, nnx.Module) or not isinstance(backbone, Backbone):
+        raise UserError(
+            f"config.model.backbone={name!r} builds a {type(backbone).__name__}: it has to be a "
+            "flax.nnx.Module with an attribute width, called with (patches, index, grid)"
+        )
+    return backbone
+
+
+def encoder_width(config: Any) -> int:
+    """Return the width of the encoder's tokens."""
+    if config.model.backbone == "vit":
+        return encoder_size(config.model).width
+    options = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    pixels = config.model.patch_size**2 * config.data.channels
+    abstract = nnx.eval_shape(lambda: build_backbone(config, pixels, **options, rngs=nnx.Rngs(0)))
+    width: int = abstract.width
+    return width
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Return the facts that name the encoder of a configuration in results and records."""
+    if config.model.backbone == "vit":
+        return dataclasses.asdict(encoder_size(config.model))
+    options = dict(config.model.backbone_options)
+    return {"backbone": config.model.backbone, "width": encoder_width(config), **options}
+
+
+def require_vit(config: Any, purpose: str) -> None:
+    """Refuse a purpose that only the Vision Transformer serves.
+
+    Raises:
+        UserError: The configuration has another backbone.
+    """
+    if config.model.backbone != "vit":
+        raise UserError(
+            f"config.model.backbone={config.model.backbone!r}: {purpose} requires 'vit'"
+        )

@@ -1,0 +1,112 @@
+"""The optimizers that `optimizer.name` selects: AdamW, those of optax, and a user's own."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from can_jax.distributed.sharding_rules import decay_mask
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.nearest import nearest
+from can_jax.utils.registry import Registry
+
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("optimizer")
+# The keys of the config block `optimizer`, and the parameters of optax that they set.
+PARAMETERS = {"beta1": "b1", "beta2": "b2", "epsilon": "eps", "moment_dtype": "mu_dtype"}
+MASKS = ("mask", "weight_decay_mask")
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(
+    b1: float, b2: float, eps: float, mu_dtype: Any, weight_decay: float, mask: Any
+) -> optax.GradientTransformation:
+    """Return AdamW (arXiv 1711.05101) without its learning rate."""
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
+        optax.add_decayed_weights(weight_decay, mask=mask),
+    )
+
+
+def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | None:
+    """Return the function that makes an optimizer, or None.
+
+    A registered name comes first, then one of `optax` or `optax.contrib` whose function takes a
+    ``learning_rate``.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS.get(name)
+    for module in (optax, optax.contrib):
+        function = getattr(module, name, None) if isinstance(name, str) else None
+        if inspect.isfunction(function) and "learning_rate" in parameters_of(function):
+            return function
+    return None
+
+
+def unknown_optimizer(name: str) -> UserError:
+    """Return the error for an optimizer that does not exist."""
+    names = [*OPTIMIZERS, *(name for name in dir(optax) if find_optimizer(name))]
+    near = nearest(name, names)
+    hint = f"did you mean {near!r}?" if near else "such as adamw, lion, lamb, sgd"
+    return UserError(
+        f"config.optimizer.name={name!r} is neither registered nor an optimizer of optax; {hint}"
+    )
+
+
+def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a function's parameters."""
+    return frozenset(inspect.signature(function).parameters)
+
+
+def unused_settings(settings: Any) -> list[str]:
+    """Return the keys of the block `optimizer` that the selected optimizer does not take.
+
+    Args:
+        settings: The block, with a name that `find_optimizer` finds.
+    """
+    function = find_optimizer(settings.name)
+    assert function is not None
+    return [key for key, name in PARAMETERS.items() if name not in parameters_of(function)]
+
+
+def transform(settings: Any) -> optax.GradientTransformation:
+    """Return the selected optimizer without its learning rate, weight decay included.
+
+    The keys of the block are passed under optax's names, ``optimizer.options`` after them. Weight
+    decay is added to the update if the optimizer takes none itself. Biases, norms and tokens do not
+    decay.
+
+    Args:
+        settings: The config block ``optimizer``.
+
+    Raises:
+        UserError: There is no such optimizer, or it does not take the options.
+    """
+    function = find_optimizer(settings.name)
+    if function is None:
+        raise unknown_optimizer(settings.name)
+    taken = parameters_of(function)
+    arguments: dict[str, Any] = {name: settings[key] for key, name in PARAMETERS.items()}
+    arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
+    # The train step subtracts the update times the rate. optax negates, hence the sign.
+    arguments |= {"learning_rate": -1.0, "weight_decay": settings.weight_decay}
+    arguments |= dict.fromkeys(MASKS, decay_mask)
+    arguments = {name: value for name, value in arguments.items() if name in taken}
+    try:
+        made = function(**arguments | dict(settings.options))
+    except Exception as error:  # of a library's or a user's function
+        raise UserError(
+            f"config.optimizer.name={settings.name!r} with options={dict(settings.options)}: "
+            f"{one_line(error)}"
+        ) from error
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(
+            f"config.optimizer.name={settings.name!r} returns a {type(made).__name__}, not an "
+            "optax.GradientTransformation"
+        )
+    if "weight_decay" not in taken and settings.weight_decay:
+        decay = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
+        made = optax.chain(made, decay)
+    return made
