@@ -94,7 +94,7 @@ def test_backbone_trains_is_probed_and_loaded(own, tmp_path):
     assert "encoder/layers" in done.stdout and "probe/knn" in metrics(tmp_path / "run")[-1]
     encoder = can_jax.load(tmp_path / "run")
     assert encoder(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 16)
-    output = f"--output={tmp_path}/export"
+    output, timm = f"--output={tmp_path}/export", "--format=timm"
     done = main_in_process(
         "can_jax.export", f"--checkpoint={tmp_path}/run", output, "--format=timm"
     )
