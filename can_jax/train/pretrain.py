@@ -25,10 +25,10 @@ from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.train.callback import RunContext
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
@@ -148,13 +148,9 @@ class Pretraining:
         """Return whether the last step was evaluated. Collective: every process must call this."""
         return not pending_evaluations(self.times.total, self.times, workdir)
 
-    def callbacks(
-        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> PretrainCallbacks:
+    def callbacks(self, run: RunContext) -> PretrainCallbacks:
         """Return the callbacks: metrics, the kNN probe and the figures."""
-        return PretrainCallbacks(
-            self.step, self.source, self.mesh, self.times, workdir, writer, report
-        )
+        return PretrainCallbacks(run, self.step)
 
 
 def continued(

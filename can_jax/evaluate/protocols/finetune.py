@@ -26,11 +26,10 @@ from can_jax.features.extractor import FeatureExtractor
 from can_jax.models.can import encoder_size
 from can_jax.models.flops import transformer_flops
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.train.callback import PeriodicAction, RunContext
 from can_jax.train.callbacks import Log
-from can_jax.train.loop import PeriodicAction
 from can_jax.train.pretrain import check_batch
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
@@ -166,30 +165,22 @@ class Classification:
         """Return False, so that a completed run is tested and its results are rewritten."""
         return False
 
-    def callbacks(
-        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> "Tester":
+    def callbacks(self, run: RunContext) -> "Tester":
         """Return the callbacks that log metrics and test at intervals."""
-        return Tester(self, workdir, writer, report)
+        return Tester(self, run)
 
 
 class Tester(Log):
     """Callbacks that test a classifier on every example of the test split."""
 
-    def __init__(
-        self,
-        training: Classification,
-        workdir: epath.Path,
-        writer: MetricWriter,
-        report: console.Reporter,
-    ):
+    def __init__(self, training: Classification, run: RunContext):
         config, task = training.config, training.task
         tokens = task.subject.patches + 1
         flops = (1 if task.config.classify.freeze_encoder else 3) * transformer_flops(
             encoder_size(config.model), tokens
         )
-        super().__init__(config, task.mesh, training.times, flops, writer, report)
-        self._training, self._workdir = training, workdir
+        super().__init__(run, flops)
+        self._training, self._workdir = training, run.workdir
         self._part = training.pair.test
         self._examples = EvaluationSet(
             config, self._part.source, 0, labelled=True, only=self._part.examples
@@ -197,13 +188,13 @@ class Tester(Log):
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
-    def on_train_start(self, step: int, state: TrainState) -> None:
-        """Skip the test before the first step, because the head is still random."""
-
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the periodic test, or no hook if testing is disabled."""
+        """Return the periodic test, or nothing if testing is disabled.
+
+        Nothing is tested before the first step, because the head is still random.
+        """
         every = self._times.probe_every
-        return [PeriodicAction(every, self.test)] if every else []
+        return [PeriodicAction(every, self.test, saves_first=True)] if every else []
 
     def test(self, step: int, state: TrainState) -> None:
         """Log the accuracy on the test split.
