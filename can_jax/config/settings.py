@@ -6,7 +6,7 @@ A table is a nested dict of `Key`. `configuration` builds a `ConfigDict` of its 
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, ClassVar
 
 from ml_collections import ConfigDict, FieldReference
@@ -135,9 +135,13 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A kind of value: one of a few strings."""
+    """A kind of value: one of a few strings.
 
-    choices: tuple[str, ...]
+    Attributes:
+        choices: The strings; a registry, to allow all names that it has when a value is checked.
+    """
+
+    choices: Collection[str]
     type: ClassVar[type] = str
 
     def accepts(self, value: Any) -> bool:

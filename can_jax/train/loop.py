@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -61,6 +61,7 @@ class Progress:
         return cls(**{name: value for name, value in restored.items() if name in names})
 
 
+@runtime_checkable
 class Logger(Protocol):
     """The logger of a run."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 import can_jax
-from can_jax.config.evaluation import resolve_evaluation
+from can_jax.evaluate.config import resolve_evaluation
 from can_jax.utils.errors import UserError
 from tests.evaluate import samples
 from tests.helpers.runs import main_in_process

@@ -12,10 +12,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import Identity
+from can_jax.config.defaults import COUNT, MODEL, RECIPE
 from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_refused
+from can_jax.config.settings import Choice, Key, Number, Special, Switch, Table, Whole
+from can_jax.config.validate import check, check_rates
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Pair
 from can_jax.data.sources.base import Source
+from can_jax.evaluate.protocols.base import BELOW_ONE, FACTOR, RATE, EvalProtocol
 from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
@@ -27,7 +31,11 @@ from can_jax.models.can import encoder_size
 from can_jax.models.flops import transformer_flops
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
-from can_jax.optimizers.optimizer import learning_rate_schedule, peak_learning_rate
+from can_jax.optimizers.optimizer import (
+    REFERENCE_BATCH,
+    learning_rate_schedule,
+    peak_learning_rate,
+)
 from can_jax.train.callback import PeriodicAction, RunContext
 from can_jax.train.callbacks import Log
 from can_jax.train.pretrain import check_batch
@@ -37,6 +45,59 @@ from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
+ALPHA = Number(1e-3, 1e3, also=(0,))
+
+
+def _is_randaugment(value: Any) -> bool:
+    """Return whether a value is (operations, magnitude, deviation)."""
+    kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == len(kinds)
+        and all(kind.accepts(x) for kind, x in zip(kinds, value, strict=True))
+    )
+
+
+SETTINGS: Table = {
+    "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
+    "head_norm": Key(
+        "layer", Choice(("layer", "batch", "none")), "Between features and head."
+    ),
+    "total_epochs": Key(
+        100.0, Number(above=0, high=1e9), "Length of the training.", unit="epochs"
+    ),
+    "warmup_epochs": Key(5.0, Number(0, 1e9), "Length of its warm-up.", unit="epochs"),
+    "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
+    "learning_rate": Key(
+        5e-4, RATE, "The peak learning rate for 256 images; it is scaled to the batch."
+    ),
+    "weight_decay": Key(0.05, FACTOR, "The weight decay."),
+    "layer_decay": Key(
+        0.75, Number(above=0, high=1),
+        "Factor of the learning rate from a block to the one below it.",
+    ),
+    "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "Decay of the second moment."),
+    "clip_norm": Key(0.0, Number(0, 1e9), "The largest norm of the gradient; 0 is any."),
+    "drop_path": Key(
+        0.1, BELOW_ONE, "Probability at the last block, falling to 0 at the first."
+    ),
+    "mixup": Key(0.8, ALPHA, "Alpha of mixup's Beta distribution; 0 is none."),
+    "cutmix": Key(1.0, ALPHA, "Alpha of CutMix's Beta distribution; 0 is none."),
+    "label_smoothing": Key(0.1, BELOW_ONE, "Spread over all classes."),
+    "randaugment": Key(
+        (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
+                               _is_randaugment, tuple),
+        "RandAugment; no operations is none.",
+    ),
+    "random_erasing": Key(0.25, BELOW_ONE, "A probability."),
+    "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
+    "ema_decay": Key(
+        0.0, BELOW_ONE, "Of an average of the parameters that is evaluated; 0 is none."
+    ),
+    "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 is never."),
+    "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+    "remat": Key("none", MODEL["remat"].kind, "As `model.remat` of pretraining."),
+}  # fmt: skip
 # Keys of durations in a run's configuration, and the keys under `classify` that set them.
 OWN_KEYS = {
     "total_epochs": "total_epochs",
@@ -45,14 +106,29 @@ OWN_KEYS = {
 }
 
 
-def classify(task: EvalContext, workdir: epath.Path) -> EvalResults:
+def check_classifier(config: ConfigDict) -> None:
+    """Check the schedule and the learning rates of classifier training."""
+    settings = config.classify
+    if config.protocol != "classify":
+        return
+    check(
+        settings.warmup_epochs < settings.total_epochs,
+        f"classify.warmup_epochs={settings.warmup_epochs:g} is not shorter than "
+        f"config.classify.total_epochs={settings.total_epochs:g}: shorten the warm-up",
+    )
+    if settings.optimizer == "adamw":
+        peak = settings.learning_rate * config.batch_size / REFERENCE_BATCH
+        check_rates("classify", settings, peak)
+
+
+def classify(task: EvalContext) -> EvalResults:
     """Train a classifier head, with the encoder or on frozen features, and test it.
 
     Collective: every process must call this.
 
     Args:
-        task: The evaluation context.
-        workdir: The run directory. An interrupted run in it is resumed.
+        task: The evaluation context. Its directory is the run directory: an interrupted run in it
+            is resumed.
 
     Raises:
         UserError: The data, the batch size or the durations are invalid.
@@ -81,7 +157,7 @@ def classify(task: EvalContext, workdir: epath.Path) -> EvalResults:
     identity = classifier_identity(task, config, findings, pair)
     training = Classification(task, config, pair, source, times, step, findings, identity)
     with RunLog() as log:
-        run(training, task.mesh, workdir, log)
+        run(training, task.mesh, task.workdir, log)
     return findings
 
 
@@ -238,3 +314,6 @@ class Tester(Log):
                 "identity": self._training.identity(),
             }
             replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")
+
+
+PROTOCOL = EvalProtocol(classify, SETTINGS, check_classifier, run_settings=("augment.crop_aspect",))

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
+from can_jax.config.settings import Choice, Key, Table, Text
 from can_jax.data.evaluation.pairs import Part, open_own, open_part
 from can_jax.data.sources.labels import Classes, Numbering
 from can_jax.data.sources.registry import open_source
@@ -245,3 +246,14 @@ SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
     "real": real_labels,
     "objectnet": objectnet,
 }
+
+# The keys of an entry of `robustness.shifts`.
+SHIFT: Table = {
+    "kind": Key(
+        "classes", Choice((*SHIFTS, "imagenet_c")),
+        "How its classes are known.",
+    ),
+    "path": Key(None, Text(), "Its folder."),
+    "name": Key(None, Text(), "The name in the results; by default the kind."),
+    "labels": Key(None, Text(), "The file of the labels of kind `real`."),
+}  # fmt: skip
