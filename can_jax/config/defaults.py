@@ -14,7 +14,7 @@ from can_jax.config.settings import (
     Text,
     Whole,
 )
-from can_jax.data.sources.registry import OPENERS
+from can_jax.data.sources.registry import SOURCES
 from can_jax.models.can import LEVEL_TOKENS, POOLS, SIZES
 from can_jax.models.vit import REMAT_POLICIES
 
@@ -45,7 +45,7 @@ SCALES = Several(
 
 # The meaning of an optional key without a default states what happens if it is not set.
 DATA: Table = {
-    "source": Key("folder", Choice(tuple(OPENERS)), "The kind of data set."),
+    "source": Key("folder", Choice(SOURCES), "The kind of data set."),
     "path": Key(None, Text(), "The folder or the pattern of the files."),
     "name": Key(None, Text(), "The name of a TFDS data set."),
     "split": Key("train", Text(), "The split to train on."),

@@ -16,10 +16,8 @@ from can_jax.checkpoint.identity import has_checkpoints, read_identity
 from can_jax.checkpoint.resume import check_changes, with_stored
 from can_jax.checkpoint.run_directory import stored_config
 from can_jax.config.resolve import from_json, resolve, to_json
-from can_jax.data.fingerprint import fingerprint
 from can_jax.data.pipeline.order import shares
 from can_jax.data.pipeline.streaming_loader import open_stream
-from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
@@ -118,7 +116,7 @@ class Pretraining:
         """Return the seed, the batch size and the fingerprint of the data."""
         config = self.config
         decided = {"seed": config.seed, "batch_size": config.batch_size}
-        return decided | {"data": fingerprint(self.source)}
+        return decided | {"data": self.source.fingerprint()}
 
     def facts(self) -> dict[str, Any]:
         """Return the batch, the durations and the cost of the run."""
@@ -222,7 +220,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     contrastive = config.objective.contrastive
     wanted = contrastive.weight and contrastive.supervised
     unlabeled = source.labels is not None and not (source.labels >= 0).any()
-    if isinstance(source, MixtureSource):
+    if source.parts:
         unlabeled = not source.label_names
     if wanted and unlabeled:
         raise UserError(
@@ -237,8 +235,9 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
     if config.accumulation.negatives == "microbatch":
         compared //= config.accumulation.microbatches
     parts = [("the data", source.examples, 1.0)]
-    if isinstance(source, MixtureSource):
-        sized = zip(source.sizes, shares(source.weights), strict=True)
+    if source.parts:
+        sizes = (part.examples for part in source.parts)
+        sized = zip(sizes, shares(source.weights), strict=True)
         parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
     for name, examples, share in parts:
         drawn = config.batch_size * share

@@ -9,6 +9,7 @@ from can_jax.config.defaults import COUNT, DATA
 from can_jax.config.resolve import as_range
 from can_jax.config.settings import Blocks, Key, Number, Several, Table, Text, Whole
 from can_jax.config.validate import check, check_source
+from can_jax.data.sources.registry import SOURCES
 from can_jax.evaluate.protocols.base import EvalProtocol
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracy
 from can_jax.features.fewshot import draw_shots, ridge_predictions
@@ -113,7 +114,8 @@ def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
     for index, changes in enumerate(task.config.fewshot.datasets):
         changes = dict(changes)
         name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
-        if changes.get("source", task.data.source) != "tfds":
+        source = changes.get("source") or task.data.source
+        if "name" not in SOURCES.get(source).needs:  # it names the results only
             changes.pop("name", None)
         block = ConfigDict(task.data.to_dict())
         with block.ignore_type():
