@@ -153,7 +153,8 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
     def take(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alive = source_ref()
         assert alive is not None, "the data set holds it"
-        assert alive.images is not None and alive.labels is not None
+        assert alive.images is not None
+        assert alive.labels is not None
         return alive.images[examples], alive.labels[examples]
 
     images, labels = tf.numpy_function(take, [examples], (tf.uint8, tf.int32), stateful=False)
