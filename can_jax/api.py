@@ -104,8 +104,8 @@ def evaluate_encoder(
     """
     from etils import epath
 
-    from can_jax.config.evaluation import resolve_evaluation
-    from can_jax.evaluate.protocols.registry import evaluate
+    from can_jax.evaluate.config import resolve_evaluation
+    from can_jax.evaluate.measure import evaluate
 
     resolved = resolve_evaluation(config)
     return evaluate(resolved, os.fspath(checkpoint), epath.Path(workdir), untrained)

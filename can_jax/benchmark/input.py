@@ -18,7 +18,7 @@ from can_jax.data.decoding.decode import native_pixels, native_size
 from can_jax.data.evaluation.examples import spread
 from can_jax.data.pipeline.training_loader import TrainingLoader, host_batches
 from can_jax.data.pipeline.views import RandomViews
-from can_jax.data.sources.base import EncodedSource
+from can_jax.data.sources.base import Source
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 from can_jax.utils.cpu import usable_cores
@@ -120,7 +120,7 @@ def _decodes(image: bytes, config: ConfigDict) -> bool:
     return True
 
 
-def _host(config: ConfigDict, source: EncodedSource) -> tuple[Any, int]:
+def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
     """Return a data set of host batches as the devices receive them, and the batch size."""
     rows = np.arange(config.batch_size)
     return host_batches(config, source, (0, FOREVER), rows), config.batch_size
@@ -132,7 +132,7 @@ def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
     return lambda seconds: _rate(iter(dataset), images, seconds)
 
 
-def _to_device(config: ConfigDict, source: EncodedSource) -> Turn:
+def _to_device(config: ConfigDict, source: Source) -> Turn:
     """Return a turn that loads batches until they are on the devices."""
     mesh = make_mesh(config.mesh)
 

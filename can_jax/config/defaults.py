@@ -4,7 +4,7 @@ from typing import Any
 
 from can_jax import objectives
 from can_jax.config.image_settings import RANGE, SIZE, is_range
-from can_jax.data.sources.registry import OPENERS
+from can_jax.data.sources.registry import SOURCES
 from can_jax.models.backbones import BACKBONES, SIZES
 from can_jax.models.can import LEVEL_TOKENS
 from can_jax.models.vit import REMAT_POLICIES
@@ -47,7 +47,7 @@ OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, 
 
 # The meaning of an optional key without a default states the behavior if it is not set.
 DATA: Table = {
-    "source": Key("folder", Choice(tuple(OPENERS)), "The kind of data source."),
+    "source": Key("folder", Choice(SOURCES), "The kind of data source."),
     "path": Key(None, Text(), "The folder or the glob pattern of the files."),
     "name": Key(None, Text(), "The name of a TFDS data set."),
     "split": Key("train", Text(), "The split to train on."),

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import Photometric
 from can_jax.config.defaults import DATA, OPTIMIZER
 from can_jax.config.durations import TOTAL, value_of
-from can_jax.data.sources.registry import parts_of_mixture
+from can_jax.data.sources.registry import SOURCES, parts_of_mixture
 from can_jax.models.backbones import BACKBONES, Size
 from can_jax.models.masking import visible_count
 from can_jax.objectives import active
@@ -22,7 +22,6 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 from can_jax.utils.settings import Number, refuse
 
-FILE_SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 # Keys of `data` that apply to a whole mixture, because its parts share one pipeline.
 WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
@@ -40,21 +39,16 @@ def check(condition: Any, message: str) -> None:
 
 def check_source(data: ConfigDict) -> None:
     """Check that a block locates its images, and that its source supports the other settings."""
+    kind = SOURCES.get(data.source)
+    for key, remedy in kind.needs.items():
+        check(data[key], f"data.{key} is not set: {remedy}")
     check(
-        data.path or data.source in ("shapes", "tfds", "mixture"),
-        f"data.path is not set: say where the {data.source} data lies",
-    )
-    check(
-        data.source not in FILE_SOURCES or data.channels in (1, 3, 4),
+        not kind.holds_files or data.channels in (1, 3, 4),
         f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",
     )
-    if data.source == "tfds":
-        check(data.name, "data.name is not set: name the TFDS data set, such as imagenet2012")
     if data.streaming:
-        check(
-            data.source in ("tfrecord", "webdataset"),
-            f"data.streaming=True: only tfrecord and webdataset stream, not {data.source}",
-        )
+        streamed = " and ".join(name for name, kind in SOURCES.items() if kind.shards)
+        check(kind.shards, f"data.streaming=True: only {streamed} stream, not {data.source}")
         check(data.examples, "data.examples is not set: say about how many are streamed")
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from can_jax.config.evaluation import FEATURES, default_evaluation, resolve_evaluation
+from can_jax.config.pretrained import FEATURES, encoder_table, resolve_blocks
 from can_jax.config.resolve import as_size
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder, select
 from can_jax.models.backbones import encoder_size, encoder_width
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import expand_home
+from can_jax.utils.settings import configuration
 from can_jax.weights.read_weights import channel_values
 
 
@@ -205,13 +206,14 @@ def load_encoder(
                 channel_values(name, value, len(value) if isinstance(value, tuple) else 1)
             except UserError as error:
                 raise UserError(f"{location}: {error}") from None
-    changes = default_evaluation()
+    table = encoder_table()
+    changes = configuration(table)
     with changes.ignore_type():
         changes.data.image_size = image_size
         changes.model.update(dtype="float32", heads=heads, mean=mean, std=std)
     mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
     try:
-        changes = resolve_evaluation(changes)
+        changes = resolve_blocks(changes, table, "can_jax.load()")
     except UserError as error:
         reason = str(error).removeprefix("config.model.")
         raise UserError(f"{location}: {reason}") from None

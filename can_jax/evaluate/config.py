@@ -1,3 +1,58 @@
-"""A re-export of `default_evaluation`, at the path from which evaluation recipes import it."""
+"""The table of all keys that an evaluation recipe can set, and their checks."""
 
-from can_jax.config.evaluation import default_evaluation as default_evaluation
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.pretrained import FEATURES, INSIDE, encoder_table, resolve_blocks
+from can_jax.evaluate.protocols.registry import PROTOCOLS
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Choice, Key, Table, Whole, configuration
+
+
+def evaluation_table() -> Table:
+    """Return the keys of an evaluation: those of all protocols, and one block for each of them.
+
+    Raises:
+        UserError: A protocol has the name of another key.
+    """
+    common: dict[str, Any] = {
+        "protocol": Key("knn", Choice(PROTOCOLS), "The evaluation protocol."),
+        "seed": Key(0, Whole(0, 2**31 - 1), "The random seed of the evaluation."),
+        "batch_size": Key(
+            256, Whole(1, 2**24), "Images per forward pass; for `classify`, images per train step."
+        ),
+        "features": Key(
+            "patches", Choice(FEATURES),
+            "The tokens whose mean is the feature; `both` concatenates class and patches.",
+        ),
+        "held_out": Key(
+            0.1, INSIDE,
+            "The fraction of the training examples on which hyperparameters are selected."
+        ),
+    }  # fmt: skip
+    common |= encoder_table()
+    blocks = {name: protocol.settings for name, protocol in PROTOCOLS.items()}
+    if taken := common.keys() & blocks:
+        raise UserError(
+            f"the evaluation protocol {min(taken)!r} has the name of a key: give it another name"
+        )
+    return common | {name: block for name, block in blocks.items() if block}
+
+
+def default_evaluation() -> ConfigDict:
+    """Return the default evaluation: kNN on the data and at the image size of pretraining."""
+    return configuration(evaluation_table()).lock()
+
+
+def resolve_evaluation(config: ConfigDict) -> ConfigDict:
+    """Return a checked copy of an evaluation's configuration, with sizes and ranges as tuples.
+
+    Raises:
+        UserError: A setting is wrong; the one-line message names the first one.
+    """
+    origin = "can_jax.evaluate.config.default_evaluation()"
+    config = resolve_blocks(config, evaluation_table(), origin)
+    for _, protocol in PROTOCOLS.items():
+        protocol.check(config)
+    return config

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
@@ -66,12 +67,14 @@ class EvalContext:
         subject: The pretrained encoder, or the trained classifier.
         mesh: The device mesh.
         read: The feature extractor that reads splits of the data.
+        workdir: The directory of the results, in which a protocol can train.
     """
 
     config: ConfigDict
     subject: PretrainedEncoder
     mesh: Mesh
     read: SplitFeatureExtractor
+    workdir: epath.Path
 
     @property
     def data(self) -> ConfigDict:

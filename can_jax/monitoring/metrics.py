@@ -5,8 +5,9 @@ import json
 import math
 import os
 import socket
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from absl import logging
 from etils import epath
 from jaxtyping import Float, UInt8
 
+from can_jax.monitoring.trackers import TRACKERS, Tracker
 from can_jax.utils.errors import one_line
 from can_jax.utils.files import json_lines, replace_bytes
 from can_jax.utils.tensorflow import tensorflow
@@ -79,54 +81,37 @@ def write_restart(folder: epath.Path, step: int) -> None:
             file.write(event.SerializeToString())
 
 
-class MetricWriter:
-    """A writer of `metrics.jsonl` and of TensorBoard events; only process 0 writes.
+class JsonLines(Tracker):
+    """The tracker that writes `metrics.jsonl`, which the run itself reads, too.
 
-    Nothing is written before `truncate_after` sets the step from which the run starts or resumes.
-    If the disk is full, lines wait in memory until there is space, and events are lost.
+    If the disk is full, lines wait in memory until there is space.
 
     Args:
         workdir: The run directory.
     """
 
     def __init__(self, workdir: epath.Path):
-        self._active = jax.process_index() == 0
-        if not self._active:
-            return
-        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
-        self._waiting, self._warned = b"", False
+        self._path = workdir / "metrics.jsonl"
+        self._waiting = b""
         self._lines: Any = None
-        self._summary: Any = None
-        self._events: Any = None
 
-    def truncate_after(self, step: int) -> None:
+    def start(self, step: int) -> None:
         """Drop the metrics beyond a step, since those steps are repeated, and incomplete lines.
 
         Dropped lines are appended to ``metrics_dropped.jsonl``.
+
+        Raises:
+            OSError: The files cannot be written.
         """
-        if not self._active:
-            return
         if self._lines:
-            self._flush()
+            with contextlib.suppress(OSError):
+                self._flush()
             self._lines.close()
         self._drop(step)
         if "://" in str(self._path):
             self._lines = self._path.open("ab")
         else:  # unbuffered, so that `write` returns how many bytes were written
             self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
-        with self._room():
-            self._open_events(step)
-
-    def _open_events(self, step: int) -> None:
-        """Open a new event file, which makes TensorBoard drop the events beyond a step."""
-        folder = self._workdir / "tensorboard"
-        if self._events:
-            self._events.close()
-        if folder.exists():
-            write_restart(folder, step)
-        # clu's writer does the same, but imports Keras, which takes 5 s at every start.
-        self._summary = tensorflow().summary
-        self._events = self._summary.create_file_writer(str(folder))
 
     def _drop(self, step: int) -> None:
         """Move malformed lines and those beyond a step to ``metrics_dropped.jsonl``.
@@ -144,52 +129,138 @@ class MetricWriter:
             replace_bytes(beside, before + b"".join(line + b"\n" for line in dropped))
             replace_bytes(self._path, b"".join(line + b"\n" for line in kept))
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def metrics(self, step: int, values: dict[str, float]) -> None:
         """Write the values of a step as one line of JSON; NaN and infinity become null."""
-        if not self._active:
-            return
         finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
         self._waiting += (json.dumps({"step": step} | finite) + "\n").encode()
         self._flush()
-        with self._room(), self._events.as_default(step):
-            for name, value in values.items():
-                self._summary.scalar(name, value)
 
-    def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write an image for TensorBoard."""
-        if self._active:
-            with self._room(), self._events.as_default(step):
-                self._summary.image(name, image[None])
-                self._events.flush()
-
-    def close(self) -> None:
-        """Flush and close the files."""
-        if self._active and self._lines:
-            self._flush()
-            self._lines.close()
-            with self._room():
-                self._events.flush()
-                self._events.close()
+    def finish(self) -> None:
+        """Write the pending lines and close the file."""
+        if self._lines:
+            try:
+                self._flush()
+            finally:
+                self._lines.close()
 
     def _flush(self) -> None:
         """Write the pending lines, as far as there is space."""
-        with self._room():
-            while self._waiting:
-                taken = self._lines.write(self._waiting)  # bytes; None from a bucket's file
-                self._waiting = b"" if taken is None else self._waiting[taken:]
-            self._lines.flush()
+        while self._waiting:
+            taken = self._lines.write(self._waiting)  # bytes; None from a bucket's file
+            self._waiting = b"" if taken is None else self._waiting[taken:]
+        self._lines.flush()
 
-    @contextlib.contextmanager
-    def _room(self) -> Iterator[None]:
-        """Log the first error of a write in the body as a warning, and suppress all of them.
 
-        A run continues without its metrics.
+class TensorBoard(Tracker):
+    """The tracker that writes event files for TensorBoard.
+
+    Args:
+        workdir: The run directory; the event files are in its folder ``tensorboard``.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._folder = workdir / "tensorboard"
+        self._summary: Any = None
+        self._events: Any = None
+
+    def start(self, step: int) -> None:
+        """Open a new event file, which makes TensorBoard drop the events beyond a step."""
+        if self._events:
+            self._events.close()
+        if self._folder.exists():
+            write_restart(self._folder, step)
+        # clu's writer does the same, but imports Keras, which takes 5 s at every start.
+        self._summary = tensorflow().summary
+        self._events = self._summary.create_file_writer(str(self._folder))
+
+    def hyperparameters(self, config: dict[str, Any]) -> None:
+        """Write the configuration as text, one line for each key."""
+        text = json.dumps(config, indent=2, sort_keys=True, default=str)
+        with self._events.as_default(0):
+            self._summary.text("config", textwrap.indent(text, "    "))  # code in Markdown
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step."""
+        with self._events.as_default(step):
+            for name, value in values.items():
+                self._summary.scalar(name, value)
+
+    def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Write a figure at once, since the next one may be far away."""
+        with self._events.as_default(step):
+            self._summary.image(name, image[None])
+            self._events.flush()
+
+    def finish(self) -> None:
+        """Flush and close the event file."""
+        if self._events:
+            self._events.flush()
+            self._events.close()
+
+
+TRACKERS.register("jsonl", JsonLines)
+TRACKERS.register("tensorboard", TensorBoard)
+
+
+class MetricWriter:
+    """A writer of a run's metrics to all `TRACKERS`; only process 0 has any.
+
+    Nothing is written before `truncate_after` sets the step from which the run starts or resumes.
+    If a tracker fails, the first error is logged as a warning, and the run continues.
+
+    Args:
+        workdir: The run directory.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._workdir = workdir
+        self._trackers: dict[str, Tracker] = {}
+        self._failed: set[str] = set()
+        self._started = False
+        if jax.process_index() == 0:
+            self._trackers = {name: factory(workdir) for name, factory in TRACKERS.items()}
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the metrics beyond a step, since those steps are repeated.
+
+        Raises:
+            OSError: `metrics.jsonl`, which the run itself reads, cannot be written.
         """
+        self._started = True
+        if lines := self._trackers.get("jsonl"):
+            lines.start(step)
+        for name, tracker in self._trackers.items():
+            if tracker is not lines:
+                self._attempt(name, tracker.start, step)
+
+    def hyperparameters(self, config: dict[str, Any]) -> None:
+        """Write the configuration of the run, a nested dict."""
+        for name, tracker in self._trackers.items():
+            self._attempt(name, tracker.hyperparameters, config)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Write the metrics of a step."""
+        for name, tracker in self._trackers.items():
+            self._attempt(name, tracker.metrics, step, values)
+
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Write a figure of a step."""
+        for tracker_name, tracker in self._trackers.items():
+            self._attempt(tracker_name, tracker.figure, step, name, image)
+
+    def close(self) -> None:
+        """Finish all trackers."""
+        for name, tracker in self._trackers.items() if self._started else ():
+            self._attempt(name, tracker.finish)
+
+    def _attempt(self, name: str, call: Callable[..., object], *arguments: Any) -> None:
+        """Call a method of a tracker; the first error of each tracker is logged as a warning."""
         try:
-            yield
-        except Exception as error:  # of the system or TensorFlow
-            if not self._warned:
+            call(*arguments)
+        except Exception as error:  # of the system, TensorFlow or a user's tracker
+            if name not in self._failed:
                 logging.warning(
-                    "metrics of %s cannot be written: %s", self._workdir, one_line(error)
-                )
-            self._warned = True
+                    "metrics of %s cannot be written by the tracker %s: %s",
+                    self._workdir, name, one_line(error),
+                )  # fmt: skip
+            self._failed.add(name)

@@ -12,7 +12,7 @@ from etils import epath
 from can_jax.checkpoint.lock import InUse, run_lock
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.runtime import environment
-from can_jax.evaluate.protocols.registry import MAP, measure
+from can_jax.evaluate.measure import MAP, measure
 from can_jax.evaluate.reports.pictures import figures_of
 from can_jax.evaluate.reports.results import write_results
 from can_jax.monitoring.console import plain_console

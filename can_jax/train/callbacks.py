@@ -7,8 +7,6 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.pipeline.training_loader import Loader
@@ -17,11 +15,11 @@ from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter, read_metrics, to_scalars
+from can_jax.monitoring.metrics import read_metrics, to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock
+from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
 from can_jax.train.knn_probe import KnnProbe
-from can_jax.train.loop import PeriodicAction
 from can_jax.train.losses import heads
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
@@ -60,30 +58,18 @@ def figure_path(workdir: epath.Path, step: int) -> epath.Path:
     return workdir / "figures" / f"step_{step:08d}.png"
 
 
-class Log:
-    """A callback that writes the metrics of any run and prints its status lines.
+class Log(Callback):
+    """The callback that writes the metrics of any run and prints its status lines.
 
     Args:
-        config: The resolved configuration.
-        mesh: The device mesh.
-        times: The durations of the run.
+        run: The run.
         flops: FLOPs of a step per image.
-        writer: The writer of the metrics.
-        report: The reporter that prints messages and the progress bar.
     """
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        mesh: Mesh,
-        times: RunLength,
-        flops: int,
-        writer: MetricWriter,
-        report: console.Reporter,
-    ):
-        self.report = report
-        self._config, self._times, self._writer, self._flops = config, times, writer, flops
-        self._devices = mesh.size
+    def __init__(self, run: RunContext, flops: int):
+        self.report, self._writer = run.report, run.writer
+        self._config, self._times, self._flops = run.config, run.times, flops
+        self._devices = run.mesh.size
         self._skipped_steps = 0.0
         self._input = InputWatch()
 
@@ -127,34 +113,20 @@ class PretrainCallbacks(Log):
     """The callbacks of pretraining: metrics, the kNN probe and the reconstruction figures.
 
     Args:
-        step: The train step, with its configuration.
-        source: The training images, which are also the bank of the probe.
-        mesh: The device mesh.
-        times: The durations of the run.
-        workdir: The run directory.
-        writer: The writer of the metrics.
-        report: The reporter that prints messages.
+        run: The run.
+        step: The train step of ``run``.
     """
 
-    def __init__(
-        self,
-        step: Step,
-        source: Any,
-        mesh: Mesh,
-        times: RunLength,
-        workdir: epath.Path,
-        writer: MetricWriter,
-        report: console.Reporter,
-    ):
-        flops = train_flops_per_image(step.config, heads(step.config))
-        super().__init__(step.config, mesh, times, flops, writer, report)
-        self._step, self._source, self._mesh, self._workdir = step, source, mesh, workdir
+    def __init__(self, run: RunContext, step: Step):
+        super().__init__(run, train_flops_per_image(step.config, heads(step.config)))
+        self._step, self._source = step, run.source
+        self._mesh, self._workdir = run.mesh, run.workdir
         self._probe = None
-        if times.probe_every:
-            self._probe = KnnProbe(step.config, step, source, mesh)
-        if times.figures_every:
+        if run.times.probe_every:
+            self._probe = KnnProbe(step.config, step, run.source, run.mesh)
+        if run.times.figures_every:
             self._panel = jax.jit(
-                functools.partial(make_panel, step), out_shardings=replicated(mesh)
+                functools.partial(make_panel, step), out_shardings=replicated(run.mesh)
             )
 
     @functools.cached_property
@@ -168,9 +140,11 @@ class PretrainCallbacks(Log):
         """Return the periodic evaluations that the configuration enables."""
         periodic_actions = []
         if self._times.probe_every:
-            periodic_actions.append(PeriodicAction(self._times.probe_every, self.probe))
+            probe = PeriodicAction(self._times.probe_every, self.probe, saves_first=True)
+            periodic_actions.append(probe)
         if self._times.figures_every:
-            periodic_actions.append(PeriodicAction(self._times.figures_every, self.picture))
+            figure = PeriodicAction(self._times.figures_every, self.picture, saves_first=True)
+            periodic_actions.append(figure)
         return periodic_actions
 
     def on_train_start(self, step: int, state: TrainState) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from can_jax.monitoring.loss_spikes import LossSpikeDetector
 from can_jax.monitoring.profile import TraceWindow
 from can_jax.monitoring.timing import STEPS_IN_FLIGHT, Startup, StepClock
 from can_jax.monitoring.watchdog import Watchdog
+from can_jax.train.callback import Callback
 from can_jax.train.step import Steps, TrainState
 from can_jax.utils.errors import UserError
 
@@ -60,37 +61,14 @@ class Progress:
         return cls(**{name: value for name, value in restored.items() if name in names})
 
 
-class PeriodicAction(NamedTuple):
-    """A periodic callback, called every ``every`` steps and after the last."""
-
-    every: int
-    act: Callable[[int, TrainState], None]
-
-
 @runtime_checkable
-class Callbacks(Protocol):
-    """The callbacks of a run: logging and evaluations."""
+class Logger(Protocol):
+    """The logger of a run."""
 
     report: console.Reporter
 
-    def on_train_start(self, step: int, state: TrainState) -> None:
-        """Run the evaluations due before the first step, or left unfinished by a killed run."""
-        ...
-
-    def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the periodic callbacks."""
-        ...
-
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Log the metrics of a step."""
-        ...
-
-    def on_rollback(self, step: int) -> None:
-        """Roll the logged metrics back to a step; later steps are trained anew."""
-        ...
-
-    def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Summarize the run after its last step; ``seconds`` is its training time."""
         ...
 
 
@@ -107,7 +85,8 @@ class Loop:
         lock: The lock on the run directory, checked before anything is written there.
         loader: The batches, from the next step on.
         checkpoints: The checkpoints of the run.
-        watcher: The callbacks for logging and evaluation.
+        logger: The logger of metrics and messages.
+        callbacks: The callbacks, such as evaluations.
         stopping: The signals that ask the job to stop.
         watchdog: The timer that ends a run without progress.
         replicas: The check that device copies agree; None if it is off.
@@ -124,7 +103,8 @@ class Loop:
     lock: RunLock
     loader: Loader
     checkpoints: Checkpointer
-    callbacks: Callbacks
+    logger: Logger
+    callbacks: Callback
     stopping: StopSignals
     watchdog: Watchdog
     replicas: ReplicaCheck | None
@@ -146,7 +126,7 @@ class Loop:
         Raises:
             UserError: Training diverged, device copies differ, or checkpoints cannot be written.
         """
-        config, clock, report = self.step.config, StepClock(), self.callbacks.report
+        config, clock, report = self.step.config, StepClock(), self.logger.report
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
         self._guard = LossSpikeDetector(config, self.progress.guard)
@@ -177,11 +157,12 @@ class Loop:
             last, stop = step == self.total, self.stopping.after(step)
             if step % config.log_every_steps == 0 or last:
                 self.lock.check()
-                self.callbacks.log(step, metrics, clock, self.loader)
+                self.logger.log(step, metrics, clock, self.loader)
             actions = self.callbacks.periodic_actions()
             due = [action for action in actions if step % action.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.
-            regular = step % config.checkpoint.every_steps == 0 or due or last or stop
+            evaluated = any(action.saves_first for action in due)
+            regular = step % config.checkpoint.every_steps == 0 or evaluated or last or stop
             if regular or self._minutes_passed(step):
                 with clock.paused():
                     self._save(step, state, temporary=not regular)
@@ -278,7 +259,7 @@ class Loop:
         size, before = self.step.config.batch_size, self.progress.passed_over
         self.progress.passed_over += step - restored
         self.progress.rewinds += 1
-        self.callbacks.report.say(
+        self.logger.report.say(
             f"resumed from the checkpoint of step {restored}; the images at positions "
             f"{size * (restored + before)} to {size * (step + before) - 1} are passed over"
         )

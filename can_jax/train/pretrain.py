@@ -16,21 +16,19 @@ from can_jax.checkpoint.identity import has_checkpoints, read_identity
 from can_jax.checkpoint.resume import check_changes, with_stored
 from can_jax.checkpoint.run_directory import stored_config
 from can_jax.config.resolve import from_json, resolve, to_json
-from can_jax.data.fingerprint import fingerprint
 from can_jax.data.pipeline.order import shares
 from can_jax.data.pipeline.streaming_loader import open_stream
-from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
+from can_jax.train.callback import RunContext
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
@@ -121,7 +119,7 @@ class Pretraining:
         """Return the seed, the batch size and the fingerprint of the data."""
         config = self.config
         decided = {"seed": config.seed, "batch_size": config.batch_size}
-        return decided | {"data": fingerprint(self.source)}
+        return decided | {"data": self.source.fingerprint()}
 
     def facts(self) -> dict[str, Any]:
         """Return the batch, the durations and the cost of the run."""
@@ -151,13 +149,9 @@ class Pretraining:
         """Return whether the last step was evaluated. Collective: every process must call this."""
         return not pending_evaluations(self.times.total, self.times, workdir)
 
-    def callbacks(
-        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> PretrainCallbacks:
+    def callbacks(self, run: RunContext) -> PretrainCallbacks:
         """Return the callbacks: metrics, the kNN probe and the figures."""
-        return PretrainCallbacks(
-            self.step, self.source, self.mesh, self.times, workdir, writer, report
-        )
+        return PretrainCallbacks(run, self.step)
 
 
 def continued(
@@ -229,7 +223,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     blocks = config.objective
     needy = [name for name, o in active(blocks.to_dict()).items() if o.needs_labels(blocks[name])]
     unlabeled = source.labels is not None and not (source.labels >= 0).any()
-    if isinstance(source, MixtureSource):
+    if source.parts:
         unlabeled = not source.label_names
     if needy and unlabeled:
         how = ".supervised=True" if needy[0] == "contrastive" else ""
@@ -243,8 +237,9 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
     if config.accumulation.negatives == "microbatch":
         compared //= config.accumulation.microbatches
     parts = [("the data", source.examples, 1.0)]
-    if isinstance(source, MixtureSource):
-        sized = zip(source.sizes, shares(source.weights), strict=True)
+    if source.parts:
+        sizes = (part.examples for part in source.parts)
+        sized = zip(sizes, shares(source.weights), strict=True)
         parts = [(f"part {i} of the mixture", n, real) for i, (n, (_, real)) in enumerate(sized)]
     for name, examples, share in parts:
         drawn = config.batch_size * share

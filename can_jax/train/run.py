@@ -31,6 +31,7 @@ from can_jax.monitoring.profile import TraceWindow
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Startup
 from can_jax.monitoring.watchdog import LONG, Watchdog, section
+from can_jax.train.callback import CALLBACKS, CallbackList, RunContext
 from can_jax.train.loop import Loop, Progress
 from can_jax.train.start import (
     first_step,
@@ -113,7 +114,12 @@ def run(
         # Everything that can reject a setting comes before the first change to the directory.
         writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
         with section("opening the data of the probe", longer):
-            callbacks = training.callbacks(workdir, writer, report)
+            context = RunContext(
+                config, mesh, step, training.source, times, workdir, writer, report
+            )
+            logger = training.callbacks(context)
+            added = [factory(context) for _, factory in CALLBACKS.items()]
+            callbacks = CallbackList([logger, *added])
         first, state, progress = restore_or_begin(
             training, checkpoints, first, abstract, stream, report, longer
         )
@@ -124,6 +130,7 @@ def run(
             record_start(config, workdir, first, environment(mesh) | {"run": facts}, report)
             record_parameters(abstract.parameters, workdir)
             writer.truncate_after(first)
+            writer.hyperparameters(config.to_dict())
         lock.check()
         log.open(workdir)
         drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)
@@ -152,6 +159,7 @@ def run(
                 workdir=workdir,
                 lock=lock,
                 checkpoints=checkpoints,
+                logger=logger,
                 callbacks=callbacks,
                 stopping=stopping,
                 watchdog=stack.enter_context(contextlib.closing(watchdog)),

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import Identity
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter
-from can_jax.train.loop import Callbacks
+from can_jax.train.callback import RunContext
+from can_jax.train.callbacks import Log
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Steps, TrainState
 
@@ -66,8 +66,6 @@ class Training(Protocol):
         """Return whether a run that has completed its last step has nothing left to do."""
         ...
 
-    def callbacks(
-        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> Callbacks:
-        """Return the callbacks of the run."""
+    def callbacks(self, run: RunContext) -> Log:
+        """Return the logger of the run, which is also its first callback."""
         ...

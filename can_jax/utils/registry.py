@@ -12,6 +12,7 @@ from can_jax.utils.nearest import nearest
 MAY_BE_REGISTERED = "or one that a module of --modules registers"
 T = TypeVar("T")
 V = TypeVar("V")
+MISSING: Any = object()
 
 
 class Registry(Generic[T]):
@@ -34,8 +35,8 @@ class Registry(Generic[T]):
     @overload
     def register(self, name: str) -> Callable[[V], V]: ...
     @overload
-    def register(self, name: str, value: V) -> V: ...  # type: ignore[misc]
-    def register(self, name: str, *value: Any) -> Any:
+    def register(self, name: str, value: V) -> V: ...
+    def register(self, name: str, value: Any = MISSING) -> Any:
         """Add a value and return it, or return a decorator that adds a function or class.
 
         A module that is executed again replaces its own values.
@@ -49,7 +50,7 @@ class Registry(Generic[T]):
         """
         origin = _importing_file()
 
-        def add(value: V) -> V:
+        def add(value: Any) -> Any:
             if not isinstance(name, str) or not name.isidentifier():
                 raise ValueError(f"the {self.kind} {name!r}: a name has letters, digits and _ only")
             if self._origins.get(name, origin) != origin and self._values[name] != value:
@@ -57,10 +58,10 @@ class Registry(Generic[T]):
                     f"the {self.kind} {name!r} is already registered by {self._origins[name]}: "
                     "give yours another name"
                 )
-            self._values[name], self._origins[name] = value, origin  # type: ignore[assignment]
+            self._values[name], self._origins[name] = value, origin
             return value
 
-        return add(*value) if value else add
+        return add if value is MISSING else add(value)
 
     @contextlib.contextmanager
     def temporarily(self, name: str, value: T) -> Iterator[None]:

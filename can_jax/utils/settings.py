@@ -136,7 +136,11 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A kind of value: one of a few strings."""
+    """A kind of value: one of a few strings.
+
+    Attributes:
+        choices: The strings; a registry, to allow all names that it has when a value is checked.
+    """
 
     choices: Collection[str]
     type: ClassVar[type] = str

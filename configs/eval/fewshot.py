@@ -14,7 +14,7 @@ and 25 shots, untrained encoder 15.8, 18.8, 21.9 and 24.1 %.
 
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 
 def get_config() -> ConfigDict:

@@ -15,7 +15,7 @@ The row of a recipe's own run is in that recipe.
 
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Result: measured on the checkpoint of `configs/cifar10.py`: effective rank 34.2 
 
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Result: not measured at this scale; tested on a small ImageNet of the same layou
 
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 
 def get_config() -> ConfigDict:

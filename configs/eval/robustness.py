@@ -22,7 +22,7 @@ an earlier one, which was too rough.
 
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config import load_recipe
 from can_jax.config.baselines import METHODS
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 
 NO_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
 MAE = METHODS["mae"] | {f"augment.{n}": v for n, v in (("jitter", 0.8), ("greyscale", 0.2))}

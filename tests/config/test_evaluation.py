@@ -3,8 +3,11 @@
 import pytest
 
 import can_jax
-from can_jax.config.evaluation import resolve_evaluation
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
+from can_jax.evaluate.protocols.base import EvalProtocol
+from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Key, Whole
 from tests.evaluate import samples
 from tests.helpers.runs import main_in_process
 
@@ -80,6 +83,13 @@ def test_settings_that_work_are_taken():
         data__test_split="val", data__train_examples=3,
     )  # fmt: skip
     assert resolve_evaluation(config).fewshot.datasets[0]["range"] == (0.0, 255.0)
+
+
+def test_protocol_with_the_name_of_another_key_is_refused(monkeypatch):
+    protocol = EvalProtocol(lambda task: None, settings={"k": Key(1, Whole(1, 9), "Neighbors.")})
+    monkeypatch.setattr(PROTOCOLS, "_values", PROTOCOLS._values | {"data": protocol})
+    with pytest.raises(UserError, match="the evaluation protocol 'data' has the name of a key"):
+        default_evaluation()
 
 
 def test_mistakes_of_the_command_line_write_nothing(tmp_path):

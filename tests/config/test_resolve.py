@@ -4,8 +4,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from can_jax.config.durations import TOTAL, steps_of
-from can_jax.config.evaluation import default_evaluation, resolve_evaluation
 from can_jax.config.resolve import default_config, resolve
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
 

@@ -12,8 +12,8 @@ from can_jax import objectives
 from can_jax.cli.flags import OptionalTupleParser
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import keep_overrides
-from can_jax.config.evaluation import EVALUATION, default_evaluation, resolve_evaluation
 from can_jax.config.resolve import from_json, load_recipe, resolve, to_json
+from can_jax.evaluate.config import default_evaluation, evaluation_table, resolve_evaluation
 from can_jax.train.run_length import make_run_length
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import (
@@ -33,7 +33,7 @@ from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
 
 INF, NAN = math.inf, math.nan
-TABLES = {"recipe": RECIPE, "evaluation": EVALUATION}
+TABLES = {"recipe": RECIPE, "evaluation": evaluation_table()}
 
 
 def with_value(config, name, value):
@@ -371,7 +371,7 @@ def test_only_keys_that_may_be_none_offer_it():
     for value in ((16, 0), 10**400, None):
         with pytest.raises(UserError, match=r"data.image_size=.*\(height, width\), in pixels$"):
             resolve(with_value(small_config(), "data.image_size", value))
-    assert EVALUATION["data"]["image_size"].describe().endswith("or None")
+    assert TABLES["evaluation"]["data"]["image_size"].describe().endswith("or None")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from can_jax.config import default_config
-from can_jax.data.fingerprint import differences, fingerprint
+from can_jax.data.fingerprint import differences
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.pipeline.streaming_loader import open_stream
@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 
 def of_folder(path):
-    return fingerprint(open_folder(str(path), "train"))
+    return open_folder(str(path), "train").fingerprint()
 
 
 def test_same_files_at_another_place_are_the_same(folder, tmp_path):
@@ -76,10 +76,10 @@ def test_index_of_the_same_files_changes_nothing(folder):
 
 def test_index_of_records_knows_their_labels_and_changes_nothing(tmp_path):
     write_tfrecord(tmp_path / "train-0.tfrecord", IMAGES, [i % 2 for i in range(6)])
-    before = fingerprint(open_tfrecord(str(tmp_path), "train"))
+    before = open_tfrecord(str(tmp_path), "train").fingerprint()
     plan = Plan("tfrecord", str(tmp_path))
     build_index(plan, ["train-0.tfrecord"], tmp_path / FOLDER / "train", workers=1)
-    assert differences(before, fingerprint(open_tfrecord(str(tmp_path), "train"))) == []
+    assert differences(before, open_tfrecord(str(tmp_path), "train").fingerprint()) == []
 
 
 def write_shards(root: Path, *counts):
@@ -89,18 +89,18 @@ def write_shards(root: Path, *counts):
 
 def test_shards_are_told_by_name_size_and_places(tmp_path):
     write_shards(tmp_path, 3, 2)
-    before = fingerprint(open_webdataset(str(tmp_path), "train"))
+    before = open_webdataset(str(tmp_path), "train").fingerprint()
     _, names = locate_shards("webdataset", str(tmp_path), "train")
     plan = Plan("webdataset", str(tmp_path))
     build_index(plan, names, tmp_path / FOLDER / "train", workers=1)
-    assert differences(before, fingerprint(open_webdataset(str(tmp_path), "train"))) == []
+    assert differences(before, open_webdataset(str(tmp_path), "train").fingerprint()) == []
     shutil.rmtree(tmp_path / FOLDER)
     write_shards(tmp_path, 2, 3)
-    after = fingerprint(open_webdataset(str(tmp_path), "train"))
+    after = open_webdataset(str(tmp_path), "train").fingerprint()
     assert "examples at other places in the files" in differences(before, after)
     with (tmp_path / "train-0.tar").open("ab") as file:
         file.write(bytes(512))
-    longer = fingerprint(open_webdataset(str(tmp_path), "train"))
+    longer = open_webdataset(str(tmp_path), "train").fingerprint()
     assert differences(after, longer) == ["files of other sizes"]
 
 
@@ -108,10 +108,10 @@ def test_streamed_shards(tmp_path):
     write_shards(tmp_path, 3, 2)
     data = default_config().data
     data.update(source="webdataset", path=str(tmp_path), streaming=True, examples=5)
-    before = fingerprint(open_stream(data, "train"))
-    assert differences(before, fingerprint(open_stream(data, "train"))) == []
+    before = open_stream(data, "train").fingerprint()
+    assert differences(before, open_stream(data, "train").fingerprint()) == []
     (tmp_path / "train-1.tar").rename(tmp_path / "train-2.tar")
-    assert differences(before, fingerprint(open_stream(data, "train"))) == ["other files"]
+    assert differences(before, open_stream(data, "train").fingerprint()) == ["other files"]
 
 
 def arrays(seed=0, count=5):
@@ -120,15 +120,15 @@ def arrays(seed=0, count=5):
 
 
 def test_arrays_and_mixtures():
-    before = fingerprint(MixtureSource([arrays(), arrays(1)], (1.0, 2.0)))
-    same = fingerprint(MixtureSource([arrays(), arrays(1)], (2.0, 4.0)))
+    before = MixtureSource([arrays(), arrays(1)], (1.0, 2.0)).fingerprint()
+    same = MixtureSource([arrays(), arrays(1)], (2.0, 4.0)).fingerprint()
     assert differences(before, same) == []
     for parts, weights, phrases in [
         ([arrays(), arrays(2)], (1.0, 2.0), ["part 1: other content"]),
         ([arrays(), arrays(1)], (1.0, 3.0), ["other weights of the parts"]),
         ([arrays()], (1.0,), ["1 parts instead of 2"]),
     ]:
-        assert differences(before, fingerprint(MixtureSource(parts, weights))) == phrases
-    alone = fingerprint(arrays())
+        assert differences(before, MixtureSource(parts, weights).fingerprint()) == phrases
+    alone = arrays().fingerprint()
     assert differences(alone, before) == ["a mixture instead of one source"]
     assert differences(before, alone) == ["no mixture any more"]

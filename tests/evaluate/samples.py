@@ -8,9 +8,9 @@ import numpy as np
 from etils import epath
 
 from can_jax.checkpoint.manager import Checkpointer
-from can_jax.config.evaluation import default_evaluation
 from can_jax.config.resolve import to_json
 from can_jax.distributed.mesh import make_mesh
+from can_jax.evaluate.config import default_evaluation
 from can_jax.train.step import abstract_state, initialize, make_step
 from tests.data.samples import encode
 from tests.helpers.configs import small_config

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from can_jax.config.evaluation import default_evaluation
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import path_name
+from can_jax.evaluate.config import default_evaluation
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.models.vit import drop_path
 from can_jax.train.step import encoder_network

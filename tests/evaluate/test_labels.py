@@ -8,12 +8,12 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import resolve_evaluation
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
-from can_jax.evaluate.protocols.registry import evaluate, measure
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate, measure
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.features.knn import knn_predictions
@@ -39,7 +39,9 @@ def task(run):
     config = resolve_evaluation(samples.evaluation("knn"))
     mesh = make_mesh(config.mesh)
     subject = open_encoder(str(run), False, config, mesh)
-    return EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
+    return EvalContext(
+        config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16), epath.Path()
+    )
 
 
 def block_of(task, source, path):

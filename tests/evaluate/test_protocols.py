@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.config.evaluation import resolve_evaluation
 from can_jax.config.resolve import load_recipe
 from can_jax.data.evaluation.pairs import open_own
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
-from can_jax.evaluate.protocols import frozen
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate, measure
+from can_jax.evaluate.protocols import health
 from can_jax.evaluate.protocols.finetune import run_config
-from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
@@ -167,10 +167,10 @@ def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
 def test_table_of_many_classes_holds_the_best_and_the_worst():
     labels = np.repeat(np.arange(0, 12 * 50_000, 50_000), 2)
     right = np.arange(24) < 13
-    (rows,) = frozen.by_class(right, labels, ()).values()
+    (rows,) = health.by_class(right, labels, ()).values()
     assert len(rows) == 12
     assert rows[6] == {"class": "300000", "examples": 2, "kNN top-1 (%)": 50.0}
-    ((title, rows),) = frozen.by_class(right, labels, (), most=4).items()
+    ((title, rows),) = health.by_class(right, labels, (), most=4).items()
     assert title.endswith("the best and the worst 2 of 12")
     assert [row["kNN top-1 (%)"] for row in rows] == [100, 100, 0, 0]
 
@@ -238,7 +238,7 @@ def test_fine_tuning_of_a_run_without_reconstruction_is_configured(places, simcl
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     subject = open_encoder(str(simclr), False, config, mesh)
     trained = run_config(
-        EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
+        EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16), epath.Path())
     )
     assert (subject.config.model.mask_ratio, trained.model.mask_ratio) == (0, 0.5)
     assert trained.objective.reconstruction.weight == 1

@@ -7,9 +7,9 @@ import pytest
 from etils import epath
 
 from can_jax.checkpoint.identity import IDENTITY, differences
-from can_jax.config.evaluation import resolve_evaluation
 from can_jax.config.resolve import load_recipe
-from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.reports import results
 from can_jax.evaluate.reports.provenance import protocol_settings
 from can_jax.export.model import open_model

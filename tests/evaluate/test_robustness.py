@@ -7,12 +7,17 @@ import pytest
 from etils import epath
 
 from can_jax.config import evaluation as config
-from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
-from can_jax.evaluate.protocols.registry import evaluate, logits_of
-from can_jax.evaluate.protocols.robustness import ALEXNET, mean_corruption_error, robustness
+from can_jax.evaluate.protocols.robustness import (
+    ALEXNET,
+    logits_of,
+    mean_corruption_error,
+    robustness,
+)
 from can_jax.evaluate.protocols.shifts import SHIFTS
 from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.split_features import SplitFeatureExtractor
@@ -50,7 +55,9 @@ def opened(places):
     config = resolve_evaluation(settings(places, ()))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     subject = open_encoder(str(places[0]), False, config, mesh)
-    return EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
+    return EvalContext(
+        config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16), epath.Path()
+    )
 
 
 class Unread(SplitFeatureExtractor):

@@ -9,11 +9,11 @@ import pytest
 from etils import epath
 
 import can_jax
-from can_jax.config.evaluation import resolve_evaluation
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate, measure
 from can_jax.evaluate.protocols.finetune import run_config
-from can_jax.evaluate.protocols.registry import evaluate, measure
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext
 from can_jax.export.model import open_model
@@ -127,7 +127,9 @@ def test_the_training_of_a_classifier_has_defaults_in_their_place(places, change
     config = resolve_evaluation(samples.evaluation("classify", data, **changes))
     mesh = make_mesh(config.mesh)
     subject = open_encoder(str(old), True, config, mesh)  # whose seed is -1
-    task = EvalContext(config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16))
+    task = EvalContext(
+        config, subject, mesh, SplitFeatureExtractor(subject, mesh, 16), epath.Path()
+    )
     trained = run_config(task)
     assert (trained.spike.steps, trained.batch_size) == (10, 16)
     assert trained.optimizer.learning_rate == config.classify.learning_rate

@@ -1,34 +1,44 @@
 """Every file of docs/extend.md trains: its recipe is run as it stands there, on a tiny model."""
 
+import csv
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from can_jax.objectives import OBJECTIVES
 from can_jax.utils.registry import Registry
-from tests.helpers.runs import ROOT, main_in_process, metrics, run_in_process
+from tests.data.samples import encode
+from tests.evaluate import samples
+from tests.helpers.runs import (
+    ROOT,
+    counting_steps,
+    main_in_process,
+    metrics,
+    run_in_process,
+    state_at,
+)
 
 PAGE = (ROOT / "docs/extend.md").read_text()
 TINY = (
     "batch_size=16", "total_epochs=None", "total_steps=2", "log_every_steps=1",
-    "data.source=shapes", "data.image_size=16", "data.shapes_count=32", "data.path=None",
-    "model.width=24",
+    "data.image_size=16", "model.width=24",
     "model.depth=1", "model.heads=3", "model.patch_size=4", "model.dtype=float32",
     "model.scan=False", "model.decoder.width=16", "model.decoder.depth=1", "model.decoder.heads=2",
     "model.projector.hidden=32", "model.projector.outputs=16", "augment.jitter=0.0",
     "augment.greyscale=0.0", "augment.blur=0.0", "optimizer.warmup_share=None",
-    "optimizer.warmup_steps=0", "probe.every_steps=0", "figures.every_steps=0",
+    "optimizer.warmup_steps=0", "figures.every_steps=0", "checkpoint.every_steps=2",
 )  # fmt: skip
+SHAPES = ("data.source=shapes", "data.path=None", "data.shapes_count=32", "probe.every_steps=0")
 MAE_ALONE = ("objective.contrastive.weight=0.0", "objective.denoising.weight=0.0")  # compiles fast
 
 
 def example(heading):
     """The Python file below a heading of the page."""
     (section,) = re.findall(rf"^## {heading}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
-    return code
+    return re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[0]
 
 
 @pytest.fixture
@@ -36,9 +46,9 @@ def own(tmp_path):
     """A function that writes an example to a file. What it registers is forgotten afterwards."""
     before = {registry: registry.names() for registry in Registry.all}
 
-    def write(heading, name="mine.py"):
-        path = tmp_path / name
-        path.write_text(example(heading))
+    def write(heading, *more):
+        path = tmp_path / "mine.py"
+        path.write_text("\n".join([example(heading), *more]))
         return path
 
     yield write
@@ -50,7 +60,7 @@ def own(tmp_path):
 def test_objective_trains_with_its_head_and_its_run_is_read_with_its_module(own, tmp_path):
     """Nothing in a run directory names code to execute, so a command is told of the module."""
     path, workdir = own("An objective"), tmp_path / "run"
-    options = (*TINY, "objective.siglip.outputs=8", "accumulation.microbatches=2")
+    options = (*TINY, *SHAPES, "objective.siglip.outputs=8", "accumulation.microbatches=2")
     done = run_in_process(path, workdir, *options)
     assert done.returncode == 0, done.stderr
     assert "siglip_head/project" in done.stdout and "projector/" not in done.stdout
@@ -89,12 +99,14 @@ def test_backbone_trains_is_probed_and_loaded(own, tmp_path):
 
     path = own("A backbone")
     sizes = "model.backbone_options=(('width',16),('depth',2))"
-    done = run_in_process(path, tmp_path / "run", *TINY, *MAE_ALONE, sizes, "probe.every_steps=2")
+    done = run_in_process(
+        path, tmp_path / "run", *TINY, *SHAPES, *MAE_ALONE, sizes, "probe.every_steps=2"
+    )
     assert done.returncode == 0, done.stderr
     assert "encoder/layers" in done.stdout and "probe/knn" in metrics(tmp_path / "run")[-1]
     encoder = can_jax.load(tmp_path / "run")
     assert encoder(np.zeros((2, 16, 16, 3), np.uint8)).shape == (2, 16)
-    output, timm = f"--output={tmp_path}/export", "--format=timm"
+    output = f"--output={tmp_path}/export"
     done = main_in_process(
         "can_jax.export", f"--checkpoint={tmp_path}/run", output, "--format=timm"
     )
@@ -118,3 +130,102 @@ def test_module_that_cannot_be_imported_is_one_line(tmp_path, module, message):
     done = main_in_process("can_jax.main", f"--modules={given}", "--config=vit_l")
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert message in done.stderr
+
+
+def test_data_source(own, tmp_path):
+    rng, data = np.random.default_rng(0), tmp_path / "photos"
+    data.mkdir()
+    for split, count in (("train", 12), ("test", 6)):
+        rows = [(f"{split}{i}.png", ("cat", "dog", "owl")[i % 3]) for i in range(count)]
+        for i, (name, _) in enumerate(rows):
+            (data / name).write_bytes(encode(samples.picture(i, rng)))
+        with (data / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    recipe, workdir = own("A data source"), tmp_path / "run"
+    options = [f"data.path={data}", "probe.every_steps=2", "probe.bank=12", "probe.queries=6"]
+    done = run_in_process(recipe, workdir, *TINY, *options)
+    assert done.returncode == 0, done.stderr
+    lines = metrics(workdir)
+    assert [line["step"] for line in lines if "loss/total" in line] == [1, 2]
+    assert 0 <= lines[-1]["probe/knn"] <= 100 and "6 of" not in done.stderr
+
+    # A resume compares the data.
+    text = (data / "train.csv").read_text()
+    (data / "train.csv").write_text(text.replace("train0.png,cat", "train0.png,dog"))
+    again = run_in_process(recipe, workdir, *TINY, *options, "total_steps=4")
+    assert again.returncode == 1 and "it has other labels" in again.stderr
+
+    missing = run_in_process(recipe, tmp_path / "other", *TINY, "data.path=None")
+    assert missing.returncode == 1 and missing.stderr.count("\n") == 1
+    assert "config.data.path is not set: give the folder of the CSV files" in missing.stderr
+
+
+def test_evaluation_protocol(own, tmp_path):
+    recipe = own("An evaluation protocol")
+    run = samples.run_directory(tmp_path)
+    data = samples.arrays(tmp_path / "arrays")
+    options = [f"--config={recipe}", f"--checkpoint={run}", f"--workdir={tmp_path / 'out'}"]
+    options += ["--config.data.source=arrays", f"--config.data.path={data}"]
+    options += ["--config.data.test_split=val", "--config.batch_size=16", "--json"]
+    done = main_in_process("can_jax.evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)
+    assert results["metrics"].keys() == {"class_means/top1"}
+    assert results["metrics"]["class_means/top1"] > 80  # the classes differ in color
+    assert results["protocol"]["class_means"] == {"distance": "cosine"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Class means" in page and page.count("<circle") >= 15  # the map of the test images
+
+    wrong = main_in_process("can_jax.evaluate", *options, "--config.class_means.distance=cos")
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+    assert "config.class_means.distance='cos': give one of cosine, euclidean" in wrong.stderr
+
+
+def test_callback(own, tmp_path):
+    workdir = tmp_path / "run"
+    done = run_in_process(own("A callback"), workdir, *TINY, *SHAPES)
+    assert done.returncode == 0, done.stderr
+    (norm,) = [line["parameters/norm"] for line in metrics(workdir) if "parameters/norm" in line]
+    squares = [np.sum(np.square(x)) for x in jax.tree.leaves(state_at(workdir, 2)["parameters"])]
+    assert norm == pytest.approx(np.sqrt(np.sum(squares)), rel=1e-5)
+
+
+def test_tracker(own, tmp_path):
+    workdir = tmp_path / "run"
+    done = run_in_process(own("A tracker"), workdir, *TINY, *SHAPES)
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.reader((workdir / "metrics.csv").open()))
+    for line in metrics(workdir):
+        step = line.pop("step")
+        for name, value in line.items():
+            assert [str(step), name, str(value)] in rows
+    assert {step for step, _, _ in rows} == {"1", "2"}
+
+
+FINE_TUNING = """
+from can_jax.evaluate.config import default_evaluation
+
+def get_config():
+    config = default_evaluation()
+    config.protocol, config.batch_size = "classify", 16
+    config.classify.update(total_epochs=1.0, warmup_epochs=0.0, test_every_epochs=0.0)
+    config.classify.update(freeze_encoder=True)
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("heading", "file", "text"),
+    [("A callback", "metrics.jsonl", '"parameters/norm"'), ("A tracker", "metrics.csv", "loss/")],
+)
+def test_fine_tuning_has_it_too(own, tmp_path, heading, file, text):
+    recipe, out = own(heading, FINE_TUNING), tmp_path / "out"
+    run = samples.run_directory(tmp_path)
+    data = samples.arrays(tmp_path / "arrays")
+    options = [f"--config={recipe}", f"--checkpoint={run}", f"--workdir={out}"]
+    options += ["--config.data.source=arrays", f"--config.data.path={data}"]
+    options += ["--config.data.test_split=val"]
+    with counting_steps():
+        done = main_in_process("can_jax.evaluate", *options)
+    assert done.returncode == 0, done.stderr
+    assert text in (out / file).read_text()

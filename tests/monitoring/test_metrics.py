@@ -5,6 +5,7 @@ import pytest
 from etils import epath
 
 from can_jax.monitoring.metrics import MetricWriter, effective_rank, read_metrics, to_scalars
+from can_jax.monitoring.trackers import TRACKERS, Tracker
 
 
 def test_effective_rank_counts_directions():
@@ -93,3 +94,36 @@ def test_tensorboard_shows_each_step_once_after_going_back(tmp_path):
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Tensors("x")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_tracker_that_fails_is_logged_once_and_stops_no_other(tmp_path, monkeypatch, caplog):
+    class Broken(Tracker):
+        """Fails whenever it is called."""
+
+        def __init__(self, workdir):
+            self.calls = calls
+
+        def start(self, step):
+            calls.append(("start", step))
+
+        def hyperparameters(self, config):
+            calls.append(config)
+
+        def metrics(self, step, values):
+            calls.append((step, values))
+            raise ConnectionError("the server is gone")
+
+        def finish(self):
+            calls.append("finish")
+
+    calls = []
+    monkeypatch.setattr(TRACKERS, "_values", {"broken": Broken} | TRACKERS._values)
+    with caplog.at_level("WARNING"):
+        writer = writer_after(tmp_path, 0)
+        writer.hyperparameters({"seed": 1})
+        writer.scalars(1, {"x": 1.0})
+        writer.scalars(2, {"x": 2.0})
+        writer.close()
+    assert calls == [("start", 0), {"seed": 1}, (1, {"x": 1.0}), (2, {"x": 2.0}), "finish"]
+    assert [line["x"] for line in read_metrics(epath.Path(tmp_path))] == [1.0, 2.0]
+    assert caplog.text.count("by the tracker broken: ConnectionError: the server is gone") == 1

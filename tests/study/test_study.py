@@ -5,7 +5,7 @@ import pytest
 from etils import epath
 from ml_collections import ConfigDict
 
-from can_jax.config.evaluation import default_evaluation
+from can_jax.evaluate.config import default_evaluation
 from can_jax.study.driver import Driver
 from can_jax.study.plan import Plan, flops, settings_of
 from can_jax.study.report import Report

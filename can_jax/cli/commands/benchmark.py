@@ -24,15 +24,16 @@ from can_jax.benchmark.step import measure_step
 from can_jax.cli.command import Command
 from can_jax.config.durations import TOTAL, value_of
 from can_jax.config.resolve import default_config, resolve
+from can_jax.data.sources.registry import SOURCES
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 
-SOURCES = ("folder", "tfrecord", "webdataset", "tfds")  # The sources of encoded images.
+ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
 COMMAND = Command(__doc__, "SUBJECT")
 FLAGS = COMMAND.flags
 _PATH = FLAGS.path("path", "input: as data.path in a recipe.")
-_SOURCE = FLAGS.choice("source", "folder", SOURCES, "input: as data.source in a recipe.")
+_SOURCE = FLAGS.choice("source", "folder", ENCODED, "input: as data.source in a recipe.")
 _NAME = FLAGS.text("name", None, "input: as data.name in a recipe.")
 _IMAGE_SIZE = FLAGS.integer("image_size", 224, "input: pixels along a side.", lower_bound=1)
 _BATCH_SIZE = FLAGS.integer("batch_size", 64, "input: images of a batch.", lower_bound=1)

@@ -14,8 +14,8 @@ from etils import epath
 
 from can_jax.cli.command import Command
 from can_jax.cli.job import Job
-from can_jax.config.evaluation import resolve_evaluation
-from can_jax.evaluate.protocols.registry import evaluate
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.reports.report import headlines
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError

@@ -1,50 +1,18 @@
 """Duplicate examples shared by two splits, and a random held-out part of one split."""
 
-import hashlib
-import os
-
 import numpy as np
 
 from can_jax.data.decoding.decode import FILE_CHANNELS, pillow_pixels
 from can_jax.data.decoding.open_image import open_image
 from can_jax.data.evaluation.examples import spread
-from can_jax.data.sources.base import ArraySource, Source
-from can_jax.data.sources.indexed import IndexedSource
+from can_jax.data.sources.base import Source
 from can_jax.data.sources.labels import Labels, Numbers
-from can_jax.data.sources.mixture import MixtureSource
-from can_jax.data.storage.reading import is_remote
+from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.utils.errors import UserError
 
 SAMPLE = 256  # test examples whose content is compared
 CANDIDATES = 2048  # training examples read for that comparison, at most
 HASHED_BYTES = 10**9  # bytes of an in-memory array that are hashed, at most
-STATED = 200_000  # files whose sizes are looked up, at most
-
-
-def same_examples(one: Source, other: Source) -> bool:
-    """Return whether two sources read the same files."""
-    if one is other:
-        return True
-    if isinstance(one, ArraySource) and isinstance(other, ArraySource):
-        return bool(one.files) and one.files == other.files
-    if isinstance(one, MixtureSource) and isinstance(other, MixtureSource):
-        parts = zip(one.parts, other.parts, strict=False)
-        same = len(one.parts) == len(other.parts)
-        return same and all(same_examples(a, b) for a, b in parts)
-    if not (isinstance(one, IndexedSource) and isinstance(other, IndexedSource)):
-        return False
-    return (
-        _place(one) == _place(other)
-        and len(one.table) == len(other.table)
-        and np.array_equal(one.table.names.text, other.table.names.text)
-        and np.array_equal(one.table.file, other.table.file)
-        and np.array_equal(one.table.offset, other.table.offset)
-    )
-
-
-def _place(source: IndexedSource) -> str:
-    """Return the canonical root of a source; a local root is resolved through links."""
-    return source.root if is_remote(source.root) else os.path.realpath(source.root)
 
 
 def copies(
@@ -66,7 +34,7 @@ def copies(
         compared_rows, copied_rows = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for other, learned in _parts(train, train_examples):
             copied, examined = _copied(other, learned, part, chosen)
-            if same_examples(other, part):
+            if other.same_files(part):
                 copied = np.union1d(copied, np.intersect1d(chosen, learned))
                 examined = chosen
             copied_rows, compared_rows = (
@@ -79,7 +47,7 @@ def copies(
 
 def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
     """Return the parts of a mixture, or the source itself, with the selected indices of each."""
-    if not isinstance(source, MixtureSource):
+    if not source.parts:
         return [(source, examples)]
     parts, start = [], 0
     for part in source.parts:
@@ -93,19 +61,14 @@ def _copied(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
     """Return the indices of the test examples that are duplicates, and of those compared."""
-    if isinstance(train, IndexedSource) and isinstance(test, IndexedSource):
+    decoded = test.images if train.images is None else train.images
+    if decoded is None:
         return _copied_files(train, train_examples, test, test_examples)
-    arrays = train if isinstance(train, ArraySource) else test
-    kinds = ArraySource | IndexedSource
-    if not (
-        isinstance(arrays, ArraySource) and isinstance(train, kinds) and isinstance(test, kinds)
-    ):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    image_limit = max(1, HASHED_BYTES // max(1, arrays.images[:1].nbytes))
-    train_limit = image_limit if isinstance(train, ArraySource) else CANDIDATES
-    test_limit = image_limit if isinstance(test, ArraySource) else SAMPLE
+    image_limit = max(1, HASHED_BYTES // max(1, decoded[:1].nbytes))
+    train_limit = CANDIDATES if train.images is None else image_limit
+    test_limit = SAMPLE if test.images is None else image_limit
     sample = test_examples[spread(len(test_examples), test_limit)]
-    shape = arrays.images.shape[1:]
+    shape = decoded.shape[1:]
     candidates = train_examples[spread(len(train_examples), train_limit)]
     train_digests = set(_pixel_digests(train, candidates, shape)) - {b""}
     same = [digest in train_digests for digest in _pixel_digests(test, sample, shape)]
@@ -113,31 +76,29 @@ def _copied(
 
 
 def _copied_files(
-    train: IndexedSource, train_examples: Numbers, test: IndexedSource, test_examples: Numbers
+    train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
     """Compare two sources of encoded images; return the same pair as `_copied`."""
     none = np.zeros(0, np.int64)
-    if train.table.digest is not None and test.table.digest is not None:
-        chosen = test.table.digest[test_examples]
-        is_copy = np.isin(chosen, train.table.digest[train_examples]) & (chosen != 0)
+    if train.content_digests is not None and test.content_digests is not None:
+        chosen = test.content_digests[test_examples]
+        is_copy = np.isin(chosen, train.content_digests[train_examples]) & (chosen != 0)
         return test_examples[is_copy], test_examples
     sample = test_examples[spread(len(test_examples), SAMPLE)]
-    sizes, wanted = _sizes(train, train_examples), _sizes(test, sample)
+    sizes, wanted = train.byte_sizes(train_examples), test.byte_sizes(sample)
     if sizes is None or wanted is None:
         return none, none
     candidates = train_examples[np.isin(sizes, wanted)]
     candidates = candidates[spread(len(candidates), CANDIDATES)]
-    train_digests = {_digest(image) for image in train.read(candidates)[0] if image}
-    same = [_digest(image) in train_digests for image in test.read(sample)[0]]
+    train_digests = {digest_of_bytes(image) for image in train.read(candidates)[0] if image}
+    same = [digest_of_bytes(image) in train_digests for image in test.read(sample)[0]]
     return sample[np.array(same, bool)], sample
 
 
-def _pixel_digests(
-    source: ArraySource | IndexedSource, examples: Numbers, shape: tuple[int, ...]
-) -> list[bytes]:
+def _pixel_digests(source: Source, examples: Numbers, shape: tuple[int, ...]) -> list[bytes]:
     """Return a digest of the pixels of each example; empty for a file of another image size."""
-    if isinstance(source, ArraySource):
-        return [_digest(source.images[i].tobytes()) for i in examples]
+    if source.images is not None:
+        return [digest_of_bytes(source.images[i].tobytes()) for i in examples]
     return [_digest_of_file(encoded, shape) for encoded in source.read(examples)[0]]
 
 
@@ -148,30 +109,9 @@ def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
         with open_image(encoded, height * width) as image:
             if image.size != (width, height) or channels not in FILE_CHANNELS:
                 return b""
-        return _digest(pillow_pixels(encoded, channels, height * width, False).tobytes())
+        return digest_of_bytes(pillow_pixels(encoded, channels, height * width, False).tobytes())
     except Exception:  # Pillow raises many types of exception for a broken image
         return b""
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=8).digest()
-
-
-def _sizes(source: IndexedSource, examples: Numbers) -> np.ndarray | None:
-    """Return the bytes of each example, or None if that takes too many file system calls."""
-    table, length = source.table, np.asarray(source.table.length[examples])
-    if (length >= 0).all():
-        return length
-    if is_remote(source.root) or len(examples) > STATED:
-        return None
-
-    def size(example: int) -> int:
-        try:
-            return os.stat(os.path.join(source.root, table.names[int(table.file[example])])).st_size
-        except OSError:
-            return -1
-
-    return np.array([size(int(example)) for example in examples], np.int64)
 
 
 def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:

@@ -11,11 +11,10 @@ from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.chosen import ALL, Chosen, choose, choose_and_hold_out, classes_of
 from can_jax.data.evaluation.examples import spread
-from can_jax.data.evaluation.overlap import copies, same_examples
-from can_jax.data.sources.base import ArraySource, Source
+from can_jax.data.evaluation.overlap import copies
+from can_jax.data.sources.base import Source
 from can_jax.data.sources.labels import (
     Classes,
-    LabeledSource,
     Labels,
     Numbering,
     Numbers,
@@ -55,11 +54,7 @@ class Part:
     def labeled(self) -> Source:
         """Return a source of the selected examples only, labeled by class index."""
         labels = self.numbering(self.labels)
-        if isinstance(self.source, ArraySource):
-            whole = len(self.examples) == self.source.examples
-            images = self.source.images if whole else self.source.images[self.examples]
-            return ArraySource(images, labels, self.classes.names)
-        return LabeledSource(self.source, self.examples, labels, self.classes.names)
+        return self.source.selection(self.examples, labels, self.classes.names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +107,7 @@ def open_pair(
     other: Source | None = source
     if tuple(splits) != (data.split,):
         name, other = open_test(data, splits, notes=notes, names=source.label_names)
-    same = other is not None and (name == data.split or same_examples(source, other))
+    same = other is not None and (name == data.split or source.same_files(other))
     if same and not chosen:
         notes.append(f"the split {name!r} is the training split {data.split!r} itself")
     held = other is None or (same and not chosen)

@@ -13,7 +13,7 @@ from jaxtyping import Int, Int32, UInt8
 
 from can_jax.data.decoding.decode import pillow_pixels
 from can_jax.data.pipeline.views import Views
-from can_jax.data.sources.base import ArraySource, Source
+from can_jax.data.sources.base import Source
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
@@ -68,7 +68,7 @@ def batches(
             raise
 
     def chunk(positions: Any, examples: Any) -> Any:
-        if isinstance(source, ArraySource):
+        if source.images is not None:
             return _array_chunk(source, views, positions, examples)
         return _encoded_chunk(read, views, positions, examples, repair, replacement, attempts)
 
@@ -142,19 +142,23 @@ def in_parallel(
     return whole.with_options(options).prefetch(2)
 
 
-def _array_chunk(source: ArraySource, views: Views, positions: Any, examples: Any) -> Any:
+def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) -> Any:
     """Return the views of a chunk of decoded images, as a data set of one element."""
     tf = tensorflow()
     # TensorFlow never releases the function, so the function must not keep the images alive.
     source_ref = weakref.ref(source)
+    assert source.images is not None
+    shape = source.images.shape[1:]
 
     def take(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alive = source_ref()
         assert alive is not None, "the data set holds it"
+        assert alive.images is not None
+        assert alive.labels is not None
         return alive.images[examples], alive.labels[examples]
 
     images, labels = tf.numpy_function(take, [examples], (tf.uint8, tf.int32), stateful=False)
-    images = tf.ensure_shape(images, (None, *source.images.shape[1:]))
+    images = tf.ensure_shape(images, (None, *shape))
     rows = tf.data.Dataset.from_tensor_slices((images, positions))
     cut = rows.map(views.from_pixels).batch(tf.size(positions, tf.int64))
     return cut.map(lambda pixels: _element(views, positions, pixels, labels, tf.zeros_like(labels)))

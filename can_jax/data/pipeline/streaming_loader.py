@@ -24,10 +24,14 @@ from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from can_jax.data.pipeline import chunks
-from can_jax.data.pipeline.shard_reader import Read, reader_of
 from can_jax.data.pipeline.training_loader import Loader, States
 from can_jax.data.pipeline.views import RandomViews
-from can_jax.data.sources.shards import FIRST_RECORDS, locate_shards
+from can_jax.data.sources.base import Fingerprint
+from can_jax.data.sources.registry import SOURCES
+from can_jax.data.sources.shard_reader import Read
+from can_jax.data.sources.shards import FIRST_RECORDS
+from can_jax.data.storage.digest import digest_of_columns, digest_of_names
+from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.splits import shown
 from can_jax.distributed.process_slice import ProcessSlice, slice_of_process
 from can_jax.utils.errors import UserError
@@ -50,6 +54,7 @@ class ShardStream:
     """
 
     labels = None
+    parts = ()
 
     def __init__(self, paths: list[str], read: Read, examples: int):
         self.paths, self._read, self.examples = paths, read, examples
@@ -97,6 +102,13 @@ class ShardStream:
                     "warnings above say why"
                 )
 
+    def fingerprint(self) -> Fingerprint:
+        """Return digests of the names and sizes of the shards."""
+        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        names = Names.of([os.path.relpath(path, root) for path in self.paths])
+        sizes = digest_of_columns(shard_sizes(self.paths))
+        return {"names": digest_of_names(names), "sizes": sizes}
+
     def _from(
         self, paths: list[str], shard: int, record: int
     ) -> Iterator[tuple[int, int, bytes, int]]:
@@ -114,19 +126,21 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
     Raises:
         UserError: There are fewer shards than processes, or the first records hold no image.
     """
-    root, names = locate_shards(data.source, data.path, split, compressed=True)
+    shards = SOURCES.get(data.source).shards
+    assert shards is not None, "checked by can_jax.config.validate"
+    root, names = shards.locate(data, split)
     paths = [os.path.join(root, name) for name in names]
     if len(paths) < jax.process_count():
         raise UserError(
             f"{len(paths)} shards in {root} are too few for {jax.process_count()} processes"
         )
-    read = reader_of(data)
+    read = shards.reader(data)
     for path in paths:
         first = list(itertools.islice(read(path), FIRST_RECORDS))
         if any(image for image, _ in first):
             return ShardStream(paths, read, data.examples)
-        if first and data.source == "tfrecord":
-            raise UserError(f"{path} holds no {data.image_key!r}; set config.data.image_key")
+        if first and shards.no_image:
+            raise UserError(f"{path} {shards.no_image.format(**data)}")
     raise UserError(f"no image in any of {len(paths)} shards, such as {paths[0]}")
 
 

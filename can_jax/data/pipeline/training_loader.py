@@ -21,7 +21,6 @@ from can_jax.data.pipeline.batch import Batch
 from can_jax.data.pipeline.order import CYCLE, VERSION, Order, shares
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import Source
-from can_jax.data.sources.mixture import MixtureSource
 from can_jax.distributed.process_slice import ProcessSlice, slice_of_process
 from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import UserError
@@ -52,14 +51,15 @@ def counts_of(states: States | None, process: int, processes: int) -> tuple[int,
 
 def order_of(seed: int, source: Source, version: int = VERSION) -> Order:
     """Return the order of a source; logs the parts of a mixture whose share is inexact."""
-    if isinstance(source, MixtureSource):
+    if source.parts:
         for index, (requested, real) in enumerate(shares(source.weights)):
             if abs(real / requested - 1) > SHARE_ERROR:
                 logging.warning(
                     "part %d of config.data.mixture is drawn with the share %.2g instead of %.2g: "
                     "shares are multiples of 1/%d", index, real, requested, CYCLE,
                 )  # fmt: skip
-        return Order(seed, source.sizes, source.weights, version)
+        sizes = tuple(part.examples for part in source.parts)
+        return Order(seed, sizes, source.weights, version)
     return Order(seed, (source.examples,), version=version)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Int, UInt64
 
 from can_jax.data.formats.records import FOOTER, WRONG_SUM, intact_content
-from can_jax.data.sources.base import Examples
+from can_jax.data.sources.base import Examples, Fingerprint, Source
 from can_jax.data.sources.example_table import FACTS, FOLDER, Table, facts_of, load_table
+from can_jax.data.storage.digest import digest_of_columns, digest_of_names
 from can_jax.data.storage.files import shard_sizes
 from can_jax.data.storage.reading import OpenFiles, RandomFile, is_remote, unreadable
 from can_jax.data.storage.splits import shown, spellings
@@ -24,10 +25,11 @@ from can_jax.utils.errors import UserError
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
 NAMED_FOLDERS = 3  # folders that a message about an index names
 NAMED = 1000  # unreadable examples logged by name
+STATED = 200_000  # files whose sizes are looked up, at most
 REMOTE_READERS = 16  # concurrent reads from a remote store
 
 
-class IndexedSource:
+class IndexedSource(Source):
     """A source that reads examples by their byte range in a file.
 
     Args:
@@ -47,6 +49,8 @@ class IndexedSource:
         self._cache: dict[int, bytes] = {}
         self._cache_room = cache_bytes
         self._readers = ThreadPoolExecutor(REMOTE_READERS) if is_remote(root) else None
+        self.labels = None if parse else table.label  # each record holds its label
+        self.label_names = table.label_names
 
     @property
     def examples(self) -> int:
@@ -54,14 +58,65 @@ class IndexedSource:
         return len(self.table)
 
     @property
-    def labels(self) -> Int[np.ndarray, " examples"] | None:
-        """The label of each example, -1 where unknown; None if only each record holds its label."""
-        return None if self._parse else self.table.label
+    def stored_labels(self) -> Int[np.ndarray, " examples"]:
+        """The labels of the index, which may have been built with another `label_key`."""
+        return self.table.label
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """The names of the classes; empty if unknown."""
-        return self.table.label_names
+    def content_digests(self) -> UInt64[np.ndarray, " examples"] | None:
+        """The digests of the index."""
+        return self.table.digest
+
+    def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
+        """Return the size of each encoded image, or None if that takes too many system calls."""
+        table, length = self.table, np.asarray(self.table.length[examples])
+        if (length >= 0).all():
+            return length
+        if is_remote(self.root) or len(examples) > STATED:
+            return None
+
+        def size(example: int) -> int:
+            try:
+                name = table.names[int(table.file[example])]
+                return os.stat(os.path.join(self.root, name)).st_size
+            except OSError:
+                return -1
+
+        return np.array([size(int(example)) for example in examples], np.int64)
+
+    def fingerprint(self) -> Fingerprint:
+        """Return digests of the table and, if it holds them, of the labels and the content."""
+        table = self.table
+        result: Fingerprint = {
+            "examples": self.examples,
+            "names": digest_of_names(table.names),
+            "places": digest_of_columns(table.file, table.offset, table.length),
+        }
+        if table.size is not None:
+            result["sizes"] = digest_of_columns(table.size)
+        if table.digest is not None:
+            result["content"] = digest_of_columns(table.digest)
+        if self.labels is not None:
+            result["labels"] = digest_of_columns(self.labels)
+        return result
+
+    def same_files(self, other: Source) -> bool:
+        """Return whether both have the same root and the same examples in the same order."""
+        if self is other:
+            return True
+        return (
+            isinstance(other, IndexedSource)
+            and self._place == other._place
+            and len(self.table) == len(other.table)
+            and np.array_equal(self.table.names.text, other.table.names.text)
+            and np.array_equal(self.table.file, other.table.file)
+            and np.array_equal(self.table.offset, other.table.offset)
+        )
+
+    @property
+    def _place(self) -> str:
+        """The canonical root; a local root is resolved through links."""
+        return self.root if is_remote(self.root) else os.path.realpath(self.root)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
         """Return encoded images and labels; the image of a damaged record is empty.

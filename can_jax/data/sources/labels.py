@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Int
 
 from can_jax.data.sources.base import Source
-from can_jax.data.sources.indexed import IndexedSource
 from can_jax.utils.errors import UserError
 
 READ_AT_ONCE = 256  # records read together for their labels
@@ -197,12 +196,12 @@ def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels
 def known_labels(source: Source) -> Labels | None:
     """Return the labels of a source if they are known without reading it, else None.
 
-    The index of a source of records holds labels, but may have been built with another `label_key`.
-    They are returned if they agree with a sample of records.
+    Labels of an index are returned if they agree with a sample of records.
     """
-    if source.labels is not None or not isinstance(source, IndexedSource):
+    labels = source.stored_labels
+    if source.labels is not None or labels is None:
         return source.labels
-    labels, some = source.table.label, _sample(source)
+    some = _sample(source)
     if not (labels[some] >= 0).any():
         return None
     return labels if np.array_equal(source.read(some)[1], labels[some]) else None
@@ -238,33 +237,3 @@ def distinct(labels: Labels) -> Labels:
     parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]
     occurring = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
     return occurring[occurring >= 0]
-
-
-class LabeledSource:
-    """A selection of the examples of an encoded source, with other labels.
-
-    Args:
-        source: The source that holds the images.
-        chosen: The indices of the selected examples in the source.
-        labels: The label of each selected example.
-        label_names: The names of the classes.
-    """
-
-    def __init__(
-        self, source: Source, chosen: Numbers, labels: Labels, label_names: tuple[str, ...]
-    ):
-        self._source, self._chosen = source, chosen
-        self.labels, self.label_names = labels, label_names
-
-    @property
-    def examples(self) -> int:
-        """The number of selected examples."""
-        return len(self._chosen)
-
-    def read(self, examples: Numbers) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; an image that cannot be read is empty."""
-        return self._source.read(self._chosen[examples])[0], self.labels[examples]
-
-    def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
-        return self._source.describe(int(self._chosen[example]))

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from absl import logging
 
-from can_jax.data.sources.base import EncodedSource, Examples
+from can_jax.data.sources.base import Examples, Fingerprint, Source
 from can_jax.data.sources.labels import Numbering, distinct, known_labels
 from can_jax.utils.errors import UserError
 
 
-class MixtureSource:
+class MixtureSource(Source):
     """A source that concatenates others: the examples of each follow those of earlier parts.
 
     No two parts share a class. The name of a class consists of its part and its name there, such as
@@ -28,9 +28,7 @@ class MixtureSource:
         UserError: A label of a part exceeds its list of names.
     """
 
-    labels = None
-
-    def __init__(self, parts: Sequence[EncodedSource], weights: Sequence[float]):
+    def __init__(self, parts: Sequence[Source], weights: Sequence[float]):
         self.parts, self.weights = tuple(parts), tuple(weights)
         self.sizes = tuple(part.examples for part in parts)
         self._starts = np.cumsum([0, *self.sizes])
@@ -64,8 +62,20 @@ class MixtureSource:
         i = int(np.searchsorted(self._starts, example, side="right")) - 1
         return self.parts[i].describe(example - int(self._starts[i]))
 
+    def fingerprint(self) -> Fingerprint:
+        """Return the fingerprint of each part, and the share of each."""
+        shares = [round(weight / sum(self.weights), 6) for weight in self.weights]
+        return {"parts": [part.fingerprint() for part in self.parts], "weights": shares}
 
-def _classes(i: int, part: EncodedSource) -> tuple[np.ndarray, list[str]]:
+    def same_files(self, other: Source) -> bool:
+        """Return whether both have the same parts."""
+        if len(self.parts) != len(other.parts):
+            return False
+        pairs = zip(self.parts, other.parts, strict=True)
+        return all(part.same_files(another) for part, another in pairs)
+
+
+def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
     """Return the used labels of a part, ascending, and the name of each."""
     labels = known_labels(part)
     occurring = distinct(labels) if labels is not None else np.zeros(0, np.int32)

@@ -1,8 +1,11 @@
-"""The registry that opens the source named by `data.source` in a configuration."""
+"""The registry of sources, one of which `data.source` names in a configuration.
 
-from collections.abc import Callable
+A user's module adds one with ``SOURCES.register("name", SourceKind(…))``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -11,11 +14,54 @@ from can_jax.data.sources.arrays import open_arrays, shards_of_split
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.folder import images_of_split, open_folder, split_folder
 from can_jax.data.sources.mixture import MixtureSource
+from can_jax.data.sources.shard_reader import Read, tar_reader, tfrecord_reader
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.data.sources.tfds import locate_tfds, open_tfds
 from can_jax.data.storage.splits import SPELLINGS, AmbiguousSplitError
 from can_jax.utils.errors import UserError
+from can_jax.utils.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFormat:
+    """A format of shards that can be streamed, with `data.streaming`.
+
+    Attributes:
+        locate: A function from a config block and a split to the folder of all shards, and their
+            names in it.
+        reader: A function from a config block to the reader of a shard, which yields the encoded
+            image and the label of each record.
+        no_image: The message about a shard whose first records hold no image, with keys of `data`
+            in braces; empty to try the next shard.
+    """
+
+    locate: Callable[[ConfigDict, str], tuple[str, list[str]]]
+    reader: Callable[[ConfigDict], Read]
+    no_image: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceKind:
+    """A kind of source.
+
+    Attributes:
+        open: A function from a config block `data` and a split to the source. It raises `UserError`
+            if there is no such data or no such split.
+        locate: A cheaper function that raises the same errors; by default ``open``.
+        needs: The keys of `data` that must be set, each with the end of the message if it is not.
+        holds_files: Whether the images are image files, which are decoded to 1, 3 or 4 channels.
+        shards: The format of the shards, if they can be streamed.
+    """
+
+    open: Callable[[ConfigDict, str], Source]
+    locate: Callable[[ConfigDict, str], object] | None = None
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    holds_files: bool = False
+    shards: ShardFormat | None = None
+
+
+SOURCES: Registry[SourceKind] = Registry("data source")
 
 
 def open_source(data: ConfigDict, split: str) -> Source:
@@ -28,7 +74,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
     Raises:
         UserError: The data does not exist, or has no example of the split.
     """
-    source = OPENERS[data.source](data, split)
+    source = SOURCES.get(data.source).open(data, split)
     if not source.examples:
         raise UserError(f"config.data.path={data.path} holds no example of the split {split!r}")
     return source
@@ -54,11 +100,9 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
 
 def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
     """Return whether the data has a split; an ambiguous split adds its message to ``problems``."""
-    if data.source == "mixture":
-        blocks = (block for block, _ in parts_of_mixture(data))
-        return all(_has(block, block.split or split, problems) for block in blocks)
+    kind = SOURCES.get(data.source)
     try:
-        LOCATORS[data.source](data, split)
+        (kind.locate or kind.open)(data, split)
     except AmbiguousSplitError as error:
         problems[split] = str(error)
         return False
@@ -86,14 +130,10 @@ def _locate_tfds(data: ConfigDict, split: str) -> None:
     locate_tfds(data.name, data.path, split)
 
 
-LOCATORS: dict[str, Callable[[Any, str], None]] = {
-    "shapes": lambda data, split: None,
-    "arrays": _locate_arrays,
-    "folder": _locate_folder,
-    "tfrecord": _locate_shards,
-    "webdataset": _locate_shards,
-    "tfds": _locate_tfds,
-}
+def _locate_mixture(data: ConfigDict, split: str) -> None:
+    for block, _ in parts_of_mixture(data):
+        kind = SOURCES.get(block.source)
+        (kind.locate or kind.open)(block, block.split or split)
 
 
 def _shapes(data: ConfigDict, split: str) -> Source:
@@ -146,12 +186,32 @@ def cache_bytes(data: ConfigDict) -> int:
     return int(data.cache_gb * 1e9)
 
 
-OPENERS: dict[str, Callable[[Any, str], Source]] = {
-    "shapes": _shapes,
-    "arrays": _arrays,
-    "folder": _folder,
-    "tfrecord": _tfrecord,
-    "webdataset": _webdataset,
-    "tfds": _tfds,
-    "mixture": _mixture,
-}
+def _stream(source: str) -> Callable[[ConfigDict, str], tuple[str, list[str]]]:
+    return lambda data, split: locate_shards(source, data.path, split, compressed=True)
+
+
+def _path(source: str) -> dict[str, str]:
+    return {"path": f"say where the {source} data lies"}
+
+
+TFRECORDS = ShardFormat(
+    _stream("tfrecord"), tfrecord_reader, "holds no {image_key!r}; set config.data.image_key"
+)
+SOURCES.register("shapes", SourceKind(_shapes, lambda data, split: None))
+SOURCES.register("arrays", SourceKind(_arrays, _locate_arrays, _path("arrays")))
+SOURCES.register("folder", SourceKind(_folder, _locate_folder, _path("folder"), holds_files=True))
+SOURCES.register(
+    "tfrecord", SourceKind(_tfrecord, _locate_shards, _path("tfrecord"), True, TFRECORDS)
+)
+SOURCES.register(
+    "webdataset",
+    SourceKind(
+        _webdataset, _locate_shards, _path("webdataset"), True,
+        ShardFormat(_stream("webdataset"), tar_reader),
+    ),
+)  # fmt: skip
+SOURCES.register(
+    "tfds",
+    SourceKind(_tfds, _locate_tfds, {"name": "name the TFDS data set, such as imagenet2012"}, True),
+)
+SOURCES.register("mixture", SourceKind(_mixture, _locate_mixture))

@@ -12,10 +12,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import Identity
+from can_jax.config.defaults import COUNT, MODEL, RECIPE
 from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_refused
+from can_jax.config.validate import check, check_rates
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Pair
 from can_jax.data.sources.base import Source
+from can_jax.evaluate.protocols.base import BELOW_ONE, FACTOR, RATE, EvalProtocol
 from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
@@ -26,19 +29,79 @@ from can_jax.features.extractor import FeatureExtractor
 from can_jax.models.backbones import BACKBONES, require_vit
 from can_jax.models.can import pixels_per_patch
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import MetricWriter
 from can_jax.monitoring.run_log import RunLog
-from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.optimizers.optimizer import REFERENCE_BATCH, peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
+from can_jax.train.callback import PeriodicAction, RunContext
 from can_jax.train.callbacks import Log
-from can_jax.train.loop import PeriodicAction
 from can_jax.train.pretrain import check_batch
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
+from can_jax.utils.settings import Choice, Key, Number, Special, Switch, Table, Whole
 
+ALPHA = Number(1e-3, 1e3, also=(0,))
+
+
+def _is_randaugment(value: Any) -> bool:
+    """Return whether a value is (operations, magnitude, deviation)."""
+    kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == len(kinds)
+        and all(kind.accepts(x) for kind, x in zip(kinds, value, strict=True))
+    )
+
+
+SETTINGS: Table = {
+    "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
+    "head_norm": Key(
+        "layer", Choice(("layer", "batch", "none")), "The normalization between features and head."
+    ),
+    "total_epochs": Key(
+        100.0, Number(above=0, high=1e9), "The length of the training.", unit="epochs"
+    ),
+    "warmup_epochs": Key(5.0, Number(0, 1e9), "The length of the warm-up.", unit="epochs"),
+    "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
+    "learning_rate": Key(
+        5e-4, RATE,
+            "The peak learning rate for a batch of 256; it scales linearly with the batch "
+            "size."
+    ),
+    "weight_decay": Key(0.05, FACTOR, "The weight decay."),
+    "layer_decay": Key(
+        0.75, Number(above=0, high=1),
+        "The ratio of a block's learning rate to that of the block above it.",
+    ),
+    "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "The decay rate of the second moment."),
+    "clip_norm": Key(0.0, Number(0, 1e9),
+            "The largest global norm of the gradient; 0 disables clipping."),
+    "drop_path": Key(
+        0.1, BELOW_ONE,
+            "The drop probability of the last block, falling linearly to 0 at the first."
+    ),
+    "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
+    "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
+    "label_smoothing": Key(0.1, BELOW_ONE, "The probability mass that is spread over all classes."),
+    "randaugment": Key(
+        (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
+                               _is_randaugment, tuple),
+        "The parameters of RandAugment; 0 operations disable it.",
+    ),
+    "random_erasing": Key(0.25, BELOW_ONE, "The probability of erasing a random rectangle."),
+    "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
+    "ema_decay": Key(
+        0.0, BELOW_ONE,
+            "The decay rate of the parameters' moving average, which is evaluated; 0 is "
+            "none."
+    ),
+    "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
+    "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+    "remat": Key("none", MODEL["remat"].kind,
+            "The rematerialization policy; see `model.remat` of pretraining."),
+}  # fmt: skip
 # Keys of durations in a run's configuration, and the keys under `classify` that set them.
 OWN_KEYS = {
     "total_epochs": "total_epochs",
@@ -47,14 +110,29 @@ OWN_KEYS = {
 }
 
 
-def classify(task: EvalContext, workdir: epath.Path) -> EvalResults:
+def check_classifier(config: ConfigDict) -> None:
+    """Check the schedule and the learning rates of classifier training."""
+    settings = config.classify
+    if config.protocol != "classify":
+        return
+    check(
+        settings.warmup_epochs < settings.total_epochs,
+        f"classify.warmup_epochs={settings.warmup_epochs:g} is not shorter than "
+        f"config.classify.total_epochs={settings.total_epochs:g}: shorten the warm-up",
+    )
+    if settings.optimizer == "adamw":
+        peak = settings.learning_rate * config.batch_size / REFERENCE_BATCH
+        check_rates("classify", settings, peak)
+
+
+def classify(task: EvalContext) -> EvalResults:
     """Train a classifier head, with the encoder or on frozen features, and test it.
 
     Collective: every process must call this.
 
     Args:
-        task: The evaluation context.
-        workdir: The run directory. An interrupted run in it is resumed.
+        task: The evaluation context. Its directory is the run directory: an interrupted run in it
+            is resumed.
 
     Raises:
         UserError: The data, the batch size or the durations are invalid.
@@ -83,7 +161,7 @@ def classify(task: EvalContext, workdir: epath.Path) -> EvalResults:
     identity = classifier_identity(task, config, findings, pair)
     training = Classification(task, config, pair, source, times, step, findings, identity)
     with RunLog() as log:
-        run(training, task.mesh, workdir, log)
+        run(training, task.mesh, task.workdir, log)
     return findings
 
 
@@ -169,29 +247,21 @@ class Classification:
         """Return False, so that a completed run is tested and its results are rewritten."""
         return False
 
-    def callbacks(
-        self, workdir: epath.Path, writer: MetricWriter, report: console.Reporter
-    ) -> "Tester":
+    def callbacks(self, run: RunContext) -> "Tester":
         """Return the callbacks that log metrics and test at intervals."""
-        return Tester(self, workdir, writer, report)
+        return Tester(self, run)
 
 
 class Tester(Log):
     """Callbacks that test a classifier on every example of the test split."""
 
-    def __init__(
-        self,
-        training: Classification,
-        workdir: epath.Path,
-        writer: MetricWriter,
-        report: console.Reporter,
-    ):
+    def __init__(self, training: Classification, run: RunContext):
         config, task = training.config, training.task
         encoder = BACKBONES.get(config.model.backbone)
         forward = encoder.flops(config, pixels_per_patch(config), task.subject.patches)
         flops = (1 if task.config.classify.freeze_encoder else 3) * forward
-        super().__init__(config, task.mesh, training.times, flops, writer, report)
-        self._training, self._workdir = training, workdir
+        super().__init__(run, flops)
+        self._training, self._workdir = training, run.workdir
         self._part = training.pair.test
         self._examples = EvaluationSet(
             config, self._part.source, 0, labelled=True, only=self._part.examples
@@ -199,13 +269,13 @@ class Tester(Log):
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
-    def on_train_start(self, step: int, state: TrainState) -> None:
-        """Skip the test before the first step, because the head is still random."""
-
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the periodic test, or no hook if testing is disabled."""
+        """Return the periodic test, or nothing if testing is disabled.
+
+        Nothing is tested before the first step, because the head is still random.
+        """
         every = self._times.probe_every
-        return [PeriodicAction(every, self.test)] if every else []
+        return [PeriodicAction(every, self.test, saves_first=True)] if every else []
 
     def test(self, step: int, state: TrainState) -> None:
         """Log the accuracy on the test split.
@@ -249,3 +319,6 @@ class Tester(Log):
                 "identity": self._training.identity(),
             }
             replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")
+
+
+PROTOCOL = EvalProtocol(classify, SETTINGS, check_classifier, run_settings=("augment.crop_aspect",))

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
-from can_jax.config.validate_evaluation import corruptions_of
+from can_jax.config.validate import check
 from can_jax.data.evaluation.pairs import Part
+from can_jax.evaluate.protocols.base import EvalProtocol
+from can_jax.evaluate.protocols.classifier import ClassifierSubject
 from can_jax.evaluate.protocols.corruptions import CORRUPTIONS, DRAWN, corrupt
-from can_jax.evaluate.protocols.shifts import Reads, open_shift
+from can_jax.evaluate.protocols.linear import best_heads
+from can_jax.evaluate.protocols.shifts import SHIFT, Reads, open_shift
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
 from can_jax.features.calibration import calibration
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Blocks, Key, Several, Special, Table, Whole
 
 # AlexNet's errors in percent, each the mean of the five severities (arXiv 1903.12261, table 1).
 ALEXNET = {
@@ -29,6 +34,86 @@ ALEXNET = {
 
 
 Logits = Callable[[Split], Float[np.ndarray, "examples classes"]]
+# Names of results that are not those of a test set.
+RESULTS = ("train", "test", "clean", "corrupted")
+
+
+def corruptions_of(value: Any) -> tuple[str, ...]:
+    """Return the corruptions that `robustness.corruptions` names.
+
+    Args:
+        value: ``all``, ``none``, or comma-separated names.
+
+    Raises:
+        UserError: A name is unknown.
+    """
+    available = tuple(CORRUPTIONS)
+    if value in ("all", "none"):
+        return available if value == "all" else ()
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
+    for name in names:
+        if name not in available:
+            raise UserError(f"{name!r} is none of all, none, {', '.join(available)}")
+    return names
+
+
+def _are_corruptions(value: Any) -> bool:
+    """Return whether a value names corruptions."""
+    try:
+        corruptions_of(value)
+    except (UserError, AttributeError):
+        return False
+    return True
+
+
+# An entry of `robustness.shifts`; see `can_jax.evaluate.protocols.shifts`.
+
+
+SETTINGS: Table = {
+    "corruptions": Key(
+        "all",
+        Special(f"all, none, or some of {', '.join(CORRUPTIONS)} with commas between",
+                _are_corruptions, str),
+        "The corruptions of the test split.",
+    ),
+    "severities": Key(
+        (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "The severities of each corruption."
+    ),
+    "shifts": Key(
+        (), Blocks(SHIFT, needed=("kind", "path")),
+        "Further test sets; see `can_jax.evaluate.protocols.shifts`.",
+    ),
+    "bins": Key(15, Whole(1, 10**6), "The number of bins of the calibration error."),
+}  # fmt: skip
+
+
+def check_robustness(config: ConfigDict) -> None:
+    """Check that test sets have unique names, and label files exactly where they are needed."""
+    taken = {*RESULTS, *CORRUPTIONS}
+    for index, shift in enumerate(config.robustness.shifts):
+        called, kind = f"robustness.shifts[{index}]", shift["kind"]
+        name = shift.get("name") or kind
+        check(
+            name not in taken,
+            f"{called}: another test set is called {name!r}; give each a `name` of its own",
+        )
+        taken.add(name)
+        if kind == "real":
+            check(shift.get("labels"), f"{called}: labels is missing: give the file of labels")
+        else:
+            check("labels" not in shift, f"{called}: labels: only kind='real' reads them")
+
+
+def evaluate_robustness(task: EvalContext) -> EvalResults:
+    """Measure a trained classifier, or a linear head that is trained on frozen features."""
+    findings = EvalResults()
+    if isinstance(task.subject, ClassifierSubject):
+        clean, train = task.test_part(findings, task.subject.classes), None
+    else:
+        pair = task.pair(findings)
+        clean, train = pair.test, pair.train
+    robustness(task, clean, lambda: logits_of(task, train, findings), findings)
+    return findings
 
 
 def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[str, float]]:
@@ -149,7 +234,7 @@ def curves(
 
 def on_the_fly(task: EvalContext, clean: Part) -> Reads:
     """Return readers of the test split under each corruption, computed while reading."""
-    names = corruptions_of(task.config.robustness.corruptions, tuple(CORRUPTIONS))
+    names = corruptions_of(task.config.robustness.corruptions)
     if names and task.data.channels != 3:
         raise UserError("config.robustness.corruptions: they are defined for RGB; set 'none'")
 
@@ -172,3 +257,23 @@ def on_the_fly(task: EvalContext, clean: Part) -> Reads:
         return read
 
     return {name: reader(name) for name in names}
+
+
+def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:
+    """Return a function from splits to logits.
+
+    Args:
+        task: The evaluation context.
+        train: The examples for a linear head on frozen features; None for a trained classifier.
+        findings: The results, which receive the counts and the selected kind of features.
+    """
+    if train is None:
+        return lambda split: split.found
+    learned = task.read(train)
+    findings.count("train", learned)
+    heads, kind, _ = best_heads(task, learned)
+    findings.chosen["features"] = kind
+    return lambda split: heads.logits(task.select(split, kind))[0]
+
+
+PROTOCOL = EvalProtocol(evaluate_robustness, SETTINGS, check_robustness, takes_classifier=True)

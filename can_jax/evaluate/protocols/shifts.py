@@ -28,6 +28,7 @@ from can_jax.evaluate.protocols.corruptions import CORRUPTIONS
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Choice, Key, Table, Text
 
 WHOLE = "train"  # The split name of a folder without subfolders for splits.
 
@@ -245,3 +246,14 @@ SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
     "real": real_labels,
     "objectnet": objectnet,
 }
+
+# The keys of an entry of `robustness.shifts`.
+SHIFT: Table = {
+    "kind": Key(
+        "classes", Choice((*SHIFTS, "imagenet_c")),
+        "The relation of its classes to those of the training set.",
+    ),
+    "path": Key(None, Text(), "The folder of its images."),
+    "name": Key(None, Text(), "Its name in the results; by default its kind."),
+    "labels": Key(None, Text(), "The file of labels; only for the kind `real`."),
+}  # fmt: skip

@@ -34,10 +34,13 @@ TOO_LARGE = f"images of more than {LARGEST} bytes"
 NOT_FOLLOWED = "links, which a stream does not follow"
 
 
-def reader_of(data: ConfigDict) -> Read:
-    """Return the shard reader for a checked config block."""
-    if data.source == "webdataset":
-        return functools.partial(read_tar, reported=set())
+def tar_reader(data: ConfigDict) -> Read:
+    """Return the reader of the source `webdataset`."""
+    return functools.partial(read_tar, reported=set())
+
+
+def tfrecord_reader(data: ConfigDict) -> Read:
+    """Return the reader of the source `tfrecord`."""
     parse = example_parser(data.image_key, data.label_key)
     return functools.partial(read_tfrecord, parse=parse, reported=set())
 

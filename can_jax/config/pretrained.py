@@ -1,0 +1,118 @@
+"""The keys of an evaluation that choose the encoder and its data, with the checks of their values.
+
+`can_jax.evaluate.config` adds those of the protocols. `can_jax.load` has no others.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.config.defaults import COUNT, DATA, HEADS, MESH, MODEL
+from can_jax.config.resolve import as_range, as_size, expand_paths
+from can_jax.config.validate import check, check_data
+from can_jax.models.can import POOLS
+from can_jax.utils.settings import (
+    Key,
+    Number,
+    Several,
+    Special,
+    Table,
+    Text,
+    check_table,
+    flat_keys,
+)
+
+FEATURES = (*POOLS, "both")
+INSIDE = Number(above=0, below=1)
+# The keys of the block `data` that also apply to the data of the run.
+OF_ANY_DATA = ("source", "image_size", "test_split", "held_out", "train_examples", "test_examples")
+
+
+def _per_channel(kind: Number) -> Special:
+    """Return the kind of value that is a number, or one number for each channel."""
+    each = Several(kind, empty=False)
+    words = f"{kind.describe()}, or one for each channel, of images in [0, 1]"
+    return Special(words, lambda value: kind.accepts(value) or each.accepts(value))
+
+
+def encoder_table() -> Table:
+    """Return the table of the blocks `data`, `mesh` and `model` of an evaluation."""
+    return {
+        # All of this block is that of the run by default.
+        "data": {
+            **DATA,
+            "source": dataclasses.replace(DATA["source"], default=None),
+            "image_size": dataclasses.replace(DATA["image_size"], required=False),
+            "test_split": Key(
+                None, Text(),
+
+            "The split to test on; by default that of the run's probe, `test`, `val` or "
+            "`validation`, whichever exists first.",
+            ),
+            "held_out": Key(
+                None, INSIDE, "The fraction of training examples to test on without a test split."
+            ),
+            "train_examples": Key(
+                None, COUNT, "The number of training examples, evenly spaced; by default all."
+            ),
+            "test_examples": Key(None, COUNT,
+            "The number of test examples, evenly spaced; by default all."),
+        },
+        "mesh": MESH,
+        # What files of weights may not state; by default what is known of them.
+        "model": {
+            "heads": Key(None, HEADS, "The encoder's attention heads."),
+            "mean": Key(None, _per_channel(Number(0, 1)), "The mean that normalizes images."),
+            "std": Key(None, _per_channel(Number(1e-3, 1)),
+            "The standard deviation that divides images."),
+            "dtype": Key(None, MODEL["dtype"].kind, "The type of activations and matrix products."),
+        },
+    }  # fmt: skip
+
+
+def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
+    """Return a checked copy of a configuration that has the blocks of `encoder_table`.
+
+    Args:
+        config: The configuration.
+        table: The table of all its keys.
+        origin: The function that returns the defaults, for messages.
+
+    Raises:
+        UserError: A setting is wrong; the one-line message names the first one.
+    """
+    check_table(config, table, origin)
+    config = expand_paths(config)
+    with config.ignore_type():
+        config.data.range = as_range(config.data.range)
+        if config.data.image_size is not None:
+            config.data.image_size = as_size(config.data.image_size)
+    check_evaluation_data(config, table["data"])
+    return config
+
+
+def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
+    """Check the data, and reject settings of it that have no effect.
+
+    Args:
+        config: The configuration of an evaluation.
+        table: The table of the block `data`.
+    """
+    data = config.data
+    if data.source is None:
+        for name, key in flat_keys(table):
+            check(
+                name in OF_ANY_DATA or data[name] == key.default,
+                f"data.{name}={data[name]} has no effect without config.data.source: the data is "
+                "that of the run",
+            )
+        return
+    check_data(config)
+    check(not data.streaming, "data.streaming=True: an evaluation reads by number")
+    for name in ("mean", "std"):
+        value = config.model[name]
+        check(
+            not isinstance(value, tuple | list) or len(value) == data.channels,
+            f"model.{name}={value} does not have a value for each of data.channels={data.channels}",
+        )

@@ -1,0 +1,34 @@
+"""Digests of columns and of names, from which the fingerprint of a source is made."""
+
+import hashlib
+
+import numpy as np
+
+from can_jax.data.storage.files import Names
+
+BLOCK = 2**24  # bytes hashed at once, because an index can be larger than memory
+
+
+def digest_of_columns(*columns: np.ndarray) -> str:
+    """Return the BLAKE2b hash of arrays; equal integers of types wider than a byte hash alike."""
+    digest = hashlib.blake2b(digest_size=8)
+    for column in columns:
+        digest.update(str(column.shape).encode())
+        rows = max(1, BLOCK // max(1, column[:1].nbytes))
+        for start in range(0, len(column), rows):
+            block = column[start : start + rows]
+            # Bytes are not widened to eight times their size, and uint64 is not copied.
+            narrow = block.dtype in (np.uint8, np.uint64)
+            digest.update((block if narrow else block.astype(np.int64)).tobytes())
+    return digest.hexdigest()
+
+
+def digest_of_names(names: Names) -> str:
+    """Return the hash of a list of names."""
+    ends = names.ends
+    return digest_of_columns(names.text[: int(ends[-1]) if len(ends) else 0], ends)
+
+
+def digest_of_bytes(content: bytes) -> bytes:
+    """Return the BLAKE2b hash of a file's content."""
+    return hashlib.blake2b(content, digest_size=8).digest()

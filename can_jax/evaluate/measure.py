@@ -1,0 +1,133 @@
+"""The functions that evaluate an encoder by a protocol."""
+
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.config.resolve import check_keys
+from can_jax.config.validate import check_augment, check_data
+from can_jax.distributed.mesh import make_mesh
+from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.page import picture
+from can_jax.evaluate.protocols.base import EvalProtocol
+from can_jax.evaluate.protocols.classifier import CARD, open_classifier
+from can_jax.evaluate.protocols.registry import PROTOCOLS
+from can_jax.evaluate.reports.pictures import map_svg, neighbour_grid, newest_panel
+from can_jax.evaluate.reports.results import write_results
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext, EvalResults
+from can_jax.train.start import make_directory
+from can_jax.utils.errors import UserError
+from can_jax.utils.tensorflow import import_ahead
+
+MAP = "Map of the embedding (t-SNE)"  # The title of a picture in the report.
+
+
+def evaluate(
+    config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
+) -> dict[str, Any]:
+    """Evaluate an encoder by a protocol, and write the results.
+
+    Collective: every process must call this.
+
+    Args:
+        config: The resolved configuration of the evaluation.
+        checkpoint: The path of the encoder, or of a trained classifier.
+        workdir: The directory for `results.json` and `report.html`, and for a protocol's training
+            run.
+        untrained: Evaluate the randomly initialized encoder instead of the trained one.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        UserError: The configuration, the data or the checkpoint is invalid.
+    """
+    findings, subject = measure(config, checkpoint, workdir, untrained)
+    return write_results(workdir, findings, config, subject)
+
+
+def measure(
+    config: ConfigDict,
+    checkpoint: str,
+    workdir: epath.Path,
+    untrained: bool = False,
+    pictures: bool = True,
+) -> tuple[EvalResults, Any]:
+    """Evaluate an encoder by a protocol, without writing results.
+
+    A protocol that trains still writes its run into ``workdir``. Collective: every process must
+    call this.
+
+    Args:
+        config: The resolved configuration of the evaluation.
+        checkpoint: The path of the encoder, or of a trained classifier.
+        workdir: The directory for the training run of a protocol; it is created.
+        untrained: Evaluate the randomly initialized encoder instead of the trained one.
+        pictures: Draw the pictures of the report for protocols on frozen features.
+
+    Returns:
+        The results, and the evaluated encoder or classifier.
+
+    Raises:
+        UserError: The configuration, the data or the checkpoint is invalid.
+    """
+    path = epath.Path(checkpoint)
+    if not path.exists():
+        raise UserError(f"--checkpoint={checkpoint} does not exist")
+    import_ahead()
+    make_directory(workdir)
+    mesh = make_mesh(config.mesh)
+    subject: Any
+    protocol = PROTOCOLS.get(config.protocol)
+    if (path / CARD).exists():
+        if not protocol.takes_classifier:
+            takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
+            raise UserError(
+                f"--checkpoint={checkpoint} is a classifier, which only the protocol {takers} "
+                "takes; give the run of its encoder"
+            )
+        subject = open_classifier(path, config, mesh)
+    else:
+        subject = open_encoder(checkpoint, untrained, config, mesh)
+    check_used(subject.config, protocol, path)
+    extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)
+    task = EvalContext(config, subject, mesh, extractor, workdir)
+    findings = protocol.run(task)
+    if pictures:
+        illustrate(task, findings)
+    if not untrained and (panel := newest_panel(path)):
+        image = picture(panel, "reconstructions")
+        findings.pictures["Reconstructions, as the run drew them last"] = image
+    return findings, subject
+
+
+def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
+    """Check the settings of a run, beyond those of its encoder, that a protocol uses.
+
+    Args:
+        run: The configuration of the run, with the data block of the evaluation.
+        protocol: The protocol.
+        path: The run directory, for the error message.
+
+    Raises:
+        UserError: A setting is invalid; the message names the first one.
+    """
+    try:
+        check_keys(run, ("data", *protocol.run_settings))
+        check_data(run)
+        if "augment" in protocol.run_settings:
+            check_augment(run)
+    except UserError as error:
+        raise UserError(f"{path}/config.json: {error}") from error
+
+
+def illustrate(task: EvalContext, findings: EvalResults) -> None:
+    """Add pictures of the examples that a protocol has read, if it names them as ``shown``."""
+    if findings.shown is None:
+        return
+    grid = neighbour_grid(task, *findings.shown)
+    title = "Nearest neighbours: green of the same class, red of another"
+    findings.pictures[title] = picture(grid, "nearest neighbours")
+    findings.pictures[MAP] = map_svg(task, findings.shown[1])

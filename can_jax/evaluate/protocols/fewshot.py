@@ -1,0 +1,133 @@
+"""The protocol `fewshot`: ridge regression on a few examples of each class."""
+
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from can_jax.config.defaults import COUNT, DATA
+from can_jax.config.resolve import as_range
+from can_jax.config.validate import check, check_source
+from can_jax.data.sources.registry import SOURCES
+from can_jax.evaluate.protocols.base import EvalProtocol
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracy
+from can_jax.features.fewshot import draw_shots, ridge_predictions
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Blocks, Key, Number, Several, Table, Text, Whole
+
+# An entry of `fewshot.datasets`. All of them are read at one size, with random access.
+SHARED = (
+    "channels", "examples", "held_out", "image_size", "streaming", "test_examples",
+    "train_examples", "window",
+)  # fmt: skip
+DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
+    "test_split": Key(None, Text(), "The split to test on."),
+    "name": Key(None, Text(), "Its name in the results, and in TFDS if it is a TFDS data set."),
+}
+SETTINGS: Table = {
+    "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
+            "The numbers of training images per class."),
+    "draws": Key(5, Whole(1, 10**6), "The number of random draws of these images."),
+    "ridge": Key(1024.0, Number(1e-6, 1e15),
+            "The L2 penalty of ridge regression, as in big_vision."),
+    "datasets": Key(
+        (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
+        "Data sets to use instead: for each, changes to `data` and a `name`.",
+    ),
+}  # fmt: skip
+
+
+def check_fewshot(config: ConfigDict) -> None:
+    """Check that no two data sets write their results under the same name, and resolve ranges."""
+    taken: set[str] = set()
+    for index, block in enumerate(config.fewshot.datasets):
+        name = dataset_name(index, block)
+        check(
+            name not in taken,
+            f"fewshot.datasets[{index}]: another data set is called {name!r}; give each a `name` "
+            "of its own",
+        )
+        taken.add(name)
+    with config.ignore_type():
+        config.fewshot.datasets = tuple(
+            {**block, "range": as_range(block["range"])} if "range" in block else block
+            for block in config.fewshot.datasets
+        )
+
+
+def dataset_name(index: int, block: dict[str, Any]) -> str:
+    """Return the name under which results report an entry of `fewshot.datasets`."""
+    name = block.get("name") or block.get("path") or f"data{index}"
+    return str(name).replace("/", "_").strip("_")
+
+
+def fewshot(task: EvalContext) -> EvalResults:
+    """Evaluate ridge regression on a few examples of each class.
+
+    The accuracy is the mean over several draws of examples, for each data set.
+    """
+    settings, findings, rows = task.config.fewshot, EvalResults(), []
+    opened = [
+        (name, task.pair(findings, data, test_split, name))
+        for name, data, test_split in datasets_of(task)
+    ]
+    for name, pair in opened:
+        train, test = task.read(pair.train), task.read(pair.test)
+        findings.count(f"{name}/train", train)
+        findings.count(f"{name}/test", test)
+        features, queries = task.select(train), task.select(test)
+        counts = np.bincount(train.labels)
+        smallest = int(counts[counts > 0].min())
+        if smallest < max(settings.shots):
+            findings.warn(
+                f"{name}: a class has {smallest} training examples, fewer than the "
+                f"{max(settings.shots)} shots: all of them are taken"
+            )
+        for shots in settings.shots:
+            scores = []
+            for draw in range(settings.draws):
+                rng = np.random.default_rng((task.config.seed, shots, draw))
+                chosen = draw_shots(train.labels, shots, rng)
+                predictions = ridge_predictions(
+                    features[chosen], train.labels[chosen], queries, settings.ridge
+                )
+                scores.append(accuracy(predictions, test.labels))
+            mean, deviation = float(np.mean(scores)), float(np.std(scores))
+            findings.metrics[f"fewshot/{name}/{shots}shot"] = mean
+            findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
+            rows.append(
+                {"data": name, "shots": shots, "top-1 (%)": f"{mean:.2f} ± {deviation:.2f}"}
+            )
+    findings.tables["Few shots"] = rows
+    return findings
+
+
+def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
+    """Return the name, data block and test split of each data set of the few-shot protocol.
+
+    A test split of None stands for that of the evaluation.
+
+    Raises:
+        UserError: The source of a data set is invalid.
+    """
+    datasets: list[tuple[str, ConfigDict, str | None]] = []
+    if not task.config.fewshot.datasets:
+        datasets.append((task.data.name or "data", task.data, None))
+    for index, changes in enumerate(task.config.fewshot.datasets):
+        changes = dict(changes)
+        name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
+        source = changes.get("source") or task.data.source
+        if "name" not in SOURCES.get(source).needs:  # it names the results only
+            changes.pop("name", None)
+        block = ConfigDict(task.data.to_dict())
+        with block.ignore_type():
+            block.update(changes)
+        try:
+            check_source(block)
+        except UserError as error:
+            raise UserError(f"config.fewshot.datasets[{index}]: {error}") from None
+        datasets.append((name, block, test_split))
+    return datasets
+
+
+PROTOCOL = EvalProtocol(fewshot, SETTINGS, check_fewshot)

@@ -1,0 +1,131 @@
+"""The protocol `health`: the geometry of a representation, and the accuracy of each class."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from can_jax.augment.photometric import Photometric, augment, to_float
+from can_jax.config.defaults import COUNT
+from can_jax.data.evaluation.examples import spread
+from can_jax.data.pipeline.training_loader import TrainingLoader
+from can_jax.data.sources.registry import open_source
+from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, both
+from can_jax.features import health
+from can_jax.features.knn import nearest, vote
+from can_jax.monitoring.metrics import effective_rank
+from can_jax.train.losses import row_keys
+from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Key, Table, Whole
+
+SETTINGS: Table = {
+    "examples": Key(5000, Whole(2, 2**31 - 1), "The number of test images."),
+    "k": Key(20, COUNT, "The number of neighbors that vote."),
+    "temperature": Key(0.07, TEMPERATURE, "The temperature of the votes' weights."),
+}  # fmt: skip
+
+
+def representation_health(task: EvalContext) -> EvalResults:
+    """Measure the geometry of the representation, and the kNN accuracy of each class.
+
+    Raises:
+        UserError: Fewer than two labeled test examples are available.
+    """
+    settings = task.config.health
+    train, test, findings = both(task)
+    chosen = spread(len(test), settings.examples)
+    if len(chosen) < 2:
+        raise UserError(
+            f"health compares pairs of images: the split {test.name!r} has {len(test)} with a "
+            f"label, and config.health.examples={settings.examples}; both have to be 2 or more"
+        )
+    bank, queries = task.select(train), task.select(test)
+    few = queries[chosen]
+    on_sphere = health.unit(few)
+    one, other = two_views(task, settings.examples)
+    predictions = vote(
+        nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature
+    )
+    findings.metrics |= {
+        "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
+        "health/alignment": health.alignment(one, other),
+        "health/uniformity": health.uniformity(few, task.config.seed),
+        "health/dead_dimensions": float(health.dead_dimensions(few)),
+        "health/width": float(few.shape[1]),
+        "knn/top1": accuracy(predictions, test.labels),
+    }
+    tolerance = health.tolerance(few, test.labels[chosen])
+    if tolerance is None:
+        findings.warn(
+            f"health/tolerance is left out: no two of the {len(few)} examples are of one class"
+        )
+    else:
+        findings.metrics["health/tolerance"] = tolerance
+    findings.examples["health"] = len(few)
+    findings.tables |= by_class(predictions == test.labels, test.labels, train.classes)
+    return findings
+
+
+def by_class(
+    right: Bool[np.ndarray, " examples"],
+    labels: Int[np.ndarray, " examples"],
+    names: tuple[str, ...],
+    most: int = 1000,
+) -> dict[str, list[dict[str, Any]]]:
+    """Return a table of the accuracy of each class, under its title.
+
+    Args:
+        right: Whether the prediction for each example is correct.
+        labels: The class index of each example.
+        names: The names of the classes; empty where unknown.
+        most: The maximum number of rows. Beyond it, the table holds the best and the worst classes.
+    """
+    classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)
+    title, chosen = "kNN by class", np.arange(len(classes))
+    if len(classes) > most:
+        title += f", the best and the worst {most // 2} of {len(classes):,}"
+        ranked = np.argsort(-shares, kind="stable")
+        chosen = np.concatenate([ranked[: most // 2], ranked[-(most // 2) :]])
+    rows = [
+        {
+            "class": names[label] if names else str(label),
+            "examples": int(size),
+            "kNN top-1 (%)": float(share),
+        }
+        for label, size, share in zip(classes[chosen], sizes[chosen], shares[chosen], strict=True)
+    ]
+    return {title: rows}
+
+
+def two_views(task: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of two augmented views of about ``count`` training images.
+
+    The augmentation is that of pretraining. The number of images is a multiple of the batch size.
+    """
+    config = task.subject.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.batch_size = task.config.batch_size
+        config.augment.views = 2
+    source = open_source(config.data, config.data.split)
+    steps = max(1, min(count, source.examples) // config.batch_size)
+    loader = TrainingLoader(config, source, task.mesh, 0, steps)
+    settings = Photometric.from_settings(config.augment.to_dict())
+
+    def features(parameters: Any, batch: Any) -> Any:
+        rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
+        drawn = augment(rows, row_keys(config.seed, jnp.int32(0), batch), settings)
+        images = (255 * drawn).round().astype(np.uint8)
+        return task.subject.features(parameters, images)
+
+    with jax.set_mesh(task.mesh):
+        compiled = jax.jit(features)
+        parts = [np.asarray(compiled(task.subject.parameters, next(loader))) for _ in range(steps)]
+    selected = task.subject.select(np.concatenate(parts), task.config.features)
+    return selected[0::2], selected[1::2]
+
+
+PROTOCOL = EvalProtocol(representation_health, SETTINGS, run_settings=("augment",))

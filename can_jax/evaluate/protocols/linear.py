@@ -1,0 +1,73 @@
+"""The protocol `linear`: linear heads on frozen features, the best of a grid."""
+
+from typing import Any
+
+from can_jax.config.defaults import COUNT
+from can_jax.config.pretrained import FEATURES
+from can_jax.evaluate.protocols.base import FACTOR, RATE, EvalProtocol
+from can_jax.evaluate.split_features import Split
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy, both, held_out
+from can_jax.features.linear import Heads, grid, train_heads
+from can_jax.utils.settings import Choice, Key, Several, Table, Whole
+
+# Each combination is a head; all of them are trained at once.
+SETTINGS: Table = {
+    "learning_rates": Key(
+        (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),
+            "The learning rates to compare."
+    ),
+    "weight_decays": Key(
+        (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "The weight decays to compare."
+    ),
+    "features": Key(
+        ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
+        "The features to compare.",
+    ),
+    "batch_size": Key(1024, COUNT, "The number of features per step.", unit="images"),
+    "epochs": Key(50, Whole(1, 10**6), "The length of the training.", unit="epochs"),
+}  # fmt: skip
+
+
+def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
+    """Train linear heads over the hyperparameter grid, and refit the best one on all examples.
+
+    The best setting is the most accurate one on held-out training examples.
+
+    Returns:
+        The refitted head, the kind of features that it reads, and a table of the grid.
+    """
+    settings, config = task.config.linear, task.config
+    classes = len(train.known)
+    most, few = held_out(train.labels, config.held_out, config.seed)
+    cells = grid(settings.learning_rates, settings.weight_decays)
+    options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
+    rows, tried = [], []
+    for kind in settings.features:
+        features = task.select(train, kind)
+        heads = train_heads(features[most], train.labels[most], classes, cells, **options)
+        for cell, predictions in zip(cells, heads.predictions(features[few]), strict=True):
+            value = accuracy(predictions, train.labels[few])
+            tried.append((value, kind, cell))
+            rows.append({"features": kind, **cell._asdict(), "held-out top-1 (%)": round(value, 2)})
+    _, kind, cell = max(tried, key=lambda item: item[0])
+    heads = train_heads(task.select(train, kind), train.labels, classes, [cell], **options)
+    return heads, kind, rows
+
+
+def linear(task: EvalContext) -> EvalResults:
+    """Select a linear head on held-out training examples, and test it once.
+
+    The features are extracted once for the whole grid.
+    """
+    train, test, findings = both(task)
+    heads, kind, rows = best_heads(task, train)
+    logits = heads.logits(task.select(test, kind))[0]
+    measures = accuracies(logits, test.labels)
+    findings.metrics |= {f"linear/{name}": value for name, value in measures.items()}
+    best = max(rows, key=lambda row: row["held-out top-1 (%)"])
+    findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
+    findings.tables["Linear heads"] = rows
+    return findings
+
+
+PROTOCOL = EvalProtocol(linear, SETTINGS)
