@@ -7,9 +7,11 @@ standard library.
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from types import FrameType
+from typing import Any
 
 from can_jax.utils.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
@@ -48,7 +50,9 @@ class PreemptionHandler:
         self._deferred = False
         self._ending = False
         self._said = False
+        self._swallowed = False
         self._ctrl_c_at: float | None = None
+        self._usual_hook = sys.unraisablehook
 
     @property
     def exit_code(self) -> int:
@@ -78,6 +82,7 @@ class PreemptionHandler:
                 signal.signal(signum, self._raise_stopped)
         os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_forget)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        self._usual_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
 
     def defer(self) -> None:
         """Leave the response to the caller, who polls `requested` and saves."""
@@ -110,11 +115,27 @@ class PreemptionHandler:
             self._say_nothing_to_save()
             raise Stopped(self.exit_code)
 
+    def _raise_again(self, unraisable: Any) -> None:
+        """Raise `Stopped` once more if Python dropped it, as in a garbage collector's callback.
+
+        It cannot be raised here, where Python would drop it, too. `_read` sends the signal again.
+        """
+        if not isinstance(unraisable.exc_value, Stopped):
+            self._usual_hook(unraisable)
+            return
+        self._ending = False
+        signal.signal(signal.SIGTERM, self._raise_stopped)
+        self._swallowed = True
+
     def _read(self, received: int) -> None:
         """Record every signal, and end the process if its main thread does not respond."""
         unanswered: float | None = None  # the time of the first signal without a response
         while True:
-            ready, _, _ = select.select([received], [], [], 1.0 if self.requested else None)
+            ready, _, _ = select.select([received], [], [], 0.2 if self.requested else None)
+            if self._swallowed:
+                self._swallowed = False
+                # Not Ctrl-C, a second one of which would end the process at once.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             for signum in os.read(received, 64) if ready else ():
                 if signum in SIGNALS:
                     self._note(signal.Signals(signum))

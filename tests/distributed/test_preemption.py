@@ -74,6 +74,29 @@ def test_command_that_still_imports_is_stopped_as_promised(recipe, tmp_path, num
     assert not (tmp_path / "run").exists()
 
 
+DROPS = """
+preemption.GRACE_SECONDS = 60
+
+class Dropping:
+    def __del__(self):
+        print("inside", flush=True)
+        time.sleep(60)
+
+Dropping()
+print("outside", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_exit_that_python_drops_is_raised_again(number, code):
+    process = started(DROPS)
+    assert process.stdout.readline() == "inside\n"
+    ended_with, out, err = ended(process, number)
+    assert (ended_with, out) == (code, "outside\n")
+    assert err.count("\n") == 1 and err.startswith("stopped by ")
+
+
 @pytest.mark.parametrize("program", ["time.sleep(60)", SPIN])
 def test_signal_ends_what_has_nothing_to_save(program):
     code, _, err = ended(started(program), *[signal.SIGTERM] * 20, pause=0.005)
