@@ -97,7 +97,7 @@ def _import_module(name: str) -> None:
         if error.name != path.partition(".")[0]:
             raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error
         raise UserError(
-            f"{option}: there is there is no such module; give a .py file or install it"
+            f"{option}: there is no such module; give a .py file or install it"
         ) from None
     except Exception as error:
         raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error

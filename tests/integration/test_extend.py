@@ -85,9 +85,8 @@ def test_objective_trains_with_its_head_and_its_run_is_read_with_its_module(own,
 
 def test_optimizer_and_schedule_of_ones_own(own, tmp_path):
     path = own("An optimizer and a schedule")
-    done = run_in_process(
-        path, tmp_path / "run", *TINY, "total_steps=4", "optimizer.weight_decay=0.0"
-    )
+    options = (*TINY, *SHAPES, *MAE_ALONE, "total_steps=4")
+    done = run_in_process(path, tmp_path / "run", *options)
     assert done.returncode == 0, done.stderr
     rates = [line["learning_rate"] for line in metrics(tmp_path / "run")]
     peak = 2e-5 * 16 / 256
