@@ -27,7 +27,8 @@ class PeriodicAction(NamedTuple):
         act: The function; it takes the step and the state. The next step overwrites the state's
             buffers, so the function must copy what it retains.
         saves_first: Whether the run saves a checkpoint before each call, so that a run which is
-            killed during a long evaluation need not repeat the steps.
+            killed during a long evaluation need not repeat the steps. A run that is asked to stop
+            leaves such calls out; ``on_train_start`` can make up for them.
     """
 
     every: int

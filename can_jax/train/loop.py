@@ -167,13 +167,15 @@ class Loop:
                 with clock.paused():
                     self._save(step, state, temporary=not regular)
                 self.watchdog.beat(step)
-            if stop:
-                break  # the resumed run makes up for the evaluations that are due
             for action in due:
+                if stop and action.saves_first:
+                    continue  # the resumed run makes up for the evaluations that are due
                 with clock.paused():
                     self.lock.check()
                     action.act(step, state)
                 self.watchdog.beat(step)
+            if stop:
+                break
         self.progress.seconds = self._seconds()
         return step, state
 

@@ -73,9 +73,9 @@ def test_pixels_are_compared_with_those_of_arrays():
 
 def test_selection_and_mixture_take_any_source():
     listed = Listed(pictures(4), range(4))
-    some = listed.selection(np.array([3, 1]), np.array([7, 8], np.int32), ("a",))
+    some = listed.selection(np.array([3, 1]), np.array([1, 0], np.int32), ("a", "b"))
     images, labels = some.read(np.array([1, 0]))
-    assert images == listed.read(np.array([1, 3]))[0] and labels.tolist() == [8, 7]
+    assert images == listed.read(np.array([1, 3]))[0] and labels.tolist() == [0, 1]
     assert some.describe(0) == "example 3"
     mixture = MixtureSource([listed, some], (1.0, 2.0))
     assert mixture.read(np.array([4]))[0] == [images[1]]

@@ -1,0 +1,46 @@
+"""When a run calls a registered callback."""
+
+from can_jax.train.callback import CALLBACKS, Callback, PeriodicAction
+from tests.helpers.runs import counting_steps, run_in_process
+
+
+def steps_saved(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+class Recorder(Callback):
+    """Records its calls."""
+
+    def __init__(self, calls, saves_first):
+        self._calls, self._saves_first = calls, saves_first
+
+    def on_train_start(self, step, state):
+        self._calls.append(("start", step))
+
+    def periodic_actions(self):
+        return [PeriodicAction(4, self.act, self._saves_first)]
+
+    def act(self, step, state):
+        assert int(state.step) == step
+        self._calls.append(("act", step))
+
+    def on_train_end(self, state, seconds):
+        self._calls.append(("end", int(state.step)))
+
+
+def test_callback_is_called_in_each_run_and_saves_only_if_it_says_so(recipe, tmp_path, monkeypatch):
+    options = ("probe.every_steps=0", "figures.every_steps=0", "checkpoint.every_steps=3")
+    for saves_first, saved in ((False, [3, 6]), (True, [3, 4, 6])):
+        calls = []
+
+        def make(run, calls=calls, saves_first=saves_first):
+            assert run.times.total == 6 and run.config.batch_size == 16
+            return Recorder(calls, saves_first)
+
+        monkeypatch.setattr(CALLBACKS, "_values", {"recorder": make})
+        workdir = tmp_path / str(saves_first)
+        with counting_steps():
+            done = run_in_process(recipe, workdir, *options)
+        assert done.returncode == 0, done.stderr
+        assert calls == [("start", 0), ("act", 4), ("act", 6), ("end", 6)]
+        assert steps_saved(workdir) == saved
