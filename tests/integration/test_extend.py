@@ -14,9 +14,11 @@ from tests.data.samples import encode
 from tests.evaluate import samples
 from tests.helpers.runs import (
     ROOT,
+    command,
     counting_steps,
     main_in_process,
     metrics,
+    only_devices,
     run_in_process,
     state_at,
 )
@@ -180,19 +182,16 @@ def test_evaluation_protocol(own, tmp_path):
     assert "config.class_means.distance='cos': give one of cosine, euclidean" in wrong.stderr
 
 
-def test_callback(own, tmp_path):
-    workdir = tmp_path / "run"
-    done = run_in_process(own("A callback"), workdir, *TINY, *SHAPES)
+def test_callback_and_tracker(own, tmp_path):
+    workdir, callback = tmp_path / "run", own("A callback").rename(tmp_path / "callback.py")
+    recipe = own("A tracker")
+    arguments = command(recipe, workdir, *TINY, *SHAPES)[3:]
+    with only_devices(1):
+        done = main_in_process("can_jax.main", f"--modules={callback}", *arguments)
     assert done.returncode == 0, done.stderr
     (norm,) = [line["parameters/norm"] for line in metrics(workdir) if "parameters/norm" in line]
     squares = [np.sum(np.square(x)) for x in jax.tree.leaves(state_at(workdir, 2)["parameters"])]
     assert norm == pytest.approx(np.sqrt(np.sum(squares)), rel=1e-5)
-
-
-def test_tracker(own, tmp_path):
-    workdir = tmp_path / "run"
-    done = run_in_process(own("A tracker"), workdir, *TINY, *SHAPES)
-    assert done.returncode == 0, done.stderr
     rows = list(csv.reader((workdir / "metrics.csv").open()))
     for line in metrics(workdir):
         step = line.pop("step")
@@ -213,18 +212,16 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize(
-    ("heading", "file", "text"),
-    [("A callback", "metrics.jsonl", '"parameters/norm"'), ("A tracker", "metrics.csv", "loss/")],
-)
-def test_fine_tuning_has_it_too(own, tmp_path, heading, file, text):
-    recipe, out = own(heading, FINE_TUNING), tmp_path / "out"
+def test_fine_tuning_has_callback_and_tracker_too(own, tmp_path):
+    callback, out = own("A callback").rename(tmp_path / "callback.py"), tmp_path / "out"
+    recipe = own("A tracker", FINE_TUNING)
     run = samples.run_directory(tmp_path)
     data = samples.arrays(tmp_path / "arrays")
-    options = [f"--config={recipe}", f"--checkpoint={run}", f"--workdir={out}"]
-    options += ["--config.data.source=arrays", f"--config.data.path={data}"]
+    options = [f"--modules={callback}", f"--config={recipe}", f"--checkpoint={run}"]
+    options += [f"--workdir={out}", "--config.data.source=arrays", f"--config.data.path={data}"]
     options += ["--config.data.test_split=val"]
     with counting_steps():
         done = main_in_process("can_jax.evaluate", *options)
     assert done.returncode == 0, done.stderr
-    assert text in (out / file).read_text()
+    assert '"parameters/norm"' in (out / "metrics.jsonl").read_text()
+    assert "loss/" in (out / "metrics.csv").read_text()
