@@ -55,6 +55,7 @@ DOORS = {
     r"\bpickle\.": "weights/torch_file.py",
     r"\bmarkup=": "monitoring/console.py",
     r"doctype html": "evaluate/page.py",
+    r"\bos\.(replace|rename)\(": "utils/files.py",
 }
 
 
