@@ -15,7 +15,7 @@ from can_jax.evaluate.protocols import frozen
 from can_jax.evaluate.protocols.classifier import CARD, ClassifierSubject, open_classifier
 from can_jax.evaluate.protocols.finetune import classify
 from can_jax.evaluate.protocols.robustness import Logits, robustness
-from can_jax.evaluate.reports.pictures import map_svg, neighbour_grid, newest_panel
+from can_jax.evaluate.reports.pictures import map_chart, neighbour_grid, newest_panel
 from can_jax.evaluate.reports.results import write_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
@@ -149,7 +149,7 @@ def illustrate(task: EvalContext, findings: EvalResults) -> None:
     grid = neighbour_grid(task, *findings.shown)
     title = "Nearest neighbours: green of the same class, red of another"
     findings.pictures[title] = picture(grid, "nearest neighbours")
-    findings.pictures[MAP] = map_svg(task, findings.shown[1])
+    findings.pictures[MAP] = map_chart(task, findings.shown[1])
 
 
 def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:

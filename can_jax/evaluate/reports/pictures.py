@@ -1,18 +1,22 @@
 """The pictures of a report: nearest neighbors, a map of the embedding, and reconstructions."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.evaluate.page import COLOURS, Html, fill, join
+from can_jax.evaluate.page import COLOURS, Html, chart, chart_style
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext
 from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
+from can_jax.utils.errors import printable
 
 QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
 SIDE = 72  # The side of an image in the grid, in pixels.
@@ -60,39 +64,41 @@ def neighbour_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     return buffer.getvalue()
 
 
-def map_svg(task: EvalContext, test: Split) -> Html:
+def map_chart(task: EvalContext, test: Split) -> Html:
     """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
     points = embedding_map(task.select(test)[chosen])
-    low, high = points.min(axis=0), points.max(axis=0)
-    points = 20 + 560 * (points - low) / np.maximum(high - low, 1e-12)
-    labels, names = test.labels[chosen], test.classes
-    dots, legend = [], []
-    for (x, y), label in zip(points, labels, strict=True):
-        colour = COLOURS[label] if label < len(COLOURS) else "#d0d0d0"
-        name = names[label] if names else str(label)
-        dots.append(
-            fill(
-                '<circle cx="{x}" cy="{y}" r="3.2" fill="{colour}"><title>{name}</title></circle>',
-                x=f"{x:.1f}", y=f"{y:.1f}", colour=colour, name=name,
-            )
+    return scatter(points, test.labels[chosen], test.classes)
+
+
+def scatter(
+    points: Float[np.ndarray, "examples 2"],
+    labels: Int[np.ndarray, " examples"],
+    classes: Sequence[str],
+) -> Html:
+    """Draw points in the plane, the first ten classes in colors and the rest in gray.
+
+    Args:
+        points: The position of each example.
+        labels: The class of each example.
+        classes: The names of the classes; empty if they have none.
+    """
+    names = {
+        label: printable(classes[label] if classes else str(label)) for label in np.unique(labels)
+    }
+    colours = dict(zip(names, COLOURS, strict=False))
+    with chart_style():
+        figure = Figure(figsize=(7.6, 6))
+        axis = figure.add_axes((0, 0, 0.79, 1))
+        axis.set_axis_off()
+        shown = [colours.get(label, "#d0d0d0") for label in labels]
+        dots = axis.scatter(points[:, 0], points[:, 1], s=20, lw=0, c=shown)
+        handles = [Line2D([], [], color=colour, marker="o", ls="") for colour in colours.values()]
+        axis.legend(
+            handles, [names[label] for label in colours],
+            loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, labelspacing=0.7,
         )  # fmt: skip
-    for row, label in enumerate(np.unique(labels)[: len(COLOURS)]):
-        name = names[label] if names else str(label)
-        y = 30 + 22 * row
-        legend.append(
-            fill(
-                '<circle cx="622" cy="{y}" r="5" fill="{colour}"/>'
-                '<text x="634" y="{base}">{name}</text>',
-                y=y, base=y + 4, colour=COLOURS[label % len(COLOURS)], name=name,
-            )
-        )  # fmt: skip
-    return fill(
-        '<svg viewBox="0 0 780 600" font-family="sans-serif" '
-        'font-size="12" role="img" aria-label="map of the embedding">'
-        "{parts}</svg>",
-        parts=join([*dots, *legend]),
-    )
+        return chart(figure, "map of the embedding", dots, [names[label] for label in labels])
 
 
 def figures_of(workdir: epath.Path) -> list[epath.Path]:

@@ -1,10 +1,14 @@
 """The HTML page of one evaluation, `report.html`, and the comparison of several evaluations."""
 
+import itertools
 import json
 import re
 from typing import Any
 
-from can_jax.evaluate.page import COLOURS, Html, fill, join, number, page, section, table
+from matplotlib.figure import Figure
+
+from can_jax.evaluate.page import COLOURS, Html, chart, chart_style, render
+from can_jax.utils.errors import printable
 
 HEADLINES = 8  # The number of metrics shown in large type.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize.
@@ -36,45 +40,23 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     }
 
 
-def curve_svg(runs: dict[str, dict[int, float]]) -> Html:
+def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
     """Draw accuracy against severity, one line for each curve."""
-    top = max(value for curve in runs.values() for value in curve.values())
-    scale = max(10.0, 10 * -(-top // 10))
-    parts = []
-    for i in range(6):
-        y = 260 - 220 * i / 5
-        parts.append(fill('<line x1="50" x2="610" y1="{y}" y2="{y}" stroke="#eef0f2"/>', y=y))
-        mark = '<text x="42" y="{y}" text-anchor="end">{value}</text>'
-        parts.append(fill(mark, y=y + 4, value=f"{scale * i / 5:.0f}"))
-    for severity in sorted({s for curve in runs.values() for s in curve}):
-        x, name = 60 + 108 * severity, "clean" if severity == 0 else severity
-        parts.append(
-            fill('<text x="{x}" y="282" text-anchor="middle">{name}</text>', x=x, name=name)
-        )
-    for row, (name, curve) in enumerate(runs.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        points = [(60 + 108 * s, 260 - 220 * v / scale) for s, v in curve.items()]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(
-            fill(
-                '<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>',
-                line=line, colour=colour,
-            )
-        )  # fmt: skip
-        dot = '<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>'
-        parts += [fill(dot, x=f"{x:.1f}", y=f"{y:.1f}", colour=colour) for x, y in points]
-        parts.append(
-            fill(
-                '<rect x="630" y="{top}" width="12" height="12" rx="2" fill="{colour}"/>'
-                '<text x="648" y="{base}">{name}</text>',
-                top=30 + 22 * row, base=41 + 22 * row, colour=colour, name=name,
-            )
-        )  # fmt: skip
-    return fill(
-        '<svg viewBox="0 0 820 300" role="img" aria-label="accuracy against severity">'
-        "{parts}</svg><p>Mean top-1 (%) of all corruptions, by severity.</p>",
-        parts=join(parts),
-    )
+    top = max(value for curve in curves.values() for value in curve.values())
+    severities = sorted({severity for curve in curves.values() for severity in curve})
+    with chart_style():
+        figure = Figure(figsize=(8.2, 2.9))
+        axis = figure.subplots()
+        lines = [
+            axis.plot(list(curve), list(curve.values()), color=colour, lw=2, marker="o", ms=5)[0]
+            for colour, curve in zip(itertools.cycle(COLOURS), curves.values(), strict=False)
+        ]
+        axis.set(ylim=(0, max(10.0, 10 * -(-top // 10))), xlabel="severity", ylabel="top-1 (%)")
+        axis.set_xticks(severities, ["clean" if s == 0 else str(s) for s in severities])
+        axis.grid(axis="x", visible=False)
+        names = [printable(name) for name in curves]
+        axis.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+        return chart(figure, "accuracy against severity")
 
 
 def data_of(results: dict[str, Any]) -> str:
@@ -91,7 +73,7 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
     return frozenset(digests[name] for name in digests if name.split("/")[-1] == "test")
 
 
-def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
+def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
     """Return the HTML page of one evaluation.
 
     Args:
@@ -99,45 +81,30 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
         pictures: The HTML elements of pictures, by title.
     """
     metrics = results["metrics"]
-    card = "<div class=card><b>{value}</b><span>{name}</span></div>"
-    cards = join(
-        fill(card, value=number(value), name=name)
-        for name, value in list(headlines(metrics).items())[:HEADLINES]
-    )
-    sections = [fill("<div class=cards>{cards}</div>", cards=cards)]
-    if warnings := results.get("warnings"):
-        lines = join(fill("<p>{text}</p>", text=warning) for warning in warnings)
-        alert = '<section class=warning role="alert"><h2>Warnings</h2>{lines}</section>'
-        sections.insert(0, fill(alert, lines=lines))
-    if curves := curves_of(results, "this run"):
-        sections.append(section("Robustness", curve_svg(curves)))
-    sections += [section(title, element) for title, element in pictures.items()]
-    sections += [section(title, table(rows)) for title, rows in results["tables"].items()]
-    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
-    sections.append(section("All metrics", table(rows), folded=len(rows) > 2 * HEADLINES))
-    counts = [{"examples": name, "count": count} for name, count in results["examples"].items()]
-    sections.append(section("Examples", table(counts), folded=len(counts) > HEADLINES))
+    curves = curves_of(results, "this run")
     facts = {key: results[key] for key in ("checkpoint", "data", "chosen", "protocol")}
-    text = fill("<pre>{text}</pre>", text=json.dumps(facts, indent=2))
-    sections.append(section("Checkpoint, data and settings", text, folded=True))
-    checkpoint = results["checkpoint"]
-    lead = (
-        f"{checkpoint['path']}, step {checkpoint['step']}; weights {checkpoint['sha256'][:12]}; "
-        f"data {data_of(results)}"
+    return render(
+        "evaluation.html",
+        results=results,
+        data=data_of(results),
+        warnings=results.get("warnings", ()),
+        cards=list(headlines(metrics).items())[:HEADLINES],
+        curves=curve_chart(curves) if curves else "",
+        pictures=pictures,
+        metrics=[{"metric": name, "value": value} for name, value in metrics.items()],
+        examples=[{"examples": k, "count": count} for k, count in results["examples"].items()],
+        most=HEADLINES,
+        facts=json.dumps(facts, indent=2),
     )
-    return page(f"Evaluation: {results['protocol']['protocol']}", lead, sections)
 
 
-def comparison(runs: dict[str, dict[str, Any]]) -> Html:
+def comparison(runs: dict[str, dict[str, Any]]) -> str:
     """Return the HTML page that compares several evaluations, given their results by name."""
-    names = list(dict.fromkeys(name for r in runs.values() for name in r["metrics"]))
-    rows = [
+    names = dict.fromkeys(name for r in runs.values() for name in r["metrics"])
+    metrics = [
         {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}
         for name in names
     ]
-    sections = [section("Metrics", table(rows))]
-    if curves := {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}:
-        sections.insert(0, section("Robustness", curve_svg(curves)))
     facts = [
         {
             "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
@@ -147,12 +114,16 @@ def comparison(runs: dict[str, dict[str, Any]]) -> Html:
         }
         for name, r in runs.items()
     ]  # fmt: skip
-    sections.append(section("Runs", table(facts)))
-    if len(set(map(tested_on, runs.values()))) > 1:
-        sections.insert(0, section("Data", "The runs were tested on different examples."))
     warnings = [
         {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
     ]
-    if warnings:
-        sections.insert(0, section("Warnings", table(warnings)))
-    return page("Evaluations side by side", ", ".join(runs), sections)
+    curves = {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}
+    return render(
+        "comparison.html",
+        names=list(runs),
+        warnings=warnings,
+        tests=len(set(map(tested_on, runs.values()))),
+        curves=curve_chart(curves) if curves else "",
+        metrics=metrics,
+        runs=facts,
+    )
