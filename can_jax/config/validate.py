@@ -3,6 +3,7 @@
 `can_jax.config.defaults` states the values that each key can have on its own.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from can_jax.config.defaults import DATA
 from can_jax.config.durations import TOTAL, value_of
 from can_jax.config.settings import Number, refuse
 from can_jax.data.sources.registry import parts_of_mixture
-from can_jax.models.can import encoder_size
+from can_jax.models.can import encoder_size, grid_of
 from can_jax.models.masking import visible_count
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -125,7 +126,7 @@ def check_heads(name: str, size: Any) -> None:
 
 def check_masking(config: ConfigDict) -> None:
     """Check that the decoder can be built, and that masking leaves patches to see and to hide."""
-    model, (height, width) = config.model, config.data.image_size
+    model = config.model
     reconstruction = config.objective.reconstruction
     check_heads("model.decoder", model.decoder)
     check(
@@ -136,7 +137,7 @@ def check_masking(config: ConfigDict) -> None:
         "model.patch_size=1 with data.channels=1: a patch of one value cannot be normalized by its "
         "own deviation; set objective.reconstruction.normalize=False or use larger patches",
     )
-    patches = (height // model.patch_size) * (width // model.patch_size)
+    patches = math.prod(grid_of(config))
     ratio = model.mask_ratio
     visible = visible_count(patches, ratio)
     check(visible > 0, f"model.mask_ratio={ratio} hides all {patches} patches")

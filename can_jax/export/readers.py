@@ -21,7 +21,6 @@ from can_jax.export import numpy_vit as plain
 from can_jax.export.model import HEADS_OF, Model
 from can_jax.models import can
 from can_jax.models.masking import patchify
-from can_jax.train.losses import grid_of
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays
@@ -60,7 +59,7 @@ def sample_of(model: Model) -> Sample:
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     augment = model.config.augment
     pixels = ((images / 255.0 - augment.mean) / augment.std).astype(np.float32)
-    height, width = grid_of(model.config)
+    height, width = can.grid_of(model.config)
     return Sample(images, pixels, height * width // 2)
 
 
@@ -83,7 +82,7 @@ def reference(model: Model, sample: Sample, contents: str) -> Arrays:
     zero."""
     modules = [name for name in HEADS_OF if contents == "full" and name in model.parameters]
     network, parts = model.network(*modules)
-    grid, patch_size = grid_of(model.config), model.config.model.patch_size
+    grid, patch_size = can.grid_of(model.config), model.config.model.patch_size
 
     def compute(parameters: Any, pixels: jax.Array) -> dict[str, jax.Array]:
         run = nnx.merge(network, parameters, {}, copy=True)
@@ -187,7 +186,7 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
         if contents == "encoder":
             network = from_pretrained("ViTModel", folder, add_pooling_layer=False)
             return {TOKENS: network(sample.torch_pixels).last_hidden_state.numpy()}
-        patches = int(np.prod(grid_of(model.config)))
+        patches = int(np.prod(can.grid_of(model.config)))
         ratio = 1 - (sample.visible + 0.5) / patches  # transformers rounds down.
         network = from_pretrained("ViTMAEForPreTraining", folder, mask_ratio=ratio)
         order = torch.arange(patches, dtype=torch.float32).expand(IMAGES, -1)

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -116,7 +117,7 @@ def _epoch(
         updates, state = _optimizer(rate, decay).update(gradient, state, head)
         return optax.apply_updates(head, updates), state
 
-    update_all = jax.vmap(update, in_axes=(0, 0, None, None, 0, 0))
+    update_all: Callable[..., Any] = jax.vmap(update, in_axes=(0, 0, None, None, 0, 0))
 
     def step(carry: tuple, batch_and_rates: tuple[Array, Array]) -> tuple[tuple, None]:
         batch, rate = batch_and_rates

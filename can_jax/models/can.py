@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from can_jax.models.decoder import Decoder
 from can_jax.models.heads import NoiseLevel, Projector
-from can_jax.models.masking import patchify
+from can_jax.models.masking import patch_grid, patchify
 from can_jax.models.vit import Encoder
 
 
@@ -196,7 +196,7 @@ class CAN(nnx.Module):
             images: Normalized images.
             **options: The options of `Encoder`: ``drop`` and ``norm``.
         """
-        grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+        grid = patch_grid(images.shape[1:3], self.patch_size)
         patches = patchify(images, self.patch_size)
         index = jnp.broadcast_to(np.arange(patches.shape[1]), patches.shape[:2])
         return self.encoder(patches.astype(self.dtype), index, grid, **options)
@@ -207,6 +207,11 @@ def encoder_size(model: ConfigDict) -> Size:
     size = SIZES[model.size]
     own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
     return dataclasses.replace(size, **own)
+
+
+def grid_of(config: ConfigDict) -> tuple[int, int]:
+    """Return the number of patches along (height, width) of a training image."""
+    return patch_grid(config.data.image_size, config.model.patch_size)
 
 
 def build(config: ConfigDict, heads: Set[str], rngs: nnx.Rngs) -> CAN:

@@ -1,10 +1,11 @@
 """The analytic FLOPs of a training step."""
 
 import itertools
+import math
 
 from ml_collections import ConfigDict
 
-from can_jax.models.can import Size, encoder_size
+from can_jax.models.can import Size, encoder_size, grid_of
 from can_jax.models.masking import visible_count
 
 
@@ -25,10 +26,9 @@ def train_flops_per_image(config: ConfigDict, heads: frozenset[str]) -> int:
         config: The resolved configuration.
         heads: The heads that are built; see `can_jax.models.can.HEADS`.
     """
-    (height, width), patch = config.data.image_size, config.model.patch_size
-    patches = (height // patch) * (width // patch)
+    patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
-    pixels = patch**2 * config.data.channels
+    pixels = config.model.patch_size**2 * config.data.channels
     encoder = encoder_size(config.model)
     view = transformer_flops(encoder, visible + 1) + 2 * visible * pixels * encoder.width
     if "prediction" in heads:

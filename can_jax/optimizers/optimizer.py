@@ -7,7 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from can_jax.distributed.sharding_rules import decay_mask, path_name
+from can_jax.distributed.sharding_rules import decay_mask, named_leaves, path_name
 from can_jax.utils.errors import UserError
 
 REFERENCE_BATCH = 256  # the batch size to which `optimizer.learning_rate` refers
@@ -104,7 +104,7 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
     Raises:
         UserError: A pattern is invalid or matches nothing, or nothing is left to train.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    names = list(named_leaves(parameters))
     settings = config.optimizer
     scaled = [pattern for pattern, _ in settings.learning_rate_scale]
     for key, patterns in (("learning_rate_scale", scaled), ("freeze", settings.freeze)):

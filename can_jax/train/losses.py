@@ -167,7 +167,7 @@ def forward(
         patches = gather_patches(patches, inputs.shuffle[:, :visible])
     sigma = None if inputs.noise is None else inputs.noise.sigma
     shown = (constrain_batch_sharding(patches), inputs.shuffle, sigma)
-    return model(*shown, grid=grid_of(config), train=train, heads=heads)
+    return model(*shown, grid=can.grid_of(config), train=train, heads=heads)
 
 
 def losses(
@@ -215,12 +215,6 @@ def heads(config: ConfigDict) -> frozenset[str]:
     if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
         needed |= {"noise_level"}
     return needed
-
-
-def grid_of(config: ConfigDict) -> tuple[int, int]:
-    """Return the number of patches along (height, width)."""
-    height, width = config.data.image_size
-    return height // config.model.patch_size, width // config.model.patch_size
 
 
 def random_streams(seed: int) -> Key[Array, " 2"]:
