@@ -6,41 +6,15 @@ not `Html`, and `Html.format` does so for the elements that are made here. Only 
 """
 
 import base64
-import contextlib
 import functools
-import io
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 from xml.dom import minidom
 
 import jinja2
-import matplotlib
 from markupsafe import Markup as Html
-from matplotlib.artist import Artist
-from matplotlib.figure import Figure
 
-COLOURS = (
-    "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
-    "#9c6b4e", "#9498a0",
-)  # fmt: skip
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, in the font of the page
-    "svg.hashsalt": "can_jax",  # equal charts are equal text
-    "text.parse_math": False,  # a name may have dollar signs
-    "text.color": "#3c4652",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#c8ced5",
-    "axes.labelcolor": "#3c4652",
-    "xtick.color": "#3c4652",
-    "ytick.color": "#3c4652",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#eef0f2",
-    "legend.frameon": False,
-}
+MARKED = "marked"
 
 
 @functools.cache
@@ -87,32 +61,16 @@ def picture(png: bytes, title: str) -> Html:
     return Html('<img alt="{title}" src="{url}">').format(title=title, url=url)
 
 
-@contextlib.contextmanager
-def chart_style() -> Iterator[None]:
-    """Draw charts in the style of the pages, within a ``with`` statement."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # The browser has the font.
-        yield
-
-
-def chart(
-    figure: Figure, label: str, marked: Artist | None = None, titles: Sequence[str] = ()
-) -> Html:
-    """Return a figure as an `<svg>` element that is as wide as its section.
+def inline_svg(svg: bytes, label: str, titles: Sequence[str] = ()) -> Html:
+    """Return a file of matplotlib as an `<svg>` element that is as wide as its section.
 
     Args:
-        figure: The figure, made and passed within `chart_style`.
+        svg: The content of the file.
         label: The description for screen readers.
-        marked: An artist whose markers get titles, which browsers show under the pointer.
-        titles: The title of each marker.
+        titles: The titles of the markers in the group named `MARKED`, in their order. Browsers show
+            them under the pointer.
     """
-    if marked is not None:
-        marked.set_gid("marked")
-    buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
-    )
-    document = minidom.parseString(buffer.getvalue())
+    document = minidom.parseString(svg)
     root = document.documentElement
     assert root is not None
     for name in ("width", "height"):
@@ -122,7 +80,7 @@ def chart(
     for node in root.getElementsByTagName("metadata"):
         root.removeChild(node)
     for group in root.getElementsByTagName("g"):
-        if group.getAttribute("id") == "marked":
+        if group.getAttribute("id") == MARKED:
             for marker, text in zip(group.getElementsByTagName("use"), titles, strict=True):
                 title = document.createElement("title")
                 title.appendChild(document.createTextNode(text))

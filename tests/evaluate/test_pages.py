@@ -1,6 +1,7 @@
 """Pages of results that may be anybody's: every value is shown as text."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from xml.dom import minidom
@@ -11,7 +12,7 @@ from etils import epath
 
 from can_jax.evaluate import page
 from can_jax.evaluate.reports import markdown
-from can_jax.evaluate.reports.pictures import scatter
+from can_jax.evaluate.reports.charts import scatter
 from can_jax.evaluate.reports.report import comparison, report_of
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model_card import result_rows, warnings_of
@@ -79,6 +80,14 @@ def test_any_name_is_shown_in_charts(name):
     dots = minidom.parseString(scatter(np.eye(2), np.array([1, 0]), (name, "other")))
     titles = [node.firstChild.data for node in dots.getElementsByTagName("title")]
     assert titles == ["other", printable(name)]  # in the order of the examples
+
+
+def test_chart_leaves_out_what_is_no_percentage():
+    metrics = {"fog/1/top1": math.nan, "fog/2/top1": 10**400, "fog/\u00b2/top1": 1.0}
+    text = comparison({"a": results("plain") | {"metrics": metrics | {"clean/top1": math.inf}}})
+    assert "<svg" not in text
+    text = comparison({"a": results("plain") | {"metrics": metrics | {"snow/3/top1": 30.0}}})
+    assert text.count("<svg") == 1
 
 
 def test_markdown_keeps_its_lines_and_cells():

@@ -1,22 +1,18 @@
 """The pictures of a report: nearest neighbors, a map of the embedding, and reconstructions."""
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from can_jax.data.evaluation.examples import EvaluationSet
-from can_jax.evaluate.page import COLOURS, Html, chart, chart_style
+from can_jax.evaluate.page import Html
 from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext
 from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
-from can_jax.utils.errors import printable
 
 QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
 SIDE = 72  # The side of an image in the grid, in pixels.
@@ -66,39 +62,11 @@ def neighbour_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
 
 def map_chart(task: EvalContext, test: Split) -> Html:
     """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
+    from can_jax.evaluate.reports.charts import scatter  # imports matplotlib, in 0.7 s
+
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
     points = embedding_map(task.select(test)[chosen])
     return scatter(points, test.labels[chosen], test.classes)
-
-
-def scatter(
-    points: Float[np.ndarray, "examples 2"],
-    labels: Int[np.ndarray, " examples"],
-    classes: Sequence[str],
-) -> Html:
-    """Draw points in the plane, the first ten classes in colors and the rest in gray.
-
-    Args:
-        points: The position of each example.
-        labels: The class of each example.
-        classes: The names of the classes; empty if they have none.
-    """
-    names = {
-        label: printable(classes[label] if classes else str(label)) for label in np.unique(labels)
-    }
-    colours = dict(zip(names, COLOURS, strict=False))
-    with chart_style():
-        figure = Figure(figsize=(7.6, 6))
-        axis = figure.add_axes((0, 0, 0.79, 1))
-        axis.set_axis_off()
-        shown = [colours.get(label, "#d0d0d0") for label in labels]
-        dots = axis.scatter(points[:, 0], points[:, 1], s=20, lw=0, c=shown)
-        handles = [Line2D([], [], color=colour, marker="o", ls="") for colour in colours.values()]
-        axis.legend(
-            handles, [names[label] for label in colours],
-            loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, labelspacing=0.7,
-        )  # fmt: skip
-        return chart(figure, "map of the embedding", dots, [names[label] for label in labels])
 
 
 def figures_of(workdir: epath.Path) -> list[epath.Path]:

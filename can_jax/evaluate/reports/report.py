@@ -1,14 +1,10 @@
 """The HTML page of one evaluation, `report.html`, and the comparison of several evaluations."""
 
-import itertools
 import json
 import re
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from can_jax.evaluate.page import COLOURS, Html, chart, chart_style, render
-from can_jax.utils.errors import printable
+from can_jax.evaluate.page import Html, render
 
 HEADLINES = 8  # The number of metrics shown in large type.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize.
@@ -22,6 +18,8 @@ def headlines(metrics: dict[str, float]) -> dict[str, float]:
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     """Return the mean accuracy over all corruptions at each severity; severity 0 is uncorrupted.
 
+    Values that are no percentage are left out.
+
     Args:
         results: The content of `results.json`.
         run: The name of the run, which labels the curve of corruptions computed on the test split.
@@ -30,33 +28,16 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
         parts = name.split("/")  # An optional set, corruption, severity and metric.
-        if len(parts) > 2 and parts[-1] == "top1" and parts[-2].isdigit():
+        severity = len(parts) > 2 and parts[-1] == "top1" and re.fullmatch("[0-9]", parts[-2])
+        if severity and 0 <= value <= 100:
             curve = scores.setdefault(" ".join([run, *parts[:-3]]), {})
             curve.setdefault(int(parts[-2]), []).append(value)
-    clean = {0: results["metrics"]["clean/top1"]} if "clean/top1" in results["metrics"] else {}
+    accuracy = results["metrics"].get("clean/top1", -1.0)
+    clean = {0: accuracy} if 0 <= accuracy <= 100 else {}
     return {
         name: clean | {severity: sum(v) / len(v) for severity, v in sorted(curve.items())}
         for name, curve in scores.items()
     }
-
-
-def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
-    """Draw accuracy against severity, one line for each curve."""
-    top = max(value for curve in curves.values() for value in curve.values())
-    severities = sorted({severity for curve in curves.values() for severity in curve})
-    with chart_style():
-        figure = Figure(figsize=(8.2, 2.9))
-        axis = figure.subplots()
-        lines = [
-            axis.plot(list(curve), list(curve.values()), color=colour, lw=2, marker="o", ms=5)[0]
-            for colour, curve in zip(itertools.cycle(COLOURS), curves.values(), strict=False)
-        ]
-        axis.set(ylim=(0, max(10.0, 10 * -(-top // 10))), xlabel="severity", ylabel="top-1 (%)")
-        axis.set_xticks(severities, ["clean" if s == 0 else str(s) for s in severities])
-        axis.grid(axis="x", visible=False)
-        names = [printable(name) for name in curves]
-        axis.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.0))
-        return chart(figure, "accuracy against severity")
 
 
 def data_of(results: dict[str, Any]) -> str:
@@ -71,6 +52,15 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
     """Return the fingerprints of the test examples of an evaluation."""
     digests = results["data"].get("fingerprints", {})
     return frozenset(digests[name] for name in digests if name.split("/")[-1] == "test")
+
+
+def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
+    """Return the chart of `curves_of` several runs; nothing without a curve."""
+    if not curves:
+        return ""
+    from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s
+
+    return curve_chart(curves)
 
 
 def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
@@ -89,7 +79,7 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
         data=data_of(results),
         warnings=results.get("warnings", ()),
         cards=list(headlines(metrics).items())[:HEADLINES],
-        curves=curve_chart(curves) if curves else "",
+        curves=robustness_chart(curves),
         pictures=pictures,
         metrics=[{"metric": name, "value": value} for name, value in metrics.items()],
         examples=[{"examples": k, "count": count} for k, count in results["examples"].items()],
@@ -123,7 +113,7 @@ def comparison(runs: dict[str, dict[str, Any]]) -> str:
         names=list(runs),
         warnings=warnings,
         tests=len(set(map(tested_on, runs.values()))),
-        curves=curve_chart(curves) if curves else "",
+        curves=robustness_chart(curves),
         metrics=metrics,
         runs=facts,
     )
