@@ -21,10 +21,10 @@ from can_jax.distributed.hardware import matmul_flops
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.models.backbones import encoder_size, require_vit
-from can_jax.models.can import level_scale
+from can_jax.models.can import grid_of, level_scale
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
-from can_jax.train.losses import grid_of, heads
+from can_jax.train.losses import heads
 from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
 from can_jax.utils.errors import UserError
 
@@ -128,7 +128,7 @@ def counted_flops(config: ConfigDict) -> float:
     The count covers all operations. Blocks are unrolled and nothing is rematerialized.
     """
     config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
-    step, mesh = make_step(config, lambda _: 0.0), make_mesh(config.mesh, jax.devices()[:1])
+    step, mesh = make_step(config), make_mesh(config.mesh, jax.devices()[:1])
     batch = batch_shapes(config, batch_sharding(mesh))
     with jax.set_mesh(mesh):
         counted: Any = jax.jit(step.train).lower(abstract_state(step, mesh), batch).cost_analysis()

@@ -16,7 +16,7 @@ from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checks
 from can_jax.checkpoint.retention import Retention
 from can_jax.checkpoint.scopes import quiet_orbax, quiet_threads, small_arrays_whole
 from can_jax.distributed.runtime import gather
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 FAILED_SAVES = 3  # the number of failures in a row at which a run stops
@@ -384,7 +384,4 @@ def _remove(left: epath.Path) -> None:
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:
     """Return the shape of every array of a tree, by its path."""
-    return {
-        path_name(path): list(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}

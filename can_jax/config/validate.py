@@ -3,6 +3,7 @@
 `can_jax.config.defaults` states the values that each key can have on its own.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from can_jax.config.defaults import DATA, OPTIMIZER
 from can_jax.config.durations import TOTAL, value_of
 from can_jax.data.sources.registry import SOURCES, parts_of_mixture
 from can_jax.models.backbones import BACKBONES, Size
+from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -113,9 +115,9 @@ def check_encoder(config: ConfigDict) -> None:
 
 def check_masking(config: ConfigDict) -> None:
     """Check that the decoder can be built, and that masking leaves patches to see."""
-    model, (height, width) = config.model, config.data.image_size
+    model = config.model
     Size(**model.decoder).check("model.decoder")
-    patches = (height // model.patch_size) * (width // model.patch_size)
+    patches = math.prod(grid_of(config))
     visible = visible_count(patches, model.mask_ratio)
     check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches")
 

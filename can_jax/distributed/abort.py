@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import os
 import signal
 import sys
@@ -71,6 +72,37 @@ def abort_on_sigabrt(message: str) -> None:
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(answer)
     _handlers.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+def dump_stacks_after(seconds: float | None) -> None:
+    """Print the stack of every thread if Python does not run for some time; each call starts anew.
+
+    The timer is in C, so that it expires while a C extension holds the interpreter, where no thread
+    of Python can act. It does not end the process, since a process that was suspended looks the
+    same to it. In a job of several processes, the timer of `abort_on_sigabrt` is armed instead.
+
+    Args:
+        seconds: The time until the stacks are printed; None cancels the timer.
+    """
+    if _handlers:
+        return
+    if seconds is None:
+        faulthandler.cancel_dump_traceback_later()
+    else:
+        faulthandler.dump_traceback_later(seconds, file=_stderr())
+
+
+@functools.cache
+def _stderr() -> int:
+    """Return a descriptor of the standard error on which no write waits.
+
+    A thread that resets the timer waits for a dump in progress, and stops all of Python meanwhile.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
+        return os.open("/proc/self/fd/2", flags)
+    except OSError:  # It is a socket, for example.
+        return 2
 
 
 def _prove_alive() -> None:

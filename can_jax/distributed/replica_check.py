@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, UInt32
 
 from can_jax.distributed.mesh import replicated
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
@@ -35,10 +35,10 @@ class ReplicaCheck:
 
     def __init__(self, abstract: Any, mesh: Mesh):
         self._mesh = mesh
-        leaves = jax.tree_util.tree_leaves_with_path(abstract)
-        self._names = [path_name(path) for path, _ in leaves]
+        leaves = named_leaves(abstract)
+        self._names = list(leaves)
         # Devices with the same part of an array, as row indices of the table of checksums.
-        self._copies = [_copies(leaf, mesh) for _, leaf in leaves]
+        self._copies = [_copies(leaf, mesh) for leaf in leaves.values()]
 
         def sums(*arrays: Array) -> UInt32[Array, "1 leaves"]:
             return jnp.stack([checksum(array) for array in arrays])[None]
@@ -46,7 +46,7 @@ class ReplicaCheck:
         table = jax.shard_map(
             sums,
             mesh=mesh,
-            in_specs=tuple(leaf.sharding.spec for _, leaf in leaves),
+            in_specs=tuple(leaf.sharding.spec for leaf in leaves.values()),
             out_specs=PartitionSpec(mesh.axis_names),
             check_vma=False,
         )

@@ -54,6 +54,17 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Return the leaves of any tree by their `path_name`, in the order of `jax.tree.leaves`.
+
+    `flax.traverse_util.flatten_dict` takes dicts alone, and keeps the order of their insertion.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = {path_name(path): leaf for path, leaf in leaves}
+    assert len(named) == len(leaves), "two leaves of a tree have one name"
+    return named
+
+
 def rule_of(name: str, axes: int) -> Rule:
     """Return the rule of a parameter.
 

@@ -1,6 +1,7 @@
 """Pretrained encoders for evaluation: opening them from any source, and extracting features."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,8 +18,10 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import normalize, to_float
 from can_jax.checkpoint.run_directory import newest_state, read_run
 from can_jax.config.resolve import default_config, resolve_encoder
-from can_jax.distributed.sharding_rules import path_name, shardings
+from can_jax.distributed.sharding_rules import named_leaves, shardings
 from can_jax.models.backbones import describe, encoder_size, require_vit
+from can_jax.models.can import grid_of
+from can_jax.models.masking import patch_grid
 from can_jax.train.step import abstract_state, encoder_network, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
@@ -52,7 +55,7 @@ class PretrainedEncoder:
         model = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
         augment = self.config.augment
         tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
-        patches = (images.shape[1] // model.patch_size) * (images.shape[2] // model.patch_size)
+        patches = math.prod(patch_grid(images.shape[1:3], model.patch_size))
         assert tokens.shape[1] == patches + 1, "an evaluation hides nothing"
         return tokens
 
@@ -64,8 +67,7 @@ class PretrainedEncoder:
     @property
     def patches(self) -> int:
         """The number of patches in an image."""
-        height, width = self.config.data.image_size
-        return (height // self.config.model.patch_size) * (width // self.config.model.patch_size)
+        return math.prod(grid_of(self.config))
 
     def select(
         self, outputs: Float[np.ndarray, "images features"], kind: str
@@ -189,17 +191,17 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
     Raises:
         UserError: An array is missing, has another shape, or is not used.
     """
-    leaves, structure = jax.tree_util.tree_flatten_with_path(like)
-    if path_name(leaves[0][0]) not in arrays:
+    leaves = named_leaves(like)
+    if next(iter(leaves)) not in arrays:
         tree = from_torch(arrays, like)
     else:
-        refuse_unused(arrays, [path_name(path) for path, _ in leaves])
-        for path, leaf in leaves:
-            array = arrays.get(path_name(path))
+        refuse_unused(arrays, list(leaves))
+        for name, leaf in leaves.items():
+            array = arrays.get(name)
             if array is None or array.shape != leaf.shape:
                 shape = "missing" if array is None else f"of shape {array.shape}"
-                raise UserError(f"{path_name(path)} is {shape}, not {leaf.shape}")
-        tree = jax.tree.unflatten(structure, [arrays[path_name(path)] for path, _ in leaves])
+                raise UserError(f"{name} is {shape}, not {leaf.shape}")
+        tree = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in leaves])
     return jax.tree.map(lambda array, leaf: np.asarray(array, leaf.dtype), tree, like)
 
 

@@ -13,7 +13,7 @@ from can_jax.evaluate.page import picture
 from can_jax.evaluate.protocols.base import EvalProtocol
 from can_jax.evaluate.protocols.classifier import CARD, open_classifier
 from can_jax.evaluate.protocols.registry import PROTOCOLS
-from can_jax.evaluate.reports.pictures import map_svg, neighbour_grid, newest_panel
+from can_jax.evaluate.reports.pictures import map_chart, neighbour_grid, newest_panel
 from can_jax.evaluate.reports.results import write_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
@@ -130,4 +130,4 @@ def illustrate(task: EvalContext, findings: EvalResults) -> None:
     grid = neighbour_grid(task, *findings.shown)
     title = "Nearest neighbours: green of the same class, red of another"
     findings.pictures[title] = picture(grid, "nearest neighbours")
-    findings.pictures[MAP] = map_svg(task, findings.shown[1])
+    findings.pictures[MAP] = map_chart(task, findings.shown[1])

@@ -14,7 +14,7 @@ from jax import export as jax_export
 from safetensors.numpy import save
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.export.model import Model
 from can_jax.export.readers import from_pretrained, installed
 from can_jax.models.backbones import encoder_size
@@ -123,9 +123,9 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     encoder_only("stablehlo", contents)
     config = model.config
     graph, tree = model.network()
-    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
-    arrays: dict[str, Any] = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
-    order = [path_name(path) for path, _ in leaves]
+    structure = jax.tree.structure(tree)
+    arrays: dict[str, Any] = {k: np.asarray(leaf) for k, leaf in named_leaves(tree).items()}
+    order = list(arrays)
 
     def features(weights: dict[str, Any], images: Any) -> Any:
         parameters = jax.tree.unflatten(structure, [weights[name] for name in order])

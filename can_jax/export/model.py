@@ -12,12 +12,11 @@ from ml_collections import ConfigDict
 
 from can_jax.checkpoint.run_directory import newest_state, read_run
 from can_jax.distributed.mesh import make_mesh
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.models.backbones import encoder_size, require_vit
-from can_jax.models.can import BUILDERS, CAN
+from can_jax.models.can import BUILDERS, CAN, grid_of
 from can_jax.models.positions import sincos_2d
 from can_jax.models.vit import LAYER_NORM_EPS
-from can_jax.train.losses import grid_of
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
@@ -81,9 +80,9 @@ class Model:
         """Return all parameters and BatchNorm statistics under can_jax's own names."""
         trees = (("", self.parameters), ("batch_stats/", self.batch_stats))
         return {
-            prefix + path_name(path): np.asarray(leaf)
+            prefix + name: np.asarray(leaf)
             for prefix, tree in trees
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            for name, leaf in named_leaves(tree).items()
         }
 
     def facts(self) -> dict[str, Any]:

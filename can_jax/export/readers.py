@@ -20,9 +20,8 @@ from can_jax.export import linen_vit as linen
 from can_jax.export import numpy_vit as plain
 from can_jax.export.model import Model
 from can_jax.models.backbones import encoder_size
-from can_jax.models.can import BUILDERS
+from can_jax.models.can import BUILDERS, grid_of
 from can_jax.models.masking import patchify
-from can_jax.train.losses import grid_of
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError
 from can_jax.weights.reading import read_arrays

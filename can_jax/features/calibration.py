@@ -2,14 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float, Int
-
-
-def probabilities(
-    logits: Float[np.ndarray, "examples classes"],
-) -> Float[np.ndarray, "examples classes"]:
-    """Return the softmax of logits, in double precision."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+from scipy.special import softmax
 
 
 def calibration(
@@ -29,7 +22,7 @@ def calibration(
         ``brier``: The mean squared distance between the probabilities and the one-hot truth, summed
         over classes (0 to 2).
     """
-    probs = probabilities(logits)
+    probs = softmax(logits.astype(np.float64), axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels
     bin_index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(bin_index, right - confidence, minlength=bins)

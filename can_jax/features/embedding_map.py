@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from can_jax.features.health import unit
+from can_jax.features.unit_length import unit
 
 ITERATIONS, EXAGGERATED = 500, 100  # all steps, and the first ones with exaggerated attraction
 EXAGGERATION = 12.0

@@ -3,14 +3,10 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from can_jax.features.unit_length import unit
+
 DEAD = 1e-3  # the fraction of the median deviation up to which a dimension counts as dead
 PAIRS = 2**20  # pairs of examples evaluated, at most
-
-
-def unit(features: Float[np.ndarray, "examples width"]) -> Float[np.ndarray, "examples width"]:
-    """Return features scaled to length 1, in double precision."""
-    wide = features.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 def alignment(

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from can_jax.features.unit_length import unit
+
 BANK_CHUNK = 65536  # bank features compared at a time; bounds memory for a million images
 VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
@@ -76,10 +78,7 @@ def nearest(
         chunk: The number of queries compared at a time.
         bank_chunk: The number of bank features compared at a time.
     """
-    unit_bank, unit_queries = (
-        (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
-        for x in (bank, queries)
-    )
+    unit_bank, unit_queries = (unit(x, x.dtype).astype(np.float32) for x in (bank, queries))
     count, size = len(bank), min(bank_chunk, len(bank))
     padding = -count % size
     chunks = np.pad(unit_bank, [(0, padding), (0, 0)]).reshape(-1, size, bank.shape[1])

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,39 +84,46 @@ def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) ->
     return list(itertools.starmap(Setting, itertools.product(learning_rates, weight_decays)))
 
 
+def _optimizer(rate: Any, decay: Any) -> optax.GradientTransformation:
+    """Return SGD with momentum; the weight decay applies to the kernel alone."""
+    only_kernel = optax.add_decayed_weights(decay, mask={"kernel": True, "bias": False})
+    return optax.chain(only_kernel, optax.sgd(rate, MOMENTUM))
+
+
 @functools.partial(jax.jit, donate_argnums=(0, 1))
 def _epoch(
-    heads: tuple[Array, Array],
-    velocity: tuple[Array, Array],
+    heads: dict[str, Array],
+    state: optax.OptState,
     features: Float[Array, "examples width"],
     labels: Int[Array, " examples"],
     batches: Int[Array, "steps batch"],
     rates: Float[Array, "steps heads"],
     decays: Float[Array, " heads"],
-) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Run SGD with momentum over the batches of an epoch; return the new heads and velocities."""
+) -> tuple[dict[str, Array], optax.OptState]:
+    """Train every head on the batches of an epoch; return the new heads and optimizer states.
 
-    def loss(heads: tuple[Array, Array], x: Array, y: Array) -> Array:
-        logits = jnp.einsum("ew,hwc->hec", x, heads[0], precision="highest") + heads[1][:, None]
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, y[None])
-        penalty = 0.5 * decays * jnp.sum(heads[0] ** 2, axis=(1, 2))
-        return jnp.sum(
-            each.mean(axis=1) + penalty
-        )  # in a sum, the gradients of heads are independent
+    The learning rates come from the host, since `optax.cosine_decay_schedule` rounds them to
+    float32 at each operation.
+    """
 
-    def step(carry: tuple, batch_and_rate: tuple[Array, Array]) -> tuple[tuple, None]:
-        heads, velocity = carry
-        batch, rate = batch_and_rate
-        gradient = jax.grad(loss)(heads, features[batch], labels[batch])
-        velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
-        heads = (
-            heads[0] - rate[:, None, None] * velocity[0],
-            heads[1] - rate[:, None] * velocity[1],
-        )
-        return (heads, velocity), None
+    def loss(head: dict[str, Array], x: Array, y: Array) -> Array:
+        logits = jnp.matmul(x, head["kernel"], precision="highest") + head["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
-    (heads, velocity), _ = jax.lax.scan(step, (heads, velocity), (batches, rates))
-    return heads, velocity
+    def update(
+        head: dict[str, Array], state: Any, x: Array, y: Array, rate: Array, decay: Array
+    ) -> tuple[dict[str, Array], Any]:
+        gradient = jax.grad(loss)(head, x, y)
+        updates, state = _optimizer(rate, decay).update(gradient, state, head)
+        return optax.apply_updates(head, updates), state
+
+    update_all: Callable[..., Any] = jax.vmap(update, in_axes=(0, 0, None, None, 0, 0))
+
+    def step(carry: tuple, batch_and_rates: tuple[Array, Array]) -> tuple[tuple, None]:
+        batch, rate = batch_and_rates
+        return update_all(*carry, features[batch], labels[batch], rate, decays), None
+
+    return jax.lax.scan(step, (heads, state), (batches, rates))[0]
 
 
 def train_heads(
@@ -152,15 +160,17 @@ def train_heads(
     rng = np.random.default_rng(seed)
     peak = np.array([s.learning_rate for s in settings], np.float32)
     decays = jnp.array([s.weight_decay for s in settings], jnp.float32)
-    kernel, bias = jnp.zeros((heads, width, classes)), jnp.zeros((heads, classes))
-    state = (kernel, bias)
-    velocity = jax.tree.map(jnp.zeros_like, state)
+    learned = {
+        "kernel": jnp.zeros((heads, width, classes)),
+        "bias": jnp.zeros((heads, classes)),
+    }
+    state = jax.vmap(_optimizer(0.0, 0.0).init)(learned)
     for epoch in range(epochs):
         order = rng.permutation(count)[: steps * batch_size].reshape(steps, batch_size)
         passed = (epoch * steps + np.arange(steps)) / (epochs * steps)
         rates = 0.5 * (1 + np.cos(np.pi * passed))[:, None] * peak
-        state, velocity = _epoch(
-            state, velocity, standard, jnp.asarray(labels), jnp.asarray(order),
+        learned, state = _epoch(
+            learned, state, standard, jnp.asarray(labels), jnp.asarray(order),
             jnp.asarray(rates, jnp.float32), decays,
         )  # fmt: skip
-    return Heads(np.asarray(state[0]), np.asarray(state[1]), mean, deviation)
+    return Heads(np.asarray(learned["kernel"]), np.asarray(learned["bias"]), mean, deviation)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from can_jax.models.backbones import Size, build_backbone, compute_options
 from can_jax.models.decoder import Decoder
 from can_jax.models.heads import NoiseLevel
-from can_jax.models.masking import patchify
+from can_jax.models.masking import patch_grid, patchify
 
 POOLS = ("patches", "all", "class")
 LEVEL_TOKENS = ("all", "visible")
@@ -130,7 +130,7 @@ class CAN(nnx.Module):
             images: Normalized images.
             **options: The options of `can_jax.models.vit.Encoder`: ``drop`` and ``norm``.
         """
-        grid = (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size)
+        grid = patch_grid(images.shape[1:3], self.patch_size)
         patches = patchify(images, self.patch_size)
         index = jnp.broadcast_to(np.arange(patches.shape[1]), patches.shape[:2])
         return self.encoder(patches.astype(self.dtype), index, grid, **options)
@@ -140,6 +140,11 @@ def layer_options(config: ConfigDict) -> dict[str, Any]:
     """Return the types of a layer's computation and of its parameters."""
     dtype = jnp.dtype(config.model.dtype)
     return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
+
+
+def grid_of(config: ConfigDict) -> tuple[int, int]:
+    """Return the number of patches along (height, width) of a training image."""
+    return patch_grid(config.data.image_size, config.model.patch_size)
 
 
 def pixels_per_patch(config: ConfigDict) -> int:

@@ -8,7 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from can_jax.models.backbones import BACKBONES, Size, encoder_width
-from can_jax.models.can import BUILDERS, HeadBuilder, layer_options, pixels_per_patch
+from can_jax.models.can import BUILDERS, HeadBuilder, grid_of, layer_options, pixels_per_patch
 from can_jax.models.masking import visible_count
 
 
@@ -22,8 +22,7 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
         config: The resolved configuration.
         heads: The heads that are built; see `can_jax.train.losses.heads`.
     """
-    (height, width), patch = config.data.image_size, config.model.patch_size
-    patches = (height // patch) * (width // patch)
+    patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
     pixels = pixels_per_patch(config)
     view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)

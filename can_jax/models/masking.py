@@ -9,12 +9,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
+def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
+    """Return the number of patches along (height, width).
+
+    Args:
+        size: The height and the width of an image in pixels.
+        patch_size: The side of a patch in pixels.
+    """
+    height, width = size
+    return height // patch_size, width // patch_size
+
+
 def patchify(
     images: Float[Array, "rows height width channels"], patch_size: int
 ) -> Float[Array, "rows patches pixels"]:
     """Cut images into patches in row-major order; a patch's pixels are (row, column, channel)."""
-    rows, height, width, channels = images.shape
-    grid = (height // patch_size, width // patch_size)
+    rows, *size, channels = images.shape
+    grid = patch_grid(tuple(size), patch_size)
     blocks = images.reshape(rows, grid[0], patch_size, grid[1], patch_size, channels)
     return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(rows, grid[0] * grid[1], -1)
 

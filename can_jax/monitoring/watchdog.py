@@ -5,14 +5,18 @@ import threading
 import time
 from collections.abc import Iterator
 
-from can_jax.distributed.abort import abort
+from can_jax.distributed.abort import abort, dump_stacks_after
 
 # The limit of operations that grow with the data or the model, times `config.stuck_after_seconds`.
 LONG = 4
+MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stacks
 
 
 class Watchdog:
     """A background thread that aborts the program if no step completes in time.
+
+    The thread cannot run while a C extension holds the interpreter. A timer in C, which the thread
+    resets, then prints the stacks.
 
     Args:
         seconds: The maximum time between steps; 0 disables it.
@@ -37,7 +41,9 @@ class Watchdog:
     def _watch(self) -> None:
         period = min(self._seconds / 10, 10.0)
         woke = time.monotonic()
+        dump_stacks_after(self._seconds + MARGIN_SECONDS)
         while not self._done.wait(period):
+            dump_stacks_after(self._seconds + MARGIN_SECONDS)
             # Time during which the whole process was suspended does not count.
             now = time.monotonic()
             self._at += max(now - woke - 2 * period, 0.0)
@@ -49,6 +55,7 @@ class Watchdog:
                     "host or the input pipeline is probably hung. Thread stacks are above. Re-run "
                     "the command to resume from the last checkpoint"
                 )
+        dump_stacks_after(None)
 
 
 @contextlib.contextmanager

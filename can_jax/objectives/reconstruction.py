@@ -1,10 +1,12 @@
 """The reconstruction objective: prediction of hidden patches, as in MAE (arXiv 2111.06377)."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
 from can_jax.utils.errors import UserError
@@ -58,7 +60,7 @@ def check(config: Any) -> None:
     Raises:
         UserError: A setting leaves nothing to reconstruct, or to normalize.
     """
-    model, (height, width) = config.model, config.data.image_size
+    model = config.model
     values = model.patch_size**2 * config.data.channels
     if values == 1 and config.objective.reconstruction.normalize:
         raise UserError(
@@ -66,7 +68,7 @@ def check(config: Any) -> None:
             "normalized by its own deviation; set objective.reconstruction.normalize=False or use "
             "larger patches"
         )
-    patches = (height // model.patch_size) * (width // model.patch_size)
+    patches = math.prod(grid_of(config))
     if visible_count(patches, model.mask_ratio) == patches:
         raise UserError(
             f"config.model.mask_ratio={model.mask_ratio} hides none of {patches} patches: nothing "

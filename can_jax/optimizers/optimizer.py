@@ -7,7 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves, path_name
 from can_jax.optimizers.transforms import transform
 from can_jax.utils.errors import UserError
 
@@ -85,7 +85,7 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
     Raises:
         UserError: A pattern is invalid or matches nothing, or nothing is left to train.
     """
-    names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(parameters)]
+    names = list(named_leaves(parameters))
     settings = config.optimizer
     scaled = [pattern for pattern, _ in settings.learning_rate_scale]
     for key, patterns in (("learning_rate_scale", scaled), ("freeze", settings.freeze)):

@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
 from can_jax.models.backbones import Size, encoder_size
+from can_jax.models.can import grid_of
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.topology import Topology
-from can_jax.train.losses import grid_of, heads
+from can_jax.train.losses import heads
 from can_jax.train.step import abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError
 

@@ -18,7 +18,7 @@ from can_jax.models.masking import hidden_mask, patchify
 from can_jax.models.positions import sincos_2d, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.selfcheck.reference_file import OUTPUTS, File, check_arrays, config_of, read
-from can_jax.train.losses import Inputs, Noise, forward, grid_of, losses
+from can_jax.train.losses import Inputs, Noise, forward, losses
 from can_jax.train.step import Step, abstract_network, make_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
@@ -147,7 +147,7 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     worst = {}
     for name, width in widths.items():
         if f"param/{name}" in file:
-            ours = np.concatenate([np.zeros((1, width)), sincos_2d(grid_of(config), width)])
+            ours = np.concatenate([np.zeros((1, width)), sincos_2d(can.grid_of(config), width)])
             theirs = file[f"param/{name}"]
             if theirs.shape != (1, *ours.shape):
                 raise UserError(f"{name} is {theirs.shape} in the file, {(1, *ours.shape)} here")
@@ -193,7 +193,7 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         if f"param/{name}" in file and name != "pos_embed"  # Its grid may differ.
     }
     config = config_of(path, meta, file, "float64" if x64 else "float32")
-    step = make_step(config, lambda _: 0.0)
+    step = make_step(config)
     like = nnx.to_pure_dict(nnx.state(abstract_network(config), nnx.Param))
     try:
         names = [entry.name for entry in entries(like)]

@@ -64,9 +64,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     pictures = {}
     if pictured:
         pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
-        # A separate SVG file requires the namespace, unlike one inlined in a page.
-        whole = findings.pictures[MAP].replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-        pictures["map.svg"] = whole.encode()
+        pictures["map.svg"] = findings.pictures[MAP].encode()
     result = {
         "arm": run.arm.name,
         "group": run.arm.group,

@@ -8,6 +8,8 @@ import matplotlib
 from etils import epath
 from matplotlib.figure import Figure
 
+from can_jax.utils.files import replacing
+
 Result = dict[str, Any]
 COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2", "#9c6b4e", "#9498a0")
 STYLE: dict[Any, Any] = {
@@ -23,7 +25,7 @@ STYLE: dict[Any, Any] = {
 
 def save(figure: Figure, path: epath.Path) -> None:
     """Write a figure as SVG without a date, so that its bytes are reproducible."""
-    with path.open("wb") as file:
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
         figure.savefig(file, format="svg", metadata={"Date": None}, bbox_inches="tight")
 
 

@@ -12,7 +12,7 @@ from can_jax.study import plots
 from can_jax.study.driver import Driver, Result
 from can_jax.study.plan import Arm
 from can_jax.utils.errors import UserError
-from can_jax.utils.files import replace_text
+from can_jax.utils.files import replace_bytes, replace_text
 
 # Files beside the results: a written interpretation, and the output of
 # `benchmark step --parts --json`.
@@ -190,7 +190,7 @@ class Report:
             for path in sorted(self._driver.results.glob(f"{stem}-*.*g")):
                 name = path.stem.removeprefix(f"{stem}-")
                 copy = self._folder / f"{arm.name}_{name}{path.suffix}".replace(" ", "_")
-                copy.write_bytes(path.read_bytes())
+                replace_bytes(copy, path.read_bytes())
                 what = (
                     "map of the test images" if name == "map" else f"step {int(name.split('_')[1])}"
                 )

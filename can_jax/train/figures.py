@@ -9,9 +9,10 @@ from jaxtyping import Array, Float, UInt8
 
 from can_jax.augment.photometric import Photometric, denormalize
 from can_jax.data.pipeline.batch import Batch
+from can_jax.models.can import grid_of
 from can_jax.models.masking import hidden_mask, unpatchify, visible_count
 from can_jax.objectives.reconstruction import patch_statistics
-from can_jax.train.losses import forward, grid_of, prepare
+from can_jax.train.losses import forward, prepare
 from can_jax.train.step import Step, TrainState
 
 # Standard deviations of the strongest noise at which its picture is black or white.

@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from can_jax.checkpoint.run_directory import newest_state, read_run
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves, path_name
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
@@ -44,14 +44,14 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     if is_run(location):
         step = stored_step(read_run(location))
         restored = newest_state(location, abstract_state(step, mesh))[1].parameters
-        theirs = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(restored)}
+        theirs = named_leaves(restored)
     else:
         weights = read_weights(location)
         try:
             theirs, notes = _of_weights(weights, parameters)
         except UserError as error:
             raise UserError(f"config.init_from={source}: {error}") from error
-    ours = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(parameters)}
+    ours = named_leaves(parameters)
     taken = {name for name, array in ours.items() if _fits(theirs.get(name), array)}
     if not taken:
         raise UserError(

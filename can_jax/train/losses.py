@@ -165,7 +165,7 @@ def forward(
         patches = gather_patches(patches, inputs.shuffle[:, :visible])
     sigma = None if inputs.noise is None else inputs.noise.sigma
     shown = (constrain_batch_sharding(patches), inputs.shuffle, sigma)
-    return model(*shown, grid=grid_of(config), decode=decode)
+    return model(*shown, grid=can.grid_of(config), decode=decode)
 
 
 def losses(
@@ -228,12 +228,6 @@ def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
     if "prediction" in reads:
         needed["decoder"] = can.BUILDERS["decoder"]
     return needed
-
-
-def grid_of(config: ConfigDict) -> tuple[int, int]:
-    """Return the number of patches along (height, width)."""
-    height, width = config.data.image_size
-    return height // config.model.patch_size, width // config.model.patch_size
 
 
 def random_streams(seed: int) -> Key[Array, " 2"]:

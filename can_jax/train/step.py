@@ -199,8 +199,16 @@ def encoder_network(config: ConfigDict) -> can.CAN:
     return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 
-def make_step(config: ConfigDict, schedule: optax.Schedule) -> Step:
+NOT_TRAINED = optax.constant_schedule(0.0)
+
+
+def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Step:
     """Return the train step of a validated configuration; no array is allocated.
+
+    Args:
+        config: The resolved configuration.
+        schedule: A function from the step to the learning rate. It may be omitted where the step is
+            compiled, timed or restored but not trained.
 
     Raises:
         UserError: A pattern of the optimizer matches no parameter, or nothing is left to train.
@@ -217,7 +225,7 @@ def stored_step(config: ConfigDict) -> Step:
         config: The configuration that `can_jax.config.resolve_encoder` returned.
     """
     network = nnx.graphdef(abstract_network(config))
-    return Step(config, network, make_optimizer(config), lambda _: 0.0)
+    return Step(config, network, make_optimizer(config), NOT_TRAINED)
 
 
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:

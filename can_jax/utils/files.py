@@ -5,12 +5,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
 from can_jax.utils.errors import UserError, one_line
 
+PathT = TypeVar("PathT", epath.Path, Path)
 LARGEST_JSON = 2**28  # bytes of a JSON file, at most
 
 
@@ -86,7 +87,34 @@ def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]
         yield line, record if isinstance(record, dict) else None
 
 
-def replace_text(path: epath.Path, text: str) -> None:
+@contextlib.contextmanager
+def replacing(path: PathT, suffix: str = ".tmp") -> Iterator[PathT]:
+    """Write a file atomically: the body writes a temporary file, which then gets the file's name.
+
+    If the body or the renaming fails, the old file remains and the temporary one is removed.
+
+    Args:
+        path: The path of the file, local or a URL.
+        suffix: The ending of the temporary file's name. Processes that may write the same file at
+            the same time need different ones.
+
+    Yields:
+        The path of the temporary file, in the same folder.
+
+    Raises:
+        OSError: The file cannot be renamed.
+    """
+    temporary = path.with_name(f"{path.name}{suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def replace_text(path: epath.Path | Path, text: str) -> None:
     """Write a text file atomically. If the write fails, the old file remains.
 
     Raises:
@@ -95,17 +123,11 @@ def replace_text(path: epath.Path, text: str) -> None:
     replace_bytes(path, text.encode())
 
 
-def replace_bytes(path: epath.Path, content: bytes) -> None:
+def replace_bytes(path: epath.Path | Path, content: bytes) -> None:
     """Write a file atomically. If the write fails, the old file remains.
 
     Raises:
         OSError: The file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -1,18 +1,22 @@
 """Pages of results that may be anybody's: every value is shown as text."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
+from xml.dom import minidom
 
+import numpy as np
 import pytest
 from etils import epath
 
 from can_jax.evaluate import page
 from can_jax.evaluate.reports import markdown
+from can_jax.evaluate.reports.charts import scatter
 from can_jax.evaluate.reports.report import comparison, report_of
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model_card import result_rows, warnings_of
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, printable
 
 EVIL = "<img src=x onerror=alert(1)>\"'><script>x</script>\n# a | b `c` [d](javascript:e) ![f](g)"
 
@@ -54,7 +58,7 @@ def test_no_value_becomes_part_of_a_page():
     for pages in (
         lambda text: report_of(results(text), {text: page.picture(b"png", text)}),
         lambda text: comparison({text: results(text), f"{text}2": results(text)}),
-        lambda text: page.page(text, text, [page.section(text, text), page.escape(text)]),
+        lambda text: scatter(np.eye(2), np.array([0, 1]), (text, "other")),
     ):
         tags, attributes = found_in(pages(EVIL))
         assert (tags, attributes) == found_in(pages("plain"))
@@ -62,8 +66,28 @@ def test_no_value_becomes_part_of_a_page():
 
 
 def test_page_loads_and_runs_nothing():
-    text = page.page("a", "b", [])
+    text = report_of(results("plain"), {})
     assert "default-src 'none'" in text and "style-src 'unsafe-inline'; img-src data:" in text
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "_hidden", "a\0b\nc", "caf\udce9", "鹿", "</svg>"])
+def test_any_name_is_shown_in_charts(name):
+    """Matplotlib would read some as formulas, or leave them out."""
+    runs = {name: results("plain") | {"metrics": {"fog/1/top1": 3.0, "clean/top1": 4.0}}}
+    charts = minidom.parseString(re.search(r"<svg.*</svg>", comparison(runs), re.DOTALL)[0])
+    texts = [node.firstChild.data for node in charts.getElementsByTagName("text")]
+    assert printable(name) in texts
+    dots = minidom.parseString(scatter(np.eye(2), np.array([1, 0]), (name, "other")))
+    titles = [node.firstChild.data for node in dots.getElementsByTagName("title")]
+    assert titles == ["other", printable(name)]  # in the order of the examples
+
+
+def test_chart_leaves_out_what_is_no_percentage():
+    metrics = {"fog/1/top1": math.nan, "fog/2/top1": 10**400, "fog/\u00b2/top1": 1.0}
+    text = comparison({"a": results("plain") | {"metrics": metrics | {"clean/top1": math.inf}}})
+    assert "<svg" not in text
+    text = comparison({"a": results("plain") | {"metrics": metrics | {"snow/3/top1": 30.0}}})
+    assert text.count("<svg") == 1
 
 
 def test_markdown_keeps_its_lines_and_cells():

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -112,10 +113,11 @@ def test_recipe_from_end_to_end(evaluated, name, untrained, plain):
     assert results["checkpoint"]["step"] == (0 if untrained else 3)
     assert len(results["checkpoint"]["sha256"]) == 64
     page = (workdir / "report.html").read_text()
-    assert page.startswith("<!doctype html>") and "http://" not in page and "https://" not in page
+    addresses = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)  # names, which no browser loads
+    assert page.startswith("<!doctype html>") and not re.search("https?://", addresses)
     assert all(key in page for key in results["metrics"])
     if name in ("knn", "linear", "health"):
-        assert page.count("<circle") >= VAL and 'alt="nearest neighbours"' in page
+        assert page.count("<title>") > VAL and 'alt="nearest neighbours"' in page
 
 
 def test_every_example_counts_once_on_one_device_and_on_eight(places):

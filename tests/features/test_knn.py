@@ -95,13 +95,14 @@ def products_of(program):
 def test_products_of_probes_are_exact_on_accelerators():
     """A CPU is exact anyway, so what is asked for is looked at."""
     x, number = jnp.ones((6, 4)), jnp.int32(6)
-    heads = jnp.ones((2, 4, 3)), jnp.ones((2, 3))
+    heads = {"kernel": jnp.ones((2, 4, 3)), "bias": jnp.ones((2, 3))}
+    state = jax.vmap(linear._optimizer(0.0, 0.0).init)(heads)
     batches, labels = jnp.zeros((1, 2), jnp.int32), jnp.zeros(6, jnp.int32)
     programs = [
         jax.make_jaxpr(lambda: knn._nearest(x[None], number, x, 2))(),
-        jax.make_jaxpr(lambda: linear._logits(*heads, x))(),
+        jax.make_jaxpr(lambda: linear._logits(*heads.values(), x))(),
         jax.make_jaxpr(
-            lambda: linear._epoch(heads, heads, x, labels, batches, jnp.ones((1, 2)), jnp.ones(2))
+            lambda: linear._epoch(heads, state, x, labels, batches, jnp.ones((1, 2)), jnp.ones(2))
         )(),
         jax.make_jaxpr(lambda: embedding_map._descend(x[:, :2], jnp.ones((6, 6)) / 36))(),
     ]

@@ -76,3 +76,52 @@ dog.beat(1)
 time.sleep(0.3)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0
+
+
+HELD = """
+import ctypes, time
+from can_jax.monitoring import watchdog
+
+watchdog.MARGIN_SECONDS = 1.0
+dog = watchdog.Watchdog(1.0)
+
+def holds_the_interpreter():
+    ctypes.PyDLL(None).sleep({seconds})
+
+{first}
+holds_the_interpreter()
+dog.beat(1)
+print("moves")
+dog.close()
+"""
+
+
+def hold(seconds, first="pass", stderr=subprocess.PIPE):
+    """Call C without releasing the interpreter."""
+    program = [sys.executable, "-c", HELD.format(seconds=seconds, first=first)]
+    return subprocess.run(program, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60)
+
+
+def test_stacks_are_printed_while_c_code_holds_the_interpreter():
+    done = hold(4)
+    assert done.returncode == 0 and done.stdout == "moves\n"
+    assert done.stderr.startswith("Timeout") and "in holds_the_interpreter" in done.stderr
+    assert "no progress" not in done.stderr  # time in which Python did not run does not count
+
+
+def test_timer_in_c_ends_with_the_watchdog():
+    assert hold(3, "dog.close(); time.sleep(0.5)").stderr == ""
+
+
+def test_stacks_that_nobody_reads_do_not_stop_the_run():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    while True:
+        try:
+            os.write(writer, bytes(4096))
+        except BlockingIOError:
+            break
+    os.set_blocking(writer, True)
+    assert hold(4, stderr=writer).stdout == "moves\n"
+    os.close(reader)
+    os.close(writer)

@@ -16,10 +16,10 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.models.can import CAN, Forward
+from can_jax.models.can import CAN, Forward, grid_of
 from can_jax.models.masking import unpatchify
 from can_jax.objectives import contrastive
-from can_jax.train.losses import Inputs, forward, grid_of, losses, prepare
+from can_jax.train.losses import Inputs, forward, losses, prepare
 from can_jax.train.step import abstract_state, compile_train_step, gradients, make_step
 from can_jax.weights.torch_layout import to_torch
 from tests.helpers import oracle

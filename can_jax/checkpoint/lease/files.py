@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from can_jax.utils.errors import one_line
+from can_jax.utils.files import replacing
 
 KERNEL_LOCK = ".lock"
 SETTLE_SECONDS = 5.0  # until competing writes to a bucket without exclusive creation settle
@@ -108,14 +109,8 @@ class DiskFiles:
 
     def replace(self, name: str, text: str) -> None:
         """See `Files`."""
-        temporary = f"{name}.{secrets.token_hex(4)}.tmp"
-        try:
-            self.create(temporary, text)
-            os.replace(self._folder / temporary, self._folder / name)
-        except OSError:
-            with contextlib.suppress(OSError):
-                self.remove(temporary)
-            raise
+        with replacing(self._folder / name, f".{secrets.token_hex(4)}.tmp") as temporary:
+            self.create(temporary.name, text)
 
     def remove(self, name: str) -> None:
         """See `Files`."""

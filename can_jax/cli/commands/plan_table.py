@@ -20,6 +20,7 @@ from can_jax.config.shipped import find
 from can_jax.distributed.hardware import GIB
 from can_jax.plan.report import rounded
 from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
 
 HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
 
@@ -36,7 +37,7 @@ def main(*paths: str) -> None:
         lines = [HEADER, *(planned(path, row) for row in rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         new = ["    " + "  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-        Path(path).write_text(text.replace(old, "\n".join(new)))
+        replace_text(Path(path), text.replace(old, "\n".join(new)))
         print("\n".join(new))
 
 

@@ -19,7 +19,7 @@ from can_jax.checkpoint.failed_step import read_batch
 from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.cli.command import Command
 from can_jax.distributed.mesh import make_mesh
-from can_jax.distributed.sharding_rules import path_name
+from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.monitoring.console import plain_console
 from can_jax.train.step import abstract_state, gradients, stored_step
 from can_jax.utils.errors import UserError
@@ -58,8 +58,8 @@ def main(capture: str) -> None:
 def _norms(tree: Any) -> dict[str, Any]:
     """Return the gradient norm of each part of the network."""
     squares: dict[str, float] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        part = "/".join(path_name(path).split("/")[:2])
+    for name, leaf in named_leaves(tree).items():
+        part = "/".join(name.split("/")[:2])
         squares[part] = squares.get(part, 0.0) + float(jnp.sum(jnp.square(leaf)))
     return {part: np.sqrt(value) for part, value in squares.items()}
 

@@ -30,6 +30,7 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.archives import read_npz
 from can_jax.utils.cpu import end_with_parent
 from can_jax.utils.errors import UserError, one_line, reason_of
+from can_jax.utils.files import replacing
 from can_jax.utils.tensorflow import tensorflow
 
 UNIT = 200  # files of a folder
@@ -193,10 +194,10 @@ def examine_all(
     done = len(units) - len(todo)
     progress(done, len(units))
     for index, part in _in_processes(plan, units, todo, workers):
-        unfinished = paths[index].with_suffix(f".{socket.gethostname()}-{os.getpid()}.new")
-        with open(unfinished, "wb") as file:
+        # Another call may write the same part.
+        own = f".{socket.gethostname()}-{os.getpid()}.tmp"
+        with replacing(paths[index], own) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **part._asdict())
-        os.replace(unfinished, paths[index])
         done += 1
         progress(done, len(units))
     return [_load(path) for path in paths]

@@ -23,6 +23,7 @@ from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -318,7 +319,7 @@ def write_shards(
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
         raise UserError(f"{target} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
-    note.write_text(json.dumps(plan))
+    replace_text(note, json.dumps(plan))
     labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
 
@@ -338,8 +339,7 @@ def _write_shard(path: Path, images: list[Image], labels: dict[str, int]) -> Non
     """Write a shard atomically."""
     tf = tensorflow()
     files = OpenFiles()
-    unfinished = path.with_suffix(".new")
-    with tf.io.TFRecordWriter(str(unfinished)) as writer:
+    with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:
         for image in images:
             content = files[image.path].read(image.offset, image.length)
             feature = {
@@ -353,4 +353,3 @@ def _write_shard(path: Path, images: list[Image], labels: dict[str, int]) -> Non
             }
             example = tf.train.Example(features=tf.train.Features(feature=feature))
             writer.write(example.SerializeToString(deterministic=True))
-    os.replace(unfinished, path)

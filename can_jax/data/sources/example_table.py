@@ -7,7 +7,6 @@ millions of rows take address space instead of memory.
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from can_jax.data.formats.label_range import as_labels
 from can_jax.data.storage.files import Names
 from can_jax.utils.archives import map_npy
 from can_jax.utils.errors import UserError, one_line
-from can_jax.utils.files import read_json
+from can_jax.utils.files import read_json, replace_text
 
 FORMAT = 1
 FACTS = "index.json"
@@ -70,9 +69,7 @@ class Table:
         for column, values in self._columns().items():
             np.save(folder / f"{column}.npy", values)
         own_facts = {"format": FORMAT, "examples": len(self), "label_names": list(self.label_names)}
-        unfinished = folder / f"{FACTS}.new"
-        unfinished.write_text(json.dumps(facts | own_facts, indent=1))
-        os.replace(unfinished, folder / FACTS)
+        replace_text(folder / FACTS, json.dumps(facts | own_facts, indent=1))
 
     def _columns(self) -> dict[str, np.ndarray]:
         """Return the arrays to store, by file name."""

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from can_jax.data.sources.base import ArraySource
 from can_jax.utils.archives import map_npy
 from can_jax.utils.cpu import usable_cores
-from can_jax.utils.files import user_cache
+from can_jax.utils.files import replacing, user_cache
 
 LABEL_NAMES = (
     "disc", "square", "triangle", "star", "cross", "ring", "crescent", "heart", "bars", "hourglass",
@@ -218,13 +218,8 @@ def keep(path: Path, images: np.ndarray) -> None:
         OSError: The file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    own = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with own.open("wb") as file:
-            np.save(file, images)
-        own.replace(path)
-    finally:
-        own.unlink(missing_ok=True)
+    with replacing(path, f".{os.getpid()}") as own, own.open("wb") as file:
+        np.save(file, images)
     files = sorted(path.parent.glob("*.npy"), key=lambda file: file.stat().st_mtime)
     for old in files[:-KEPT_FILES]:
         old.unlink()

@@ -14,7 +14,7 @@ from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.data.sources.labels import Classes
 from can_jax.encoders.pretrained import PretrainedEncoder, changed, identity_of, with_normalization
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
-from can_jax.train.step import abstract_state
+from can_jax.train.step import NOT_TRAINED, abstract_state
 from can_jax.utils.errors import UserError
 
 CARD = "classifier.json"  # Describes the head of a finished run, so that it can be evaluated.
@@ -56,7 +56,7 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
     settings = changes.classify.copy_and_resolve_references()
     with settings.ignore_type():
         settings.update(card["settings"])
-    step = ClassifierStep(config, settings, card["features"], card["classes"], lambda _: 0.0)
+    step = ClassifierStep(config, settings, card["features"], card["classes"], NOT_TRAINED)
     newest, state = newest_state(workdir, abstract_state(step, mesh))
     names = tuple(card["names"][: card["classes"]])
     labels = np.array(card.get("numbers", range(card["classes"])), np.int64)

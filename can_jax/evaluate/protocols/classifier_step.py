@@ -54,6 +54,7 @@ class ClassifierStep:
         settings = self.settings
         decayed = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
         if settings.optimizer == "lars":
+            # `optax.lars` applies the learning rate before the momentum, MAE after it.
             trust = optax.scale_by_trust_ratio(trust_coefficient=LARS_TRUST)
             parts = [decayed, optax.masked(trust, decay_mask), optax.trace(LARS_MOMENTUM)]
         else:

@@ -16,6 +16,7 @@ from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, both
 from can_jax.features import health
 from can_jax.features.knn import nearest, vote
+from can_jax.features.unit_length import unit
 from can_jax.monitoring.metrics import effective_rank
 from can_jax.train.losses import row_keys
 from can_jax.utils.errors import UserError
@@ -44,7 +45,7 @@ def representation_health(task: EvalContext) -> EvalResults:
         )
     bank, queries = task.select(train), task.select(test)
     few = queries[chosen]
-    on_sphere = health.unit(few)
+    on_sphere = unit(few)
     one, other = two_views(task, settings.examples)
     predictions = vote(
         nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from can_jax.evaluate.page import COLOURS, Html, fill, join, number, page, section, table
+from can_jax.evaluate.page import Html, render
 
 HEADLINES = 8  # The number of metrics shown in large type.
 DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize.
@@ -18,6 +18,8 @@ def headlines(metrics: dict[str, float]) -> dict[str, float]:
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     """Return the mean accuracy over all corruptions at each severity; severity 0 is uncorrupted.
 
+    Values that are no percentage are left out.
+
     Args:
         results: The content of `results.json`.
         run: The name of the run, which labels the curve of corruptions computed on the test split.
@@ -26,55 +28,16 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
         parts = name.split("/")  # An optional set, corruption, severity and metric.
-        if len(parts) > 2 and parts[-1] == "top1" and parts[-2].isdigit():
+        severity = len(parts) > 2 and parts[-1] == "top1" and re.fullmatch("[0-9]", parts[-2])
+        if severity and 0 <= value <= 100:
             curve = scores.setdefault(" ".join([run, *parts[:-3]]), {})
             curve.setdefault(int(parts[-2]), []).append(value)
-    clean = {0: results["metrics"]["clean/top1"]} if "clean/top1" in results["metrics"] else {}
+    accuracy = results["metrics"].get("clean/top1", -1.0)
+    clean = {0: accuracy} if 0 <= accuracy <= 100 else {}
     return {
         name: clean | {severity: sum(v) / len(v) for severity, v in sorted(curve.items())}
         for name, curve in scores.items()
     }
-
-
-def curve_svg(runs: dict[str, dict[int, float]]) -> Html:
-    """Draw accuracy against severity, one line for each curve."""
-    top = max(value for curve in runs.values() for value in curve.values())
-    scale = max(10.0, 10 * -(-top // 10))
-    parts = []
-    for i in range(6):
-        y = 260 - 220 * i / 5
-        parts.append(fill('<line x1="50" x2="610" y1="{y}" y2="{y}" stroke="#eef0f2"/>', y=y))
-        mark = '<text x="42" y="{y}" text-anchor="end">{value}</text>'
-        parts.append(fill(mark, y=y + 4, value=f"{scale * i / 5:.0f}"))
-    for severity in sorted({s for curve in runs.values() for s in curve}):
-        x, name = 60 + 108 * severity, "clean" if severity == 0 else severity
-        parts.append(
-            fill('<text x="{x}" y="282" text-anchor="middle">{name}</text>', x=x, name=name)
-        )
-    for row, (name, curve) in enumerate(runs.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        points = [(60 + 108 * s, 260 - 220 * v / scale) for s, v in curve.items()]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(
-            fill(
-                '<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5"/>',
-                line=line, colour=colour,
-            )
-        )  # fmt: skip
-        dot = '<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>'
-        parts += [fill(dot, x=f"{x:.1f}", y=f"{y:.1f}", colour=colour) for x, y in points]
-        parts.append(
-            fill(
-                '<rect x="630" y="{top}" width="12" height="12" rx="2" fill="{colour}"/>'
-                '<text x="648" y="{base}">{name}</text>',
-                top=30 + 22 * row, base=41 + 22 * row, colour=colour, name=name,
-            )
-        )  # fmt: skip
-    return fill(
-        '<svg viewBox="0 0 820 300" role="img" aria-label="accuracy against severity">'
-        "{parts}</svg><p>Mean top-1 (%) of all corruptions, by severity.</p>",
-        parts=join(parts),
-    )
 
 
 def data_of(results: dict[str, Any]) -> str:
@@ -91,7 +54,16 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
     return frozenset(digests[name] for name in digests if name.split("/")[-1] == "test")
 
 
-def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
+def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
+    """Return the chart of `curves_of` several runs; nothing without a curve."""
+    if not curves:
+        return ""
+    from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s
+
+    return curve_chart(curves)
+
+
+def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
     """Return the HTML page of one evaluation.
 
     Args:
@@ -99,45 +71,30 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> Html:
         pictures: The HTML elements of pictures, by title.
     """
     metrics = results["metrics"]
-    card = "<div class=card><b>{value}</b><span>{name}</span></div>"
-    cards = join(
-        fill(card, value=number(value), name=name)
-        for name, value in list(headlines(metrics).items())[:HEADLINES]
-    )
-    sections = [fill("<div class=cards>{cards}</div>", cards=cards)]
-    if warnings := results.get("warnings"):
-        lines = join(fill("<p>{text}</p>", text=warning) for warning in warnings)
-        alert = '<section class=warning role="alert"><h2>Warnings</h2>{lines}</section>'
-        sections.insert(0, fill(alert, lines=lines))
-    if curves := curves_of(results, "this run"):
-        sections.append(section("Robustness", curve_svg(curves)))
-    sections += [section(title, element) for title, element in pictures.items()]
-    sections += [section(title, table(rows)) for title, rows in results["tables"].items()]
-    rows = [{"metric": name, "value": value} for name, value in metrics.items()]
-    sections.append(section("All metrics", table(rows), folded=len(rows) > 2 * HEADLINES))
-    counts = [{"examples": name, "count": count} for name, count in results["examples"].items()]
-    sections.append(section("Examples", table(counts), folded=len(counts) > HEADLINES))
+    curves = curves_of(results, "this run")
     facts = {key: results[key] for key in ("checkpoint", "data", "chosen", "protocol")}
-    text = fill("<pre>{text}</pre>", text=json.dumps(facts, indent=2))
-    sections.append(section("Checkpoint, data and settings", text, folded=True))
-    checkpoint = results["checkpoint"]
-    lead = (
-        f"{checkpoint['path']}, step {checkpoint['step']}; weights {checkpoint['sha256'][:12]}; "
-        f"data {data_of(results)}"
+    return render(
+        "evaluation.html",
+        results=results,
+        data=data_of(results),
+        warnings=results.get("warnings", ()),
+        cards=list(headlines(metrics).items())[:HEADLINES],
+        curves=robustness_chart(curves),
+        pictures=pictures,
+        metrics=[{"metric": name, "value": value} for name, value in metrics.items()],
+        examples=[{"examples": k, "count": count} for k, count in results["examples"].items()],
+        most=HEADLINES,
+        facts=json.dumps(facts, indent=2),
     )
-    return page(f"Evaluation: {results['protocol']['protocol']}", lead, sections)
 
 
-def comparison(runs: dict[str, dict[str, Any]]) -> Html:
+def comparison(runs: dict[str, dict[str, Any]]) -> str:
     """Return the HTML page that compares several evaluations, given their results by name."""
-    names = list(dict.fromkeys(name for r in runs.values() for name in r["metrics"]))
-    rows = [
+    names = dict.fromkeys(name for r in runs.values() for name in r["metrics"])
+    metrics = [
         {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}
         for name in names
     ]
-    sections = [section("Metrics", table(rows))]
-    if curves := {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}:
-        sections.insert(0, section("Robustness", curve_svg(curves)))
     facts = [
         {
             "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
@@ -147,12 +104,16 @@ def comparison(runs: dict[str, dict[str, Any]]) -> Html:
         }
         for name, r in runs.items()
     ]  # fmt: skip
-    sections.append(section("Runs", table(facts)))
-    if len(set(map(tested_on, runs.values()))) > 1:
-        sections.insert(0, section("Data", "The runs were tested on different examples."))
     warnings = [
         {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
     ]
-    if warnings:
-        sections.insert(0, section("Warnings", table(warnings)))
-    return page("Evaluations side by side", ", ".join(runs), sections)
+    curves = {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}
+    return render(
+        "comparison.html",
+        names=list(runs),
+        warnings=warnings,
+        tests=len(set(map(tested_on, runs.values()))),
+        curves=robustness_chart(curves),
+        metrics=metrics,
+        runs=facts,
+    )

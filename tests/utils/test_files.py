@@ -1,0 +1,35 @@
+"""A file is replaced as a whole, or not at all."""
+
+from pathlib import Path
+
+import pytest
+from etils import epath
+
+from can_jax.utils.files import replace_text, replacing
+
+
+@pytest.mark.parametrize("kind", [Path, epath.Path])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, kind, error):
+    path = kind(tmp_path) / "a.json"
+    replace_text(path, "old")
+
+    def interrupted():
+        with replacing(path) as unfinished:
+            unfinished.write_text("half")
+            assert path.read_text() == "old"
+            raise error
+
+    with pytest.raises(error):
+        interrupted()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_writers_with_their_own_suffix_do_not_mix(tmp_path):
+    path = tmp_path / "a.txt"
+    with replacing(path, ".1") as one, replacing(path, ".2") as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert path.read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
