@@ -4,6 +4,7 @@ One thread processes a chunk of images without Python. Python handles only image
 cannot decode: it tries Pillow, and then substitutes another image.
 """
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -218,7 +219,8 @@ def decoded(
     images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
     count = tf.size(positions, tf.int64)
     rows = tf.data.Dataset.from_tensor_slices((images, positions, tf.range(count)))
-    cut = rows.map(lambda image, position, row: (views.from_bytes(image, position), row))
+    from_bytes, _ = _traced(views)
+    cut = rows.map(lambda image, position, row: (from_bytes(image, position), row))
     none = tf.zeros((0, *views.shape), tf.uint8), tf.zeros((0,), tf.int64)
     good = cut.ignore_errors().batch(count).concatenate(tf.data.Dataset.from_tensors(none)).take(1)
 
@@ -248,6 +250,23 @@ def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: An
     }
 
 
+@functools.lru_cache(maxsize=16)
+def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return `from_bytes` and `from_pixels` as TensorFlow functions.
+
+    All data sets with the same views share them, since building their graphs takes a second.
+    AutoGraph takes seconds more, and neither needs it.
+    """
+    tf = tensorflow()
+    encoded, position = tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)
+    pixels = tf.TensorSpec((None, None, views.channels), tf.uint8)
+    function = functools.partial(tf.function, autograph=False)
+    return (
+        function(views.from_bytes, input_signature=[encoded, position]),
+        function(views.from_pixels, input_signature=[pixels, position]),
+    )
+
+
 class Repair:
     """A function that fills in the rows of a chunk whose images TensorFlow cannot decode.
 
@@ -256,12 +275,8 @@ class Repair:
     """
 
     def __init__(self, views: Views):
-        tf = tensorflow()
         self._views = views
-        encoded, position = tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)
-        pixels = tf.TensorSpec((None, None, views.channels), tf.uint8)
-        self._from_bytes = tf.function(views.from_bytes, input_signature=[encoded, position])
-        self._from_pixels = tf.function(views.from_pixels, input_signature=[pixels, position])
+        self._from_bytes, self._from_pixels = _traced(views)
 
     def __call__(
         self,
