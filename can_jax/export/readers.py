@@ -92,7 +92,7 @@ def reference(model: Model, sample: Sample, contents: str) -> Arrays:
             patches = patchify(pixels, patch_size)
             order = jnp.broadcast_to(jnp.arange(patches.shape[1]), patches.shape[:2])
             shown, sigma = patches[:, : sample.visible], jnp.zeros(len(patches))
-            outputs[PREDICTION] = run(shown, order, sigma, grid=grid, train=False).prediction
+            outputs[PREDICTION] = run(shown, order, sigma, grid=grid).prediction
         return outputs
 
     with jax.default_matmul_precision("highest"):

@@ -175,7 +175,7 @@ def test_evaluation_protocol(own, tmp_path):
     assert results["metrics"]["class_means/top1"] > 80  # the classes differ in color
     assert results["protocol"]["class_means"] == {"distance": "cosine"}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "Class means" in page and page.count("<circle") >= 15  # the map of the test images
+    assert "Class means" in page and page.count("<title>") > 15  # the map of the test images
 
     wrong = main_in_process("can_jax.evaluate", *options, "--config.class_means.distance=cos")
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1

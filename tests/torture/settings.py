@@ -101,7 +101,7 @@ def of_kind(kind: Any, near: Any, low: Any, high: Any, rng: random.Random) -> An
     if isinstance(kind, Switch):
         return rng.random() < 0.5
     if isinstance(kind, Choice):
-        return rng.choice(kind.choices)
+        return rng.choice(tuple(kind.choices))
     if isinstance(kind, Several) and isinstance(kind.of, Number) and near:
         values = [of_kind(kind.of, x, None, None, rng) for x in near]
         return tuple(sorted(values) if kind.ascending else values)

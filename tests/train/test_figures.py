@@ -25,7 +25,7 @@ def predicting(monkeypatch):
     """Replace the network by a function of its inputs, which predicts their patches."""
 
     def replace(prediction):
-        def predict(config, model, inputs, *, train):
+        def predict(config, model, inputs):
             nothing = jnp.zeros((len(inputs.clean), 0))
             return Forward(nothing[:, None], nothing, None, None, prediction(inputs))
 

@@ -8,6 +8,12 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.registry import Registry
 
 
+@pytest.fixture(autouse=True)
+def apart(monkeypatch):
+    """Keep the registries of these tests out of the list of all."""
+    monkeypatch.setattr(Registry, "all", [])
+
+
 @pytest.fixture
 def sources():
     registry = Registry("data source")
