@@ -24,6 +24,7 @@ CHANGES = {
     "batch_size": ("batch_size",),
     "data": (
         "data.source", "data.name", "data.split", "data.streaming", "data.window", "data.image_key",
+        "data.options",
     ),
 }  # fmt: skip
 

@@ -67,6 +67,9 @@ DATA: Table = {
                 tuple),
         "The parts of the source `mixture`.",
     ),
+    "options": Key(
+        (), OPTIONS, "The options of a registered source, which its function reads."
+    ),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(
         False, Switch(), "Whether to read shards sequentially, without an index."

@@ -40,10 +40,21 @@ def check(condition: Any, message: str) -> None:
 
 
 def check_source(data: ConfigDict) -> None:
-    """Check that a block locates its images, and that its source supports the other settings."""
+    """Check that a block locates its images, and that its source supports the other settings.
+
+    Raises:
+        UserError: A key is not set, or a setting is invalid for this source.
+    """
     kind = SOURCES.get(data.source)
     for key, remedy in kind.needs.items():
         check(data[key], f"data.{key} is not set: {remedy}")
+    for name, value in data.options:
+        if name not in kind.options:
+            near = nearest(name, list(kind.options))
+            has = f"has {', '.join(kind.options)}" if kind.options else "has none"
+            hint = f"did you mean {near!r}?" if near else f"the source {data.source} {has}"
+            raise UserError(f"config.data.options: unknown option {name!r}; {hint}")
+        refuse(f"data.options.{name}", value, kind.options[name])
     check(
         not kind.holds_files or data.channels in (1, 3, 4),
         f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",

@@ -9,8 +9,16 @@ from can_jax.data.evaluation.overlap import copies
 from can_jax.data.fingerprint import differences
 from can_jax.data.sources.base import ArraySource, Source
 from can_jax.data.sources.mixture import MixtureSource
-from can_jax.data.sources.registry import SOURCES, SourceKind, available_splits, open_source
+from can_jax.data.sources.registry import (
+    SOURCES,
+    SourceKind,
+    available_splits,
+    open_source,
+    options_of,
+    parts_of_mixture,
+)
 from can_jax.utils.errors import UserError
+from can_jax.utils.settings import Key, Whole
 from tests.data.samples import encode
 from tests.helpers.configs import small_config
 
@@ -45,7 +53,9 @@ def registered(monkeypatch):
 
     monkeypatch.setattr(SOURCES, "_values", dict(SOURCES._values))
     monkeypatch.setattr(SOURCES, "_origins", dict(SOURCES._origins))
-    SOURCES.register("mine", SourceKind(open_mine, needs={"name": "give a name"}))
+    options = {"stride": Key(2, Whole(1, 9), "The stride.")}
+    kind = SourceKind(open_mine, needs={"name": "give a name"}, options=options)
+    SOURCES.register("mine", kind)
 
 
 def test_fingerprint_tells_other_images_labels_and_counts():
@@ -93,6 +103,31 @@ def test_registered_source_is_accepted_with_what_it_needs(registered):
     mixed = ConfigDict(config.data.to_dict() | {"mixture": ({"source": "mine", "name": "x"},)})
     mixed.source = "mixture"
     assert open_source(mixed, "train").examples == 6
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("mine", (("strid", 3),), "options: unknown option 'strid'; did you mean 'stride'"),
+        ("mine", (("xyz", 3),), "options: unknown option 'xyz'; the source mine has stride"),
+        ("shapes", (("stride", 3),), "options: unknown option 'stride'; the source shapes has n"),
+        ("mine", (("stride", 0),), "options.stride=0: give a whole number at least 1, at most 9"),
+    ],
+)
+def test_options_of_a_source_are_checked(registered, source, options, message):
+    with pytest.raises(UserError, match=f"^config.data.{message}"):
+        resolve(small_config(data__source=source, data__name="x", data__options=options))
+
+
+def test_options_of_a_source_have_defaults(registered):
+    config = small_config(data__source="mine", data__name="x")
+    assert options_of(resolve(config).data) == {"stride": 2}
+    config.data.options = (("stride", 3),)
+    assert options_of(resolve(config).data) == {"stride": 3}
+    part = {"source": "mine", "name": "y", "options": (("stride", 4),)}
+    config.data.update(source="mixture", mixture=(part,), options=())
+    ((block, _),) = parts_of_mixture(resolve(config).data)
+    assert options_of(block) == {"stride": 4}
 
 
 def test_source_without_a_registration_is_refused():

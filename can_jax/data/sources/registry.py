@@ -6,6 +6,7 @@ A user's module adds one with ``SOURCES.register("name", SourceKind(…))``.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -21,6 +22,7 @@ from can_jax.data.sources.tfds import locate_tfds, open_tfds
 from can_jax.data.storage.splits import SPELLINGS, AmbiguousSplitError
 from can_jax.utils.errors import UserError
 from can_jax.utils.registry import Registry
+from can_jax.utils.settings import Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class SourceKind:
             if there is no such data or no such split.
         locate: A cheaper function that raises the same errors; by default ``open``.
         needs: The keys of `data` that must be set, each with the end of the message if it is not.
+        options: The source's own settings, which `data.options` sets by name; see `options_of`.
         holds_files: Whether the images are image files, which are decoded to 1, 3 or 4 channels.
         shards: The format of the shards, if they can be streamed.
     """
@@ -57,11 +60,19 @@ class SourceKind:
     open: Callable[[ConfigDict, str], Source]
     locate: Callable[[ConfigDict, str], object] | None = None
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    _: dataclasses.KW_ONLY
+    options: Mapping[str, Key] = dataclasses.field(default_factory=dict)
     holds_files: bool = False
     shards: ShardFormat | None = None
 
 
 SOURCES: Registry[SourceKind] = Registry("data source")
+
+
+def options_of(data: ConfigDict) -> dict[str, Any]:
+    """Return the options of a checked config block by name, with defaults where it sets none."""
+    defaults = {name: key.default for name, key in SOURCES.get(data.source).options.items()}
+    return defaults | dict(data.options)
 
 
 def open_source(data: ConfigDict, split: str) -> Source:
@@ -173,7 +184,7 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
     default. Its ``split`` overrides the requested one.
     """
     parts = []
-    defaults = {"source": "folder", "split": None, "mixture": (), "index": None}
+    defaults = {"source": "folder", "split": None, "mixture": (), "index": None, "options": ()}
     for changes in data.mixture:
         block = ConfigDict(data.to_dict() | defaults)
         block.update({key: value for key, value in changes.items() if key != "weight"})
@@ -201,17 +212,23 @@ SOURCES.register("shapes", SourceKind(_shapes, lambda data, split: None))
 SOURCES.register("arrays", SourceKind(_arrays, _locate_arrays, _path("arrays")))
 SOURCES.register("folder", SourceKind(_folder, _locate_folder, _path("folder"), holds_files=True))
 SOURCES.register(
-    "tfrecord", SourceKind(_tfrecord, _locate_shards, _path("tfrecord"), True, TFRECORDS)
+    "tfrecord",
+    SourceKind(_tfrecord, _locate_shards, _path("tfrecord"), holds_files=True, shards=TFRECORDS),
 )
 SOURCES.register(
     "webdataset",
     SourceKind(
-        _webdataset, _locate_shards, _path("webdataset"), True,
-        ShardFormat(_stream("webdataset"), tar_reader),
+        _webdataset, _locate_shards, _path("webdataset"), holds_files=True,
+        shards=ShardFormat(_stream("webdataset"), tar_reader),
     ),
 )  # fmt: skip
 SOURCES.register(
     "tfds",
-    SourceKind(_tfds, _locate_tfds, {"name": "name the TFDS data set, such as imagenet2012"}, True),
+    SourceKind(
+        _tfds,
+        _locate_tfds,
+        {"name": "name the TFDS data set, such as imagenet2012"},
+        holds_files=True,
+    ),
 )
 SOURCES.register("mixture", SourceKind(_mixture, _locate_mixture))

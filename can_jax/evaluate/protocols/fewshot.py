@@ -119,6 +119,8 @@ def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
         source = changes.get("source") or task.data.source
         if "name" not in SOURCES.get(source).needs:  # it names the results only
             changes.pop("name", None)
+        if "source" in changes:
+            changes = {"options": ()} | changes  # those of the evaluation belong to its source
         block = ConfigDict(task.data.to_dict())
         with block.ignore_type():
             block.update(changes)
