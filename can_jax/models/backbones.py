@@ -144,7 +144,16 @@ def vit_flops(config: Any, pixels: int, visible: int) -> int:
 
 
 def check_vit(config: Any) -> None:
-    """Check that the number of heads divides the width."""
+    """Check that the number of heads divides the width.
+
+    Raises:
+        UserError: It does not, or there are options, which the Vision Transformer does not take.
+    """
+    if options := config.model.backbone_options:
+        raise UserError(
+            f"config.model.backbone_options={options}: the backbone vit has none; set model.size, "
+            "model.width, model.depth and model.heads"
+        )
     encoder_size(config.model).check("model")
 
 

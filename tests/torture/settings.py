@@ -61,6 +61,13 @@ OWN_VALUES: dict[str, tuple[Any, ...]] = {
     "optimizer.learning_rate_scale": (
         (), (("encoder/", 0.1),), (("encoder/", 0.0),), ((".", 0.0),), (("bias", 1e3),),
     ),
+    # The rates at which other optimizers are stable are not known.
+    "optimizer.name": ("adamw", "adamx"),
+    "optimizer.options": ((), (("eps_root", 1e-9),), (("nesterov", 1),)),
+    "schedule.name": ("cosine", "linear", "constant", "polynomial_schedule"),
+    "schedule.options": ((), (("alpha", 0.1),), (("end_value", 1e-4),)),
+    "model.backbone_options": ((), (("width", 8),)),
+    "data.options": ((), (("delimiter", ";"),)),
 }  # fmt: skip
 # Keys of data that is not there, of the devices, and of what is never set to None in a tiny run.
 LEFT_OUT = ("data.source", "init_from", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.size")

@@ -27,7 +27,7 @@ def predicting(monkeypatch):
     def replace(prediction):
         def predict(config, model, inputs):
             nothing = jnp.zeros((len(inputs.clean), 0))
-            return Forward(nothing[:, None], nothing, None, None, prediction(inputs))
+            return Forward(nothing[:, None], nothing, None, prediction(inputs))
 
         monkeypatch.setattr(figures, "forward", predict)
 
