@@ -146,10 +146,9 @@ class Program:
     def trips(self, loop: Instruction) -> int | None:
         """Return the trip count of a loop, or None if the text does not tell it."""
         if match := _TRIPS.search(loop.attributes):
-            return int(match[1])
+            return int(match[1]) or None
         condition = loop.attribute(r"condition=%?([\w.\-]+)")
-        inside = list(self._constants(condition)) if condition else []
-        return max(inside, default=None)
+        return max(self._constants(condition), default=0) or None if condition else None
 
     def _constants(self, name: str) -> Iterator[int]:
         for instruction in self.computations[name].instructions:
