@@ -63,6 +63,7 @@ class Plan:
         estimate: The compiler's estimate of each instruction; None if it makes none, or if
             compilation ran out of memory.
         calibration: The rate on real devices relative to such estimates; None without an estimate.
+        compiled: Whether there is a program; False if compilation ran out of memory.
     """
 
     fits: bool
@@ -77,6 +78,7 @@ class Plan:
     communication_seconds: float
     estimate: Estimate | None = None
     calibration: Calibration | None = None
+    compiled: bool = True
 
     @property
     def step_seconds(self) -> float:
@@ -118,7 +120,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
     moved: list[Collective] = []
     estimated: Estimate | None = None
     clock = clock_of(topology.chip) if topology.exact else None
-    fits = True
+    fits = compiles = True
     try:
         compiled: Any = compile_train_step(step, state, batch, mesh)
         stats = compiled.memory_analysis()
@@ -138,7 +140,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
         if clock is not None:
             estimated = estimate_step(program, mesh, topology, clock)
     except jax.errors.JaxRuntimeError as error:
-        fits = False
+        fits = compiles = False
         temporaries = needed_temporaries(error)
         total = temporaries + bytes_on_device((state, batch))
         compile_time = time.perf_counter() - started
@@ -165,6 +167,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
         communication_seconds=communication_seconds(moved, topology),
         estimate=estimated,
         calibration=TPU_CALIBRATION if estimated else None,
+        compiled=compiles,
     )
 
 

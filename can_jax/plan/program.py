@@ -124,6 +124,7 @@ class Program:
 
     def __init__(self, text: str):
         self.computations = {c.name: c for c in _computations(text)}
+        self._stacks: dict[int, tuple[Frame, ...]] = {}
         self._tables = {
             name: _table(text, name)
             for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
@@ -186,8 +187,12 @@ class Program:
         frames = self._tables["StackFrames"].items()
         return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
 
-    @functools.cache  # noqa: B019, a program lives as long as its plan
     def _stack(self, number: int) -> tuple[Frame, ...]:
+        if number not in self._stacks:
+            self._stacks[number] = self._read_stack(number)
+        return self._stacks[number]
+
+    def _read_stack(self, number: int) -> tuple[Frame, ...]:
         frame = self._tables["StackFrames"].get(number)
         if frame is None:
             return ()

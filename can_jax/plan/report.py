@@ -294,7 +294,7 @@ def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:
 
     def order(attempt: Attempt) -> tuple[bool, float]:
         plan = attempt.plan
-        return not plan.fits, plan.step_seconds if plan.fits else plan.memory.total
+        return not plan.fits, plan.step_seconds if plan.fits else float(plan.memory.total)
 
     return [
         {

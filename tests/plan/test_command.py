@@ -9,7 +9,7 @@ import pytest
 
 from can_jax.cli.commands import plan as command
 from can_jax.cli.commands import plan_table as table
-from can_jax.plan.estimate import make_plan
+from can_jax.plan.estimate import Memory, Plan, make_plan
 from tests.helpers.runs import ROOT, main_in_process
 
 
@@ -98,6 +98,21 @@ def test_time_of_a_step_is_that_of_the_compilers_clock(recipe, tmp_path, monkeyp
     ):  # fmt: skip
         assert part in done.stdout, part
     assert done.stderr == ""
+
+
+def test_program_that_did_not_compile_is_said_not_to_be_written(recipe, tmp_path, monkeypatch):
+    failed = Plan(
+        fits=False, mesh={"data": 4, "fsdp": 1, "tensor": 1}, parameters=1000,
+        memory=Memory(4000, 8000, 2**40, 2**40, 2**34), flops_per_image=10,
+        recomputed_flops_per_image=0, collectives=[], compile_seconds=1.0, compute_seconds=1.0,
+        communication_seconds=0.0, compiled=False,
+    )  # fmt: skip
+    monkeypatch.setattr(command, "make_plan", lambda *_: failed)
+    text = tmp_path / "step.txt"
+    options = [f"--config={recipe}", "--topology=v5e:2x2", f"--dump_hlo={text}", "--tries=0"]
+    done = plan(*options)
+    assert done.returncode == 1 and not text.exists()
+    assert f"{text} was not written: compilation ran out of memory\n" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

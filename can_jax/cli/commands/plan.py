@@ -66,6 +66,8 @@ def main() -> None:
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
     plan = make_plan(config, topology, _MFU.value, dump)
+    if dump and not plan.compiled:
+        progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
     values = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value, _TOP.value)
     if not _JSON.value:
         for table in tables(values, topology):
