@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,11 @@ from can_jax.models.backbones import Size, encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
+from can_jax.plan.charges import Estimate
+from can_jax.plan.clocks import TPU_CALIBRATION, Calibration, clock_of
+from can_jax.plan.cycles import estimate_step
 from can_jax.plan.hlo import Collective, collectives
+from can_jax.plan.program import Program
 from can_jax.plan.topology import Topology
 from can_jax.train.losses import heads
 from can_jax.train.step import abstract_state, compile_train_step, make_step
@@ -53,8 +58,13 @@ class Plan:
         recomputed_flops_per_image: The FLOPs per image per step that are recomputed to save memory.
         collectives: The collectives of one step; empty if compilation ran out of memory.
         compile_seconds: The compile time on this machine.
-        compute_seconds, communication_seconds: The estimated times of a step; see the functions of
-            these names.
+        compute_seconds: The time of a step without collectives: the compiler's estimate, or else
+            the FLOPs at the assumed utilization.
+        communication_seconds: The time of all collectives; see the function of this name.
+        estimate: The compiler's estimate of each instruction; None if it makes none, or if
+            compilation ran out of memory.
+        calibration: The rate on real devices relative to such estimates; None without an estimate.
+        compiled: Whether there is a program; False if compilation ran out of memory.
     """
 
     fits: bool
@@ -67,20 +77,31 @@ class Plan:
     compile_seconds: float
     compute_seconds: float
     communication_seconds: float
+    estimate: Estimate | None = None
+    calibration: Calibration | None = None
+    compiled: bool = True
 
     @property
     def step_seconds(self) -> float:
-        """The time of a step in seconds, a conservative sum without overlap of communication."""
+        """The expected time of a step in seconds.
+
+        It is the compiler's estimate divided by the calibrated ratio. Without an estimate it is a
+        conservative sum, in which no communication overlaps.
+        """
+        if self.estimate is not None and self.calibration is not None:
+            return self.estimate.seconds / self.calibration.ratio
         return self.compute_seconds + self.communication_seconds
 
 
-def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
+def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | None = None) -> Plan:
     """Compile the train step for devices that are not attached.
 
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s.
+        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times, a
+            fraction of the devices' peak FLOP/s.
+        dump: A file for the text of the compiled program; None for none.
 
     Raises:
         UserError: The mesh does not match the devices, or the batch does not divide over the mesh.
@@ -98,7 +119,9 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
     batch = batch_shapes(config, batch_sharding(mesh))
     started = time.perf_counter()
     moved: list[Collective] = []
-    fits = True
+    estimated: Estimate | None = None
+    clock = clock_of(topology.chip) if topology.exact else None
+    fits = compiles = True
     try:
         compiled: Any = compile_train_step(step, state, batch, mesh)
         stats = compiled.memory_analysis()
@@ -109,12 +132,19 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
             + stats.output_size_in_bytes
             - stats.alias_size_in_bytes
         )
-        moved = collectives(compiled.as_text(), mesh)
+        compile_time = time.perf_counter() - started
+        text = compiled.as_text()
+        if dump is not None:
+            write(dump, text)
+        program = Program(text)
+        moved = collectives(program, mesh)
+        if clock is not None:
+            estimated = estimate_step(program, mesh, topology, clock)
     except jax.errors.JaxRuntimeError as error:
-        fits = False
+        fits = compiles = False
         temporaries = needed_temporaries(error)
         total = temporaries + bytes_on_device((state, batch))
-    compile_time = time.perf_counter() - started
+        compile_time = time.perf_counter() - started
     limit = topology.chip.memory
     assert limit is not None
     return Plan(
@@ -132,9 +162,26 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float) -> Plan:
         recomputed_flops_per_image=recomputed_flops(config),
         collectives=moved,
         compile_seconds=compile_time,
-        compute_seconds=compute_seconds(config, topology, mfu),
+        compute_seconds=(
+            estimated.computing if estimated else compute_seconds(config, topology, mfu)
+        ),
         communication_seconds=communication_seconds(moved, topology),
+        estimate=estimated,
+        calibration=TPU_CALIBRATION if estimated else None,
+        compiled=compiles,
     )
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def needed_temporaries(error: Exception) -> int:

@@ -1,23 +1,18 @@
-"""A parser of compiled HLO text that counts the collectives of a program, loops included."""
+"""The collectives of a compiled program, loops included."""
 
-import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+from can_jax.plan.program import Computation, Instruction, Program, bits
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> (.*) \{$")
-_OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 _LAYOUT = re.compile(r"(?<=\])\{[^{}]*\}")
 _ORDER = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # A grid of devices, and its transposition.
 _NAMED_MESH = re.compile(
@@ -59,95 +54,59 @@ class Collective:
         return float(self.bytes) if self.kind == "collective-permute" else others * self.bytes
 
 
-@dataclasses.dataclass
-class _Computation:
-    lines: list[str]
-    entry: bool
-    result: str
-
-
-def collectives(text: str, mesh: Mesh) -> list[Collective]:
+def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
     """Return the collectives of a compiled program.
 
     Args:
-        text: The text of the optimized program, from ``compiled.as_text()``.
+        program: The program, or its text from ``compiled.as_text()``.
         mesh: The mesh over whose devices, in this order, the program is partitioned.
     """
-    computations = _split(text)
-    times = _times(computations)
+    if isinstance(program, str):
+        program = Program(program)
+    times = program.times()
     by_channel: dict[str, Collective] = {}
-    for name, computation in computations.items():
-        for line in computation.lines:
-            operation = _OPERATION.match(line)
-            if operation is None or not times[name]:
-                continue
-            kind = operation[3].removesuffix("-start")
-            if kind not in KINDS:
-                continue
-            arrays = _results(operation[2], kind, started=kind != operation[3])
-            if name.startswith("all-reduce-scatter"):  # The TPU compiler's form.
-                kind, arrays = "reduce-scatter", _results(computation.result, kind, started=False)
-            group = _group(line, mesh)
-            if len(group) < 2:
+    for name, computation in program.computations.items():
+        for instruction in computation.instructions:
+            collective = collective_of(instruction, computation, mesh) if times[name] else None
+            if collective is None:
                 continue
             # The compiler may split one collective over several operations. They share
             # a channel and are counted once.
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = channel[1] if channel else f"{name}/{operation[1]}"
+            key = channel_of(instruction) or f"{name}/{instruction.name}"
             repeated = max(times[name], by_channel[key].times if key in by_channel else 0)
-            axes = _axes(group, mesh)
-            size = sum(map(bytes_of, arrays))
-            by_channel[key] = Collective(kind, axes, len(group), arrays, size, repeated)
+            by_channel[key] = dataclasses.replace(collective, times=repeated)
     return list(by_channel.values())
 
 
-def _split(text: str) -> dict[str, _Computation]:
-    """Split the text of a program into its computations, by name."""
-    computations: dict[str, _Computation] = {}
-    lines: list[str] | None = None
-    for raw in text.splitlines():
-        if header := _COMPUTATION.match(raw):
-            lines = []
-            computations[header[2]] = _Computation(lines, bool(header[1]), header[3])
-        elif raw.startswith("}"):
-            lines = None
-        elif lines is not None:
-            lines.append(_LAYOUT.sub("", re.sub(r"/\*.*?\*/", "", raw)))
-    return computations
+def channel_of(instruction: Instruction) -> str | None:
+    """Return the channel that the parts of one collective share, or None."""
+    return instruction.attribute(r"channel_id=(\d+)")
 
 
-def _times(computations: dict[str, _Computation]) -> dict[str, int]:
-    """Return the number of executions of each computation in one run of the program."""
-    times: dict[str, int] = collections.Counter()
+def collective_of(
+    instruction: Instruction, computation: Computation, mesh: Mesh
+) -> Collective | None:
+    """Return the collective that an instruction performs or starts, executed once.
 
-    def visit(name: str, count: int) -> None:
-        times[name] += count
-        for line in computations[name].lines:
-            loop = " while(" in line
-            for called in _called(line):
-                if called in computations:
-                    visit(called, count * (_trips(line, computations) if loop else 1))
+    Args:
+        instruction: The instruction.
+        computation: The computation that contains it.
+        mesh: The mesh over whose devices, in this order, the program is partitioned.
 
-    for name, computation in computations.items():
-        if computation.entry:
-            visit(name, 1)
-    return times
-
-
-def _called(line: str) -> Iterator[str]:
-    yield from _CALLED.findall(line)
-    for branches in _BRANCHES.findall(line):
-        yield from (name.strip().removeprefix("%") for name in branches.split(","))
-
-
-def _trips(line: str, computations: dict[str, _Computation]) -> int:
-    """Return the trip count of a loop: the compiler's, or the largest constant of its condition."""
-    if match := re.search(r'known_trip_count"?:\{"n":"(\d+)"', line):
-        return int(match[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    inside = computations[condition[1]].lines if condition else []
-    bounds = [int(bound) for text in inside for bound in re.findall(r" constant\((\d+)\)", text)]
-    return max(bounds, default=1)
+    Returns:
+        The collective, or None if the instruction moves nothing between devices.
+    """
+    kind = instruction.opcode.removesuffix("-start")
+    if kind not in KINDS:
+        return None
+    arrays = _results(instruction.result, kind, started=kind != instruction.opcode)
+    if computation.name.startswith("all-reduce-scatter"):  # The TPU compiler's form.
+        kind, arrays = "reduce-scatter", _results(computation.result, kind, started=False)
+    group = _group(instruction.attributes, mesh)
+    if len(group) < 2:
+        return None
+    size = sum(map(bytes_of, arrays))
+    return Collective(kind, _axes(group, mesh), len(group), arrays, size, times=1)
 
 
 def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
@@ -167,9 +126,7 @@ def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
 def bytes_of(array: str) -> int:
     """Return the bytes of an array such as ``bf16[1024,4096]``."""
     name, shape = array.rstrip("]").split("[")
-    digits = re.search(r"\d+", name)
-    bits = BITS.get(name) or (int(digits[0]) if digits else 8)
-    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
+    return math.prod(int(size) for size in shape.split(",") if size) * bits(name) // 8
 
 
 def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:

@@ -1,18 +1,23 @@
 """The presentation of a plan as tables and as JSON."""
 
 import collections
+import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 from rich.table import Table
 
 from can_jax.distributed.hardware import GIB
+from can_jax.distributed.runtime import version_of
 from can_jax.monitoring.console import duration, fact_table
+from can_jax.plan.charges import Charge
+from can_jax.plan.clocks import clock_of
 from can_jax.plan.estimate import Plan
 from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
+COMPILERS = ("jax", "jaxlib", "libtpu")
 IMAGENET = 1_281_167  # The number of images in an epoch of ImageNet-1k.
 
 
@@ -57,7 +62,12 @@ def by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
 
 
 def as_json(
-    plan: Plan, config: ConfigDict, topology: Topology, mfu: float, examples: int
+    plan: Plan,
+    config: ConfigDict,
+    topology: Topology,
+    mfu: float,
+    examples: int,
+    top: int = 0,
 ) -> dict[str, Any]:
     """Return all values of a plan.
 
@@ -67,8 +77,9 @@ def as_json(
         plan: The plan.
         config: The planned configuration.
         topology: The devices that it was compiled for.
-        mfu: The assumed model FLOPs utilization.
+        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times.
         examples: The number of images in an epoch.
+        top: The number of instructions to list, the dearest first.
     """
     memory, images = plan.memory, length(config, examples)
     rate = config.batch_size / plan.step_seconds
@@ -102,13 +113,60 @@ def as_json(
         "images": images,
         "days": images / rate / 86400,
         "chip_hours": images / rate / 3600 * len(topology.devices),
+        **clock_as_json(plan, config, topology, top),
+        "versions": {name: version_of(name) for name in COMPILERS},
         "assumed": {
-            "mfu": mfu,
+            "mfu": mfu if plan.estimate is None else None,
             "peak_flops": topology.chip.peak_flops,
             "link_bytes_per_second": topology.chip.link,
             "network_bytes_per_second": topology.chip.network,
             "examples_of_an_epoch": examples,
         },
+    }
+
+
+def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) -> dict[str, Any]:
+    """Return the compiler's estimate of a step; None for each value that it does not give.
+
+    Args:
+        plan: The plan.
+        config: The planned configuration.
+        topology: The devices that it was compiled for.
+        top: The number of instructions to list, the dearest first.
+    """
+    estimate, clock = plan.estimate, clock_of(topology.chip)
+    if estimate is None or clock is None or plan.calibration is None:
+        names = ("estimated_seconds", "expected_seconds", "estimated_mfu", "parts", "kernels")
+        return dict.fromkeys(names)
+    peak = len(topology.devices) * topology.chip.peak_flops
+    return {
+        "estimated_seconds": estimate.seconds,
+        "expected_seconds": plan.step_seconds,
+        "estimated_mfu": config.batch_size * plan.flops_per_image / (peak * estimate.seconds),
+        "parts": estimate.parts(),
+        "kinds": estimate.kinds(),
+        "bases": estimate.bases(),
+        "kernels": estimate.kernels,
+        "unestimated": [charge_as_json(charge) for charge in estimate.unknown()],
+        "clock_hertz": clock.hertz,
+        "clock_source": clock.source,
+        "calibration": dataclasses.asdict(plan.calibration),
+        **({"top": [charge_as_json(charge) for charge in estimate.top(top)]} if top else {}),
+    }
+
+
+def charge_as_json(charge: Charge) -> dict[str, Any]:
+    """Return the time of an instruction in a step."""
+    return {
+        "instruction": charge.name,
+        "opcode": charge.opcode,
+        "part": charge.part,
+        "kind": charge.kind,
+        "seconds": charge.total,
+        "times": charge.times,
+        "basis": charge.basis,
+        "line": charge.line,
+        "note": charge.note,
     }
 
 
@@ -135,15 +193,14 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
     if not topology.exact:
         facts["temporaries are"] = "those of the CPU compiler: more than on the real device"
     if values["fits"]:
+        facts |= clock_facts(values)
         facts |= {
-            "step": f"{values['step_seconds']:.3g} s: {values['compute_seconds']:.3g} s computing, "
-            f"{values['communication_seconds']:.3g} s sending, if nothing overlaps",
             "images/s": rounded(values["images_per_second"]),
             "the whole run": f"{values['images']:,} images, {duration(values['days'] * 86400)}, "
             f"{rounded(values['chip_hours'])} device-hours",
-            "assuming": f"{100 * assumed['mfu']:.0f} % of {assumed['peak_flops'] / 1e12:.0f} "
-            f"TFLOP/s, links of {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s, between "
-            f"slices or hosts {assumed['network_bytes_per_second'] / 1e9:.1f} GB/s",
+            "assuming": f"{_peak(values)}, "
+            f"links of {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s, "
+            f"between slices or hosts {assumed['network_bytes_per_second'] / 1e9:.1f} GB/s",
         }
     result = [fact_table(f"Plan: {values['topology']}", facts)]
     if values["collectives"]:
@@ -152,7 +209,60 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
             size = f"{row['bytes'] / 2**20:,.2f} MiB"
             table.add_row(row["kind"], row["axes"], str(row["count"]), size, row["largest"])
         result.append(table)
+    if values["parts"]:
+        result.append(parts_table(values))
+    if values.get("unestimated"):
+        result.append(instructions_table("Without the compiler's estimate", values["unestimated"]))
+    if values.get("top"):
+        result.append(instructions_table("The dearest instructions", values["top"]))
     return result
+
+
+def clock_facts(values: dict[str, Any]) -> dict[str, str]:
+    """Return the facts of a plan about the time of a step."""
+    versions = ", ".join(f"{name} {version or '-'}" for name, version in values["versions"].items())
+    if values["estimated_seconds"] is None:
+        return {
+            "step": f"{values['step_seconds']:.3g} s: {values['compute_seconds']:.3g} s computing, "
+            f"{values['communication_seconds']:.3g} s sending, if nothing overlaps",
+            "no estimate": "the compiler for these devices estimates no times",
+            "versions": versions,
+        }
+    calibration = values["calibration"]
+    return {
+        "step, estimated": f"{1e3 * values['estimated_seconds']:.1f} ms by the compiler's "
+        f"cycles at {values['clock_hertz'] / 1e9:.2f} GHz: {values['estimated_mfu']:.1%} MFU",
+        "step, expected": f"{1e3 * values['expected_seconds']:.1f} ms: published steps reach "
+        f"{calibration['ratio']} of the estimated rate ({calibration['source']})",
+        "kernels": f"{values['kernels']:,}",
+        "versions": versions,
+    }
+
+
+def _peak(values: dict[str, Any]) -> str:
+    assumed = values["assumed"]
+    peak = f"{assumed['peak_flops'] / 1e12:.0f} TFLOP/s"
+    return peak if assumed["mfu"] is None else f"{100 * assumed['mfu']:.0f} % of {peak}"
+
+
+def parts_table(values: dict[str, Any]) -> Table:
+    """Return the estimated times of the parts of a step."""
+    table = Table("part", "ms", "share", title="The step's parts, by the compiler's clock")
+    for name, seconds in values["parts"].items():
+        share = seconds / values["estimated_seconds"]
+        table.add_row(name.replace("_", " "), f"{1e3 * seconds:.2f}", f"{share:.1%}")
+    return table
+
+
+def instructions_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    """Return instructions with their times in a step and the lines that they come from."""
+    table = Table("instruction", "part", "times", "ms", "from", "line", title=title)
+    for row in rows:
+        table.add_row(
+            row["instruction"], row["part"].replace("_", " "), f"{row['times']:,}",
+            f"{1e3 * row['seconds']:.3f}", row["note"] or row["basis"], row["line"] or "-",
+        )  # fmt: skip
+    return table
 
 
 def attempt_line(attempt: Attempt) -> str:
@@ -184,7 +294,7 @@ def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:
 
     def order(attempt: Attempt) -> tuple[bool, float]:
         plan = attempt.plan
-        return not plan.fits, plan.step_seconds if plan.fits else plan.memory.total
+        return not plan.fits, plan.step_seconds if plan.fits else float(plan.memory.total)
 
     return [
         {

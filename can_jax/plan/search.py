@@ -96,7 +96,7 @@ class Search:
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The assumed model FLOPs utilization.
+        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times.
         first: The plan of the unchanged configuration.
     """
 
@@ -161,7 +161,16 @@ class Search:
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)
         if fsdp > 1:  # Two all-gathers of parameters, and a reduce-scatter of gradients.
             sent += 3 * weights * choice.microbatches / self._topology.bandwidth(fsdp)
-        return compute_seconds(changed, self._topology, self._mfu) + sent
+        return compute_seconds(changed, self._topology, self._mfu) * self._slowness + sent
+
+    @property
+    def _slowness(self) -> float:
+        """The last estimated compute time over that of the assumed utilization."""
+        last = self.attempts[-1]
+        if last.plan.estimate is None:
+            return 1.0
+        assumed = compute_seconds(last.choice.apply(self._config), self._topology, self._mfu)
+        return last.plan.compute_seconds / assumed
 
     def _state(self, choice: Choice) -> float:
         first = self.attempts[0]

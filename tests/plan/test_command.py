@@ -1,12 +1,15 @@
 """The planner, as a person runs it."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+from can_jax.cli.commands import plan as command
 from can_jax.cli.commands import plan_table as table
+from can_jax.plan.estimate import Memory, Plan, make_plan
 from tests.helpers.runs import ROOT, main_in_process
 
 
@@ -38,19 +41,78 @@ def test_figures_of_a_plan(recipe):
     assert "all-reduce" in kinds and "all-gather" in kinds
     assert found["images_per_second"] == pytest.approx(16 / found["step_seconds"])
     assert found["images"] == 6 * 16
+    # The CPU compiler estimates no times, and says so.
+    assert found["estimated_seconds"] is found["parts"] is None
+    assert found["assumed"]["mfu"] == 0.5
     again = figures(f"--config={recipe}", "--topology=cpu:8", "--config.mesh.fsdp=1")
     assert again["bytes_per_device"]["parameters"] == 4 * found["parameters"]
 
 
-def test_tables_for_a_person(recipe):
-    options = ["objective.contrastive.weight=0.0", "objective.denoising.weight=0.0"]
-    options += ["noise.sigma_max=0.0", "augment.views=1"]  # MAE compiles in less time than CAN
-    overrides = [f"--config.{option}" for option in options]
-    done = plan(f"--config={recipe}", "--topology=v5e:2x2", *overrides)
+MAE = [  # compiles in less time than CAN
+    f"--config.{option}"
+    for option in (
+        "objective.contrastive.weight=0.0", "objective.denoising.weight=0.0",
+        "noise.sigma_max=0.0", "augment.views=1",
+    )
+]  # fmt: skip
+
+
+def test_time_of_a_step_is_that_of_the_compilers_clock(recipe, tmp_path, monkeypatch):
+    plans, text = [], tmp_path / "step.txt"
+
+    def recorded(*arguments):
+        plans.append(make_plan(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(command, "make_plan", recorded)
+    options = [f"--config={recipe}", "--topology=v5e:2x2", *MAE, "--top=5"]
+    found = figures(*options, f"--dump_hlo={text}")
+    seconds = found["estimated_seconds"]
+    assert 1e-4 < seconds < 5e-3 and 0 < found["estimated_mfu"] < 0.05
+    assert found["expected_seconds"] == found["step_seconds"]
+    assert found["expected_seconds"] == seconds / found["calibration"]["ratio"]
+    assert found["images_per_second"] == pytest.approx(16 / found["expected_seconds"])
+    assert sum(found["parts"].values()) == pytest.approx(seconds)
+    # The MAE has neither projector nor noise, and each of its parts takes a share.
+    assert {
+        "encoder_forward", "encoder_backward", "decoder_forward", "decoder_backward",
+        "heads_and_losses_forward", "augmentation", "optimizer", "collectives",
+    } <= set(found["parts"])  # fmt: skip
+    assert found["parts"].get("other", 0.0) < 0.1 * seconds
+    assert found["bases"]["compiler"] > 0.8 * seconds and found["kernels"] > 100
+    assert found["assumed"]["mfu"] is None and found["versions"]["libtpu"]
+    # Whoever has the text can check the sum: this program has no loops.
+    cycles = [int(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', text.read_text())]
+    assert sum(cycles) / 1.5e9 == pytest.approx(found["bases"]["compiler"])
+    dearest = [row["seconds"] for row in found["top"]]
+    assert len(dearest) == 5 and dearest == sorted(dearest, reverse=True)
+    assert any("can_jax/models/vit.py:" in (row["line"] or "") for row in found["top"])
+
+    monkeypatch.setattr(command, "make_plan", lambda *_: plans[0])
+    done = plan(*options)
     assert done.returncode == 0, done.stderr
-    for part in ("Plan: v5e:2x2", "of 15.75 GiB: fits", "Sent in a step", "all-reduce", "images/s"):
+    for part in (
+        "Plan: v5e:2x2", "of 15.75 GiB: fits", "Sent in a step", "all-reduce", "images/s",
+        "at 1.50 GHz", "published steps reach", "libtpu", "encoder forward",
+        "The dearest instructions", "can_jax/models/vit.py:",
+    ):  # fmt: skip
         assert part in done.stdout, part
     assert done.stderr == ""
+
+
+def test_program_that_did_not_compile_is_said_not_to_be_written(recipe, tmp_path, monkeypatch):
+    failed = Plan(
+        fits=False, mesh={"data": 4, "fsdp": 1, "tensor": 1}, parameters=1000,
+        memory=Memory(4000, 8000, 2**40, 2**40, 2**34), flops_per_image=10,
+        recomputed_flops_per_image=0, collectives=[], compile_seconds=1.0, compute_seconds=1.0,
+        communication_seconds=0.0, compiled=False,
+    )  # fmt: skip
+    monkeypatch.setattr(command, "make_plan", lambda *_: failed)
+    text = tmp_path / "step.txt"
+    options = [f"--config={recipe}", "--topology=v5e:2x2", f"--dump_hlo={text}", "--tries=0"]
+    done = plan(*options)
+    assert done.returncode == 1 and not text.exists()
+    assert f"{text} was not written: compilation ran out of memory\n" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
@@ -82,6 +144,11 @@ def test_what_does_not_fit_ends_with_advice(recipe):
         (["--config=configs/vit_b.py"], "--topology=NAME is missing"),
         (["--config=configs/vit_b.py", "--topology=v9:2x2"], "no 'v9' is known"),
         (["--config=configs/vit_b.py", "--topology=cpu:2", "--mfu=2"], "--mfu=2"),
+        (
+            ["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/nowhere/x.txt"],
+            "--dump_hlo=/nowhere/x.txt cannot be written: No such file or directory",
+        ),
+        (["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/"], "Is a directory"),
         (
             ["--config=configs/vit_b.py", "--topology=v5e:2x2", "--config.batch_size=4098"],
             "batch_size=4098 does not divide into 4 parts",

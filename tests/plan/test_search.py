@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -8,8 +9,9 @@ from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.hardware import Chip
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.plan import search as search_module
+from can_jax.plan.charges import Charge, Estimate
 from can_jax.plan.estimate import Memory, Plan, needed_temporaries, recomputed_flops
-from can_jax.plan.search import Search, choice_of, choices, fit_mesh
+from can_jax.plan.search import Attempt, Search, choice_of, choices, fit_mesh
 from can_jax.plan.topology import Topology
 from can_jax.train.step import abstract_state, gradients, make_step
 from tests.helpers.configs import small_config
@@ -64,6 +66,18 @@ def test_the_first_that_fits_ends_the_search_for_advice(monkeypatch):
     assert [attempt.plan.fits for attempt in search.attempts] == [False, True]
     # Splitting the state is enough: nothing has to be computed again.
     assert search.best.choice.remat == "none" and search.best.choice.mesh[1] > 1
+
+
+def test_times_are_predicted_from_the_compilers_last_estimate(monkeypatch):
+    search = searched(monkeypatch, needed=100, tries=0)
+    choice = search.attempts[0].choice
+    assumed = search.predicted_seconds(choice)
+    slow = Estimate((Charge("x", "fusion", "other", "products", 3 * assumed, 1, "compiler", None),))
+    plan = dataclasses.replace(
+        search.attempts[0].plan, estimate=slow, compute_seconds=slow.computing
+    )
+    search.attempts.append(Attempt(choice, plan))
+    assert search.predicted_seconds(choice) == pytest.approx(3 * assumed, rel=0.01)
 
 
 def test_the_fastest_that_fits_is_the_best(monkeypatch):

@@ -4,10 +4,14 @@ Compiles the train step of a recipe for devices that are not attached. Prints wh
 memory, the collectives of a step, and an estimate of the duration of the run. TPUs: `v5e:16x16`,
 `v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
 `h100:8x4`, four hosts of eight. If it does not fit, searches for settings that do; exits with 1.
+
+For TPUs the time of a step is that of the compiler's own clock, by part of the step; `--top=20`
+lists the dearest instructions with their source lines, `--dump_hlo=FILE` writes the program.
 """
 
 import json
 import sys
+from pathlib import Path
 
 import jax
 
@@ -33,10 +37,12 @@ FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices, such as v5e:16x16.")
 _SLICES = FLAGS.integer("slices", 1, "So many of them, with slower links between.")
-_MFU = FLAGS.number("mfu", 0.4, "The share of their peak FLOP/s that is assumed.")
+_MFU = FLAGS.number("mfu", 0.4, "The assumed share of peak FLOP/s, except on TPUs.")
 _EXAMPLES = FLAGS.integer("examples", IMAGENET, "Images of an epoch; ImageNet-1k's.")
 _SEARCH = FLAGS.switch("search", False, "Look for the fastest settings that fit.")
 _TRIES = FLAGS.integer("tries", None, "Settings to compile at most: 12, or 4 for advice.")
+_TOP = FLAGS.integer("top", 0, "Instructions of a step to list, the dearest first.", lower_bound=0)
+_DUMP_HLO = FLAGS.path("dump_hlo", "A file for the text of the compiled step.")
 _JSON = FLAGS.switch("json", False, "Print the figures as JSON.")
 
 
@@ -52,14 +58,17 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     config.data.path = config.data.path or "-"  # No data is read.
     config = resolve(config)
+    dump = writable(_DUMP_HLO.value) if _DUMP_HLO.value else None
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
 
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
-    plan = make_plan(config, topology, _MFU.value)
-    values = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value)
+    plan = make_plan(config, topology, _MFU.value, dump)
+    if dump and not plan.compiled:
+        progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
+    values = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value, _TOP.value)
     if not _JSON.value:
         for table in tables(values, topology):
             out.print(table)
@@ -82,6 +91,23 @@ def main() -> None:
     if not plan.fits:
         needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
         raise UserError(f"it does not fit: {needed}. {values['advice']}")
+
+
+def writable(path: str) -> Path:
+    """Return the path of an output file, after a test that it can be written.
+
+    Raises:
+        UserError: The path is a folder, its folder does not exist, or it may not be written.
+    """
+    file = Path(path)
+    existed = file.exists()
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise UserError(f"--dump_hlo={path} cannot be written: {error.strerror}") from error
+    if not existed:
+        file.unlink()
+    return file
 
 
 def advice(search: Search) -> str:

@@ -1,0 +1,61 @@
+"""Clocks and memory bandwidths of accelerators, and a calibration of their compilers' estimates."""
+
+import dataclasses
+
+from can_jax.distributed.hardware import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """The speeds of one kind of device that a compiler's estimate is converted with.
+
+    Attributes:
+        hertz: The cycles per second of the compiler's estimates.
+        memory_bandwidth: The bytes/s of the device's main memory.
+        source: The publication or derivation of the clock.
+    """
+
+    hertz: float
+    memory_bandwidth: float
+    source: str
+
+
+_BOOK = "jax-ml.github.io/scaling-book/tpus"
+_TABLE = "arXiv:2304.01433, table of TPU v3 and v4"
+_V5E = Clock(1.5e9, 819e9, _BOOK)
+_V5P = Clock(1.75e9, 2765e9, "peak / (8 units x 2 x 128^2 FLOPs a cycle)")
+# Some pages count two matrix units in v6e. Its compiler schedules 369,000 FLOPs a cycle of a large
+# product, which takes more than two of 256 x 256.
+_V6E = Clock(1.75e9, 1640e9, "peak / (4 units x 2 x 256^2 FLOPs a cycle)")
+CLOCKS = {
+    "TPU v3": Clock(0.94e9, 450e9, _TABLE),  # A device is one of two cores.
+    "TPU v4": Clock(1.05e9, 1228e9, _TABLE),
+    "TPU v5 lite": _V5E,
+    "TPU v5e": _V5E,
+    "TPU v5": _V5P,
+    "TPU v5p": _V5P,
+    "TPU v6 lite": _V6E,
+    "TPU v6e": _V6E,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """The rate of published steps on real devices, relative to the compiler's estimate.
+
+    Attributes:
+        ratio: The rate on real devices over the estimated rate, positive.
+        source: The published steps.
+    """
+
+    ratio: float
+    source: str
+
+
+# The geometric mean of 0.78 and 1.02; docs/scaling.md has the two runs.
+TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, 0.78 and 1.02")
+
+
+def clock_of(chip: Chip) -> Clock | None:
+    """Return the clock of a kind of device, or None if no compiler estimates its cycles."""
+    return CLOCKS.get(chip.name)

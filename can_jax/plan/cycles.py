@@ -1,0 +1,323 @@
+"""The time of a compiled step by its compiler's own clock.
+
+The TPU compiler writes the cycles that it expects of an instruction into the program's text
+(``estimated_cycles``). This module sums them along the schedule, loops multiplied by their trip
+counts. It adds the time of instructions without an estimate: collectives at the bandwidth of their
+links, the others at the bandwidth of the memory. Of a transfer that runs beside other instructions
+only the time counts that these do not hide.
+"""
+
+import dataclasses
+import math
+import re
+
+from jax.sharding import Mesh
+
+from can_jax.plan.charges import Charge, Estimate
+from can_jax.plan.clocks import Clock
+from can_jax.plan.hlo import channel_of, collective_of
+from can_jax.plan.parts import line_of, part_of, part_of_argument
+from can_jax.plan.program import Computation, Instruction, Program
+from can_jax.plan.roofline import flops, inside, is_free, kind_of, moved_bytes, target
+from can_jax.plan.topology import Topology
+
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CASTS = ("convert", "copy", "copy-start", "copy-done", "bitcast", "reshape", "transpose")
+# Custom calls in fused computations that begin and end a collective of the TPU compiler's fusions.
+_BEGIN, _END = "AsyncCollectiveStart", "AsyncCollectiveDone"
+
+
+def estimate_step(program: Program, mesh: Mesh, topology: Topology, clock: Clock) -> Estimate:
+    """Return the time of a program for TPUs, instruction by instruction.
+
+    Args:
+        program: The compiled program, with its compiler's cycles.
+        mesh: The mesh over whose devices, in this order, it is partitioned.
+        topology: The devices and links that it is compiled for.
+        clock: The clock of these devices.
+    """
+    walk = _Walk(program, mesh, topology, clock)
+    return Estimate(tuple(walk.charges(program.entry.name, 1, None)))
+
+
+@dataclasses.dataclass
+class _Transfer:
+    """A transfer that runs beside other instructions.
+
+    Attributes:
+        instruction: The instruction that starts it.
+        part: The part of the step that it belongs to.
+        kind: ``collectives`` or ``copies``.
+        needed: The seconds of the transfer.
+        finish: When it ends on the clock of its computation.
+        hidden: The seconds of the fusions that advance it; None if everything after it hides it.
+    """
+
+    instruction: Instruction
+    part: str | None
+    kind: str
+    needed: float
+    finish: float
+    hidden: float | None
+
+
+class _Walk:
+    """A walk over the schedule of a program, which charges each instruction."""
+
+    def __init__(self, program: Program, mesh: Mesh, topology: Topology, clock: Clock):
+        self.program, self._mesh, self._topology, self._clock = program, mesh, topology, clock
+
+    def charges(self, name: str, times: int, context: str | None) -> list[Charge]:
+        """Return the charges of a computation and all that it calls.
+
+        Args:
+            name: The computation.
+            times: The number of its executions in a step.
+            context: The part of the step of its caller.
+        """
+        schedule = _Schedule(self, times)
+        computation = self.program.computations[name]
+        for instruction in computation.instructions:
+            if not is_free(instruction):
+                schedule.run(computation, instruction, self._part(instruction, context))
+        schedule.end()
+        return schedule.charges
+
+    def called(self, instruction: Instruction, times: int, part: str | None) -> list[Charge]:
+        """Return the charges of a loop, a conditional or a call.
+
+        Of the branches of a conditional, the one that takes longest is charged.
+        """
+        trips = self.program.trips(instruction) if instruction.opcode == "while" else 1
+        branches = [
+            self.charges(name, times * (1 if trips is None else trips), part)
+            for name in instruction.called
+        ]
+        if instruction.opcode == "conditional":
+            return max(branches, key=lambda branch: sum(c.total for c in branch), default=[])
+        result = [charge for branch in branches for charge in branch]
+        if trips is None:
+            note = "a loop of unknown length, counted once"
+            result.append(
+                self.charge(instruction, 0.0, times, part, "memory", launched=False, note=note)
+            )
+        return result
+
+    def single(
+        self, computation: Computation, instruction: Instruction, times: int, part: str | None
+    ) -> Charge:
+        """Return the charge of an instruction that computes, by its compiler or by a roofline."""
+        kind = kind_of(self.program, instruction)
+        if part is None and kind != "copies":
+            part = self._origin(computation, instruction)
+        cycles = _CYCLES.search(instruction.attributes)
+        if cycles and int(cycles[1]):
+            seconds = int(cycles[1]) / self._clock.hertz
+            return self.charge(instruction, seconds, times, part, "compiler", kind)
+        products = flops(self.program, computation, instruction)
+        seconds = max(
+            moved_bytes(self.program, computation, instruction) / self._clock.memory_bandwidth,
+            (products or 0.0) / self._topology.chip.peak_flops,
+        )
+        note = None if products is not None else f"unknown FLOPs of {target(instruction)}"
+        scalar = all(math.prod(array.shape) == 1 for array in instruction.arrays)
+        launched = instruction.opcode in ("fusion", "custom-call") or not scalar
+        return self.charge(instruction, seconds, times, part, "memory", kind, launched, note)
+
+    def charge(
+        self,
+        instruction: Instruction,
+        seconds: float,
+        times: int,
+        part: str | None,
+        basis: str,
+        kind: str = "elementwise",
+        launched: bool = True,
+        note: str | None = None,
+    ) -> Charge:
+        """Return a charge; collectives are a part of their own, and so are copies without any."""
+        if kind == "collectives":
+            part = kind
+        elif part is None:
+            part = "copies" if kind == "copies" else "other"
+        line = line_of(self.program.stack(instruction))
+        return Charge(
+            instruction.name, instruction.opcode, part, kind, seconds, times, basis, line,
+            launched, note,
+        )  # fmt: skip
+
+    def collectives(
+        self, computation: Computation, instruction: Instruction
+    ) -> list[tuple[str, float]]:
+        """Return the channel and the seconds of each collective in an instruction."""
+        found = [(computation, instruction)]
+        if instruction.opcode == "fusion" or instruction.opcode.startswith("async-"):
+            found = list(inside(self.program, instruction))
+        result = []
+        for where, one in found:
+            if collective := collective_of(one, where, self._mesh):
+                bandwidth = self._topology.bandwidth(collective.devices)
+                result.append((channel_of(one) or one.name, collective.moved / bandwidth))
+        return result
+
+    def copy_seconds(self, instruction: Instruction) -> float:
+        """Return the seconds of a copy that runs beside other instructions.
+
+        Its start returns the destination, the source and flags. The smaller array is moved.
+        """
+        large = [array.bytes for array in instruction.arrays if array.shape]
+        return min(large[:2], default=0) / self._clock.memory_bandwidth
+
+    def _origin(self, computation: Computation, instruction: Instruction) -> str | None:
+        """Return the part of the argument that an instruction casts, through copies of it."""
+        found: Instruction | None = instruction
+        while found is not None and found.opcode in _CASTS and found.operands:
+            found = computation.by_name.get(found.operands[0])
+        if found is None or found.opcode != "parameter":
+            return None
+        return part_of_argument(found.attribute(r'op_name="([^"]*)"') or "")
+
+    def _part(self, instruction: Instruction, context: str | None) -> str | None:
+        operation = instruction.attribute(r'op_name="([^"]*)"') or ""
+        return part_of(self.program.stack(instruction), operation) or context
+
+
+def _counted(instruction: Instruction) -> bool:
+    """Return whether a collective is part of a fusion that is charged by its compiler's cycles."""
+    return instruction.opcode == "fusion" and bool(_CYCLES.search(instruction.attributes))
+
+
+class _Schedule:
+    """The schedule of one computation: its charges, its clock, and the transfers under way.
+
+    Args:
+        walk: The walk over the program.
+        times: The number of executions of the computation in a step.
+    """
+
+    def __init__(self, walk: _Walk, times: int):
+        self.charges: list[Charge] = []
+        self._walk, self._times = walk, times
+        self._now = 0.0  # The seconds of one execution so far.
+        self._free = {"collectives": 0.0, "copies": 0.0}  # When each engine ends its transfers.
+        self._pending: dict[str, _Transfer] = {}
+        self._sent: set[str] = set()  # Channels whose collective is charged.
+
+    def run(self, computation: Computation, instruction: Instruction, part: str | None) -> None:
+        """Add an instruction."""
+        opcode = instruction.opcode
+        if opcode in ("while", "conditional", "call"):
+            self._add(*self._walk.called(instruction, self._times, part))
+            return
+        moves = self._walk.collectives(computation, instruction)
+        if opcode == "fusion":
+            self._fusion(computation, instruction, part, moves)
+        elif opcode.endswith("-start"):
+            self._start(instruction.name, instruction, part, moves, stepwise=False)
+        elif opcode.endswith("-update"):
+            if transfer := self._pending.pop(instruction.operands[0], None):
+                self._pending[instruction.name] = transfer
+        elif opcode.endswith("-done"):
+            self._finish(self._pending.pop(instruction.operands[0], None))
+        elif moves:
+            self._send(instruction, part, moves)
+        else:
+            self._add(self._walk.single(computation, instruction, self._times, part))
+
+    def end(self) -> None:
+        """Charge the transfers that end elsewhere, since nothing is known to hide them."""
+        for transfer in self._pending.values():
+            self._finish(dataclasses.replace(transfer, hidden=0.0))
+
+    def _fusion(
+        self,
+        computation: Computation,
+        instruction: Instruction,
+        part: str | None,
+        moves: list[tuple[str, float]],
+    ) -> None:
+        """Add a fusion, which may also begin, advance, end or perform a collective."""
+        seconds = 0.0
+        if not moves or _counted(instruction):
+            self._add(self._walk.single(computation, instruction, self._times, part))
+            seconds = self.charges[-1].seconds
+        if not moves:
+            return
+        targets = {target(inner) for _, inner in inside(self._walk.program, instruction)}
+        channel = moves[0][0]
+        if _BEGIN in targets:
+            self._start(channel, instruction, part, moves, stepwise=True)
+        elif _END in targets:
+            if channel in self._pending:
+                self._finish(self._pending.pop(channel))
+                self._sent.add(channel)
+            self._send(instruction, part, moves)  # Unless it was begun here.
+        elif channel in self._pending:
+            transfer = self._pending[channel]
+            transfer.hidden = (transfer.hidden or 0.0) + seconds
+        else:
+            self._send(instruction, part, moves)
+
+    def _start(
+        self,
+        key: str,
+        instruction: Instruction,
+        part: str | None,
+        moves: list[tuple[str, float]],
+        *,
+        stepwise: bool,
+    ) -> None:
+        """Begin a transfer; its engine has to end the earlier ones first.
+
+        Args:
+            key: The name under which it ends.
+            instruction: The instruction that starts it.
+            part: The part of the step that it belongs to.
+            moves: The collectives that it performs; none for a copy.
+            stepwise: Whether only the fusions that advance it hide it.
+        """
+        kind = "collectives" if moves else "copies"
+        needed = sum(seconds for _, seconds in moves)
+        needed = needed if moves else self._walk.copy_seconds(instruction)
+        self._free[kind] = max(self._now, self._free[kind]) + needed
+        hidden = 0.0 if stepwise else None
+        self._pending[key] = _Transfer(instruction, part, kind, needed, self._free[kind], hidden)
+
+    def _finish(self, transfer: _Transfer | None) -> None:
+        """Charge the rest of a transfer that nothing hides."""
+        if transfer is None:  # It was charged in the computation that starts it.
+            return
+        if transfer.hidden is None:
+            rest = transfer.finish - self._now
+        else:
+            rest = transfer.needed - transfer.hidden
+        basis = "link" if transfer.kind == "collectives" else "memory"
+        self._add(
+            self._walk.charge(
+                transfer.instruction, max(0.0, rest), self._times, transfer.part, basis,
+                transfer.kind, launched=not _counted(transfer.instruction),
+            )
+        )  # fmt: skip
+
+    def _send(
+        self, instruction: Instruction, part: str | None, moves: list[tuple[str, float]]
+    ) -> None:
+        """Charge collectives that nothing hides, each channel once."""
+        for channel, seconds in moves:
+            if channel not in self._sent:
+                self._sent.add(channel)
+                self._add(
+                    self._walk.charge(
+                        instruction,
+                        seconds,
+                        self._times,
+                        part,
+                        "link",
+                        "collectives",
+                        launched=not _counted(instruction),
+                    )
+                )
+
+    def _add(self, *charges: Charge) -> None:
+        self.charges.extend(charges)
+        self._now += sum(charge.total for charge in charges) / self._times

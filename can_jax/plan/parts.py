@@ -1,0 +1,94 @@
+"""The assignment of a program's instructions to parts of the train step, by source location."""
+
+from collections.abc import Sequence
+
+from can_jax.plan.program import Frame
+
+# The first frame of a stack, outermost first, that a rule matches decides. A rule is the end of a
+# file's folder or path, the beginning of a function's name, and the part.
+RULES = (
+    ("can_jax/augment/", "", "augmentation"),
+    ("can_jax/train/losses.py", "prepare", "augmentation"),
+    ("can_jax/train/losses.py", "Inputs.noisy", "augmentation"),
+    ("can_jax/models/masking.py", "", "augmentation"),
+    ("can_jax/models/decoder.py", "", "decoder"),
+    ("can_jax/models/vit.py", "Encoder", "encoder"),
+    ("can_jax/models/heads.py", "", "heads_and_losses"),
+    ("can_jax/models/can.py", "CAN.project", "heads_and_losses"),
+    ("can_jax/models/can.py", "pool", "heads_and_losses"),
+    ("can_jax/train/losses.py", "losses", "heads_and_losses"),
+    ("can_jax/train/losses.py", "embedding_metrics", "heads_and_losses"),
+    ("can_jax/train/losses.py", "statistics_of", "heads_and_losses"),
+    ("can_jax/objectives/", "", "heads_and_losses"),
+    ("can_jax/optimizers/", "", "optimizer"),
+    ("/optax/", "", "optimizer"),
+    ("can_jax/train/step.py", "TrainState.", "optimizer"),
+    ("can_jax/train/step.py", "all_finite", "optimizer"),
+)
+# The beginning of the ``op_name`` of an argument, and the part that reads it first.
+ARGUMENTS = {
+    "state.parameters['encoder']": "encoder_forward",
+    "state.parameters['decoder']": "decoder_forward",
+    "state.parameters[": "heads_and_losses_forward",
+    "state.batch_stats[": "heads_and_losses_forward",
+    "state.optimizer": "optimizer",
+    "batch.": "augmentation",
+}
+# Parts that run forward and backward.
+TRAINED = ("encoder", "decoder", "heads_and_losses")
+PARTS = (
+    *(f"{part}_{way}" for part in TRAINED for way in ("forward", "backward")),
+    "augmentation",
+    "optimizer",
+    "copies",
+    "collectives",
+    "other",
+)
+# The functions between the step and its parts; instructions of these alone belong to no part.
+_SHARED = ("gradients", "loss_and_gradients", "forward", "CAN.", "accumulate_gradients")
+
+
+def part_of(stack: Sequence[Frame], operation: str) -> str | None:
+    """Return the part of the step that traced an instruction, one of `PARTS`.
+
+    Args:
+        stack: The Python stack that traced the instruction, outermost first.
+        operation: The instruction's ``op_name``. It contains ``transpose`` in a backward pass and
+            ``rematted_computation`` where values are recomputed.
+
+    Returns:
+        The part, or None if the stack does not tell.
+    """
+    for frame in stack:
+        for path, function, part in RULES:
+            if path in frame.file and frame.function.startswith(function):
+                if part not in TRAINED:
+                    return part
+                backward = "transpose(" in operation or "rematted_computation" in operation
+                return f"{part}_{'backward' if backward else 'forward'}"
+    in_step = [frame.function for frame in stack if frame.function.startswith("Step.train")]
+    shared = any(frame.function.startswith(_SHARED) for frame in stack)
+    return "optimizer" if in_step and not shared else None
+
+
+def part_of_argument(operation: str) -> str | None:
+    """Return the part that reads an argument of the step, given its ``op_name``.
+
+    The compiler casts and copies parameters in instructions without a stack. They belong to the
+    part whose parameters they are.
+    """
+    for name, part in ARGUMENTS.items():
+        if operation.replace("\\'", "'").startswith(name):
+            return part
+    return None
+
+
+def line_of(stack: Sequence[Frame]) -> str | None:
+    """Return the innermost line of this package in a stack, as ``path:line function``."""
+    own = [frame for frame in stack if "can_jax/" in frame.file]
+    for frame in reversed(own or list(stack)):
+        path = frame.file
+        if "/can_jax/" in path:
+            path = f"can_jax/{path.rsplit('/can_jax/', 1)[1]}"
+        return f"{path}:{frame.line} {frame.function}".rstrip()
+    return None

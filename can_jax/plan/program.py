@@ -1,0 +1,275 @@
+"""A parser of compiled HLO text: computations, instructions, and the source lines behind them."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+BITS = {"pred": 8, "bf16": 16, "c64": 64, "c128": 128}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> (.*) \{$")
+_OPERATION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
+_COMMENT = re.compile(r"/\*.*?\*/")
+_ARRAY = re.compile(r"\b([a-z]+[0-9]*[a-z0-9]*)\[([\d,]*)\](?:\{([\d,]*)(?::([^{}]*))?\})?")
+_TILE = re.compile(r"T\(([\d,]+)\)")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|\w+_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
+
+
+class Array(NamedTuple):
+    """An array of a program.
+
+    Attributes:
+        type: The element type, such as ``bf16``.
+        shape: The number of elements along each axis.
+        padded: The number of elements with the padding of the layout's tiles, as stored on TPUs.
+    """
+
+    type: str
+    shape: tuple[int, ...]
+    padded: int
+
+    @property
+    def bytes(self) -> int:
+        """The stored bytes, with padding."""
+        return self.padded * bits(self.type) // 8
+
+
+class Frame(NamedTuple):
+    """A frame of the Python stack that traced an instruction."""
+
+    file: str
+    function: str
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """An instruction of a program.
+
+    Attributes:
+        name, opcode: Its name, and its operation, such as ``fusion``.
+        result: The text of its result type.
+        operands: The names of its operands.
+        attributes: The text after the operands.
+        arguments: The text of the operands, which is the value of a constant.
+        root: Whether its result is that of its computation.
+    """
+
+    name: str
+    opcode: str
+    result: str
+    operands: tuple[str, ...]
+    attributes: str
+    arguments: str
+    root: bool
+
+    @functools.cached_property
+    def arrays(self) -> tuple[Array, ...]:
+        """The arrays of the result, in order."""
+        return arrays(self.result)
+
+    @functools.cached_property
+    def bytes(self) -> int:
+        """The bytes of all arrays of the result."""
+        return sum(array.bytes for array in self.arrays)
+
+    @functools.cached_property
+    def called(self) -> tuple[str, ...]:
+        """The names of the computations that the instruction calls."""
+        return tuple(_called(self.attributes))
+
+    def attribute(self, pattern: str) -> str | None:
+        """Return the first group of a regular expression that matches the attributes, or None."""
+        match = re.search(pattern, self.attributes)
+        return match[1] if match else None
+
+
+@dataclasses.dataclass
+class Computation:
+    """A computation of a program; its instructions are in the order of execution.
+
+    Attributes:
+        name: Its name.
+        entry: Whether the program starts in it.
+        result: The text of its result type.
+        instructions: Its instructions.
+    """
+
+    name: str
+    entry: bool
+    result: str
+    instructions: list[Instruction]
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """The instructions by name."""
+        return {instruction.name: instruction for instruction in self.instructions}
+
+    @property
+    def root(self) -> Instruction:
+        """The instruction whose result is that of the computation."""
+        return next(i for i in reversed(self.instructions) if i.root)
+
+
+class Program:
+    """A compiled program.
+
+    Args:
+        text: The text of the optimized program, from ``compiled.as_text()``.
+    """
+
+    def __init__(self, text: str):
+        self.computations = {c.name: c for c in _computations(text)}
+        self._stacks: dict[int, tuple[Frame, ...]] = {}
+        self._tables = {
+            name: _table(text, name)
+            for name in ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
+        }
+
+    @property
+    def entry(self) -> Computation:
+        """The computation that the program starts in."""
+        return next(c for c in self.computations.values() if c.entry)
+
+    def executed(self, instruction: Instruction) -> int:
+        """Return how often a called computation runs for one run of its caller.
+
+        That is a loop's trip count: the compiler's, or else the largest constant of its condition.
+        """
+        if instruction.opcode != "while":
+            return 1
+        return self.trips(instruction) or 1
+
+    def trips(self, loop: Instruction) -> int | None:
+        """Return the trip count of a loop, or None if the text does not tell it."""
+        if match := _TRIPS.search(loop.attributes):
+            return int(match[1]) or None
+        condition = loop.attribute(r"condition=%?([\w.\-]+)")
+        return max(self._constants(condition), default=0) or None if condition else None
+
+    def _constants(self, name: str) -> Iterator[int]:
+        for instruction in self.computations[name].instructions:
+            if instruction.opcode == "constant" and instruction.arguments.isdecimal():
+                yield int(instruction.arguments)
+            for called in instruction.called:
+                if called in self.computations:
+                    yield from self._constants(called)
+
+    def times(self) -> dict[str, int]:
+        """Return the number of executions of each computation in one run of the program."""
+        times = dict.fromkeys(self.computations, 0)
+
+        def visit(name: str, count: int) -> None:
+            times[name] += count
+            for instruction in self.computations[name].instructions:
+                for called in instruction.called:
+                    if called in self.computations:
+                        visit(called, count * self.executed(instruction))
+
+        visit(self.entry.name, 1)
+        return times
+
+    def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
+        """Return the Python stack that traced an instruction, outermost first; empty if unknown."""
+        if number := instruction.attribute(r"stack_frame_id=(\d+)"):
+            return self._stack(int(number))
+        file = instruction.attribute(r'source_file="([^"]*)"')
+        line = instruction.attribute(r"source_line=(\d+)")
+        return (Frame(file, "", int(line or 0)),) if file else ()
+
+    @functools.cached_property
+    def _own_parent(self) -> int:
+        """1 if the text numbers parents from 1, so that a frame without one names itself."""
+        frames = self._tables["StackFrames"].items()
+        return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
+
+    def _stack(self, number: int) -> tuple[Frame, ...]:
+        if number not in self._stacks:
+            self._stacks[number] = self._read_stack(number)
+        return self._stacks[number]
+
+    def _read_stack(self, number: int) -> tuple[Frame, ...]:
+        frame = self._tables["StackFrames"].get(number)
+        if frame is None:
+            return ()
+        location = self._tables["FileLocations"][_number(frame, "file_location_id")]
+        here = Frame(
+            self._tables["FileNames"][_number(location, "file_name_id")].strip('"'),
+            self._tables["FunctionNames"][_number(location, "function_name_id")].strip('"'),
+            _number(location, "line"),
+        )
+        parent = _number(frame, "parent_frame_id") - self._own_parent
+        return (*(self._stack(parent) if 0 < parent != number else ()), here)
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+    """Return the arrays of a result type such as ``(f32[3,8]{1,0:T(8,128)}, s32[])``."""
+    found = []
+    for name, sizes, order, layout in _ARRAY.findall(text):
+        shape = tuple(int(size) for size in sizes.split(",") if size)
+        tile = _TILE.search(layout)
+        padded = math.prod(shape)
+        if tile and shape:
+            minor_first = [shape[int(axis)] for axis in order.split(",")]
+            for position, size in enumerate(reversed([int(n) for n in tile[1].split(",")])):
+                if position < len(minor_first):
+                    minor_first[position] = -(-minor_first[position] // size) * size
+            padded = math.prod(minor_first)
+        found.append(Array(name, shape, padded))
+    return tuple(found)
+
+
+def bits(name: str) -> int:
+    """Return the bits of an element type such as ``bf16``."""
+    digits = re.search(r"\d+", name)
+    return BITS.get(name) or (int(digits[0]) if digits else 8)
+
+
+def _computations(text: str) -> Iterator[Computation]:
+    current: Computation | None = None
+    for raw in text.splitlines():
+        if header := _COMPUTATION.match(raw):
+            current = Computation(header[2], bool(header[1]), header[3], [])
+            yield current
+        elif raw.startswith("}"):
+            current = None
+        elif current is not None and (parsed := _instruction(_COMMENT.sub("", raw))):
+            current.instructions.append(parsed)
+
+
+def _instruction(line: str) -> Instruction | None:
+    match = _OPERATION.match(line)
+    if match is None:
+        return None
+    depth, end = 1, match.end()
+    while depth and end < len(line):
+        depth += {"(": 1, ")": -1}.get(line[end], 0)
+        end += 1
+    inside = line[match.end() : end - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+    return Instruction(
+        match[2], match[4], match[3], operands, line[end:], inside, root=bool(match[1])
+    )
+
+
+def _called(attributes: str) -> Iterator[str]:
+    yield from _CALLED.findall(attributes)
+    for branches in _BRANCHES.findall(attributes):
+        yield from (name.strip().removeprefix("%") for name in branches.split(","))
+
+
+def _table(text: str, name: str) -> dict[int, str]:
+    """Return a numbered table of the text's head, such as ``FileNames``."""
+    found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
+    rows = (line.split(" ", 1) for line in found[1].splitlines()) if found else ()
+    return {int(number): value for number, value in rows}
+
+
+def _number(text: str, key: str) -> int:
+    """Return the value of ``key=NUMBER`` in a row of a table, or 0."""
+    match = re.search(rf"\b{key}=(\d+)", text)
+    return int(match[1]) if match else 0

@@ -1,0 +1,197 @@
+"""Bytes and FLOPs of single instructions of a program, for those without a compiler's estimate."""
+
+import math
+import re
+from collections.abc import Iterator
+
+from can_jax.plan.program import Computation, Instruction, Program, arrays
+
+# Instructions that move and compute nothing.
+FREE = frozenset(
+    (
+        "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all",
+        "partition-id", "replica-id", "opt-barrier", "optimization-barrier", "domain",
+        "add-dependency",
+    )
+)  # fmt: skip
+# Custom calls that only inform the compiler, reserve memory, or name memory that is in place.
+FREE_TARGETS = frozenset(
+    (
+        "AllocateBuffer", "AssumeGatherIndicesInBound", "GatherScatterIndicesBitpacked",
+        "ConcatBitcast", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
+        "annotate_device_placement",
+    )
+)  # fmt: skip
+_STATED = (
+    r'"?cost_estimate"?:\{{[^}}]*"?{}"?:"?(\d+)'  # A number that a custom call's author gives.
+)
+SLICES = ("slice", "dynamic-slice", "gather")
+PRODUCTS = ("dot", "convolution", "ragged-dot")
+# Instructions that only move elements, or make constant ones; a fusion of these is a copy.
+MOVES = FREE | {
+    "copy", "transpose", "reshape", "slice", "dynamic-slice", "dynamic-update-slice", "concatenate",
+    "pad", "reverse", "broadcast", "iota", "bitcast-convert",
+}  # fmt: skip
+
+
+def is_free(instruction: Instruction) -> bool:
+    """Return whether an instruction launches nothing."""
+    return instruction.opcode in FREE or target(instruction) in FREE_TARGETS
+
+
+def target(instruction: Instruction) -> str | None:
+    """Return the target of a custom call, or None for other instructions."""
+    return instruction.attribute(r'custom_call_target="([^"]*)"')
+
+
+def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+    """Yield an instruction, or all instructions of a fusion, each with its computation if fused.
+
+    Args:
+        program: The program.
+        instruction: An instruction of it.
+    """
+    for name in instruction.called:
+        computation = program.computations.get(name)
+        for inner in computation.instructions if computation else ():
+            if computation is not None:
+                yield computation, inner
+                if inner.opcode == "fusion":
+                    yield from inside(program, inner)
+
+
+def kind_of(program: Program, instruction: Instruction) -> str:
+    """Return the kind of an instruction: ``products``, ``copies``, ``custom`` or ``elementwise``.
+
+    A fusion that contains a matrix product is a product, and one that only moves elements a copy.
+    """
+    if instruction.opcode == "custom-call":
+        name = target(instruction) or ""
+        return "products" if re.search(r"gemm|matmul|conv", name, re.IGNORECASE) else "custom"
+    opcodes = {instruction.opcode}
+    if instruction.opcode == "fusion":
+        opcodes = {inner.opcode for _, inner in inside(program, instruction)} - {"fusion"}
+    if opcodes & set(PRODUCTS):
+        return "products"
+    return "copies" if opcodes <= MOVES | {"copy-start", "copy-done"} else "elementwise"
+
+
+def moved_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """Return the bytes that an instruction reads and writes if nothing is cached.
+
+    A slice counts the elements that it takes, not the array that it takes them from; an update in
+    place counts the elements that it replaces, read once and written once.
+
+    Args:
+        program: The program.
+        computation: The computation that contains the instruction.
+        instruction: The instruction.
+    """
+    opcode = instruction.opcode
+    if opcode in SLICES:
+        return 2 * instruction.bytes
+    if opcode == "dynamic-update-slice":
+        return 2 * _size(computation, instruction.operands[1])
+    called = program.computations.get(instruction.called[0]) if instruction.called else None
+    if opcode == "fusion" and called is not None:
+        read = sum(
+            _read(called, position, _size(computation, operand))
+            for position, operand in enumerate(instruction.operands)
+        )
+        return read + _written(called, called.root)
+    moved = instruction.bytes + sum(_size(computation, name) for name in instruction.operands)
+    # The author of a custom call may state that it moves its arrays more than once.
+    stated = instruction.attribute(_STATED.format("bytes_accessed"))
+    return max(moved, int(stated or 0))
+
+
+def _size(computation: Computation, name: str) -> int:
+    instruction = computation.by_name.get(name)
+    return instruction.bytes if instruction else 0
+
+
+def _read(called: Computation, position: int, size: int) -> int:
+    """Return the bytes that a fused computation reads of an operand of the given size."""
+    names = {
+        i.name
+        for i in called.instructions
+        if i.opcode == "parameter" and i.arguments == str(position)
+    }
+    read = 0
+    for user in called.instructions:  # In order, so that views of the parameter come first.
+        used = names.intersection(user.operands)
+        if not used:
+            continue
+        if user.opcode == "bitcast":
+            names.add(user.name)
+        elif user.opcode in SLICES and user.operands[0] in names:
+            read += user.bytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] in names:
+            pass  # The array is updated in place; the fusion's result counts the elements.
+        else:
+            return size
+    return min(read, size)
+
+
+def _written(called: Computation, root: Instruction) -> int:
+    """Return the bytes that a fused computation writes, given its root or an element of it."""
+    if root.opcode == "tuple":
+        return sum(_written(called, called.by_name[name]) for name in root.operands)
+    if root.opcode == "bitcast" and root.operands[0] in called.by_name:
+        return _written(called, called.by_name[root.operands[0]])
+    if root.opcode == "dynamic-update-slice":
+        return _size(called, root.operands[1])
+    return root.bytes
+
+
+def flops(program: Program, computation: Computation, instruction: Instruction) -> float | None:
+    """Return the FLOPs of the matrix products of an instruction, or None if they are not known.
+
+    Elementwise operations count nothing: they are bound by memory. The FLOPs of a custom call are
+    known if its author stated them (Pallas' ``cost_estimate``) or if it is a library's product.
+
+    Args:
+        program: The program.
+        computation: The computation that contains the instruction.
+        instruction: The instruction.
+    """
+    if instruction.opcode == "custom-call":
+        stated = instruction.attribute(_STATED.format("flops"))
+        if stated:
+            return float(stated)
+        return _library_flops(computation, instruction)
+    found = [(computation, instruction)]
+    if instruction.opcode == "fusion":
+        found = list(inside(program, instruction))
+    return sum((_product_flops(where, one) for where, one in found if one.opcode in PRODUCTS), 0.0)
+
+
+def _product_flops(computation: Computation, instruction: Instruction) -> float:
+    """Return the FLOPs of a ``dot`` or a ``convolution``: two for each multiply-add."""
+    results = math.prod(instruction.arrays[0].shape)
+    left, right = (_shape(computation, name) for name in instruction.operands[:2])
+    if contracted := instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}"):
+        return 2.0 * results * math.prod(left[int(axis)] for axis in contracted.split(","))
+    labels = instruction.attribute(r"dim_labels=\w+_(\w+)->")
+    if labels and len(labels) == len(right):
+        # Each result sums over the kernel's window and its input features.
+        return 2.0 * results * math.prod(right) / right[labels.index("o")]
+    return 2.0 * results * (left[-1] if left else 1)
+
+
+def _library_flops(computation: Computation, instruction: Instruction) -> float | None:
+    """Return the FLOPs of a matrix product of cuBLAS, or None for other custom calls."""
+    if "gemm" not in (target(instruction) or ""):
+        return None
+    axes = instruction.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+    left = _shape(computation, instruction.operands[0])
+    if axes is None or not left:
+        return None
+    contracted = math.prod(left[int(axis.strip('" '))] for axis in axes.split(",") if axis)
+    return 2.0 * math.prod(instruction.arrays[0].shape) * contracted
+
+
+def _shape(computation: Computation, name: str) -> tuple[int, ...]:
+    instruction = computation.by_name.get(name)
+    found = arrays(instruction.result) if instruction else ()
+    return found[0].shape if found else ()
