@@ -14,7 +14,6 @@ RULES = (
     ("can_jax/models/decoder.py", "", "decoder"),
     ("can_jax/models/vit.py", "Encoder", "encoder"),
     ("can_jax/models/heads.py", "", "heads_and_losses"),
-    ("can_jax/models/can.py", "CAN.project", "heads_and_losses"),
     ("can_jax/models/can.py", "pool", "heads_and_losses"),
     ("can_jax/train/losses.py", "losses", "heads_and_losses"),
     ("can_jax/train/losses.py", "embedding_metrics", "heads_and_losses"),
