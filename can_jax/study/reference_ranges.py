@@ -18,31 +18,31 @@ ReferenceRanges = dict[str, dict[str, Sequence[float]]]  # For each metric, (low
 
 def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
     """Return reference ranges around the values that several runs logged at common steps."""
-    bands: ReferenceRanges = {}
+    ranges: ReferenceRanges = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
-        ranges: dict[int, tuple[float, float]] = {}
+        extremes: dict[int, tuple[float, float]] = {}
         for step in sorted(set.intersection(*(set(of_run) for of_run in values))):
             at_step = [of_run[step] for of_run in values]
-            ranges[step] = (min(at_step), max(at_step))
+            extremes[step] = (min(at_step), max(at_step))
         # A few runs can agree at one step by chance, so the spread is averaged over all steps.
-        wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in ranges.values()]
+        wide = [(high - low) / max(abs(low + high) / 2, 1e-12) for low, high in extremes.values()]
         if not wide:
             continue
         share = max(SLACK * statistics.mean(wide), LEAST)
-        band = bands[metric] = {}
-        for step, (low, high) in ranges.items():
+        by_step = ranges[metric] = {}
+        for step, (low, high) in extremes.items():
             margin = max(share * abs(low + high) / 2, high - low)
-            band[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
-    return bands
+            by_step[str(step)] = (float(f"{low - margin:.5g}"), float(f"{high + margin:.5g}"))
+    return ranges
 
 
-def outside(bands: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
+def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
     """Return a line for each value outside of its reference range. Other steps are skipped."""
     violations = []
     for line in run:
-        for metric, band in bands.items():
-            low, high = band.get(str(line["step"]), (-float("inf"), float("inf")))
+        for metric, by_step in ranges.items():
+            low, high = by_step.get(str(line["step"]), (-float("inf"), float("inf")))
             if metric in line and not low <= line[metric] <= high:
                 location = f"{metric} at step {line['step']}"
                 violations.append(
@@ -51,10 +51,10 @@ def outside(bands: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
     return violations
 
 
-def compared(bands: ReferenceRanges, run: list[dict[str, Any]]) -> int:
+def compared(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> int:
     """Return the number of logged values that have a reference range."""
     return sum(
-        metric in line and str(line["step"]) in band
+        metric in line and str(line["step"]) in by_step
         for line in run
-        for metric, band in bands.items()
+        for metric, by_step in ranges.items()
     )

@@ -27,7 +27,11 @@ CALL = ("models/can.py", "CAN.__call__")
             "checkpoint/rematted_computation/mul",
             "decoder_backward",
         ),
-        ([STEP, LOSS, CALL, ("models/heads.py", "Projector.__call__")], "jvp()", "heads_and_losses_forward"),
+        (
+            [STEP, LOSS, CALL, ("models/heads.py", "Projector.__call__")],
+            "jvp()",
+            "heads_and_losses_forward",
+        ),
         (
             [STEP, LOSS, ("objectives/contrastive.py", "loss")],
             "transpose(jvp())",

@@ -22,7 +22,7 @@ from can_jax.utils.files import replace_text
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
 _RUN = FLAGS.paths("run", "Run directories, with commas between.")
-_WRITE = FLAGS.switch("write", False, "Make the bands from these runs.")
+_WRITE = FLAGS.switch("write", False, "Write reference ranges from these runs.")
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 
@@ -38,15 +38,17 @@ def main(curves: str) -> None:
     if _WRITE.value:
         path = epath.Path(curves)
         if len(runs) < 2:
-            raise UserError("--write needs several runs: their spread makes the bands")
+            raise UserError(
+                "--write requires several runs: their spread gives the reference ranges"
+            )
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
         content = {"runs": len(runs), "commit": origin["commit"], "bands": ranges_of(runs)}
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=1) + "\n")
         return
-    bands = json.loads(find(curves, "ranges", curves).read_text())["bands"]
+    ranges = json.loads(find(curves, "ranges", curves).read_text())["bands"]
     left: dict[str, dict[str, Any]] = {
-        name: {"values": compared(bands, run), "outside": outside(bands, run)}
+        name: {"values": compared(ranges, run), "outside": outside(ranges, run)}
         for name, run in zip(_RUN.value, runs, strict=True)
     }
     if _JSON.value:
@@ -55,8 +57,9 @@ def main(curves: str) -> None:
         rows = {
             n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
         }
-        plain_console(width=120, highlight=False).print(fact_table("Within the bands?", rows))
+        table = fact_table("Within the reference ranges", rows)
+        plain_console(width=120, highlight=False).print(table)
     if wrong := [name for name, check in left.items() if check["outside"]]:
-        raise UserError(f"{', '.join(wrong)}: not as runs of this recipe are")
+        raise UserError(f"{', '.join(wrong)}: outside the reference ranges of this recipe")
     if empty := [name for name, check in left.items() if not check["values"]]:
-        raise UserError(f"{', '.join(empty)}: nothing to compare yet")
+        raise UserError(f"{', '.join(empty)}: no step of the reference ranges is logged yet")
