@@ -138,7 +138,7 @@ def export_encoder(
 
 
 def plan_run(
-    config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float = 0.4
+    config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float | None = None
 ) -> dict[str, Any]:
     """Compile a train step for devices that are not attached, and estimate its cost.
 
@@ -148,7 +148,8 @@ def plan_run(
         config: The configuration of a recipe. Its data is not read.
         topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
         slices: The number of such slices, with slower links between them.
-        mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1].
+        mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
+            0.4. It is refused for TPUs, whose compiler estimates the time of a step.
 
     Returns:
         The memory, collectives, times and run length, as ``python -m can_jax.plan --json`` prints

@@ -24,7 +24,9 @@ def get_config():
 """
 
 
-def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) -> dict[str, Any]:
+def plan_in_child(
+    config: ConfigDict, topology: str, slices: int, mfu: float | None
+) -> dict[str, Any]:
     """Run the planner in a child process, and return the JSON that it prints.
 
     The call blocks until the child has compiled the train step.
@@ -33,7 +35,8 @@ def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) ->
         config: The configuration of a recipe.
         topology: The name of the devices, such as ``v5e:16x16``.
         slices: The number of such slices.
-        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s.
+        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s; None for
+            the default.
 
     Raises:
         UserError: The topology is unknown, or the settings are invalid.
@@ -42,7 +45,9 @@ def plan_in_child(config: ConfigDict, topology: str, slices: int, mfu: float) ->
         recipe = Path(folder) / "recipe.py"
         recipe.write_text(RECIPE)
         recipe.with_name("config.json").write_text(to_json(config))
-        options = [f"--topology={topology}", f"--slices={slices}", f"--mfu={mfu}", "--tries=0"]
+        options = [f"--topology={topology}", f"--slices={slices}", "--tries=0"]
+        if mfu is not None:
+            options.append(f"--mfu={mfu}")
         if modules := user_modules():
             options.append(f"--modules={','.join(modules)}")
         command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]

@@ -93,6 +93,9 @@ class Plan:
         return self.compute_seconds + self.communication_seconds
 
 
+ASSUMED_MFU = 0.4  # of devices whose compiler estimates no times
+
+
 def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | None = None) -> Plan:
     """Compile the train step for devices that are not attached.
 

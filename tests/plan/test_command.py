@@ -145,6 +145,10 @@ def test_what_does_not_fit_ends_with_advice(recipe):
         (["--config=configs/vit_b.py", "--topology=v9:2x2"], "no 'v9' is known"),
         (["--config=configs/vit_b.py", "--topology=cpu:2", "--mfu=2"], "--mfu=2"),
         (
+            ["--config=configs/vit_b.py", "--topology=v5e:2x2", "--mfu=0.5"],
+            "--mfu=0.5 has no effect on v5e:2x2",
+        ),
+        (
             ["--config=configs/vit_b.py", "--topology=cpu:2", "--dump_hlo=/nowhere/x.txt"],
             "--dump_hlo=/nowhere/x.txt cannot be written: No such file or directory",
         ),

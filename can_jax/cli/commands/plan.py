@@ -18,7 +18,7 @@ import jax
 from can_jax.cli.command import Command
 from can_jax.config.resolve import resolve
 from can_jax.monitoring.console import plain_console
-from can_jax.plan.estimate import make_plan
+from can_jax.plan.estimate import ASSUMED_MFU, make_plan
 from can_jax.plan.report import (
     IMAGENET,
     as_json,
@@ -37,7 +37,9 @@ FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices, such as v5e:16x16.")
 _SLICES = FLAGS.integer("slices", 1, "So many of them, with slower links between.")
-_MFU = FLAGS.number("mfu", 0.4, "The assumed share of peak FLOP/s, except on TPUs.")
+_MFU = FLAGS.number(
+    "mfu", None, "The fraction of peak FLOP/s to assume, except on TPUs; 0.4 by default."
+)
 _EXAMPLES = FLAGS.integer("examples", IMAGENET, "Images of an epoch; ImageNet-1k's.")
 _SEARCH = FLAGS.switch("search", False, "Look for the fastest settings that fit.")
 _TRIES = FLAGS.integer("tries", None, "Settings to compile at most: 12, or 4 for advice.")
@@ -52,28 +54,34 @@ def main() -> None:
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
-    if not 0 < _MFU.value <= 1:
-        raise UserError(f"--mfu={_MFU.value}: a share, above 0 and at most 1")
+    mfu = ASSUMED_MFU if _MFU.value is None else _MFU.value
+    if not 0 < mfu <= 1:
+        raise UserError(f"--mfu={mfu}: a share, above 0 and at most 1")
     # JAX's cache cannot load programs for devices that are not attached.
     jax.config.update("jax_enable_compilation_cache", False)
     config.data.path = config.data.path or "-"  # No data is read.
     config = resolve(config)
     dump = writable(_DUMP_HLO.value) if _DUMP_HLO.value else None
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
+    if _MFU.value is not None and topology.exact:
+        raise UserError(
+            f"--mfu={mfu} has no effect on {topology.name}: the compiler of TPUs states the time "
+            "of a step; leave --mfu out"
+        )
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
 
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
-    plan = make_plan(config, topology, _MFU.value, dump)
+    plan = make_plan(config, topology, mfu, dump)
     if dump and not plan.compiled:
         progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
-    values = as_json(plan, config, topology, _MFU.value, _EXAMPLES.value, _TOP.value)
+    values = as_json(plan, config, topology, mfu, _EXAMPLES.value, _TOP.value)
     if not _JSON.value:
         for table in tables(values, topology):
             out.print(table)
     if _SEARCH.value or not plan.fits:
-        search = Search(config, topology, _MFU.value, plan)
+        search = Search(config, topology, mfu, plan)
         tries = _TRIES.value if _TRIES.value is not None else 12 if _SEARCH.value else 4
         search.run(
             tries,
