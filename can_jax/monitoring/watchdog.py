@@ -28,6 +28,8 @@ class Watchdog:
         self._step, self._at = 0, time.monotonic()
         self._done = threading.Event()
         if seconds:
+            # Not by the thread, which may not get the interpreter before it is held.
+            dump_stacks_after(seconds + MARGIN_SECONDS)
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self, step: int) -> None:
@@ -41,7 +43,6 @@ class Watchdog:
     def _watch(self) -> None:
         period = min(self._seconds / 10, 10.0)
         woke = time.monotonic()
-        dump_stacks_after(self._seconds + MARGIN_SECONDS)
         while not self._done.wait(period):
             dump_stacks_after(self._seconds + MARGIN_SECONDS)
             # Time during which the whole process was suspended does not count.
