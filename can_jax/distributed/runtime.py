@@ -148,7 +148,7 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
-    """Bound the time of a collective operation in the body; abort the program when it is over.
+    """Bound the time of a collective operation in the body; abort the program if it takes longer.
 
     Collective: every process must call this. A single process does not wait.
 
