@@ -90,7 +90,7 @@ def _value_of(name: str, argv: list[str]) -> str:
 
 
 def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
-    """Return the keys of a recipe that a command line sets, with their values."""
+    """Return the recipe keys that are set on a command line, each with its value."""
     matches = (re.match(rf"--?(?:no)?{CONFIG}\.([^=]+)=?(.*)", argument, re.S) for argument in argv)
     return [(match[1], match[2]) for match in matches if match]
 

@@ -96,7 +96,8 @@ def dump_stacks_after(seconds: float | None) -> None:
 def _stderr() -> int:
     """Return a descriptor of the standard error on which no write waits.
 
-    A thread that resets the timer waits for a dump in progress, and stops all of Python meanwhile.
+    A write that blocks would stop the whole program: a thread that resets the timer waits until the
+    timer's dump is written, and holds the interpreter meanwhile.
     """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY

@@ -251,7 +251,10 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the commit of this package's checkout, with `+changes` if it has any; else None."""
+    """Return the git commit of this package's checkout, or None if there is none.
+
+    `+changes` follows it if there are uncommitted changes.
+    """
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:

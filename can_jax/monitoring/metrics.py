@@ -116,7 +116,8 @@ class JsonLines(Tracker):
     def _drop(self, step: int) -> None:
         """Move malformed lines and those beyond a step to ``metrics_dropped.jsonl``.
 
-        At step 0 all lines are moved, since a run that restarts repeats its first evaluation, too.
+        If the run starts again from step 0, all lines are moved, since the evaluation before the
+        first step is repeated.
         """
         kept: list[bytes] = []
         dropped: list[bytes] = []

@@ -16,7 +16,7 @@ def denoising_loss(
 ) -> Loss:
     """Return the mean squared error of the predicted noise, over visible patches.
 
-    The target is never normalized per patch, since the network has to learn its scale.
+    The noise is not normalized per patch, so that the network has to predict its magnitude, too.
 
     Args:
         prediction: The prediction of every patch.

@@ -114,7 +114,7 @@ def gradients(
 
 @runtime_checkable
 class Steps(Protocol):
-    """A train step with its configuration: CAN's `Step`, or another."""
+    """The interface of a train step with its configuration; that of CAN is `Step`."""
 
     @property
     def config(self) -> ConfigDict:

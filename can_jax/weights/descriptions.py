@@ -78,7 +78,10 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
     if _manifest(folder):
         files = [folder / name for name in EXPORTED if (folder / name).exists()]
         if not files:
-            raise UserError(f"{folder} holds a program, no weights: export to another format")
+            raise UserError(
+                f"{folder} has neither {' nor '.join(EXPORTED)}, such as an export to stablehlo or "
+                "onnx: its weights cannot be read; export with another --format"
+            )
         return files[0]
     files = [folder / name for name in FILES if (folder / name).exists()]
     if not (folder / CONFIG).exists():

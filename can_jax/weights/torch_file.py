@@ -237,8 +237,9 @@ def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
             usual = models
         if len(usual) != 1:
             raise UserError(
-                f"it holds several models: {', '.join(map(str, models))}; save the one to use "
-                f"alone: torch.save(torch.load(file){path}[{models[-1]!r}], other_file)"
+                f"it holds several models: {', '.join(map(str, models))}; save only "
+                "the one to use in a file: "
+                f"torch.save(torch.load(file){path}[{models[-1]!r}], other_file)"
             )
         (used,) = usual
         if others := [str(key) for key in models if key != used]:

@@ -78,7 +78,7 @@ def test_weights_beside_the_usual_ones_are_named(save_torch, used, others):
     "names", [("student", "teacher"), ("encoder", "target_encoder"), ("model", "state_dict")]
 )
 def test_file_of_several_models_is_refused(save_torch, names):
-    message = f"several models: {', '.join(names)}; save the one to use alone: torch.save"
+    message = f"several models: {', '.join(names)}; save only the one to use in a file: torch.save"
     for tree in (dict.fromkeys(names, ARRAYS), {"model": dict.fromkeys(names, ARRAYS)}):
         with pytest.raises(UserError, match=message):
             read_torch(save_torch(REST | tree))

@@ -30,7 +30,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 def main(curves: str) -> None:
     """Compare runs with reference ranges, or write the ranges."""
     if not _RUN.value:
-        raise UserError("--run=DIR is missing: the run directory")
+        raise UserError("the option --run=DIR is required: a run directory")
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
     for name, run in zip(_RUN.value, runs, strict=True):
         if not run:

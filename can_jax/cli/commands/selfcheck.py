@@ -27,7 +27,9 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 def main() -> None:
     """Compare and print all quantities, and fail if an error exceeds its tolerance."""
     if _REFERENCE.value is None:
-        raise UserError("--reference=FILE.npz is missing: the reference vectors to compare with")
+        raise UserError(
+            "the option --reference=FILE.npz is required: the file of reference vectors"
+        )
     jax.config.update("jax_enable_x64", _X64.value)
     report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
     if _JSON.value:

@@ -172,7 +172,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
 
     Args:
         folder: The folder that contains the class folders.
-        otherwise: The message of the error if there is no image; None to yield nothing.
+        otherwise: The error message if the folder holds no image; None if that is no error.
 
     Raises:
         UserError: There is no image, or an image is in no class folder.

@@ -71,7 +71,7 @@ class ShardStream:
             place: The position at which to start.
 
         Yields:
-            The encoded image, label, name and following `Place` of each example.
+            The encoded image, label and name of each example, and the `Place` after it.
 
         Raises:
             UserError: No shard yields an image any more, as when a store is gone.

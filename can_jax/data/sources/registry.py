@@ -27,15 +27,15 @@ from can_jax.utils.settings import Key
 
 @dataclasses.dataclass(frozen=True)
 class ShardFormat:
-    """A format of shards that can be streamed, with `data.streaming`.
+    """A format of shards, which `data.streaming` can stream.
 
     Attributes:
-        locate: A function from a config block and a split to the folder of all shards, and their
-            names in it.
+        locate: A function of a config block and a split. It returns the folder that holds the
+            shards, and the names of the shards' files.
         reader: A function from a config block to the reader of a shard, which yields the encoded
             image and the label of each record.
-        no_image: The message about a shard whose first records hold no image, with keys of `data`
-            in braces; empty to try the next shard.
+        no_image: The error message if the first records of a shard hold no image; `{key}` in it is
+            replaced by the value of that key of `data`. If it is empty, the next shard is tried.
     """
 
     locate: Callable[[ConfigDict, str], tuple[str, list[str]]]

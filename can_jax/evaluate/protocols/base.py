@@ -28,8 +28,8 @@ class EvalProtocol:
         settings: The keys of the protocol's config block, which has the protocol's name; by default
             there is no block.
         check: A function that checks the settings and may replace their values by equivalent ones.
-            It is called for every evaluation, whichever protocol ``config.protocol`` selects, and
-            raises `UserError`.
+            It raises `UserError` if a setting is invalid. The checks of all registered protocols
+            are called before every evaluation.
         run_settings: The dotted keys and blocks of the pretraining run, besides ``data``, that the
             protocol reads. Older runs may hold values that are no longer valid.
         takes_classifier: Whether the protocol can evaluate a trained classifier as well as an

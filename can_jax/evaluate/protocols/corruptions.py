@@ -139,10 +139,10 @@ def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) ->
 
 
 def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
-    """Whiten an image and add flakes blurred by motion.
+    """Turn an image whitish and add flakes blurred by motion.
 
-    ``c`` holds the flakes' mean, standard deviation, zoom and threshold. They are followed by the
-    radius and standard deviation of the motion blur, and by the weight of the unwhitened image.
+    ``c`` holds the mean, standard deviation, zoom and threshold of the flakes, then the radius and
+    standard deviation of the motion blur. Last is the weight of the original image.
     """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)
