@@ -59,7 +59,7 @@ def _find_damage(folder: epath.Path) -> str | None:
     try:
         content = json.loads((folder / NAME).read_bytes())
     except FileNotFoundError:
-        return f"{NAME} is missing: it was not saved as a whole"
+        return f"{NAME} is missing: the save was not completed"
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not files:
         return f"{NAME} lists no files"
@@ -74,7 +74,7 @@ def _find_damage(folder: epath.Path) -> str | None:
         if actual[0] != size:
             return f"{name} has {actual[0]} bytes of {size}"
         if actual[1] != checksum:
-            return f"{name} is not what was written"
+            return f"{name} does not match its checksum"
     return None
 
 

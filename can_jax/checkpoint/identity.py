@@ -35,7 +35,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; give another --workdir") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} holds no identity of a run; give another --workdir")
+        raise UserError(f"{path} does not hold the identity of a run; give another --workdir")
     return stored
 
 
@@ -86,13 +86,13 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
     if stored is None:
         raise UserError(
             f"--workdir={workdir} holds checkpoints without {IDENTITY}, from pretraining or from "
-            "an older version: which encoder and data they are of is unknown; give another "
+            "an older version: their encoder and data are unknown; give another "
             "--workdir"
         )
     if lines := differences(stored, identity):
         more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise UserError(
-            f"--workdir={workdir} holds a run of something else: {', '.join(lines[:SHOWN])}{more}; "
+            f"--workdir={workdir} holds a different run: {', '.join(lines[:SHOWN])}{more}; "
             "give another --workdir"
         )
 

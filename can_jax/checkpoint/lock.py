@@ -73,7 +73,7 @@ class RunLock:
         except (UserError, OSError) as lost:
             error = lost
         if gather("run lock", np.int32(error is not None))[0]:
-            raise error or LostLock("the job's first process lost the run directory")
+            raise error or LostLock("process 0 lost the lock of the run directory")
 
 
 @contextlib.contextmanager

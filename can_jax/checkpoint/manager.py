@@ -275,7 +275,7 @@ class Checkpointer:
             for name in sorted(saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
                     raise _OtherModel(
-                        f"is of another model: {name} is {saved.get(name, 'not there')}, this "
+                        f"is of another model: {name} is {saved.get(name, 'missing')}, this "
                         f"configuration has {wanted.get(name, 'none')}"
                     )
         items = ocp.args.Composite(

@@ -57,8 +57,8 @@ def with_stored(
         with config.ignore_type():
             config.update_from_flattened_dict(old)
         kept.append(
-            f"{_said(old, name)}, as when this run began, and not {_said(new, name)}: to change "
-            f"it, give --{_said(new, name)}"
+            f"{_said(old, name)} is used, the value with which this run began, and not "
+            f"{_said(new, name)}: to change it, give --{_said(new, name)}"
         )
     return config, kept
 
@@ -80,9 +80,8 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
             old, new = value_of(began, key), value_of(config, key)
             if old != new:
                 raise UserError(
-                    f"config.{key}={new}, and this run was trained with {old}: its steps would no "
-                    f"longer be those of one run. Give {old}, another --workdir, or "
-                    f"--allow_changes={name}"
+                    f"config.{key}={new}, but this run was trained with {old}. Give {old}, "
+                    f"another --workdir, or --allow_changes={name} to continue with the change"
                 )
 
 
@@ -106,14 +105,14 @@ def check_stream(
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
                 f"the data of config.data is not that of the checkpoint of step {step}: it has "
-                f"{', '.join(phrases)}, and the steps would no longer be those of one run. Give "
-                "the data as it was, another --workdir, or --allow_changes=data"
+                f"{', '.join(phrases)}. Give the data as it was, another --workdir, or "
+                "--allow_changes=data to continue with the change"
             )
         if name != "data" and old != new:
             raise UserError(
-                f"config.{name}={new}, and the checkpoint of step {step} was trained with {old}: "
-                f"the steps would no longer be those of one run. Give {old}, another --workdir, or "
-                f"--allow_changes={name}"
+                f"config.{name}={new}, but the checkpoint of step {step} was trained with {old}. "
+                f"Give {old}, another --workdir, or --allow_changes={name} to continue with the "
+                "change"
             )
 
 

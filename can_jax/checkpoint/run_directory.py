@@ -87,7 +87,9 @@ def stored_config(workdir: epath.Path) -> str | None:
     except ValueError as error:
         latest = _latest_config(read_starts(workdir))
         if latest is not None:
-            logging.warning("%s: %s; that of the last start is taken", path, one_line(error))
+            logging.warning(
+                "%s: %s; the configuration of the last start is used", path, one_line(error)
+            )
             return json.dumps(latest)
     return text
 

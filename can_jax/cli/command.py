@@ -67,7 +67,7 @@ class Command:
 
     def __init__(self, usage: str | None, *arguments: str):
         self.flags = Flags()
-        self.flags.switch("debug", False, "On an error, show the whole trace.")
+        self.flags.switch("debug", False, "On an error, print the full traceback.")
         self.flags.items(
             MODULES, None,
             "Python files or modules to import first, with commas between. They register parts of "

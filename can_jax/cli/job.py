@@ -14,11 +14,17 @@ class Job:
     def __init__(self, flags: Flags):
         self._coordinator = flags.text(
             "coordinator", None,
-            "HOST:PORT of process 0; not needed on Cloud TPU, GKE, SLURM, Open MPI.",
+            "HOST:PORT of process 0; detected on Cloud TPU, GKE, SLURM and Open MPI.",
         )  # fmt: skip
-        self._processes = flags.integer("processes", None, "The number of processes; likewise.")
-        self._process = flags.integer("process", None, "Number of this one, from 0; likewise.")
-        self._timeout = flags.integer("start_timeout", 300, "Seconds to wait for the others.")
+        self._processes = flags.integer(
+            "processes", None, "The number of processes; detected there, too."
+        )
+        self._process = flags.integer(
+            "process", None, "The index of this process, from 0; detected there, too."
+        )
+        self._timeout = flags.integer(
+            "start_timeout", 300, "The seconds to wait for the other processes."
+        )
 
     def join(self) -> None:
         """Connect this process to the other processes of its job, if there are any.

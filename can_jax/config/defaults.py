@@ -187,7 +187,7 @@ OPTIMIZER: Table = {
         "adamw", Text(), "The optimizer: adamw, another of optax, or one that is registered."
     ),
     "options": Key(
-        (), OPTIONS, "Further arguments of the optimizer, by the names of its parameters."
+        (), OPTIONS, "Further arguments of the optimizer, by parameter name."
     ),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
@@ -245,7 +245,7 @@ RECIPE: Table = {
     "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
     "skipped_updates_limit": Key(
         20, OR_NEVER,
-        "The number of consecutive non-finite updates after which the run stops; 0 is never.",
+        "The number of consecutive non-finite updates after which the run stops; 0 disables it.",
     ),
     "spike": {
         "deviations": Key(
@@ -253,7 +253,7 @@ RECIPE: Table = {
             "The threshold of a loss spike, in running standard deviations above the running mean.",
         ),
         "steps": Key(
-            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 is never.",
+            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 disables it.",
             unit="steps",
         ),
         "rewinds": Key(
@@ -286,7 +286,7 @@ RECIPE: Table = {
     "noise": {
         "sigma_max": Key(
             0.05, Number(1e-6, 1000, also=(0,)),
-            "The largest standard deviation of the noise, in normalized pixels; 0 is no noise.",
+            "The largest standard deviation of the noise, in normalized pixels; 0 disables noise.",
         ),
         "embed_level": Key(
             True, Switch(), "Whether the decoder is conditioned on the noise level."

@@ -109,7 +109,10 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
             )
         return
     check_data(config)
-    check(not data.streaming, "data.streaming=True: an evaluation reads by number")
+    check(
+        not data.streaming,
+        "data.streaming=True: an evaluation needs random access; set it to False",
+    )
     for name in ("mean", "std"):
         value = config.model[name]
         check(

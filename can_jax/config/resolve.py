@@ -130,7 +130,7 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
             continue
         with config.unlocked(), config.ignore_type():
             config.update_from_flattened_dict({name: key.default})
-        lines.append(f"config.{name}={value} is refused now; {key.default} takes its place")
+        lines.append(f"config.{name}={value} is no longer allowed; {key.default} is used instead")
     return config, lines
 
 
@@ -215,11 +215,13 @@ def from_json(text: str) -> ConfigDict:
         for key, value in values.items():
             if key not in table:
                 raise UserError(
-                    f"config.{prefix}{key} is no key of this version of can_jax; if a module of "
-                    "yours registers it, import that first, by --modules=FILE"
+                    f"config.{prefix}{key} is not a key of this version of can_jax; if a module of "
+                    "yours registers it, import that module with --modules=FILE"
                 )
             if isinstance(table[key], Mapping) != isinstance(value, dict):
-                raise UserError(f"config.{prefix}{key}={value!r} is not of this version of can_jax")
+                raise UserError(
+                    f"config.{prefix}{key}={value!r} does not fit this version of can_jax"
+                )
             if isinstance(value, dict):
                 fill(block[key], value, table[key], f"{prefix}{key}.")
             else:

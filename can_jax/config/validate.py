@@ -61,8 +61,13 @@ def check_source(data: ConfigDict) -> None:
     )
     if data.streaming:
         streamed = " and ".join(name for name, kind in SOURCES.items() if kind.shards)
-        check(kind.shards, f"data.streaming=True: only {streamed} stream, not {data.source}")
-        check(data.examples, "data.examples is not set: say about how many are streamed")
+        check(
+            kind.shards, f"data.streaming=True: only {streamed} can be streamed, not {data.source}"
+        )
+        check(
+            data.examples,
+            "data.examples is not set: give the approximate number of streamed images",
+        )
 
 
 def check_data(config: ConfigDict) -> None:
@@ -97,7 +102,7 @@ def check_part(name: str, key: Any, value: Any) -> None:
         raise UserError(f"config.data.mixture: unknown key {key!r}{hint}")
     check(
         key not in WHOLE_MIXTURE,
-        f"data.mixture: {key!r} holds for all parts; set config.data.{key}",
+        f"data.mixture: {key!r} applies to all parts; set config.data.{key}",
     )
     refuse(name, value, DATA[key])
 
@@ -136,7 +141,7 @@ def check_masking(config: ConfigDict) -> None:
 def check_objectives(config: ConfigDict) -> None:
     """Check that at least one objective has a weight, and each such objective's own checks."""
     objectives = active(config.objective.to_dict())
-    check(objectives, "objective: all weights are 0")
+    check(objectives, "objective: all weights are 0; give at least one loss a weight")
     for objective in objectives.values():
         objective.check(config)
 
@@ -153,7 +158,7 @@ def check_batch(config: ConfigDict) -> None:
     for name, objective in active(config.objective.to_dict()).items():
         fewest = objective.min_views
         check(
-            views >= fewest, f"augment.views={views}: objective.{name} compares at least {fewest}"
+            views >= fewest, f"augment.views={views}: objective.{name} requires at least {fewest}"
         )
         # Only objectives that relate rows receive the embeddings of all microbatches together.
         whole = objective.relates_rows and settings.negatives == "batch"
@@ -162,7 +167,7 @@ def check_batch(config: ConfigDict) -> None:
         fewest = objective.min_images
         check(
             together >= fewest,
-            f"batch_size={config.batch_size}: objective.{name} compares at least {fewest} images"
+            f"batch_size={config.batch_size}: objective.{name} requires at least {fewest} images"
             + where,
         )
 
@@ -227,7 +232,7 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     check(
         decay < 1,
         f"{name}.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
-        f"{peak:g} a step would take {decay:g} times each weight away; lower one of them",
+        f"{peak:g} a step would subtract {decay:g} times each weight; lower one of them",
     )
 
 
@@ -242,8 +247,8 @@ def check_schedule(config: ConfigDict) -> None:
             every = config[block].get(unit)
             check(
                 not config.data.streaming or not every,
-                f"{block}.{unit}={every}: images of a streamed data set cannot be chosen; set it "
-                "to 0, which is never",
+                f"{block}.{unit}={every}: a streamed data set has no random access, which this "
+                "requires; set it to 0",
             )
 
 

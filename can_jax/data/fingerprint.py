@@ -13,7 +13,7 @@ from can_jax.data.sources.base import Fingerprint
 WORDS = {
     "names": "other files",
     "sizes": "files of other sizes",
-    "places": "examples at other places in the files",
+    "places": "examples at other offsets in the files",
     "labels": "other labels",
     "content": "other content",
     "weights": "other weights of the parts",
@@ -26,7 +26,11 @@ def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
     Entries present in only one of them are not compared, such as digests after an index was built.
     """
     if ("parts" in stored) != ("parts" in current):
-        return ["a mixture instead of one source" if "parts" in current else "no mixture any more"]
+        return [
+            "a mixture instead of one source"
+            if "parts" in current
+            else "one source instead of a mixture"
+        ]
     old, new = stored.get("parts", []), current.get("parts", [])
     if len(old) != len(new):
         return [f"{len(new)} parts instead of {len(old)}"]

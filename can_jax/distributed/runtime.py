@@ -98,17 +98,17 @@ def start(
         return
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(
-            f"--process={process}: between 0 and {processes - 1}, one less than --processes"
+            f"--process={process}: give a number from 0 to {processes - 1}, below --processes"
         )
-    where = f"as {launcher} tells" if missing else f"at --coordinator={coordinator}"
+    where = f"as detected from {launcher}" if missing else f"at --coordinator={coordinator}"
     hint = (
         f"the processes of this job did not find each other {where} within --start_timeout="
-        f"{timeout} s: is every one of them started, and can each reach that host and port?"
+        f"{timeout} s: check that all of them were started, and can reach that host and port"
     )
     if proxies := [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy")]:
-        hint += f" {' and '.join(proxies)} in the environment may stand in the way"
+        hint += f" {' and '.join(proxies)} in the environment may block the connection"
     gone = (
-        "another process of the job, or its host, is gone or gave no sign of life for "
+        "another process of the job, or its host, has died or sent no heartbeat for "
         f"{HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
     )
     abort_on_sigabrt(f"this process ends: {gone}")  # a process may fail before all have joined
@@ -163,7 +163,7 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     started = time.perf_counter()
     with abort_after(
         seconds,
-        f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them is gone or stuck",
+        f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them has died or hangs",
         stacks=True,
     ):
         yield

@@ -93,9 +93,11 @@ class Encoder:
         try:
             array = np.asarray(images)
         except ValueError as error:
-            raise UserError("images are no array of one shape: give images of one size") from error
+            raise UserError(
+                "images do not form an array of one shape: give images of one size"
+            ) from error
         except Exception as error:  # an arbitrary object can raise any type of exception
-            raise UserError(f"images are no array: {one_line(error)}") from error
+            raise UserError(f"images cannot be converted to an array: {one_line(error)}") from error
         expected = (*self.image_size, self.channels)
         if (
             array.dtype == np.uint8

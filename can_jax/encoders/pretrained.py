@@ -56,7 +56,7 @@ class PretrainedEncoder:
         augment = self.config.augment
         tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
         patches = math.prod(patch_grid(images.shape[1:3], model.patch_size))
-        assert tokens.shape[1] == patches + 1, "an evaluation hides nothing"
+        assert tokens.shape[1] == patches + 1, "no patch is masked in an evaluation"
         return tokens
 
     def features(self, parameters: Any, images: Any) -> Float[Array, "images features"]:
@@ -131,7 +131,7 @@ def open_encoder(
         run = config_of_facts(weights.facts)
     if (size := changes.data.image_size) and any(side % run.model.patch_size for side in size):
         raise UserError(
-            f"{checkpoint}: image_size={size[0]}x{size[1]} is no multiple of its patch size "
+            f"{checkpoint}: image_size={size[0]}x{size[1]} is not a multiple of its patch size "
             f"{run.model.patch_size}"
         )
     config = changed(run, changes)
@@ -271,6 +271,6 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
         config.init_from = None
     if config.data.channels != run.data.channels:
         raise UserError(
-            f"config.data.channels={config.data.channels}: the encoder sees {run.data.channels}"
+            f"config.data.channels={config.data.channels}: the encoder takes {run.data.channels}"
         )
     return resolve_encoder(config)

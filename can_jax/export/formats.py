@@ -160,7 +160,9 @@ def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):
-        raise UserError(f"--format=onnx is made by others: pip install {' '.join(ONNX_PACKAGES)}")
+        raise UserError(
+            f"--format=onnx requires other packages: pip install {' '.join(ONNX_PACKAGES)}"
+        )
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:

@@ -140,7 +140,9 @@ def open_model(checkpoint: str) -> Model:
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
     if not is_run(path):
-        raise UserError(f"--checkpoint={checkpoint} is no run directory; exports are made of runs")
+        raise UserError(
+            f"--checkpoint={checkpoint} is not a run directory; only runs can be exported"
+        )
     config = read_run(path)
     require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])

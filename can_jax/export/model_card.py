@@ -138,7 +138,7 @@ def card_of(
         else "None were given to the export (`--results`).",
         *warnings_of(results),
         "## Use",
-        "Lines to be run in this directory.",
+        "Run these lines in this directory.",
     ]
     for library, code in snippets(model, format, contents).items():
         ran = manifest["usage"][library]
@@ -147,13 +147,13 @@ def card_of(
     errors = [(name, f"{error:.1e}") for name, error in checked["largest_error"].items()]
     parts += [
         "## Checked",
-        f"What other code made of these files for {checked['images']} images, against the run they "
-        "are from; the error is the largest difference over the largest value.",
+        f"Other code read these files and computed features of {checked['images']} images. The "
+        "error is the largest difference from the run's features over the largest value.",
         table(errors, ("read by", "error")),
     ]
     if "with_gelu_by_tanh" in checked:
         parts.append(
-            "big_vision computes GELU by tanh, these weights were trained with the exact one: its "
+            "These weights were trained with the exact GELU. big_vision computes it with tanh: its "
             f"features differ by {checked['with_gelu_by_tanh']:.1e}."
         )
     return "\n\n".join(parts) + "\n"

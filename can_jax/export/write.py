@@ -39,7 +39,7 @@ def export_run(
         UserError: The run cannot be read, the directory exists, or the verification failed.
     """
     if output.exists():
-        raise UserError(f"--output={output} is there already")
+        raise UserError(f"--output={output} already exists")
     model = open_model(checkpoint)
     measured = results_of(model, list(results))
     folder = output.with_name(f"{output.name}.tmp")

@@ -159,7 +159,7 @@ def refuse_strange(weights: File, names: list[str]) -> None:
     """Raise `UserError` for a parameter that the network does not have."""
     positions = ("pos_embed", "decoder_pos_embed")
     if strange := sorted(weights.keys() - {*names, *positions}):
-        raise UserError(f"param/{strange[0]} has no place in the network of this size")
+        raise UserError(f"param/{strange[0]} has no counterpart in the network of this size")
 
 
 def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read(path: str) -> tuple[dict[str, Any], File]:
     except (UserError, OSError) as error:
         raise UserError(f"--reference={path} cannot be read: {one_line(error)}") from error
     if "meta" not in arrays:
-        raise UserError(f"--reference={path} is no reference file: it has no 'meta'")
+        raise UserError(f"--reference={path} is not a reference file: it has no 'meta'")
     return _settings(path, arrays.pop("meta")), arrays
 
 

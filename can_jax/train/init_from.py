@@ -55,7 +55,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     taken = {name for name, array in ours.items() if _fits(theirs.get(name), array)}
     if not taken:
         raise UserError(
-            f"config.init_from={source} has nothing that fits; it has, such as, "
+            f"config.init_from={source} has no array that fits; it has, for example, "
             f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in list(theirs.items())[:3])}"
         )
 
@@ -67,7 +67,7 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
 
     lines = [f"weights from {source}: {len(taken)} of {len(ours)} arrays"]
     missing, left = sorted(ours.keys() - taken), sorted(theirs.keys() - taken)
-    for what, names in (("as initialised", missing), ("not used", left)):
+    for what, names in (("initialized randomly", missing), ("not used", left)):
         if names:
             lines.append(f"  {what}: {', '.join(names)}")
     lines += [f"  {note}" for note in notes]

@@ -241,7 +241,7 @@ class Loop:
                 "%s, and there is no checkpoint from before it; the run continues", message
             )
         else:
-            logging.warning("%s; going back to the checkpoint of step %d", message, target)
+            logging.warning("%s; rolling back to the checkpoint of step %d", message, target)
         return target
 
     def _go_back(self, step: int, target: int, state: TrainState) -> tuple[int, TrainState]:
@@ -263,7 +263,7 @@ class Loop:
         self.progress.rewinds += 1
         self.logger.report.say(
             f"resumed from the checkpoint of step {restored}; the images at positions "
-            f"{size * (restored + before)} to {size * (step + before) - 1} are passed over"
+            f"{size * (restored + before)} to {size * (step + before) - 1} are skipped"
         )
         return restored, state
 

@@ -244,7 +244,7 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
     for name, examples, share in parts:
         drawn = config.batch_size * share
         if drawn > examples:
-            negatives = ", and the contrastive loss takes copies of an image for negatives"
+            negatives = ", and the contrastive loss treats copies of an image as negatives"
             logging.warning(
                 "%s has %d images, fewer than the %d that each step draws of it: a batch holds "
                 "images more than once%s; use a config.batch_size of at most %d",

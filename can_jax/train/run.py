@@ -139,7 +139,7 @@ def run(
         )
         startup.mark("the state")
         lock.check()
-        with section("looking at the run before its first step", longer):
+        with section("running the first probe and figure", longer):
             callbacks.on_train_start(first, state)
         startup.mark("the first probe")
         if first < times.total:

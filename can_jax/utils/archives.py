@@ -96,7 +96,7 @@ def read_npz(source: Any) -> dict[str, np.ndarray]:
         except UserError:
             raise
         except Exception as error:  # an untrusted file can cause any type of exception
-            raise UserError(f"it is no npz file of plain arrays: {one_line(error)}") from error
+            raise UserError(f"it is not an npz file of plain arrays: {one_line(error)}") from error
 
 
 @contextmanager
@@ -162,4 +162,4 @@ def map_npy(path: Any) -> np.ndarray:
     except OSError:
         raise
     except Exception as error:  # an untrusted file can cause any type of exception
-        raise ValueError(f"{path} is no npy file: {one_line(error)}") from error
+        raise ValueError(f"{path} is not an npy file: {one_line(error)}") from error

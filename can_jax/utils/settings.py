@@ -236,7 +236,7 @@ class Blocks:
                 return f"{name} is missing: give {self.table[name].describe()}"
         for name, value in block.items():
             if name in self.elsewhere:
-                return f"{name!r} holds for all of them: set config.{self.elsewhere[name]}"
+                return f"{name!r} applies to all of them: set config.{self.elsewhere[name]}"
             if name not in self.table:
                 near = nearest(str(name), list(self.table))
                 hint = f"did you mean {near!r}?" if near else f"keys are {', '.join(self.table)}"

@@ -33,8 +33,8 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
         more = len(unknown) - 1
         others = f", nor {'has' if more == 1 else 'have'} {more} other{'s'[: more > 1]}"
         raise UserError(
-            f"{unknown[0]} has no place in this encoder{others if more else ''}: features would be "
-            "wrong without it"
+            f"{unknown[0]} has no counterpart in this encoder{others if more else ''}: features "
+            "would be wrong without it"
         )
 
 

@@ -87,8 +87,8 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
     if not (folder / CONFIG).exists():
         hint = f"; give the file itself: {files[0]}" if files else ""
         raise UserError(
-            f"{folder} is no run directory, no export ({MANIFEST}) and no folder of Hugging Face "
-            f"or timm: {CONFIG} is missing{hint}"
+            f"{folder} is neither a run directory, nor an export ({MANIFEST}), nor a folder of "
+            f"Hugging Face or timm: {CONFIG} is missing{hint}"
         )
     if not is_of_library(read_json(folder / CONFIG)):
         raise UserError(

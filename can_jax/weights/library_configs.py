@@ -202,7 +202,9 @@ def _not_in_unit_range(config: Facts) -> str | None:
 def _timm(config: Facts) -> Stated:
     name = config.get("architecture", "")
     if not PLAIN_VIT.fullmatch(name):
-        raise UserError(f"the architecture {name!r} is not supported; a plain vit_…_patch…_… is")
+        raise UserError(
+            f"the architecture {name!r} is not supported; only a plain vit_…_patch…_… is"
+        )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS
     other = {

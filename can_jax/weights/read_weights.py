@@ -220,7 +220,7 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     whole = isinstance(heads, Integral) and not isinstance(heads, bool)
     if not whole or heads < 1 or width % int(heads):
         key = "heads" if stated is None else weights.keys["heads"]
-        raise UserError(f"{key}={heads!r} is no number of heads for the width {width}")
+        raise UserError(f"{key}={heads!r} is not a number of heads for the width {width}")
     return int(heads)
 
 
@@ -243,7 +243,7 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
         if not is_number or not math.isfinite(one):
             raise UserError(f"{name}={value}: {one!r} is not a finite number")
         if name.endswith("std") and one == 0:
-            raise UserError(f"{name}={value}: no channel can have a deviation of 0")
+            raise UserError(f"{name}={value}: a channel cannot have a deviation of 0")
         if not 0 <= one <= 1:
-            raise UserError(f"{name}={value}: values are of images in [0, 1], not of bytes")
+            raise UserError(f"{name}={value}: give values for images in [0, 1], not for bytes")
     return [float(one) for one in values]

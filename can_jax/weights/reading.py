@@ -126,7 +126,7 @@ def _shards(path: epath.Path) -> Arrays:
         if not all(isinstance(name, str) for name in names):
             raise UserError("weight_map names something else than files")
     except Exception as error:  # A malformed file can raise any exception.
-        raise UserError(f"{path} is no table of shards: {one_line(error)}") from error
+        raise UserError(f"{path} is not a table of shards: {one_line(error)}") from error
     arrays: Arrays = {}
     for name in names:
         shard = path.parent / name

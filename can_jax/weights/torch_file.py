@@ -140,7 +140,7 @@ class _Unpickler(pickle.Unpickler):
         """Return an allowed global, or raise `UserError` for any other name."""
         if (module, name) not in self._allowed:
             raise UserError(
-                f"it requires {module}.{name}, which is no tensor; nothing of it was run"
+                f"it requires {module}.{name}, which is not a tensor; none of its code was run"
             )
         return self._allowed[module, name]
 
@@ -158,7 +158,7 @@ def _check_pickle(content: bytes) -> None:
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
-            raise ValueError(f"its pickle numbers an object {argument}")
+            raise ValueError(f"its pickle stores an object at memo index {argument}")
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -175,7 +175,9 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
-        raise UserError("it is no archive of PyTorch 1.6 or later: load it there and save it again")
+        raise UserError(
+            "it is not an archive of PyTorch 1.6 or later: load it with PyTorch and save it again"
+        )
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         budget = Budget(len(content))
         check_members(archive, budget)

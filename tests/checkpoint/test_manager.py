@@ -154,7 +154,7 @@ def turn(path):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(lose, "is missing"), (cut, "bytes of"), (turn, "is not what was written")],
+    [(lose, "is missing"), (cut, "bytes of"), (turn, "does not match its checksum")],
 )
 def test_damage_to_any_file_is_seen_and_the_one_before_it_used(
     three, tmp_path, damage, reason, caplog
@@ -213,7 +213,7 @@ def test_what_cannot_be_read_now_is_not_damaged(three, tmp_path, monkeypatch, nu
         ('{"files": {"a": 3}}', "holds no size and checksum of a"),
         ('{"files": {"', "cannot be parsed"),
         (b"\xff\xfe", "cannot be parsed"),
-        (None, "is missing: it was not saved as a whole"),
+        (None, "is missing: the save was not completed"),
     ],
 )
 def test_without_checksums_a_checkpoint_is_not_trusted(three, tmp_path, content, reason, caplog):

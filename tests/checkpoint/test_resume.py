@@ -46,7 +46,7 @@ def test_a_key_that_is_newer_than_the_run_keeps_its_old_meaning():
     config, kept = with_stored(small_config(), text)
     assert config.noise.level_tokens == "visible"
     assert kept == [
-        "config.noise.level_tokens=visible, as when this run began, and not "
+        "config.noise.level_tokens=visible is used, the value with which this run began, and not "
         "config.noise.level_tokens=all: to change it, give --config.noise.level_tokens=all"
     ]
     again, kept = with_stored(small_config(), to_store(config, text))  # the next time
@@ -95,7 +95,10 @@ def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
     text = stored_without(recipe, *keys, warmup_epochs=40.0)
     config, kept = with_stored(recipe, text)
     assert make_run_length(config, 64).warmup == 320
-    assert "config.optimizer.warmup_epochs=40.0, as when this run began, and not config." in kept[0]
+    assert (
+        "config.optimizer.warmup_epochs=40.0 is used, the value with which this run began, and not config."
+        in kept[0]
+    )
     again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
     assert make_run_length(again, 64).warmup == 320
     chosen = small_config(total_steps=4000, optimizer__warmup_steps=7)
@@ -110,7 +113,10 @@ def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
     share = "optimizer.warmup_share"
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=0.125))
     assert make_run_length(continued(recipe, place), 64).warmup == 1
-    assert "config.optimizer.warmup_epochs=0.125, as when this run began" in caplog.text
+    assert (
+        "config.optimizer.warmup_epochs=0.125 is used, the value with which this run began"
+        in caplog.text
+    )
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=-1.0))
     with pytest.raises(UserError, match=r"config.json: config.optimizer.warmup_epochs=-1.0: give"):
         continued(recipe, place)
@@ -135,10 +141,13 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
     (tmp_path / "config.json").write_text(stored_without(small_config(), LEVEL))
     options = command(recipe, tmp_path, "data.source=folder", "data.path=/no/such/place")[2:]
     main_in_process(*options)
-    assert "config.noise.level_tokens=visible, as when this run began" in caplog.text
+    assert (
+        "config.noise.level_tokens=visible is used, the value with which this run began"
+        in caplog.text
+    )
     caplog.clear()
     done = main_in_process(*options, f"--config.{LEVEL}=all")
-    assert "/no/such/place" in done.stderr and "as when this run began" not in caplog.text
+    assert "/no/such/place" in done.stderr and "with which this run began" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -202,7 +211,7 @@ def test_a_cut_configuration_is_taken_from_the_last_start(tmp_path, caplog):
     append_start(place, 0, text, {})
     (tmp_path / "config.json").write_text(text[:100])
     assert continued(small_config(), place).noise.level_tokens == "visible"
-    assert "that of the last start is taken" in caplog.text
+    assert "the configuration of the last start is used" in caplog.text
 
 
 def test_a_start_from_the_beginning_begins_a_new_run(tmp_path):

@@ -107,7 +107,7 @@ def test_mistake_in_training(arguments, message):
         ("evaluate", [], "--config=NAME is missing: the evaluation protocol, a file, or one of"),
         ("evaluate", ["--config=knn", "--config.data.spilt=val"], "--config.data.split?"),
         ("study", ["--config=quickstart"], "here a study is needed, such as study/cifar10"),
-        ("study", ["--config=cifar10", "--pending"], "say where the results are"),
+        ("study", ["--config=cifar10", "--pending"], "give the folder of the results"),
         ("plan", ["--config=vit_l", "--mfu=x"], "--mfu=x is not a number"),
         ("export", ["--format=tim"], "--format=tim: did you mean timm? choose one of timm, "),
         ("export", ["--results=a,~nobody_/b"], "--results=~nobody_/b: there is no user"),

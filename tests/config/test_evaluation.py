@@ -23,7 +23,7 @@ REAL = {"kind": "real", "path": "/d"}
         ("fewshot__datasets", [{"source": "folders"}],
          r"fewshot.datasets\[0\]: source='folders': give one of"),
         ("fewshot__datasets", ({"path": "/d", "image_size": 32},),
-         r"fewshot.datasets\[0\]: 'image_size' holds for all of them: set config.data.image_size"),
+         r"fewshot.datasets\[0\]: 'image_size' applies to all of them: set config.data.image_size"),
         ("fewshot__datasets", ({"path": "/d", "test_examples": 3},), "set config.data.test_exampl"),
         ("fewshot__datasets", ({"path": "/d"}, {"path": "/d"}), r"\[1\]: another data set is cal"),
         ("fewshot__datasets", ({"path": "/d", "range": (5, 1)},), r"\[0\]: range=\(5, 1\): give"),
@@ -106,7 +106,7 @@ def test_mistakes_of_the_command_line_write_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"std": 0}, "std=0: no channel can have a deviation of 0"),
+        ({"std": 0}, "std=0: a channel cannot have a deviation of 0"),
         ({"std": 1e-5}, "std=1e-05: give a number at least 0.001"),
         ({"heads": 0}, "heads=0: give a whole number at least 1"),
         ({"mean": ()}, r"mean=\(\): give a number"),

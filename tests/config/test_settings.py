@@ -401,7 +401,7 @@ def test_what_does_not_relate_rows_sees_a_microbatch():
             settings = {"microbatches": 8, "negatives": negatives}
             changes = {f"accumulation__{name}": value for name, value in settings.items()}
             weights = {"objective__contrastive__weight": 0.0}
-            with pytest.raises(UserError, match="objective.pair compares at least 2 images"):
+            with pytest.raises(UserError, match="objective.pair requires at least 2 images"):
                 small_config(**changes, **weights)
     assert small_config(accumulation__microbatches=8)
 
@@ -410,5 +410,5 @@ def test_what_does_not_relate_rows_sees_a_microbatch():
 def test_a_probe_of_a_stream_is_refused_by_the_key_that_was_set(unit):
     changes = {"probe__every_steps": None, f"probe__{unit}": 3, "data__streaming": True}
     data = {"data__source": "webdataset", "data__path": "/d", "data__examples": 64}
-    with pytest.raises(UserError, match=rf"^config.probe.{unit}=3(\.0)?: images of a streamed"):
+    with pytest.raises(UserError, match=rf"^config.probe.{unit}=3(\.0)?: a streamed data set"):
         small_config(**changes, **data)

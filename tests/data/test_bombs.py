@@ -152,8 +152,14 @@ def test_names_of_an_index_stay_below_its_folder(tmp_path, name, caplog):
         ({"offset": np.zeros((2, 1), np.int64)}, "offset.npy is int64 of shape"),
         ({"length": np.zeros(3, np.int64)}, "its columns differ in length"),
         ({"label": np.array([0, 1], np.int32), "label_names": ("a",)}, "a label has no name"),
-        ({"names": Names(np.zeros(4, np.uint8), np.array([9, 4]))}, "its names have no ends"),
-        ({"names": Names(np.zeros(4, np.uint8), np.array([2, 99]))}, "its names have no ends"),
+        (
+            {"names": Names(np.zeros(4, np.uint8), np.array([9, 4]))},
+            "the offsets of its names are invalid",
+        ),
+        (
+            {"names": Names(np.zeros(4, np.uint8), np.array([2, 99]))},
+            "the offsets of its names are invalid",
+        ),
     ],
 )
 def test_numbers_of_an_index_are_checked(tmp_path, columns, message):

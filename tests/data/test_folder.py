@@ -106,4 +106,4 @@ def test_few_loose_images_have_no_label_and_are_named(tmp_path, caplog):
         put(tmp_path / name)
     source = open_folder(str(tmp_path), "train")
     assert source.label_names == ("cat", "dog") and source.labels.tolist() == [0, 1, -1]
-    assert "1 images lie in no class folder" in caplog.text and "loose.png" in caplog.text
+    assert "1 images are in no class folder" in caplog.text and "loose.png" in caplog.text

@@ -135,7 +135,7 @@ def test_what_is_missing_or_cut_off_is_named(official, tmp_path):
     assert run.returncode == 1 and f"{tmp_path / 'none'} is not a folder" in run.stderr
     (tmp_path / "loose" / "train").mkdir(parents=True)
     (tmp_path / "loose" / "train" / "a.jpg").write_bytes(VAL[0])
-    with pytest.raises(UserError, match="lies in no class folder"):
+    with pytest.raises(UserError, match="is in no class folder"):
         imagenet.find_train(tmp_path / "loose")
 
 

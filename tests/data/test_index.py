@@ -176,7 +176,7 @@ def test_cut_off_shard_is_indexed_as_far_as_it_goes(tmp_path, capsys):
     path = tmp_path / "train-1.tfrecord"
     path.write_bytes(path.read_bytes()[:-9])
     index(tmp_path, "tfrecord")
-    assert "train-1.tfrecord is cut off: its record at byte" in capsys.readouterr().out
+    assert "train-1.tfrecord is truncated: its record at byte" in capsys.readouterr().out
     assert open_tfrecord(str(tmp_path), "train").examples == 7
 
 
@@ -186,7 +186,7 @@ def test_index_that_is_not_of_the_data_is_refused(tmp_path):
     path = tmp_path / "train-1.tfrecord"
     content = path.read_bytes()
     write_tfrecord(path, IMAGES[5:8])
-    with pytest.raises(UserError, match=r"older than .*train-1\.tfrecord; build it again with"):
+    with pytest.raises(UserError, match=r"older than .*train-1\.tfrecord; rebuild it with"):
         open_tfrecord(str(tmp_path), "train")
     path.write_bytes(content)
     write_tfrecord(tmp_path / "train-2.tfrecord", IMAGES[:1])

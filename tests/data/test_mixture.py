@@ -99,7 +99,7 @@ def test_what_is_wrong_with_a_mixture_is_one_line(parts):
         (({"source": "folder"},), "data.path is not set"),
         (
             ({**parts[0], "channels": 1},),
-            "'channels' holds for all parts; set config.data.channels",
+            "'channels' applies to all parts; set config.data.channels",
         ),
         (({**parts[0], "exif_orientation": True},), "set config.data.exif_orientation"),
     ]:

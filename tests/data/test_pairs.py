@@ -156,7 +156,7 @@ def test_other_split_takes_the_place_of_test_and_is_named(tmp_path, name):
     root = folder(tmp_path, {"train": CLASSES, name: CLASSES[:2]})
     found = pair("folder", root)
     assert found.test.name == "val" and len(found.test.examples) == 8
-    assert any("no split 'test'; 'val' takes its place" in note for note in found.notes)
+    assert any("no split 'test'; 'val' is used instead" in note for note in found.notes)
     with pytest.raises(UserError, match="test"):
         pair("folder", root, "test", chosen=True)
     with pytest.raises(UserError, match="minival"):
@@ -220,7 +220,7 @@ def test_split_without_a_known_class_is_passed_over(tmp_path):
     root = folder(tmp_path, {"train": CLASSES, "val": CLASSES, "test": ["unknown"]})
     found = pair("folder", root)
     assert found.test.name == "val"
-    said = "the split 'test' has no known class, only 'unknown'; 'val' takes its place"
+    said = "the split 'test' has no known class, only 'unknown'; 'val' is used instead"
     assert said in found.notes
     with pytest.raises(UserError, match="has the class 'unknown' that"):
         pair("folder", root, "test")
@@ -235,7 +235,7 @@ def test_split_of_two_spellings_is_named(tmp_path):
 
 def test_single_class_is_named(tmp_path):
     found = pair("folder", folder(tmp_path, {"train": CLASSES[:1], "test": CLASSES[:1]}))
-    assert any("single class, 'a_red': accuracies say nothing" in note for note in found.notes)
+    assert any("single class, 'a_red': accuracies are meaningless" in note for note in found.notes)
 
 
 def test_copies_among_held_out_examples_are_counted(tmp_path):

@@ -53,7 +53,7 @@ def test_damaged_header_costs_one_record(tmp_path, place, zipped, caplog):
     third, fourth = offsets(path)[2:4]
     damage(path, third + place)
     found = scan_tfrecord(str(path))
-    told = f"no TFRecord at byte {third} to {fourth}, which is passed over"
+    told = f"no TFRecord at byte {third} to {fourth}, which is skipped"
     assert len(found.offset) == 6 and told in found.problem
     if zipped:
         path.write_bytes(gzip.compress(path.read_bytes()))

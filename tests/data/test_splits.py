@@ -153,7 +153,7 @@ def test_splits_below_the_classes(tmp_path, caplog):
 def test_folders_that_may_be_no_classes_are_named(tmp_path, caplog, names, classes):
     put(tmp_path, *names)
     assert open_folder(str(tmp_path), "train").label_names == classes
-    assert f"folders {', '.join(classes)} are taken for classes, with images such" in caplog.text
+    assert f"folders {', '.join(classes)} are treated as classes, with images such" in caplog.text
 
 
 def test_usual_classes_are_no_news(tmp_path, caplog):
@@ -177,7 +177,7 @@ def test_index_that_takes_a_split_for_a_class_is_refused(tmp_path):
         Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1,
         file_labels=np.arange(3, dtype=np.int32), label_names=("Val", "cat", "dog"),
     )  # fmt: skip
-    with pytest.raises(UserError, match="takes Val, which is the split val, for a class; build"):
+    with pytest.raises(UserError, match="treats Val, the split val, as a class; rebuild"):
         open_folder(str(tmp_path), "train")
 
 
@@ -245,7 +245,7 @@ def test_classes_that_are_named_like_splits(tmp_path, caplog, classes):
     put(tmp_path, *(f"{name}/0.png" for name in classes))
     assert open_folder(str(tmp_path), "train").label_names == tuple(sorted(classes))
     assert splits("folder", tmp_path) == ("train",)
-    assert "taken for classes" in caplog.text and "config.data.path" in caplog.text
+    assert "treated as classes" in caplog.text and "config.data.path" in caplog.text
     assert classes[-1].split()[0] in caplog.text or "Train" in caplog.text
 
 

@@ -84,7 +84,7 @@ def test_record_file_that_is_cut_off(data_dir, tmp_path, caplog):
     shard = sorted((tmp_path / "cut").rglob("*train.tfrecord*"))[-1]
     shard.write_bytes(shard.read_bytes()[:-3])
     assert open_tfds("tiny", str(tmp_path / "cut"), "train").examples == 22
-    assert f"{shard} is cut off" in caplog.text
+    assert f"{shard} is truncated" in caplog.text
 
 
 def test_index_of_a_prepared_data_set(data_dir, tmp_path):

@@ -104,13 +104,13 @@ def test_features_of_another_name_are_refused(encoder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 18}, "image_size=18x18 is no multiple of its patch size 4"),
+        ({"image_size": 18}, "image_size=18x18 is not a multiple of its patch size 4"),
         ({"image_size": "large"}, "image_size='large': give an int"),
         ({"heads": 4}, "heads=4: the weights are of 3 heads"),
         ({"heads": np.int64(4)}, "heads=4: the weights are of 3 heads"),
         ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
         ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, the encoder 3 channels"),
-        ({"mean": [120, 110, 100]}, "not of bytes"),
+        ({"mean": [120, 110, 100]}, "not for bytes"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_by_the_path(folder, options, message):

@@ -129,7 +129,7 @@ def probe(data, **changes):
 def test_probe_matches_classes_by_name(tmp_path, caplog):
     data = folder(tmp_path, {"train": CLASSES, "val": CLASSES[1:]})  # as the README lays it out
     assert probe(data).on_pixels() == 100
-    assert "no split 'test'; 'val' takes its place" in caplog.text
+    assert "no split 'test'; 'val' is used instead" in caplog.text
     assert "'val' has no image of 1 of 3 classes, such as 'a_red'" in caplog.text
 
 
@@ -158,4 +158,4 @@ def test_share_is_held_out_of_an_evaluation_and_kept_in_its_results(task, tmp_pa
     # Whoever asks for the same split by name gets it, and is told.
     findings = EvalResults()
     assert len(task.pair(findings, data, "train").test.examples) == 24
-    assert "are the same examples: accuracies say nothing" in findings.warnings[-1]
+    assert "are the same examples: accuracies are meaningless" in findings.warnings[-1]

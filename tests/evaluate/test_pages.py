@@ -114,7 +114,7 @@ def test_markdown_keeps_its_lines_and_cells():
 )  # fmt: skip
 def test_results_that_are_none_are_refused(tmp_path, changes, named):
     (tmp_path / "results.json").write_text(json.dumps(results("plain") | changes))
-    with pytest.raises(UserError, match=f"{named} is missing or wrong"):
+    with pytest.raises(UserError, match=f"{named} is missing or malformed"):
         read_results(epath.Path(tmp_path))
 
 

@@ -134,7 +134,7 @@ def test_settings_that_change_results_are_compared(tuned, changes, message):
 
 def test_directories_of_other_kinds_are_refused(place):
     config, a = finetuning(place / "imagenet"), str(place / "a")
-    with pytest.raises(UserError, match="which encoder and data they are of is unknown"):
+    with pytest.raises(UserError, match="their encoder and data are unknown"):
         evaluate(config, a, epath.Path(place / "b"))  # of pretraining
     with pytest.raises(UserError, match="holds the training of a classifier, not a pretraining"):
         pretrain(small_config(), epath.Path(place / "ft"))
@@ -152,7 +152,9 @@ def test_classifier_is_not_taken_from_an_earlier_run(place):
     stored["encoder"]["sha256"] = "0" * 64
     (place / "ft" / IDENTITY).write_text(json.dumps(stored))
     config = samples.evaluation("robustness", place / "imagenet", robustness__corruptions="none")
-    with pytest.raises(UserError, match=r"classifier\.json is of an earlier run there: encoder"):
+    with pytest.raises(
+        UserError, match=r"classifier\.json belongs to an earlier run in this directory: encoder"
+    ):
         evaluate(resolve_evaluation(config), str(place / "ft"), epath.Path(place / "out"))
 
 

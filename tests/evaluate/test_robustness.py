@@ -236,10 +236,10 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
     ("shift", "message"),
     [
         ({"kind": "clases", "path": "."}, "one of classes, numbered, real, objectnet, imagenet_c"),
-        ({"kind": "classes", "path": "/no/such/place"}, "path=/no/such/place is not there"),
+        ({"kind": "classes", "path": "/no/such/place"}, "path=/no/such/place does not exist"),
         (
             {"kind": "objectnet", "path": "{imagenet}"},
-            "folder_to_objectnet_label.json is not there",
+            "folder_to_objectnet_label.json does not exist",
         ),
         ({"kind": "imagenet_c", "path": "{imagenet}"}, "holds none of its folders"),
         ({"kind": "numbered", "path": "{imagenet}/val"}, "are no numbers below 3"),

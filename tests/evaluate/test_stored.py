@@ -116,7 +116,9 @@ def test_a_share_that_holds_nothing_out_is_refused(places, tmp_path):
     (tmp_path / "data").mkdir()
     shutil.copy(data / "train.npz", tmp_path / "data")
     config = samples.evaluation("knn", tmp_path / "data", data__test_split=None)
-    with pytest.raises(UserError, match="config.probe.held_out=0.0 is no share.*data.held_out"):
+    with pytest.raises(
+        UserError, match="config.probe.held_out=0.0 is not a fraction.*data.held_out"
+    ):
         measure(resolve_evaluation(config), str(old), epath.Path(tmp_path / "out"))
 
 
@@ -133,4 +135,4 @@ def test_the_training_of_a_classifier_has_defaults_in_their_place(places, change
     trained = run_config(task)
     assert (trained.spike.steps, trained.batch_size) == (10, 16)
     assert trained.optimizer.learning_rate == config.classify.learning_rate
-    assert f"{old}: config.spike.steps=-1 is refused now; 10 takes its place" in caplog.text
+    assert f"{old}: config.spike.steps=-1 is no longer allowed; 10 is used instead" in caplog.text

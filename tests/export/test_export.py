@@ -190,7 +190,7 @@ def test_export_is_loaded_at_another_size(opened, tmp_path):
 def test_weights_that_are_no_run_are_not_exported(run, tmp_path):
     (tmp_path / "mae.npz").write_bytes(b"")
     for place in (tmp_path, tmp_path / "mae.npz"):
-        with pytest.raises(UserError, match="is no run directory; exports are made of runs"):
+        with pytest.raises(UserError, match="is not a run directory; only runs can be exported"):
             open_model(str(place))
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     (tmp_path / "classifier.json").write_text("{}")
@@ -277,7 +277,7 @@ def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):
     )
     assert served.returncode == 0, served.stderr
     again = export(*options)
-    assert again.returncode == 1 and "is there already" in again.stderr
+    assert again.returncode == 1 and "already exists" in again.stderr
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_objective_trains_with_its_head_and_its_run_is_read_with_its_module(own,
     evaluation = ["--config=knn", f"--checkpoint={workdir}", f"--workdir={tmp_path}/knn"]
     done = main_in_process("can_jax.evaluate", *evaluation)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "config.objective.siglip is no key of this version" in done.stderr
-    assert "import that first, by --modules=FILE" in done.stderr
+    assert "config.objective.siglip is not a key of this version" in done.stderr
+    assert "import that module with --modules=FILE" in done.stderr
     done = main_in_process("can_jax.evaluate", *evaluation, f"--modules={path}")
     assert done.returncode == 0, done.stderr
 

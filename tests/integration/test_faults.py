@@ -83,7 +83,7 @@ def test_empty_checkpoint_of_the_last_step_does_not_end_the_run(recipe, whole, t
     with counting_steps():
         done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 0 and "resumed from the checkpoint of step 4" in done.stdout
-    assert "seal.json is missing: it was not saved as a whole" in done.stderr
+    assert "seal.json is missing: the save was not completed" in done.stderr
     assert [line["step"] for line in metrics(workdir)] == list(range(1, 7))
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
@@ -364,8 +364,8 @@ def test_run_goes_back_to_before_the_loss_jumped(recipe, tmp_path):
         )
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if "loss was" in line)
-    assert line.endswith("up to step 118; going back to the checkpoint of step 100")
-    positions = f"the images at positions {16 * 100} to {16 * 118 - 1} are passed over"
+    assert line.endswith("up to step 118; rolling back to the checkpoint of step 100")
+    positions = f"the images at positions {16 * 100} to {16 * 118 - 1} are skipped"
     assert f"resumed from the checkpoint of step 100; {positions}" in done.stdout
     assert [line["step"] for line in metrics(tmp_path)] == [20, 40, 60, 80, 100, 120]
 
@@ -389,7 +389,7 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     assert len(back) == 2 and all(a <= b - 4 for a, b in zip(back, jumped, strict=True))
     resumed = [line for line in done.stdout.splitlines() if line.startswith("resumed")]
     first, last = 16 * back[0], 16 * jumped[0] - 1
-    assert resumed[0].endswith(f"at positions {first} to {last} are passed over")
+    assert resumed[0].endswith(f"at positions {first} to {last} are skipped")
     steps = [line["step"] for line in metrics(tmp_path / "whole")]
     assert steps == list(range(1, len(steps) + 1))
     # The third time is too often; or the loss did not jump again.

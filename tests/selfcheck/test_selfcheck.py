@@ -75,7 +75,7 @@ def test_weights_of_a_public_mae_file_reproduce_the_reference(reference, save_to
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"blocks.0.ls1.gamma": np.ones(8)}, "blocks.0.ls1.gamma has no place"),
+        ({"blocks.0.ls1.gamma": np.ones(8)}, "blocks.0.ls1.gamma has no counterpart"),
         ({"pos_embed": np.ones((1, 11, 8))}, "learned and other positions"),
     ],
 )
@@ -171,7 +171,7 @@ def test_settings_that_are_missing(reference, tmp_path, name):
         ({"patch_size": 3}, "'meta' has patch_size=3, which does not divide the views"),
         ({"mask_ratio": 0.999}, "'meta' has mask_ratio=0.999 hides all"),
         ({"images": 1}, "array 'in/views' has shape|array 'out/"),
-        ({"depth": 1}, r"param/blocks\.\d.* has no place in the network"),
+        ({"depth": 1}, r"param/blocks\.\d.* has no counterpart in the network"),
         ({"depth": 9}, r"the weights have no blocks\.\d"),
     ],
 )

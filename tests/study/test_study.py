@@ -209,4 +209,4 @@ def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
     elsewhere = f"--results={tmp_path / 'none'}"
     assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs, elsewhere)
     refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
-    assert "say where the results are" in refused.stderr
+    assert "give the folder of the results" in refused.stderr

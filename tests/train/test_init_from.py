@@ -54,7 +54,7 @@ def test_weights_of_a_run_are_taken_where_they_fit_and_the_rest_is_told(another_
         np.testing.assert_array_equal(array, wanted[name], err_msg=name)
     assert "encoder/blocks/layers/mlp/expand/kernel" not in "".join(lines)
     missing, left = lines[1:]
-    assert missing.startswith("  as initialised: ") and "decoder/embed/kernel" in missing
+    assert missing.startswith("  initialized randomly: ") and "decoder/embed/kernel" in missing
     assert left.startswith("  not used: ") and "decoder/embed/kernel" in left
     assert f"{len(before)} arrays" in lines[0]
 
@@ -80,7 +80,7 @@ def test_weights_under_foreign_names_are_taken(tmp_path, prefix):
     [
         (lambda place: None, "does not exist"),
         (lambda place: place.write_bytes(b"PK nonsense"), "cannot be read"),
-        (lambda place: np.savez(place, other=np.zeros(3)), "has nothing that fits"),
+        (lambda place: np.savez(place, other=np.zeros(3)), "has no array that fits"),
         (lambda place: np.savez(place, a=np.array([{}], object)), "cannot be read"),
     ],
 )
@@ -102,7 +102,7 @@ def test_run_directory_without_a_checkpoint_is_refused(tmp_path):
         initial_weights(str(tmp_path), state.parameters, mesh)
     (tmp_path / "classifier.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"novel": 1}))
-    with pytest.raises(UserError, match=r"config\.json cannot be read: config\.novel is no key"):
+    with pytest.raises(UserError, match=r"config\.json cannot be read: config\.novel is not a key"):
         initial_weights(str(tmp_path), state.parameters, mesh)
 
 
@@ -146,14 +146,20 @@ def test_folder_of_hugging_face_is_taken_and_its_normalization_told(ours, tmp_pa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: vit() | {"blocks.1.ls2.gamma": np.ones(24)}, "blocks.1.ls2.gamma has no place"),
-        (lambda: vit() | {"reg_token": np.ones((1, 4, 24))}, "reg_token has no place"),
-        (lambda: vit(depth=3), "blocks.2.attn.proj.bias has no place in this encoder, nor have 11"),
+        (
+            lambda: vit() | {"blocks.1.ls2.gamma": np.ones(24)},
+            "blocks.1.ls2.gamma has no counterpart",
+        ),
+        (lambda: vit() | {"reg_token": np.ones((1, 4, 24))}, "reg_token has no counterpart"),
+        (
+            lambda: vit(depth=3),
+            "blocks.2.attn.proj.bias has no counterpart in this encoder, nor have 11",
+        ),
         (lambda: vit(depth=1), r"the weights have no blocks\.1\."),
         (lambda: vit(patch=2), r"patch_embed\.proj\.weight has shape \(24, 3, 2, 2\)"),
         (lambda: vit() | {"pos_embed": vit()["pos_embed"] + 0.1}, "learned and other positions"),
         (lambda: vit() | {"pos_embed": 0 * vit()["pos_embed"]}, "pos_embed holds zeros"),
-        (lambda: vit(width=32) | {"fc_norm.bias": np.ones(32)}, "has shape|nothing that fits"),
+        (lambda: vit(width=32) | {"fc_norm.bias": np.ones(32)}, "has shape|no array that fits"),
     ],
 )
 def test_encoder_that_would_be_used_wrongly_is_refused(ours, tmp_path, make, message):

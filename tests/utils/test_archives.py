@@ -112,5 +112,5 @@ def test_arrays_of_every_kind_come_back(tmp_path):
 def test_column_that_is_shorter_than_it_states_is_refused(tmp_path):
     for name, content in {"short": npy((100,), b"abc"), "cut": b"\x93NUMPY\1\0\xff"}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match="no npy file"):
+        with pytest.raises(ValueError, match="not an npy file"):
             map_npy(tmp_path / name)

@@ -72,7 +72,7 @@ def test_folder_of_timm_states_them_too(tmp_path):
             HF | {"num_hidden_layers": 12},
             "config.json: num_hidden_layers=12, but the arrays have 2",
         ),
-        (HF | {"num_attention_heads": 5}, "num_attention_heads=5 is no number of heads for"),
+        (HF | {"num_attention_heads": 5}, "num_attention_heads=5 is not a number of heads for"),
         (HF | {"patch_size": [4, 8]}, "patches have to be square"),
         (HF | {"patch_size": 16}, "config.json: patch_size=16, but the arrays have 4"),
         (HF | {"intermediate_size": 64}, "intermediate_size=64, but the arrays have 96"),
@@ -104,7 +104,10 @@ def test_configuration_of_another_model_is_refused(tmp_path, config, message):
 
 def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
     place = folder(tmp_path / "a", vit())
-    refused(place, r"no run directory, no export .*: config\.json is missing; give the file itself")
+    refused(
+        place,
+        r"neither a run directory, nor an export .*: config\.json is missing; give the file itself",
+    )
     (place / "model.safetensors").unlink()
     refused(place, r"config\.json is missing$")
     (place / "config.json").write_text(json.dumps(HF))
@@ -129,14 +132,14 @@ def test_metadata_that_is_malformed_is_refused(tmp_path):
     save_file(vit(), tmp_path / "model.safetensors")
     refused(
         tmp_path / "model.safetensors",
-        "manifest.json: model.heads='3' is no number of heads for the width 24",
+        "manifest.json: model.heads='3' is not a number of heads for the width 24",
     )
 
 
 @pytest.mark.parametrize("heads", [0, -3, True, "3", 3.5, 5])
 def test_heads_that_are_none_are_refused(tmp_path, heads):
     np.savez(tmp_path / "a.npz", **vit())
-    refused(tmp_path / "a.npz", "is no number of heads for the width 24", heads=heads)
+    refused(tmp_path / "a.npz", "is not a number of heads for the width 24", heads=heads)
 
 
 def test_shards_of_a_folder_are_read_with_its_configuration(tmp_path):
@@ -182,7 +185,7 @@ def test_normalization_that_cannot_be_applied_is_demanded(tmp_path, processor, m
         ('{"image_mean": [0.5, 0.5], "image_std": 1}', "json: image_mean=.* has 2 values"),
         ('{"image_mean": 0.5, "image_std": [1, 0, 1]}', "json: image_std=.* deviation of 0"),
         ('{"image_mean": "half", "image_std": 1}', "json: image_mean=half: 'half' is not a fin"),
-        ('{"image_mean": 0.5, "image_std": 58}', "image_std=58: values are of images in"),
+        ('{"image_mean": 0.5, "image_std": 58}', "image_std=58: give values for images in"),
     ],
 )
 def test_malformed_processor_is_named_itself(tmp_path, processor, message):
@@ -230,7 +233,7 @@ def test_channels_other_than_three_have_no_usual_normalization(tmp_path):
     refused(place, "mean of the channels is not known", heads=3)
     assert opened(place, heads=3, mean=0.5, std=[0.25]).facts["mean"] == [0.5]
     refused(place, "std=.* has 3 values, the encoder 1 channels", heads=3, mean=0.5, std=HALF)
-    refused(place, "not of bytes", heads=3, mean=[127.5], std=[0.5])
+    refused(place, "not for bytes", heads=3, mean=[127.5], std=[0.5])
     refused(place, "deviation of 0", heads=3, mean=[0.5], std=[0.0])
     refused(place, "mean=.*nan is not a finite number", heads=3, mean=[np.nan], std=0.5)
     refused(place, "mean=True: True is not a finite number", heads=3, mean=True, std=0.5)
@@ -268,7 +271,7 @@ def test_unknown_array_of_every_layout_is_refused_by_name(tmp_path, layout):
         arrays = to_big_vision(arrays, heads=3)
         extra = "Transformer/encoderblock_0/scale"
     np.savez(tmp_path / "a.npz", **arrays, **{extra: np.ones(24, np.float32)})
-    refused(tmp_path / "a.npz", f"a.npz: {extra} has no place in this encoder", heads=3)
+    refused(tmp_path / "a.npz", f"a.npz: {extra} has no counterpart in this encoder", heads=3)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,10 @@ def test_unknown_array_of_every_layout_is_refused_by_name(tmp_path, layout):
         (lambda a: a.update(pos_embed=a["pos_embed"][:, ::-1]), "learned and other positions"),
         (lambda a: a.pop("patch_embed.proj.weight"), "not the arrays of a ViT as MAE, timm"),
         (lambda a: [a.pop(k) for k in list(a) if "blocks" in k], "blocks.0 is missing"),
-        (lambda a: a.update({"fc_norm.bias": a.pop("norm.bias")}), "fc_norm.bias has no place"),
+        (
+            lambda a: a.update({"fc_norm.bias": a.pop("norm.bias")}),
+            "fc_norm.bias has no counterpart",
+        ),
     ],
 )
 def test_encoder_of_another_kind_is_refused(tmp_path, change, message):

@@ -51,7 +51,7 @@ def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
         (lambda place, table: table["weight_map"].update(x="../secret.npz"), "not in its folder"),
         (lambda place, table: table["weight_map"].update(x="model-00001-of-00002.safetensors"),
          "names x, which is not in"),
-        (lambda place, table: table.pop("weight_map"), "is no table of shards"),
+        (lambda place, table: table.pop("weight_map"), "is not a table of shards"),
     ],
 )  # fmt: skip
 def test_incomplete_shards_are_refused(tmp_path, damage, message):
@@ -88,5 +88,7 @@ def test_transposed_array_is_refused_and_not_rearranged():
 def test_a_table_of_shards_that_names_no_files_is_refused(tmp_path):
     place = epath.Path(tmp_path / "model.safetensors.index.json")
     place.write_text('{"weight_map": {"a": 3}}')
-    with pytest.raises(UserError, match="is no table of shards: weight_map names something else"):
+    with pytest.raises(
+        UserError, match="is not a table of shards: weight_map names something else"
+    ):
         read_arrays(place)

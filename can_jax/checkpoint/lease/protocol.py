@@ -92,7 +92,7 @@ class Lease:
             if ending and not said:
                 said = True
                 logging.warning(
-                    "%s: %s is about to end, and still saves; waiting up to %.0f s for it",
+                    "%s: %s is stopping and still saving; waiting up to %.0f s for it",
                     self._name, who(holder), left,
                 )  # fmt: skip
             self._clock.sleep(min(self._beat_seconds / 10, left))
@@ -172,13 +172,13 @@ class Lease:
             return
         if taker:
             self.lost = LostLock(
-                f"{self._name} was taken over by {who(taker)}, which found no sign of this run "
-                f"for {self.stale_seconds:.0f} s; this run ends and writes nothing more"
+                f"{self._name} was taken over by {who(taker)}, which found no heartbeat of this "
+                f"run for {self.stale_seconds:.0f} s; this run ends and writes nothing more"
             )
         else:
             self.lost = LostLock(
                 f"{self._name}: the lock of this run was removed; it ends and writes nothing "
-                "more, since another may be there"
+                "more, since another run may use the directory"
             )
         raise self.lost
 
@@ -213,7 +213,7 @@ class Lease:
             if not self._is_gone(name, record, alone):
                 return record
             logging.warning(
-                "%s: %s is gone and left its lock; the lock is removed",
+                "%s: %s ended without releasing its lock; the lock is removed",
                 self._name, who(record),
             )  # fmt: skip
         # Without a record, the owner of the kernel lock is about to write one or to end.
@@ -230,7 +230,7 @@ class Lease:
     def _beats(self, name: str, record: Record) -> bool:
         """Return whether a holder shows a heartbeat. Blocks for up to `stale_seconds`."""
         logging.warning(
-            "%s is held by %s; waiting up to %.0f s for a sign of it",
+            "%s is held by %s; waiting up to %.0f s for its heartbeat",
             self._name, who(record), self.stale_seconds,
         )  # fmt: skip
         before = self._files.read(name)

@@ -32,19 +32,29 @@ ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
 COMMAND = Command(__doc__, "SUBJECT")
 FLAGS = COMMAND.flags
-_PATH = FLAGS.path("path", "input: as data.path in a recipe.")
-_SOURCE = FLAGS.choice("source", "folder", ENCODED, "input: as data.source in a recipe.")
-_NAME = FLAGS.text("name", None, "input: as data.name in a recipe.")
-_IMAGE_SIZE = FLAGS.integer("image_size", 224, "input: pixels along a side.", lower_bound=1)
-_BATCH_SIZE = FLAGS.integer("batch_size", 64, "input: images of a batch.", lower_bound=1)
-_THREADS = FLAGS.integer("threads", None, "input: of each pipeline; else one a core.")
+_PATH = FLAGS.path("path", "input: the path of the data, as in `config.data.path`.")
+_SOURCE = FLAGS.choice(
+    "source", "folder", ENCODED, "input: the source, as in `config.data.source`."
+)
+_NAME = FLAGS.text("name", None, "input: the TFDS name, as in `config.data.name`.")
+_IMAGE_SIZE = FLAGS.integer(
+    "image_size", 224, "input: the side length of the views, in pixels.", lower_bound=1
+)
+_BATCH_SIZE = FLAGS.integer("batch_size", 64, "input: the images per batch.", lower_bound=1)
+_THREADS = FLAGS.integer(
+    "threads", None, "input: the threads of each pipeline; by default one per core."
+)
 _CONFIG = FLAGS.recipe("recipe", prefix="step: ")
-_BATCH = FLAGS.integer("batch", None, "step: images; else the recipe's.", lower_bound=1)
-_PEER = FLAGS.switch("peer", False, "step: measure PyTorch beside it.")
-_PEER_COMPILED = FLAGS.switch("peer_compiled", False, "step: PyTorch with torch.compile.")
-_PARTS = FLAGS.switch("parts", False, "step: also MAE, SimCLR, and each part of ours.")
-_ROUNDS = FLAGS.integer("rounds", 5, "How often each has its turn.", lower_bound=1)
-_SECONDS = FLAGS.number("seconds", 3.0, "How long a turn lasts, at least.", lower_bound=0.1)
+_BATCH = FLAGS.integer(
+    "batch", None, "step: the images per batch; by default those of the recipe.", lower_bound=1
+)
+_PEER = FLAGS.switch("peer", False, "step: also measure the baseline in PyTorch.")
+_PEER_COMPILED = FLAGS.switch("peer_compiled", False, "step: also measure it with torch.compile.")
+_PARTS = FLAGS.switch("parts", False, "step: also measure MAE, SimCLR, and each part of the step.")
+_ROUNDS = FLAGS.integer("rounds", 5, "The number of turns of each measurement.", lower_bound=1)
+_SECONDS = FLAGS.number(
+    "seconds", 3.0, "The shortest duration of a turn, in seconds.", lower_bound=0.1
+)
 _JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
 
 
@@ -82,17 +92,17 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
         peer_compiled=_PEER_COMPILED.value, parts=_PARTS.value,
     )  # fmt: skip
     rows = {
-        "images a second": f"{results['images_per_second']:.2f}",
-        "analytic FLOPs an image": f"{results['analytic_flops_per_image']:.3e}",
-        "counted by the compiler": f"{results['counted_flops_per_image']:.3e}",
+        "images per second": f"{results['images_per_second']:.2f}",
+        "analytic FLOPs per image": f"{results['analytic_flops_per_image']:.3e}",
+        "FLOPs per image, counted by the compiler": f"{results['counted_flops_per_image']:.3e}",
         f"a {results['dtype']} matrix product, FLOP/s": f"{results['measured_peak_flops']:.3e}",
-        "MFU of that": f"{results['mfu_of_measured_peak']:.1%}",
-        "memory of a device, bytes": f"{results['peak_memory_bytes']:.3e}",
+        "MFU relative to that product": f"{results['mfu_of_measured_peak']:.1%}",
+        "memory per device, bytes": f"{results['peak_memory_bytes']:.3e}",
         "compiled in": f"{results['compile_seconds']:.1f} s",
         "devices": ", ".join(results["environment"]["devices"]),
     }
     if _PEER.value:
-        rows[results["peer"]] = f"{results['peer_images_per_second']:.2f} images a second"
+        rows[results["peer"]] = f"{results['peer_images_per_second']:.2f} images per second"
         rows["ours / theirs"] = f"{results['ratio']:.2f}"
     if _PARTS.value:
         whole = results["milliseconds"]["can"]

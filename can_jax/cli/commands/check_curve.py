@@ -34,7 +34,7 @@ def main(curves: str) -> None:
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
     for name, run in zip(_RUN.value, runs, strict=True):
         if not run:
-            raise UserError(f"--run={name}: there is no metrics.jsonl with a line in it")
+            raise UserError(f"--run={name}: metrics.jsonl is missing or empty")
     if _WRITE.value:
         path = epath.Path(curves)
         if len(runs) < 2:
@@ -55,9 +55,10 @@ def main(curves: str) -> None:
         print(json.dumps(left, indent=2))
     else:
         rows = {
-            n: "\n".join(f["outside"]) or f"{f['values']} values within" for n, f in left.items()
+            n: "\n".join(f["outside"]) or f"all {f['values']} values are within"
+            for n, f in left.items()
         }
-        table = fact_table("Within the reference ranges", rows)
+        table = fact_table("Comparison with the reference ranges", rows)
         plain_console(width=120, highlight=False).print(table)
     if wrong := [name for name, check in left.items() if check["outside"]]:
         raise UserError(f"{', '.join(wrong)}: outside the reference ranges of this recipe")

@@ -13,15 +13,15 @@ from can_jax.utils.files import replace_text
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_RUNS = FLAGS.paths("runs", "Directories of evaluations, with commas between.")
-_OUTPUT = FLAGS.path("output", "The page to write.", default="report.html")
+_RUNS = FLAGS.paths("runs", "The directories of the evaluations, with commas between.")
+_OUTPUT = FLAGS.path("output", "The file of the page.", default="report.html")
 
 
 @COMMAND.runs
 def main() -> None:
     """Write a page that compares several `results.json` files."""
     if not _RUNS.value:
-        raise UserError("--runs=OUT1,OUT2 is missing: directories of evaluations")
+        raise UserError("--runs=OUT1,OUT2 is missing: give the directories of evaluations")
     paths = [epath.Path(run) for run in _RUNS.value]
     names = [path.name for path in paths]
     labels = names if len(set(names)) == len(names) else list(_RUNS.value)

@@ -24,8 +24,10 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
 _CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
-_WORKDIR = FLAGS.path("workdir", "Where the results are written.")
-_UNTRAINED = FLAGS.switch("untrained", False, "Take the encoder as it was before training.")
+_WORKDIR = FLAGS.path("workdir", "The directory for the results.")
+_UNTRAINED = FLAGS.switch(
+    "untrained", False, "Evaluate the encoder with its initial weights, before training."
+)
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 JOB = Job(FLAGS)
 
@@ -39,7 +41,7 @@ def main() -> None:
             "--checkpoint=FROM is missing: a run directory, an export, or a file of weights"
         )
     if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR is missing: say where the results go")
+        raise UserError("--workdir=DIR is missing: give the directory of the results")
     config = resolve_evaluation(protocol)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)

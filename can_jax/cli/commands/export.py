@@ -17,12 +17,14 @@ from can_jax.utils.errors import UserError
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CHECKPOINT = FLAGS.path("checkpoint", "A run directory.")
-_FORMAT = FLAGS.choice("format", None, list(FORMATS), "What is written.")
-_CONTENTS = FLAGS.choice("contents", "encoder", ["encoder", "full"], "How much of the model.")
-_RESULTS = FLAGS.paths(
-    "results", "Directories of evaluations of these weights, for the model card."
+_FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format of the export.")
+_CONTENTS = FLAGS.choice(
+    "contents", "encoder", ["encoder", "full"], "The part of the model to export."
 )
-_OUTPUT = FLAGS.path("output", "The directory to make.")
+_RESULTS = FLAGS.paths(
+    "results", "Evaluation directories whose results the model card lists, with commas between."
+)
+_OUTPUT = FLAGS.path("output", "The directory to create.")
 
 
 @COMMAND.runs
@@ -33,7 +35,7 @@ def main() -> None:
     if _FORMAT.value is None:
         raise UserError(f"--format is missing: one of {', '.join(FORMATS)}")
     if _OUTPUT.value is None:
-        raise UserError("--output=DIR is missing: the directory to make")
+        raise UserError("--output=DIR is missing: give the directory to create")
     output = epath.Path(_OUTPUT.value)
     results = _RESULTS.value or []
     manifest = export_run(_CHECKPOINT.value, _FORMAT.value, output, _CONTENTS.value, results)

@@ -18,9 +18,11 @@ from can_jax.data.index.imagenet import write_imagenet
 
 COMMAND = Command(__doc__, "FROM", "[TO]")
 FLAGS = COMMAND.flags
-_SHARDS = FLAGS.integer("shards", None, "Of each split; by default one for 140 MB.", lower_bound=1)
+_SHARDS = FLAGS.integer(
+    "shards", None, "The shards of each split; by default one per 140 MB.", lower_bound=1
+)
 _PARTIAL = FLAGS.switch(
-    "partial", False, "Accept official tars with other numbers of images than ImageNet-1k has."
+    "partial", False, "Accept official tars whose numbers of images differ from ImageNet-1k's."
 )
 
 

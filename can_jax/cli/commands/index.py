@@ -30,24 +30,30 @@ SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 
 COMMAND = Command(__doc__, "PATH")
 FLAGS = COMMAND.flags
-_SOURCE = FLAGS.choice("source", None, SOURCES, "Kind of data; by default told from PATH.")
-_SPLIT = FLAGS.text("split", "train", "As data.split in a recipe.")
-_NAME = FLAGS.text("name", None, "Of the TFDS data set; PATH is then its data_dir.")
-_OUT = FLAGS.path("out", f"Folder of the index; by default PATH/{FOLDER}/SPLIT.")
+_SOURCE = FLAGS.choice("source", None, SOURCES, "The kind of data; by default inferred from PATH.")
+_SPLIT = FLAGS.text("split", "train", "The split, as in `config.data.split`.")
+_NAME = FLAGS.text("name", None, "The name of a TFDS data set; PATH is then its data_dir.")
+_OUT = FLAGS.path("out", f"The folder of the index; by default PATH/{FOLDER}/SPLIT.")
 _VERIFY = FLAGS.choice(
     "verify",
     "decode",
     VERIFY,
     "decode: decode each image. read: read and hash each file or record, and decode the header of "
-    "its image only, which misses images that are cut off. none: trust the headers of shards.",
+    "its image only, which misses truncated images. none: trust the headers of shards.",
 )
-_WORKERS = FLAGS.integer("workers", usable_cores(), "Processes.", lower_bound=1)
-_DROP = FLAGS.switch("drop_duplicates", False, "Leave out copies; otherwise only list them.")
-_IMAGE_KEY = FLAGS.text("image_key", "image/encoded", "Feature of TFRecords.")
-_LABEL_KEY = FLAGS.text("label_key", "image/class/label", "Feature of TFRecords.")
-_MAX_PIXELS = FLAGS.integer("max_pixels", 50_000_000, "A larger image is left out.")
+_WORKERS = FLAGS.integer("workers", usable_cores(), "The number of processes.", lower_bound=1)
+_DROP = FLAGS.switch(
+    "drop_duplicates", False, "Leave out duplicate images; by default they are only listed."
+)
+_IMAGE_KEY = FLAGS.text("image_key", "image/encoded", "The TFRecord feature of the encoded image.")
+_LABEL_KEY = FLAGS.text("label_key", "image/class/label", "The TFRecord feature of the label.")
+_MAX_PIXELS = FLAGS.integer(
+    "max_pixels", 50_000_000, "The area in pixels above which an image is left out."
+)
 _RANGE = FLAGS.items(
-    "range", None, "LOW,HIGH, as config.data.range: black and white in images of more than 8 bits."
+    "range",
+    None,
+    "LOW,HIGH: black and white of images of more than 8 bits, as `config.data.range`.",
 )
 
 
@@ -64,10 +70,10 @@ def main(path: str) -> None:
         root, names, others = images_of_split(path, split)
         if others:
             first = shown(others[0])
-            print(f"{len(others)} files are left out, not being images, as {first}")
+            print(f"{len(others)} files that are not images are left out, such as {first}")
         labels, label_names = classes_of(names)
         if label_names and -1 in labels:
-            print(f"{labels.count(-1)} images lie in no class folder and have no label")
+            print(f"{labels.count(-1)} images are in no class folder and have no label")
         file_labels = np.array(labels, np.int32)
     elif source == "tfds":
         if not _NAME.value:

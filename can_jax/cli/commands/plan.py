@@ -35,17 +35,21 @@ from can_jax.utils.errors import UserError
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
-_TOPOLOGY = FLAGS.text("topology", None, "The devices, such as v5e:16x16.")
-_SLICES = FLAGS.integer("slices", 1, "So many of them, with slower links between.")
+_TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
+_SLICES = FLAGS.integer("slices", 1, "The number of slices, which slower links connect.")
 _MFU = FLAGS.number(
     "mfu", None, "The fraction of peak FLOP/s to assume, except on TPUs; 0.4 by default."
 )
-_EXAMPLES = FLAGS.integer("examples", IMAGENET, "Images of an epoch; ImageNet-1k's.")
-_SEARCH = FLAGS.switch("search", False, "Look for the fastest settings that fit.")
-_TRIES = FLAGS.integer("tries", None, "Settings to compile at most: 12, or 4 for advice.")
-_TOP = FLAGS.integer("top", 0, "Instructions of a step to list, the dearest first.", lower_bound=0)
-_DUMP_HLO = FLAGS.path("dump_hlo", "A file for the text of the compiled step.")
-_JSON = FLAGS.switch("json", False, "Print the figures as JSON.")
+_EXAMPLES = FLAGS.integer(
+    "examples", IMAGENET, "The images per epoch; by default those of ImageNet-1k."
+)
+_SEARCH = FLAGS.switch("search", False, "Search for the fastest settings that fit.")
+_TRIES = FLAGS.integer(
+    "tries", None, "The most settings to compile; by default 12 with --search, else 4."
+)
+_TOP = FLAGS.integer("top", 0, "The number of most expensive instructions to list.", lower_bound=0)
+_DUMP_HLO = FLAGS.path("dump_hlo", "The file for the text of the compiled step.")
+_JSON = FLAGS.switch("json", False, "Print JSON instead of tables.")
 
 
 @COMMAND.runs
@@ -56,7 +60,7 @@ def main() -> None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
     mfu = ASSUMED_MFU if _MFU.value is None else _MFU.value
     if not 0 < mfu <= 1:
-        raise UserError(f"--mfu={mfu}: a share, above 0 and at most 1")
+        raise UserError(f"--mfu={mfu}: give a fraction above 0 and at most 1")
     # JAX's cache cannot load programs for devices that are not attached.
     jax.config.update("jax_enable_compilation_cache", False)
     config.data.path = config.data.path or "-"  # No data is read.
@@ -124,7 +128,7 @@ def advice(search: Search) -> str:
         return f"The best that fits: {search.best.choice.options} ({attempt_line(search.best)})"
     smallest = search.smallest
     return (
-        f"Nothing of {len(search.attempts)} settings fits; the smallest came to "
+        f"None of {len(search.attempts)} settings fits; the smallest needs "
         f"{gib(smallest.plan.memory.total)} ({attempt_line(smallest)}). Take more devices, or a "
         "smaller config.batch_size or model"
     )

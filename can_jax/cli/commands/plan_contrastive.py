@@ -22,8 +22,8 @@ from can_jax.plan.topology import open_topology
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_TOPOLOGY = FLAGS.text("topology", "v5e:16x16", "The devices, as for can_jax.plan.")
-_WIDTH = FLAGS.integer("width", 128, "Of the projections.")
+_TOPOLOGY = FLAGS.text("topology", "v5e:16x16", "The devices to plan for, as in can_jax.plan.")
+_WIDTH = FLAGS.integer("width", 128, "The width of the embeddings.")
 IMAGES = (4096, 16384, 65536, 262144)
 
 

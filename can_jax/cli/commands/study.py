@@ -19,10 +19,12 @@ from can_jax.utils.errors import UserError
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("study")
-_WORKDIR = FLAGS.path("workdir", "Where the run directories are.")
+_WORKDIR = FLAGS.path("workdir", "The parent of the run directories.")
 _RESULTS = FLAGS.path("results", "The folder of the results; by default WORKDIR/results.")
-_PENDING = FLAGS.switch("pending", False, "Say what is done and what is left, and end.")
-_REPORT = FLAGS.path("report", "Write a page about what is known, and end.")
+_PENDING = FLAGS.switch(
+    "pending", False, "List the finished and the remaining runs, without training."
+)
+_REPORT = FLAGS.path("report", "Write a page of the available results, without training.")
 
 
 @COMMAND.runs
@@ -31,9 +33,9 @@ def main() -> None:
     study = _CONFIG.read()
     only_read = _PENDING.value or _REPORT.value
     if _WORKDIR.value is None and not only_read:
-        raise UserError("--workdir=DIR is missing: say where the runs may write")
+        raise UserError("--workdir=DIR is missing: give the parent of the run directories")
     if _WORKDIR.value is None and _RESULTS.value is None:
-        raise UserError("--workdir=DIR or --results=DIR is missing: say where the results are")
+        raise UserError("--workdir=DIR or --results=DIR is missing: give the folder of the results")
     study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
     plan = Plan(study)
     workdir = epath.Path(_WORKDIR.value or ".")

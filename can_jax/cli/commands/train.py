@@ -20,7 +20,9 @@ _WORKDIR = FLAGS.path("workdir", "The run directory, one for all hosts; may be g
 _PROFILE = FLAGS.switch("profile", False, "Trace a few steps for TensorBoard's profiler.")
 _DUMP_HLO = FLAGS.switch("dump_hlo", False, "Write the compiled train step to hlo.txt.")
 _ALLOW_CHANGES = FLAGS.items(
-    "allow_changes", [], f"What a resume may change, with commas between: {', '.join(CHANGES)}."
+    "allow_changes",
+    [],
+    f"Settings that a resume may change, with commas between: {', '.join(CHANGES)}.",
 )
 JOB = Job(FLAGS)
 
@@ -30,7 +32,7 @@ def main() -> None:
     """Pretrain as configured by the flags."""
     config = _CONFIG.read()
     if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR is missing: say where the run may write")
+        raise UserError("--workdir=DIR is missing: give the run directory")
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: give some of {', '.join(CHANGES)}")
     JOB.join()

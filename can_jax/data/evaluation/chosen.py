@@ -104,7 +104,7 @@ def choose_and_hold_out(
         kept, out = hold_out(both.labels, count, seed)
     except UserError as error:
         raise UserError(f"{both.called}: {error}; {'; '.join(notes)}") from error
-    notes.append(f"{len(out)} examples of {both.called} are held out to test on")
+    notes.append(f"{len(out)} examples of {both.called} are held out for testing")
     learned, tested = (
         both._replace(examples=both.examples[rows], labels=both.labels[rows])
         for rows in (kept, out)

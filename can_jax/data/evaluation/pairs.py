@@ -115,7 +115,8 @@ def open_pair(
         if not 0 < share < 1:  # stored by an older version of the package
             raise UserError(
                 f"there is no split to test on but {data.split!r}, and config.probe.held_out="
-                f"{share} is no share of it: set config.data.held_out or config.data.test_split"
+                f"{share} is not a fraction of it: set config.data.held_out or "
+                "config.data.test_split"
             )
         learned, tested = choose_and_hold_out(source, data.split, counts, share, seed, notes)
     else:
@@ -124,8 +125,9 @@ def open_pair(
     _compare_images(learned, tested, same, held, notes)
     if len(classes) == 1:
         notes.append(
-            f"{learned.called} has a single class, {classes.called[0]!r}: accuracies say nothing; "
-            "config.data.path should be the folder that contains the class folders or the splits"
+            f"{learned.called} has a single class, {classes.called[0]!r}: accuracies are "
+            "meaningless; config.data.path should be the folder that contains the class folders "
+            "or the splits"
         )
     parts = (
         _part(learned, data, classes.numbering, classes),
@@ -156,7 +158,7 @@ def _match(
     if alike := classes.alike():
         notes.append(f"{learned.called} has two classes that differ in spelling only: {alike}")
     if absent := classes.absent(classes.numbering(distinct(learned.labels))):
-        notes.append(f"no training example is chosen of {absent}")
+        notes.append(f"no training example of {absent} is selected")
     if bool(names) != bool(other_names):
         nameless = tested.called if names else learned.called
         notes.append(f"{nameless} has no label_names, so classes are matched by number")
@@ -176,7 +178,8 @@ def _compare_images(
     """
     if same and not held:
         notes.append(
-            f"{learned.called} and {tested.called} are the same examples: accuracies say nothing"
+            f"{learned.called} and {tested.called} are the same examples: accuracies are "
+            "meaningless"
         )
         return
     duplicates, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
@@ -184,7 +187,7 @@ def _compare_images(
         where = "among the other examples" if held else f"in {learned.called}"
         notes.append(
             f"{duplicates} of {compared} examples of {tested.called} that were compared are also "
-            f"{where}, byte for byte: accuracies say less than they seem to"
+            f"{where}, byte for byte: accuracies are too high"
         )
 
 
@@ -223,7 +226,7 @@ def open_test(
             missing = missing or f"the split {name!r} has no known class, only {strange}"
             continue
         if missing:
-            notes.append(f"{missing}; {name!r} takes its place")
+            notes.append(f"{missing}; {name!r} is used instead")
         return name, source
     notes.append(missing)
     return splits[0], None

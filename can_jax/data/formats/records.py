@@ -57,10 +57,10 @@ def scan_tfrecord(path: str) -> ScanResult:
             break
         resumed = next_record(file.read, position + 1, file.size)
         if resumed is None and length is not None:
-            problems.ending = f"is cut off: its record at byte {position} is not whole"
+            problems.ending = f"is truncated: its record at byte {position} is incomplete"
         elif resumed is None:
             problems.ending = (
-                f"has no TFRecord at byte {position} (cut off, damaged, or compressed)"
+                f"has no TFRecord at byte {position} (truncated, damaged, or compressed)"
             )
         else:
             problems.gaps.append((position, resumed))
@@ -84,7 +84,7 @@ class Problems:
         phrases = []
         if self.gaps:
             ranges = name_gaps(self.gaps, "byte {} to {}".format)
-            phrases.append(f"has no TFRecord at {ranges}, which is passed over")
+            phrases.append(f"has no TFRecord at {ranges}, which is skipped")
         return "; it ".join([*phrases, *filter(None, [self.ending])])
 
 

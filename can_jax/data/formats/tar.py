@@ -133,7 +133,7 @@ class Members:
             end, self._damaged = self.tar.offset, False
             whole = not member.isreg() or member.offset_data + member.size <= self._size
             if not whole and not member.issparse():  # which takes fewer bytes than its size
-                self._ending = f"is cut off: its member at byte {member.offset} is not whole"
+                self._ending = f"is truncated: its member at byte {member.offset} is incomplete"
                 return
             yield member
         self._finish(end)
@@ -145,11 +145,11 @@ class Members:
         phrases = []
         if self._gaps:
             ranges = name_gaps(self._gaps, _bytes_from)
-            phrases.append(f"is damaged: no valid header in {ranges}, which is passed over")
+            phrases.append(f"is damaged: no valid header in {ranges}, which is skipped")
         if self._zeros:
             ranges = name_gaps(self._zeros, _bytes_from)
             phrases.append(
-                f"has no valid header in {ranges}, which is passed over: only zeros, as between "
+                f"has no valid header in {ranges}, which is skipped: only zeros, as between "
                 "tars that were joined, or as in a hole that cost members"
             )
         if self._ending:
@@ -202,6 +202,6 @@ class Members:
         elif self._damaged:
             self._gaps.append((end, end + rest))
         elif rest < BLOCK:
-            self._ending = f"is cut off: it has no end mark at byte {end}"
+            self._ending = f"is truncated: it has no end mark at byte {end}"
         elif rest > END_ZEROS:
             self._ending = f"has only zeros from byte {end} on, {rest} bytes"

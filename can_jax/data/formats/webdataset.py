@@ -54,7 +54,7 @@ def scan_tar(path: str) -> ScanResult:
                 labels.append(label)
             problem = members.problem
     except (tarfile.TarError, EOFError) as error:
-        problem = f"is no whole uncompressed tar: {error}"
+        problem = f"is not a complete, uncompressed tar: {error}"
     ranges = [(image.offset_data, image.size) for image in images]
     if any(not image.isreg() for image in images):
         ranges = _resolve(path, file.size, images)

@@ -154,7 +154,7 @@ def find_val(root: Path) -> list[Image]:
     """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
-            print(f"no split val: {root / DEVKIT}, with the labels of {VAL_TAR}, is not there")
+            print(f"no split val: {root / DEVKIT}, with the labels of {VAL_TAR}, does not exist")
             return []
         labels = labels_of_devkit(root / DEVKIT)
         images = sorted(_members(root / VAL_TAR), key=lambda member: member.name)
@@ -182,7 +182,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
         raise UserError(otherwise)
     for name in names:
         if os.sep not in name:
-            raise UserError(f"{folder / name} lies in no class folder; wanted is {folder}/CLASS/…")
+            raise UserError(f"{folder / name} is in no class folder; expected is {folder}/CLASS/…")
         yield Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
 
 
@@ -244,7 +244,9 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
                 if member.isreg():
                     yield Image(str(path), member.offset_data, member.size, name, "")
     except (tarfile.TarError, OSError) as error:
-        raise UserError(f"{path} is no whole tar: {error}; is the download complete?") from error
+        raise UserError(
+            f"{path} is not a complete tar: {error}; is the download complete?"
+        ) from error
     if members.problem:
         where = f"{path}, in the tar at byte {part.start} of it," if part else str(path)
         raise UserError(f"{where} {members.problem}; is the download complete?")

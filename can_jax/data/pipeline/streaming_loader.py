@@ -183,7 +183,7 @@ class StreamingLoader(Loader):
         self.skipped += int((host["attempt"] > 0).sum())
         if (host["attempt"] == NOTHING).any():
             raise UserError(
-                "no image of a whole chunk of the stream can be decoded; see their names"
+                "no image of a whole chunk of the stream can be decoded; the log lists their names"
             )
 
     @property

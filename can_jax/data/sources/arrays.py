@@ -106,7 +106,7 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
         raise UserError(
-            f"{shard}: 'images' is {images.dtype} {images.shape}; wanted is uint8 "
+            f"{shard}: 'images' is {images.dtype} {images.shape}; expected is uint8 "
             f"(images, height, width, {channels}), the last as in config.data.channels"
         )
     labels = arrays.get("labels", np.full(len(images), -1))

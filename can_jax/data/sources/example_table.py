@@ -106,7 +106,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
         or not isinstance(sizes, dict)
         or not all(type(size) is int for size in sizes.values())
     ):
-        raise UserError(f"{folder}/{FACTS} is not what can_jax writes; build the index again")
+        raise UserError(f"{folder}/{FACTS} was not written by can_jax; rebuild the index")
     return facts
 
 
@@ -136,10 +136,10 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
     lengths = {len(values) for values in rows.values()}
     lengths |= {len(digest)} if digest is not None else set()
     if lengths != {facts["examples"]}:
-        raise UserError(f"{folder} is damaged: its columns differ in length; build it again")
+        raise UserError(f"{folder} is damaged: its columns differ in length; rebuild it")
     table = Table(names, **rows, label_names=tuple(facts["label_names"]), digest=digest)
     if problem := _problem(table):
-        raise UserError(f"{folder} is damaged: {problem}; build it again")
+        raise UserError(f"{folder} is damaged: {problem}; rebuild it")
     return table, facts
 
 
@@ -149,7 +149,7 @@ def _problem(table: Table) -> str | None:
     if names.text.dtype != np.uint8:
         return "its names are not bytes"
     if len(ends) and (ends[0] < 0 or ends[-1] > len(names.text) or (ends[1:] < ends[:-1]).any()):
-        return "its names have no ends"
+        return "the offsets of its names are invalid"
     if not len(table):
         return "it has no examples"
     if table.file.min() < 0 or table.file.max() >= len(names):

@@ -76,8 +76,8 @@ def _refuse_splits_as_classes(
         for name in set(folders) & set(classes):
             if other != standard(split):
                 raise UserError(
-                    f"the index of {shown(path)} takes {shown(name)}, which is the split {other}, "
-                    "for a class; build it again with python -m can_jax.data.index"
+                    f"the index of {shown(path)} treats {shown(name)}, the split {other}, as a "
+                    "class; rebuild it with python -m can_jax.data.index"
                 )
 
 
@@ -104,8 +104,8 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
     doubtful = {name for group in split_folders(classes).values() for name in group}
     if doubtful:
         logging.warning(
-            "%s: folders that are named like splits are taken for classes, since others lie beside "
-            "them: %s; set config.data.path to one of them to read it as a split",
+            "%s: folders that are named like splits are treated as classes, since other folders "
+            "are beside them: %s; set config.data.path to one of them to read it as a split",
             shown(parent), some(sorted(doubtful)),
         )  # fmt: skip
     if inner and standard(split) == "train":
@@ -194,7 +194,7 @@ def scan_folder(path: str, split: str) -> Table:
     root, names, others = images_of_split(path, split)
     if others:
         logging.warning(
-            "%s: %d files are left out, not being images by name or content, such as %s",
+            "%s: %d files that are not images by name or content are left out, such as %s",
             shown(root), len(others), some(others, 3),
         )  # fmt: skip
     if not names:
@@ -205,7 +205,7 @@ def scan_folder(path: str, split: str) -> Table:
     if (sizes < 0).any():
         gone = [names[i] for i in np.flatnonzero(sizes < 0)]
         logging.warning(
-            "%s: %d images are left out, being no regular files or links to nowhere: %s",
+            "%s: %d images that are broken links or not regular files are left out: %s",
             shown(root), len(gone), some(gone, 3),
         )  # fmt: skip
         names = [names[i] for i in np.flatnonzero(sizes >= 0)]
@@ -213,7 +213,7 @@ def scan_folder(path: str, split: str) -> Table:
     labels, label_names = classes_of(names)
     if label_names and (loose := [name for name in names if os.sep not in name]):
         logging.warning(
-            "%s: %d images lie in no class folder and have no label, such as %s",
+            "%s: %d images are in no class folder and have no label, such as %s",
             shown(root), len(loose), some(loose, 3),
         )  # fmt: skip
     return Table(
@@ -259,8 +259,8 @@ def _log_no_classes(classes: list[str], names: list[str]) -> None:
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
         logging.warning(
-            "the folders %s are taken for classes, with images such as %s; set config.data.path to "
-            "one of them to read it alone", some(classes), shown(names[0]),
+            "the folders %s are treated as classes, with images such as %s; set config.data.path "
+            "to one of them to read it alone", some(classes), shown(names[0]),
         )  # fmt: skip
 
 

@@ -192,7 +192,9 @@ def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord 
     expected = length if parse is None else length + FOOTER
     content = file.read(offset, expected)
     if len(content) < expected:
-        raise OSError(errno.EIO, "it ends before this example, and has been cut since")
+        raise OSError(
+            errno.EIO, "it ends before this example, and was truncated after it was indexed"
+        )
     if parse is None:
         return content
     intact = intact_content(content)
@@ -233,7 +235,7 @@ def stored_table(
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
             raise UserError(
-                f"{folder} is older than {os.path.join(root, name)}; build it again with "
+                f"{folder} is older than {os.path.join(root, name)}; rebuild it with "
                 f"python -m can_jax.data.index"
             )
     in_order = [sizes[table.names[i]] for i in range(len(table.names))]
@@ -266,16 +268,16 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         facts: The facts stored with the index.
         folder: The folder of class folders that was indexed; None for shards.
     """
-    advice = "python -m can_jax.data.index builds it again"
+    advice = "python -m can_jax.data.index rebuilds it"
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
-            "%s was written by an older version, which missed images in tars and told fewer splits "
-            "apart; %s, which changes the order of examples", index, advice,
+            "%s was written by an older version, which missed images in tars and distinguished "
+            "fewer splits; %s, which changes the order of examples", index, advice,
         )  # fmt: skip
     if facts.get("undecodable"):
         logging.warning(
-            "%s leaves out %d images that could not be decoded as it was built; undecodable.txt in "
-            "it says why", index, facts["undecodable"],
+            "%s leaves out %d images that could not be decoded when it was built; its "
+            "undecodable.txt lists the reasons", index, facts["undecodable"],
         )  # fmt: skip
     if folder is not None and facts["label_names"] and not is_remote(folder):
         classes = set(facts["label_names"])

@@ -88,7 +88,7 @@ def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
         return np.arange(len(part.label_names)), list(part.label_names)
     if labels is None:
         logging.warning(
-            "part %d of config.data.mixture: labels that its records may have count as unknown; "
-            "python -m can_jax.data.index makes an index that holds them", i,
+            "part %d of config.data.mixture: labels in its records count as unknown; "
+            "python -m can_jax.data.index builds an index with them", i,
         )  # fmt: skip
     return occurring, [f"label {label}" for label in occurring.tolist()]

@@ -202,7 +202,7 @@ def _stream(source: str) -> Callable[[ConfigDict, str], tuple[str, list[str]]]:
 
 
 def _path(source: str) -> dict[str, str]:
-    return {"path": f"say where the {source} data lies"}
+    return {"path": f"give the location of the {source} data"}
 
 
 TFRECORDS = ShardFormat(

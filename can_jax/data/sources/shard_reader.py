@@ -148,11 +148,9 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
                     continue
                 stream.give_back(len(header) - 1)
                 if not _skip_to_record(stream):
-                    log(f" is cut off or damaged at byte {start}")
+                    log(f" is truncated or damaged at byte {start}")
                     break
-                log.place(
-                    f" has no TFRecord at byte {start} to {stream.place}, which is passed over"
-                )
+                log.place(f" has no TFRecord at byte {start} to {stream.place}, which is skipped")
     except UserError:
         raise
     except Exception as error:  # raised by the file system, a remote store, gzip or zlib
@@ -215,9 +213,9 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
         if of_storage(error):
             raise unreadable(path, error) from error
         if isinstance(error, tarfile.ReadError) and "unexpected end" in str(error):
-            log(" is cut off")
+            log(" is truncated")
         elif isinstance(error, tarfile.ReadError) and "truncated header" in str(error):
-            log(" is no tar")
+            log(" is not a tar")
         else:
             log(f" cannot be read further: {shown(one_line(error))}")
     kinds = set(map(base_kind, unused))

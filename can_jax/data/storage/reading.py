@@ -63,13 +63,13 @@ def patiently(call: Callable[[], Result]) -> Result:
                 OpenFiles.release()
             if passes(error) and wait is not None:
                 if wait >= SAID:
-                    logging.warning("%s; trying again in %.0f s", shown(one_line(error)), wait)
+                    logging.warning("%s; retrying in %.0f s", shown(one_line(error)), wait)
                 time.sleep(wait)
                 continue
             if isinstance(error, OSError) and error.errno in FULL:
                 raise UserError(
-                    f"{error.filename or 'a file'} cannot be opened: this process has as many open "
-                    "files as it may; raise the limit (ulimit -n)"
+                    f"{error.filename or 'a file'} cannot be opened: this process has reached its "
+                    "limit of open files; raise it (ulimit -n)"
                 ) from error
             raise
     raise AssertionError

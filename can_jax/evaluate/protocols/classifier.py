@@ -65,7 +65,8 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
     if trained := read_identity(workdir):
         if lines := differences(card.get("identity", {}), trained):
             raise UserError(
-                f"{workdir}: {CARD} is of an earlier run there: {lines[0]}; finish the present one"
+                f"{workdir}: {CARD} belongs to an earlier run in this directory: {lines[0]}; "
+                "finish the current run"
             )
         identity["trained_from"] = trained["encoder"]
     return ClassifierSubject(config, state, identity, step, classes)

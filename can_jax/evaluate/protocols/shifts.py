@@ -85,7 +85,9 @@ def path_of(shift: dict[str, Any], key: str = "path") -> str:
     """
     path = shift.get(key)
     if path is None or not Path(path).exists():
-        raise UserError(f"config.robustness.shifts: {shift.get('kind')}: {key}={path} is not there")
+        raise UserError(
+            f"config.robustness.shifts: {shift.get('kind')}: {key}={path} does not exist"
+        )
     return str(path)
 
 
@@ -200,7 +202,7 @@ def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> J
             name = split.source.describe(int(index))
             match = re.search(r"(\d{8})\.\w+", name)
             if not match or not 1 <= int(match[1]) <= len(labels):
-                raise UserError(f"config.robustness.shifts: real: {name} is no numbered image")
+                raise UserError(f"config.robustness.shifts: real: {name} is not a numbered image")
             right[row, places_of(classes, labels[int(match[1]) - 1])] = True
         return right
 
@@ -224,7 +226,7 @@ def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Jud
     for name in ("folder_to_objectnet_label", "objectnet_to_imagenet_1k"):
         path = root / "mappings" / f"{name}.json"
         if not path.exists():
-            raise UserError(f"config.robustness.shifts: objectnet: {path} is not there")
+            raise UserError(f"config.robustness.shifts: objectnet: {path} does not exist")
         tables[name] = json.loads(path.read_text())
     order = json.loads((root / "mappings" / "pytorch_to_imagenet_2012_id.json").read_text())
     lines = (root / "mappings" / "imagenet_to_label_2012_v2").read_text().splitlines()

@@ -28,7 +28,7 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
         raise UserError(f"{workdir} holds no results.json")
     content = read_json(path)
     if missing := _lacks(content):
-        raise UserError(f"{path} is not what an evaluation writes: {missing} is missing or wrong")
+        raise UserError(f"{path} is not a result file: {missing} is missing or malformed")
     return content
 
 
