@@ -1,6 +1,11 @@
-# Two commands do everything: `make quickstart` and `make test`. Another Python: make test PYTHON=python3.12
-# `make test-all` also runs the tests that take minutes each, `make test-torch` those that need PyTorch,
-# `make test-browser` the one that needs Chromium (on Debian and Ubuntu, as root where it is missing).
+# make quickstart     train CAN on synthetic shapes, on a CPU in a few minutes
+# make test           lint, and run the fast tests
+# make test-all       also run the tests that take minutes each
+# make test-torch     run the tests that need PyTorch
+# make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing
+# make constraints    update the tested versions of the dependencies
+#
+# Each target creates the virtual environment that it needs. PYTHON=python3.12 selects another Python.
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
@@ -32,7 +37,7 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 
-# Stamps: a second call installs nothing, a changed list of packages installs again.
+# Stamp files: packages are installed once, and again after their lists change.
 $(VENV)/installed: $(REQUIREMENTS)
 	@test -f $(CONSTRAINTS) || { echo "Python $(VERSION) is not supported: use 3.11, 3.12 or 3.13, such as make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -47,7 +52,7 @@ $(VENV)/installed-torch: $(VENV)/installed-test
 	$(INSTALL) --editable '.[test,torch]'
 	@touch $@
 
-# The tested versions, written down from an environment with the newest that requirements.txt allows.
+# Write the tested versions: those of a new environment with the newest versions that are allowed.
 constraints:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/python -m pip install --quiet --editable '.[test]'

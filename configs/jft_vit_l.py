@@ -5,28 +5,28 @@
 
 EPOCHS is the length in epochs of ImageNet-1k's size, 1,281,167 images each: 5000 by default, and
 800, 1600 and 3000 have rows in the paper too. The recipe counts in examples (`total_examples`), so
-the size of the data set does not change the length. The cosine ends where the run ends: to compare
-with a shorter row, start a run of that length. Do not stop a longer one: its rate is still high.
+the size of the data set does not change the length. The cosine schedule ends with the run. To
+compare with a shorter row, start a run of that length; stopped early, a longer one has not decayed.
 
 `data.path` names tars of images (WebDataset), at least one for each process. No labels are needed.
 TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed from start to end. That
 needs no index, but excludes probes and figures. Only the logged epochs depend on `data.examples`,
 about the number of images. `--config.data.streaming=False` reads by an index instead.
 
-Hardware: 431 GFLOP an image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
+Hardware: 431 GFLOP per image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
 H100 at 50 % of their peak about a day; 800 are 4.4e20 FLOP, about four hours (arithmetic, not a
 measurement). The table of slices in `configs/vit_l.py` holds, as the step is the same.
 
-Result: linear probe on ImageNet-1k (%) after so many epochs on JFT-300M, from the paper (Table 2),
-with SimCLR and MAE by the same authors:
+Result: linear probe on ImageNet-1k (%) by epochs on JFT-300M, from the paper (Table 2), with SimCLR
+and MAE by the same authors:
 
               800   1600  3000  5000
     CAN       72.8  74.3  75.3  75.4
     SimCLR    72.6  73.1        73.4
     MAE             50.5        64.1
 
-Fine-tuned after 5000 (abstract on arXiv): CAN 86.1, SimCLR 85.5, MAE 85.4 %. A later abstract has
-85.9 for CAN. Not reproduced here.
+Fine-tuned after 5000 epochs (abstract on arXiv): CAN 86.1, SimCLR 85.5, MAE 85.4 %. A later
+abstract has 85.9 for CAN. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

@@ -3,10 +3,10 @@
     python -m can_jax.main --config=configs/mae_vit_l.py --workdir=runs/mae_vit_l \
         --config.data.path=/data/imagenet
 
-One view of crop and flip, three quarters of the patches hidden, as in arXiv 2111.06377. The two
-branches without weight are not built.
+As in arXiv 2111.06377, a step sees one view, cropped and flipped, with three quarters of the
+patches masked. The two branches with zero weight are not built.
 
-Hardware: 124 GFLOP an image and step; 800 epochs of ImageNet-1k are 1.3e20 FLOP, on 64 H100 at
+Hardware: 124 GFLOP per image and step; 800 epochs of ImageNet-1k are 1.3e20 FLOP, on 64 H100 at
 50 % of their peak a bit over an hour (arithmetic, not a measurement).
 Result: for this run on ImageNet-1k the CAN paper (Table 3) reports 83.7 % fine-tuned and 71.4 %
 linear probe by its authors, 84.9 and 73.5 % by MAE's. Beside it, both for 800 epochs of ViT-L: CAN

@@ -4,15 +4,15 @@
         --config.data.path=/data/imagenet
 
 `data.path` is a folder with images anywhere below it; class folders are not needed. For the kNN
-probe give labelled splits, `train/CLASS/…` and `val/CLASS/…`, with
+probe give labeled splits, `train/CLASS/…` and `val/CLASS/…`, with
 `--config.probe.every_epochs=10`.
 
-Hardware: 169 GFLOP an image and step, 1.7e20 FLOP in all: about two days on eight H100 at 12 %
+Hardware: 169 GFLOP per image and step, 1.7e20 FLOP in all: about two days on eight H100 at 12 %
 of their peak, half a day at 50 % (arithmetic, not a measurement). Fewer devices need a smaller
-`batch_size`, and the learning rate follows it.
+`batch_size`; the learning rate scales with it.
 Result: for this run on ImageNet-1k the paper (Table 3) reports 83.4 % fine-tuned and 74.0 % linear
-probe. It has no row of MAE or SimCLR for ViT-B and 800 epochs. Not reproduced here. The first steps
-were run on photographs at 224 px on a CPU.
+probe. It has no row of MAE or SimCLR for ViT-B and 800 epochs. Not reproduced here. Only the first
+steps were run, on photographs at 224 px on a CPU.
 """
 
 from ml_collections import ConfigDict

@@ -3,11 +3,11 @@
     python -m can_jax.main --config=configs/vit_h.py --workdir=runs/vit_h \
         --config.data.path=/data/images
 
-`data.path` is a folder with images anywhere below it; no labels are needed. `mesh.fsdp` splits
-parameters and optimizer state over so many devices; on fewer than eight set it lower.
+`data.path` is a folder with images anywhere below it; no labels are needed. `mesh.fsdp`
+splits parameters and optimizer state over eight devices; set it lower on fewer devices.
 
-Hardware: 1.1 TFLOP an image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. What `python -m
-can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40 % of the peak:
+Hardware: 1.1 TFLOP per image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. The plan
+of `python -m can_jax.plan` for the recipe's 4096 images, the step at an assumed 40 % of the peak:
 
     slice      settings  memory of a device  step     images/s
     v5e:16x16  -         6.4 of 15.8 GiB     0.262 s  15,600

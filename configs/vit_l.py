@@ -6,8 +6,8 @@
 `data.path` is a folder with images anywhere below it; no labels are needed. The paper's longer run
 on JFT-300M is `configs/jft_vit_l.py`.
 
-Hardware: 431 GFLOP an image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. What `python -m
-can_jax.plan` makes of it at the recipe's 4096 images, the step at an assumed 40 % of the peak:
+Hardware: 431 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The plan
+of `python -m can_jax.plan` for the recipe's 4096 images, the step at an assumed 40 % of the peak:
 
     slice      settings  memory of a device  step     images/s
     v5e:16x16  -         8.6 of 15.8 GiB     0.095 s  43,000
@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.model.update(size="L", remat="dots")  # of products only attention's logits twice
+    config.model.update(
+        size="L", remat="dots"
+    )  # of products, only attention's logits are recomputed
     config.figures.every_steps = 5000
     return config

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Runs a recipe on this machine, on all of its devices. Starts it again after a preemption: exit code
-# 75, stopped after saving, or 143, stopped before the program had begun. Starts it again up to
-# RETRIES times, 3 by default, after an unexpected error or a hang (70). Ctrl-C saves and ends with
-# 130; a second one ends at once.
+# Run a recipe on all devices of this machine, in one process.
 #
 #     launch/local.sh --config=configs/cifar10.py --workdir=runs/cifar10
 #
-# PYTHON chooses the interpreter; DRY_RUN=1 prints the command instead.
+# The script restarts the run after a preemption: exit code 75 (stopped and saved) or 143 (stopped
+# before the first line of the program). After an unexpected error or a hang (exit code 70), it
+# restarts the run up to RETRIES times, 3 by default. Ctrl-C saves the run and exits with code 130;
+# a second Ctrl-C kills it.
+#
+# PYTHON is the interpreter. DRY_RUN=1 prints the command instead of running it.
 set -u
 # Whether a variable such as DRY_RUN is set, and not to 0, false or no.
 on() {
@@ -20,9 +22,9 @@ if on DRY_RUN; then
   exit 0
 fi
 child=
-stopped=0 # the exit code, once a signal asked to stop
+stopped=0 # the exit code to use after a stop signal
 stop() {
-  # A terminal sends Ctrl-C to every process. This one started the run without it, so passes it on.
+  # A terminal sends Ctrl-C to every process, but background children ignore it. Forward it.
   if [ "$stopped" -eq 130 ] && [ "$1" -eq 130 ]; then
     kill -KILL "$child" 2>/dev/null
     exit 130
@@ -36,11 +38,11 @@ retries=${RETRIES:-3}
 while true; do
   "${command[@]}" &
   child=$!
-  # A signal that came before there was a child to tell.
+  # Forward a signal that arrived before the child existed.
   if [ "$stopped" -ne 0 ]; then kill -TERM "$child" 2>/dev/null; fi
   wait "$child"
   code=$?
-  # `wait` returns early when a signal comes; the child may still be saving.
+  # `wait` returns early on a signal, while the child may still be saving.
   while kill -0 "$child" 2>/dev/null; do wait "$child"; code=$?; done
   if [ "$code" -eq 143 ]; then code=75; fi
   if [ "$stopped" -ne 0 ]; then
@@ -49,9 +51,9 @@ while true; do
   fi
   if [ "$code" -eq 70 ] && [ "$retries" -gt 0 ]; then
     retries=$((retries - 1))
-    echo "unexpected error: starting again, $retries more times at most" >&2
+    echo "unexpected error: restarting; at most $retries more restarts" >&2
   elif [ "$code" -eq 75 ]; then
-    echo "preempted: starting again" >&2
+    echo "preempted: restarting" >&2
   else
     exit "$code"
   fi

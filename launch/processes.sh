@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Runs a recipe on this machine as several processes, one a GPU. Where one fails, the others are
-# stopped. Starts all of them again after a preemption: exit code 75, stopped after saving, or 143,
-# stopped before the program had begun. Starts them again up to RETRIES times, 3 by default, after an
-# unexpected error, a hang (70) or the sudden end of one of them. Ctrl-C saves and ends with 130; a
-# second one ends at once.
+# Run a recipe on this machine as several processes, one per GPU.
 #
 #     launch/processes.sh 8 --config=configs/vit_b.py --workdir=runs/vit_b --config.data.path=/data
 #
-# One process drives all GPUs just as well (launch/local.sh); several give each its own input
-# pipeline. Of the devices in CUDA_VISIBLE_DEVICES, if that is set, each gets one. Without GPUs the
-# processes share the CPU. PYTHON chooses the interpreter, PORT the port on which they meet, a free
-# one by default; DRY_RUN=1 prints the commands instead.
+# One process can also drive all GPUs (launch/local.sh). Several processes have one input pipeline
+# each. If CUDA_VISIBLE_DEVICES is set, each process gets one of its devices. Without GPUs the
+# processes share the CPU.
+#
+# If a process fails, the script stops the others. It restarts all of them after a preemption: exit
+# code 75 (stopped and saved) or 143 (stopped before the first line of the program). After an
+# unexpected error, a hang (exit code 70) or the death of a process, it restarts them up to RETRIES
+# times, 3 by default. Ctrl-C saves the run and exits with code 130; a second Ctrl-C kills it.
+#
+# PYTHON is the interpreter. PORT is the port of process 0, a free one by default. DRY_RUN=1 prints
+# the commands instead of running them.
 set -u
 # Whether a variable such as DRY_RUN is set, and not to 0, false or no.
 on() {
@@ -32,9 +35,9 @@ if [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
     exit 1
   fi
 fi
-# By which the processes tell those of another job that meets on the same port.
+# Identifies the job, so that a process of another job on the same port is rejected.
 export CAN_JAX_JOB="$HOSTNAME-$$-$RANDOM$RANDOM"
-stopped=0 # the exit code, once a signal asked to stop
+stopped=0 # the exit code to use after a stop signal
 children=()
 
 tell() {
@@ -42,7 +45,7 @@ tell() {
 }
 
 stop() {
-  # A terminal sends Ctrl-C to every process. This one started the run without it, so passes it on.
+  # A terminal sends Ctrl-C to every process, but background children ignore it. Forward it.
   if [ "$stopped" -eq 130 ] && [ "$1" -eq 130 ]; then
     tell KILL
     exit 130
@@ -87,7 +90,7 @@ while true; do
   choose_port
   for ((number = 0; number < count; number++)); do start "$number" "$@"; done
   if on DRY_RUN; then exit 0; fi
-  # A signal that came before all of them were there to be told.
+  # Forward a signal that arrived before all children existed.
   if [ "$stopped" -ne 0 ]; then tell TERM; fi
   code=0
   left=("${children[@]}")
@@ -97,9 +100,9 @@ while true; do
     if [ "$ended" -eq 143 ]; then ended=75; fi
     still=()
     for child in "${left[@]}"; do kill -0 "$child" 2>/dev/null && still+=("$child"); done
-    # `wait` also returns when a signal comes; then as many are left as before.
+    # `wait` also returns on a signal; then the number of children is unchanged.
     if [ "${#still[@]}" -lt "${#left[@]}" ] && [ "$ended" -ne 0 ]; then
-      # The first failure counts; that of those who are stopped for it does not.
+      # The first failure determines the exit code, not those of processes stopped because of it.
       if [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; then code=$ended; fi
       if [ "$ended" -ne 75 ]; then tell KILL; fi
     fi
@@ -110,10 +113,10 @@ while true; do
     exit "$code"
   fi
   if [ "$code" -eq 75 ]; then
-    echo "preempted: starting again" >&2
+    echo "preempted: restarting" >&2
   elif [ "$retries" -gt 0 ] && { [ "$code" -eq 70 ] || [ "$code" -gt 128 ]; } && [ "$code" -ne 130 ]; then
     retries=$((retries - 1))
-    echo "unexpected error: starting again, $retries more times at most" >&2
+    echo "unexpected error: restarting; at most $retries more restarts" >&2
   else
     exit "$code"
   fi

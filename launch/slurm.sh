@@ -10,18 +10,21 @@
 #SBATCH --open-mode=append
 #SBATCH --output=can_jax-%j.log
 #
-# Runs a recipe under SLURM, a process a GPU, and puts the job back in the queue when its time is
-# over or it is preempted:
+# Run a recipe under SLURM, one process per GPU. Requeue the job when its time limit is reached or
+# it is preempted.
 #
 #     sbatch --nodes=4 launch/slurm.sh --config=configs/vit_l.py --workdir=/shared/runs/vit_l \
 #         --config.data.path=/shared/images
 #
-# Any line above can be changed on sbatch's command line. The processes find each other by SLURM's
-# own variables. Five minutes before the end SLURM sends SIGTERM to them; they save after the same
-# step and exit with 75, and the job is queued again and resumes. So it is after 143, SIGTERM before
-# the program had begun, and up to RETRIES times, 3 by default, after an unexpected error or a hang
-# (70). The run directory must be on a file system that all nodes share. PYTHON chooses the interpreter; DRY_RUN=1 prints the
-# commands instead.
+# Options of sbatch override the lines above. The processes find each other by SLURM's variables.
+# The run directory must be on a file system that all nodes share.
+#
+# Five minutes before the time limit SLURM sends SIGTERM. The processes save after the same step and
+# exit with code 75; the script requeues the job, which then resumes. It also requeues after code
+# 143 (SIGTERM before the first line of the program), and up to RETRIES times, 3 by default, after
+# an unexpected error or a hang (code 70).
+#
+# PYTHON is the interpreter. DRY_RUN=1 prints the commands instead of running them.
 set -u
 # Whether a variable such as DRY_RUN is set, and not to 0, false or no.
 on() {
@@ -37,7 +40,7 @@ run() {
   fi
 }
 
-# The batch script itself outlives the signal, and hands it to nobody.
+# The batch script has to survive the signal. SLURM signals the processes itself.
 trap : TERM
 run srun --kill-on-bad-exit=1 "${PYTHON:-python3}" -m can_jax.main "$@"
 code=$?
@@ -47,7 +50,7 @@ case $code in
   70) if [ "${SLURM_RESTART_COUNT:-0}" -lt "${RETRIES:-3}" ]; then again="unexpected error"; fi ;;
 esac
 if [ -n "$again" ] || on DRY_RUN; then
-  echo "${again:-preempted}: back in the queue" >&2
+  echo "${again:-preempted}: requeued" >&2
   run scontrol requeue "${SLURM_JOB_ID:-JOB}"
 fi
 exit "$code"

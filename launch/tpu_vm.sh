@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
-# Runs a recipe on a Cloud TPU slice: creates it, copies this checkout to all of its hosts, installs,
-# runs on all of them, and where it is preempted does so again until the run is over.
+# Run a recipe on a Cloud TPU slice: create the slice, copy this checkout to all of its hosts, install
+# it, and train. After a preemption, repeat these steps until the run is finished.
 #
 #     NAME=can ZONE=us-west4-a TYPE=v5litepod-256 VERSION=v2-alpha-tpuv5-lite \
 #         launch/tpu_vm.sh --config=configs/vit_l.py --workdir=gs://bucket/runs/vit_l \
 #         --config.data.source=tfrecord --config.data.path='gs://bucket/imagenet/{split}-*.tfrecord'
 #
-# SPOT=1 asks for a slice that is cheaper and may be taken away; PROJECT is gcloud's own by default;
-# KEEP=1 leaves the slice there at the end. The hosts find each other by themselves; their own Python
-# may be too old, so uv brings one. The run directory is in a bucket: the hosts share no disk.
-# DRY_RUN=1 prints the commands instead.
+# SPOT=1 requests a spot slice, which is cheaper and can be preempted. PROJECT defaults to gcloud's
+# project. KEEP=1 does not delete the slice at the end. The hosts find each other without flags. uv
+# installs Python 3.12, since that of the hosts may be too old. The run directory must be in a bucket,
+# because the hosts share no disk. DRY_RUN=1 prints the commands instead of running them.
 set -u
 # Whether a variable such as DRY_RUN is set, and not to 0, false or no.
 on() {
   case "${!1:-}" in '' | 0 | false | False | FALSE | no | No | NO) return 1 ;; esac
 }
-: "${NAME:?set NAME, of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
+: "${NAME:?set NAME, the name of the TPU VM}" "${ZONE:?set ZONE, such as us-west4-a}"
 : "${TYPE:?set TYPE, such as v5litepod-256}" "${VERSION:?set VERSION, such as v2-alpha-tpuv5-lite}"
 cd "$(dirname "$0")/.." || exit 1
 if [ ! -e .git ] || [ ! -e pyproject.toml ]; then
-  echo "tpu_vm.sh copies a checkout to the slice, and $PWD is none: clone the repository" >&2
+  echo "tpu_vm.sh copies a checkout to the slice, but $PWD is not a checkout: clone the repository" >&2
   exit 1
 fi
 where=(--zone="$ZONE")
@@ -65,19 +65,19 @@ python3 -m uv pip install --quiet --python .venv --constraint constraints/py312.
 train() {
   local arguments
   arguments=$(printf ' %q' "$@")
-  # exec, so that a signal to the shell reaches the run.
+  # exec replaces the shell, so that a signal reaches the run.
   everywhere "cd can_jax && exec .venv/bin/python -m can_jax.main$arguments"
 }
 
 while true; do
-  if ! on DRY_RUN && [ "$(state)" = READY ]; then echo "$NAME is there" >&2; else create; fi
+  if ! on DRY_RUN && [ "$(state)" = READY ]; then echo "$NAME already exists" >&2; else create; fi
   setup && train "$@"
   code=$?
   if on DRY_RUN; then break; fi
   now=$(state)
   if [ "$now" = READY ] && [ "$code" -ne 75 ] && [ "$code" -ne 143 ]; then break; fi
   if [ "$now" != READY ]; then
-    echo "the slice is ${now:-gone}: making another" >&2
+    echo "the slice is ${now:-deleted}: creating another" >&2
     tpu delete "$NAME" --quiet
   fi
 done

@@ -1,11 +1,12 @@
-"""Few shots: ridge regression on 1, 5, 10 and 25 examples of each class, in five draws.
+"""Few-shot evaluation: ridge regression on 1, 5, 10 and 25 examples of each class, five draws.
 
     python -m can_jax.evaluate --config=configs/eval/fewshot.py --checkpoint=runs/vit_l \
         --workdir=runs/vit_l_fewshot --config.data.source=folder \
         --config.data.path=/data/imagenet --config.data.test_split=val
 
 Further data sets are dicts of keys of `data`: `--config.fewshot.datasets="({'name': 'pets', 'path':
-'/data/pets', 'test_split': 'test'},)"`. The penalty, 1024, and the constant are big_vision's.
+'/data/pets', 'test_split': 'test'},)"`. The penalty, 1024, and the constant feature are those of
+big_vision.
 
 Hardware: any; CIFAR-10 takes a minute on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: 24.8, 31.5, 36.9 and 42.8 % for 1, 5, 10

@@ -1,14 +1,15 @@
-"""Fine-tuning on a small labelled data set: encoder and head, crops and flips only.
+"""Fine-tuning on a small labeled data set: encoder and head, crops and flips only.
 
     python -m can_jax.evaluate --config=configs/eval/finetune.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_finetuned
 
-A run like any other: killed or preempted, the same command goes on. MAE's settings for ImageNet are
-`finetune_imagenet_b.py`, `_l.py` and `_h.py`.
+Re-running the command resumes a killed or preempted run. `finetune_imagenet_b.py`, `_l.py` and
+`_h.py` have MAE's settings for ImageNet.
 
 Hardware: two CPU cores, 500 images/s with the encoder of `configs/cifar10.py`.
 Result: measured on the checkpoint of `configs/cifar10.py` with `--config.classify.total_epochs=2`:
-64.4 %, and 51.6 % at as many steps from the untrained encoder (`--untrained`, layer_decay=1).
+64.4 %, and 51.6 % after the same number of steps from the untrained encoder (`--untrained`,
+layer_decay=1).
 """
 
 from ml_collections import ConfigDict

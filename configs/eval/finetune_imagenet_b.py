@@ -8,9 +8,9 @@
 path 0.1, RandAugment (9, 0.5), mixup 0.8, CutMix 1.0, label smoothing 0.1 (arXiv 2111.06377,
 table 9), and the random erasing of 0.25 of its code. `data.path` holds `train/` and `val/`.
 
-Hardware: not run at this scale. Killed or preempted, the same command goes on.
-Result: not measured. MAE's ViT-B, pretrained by its authors for 1600 epochs, reaches 83.6 % so.
-The row of a recipe's own run is in that recipe.
+Hardware: not run at this scale. Re-running the command resumes a killed or preempted run.
+Result: not measured. MAE's ViT-B, pretrained by its authors for 1600 epochs, reaches 83.6 % this
+way. Each pretraining recipe quotes the result of its own run.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""How a representation uses its space: rank, alignment, uniformity, tolerance, dead dimensions.
+"""Representation health: rank, alignment, uniformity, tolerance and dead dimensions.
 
     python -m can_jax.evaluate --config=configs/eval/health.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_health
 
-Alignment is that of two augmented views as in pretraining. kNN accuracy is given class by class.
+Alignment is measured between two augmented views, as in pretraining. kNN accuracy is per class.
 
 Hardware: any; CIFAR-10 takes two minutes on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: effective rank 34.2 of 96, alignment

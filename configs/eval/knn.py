@@ -1,12 +1,12 @@
-"""Nearest neighbours, weighted: accuracy for every number of neighbours and temperature.
+"""Weighted nearest neighbors: the accuracy for every number of neighbors and temperature.
 
     python -m can_jax.evaluate --config=configs/eval/knn.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_knn
 
-Without `--config.data.…` the data is that of the run. `knn/top1` is the accuracy of those settings
-that do best on a tenth of the training examples, with all of them as the bank.
+By default the data is that of the run. `knn/top1` is the accuracy of the settings that are best on
+a held-out tenth of the training examples; for it, all training examples are the bank.
 
-Hardware: any; CIFAR-10 takes a minute on two CPU cores, most of it the encoder.
+Hardware: any; CIFAR-10 takes a minute on two CPU cores, most of it for the encoder.
 Result: measured on the checkpoint of `configs/cifar10.py`: 60.6 %, untrained encoder 33.3 %.
 """
 

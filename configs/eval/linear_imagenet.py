@@ -1,4 +1,4 @@
-"""MAE's linear probe on ImageNet: a head behind a BatchNorm on the frozen class token, by LARS.
+"""MAE's linear probe on ImageNet: BatchNorm and a head on the frozen class token, with LARS.
 
     python -m can_jax.evaluate --config=configs/eval/linear_imagenet.py --checkpoint=runs/vit_l \
         --workdir=runs/vit_l_linear --config.data.source=folder --config.data.path=/data/imagenet

@@ -1,4 +1,4 @@
-"""Robustness and calibration: corruptions computed here, and test sets that have shifted.
+"""Robustness and calibration: computed corruptions, and test sets with a distribution shift.
 
     python -m can_jax.evaluate --config=configs/eval/robustness.py --checkpoint=runs/l_finetuned \
         --workdir=runs/l_robust --config.data.source=folder --config.data.path=/data/imagenet \
@@ -11,13 +11,13 @@
             {'kind': 'real', 'path': '/data/imagenet/val', 'labels': '/data/real.json'},
             {'kind': 'objectnet', 'path': '/data/objectnet-1.0'})"
 
-The checkpoint is a classifier that `finetune*.py` or `linear_imagenet.py` trained, or an encoder,
-on which the best linear head is trained first.
+The checkpoint is a classifier of `finetune*.py` or `linear_imagenet.py`, or an encoder. For an
+encoder the command first trains the best linear head.
 
-Hardware: 75 passes over the test images, on one core a few hundred small images a second.
+Hardware: 75 passes over the test images; one core processes a few hundred small images per second.
 Result: measured on `configs/cifar10.py` after two epochs of fine-tuning, on 500 test images: 64.6 %
-clean, 58.4 % as the mean of all corruptions and severities, calibration error 9.4 %. The fog was
-an earlier one, which was too rough.
+clean, 58.4 % as the mean of all corruptions and severities, calibration error 9.4 %. An
+earlier version of fog was used, which was too rough.
 """
 
 from ml_collections import ConfigDict

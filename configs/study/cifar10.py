@@ -1,13 +1,13 @@
-"""CAN beside MAE and SimCLR on CIFAR-10, and choices on which the public codes disagree.
+"""CAN, MAE and SimCLR on CIFAR-10, and the choices on which public implementations disagree.
 
     python -m can_jax.study --config=configs/study/cifar10.py --workdir=runs/study \
         --config.recipe.data.path=/data/cifar10
 
-`configs/cifar10.py` with patches of 8 pixels and few epochs. Learning rates are tuned for each
-method by linear heads on held-out training examples; the choices below are tried at that of CAN.
+The recipe is `configs/cifar10.py` with patches of 8 pixels and 1.5 epochs. The learning rate of
+each method is tuned by linear heads on held-out training examples. The choices below use CAN's.
 
-Hardware: two CPU cores, about five hours; it can be stopped at any time and goes on.
-Result: `docs/study.md`. Linear top-1 for as many FLOPs: CAN 45.0, SimCLR 44.6, MAE 43.3 %.
+Hardware: two CPU cores, about five hours. Re-running the command resumes the study.
+Result: `docs/study.md`. Linear top-1 at equal FLOPs: CAN 45.0, SimCLR 44.6, MAE 43.3 %.
 """
 
 from ml_collections import ConfigDict
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
             "name": "cifar10",
             "recipe": recipe,
             "evaluation": evaluation,
-            "reference": "CAN",  # whose FLOPs arms with `equal_flops` are given
+            "reference": "CAN",  # arms with `equal_flops` train for its FLOPs
             "learning_rates": (1e-3, 2e-3, 4e-3),
             "arms": tuple(arms),
         }

@@ -95,10 +95,8 @@ def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
     text = stored_without(recipe, *keys, warmup_epochs=40.0)
     config, kept = with_stored(recipe, text)
     assert make_run_length(config, 64).warmup == 320
-    assert (
-        "config.optimizer.warmup_epochs=40.0 is used, the value with which this run began, and not config."
-        in kept[0]
-    )
+    said = "warmup_epochs=40.0 is used, the value with which this run began, and not config."
+    assert f"config.optimizer.{said}" in kept[0]
     again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
     assert make_run_length(again, 64).warmup == 320
     chosen = small_config(total_steps=4000, optimizer__warmup_steps=7)

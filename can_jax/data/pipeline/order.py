@@ -44,8 +44,8 @@ class Order:
     def __post_init__(self) -> None:
         if self.version not in range(1, VERSION + 1):
             raise UserError(
-                f"the checkpoint uses order version {self.version}, and this "
-                f"version of can_jax supports versions up to {VERSION}: use the version that wrote it"
+                f"the checkpoint uses version {self.version} of the example order, and this "
+                f"version of can_jax supports up to {VERSION}: use the version that wrote it"
             )
 
     def examples_at(
