@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.data.update(source="shapes", image_size=40)
     config.augment.update(
         crop_area=(0.5, 1.0), jitter=1.0, brightness=0.5, contrast=0.5, saturation=0.8, hue=0.2,
-        greyscale=0.5, blur=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
+        grayscale=0.5, blur=0.0, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25),
     )  # fmt: skip
     config.model.update(
         size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False

@@ -24,7 +24,7 @@ def tiny(**changes):
         "model.heads": 3, "model.patch_size": 4, "model.dtype": "float32", "model.scan": False,
         "model.decoder.width": 16, "model.decoder.depth": 1, "model.decoder.heads": 2,
         "model.projector.hidden": 32, "model.projector.outputs": 16, "augment.jitter": 0.0,
-        "augment.greyscale": 0.0, "augment.blur": 0.0, "probe.every_steps": 0,
+        "augment.grayscale": 0.0, "augment.blur": 0.0, "probe.every_steps": 0,
         "figures.every_steps": 0, **changes,
     })  # fmt: skip
     return config

@@ -28,7 +28,7 @@ class Photometric:
         saturation: The strength s, with the same range of factors.
         hue: The maximum shift of the hue; the shift is drawn from [-hue, hue], in turns of the
             color circle.
-        greyscale: The probability of conversion to grayscale.
+        grayscale: The probability of conversion to grayscale.
         blur: The probability of a Gaussian blur.
         blur_sigma: The range of the blur's standard deviation, in pixels.
         solarize: The probability of inverting all values from 0.5 on.
@@ -40,7 +40,7 @@ class Photometric:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    greyscale: float = 0.0
+    grayscale: float = 0.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
@@ -53,7 +53,7 @@ class Photometric:
     @property
     def needs_color(self) -> bool:
         """True if an enabled operation is defined for RGB images only."""
-        return bool((self.jitter and (self.saturation or self.hue)) or self.greyscale)
+        return bool((self.jitter and (self.saturation or self.hue)) or self.grayscale)
 
 
 def luminance(image: Image) -> Float[Array, "height width"]:
@@ -187,9 +187,9 @@ def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Ima
     if settings.jitter:
         coin, draw = jax.random.split(jitter_key)
         image = sometimes(coin, settings.jitter, color_jitter(image, draw, settings), image)
-    if settings.greyscale:
+    if settings.grayscale:
         gray = jnp.broadcast_to(luminance(image), image.shape)
-        image = sometimes(gray_key, settings.greyscale, gray, image)
+        image = sometimes(gray_key, settings.grayscale, gray, image)
     if settings.blur:
         coin, draw = jax.random.split(blur_key)
         low, high = settings.blur_sigma

@@ -8,7 +8,7 @@ from typing import Any
 PRESETS: dict[str, dict[str, Any]] = {
     "can": {},
     # arXiv 2111.06377: one view, cropped and flipped.
-    "mae": {"views": 1, "jitter": 0.0, "greyscale": 0.0, "blur": 0.0},
+    "mae": {"views": 1, "jitter": 0.0, "grayscale": 0.0, "blur": 0.0},
     # arXiv 2002.05709, appendix A: smaller crops, and twice the jitter.
     "simclr": {
         "crop_area": (0.08, 1.0),

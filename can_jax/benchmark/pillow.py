@@ -34,7 +34,7 @@ class TwoViews:
     contrast: float
     saturation: float
     hue: float
-    greyscale: float
+    grayscale: float
     blur: float
     blur_sigma: tuple[float, float]
     mean: tuple[float, float, float]
@@ -59,7 +59,7 @@ class TwoViews:
         if random.random() < self.jitter:
             for change in random.sample((self._light, self._contrast, self._colour, self._hue), 4):
                 view = change(view)
-        if random.random() < self.greyscale:
+        if random.random() < self.grayscale:
             view = view.convert("L").convert("RGB")
         if random.random() < self.blur:
             view = view.filter(ImageFilter.GaussianBlur(random.uniform(*self.blur_sigma)))

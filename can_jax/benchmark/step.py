@@ -33,7 +33,7 @@ BASELINE = Path(__file__).with_name("torch_reference.py")
 
 # Changes that remove a part of the step. The part's time is the difference to the whole step.
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "augmentation": {"augment.jitter": 0.0, "augment.greyscale": 0.0, "augment.blur": 0.0},
+    "augmentation": {"augment.jitter": 0.0, "augment.grayscale": 0.0, "augment.blur": 0.0},
     "noise": {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0},
     "contrastive head and loss": {"objective.contrastive.weight": 0.0},
     "decoder and its losses": {

@@ -15,6 +15,7 @@ from can_jax.config.durations import DURATIONS, value_of
 from can_jax.config.resolve import flatten, from_json, to_json, within
 from can_jax.data.fingerprint import differences
 from can_jax.utils.errors import UserError
+from can_jax.utils.renamed import with_new_names
 from can_jax.utils.settings import flat_keys
 
 # Settings that a resume may change only with --allow_changes=NAME. Others, such as the mesh or the
@@ -118,7 +119,7 @@ def check_stream(
 
 def newer_keys(stored: str) -> list[str]:
     """Return the dotted keys that a stored configuration lacks."""
-    stored_keys = flatten(json.loads(stored))
+    stored_keys = flatten(with_new_names(json.loads(stored)))
     return [name for name, _ in flat_keys(RECIPE) if name not in stored_keys]
 
 

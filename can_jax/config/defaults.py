@@ -115,7 +115,7 @@ AUGMENT: Table = {
     "contrast": Key(0.4, STRENGTH, "Contrast factors, drawn like those of `brightness`."),
     "saturation": Key(0.4, STRENGTH, "Saturation factors, drawn like those of `brightness`."),
     "hue": Key(0.1, Number(0, 0.5), "Hue shifts are drawn from [-s, s].", unit="turns"),
-    "greyscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
+    "grayscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
     "blur": Key(0.5, SHARE, "The probability of a Gaussian blur."),
     "blur_sigma": Key(
         (0.1, 2.0), Several(Number(0.01, 1000), length=2, ascending=True),

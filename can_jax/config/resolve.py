@@ -16,6 +16,7 @@ from can_jax.config.validate import CHECKS, check_encoder
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
+from can_jax.utils.renamed import with_new_names
 from can_jax.utils.settings import AS_DEFAULT, Table, check_table, configuration, flat_keys, refuse
 
 # The keys that determine a pretrained encoder and its input.
@@ -206,7 +207,7 @@ def from_json(text: str) -> ConfigDict:
     Raises:
         UserError: The text is not a configuration, or has an unknown key.
     """
-    values = json.loads(text)
+    values = with_new_names(json.loads(text))
     if not isinstance(values, dict):
         raise UserError(f"it holds a {type(values).__name__}, not a configuration")
     config = default_config()

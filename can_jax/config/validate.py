@@ -179,7 +179,7 @@ def check_augment(config: ConfigDict) -> None:
     check(
         channels == 3 or not Photometric.from_settings(augment.to_dict()).needs_color,
         f"data.channels={channels}: set augment.saturation=0, augment.hue=0 and "
-        "augment.greyscale=0, which are defined for RGB only",
+        "augment.grayscale=0, which are defined for RGB only",
     )
 
 

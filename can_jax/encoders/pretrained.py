@@ -220,7 +220,7 @@ def config_of_facts(facts: Facts) -> ConfigDict:
     config.model.update({name: facts[name] for name in names}, dtype="float32")
     config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     if facts["channels"] != 3:
-        config.augment.update(saturation=0.0, hue=0.0, greyscale=0.0)
+        config.augment.update(saturation=0.0, hue=0.0, grayscale=0.0)
     return resolve_encoder(config)
 
 

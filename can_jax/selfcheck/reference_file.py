@@ -167,7 +167,7 @@ def config_of(path: str, meta: dict[str, Any], file: File, dtype: str) -> Config
     config.total_steps = 1
     config.data.update(source="shapes", image_size=(height, width), channels=channels)
     config.augment.update(
-        saturation=0.0, hue=0.0, greyscale=0.0, mean=(0.0,) * channels, std=(1.0,) * channels
+        saturation=0.0, hue=0.0, grayscale=0.0, mean=(0.0,) * channels, std=(1.0,) * channels
     )
     config.update_from_flattened_dict({key: meta[name] for name, key in META.items()})
     config.model.dtype, config.noise.target = dtype, "scaled"

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FieldReference
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import nearest
 from can_jax.utils.registry import MAY_BE_REGISTERED, Registry
+from can_jax.utils.renamed import Block
 
 Table = Mapping[str, Any]  # the values are `Key` or tables
 AS_DEFAULT: Any = object()
@@ -319,14 +320,17 @@ class Value(FieldReference):
 
 
 def configuration(table: Table) -> ConfigDict:
-    """Return the defaults of a table as a `ConfigDict`, in which every key keeps its type."""
+    """Return the defaults of a table as a `ConfigDict`, in which every key keeps its type.
+
+    Old names of keys are accepted, too; see `can_jax.utils.renamed`.
+    """
 
     def value(entry: Any) -> Any:
         if isinstance(entry, Mapping):
             return configuration(entry)
         return Value(entry)
 
-    return ConfigDict({name: value(entry) for name, entry in table.items()})
+    return Block({name: value(entry) for name, entry in table.items()})
 
 
 def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:

@@ -17,7 +17,7 @@ from can_jax.config.baselines import METHODS
 from can_jax.evaluate.config import default_evaluation
 
 NO_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
-MAE = METHODS["mae"] | {f"augment.{n}": v for n, v in (("jitter", 0.8), ("greyscale", 0.2))}
+MAE = METHODS["mae"] | {f"augment.{n}": v for n, v in (("jitter", 0.8), ("grayscale", 0.2))}
 METHOD = {"group": "methods", "tuned": True, "seeds": 3}
 EQUAL = {"group": "methods, equal FLOPs", "equal_flops": True, "seeds": 3}
 CHOICES: dict[str, dict[str, dict]] = {
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
         {"name": "MAE, equal FLOPs", **EQUAL, "like": "MAE"},
         {"name": "SimCLR, equal FLOPs", **EQUAL, "like": "SimCLR"},
         {"name": "MAE, its own augmentation", "group": "methods", "like": "MAE",
-         "changes": {"augment.jitter": 0.0, "augment.greyscale": 0.0}},
+         "changes": {"augment.jitter": 0.0, "augment.grayscale": 0.0}},
     ]  # fmt: skip
     for group, choices in CHOICES.items():
         arms += [

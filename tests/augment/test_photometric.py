@@ -88,7 +88,7 @@ def rows(count, settings, seed=0):
     ("settings", "changed"),
     [
         (ph.Photometric(flip=0.3), lambda x: np.allclose(x, IMAGE[:, ::-1] / 255, atol=1e-6)),
-        (ph.Photometric(greyscale=0.3), lambda x: np.ptp(x, axis=-1).max() < 1e-6),
+        (ph.Photometric(grayscale=0.3), lambda x: np.ptp(x, axis=-1).max() < 1e-6),
         (
             ph.Photometric(blur=0.3, blur_sigma=(1.0, 2.0)),
             lambda x: x.std() < 0.9 * IMAGE.std() / 255,

@@ -75,7 +75,7 @@ def test_peer_makes_normalised_views():
 def test_peer_without_colours_is_a_crop():
     ramp = np.arange(60, dtype=np.uint8)[None, :, None].repeat(50, 0).repeat(3, 2)
     plain = two_views(
-        flip=0.0, jitter=0.0, greyscale=0.0, blur=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3
+        flip=0.0, jitter=0.0, grayscale=0.0, blur=0.0, mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3
     )
     for view in plain(encode(ramp)):
         assert (np.diff(view[0], axis=1) >= 0).all() and 5 < np.ptp(view[:, 0, :]) <= 59
@@ -83,7 +83,7 @@ def test_peer_without_colours_is_a_crop():
 
 def test_peer_turns_hues():
     red = np.full((24, 32, 3), (200, 40, 40), np.uint8)
-    plain = {"flip": 0.0, "greyscale": 0.0, "blur": 0.0, "jitter": 1.0, "views": 40}
+    plain = {"flip": 0.0, "grayscale": 0.0, "blur": 0.0, "jitter": 1.0, "views": 40}
     plain |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
     plain |= {"mean": (0.0, 0.0, 0.0), "std": (1 / 255,) * 3}
 

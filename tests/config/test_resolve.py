@@ -1,10 +1,13 @@
 """A wrong configuration is refused in one line that names the key."""
 
+import json
+
 import pytest
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from can_jax.config.durations import TOTAL, steps_of
-from can_jax.config.resolve import default_config, resolve
+from can_jax.config.resolve import default_config, from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.utils.errors import UserError
 from tests.helpers.configs import small_config
@@ -27,7 +30,7 @@ from tests.helpers.configs import small_config
         ({"data__source": "tfds"}, "data.name is not set"),
         ({"data__channels": 9}, "data.channels=9"),
         ({"data__source": "folder", "data__path": "x", "data__channels": 2}, "1, 3 or 4 channels"),
-        ({"data__channels": 1, "augment__greyscale": 0.2}, "augment.greyscale=0"),
+        ({"data__channels": 1, "augment__grayscale": 0.2}, "augment.grayscale=0"),
         ({"data__image_size": (16, 16, 3)}, "data.image_size"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"augment__views": 1}, "augment.views=1"),
@@ -153,3 +156,27 @@ def test_home_that_is_none_is_refused_by_name(monkeypatch, path, home, reason):
     monkeypatch.setenv("HOME", home)
     with pytest.raises(UserError, match=rf"config\.data\.mixture: path={path}: {reason}.*\./~"):
         small_config(data__mixture=({"path": path},))
+
+
+OLD_NAME = {
+    "attribute": lambda config: setattr(config.augment, "greyscale", 0.4),
+    "update": lambda config: config.augment.update(greyscale=0.4),
+    "study": lambda config: config.update_from_flattened_dict({"augment.greyscale": 0.4}),
+    "command line": lambda config: config_path.set_value("augment.greyscale", config, 0.4),
+}
+
+
+@pytest.mark.parametrize("way", OLD_NAME)
+def test_old_name_of_a_key_sets_the_new_one(way):
+    config = small_config()
+    OLD_NAME[way](config)
+    assert config_path.get_type("augment.greyscale", config) is float
+    config = resolve(config)
+    assert config.augment.grayscale == config.augment.greyscale == 0.4
+    assert "greyscale" not in config.augment
+
+
+def test_old_name_of_a_key_is_read_from_a_run():
+    stored = json.loads(to_json(small_config(augment__grayscale=0.4)))
+    stored["augment"]["greyscale"] = stored["augment"].pop("grayscale")
+    assert from_json(json.dumps(stored)).augment.grayscale == 0.4

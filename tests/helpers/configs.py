@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.resolve import default_config, resolve
 
-COLOURS = {"augment__jitter": 0.8, "augment__greyscale": 0.2, "augment__blur": 0.5}
+COLOURS = {"augment__jitter": 0.8, "augment__grayscale": 0.2, "augment__blur": 0.5}
 
 
 def small_config(**changes) -> ConfigDict:
@@ -22,7 +22,7 @@ def small_config(**changes) -> ConfigDict:
     config.model.decoder.update(width=16, depth=1, heads=2)
     config.model.projector.update(hidden=32, outputs=16)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
-    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)
+    config.augment.update(jitter=0.0, grayscale=0.0, blur=0.0)
     for path, value in changes.items():
         *blocks, key = path.split("__")
         block = config

@@ -42,7 +42,7 @@ def get_config():
     config.model.decoder.update(width=16, depth=1, heads=2)
     config.model.projector.update(hidden=32, outputs=16)
     config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
-    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)  # compiles in half the time
+    config.augment.update(jitter=0.0, grayscale=0.0, blur=0.0)  # compiles in half the time
     config.checkpoint.update(every_steps=3, keep_last=9)
     config.probe.update(every_steps=6, bank=40, queries=20)
     config.figures.update(every_steps=6, images=2)

@@ -30,7 +30,7 @@ TINY = (
     "model.depth=1", "model.heads=3", "model.patch_size=4", "model.dtype=float32",
     "model.scan=False", "model.decoder.width=16", "model.decoder.depth=1", "model.decoder.heads=2",
     "model.projector.hidden=32", "model.projector.outputs=16", "augment.jitter=0.0",
-    "augment.greyscale=0.0", "augment.blur=0.0", "optimizer.warmup_share=None",
+    "augment.grayscale=0.0", "augment.blur=0.0", "optimizer.warmup_share=None",
     "optimizer.warmup_steps=0", "figures.every_steps=0", "checkpoint.every_steps=2",
 )  # fmt: skip
 SHAPES = ("data.source=shapes", "data.path=None", "data.shapes_count=32", "probe.every_steps=0")

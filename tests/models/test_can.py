@@ -32,7 +32,7 @@ def test_encoder_sizes_are_the_published(size, patch_size, millions):
 @pytest.mark.parametrize("channels", [1, 3, 4, 8])
 def test_non_square_images_of_any_channels(channels):
     config = small_config(data__image_size=(8, 20), augment__saturation=0.0, augment__hue=0.0,
-        augment__greyscale=0.0, data__channels=channels, augment__mean=(0.0,) * channels,
+        augment__grayscale=0.0, data__channels=channels, augment__mean=(0.0,) * channels,
         augment__std=(1.0,) * channels,
     )  # fmt: skip
 

@@ -72,7 +72,7 @@ OWN_VALUES: dict[str, tuple[Any, ...]] = {
 # Keys of data that is not there, of the devices, and of what is never set to None in a tiny run.
 LEFT_OUT = ("data.source", "init_from", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.size")
 SIZES = ("model.width", "model.depth", "model.heads")
-COLORS = ("augment.saturation", "augment.hue", "augment.greyscale")
+COLORS = ("augment.saturation", "augment.hue", "augment.grayscale")
 
 
 def tiny() -> ConfigDict:
@@ -80,7 +80,7 @@ def tiny() -> ConfigDict:
     config = default_config()
     config.batch_size, config.total_steps, config.log_every_steps = 4, STEPS, 1
     config.data.update(source="shapes", image_size=16, shapes_count=32)
-    config.augment.update(jitter=0.0, greyscale=0.0, blur=0.0)
+    config.augment.update(jitter=0.0, grayscale=0.0, blur=0.0)
     config.model.update(width=16, depth=1, heads=2, patch_size=8, dtype="float32", scan=False)
     config.model.decoder.update(width=16, depth=1, heads=2)
     config.model.projector.update(layers=2, hidden=16, outputs=8)

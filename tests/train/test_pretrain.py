@@ -68,7 +68,7 @@ def test_output_tells_what_runs_and_what_came_of_it(finished):
 @pytest.mark.slow
 def test_losses_fall_in_a_short_run(recipe, tmp_path):
     options = ["total_steps=60", "log_every_steps=10", "checkpoint.every_steps=60", *QUIET]
-    options += ["augment.jitter=0.8", "augment.greyscale=0.2", "augment.blur=0.5"]
+    options += ["augment.jitter=0.8", "augment.grayscale=0.2", "augment.blur=0.5"]
     done = run_in_process(recipe, tmp_path, *options)
     assert done.returncode == 0, done.stderr
     lines = [line for line in metrics(tmp_path) if "loss/total" in line]
