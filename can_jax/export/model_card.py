@@ -5,6 +5,7 @@ from typing import Any
 from etils import epath
 
 from can_jax import __version__
+from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.evaluate.reports.markdown import fill, table
 from can_jax.evaluate.reports.provenance import check_provenance
 from can_jax.evaluate.reports.report import data_of, headlines
@@ -43,19 +44,21 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
         checkpoint = results["checkpoint"]
         if checkpoint["sha256"] != expected:
             raise UserError(
-                f"--results: {path} is of other weights: of {checkpoint['path']}, "
-                f"step {checkpoint['step']}"
+                f"--results: {path} belongs to other weights: {checkpoint['path']}, step "
+                f"{checkpoint['step']}"
             )
         # The same weights with other heads or another normalization are another encoder.
         named = {key: checkpoint[key] for key in ("mean", "std") if key in checkpoint}
         for key, value in (checkpoint.get("model", {}) | named).items():
             if key in facts and facts[key] != value:
                 raise UserError(
-                    f"--results: {path} is of these weights with {key}={value}, where the run has "
-                    f"{key}={facts[key]}"
+                    f"--results: {path} belongs to these weights with {key}={value}, but the run "
+                    f"has {key}={facts[key]}"
                 )
         try:
-            check_provenance(results, epath.Path(path))
+            name = results["protocol"]["protocol"]
+            if name in PROTOCOLS.names() and PROTOCOLS.get(name).trains:
+                check_provenance(results, epath.Path(path))
         except UserError as error:
             raise UserError(f"--results: {error}") from error
         matching.append(results)

@@ -1,5 +1,6 @@
 """Results belong to the weights, the data and the settings that they name."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ from can_jax.checkpoint.identity import IDENTITY, differences
 from can_jax.config.resolve import load_recipe
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.measure import evaluate
+from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.evaluate.reports import results
 from can_jax.evaluate.reports.provenance import protocol_settings
 from can_jax.export.model import open_model
@@ -162,7 +164,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
     model = open_model(str(place / "a"))
     (found,) = results_of(model, [str(place / "ft")])
     assert found["metrics"].keys() >= {"finetune/top1"}
-    with pytest.raises(UserError, match="is of other weights"):
+    with pytest.raises(UserError, match="belongs to other weights"):
         results_of(open_model(str(place / "b")), [str(place / "ft")])
 
     def changed(change):
@@ -171,18 +173,22 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
         (place / "ft/results.json").write_text(json.dumps(content))
 
     changed(lambda results: results["protocol"]["classify"].update(learning_rate=1.0))
-    with pytest.raises(UserError, match=r"not of the run beside it: protocol\.classify\.learning"):
+    where = r"does not belong to the run in this directory: protocol\.classify\.learning"
+    with pytest.raises(UserError, match=where):
         results_of(model, [str(place / "ft")])
     changed(lambda results: results["checkpoint"]["model"].update(heads=6))
-    with pytest.raises(UserError, match="with heads=6, where the run has heads=3"):
+    with pytest.raises(UserError, match="with heads=6, but the run has heads=3"):
         results_of(model, [str(place / "ft")])
     changed(lambda results: results["checkpoint"].update(mean=[0.5, 0.5, 0.5]))
     with pytest.raises(UserError, match="with mean="):
         results_of(model, [str(place / "ft")])
     changed(lambda results: None)
     (place / "ft" / IDENTITY).unlink()
-    with pytest.raises(UserError, match=r"has no identity\.json, as an older version left it"):
+    with pytest.raises(UserError, match=r"has no identity\.json, so its results may"):
         results_of(model, [str(place / "ft")])
+    untrained = dataclasses.replace(PROTOCOLS.get("classify"), trains=False)
+    with PROTOCOLS.temporarily("classify", untrained):  # the flag decides, not the name
+        assert results_of(model, [str(place / "ft")])
 
 
 def test_results_that_are_replaced_are_named(place, caplog):

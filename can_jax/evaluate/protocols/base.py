@@ -34,6 +34,8 @@ class EvalProtocol:
             protocol reads. Older runs may hold values that are no longer valid.
         takes_classifier: Whether the protocol can evaluate a trained classifier as well as an
             encoder.
+        trains: Whether the protocol runs a training in the directory of its results. An export then
+            accepts the results only if they belong to the run in that directory.
     """
 
     run: Callable[[EvalContext], EvalResults]
@@ -41,3 +43,4 @@ class EvalProtocol:
     check: Callable[[ConfigDict], None] = _accept
     run_settings: tuple[str, ...] = ()
     takes_classifier: bool = False
+    trains: bool = False

@@ -146,7 +146,7 @@ def classify(task: EvalContext) -> EvalResults:
     if unlabeled and task.counts[0] is None and pair.train.source is not pair.test.source:
         findings.warn(
             f"{unlabeled} images of the split {config.data.split!r} have no label: the classifier "
-            f"learns from the other {source.examples}"
+            f"is trained on the other {source.examples}"
         )
     try:
         times = make_run_length(config, source.examples)
@@ -321,4 +321,6 @@ class Tester(Log):
             replace_text(self._workdir / CARD, json.dumps(card, indent=2) + "\n")
 
 
-PROTOCOL = EvalProtocol(classify, SETTINGS, check_classifier, run_settings=("augment.crop_aspect",))
+PROTOCOL = EvalProtocol(
+    classify, SETTINGS, check_classifier, run_settings=("augment.crop_aspect",), trains=True
+)

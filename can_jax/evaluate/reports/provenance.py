@@ -54,7 +54,7 @@ def digest_of(source: Source) -> str:
 
 
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of an evaluation on which a trained classifier's results depend.
+    """Return the settings on which the results of a protocol that trains depend.
 
     The location of the data and the numerical type also follow from the run, so they are left out.
     `classifier_identity` holds their resolved values.
@@ -65,13 +65,14 @@ def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
     names = ("protocol", "seed", "batch_size", "features")
     parts = {name: protocol[name] for name in names}
     parts["data"] = {name: protocol["data"].get(name) for name in LIMITS}
-    parts["classify"] = {k: v for k, v in protocol["classify"].items() if k not in PACE}
+    name = protocol["protocol"]
+    parts[name] = {k: v for k, v in protocol.get(name, {}).items() if k not in PACE}
     parts["bins"] = protocol["robustness"]["bins"]
     return parts
 
 
 def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
-    """Check that a classifier's results belong to the run in their directory.
+    """Check that the results of a protocol that trains belong to the run in their directory.
 
     Args:
         results: The content of `results.json`.
@@ -80,17 +81,17 @@ def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
     Raises:
         UserError: The results belong to another run, or their run is unknown.
     """
-    if results["protocol"]["protocol"] != "classify":
-        return
     stored = read_identity(workdir)
     if stored is None:
         raise UserError(
-            f"{workdir} has no {IDENTITY}, as an older version left it: its results may be of "
-            "other weights than they name; evaluate again into another --workdir"
+            f"{workdir} has no {IDENTITY}, so its results may belong to other weights than they "
+            "state; repeat the evaluation in another --workdir"
         )
     compared = [{name: stored.get(name) for name in ("encoder", "protocol")}]
     compared.append(
         {"encoder": results["checkpoint"], "protocol": protocol_settings(results["protocol"])}
     )
     if lines := differences(*compared):
-        raise UserError(f"{workdir}: results.json is not of the run beside it: {lines[0]}")
+        raise UserError(
+            f"{workdir}: results.json does not belong to the run in this directory: {lines[0]}"
+        )
