@@ -21,14 +21,14 @@ class ProcessSlice:
 
     Attributes:
         rows: The indices of the rows, ascending.
-        number: The index of this slice among the different ones.
+        index: The index of this slice among the different ones.
         count: The number of different slices.
         batch_size: The number of rows of the global batch.
         sharding: The sharding of the global batch.
     """
 
     rows: Int[np.ndarray, " local"]
-    number: int
+    index: int
     count: int
     batch_size: int
     sharding: NamedSharding
@@ -76,7 +76,7 @@ def slice_of_process(mesh: Mesh, batch_size: int, process: int | None = None) ->
     different = sorted({tuple(sorted(span)) for span in ranges.values()})
     return ProcessSlice(
         rows=np.concatenate([np.arange(*span) for span in sorted(mine)]),
-        number=different.index(tuple(sorted(mine))),
+        index=different.index(tuple(sorted(mine))),
         count=len(different),
         batch_size=batch_size,
         sharding=sharding,

@@ -13,7 +13,7 @@ from can_jax.evaluate.page import picture
 from can_jax.evaluate.protocols.base import EvalProtocol
 from can_jax.evaluate.protocols.classifier import CARD, open_classifier
 from can_jax.evaluate.protocols.registry import PROTOCOLS
-from can_jax.evaluate.reports.pictures import map_chart, neighbour_grid, newest_panel
+from can_jax.evaluate.reports.pictures import map_chart, neighbor_grid, newest_panel
 from can_jax.evaluate.reports.results import write_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
@@ -124,10 +124,10 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
 
 
 def illustrate(task: EvalContext, findings: EvalResults) -> None:
-    """Add pictures of the examples that a protocol has read, if it names them as ``shown``."""
-    if findings.shown is None:
+    """Add pictures of the examples that a protocol has read, if it sets ``pictured_splits``."""
+    if findings.pictured_splits is None:
         return
-    grid = neighbour_grid(task, *findings.shown)
-    title = "Nearest neighbours: green of the same class, red of another"
-    findings.pictures[title] = picture(grid, "nearest neighbours")
-    findings.pictures[MAP] = map_chart(task, findings.shown[1])
+    grid = neighbor_grid(task, *findings.pictured_splits)
+    title = "Nearest neighbors: green of the same class, red of another"
+    findings.pictures[title] = picture(grid, "nearest neighbors")
+    findings.pictures[MAP] = map_chart(task, findings.pictured_splits[1])

@@ -23,23 +23,23 @@ class Split:
 
     Attributes:
         name: The name of the split.
-        found: The encoder's outputs: class token and mean patch token side by side. For a trained
+        outputs: The encoder's outputs: class token and mean patch token side by side. For a trained
             classifier, the logits.
         labels: The class index of each example; -1 where unknown.
-        numbers: The index of each example in its source.
+        indices: The index of each example in its source.
         source: The source that the examples were read from.
         skipped: The number of examples that could not be decoded.
-        known: The classes of the training examples.
+        training_classes: The classes of the training examples.
         fingerprint: A digest that identifies the data set; see `fingerprint`.
     """
 
     name: str
-    found: Float[np.ndarray, "examples features"]
+    outputs: Float[np.ndarray, "examples features"]
     labels: Int[np.ndarray, " examples"]
-    numbers: Int[np.ndarray, " examples"]
+    indices: Int[np.ndarray, " examples"]
     source: Source
     skipped: int
-    known: Classes
+    training_classes: Classes
     fingerprint: str
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class Split:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes for tables, in the order of class indices."""
-        return self.known.called
+        return self.training_classes.display_names
 
 
 def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
@@ -74,7 +74,7 @@ class SplitFeatureExtractor:
         self._subject = subject
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 
-    def __call__(self, part: Part, change: Change | None = None, labelled: bool = True) -> Split:
+    def __call__(self, part: Part, change: Change | None = None, labeled: bool = True) -> Split:
         """Return the features of a split's chosen examples, each example exactly once.
 
         Collective: every process must call this.
@@ -83,7 +83,7 @@ class SplitFeatureExtractor:
             part: The chosen examples.
             change: A function applied to each batch of images before the encoder, such as a
                 corruption.
-            labelled: Skip examples without a label.
+            labeled: Skip examples without a label.
 
         Raises:
             UserError: No example remains, or the labels changed while the split was read.
@@ -92,21 +92,21 @@ class SplitFeatureExtractor:
         with config.unlocked(), config.ignore_type():
             config.data = part.data
             config.data.image_size = self._subject.config.data.image_size
-        examples = EvaluationSet(config, part.source, 0, labelled=labelled, only=part.examples)
-        what = "labeled image" if labelled else "image"
+        examples = EvaluationSet(config, part.source, 0, labeled=labeled, only=part.examples)
+        what = "labeled image" if labeled else "image"
         outputs = self._extract(self._subject.parameters, examples, change)
         if not len(outputs.labels):
             raise UserError(f"config.data: no {what} of the split {part.name!r} can be decoded")
         labels = part.numbering(outputs.labels)
-        if labelled and (labels < 0).any():
+        if labeled and (labels < 0).any():
             raise UserError(f"the labels of the split {part.name!r} changed while it was read")
         return Split(
             name=part.name,
-            found=outputs.features,
+            outputs=outputs.features,
             labels=labels,
-            numbers=outputs.numbers,
+            indices=outputs.indices,
             source=part.source,
             skipped=len(examples) - len(outputs.labels),
-            known=part.classes,
+            training_classes=part.classes,
             fingerprint=fingerprint(part.source, outputs.labels),
         )

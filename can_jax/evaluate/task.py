@@ -30,7 +30,7 @@ class EvalResults:
         chosen: The hyperparameters selected on held-out examples.
         tables: The tables of the report: rows of values, by title.
         pictures: The pictures of the report: HTML elements, by title.
-        shown: The training and test splits from which the report draws pictures, if any.
+        pictured_splits: The training and test splits from which the report draws pictures, if any.
         warnings: Caveats on the metrics, one sentence each.
     """
 
@@ -40,7 +40,7 @@ class EvalResults:
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     pictures: dict[str, Html] = dataclasses.field(default_factory=dict)
-    shown: tuple[Split, Split] | None = None
+    pictured_splits: tuple[Split, Split] | None = None
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, *sentences: str) -> None:
@@ -155,7 +155,7 @@ class EvalContext:
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
         """Return the features of a kind, by default the configured one, from a split's outputs."""
-        return self.subject.select(split.found, kind or self.config.features)
+        return self.subject.select(split.outputs, kind or self.config.features)
 
 
 def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
@@ -168,7 +168,7 @@ def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
     train, test = task.read(pair.train), task.read(pair.test)
     findings.count("train", train)
     findings.count("test", test)
-    findings.shown = (train, test)
+    findings.pictured_splits = (train, test)
     return train, test, findings
 
 

@@ -19,12 +19,12 @@ class Features(NamedTuple):
     Attributes:
         features: The features.
         labels: The labels; -1 where unknown.
-        numbers: The indices of the examples in their source.
+        indices: The indices of the examples in their source.
     """
 
     features: Float[np.ndarray, "examples width"]
     labels: Int[np.ndarray, " examples"]
-    numbers: Int[np.ndarray, " examples"]
+    indices: Int[np.ndarray, " examples"]
 
 
 Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # maps images and their indices to images
@@ -68,10 +68,10 @@ class FeatureExtractor:
         with jax.set_mesh(self._mesh):
             for batch in examples.batches(self._share.batch_size, self._share.rows):
                 if change:
-                    batch = batch._replace(images=change(batch.images, batch.number))
+                    batch = batch._replace(images=change(batch.images, batch.index))
                 placed = map(self._share.place, batch)
                 features, labels, valid, indices = map(np.asarray, self._function(state, *placed))
                 parts.append(Features(features[valid], labels[valid], indices[valid]))
         whole = Features(*map(np.concatenate, zip(*parts, strict=True)))
-        assert len(np.unique(whole.numbers)) == len(whole.numbers), "every example counts once"
+        assert len(np.unique(whole.indices)) == len(whole.indices), "every example counts once"
         return whole

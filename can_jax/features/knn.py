@@ -19,11 +19,11 @@ class Neighbors(NamedTuple):
 
     Attributes:
         similarity: The cosine similarity.
-        places: The indices of the features in the bank.
+        indices: The indices of the features in the bank.
     """
 
     similarity: Float[np.ndarray, "queries k"]
-    places: Int[np.ndarray, "queries k"]
+    indices: Int[np.ndarray, "queries k"]
 
 
 @functools.partial(jax.jit, static_argnames="k")
@@ -91,7 +91,7 @@ def nearest(
 
 
 def vote(
-    neighbours: Neighbors, labels: Int[np.ndarray, " bank"], k: int, temperature: float
+    neighbors: Neighbors, labels: Int[np.ndarray, " bank"], k: int, temperature: float
 ) -> Int[np.ndarray, " queries"]:
     """Return the class of each query by a weighted vote of its ``k`` nearest neighbors.
 
@@ -99,8 +99,8 @@ def vote(
     smallest label. Memory grows with ``k``, not with the number of classes.
     """
     parts = [
-        _vote(neighbours.similarity[rows, :k], labels[neighbours.places[rows, :k]], temperature)
-        for start in range(0, len(neighbours.places), VOTE_CHUNK)
+        _vote(neighbors.similarity[rows, :k], labels[neighbors.indices[rows, :k]], temperature)
+        for start in range(0, len(neighbors.indices), VOTE_CHUNK)
         for rows in [slice(start, start + VOTE_CHUNK)]
     ]
     return np.concatenate(parts) if parts else labels[:0]

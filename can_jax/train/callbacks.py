@@ -133,7 +133,7 @@ class PretrainCallbacks(Log):
     def _pictured(self) -> np.ndarray:
         """The images of the figures, as bytes."""
         config = self._step.config
-        examples = EvaluationSet(config, self._source, config.figures.images, labelled=False)
+        examples = EvaluationSet(config, self._source, config.figures.images, labeled=False)
         return examples.images()
 
     def periodic_actions(self) -> list[PeriodicAction]:

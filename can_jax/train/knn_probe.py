@@ -51,7 +51,7 @@ class KnnProbe:
         for note in pair.notes:
             logging.warning("probe: %s", note)
         self._parts = [
-            (part, EvaluationSet(config, part.source, 0, labelled=True, only=part.examples))
+            (part, EvaluationSet(config, part.source, 0, labeled=True, only=part.examples))
             for part in (pair.train, pair.test)
         ]
         batch_size = BATCH_SIZE * batch_shards(mesh)

@@ -17,7 +17,7 @@ def numbered(count):
 
 
 def check_every_example_counts_once(size, count, hosts, local):
-    examples = EvaluationSet(small_config(), numbered(size), count, labelled=False)
+    examples = EvaluationSet(small_config(), numbered(size), count, labeled=False)
     assert len(examples) == min(size, count)
     shares = np.split(np.arange(hosts * local), hosts)
     parts = [list(examples.batches(hosts * local, rows)) for rows in shares]
@@ -39,8 +39,8 @@ def test_every_example_counts_once_on_any_number_of_hosts(cases):
     settings(deadline=None, max_examples=cases)(drawn(check_every_example_counts_once))()
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_what_cannot_be_decoded_does_not_count(tmp_path, labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_what_cannot_be_decoded_does_not_count(tmp_path, labeled):
     for name in ("a/0", "a/1", "b/2", "b/3"):
         path = tmp_path / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def test_what_cannot_be_decoded_does_not_count(tmp_path, labelled):
     (tmp_path / "b/3.png").write_bytes(encode(np.full((9, 9, 3), 3, np.uint8), "gif"))
     config = small_config(data__source="folder", data__path=str(tmp_path))
     source = open_source(config.data, "train")
-    examples = EvaluationSet(config, source, 10, labelled=labelled)
+    examples = EvaluationSet(config, source, 10, labeled=labeled)
     (batch,) = examples.batches(6, np.arange(6))
     assert batch.valid.tolist() == [True, False, True, True, False, False]
     assert batch.label[batch.valid].tolist() == [0, 1, 1]
@@ -60,12 +60,12 @@ def test_unlabelled_images_are_left_out_where_labels_are_asked_for():
     images = np.zeros((3, 16, 16, 3), np.uint8)
     source = ArraySource(images, np.array([0, -1, 1], np.int32))
     counted = [
-        EvaluationSet(small_config(), source, 9, labelled=labelled) for labelled in (True, False)
+        EvaluationSet(small_config(), source, 9, labeled=labeled) for labeled in (True, False)
     ]
     assert [len(examples) for examples in counted] == [2, 3]
 
 
 def test_examples_are_spread_over_the_source():
-    examples = EvaluationSet(small_config(), numbered(100), 5, labelled=False)
+    examples = EvaluationSet(small_config(), numbered(100), 5, labeled=False)
     (batch,) = examples.batches(5, np.arange(5))
     assert batch.label.tolist() == [10, 30, 50, 70, 90]

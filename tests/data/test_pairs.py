@@ -108,7 +108,7 @@ def test_numbers_are_compared_where_there_are_no_names(tmp_path):
     names = ["1", "10", "2"]  # as folders of classes are sorted
     np.savez(tmp_path / "test.npz", images=images[:3], labels=[0, 1, 2], label_names=names)
     found = pair("arrays", tmp_path)
-    assert found.classes.numbers[found.test.numbering(found.test.labels)].tolist() == [1, 10, 2]
+    assert found.classes.labels[found.test.numbering(found.test.labels)].tolist() == [1, 10, 2]
     np.savez(tmp_path / "test.npz", images=images[:2], labels=[1, 0], label_names=["x", "y"])
     np.savez(tmp_path / "train.npz", images=images, labels=[0, 0, 0, 1, 1, 1])
     assert any("matched by number" in note for note in pair("arrays", tmp_path).notes)

@@ -117,7 +117,7 @@ def test_recipe_from_end_to_end(evaluated, name, untrained, plain):
     assert page.startswith("<!doctype html>") and not re.search("https?://", addresses)
     assert all(key in page for key in results["metrics"])
     if name in ("knn", "linear", "health"):
-        assert page.count("<title>") > VAL and 'alt="nearest neighbours"' in page
+        assert page.count("<title>") > VAL and 'alt="nearest neighbors"' in page
 
 
 def test_every_example_counts_once_on_one_device_and_on_eight(places):
@@ -129,10 +129,10 @@ def test_every_example_counts_once_on_one_device_and_on_eight(places):
         split = SplitFeatureExtractor(subject, mesh, 16)(
             open_own(subject.config.data, "train", None)
         )
-        assert len(split) == TRAIN and len(set(split.numbers.tolist())) == TRAIN
+        assert len(split) == TRAIN and len(set(split.indices.tolist())) == TRAIN
         assert split.skipped == 0
         found.append(split)
-    np.testing.assert_allclose(found[0].found, found[1].found, atol=1e-5)
+    np.testing.assert_allclose(found[0].outputs, found[1].outputs, atol=1e-5)
     np.testing.assert_array_equal(found[0].labels, found[1].labels)
     assert found[0].fingerprint == found[1].fingerprint
 

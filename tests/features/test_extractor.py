@@ -15,7 +15,7 @@ def test_every_image_counts_once_in_order(devices, count):
     mesh = make_mesh(small_config().mesh, jax.devices()[:devices])
     images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
     source = ArraySource(images, np.arange(count, dtype=np.int32))
-    examples = EvaluationSet(small_config(), source, count, labelled=False)
+    examples = EvaluationSet(small_config(), source, count, labeled=False)
     extract = FeatureExtractor(lambda scale, x: scale * x.mean((1, 2)), mesh, batch_size=6)
     found = extract(jnp.float32(2), examples)
     np.testing.assert_allclose(found.features, 2 * images.mean((1, 2)), rtol=1e-5)

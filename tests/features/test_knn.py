@@ -42,12 +42,12 @@ def test_bank_smaller_than_k():
     assert len(knn_predictions(bank[:3], labels[:3], queries, k=20)) == 150
 
 
-def dense_vote(neighbours, labels, k, temperature):
+def dense_vote(neighbors, labels, k, temperature):
     """The vote with a column for every label up to the largest."""
-    similarity = neighbours.similarity[:, :k]
+    similarity = neighbors.similarity[:, :k]
     weights = np.exp((similarity - similarity[:, :1]) / temperature)
     votes = np.zeros((len(similarity), labels.max() + 1))
-    np.add.at(votes, (np.arange(len(votes))[:, None], labels[neighbours.places[:, :k]]), weights)
+    np.add.at(votes, (np.arange(len(votes))[:, None], labels[neighbors.indices[:, :k]]), weights)
     return votes.argmax(axis=1)
 
 

@@ -207,7 +207,7 @@ def trained(training: Pretraining) -> str:
                 return f"not finite: {', '.join(wrong)}, {state.skipped} updates were left out"
         if times.figures_every:
             count = training.config.figures.images
-            examples = EvaluationSet(training.config, training.source, count, labelled=False)
+            examples = EvaluationSet(training.config, training.source, count, labeled=False)
             panel = jax.jit(functools.partial(make_panel, step))
             draw(jax.device_get(panel(state, examples.images())), "a draw")
     if probe:

@@ -27,28 +27,28 @@ class Chosen(NamedTuple):
     Attributes:
         name: The name of the split.
         source: The source that holds the images.
-        known: The labels of all examples of the source, or None if only reading the source reveals
-            them.
+        source_labels: The labels of all examples of the source, or None if only reading the source
+            reveals them.
         examples: The indices of the selected examples in the source.
         labels: The label of each selected example, in the source's own numbering.
     """
 
     name: str
     source: Source
-    known: Labels | None
+    source_labels: Labels | None
     examples: Numbers
     labels: Labels
 
     @property
-    def called(self) -> str:
+    def display_name(self) -> str:
         """The name of the split as it appears in messages."""
         return f"the split {self.name!r}"
 
     @property
     def distinct_labels(self) -> Labels:
-        """The distinct labels of the source, ascending; of the selected examples if ``known`` is
-        None."""
-        return distinct(self.labels if self.known is None else self.known)
+        """The distinct labels of the source, ascending; of the selected examples if
+        ``source_labels`` is None."""
+        return distinct(self.labels if self.source_labels is None else self.source_labels)
 
 
 def choose(source: Source, split: str, count: int | None) -> Chosen:
@@ -103,13 +103,13 @@ def choose_and_hold_out(
     try:
         kept, out = hold_out(both.labels, count, seed)
     except UserError as error:
-        raise UserError(f"{both.called}: {error}; {'; '.join(notes)}") from error
-    notes.append(f"{len(out)} examples of {both.called} are held out for testing")
+        raise UserError(f"{both.display_name}: {error}; {'; '.join(notes)}") from error
+    notes.append(f"{len(out)} examples of {both.display_name} are held out for testing")
     learned, tested = (
         both._replace(examples=both.examples[rows], labels=both.labels[rows])
         for rows in (kept, out)
     )
-    return learned, tested._replace(name=f"{split} (held out)", known=None)
+    return learned, tested._replace(name=f"{split} (held out)", source_labels=None)
 
 
 def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
@@ -124,13 +124,15 @@ def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
     """
     label_names = chosen.source.label_names
     complete = True
-    if chosen.known is not None:
-        class_labels = distinct(chosen.known)
+    if chosen.source_labels is not None:
+        class_labels = distinct(chosen.source_labels)
     else:
         class_labels = distinct(chosen.labels)
         if count is not None:  # the records not read may hold any named class
-            names_of(class_labels if label_names else class_labels[:0], label_names, chosen.called)
+            names_of(
+                class_labels if label_names else class_labels[:0], label_names, chosen.display_name
+            )
             complete = bool(label_names)
             class_labels = np.arange(len(label_names)) if label_names else class_labels
-    names = names_of(class_labels, label_names, chosen.called) if label_names else []
+    names = names_of(class_labels, label_names, chosen.display_name) if label_names else []
     return Classes(class_labels, tuple(names)), complete

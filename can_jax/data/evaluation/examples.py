@@ -21,13 +21,13 @@ class EvaluationBatch(NamedTuple):
         label: The label of each image; -1 where unknown.
         valid: False for padding, for images that cannot be decoded, and for rows excluded for want
             of a label.
-        number: The index of each example in its source; -1 for padding.
+        index: The index of each example in its source; -1 for padding.
     """
 
     images: UInt8[np.ndarray, "rows height width channels"]
     label: Int[np.ndarray, " rows"]
     valid: Bool[np.ndarray, " rows"]
-    number: Int[np.ndarray, " rows"]
+    index: Int[np.ndarray, " rows"]
 
 
 class EvaluationSet:
@@ -37,7 +37,7 @@ class EvaluationSet:
         config: The resolved configuration.
         source: The source that holds the images.
         count: The number of examples; all of them if the source has fewer.
-        labelled: Whether to exclude examples without a label.
+        labeled: Whether to exclude examples without a label.
         only: The indices of the examples to use, in this order; overrides ``count``.
     """
 
@@ -47,13 +47,13 @@ class EvaluationSet:
         source: Source,
         count: int,
         *,
-        labelled: bool,
+        labeled: bool,
         only: Int[np.ndarray, " examples"] | None = None,
     ):
-        self._config, self._source, self._labelled = config, source, labelled
+        self._config, self._source, self._labeled = config, source, labeled
         if only is not None:
             self._examples = only
-        elif labelled and source.labels is not None:
+        elif labeled and source.labels is not None:
             with_label = np.flatnonzero(source.labels >= 0)
             self._examples = with_label[spread(len(with_label), count)]
         else:
@@ -94,7 +94,7 @@ class EvaluationSet:
                 part = next(loaded)
                 images[:filled], label[:filled] = part["views"][:, 0], part["label"]
                 valid[:filled] = (part["attempt"] == 0) & (
-                    (part["label"] >= 0) | (not self._labelled)
+                    (part["label"] >= 0) | (not self._labeled)
                 )
             yield EvaluationBatch(images, label, valid, index)
 

@@ -125,8 +125,8 @@ def open_pair(
     _compare_images(learned, tested, same, held, notes)
     if len(classes) == 1:
         notes.append(
-            f"{learned.called} has a single class, {classes.called[0]!r}: accuracies are "
-            "meaningless; config.data.path should be the folder that contains the class folders "
+            f"{learned.display_name} has a single class, {classes.display_names[0]!r}: "
+            "accuracies are meaningless; config.data.path should be the folder that contains the class folders "
             "or the splits"
         )
     parts = (
@@ -150,17 +150,19 @@ def _match(
     classes, complete = classes_of(learned, count)
     test_labels = tested.distinct_labels
     if not complete:  # the records not read may hold other classes
-        classes = Classes(np.union1d(classes.numbers, test_labels))
+        classes = Classes(np.union1d(classes.labels, test_labels))
     names, other_names = learned.source.label_names, tested.source.label_names
-    numbering = classes.match(test_labels, other_names, tested.called, learned.called)
+    numbering = classes.match(test_labels, other_names, tested.display_name, learned.display_name)
     if complete and not held and (absent := classes.absent(numbering(test_labels))):
-        notes.append(f"{tested.called} has no image of {absent}")
+        notes.append(f"{tested.display_name} has no image of {absent}")
     if alike := classes.alike():
-        notes.append(f"{learned.called} has two classes that differ in spelling only: {alike}")
+        notes.append(
+            f"{learned.display_name} has two classes that differ in spelling only: {alike}"
+        )
     if absent := classes.absent(classes.numbering(distinct(learned.labels))):
         notes.append(f"no training example of {absent} is selected")
     if bool(names) != bool(other_names):
-        nameless = tested.called if names else learned.called
+        nameless = tested.display_name if names else learned.display_name
         notes.append(f"{nameless} has no label_names, so classes are matched by number")
     return classes, numbering
 
@@ -178,16 +180,16 @@ def _compare_images(
     """
     if same and not held:
         notes.append(
-            f"{learned.called} and {tested.called} are the same examples: accuracies are "
-            "meaningless"
+            f"{learned.display_name} and {tested.display_name} are the same examples: "
+            "accuracies are meaningless"
         )
         return
     duplicates, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
     if duplicates:
-        where = "among the other examples" if held else f"in {learned.called}"
+        where = "among the other examples" if held else f"in {learned.display_name}"
         notes.append(
-            f"{duplicates} of {compared} examples of {tested.called} that were compared are also "
-            f"{where}, byte for byte: accuracies are too high"
+            f"{duplicates} of {compared} examples of {tested.display_name} that were compared are "
+            f"also {where}, byte for byte: accuracies are too high"
         )
 
 

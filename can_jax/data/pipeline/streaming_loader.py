@@ -219,7 +219,7 @@ def _batches(
     failed: list[UserError] = []
 
     def examples() -> Iterator[tuple]:
-        stream = source.stream(config.seed, config.data.window, share.number, share.count, start)
+        stream = source.stream(config.seed, config.data.window, share.index, share.count, start)
         try:
             for step in range(*steps):
                 for row in share.rows.tolist():

@@ -32,18 +32,18 @@ class Numbering:
 
     Attributes:
         labels: The known labels, ascending.
-        places: The class index of each known label.
+        indices: The class index of each known label.
     """
 
     labels: Labels
-    places: Labels
+    indices: Labels
 
     def __call__(self, labels: Labels) -> Labels:
         """Return the class index of each label as int32; -1 for an unknown label."""
         if not len(self.labels):
             return np.full(len(labels), -1, np.int32)
         at = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
-        return np.where(self.labels[at] == labels, self.places[at], -1).astype(np.int32)
+        return np.where(self.labels[at] == labels, self.indices[at], -1).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +51,25 @@ class Classes:
     """The classes of a training source, in the order of a classifier's outputs.
 
     Attributes:
-        numbers: The label of each class in the training source, ascending; any integers.
+        labels: The label of each class in the training source, ascending; any integers.
         names: The name of each class; empty if the source has no names.
     """
 
-    numbers: Labels
+    labels: Labels
     names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.labels)
 
     @property
-    def called(self) -> tuple[str, ...]:
+    def display_names(self) -> tuple[str, ...]:
         """The names of the classes, or their labels if they have no names."""
-        return self.names or tuple(map(str, self.numbers.tolist()))
+        return self.names or tuple(map(str, self.labels.tolist()))
 
     @property
     def numbering(self) -> Numbering:
         """The translation of the training source's own labels."""
-        return Numbering(self.numbers, np.arange(len(self)))
+        return Numbering(self.labels, np.arange(len(self)))
 
     def match(
         self, labels: Labels, label_names: Sequence[str], split: str, train: str
@@ -94,15 +94,15 @@ class Classes:
         # classes share a name.
         same = all(
             label < len(label_names) and label_names[label] == name
-            for label, name in zip(self.numbers.tolist(), self.names, strict=False)
+            for label, name in zip(self.labels.tolist(), self.names, strict=False)
         )
         named = [names for names in (self.names, called if label_names else ()) if names]
         numeric = len(named) == 1 and all(name.isdecimal() for name in named[0])
         if numeric or (len(named) == 2 and not same):
             key: Callable[[str], Any] = int if numeric else _composed
-            _refuse_duplicates(self.called, key, train)
+            _refuse_duplicates(self.display_names, key, train)
             _refuse_duplicates(called, key, split)
-            index_of = {key(name): i for i, name in enumerate(self.called)}
+            index_of = {key(name): i for i, name in enumerate(self.display_names)}
             indices = np.array([index_of.get(key(name), -1) for name in called], np.int64)
         elif not same or not self.names:
             called = as_text
@@ -117,7 +117,7 @@ class Classes:
         absent = np.setdiff1d(np.arange(len(self)), labels)
         if not len(absent):
             return ""
-        some = ", ".join(repr(self.called[i]) for i in absent[:NAMED])
+        some = ", ".join(repr(self.display_names[i]) for i in absent[:NAMED])
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:

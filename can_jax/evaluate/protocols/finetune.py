@@ -264,7 +264,7 @@ class Tester(Log):
         self._training, self._workdir = training, run.workdir
         self._part = training.pair.test
         self._examples = EvaluationSet(
-            config, self._part.source, 0, labelled=True, only=self._part.examples
+            config, self._part.source, 0, labeled=True, only=self._part.examples
         )
         step = training.step
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
@@ -313,7 +313,7 @@ class Tester(Log):
             card = {
                 "classes": self._training.step.classes,
                 "names": list(self._training.pair.classes.names),
-                "numbers": self._training.pair.classes.numbers.tolist(),
+                "numbers": self._training.pair.classes.labels.tolist(),
                 "features": task.config.features,
                 "settings": task.config.classify.to_dict(),
                 "identity": self._training.identity(),

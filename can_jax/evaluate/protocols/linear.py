@@ -37,7 +37,7 @@ def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[s
         The refitted head, the kind of features that it reads, and a table of the grid.
     """
     settings, config = task.config.linear, task.config
-    classes = len(train.known)
+    classes = len(train.training_classes)
     most, few = held_out(train.labels, config.held_out, config.seed)
     cells = grid(settings.learning_rates, settings.weight_decays)
     options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}

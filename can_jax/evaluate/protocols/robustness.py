@@ -173,7 +173,7 @@ def robustness(
         if isinstance(opened, dict):
             curves(task, logits_of, findings, opened, f"{name}/", relative=True)
             continue
-        split = task.read(opened.part, labelled=kind != "real")
+        split = task.read(opened.part, labeled=kind != "real")
         accepted = opened.accepted(split)
         masked_logits = np.where(opened.among, logits_of(split), -np.inf)
         judged = accepted.any(axis=1)
@@ -268,7 +268,7 @@ def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> L
         findings: The results, which receive the counts and the selected kind of features.
     """
     if train is None:
-        return lambda split: split.found
+        return lambda split: split.outputs
     learned = task.read(train)
     findings.count("train", learned)
     heads, kind, _ = best_heads(task, learned)

@@ -139,7 +139,7 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
 def named_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
     """Open class folders named as in training; the choice is among the classes present."""
     part, _ = same_classes(task, path_of(shift), classes)
-    return judged(part, part.numbering.places, len(classes))
+    return judged(part, part.numbering.indices, len(classes))
 
 
 def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
@@ -161,7 +161,7 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     if indices.min() < 0:
         raise UserError(
             f"config.robustness.shifts: the folders of {shift['path']} are no numbers below "
-            f"{classes.numbers[-1] + 1} that are labels of the training data"
+            f"{classes.labels[-1] + 1} that are labels of the training data"
         )
     if len(set(indices.tolist())) < len(indices):
         raise UserError(
@@ -198,7 +198,7 @@ def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> J
 
     def accepted(split: Split) -> Bool[np.ndarray, "examples classes"]:
         right = np.zeros((len(split), len(classes)), bool)
-        for row, index in enumerate(split.numbers):
+        for row, index in enumerate(split.indices):
             name = split.source.describe(int(index))
             match = re.search(r"(\d{8})\.\w+", name)
             if not match or not 1 <= int(match[1]) <= len(labels):

@@ -14,7 +14,7 @@ from can_jax.evaluate.task import EvalContext
 from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
 
-QUERIES, NEIGHBOURS, MAPPED = 8, 7, 800
+QUERIES, NEIGHBORS, MAPPED = 8, 7, 800
 SIDE = 72  # The side of an image in the grid, in pixels.
 
 
@@ -23,7 +23,7 @@ def images_of(
 ) -> UInt8[np.ndarray, "chosen height width channels"]:
     """Return images of a split, preprocessed as for the encoder."""
     config = task.subject.config
-    return EvaluationSet(config, split.source, 0, labelled=False, only=split.numbers[rows]).images()
+    return EvaluationSet(config, split.source, 0, labeled=False, only=split.indices[rows]).images()
 
 
 def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
@@ -32,23 +32,23 @@ def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def neighbour_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
+def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     """Draw test images, each beside its nearest neighbors in the bank, as PNG bytes.
 
     Neighbors of the same class are framed in green, others in red.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
-    neighbors = nearest(task.select(bank), task.select(test)[queries], NEIGHBOURS)
+    neighbors = nearest(task.select(bank), task.select(test)[queries], NEIGHBORS)
     left = images_of(task, test, queries)
     # The images are loaded in one call, because opening the pipeline takes a second.
-    right = images_of(task, bank, neighbors.places.reshape(-1))
-    width = neighbors.places.shape[1]
+    right = images_of(task, bank, neighbors.indices.reshape(-1))
+    width = neighbors.indices.shape[1]
     gap, frame = 6, 3
     cell = SIDE + 2 * frame + gap
     sheet = Image.new(
-        "RGB", (cell * (neighbors.places.shape[1] + 1) + 12, cell * len(queries)), "white"
+        "RGB", (cell * (neighbors.indices.shape[1] + 1) + 12, cell * len(queries)), "white"
     )
-    for row, (query, indices) in enumerate(zip(queries, neighbors.places, strict=True)):
+    for row, (query, indices) in enumerate(zip(queries, neighbors.indices, strict=True)):
         sheet.paste(tile(left[row]), (frame, row * cell + frame))
         for column, image in enumerate(right[row * width : (row + 1) * width]):
             same = bank.labels[indices[column]] == test.labels[query]
