@@ -126,8 +126,8 @@ def open_pair(
     if len(classes) == 1:
         notes.append(
             f"{learned.display_name} has a single class, {classes.display_names[0]!r}: "
-            "accuracies are meaningless; config.data.path should be the folder that contains the class folders "
-            "or the splits"
+            "accuracies are meaningless; config.data.path should be the folder that contains the "
+            "class folders or the splits"
         )
     parts = (
         _part(learned, data, classes.numbering, classes),
