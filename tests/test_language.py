@@ -19,6 +19,8 @@ PHRASES = re.compile(
 )
 # An entry of a docstring that is only a preposition, such as `path: of the images.`
 FRAGMENT = re.compile(r"^ +[\w, ]+: (of|for|as|in|from|by|on|with) .*", re.MULTILINE)
+# An error that refers to something outside of its line, such as `UserError: It does not.`
+VAGUE = re.compile(r"^ +\w+Error: (It|They|There (is|are) none)\b.{0,20}\.$", re.MULTILINE)
 
 
 def documented(kinds):
@@ -61,6 +63,24 @@ def test_docstrings_of_classes_open_with_a_noun_phrase():
         f"{place}: {text.splitlines()[0]}"
         for place, _, text in documented(ast.ClassDef)
         if NO_VERBS.match(opening(text)) and opening(text) not in ("Any", "Each", "One", "Two")
+    ]
+    assert wrong == []
+
+
+def test_docstrings_of_modules_say_what_they_contain():
+    wrong = [
+        f"{path}: {text.splitlines()[0]}"
+        for path, tree in TREES.items()
+        if (text := ast.get_docstring(tree)) and NO_VERBS.match(opening(text))
+    ]
+    assert wrong == []
+
+
+def test_errors_of_docstrings_name_what_is_wrong():
+    wrong = [
+        f"{place}:{entry[0]}"
+        for place, _, text in documented((ast.FunctionDef, ast.ClassDef))
+        for entry in VAGUE.finditer(text)
     ]
     assert wrong == []
 

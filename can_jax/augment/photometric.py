@@ -31,7 +31,7 @@ class Photometric:
         grayscale: The probability of conversion to grayscale.
         blur: The probability of a Gaussian blur.
         blur_sigma: The range of the blur's standard deviation, in pixels.
-        solarize: The probability of inverting all values from 0.5 on.
+        solarize: The probability of inverting all values of at least 0.5.
     """
 
     flip: float = 0.0
@@ -47,7 +47,7 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Build it from ``config.augment``; settings of other operations, as crops, are ignored."""
+        """Select the settings from ``config.augment``; those of crops, for example, are ignored."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
@@ -171,7 +171,7 @@ def blur(image: Image, sigma: Scalar) -> Image:
 
 
 def solarize(image: Image) -> Image:
-    """Invert the values from 0.5 on."""
+    """Invert the values of at least 0.5."""
     return jnp.where(image >= 0.5, 1 - image, image)
 
 

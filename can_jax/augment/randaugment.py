@@ -141,7 +141,7 @@ def randaugment(
     Args:
         image: An image with values in [0, 1].
         key: The random key of this image.
-        operations: The i of operations to draw.
+        operations: The number of operations to draw.
         magnitude: The mean strength, in [0, 10].
         deviation: The standard deviation of the strength.
     """

@@ -2,7 +2,7 @@
 
 Crops, jitter, grayscale, blur and normalization have the parameters of `config.augment`. The
 operations are those of torchvision on Pillow images. Neither JAX nor TensorFlow is imported, so
-that the processes start at once.
+that the processes start quickly.
 """
 
 import contextlib

@@ -1,1 +1,1 @@
-"""What a run directory holds besides metrics: checkpoints, configurations, its lock."""
+"""The contents of a run directory besides metrics: checkpoints, configurations and the lock."""

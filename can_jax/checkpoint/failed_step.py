@@ -1,4 +1,4 @@
-"""The dump of a failed step, called a capture, to reproduce the failure elsewhere.
+"""The dump of a failed step, named capture in paths, to reproduce the failure elsewhere.
 
 A capture is a folder with the configuration, the state before the step, and the batch in a file for
 each process. `python -m can_jax.replay` reads it.

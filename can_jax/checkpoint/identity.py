@@ -1,7 +1,7 @@
 """The identity of a run: everything that its results depend on, stored when it begins.
 
-A run that resumes compares it. So its results never mix other weights, data or settings with those
-that they name.
+A run that resumes compares its identity with the stored one. Its results therefore belong to the
+weights, data and settings that they name.
 """
 
 import json

@@ -80,7 +80,7 @@ class RunLock:
 def run_lock(
     workdir: epath.Path, wait: float | None = None, wait_ending: float | None = None
 ) -> Iterator[RunLock]:
-    """Hold a run directory in the body. Collective: every process must call this.
+    """Hold the lock of a run directory in a ``with`` block. Collective: every process calls this.
 
     Args:
         workdir: The run directory, which must exist.
@@ -90,7 +90,7 @@ def run_lock(
 
     Raises:
         InUse: Another run holds it.
-        UserError: It cannot be locked.
+        UserError: The directory cannot be locked.
     """
     claim, refusal = None, None
     if jax.process_index() == 0:

@@ -259,8 +259,8 @@ class Checkpointer:
         """Wait for the pending saves of this process, and close.
 
         This is not collective, since a process can end alone, such as on Ctrl-C, while the others
-        are in a collective operation that would take this one for its own. Where all processes come
-        and a failed save matters, call `wait` before.
+        are in a collective operation that would match this one. Call `wait` before if all processes
+        reach this point and a failed save matters.
         """
         with self._scope:
             try:
@@ -325,7 +325,8 @@ class Checkpointer:
     def _demand_room(self, state: Any) -> None:
         """Raise `OSError` if the directory cannot be written or the local disk is too full.
 
-        Orbax would wait long and log much. Collective: every process must call this.
+        Orbax would block for a long time and log many messages. Collective: every process must
+        call this.
         """
         if "://" in str(self._directory):
             return
@@ -353,7 +354,7 @@ class Checkpointer:
         """Log that a checkpoint was not written, and remove its remains.
 
         Raises:
-            UserError: It is the third failure in a row.
+            UserError: Three saves in a row have failed.
         """
         self._check()  # the remains may be another run's
         self._failures += 1

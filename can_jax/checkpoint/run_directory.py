@@ -103,7 +103,7 @@ def read_config(folder: epath.Path) -> ConfigDict:
     """Return the configuration of a run directory or of the dump of a failed step.
 
     Raises:
-        UserError: It is missing or cannot be read.
+        UserError: The configuration is missing or cannot be read.
     """
     try:
         return from_json((folder / "config.json").read_text())
@@ -117,7 +117,7 @@ def read_encoder(folder: epath.Path) -> ConfigDict:
     """Return the configuration of a run directory, with the encoder's settings checked.
 
     Raises:
-        UserError: It cannot be read, or its encoder is invalid in this version.
+        UserError: The configuration cannot be read, or its encoder is invalid in this version.
     """
     config = read_config(folder)
     try:

@@ -43,7 +43,7 @@ class OneLine(python_logging.Formatter):
 
 
 class _Ended(Exception):
-    """An exception that ends a command whose command line is answered, such as by the help."""
+    """An exception that ends a command once an option such as ``--help`` has been handled."""
 
 
 class Command:

@@ -1,4 +1,4 @@
-"""The baselines MAE and SimCLR, as changes of a CAN recipe; zero-weight branches are not built."""
+"""The baselines MAE and SimCLR, as changes to a CAN recipe; zero-weight branches are not built."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The comparison of fingerprints, by which a resumed run detects that the data has changed.
 
-`Source.fingerprint` makes them: images in memory are compared by content; files by name, size and
-the offsets of their examples, whichever folder contains them.
+`Source.fingerprint` computes them. Images in memory are compared by content. Files are compared by
+name, size and the offsets of their examples, whichever folder contains them.
 
 The order of examples is a function of the seed and the number of examples. Adding or removing one
 file therefore changes the images of every step.

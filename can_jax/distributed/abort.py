@@ -35,7 +35,7 @@ def keep_stacks_in(folder: str, label: str) -> None:
 
 
 def abort(message: str, stacks: bool = True) -> NoReturn:
-    """Exit this process at once, since what it waits for cannot be interrupted.
+    """Exit this process at once, since a blocked collective operation cannot be interrupted.
 
     Args:
         message: The last line to print.

@@ -2,7 +2,7 @@
 
 Values of a page come from files that anybody may have written. Jinja escapes every value that is
 not `Html`, and `Html.format` does so for the elements that are made here. Only this module creates
-`Html`, so a value that nobody thought of appears as text.
+`Html`, so any other value appears as text.
 """
 
 import base64

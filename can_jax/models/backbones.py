@@ -91,7 +91,7 @@ class Size:
             name: The config block of the size, for the message.
 
         Raises:
-            UserError: It does not.
+            UserError: The heads do not divide the width.
         """
         if self.width % self.heads:
             raise UserError(
@@ -147,7 +147,8 @@ def check_vit(config: Any) -> None:
     """Check that the number of heads divides the width.
 
     Raises:
-        UserError: It does not, or there are options, which the Vision Transformer does not take.
+        UserError: The heads do not divide the width, or there are options, which the Vision
+            Transformer does not take.
     """
     if options := config.model.backbone_options:
         raise UserError(
@@ -165,7 +166,7 @@ def build_backbone(config: Any, pixels: int, **options: Any) -> Any:
     """Build the encoder of a configuration.
 
     Raises:
-        UserError: What the backbone's function returns is not a `Backbone`.
+        UserError: The backbone's function does not return a `Backbone`.
     """
     name = config.model.backbone
     backbone = BACKBONES.get(name).build(config, pixels, **options)

@@ -53,7 +53,7 @@ class RunLog(python_logging.Handler):
             self.say(f"error: {one_line(error)}")
 
     def open(self, workdir: epath.Path) -> None:
-        """Write to a run directory from now on, pending lines included. It must be this run's."""
+        """Write to this run's directory from now on, pending lines included."""
         process = jax.process_index()
         path = workdir / (f"log-{process}.txt" if process else "log.txt")
         if "://" in str(path) and path.exists():

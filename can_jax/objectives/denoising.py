@@ -39,7 +39,7 @@ def check(config: Any) -> None:
     """Check that there is noise to predict.
 
     Raises:
-        UserError: There is none.
+        UserError: The noise is disabled.
     """
     if not config.noise.sigma_max:
         raise UserError(

@@ -179,7 +179,7 @@ def write(path: Path, text: str) -> None:
     """Write a file.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     try:
         path.write_text(text)

@@ -32,7 +32,8 @@ PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
     """Return the evaluations (`probe`, `picture`) due at a step whose output is missing.
 
-    A run saves a step before it evaluates it, so a run that is killed in between leaves them out.
+    A run saves a checkpoint before it evaluates the step. A run that is killed in between leaves
+    the evaluations out.
     Collective: every process must call this.
 
     Args:

@@ -187,7 +187,7 @@ class Loop:
         """Return whether a checkpoint is due by time. Collective: every process must call this.
 
         The clock of process 0 decides. Several processes compare it at log steps only, since that
-        blocks each until all have come.
+        blocks each of them until all have reached it.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes

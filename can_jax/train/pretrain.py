@@ -200,7 +200,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """Check that the batch divides over the devices and the microbatches.
 
     Raises:
-        UserError: It does not.
+        UserError: The batch does not divide.
     """
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
     unit = devices * parts
@@ -218,7 +218,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     """Check that the data has labels if an active objective needs them.
 
     Raises:
-        UserError: It has none.
+        UserError: The data has no labels.
     """
     blocks = config.objective
     needy = [name for name, o in active(blocks.to_dict()).items() if o.needs_labels(blocks[name])]

@@ -51,7 +51,7 @@ def make_directory(workdir: epath.Path) -> None:
     """Create the run directory and check that files can be written to it.
 
     Raises:
-        UserError: They cannot.
+        UserError: The directory cannot be written.
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run trains, as a protocol."""
+"""The protocol `Training`: the model, data and schedule that a run trains."""
 
 from collections.abc import Collection
 from typing import Any, Protocol, runtime_checkable

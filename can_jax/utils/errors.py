@@ -10,8 +10,8 @@ EXIT_INTERRUPTED = 130  # Ctrl-C, by the convention of shells
 
 
 class UserError(Exception):
-    """An error that the user can correct; its one-line message says what failed, where, and what to
-    do."""
+    """An error that the user can correct; its one-line message states what failed, where, and
+    what to do."""
 
 
 class LostLock(UserError):

@@ -85,7 +85,7 @@ class Registry(Generic[T]):
         """Return the value with a name.
 
         Raises:
-            UserError: There is none; the message suggests a name.
+            UserError: No value has this name; the message suggests another one.
         """
         if name in self:
             return self._values[name]

@@ -48,7 +48,7 @@ def read_weights(path: epath.Path) -> Weights:
         path: The file or folder.
 
     Raises:
-        UserError: It cannot be read, or its model is not one that this encoder computes.
+        UserError: The file cannot be read, or this encoder cannot compute its model.
     """
     file = file_of_folder(path) if path.is_dir() else path
     contents = read_contents(file)

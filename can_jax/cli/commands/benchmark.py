@@ -8,7 +8,7 @@ stages take turns, several times.
 
 `step` measures the compiled train step on a batch in device memory, relative to a matrix product
 timed in the same rounds. `--parts` also measures MAE's and SimCLR's step, and the cost of each part
-of CAN's. `--peer` also measures, in turns with it, the baseline in PyTorch
+of CAN's. `--peer` also measures, alternating with it, the baseline in PyTorch
 (`can_jax/benchmark/torch_reference.py`).
 """
 

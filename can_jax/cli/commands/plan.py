@@ -6,7 +6,7 @@ memory, the collectives of a step, and an estimate of the duration of the run. T
 `h100:8x4`, four hosts of eight. If it does not fit, searches for settings that do; exits with 1.
 
 For TPUs the time of a step is that of the compiler's own clock, by part of the step; `--top=20`
-lists the dearest instructions with their source lines, `--dump_hlo=FILE` writes the program.
+lists the most expensive instructions with their source lines, `--dump_hlo=FILE` writes the program.
 """
 
 import json

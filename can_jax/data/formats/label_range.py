@@ -16,7 +16,7 @@ def is_label(value: int) -> bool:
 
 
 def as_label(value: int, where: str) -> int:
-    """Return a label, or -1 if it does not fit int32; logs the first one of each ``where``."""
+    """Return a label, or -1 if it does not fit int32; log the first such label per ``where``."""
     if is_label(value):
         return value
     _log_once(where)

@@ -195,7 +195,7 @@ class Members:
         )
 
     def _finish(self, end: int) -> None:
-        """Note what is damaged after the last member, where a tar holds only zeros."""
+        """Record damage after the last member, where an intact tar holds only zeros."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
             self._ending = "is no tar: no valid header in it"

@@ -77,7 +77,7 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
     """Return the npz files of a split in a folder, sorted by name.
 
     Raises:
-        UserError: There is none.
+        UserError: The folder has no file of the split.
     """
     if root.is_file():
         choose_files(str(root), [root.name], split, "npz file", listed=True)

@@ -18,8 +18,8 @@ SAMPLE = 256  # examples whose content the fingerprint of a source without one o
 class Source(abc.ABC):
     """Images with random access, encoded (JPEG, PNG, WebP, GIF, …) or decoded.
 
-    A subclass needs ``examples`` and ``read``. An example has the same image and label whenever it
-    is read, and threads read at the same time.
+    A subclass defines ``examples`` and ``read``. Each read of an example returns the same image and
+    label. Several threads read at the same time.
 
     Attributes:
         labels: The label of each example, -1 where unknown; None if only ``read`` returns labels.
@@ -63,7 +63,7 @@ class Source(abc.ABC):
         return None
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of each encoded image in bytes; None if that would have to read them."""
+        """Return the size of each encoded image in bytes; None if that requires reading them."""
         return None
 
     def fingerprint(self) -> Fingerprint:

@@ -186,7 +186,7 @@ def matches(pattern: str) -> list[str]:
     """Return the files that match a pattern; logs missing members of a range or list.
 
     Raises:
-        UserError: There is none.
+        UserError: No file matches.
     """
     if exists(pattern):
         return [pattern]

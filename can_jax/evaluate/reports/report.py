@@ -11,14 +11,14 @@ DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the summary metrics, without those that others summarize."""
+    """Return the summary metrics, without the single values of which they are means."""
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     """Return the mean accuracy over all corruptions at each severity; severity 0 is uncorrupted.
 
-    Values that are no percentage are left out.
+    Values that are not a percentage are left out.
 
     Args:
         results: The content of `results.json`.
@@ -55,7 +55,7 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
 
 
 def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
-    """Return the chart of `curves_of` several runs; nothing without a curve."""
+    """Return the chart of `curves_of` several runs; empty without a curve."""
     if not curves:
         return ""
     from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s
