@@ -181,7 +181,7 @@ def test_facts_of_an_index_are_checked(tmp_path, changes):
     place = index(tmp_path)
     facts = json.loads((place / FACTS).read_text())
     (place / FACTS).write_text(json.dumps(facts | changes))
-    with pytest.raises(UserError, match="is not what can_jax writes"):
+    with pytest.raises(UserError, match="was not written by can_jax"):
         load_table(place)
 
 

@@ -339,7 +339,7 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(places, imagenet, tmp_path):
         (["--config.protocol=kmm"], "config.protocol='kmm': give one of knn, linear"),
         (["--config.features=cls"], "give one of patches"),
         (["--config.data.path=/no/such/data"], "/no/such/data"),
-        (["--config.data.channels=1"], "data.channels=1: the encoder sees 3"),
+        (["--config.data.channels=1"], "data.channels=1: the encoder takes 3"),
         (["--config.held_out=1.5"], "held_out=1.5"),
         (["--config.knn.k=(0,)"], "config.knn.k=(0,): give a tuple of whole numbers at least 1"),
     ],

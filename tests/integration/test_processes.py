@@ -141,7 +141,7 @@ def test_processes_that_see_different_data_are_refused(recipe, tmp_path):
     ("options", "message"),
     [
         (["--processes=2"], "--coordinator, --process is missing"),
-        (["--coordinator=a:1", "--processes=2", "--process=2"], "--process=2: between 0 and 1"),
+        (["--coordinator=a:1", "--processes=2", "--process=2"], "--process=2: give a number from 0 to 1"),
     ],
 )
 def test_wrong_flags(recipe, tmp_path, options, message):
