@@ -302,8 +302,9 @@ RECIPE: Table = {
             before="visible",
         ),
         "target": Key(
-            "scaled", Choice(("scaled", "unit")),
-            "The denoising target: the noise sigma * e (scaled), or e (unit).",
+            "scaled", Choice(("scaled", "normalized", "unit")),
+            "The denoising target: the noise sigma * e (scaled), that over its root mean square "
+            "(normalized), or e (unit).",
         ),
     },
     "optimizer": OPTIMIZER,

@@ -134,6 +134,8 @@ class Reporter:
         parts = [f"step {step}/{self._total}", f"loss {values['loss/total']:.4f}"]
         losses = {name: f"loss/{name}" for name in OBJECTIVES}
         parts += [f"{name} {values[key]:.4f}" for name, key in losses.items() if key in values]
+        if "denoising/explained" in values:
+            parts.append(f"noise explained {100 * values['denoising/explained']:.0f}%")
         remaining = (self._total - step) * window.step_seconds
         rate = values["images_per_second"]
         parts += [

@@ -39,8 +39,14 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
 
 
 def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetch the metrics of a step to the host; the Gram matrix becomes its effective rank."""
+    """Fetch the metrics of a step to the host, and derive those that are no means over rows.
+
+    The Gram matrix becomes its effective rank. ``denoising/explained`` is the share of the noise's
+    energy that the prediction explains: 1 for a perfect one, 0 for zeros, less for a worse one.
+    """
     host = dict(jax.device_get(metrics))
+    if energy := host.get("denoising/energy"):
+        host["denoising/explained"] = 1 - host["denoising/residual"] / energy
     if "embedding/gram" in host:
         host["embedding/effective_rank"] = effective_rank(host.pop("embedding/gram"))
     return {name: float(value) for name, value in host.items()}

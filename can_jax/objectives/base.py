@@ -32,7 +32,9 @@ class Arrays(NamedTuple):
         pooled: The pooled embeddings.
         prediction: The decoder's prediction of every patch.
         clean: The pixels of every patch, normalized, without noise.
-        noise: The noise to predict; only that of visible patches counts.
+        noise: The noise to predict, on the scale of `noise.target`; only that of visible patches
+            counts.
+        noise_scale: The factor of each row by which ``noise`` becomes that of the input.
         hidden: True for the patches that the encoder did not see.
         labels: The label of each image, -1 where unknown.
     """
@@ -42,6 +44,7 @@ class Arrays(NamedTuple):
     prediction: Float[Array, "rows patches pixels"] | None = None
     clean: Float[Array, "rows patches pixels"] | None = None
     noise: Float[Array, "rows patches pixels"] | None = None
+    noise_scale: Float[Array, " rows"] | None = None
     hidden: Bool[Array, "rows patches"] | None = None
     labels: Int[Array, " images"] | None = None
 

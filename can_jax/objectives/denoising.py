@@ -28,11 +28,23 @@ def denoising_loss(
 
 
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
-    """Return the `denoising_loss` of a step."""
-    assert arrays.prediction is not None
-    assert arrays.noise is not None
-    assert arrays.hidden is not None
-    return denoising_loss(arrays.prediction, arrays.noise, arrays.hidden), {}
+    """Return the `denoising_loss` of a step, and two energies of the input's noise.
+
+    ``denoising/energy`` is the mean square of the noise, ``denoising/residual`` that of its error
+    of prediction. Both are in normalized pixels, whatever the scale of the target.
+    """
+    prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
+    assert prediction is not None
+    assert noise is not None
+    assert arrays.noise_scale is not None
+    assert hidden is not None
+    scale = arrays.noise_scale[:, None, None]
+    added = scale * at_least_float32(noise)
+    predicted = scale * at_least_float32(prediction)
+    return denoising_loss(prediction, noise, hidden), {
+        "denoising/energy": denoising_loss(jnp.zeros_like(added), added, hidden),
+        "denoising/residual": denoising_loss(predicted, added, hidden),
+    }
 
 
 def check(config: Any) -> None:
@@ -48,4 +60,6 @@ def check(config: Any) -> None:
         )
 
 
-OBJECTIVE = Objective(frozenset({"prediction", "noise", "hidden"}), loss, weight=0.30, check=check)
+OBJECTIVE = Objective(
+    frozenset({"prediction", "noise", "noise_scale", "hidden"}), loss, weight=0.30, check=check
+)

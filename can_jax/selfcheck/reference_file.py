@@ -33,10 +33,12 @@ META = {
     "sigma_scale": "noise.level_scale",
     "level_tokens": "noise.level_tokens",
     "normalize_targets": "objective.reconstruction.normalize",
+    "noise_target": "noise.target",
 }
 BEFORE = {
     "level_tokens": "visible",
     "normalize_targets": True,
+    "noise_target": "scaled",
 }  # The values of files without these keys.
 WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
 WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))
@@ -170,7 +172,7 @@ def config_of(path: str, meta: dict[str, Any], file: File, dtype: str) -> Config
         saturation=0.0, hue=0.0, grayscale=0.0, mean=(0.0,) * channels, std=(1.0,) * channels
     )
     config.update_from_flattened_dict({key: meta[name] for name, key in META.items()})
-    config.model.dtype, config.noise.target = dtype, "scaled"
+    config.model.dtype = dtype
     config.model.projector.update(
         layers=len(weights), hidden=weights[0].shape[0], outputs=weights[-1].shape[0],
         batch_norm=False,

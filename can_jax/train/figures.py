@@ -77,10 +77,8 @@ def make_panel(
     noise = predicted = None
     if config.objective.denoising.weight and inputs.noise is not None:
         noise = noise_picture(inputs.noise.scaled)
-        if config.noise.target == "unit":
-            predicted = noise_picture(inputs.noise._replace(unit=prediction).scaled)
-        else:
-            predicted = noise_picture(prediction)
+        _, scale = inputs.noise.target(config.noise.target, config.noise.sigma_max)
+        predicted = noise_picture(scale[:, None, None] * prediction)
     return Panel(
         clean=picture(inputs.clean),
         shown=blank(inputs.noisy),

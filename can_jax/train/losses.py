@@ -49,6 +49,22 @@ class Noise(NamedTuple):
         """The noise that is added to the input, in normalized pixel units."""
         return self.sigma[:, None, None] * self.unit
 
+    def target(
+        self, kind: str, sigma_max: float
+    ) -> tuple[Float[Array, "rows patches pixels"], Float[Array, " rows"]]:
+        """Return what the decoder predicts, and the factor of each row that makes it the noise.
+
+        Args:
+            kind: The value of `noise.target`: ``scaled`` for the noise itself, ``normalized`` for
+                the noise over its root mean square ``sigma_max / sqrt(3)``, or ``unit`` for the
+                noise before it is scaled by sigma.
+            sigma_max: The largest noise level.
+        """
+        if kind == "unit":
+            return self.unit, self.sigma
+        rms = sigma_max / 3**0.5 if kind == "normalized" else 1.0
+        return self.scaled / rms, jnp.full_like(self.sigma, rms)
+
 
 class Inputs(NamedTuple):
     """The inputs of the network and of its losses, after augmentation.
@@ -191,15 +207,16 @@ def losses(
     def by_image(rows: Array | None) -> Array | None:
         return None if rows is None else rows.reshape(images, -1, *rows.shape[1:])
 
-    noise = None
+    noise = scale = None
     if inputs.noise is not None:
-        noise = inputs.noise.scaled if config.noise.target == "scaled" else inputs.noise.unit
+        noise, scale = inputs.noise.target(config.noise.target, config.noise.sigma_max)
     arrays = objectives.Arrays(
         tokens=by_image(outputs.latent),
         pooled=by_image(outputs.pooled),
         prediction=outputs.prediction,
         clean=inputs.clean,
         noise=noise,
+        noise_scale=scale,
         hidden=hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1),
         labels=inputs.labels,
     )

@@ -132,6 +132,8 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
     clean = patchify(views, size)
     noise = patchify(inputs["sigma"][:, None, None, None] * inputs["unit_noise"], size)
     unit = patchify(inputs["unit_noise"], size)
+    rms = np.sqrt(meta["sigma_max"] ** 2 / 3)  # of sigma e, sigma uniform in [0, sigma_max]
+    target = {"scaled": noise, "normalized": noise / rms, "unit": unit}[meta["noise_target"]]
     keep, every = meta["keep"], np.arange(rows)[:, None]
     visible = inputs["shuffle"][:, :keep]
     mask = np.ones(clean.shape[:2])
@@ -179,7 +181,7 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
         "out/mask": mask, "out/prediction": prediction,
         "loss/contrastive": info_nce(projection, meta["temperature"]),
         "loss/reconstruction": reconstruction(prediction, clean, mask, meta["normalize_targets"]),
-        "loss/denoising": denoising(prediction, noise, mask),
+        "loss/denoising": denoising(prediction, target, mask),
         "loss/denoising_unit_noise": denoising(prediction, unit, mask),
     }  # fmt: skip
     terms = (found[f"loss/{n}"] for n in ("contrastive", "reconstruction", "denoising"))
@@ -224,7 +226,7 @@ META = {
     "patch_size": 2, "width": 8, "depth": 2, "heads": 2, "decoder_width": 4, "decoder_depth": 1,
     "decoder_heads": 1, "images": 3, "views": 2, "mask_ratio": 0.7, "keep": 3, "temperature": 0.2,
     "weights": [0.1, 0.6, 0.3], "sigma_max": 0.5, "sigma_scale": 3.0, "channels": 1,
-    "level_tokens": "all", "normalize_targets": True,
+    "level_tokens": "all", "normalize_targets": True, "noise_target": "scaled",
 }  # fmt: skip
 
 

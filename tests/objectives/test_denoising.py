@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from can_jax.objectives.denoising import denoising_loss
+from can_jax.objectives import Arrays
+from can_jax.objectives.denoising import denoising_loss, loss
 from tests.helpers import oracle
 
 
@@ -13,6 +14,21 @@ def test_loss_by_the_oracle():
     found = denoising_loss(jnp.asarray(prediction), jnp.asarray(noise), jnp.asarray(hidden))
     expected = oracle.denoising(prediction.astype(float), noise.astype(float), hidden)
     assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_energies_are_those_of_the_noise_in_the_input():
+    rng = np.random.default_rng(0)
+    prediction, unit = rng.normal(size=(2, 3, 8, 12)).astype(np.float32)
+    hidden = rng.permuted(np.tile([True] * 5 + [False] * 3, (3, 1)), axis=1)
+    sigma = rng.uniform(0, 0.2, 3).astype(np.float32)
+    noise, predicted = (sigma[:, None, None].astype(float) * x for x in (unit, prediction))
+    given = {"prediction": prediction, "noise": unit, "noise_scale": sigma, "hidden": hidden}
+    value, found = loss(Arrays(**{name: jnp.asarray(array) for name, array in given.items()}))
+    assert float(value) == pytest.approx(oracle.denoising(prediction, unit, hidden), rel=1e-5)
+    expected = {"residual": predicted, "energy": np.zeros_like(noise)}
+    for name, by in expected.items():
+        wanted = oracle.denoising(by, noise, hidden)
+        assert float(found[f"denoising/{name}"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_hidden_patches_do_not_count():

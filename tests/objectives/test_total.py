@@ -19,6 +19,7 @@ def test_total_is_the_weighted_sum_of_what_has_a_weight():
         prediction=0.5 * clean,
         clean=clean,
         noise=clean,
+        noise_scale=jnp.ones(2),
         hidden=jnp.array([[True, False], [False, True]]),
         labels=None,
     )

@@ -55,9 +55,9 @@ def test_right_prediction_gives_back_the_image(predicting):
     np.testing.assert_allclose(panel.reconstruction, IMAGES / 255, atol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["scaled", "unit"])
+@pytest.mark.parametrize("target", ["scaled", "normalized", "unit"])
 def test_right_noise_looks_like_the_noise(predicting, target):
-    predicting(lambda inputs: getattr(inputs.noise, target))
+    predicting(lambda inputs: inputs.noise.target(target, 0.05)[0])
     panel = panel_of(small_config(noise__target=target), IMAGES)
     np.testing.assert_allclose(panel.noise, panel.predicted_noise, atol=1e-5)
     assert np.asarray(panel.noise).std() > 0.01

@@ -130,6 +130,7 @@ def oracle_total(config, step, state, batch):
         "weights": [config.objective[k].weight for k in objectives.OBJECTIVES],
         "level_tokens": config.noise.level_tokens,
         "normalize_targets": config.objective.reconstruction.normalize,
+        "noise_target": config.noise.target, "sigma_max": config.noise.sigma_max,
     }  # fmt: skip
     # Heads that we have not built take no part: zeros serve.
     weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
@@ -273,11 +274,18 @@ def test_noise_target_is_not_normalised():
         assert float(metrics["loss/denoising"]) == pytest.approx(expected, rel=0.05)
 
 
-def test_unit_target_predicts_the_unit_noise():
-    config = small_config(noise__target="unit")
+@pytest.mark.parametrize("kind", ["scaled", "normalized", "unit"])
+def test_target_is_the_noise_on_another_scale(kind):
+    config = small_config(batch_size=64, noise__target=kind, noise__sigma_max=0.2)
     inputs = prepared(config)
-    outputs = outputs_of(config, inputs.noise.unit)
-    assert float(metrics_of(config, outputs, inputs)["loss/denoising"]) == 0
+    target, scale = inputs.noise.target(kind, 0.2)
+    np.testing.assert_allclose(target * scale[:, None, None], inputs.noise.scaled, atol=1e-6)
+    size = {"scaled": 0.2 / 3**0.5, "normalized": 1.0, "unit": 1.0}[kind]
+    assert float(jnp.sqrt(jnp.mean(target**2))) == pytest.approx(size, rel=0.2)
+    found = metrics_of(config, outputs_of(config, 0.75 * target), inputs)
+    residual = float(found["denoising/residual"] / found["denoising/energy"])
+    assert residual == pytest.approx(0.0625, rel=1e-4)  # whatever the scale
+    assert float(metrics_of(config, outputs_of(config, target), inputs)["loss/denoising"]) < 1e-9
 
 
 def test_sigma_reaches_input_and_network_as_configured():
