@@ -385,7 +385,7 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     done = run(recipe, tmp_path / "whole", *options, "checkpoint.keep_last=99")
     lines = done.stderr.splitlines()
     back = [int(line.split("of step ")[1]) for line in lines if "rolling back" in line]
-    jumped = [int(line.split("up to step ")[1].split(";")[0]) for line in lines if "going" in line]
+    jumped = [int(line.split("up to step ")[1].split(";")[0]) for line in lines if "rolling" in line]
     assert len(back) == 2 and all(a <= b - 4 for a, b in zip(back, jumped, strict=True))
     resumed = [line for line in done.stdout.splitlines() if line.startswith("resumed")]
     first, last = 16 * back[0], 16 * jumped[0] - 1
