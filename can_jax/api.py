@@ -147,7 +147,7 @@ def plan_run(
     Args:
         config: The configuration of a recipe. Its data is not read.
         topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
-        slices: The number of such slices, with slower links between them.
+        slices: The number of slices with this topology, which slower links connect.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
             0.4. It is refused for TPUs, whose compiler estimates the time of a step.
 

@@ -55,7 +55,7 @@ def write_failed_step(
 
 
 def read_batch(folder: epath.Path) -> Batch:
-    """Return the batch of a capture, assembled over processes, in the order of its positions.
+    """Return the batch of a dump, with the rows of all processes sorted by position.
 
     Raises:
         UserError: There is no batch, or it cannot be read.

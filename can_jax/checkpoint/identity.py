@@ -71,7 +71,7 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         identity: The identity of the run; None for pretraining.
 
     Raises:
-        UserError: They belong to another run, or to an unknown one.
+        UserError: The checkpoints belong to another run, or to an unknown one.
     """
     if not has_checkpoints(workdir):
         return

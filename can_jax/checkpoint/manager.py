@@ -140,7 +140,7 @@ class Checkpointer:
         latest = int(gather("newest checkpoint", np.int64(latest))[0])
         if latest == -2:
             raise UserError(
-                refusal or "process 0 cannot read the checkpoints; its message says why"
+                refusal or "process 0 cannot read the checkpoints; see its message for the reason"
             )
         return None if latest < 0 else latest
 
@@ -157,8 +157,8 @@ class Checkpointer:
         if damaged:
             latest = max(damaged)
             raise UserError(
-                f"no checkpoint in {self._directory} is valid; that of step {latest}: "
-                f"{damaged[latest]}. Nothing was changed: restore a copy, or give another "
+                f"no checkpoint in {self._directory} is valid; that of step {latest} is "
+                f"damaged: {damaged[latest]}. Nothing was changed: restore a copy, or give another "
                 "--workdir to start anew"
             )
         return -1
@@ -275,7 +275,7 @@ class Checkpointer:
             for name in sorted(saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
                     raise _OtherModel(
-                        f"is of another model: {name} is {saved.get(name, 'missing')}, this "
+                        f"belongs to another model: {name} is {saved.get(name, 'missing')}, this "
                         f"configuration has {wanted.get(name, 'none')}"
                     )
         items = ocp.args.Composite(
@@ -342,8 +342,8 @@ class Checkpointer:
                 refusal = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
         except OSError as error:
             refusal = one_line(error).removeprefix("OSError: ")
-        if gather("room for a checkpoint", np.int32(bool(refusal))).any():
-            raise OSError(refusal or "another process has no room for its part")
+        if gather("space for a checkpoint", np.int32(bool(refusal))).any():
+            raise OSError(refusal or "another process has no space for its part")
 
     def _settle(self) -> None:
         """Block until every process sees the changes of process 0. Collective."""
@@ -366,7 +366,7 @@ class Checkpointer:
         last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
         message = (
             f"the checkpoint of step {self._saving} could not be written: "
-            f"{one_line(error)[:200]}; the last good one: {last}"
+            f"{one_line(error)[:200]}; the last saved one: {last}"
         )
         if self._failures >= FAILED_SAVES:
             raise UserError(f"{message}; it is the third failure in a row")

@@ -99,7 +99,7 @@ def check_stream(
         allowed: Names in `CHANGES` that may differ.
 
     Raises:
-        UserError: One of them differs.
+        UserError: A setting or the data differs.
     """
     for name in stored.keys() & CHANGES.keys() - set(allowed):
         old, new = stored[name], current[name]

@@ -114,7 +114,7 @@ class Command:
         except Exception as error:
             reported = error
             if jax.distributed.is_initialized() and LOST.search(str(error)):
-                gone = "another process of the job, or its host, is gone"
+                gone = "another process of the job, or its host, has died"
                 message = f"{gone} ({one_line(error)[:200]}); {RESUME} from the last checkpoint"
             else:
                 message = f"{one_line(error)} (unexpected; --debug shows where)"

@@ -74,7 +74,7 @@ def _takes_value(values: flags.FlagValues, name: str) -> bool:
 
 
 def nearest_option(values: flags.FlagValues, text: str) -> str:
-    """Return a suggestion, for the end of a message about an argument that is no option."""
+    """Return a suggestion, for the end of a message about an argument that is not an option."""
     name, equals, value = text.lstrip("-–—").partition("=")
     near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}={value}?" if equals and near else ""

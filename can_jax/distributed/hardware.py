@@ -83,7 +83,7 @@ def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
 
     Args:
         dtype: The type of the matrices.
-        size: The rows of a matrix.
+        size: The number of rows of a matrix.
         repeats: The number of measurements.
     """
     matrix = jnp.ones((size, size), dtype)

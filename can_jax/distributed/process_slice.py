@@ -21,8 +21,8 @@ class ProcessSlice:
 
     Attributes:
         rows: The indices of the rows, ascending.
-        index: The index of this slice among the different ones.
-        count: The number of different slices.
+        index: The index of this slice among the distinct slices of all processes.
+        count: The number of distinct slices.
         batch_size: The number of rows of the global batch.
         sharding: The sharding of the global batch.
     """

@@ -74,7 +74,7 @@ class ReplicaCheck:
             return None
         name, suspects = next(iter(wrong.items()))
         more = f" (and {len(wrong) - 1} more arrays)" if len(wrong) > 1 else ""
-        return f"{', '.join(suspects)} has another {name}{more} than the others"
+        return f"{', '.join(suspects)} has a different {name}{more} than the others"
 
 
 def _copies(leaf: Any, mesh: Mesh) -> list[list[int]]:

@@ -111,7 +111,7 @@ def start(
         "another process of the job, or its host, has died or sent no heartbeat for "
         f"{HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
     )
-    abort_on_sigabrt(f"this process ends: {gone}")  # a process may fail before all have joined
+    abort_on_sigabrt(f"this process exits: {gone}")  # a process may fail before all have joined
     try:
         with abort_after(timeout, hint):  # JAX's own timeout ends with a stack dump
             jax.distributed.initialize(
@@ -124,7 +124,7 @@ def start(
             )
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(f"{hint} ({one_line(error)[:200]})") from error
-    abort_on_sigabrt(f"process {jax.process_index()} of {jax.process_count()} ends: {gone}")
+    abort_on_sigabrt(f"process {jax.process_index()} of {jax.process_count()} exits: {gone}")
     assert_equal_across_processes("job (CAN_JAX_JOB)", os.environ.get("CAN_JAX_JOB", ""))
 
 
@@ -237,7 +237,7 @@ def assert_equal_across_processes(
     different = np.flatnonzero((others != others[0]).any(axis=1))
     if len(different):
         raise UserError(
-            f"processes {', '.join(map(str, different))} were given another {name} than process 0; "
+            f"processes {', '.join(map(str, different))} have a different {name} than process 0; "
             f"{hint}"
         )
 

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A pattern for the end of a path, with the sharding and the decay of matching parameters.
+    """The sharding and the weight decay of parameters whose path ends in a pattern.
 
     Attributes:
         pattern: A regular expression.
-        spec: The mesh axis over which each axis of the parameter is split.
+        spec: For each axis of the parameter, the mesh axis over which it is split, or None.
         decay: Whether weight decay applies.
     """
 

@@ -63,7 +63,7 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     config, size = model.config, encoder_size(model.config.model)
     height, width = config.data.image_size
     if height != width:
-        raise UserError(f"--format=huggingface has square images, not {height}x{width}")
+        raise UserError(f"--format=huggingface requires square images, not {height}x{width}")
     arrays = model.autoencoder() if full else model.encoder()
     theirs = to_huggingface(arrays, with_decoder=full)
     write_safetensors(folder / "model.safetensors", theirs, model)

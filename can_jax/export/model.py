@@ -134,7 +134,7 @@ def open_model(checkpoint: str) -> Model:
     """Restore the model of a run directory's latest valid checkpoint.
 
     Raises:
-        UserError: The path is no run directory, or holds no checkpoint.
+        UserError: The path is not a run directory, or holds no checkpoint.
     """
     path = epath.Path(checkpoint)
     if not path.exists():

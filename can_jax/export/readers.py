@@ -125,7 +125,7 @@ def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) 
         raise UserError(f"{file}: the weights {verb} {wrong[0]}")
     for name, array in arrays.items():
         if not np.array_equal(array, expected[name]):
-            raise UserError(f"{file}: the weights have another {name}")
+            raise UserError(f"{file}: the weights have a different {name}")
     return by_plain(model, model.encoder(), sample, "encoder")
 
 

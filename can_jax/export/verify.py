@@ -80,8 +80,8 @@ def check(
             raise UserError(f"{folder / file}: the {name} fails: {one_line(error)}") from error
         if not errors[name] <= LIMIT:
             raise UserError(
-                f"{folder / file} is not what was exported: by the {name} features differ by "
-                f"{errors[name]:.1e}, more than {LIMIT}"
+                f"{folder / file} does not match the exported model: by the {name} features differ "
+                f"by {errors[name]:.1e}, more than {LIMIT}"
             )
     checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
     if format == "big_vision":

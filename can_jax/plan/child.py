@@ -34,7 +34,7 @@ def plan_in_child(
     Args:
         config: The configuration of a recipe.
         topology: The name of the devices, such as ``v5e:16x16``.
-        slices: The number of such slices.
+        slices: The number of slices with this topology.
         mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s; None for
             the default.
 

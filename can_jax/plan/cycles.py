@@ -49,7 +49,7 @@ class _Transfer:
         part: The part of the step that it belongs to.
         kind: ``collectives`` or ``copies``.
         needed: The seconds of the transfer.
-        finish: When it ends on the clock of its computation.
+        finish: The time at which it ends, on the clock of its computation.
         hidden: The seconds of the fusions that advance it; None if everything after it hides it.
     """
 

@@ -59,7 +59,7 @@ def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
 
     Args:
         program: The program, or its text from ``compiled.as_text()``.
-        mesh: The mesh over whose devices, in this order, the program is partitioned.
+        mesh: The mesh whose devices, in this order, run the partitions of the program.
     """
     if isinstance(program, str):
         program = Program(program)
@@ -91,7 +91,7 @@ def collective_of(
     Args:
         instruction: The instruction.
         computation: The computation that contains it.
-        mesh: The mesh over whose devices, in this order, the program is partitioned.
+        mesh: The mesh whose devices, in this order, run the partitions of the program.
 
     Returns:
         The collective, or None if the instruction moves nothing between devices.

@@ -113,7 +113,7 @@ def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> di
     """
     missing = sorted(set(wanted) - set(computed))
     if missing:
-        raise UserError(f"{missing[0]} is unknown here")
+        raise UserError(f"{missing[0]} is not a quantity that this version computes")
     for name, reference in wanted.items():
         if computed[name].shape != reference.shape:
             raise UserError(f"{name} is {reference.shape} in the file, {computed[name].shape} here")

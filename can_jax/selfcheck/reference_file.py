@@ -106,7 +106,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
         )
     for name, array in file.items():
         if array.dtype.kind not in "fiub":
-            raise UserError(f"{where}: array {name!r} is of type {array.dtype}: give numbers")
+            raise UserError(f"{where}: array {name!r} has the type {array.dtype}: give numbers")
         if not name.startswith(("in/", "param/", *OUTPUTS)):
             logging.warning("%s: array %r is not used", where, name)
         if not np.isfinite(array).all():

@@ -139,7 +139,7 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     heads = shape[3]
     if weights.facts.get("heads", heads) != heads:
         raise UserError(
-            f"the weights are of {weights.facts['heads']} heads, config.model has {heads}"
+            f"the weights have {weights.facts['heads']} heads, but config.model has {heads}"
         )
     # A file with a decoder alone has no positions or patches to compare.
     if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():

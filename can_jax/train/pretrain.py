@@ -160,9 +160,9 @@ def continued(
     given: Collection[str] = (),
     allowed: Collection[str] = (),
 ) -> ConfigDict:
-    """Return the configuration with which a run directory is continued.
+    """Return the configuration with which a run starts or resumes.
 
-    Keys that are newer than the run keep the meaning they had when it began.
+    On a resume, keys that are newer than the run keep the meaning they had when it began.
 
     Args:
         config: The resolved configuration of this start.

@@ -46,7 +46,7 @@ class Registry(Generic[T]):
             value: The value to add; none to get the decorator.
 
         Raises:
-            ValueError: The name is no identifier, or another module has registered it.
+            ValueError: The name is not an identifier, or another module has registered it.
         """
         origin = _importing_file()
 

@@ -296,7 +296,7 @@ class Key:
 class Value(FieldReference):
     """The value of a key in a `ConfigDict`, which it protects from silent type conversion.
 
-    Setting None empties a tuple that can be empty but not None.
+    A tuple that can be empty but not None becomes empty if it is set to None.
     """
 
     def __init__(self, key: Key):
@@ -305,7 +305,7 @@ class Value(FieldReference):
         super().__init__(key.default, field_type=key.kind.type)
 
     def set(self, value: Any, type_safe: bool = True) -> None:
-        """Set the value. A key of floats keeps a value that is no float, for `check_table` to
+        """Set the value. A key of floats keeps a value that is not a float, for `check_table` to
         reject."""
         odd = isinstance(value, bool) or (isinstance(value, int) and not is_finite(value))
         if odd and self.get_type() is float:

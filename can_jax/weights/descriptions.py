@@ -73,7 +73,7 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
     """Return the path of the weights in an export, or in a folder of Hugging Face or timm.
 
     Raises:
-        UserError: The folder is neither, or holds no weights.
+        UserError: The folder is of another kind, or holds no weights.
     """
     if _manifest(folder):
         files = [folder / name for name in EXPORTED if (folder / name).exists()]
@@ -101,7 +101,7 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
 
 
 def _manifest(folder: epath.Path) -> dict[str, Any] | None:
-    """Return the manifest of an export, or None if the folder is no export of can_jax."""
+    """Return the manifest of an export, or None if the folder is not an export of can_jax."""
     if not (folder / MANIFEST).exists():
         return None
     content = read_json(folder / MANIFEST, of=None)

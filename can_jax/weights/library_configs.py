@@ -90,7 +90,7 @@ def merged(*parts: Stated) -> Stated:
     """Merge the facts of several statements.
 
     Raises:
-        UserError: Two of them contradict each other.
+        UserError: Two statements contradict each other.
     """
     facts: Facts = {}
     keys: dict[str, str] = {}
@@ -110,7 +110,7 @@ def _equal(value: Any, other: Any) -> bool:
     """Return True if two values are numerically equal, after broadcasting a single number."""
     try:
         return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
-    except (TypeError, ValueError):  # The values are no numbers, or of other lengths.
+    except (TypeError, ValueError):  # The values are not numbers, or have different lengths.
         return bool(value == other)
 
 

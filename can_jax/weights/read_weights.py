@@ -208,7 +208,7 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     """Return the number of heads: stated, given, or that of a standard ViT of this size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
-        raise UserError(f"heads={given}: the weights are of {stated} heads")
+        raise UserError(f"heads={given}: the weights have {stated} heads")
     heads = given if stated is None else stated
     if heads is None:
         heads = KNOWN_HEADS.get((width, depth))
@@ -237,7 +237,9 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
     """
     values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:
-        raise UserError(f"{name}={value} has {len(values)} values, the encoder {channels} channels")
+        raise UserError(
+            f"{name}={value} has {len(values)} values, but the encoder has {channels} channels"
+        )
     for one in values:
         is_number = isinstance(one, float | int) and not isinstance(one, bool)
         if not is_number or not math.isfinite(one):

@@ -71,7 +71,7 @@ def _safetensors(path: epath.Path) -> OneFile:
     arrays = {}
     for name, tensor in deserialize(content):  # `deserialize` validates header and offsets.
         if tensor["dtype"] not in TYPES:
-            raise UserError(f"{name} is of type {tensor['dtype']}, which is not supported")
+            raise UserError(f"{name} has the type {tensor['dtype']}, which is not supported")
         flat = np.frombuffer(tensor["data"], TYPES[tensor["dtype"]])
         arrays[name] = flat.reshape(tensor["shape"])
     (length,) = struct.unpack("<Q", content[:8])  # The length of the header.

@@ -171,7 +171,7 @@ def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         content: The bytes of the file.
 
     Raises:
-        UserError: The file holds an object that is no array, or several models to choose from.
+        UserError: The file holds an object that is not an array, or several models to choose from.
         ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):

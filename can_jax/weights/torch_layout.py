@@ -70,7 +70,7 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
         names = ", ".join(sorted(arrays)[:3]) or "none"
         raise UserError(
             "these are not the arrays of a ViT as MAE, timm, Hugging Face or big_vision name them: "
-            f"{missing} is missing; there are, for example, {names}"
+            f"{missing} is missing; the file has, for example, {names}"
         )
     if embed.ndim != 4 or embed.shape[2] != embed.shape[3]:
         raise UserError(
@@ -140,9 +140,9 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     else:
         wanted = (int(np.prod(shape[1:])), shape[0])
     if array.shape != wanted or array.size != np.prod(shape):
-        raise UserError(f"{name} has shape {array.shape}, which does not fit {wanted} here")
+        raise UserError(f"{name} has shape {array.shape}, which does not match {wanted} here")
     if array.dtype.kind != "f":
-        raise UserError(f"{name} is of type {array.dtype}, not of floating-point numbers")
+        raise UserError(f"{name} has the type {array.dtype}: floating-point numbers are required")
     return (array.transpose(2, 3, 1, 0) if embed else array.T).reshape(shape)
 
 

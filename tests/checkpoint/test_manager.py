@@ -117,7 +117,7 @@ def test_checkpoint_gets_no_name_once_another_run_has_the_directory(tmp_path):
 @pytest.mark.parametrize("changes", [{"model__width": 40}, {"model__depth": 2}])
 def test_checkpoint_of_another_model_is_refused(three, changes):
     checkpoints = Checkpointer(epath.Path(three), keep_last=None, read_only=True)
-    with pytest.raises(UserError, match="checkpoint .*3 is of another model: ") as caught:
+    with pytest.raises(UserError, match="checkpoint .*3 belongs to another model: ") as caught:
         checkpoints.restore(3, abstract_of(**changes))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 

@@ -151,7 +151,7 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["model.width=48", "total_steps=12"], "is of another model"),
+        (["model.width=48", "total_steps=12"], "belongs to another model"),
         (["seed=7"], "config.seed=7, and this run was trained with 0"),
         (["batch_size=8"], "--allow_changes=batch_size"),
         (["data.split=test"], "--allow_changes=data"),

@@ -96,7 +96,7 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     lost.unlink()
     prepare(official, out, shards=3, partial=True)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
-    with pytest.raises(UserError, match="is of other images or shards"):
+    with pytest.raises(UserError, match="belongs to other images or shards"):
         prepare(official, out, shards=2, partial=True)
 
 

@@ -178,7 +178,7 @@ def test_links_lead_to_the_bytes_of_their_targets(tmp_path):
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert [image for image, _ in examples] == [b"one", b"two", b"one", b"one", b"nine", b"nine"]
     assert found.unused == {
-        "without a suffix": 1, "members that are no files": 1,
+        "without a suffix": 1, "members that are not files": 1,
         "links that lead to no file in the tar": 3,
     }  # fmt: skip
     assert [image for image, _ in streamed] == [b"one", b"nine"]

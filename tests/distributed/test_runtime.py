@@ -60,7 +60,7 @@ def test_process_that_loses_another_while_it_joins_ends_with_one_line():
     )
     done = run(program)
     last = done.stderr.splitlines()[-1]
-    assert done.returncode == 70 and "another process of the job, or its host, is gone" in last
+    assert done.returncode == 70 and "another process of the job, or its host, has died" in last
 
 
 def test_process_at_its_end_keeps_its_exit_code():

@@ -109,7 +109,7 @@ def test_features_of_another_name_are_refused(encoder):
         ({"heads": 4}, "heads=4: the weights are of 3 heads"),
         ({"heads": np.int64(4)}, "heads=4: the weights are of 3 heads"),
         ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
-        ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, the encoder 3 channels"),
+        ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, but the encoder has 3 channels"),
         ({"mean": [120, 110, 100]}, "not for bytes"),
     ],
 )

@@ -242,7 +242,7 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
             "folder_to_objectnet_label.json does not exist",
         ),
         ({"kind": "imagenet_c", "path": "{imagenet}"}, "holds none of its folders"),
-        ({"kind": "numbered", "path": "{imagenet}/val"}, "are no numbers below 3"),
+        ({"kind": "numbered", "path": "{imagenet}/val"}, "are not numbers below 3"),
     ],
 )
 def test_wrong_test_set_is_one_line_before_anything_is_read(

@@ -71,7 +71,8 @@ def test_where_no_checkpoint_is_whole_nothing_is_changed(recipe, whole, tmp_path
     done = run_in_process(recipe, workdir, *QUIET)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     missing = "seal.json is missing" if damage == "empty folder" else "_METADATA is missing"
-    assert f"no checkpoint in {workdir / 'checkpoints'} is valid; that of step 6: " in done.stderr
+    place = workdir / "checkpoints"
+    assert f"no checkpoint in {place} is valid; that of step 6 is damaged: " in done.stderr
     assert missing in done.stderr and contents(workdir) == before
 
 
@@ -164,7 +165,7 @@ def test_folder_of_checkpoints_that_cannot_be_written_is_a_failed_save(recipe, w
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 3 and all("could not be written" in line for line in lines)
-    assert "step 12" in lines[2] and "the last good one: step 6" in lines[2]
+    assert "step 12" in lines[2] and "the last saved one: step 6" in lines[2]
 
 
 @pytest.fixture
@@ -189,7 +190,7 @@ def test_full_disk_stops_nothing_until_three_saves_have_failed(recipe, small_dis
     assert len(failed) == 3
     assert [line.split(":")[0] for line in failed] == ["WARNING", "WARNING", "error"]
     assert len(lines) <= 5, lines  # and one about metrics, perhaps
-    good = int(failed[-1].split("the last good one: step ")[1].split(";")[0])
+    good = int(failed[-1].split("the last saved one: step ")[1].split(";")[0])
     # Once there is room, the same command ends as a run that nothing happened to.
     again = restricted(recipe, small_disk / "run", "import os, sys\n", *options)
     assert again.returncode == 1 and "Traceback" not in again.stderr
@@ -385,7 +386,9 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     done = run(recipe, tmp_path / "whole", *options, "checkpoint.keep_last=99")
     lines = done.stderr.splitlines()
     back = [int(line.split("of step ")[1]) for line in lines if "rolling back" in line]
-    jumped = [int(line.split("up to step ")[1].split(";")[0]) for line in lines if "rolling" in line]
+    jumped = [
+        int(line.split("up to step ")[1].split(";")[0]) for line in lines if "rolling" in line
+    ]
     assert len(back) == 2 and all(a <= b - 4 for a, b in zip(back, jumped, strict=True))
     resumed = [line for line in done.stdout.splitlines() if line.startswith("resumed")]
     first, last = 16 * back[0], 16 * jumped[0] - 1

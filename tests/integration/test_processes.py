@@ -106,7 +106,7 @@ def test_processes_with_different_configurations_are_refused(recipe, tmp_path):
         errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     for error in errors:
-        assert "processes 1 were given another configuration than process 0" in error
+        assert "processes 1 have a different configuration than process 0" in error
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_processes_that_see_different_data_are_refused(recipe, tmp_path):
         errors = [process.communicate(timeout=200)[1] for process in processes]
     assert [process.returncode for process in processes] == [1, 1]
     for error in errors:
-        assert "processes 1 were given another data set than process 0" in error
+        assert "processes 1 have a different data set than process 0" in error
     assert not (tmp_path / "run/config.json").exists()
 
 
@@ -141,7 +141,10 @@ def test_processes_that_see_different_data_are_refused(recipe, tmp_path):
     ("options", "message"),
     [
         (["--processes=2"], "--coordinator, --process is missing"),
-        (["--coordinator=a:1", "--processes=2", "--process=2"], "--process=2: give a number from 0 to 1"),
+        (
+            ["--coordinator=a:1", "--processes=2", "--process=2"],
+            "--process=2: give a number from 0 to 1",
+        ),
     ],
 )
 def test_wrong_flags(recipe, tmp_path, options, message):

@@ -185,7 +185,7 @@ def test_settings_of_a_file_that_do_not_fit(reference, tmp_path, changes, messag
     ("name", "change", "message"),
     [
         ("in/views", lambda a: a[0], "has shape .*height, width, channels"),
-        ("in/views", lambda a: a.astype(str), "is of type <U.*give numbers"),
+        ("in/views", lambda a: a.astype(str), "has the type <U.*give numbers"),
         ("in/sigma", lambda a: a[:-1], "has shape"),
         ("in/sigma", lambda a: a * math.inf, "not finite"),
         ("in/unit_noise", lambda a: a[:, :-1], "has shape"),
@@ -194,7 +194,7 @@ def test_settings_of_a_file_that_do_not_fit(reference, tmp_path, changes, messag
         ("out/latent", lambda a: a[0, 0, 0], "has shape"),
         ("out/latent", lambda a: a[:-1], "has shape"),
         ("out/pooled", lambda a: a * math.nan, "not finite"),
-        ("loss/total", lambda a: a.astype(complex), "is of type complex128"),
+        ("loss/total", lambda a: a.astype(complex), "has the type complex128"),
         ("param/norm.weight", lambda a: a * math.nan, "not finite"),
         ("param/projection_head.0.weight", lambda a: a.ravel(), "has shape"),
     ],

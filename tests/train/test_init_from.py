@@ -139,7 +139,7 @@ def test_folder_of_hugging_face_is_taken_and_its_normalization_told(ours, tmp_pa
     with pytest.raises(UserError, match="intermediate_size=6, but the arrays have 96"):
         initial_weights(str(tmp_path), *ours)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 6}))
-    with pytest.raises(UserError, match="the weights are of 6 heads, config.model has 3"):
+    with pytest.raises(UserError, match="the weights have 6 heads, but config.model has 3"):
         initial_weights(str(tmp_path), *ours)
 
 

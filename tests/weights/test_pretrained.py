@@ -232,7 +232,9 @@ def test_channels_other_than_three_have_no_usual_normalization(tmp_path):
     place = folder(tmp_path / "a", vit(channels=1), name="a.safetensors") / "a.safetensors"
     refused(place, "mean of the channels is not known", heads=3)
     assert opened(place, heads=3, mean=0.5, std=[0.25]).facts["mean"] == [0.5]
-    refused(place, "std=.* has 3 values, the encoder 1 channels", heads=3, mean=0.5, std=HALF)
+    refused(
+        place, "std=.* has 3 values, but the encoder has 1 channels", heads=3, mean=0.5, std=HALF
+    )
     refused(place, "not for bytes", heads=3, mean=[127.5], std=[0.5])
     refused(place, "deviation of 0", heads=3, mean=[0.5], std=[0.0])
     refused(place, "mean=.*nan is not a finite number", heads=3, mean=[np.nan], std=0.5)

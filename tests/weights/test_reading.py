@@ -30,7 +30,7 @@ def test_bfloat16_of_a_file_of_numpy_is_read(tmp_path):
 
 def test_eight_bit_floats_are_refused(tmp_path):
     save_raw(tmp_path / "a.safetensors", {"w": np.ones(4)}, ml_dtypes.float8_e4m3fn, "F8_E4M3")
-    with pytest.raises(UserError, match="w is of type F8_E4M3, which is not supported"):
+    with pytest.raises(UserError, match="w has the type F8_E4M3, which is not supported"):
         read_arrays(epath.Path(tmp_path / "a.safetensors"))
 
 
@@ -81,7 +81,7 @@ def test_transposed_array_is_refused_and_not_rearranged():
         wrong = arrays | {"patch_embed.proj.weight": np.zeros(shape, np.float32)}
         with pytest.raises(UserError, match=r"patch_embed\.proj\.weight has shape"):
             from_torch(wrong, like)
-    with pytest.raises(UserError, match=r"norm\.weight is of type int8"):
+    with pytest.raises(UserError, match=r"norm\.weight has the type int8"):
         from_torch(arrays | {"norm.weight": np.ones(24, np.int8)}, like)
 
 

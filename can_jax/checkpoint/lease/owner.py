@@ -40,8 +40,8 @@ def boot_id() -> str | None:
 def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
-    If `/proc` shows another namespace than the process's own, the result is a unique value: no
-    other process can look this one up.
+    If `/proc` belongs to another namespace, return a unique value, since no other process can then
+    look this one up.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):
@@ -93,6 +93,6 @@ class Host:
         return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
 
     def is_gone(self, owner: Owner) -> bool:
-        """Return whether an owner has ended. `has` must be true for it."""
+        """Return whether an owner has ended. Call it only for an owner for which `has` is true."""
         pid = owner.get("pid")
         return not isinstance(pid, int) or started(pid) != owner.get("started")

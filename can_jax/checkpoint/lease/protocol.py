@@ -140,7 +140,7 @@ class Lease:
             if self._missed == STALE_BEATS - 1:
                 logging.warning(
                     "the lock of %s could not be renewed %d times in a row: %s; a start on "
-                    "another host may take the directory over, and this run would end",
+                    "another host may take over the directory, and this run would then end",
                     self._name, self._missed, one_line(error),
                 )  # fmt: skip
 

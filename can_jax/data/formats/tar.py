@@ -41,7 +41,7 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
     """
 
     class Header(tarfile.TarInfo):
-        """A member whose offset is that of its first header, including global attribute headers."""
+        """A member of a tar. Its offset is that of its first header, global attributes included."""
 
         invalid = False  # whether any block was not a valid header
 
@@ -198,7 +198,7 @@ class Members:
         """Record damage after the last member, where an intact tar holds only zeros."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
-            self._ending = "is no tar: no valid header in it"
+            self._ending = "is not a tar: it has no valid header"
         elif self._damaged:
             self._gaps.append((end, end + rest))
         elif rest < BLOCK:

@@ -59,8 +59,8 @@ def check_features(data_dir: str, name: str) -> None:
         for class_name in _classes(_read(path)):
             if not isinstance(class_name, str) or not OWN.fullmatch(class_name):
                 raise UserError(
-                    f"{shown(path)} names the class {class_name!r}, which is not of TFDS itself; "
-                    "nothing of it was run: prepare the data set with features of TFDS, or as "
+                    f"{shown(path)} names the class {class_name!r}, which is not part of TFDS; "
+                    "its code was not run: prepare the data set with features of TFDS, or as "
                     "TFRecords (config.data.source=tfrecord)"
                 )
 

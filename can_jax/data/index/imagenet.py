@@ -69,7 +69,7 @@ def write_imagenet(
         UserError: The data is missing, damaged, or not in the expected layout.
     """
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; see --help for what it is to hold")
+        raise UserError(f"{root} is not a folder; see --help for its required content")
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         _index_records(str(root))
         return
@@ -103,7 +103,7 @@ def _compare_with_official(
     if images and len(images) != official and (root / tar).exists() and not partial:
         raise UserError(
             f"{root / tar} has {len(images)} images, ImageNet-1k has {official}: download it "
-            "again, or take it as it is with --partial"
+            "again, or accept it with --partial"
         )
 
 
@@ -172,7 +172,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
 
     Args:
         folder: The folder that contains the class folders.
-        otherwise: The error message if the folder holds no image; None if that is no error.
+        otherwise: The error message if the folder holds no image; None if that is not an error.
 
     Raises:
         UserError: There is no image, or an image is in no class folder.
@@ -240,7 +240,9 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
             for member in members:
                 name = os.path.basename(member.name)
                 if member.issparse() or member.islnk() or member.issym():
-                    raise UserError(f"{path}: {name} is a link or sparse; make the tar again")
+                    raise UserError(
+                        f"{path}: {name} is a link or a sparse file; recreate the tar without it"
+                    )
                 if member.isreg():
                     yield Image(str(path), member.offset_data, member.size, name, "")
     except (tarfile.TarError, OSError) as error:
@@ -317,7 +319,7 @@ def write_shards(
     plan = {"images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes)}
     note = target / f"{split}.json"
     if note.exists() and json.loads(note.read_text()) != plan:
-        raise UserError(f"{note} is of other images or shards than these; give another folder")
+        raise UserError(f"{note} belongs to other images or shards; give another folder")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
         raise UserError(f"{target} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")

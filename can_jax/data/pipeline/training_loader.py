@@ -235,7 +235,7 @@ class TrainingLoader(Loader):
         data = self._config.data
         (encoded,), _ = self._source.read(np.array([example]))
         if not encoded:
-            return "cannot be read, or holds nothing"
+            return "cannot be read, or is empty"
         reason = why_undecodable(encoded, data.max_pixels, data.range, whole=True)
         return reason or f"as {data.channels} channels"
 

@@ -230,8 +230,8 @@ def scan_folder(path: str, split: str) -> Table:
 def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     """Return the label of each file, and the names of the classes.
 
-    A class is a file's first folder. A file in no folder has the label -1; if most files are in
-    none, folders are not classes.
+    The first folder of a file's path is its class. A file in no folder has the label -1. If most
+    files are in no folder, folders are not classes.
 
     If every file is below a folder of its split, as in `site/train/cat/0.png`, the class is the
     folder below that one.

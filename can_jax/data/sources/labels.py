@@ -137,7 +137,7 @@ class Classes:
         folded = {_folded(name): name for name in self.names}
         close = difflib.get_close_matches(_folded(unknown[0]), folded, 1, 0.8)
         near = f"; did you mean {folded[close[0]]!r}?" if close else ""
-        return f"{split} has {what} that {train} has not{near}"
+        return f"{split} has {what} that {train} does not have{near}"
 
 
 def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str]:

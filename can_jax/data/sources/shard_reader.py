@@ -222,6 +222,6 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     if kinds - reported:
         reported.update(kinds)
         logging.warning(
-            "%s: not used: %s; members of these kinds are not named again",
+            "%s: not used: %s; further members of these kinds are not logged",
             shown(path), list_unused(unused),
         )  # fmt: skip

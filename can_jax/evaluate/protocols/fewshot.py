@@ -81,7 +81,7 @@ def fewshot(task: EvalContext) -> EvalResults:
         if smallest < max(settings.shots):
             findings.warn(
                 f"{name}: a class has {smallest} training examples, fewer than the "
-                f"{max(settings.shots)} shots: all of them are taken"
+                f"{max(settings.shots)} shots: all of them are used"
             )
         for shots in settings.shots:
             scores = []

@@ -61,7 +61,7 @@ def representation_health(task: EvalContext) -> EvalResults:
     tolerance = health.tolerance(few, test.labels[chosen])
     if tolerance is None:
         findings.warn(
-            f"health/tolerance is left out: no two of the {len(few)} examples are of one class"
+            f"health/tolerance is left out: no two of the {len(few)} examples have the same class"
         )
     else:
         findings.metrics["health/tolerance"] = tolerance

@@ -160,8 +160,8 @@ def robustness(
     curves(task, logits_of, findings, corrupted, relative=False)
     if corrupted:
         findings.warn(
-            "corruptions were computed on the test images; published numbers, mCE among them, are "
-            "of the distributed files of ImageNet-C or CIFAR-10-C"
+            "corruptions were computed on the test images; published numbers, such as "
+            "mCE, are those of the distributed files of ImageNet-C or CIFAR-10-C"
         )
     if DRAWN in corrupted:
         findings.warn(
@@ -204,7 +204,7 @@ def curves(
         findings: The results, which receive the metrics and a table.
         read: For each corruption, a function that reads the split at a severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
-        relative: Compute errors relative to AlexNet's. These were measured on ImageNet-C as
+        relative: Compute errors relative to AlexNet's. AlexNet's were measured on ImageNet-C as
             distributed.
     """
     settings, rows = task.config.robustness, []

@@ -149,7 +149,7 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     the training data, unless a training class has it as its name.
 
     Raises:
-        UserError: A folder is no label of the training data, or two folders are the same number.
+        UserError: A folder is not a label of the training data, or two folders are the same number.
     """
     data = folder_of(task, path_of(shift))
     part = open_own(data, WHOLE, task.config.data.test_examples)
@@ -160,7 +160,7 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
     if indices.min() < 0:
         raise UserError(
-            f"config.robustness.shifts: the folders of {shift['path']} are no numbers below "
+            f"config.robustness.shifts: the folders of {shift['path']} are not numbers below "
             f"{classes.labels[-1] + 1} that are labels of the training data"
         )
     if len(set(indices.tolist())) < len(indices):

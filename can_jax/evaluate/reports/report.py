@@ -11,7 +11,7 @@ DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the summary metrics, without the single values of which they are means."""
+    """Return the metrics without details such as the accuracy at each severity."""
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
 
 
