@@ -141,7 +141,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", ["tiny", "Tiny", "tiny:1.0.0"])
 def test_classes_of_strangers_are_not_imported(data_dir, tmp_path, monkeypatch, change, name):
     root, ran = evil(data_dir, tmp_path, monkeypatch, change)
-    with pytest.raises(UserError, match="payload.Anything', which is not of TFDS itself") as error:
+    with pytest.raises(UserError, match="payload.Anything', which is not part of TFDS") as error:
         open_tfds(name, str(root), "train")
     assert "\n" not in str(error.value)
     assert not ran.exists() and "payload" not in sys.modules
