@@ -13,6 +13,7 @@ from can_jax.cli.flags import PathListParser, PathParser, RecipeParser
 from can_jax.cli.recipe import CONFIG, load
 from can_jax.config.shipped import names_of
 from can_jax.utils.nearest import nearest
+from can_jax.utils.renamed import RENAMED
 
 OPTION = re.compile(r"--?([A-Za-z][\w.-]*)(=|$)")  # An argument that looks like an option.
 VALUES = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -119,12 +120,15 @@ def _keys(values: flags.FlagValues) -> list[str]:
 
 
 def _kind_of_key(values: flags.FlagValues, name: str) -> type | None:
-    """Return the type of a key's value, or None for an unknown key."""
+    """Return the type of a key's value, `ConfigDict` for any block, or None for an unknown key."""
     block: Any = _recipe(values)
     *blocks, last = re.sub(r"\[.*?\]", "", name).split(".")
     for part in blocks:
         block = block[part] if isinstance(block, ConfigDict) and part in block else None
-    return block.get_type(last) if isinstance(block, ConfigDict) and last in block else None
+    if not isinstance(block, ConfigDict) or RENAMED.get(last, last) not in block:
+        return None
+    kind = block.get_type(last)
+    return ConfigDict if isinstance(kind, type) and issubclass(kind, ConfigDict) else kind
 
 
 def _wrong_value(values: flags.FlagValues, name: str, value: str, reason: str) -> str:
