@@ -127,7 +127,7 @@ def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
 
 
 def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
-    """Return a function that measures the rate of a data set with so many images per element."""
+    """Return a function that measures a data set, given with its number of images per element."""
     dataset, images = dataset_and_count
     return lambda seconds: _rate(iter(dataset), images, seconds)
 

@@ -159,7 +159,7 @@ class Checkpointer:
             raise UserError(
                 f"no checkpoint in {self._directory} is valid; that of step {latest} is "
                 f"damaged: {damaged[latest]}. Nothing was changed: restore a copy, or give another "
-                "--workdir to start anew"
+                "--workdir for a new run"
             )
         return -1
 
@@ -310,7 +310,7 @@ class Checkpointer:
             )
 
     def _set_aside(self, step: int, reason: str) -> None:
-        """Move a checkpoint to `refused_checkpoints`, so that its step can be saved anew."""
+        """Move a checkpoint to `refused_checkpoints`, so that its step can be saved again."""
         folder = self._directory.parent / "refused_checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / str(step)
@@ -363,7 +363,7 @@ class Checkpointer:
             if jax.process_index() == 0:
                 for left in self._directory.glob("*.orbax-checkpoint-tmp"):
                     _remove(left)
-        last = "there is none yet" if self.latest_step is None else f"step {self.latest_step}"
+        last = "none" if self.latest_step is None else f"step {self.latest_step}"
         message = (
             f"the checkpoint of step {self._saving} could not be written: "
             f"{one_line(error)[:200]}; the last saved one: {last}"

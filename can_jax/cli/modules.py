@@ -20,7 +20,7 @@ OPTION = re.compile(rf"--?{MODULES}(=(.*))?$")
 
 
 def import_modules(argv: Sequence[str]) -> None:
-    """Import what ``--modules`` names on a command line, before its other options are read.
+    """Import the modules that ``--modules`` names on a command line, before other options are read.
 
     Keys of a recipe can be set only once the modules that define them are imported.
 

@@ -28,7 +28,7 @@ def keep_stacks_in(folder: str, label: str) -> None:
 
     Args:
         folder: A local folder; a URL is ignored.
-        label: A suffix of the file name that tells this process from the others of its job.
+        label: A suffix of the file name that distinguishes this process from the others of its job.
     """
     global _folder, _label
     _folder, _label = None if "://" in folder else Path(folder), label
@@ -75,7 +75,9 @@ def abort_on_sigabrt(message: str) -> None:
 
 
 def dump_stacks_after(seconds: float | None) -> None:
-    """Print the stack of every thread if Python does not run for some time; each call starts anew.
+    """Print the stack of every thread if Python does not run for some time.
+
+    Each call restarts the timer.
 
     The timer is in C, so that it expires while a C extension holds the interpreter, where no thread
     of Python can act. It does not end the process, since a process that was suspended looks the

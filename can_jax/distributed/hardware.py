@@ -1,6 +1,6 @@
 """Peak FLOP/s, memory and bandwidth of a device, from its data sheet or measured.
 
-A device is what JAX counts as one: a chip, except on TPU v2 and v3, where it is one of two cores.
+A device is a chip, except on TPU v2 and v3, where JAX counts each of the two cores as one.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ class Chip:
     Attributes:
         name: A prefix of JAX's ``device_kind``.
         peak_flops: The peak dense bfloat16 FLOP/s.
-        memory: The bytes that a program may use: what the compiler grants on TPUs, nine tenths of
+        memory: The bytes that a program may use: the compiler's limit on TPUs, nine tenths of
             the memory on GPUs. None if unknown.
         link: The bytes/s that a device sends over the fast interconnect. On a TPU that is along one
             axis of the torus, in both directions at once; on a GPU into its host's NVLink.

@@ -155,7 +155,7 @@ def _layout(
         hints.append("these are of a single image")
         shape, code = (1, *shape), f"{code}[None]"
     if len(shape) == 4 and shape[1] == channels != shape[3]:
-        hints.append("channels come first here and have to come last")
+        hints.append("the channels are first, but must be last")
         shape, code = (shape[0], *shape[2:], channels), f"{code}.transpose(0, 2, 3, 1)"
     return hints, code, shape
 

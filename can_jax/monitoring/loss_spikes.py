@@ -21,7 +21,7 @@ class LossSpikeDetector:
 
     Args:
         config: The resolved configuration, with ``skipped_updates_limit`` and ``spike``.
-        state: The state of the detector to resume; None to start anew.
+        state: The state of the detector to resume; None for a new one.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):

@@ -15,7 +15,7 @@ from can_jax.utils.registry import Registry
 
 
 class Tracker:
-    """A receiver of what a run logs; the methods of this base class do nothing.
+    """A receiver of a run's metrics and figures; the methods of this base class do nothing.
 
     Only the main process has trackers. An error of a tracker is logged once and does not end the
     run.
@@ -37,7 +37,7 @@ class Tracker:
         """Track a figure of a step."""
 
     def finish(self) -> None:
-        """Write what is pending. It is called at the end of the run, even if that failed."""
+        """Write pending data. It is called at the end of the run, even if the run failed."""
 
 
 TrackerFactory = Callable[[epath.Path], Tracker]

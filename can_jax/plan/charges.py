@@ -20,7 +20,7 @@ class Charge:
             peak) or ``link``.
         line: The line of source that it comes from, or None.
         launched: Whether it is launched as a kernel; scalars and the rest of a transfer are not.
-        note: A fact that the text of the program does not tell, or None.
+        note: A fact that is missing in the text of the program, or None.
     """
 
     name: str

@@ -50,7 +50,8 @@ class _Transfer:
         kind: ``collectives`` or ``copies``.
         needed: The seconds of the transfer.
         finish: The time at which it ends, on the clock of its computation.
-        hidden: The seconds of the fusions that advance it; None if everything after it hides it.
+        hidden: The seconds of the instructions that overlap it so far, which are the fusions that
+            advance it; None if all instructions after its start overlap it.
     """
 
     instruction: Instruction

@@ -56,7 +56,7 @@ def part_of(stack: Sequence[Frame], operation: str) -> str | None:
             ``rematted_computation`` where values are recomputed.
 
     Returns:
-        The part, or None if the stack does not tell.
+        The part, or None if the stack does not determine it.
     """
     for frame in stack:
         for path, function, part in RULES:

@@ -145,7 +145,7 @@ class Program:
         return self.trips(instruction) or 1
 
     def trips(self, loop: Instruction) -> int | None:
-        """Return the trip count of a loop, or None if the text does not tell it."""
+        """Return the trip count of a loop, or None if the text does not contain it."""
         if match := _TRIPS.search(loop.attributes):
             return int(match[1]) or None
         condition = loop.attribute(r"condition=%?([\w.\-]+)")

@@ -25,7 +25,7 @@ class PeriodicAction(NamedTuple):
     Attributes:
         every: The interval in steps, at least 1.
         act: The function; it takes the step and the state. The next step overwrites the state's
-            buffers, so the function must copy what it retains.
+            buffers, so the function must copy the arrays that it retains.
         saves_first: Whether the run saves a checkpoint before each call, so that a run which is
             killed during a long evaluation need not repeat the steps. A run that is asked to stop
             leaves such calls out; ``on_train_start`` can make up for them.
@@ -56,7 +56,7 @@ class Callback:
         return []
 
     def on_rollback(self, step: int) -> None:
-        """Act after a rollback to an earlier step; later steps are trained anew."""
+        """Act after a rollback to an earlier step; later steps are repeated."""
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Act after the last step; ``seconds`` is the training time in seconds."""

@@ -80,7 +80,7 @@ class Log(Callback):
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Roll the metrics and the progress bar back to a step; later steps are trained anew."""
+        """Roll the metrics and the progress bar back to a step; later steps are repeated."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 

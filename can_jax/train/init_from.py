@@ -1,6 +1,6 @@
 """Initial weights of a new run, from another run, an export or another library.
 
-Only weights are loaded. The schedule, the optimizer's moments and the data order start anew, unlike
+Only weights are loaded. The schedule, the optimizer's moments and the data order are new, unlike
 in a run that resumes.
 """
 

@@ -63,7 +63,7 @@ class Training(Protocol):
         ...
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return whether a run that has completed its last step has nothing left to do."""
+        """Return whether a run at its last step is complete, its last evaluation included."""
         ...
 
     def callbacks(self, run: RunContext) -> Log:

@@ -198,7 +198,7 @@ def test_every_start_is_kept_and_compared_with_the_first(finished, recipe, tmp_p
     assert [start["step"] for start in starts] == [0, 6, 7]
     assert [start["config"]["seed"] for start in starts] == [0, 7, 7]
     assert "--allow_changes=seed" in starts[1]["command"] and starts[1]["environment"]["versions"]
-    assert "--allow_changes=color: give some of seed, batch_size, data" in (
+    assert "--allow_changes=color: choose from seed, batch_size, data" in (
         main_in_process(*main, "--allow_changes=color").stderr
     )
 

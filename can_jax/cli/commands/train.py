@@ -34,7 +34,7 @@ def main() -> None:
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: give the run directory")
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
-        raise UserError(f"--allow_changes={unknown[0]}: give some of {', '.join(CHANGES)}")
+        raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
     options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}

@@ -77,10 +77,7 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     same = [name for name in splits if standard(name) == standard(split)]
     split = split if split in splits or len(same) != 1 else same[0]
     if split not in splits:
-        there = (
-            ", ".join(splits)
-            or f"none; prepare it first, config.data.path={folder_of_sets} has no data"
-        )
+        there = ", ".join(splits) or "none: prepare its data in that folder first"
         raise UserError(
             f"TFDS data set {name!r} in {folder_of_sets} has no split {split!r}; it has {there}"
         )
