@@ -63,7 +63,7 @@ def test_encoder_says_what_it_is(encoder, folder):
         (IMAGES.astype(np.int16) - 300, "values reach from -300 to"),
         (IMAGES / 127.5 - 1, "not normalized"),
         (IMAGES > 3, "images are bool"),
-        (IMAGES.transpose(0, 3, 1, 2), r"channels come first .*; give images\.transpose\(0, 2,"),
+        (IMAGES.transpose(0, 3, 1, 2), r"channels are first, .*; give images\.transpose\(0, 2,"),
         (
             IMAGES[:2].transpose(0, 3, 1, 2) / 255,
             r"of shape \(2, 3, 16, 24\), .*first.*\(255 \* images\.transpose\(0, 2, 3, 1\)\)",
@@ -73,7 +73,7 @@ def test_encoder_says_what_it_is(encoder, folder):
             r"first.*give np\.asarray\(images\)\.transpose\(0, 2,",
         ),
         (IMAGES.tolist(), r"become uint8 by np\.asarray\(images\)\.round\(\)\.astype"),
-        (np.zeros((2, 3, 224, 224), np.uint8), "channels come first.*resize the images"),
+        (np.zeros((2, 3, 224, 224), np.uint8), "channels are first.*resize the images"),
         (IMAGES[0].transpose(2, 0, 1), r"single image.*first.*give images\[None\]\.transpose\(0"),
         (IMAGES[0], r"of a single image; give images\[None\]$"),
         (IMAGES[0, :8], r"of a single image; resize"),
