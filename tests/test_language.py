@@ -17,6 +17,11 @@ PHRASES = re.compile(
     r"\b(goes|going|go) on\b|\bsays so\b|\b(is|are) told\b|\bwants\b|\bknows\b|\basks? for\b"
     r"|\ball have to (ask|come)\b|\bso often\b|\bthe less\b|\bwhat is (kept|compiled|read)\b"
 )
+# British spellings. Keys of files that older versions wrote have them, in these modules.
+BRITISH = re.compile(
+    r"(?i)(colour|grey|centre\b|neighbour|behaviour|labelled|modelled|(initial|normal|optim|recogn)is)"
+)
+OLD_KEYS = {"utils/renamed.py", "evaluate/protocols/knn.py", "study/report.py", "study/plots.py"}
 # An entry of a docstring that is only a preposition, such as `path: of the images.`
 FRAGMENT = re.compile(r"^ +[\w, ]+: (of|for|as|in|from|by|on|with) .*", re.MULTILINE)
 # An error that refers to something outside of its line, such as `UserError: It does not.`
@@ -102,5 +107,15 @@ def test_phrases_that_have_to_be_decoded():
         for path, text in SOURCES.items()
         for number, line in enumerate(text.splitlines(), 1)
         if PHRASES.search(line)
+    ]
+    assert wrong == []
+
+
+def test_spelling_is_american():
+    wrong = [
+        f"{path}:{number}: {line.strip()}"
+        for path, text in SOURCES.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if BRITISH.search(line) and path.as_posix() not in OLD_KEYS
     ]
     assert wrong == []

@@ -25,7 +25,7 @@ CHANGES = (
     "contrast", "brightness", "sharpness",
 )  # fmt: skip
 APPLIED = 0.5  # the probability that a drawn operation is applied
-GREY = 0.5  # the value of pixels that are moved in from outside
+GRAY = 0.5  # the value of pixels that are moved in from outside
 
 
 def autocontrast(image: Image) -> Image:
@@ -127,7 +127,7 @@ def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
     from_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + middle_y
     take = jax.vmap(
         lambda plane: jax.scipy.ndimage.map_coordinates(
-            plane, [from_y, from_x], order=1, mode="constant", cval=GREY
+            plane, [from_y, from_x], order=1, mode="constant", cval=GRAY
         )
     )
     return take(image)

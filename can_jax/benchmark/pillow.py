@@ -44,9 +44,9 @@ class TwoViews:
         """Return normalized views of an encoded image, float32 (views, 3, height, width)."""
         with open_image(encoded) as image:
             whole = image.convert("RGB")
-        return np.stack([self._normalised(self._view(whole)) for _ in range(self.views)])
+        return np.stack([self._normalized(self._view(whole)) for _ in range(self.views)])
 
-    def _normalised(self, view: Image.Image) -> np.ndarray:
+    def _normalized(self, view: Image.Image) -> np.ndarray:
         planes = np.ascontiguousarray(np.asarray(view).transpose(2, 0, 1)).astype(np.float32) / 255
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (self.mean, self.std))
         return (planes - mean) / std
@@ -57,7 +57,7 @@ class TwoViews:
         if random.random() < self.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if random.random() < self.jitter:
-            for change in random.sample((self._light, self._contrast, self._colour, self._hue), 4):
+            for change in random.sample((self._light, self._contrast, self._color, self._hue), 4):
                 view = change(view)
         if random.random() < self.grayscale:
             view = view.convert("L").convert("RGB")
@@ -82,7 +82,7 @@ class TwoViews:
     def _contrast(self, view: Image.Image) -> Image.Image:
         return ImageEnhance.Contrast(view).enhance(self._factor(self.contrast))
 
-    def _colour(self, view: Image.Image) -> Image.Image:
+    def _color(self, view: Image.Image) -> Image.Image:
         return ImageEnhance.Color(view).enhance(self._factor(self.saturation))
 
     def _hue(self, view: Image.Image) -> Image.Image:

@@ -149,8 +149,8 @@ def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture
     flakes[flakes < threshold] = 0
     flakes = np.round(255 * np.clip(flakes, 0, 1)) / 255
     flakes = along_line(flakes, radius, sigma, rng.uniform(-135, -45))[..., None]
-    grey = x @ [0.299, 0.587, 0.114]
-    x = keep * x + (1 - keep) * np.maximum(x, grey[..., None] * 1.5 + 0.5)
+    gray = x @ [0.299, 0.587, 0.114]
+    x = keep * x + (1 - keep) * np.maximum(x, gray[..., None] * 1.5 + 0.5)
     return x + flakes + np.rot90(flakes, 2)
 
 
@@ -236,8 +236,8 @@ def elastic_transform(
     """
     strength, smoothness, moved = c
     height, width = x.shape[:2]
-    centre, third = np.array([height, width]) // 2, min(height, width) // 3
-    corners = centre + third * np.array([[1, 1], [1, -1], [-1, -1]])
+    center, third = np.array([height, width]) // 2, min(height, width) // 3
+    corners = center + third * np.array([[1, 1], [1, -1], [-1, -1]])
     targets = corners + rng.uniform(-moved, moved, (3, 2))
     # The inverse affine map yields the source location of each output pixel.
     back = np.linalg.solve(np.c_[targets, np.ones(3)], corners.astype(float))

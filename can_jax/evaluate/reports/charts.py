@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from can_jax.evaluate.page import MARKED, Html, inline_svg
 from can_jax.utils.errors import printable
 
-COLOURS = (
+COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
     "#9c6b4e", "#9498a0",
 )  # fmt: skip
@@ -64,8 +64,8 @@ def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
         figure = Figure(figsize=(8.2, 2.9))
         axis = figure.subplots()
         lines = [
-            axis.plot(list(curve), list(curve.values()), color=colour, lw=2, marker="o", ms=5)[0]
-            for colour, curve in zip(itertools.cycle(COLOURS), curves.values(), strict=False)
+            axis.plot(list(curve), list(curve.values()), color=color, lw=2, marker="o", ms=5)[0]
+            for color, curve in zip(itertools.cycle(COLORS), curves.values(), strict=False)
         ]
         axis.set(ylim=(0, max(10.0, 10 * -(-top // 10))), xlabel="severity", ylabel="top-1 (%)")
         axis.set_xticks(severities, ["clean" if s == 0 else str(s) for s in severities])
@@ -90,17 +90,17 @@ def scatter(
     names = {
         label: printable(classes[label] if classes else str(label)) for label in np.unique(labels)
     }
-    colours = dict(zip(names, COLOURS, strict=False))
+    colors = dict(zip(names, COLORS, strict=False))
     with chart_style():
         figure = Figure(figsize=(7.6, 6))
         axis = figure.add_axes((0, 0, 0.79, 1))
         axis.set_axis_off()
-        shown = [colours.get(label, "#d0d0d0") for label in labels]
+        shown = [colors.get(label, "#d0d0d0") for label in labels]
         dots = axis.scatter(points[:, 0], points[:, 1], s=20, lw=0, c=shown)
         dots.set_gid(MARKED)
-        handles = [Line2D([], [], color=colour, marker="o", ls="") for colour in colours.values()]
+        handles = [Line2D([], [], color=color, marker="o", ls="") for color in colors.values()]
         axis.legend(
-            handles, [names[label] for label in colours],
+            handles, [names[label] for label in colors],
             loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.1, labelspacing=0.7,
         )  # fmt: skip
         titles = [names[label] for label in labels]
