@@ -68,7 +68,7 @@ class FeatureExtractor:
         with jax.set_mesh(self._mesh):
             for batch in examples.batches(self._share.batch_size, self._share.rows):
                 if change:
-                    batch = batch._replace(images=change(batch.images, batch.index))
+                    batch = batch._replace(images=change(batch.images, batch.example))
                 placed = map(self._share.place, batch)
                 features, labels, valid, indices = map(np.asarray, self._function(state, *placed))
                 parts.append(Features(features[valid], labels[valid], indices[valid]))

@@ -169,7 +169,7 @@ def test_blocks_and_values_do_not_take_each_others_place():
             resolve(with_value(small_config(), "model", value))
     with pytest.raises(UserError, match="config.seed is a block of keys: give a whole number"):
         resolve(with_value(small_config(), "seed", ConfigDict({"a": 1})))
-    with pytest.raises(UserError, match="config.model=3 is not of this version"):
+    with pytest.raises(UserError, match="config.model=3 does not fit this version"):
         from_json('{"model": 3}')
 
 

@@ -253,7 +253,7 @@ def test_heads_of_the_known_sizes(tmp_path):
 
 def test_contradiction_of_heads_is_refused(tmp_path):
     place = folder(tmp_path / "a", vit(), HF, PROCESSOR)
-    refused(place, "heads=4: the weights are of 3 heads", heads=4)
+    refused(place, "heads=4: the weights have 3 heads", heads=4)
 
 
 def test_big_vision_tells_heads_by_its_shapes_and_differs_in_gelu(tmp_path):

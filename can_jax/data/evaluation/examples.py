@@ -21,13 +21,13 @@ class EvaluationBatch(NamedTuple):
         label: The label of each image; -1 where unknown.
         valid: False for padding, for images that cannot be decoded, and for rows excluded for want
             of a label.
-        index: The index of each example in its source; -1 for padding.
+        example: The index of each example in its source; -1 for padding.
     """
 
     images: UInt8[np.ndarray, "rows height width channels"]
     label: Int[np.ndarray, " rows"]
     valid: Bool[np.ndarray, " rows"]
-    index: Int[np.ndarray, " rows"]
+    example: Int[np.ndarray, " rows"]
 
 
 class EvaluationSet:

@@ -198,7 +198,7 @@ class Members:
         """Record damage after the last member, where an intact tar holds only zeros."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
-            self._ending = "is not a tar: it has no valid header"
+            self._ending = "is not a tar: no valid header in it"
         elif self._damaged:
             self._gaps.append((end, end + rest))
         elif rest < BLOCK:
