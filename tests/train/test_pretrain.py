@@ -17,6 +17,7 @@ from tests.helpers.runs import (
     ROOT,
     assert_same_run,
     command,
+    counting_steps,
     main_in_process,
     metrics,
     run,
@@ -145,10 +146,9 @@ def test_checkpoints_are_made_by_time_too(recipe, tmp_path, monkeypatch):
     clock = itertools.count(0, 10)  # seconds, of which each look takes ten
     stand_in = SimpleNamespace(monotonic=lambda: next(clock), perf_counter=time.perf_counter)
     monkeypatch.setattr(loop, "time", stand_in)
-    done = run_in_process(
-        recipe, tmp_path, "checkpoint.every_steps=100000", "checkpoint.every_minutes=0.33",
-        "checkpoint.keep_every_steps=1", *LIGHT,
-    )  # fmt: skip
+    options = ["checkpoint.every_steps=100000", "checkpoint.every_minutes=0.33", *QUIET]
+    with counting_steps():
+        done = run_in_process(recipe, tmp_path, *options, "checkpoint.keep_every_steps=1")
     assert done.returncode == 0, done.stderr
     assert {int(path.name) for path in (tmp_path / "checkpoints").iterdir()} == {2, 4, 6}
     log = (tmp_path / "log.txt").read_text()
