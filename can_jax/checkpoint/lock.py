@@ -101,7 +101,7 @@ def run_lock(
         )
         refusal = _take(claim, workdir, *waits)
     if gather("run lock", np.int32(refusal is not None))[0]:
-        raise refusal or InUse(f"--workdir={workdir} could not be locked by the first process")
+        raise refusal or InUse(f"process 0 could not lock --workdir={workdir}")
     done = threading.Event()
     lock = RunLock(claim)
     beats = threading.Thread(target=_beat, args=(claim, lock, done), daemon=True)

@@ -35,7 +35,7 @@ def with_stored(
 ) -> tuple[ConfigDict, list[str]]:
     """Return a configuration in which keys that are newer than the run keep their old meaning.
 
-    A key that the run directory stores has the value of the new configuration.
+    Keys that the run directory stores have the values of ``config``.
 
     Args:
         config: The resolved configuration of a resumed run.

@@ -67,7 +67,7 @@ class Objective:
             objective reads ``prediction``.
         loss: A function; ``loss(arrays, **settings)`` returns the loss and a dict of metrics to
             log. If the objective has a head, it is ``loss(arrays, head, **settings)``.
-        weight: The default weight; 0 by default, with which a recipe has to activate the objective.
+        weight: The default weight. With 0, the default, a recipe activates the objective.
         keys: The other keys of the config block ``objective.NAME``. Those that ``loss`` has as
             parameters are passed to it.
         head: A function that builds the module of the objective's own parameters, such as a

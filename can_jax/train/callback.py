@@ -20,7 +20,7 @@ from can_jax.utils.registry import Registry
 
 
 class PeriodicAction(NamedTuple):
-    """A function that a run calls every ``every`` steps and after the last.
+    """A function that a run calls every ``every`` steps and after the last step.
 
     Attributes:
         every: The interval in steps, at least 1.

@@ -123,8 +123,8 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
     """Return the folder that contains the folders of the splits, and those folders by split.
 
     The first is the given folder or, if only one folder in it holds images, a folder below. For
-    example, it is `images` for `images/train` and `images/val`. Without any folder of a split it is
-    the given folder.
+    example, it is `images` for `images/train` and `images/val`. If no split has a folder, it is the
+    given folder.
     """
     parent = path
     for _ in range(DEEPEST):
