@@ -7,8 +7,7 @@ that TensorFlow rejects: GIF, BMP, TIFF, AVIF, animations and unusual variants o
 Both decoders drop alpha unless four channels are requested, and take the first frame of an
 animation. `depth.py` describes images of more than 8 bits a channel.
 
-`encode_array` encodes arrays that share a stream with files. It is lossless, and TensorFlow decodes
-the result with any number of channels.
+Arrays that share a stream with files are encoded by `can_jax.data.decoding.array_bytes`.
 """
 
 import functools
@@ -18,29 +17,23 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from can_jax.data.decoding.array_bytes import ARRAY, ARRAY_HEADER
 from can_jax.data.decoding.depth import (
     WHITE,
     Range,
     check_reduced,
-    stored_as,
     tensor_to_eight_bits,
     to_eight_bits,
 )
 from can_jax.data.decoding.open_image import MOST_PIXELS, open_image
+from can_jax.data.decoding.stored import stored_as
 from can_jax.utils.tensorflow import tensorflow
 
-ARRAY = b"\x93A"  # the first bytes of an encoded array; height, width and channels follow
-ARRAY_HEADER = len(ARRAY) + 3 * 4
 FILE_CHANNELS = (1, 3, 4)  # the channel counts to which image files can be decoded
 # Pillow converts these modes only to the intermediate mode given here.
 BEFORE = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 REDUCTIONS = (1, 2, 4, 8)  # factors by which libjpeg can downscale during decoding
 ORIENTATION = 0x0112  # EXIF tag
-
-
-def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """Encode an array of pixels as bytes that `native_pixels` decodes unchanged."""
-    return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()
 
 
 def native_size(encoded: Any, max_pixels: int) -> Any:

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Callable
 
-import google_crc32c
 import numpy as np
 
 from can_jax.data.formats.scan import ScanResult, found, name_gaps
@@ -17,6 +16,8 @@ WRONG_SUM = "the checksum of its record is wrong"
 
 def masked_crc32c(data: bytes) -> int:
     """Return the checksum of TFRecord files: CRC-32C (RFC 3720), masked as in TensorFlow."""
+    import google_crc32c  # Deferred: recipes are read on machines that read no TFRecords.
+
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
 
-from can_jax.data.decoding.decode import encode_array
+from can_jax.data.decoding.array_bytes import encode_array
 from can_jax.data.storage.digest import digest_of_bytes, digest_of_columns
 
 Examples = Int[np.ndarray, " chosen"]  # indices of examples in a source
