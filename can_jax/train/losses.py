@@ -247,12 +247,12 @@ def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
     return needed
 
 
-def random_streams(seed: int) -> Key[Array, " 2"]:
+def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
     """Return the key of the initial parameters and the base key of the training steps."""
     return jax.random.split(jax.random.key(seed))
 
 
-def row_keys(seed: int, step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
+def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
     """Derive a random key for each row from (seed, step, position, view).
 
     The keys are the same on any mesh and after any resume.

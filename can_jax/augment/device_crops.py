@@ -1,0 +1,106 @@
+"""Random resized crops of images that are already on the device.
+
+They have the distribution of `can_jax.augment.crops`, which crops on the host, and draw their boxes
+from JAX's random numbers.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, UInt8
+
+ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
+DRAWS = 2 * ATTEMPTS + 2  # numbers in [0, 1) that a box is made of
+Box = Float[Array, " 4"]  # top, left, height, width, in whole pixels
+
+
+def random_crops(
+    image: UInt8[Array, "height width channels"],
+    key: Key[Array, ""],
+    views: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    size: tuple[int, int],
+) -> UInt8[Array, "views rows columns channels"]:
+    """Cut random boxes from an image, and resize them bilinearly without antialiasing.
+
+    Args:
+        image: The image, at most twice as large as ``size`` along each side.
+        key: The random key of the image.
+        views: The number of crops.
+        area: The range of the fraction of the image's area that a box covers.
+        aspect: The range of the width-to-height ratio of a box.
+        size: The (height, width) of the crops.
+    """
+    small = all(side <= 2 * new for side, new in zip(image.shape, size, strict=False))
+    assert small, "crops of images more than twice as large need antialiasing"
+    drawn = jax.random.uniform(key, (views, DRAWS))
+
+    def view(drawn: Array) -> Array:
+        return crop(image, box_of(drawn, (image.shape[0], image.shape[1]), area, aspect), size)
+
+    return jax.vmap(view)(drawn)
+
+
+def box_of(
+    drawn: Float[Array, " draws"],
+    image_size: tuple[int, int],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+) -> Box:
+    """Return the box that numbers in [0, 1) stand for, as `can_jax.augment.crops.random_boxes`
+    does.
+
+    Args:
+        drawn: `DRAWS` uniform numbers.
+        image_size: The (height, width) of the image.
+        area: The range of the fraction of the image's area.
+        aspect: The range of the width-to-height ratio.
+    """
+    height, width = image_size
+    share = area[0] + (area[1] - area[0]) * drawn[:ATTEMPTS]
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = jnp.exp(low + (high - low) * drawn[ATTEMPTS : 2 * ATTEMPTS])
+    widths = jnp.round(jnp.sqrt(share * height * width * ratio))
+    heights = jnp.round(jnp.sqrt(share * height * width / ratio))
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, any_fits = jnp.argmax(fits), fits.any()
+
+    # If none fits, take the largest centered box whose aspect ratio is in the range.
+    whole = (
+        max(1, min(height, round(width / aspect[0]))),
+        max(1, min(width, round(height * aspect[1]))),
+    )
+    box_height = jnp.where(any_fits, heights[first], whole[0])
+    box_width = jnp.where(any_fits, widths[first], whole[1])
+    offset = jnp.where(any_fits, drawn[-2:], 0.5)
+    top = jnp.floor(offset[0] * (height - box_height + 1))
+    left = jnp.floor(offset[1] * (width - box_width + 1))
+    return jnp.stack([top, left, box_height, box_width])
+
+
+def crop(
+    image: UInt8[Array, "height width channels"], box: Box, size: tuple[int, int]
+) -> UInt8[Array, "rows columns channels"]:
+    """Resize a box of an image bilinearly, with pixel centers at half integers.
+
+    The interpolation is a product with a matrix along each axis, so that boxes of different sizes
+    are one batch.
+    """
+    vertical = _interpolation(box[0], box[2], image.shape[0], size[0])
+    horizontal = _interpolation(box[1], box[3], image.shape[1], size[1])
+    # Accelerators would otherwise round the weights to ten bits.
+    pixels = jnp.einsum(
+        "ih,hwc,jw->ijc", vertical, image.astype(jnp.float32), horizontal, precision="highest"
+    )
+    return (pixels + 0.5).astype(jnp.uint8)
+
+
+def _interpolation(
+    start: Float[Array, ""], extent: Float[Array, ""], pixels: int, size: int
+) -> Float[Array, "size pixels"]:
+    """Return the matrix that interpolates ``size`` values from an interval of ``pixels`` ones."""
+    centers = (jnp.arange(size) + 0.5) * (extent / size) - 0.5
+    centers = start + jnp.clip(centers, 0.0, extent - 1)
+    return jnp.maximum(0.0, 1.0 - jnp.abs(centers[:, None] - jnp.arange(pixels)))

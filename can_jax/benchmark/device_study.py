@@ -1,0 +1,335 @@
+"""Cells of a study on one device, whose images stay in the device's memory.
+
+The host only computes the order of the examples. Crops and augmentation run on the device, and a
+whole epoch is one call of a compiled loop over the train step of the product. The seeds of a cell
+train side by side, as one vectorized program, so that even a small network occupies an accelerator.
+
+Crops are drawn by `can_jax.augment.device_crops`; everything else is as in a run by
+`can_jax.main`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+from ml_collections import ConfigDict
+
+from can_jax.augment.device_crops import random_crops
+from can_jax.config.baselines import changed
+from can_jax.config.resolve import resolve, to_json
+from can_jax.data.pipeline.batch import Batch
+from can_jax.data.pipeline.order import Order
+from can_jax.data.sources.arrays import open_arrays
+from can_jax.data.sources.synthetic_shapes import open_shapes
+from can_jax.distributed.sharding_rules import named_leaves
+from can_jax.features.knn import knn_accuracy
+from can_jax.monitoring.metrics import to_scalars
+from can_jax.optimizers.optimizer import peak_learning_rate
+from can_jax.optimizers.schedules import learning_rate_schedule
+from can_jax.train.run_length import make_run_length
+from can_jax.train.step import Step, TrainState, make_step
+from can_jax.utils.archives import read_npz
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replacing
+
+CROPS = 0x43524F50  # the stream of random numbers from which crops are drawn
+FEATURE_BATCH = 500  # images encoded at a time
+CHANNELS = 3
+Metrics = dict[str, float]
+
+
+class Images(NamedTuple):
+    """The images and labels of a study, in memory.
+
+    Attributes:
+        train, test: The images of the two splits.
+        train_labels, test_labels: Their labels.
+        origin: The folder, or a description of synthetic images.
+    """
+
+    train: UInt8[np.ndarray, "examples height width channels"]
+    train_labels: Int[np.ndarray, " examples"]
+    test: UInt8[np.ndarray, "others height width channels"]
+    test_labels: Int[np.ndarray, " others"]
+    origin: str
+
+    @property
+    def digest(self) -> str:
+        """A hash of all images and labels."""
+        hashed = hashlib.sha256()
+        for array in self[:4]:
+            hashed.update(np.asarray(array).tobytes())
+        return hashed.hexdigest()[:16]
+
+
+def read_images(path: str | None, count: int | None, size: int) -> Images:
+    """Return the images of a folder of npz files, or synthetic ones.
+
+    Args:
+        path: A folder as of the source ``arrays``; None for labeled synthetic shapes.
+        count: The number of training images to use at most; all by default.
+        size: The side of synthetic images in pixels.
+
+    Raises:
+        UserError: The folder holds no such files, or its images have no labels.
+    """
+    if path is None:
+        count = count or 50_000
+        splits = [
+            open_shapes(n, (size, size), CHANNELS, split)
+            for n, split in ((count, "train"), (count, "test"))
+        ]
+        origin = "synthetic shapes"
+    else:
+        splits = [open_arrays(path, split, CHANNELS) for split in ("train", "test")]
+        origin = path
+    arrays: list[Any] = []
+    for source, most in zip(splits, (count, None), strict=True):
+        labels = np.asarray(source.labels, np.int32)[:most]
+        if (labels < 0).any():
+            raise UserError(f"--data={path}: every image needs a label, for the kNN accuracy")
+        arrays += [np.asarray(source.images)[:most], labels]
+    return Images(arrays[0], arrays[1], arrays[2], arrays[3], origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A configuration to train with several seeds.
+
+    Attributes:
+        name: The name of the cell.
+        config: The resolved configuration; its length is a whole number of `epoch_steps`.
+        seeds: The seeds, which train side by side.
+        images: The images of the study.
+    """
+
+    name: str
+    config: ConfigDict
+    seeds: tuple[int, ...]
+    images: Images
+
+    @property
+    def epoch_steps(self) -> int:
+        """The number of steps of an epoch, whose last incomplete batch begins the next one."""
+        return len(self.images.train) // self.config.batch_size
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs."""
+        return int(self.config.total_steps) // self.epoch_steps
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that determines the result."""
+        determining = json.dumps([to_json(self.config), self.seeds, self.images.digest])
+        return hashlib.sha256(determining.encode()).hexdigest()[:16]
+
+
+def make_cell(
+    name: str, recipe: ConfigDict, changes: dict[str, Any], epochs: int, seeds: int, images: Images
+) -> Cell:
+    """Return the cell of a recipe with changes.
+
+    Args:
+        name: The name of the cell.
+        recipe: The configuration of a recipe, not resolved.
+        changes: The values of dotted keys.
+        epochs: The number of epochs.
+        seeds: The number of seeds, which are counted from 0.
+        images: The images of the study.
+
+    Raises:
+        UserError: A setting is invalid, or an epoch has no whole batch.
+    """
+    recipe = changed(recipe, changes)
+    steps = len(images.train) // recipe.batch_size
+    if not steps:
+        raise UserError(
+            f"cell {name!r}: config.batch_size={recipe.batch_size} is more than the "
+            f"{len(images.train)} images"
+        )
+    lengths = {"total_steps": epochs * steps, "total_epochs": None, "total_examples": None}
+    recipe = changed(recipe, lengths | {"data.path": recipe.data.path or "-"})
+    return Cell(name, resolve(recipe), tuple(range(seeds)), images)
+
+
+class Training:
+    """The training of a cell, epoch by epoch.
+
+    Args:
+        cell: The cell.
+        placed: The training images and their labels on the device.
+    """
+
+    def __init__(self, cell: Cell, placed: tuple[Array, Array]):
+        self.cell, config = cell, cell.config
+        times = make_run_length(config, len(cell.images.train))
+        rate = learning_rate_schedule(
+            peak_learning_rate(config), times.warmup, times.total, config.schedule
+        )
+        self._step = make_step(config, rate)
+        self._images = placed
+        self._seeds = jnp.asarray(cell.seeds, jnp.int32)
+        self.epoch = 0
+
+    def compile(self) -> "Training":
+        """Compile the programs, and return this object."""
+        states = jax.eval_shape(self._fresh, self._seeds)
+        order = jax.ShapeDtypeStruct(
+            (self.cell.epoch_steps, len(self._seeds), self.cell.config.batch_size), jnp.int32
+        )
+        positions = jax.ShapeDtypeStruct(order.shape, jnp.uint32)
+        jitted = jax.jit(self._advance, donate_argnums=0)
+        self._compiled = jitted.lower(states, self._images, self._seeds, positions, order).compile()
+        self._encode = jax.jit(self._features)
+        return self
+
+    def start(self) -> None:
+        """Initialize the state of each seed."""
+        quickly = {"xla_backend_optimization_level": 1}
+        self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
+        self.epoch = 0
+
+    def train(self, epochs: int) -> Iterator[list[Metrics]]:
+        """Train up to an epoch, and yield the mean metrics of each seed after each one.
+
+        The order of the next epoch is computed while the device is busy.
+        """
+        order = self._order(self.epoch)
+        while self.epoch < epochs:
+            self.states, metrics = self._compiled(self.states, self._images, self._seeds, *order)
+            self.epoch += 1
+            if self.epoch < epochs:
+                order = self._order(self.epoch)
+            means = jax.device_get(metrics)
+            yield [
+                to_scalars({name: values[i] for name, values in means.items()})
+                for i in range(len(self.cell.seeds))
+            ]
+
+    def accuracies(self) -> list[float]:
+        """Return each seed's kNN accuracy on the test images, in percent."""
+        images, settings = self.cell.images, self.cell.config.probe
+        bank, queries = (self._encoded(split) for split in (images.train, images.test))
+        return [
+            knn_accuracy(
+                bank[i], images.train_labels, queries[i], images.test_labels,
+                k=settings.k, temperature=settings.temperature,
+            )
+            for i in range(len(self._seeds))
+        ]  # fmt: skip
+
+    def save(self, folder: Path) -> None:
+        """Write the state of each seed, one file each."""
+        stacked = named_leaves(jax.device_get(self.states))
+        for i, seed in enumerate(self.cell.seeds):
+            arrays = {name: leaf[i] for name, leaf in stacked.items()}
+            arrays["key"] = np.array(self.cell.key)
+            with replacing(self._file(folder, seed)) as file, file.open("wb") as stream:
+                np.savez(stream, epoch=np.int64(self.epoch), **arrays)
+
+    def restore(self, folder: Path) -> bool:
+        """Restore the states that `save` wrote for this cell; return False if there are none."""
+        files = [self._file(folder, seed) for seed in self.cell.seeds]
+        if not all(file.exists() for file in files):
+            return False
+        parts = [read_npz(file) for file in files]
+        epochs = {int(part["epoch"]) for part in parts}
+        if {str(part["key"]) for part in parts} != {self.cell.key} or len(epochs) > 1:
+            return False
+        abstract = jax.eval_shape(self._fresh, self._seeds)
+        leaves = [np.stack([part[name] for part in parts]) for name in named_leaves(abstract)]
+        self.states = jax.device_put(jax.tree.unflatten(jax.tree.structure(abstract), leaves))
+        self.epoch = epochs.pop()
+        return True
+
+    def discard(self, folder: Path) -> None:
+        """Delete the states of a finished cell."""
+        for seed in self.cell.seeds:
+            self._file(folder, seed).unlink(missing_ok=True)
+
+    def _file(self, folder: Path, seed: int) -> Path:
+        words = "".join(c if c.isalnum() else "_" for c in self.cell.name)
+        return folder / f"{words}-{seed}.npz"
+
+    def _seeded(self, seed: Array) -> Step:
+        """Return the step with another seed, which may be traced."""
+        config = ConfigDict(self._step.config.copy_and_resolve_references())
+        with config.ignore_type():
+            config.seed = seed
+        return dataclasses.replace(self._step, config=config)
+
+    def _fresh(self, seeds: Int[Array, " seeds"]) -> TrainState:
+        return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
+
+    def _advance(
+        self,
+        states: TrainState,
+        images: tuple[Array, Array],
+        seeds: Int[Array, " seeds"],
+        positions: Array,
+        examples: Int[Array, "steps seeds batch"],
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Take the steps of an epoch; return the means of the metrics of each seed."""
+
+        def one(seed: Array, state: TrainState, position: Array, example: Array) -> Any:
+            batch = self._batch(seed, *images, position, example)
+            return self._seeded(seed).train(state, batch)
+
+        def step(states: TrainState, places: tuple[Array, Array]) -> Any:
+            return jax.vmap(one)(seeds, states, *places)
+
+        states, metrics = jax.lax.scan(step, states, (positions, examples))
+        return states, {name: values.mean(axis=0) for name, values in metrics.items()}
+
+    def _batch(
+        self, seed: Array, images: Array, labels: Array, position: Array, example: Array
+    ) -> Batch:
+        """Return the batch of some examples, cropped on the device."""
+        augment, (height, width) = self.cell.config.augment, self.cell.config.data.image_size
+        key = jax.random.fold_in(jax.random.key(seed), CROPS)
+        low, high = augment.crop_aspect
+
+        def views(image: Array, position: Array) -> Array:
+            return random_crops(
+                image, jax.random.fold_in(key, position), augment.views, augment.crop_area,
+                (low * width / height, high * width / height), (height, width),
+            )  # fmt: skip
+
+        return Batch(jax.vmap(views)(images[example], position), position, labels[example])
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions and the examples of an epoch, (steps, seeds, batch)."""
+        steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
+        positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
+        sizes = (len(self.cell.images.train),)
+        examples = [Order(seed, sizes).examples_at(positions) for seed in self.cell.seeds]
+
+        def by_step(rows: Sequence[np.ndarray]) -> np.ndarray:
+            return np.stack(rows).reshape(len(rows), steps, batch).swapaxes(0, 1)
+
+        everywhere = by_step([positions] * len(examples)).astype(np.uint32)
+        return everywhere, by_step(examples).astype(np.int32)
+
+    def _features(self, states: TrainState, images: Array) -> Float[Array, "seeds images width"]:
+        chunk = min(FEATURE_BATCH, len(images))
+        chunks = images.reshape(-1, chunk, *images.shape[1:])
+
+        def encode(state: TrainState) -> Array:
+            features = jax.lax.map(lambda part: self._step.features(state, part), chunks)
+            return features.reshape(-1, features.shape[-1]).astype(jnp.float32)
+
+        return jax.vmap(encode)(states)
+
+    def _encoded(self, images: np.ndarray) -> np.ndarray:
+        """Return the features of images for each seed, (seeds, images, width)."""
+        padding = -len(images) % min(FEATURE_BATCH, len(images))
+        padded = np.concatenate([images, images[:padding]])
+        return np.asarray(self._encode(self.states, padded))[:, : len(images)]

@@ -1,0 +1,171 @@
+"""The custom operations of the network, each beside the library's form of the same operation."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from can_jax.models import vit
+from can_jax.utils.errors import one_line
+
+WARM_UPS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of the tokens that an operation is applied to.
+
+    Attributes:
+        rows: The number of rows, all views included.
+        tokens: The number of tokens of a row.
+        heads: The number of attention heads.
+        width: The width of the residual stream.
+    """
+
+    rows: int
+    tokens: int
+    heads: int
+    width: int
+
+
+# Two views of 64 images at 224 px in ViT-L/16: half of the patches, then all, each with a class
+# token.
+SHAPES = {"encoder": Shape(128, 99, 16, 1024), "decoder": Shape(128, 197, 16, 512)}
+SMALL = {"encoder": Shape(2, 5, 2, 16)}
+Operation = Callable[..., jax.Array]
+Inputs = tuple[jax.Array, ...]
+
+
+def attention_operations() -> dict[str, Operation]:
+    """Return implementations of attention over (rows, tokens, heads, head width)."""
+    library = jax.nn.dot_product_attention
+    return {
+        "ours": vit.attend,
+        "jax.nn, xla": functools.partial(library, implementation="xla"),
+        "jax.nn, cudnn": functools.partial(library, implementation="cudnn"),
+    }
+
+
+def gelu_operations() -> dict[str, Operation]:
+    """Return implementations of the exact GELU."""
+    return {"ours": vit.gelu, "jax.nn": functools.partial(jax.nn.gelu, approximate=False)}
+
+
+def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operation]:
+    """Return implementations of LayerNorm with scale 1 and bias 0, which compute in a type."""
+    options = {"dtype": dtype, "rngs": nnx.Rngs(0)}
+    library = nnx.LayerNorm(width, epsilon=vit.LAYER_NORM_EPS, **options)
+    return {"ours": vit.layer_norm(width, **options), "nnx.LayerNorm": library}
+
+
+def product_operations() -> dict[str, Operation]:
+    """Return implementations of the product of an MLP's first layer."""
+    return {"ours": vit.matrix_product, "jnp.matmul": jnp.matmul}
+
+
+def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operation, Inputs]]:
+    """Yield the name, the implementations, one for float32, and the inputs of each operation.
+
+    Args:
+        shape: The sizes of the tokens.
+    """
+    rng = np.random.default_rng(0)
+
+    def draw(*sizes: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(sizes, np.float32), jnp.bfloat16)
+
+    tokens, width = shape.rows * shape.tokens, shape.width
+    of_heads = (shape.rows, shape.tokens, shape.heads, width // shape.heads)
+    kinds = attention_operations()
+    yield "attention", kinds, kinds["ours"], tuple(draw(*of_heads) for _ in range(3))
+    kinds = gelu_operations()
+    yield "GELU", kinds, kinds["ours"], (draw(tokens, 4 * width),)
+    kinds, wide = norm_operations(width), norm_operations(width, jnp.float32)
+    yield "LayerNorm", kinds, wide["ours"], (draw(tokens, width),)
+    kinds = product_operations()
+    yield "matrix product", kinds, jnp.matmul, (draw(tokens, width), draw(width, 4 * width))
+
+
+def measure_kernels(
+    shapes: dict[str, Shape], rounds: int, repeats: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Time each operation forward and backward, its implementations in turns.
+
+    An implementation that the device does not support has the message in place of its time.
+
+    Args:
+        shapes: The sizes of the tokens, by name.
+        rounds: The number of turns.
+        repeats: The number of executions of a turn.
+
+    Yields:
+        The name of the operation with its sizes, and for each implementation the median
+            ``milliseconds``, and the ``error``: its largest deviation from float32, relative to
+            the largest value of the output and of each gradient.
+    """
+    for place, shape in shapes.items():
+        for name, implementations, wide, inputs in operations(shape):
+            results: dict[str, dict[str, Any]] = {}
+            turns: dict[str, Callable[[], float]] = {}
+            exact = _exact(wide, inputs)
+            for kind, operation in implementations.items():
+                try:
+                    turns[kind], error = _prepare(operation, inputs, repeats, exact)
+                    results[kind] = {"error": error}
+                except Exception as error_of_library:  # Of many types, such as a missing cuDNN.
+                    results[kind] = {"unsupported": one_line(error_of_library)[:200]}
+            times: dict[str, list[float]] = {kind: [] for kind in turns}
+            for _ in range(rounds):
+                for kind, turn in turns.items():
+                    times[kind].append(turn())
+            for kind, seconds in times.items():
+                results[kind]["milliseconds"] = 1000 * statistics.median(seconds)
+            yield f"{name}, {place}", results
+
+
+def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
+    """Return a function that returns an operation's output and its vector-Jacobian products.
+
+    The vector is fixed and has no direction to which an operation is invariant.
+    """
+
+    def both(*inputs: jax.Array) -> tuple[jax.Array, Inputs]:
+        output, pull = jax.vjp(operation, *inputs)
+        vector = jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        return output, pull(vector.astype(output.dtype))
+
+    return both
+
+
+def _exact(operation: Operation, inputs: Inputs) -> list[np.ndarray]:
+    """Return the output and the gradients of an operation in float32, without reduced products."""
+    wide = tuple(value.astype(jnp.float32) for value in inputs)
+    with jax.default_matmul_precision("highest"):
+        return [np.asarray(x, np.float32) for x in jax.tree.leaves(_gradient(operation)(*wide))]
+
+
+def _prepare(
+    operation: Operation, inputs: Inputs, repeats: int, exact: list[np.ndarray]
+) -> tuple[Callable[[], float], float]:
+    """Compile an operation; return its turn, in seconds per execution, and its relative error."""
+    both = jax.jit(_gradient(operation))
+    found = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]
+    for _ in range(WARM_UPS):
+        jax.block_until_ready(both(*inputs))
+    errors = (np.abs(a - b).max() / np.abs(b).max() for a, b in zip(found, exact, strict=True))
+
+    def turn() -> float:
+        started = time.perf_counter()
+        for _ in range(repeats):
+            last = both(*inputs)
+        jax.block_until_ready(last)
+        return (time.perf_counter() - started) / repeats
+
+    return turn, float(max(errors))

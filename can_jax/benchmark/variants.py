@@ -1,0 +1,156 @@
+"""A comparison of variants of the train step with PyTorch on one device, within a time limit."""
+
+import statistics
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from can_jax.benchmark.step import (
+    ABLATIONS,
+    CompiledStep,
+    Turn,
+    baseline_step,
+    model_name,
+    our_step,
+)
+from can_jax.config.baselines import changed
+from can_jax.config.resolve import resolve
+from can_jax.distributed.hardware import matmul_flops, peak_flops
+from can_jax.models.flops import train_flops_per_image
+from can_jax.train.losses import heads
+from can_jax.utils.errors import UserError, one_line
+
+Result = dict[str, Any]
+# PyTorch users augment in the workers of their input pipeline, so the step beside theirs omits it.
+SAME_WORK = "without augmentation"
+PEERS = {"PyTorch": False, "PyTorch, compiled": True}
+COMPILERS = 4  # programs compiled at a time
+Describe = Callable[[CompiledStep], Result]
+
+
+def measure_variants(
+    recipe: ConfigDict,
+    variants: Mapping[str, dict[str, Any]],
+    *,
+    peers: bool,
+    rounds: int,
+    seconds: float,
+    product: int,
+    describe: Describe,
+    report: Callable[[Result], None],
+    left: Callable[[], float],
+) -> None:
+    """Measure variants of a step, and PyTorch's, in turns.
+
+    A failure, such as too little memory, is a result of its variant. The others are still measured.
+
+    Args:
+        recipe: The configuration, not resolved.
+        variants: The changes of each variant, by dotted key.
+        peers: Whether to measure PyTorch, plain and compiled, and `SAME_WORK` beside it.
+        rounds: The number of turns of each.
+        seconds: The duration of a turn.
+        product: The rows of the matrix product whose rate is measured in each round.
+        describe: A function that returns further facts of a compiled step.
+        report: A function that receives all results so far, after each new one.
+        left: A function that returns the seconds that are left. What would take longer is omitted.
+    """
+    if peers:
+        variants = {**variants, SAME_WORK: ABLATIONS["augmentation"]}
+    configs = {name: resolve(changed(recipe, changes)) for name, changes in variants.items()}
+    config = next(iter(configs.values()))
+    results: dict[str, Result] = {name: {} for name in configs}
+    whole: Result = {
+        "model": model_name(config),
+        "batch_size": config.batch_size,
+        "dtype": config.model.dtype,
+        "peak_flops": peak_flops(config.model.dtype)[0],
+        "steps": results,
+    }
+    turns: dict[str, Turn] = {}
+
+    def build(name: str) -> None:
+        try:
+            ours = our_step(configs[name])
+        except Exception as error:  # Of many types, such as one of too little memory.
+            results[name]["error"] = one_line(error)[:300]
+            return
+        turns[name] = ours.turn
+        results[name] |= {
+            "changes": variants[name],
+            "analytic_flops_per_image": train_flops_per_image(configs[name], heads(configs[name])),
+            "compile_seconds": ours.compile_seconds,
+            "planned_memory_bytes": ours.planned_memory,
+        }
+        try:
+            results[name] |= describe(ours)
+        except Exception as error:  # The measurement counts more than its description.
+            results[name]["description"] = one_line(error)[:300]
+
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        list(pool.map(build, configs))
+    report(whole)
+    take_turns(turns, results, 1, seconds, left)  # So that there are numbers before PyTorch's.
+    report(rated(whole))
+    for name, compiled in PEERS.items() if peers else ():
+        results[name] = {}
+        try:
+            turns[name], results[name]["version"] = baseline_step(configs[SAME_WORK], compiled)
+            take_turns({name: turns[name]}, results, 1, seconds, left)
+        except UserError:
+            raise
+        except Exception as error:  # Of many types, such as torch.cuda.OutOfMemoryError.
+            results[name]["error"] = one_line(error)[:300]
+        report(rated(whole))
+    for _ in range(rounds):
+        if left() < 0:
+            whole["stopped"] = "no time was left for further turns"
+            break
+        rate = matmul_flops(config.model.dtype, product)
+        whole.setdefault("measured_product_flops", []).append(rate)
+        take_turns(turns, results, 1, seconds, left)
+        report(rated(whole))
+
+
+def take_turns(
+    turns: Mapping[str, Turn],
+    results: dict[str, Result],
+    rounds: int,
+    seconds: float,
+    left: Callable[[], float],
+) -> None:
+    """Append a rate in images per second to ``rates`` of each result, while time is left.
+
+    A turn that fails, such as by too little memory, puts ``error`` in its place.
+    """
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            if left() > 0 and "error" not in results[name]:
+                try:
+                    results[name].setdefault("rates", []).append(turn(seconds))
+                except Exception as error:
+                    results[name]["error"] = one_line(error)[:300]
+
+
+def rated(whole: Result) -> Result:
+    """Add the medians of all turns, MFU, and ratios to PyTorch of the same work; return it."""
+    steps = whole["steps"]
+    for step in steps.values():
+        if rates := step.get("rates"):
+            step["images_per_second"] = statistics.median(rates)
+            step["milliseconds"] = 1000 * whole["batch_size"] / step["images_per_second"]
+            if flops := step.get("analytic_flops_per_image"):
+                step["mfu"] = step["images_per_second"] * flops / whole["peak_flops"]
+    ours = steps.get(SAME_WORK, {})
+    for name in PEERS:
+        theirs = steps.get(name, {})
+        if theirs.get("rates") and ours.get("rates"):
+            flops = ours["analytic_flops_per_image"]
+            theirs["mfu"] = theirs["images_per_second"] * flops / whole["peak_flops"]
+            # The latest rates are of the same rounds.
+            pairs = zip(reversed(ours["rates"]), reversed(theirs["rates"]), strict=False)
+            ratios = [mine / other for mine, other in pairs]
+            whole.setdefault("ratio", {})[name] = statistics.median(ratios)
+    return whole
