@@ -7,6 +7,7 @@ from can_jax.config.image_settings import RANGE, SIZE, is_range
 from can_jax.data.sources.registry import SOURCES
 from can_jax.models.backbones import BACKBONES, SIZES
 from can_jax.models.can import LEVEL_TOKENS
+from can_jax.models.ops import ATTENTION
 from can_jax.models.vit import REMAT_POLICIES
 from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
 
@@ -44,6 +45,13 @@ def _are_options(value: Any) -> bool:
 
 
 OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
+
+# Keys whose value depends on the devices keep `auto` in a stored configuration, so that a run can
+# be resumed, evaluated and loaded on others.
+AUTO = "auto"
+AUTO_OR_SWITCH = Special(
+    "auto, True or False", lambda value: value == AUTO or isinstance(value, bool)
+)
 
 # The meaning of an optional key without a default states the behavior if it is not set.
 DATA: Table = {
@@ -174,7 +182,14 @@ MODEL: Table = {
         "The type of the residual stream and the LayerNorms; by default `model.dtype`.",
     ),
     "scan": Key(
-        True, Switch(), "Whether to compile one block and loop over it, for short compile times."
+        AUTO, AUTO_OR_SWITCH,
+        "Whether to compile one block and loop over it, for short compile times. `auto` is True on "
+        "CPUs, and False on accelerators, where a loop copies parameters and activations.",
+    ),
+    "attention": Key(
+        AUTO, Choice(ATTENTION),
+        "The implementation of attention on GPUs. `cudnn` is NVIDIA's fused kernel, which `auto` "
+        "selects from Ampere on, for 16-bit types; `xla` is compiled from plain operations.",
     ),
     "remat": Key(
         "none", Choice(tuple(REMAT_POLICIES)),
@@ -224,6 +239,12 @@ MESH: Table = {
     "data": Key(-1, AXIS, "Devices over which the batch is split; -1 is all remaining devices."),
     "fsdp": Key(1, AXIS, "Devices over which the batch and the parameters are split."),
     "tensor": Key(1, AXIS, "Devices over which each matrix product is split (tensor parallelism)."),
+    "shard_state": Key(
+        AUTO,
+        AUTO_OR_SWITCH,
+        "Whether parameters and optimizer state are split over `data`, too (ZeRO). A step gathers "
+        "the parameters once, in the type of computation. `auto` is True on accelerators.",
+    ),
 }
 
 RECIPE: Table = {

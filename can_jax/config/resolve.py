@@ -24,6 +24,7 @@ ENCODER = (
     "data.image_size", "data.channels", "augment.mean", "augment.std", "model.backbone",
     "model.backbone_options", "model.size", "model.width", "model.depth", "model.heads",
     "model.patch_size", "model.dtype", "model.residual_dtype", "model.scan", "model.remat",
+    "model.attention",
 )  # fmt: skip
 
 

@@ -124,3 +124,29 @@ def row_shards() -> int:
     """Return how many parts `constrain_batch_sharding` makes; 1 without `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)
+
+
+def axis_size(name: str) -> int:
+    """Return the number of devices along an axis of the mesh; 1 without `jax.set_mesh`."""
+    return int(jax.sharding.get_abstract_mesh().shape.get(name, 1))
+
+
+def platform() -> str:
+    """Return the platform that is compiled for: `cpu`, `gpu` or `tpu`.
+
+    That is the platform of the mesh of `jax.set_mesh`, or else of the default backend.
+    """
+    device = _abstract_device()
+    name = jax.default_backend() if device is None else device.platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+    """Return the kind of device that is compiled for, such as `NVIDIA H100 80GB HBM3`."""
+    device = _abstract_device()
+    return str(jax.devices()[0].device_kind if device is None else device.device_kind)
+
+
+def _abstract_device() -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh.abstract_device

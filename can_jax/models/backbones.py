@@ -126,6 +126,7 @@ def compute_options(model: Any) -> dict[str, Any]:
     """Return the options of `can_jax.models.vit.Transformer` on how it is computed."""
     return {
         "scan": model.scan,
+        "attention": model.attention,
         "remat": model.remat,
         "residual_dtype": jnp.dtype(model.residual_dtype or model.dtype),
     }

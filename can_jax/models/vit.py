@@ -1,6 +1,6 @@
 """The Vision Transformer: pre-norm blocks, and an encoder of the visible patches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -8,7 +8,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from can_jax.distributed.mesh import constrain_batch_sharding
+from can_jax.distributed.mesh import constrain_batch_sharding, platform
+from can_jax.distributed.sharding_rules import constrain_parameters
+from can_jax.models.ops import (
+    attend,
+    attend_on_gpu,
+    attend_on_tpu,
+    compiles_as_loop,
+    gelu,
+    linear_product,
+)
 from can_jax.models.positions import sincos_2d
 
 LAYER_NORM_EPS = 1e-6
@@ -22,132 +31,25 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 }
 
 
-@jax.custom_vjp
-def matrix_product(
-    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
-) -> Float[Array, "rows outputs"]:
-    """Return ``x @ kernel``, with a gradient of the kernel that is faster on CPUs.
-
-    That gradient contracts the rows of both matrices, ``x.T @ gradient``. The CPU backend has a
-    slower routine for it than for a product of rows with columns. So the narrower matrix is
-    transposed first, and a barrier keeps the compiler from undoing that.
-    """
-    return x @ kernel
-
-
-def _kernel_gradient_on_cpu(x: Array, gradient: Array) -> Array:
-    """Return ``x.T @ gradient`` with the narrower matrix transposed explicitly."""
-    barrier = jax.lax.optimization_barrier
-    if x.shape[1] <= gradient.shape[1]:
-        return barrier(x.T) @ gradient
-    return barrier(barrier(gradient.T) @ x).T
-
-
-def _product_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    of_kernel = jax.lax.platform_dependent(
-        x, gradient, cpu=_kernel_gradient_on_cpu, default=lambda x, gradient: x.T @ gradient
-    )
-    return gradient @ kernel.T, of_kernel
-
-
-matrix_product.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _product_backward)
-
-
-def _product_of_linear(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """Return the matrix product for `nnx.Linear`, which always contracts the same axes."""
-    return matrix_product(x, kernel)
-
-
 class Linear(nnx.Linear):
-    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias.
-
-    All leading axes are merged into one, so that the product is one of two matrices. That halves
-    the time of the backward pass on CPUs and costs nothing on accelerators.
-    """
+    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias."""
 
     def __init__(self, inputs: int, outputs: int, **options: Any):
-        super().__init__(
-            inputs,
-            outputs,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            dot_general=_product_of_linear,
-            **options,
-        )
-
-    def __call__(
-        self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
-    ) -> Float[Array, "*batch outputs"]:
-        """Apply the layer to the last axis."""
-        flat = inputs.reshape(-1, inputs.shape[-1])
-        return super().__call__(flat, out_sharding).reshape(*inputs.shape[:-1], -1)
+        init = nnx.initializers.xavier_uniform()
+        super().__init__(inputs, outputs, kernel_init=init, dot_general=linear_product, **options)
 
 
-def layer_norm(width: int, **options: Any) -> nnx.LayerNorm:
-    """Return a LayerNorm with float32 statistics and the two-pass variance, which bf16 needs."""
-    return nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, use_fast_variance=False, **options)
+def layer_norm(width: int, *, dtype: Any, **options: Any) -> nnx.LayerNorm:
+    """Return a LayerNorm with float32 statistics.
 
-
-@jax.custom_vjp
-def attention_logits(
-    query: Float[Array, "rows tokens heads width"], key: Float[Array, "rows tokens heads width"]
-) -> Float[Array, "rows heads tokens tokens"]:
-    """Return the products of all queries and keys, in float32, or float64 for float64 inputs.
-
-    Their gradient is rounded to the type of the queries before it is multiplied. The default
-    backward pass would multiply in float32, several times slower on accelerators.
+    In bfloat16 mean and variance are computed in one pass, as E[x²] - E[x]². With an offset of m
+    standard deviations the variance then errs by m² 2^-24, a fraction of what the rounding of the
+    inputs to 8 bits has changed it by, m² 2^-18 / 3. Inputs of float32 take two passes.
     """
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
-
-
-def _logits_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    query, key = saved
-    narrow = gradient.astype(query.dtype)
-    return (
-        jnp.einsum("rhqk,rkhw->rqhw", narrow, key),
-        jnp.einsum("rhqk,rqhw->rkhw", narrow, query),
+    narrow = jnp.finfo(dtype).bits < 32
+    return nnx.LayerNorm(
+        width, epsilon=LAYER_NORM_EPS, use_fast_variance=narrow, dtype=dtype, **options
     )
-
-
-attention_logits.defvjp(
-    lambda query, key: (attention_logits(query, key), (query, key)), _logits_backward
-)
-
-
-def attend(
-    query: Float[Array, "rows tokens heads width"],
-    key: Float[Array, "rows tokens heads width"],
-    value: Float[Array, "rows tokens heads width"],
-) -> Float[Array, "rows tokens heads width"]:
-    """Apply scaled dot-product attention; logits and softmax are at least float32."""
-    weights = jax.nn.softmax(attention_logits(query, key) * query.shape[-1] ** -0.5)
-    return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
-
-
-@jax.custom_vjp
-def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return the exact GELU, ``x · Φ(x)``, computed in at least float32.
-
-    Φ is computed by erf, a single polynomial, where `jax.nn.gelu` evaluates the two of erfc. The
-    backward pass saves ``x`` only.
-    """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return (wide * normal_cdf(wide)).astype(x.dtype)
-
-
-def normal_cdf(x: Array) -> Array:
-    """Return Φ, the distribution function of the standard normal distribution."""
-    return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
-
-
-def _gelu_backward(x: Array, gradient: Array) -> tuple[Array]:
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    density = jnp.exp(-0.5 * wide**2) * (2 * jnp.pi) ** -0.5
-    return ((gradient * (normal_cdf(wide) + wide * density)).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 def drop_path(
@@ -169,20 +71,54 @@ def drop_path(
 
 
 class Attention(nnx.Module):
-    """A multi-head self-attention over all tokens of a row."""
+    """A multi-head self-attention over all tokens of a row.
 
-    def __init__(self, width: int, heads: int, **options: Any):
+    Args:
+        width: The width of the input and the output.
+        heads: The number of heads.
+        kernel: The implementation of attention, one of `can_jax.models.ops.ATTENTION`.
+        **options: The types and the random numbers of each layer.
+    """
+
+    def __init__(self, width: int, heads: int, kernel: str = "auto", **options: Any):
         # Query/key/value and head are axes of their own, so that heads can be split over devices.
         init = nnx.initializers.xavier_uniform()
         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), kernel_init=init, **options)
         self.out = Linear(width, width, **options)
+        self.kernel = kernel
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
         """Attend from every token to all tokens of its row."""
-        rows, tokens, width = x.shape
-        qkv = self.qkv(x.reshape(-1, width))
-        query, key, value = (qkv[:, i].reshape(rows, tokens, *qkv.shape[2:]) for i in range(3))
-        return self.out(attend(query, key, value).reshape(x.shape))
+        if platform() == "tpu":
+            return self._merge_heads(attend_on_tpu(*self._project(x, "rhtd")))
+        if platform() == "gpu":
+            query, key, value = self._project(x, "rthd")
+            attended = attend_on_gpu(query, key, value, self.kernel)
+        else:
+            qkv = self.qkv(x.reshape(-1, x.shape[-1]))
+            attended = attend(*(qkv[:, i].reshape(*x.shape[:2], *qkv.shape[2:]) for i in range(3)))
+        return self.out(attended.reshape(x.shape))
+
+    def _project(self, x: Array, axes: str) -> Iterator[Array]:
+        """Yield query, key and value, each in the layout in which accelerators use it.
+
+        The axes are r(ow), t(oken), h(ead), d(imension). One product for the three is faster, but
+        then each of them is copied.
+        """
+        dtype = self.qkv.dtype
+        assert self.qkv.bias is not None
+        kernel, bias = (p[...].astype(dtype) for p in (self.qkv.kernel, self.qkv.bias))
+        for i in range(3):
+            offset = bias[i, :, None] if axes == "rhtd" else bias[i]
+            yield jnp.einsum(f"rtw,whd->{axes}", x.astype(dtype), kernel[:, i]) + offset
+
+    def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
+        """Apply the output layer to heads that precede the tokens, without moving them."""
+        dtype = attended.dtype
+        assert self.out.bias is not None
+        kernel = self.out.kernel[...].astype(dtype)
+        kernel = kernel.reshape(attended.shape[1], attended.shape[3], -1)
+        return jnp.einsum("rhtd,hdw->rtw", attended, kernel) + self.out.bias[...].astype(dtype)
 
 
 class Mlp(nnx.Module):
@@ -200,10 +136,19 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer block, whose LayerNorms compute in ``residual_dtype``."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, residual_dtype: Any, **options: Any):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_width: int,
+        residual_dtype: Any,
+        *,
+        attention: str = "auto",
+        **options: Any,
+    ):
         wide = options | {"dtype": residual_dtype}
         self.attention_norm = layer_norm(width, **wide)
-        self.attention = Attention(width, heads, **options)
+        self.attention = Attention(width, heads, attention, **options)
         self.mlp_norm = layer_norm(width, **wide)
         self.mlp = Mlp(width, mlp_width, **options)
 
@@ -226,7 +171,8 @@ class Blocks(nnx.Module):
     """A stack of ``depth`` blocks, whose parameters share a leading layer axis.
 
     ``scan=True`` compiles a single block and loops over it, for short compile times. ``scan=False``
-    unrolls the loop, which leaves the compiler more freedom. Results and checkpoints are the same.
+    unrolls the loop, which leaves the compiler more freedom; ``"auto"`` does so on accelerators.
+    Results and checkpoints are the same.
     """
 
     def __init__(
@@ -236,16 +182,20 @@ class Blocks(nnx.Module):
         heads: int,
         mlp_width: int,
         *,
-        scan: bool,
+        scan: bool | str,
         remat: str,
         residual_dtype: Any,
         rngs: nnx.Rngs,
+        attention: str = "auto",
         **options: Any,
     ):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, mlp_width, residual_dtype, rngs=rngs, **options)
+            return Block(
+                width, heads, mlp_width, residual_dtype,
+                attention=attention, rngs=rngs, **options,
+            )  # fmt: skip
 
         self.layers = stack(rngs)
         self.depth = depth
@@ -263,15 +213,19 @@ class Blocks(nnx.Module):
             x: The residual stream.
             drop: The factors of each block's branches, from `drop_path`; None for 1.
         """
-        block, layers = nnx.split(self.layers)
+        block, state = nnx.split(self.layers)
+        layers = nnx.to_pure_dict(state)
+        scan = compiles_as_loop(self.scan)
 
-        def apply(x: Array, layer: tuple[nnx.State, Any]) -> tuple[Array, None]:
+        def apply(x: Array, layer: tuple[Any, Any]) -> tuple[Array, None]:
             state, drop = layer
+            # Parameters that are split over all devices are gathered here, beside earlier layers.
+            state = constrain_parameters(state, stacked=False)
             return constrain_batch_sharding(nnx.merge(block, state)(x, drop)), None
 
         if (policy := REMAT_POLICIES[self.remat]) is not None:
-            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not self.scan)
-        x, _ = jax.lax.scan(apply, x, (layers, drop), unroll=1 if self.scan else self.depth)
+            apply = jax.checkpoint(apply, policy=policy, prevent_cse=not scan)
+        x, _ = jax.lax.scan(apply, x, (layers, drop), unroll=1 if scan else self.depth)
         return x
 
 
@@ -287,6 +241,7 @@ class Transformer(nnx.Module):
         heads: The number of attention heads.
         mlp_width: The width of the hidden layer of each MLP.
         scan: Whether the blocks are compiled as a loop; see `Blocks`.
+        attention: The implementation of attention; see `Attention`.
         remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
         residual_dtype: The type of the residual stream and the LayerNorms.
         **options: The types and the random numbers of each layer.
@@ -299,14 +254,15 @@ class Transformer(nnx.Module):
         heads: int,
         mlp_width: int,
         *,
-        scan: bool,
+        scan: bool | str,
         remat: str,
         residual_dtype: Any,
+        attention: str = "auto",
         **options: Any,
     ):
         self.blocks = Blocks(
             depth, width, heads, mlp_width,
-            scan=scan, remat=remat, residual_dtype=residual_dtype, **options,
+            scan=scan, remat=remat, residual_dtype=residual_dtype, attention=attention, **options,
         )  # fmt: skip
         self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
         self.width = width

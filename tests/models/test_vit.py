@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from can_jax.models import ops, vit
+from can_jax.models.ops import attend, gelu, matrix_product
 from can_jax.models.vit import (
     REMAT_POLICIES,
     Blocks,
     Encoder,
-    attend,
-    gelu,
-    matrix_product,
 )
 
 
@@ -54,6 +53,50 @@ def test_every_way_to_run_the_blocks_gives_the_same(parameters, expected, scan, 
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
         assert np.ptp(b) > 0
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_forms_for_accelerators_compute_the_same(parameters, expected, platform, monkeypatch):
+    for module in (ops, vit):
+        monkeypatch.setattr(module, "platform", lambda: platform)
+    monkeypatch.setattr(ops, "TPU_LOGITS_BYTES", 1)  # Attend to each head by itself.
+    value, gradient = value_and_gradient(parameters, scan="auto")
+    assert float(value) == pytest.approx(float(expected[0]), rel=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_heads_are_divided_until_their_logits_fit():
+    shape = (32, 16, 197, 32)  # The logits take 32 * 16 * 200 * 256 * 4 bytes = 105 MB.
+    assert ops._parts(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16)) == 4
+    assert ops._parts(jnp.zeros((1, 4, 9, 8)), jnp.zeros((1, 4, 9, 8))) == 1
+
+
+def test_forward_mode_agrees_with_reverse_mode(parameters):
+    graph = nnx.graphdef(nnx.eval_shape(make_blocks))
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+    def loss(parameters, x):
+        return jnp.sum(nnx.merge(graph, parameters)(x) ** 2)
+
+    keys = iter(jax.random.split(jax.random.key(2), 99))
+    direction = jax.tree.map(lambda a: jax.random.normal(next(keys), a.shape), (parameters, x))
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))(parameters, x)
+    _, slope = jax.jit(lambda d: jax.jvp(loss, (parameters, x), d))(direction)
+    products = jax.tree.map(jnp.vdot, gradient, direction)
+    assert float(slope) == pytest.approx(float(sum(jax.tree.leaves(products))), rel=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0, 10, 100])
+def test_layer_norm_in_one_pass_is_exact_but_for_the_rounding_of_its_output(offset):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(offset + rng.normal(0, 1, (64, 1024)), jnp.bfloat16)
+    norm = vit.layer_norm(1024, dtype=jnp.bfloat16, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+    wide = np.asarray(x, np.float64)
+    exact = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
+    error = np.abs(np.asarray(norm(x), np.float64) - exact)
+    assert (error <= 2**-8 * np.abs(exact) + offset**2 * 2**-23).all()
+    assert norm.use_fast_variance and not make_blocks().layers.mlp_norm.use_fast_variance
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])

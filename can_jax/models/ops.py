@@ -1,0 +1,222 @@
+"""Operations with a derivative of their own, or with a form of their own on some platform.
+
+Each says why it exists. All support forward-mode differentiation, as `jax.jvp` needs it.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import linear_call
+from jaxtyping import Array, Float
+
+from can_jax.distributed.mesh import axis_size, device_kind, platform, row_shards
+
+Heads = Float[Array, "rows heads tokens width"]
+
+ATTENTION = ("auto", "xla", "cudnn")
+
+# Kinds of NVIDIA GPUs without bfloat16 units, for which cuDNN has no fused attention.
+BEFORE_AMPERE = ("V100", "T4", "P100", "P40", "GTX", "TITAN", "Quadro", "RTX 20")
+
+# The logits of one product on a TPU should stay in the 128 MiB of a core's vector memory, next to
+# the probabilities and the operands. The compiler then charges the softmax of the ViT-L decoder
+# with a quarter of the time.
+TPU_LOGITS_BYTES = 32 * 2**20
+
+
+@jax.custom_jvp
+def matrix_product(
+    x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "rows outputs"]:
+    """Return ``x @ kernel``, with a gradient of the kernel that is faster on CPUs.
+
+    That gradient contracts the rows of both matrices, ``x.T @ gradient``. The CPU backend has a
+    slower routine for it than for a product of rows with columns. So the narrower matrix is
+    transposed first, and a barrier keeps the compiler from undoing that.
+    """
+    return x @ kernel
+
+
+@matrix_product.defjvp
+def _product_tangent(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    by_kernel = linear_call(lambda x, dkernel: x @ dkernel, _kernel_gradient, x, dkernel)
+    return x @ kernel, dx @ kernel + by_kernel
+
+
+def _kernel_gradient(x: Array, gradient: Array) -> Array:
+    """Return ``x.T @ gradient`` with the narrower matrix transposed explicitly."""
+    barrier = jax.lax.optimization_barrier
+    if x.shape[1] <= gradient.shape[1]:
+        return barrier(x.T) @ gradient
+    return barrier(barrier(gradient.T) @ x).T
+
+
+def linear_product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """Return the product of the last axis of ``x`` with a kernel, for `flax.nnx.Linear`.
+
+    On CPUs all leading axes are merged into one, which halves the time of the backward pass. TPUs
+    store the last two axes in tiles of 8 x 128, so that merging 32 rows of 99 tokens would copy
+    the array.
+    """
+    if platform() != "cpu":
+        return jnp.matmul(x, kernel)
+    return matrix_product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Return the exact GELU, ``x · Φ(x)``, computed in at least float32.
+
+    Φ is computed by erf, a single polynomial, where `jax.nn.gelu` evaluates the two of erfc. The
+    backward pass saves ``x`` only.
+    """
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide * normal_cdf(wide)).astype(x.dtype)
+
+
+def normal_cdf(x: Array) -> Array:
+    """Return Φ, the distribution function of the standard normal distribution."""
+    return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
+
+
+@gelu.defjvp
+def _gelu_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return gelu(x), linear_call(_times_gelu_slope, _times_gelu_slope, x, dx)
+
+
+def _times_gelu_slope(x: Array, tangent: Array) -> Array:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    density = jnp.exp(-0.5 * wide**2) * (2 * jnp.pi) ** -0.5
+    return (tangent * (normal_cdf(wide) + wide * density)).astype(x.dtype)
+
+
+@jax.custom_jvp
+def attention_logits(
+    query: Float[Array, "rows tokens heads width"], key: Float[Array, "rows tokens heads width"]
+) -> Float[Array, "rows heads tokens tokens"]:
+    """Return the products of all queries and keys, in float32, or float64 for float64 inputs.
+
+    Their gradient is rounded to the type of the queries before it is multiplied. The default
+    backward pass would multiply in float32, several times slower on CPUs and GPUs.
+    """
+    return _logits(query, key)
+
+
+def _logits(query: Array, key: Array) -> Array:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
+
+
+@attention_logits.defjvp
+def _logits_tangent(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (query, key), (dquery, dkey) = primals, tangents
+    by_query = linear_call(lambda key, dquery: _logits(dquery, key), _query_gradient, key, dquery)
+    by_key = linear_call(_logits, _key_gradient, query, dkey)
+    return attention_logits(query, key), by_query + by_key
+
+
+def _query_gradient(key: Array, gradient: Array) -> Array:
+    return jnp.einsum("rhqk,rkhw->rqhw", gradient.astype(key.dtype), key)
+
+
+def _key_gradient(query: Array, gradient: Array) -> Array:
+    return jnp.einsum("rhqk,rqhw->rkhw", gradient.astype(query.dtype), query)
+
+
+def attend(
+    query: Float[Array, "rows tokens heads width"],
+    key: Float[Array, "rows tokens heads width"],
+    value: Float[Array, "rows tokens heads width"],
+) -> Float[Array, "rows tokens heads width"]:
+    """Apply scaled dot-product attention; logits and softmax are at least float32."""
+    weights = jax.nn.softmax(attention_logits(query, key) * query.shape[-1] ** -0.5)
+    return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
+
+
+def attend_on_gpu(query: Array, key: Array, value: Array, kernel: str) -> Array:
+    """Apply scaled dot-product attention, as `attend` does, by cuDNN's fused kernel if possible.
+
+    cuDNN takes even numbers of tokens only, and CAN's are odd. So one token is added, which the
+    lengths exclude.
+
+    Args:
+        query, key, value: Arrays of shape (rows, tokens, heads, width).
+        kernel: One of `ATTENTION`.
+    """
+    if attention_kernel(kernel, query.dtype, query.shape[-1]) == "xla":
+        return attend(query, key, value)
+    rows, tokens = query.shape[:2]
+    if tokens % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    query, key, value = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = jnp.full((rows,), tokens, jnp.int32)
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation="cudnn",
+        query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+    )[:, :tokens]  # fmt: skip
+
+
+def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
+    """Return the implementation of attention on the devices that are compiled for.
+
+    Args:
+        setting: One of `ATTENTION`.
+        dtype: The type of queries, keys and values.
+        head_width: Their width per head.
+    """
+    kind = device_kind()
+    newer = "NVIDIA" in kind and not any(name in kind for name in BEFORE_AMPERE)
+    fits = jnp.dtype(dtype).itemsize == 2 and head_width <= 128 and head_width % 8 == 0
+    chosen = setting == "cudnn" or (setting == "auto" and newer and fits)
+    return "cudnn" if platform() == "gpu" and chosen else "xla"
+
+
+def compiles_as_loop(scan: bool | str) -> bool:
+    """Return whether blocks are compiled as a loop, for a value of ``model.scan``."""
+    return platform() == "cpu" if scan == "auto" else bool(scan)
+
+
+def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
+    """Apply scaled dot-product attention to heads that precede the tokens.
+
+    The logits of a few heads at a time are computed, and recomputed for the backward pass, so that
+    they stay in the vector memory. Their gradient needs no rule: TPUs multiply float32 as bfloat16.
+    """
+    size = query.shape[1] // _parts(query, key)
+    parts = [
+        _attend_heads(*(x[:, i : i + size] for x in (query, key, value)))
+        for i in range(0, query.shape[1], size)
+    ]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _parts(query: Heads, key: Heads) -> int:
+    """Return the number of parts of the heads whose logits each take `TPU_LOGITS_BYTES` at most.
+
+    Heads that are split over devices are not divided further.
+    """
+    rows, heads, queries, _ = query.shape
+    if axis_size("tensor") > 1:
+        return 1
+    padded = -(-queries // 8) * 8 * -(-key.shape[2] // 128) * 128
+    stored = 4 * padded * heads * rows // row_shards()
+    return next(
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (n == heads or stored <= n * TPU_LOGITS_BYTES)
+    )
+
+
+@jax.checkpoint
+def _attend_heads(query: Heads, key: Heads, value: Heads) -> Heads:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("rhqw,rhkw->rhqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5)
+    return jnp.einsum("rhqk,rhkw->rhqw", weights.astype(value.dtype), value)
