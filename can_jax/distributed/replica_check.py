@@ -37,6 +37,7 @@ class ReplicaCheck:
         self._mesh = mesh
         leaves = named_leaves(abstract)
         self._names = list(leaves)
+        self._bytes = [leaf.size * leaf.dtype.itemsize for leaf in leaves.values()]
         # Devices with the same part of an array, as row indices of the table of checksums.
         self._copies = [_copies(leaf, mesh) for leaf in leaves.values()]
 
@@ -51,6 +52,16 @@ class ReplicaCheck:
             check_vma=False,
         )
         self._sums = jax.jit(table, out_shardings=replicated(mesh))
+
+    @property
+    def coverage(self) -> float:
+        """The fraction of the tree's bytes of which several devices hold a copy."""
+        copied = sum(
+            size
+            for size, groups in zip(self._bytes, self._copies, strict=True)
+            if any(len(group) > 1 for group in groups)
+        )
+        return copied / max(1, sum(self._bytes))
 
     def __call__(self, tree: Any) -> str | None:
         """Return a description of a difference, or None if all copies agree.

@@ -8,13 +8,17 @@ A registered head or backbone needs no rule: `OF_MATRICES` and `OF_VECTORS` appl
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from can_jax.distributed.mesh import platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +94,68 @@ def decay_mask(parameters: Any) -> Any:
     return map_with_rule(lambda rule, _: rule.decay, parameters)
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
     """Return the sharding of each leaf of a train state; scalars are replicated.
 
-    An axis of a parameter whose size the mesh axis does not divide is not split.
+    Args:
+        tree: The arrays or shapes.
+        mesh: The device mesh.
+        over_data: Whether what is split over `fsdp` is also split over `data`.
     """
+    specs = _specs(tree, mesh.shape, over_data=over_data)
+    return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), tree, specs)
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+
+def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = True) -> Any:
+    """Constrain parameters to how `shardings` splits them; nothing without `jax.set_mesh`.
+
+    Args:
+        tree: The parameters.
+        over_data: Whether what is split over `fsdp` is also split over `data`.
+        stacked: Whether the parameters of blocks have their leading layer axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    specs = _specs(tree, mesh.shape, over_data=over_data, stacked=stacked)
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, specs)
+
+
+def splits_state(config: ConfigDict) -> bool:
+    """Return whether the state is split over `data`: ``mesh.shard_state``, on these devices."""
+    setting = config.mesh.shard_state
+    return platform() != "cpu" if setting == "auto" else bool(setting)
+
+
+def _specs(tree: Any, mesh: Mapping[str, int], *, over_data: bool, stacked: bool = True) -> Any:
+    """Return how each leaf is split on a mesh of a given shape."""
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
         if leaf.ndim == 0:
-            return NamedSharding(mesh, P())
-        spec = rule_of(path_name(path), leaf.ndim).spec
-        fitting = (
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, leaf.shape, strict=False)
+            return P()
+        axes = rule_of(path_name(path), leaf.ndim).spec
+        if not stacked and len(axes) > leaf.ndim:
+            axes = axes[1:]
+        return P(
+            *(
+                axis
+                and _dividing(
+                    size, ("fsdp", "data") if over_data and axis == "fsdp" else (axis,), mesh
+                )
+                for axis, size in zip(axes, leaf.shape, strict=False)
+            )
         )
-        return NamedSharding(mesh, P(*fitting))
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def _dividing(
+    size: int, axes: tuple[str, ...], mesh: Mapping[str, int]
+) -> tuple[str, ...] | str | None:
+    """Return the mesh axes over which an axis of a parameter is split; the last may be left out.
+
+    An axis whose size they do not divide is not split.
+    """
+    while axes and size % math.prod(mesh[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes if len(axes) > 1 else axes[0] if axes else None

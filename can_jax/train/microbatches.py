@@ -114,7 +114,7 @@ class _Run(NamedTuple):
             total = jax.tree.map(lambda a, b: a + b / count, total, outputs.gradients)
             return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
-        start = (jax.tree.map(jnp.zeros_like, self.parameters), self.batch_stats)
+        start = (jax.tree.map(_zeros, self.parameters), self.batch_stats)
         parts = Batch(*(split_microbatches(x, count) for x in batch))
         (total, batch_stats), (logged, pooled) = jax.lax.scan(add, start, parts)
         loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
@@ -171,3 +171,8 @@ class _Run(NamedTuple):
         metrics |= other_metrics | {"loss/total": loss + others}
         pooled = pooled_of(embeddings)
         return StepOutput(loss + others, metrics, statistics, total), pooled
+
+
+def _zeros(parameter: Array) -> Array:
+    """Return zeros to which the gradients of a parameter are added, in at least float32."""
+    return jnp.zeros_like(at_least_float32(parameter))

@@ -32,6 +32,7 @@ from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Startup
 from can_jax.monitoring.watchdog import LONG, Watchdog, section
 from can_jax.train.callback import CALLBACKS, CallbackList, RunContext
+from can_jax.train.device_choices import device_choices
 from can_jax.train.loop import Loop, Progress
 from can_jax.train.start import (
     first_step,
@@ -99,6 +100,11 @@ def run(
         report.say(console.device_table(mesh))
         report.say(console.fact_table("Run", facts))
         abstract = abstract_state(step, mesh)
+        choices = device_choices(config, mesh)
+        replicas = ReplicaCheck(abstract, mesh) if config.check_replicas else None
+        if replicas and mesh.size > 1:
+            choices["state compared by check_replicas"] = f"{replicas.coverage:.1%} of its bytes"
+        report.say(console.fact_table("On these devices", choices))
         report.say(console.parameter_table(abstract.parameters))
         threads = ThreadPoolExecutor(1)
         stack.callback(threads.shutdown, wait=False)
@@ -127,7 +133,8 @@ def run(
         with writing(workdir):
             if not first and jax.process_index() == 0:
                 store_identity(workdir, identity)
-            record_start(config, workdir, first, environment(mesh) | {"run": facts}, report)
+            described = environment(mesh) | {"run": facts, "choices": choices}
+            record_start(config, workdir, first, described, report)
             record_parameters(abstract.parameters, workdir)
             writer.truncate_after(first)
             writer.hyperparameters(config.to_dict())
@@ -163,7 +170,7 @@ def run(
                 callbacks=callbacks,
                 stopping=stopping,
                 watchdog=stack.enter_context(contextlib.closing(watchdog)),
-                replicas=ReplicaCheck(abstract, mesh) if config.check_replicas else None,
+                replicas=replicas,
                 progress=progress,
                 startup=startup,
                 trace=TraceWindow(workdir, first, times.total) if profile else None,

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 from can_jax.augment.photometric import normalize, to_float
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, replicated
-from can_jax.distributed.sharding_rules import shardings
+from can_jax.distributed.sharding_rules import shardings, splits_state
 from can_jax.models import can
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
+from can_jax.train.compute_copy import compute_copy, compute_types, stored_gradients
 from can_jax.train.losses import (
     Metrics,
     StepOutput,
@@ -108,8 +109,13 @@ def gradients(
         step: The step from which the random keys of the batch are derived.
     """
     compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients
-    outputs, pooled = compute(config, network, parameters, batch_stats, batch, step)
-    return outputs._replace(metrics=outputs.metrics | embedding_metrics(pooled))
+    types = compute_types(nnx.merge(network, parameters, batch_stats, copy=True))
+    copied = compute_copy(config, parameters, types)
+    outputs, pooled = compute(config, network, copied, batch_stats, batch, step)
+    return outputs._replace(
+        metrics=outputs.metrics | embedding_metrics(pooled),
+        gradients=stored_gradients(config, outputs.gradients, parameters),
+    )
 
 
 @runtime_checkable
@@ -231,10 +237,12 @@ def stored_step(config: ConfigDict) -> Step:
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     """Return a train state of `jax.ShapeDtypeStruct`, with the sharding of each array."""
     shapes = jax.eval_shape(lambda: step.fresh())
+    with jax.set_mesh(mesh):
+        over_data = splits_state(step.config)
     return jax.tree.map(
         lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=spec),
         shapes,
-        shardings(shapes, mesh),
+        shardings(shapes, mesh, over_data=over_data),
     )
 
 

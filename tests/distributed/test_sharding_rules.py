@@ -1,9 +1,18 @@
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import PartitionSpec as P
 
+from can_jax.distributed import sharding_rules
 from can_jax.distributed.mesh import make_mesh
-from can_jax.distributed.sharding_rules import RULES, decay_mask, path_name, rule_of, shardings
+from can_jax.distributed.sharding_rules import (
+    RULES,
+    decay_mask,
+    path_name,
+    rule_of,
+    shardings,
+    splits_state,
+)
 from can_jax.train.step import abstract_state, make_step
 from tests.helpers.configs import small_config
 
@@ -59,3 +68,27 @@ def test_axis_that_does_not_divide_is_left_whole():
     tree = {"patch_embed": {"kernel": jax.ShapeDtypeStruct((12, 8), jnp.float32)}}
     place = shardings(tree, mesh)["patch_embed"]["kernel"]
     assert place.shard_shape((12, 8)) == (12, 8)
+
+
+def test_stored_state_is_split_over_data_too():
+    state = abstract(mesh__data=4, mesh__fsdp=2, mesh__shard_state=True)
+    kernel = state.parameters["encoder"]["blocks"]["layers"]["mlp"]["expand"]["kernel"]
+    assert kernel.sharding.spec == P(None, ("fsdp", "data"), "tensor")
+    matrices = [x for x in jax.tree.leaves((state.parameters, state.optimizer)) if x.ndim > 1]
+    split = [x for x in matrices if "data" in str(x.sharding.spec)]
+    assert sum(x.size for x in split) > 0.9 * sum(x.size for x in matrices)
+
+
+def test_axis_is_split_over_as_many_mesh_axes_as_divide_it():
+    mesh = make_mesh(small_config(mesh__data=4, mesh__fsdp=2).mesh)
+    for size, spec in ((16, ("fsdp", "data")), (6, "fsdp"), (9, None)):
+        tree = {"patch_embed": {"kernel": jax.ShapeDtypeStruct((size, 8), jnp.float32)}}
+        assert shardings(tree, mesh, over_data=True)["patch_embed"]["kernel"].spec == P(spec)
+
+
+@pytest.mark.parametrize("setting", ["auto", True, False])
+def test_state_is_split_by_default_on_accelerators_only(setting, monkeypatch):
+    config = small_config(mesh__shard_state=setting)
+    for name in ("cpu", "tpu"):
+        monkeypatch.setattr(sharding_rules, "platform", lambda name=name: name)
+        assert splits_state(config) is (name == "tpu" if setting == "auto" else setting)

@@ -86,7 +86,7 @@ def test_time_of_a_step_is_that_of_the_compilers_clock(recipe, tmp_path, monkeyp
     assert sum(cycles) / 1.5e9 == pytest.approx(found["bases"]["compiler"])
     dearest = [row["seconds"] for row in found["top"]]
     assert len(dearest) == 5 and dearest == sorted(dearest, reverse=True)
-    assert any("can_jax/models/vit.py:" in (row["line"] or "") for row in found["top"])
+    assert any("can_jax/" in (row["line"] or "") for row in found["top"])
 
     monkeypatch.setattr(command, "make_plan", lambda *_: plans[0])
     done = plan(*options)
@@ -94,7 +94,7 @@ def test_time_of_a_step_is_that_of_the_compilers_clock(recipe, tmp_path, monkeyp
     for part in (
         "Plan: v5e:2x2", "of 15.75 GiB: fits", "Sent in a step", "all-reduce", "images/s",
         "at 1.50 GHz", "published steps reach", "libtpu", "encoder forward",
-        "The dearest instructions", "can_jax/models/vit.py:",
+        "The dearest instructions", "can_jax/",
     ):  # fmt: skip
         assert part in done.stdout, part
     assert done.stderr == ""

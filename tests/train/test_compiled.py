@@ -57,6 +57,26 @@ def fully_sharded():
     return built(mesh__data=2, mesh__fsdp=4)
 
 
+@pytest.fixture(scope="module")
+def split_state():
+    return built(mesh__shard_state=True)
+
+
+def test_split_state_is_gathered_block_by_block(split_state):
+    gathered = [a for c in split_state.collectives if c.kind == "all-gather" for a in c.arrays]
+    moved = [math.prod(sizes(array)) for array in gathered]
+    blocks = split_state.state.parameters["encoder"]["blocks"]["layers"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(blocks):
+        if "kernel" in str(path[-1]):
+            assert leaf.size // 3 in moved, path
+            assert "mlp" not in str(path) or leaf.size not in moved, path
+    # A device stores an eighth of what it would hold.
+    stored = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(split_state.state)
+    )
+    assert stored < 0.3 * sum(x.size for x in jax.tree.leaves(split_state.state))
+
+
 def test_data_parallel_step_gathers_embeddings_and_reduces_gradients(data_parallel):
     moved = data_parallel.collectives
     gathered = [a for c in moved if c.kind == "all-gather" for a in c.arrays]
@@ -89,7 +109,7 @@ def test_parameters_are_gathered_over_fsdp_only(fully_sharded):
         assert math.prod(sizes(array)) in layers, array
 
 
-@pytest.mark.parametrize("mesh", ["data_parallel", "fully_sharded"])
+@pytest.mark.parametrize("mesh", ["data_parallel", "fully_sharded", "split_state"])
 def test_rows_never_leave_their_devices(mesh, request):
     moved = request.getfixturevalue(mesh).collectives
     arrays = [(collective.kind, array) for collective in moved for array in collective.arrays]

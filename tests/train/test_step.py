@@ -484,9 +484,14 @@ def test_numbers_do_not_depend_on_the_mesh(on_one_device, mesh):
     assert_agree(trained(two_batches, **axes), on_one_device)
 
 
+@SLOW
+def test_numbers_do_not_depend_on_how_the_state_is_stored(on_one_device):
+    assert_agree(trained(two_batches, mesh__shard_state=True, model__scan=False), on_one_device)
+
+
 def test_numbers_do_not_depend_on_mesh_microbatches_and_recomputation_together(on_one_device):
     """The quick form of the tests beside it, which tell what of it is wrong."""
-    axes = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    axes = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__shard_state": True}
     others = {"accumulation__microbatches": 2, "model__remat": "full", "model__scan": True}
     assert_agree(trained(two_batches, **axes, **others), on_one_device)
 

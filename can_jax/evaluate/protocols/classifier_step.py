@@ -17,6 +17,7 @@ from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.models import can
 from can_jax.models.backbones import encoder_size, encoder_width
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
+from can_jax.train.compute_copy import compute_copy, stored_gradients
 from can_jax.train.losses import Metrics, random_streams, row_keys
 from can_jax.train.step import TrainState, encoder_network
 
@@ -136,9 +137,9 @@ class ClassifierStep:
             each = optax.softmax_cross_entropy(logits, targets)
             return each.mean(), (logits, statistics)
 
-        (total, (logits, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.parameters
-        )
+        copied = compute_copy(self.config, state.parameters, {})
+        (total, (logits, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(copied)
+        gradient = stored_gradients(self.config, gradient, state.parameters)
         rate = self.schedule(state.step)
         updates, transform = self.optimizer.update(
             gradient, state.optimizer["transform"], state.parameters
