@@ -85,7 +85,7 @@ def test_encoder_says_what_it_is(encoder, folder):
         (IMAGES.transpose(0, 2, 1, 3), "resize the images"),
         (IMAGES[:0], "are empty"),
         ([], "are empty"),
-        ([IMAGES[0], IMAGES[0, :8]], "no array of one shape"),
+        ([IMAGES[0], IMAGES[0, :8]], "do not form an array of one shape"),
         (None, "images are object"),
         ("photo.jpg", "not uint8"),
     ],
