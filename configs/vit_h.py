@@ -3,8 +3,7 @@
     python -m can_jax.main --config=configs/vit_h.py --workdir=runs/vit_h \
         --config.data.path=/data/images
 
-`data.path` is a folder with images anywhere below it; no labels are needed. `mesh.fsdp`
-splits parameters and optimizer state over eight devices; set it lower on fewer devices.
+`data.path` is a folder with images anywhere below it; no labels are needed.
 
 Hardware: 1.1 TFLOP per image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. The plan
 of `python -m can_jax.plan` for the recipe's 4096 images, the step at an assumed 40 % of the peak:
@@ -28,7 +27,6 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.model.update(size="H", patch_size=14, remat="dots_no_batch")
-    config.mesh.fsdp = 8
+    config.model.update(size="H", patch_size=14)
     config.figures.every_steps = 5000
     return config

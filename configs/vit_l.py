@@ -30,8 +30,6 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.total_epochs = 800
     config.data.update(source="folder", image_size=224)
-    config.model.update(
-        size="L", remat="dots"
-    )  # of products, only attention's logits are recomputed
+    config.model.size = "L"
     config.figures.every_steps = 5000
     return config
