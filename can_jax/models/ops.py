@@ -200,10 +200,10 @@ def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
 def _parts(query: Heads, key: Heads) -> int:
     """Return the number of parts of the heads whose logits each take `TPU_LOGITS_BYTES` at most.
 
-    Heads that are split over devices are not divided further.
+    It is 1 for heads that are split over devices, and for the unknown number of rows of an export.
     """
     rows, heads, queries, _ = query.shape
-    if axis_size("tensor") > 1:
+    if axis_size("tensor") > 1 or not isinstance(rows, int):
         return 1
     padded = -(-queries // 8) * 8 * -(-key.shape[2] // 128) * 128
     stored = 4 * padded * heads * rows // row_shards()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import export
 
 from can_jax.models import ops, vit
 from can_jax.models.ops import attend, gelu, matrix_product
@@ -70,6 +71,17 @@ def test_heads_are_divided_until_their_logits_fit():
     shape = (32, 16, 197, 32)  # The logits take 32 * 16 * 200 * 256 * 4 bytes = 105 MB.
     assert ops._parts(jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.bfloat16)) == 4
     assert ops._parts(jnp.zeros((1, 4, 9, 8)), jnp.zeros((1, 4, 9, 8))) == 1
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_blocks_are_exported_for_any_number_of_rows(platform, monkeypatch):
+    for module in (ops, vit):
+        monkeypatch.setattr(module, "platform", lambda: platform)
+    (rows,) = export.symbolic_shape("rows")
+    graph, state = nnx.split(nnx.eval_shape(make_blocks))
+    exported = export.export(jax.jit(lambda state, x: nnx.merge(graph, state)(x)))
+    out = exported(state, jax.ShapeDtypeStruct((rows, 5, 8), jnp.float32)).out_avals[0]
+    assert out.shape[0] == rows
 
 
 def test_forward_mode_agrees_with_reverse_mode(parameters):
