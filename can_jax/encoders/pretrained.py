@@ -22,7 +22,7 @@ from can_jax.distributed.sharding_rules import named_leaves, shardings
 from can_jax.models.backbones import describe, encoder_size, require_vit
 from can_jax.models.can import grid_of
 from can_jax.models.masking import patch_grid
-from can_jax.train.step import abstract_state, encoder_network, stored_step
+from can_jax.train.step import abstract_state, encoder_network, initial_encoder, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
@@ -138,7 +138,7 @@ def open_encoder(
     expected = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
     step = None
     if untrained:
-        parameters, step = stored_step(run).fresh().parameters, 0
+        parameters, step = {"encoder": initial_encoder(stored_step(run))}, 0
     elif from_run:
         step, state = newest_state(path, abstract_state(stored_step(run), mesh))
         parameters = state.parameters

@@ -246,6 +246,11 @@ def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     )
 
 
+# An initialization runs once, so it is compiled in half the time, without most optimizations. The
+# values are the same.
+QUICKLY = {"xla_backend_optimization_level": 1}
+
+
 def initialize(step: Steps, abstract: TrainState) -> TrainState:
     """Initialize a train state, every array directly on the devices of its sharding.
 
@@ -254,10 +259,16 @@ def initialize(step: Steps, abstract: TrainState) -> TrainState:
         abstract: The state as shapes with shardings; see `abstract_state`.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    # The program runs once, so it is compiled in half the time, without most optimizations. The
-    # values are the same.
-    quickly = {"xla_backend_optimization_level": 1}
-    return jax.jit(lambda: step.fresh(), out_shardings=layout, compiler_options=quickly)()
+    return jax.jit(lambda: step.fresh(), out_shardings=layout, compiler_options=QUICKLY)()
+
+
+def initial_encoder(step: Steps) -> Tree:
+    """Initialize the parameters of the encoder alone, on the default device.
+
+    They are those of `initialize` to the last bit. Outside a compiled program, operation by
+    operation, XLA rounds some of them differently.
+    """
+    return jax.jit(lambda: step.fresh().parameters["encoder"], compiler_options=QUICKLY)()
 
 
 def lower_train_step(

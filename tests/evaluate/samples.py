@@ -1,4 +1,4 @@
-"""A run directory with an untrained encoder, and a small data set in ImageNet's layout."""
+"""A run directory with a random encoder, and a small data set in ImageNet's layout."""
 
 import json
 from pathlib import Path
@@ -11,20 +11,29 @@ from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import to_json
 from can_jax.distributed.mesh import make_mesh
 from can_jax.evaluate.config import default_evaluation
-from can_jax.train.step import abstract_state, initialize, make_step
+from can_jax.train.step import abstract_state, make_step
 from tests.data.samples import encode
 from tests.helpers.configs import small_config
+from tests.train.states import random_state
 
 CLASSES = ("n01440764", "n01443537", "n01484850")
 
 
-def run_directory(place, **changes):
-    """What a run of pretraining leaves, without the run."""
+def run_directory(place, begun=None, **changes):
+    """What a run of pretraining leaves, without the run.
+
+    Args:
+        place: The run directory.
+        begun: Makes the state from the step and its shapes. By default it is random, which needs no
+            compiled initialization.
+        changes: Of the configuration; see `small_config`.
+    """
     changes = {"data__image_size": 16, "model__depth": 2} | changes
     config = small_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     step = make_step(config, lambda _: 0.0)
-    state = initialize(step, abstract_state(step, mesh))
+    abstract = abstract_state(step, mesh)
+    state = begun(step, abstract) if begun else random_state(abstract, config.seed)
     checkpoints = Checkpointer(epath.Path(place / "checkpoints"), keep_last=1)
     checkpoints.save(3, state, {})
     checkpoints.close()

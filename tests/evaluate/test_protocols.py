@@ -27,6 +27,7 @@ from can_jax.evaluate.reports.report import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, held_out
+from can_jax.train.step import initialize
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
@@ -197,6 +198,16 @@ def test_normalization_given_for_a_run_is_used_and_its_heads_are_compared(places
     config.model.heads = 6
     with pytest.raises(UserError, match="heads=6: the run has 3 heads"):
         open_encoder(str(run), False, config, mesh)
+
+
+def test_untrained_encoder_is_the_one_that_a_run_starts_with(tmp_path):
+    """To the last bit."""
+    run = str(samples.run_directory(tmp_path, initialize))
+    config = resolve_evaluation(samples.evaluation("knn"))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    saved, fresh = (open_encoder(run, untrained, config, mesh) for untrained in (False, True))
+    assert (saved.identity["step"], fresh.identity["step"]) == (3, 0)
+    assert saved.identity["sha256"] == fresh.identity["sha256"]
 
 
 def test_features_are_the_same_from_a_file_of_weights(places, tmp_path):
