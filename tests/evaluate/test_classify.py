@@ -7,6 +7,7 @@ from flax import nnx
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import path_name
 from can_jax.evaluate.config import default_evaluation
+from can_jax.evaluate.protocols import classifier_step
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.models.vit import drop_path
 from can_jax.train.step import encoder_network
@@ -176,7 +177,16 @@ def test_average_of_parameters_is_what_is_evaluated():
     assert np.abs(found - jax.jit(other.logits)(plain, images)).max() > 1e-4
 
 
-def test_all_that_is_done_to_images_and_an_update_that_is_not_finite():
+def one_operation(image, key, operations, magnitude, deviation):
+    """In place of RandAugment, which takes seconds to compile and has tests of its own."""
+    assert image.shape == (3, 16, 16) and (operations, magnitude, deviation) == (1, 9.0, 0.5)
+    return jnp.where(jax.random.bernoulli(key), 1 - image, image)
+
+
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_all_that_is_done_to_images_and_an_update_that_is_not_finite(monkeypatch, whole):
+    if not whole:
+        monkeypatch.setattr(classifier_step, "randaugment", one_operation)
     step = classifier(depth=2, drop_path=0.3, mixup=0.8, cutmix=1.0, label_smoothing=0.1,
                       random_erasing=0.5, randaugment=(1, 9.0, 0.5), clip_norm=1.0)  # fmt: skip
     train = jax.jit(step.train)
