@@ -104,6 +104,8 @@ class Search:
         self._config, self._topology, self._mfu = config, topology, mfu
         devices = len(topology.devices)
         self.attempts = [Attempt(choice_of(config, devices), first)]
+        # By policy and number of microbatches: the heads are traced to count their FLOPs.
+        self._seconds: dict[tuple[str, int], float] = {}
         self._open = [c for c in choices(config, devices) if c != self.attempts[0].choice]
 
     def run(self, tries: int, say: Callable[[Attempt], None], *, first_fit: bool) -> None:
@@ -155,13 +157,12 @@ class Search:
 
     def predicted_seconds(self, choice: Choice) -> float:
         """Predict the time of a step: its FLOPs, and the traffic of gradients and parameters."""
-        changed = choice.apply(self._config)
         data, fsdp, _ = choice.mesh
         weights = 2 * self.attempts[0].plan.parameters  # Bytes in bfloat16.
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)
         if fsdp > 1:  # Two all-gathers of parameters, and a reduce-scatter of gradients.
             sent += 3 * weights * choice.microbatches / self._topology.bandwidth(fsdp)
-        return compute_seconds(changed, self._topology, self._mfu) * self._slowness + sent
+        return self._assumed_seconds(choice) * self._slowness + sent
 
     @property
     def _slowness(self) -> float:
@@ -169,8 +170,15 @@ class Search:
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0
-        assumed = compute_seconds(last.choice.apply(self._config), self._topology, self._mfu)
-        return last.plan.compute_seconds / assumed
+        return last.plan.compute_seconds / self._assumed_seconds(last.choice)
+
+    def _assumed_seconds(self, choice: Choice) -> float:
+        """Return the time of a step's FLOPs at the assumed utilization, on any mesh."""
+        key = choice.remat, choice.microbatches
+        if key not in self._seconds:
+            changed = choice.apply(self._config)
+            self._seconds[key] = compute_seconds(changed, self._topology, self._mfu)
+        return self._seconds[key]
 
     def _state(self, choice: Choice) -> float:
         first = self.attempts[0]
