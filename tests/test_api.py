@@ -53,7 +53,7 @@ def run(tmp_path_factory):
 
 def test_training_from_a_thread(run):
     assert [line["step"] for line in metrics(run) if "loss/total" in line] == [1, 2]
-    with pytest.raises(UserError, match=r"config\.seed=7, and this run was trained with 0"):
+    with pytest.raises(UserError, match=r"config\.seed=7, but this run was trained with 0"):
         can_jax.pretrain(tiny(seed=7), str(run))
     # With the change allowed the run is one that has ended, for which nothing is compiled.
     can_jax.pretrain(tiny(seed=7), str(run), allow_changes=["seed"])

@@ -106,8 +106,8 @@ def test_features_of_another_name_are_refused(encoder):
     [
         ({"image_size": 18}, "image_size=18x18 is not a multiple of its patch size 4"),
         ({"image_size": "large"}, "image_size='large': give an int"),
-        ({"heads": 4}, "heads=4: the weights are of 3 heads"),
-        ({"heads": np.int64(4)}, "heads=4: the weights are of 3 heads"),
+        ({"heads": 4}, "heads=4: the weights have 3 heads"),
+        ({"heads": np.int64(4)}, "heads=4: the weights have 3 heads"),
         ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
         ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, but the encoder has 3 channels"),
         ({"mean": [120, 110, 100]}, "not for bytes"),
