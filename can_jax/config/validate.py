@@ -117,6 +117,10 @@ def check_encoder(config: ConfigDict) -> None:
             f"model.{name}='float64' needs JAX_ENABLE_X64=1",
         )
     check(
+        model.attention != "cudnn" or model.dtype in ("bfloat16", "float16"),
+        f"model.attention='cudnn' needs model.dtype bfloat16 or float16, not {model.dtype}",
+    )
+    check(
         height % model.patch_size == 0 and width % model.patch_size == 0,
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
     )
