@@ -145,7 +145,7 @@ def _to_device(config: ConfigDict, source: Source) -> Turn:
 
 
 def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
-    """Return images per second of an iterator whose elements hold ``images`` images each."""
+    """Return the images per second of an iterator; each element holds ``images`` images."""
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)
     count, started = 0, time.perf_counter()

@@ -98,7 +98,7 @@ def measure_kernels(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Time each operation forward and backward, its implementations in turns.
 
-    An implementation that the device does not support has the message in place of its time.
+    An implementation that the device does not support gets an error message instead of a time.
 
     Args:
         shapes: The sizes of the tokens, by name.

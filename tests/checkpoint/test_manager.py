@@ -185,7 +185,7 @@ def test_where_all_are_damaged_nothing_is_changed(three, tmp_path):
     for step in (1, 2, 3):
         lose(folder / str(step) / "run" / "metadata")
     checkpoints = Checkpointer(epath.Path(folder), keep_last=3)
-    with pytest.raises(UserError, match="no checkpoint in .* that of step 3: run/metadata is miss"):
+    with pytest.raises(UserError, match="no checkpoint in .* that of step 3 is damaged: run/meta"):
         checkpoints.latest_valid_step()
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2", "3"]
 

@@ -23,8 +23,8 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def record_length(header: bytes) -> int | None:
-    """Return the length stated in a record's first `HEADER` bytes, or None if they are no valid
-    header."""
+    """Return the length stated in a record's first `HEADER` bytes, or None if they are not a
+    valid header."""
     if len(header) < HEADER:
         return None
     length, check = struct.unpack("<QI", header)

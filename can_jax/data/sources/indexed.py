@@ -37,7 +37,7 @@ class IndexedSource(Source):
         table: The table that locates the examples.
         parse: A function that returns the encoded image and label of a record. None if the bytes
             are the image and the table holds the label.
-        cache_bytes: The number of bytes to cache in memory, of the examples read first.
+        cache_bytes: The size of a cache in memory, which holds the examples that are read first.
     """
 
     def __init__(
