@@ -345,8 +345,8 @@ RECIPE: Table = {
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "The longest time without a checkpoint. The next one replaces such a checkpoint; 0 is "
-            "never.",
+            "The longest time without a checkpoint. The next one replaces such a checkpoint; 0 "
+            "disables it.",
             before=0.0, unit="minutes",
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),

@@ -192,7 +192,7 @@ def held_out(
     if count >= len(labels):
         raise UserError(
             f"config.held_out={share} of {len(labels)} labeled training examples leaves none to "
-            "learn from: give more examples, or a smaller share"
+            "train on: give more examples, or a smaller share"
         )
     return np.sort(order[count:]), np.sort(order[:count])
 

@@ -1,7 +1,6 @@
 """Verifiers of exported files: other implementations that compute tokens and predictions from them.
 
-Each returns those of the arrays `TOKENS` and `PREDICTION` that it computes, for the images of
-`Sample`. `reference` returns both as the run computes them.
+Each computes the array `TOKENS`, and `PREDICTION` if it has a decoder, for the images of `Sample`. `reference` returns both as the run computes them.
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ class CAN(nnx.Module):
 
     Args:
         config: The validated configuration.
-        heads: A function for each head, by the name of the attribute.
+        heads: The functions that build the heads, by attribute name.
         rngs: The random numbers of the initialization, a ``params`` stream.
     """
 

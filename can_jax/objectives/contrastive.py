@@ -140,7 +140,7 @@ def contrast(
     temperature: float,
     block: int,
 ) -> tuple[Loss, RowStatistics]:
-    """Compute the mean over rows of the mean over their positives of ``-log softmax``.
+    """Compute ``-log softmax``, averaged over the positives of a row, then over the rows.
 
     The softmax is over all other rows. With one positive per row this is InfoNCE (arXiv 2002.05709,
     eq. 1); with several it is SupCon's ``L_out`` (arXiv 2004.11362, eq. 2).

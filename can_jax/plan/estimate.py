@@ -242,7 +242,7 @@ def recomputed_flops(config: ConfigDict) -> int:
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """Return the time of a step's FLOPs, with recomputed ones, at the assumed utilization."""
+    """Return the time of a step's FLOPs, recomputed ones included, at the assumed utilization."""
     flops = train_flops_per_image(config, heads(config)) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate

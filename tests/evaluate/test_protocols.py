@@ -180,7 +180,7 @@ def test_table_of_many_classes_holds_the_best_and_the_worst():
 
 @pytest.mark.parametrize(("examples", "share"), [(1, 0.1), (2, 0.9)])
 def test_held_out_examples_leave_some_to_learn_from(examples, share):
-    with pytest.raises(UserError, match="leaves none to learn from"):
+    with pytest.raises(UserError, match="leaves none to train on"):
         held_out(np.zeros(examples, int), share, 0)
     most, few = held_out(np.zeros(examples + 1, int), 0.1, 0)
     assert len(most) == examples and len(few) == 1

@@ -38,7 +38,7 @@ def main() -> None:
     protocol = _CONFIG.read()
     if _CHECKPOINT.value is None:
         raise UserError(
-            "--checkpoint=FROM is missing: a run directory, an export, or a file of weights"
+            "--checkpoint=FROM is missing: give a run directory, an export, or a file of weights"
         )
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: give the directory of the results")

@@ -31,9 +31,9 @@ _OUTPUT = FLAGS.path("output", "The directory to create.")
 def main() -> None:
     """Export the weights, and print the errors measured by the verification."""
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint=DIR is missing: a run directory")
+        raise UserError("--checkpoint=DIR is missing: give a run directory")
     if _FORMAT.value is None:
-        raise UserError(f"--format is missing: one of {', '.join(FORMATS)}")
+        raise UserError(f"--format is missing: choose one of {', '.join(FORMATS)}")
     if _OUTPUT.value is None:
         raise UserError("--output=DIR is missing: give the directory to create")
     output = epath.Path(_OUTPUT.value)

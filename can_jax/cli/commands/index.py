@@ -77,7 +77,7 @@ def main(path: str) -> None:
         file_labels = np.array(labels, np.int32)
     elif source == "tfds":
         if not _NAME.value:
-            raise UserError("--name is missing: the name of the TFDS data set")
+            raise UserError("--name is missing: give the name of the TFDS data set")
         located = locate_tfds(_NAME.value, path, split)
         root, names, image_key, label_key, label_names = located
     else:

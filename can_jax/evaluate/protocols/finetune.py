@@ -94,8 +94,8 @@ SETTINGS: Table = {
     "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
     "ema_decay": Key(
         0.0, BELOW_ONE,
-            "The decay rate of the parameters' moving average, which is evaluated; 0 is "
-            "none."
+            "The decay rate of the parameters' moving average, which is evaluated; 0 "
+            "disables it."
     ),
     "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
     "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
