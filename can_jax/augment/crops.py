@@ -67,7 +67,7 @@ def random_boxes(
         positions: An int64 tensor (...,) of positions in the stream of examples.
         image_size: The (height, width) of the images, as ints or scalar tensors.
         views: The number of boxes per position.
-        area: The range of the fraction of the image's area.
+        area: The range of the area of a box, as a fraction of the image.
         aspect: The range of the width-to-height ratio.
 
     Returns:

@@ -55,7 +55,7 @@ def box_of(
     Args:
         drawn: `DRAWS` uniform numbers.
         image_size: The (height, width) of the image.
-        area: The range of the fraction of the image's area.
+        area: The range of the area of a box, as a fraction of the image.
         aspect: The range of the width-to-height ratio.
     """
     height, width = image_size

@@ -93,8 +93,8 @@ def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return the warnings of all evaluations as a Markdown list, in a list of at most one
-    string."""
+    """Return a list with one string, the warnings of all evaluations in Markdown; empty without
+    warnings."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results

@@ -1,6 +1,7 @@
 """Verifiers of exported files: other implementations that compute tokens and predictions from them.
 
-Each computes the array `TOKENS`, and `PREDICTION` if it has a decoder, for the images of `Sample`. `reference` returns both as the run computes them.
+Each computes the array `TOKENS`, and `PREDICTION` if it has a decoder, from the images of a
+`Sample`. `reference` computes both as the run does.
 """
 
 import dataclasses

@@ -94,16 +94,16 @@ class Plan:
                 raise UserError(f"config.arms: {entry}: {error}") from error
             refuse(f"arms: {arm.name}: seeds", arm.seeds, SEEDS)
             if arm.name in self.arms:
-                raise UserError(f"config.arms: two are called {arm.name!r}")
+                raise UserError(f"config.arms: two arms are called {arm.name!r}")
             if arm.like is not None and arm.like not in self.arms:
                 raise UserError(f"config.arms: {arm.name!r} is like {arm.like!r}, not an arm above")
             if not arm.tuned and arm.like is None:
                 raise UserError(
-                    f"config.arms: {arm.name!r} needs tuned=True, or the arm it is like"
+                    f"config.arms: {arm.name!r}: set tuned=True, or like to the name of an arm"
                 )
             self.arms[arm.name] = arm
         if study.reference not in self.arms:
-            raise UserError(f"config.reference={study.reference!r} is none of config.arms")
+            raise UserError(f"config.reference={study.reference!r} is not the name of an arm")
         self.reference: str = study.reference
 
     def tuned_like(self, arm: Arm) -> Arm:

@@ -13,7 +13,7 @@ from can_jax.models.ops import attention_kernel, compiles_as_loop
 
 
 def device_choices(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Return what each setting of value `auto` stands for on the devices of a mesh."""
+    """Return the value that each `auto` setting takes on the devices of a mesh."""
     model, size = config.model, encoder_size(config.model)
     dtype, head_width = jnp.dtype(model.dtype), size.width // size.heads
     with jax.set_mesh(mesh):

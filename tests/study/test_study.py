@@ -67,9 +67,9 @@ def test_equal_flops_are_those_of_the_reference():
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"name": "CAN", "group": "", "tuned": True}, "two are called 'CAN'"),
+        ({"name": "CAN", "group": "", "tuned": True}, "two arms are called 'CAN'"),
         ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an arm above"),
-        ({"name": "a", "group": ""}, "'a' needs tuned=True, or the arm it is like"),
+        ({"name": "a", "group": ""}, "'a': set tuned=True, or like to the name of an arm"),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
     ],
