@@ -40,7 +40,7 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Mo
 def encoder_only(format: str, contents: str) -> None:
     """Raise `UserError` if more than the encoder is requested from an encoder-only format."""
     if contents != "encoder":
-        raise UserError(f"--format={format} holds an encoder: --contents=encoder")
+        raise UserError(f"--format={format} holds only an encoder: set --contents=encoder")
 
 
 def write_timm(model: Model, contents: str, folder: epath.Path) -> str:

@@ -74,7 +74,7 @@ class _Walk:
         Args:
             name: The computation.
             times: The number of its executions in a step.
-            context: The part of the step of its caller.
+            context: The part of the step to which its caller belongs.
         """
         schedule = _Schedule(self, times)
         computation = self.program.computations[name]

@@ -151,8 +151,8 @@ class PretrainCallbacks(Log):
     def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations that precede the first step.
 
-        A new run probes raw pixels and the untrained encoder. A resumed run makes up for
-        evaluations of its step that a killed run did not finish.
+        A new run probes raw pixels and the untrained encoder. A resumed run repeats
+        the evaluations of its step that were interrupted.
         """
         if not step and self._probe:
             pixels, untrained = self._probe.on_pixels(), self._probe(state)

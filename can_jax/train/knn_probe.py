@@ -25,8 +25,8 @@ WITHOUT = "to train without a probe set config.probe.every_steps=0"
 class KnnProbe:
     """A kNN classifier of ``probe.queries`` test images by ``probe.bank`` training images.
 
-    The queries are of the split ``probe.split``, the bank of ``data.split``. Classes are those of
-    the bank, and no image is in both.
+    The queries are images of ``probe.split``, and the bank holds images of ``data.split``. Classes
+    are those of the bank, and no image is in both.
 
     Args:
         config: The resolved configuration.

@@ -283,7 +283,7 @@ def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format=timm", "--contents=full"], "holds an encoder: --contents=encoder"),
+        (["--format=timm", "--contents=full"], "holds only an encoder: set --contents=encoder"),
         (["--format=pickle"], "pickle"),
         (["--format=timm", "--checkpoint=/no/such"], "--checkpoint=/no/such does not exist"),
     ],

@@ -247,11 +247,11 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
                     yield Image(str(path), member.offset_data, member.size, name, "")
     except (tarfile.TarError, OSError) as error:
         raise UserError(
-            f"{path} is not a complete tar: {error}; is the download complete?"
+            f"{path} is not a complete tar: {error}; check that the download is complete"
         ) from error
     if members.problem:
         where = f"{path}, in the tar at byte {part.start} of it," if part else str(path)
-        raise UserError(f"{where} {members.problem}; is the download complete?")
+        raise UserError(f"{where} {members.problem}; check that the download is complete")
 
 
 def _size(file: Any) -> int:
