@@ -51,7 +51,7 @@ def encoder_table() -> Table:
             "`validation`, whichever exists first.",
             ),
             "held_out": Key(
-                None, INSIDE, "The fraction of training examples to test on without a test split."
+                None, INSIDE, "The fraction of training examples to hold out without a test split."
             ),
             "train_examples": Key(
                 None, COUNT, "The number of training examples, evenly spaced; by default all."

@@ -199,7 +199,7 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         names = [entry.name for entry in entries(like)]
     except KeyError as error:
         raise UserError(
-            f"--reference={path}: no file has a name for the parameter {error}"
+            f"--reference={path}: no layout of weights has a name for the parameter {error}"
         ) from error
     weights = {
         name.removeprefix("param/"): a for name, a in file.items() if name.startswith("param/")

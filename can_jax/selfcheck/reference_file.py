@@ -69,7 +69,7 @@ def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
     text = array.item() if array.size == 1 else None
     if not isinstance(text, str | bytes):
         raise UserError(
-            f"{where} is {array.dtype} of shape {array.shape}: give one string, of a JSON object"
+            f"{where} is {array.dtype} of shape {array.shape}: give one string, a JSON object"
         )
     try:
         meta = json.loads(text)

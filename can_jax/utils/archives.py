@@ -146,7 +146,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     if dtype.hasobject:
         raise UserError("it holds Python objects, which are not read")
     if any(side < 0 for side in shape):
-        raise ValueError(f"no array has the shape {shape}")
+        raise ValueError(f"{shape} is not the shape of an array")
     return shape, dtype, content.tell()
 
 

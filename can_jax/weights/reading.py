@@ -124,7 +124,7 @@ def _shards(path: epath.Path) -> Arrays:
         files = read_json(path)["weight_map"]
         names = sorted(set(files.values()))
         if not all(isinstance(name, str) for name in names):
-            raise UserError("weight_map names something else than files")
+            raise UserError("weight_map has a value that is not a file name")
     except Exception as error:  # A malformed file can raise any exception.
         raise UserError(f"{path} is not a table of shards: {one_line(error)}") from error
     arrays: Arrays = {}

@@ -115,8 +115,8 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
         loose = [name for name in loose if split_of_file(name) in (None, standard(split))]
         if loose:
             logging.warning(
-                "%s: %d shards beside the folder %s are left out: %s; the pattern %s/**/* takes "
-                "all", shown(path), len(loose), shown(inner), some(loose), shown(path),
+                "%s: %d shards beside the folder %s are left out: %s; the pattern %s/**/* "
+                "selects all", shown(path), len(loose), shown(inner), some(loose), shown(path),
             )  # fmt: skip
         return [os.path.join(folder, name) for name in names]
     names = _shards_below(path, kind, compressed)
@@ -140,8 +140,8 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     deep = [name for name in below if is_shard(os.path.basename(name), kind)]
     if direct and deep:
         logging.warning(
-            "%s: %d shards in folders below it are left out, such as %s; the pattern %s/**/* takes "
-            "all", shown(folder), len(deep), shown(deep[0]), shown(folder),
+            "%s: %d shards in folders below it are left out, such as %s; the pattern %s/**/* "
+            "selects all", shown(folder), len(deep), shown(deep[0]), shown(folder),
         )  # fmt: skip
     if not direct:
         names = deep
