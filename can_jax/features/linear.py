@@ -142,7 +142,7 @@ def train_heads(
     does not depend on the rest of the grid.
 
     Args:
-        features: The features of the examples. They are standardized like by a BatchNorm without
+        features: The features of the examples. They are standardized as by a BatchNorm without
             parameters.
         labels: The classes, from 0 to ``classes`` - 1.
         classes: The number of classes.

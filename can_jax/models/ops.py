@@ -164,7 +164,7 @@ def attend_on_gpu(query: Array, key: Array, value: Array, kernel: str) -> Array:
 
 
 def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
-    """Return the implementation of attention on the devices that are compiled for.
+    """Return the implementation of attention for the target devices of the compilation.
 
     Args:
         setting: One of `ATTENTION`.

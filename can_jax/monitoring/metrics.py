@@ -102,7 +102,7 @@ class JsonLines(Tracker):
         self._lines: Any = None
 
     def start(self, step: int) -> None:
-        """Drop the metrics beyond a step, since those steps are repeated, and incomplete lines.
+        """Drop incomplete lines, and metrics beyond a step, since those steps are repeated.
 
         Dropped lines are appended to ``metrics_dropped.jsonl``.
 
