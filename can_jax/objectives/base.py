@@ -34,7 +34,7 @@ class Arrays(NamedTuple):
         clean: The pixels of every patch, normalized, without noise.
         noise: The noise to predict, on the scale of `noise.target`; only that of visible patches
             counts.
-        noise_scale: The factor of each row by which ``noise`` becomes that of the input.
+        noise_scale: The factor of each row that scales ``noise`` to the noise of the input.
         hidden: True for the patches that the encoder did not see.
         labels: The label of each image, -1 where unknown.
     """

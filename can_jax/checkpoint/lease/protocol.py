@@ -101,7 +101,7 @@ class Lease:
     def check(self) -> None:
         """Check that the directory is still held. Call it before anything is written there.
 
-        It blocks while the storage fails, until that could have let another host take over.
+        While the storage fails, it blocks until another host could have taken over.
 
         Raises:
             LostLock: Another process holds it, or it was released.

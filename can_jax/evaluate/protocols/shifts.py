@@ -2,7 +2,7 @@
 
 `robustness.shifts` lists test sets as dicts with a `path`, an optional `name`, and a `kind`:
 
-- `classes`: Class folders have the names of training. Where some classes are missing, the
+- `classes`: The class folders are named as in training. Where some classes are missing, the
   classifier chooses among those present. ImageNet-A, -R and -Sketch are of this kind.
 - `numbered`: Class folders are named by the class's number, as in ImageNet-V2.
 - `real`: The validation images, judged by the labels in the file `real.json`, given as `labels`.
