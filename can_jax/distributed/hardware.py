@@ -21,8 +21,8 @@ class Chip:
         peak_flops: The peak dense bfloat16 FLOP/s.
         memory: The bytes that a program may use: the compiler's limit on TPUs, nine tenths of
             the memory on GPUs. None if unknown.
-        link: The bytes/s that a device sends over the fast interconnect. On a TPU that is along one
-            axis of the torus, in both directions at once; on a GPU into its host's NVLink.
+        link: The bytes/s that a device sends over the fast interconnect. On a TPU this is one axis
+            of the torus, in both directions at once. On a GPU it is the NVLink of its host.
         network: The bytes/s of one device to other slices or hosts.
     """
 

@@ -63,7 +63,7 @@ class Model:
             UserError: The run has no decoder.
         """
         if "decoder" not in self.parameters:
-            raise UserError(f"{self.source} has no decoder: --contents=encoder")
+            raise UserError(f"{self.source} has no decoder: set --contents=encoder")
         parameters = {"decoder": self.parameters["decoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
         positions = self._positions(self.config.model.decoder.width)

@@ -285,8 +285,8 @@ OBJECTIVE = Objective(
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
-            "How the losses of the views as queries are combined. The sum, as in "
-            "google-research/simclr, is the mean times the number of views.",
+            "The reduction over the losses of the views. The sum, as in google-research/simclr, "
+            "is the mean times the number of views.",
         ),
         "supervised": Key(
             False,

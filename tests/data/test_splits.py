@@ -235,7 +235,7 @@ def test_classes_below_the_splits_of_several_folders(tmp_path, caplog):
     put(tmp_path, "x/train/a/0.png", "x/val/a/1.png", "y/train/b/2.png", "y/val/a/3.png")
     assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
     assert open_folder(str(tmp_path), "val").label_names == ("a",)
-    assert "classes are the folders below those of the split, such as a in" in caplog.text
+    assert "the folders below the split's folders are classes, such as a in" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,8 @@ def exclusive_driver(url: str) -> Any:
     """Return the fsspec file system of a URL if it can create objects exclusively, else None.
 
     That requires an operation of the cloud itself, as in the optional packages gcsfs and s3fs.
-    TensorFlow's driver has none. The generic one of fsspec checks first and writes later.
+    TensorFlow's driver has no such operation. The generic driver of fsspec checks first and
+    writes later.
     """
     try:
         import fsspec.asyn

@@ -74,7 +74,7 @@ class ShardStream:
             The encoded image, label and name of each example, and the `Place` after it.
 
         Raises:
-            UserError: No shard yields an image any more, as when a store is gone.
+            UserError: No shard yields an image any more, for example because its store was removed.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image

@@ -241,8 +241,8 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "classes are the folders below those of the split, such as %s in %s, and not those "
-                "above; set config.data.path to one of them to read it alone",
+                "the folders below the split's folders are classes, such as %s in %s; the folders "
+                "above them are not: set config.data.path to one of these to read it alone",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below

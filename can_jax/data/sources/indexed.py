@@ -64,7 +64,7 @@ class IndexedSource(Source):
 
     @property
     def content_digests(self) -> UInt64[np.ndarray, " examples"] | None:
-        """The digests of the index."""
+        """The digest of each example, if the index stores them."""
         return self.table.digest
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:

@@ -72,9 +72,9 @@ def split_folders(
 
     Args:
         names: The names of the folders.
-        beside: Whether folders with images that state no split are beside them. If so, names that
-            differ only in the split are classes, such as `crash test` and `crash train`. So is
-            `train`, the vehicle, if its images are directly in it and it is the only split.
+        beside: Whether there are other folders with images, whose names state no split. If so,
+            names that differ only in the split are classes, such as `crash test` and `crash train`.
+            So is `train`, the vehicle, if its images are directly in it and it is the only split.
         flat: The folders with images directly in them.
     """
     names = sorted(names)
