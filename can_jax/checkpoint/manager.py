@@ -247,7 +247,7 @@ class Checkpointer:
     def _agree(self, failure: Exception | None) -> bool:
         """Return whether no process failed, else report the failure in all of them.
 
-        Collective: every process must call this. Otherwise those without a failure would wait
+        Collective: every process must call this. Otherwise processes without a failure would wait
         forever.
         """
         if not gather("a save", np.int32(failure is not None)).any():

@@ -107,7 +107,7 @@ class _Walk:
     def single(
         self, computation: Computation, instruction: Instruction, times: int, part: str | None
     ) -> Charge:
-        """Return the charge of an instruction that computes, by its compiler or by a roofline."""
+        """Return the charge of a computation: the compiler's estimate, or else by a roofline."""
         kind = kind_of(self.program, instruction)
         if part is None and kind != "copies":
             part = self._origin(computation, instruction)
@@ -136,7 +136,7 @@ class _Walk:
         launched: bool = True,
         note: str | None = None,
     ) -> Charge:
-        """Return a charge; collectives are a part of their own, and so are copies without any."""
+        """Return a charge; collectives are a part of their own, as are copies of no other part."""
         if kind == "collectives":
             part = kind
         elif part is None:
@@ -285,7 +285,7 @@ class _Schedule:
         self._pending[key] = _Transfer(instruction, part, kind, needed, self._free[kind], hidden)
 
     def _finish(self, transfer: _Transfer | None) -> None:
-        """Charge the rest of a transfer that nothing hides."""
+        """Charge the time of a transfer that does not overlap other instructions."""
         if transfer is None:  # It was charged in the computation that starts it.
             return
         if transfer.hidden is None:

@@ -265,7 +265,7 @@ def initialize(step: Steps, abstract: TrainState) -> TrainState:
 def initial_encoder(step: Steps) -> Tree:
     """Initialize the parameters of the encoder alone, on the default device.
 
-    They are those of `initialize` to the last bit. Outside a compiled program, operation by
+    The values equal those of `initialize` bit for bit. Outside a compiled program, operation by
     operation, XLA rounds some of them differently.
     """
     return jax.jit(lambda: step.fresh().parameters["encoder"], compiler_options=QUICKLY)()

@@ -265,8 +265,8 @@ class Key:
         unit: The unit of the value.
         optional: Whether the key can be None; implied if that is the default.
         required: Whether a recipe must replace the default None.
-        before: The value that reproduces versions older than this key, for configurations stored by
-            them; by default ``default``.
+        before: The value in stored configurations that are older than this key, which reproduces
+            the behavior of their version; by default ``default``.
     """
 
     default: Any

@@ -46,8 +46,8 @@ def import_ahead() -> None:
 def _without_keras() -> Iterator[None]:
     """Skip the import of Keras, which takes most of the time of TensorFlow's import.
 
-    The environment requests the legacy Keras meanwhile. It is not installed, and TensorFlow
-    continues without it. `tf.keras` remains available later.
+    During the import, the environment requests the legacy Keras. It is not installed, and
+    TensorFlow continues without it. `tf.keras` remains available later.
     """
     if LEGACY_KERAS in os.environ:
         yield
