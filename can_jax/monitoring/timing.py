@@ -20,7 +20,9 @@ STEPS_IN_FLIGHT = 2  # keeps the devices busy, yet bounds the batches that they 
 
 
 class Window(NamedTuple):
-    """The timing of consecutive training steps, from idle to idle and without pauses.
+    """The timing of consecutive training steps between two moments at which the devices are idle.
+
+    Pauses, such as for an evaluation, are excluded.
 
     Attributes:
         steps: The number of steps.

@@ -75,11 +75,11 @@ class Estimate:
         return dict(self._sums("basis"))
 
     def top(self, number: int) -> list[Charge]:
-        """Return the dearest instructions."""
+        """Return the most expensive instructions."""
         return sorted(self.charges, key=lambda charge: -charge.total)[:number]
 
     def unknown(self) -> list[Charge]:
-        """Return custom calls without an estimate and instructions with a note, dearest first."""
+        """Return custom calls without an estimate and instructions with a note, longest first."""
         found = (
             charge
             for charge in self.charges

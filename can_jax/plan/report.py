@@ -79,7 +79,7 @@ def as_json(
         topology: The devices that it was compiled for.
         mfu: The model FLOPs utilization that is assumed if the compiler estimates no times.
         examples: The number of images in an epoch.
-        top: The number of instructions to list, the dearest first.
+        top: The number of instructions to list, the most expensive first.
     """
     memory, images = plan.memory, length(config, examples)
     rate = config.batch_size / plan.step_seconds
@@ -132,7 +132,7 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
         plan: The plan.
         config: The planned configuration.
         topology: The devices that it was compiled for.
-        top: The number of instructions to list, the dearest first.
+        top: The number of instructions to list, the most expensive first.
     """
     estimate, clock = plan.estimate, clock_of(topology.chip)
     if estimate is None or clock is None or plan.calibration is None:
@@ -214,7 +214,7 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
     if values.get("unestimated"):
         result.append(instructions_table("Without the compiler's estimate", values["unestimated"]))
     if values.get("top"):
-        result.append(instructions_table("The dearest instructions", values["top"]))
+        result.append(instructions_table("The most expensive instructions", values["top"]))
     return result
 
 

@@ -94,7 +94,7 @@ def test_time_of_a_step_is_that_of_the_compilers_clock(recipe, tmp_path, monkeyp
     for part in (
         "Plan: v5e:2x2", "of 15.75 GiB: fits", "Sent in a step", "all-reduce", "images/s",
         "at 1.50 GHz", "published steps reach", "libtpu", "encoder forward",
-        "The dearest instructions", "can_jax/",
+        "The most expensive instructions", "can_jax/",
     ):  # fmt: skip
         assert part in done.stdout, part
     assert done.stderr == ""
