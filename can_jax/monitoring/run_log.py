@@ -19,7 +19,7 @@ WAITING = 10_000  # the maximum number of lines that wait for the run directory 
 
 
 class RunLog(python_logging.Handler):
-    """A context that writes messages and warnings to a log file, and the error that ends it.
+    """A context that writes messages, warnings and the error that ends it to a log file.
 
     Lines wait in memory until `open` sets the run directory. A line that cannot be written is
     retried with the next one. Process 0 writes ``log.txt``, process 1 ``log-1.txt``, and so on.

@@ -36,7 +36,7 @@ def stated_beside(file: epath.Path) -> Stated:
     manifest = _manifest(folder) or {}
     sums = manifest.get("sha256", {})
     if not isinstance(sums, dict):
-        raise UserError(f"{folder / MANIFEST}: sha256={sums!r} is not of this kind of export")
+        raise UserError(f"{folder / MANIFEST}: sha256={sums!r} is not a table of checksums")
     if manifest and file.name in (sums if "sha256" in manifest else EXPORTED):
         parts.append(stated_by_export(manifest["model"], f"{MANIFEST}: model."))
     shard = file.name.startswith(("model-", "pytorch_model-"))

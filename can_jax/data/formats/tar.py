@@ -149,8 +149,8 @@ class Members:
         if self._zeros:
             ranges = name_gaps(self._zeros, _bytes_from)
             phrases.append(
-                f"has no valid header in {ranges}, which is skipped: only zeros, as between "
-                "tars that were joined, or as in a hole that cost members"
+                f"has no valid header in {ranges}, which is skipped: only zeros, which are the "
+                "padding between joined tars, or a hole in which members were lost"
             )
         if self._ending:
             phrases.append(self._ending)

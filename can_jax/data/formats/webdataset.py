@@ -200,7 +200,7 @@ class _Group:
         self._bytes += len(image) if isinstance(image, bytes) else 0
 
     def overflow(self) -> Iterator[tuple[Any, int]]:
-        """Yield the first images, with the labels known so far, while too many bytes wait."""
+        """Yield the oldest images, labeled as far as known, while too many bytes wait in memory."""
         while self._bytes > PENDING:
             stem, image = self._images.popleft()
             self._bytes -= len(image)
