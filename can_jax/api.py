@@ -21,20 +21,26 @@ def load(
     heads: "SupportsIndex | None" = None,
     mean: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
     std: "SupportsFloat | Sequence[SupportsFloat] | None" = None,
+    step: "SupportsIndex | None" = None,
+    batch_size: "SupportsIndex" = 256,
 ) -> "Encoder":
-    """Load a pretrained encoder, to be called with images.
+    """Load a pretrained encoder onto the devices of this process, to be called with images.
 
         encoder = can_jax.load("runs/vit_l")
-        features = encoder(images)  # uint8 (n, height, width, channels) to float32 (n, width)
+        images = [encoder.preprocess(path) for path in ("a.jpg", "b.jpg")]
+        features = encoder(images)  # float32 (2, width)
 
     Args:
-        path: A run directory, an export, a folder of Hugging Face or timm, or a file of weights.
+        path: A run directory, one of its checkpoints, an export, a folder of Hugging Face or timm,
+            or a file of weights.
         image_size: The size in pixels, or (height, width). Defaults to that of pretraining.
         heads: The number of attention heads. Required only if neither the files nor the size of the
             ViT determine it.
         mean: The mean of images in [0, 1], one for all channels or one for each. Defaults to the
             value that the files state, else to ImageNet's with a warning.
         std: The standard deviation, in the form of ``mean`` and with the same defaults.
+        step: The step of a run's checkpoint. Defaults to the latest valid one.
+        batch_size: The largest number of images in a forward pass, over all devices.
 
     Raises:
         can_jax.errors.UserError: The weights cannot be read, or this encoder would not compute
@@ -42,7 +48,9 @@ def load(
     """
     from can_jax.encoders.encoder import load_encoder
 
-    return load_encoder(path, image_size, heads=heads, mean=mean, std=std)
+    return load_encoder(
+        path, image_size, heads=heads, mean=mean, std=std, step=step, batch_size=batch_size
+    )
 
 
 def default_config() -> "ConfigDict":
@@ -88,6 +96,7 @@ def evaluate_encoder(
     workdir: "str | os.PathLike[str]",
     *,
     untrained: bool = False,
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate an encoder by a protocol, and return the content of ``results.json``.
 
@@ -98,17 +107,20 @@ def evaluate_encoder(
         config: The configuration of a protocol, such as `configs/eval/knn.py` returns.
         workdir: The directory of ``results.json`` and ``report.html``.
         untrained: Evaluate the randomly initialized encoder.
+        step: The step of a run's checkpoint. Defaults to the latest valid one.
 
     Raises:
         can_jax.errors.UserError: The weights, the data or the settings are invalid.
     """
     from etils import epath
 
+    from can_jax.checkpoint.run_directory import step_path
     from can_jax.evaluate.config import resolve_evaluation
     from can_jax.evaluate.measure import evaluate
 
     resolved = resolve_evaluation(config)
-    return evaluate(resolved, os.fspath(checkpoint), epath.Path(workdir), untrained)
+    location = step_path(os.fspath(checkpoint), step)
+    return evaluate(resolved, location, epath.Path(workdir), untrained)
 
 
 def export_encoder(
@@ -117,6 +129,7 @@ def export_encoder(
     output: "str | os.PathLike[str]",
     *,
     contents: str = "encoder",
+    step: int | None = None,
 ) -> dict[str, Any]:
     """Export the weights of a run to another library, and return the manifest.
 
@@ -126,15 +139,18 @@ def export_encoder(
             ``onnx``.
         output: The directory to create.
         contents: ``encoder``, or ``full`` with the decoder.
+        step: The step of the run's checkpoint. Defaults to the latest valid one.
 
     Raises:
         can_jax.errors.UserError: The run cannot be read, or the verification failed.
     """
     from etils import epath
 
+    from can_jax.checkpoint.run_directory import step_path
     from can_jax.export.write import export_run
 
-    return export_run(os.fspath(checkpoint), format, epath.Path(output), contents)
+    location = step_path(os.fspath(checkpoint), step)
+    return export_run(location, format, epath.Path(output), contents)
 
 
 def plan_run(

@@ -3,9 +3,12 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
 from can_jax.utils.tensorflow import tensorflow
 
+BICUBIC = Image.Resampling.BICUBIC
 ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
 
 
@@ -164,3 +167,30 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], size))
     result = tf.cond(fits, lambda: image, resized)
     return tf.ensure_shape(result, (*size, image.shape[-1]))
+
+
+def center_crop(
+    image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "rows columns channels"]:
+    """Resize and crop an image for evaluation with Pillow, as `resize_and_center_crop` does.
+
+    Its sums are those of TensorFlow up to rounding, so that a value differs by at most 1.
+
+    Args:
+        image: The image. One of the target size is returned unchanged.
+        size: The (height, width) of the result.
+    """
+    given, wanted = np.array(image.shape[:2], np.float64), np.array(size, np.float64)
+    if (given == wanted).all():
+        return image
+    enlarged = np.floor(given * np.max(np.round(wanted * 8 / 7) / given) + 1e-6)
+    start = np.round((enlarged - wanted) / 2)
+    top, left = start * given / enlarged
+    bottom, right = np.minimum((start + wanted) * given / enlarged, given)
+    # Planes of floats are not rounded between the passes along rows and columns.
+    box = (left, top, right, bottom)
+    planes = [
+        np.asarray(Image.fromarray(plane.astype(np.float32)).resize(size[::-1], BICUBIC, box=box))
+        for plane in np.moveaxis(image, 2, 0)
+    ]
+    return (np.clip(np.stack(planes, axis=2), 0, 255) + 0.5).astype(np.uint8)

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,14 +12,13 @@ from absl import logging
 from etils import epath
 
 from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
-from can_jax.checkpoint.retention import Retention
+from can_jax.checkpoint.retention import Retention, remove_remains
 from can_jax.checkpoint.scopes import quiet_orbax, quiet_threads, small_arrays_whole
 from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 FAILED_SAVES = 3  # the number of failures in a row at which a run stops
-REMOVAL_SECONDS = 10.0  # the limit of removing the remains of a failed write
 TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
 
 
@@ -144,6 +142,25 @@ class Checkpointer:
             )
         return None if latest < 0 else latest
 
+    def check_step(self, step: int) -> None:
+        """Check that there is a checkpoint of a step, and that its checksums verify.
+
+        Collective: every process must call this.
+
+        Raises:
+            UserError: There is no such checkpoint, or it is damaged.
+        """
+        refusal = ""
+        if jax.process_index() == 0:
+            steps = sorted(self._manager.all_steps())
+            if step not in steps:
+                there = f"there are {', '.join(map(str, steps))}" if steps else "there are none"
+                refusal = f"{self._directory} has no checkpoint of step {step}; {there}"
+            elif reason := find_damage(self._directory / str(step)):
+                refusal = f"checkpoint {self._directory / str(step)} is damaged: {reason}"
+        if gather("checkpoint of a step", np.int32(bool(refusal)))[0]:
+            raise UserError(refusal or "process 0 cannot read the checkpoint; its message says why")
+
     def _verify_newest(self) -> int:
         """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
         damaged: dict[int, str] = {}
@@ -193,7 +210,7 @@ class Checkpointer:
             failure = error
         self._agree(failure)
 
-    def restore(self, step: int, abstract: Any) -> Restored:
+    def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Restored:
         """Restore a checkpoint, or the latest one before it that fits the model.
 
         Newer checkpoints that do not fit are refused; see `set_aside_refused`. Collective: every
@@ -202,6 +219,7 @@ class Checkpointer:
         Args:
             step: The step of the newest checkpoint to consider.
             abstract: The state as shapes and types, with the shardings to restore to.
+            partial: Whether ``abstract`` is a part of the state, the rest of which is not read.
 
         Raises:
             UserError: No checkpoint fits, or one cannot be restored.
@@ -211,7 +229,7 @@ class Checkpointer:
             if candidate > step:
                 continue
             try:
-                state, run = self._read(candidate, abstract)
+                state, run = self._read(candidate, abstract, partial)
             except _OtherModel as error:
                 refused[candidate] = str(error)
                 continue
@@ -269,18 +287,20 @@ class Checkpointer:
                 self._report_failure(error)
             self._manager.close()
 
-    def _read(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    def _read(self, step: int, abstract: Any, partial: bool) -> tuple[Any, dict[str, Any]]:
         saved, wanted = saved_shapes(self._directory / str(step)), shapes_of(abstract)
         if saved is not None:
-            for name in sorted(saved.keys() | wanted.keys()):
+            for name in sorted(wanted if partial else saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
                     raise _OtherModel(
                         f"belongs to another model: {name} is {saved.get(name, 'missing')}, this "
                         f"configuration has {wanted.get(name, 'none')}"
                     )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), run=ocp.args.JsonRestore()
-        )
+        arguments: Any = ocp.args.StandardRestore(abstract)
+        if partial:
+            targets = ocp.checkpoint_utils.construct_restore_args(abstract)
+            arguments = ocp.args.PyTreeRestore(abstract, targets, partial_restore=True)
+        items = ocp.args.Composite(state=arguments, run=ocp.args.JsonRestore())
         try:
             restored = self._manager.restore(step, args=items)
         except Exception as error:  # Orbax raises errors of any kind
@@ -362,7 +382,7 @@ class Checkpointer:
             self._manager.reload()
             if jax.process_index() == 0:
                 for left in self._directory.glob("*.orbax-checkpoint-tmp"):
-                    _remove(left)
+                    remove_remains(left)
         last = "none" if self.latest_step is None else f"step {self.latest_step}"
         message = (
             f"the checkpoint of step {self._saving} could not be written: "
@@ -371,16 +391,6 @@ class Checkpointer:
         if self._failures >= FAILED_SAVES:
             raise UserError(f"{message}; it is the third failure in a row")
         logging.warning("%s; the run continues", message)
-
-
-def _remove(left: epath.Path) -> None:
-    """Remove the remains of a save, retrying for seconds while its threads still write."""
-    end = time.monotonic() + REMOVAL_SECONDS
-    while left.exists() and time.monotonic() < end:
-        try:
-            left.rmtree()
-        except OSError:
-            time.sleep(0.1)
 
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:

@@ -1,8 +1,13 @@
-"""The retention policy of a run's checkpoints."""
+"""The retention policy of a run's checkpoints, and the removal of failed ones."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
+
+REMOVAL_SECONDS = 10.0  # the limit of removing the remains of a failed write
 
 
 @dataclasses.dataclass
@@ -25,3 +30,13 @@ class Retention:
         regular = [step for step in steps if step not in self.temporary]
         kept = set(steps[-1:]) | set(regular if self.last is None else regular[-self.last :])
         return [bool(step in kept or (self.every and step % self.every == 0)) for step in steps]
+
+
+def remove_remains(left: epath.Path) -> None:
+    """Remove the remains of a save, retrying for seconds while its threads still write."""
+    end = time.monotonic() + REMOVAL_SECONDS
+    while left.exists() and time.monotonic() < end:
+        try:
+            left.rmtree()
+        except OSError:
+            time.sleep(0.1)

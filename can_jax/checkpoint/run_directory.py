@@ -21,6 +21,7 @@ from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import json_lines, replace_bytes
 
 STARTS = "starts.jsonl"
+CHECKPOINTS = "checkpoints"
 
 
 def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, Any]) -> None:
@@ -138,7 +139,12 @@ def read_run(folder: epath.Path) -> ConfigDict:
 
 
 def newest_state(
-    workdir: epath.Path, abstract: Any, folder: str = "checkpoints"
+    workdir: epath.Path,
+    abstract: Any,
+    folder: str = "checkpoints",
+    *,
+    step: int | None = None,
+    partial: bool = False,
 ) -> tuple[int, Any]:
     """Return the step and the state of a run's latest valid checkpoint, without changing the run.
 
@@ -146,14 +152,48 @@ def newest_state(
         workdir: The run directory.
         abstract: The state as shapes and types, with the shardings to restore to.
         folder: The folder of the checkpoints in the run directory.
+        step: The step whose checkpoint is restored instead of the latest one.
+        partial: Whether ``abstract`` is a part of the state, the rest of which is not read.
 
     Raises:
-        UserError: There is no checkpoint, or none that is valid and fits.
+        UserError: There is no such checkpoint, or none that is valid and fits.
     """
     checkpoints = Checkpointer(workdir / folder, keep_last=None, read_only=True)
     with contextlib.closing(checkpoints):
-        newest = checkpoints.latest_valid_step()
-        if newest is None:
-            raise UserError(f"{workdir} holds no checkpoint")
-        step, state, _ = checkpoints.restore(newest, abstract)
-    return step, state
+        if step is None:
+            newest = checkpoints.latest_valid_step()
+            if newest is None:
+                raise UserError(f"{workdir} holds no checkpoint")
+        else:
+            checkpoints.check_step(step)
+            newest = step
+        restored, state, _ = checkpoints.restore(newest, abstract, partial=partial)
+    if step not in (None, restored):
+        raise UserError(f"the checkpoint of step {step} in {workdir} is of another model")
+    return restored, state
+
+
+def step_path(checkpoint: str, step: int | None) -> str:
+    """Return the path of a step's checkpoint in a run directory, or the path itself for no step.
+
+    Every function that opens a run by its path accepts such a path; see `split_step`.
+
+    Raises:
+        UserError: A step is given for something else than a run directory.
+    """
+    if step is None:
+        return checkpoint
+    if not (epath.Path(checkpoint) / CHECKPOINTS).is_dir():
+        raise UserError(f"step={step}: {checkpoint} is not a run directory, which alone has steps")
+    return f"{checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
+
+
+def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
+    """Split the path of a checkpoint, ``RUN/checkpoints/STEP``, into run directory and step.
+
+    Any other path is returned with None, which stands for the latest valid checkpoint.
+    """
+    run = path.parent.parent
+    if path.parent.name == CHECKPOINTS and path.name.isdigit() and (run / "config.json").exists():
+        return run, int(path.name)
+    return path, None

@@ -16,6 +16,7 @@ from can_jax.data.sources.registry import SOURCES, parts_of_mixture
 from can_jax.models.backbones import BACKBONES, Size
 from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
+from can_jax.models.variant import variant_of
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import find_schedule, unknown_schedule
@@ -130,6 +131,16 @@ def check_encoder(config: ConfigDict) -> None:
             len(config.augment[name]) == config.data.channels,
             f"augment.{name} has {len(config.augment[name])} values, "
             f"data.channels={config.data.channels}",
+        )
+
+
+def check_variant(config: ConfigDict) -> None:
+    """Check that the encoder has no option that only encoders of other libraries have."""
+    if config.model.backbone == "vit":
+        check(
+            variant_of(config.model).norm == "tokens",
+            "model.backbone_options: norm='pooled' is of imported encoders alone; a decoder and "
+            "the losses would read tokens that are not normalized",
         )
 
 
@@ -260,6 +271,7 @@ CHECKS = (
     check_data,
     check_augment,
     check_encoder,
+    check_variant,
     check_masking,
     check_objectives,
     check_batch,

@@ -43,7 +43,8 @@ RULES = (
     Rule(r"mlp/expand/kernel", P(None, "fsdp", "tensor"), decay=True),
     Rule(r"mlp/expand/bias", P(None, "tensor"), decay=False),
     Rule(r"(patch_embed|embed|predict|hidden|out|head|layers/\d+)/kernel", P("fsdp"), decay=True),
-    Rule(r"(class|mask)_token", P(), decay=False),
+    Rule(r"(class|mask)_token|positions|registers", P(), decay=False),
+    Rule(r"(attention|mlp)_scale", P(), decay=False),
     Rule(r"(bias|scale)", P(), decay=False),
     Rule(r"(mean|var)", P(), decay=False),  # BatchNorm's running statistics
 )

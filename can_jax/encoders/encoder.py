@@ -2,20 +2,31 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
 
+from can_jax.checkpoint.run_directory import step_path
 from can_jax.config.pretrained import FEATURES, encoder_table, resolve_blocks
 from can_jax.config.resolve import as_size
-from can_jax.distributed.mesh import make_mesh
-from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder, select
+from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
+from can_jax.encoders.images import checked, preprocess
+from can_jax.encoders.pretrained import PretrainedEncoder, open_encoder
 from can_jax.models.backbones import encoder_size, encoder_width
-from can_jax.utils.errors import UserError, one_line
+from can_jax.models.can import grid_of
+from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
-from can_jax.utils.settings import configuration
+from can_jax.utils.settings import Whole, configuration
 from can_jax.weights.read_weights import channel_values
+
+COUNT, STEP = Whole(1, 2**24), Whole(0, 2**31 - 1)
+TOKENS = ("patch_tokens", "tokens")  # The kinds of features that are not pooled.
 
 
 class Encoder:
@@ -24,157 +35,131 @@ class Encoder:
     Attributes:
         image_size: The (height, width) of the input images in pixels.
         patch_size: The side length of a patch in pixels.
+        grid: The number of patches along (height, width).
         channels: The number of channels of the images.
         width: The width of the tokens.
         depth, heads: The numbers of blocks and of attention heads of the Vision Transformer; None
             for another backbone.
         mean, std: The mean and standard deviation of each channel, which normalize images in [0,
             1].
+        step: The step of the checkpoint; None if the files do not state it.
+        batch_size: The number of images in a forward pass.
     """
 
-    def __init__(self, subject: PretrainedEncoder):
+    def __init__(self, subject: PretrainedEncoder, mesh: Mesh, batch_size: int):
         """Wrap an open encoder.
 
         Args:
             subject: The pretrained encoder: its configuration and parameters.
+            mesh: The device mesh of the parameters, over which batches are split.
+            batch_size: The largest number of images in a forward pass, rounded up to divide evenly
+                over the mesh.
         """
         config = subject.config
         vit = config.model.backbone == "vit"
         size = encoder_size(config.model)
         self.image_size: tuple[int, int] = config.data.image_size
         self.patch_size: int = config.model.patch_size
+        self.grid: tuple[int, int] = grid_of(config)
         self.channels: int = config.data.channels
         self.width: int = encoder_width(config)
         self.depth: int | None = size.depth if vit else None
         self.heads: int | None = size.heads if vit else None
         self.mean: tuple[float, ...] = config.augment.mean
         self.std: tuple[float, ...] = config.augment.std
-        self._subject = subject
-        self._features = jax.jit(subject.features)
+        self.step: int | None = subject.identity["step"]
+        self._shards = batch_shards(mesh)
+        self.batch_size: int = -(-batch_size // self._shards) * self._shards
+        self._subject, self._mesh = subject, mesh
+        self._pooled = jax.jit(subject.features)
+        self._tokens = jax.jit(lambda p, images: subject.tokens(p, images).astype(jnp.float32))
 
     def __repr__(self) -> str:
         height, width = self.image_size
         kind = f"{self._subject.config.model.backbone} of width {self.width}"
         if self.depth is not None:
             kind = f"ViT of width {self.width}, {self.depth} blocks, {self.heads} heads"
+        step = "" if self.step is None else f", step {self.step}"
         return (
-            f"Encoder({self._subject.identity['path']!r}: {kind}, patches of {self.patch_size}; "
-            f"uint8 images (n, {height}, {width}, {self.channels}))"
+            f"Encoder({self.path!r}{step}: {kind}, patches of "
+            f"{self.patch_size}; uint8 images (n, {height}, {width}, {self.channels}))"
         )
 
+    @property
+    def path(self) -> str:
+        """The path from which the parameters were read."""
+        path: str = self._subject.identity["path"]
+        return path
+
+    @property
+    def sha256(self) -> str:
+        """The checksum that identifies the parameters."""
+        digest: str = self._subject.identity["sha256"]
+        return digest
+
+    @property
+    def data(self) -> ConfigDict:
+        """A copy of the config block `data`, by which images are decoded and cropped."""
+        return self._subject.config.data.copy_and_resolve_references()
+
+    def preprocess(self, image: Any) -> UInt8[np.ndarray, "height width channels"]:
+        """Return the view of one image that evaluations use: resized, and cut at the center.
+
+        A batch is a list of such views. Pillow decodes and resizes, without TensorFlow.
+
+        Args:
+            image: The path of an image file, its content as bytes, an image of Pillow, or a uint8
+                array (height, width) or (height, width, channels).
+
+        Raises:
+            UserError: The image cannot be read or decoded, or is of another type or shape.
+        """
+        return preprocess(image, self._subject.config.data)
+
     def __call__(self, images: Any, features: str = "patches") -> np.ndarray:
-        """Compute features of images.
+        """Compute features of any number of images, in batches over the devices.
 
         Args:
             images: The images, values 0 to 255 of type uint8 and shape (n, height, width,
-                channels): an array, or an object that NumPy converts to one.
+                channels): an array, or an object that NumPy converts to one, such as a list of what
+                `preprocess` returns.
             features: The kind of features: the mean of the patch tokens (``patches``) or of all
                 tokens (``all``), the class token (``class``), or the class token and the mean patch
-                token concatenated (``both``).
+                token concatenated (``both``). Not pooled: the patch tokens in row-major order
+                (``patch_tokens``), or the class token and the patch tokens (``tokens``).
 
         Returns:
-            The features, float32 (n, width), or (n, 2 * width) for ``both``.
+            The features, float32 (n, width), or (n, 2 * width) for ``both``; (n, patches, width)
+            for ``patch_tokens``, and (n, 1 + patches, width) for ``tokens``.
 
         Raises:
             UserError: The images have another type, range, shape or layout.
         """
-        if features not in FEATURES:
-            raise UserError(f"features={features!r}: choose one of {', '.join(FEATURES)}")
-        array = self._checked(images)
-        outputs = np.asarray(self._features(self._subject.parameters, array))
-        return select(outputs, features, self._subject.patches)
+        if features not in (*FEATURES, *TOKENS):
+            kinds = ", ".join((*FEATURES, *TOKENS))
+            raise UserError(f"features={features!r}: choose one of {kinds}")
+        array = checked(images, (*self.image_size, self.channels))
+        compute = self._tokens if features in TOKENS else self._pooled
+        parts = [
+            self._batch(compute, array[start : start + self.batch_size])
+            for start in range(0, len(array), self.batch_size)
+        ]
+        outputs = np.concatenate(parts)
+        if features in TOKENS:
+            return outputs[:, 1:] if features == "patch_tokens" else outputs
+        return self._subject.select(outputs, features)
 
-    def _checked(self, images: Any) -> np.ndarray:
-        """Return the images as a uint8 array.
+    def _batch(self, compute: Callable[..., Any], images: np.ndarray) -> np.ndarray:
+        """Return the outputs for at most `batch_size` images.
 
-        Raises:
-            UserError: The images have another type, range, shape or layout.
+        The images are padded to a power of two, so that few batch sizes are compiled.
         """
-        try:
-            array = np.asarray(images)
-        except ValueError as error:
-            raise UserError(
-                "images do not form an array of one shape: give images of one size"
-            ) from error
-        except Exception as error:  # an arbitrary object can raise any type of exception
-            raise UserError(f"images cannot be converted to an array: {one_line(error)}") from error
-        expected = (*self.image_size, self.channels)
-        if (
-            array.dtype == np.uint8
-            and array.ndim == 4
-            and array.size
-            and array.shape[1:] == expected
-        ):
-            return array
-        # A list or a tensor of PyTorch has no `astype`.
-        name = "images" if hasattr(images, "astype") else "np.asarray(images)"
-        raise UserError(_refusal(array, expected, name))
-
-
-def _refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
-    """Return an error message on images, with an expression that corrects them if there is one.
-
-    Args:
-        array: The images.
-        expected: The (height, width, channels) that the encoder requires.
-        name: An expression for the array.
-    """
-    shape = f"(n, {', '.join(map(str, expected))})"
-    if array.size == 0:
-        return f"images of shape {array.shape} are empty; give uint8 {shape}"
-    hints, code, converted = _layout(array.shape, expected[2], name)
-    fits = len(converted) == 4 and converted[1:] == expected
-    if len(converted) == 4 and converted[3] != expected[2]:
-        hints.append(f"the encoder takes {expected[2]} channels")
-    elif len(converted) == 4 and not fits:
-        hints.append("resize the images, or give can_jax.load the image_size")
-    if array.dtype != np.uint8:
-        start = f"images are {array.dtype}, not uint8 {shape}"
-        if array.shape[1:] != expected:
-            start = f"images are {array.dtype} of shape {array.shape}, not uint8 {shape}"
-        hints.append(_as_bytes(array, code))
-    else:
-        start = f"images have shape {array.shape}, not {shape}"
-        if code != name:
-            hints.append(f"give {code}")
-    return ": ".join([start, "; ".join(hints)] if hints else [start])
-
-
-def _layout(
-    shape: tuple[int, ...], channels: int, code: str
-) -> tuple[list[str], str, tuple[int, ...]]:
-    """Return hints on a layout, an expression for images with channels last, and its shape.
-
-    Args:
-        shape: The shape of the images.
-        channels: The number of channels that the encoder requires.
-        code: An expression for the images.
-    """
-    hints = []
-    if len(shape) == 3 and channels in (shape[0], shape[2]):
-        hints.append("these are of a single image")
-        shape, code = (1, *shape), f"{code}[None]"
-    if len(shape) == 4 and shape[1] == channels != shape[3]:
-        hints.append("the channels are first, but must be last")
-        shape, code = (shape[0], *shape[2:], channels), f"{code}.transpose(0, 2, 3, 1)"
-    return hints, code, shape
-
-
-def _as_bytes(array: np.ndarray, code: str) -> str:
-    """Return a hint on how to convert the values of an array to uint8.
-
-    Args:
-        array: The images.
-        code: An expression for the array in the right layout.
-    """
-    if array.dtype.kind not in "fiub":
-        return "give values 0 to 255"
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"values in [0, 1] become uint8 by (255 * {code}).round().astype('uint8')"
-    if array.dtype.kind != "b" and low >= 0 and high <= 255:
-        return f"values in [0, 255] become uint8 by {code}.round().astype('uint8')"
-    return f"values reach from {low} to {high}; give values 0 to 255, not normalized"
+        rows = min(1 << (len(images) - 1).bit_length(), self.batch_size)
+        rows = -(-rows // self._shards) * self._shards
+        padding = [(0, rows - len(images)), (0, 0), (0, 0), (0, 0)]
+        with jax.set_mesh(self._mesh):
+            placed = jax.device_put(np.pad(images, padding), batch_sharding(self._mesh))
+            return np.asarray(compute(self._subject.parameters, placed))[: len(images)]
 
 
 def _plain(value: Any) -> Any:
@@ -191,10 +176,18 @@ def load_encoder(
     heads: Any = None,
     mean: Any = None,
     std: Any = None,
+    step: Any = None,
+    batch_size: Any = 256,
 ) -> Encoder:
     """Open a pretrained encoder; see `can_jax.load`. All arguments are checked."""
     location = expand_home(os.fspath(path))
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
+    step, batch_size = map(_plain, (step, batch_size))
+    given = [("batch_size", batch_size, COUNT), ("step", step, STEP)][: 1 if step is None else 2]
+    for name, value, kind in given:
+        if not kind.accepts(value):
+            raise UserError(f"{location}: {name}={value!r}: give {kind.describe()}")
+    location = step_path(location, step)
     if image_size is not None:
         try:
             as_size(image_size)
@@ -213,7 +206,7 @@ def load_encoder(
     with changes.ignore_type():
         changes.data.image_size = image_size
         changes.model.update(dtype="float32", heads=heads, mean=mean, std=std)
-    mesh = make_mesh(changes.mesh, jax.local_devices()[:1])
+    mesh = make_mesh(changes.mesh, jax.local_devices())
     try:
         changes = resolve_blocks(changes, table, "can_jax.load()")
     except UserError as error:
@@ -223,4 +216,4 @@ def load_encoder(
     subject = open_encoder(location, False, changes, mesh, assumed.append)
     for line in assumed:
         warnings.warn(line, stacklevel=3)  # attributes the warning to the caller of `can_jax.load`
-    return Encoder(subject)
+    return Encoder(subject, mesh, batch_size)

@@ -16,13 +16,19 @@ from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import normalize, to_float
-from can_jax.checkpoint.run_directory import newest_state, read_run
+from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.config.resolve import default_config, resolve_encoder
 from can_jax.distributed.sharding_rules import named_leaves, shardings
-from can_jax.models.backbones import describe, encoder_size, require_vit
+from can_jax.models.backbones import (
+    describe,
+    encoder_size,
+    keep_position_grid,
+    require_vit,
+)
 from can_jax.models.can import grid_of
 from can_jax.models.masking import patch_grid
-from can_jax.train.step import abstract_state, encoder_network, initial_encoder, stored_step
+from can_jax.models.variant import variant_of
+from can_jax.train.step import encoder_network, initial_encoder, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run
@@ -40,19 +46,20 @@ class PretrainedEncoder:
     Attributes:
         config: The configuration of its run, or an equivalent one if there is no run.
         parameters: The parameters of the encoder alone, placed over the mesh.
+        graph: The structure of the encoder's network, without arrays.
         identity: The description of the weights that is written to `results.json`.
     """
 
     config: ConfigDict
     parameters: Any
+    graph: nnx.GraphDef
     identity: dict[str, Any]
 
     def tokens(
         self, parameters: Any, images: UInt8[Array, "images height width channels"]
     ) -> Float[Array, "images tokens units"]:
         """Return the encoder's tokens of unmasked uint8 images; the class token comes first."""
-        network = encoder_network(self.config)
-        model = nnx.merge(nnx.graphdef(network), parameters, {}, copy=True)
+        model = nnx.merge(self.graph, parameters, {}, copy=True)
         augment = self.config.augment
         tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
         patches = math.prod(patch_grid(images.shape[1:3], model.patch_size))
@@ -72,24 +79,34 @@ class PretrainedEncoder:
     def select(
         self, outputs: Float[np.ndarray, "images features"], kind: str
     ) -> Float[np.ndarray, "images width"]:
-        """Return features of one kind, from the output of `features`."""
-        return select(outputs, kind, self.patches)
+        """Return features of one kind of `FEATURES`, from the output of `features`.
 
+        Args:
+            outputs: The class token and the mean patch token of each image, concatenated.
+            kind: The kind of features, ``class``, ``patches``, ``all`` or ``both``.
+        """
+        first, mean = np.split(outputs, 2, axis=1)
+        if kind == "all":
+            pooled = [(first + self.patches * mean) / (self.patches + 1)]
+        else:
+            pooled = {"class": [first], "patches": [mean], "both": [first, mean]}[kind]
+        if self._normalizes_mean:
+            pooled = [self._normalized(one) for one in pooled]
+        return np.concatenate(pooled, axis=1)
 
-def select(
-    outputs: Float[np.ndarray, "images features"], kind: str, patches: int
-) -> Float[np.ndarray, "images width"]:
-    """Return features of one kind of `FEATURES`, from the concatenated class and mean patch token.
+    @property
+    def _normalizes_mean(self) -> bool:
+        model = self.config.model
+        return model.backbone == "vit" and variant_of(model).norm == "pooled"
 
-    Args:
-        outputs: The class token and the mean patch token of each image, concatenated.
-        kind: The kind of features, ``class``, ``patches``, ``all`` or ``both``.
-        patches: The number of patches in an image.
-    """
-    first, mean = np.split(outputs, 2, axis=1)
-    if kind == "all":
-        return (first + patches * mean) / (patches + 1)
-    return {"class": first, "patches": mean, "both": outputs}[kind]
+    def _normalized(
+        self, x: Float[np.ndarray, "images width"]
+    ) -> Float[np.ndarray, "images width"]:
+        """Apply the encoder's final LayerNorm to pooled tokens, on the host."""
+        norm = jax.device_get(self.parameters["encoder"]["norm"])
+        x = x - x.mean(axis=1, keepdims=True)
+        x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + variant_of(self.config.model).epsilon)
+        return x * norm["scale"] + norm["bias"]
 
 
 def open_encoder(
@@ -102,8 +119,8 @@ def open_encoder(
     """Open the encoder of a run, of an export, or of weights of another library.
 
     Args:
-        checkpoint: The path of a run directory, an export, a folder of Hugging Face or timm, or a
-            file.
+        checkpoint: The path of a run directory, of one of its checkpoints, of an export, of a
+            folder of Hugging Face or timm, or of a file.
         untrained: Whether to return the randomly initialized encoder.
         changes: The resolved configuration of an evaluation, whose ``data`` and ``model`` override
             the run's.
@@ -113,7 +130,7 @@ def open_encoder(
     Raises:
         UserError: The weights cannot be read, or are incompatible with the requested model.
     """
-    path = epath.Path(checkpoint)
+    path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"{checkpoint} does not exist")
     overrides = changes.model
@@ -135,13 +152,16 @@ def open_encoder(
             f"{run.model.patch_size}"
         )
     config = changed(run, changes)
-    expected = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
-    step = None
+    network = encoder_network(config)
+    expected = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    targets = shardings(expected, mesh)
     if untrained:
         parameters, step = {"encoder": initial_encoder(stored_step(run))}, 0
     elif from_run:
-        step, state = newest_state(path, abstract_state(stored_step(run), mesh))
-        parameters = state.parameters
+        # Neither the heads nor the optimizer's moments are read, or even built.
+        part = {"parameters": jax.tree.map(_abstract, expected, targets)}
+        step, state = newest_state(path, part, step=step, partial=True)
+        parameters = state["parameters"]
     else:
         try:
             parameters, step = from_arrays(weights.arrays, expected), weights.facts.get("step")
@@ -152,11 +172,14 @@ def open_encoder(
     if not from_run:
         for line in weights.warnings:
             warn(line)
-    targets = shardings(expected, mesh)
     placed = jax.tree.map(
         lambda x, sharding: jax.device_put(np.asarray(x), sharding), encoder, targets
     )
-    return PretrainedEncoder(config, placed, identity)
+    return PretrainedEncoder(config, placed, nnx.graphdef(network), identity)
+
+
+def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def identity_of(
@@ -218,10 +241,17 @@ def config_of_facts(facts: Facts) -> ConfigDict:
     config.data.update(source="shapes", image_size=size, channels=facts["channels"])
     names = ("width", "depth", "heads", "patch_size")
     config.model.update({name: facts[name] for name in names}, dtype="float32")
+    options = {name: _plain(value) for name, value in sorted(facts["options"].items())}
+    config.model.backbone_options = tuple(options.items())
     config.augment.update(mean=tuple(facts["mean"]), std=tuple(facts["std"]))
     if facts["channels"] != 3:
         config.augment.update(saturation=0.0, hue=0.0, grayscale=0.0)
     return resolve_encoder(config)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON as the configuration holds it: lists as tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
@@ -264,6 +294,7 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
             shared = set(config.data) - {"image_size"}
             config.data.update({k: v for k, v in changes.data.items() if k in shared})
         if changes.data.image_size is not None:
+            keep_position_grid(config)
             config.data.image_size = changes.data.image_size
         if changes.model.dtype is not None:
             config.model.dtype = changes.model.dtype

@@ -5,6 +5,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
+from can_jax.checkpoint.run_directory import split_step
 from can_jax.config.resolve import check_keys
 from can_jax.config.validate import check_augment, check_data
 from can_jax.distributed.mesh import make_mesh
@@ -73,7 +74,7 @@ def measure(
     Raises:
         UserError: The configuration, the data or the checkpoint is invalid.
     """
-    path = epath.Path(checkpoint)
+    path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
     import_ahead()
@@ -88,7 +89,7 @@ def measure(
                 f"--checkpoint={checkpoint} is a classifier, which only the protocol {takers} "
                 "takes; give the run of its encoder"
             )
-        subject = open_classifier(path, config, mesh)
+        subject = open_classifier(path, config, mesh, step)
     else:
         subject = open_encoder(checkpoint, untrained, config, mesh)
     check_used(subject.config, protocol, path)
@@ -97,9 +98,10 @@ def measure(
     findings = protocol.run(task)
     if pictures:
         illustrate(task, findings)
-    if not untrained and (panel := newest_panel(path)):
+    if not untrained and (panel := newest_panel(path, step)):
         image = picture(panel, "reconstructions")
-        findings.pictures["Reconstructions, as the run drew them last"] = image
+        title = "Reconstructions, as the run drew them last"
+        findings.pictures[title if step is None else f"{title} up to step {step}"] = image
     return findings, subject
 
 

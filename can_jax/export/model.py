@@ -10,17 +10,21 @@ from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.checkpoint.run_directory import newest_state, read_run
+from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import BUILDERS, CAN, grid_of
 from can_jax.models.positions import sincos_2d
-from can_jax.models.vit import LAYER_NORM_EPS
+from can_jax.models.variant import variant_of
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
+from can_jax.weights.library_configs import EXACT, TANH
 from can_jax.weights.torch_layout import to_torch
+
+FIXED = "fixed 2-D sin-cos, columns in the first half; none for the class token"
+LEARNED = "learned; that of the class token is part of it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Model:
         """Return the encoder under MAE's names, including its fixed positions."""
         parameters = {"encoder": self.parameters["encoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
-        return {**arrays, "pos_embed": self._positions(encoder_size(self.config.model).width)}
+        return {"pos_embed": self._positions(encoder_size(self.config.model).width), **arrays}
 
     def autoencoder(self) -> dict[str, np.ndarray]:
         """Return encoder and decoder under MAE's names.
@@ -88,6 +92,7 @@ class Model:
     def facts(self) -> dict[str, Any]:
         """Return the facts required to use the weights, as stored in the manifest."""
         config, size = self.config, encoder_size(self.config.model)
+        variant = variant_of(config.model)
         return {
             **dataclasses.asdict(size),
             "mlp_width": 4 * size.width,
@@ -99,9 +104,10 @@ class Model:
             "pooling": config.objective.contrastive.pool,
             "mask_ratio": config.model.mask_ratio,
             "patch_targets": "each patch by its own mean and deviation",
-            "layer_norm_eps": LAYER_NORM_EPS,
-            "gelu": "exact (erf)",
-            "positions": "fixed 2-D sin-cos, columns in the first half; none for the class token",
+            "layer_norm_eps": variant.epsilon,
+            "gelu": EXACT if variant.gelu == "exact" else TANH,
+            "positions": LEARNED if variant.positions == "learned" else FIXED,
+            "options": dict(config.model.backbone_options),
             "step": self.step,
             "source": self.source,
         }
@@ -131,12 +137,12 @@ class Model:
 
 
 def open_model(checkpoint: str) -> Model:
-    """Restore the model of a run directory's latest valid checkpoint.
+    """Restore the model of a run directory's latest valid checkpoint, or of `RUN/checkpoints/N`.
 
     Raises:
         UserError: The path is not a run directory, or holds no checkpoint.
     """
-    path = epath.Path(checkpoint)
+    path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
     if not is_run(path):
@@ -146,6 +152,6 @@ def open_model(checkpoint: str) -> Model:
     config = read_run(path)
     require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
-    step, state = newest_state(path, abstract_state(stored_step(config), mesh))
+    step, state = newest_state(path, abstract_state(stored_step(config), mesh), step=step)
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
     return Model(config, step, parameters, statistics, str(path))

@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf
 
-EPS = 1e-6  # LayerNorm's epsilon.
+EPS = 1e-6  # LayerNorm's epsilon in MAE.
 Arrays = dict[str, np.ndarray]
 
 
-def _norm(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
+def norm(x: np.ndarray, arrays: Arrays, name: str, eps: float = EPS) -> np.ndarray:
+    """Apply the LayerNorm of a name to the last axis."""
     x = x - x.mean(axis=-1, keepdims=True)
-    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + EPS)
+    x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
     return x * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
 
 
@@ -24,23 +25,34 @@ def _linear(x: np.ndarray, arrays: Arrays, name: str) -> np.ndarray:
     return x @ arrays[f"{name}.weight"].T + arrays[f"{name}.bias"]
 
 
-def _blocks(x: np.ndarray, arrays: Arrays, name: str, heads: int) -> np.ndarray:
+def _gelu(x: np.ndarray, tanh: bool) -> np.ndarray:
+    if tanh:
+        return x * 0.5 * (1 + np.tanh(np.sqrt(np.float32(2 / np.pi)) * (x + 0.044715 * x**3)))
+    return x * 0.5 * (1 + erf(x / np.sqrt(np.float32(2))))
+
+
+def _blocks(
+    x: np.ndarray, arrays: Arrays, name: str, heads: int, eps: float = EPS, tanh: bool = False
+) -> np.ndarray:
     count, _, width = x.shape
     pattern = rf"{name}\.\d+\.norm1\.weight"
     for i in range(sum(1 for array in arrays if re.fullmatch(pattern, array))):
         block = f"{name}.{i}."
-        qkv = _linear(_norm(x, arrays, f"{block}norm1"), arrays, f"{block}attn.qkv")
+        qkv = _linear(norm(x, arrays, f"{block}norm1", eps), arrays, f"{block}attn.qkv")
         query, key, value = qkv.reshape(count, -1, 3, heads, width // heads).transpose(
             2, 0, 3, 1, 4
         )
+        if f"{block}attn.q_norm.weight" in arrays:
+            query = norm(query, arrays, f"{block}attn.q_norm", eps)
+            key = norm(key, arrays, f"{block}attn.k_norm", eps)
         logits = query @ key.swapaxes(2, 3) / np.sqrt(np.float32(width // heads))
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
         mixed = (weights / weights.sum(axis=-1, keepdims=True)) @ value
         mixed = mixed.transpose(0, 2, 1, 3).reshape(count, -1, width)
-        x = x + _linear(mixed, arrays, f"{block}attn.proj")
-        hidden = _linear(_norm(x, arrays, f"{block}norm2"), arrays, f"{block}mlp.fc1")
-        hidden = hidden * 0.5 * (1 + erf(hidden / np.sqrt(np.float32(2))))
-        x = x + _linear(hidden, arrays, f"{block}mlp.fc2")
+        x = x + _linear(mixed, arrays, f"{block}attn.proj") * arrays.get(f"{block}ls1.gamma", 1)
+        hidden = _linear(norm(x, arrays, f"{block}norm2", eps), arrays, f"{block}mlp.fc1")
+        branch = _linear(_gelu(hidden, tanh), arrays, f"{block}mlp.fc2")
+        x = x + branch * arrays.get(f"{block}ls2.gamma", 1)
     return x
 
 
@@ -49,6 +61,10 @@ def encode(
     pixels: Float[np.ndarray, "images height width channels"],
     heads: int,
     visible: int | None = None,
+    *,
+    eps: float = EPS,
+    tanh: bool = False,
+    final_norm: bool = True,
 ) -> Float[np.ndarray, "images tokens units"]:
     """Return the tokens of normalized images, class token first.
 
@@ -57,6 +73,9 @@ def encode(
         pixels: The normalized images.
         heads: The number of attention heads.
         visible: The number of leading patches to encode; None for all.
+        eps: The epsilon of the LayerNorms.
+        tanh: Compute GELU by tanh.
+        final_norm: Apply the final LayerNorm to the tokens.
 
     Raises:
         KeyError: An array is missing.
@@ -71,7 +90,14 @@ def encode(
     first = np.broadcast_to(arrays["cls_token"], (count, 1, width))
     x = np.concatenate([first, tokens], axis=1) + arrays["pos_embed"]
     x = x if visible is None else x[:, : 1 + visible]
-    return _norm(_blocks(x, arrays, "blocks", heads), arrays, "norm")
+    registers = arrays.get("reg_token", np.zeros((1, 0, width), np.float32))
+    repeated = np.broadcast_to(registers, (count, *registers.shape[1:]))
+    x = np.concatenate([x[:, :1], repeated, x[:, 1:]], axis=1)
+    if "norm_pre.weight" in arrays:
+        x = norm(x, arrays, "norm_pre", eps)
+    x = _blocks(x, arrays, "blocks", heads, eps, tanh)
+    x = np.concatenate([x[:, :1], x[:, 1 + registers.shape[1] :]], axis=1)
+    return norm(x, arrays, "norm", eps) if final_norm else x
 
 
 def decode(
@@ -93,5 +119,5 @@ def decode(
     count, visible, width = shown.shape
     hidden = np.broadcast_to(arrays["mask_token"], (count, positions.shape[1] - visible, width))
     x = np.concatenate([shown, hidden], axis=1) + positions
-    x = _norm(_blocks(x, arrays, "decoder_blocks", heads), arrays, "decoder_norm")
+    x = norm(_blocks(x, arrays, "decoder_blocks", heads), arrays, "decoder_norm")
     return _linear(x, arrays, "decoder_pred")[:, 1:]

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from can_jax.models.vit import Encoder
+from can_jax.models.encoder import Encoder
+from can_jax.models.masking import patch_grid
+from can_jax.models.variant import PLAIN, variant_of
 from can_jax.utils.errors import UserError
 from can_jax.utils.registry import Registry
 
@@ -134,28 +136,41 @@ def compute_options(model: Any) -> dict[str, Any]:
 
 def vit(config: Any, pixels: int, **options: Any) -> Encoder:
     """Build the Vision Transformer of a configuration (arXiv 2010.11929)."""
-    size = encoder_size(config.model).arguments
+    size, variant = encoder_size(config.model).arguments, variant_of(config.model)
+    if variant != PLAIN:
+        options |= {"variant": variant, "grid": position_grid(config)}
     return Encoder(pixels, **size, **compute_options(config.model), **options)
+
+
+def position_grid(config: Any) -> tuple[int, int]:
+    """Return the grid (height, width) of the learned positions of a Vision Transformer."""
+    own = variant_of(config.model).position_grid
+    return own or patch_grid(config.data.image_size, config.model.patch_size)
+
+
+def keep_position_grid(config: Any) -> None:
+    """Write the grid of learned positions into a configuration whose image size is to change."""
+    if config.model.backbone == "vit" and variant_of(config.model).positions == "learned":
+        options = dict(config.model.backbone_options) | {"position_grid": position_grid(config)}
+        config.model.backbone_options = tuple(options.items())
 
 
 def vit_flops(config: Any, pixels: int, visible: int) -> int:
     """Return the forward FLOPs of the Vision Transformer for one row."""
     size = encoder_size(config.model)
-    return size.flops(visible + 1) + 2 * visible * pixels * size.width
+    return (
+        size.flops(visible + 1 + variant_of(config.model).registers)
+        + 2 * visible * pixels * size.width
+    )
 
 
 def check_vit(config: Any) -> None:
-    """Check that the number of heads divides the width.
+    """Check the options, and that the number of heads divides the width.
 
     Raises:
-        UserError: The heads do not divide the width, or there are options, which the Vision
-            Transformer does not take.
+        UserError: The heads do not divide the width, or an option is wrong.
     """
-    if options := config.model.backbone_options:
-        raise UserError(
-            f"config.model.backbone_options={options}: the backbone vit has none; set model.size, "
-            "model.width, model.depth and model.heads"
-        )
+    variant_of(config.model)
     encoder_size(config.model).check("model")
 
 
@@ -192,9 +207,9 @@ def encoder_width(config: Any) -> int:
 
 def describe(config: Any) -> dict[str, Any]:
     """Return the facts that name the encoder of a configuration in results and records."""
-    if config.model.backbone == "vit":
-        return dataclasses.asdict(encoder_size(config.model))
     options = dict(config.model.backbone_options)
+    if config.model.backbone == "vit":
+        return dataclasses.asdict(encoder_size(config.model)) | options
     return {"backbone": config.model.backbone, "width": encoder_width(config), **options}
 
 

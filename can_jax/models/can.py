@@ -128,7 +128,7 @@ class CAN(nnx.Module):
 
         Args:
             images: Normalized images.
-            **options: The options of `can_jax.models.vit.Encoder`: ``drop`` and ``norm``.
+            **options: The options of `can_jax.models.encoder.Encoder`: ``drop`` and ``norm``.
         """
         grid = patch_grid(images.shape[1:3], self.patch_size)
         patches = patchify(images, self.patch_size)

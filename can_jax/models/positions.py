@@ -2,6 +2,7 @@
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -31,6 +32,21 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
     table = np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
     table.flags.writeable = False  # the cache hands the same array to every caller
     return table
+
+
+def resized_positions(
+    table: Float[Array, "patches width"], grid: tuple[int, int], to: tuple[int, int]
+) -> Float[Array, "resized width"]:
+    """Resize learned positions from one (height, width) grid to another, bicubic with antialiasing.
+
+    This is timm's `resample_abs_pos_embed`. Positions of the same grid are returned unchanged.
+    """
+    if grid == to:
+        return table
+    width = table.shape[1]
+    shape = (*to, width)
+    resized = jax.image.resize(table.reshape(*grid, width), shape, "cubic", antialias=True)
+    return resized.reshape(-1, width)
 
 
 def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:

@@ -1,4 +1,4 @@
-"""The Vision Transformer: pre-norm blocks, and an encoder of the visible patches."""
+"""The Vision Transformer: pre-norm blocks, and the stack of them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from can_jax.distributed.mesh import constrain_batch_sharding, platform
 from can_jax.distributed.sharding_rules import constrain_parameters
@@ -18,9 +18,7 @@ from can_jax.models.ops import (
     gelu,
     linear_product,
 )
-from can_jax.models.positions import sincos_2d
-
-LAYER_NORM_EPS = 1e-6
+from can_jax.models.variant import LAYER_NORM_EPS, PLAIN, Variant
 
 # The values of a block that are saved for the backward pass, which recomputes the others.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -39,7 +37,9 @@ class Linear(nnx.Linear):
         super().__init__(inputs, outputs, kernel_init=init, dot_general=linear_product, **options)
 
 
-def layer_norm(width: int, *, dtype: Any, **options: Any) -> nnx.LayerNorm:
+def layer_norm(
+    width: int, epsilon: float = LAYER_NORM_EPS, *, dtype: Any, **options: Any
+) -> nnx.LayerNorm:
     """Return a LayerNorm with float32 statistics.
 
     In bfloat16 mean and variance are computed in one pass, as E[x²] - E[x]². With an offset of m
@@ -47,9 +47,7 @@ def layer_norm(width: int, *, dtype: Any, **options: Any) -> nnx.LayerNorm:
     inputs to 8 bits has changed it by, m² 2^-18 / 3. Inputs of float32 take two passes.
     """
     narrow = jnp.finfo(dtype).bits < 32
-    return nnx.LayerNorm(
-        width, epsilon=LAYER_NORM_EPS, use_fast_variance=narrow, dtype=dtype, **options
-    )
+    return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=narrow, dtype=dtype, **options)
 
 
 def drop_path(
@@ -77,27 +75,46 @@ class Attention(nnx.Module):
         width: The width of the input and the output.
         heads: The number of heads.
         kernel: The implementation of attention, one of `can_jax.models.ops.ATTENTION`.
+        variant: The options of the encoder, such as norms of queries and keys.
         **options: The types and the random numbers of each layer.
     """
 
-    def __init__(self, width: int, heads: int, kernel: str = "auto", **options: Any):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kernel: str = "auto",
+        variant: Variant = PLAIN,
+        **options: Any,
+    ):
         # Query/key/value and head are axes of their own, so that heads can be split over devices.
         init = nnx.initializers.xavier_uniform()
         self.qkv = nnx.LinearGeneral(width, (3, heads, width // heads), kernel_init=init, **options)
         self.out = Linear(width, width, **options)
         self.kernel = kernel
+        self.qk_norm = variant.qk_norm
+        if self.qk_norm:
+            self.query_norm = layer_norm(width // heads, variant.epsilon, **options)
+            self.key_norm = layer_norm(width // heads, variant.epsilon, **options)
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
         """Attend from every token to all tokens of its row."""
         if platform() == "tpu":
-            return self._merge_heads(attend_on_tpu(*self._project(x, "rhtd")))
+            return self._merge_heads(attend_on_tpu(*self._normalize(*self._project(x, "rhtd"))))
         if platform() == "gpu":
-            query, key, value = self._project(x, "rthd")
+            query, key, value = self._normalize(*self._project(x, "rthd"))
             attended = attend_on_gpu(query, key, value, self.kernel)
         else:
             qkv = self.qkv(x.reshape(-1, x.shape[-1]))
-            attended = attend(*(qkv[:, i].reshape(*x.shape[:2], *qkv.shape[2:]) for i in range(3)))
+            parts = (qkv[:, i].reshape(*x.shape[:2], *qkv.shape[2:]) for i in range(3))
+            attended = attend(*self._normalize(*parts))
         return self.out(attended.reshape(x.shape))
+
+    def _normalize(self, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
+        """Normalize queries and keys over the width of a head, if the variant has these norms."""
+        if self.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return query, key, value
 
     def _project(self, x: Array, axes: str) -> Iterator[Array]:
         """Yield query, key and value, each in the layout in which accelerators use it.
@@ -122,15 +139,16 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """A two-layer perceptron with the exact GELU."""
+    """A two-layer perceptron with GELU, the exact one by default."""
 
-    def __init__(self, width: int, hidden: int, **options: Any):
+    def __init__(self, width: int, hidden: int, variant: Variant = PLAIN, **options: Any):
         self.expand = Linear(width, hidden, **options)
         self.contract = Linear(hidden, width, **options)
+        self.activation = gelu if variant.gelu == "exact" else jax.nn.gelu
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
         """Apply the MLP to every token."""
-        return self.contract(gelu(self.expand(x)))
+        return self.contract(self.activation(self.expand(x)))
 
 
 class Block(nnx.Module):
@@ -144,13 +162,18 @@ class Block(nnx.Module):
         residual_dtype: Any,
         *,
         attention: str = "auto",
+        variant: Variant = PLAIN,
         **options: Any,
     ):
         wide = options | {"dtype": residual_dtype}
-        self.attention_norm = layer_norm(width, **wide)
-        self.attention = Attention(width, heads, attention, **options)
-        self.mlp_norm = layer_norm(width, **wide)
-        self.mlp = Mlp(width, mlp_width, **options)
+        self.attention_norm = layer_norm(width, variant.epsilon, **wide)
+        self.attention = Attention(width, heads, attention, variant, **options)
+        self.mlp_norm = layer_norm(width, variant.epsilon, **wide)
+        self.mlp = Mlp(width, mlp_width, variant, **options)
+        self.scaled = variant.layer_scale is not None
+        if variant.layer_scale is not None:
+            factors = jnp.full((width,), variant.layer_scale, options["param_dtype"])
+            self.attention_scale, self.mlp_scale = nnx.Param(factors), nnx.Param(factors)
 
     def __call__(
         self, x: Float[Array, "rows tokens width"], drop: Float[Array, "rows 2"] | None = None
@@ -162,8 +185,12 @@ class Block(nnx.Module):
             drop: The factor of each row's attention and MLP branch, from `drop_path`; None for 1.
         """
         attended = self.attention(self.attention_norm(x)).astype(x.dtype)
+        if self.scaled:
+            attended = attended * self.attention_scale[...].astype(x.dtype)
         x = x + (attended if drop is None else attended * drop[:, :1, None].astype(x.dtype))
         computed = self.mlp(self.mlp_norm(x)).astype(x.dtype)
+        if self.scaled:
+            computed = computed * self.mlp_scale[...].astype(x.dtype)
         return x + (computed if drop is None else computed * drop[:, 1:, None].astype(x.dtype))
 
 
@@ -244,6 +271,7 @@ class Transformer(nnx.Module):
         attention: The implementation of attention; see `Attention`.
         remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
         residual_dtype: The type of the residual stream and the LayerNorms.
+        variant: The options in which the blocks differ from MAE's.
         **options: The types and the random numbers of each layer.
     """
 
@@ -258,74 +286,14 @@ class Transformer(nnx.Module):
         remat: str,
         residual_dtype: Any,
         attention: str = "auto",
+        variant: Variant = PLAIN,
         **options: Any,
     ):
         self.blocks = Blocks(
             depth, width, heads, mlp_width,
-            scan=scan, remat=remat, residual_dtype=residual_dtype, attention=attention, **options,
+            scan=scan, remat=remat, residual_dtype=residual_dtype, attention=attention,
+            variant=variant, **options,
         )  # fmt: skip
-        self.norm = layer_norm(width, **options | {"dtype": residual_dtype})
+        self.norm = layer_norm(width, variant.epsilon, **options | {"dtype": residual_dtype})
         self.width = width
         self.residual_dtype = residual_dtype
-
-
-class Encoder(Transformer):
-    """A ViT encoder of a subset of the patches, with a class token.
-
-    Args:
-        pixels: Pixel values per patch, all channels included.
-        width: The width of the residual stream.
-        depth: The number of blocks.
-        heads: The number of attention heads.
-        mlp_width: The width of the hidden layer of each MLP.
-        rngs: The random numbers of the initialization.
-        dtype: The type of activations and matrix products.
-        param_dtype: The type of the parameters.
-        **run: The other options of `Transformer`.
-    """
-
-    def __init__(
-        self,
-        pixels: int,
-        width: int,
-        depth: int,
-        heads: int,
-        mlp_width: int,
-        *,
-        rngs: nnx.Rngs,
-        dtype: Any,
-        param_dtype: Any,
-        **run: Any,
-    ):
-        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
-        self.patch_embed = Linear(pixels, width, **options)
-        token = nnx.initializers.normal(0.02)(rngs.params(), (width,), param_dtype)
-        self.class_token = nnx.Param(token)
-        super().__init__(width, depth, heads, mlp_width, **run, **options)
-
-    def __call__(
-        self,
-        patches: Float[Array, "rows visible pixels"],
-        index: Int[Array, "rows visible"],
-        grid: tuple[int, int],
-        *,
-        drop: Float[Array, "depth rows 2"] | None = None,
-        norm: bool = True,
-    ) -> Float[Array, "rows visible+1 width"]:
-        """Encode patches; the class token comes first.
-
-        Args:
-            patches: The patches of each row.
-            index: The index of each patch in the grid, in row-major order.
-            grid: The number of patches along (height, width).
-            drop: The factors of each block's branches, from `drop_path`; None for 1.
-            norm: Whether the final LayerNorm is applied.
-        """
-        tokens = self.patch_embed(patches).astype(self.residual_dtype)
-        rows, _, width = tokens.shape
-        tokens = tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)[index]
-        class_token = self.class_token[...].astype(tokens.dtype)
-        class_tokens = jnp.broadcast_to(class_token, (rows, 1, width))
-        x = constrain_batch_sharding(jnp.concatenate([class_tokens, tokens], axis=1))
-        x = self.blocks(x, drop)
-        return self.norm(x) if norm else x

@@ -11,8 +11,9 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from can_jax.checkpoint.run_directory import newest_state, read_run
+from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.distributed.sharding_rules import named_leaves, path_name
+from can_jax.models.variant import PLAIN, Variant
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
@@ -23,13 +24,17 @@ from can_jax.weights.torch_layout import entries, from_torch
 Flat = dict[str, Any]  # arrays by path
 
 
-def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list[str]]:
+def initial_weights(
+    source: str, parameters: Any, mesh: Mesh, variant: Variant = PLAIN
+) -> tuple[Any, list[str]]:
     """Load the weights that a source has for the parameters.
 
     Args:
-        source: A path that `can_jax.load` can open: a run directory, an export or a weights file.
+        source: A path that `can_jax.load` can open: a run directory, one of its checkpoints, an
+            export or a weights file.
         parameters: The initialized parameters; those without a counterpart in the source stay.
         mesh: The device mesh of the parameters.
+        variant: The options of this run's encoder.
 
     Returns:
         The parameters, and the lines to print about loaded, missing and unused arrays.
@@ -37,18 +42,18 @@ def initial_weights(source: str, parameters: Any, mesh: Mesh) -> tuple[Any, list
     Raises:
         UserError: The source cannot be read, or none of its arrays fits.
     """
-    location = epath.Path(source)
+    location, at = split_step(epath.Path(source))
     notes: list[str] = []
     if not location.exists():
         raise UserError(f"config.init_from={source} does not exist")
     if is_run(location):
         step = stored_step(read_run(location))
-        restored = newest_state(location, abstract_state(step, mesh))[1].parameters
+        restored = newest_state(location, abstract_state(step, mesh), step=at)[1].parameters
         theirs = named_leaves(restored)
     else:
         weights = read_weights(location)
         try:
-            theirs, notes = _of_weights(weights, parameters)
+            theirs, notes = _of_weights(weights, parameters, variant)
         except UserError as error:
             raise UserError(f"config.init_from={source}: {error}") from error
     ours = named_leaves(parameters)
@@ -78,7 +83,7 @@ def _fits(theirs: Any, ours: Any) -> bool:
     return theirs is not None and tuple(theirs.shape) == tuple(ours.shape)
 
 
-def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
+def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Flat, list[str]]:
     """Return the arrays of a weights file under our names, and notes to print.
 
     A parameter is included if the file holds all arrays of which it consists. Unused arrays from
@@ -114,6 +119,7 @@ def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
             raise wrong[0]
         refuse_unused(arrays, used)
         _compare_encoder(weights, parameters, notes)
+        notes += _differences(weights.facts["options"], variant)
         normalization = {name: stated[name] for name in ("mean", "std") if name in stated}
         unknown = [weights.keys[name] for name, value in normalization.items() if value is None]
         told = ", ".join(f"{name} {value}" for name, value in normalization.items())
@@ -122,6 +128,19 @@ def _of_weights(weights: Weights, parameters: Any) -> tuple[Flat, list[str]]:
         elif told:
             notes.append(f"they were trained on images of {told}")
     return converted | rest, notes
+
+
+def _differences(options: dict[str, Any], variant: Variant) -> list[str]:
+    """Return notes on options without arrays that differ between the weights and this run."""
+    notes = []
+    for name, key in (("epsilon", "layer_norm_eps"), ("gelu", "the form of GELU")):
+        theirs, ours = options.get(name, getattr(PLAIN, name)), getattr(variant, name)
+        if theirs != ours:
+            notes.append(
+                f"{key} is {theirs} in the weights, and {ours} is used: features may differ by "
+                "about 1e-4; config.model.backbone_options changes it"
+            )
+    return notes
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
@@ -135,6 +154,16 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     Raises:
         UserError: The encoders differ.
     """
+    options = weights.facts["options"]
+    if options.get("norm") == "pooled":
+        raise UserError(
+            "fc_norm has no counterpart in this encoder: it normalizes the mean of the tokens"
+        )
+    if options.get("positions") == "learned" and "positions" not in parameters["encoder"]:
+        raise UserError(
+            "pos_embed is not the fixed 2-D sin-cos table: learned positions require "
+            "config.model.backbone_options=(('positions','learned'),)"
+        )
     shape = parameters["encoder"]["blocks"]["layers"]["attention"]["qkv"]["kernel"].shape
     heads = shape[3]
     if weights.facts.get("heads", heads) != heads:

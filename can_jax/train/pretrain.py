@@ -22,6 +22,7 @@ from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
+from can_jax.models.variant import PLAIN, variant_of
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.watchdog import LONG, section
@@ -140,7 +141,9 @@ class Pretraining:
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
         """Return the state with the weights of ``init_from``, if it is set."""
         if source := self.config.init_from:
-            state.parameters, lines = initial_weights(source, state.parameters, self.mesh)
+            vit = self.config.model.backbone == "vit"
+            variant = variant_of(self.config.model) if vit else PLAIN
+            state.parameters, lines = initial_weights(source, state.parameters, self.mesh, variant)
             for line in lines:
                 report.say(line)
         return state

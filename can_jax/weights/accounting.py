@@ -12,7 +12,7 @@ from can_jax.utils.errors import UserError
 # Arrays that do not take part in computing an encoder's tokens, by patterns of their names.
 OUTSIDE = re.compile(
     r"pos_embed"  # `grid_of_positions` compares it with the sin-cos table.
-    r"|(vit\.)?(embeddings\.)?mask_token"
+    r"|(vit\.|dinov2\.|dinov2_with_registers\.)?(embeddings\.)?mask_token"
     r"|(vit\.)?pooler\..*|classifier\..*|(head|head_dist|pre_logits)[./].*"  # After the last norm.
     r"|decoder[._/].*|projection_head\..*|noise_pe_mlp\..*"
     r"|(projector|noise_level|batch_stats)/.*"  # Full exports of can_jax have these.
@@ -66,6 +66,22 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
         raise UserError(f"the encoder is {width} wide; 2-D sin-cos positions need a multiple of 4")
     if not positions.any():
         raise UserError("pos_embed holds zeros instead of the fixed sin-cos positions")
+    grid, error = _nearest_table(positions, width)
+    if grid is None:
+        raise UserError(
+            "pos_embed is not the fixed 2-D sin-cos table (it differs by up to "
+            f"{error:.2g}): learned and other positions are not supported here"
+        )
+    return grid
+
+
+def fits_table(positions: np.ndarray, width: int) -> bool:
+    """Return whether positions (1, tokens, width) are the fixed sin-cos positions of any grid."""
+    return width % 4 == 0 and _nearest_table(positions, width)[0] is not None
+
+
+def _nearest_table(positions: np.ndarray, width: int) -> tuple[tuple[int, int] | None, float]:
+    """Return the grid whose table positions are, or None, and the smallest error of any table."""
     best = np.inf
     for first in (1, 0):
         patches = positions[0, first:].astype(np.float64)
@@ -75,12 +91,9 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
             if first:  # The class token has no position: its row must be zero.
                 error = max(error, float(np.abs(positions[0, 0]).max()))
             if error <= _tolerance(positions):
-                return height, len(patches) // height
+                return (height, len(patches) // height), error
             best = min(best, error)
-    raise UserError(
-        "pos_embed is not the fixed 2-D sin-cos table (it differs by up to "
-        f"{best:.2g}): learned and other positions are not supported"
-    )
+    return None, best
 
 
 def _heights(patches: int) -> list[int]:

@@ -9,6 +9,7 @@ from can_jax.utils.files import read_json
 from can_jax.weights.library_configs import (
     CONFIG,
     EXACT,
+    TANH,
     Stated,
     is_of_library,
     merged,
@@ -57,8 +58,8 @@ def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
     Raises:
         UserError: The model uses another variant of GELU.
     """
-    if (gelu := facts.get("gelu", EXACT)) != EXACT:
-        raise UserError(f"{prefix}gelu={gelu!r}: this encoder computes the exact GELU")
+    if (gelu := facts.get("gelu", EXACT)) not in (EXACT, TANH):
+        raise UserError(f"{prefix}gelu={gelu!r}: this encoder computes {EXACT} or {TANH}")
     return Stated(facts, {name: f"{prefix}{name}" for name in facts})
 
 

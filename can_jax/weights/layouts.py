@@ -34,6 +34,19 @@ HUGGINGFACE_DECODER = {
     "decoder_pred": "decoder.decoder_pred",
 }
 PARTS = ("query", "key", "value")
+# Names that transformers has only in files of DINOv2, or only in memory since version 5.
+HUGGINGFACE_OTHERS = {
+    "register_tokens": "embeddings.register_tokens",
+    "blocks.{}.norm1": "encoder.layer.{}.norm1",
+    "blocks.{}.norm2": "encoder.layer.{}.norm2",
+    "blocks.{}.ls1.gamma": "encoder.layer.{}.layer_scale1.lambda1",
+    "blocks.{}.ls2.gamma": "encoder.layer.{}.layer_scale2.lambda1",
+    "blocks.{}.attn.proj": "encoder.layer.{}.attention.o_proj",
+    "blocks.{}.mlp.fc1": "encoder.layer.{}.mlp.fc1",
+    "blocks.{}.mlp.fc2": "encoder.layer.{}.mlp.fc2",
+}
+PREFIX = re.compile(r"(vit|deit|dinov2|dinov2_with_registers)\.")
+PROJECTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:
@@ -91,17 +104,29 @@ def from_huggingface(arrays: Arrays) -> Arrays:
     """Rename arrays of transformers to MAE's names. Unknown arrays keep their names."""
     tables = {**HUGGINGFACE, **HUGGINGFACE_DECODER, **_decoder(HUGGINGFACE)}
     back = {theirs: ours for ours, theirs in tables.items()}
+    back |= {theirs: ours for ours, theirs in HUGGINGFACE_OTHERS.items()}
     renamed: Arrays = {}
-    for name, array in arrays.items():
-        plain = name.removeprefix("vit.")
+    found = {_file_name(name): name for name in arrays}
+    for plain, name in found.items():
         pattern = r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.attention\.attention\.query"
         if split := re.fullmatch(rf"{pattern}\.(weight|bias)", plain):
-            whole = [arrays[name.replace("query", part)] for part in PARTS]
+            whole = [arrays[found[plain.replace("query", part)]] for part in PARTS]
             blocks = "blocks" if split[1] == "encoder.layer" else "decoder_blocks"
             renamed[f"{blocks}.{split[2]}.attn.qkv.{split[3]}"] = np.concatenate(whole)
         elif not re.search(r"attention\.attention\.(key|value)\.(weight|bias)$", plain):
-            renamed[_renamed(plain, back) or name] = array
+            renamed[_renamed(plain, back) or name] = arrays[name]
     return renamed
+
+
+def _file_name(name: str) -> str:
+    """Return the name of an array of transformers as its files have it, without a prefix.
+
+    Since version 5 the modules of a model have shorter names than the arrays of its files.
+    """
+    plain = re.sub(r"^layers\.", "encoder.layer.", PREFIX.sub("", name, count=1))
+    for part, projection in PROJECTION.items():
+        plain = plain.replace(f".attention.{projection}.", f".attention.attention.{part}.")
+    return plain
 
 
 BIG_VISION_BLOCK = "params/Transformer/encoderblock_{}/"
@@ -188,7 +213,7 @@ def from_big_vision(arrays: Arrays) -> Arrays:
 
 # For each layout, a pattern that identifies it and the conversion to MAE's names.
 KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
-    "Hugging Face": (r"(vit\.)?embeddings\.cls_token", from_huggingface),
+    "Hugging Face": (rf"({PREFIX.pattern})?embeddings\.cls_token", from_huggingface),
     "big_vision": (r"(params/)?Transformer/encoder_norm/scale", from_big_vision),
 }
 

@@ -19,35 +19,49 @@ Facts = dict[str, Any]
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
-SAME_STRUCTURE = ("vit", "vit_mae")  # Model types of Hugging Face.
-# Defaults of these types for absent keys whose values the arrays do not determine.
-HUGGINGFACE_DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}
+# The model types of Hugging Face that this encoder computes, and their defaults for absent keys
+# whose values the arrays do not determine.
+HUGGINGFACE_DEFAULTS: dict[str, Facts] = {
+    "vit": {"num_attention_heads": 12, "layer_norm_eps": 1e-12},
+    "vit_mae": {"num_attention_heads": 12, "layer_norm_eps": 1e-12},
+    "dinov2": {"num_attention_heads": 12, "layer_norm_eps": 1e-6},
+    "dinov2_with_registers": {"num_attention_heads": 12, "layer_norm_eps": 1e-6},
+}
 HUGGINGFACE_KEYS = {
     "width": "hidden_size", "depth": "num_hidden_layers", "heads": "num_attention_heads",
     "mlp_width": "intermediate_size", "channels": "num_channels", "patch_size": "patch_size",
-    "image_size": "image_size", "layer_norm_eps": "layer_norm_eps",
+    "image_size": "image_size", "layer_norm_eps": "layer_norm_eps", "qkv_bias": "qkv_bias",
 }  # fmt: skip
-EXACT_GELU = ("gelu", "gelu_python")
-EXACT = "exact (erf)"  # The name of this GELU in a manifest.
+EXACT, TANH = "exact (erf)", "tanh"  # The names of the forms of GELU in a manifest.
+ACTIVATIONS = {
+    "gelu": EXACT, "gelu_python": EXACT, "gelu_new": TANH, "gelu_pytorch_tanh": TANH,
+}  # fmt: skip
 TIMM_KEYS = {
     "width": "embed_dim", "depth": "depth", "heads": "num_heads", "channels": "in_chans",
     "patch_size": "patch_size", "image_size": "img_size",
 }  # fmt: skip
-# Accepted arguments of timm's VisionTransformer. Sizes are compared with the arrays, arguments of
-# structure with `PLAIN_ARGUMENTS`; the others do not change the features of given arrays.
+# The options that arguments of timm's VisionTransformer state; the arrays have to agree.
+TIMM_OPTIONS = {
+    "layer_scale": "init_values", "qk_norm": "qk_norm", "registers": "reg_tokens",
+    "pre_norm": "pre_norm", "qkv_bias": "qkv_bias",
+}  # fmt: skip
+# Arguments that do not change the features of given arrays, or that the arrays determine.
 HARMLESS = {
-    *TIMM_KEYS.values(), "num_classes", "global_pool", "class_token", "dynamic_img_size",
-    "strict_img_size", "mlp_ratio", "qkv_bias", "init_values", "qk_norm", "reg_tokens", "pre_norm",
-    "fc_norm", "drop_rate", "drop_path_rate",
+    *TIMM_KEYS.values(), *TIMM_OPTIONS.values(), "num_classes", "global_pool", "class_token",
+    "dynamic_img_size", "strict_img_size", "mlp_ratio", "fc_norm", "no_embed_class", "drop_rate",
+    "drop_path_rate",
 }  # fmt: skip
-# Names of timm's plain ViTs, with an optional tag. Others, such as vit_base_patch16_clip_224 or
-# vit_base_patch16_rope_224, have another structure or activation.
-PLAIN_VIT = re.compile(r"vit_[a-z]+_patch\d+_\d+(\.\w+)*")
-# Required values of timm's arguments of structure, where they are stated.
-PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "class_token": (True,), "pre_norm": (False,), "qk_norm": (False,), "reg_tokens": (0,),
-    "init_values": (None,), "fc_norm": (False, None), "qkv_bias": (True,), "mlp_ratio": (4,),
-}  # fmt: skip
+# Required values of timm's arguments, where they are stated.
+PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {"class_token": (True,), "mlp_ratio": (4,)}
+# The names of timm's architectures that this encoder computes, without a tag, and what they imply.
+# Others, such as vit_base_patch16_clip_quickgelu_224 or vit_base_patch16_rope_224, have another
+# structure or activation.
+TIMM_ARCHITECTURES: dict[str, Facts] = {
+    r"vit_[a-z]+_patch\d+_\d+": {},
+    r"vit_[a-z]+_patch\d+_(reg\d+_)?dinov2": {},
+    r"deit3?_[a-z]+_patch\d+_\d+": {},
+    r"vit_[a-z]+_patch\d+_clip_\d+": {"layer_norm_eps": 1e-5},
+}
 
 
 class Stated(NamedTuple):
@@ -129,20 +143,27 @@ def _huggingface(config: Facts) -> Stated:
     names = config.get("architectures") or [""]
     if kind is None and names[0].startswith(("ViTModel", "ViTMAE", "ViTFor")):
         kind = "vit"
-    if kind not in SAME_STRUCTURE:
+    if kind not in HUGGINGFACE_DEFAULTS:
         raise UserError(
             f"a model of type {kind or names[0]!r} has another structure; supported are "
-            f"{' and '.join(SAME_STRUCTURE)}"
+            f"{', '.join(HUGGINGFACE_DEFAULTS)}"
         )
-    if (activation := config.get("hidden_act", "gelu")) not in EXACT_GELU:
-        raise UserError(f"hidden_act={activation!r}: this encoder computes the exact GELU")
-    if (bias := config.get("qkv_bias", True)) is not True:
-        raise UserError(f"qkv_bias={bias}: this encoder adds biases to queries, keys and values")
-    stated = _named(HUGGINGFACE_DEFAULTS | config, HUGGINGFACE_KEYS)
+    activation = config.get("hidden_act", "gelu")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise UserError(
+            f"hidden_act={activation!r}: this encoder computes one of {', '.join(ACTIVATIONS)}"
+        )
+    if config.get("use_swiglu_ffn"):
+        raise UserError("use_swiglu_ffn=true: this encoder has MLPs with GELU")
+    defaults = HUGGINGFACE_DEFAULTS[kind]
+    stated = _named(defaults | config, HUGGINGFACE_KEYS)
     for name, key in HUGGINGFACE_KEYS.items():
-        if key in HUGGINGFACE_DEFAULTS and key not in config:
+        if key in defaults and key not in config:
             stated.keys[name] += " (by default)"
-    return stated
+    return Stated(
+        stated.facts | {"gelu": ACTIVATIONS[activation]},
+        stated.keys | {"gelu": f"{CONFIG}: hidden_act"},
+    )
 
 
 def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
@@ -154,7 +175,7 @@ def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
         size = facts["image_size"]
         facts["image_size"] = list(size) if isinstance(size, list | tuple) else [size, size]
     keys = {ours: f"{CONFIG}: {prefix}{table[ours]}" for ours in facts}
-    return Stated(facts | {"gelu": EXACT}, keys)
+    return Stated(facts, keys)
 
 
 def _side(value: Any) -> int:
@@ -201,7 +222,12 @@ def _not_in_unit_range(config: Facts) -> str | None:
 
 def _timm(config: Facts) -> Stated:
     name = config.get("architecture", "")
-    if not PLAIN_VIT.fullmatch(name):
+    implied = [
+        facts
+        for pattern, facts in TIMM_ARCHITECTURES.items()
+        if re.fullmatch(rf"{pattern}(\.\w+)*", name)
+    ]
+    if not implied:
         raise UserError(
             f"the architecture {name!r} is not supported; only a plain vit_…_patch…_… is"
         )
@@ -215,7 +241,9 @@ def _timm(config: Facts) -> Stated:
             f"model_args {refused[0]}={arguments[refused[0]]!r} is not supported: this encoder is "
             "a plain ViT"
         )
-    facts, keys = _named(arguments, TIMM_KEYS, "model_args.")
+    facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
+    facts |= {"gelu": EXACT, **implied[0]}
+    keys |= dict.fromkeys(("gelu", *implied[0]), f"{CONFIG}: architecture")
     pretrained = config.get("pretrained_cfg") or config
     channels, *size = pretrained.get("input_size") or [None]
     further = {

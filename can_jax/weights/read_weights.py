@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from can_jax.models.backbones import SIZES
-from can_jax.models.vit import LAYER_NORM_EPS
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.descriptions import file_of_folder, stated_beside, stated_by_export
 from can_jax.weights.layouts import Arrays
-from can_jax.weights.library_configs import Facts, Stated, merged
+from can_jax.weights.library_configs import TANH, Facts, Stated, merged
 from can_jax.weights.reading import Contents, read_contents
 from can_jax.weights.torch_layout import encoder_names, encoder_sizes
+from can_jax.weights.variants import COMPARED, plain_arrays
 
 METADATA = "can_jax"  # The metadata key under which an export stores its facts.
 OWN = "encoder/patch_embed/kernel"  # An array that only can_jax's layout has.
@@ -29,7 +29,8 @@ class Weights(NamedTuple):
     Attributes:
         place: The path of the file.
         arrays: The arrays under MAE's names, or under can_jax's own.
-        facts: The known facts about the encoder, by the names of an export's manifest.
+        facts: The known facts about the encoder, by the names of an export's manifest, and the
+            `options` of `can_jax.models.variant` that it requires.
         keys: The file and key that state each fact, for messages.
         warnings: Lines on small deviations and on assumptions.
     """
@@ -53,28 +54,19 @@ def read_weights(path: epath.Path) -> Weights:
     file = file_of_folder(path) if path.is_dir() else path
     contents = read_contents(file)
     try:
-        facts, keys = _stated(file, contents)
+        facts, keys = stated = _stated(file, contents)
+        if OWN in contents.arrays:
+            arrays, options = contents.arrays, facts.get("options", {})
+        else:
+            if contents.layout == "big_vision":  # Its manifest states another form, if any.
+                stated = Stated({"gelu": TANH} | facts, {"gelu": "big_vision"} | keys)
+            arrays, options = plain_arrays(contents.arrays, stated)
     except UserError as error:
         located = str(error).startswith(str(file.parent))  # The error names a file already.
         raise UserError(str(error) if located else f"{file}: {error}") from error
-    warnings = [f"{file}: {note}" for note in contents.notes]
-    epsilon = facts.get("layer_norm_eps", LAYER_NORM_EPS)
-    if not isinstance(epsilon, float | int) or not 0 <= epsilon <= 1.001 * LAYER_NORM_EPS:
-        raise UserError(
-            f"{file}: {keys['layer_norm_eps']}={epsilon}: this encoder computes with "
-            f"{LAYER_NORM_EPS}"
-        )
-    if epsilon < 0.999 * LAYER_NORM_EPS:
-        warnings.append(
-            f"{file}: layer_norm_eps is {epsilon}, and {LAYER_NORM_EPS} is used: features may "
-            "differ by about 1e-4"
-        )
-    if contents.layout == "big_vision" and "gelu" not in facts:
-        warnings.append(
-            f"{file}: big_vision computes GELU by tanh, and the exact one is used: features may "
-            "differ by about 2e-4"
-        )
-    return Weights(file, contents.arrays, facts, keys, tuple(warnings))
+    warnings = tuple(f"{file}: {note}" for note in contents.notes)
+    facts = {name: fact for name, fact in facts.items() if name not in COMPARED}
+    return Weights(file, arrays, facts | {"options": options}, keys, warnings)
 
 
 def _stated(file: epath.Path, contents: Contents) -> Stated:
@@ -129,7 +121,7 @@ def _complete(
     arrays, stated = weights.arrays, weights.facts
     facts = sizes(weights)
     if OWN not in arrays:
-        refuse_unused(arrays, encoder_names(facts["depth"]))
+        refuse_unused(arrays, encoder_names(facts["depth"], stated["options"]))
     if "image_size" not in facts:
         if OWN not in arrays:
             raise UserError(
@@ -188,7 +180,10 @@ def sizes(weights: Weights) -> Facts:
         actual["mlp_width"] = arrays[name].size
     _refuse_contradictions(weights, actual)  # Positions depend on these sizes.
     if "pos_embed" in arrays:
-        grid = grid_of_positions(arrays["pos_embed"], facts["width"])
+        options = stated.get("options", {})
+        grid = options.get("position_grid") or grid_of_positions(
+            arrays["pos_embed"], facts["width"]
+        )
         facts["image_size"] = [side * facts["patch_size"] for side in grid]
         _refuse_contradictions(weights, facts)
     return facts

@@ -5,7 +5,7 @@ convolution as (out, in, height, width). Its blocks are separate arrays, where c
 along a layer axis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,9 @@ NAMES = {
     "encoder/class_token": "cls_token",
     "encoder/patch_embed": "patch_embed.proj",
     "encoder/norm": "norm",
+    "encoder/positions": "pos_embed",
+    "encoder/registers": "reg_token",
+    "encoder/pre_norm": "norm_pre",
     "noise_level/hidden": "noise_pe_mlp.0",
     "noise_level/out": "noise_pe_mlp.2",
     "decoder/embed": "decoder_embed",
@@ -36,6 +39,13 @@ BLOCK_NAMES = {
     "mlp_norm": "norm2",
     "mlp/expand": "mlp.fc1",
     "mlp/contract": "mlp.fc2",
+}
+# The arrays of a block that only some encoders have; see `can_jax.models.variant`.
+OPTIONAL_BLOCK_NAMES = {
+    "attention/query_norm": "attn.q_norm",
+    "attention/key_norm": "attn.k_norm",
+    "attention_scale": "ls1.gamma",
+    "mlp_scale": "ls2.gamma",
 }
 SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
@@ -80,12 +90,25 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
     return Sizes(width, depth, patch_size, channels)
 
 
-def encoder_names(depth: int) -> set[str]:
-    """Return the foreign names of all arrays of an encoder of ``depth`` blocks."""
-    modules = [NAMES["encoder/patch_embed"], NAMES["encoder/norm"]]
-    modules += [f"blocks.{i}.{name}" for i in range(depth) for name in BLOCK_NAMES.values()]
-    suffixes = (".weight", ".bias")
-    return {NAMES["encoder/class_token"]} | {m + suffix for m in modules for suffix in suffixes}
+def encoder_names(depth: int, options: Mapping[str, Any]) -> set[str]:
+    """Return the foreign names of all arrays of an encoder.
+
+    Args:
+        depth: The number of blocks.
+        options: The options of the encoder; see `can_jax.models.variant`.
+    """
+    modules, arrays = [NAMES["encoder/patch_embed"], NAMES["encoder/norm"]], {"cls_token"}
+    blocks = list(BLOCK_NAMES.values())
+    if options.get("pre_norm"):
+        modules.append("norm_pre")
+    if options.get("qk_norm"):
+        blocks += ["attn.q_norm", "attn.k_norm"]
+    if options.get("registers"):
+        arrays.add("reg_token")
+    if options.get("layer_scale") is not None:
+        arrays |= {f"blocks.{i}.ls{branch}.gamma" for i in range(depth) for branch in (1, 2)}
+    modules += [f"blocks.{i}.{name}" for i in range(depth) for name in blocks]
+    return arrays | {m + suffix for m in modules for suffix in (".weight", ".bias")}
 
 
 def entries(parameters: Any) -> Iterator[Entry]:
@@ -103,16 +126,26 @@ def entries(parameters: Any) -> Iterator[Entry]:
             module, suffix = name.rsplit("/", 1)
             yield Entry(NAMES[module] + SUFFIXES[suffix], path, None)
         else:
-            module, suffix = name.removeprefix(prefix).rsplit("/", 1)
+            inside = _in_block(name.removeprefix(prefix))
             for layer in range(leaf.shape[0]):
-                theirs = f"{BLOCKS[prefix]}.{layer}.{BLOCK_NAMES[module]}{SUFFIXES[suffix]}"
-                yield Entry(theirs, path, layer)
+                yield Entry(f"{BLOCKS[prefix]}.{layer}.{inside}", path, layer)
+
+
+def _in_block(name: str) -> str:
+    """Return the foreign name, within a block, of the parameter with a path within a block."""
+    names = BLOCK_NAMES | OPTIONAL_BLOCK_NAMES
+    if name in names:
+        return names[name]
+    module, suffix = name.rsplit("/", 1)
+    return names[module] + SUFFIXES[suffix]
 
 
 def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
     """Convert one array, without its layer axis, to PyTorch's layout."""
     if name.endswith("_token"):
-        return array.reshape(1, 1, -1)
+        return array.reshape(1, -1, array.shape[-1])
+    if name == "pos_embed":  # The class token has no position.
+        return np.concatenate([np.zeros_like(array[:1]), array])[None]
     if name == "patch_embed.proj.weight":
         width = array.shape[-1]
         return array.reshape(patch_size, patch_size, -1, width).transpose(3, 2, 0, 1)
@@ -130,7 +163,10 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
         UserError: The array has another shape, or is not of floating-point numbers.
     """
     embed = name == "patch_embed.proj.weight"
-    if name.endswith("_token"):
+    if name in ("pos_embed", "reg_token") and array.ndim == 3 and len(array) == 1:
+        # The row of the class token is zero; see `can_jax.weights.variants`.
+        array, wanted = array[0, 1:] if name == "pos_embed" else array[0], shape
+    elif name.endswith("_token"):
         wanted = (*(1 for _ in array.shape[1:]), *shape)
     elif embed:
         patch = max([1, *array.shape[2:]])
@@ -143,6 +179,8 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
         raise UserError(f"{name} has shape {array.shape}, which does not match {wanted} here")
     if array.dtype.kind != "f":
         raise UserError(f"{name} has the type {array.dtype}: floating-point numbers are required")
+    if array.shape == shape and len(shape) == 2 and name.endswith(("_embed", "_token")):
+        return array
     return (array.transpose(2, 3, 1, 0) if embed else array.T).reshape(shape)
 
 

@@ -5,9 +5,11 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import can_jax
+from can_jax.augment.crops import resize_and_center_crop
 from can_jax.encoders.encoder import load_encoder
 from can_jax.export import numpy_vit as plain
 from can_jax.utils.errors import UserError
@@ -80,7 +82,10 @@ def test_encoder_says_what_it_is(encoder, folder):
         (IMAGES[..., :1], "the encoder takes 3 channels"),
         (np.concatenate([IMAGES, IMAGES[..., :1]], axis=3), "the encoder takes 3 channels"),
         (IMAGES[..., 0], r"shape \(3, 16, 24\), not"),
-        (IMAGES[:, :, :16], "resize the images, or give can_jax.load the image_size"),
+        (
+            IMAGES[:, :, :16],
+            "resize the images by encoder.preprocess, or give can_jax.load the image_size",
+        ),
         (IMAGES[:, :15], "resize the images"),
         (IMAGES.transpose(0, 2, 1, 3), "resize the images"),
         (IMAGES[:0], "are empty"),
@@ -96,8 +101,56 @@ def test_images_of_another_kind_are_refused(encoder, images, message):
     assert "\n" not in str(error.value)
 
 
+def test_patch_tokens_and_tokens_of_any_number_of_images(encoder):
+    pixels = ((IMAGES / 255 - MEAN) / STD).astype(np.float32)
+    wanted = plain.encode(vit(grid=(4, 6)), pixels, heads=3)
+    tokens = encoder(IMAGES, "tokens")
+    np.testing.assert_allclose(tokens, wanted, atol=2e-5)
+    np.testing.assert_array_equal(encoder(IMAGES, "patch_tokens"), tokens[:, 1:])
+    assert encoder.grid == (4, 6) and tokens.dtype == np.float32
+    many = np.concatenate([IMAGES] * 7)  # more than the batch size, which eight devices share
+    small = can_jax.load(encoder._subject.identity["path"], batch_size=3)
+    assert small.batch_size == 8
+    np.testing.assert_allclose(small(many), np.tile(encoder(IMAGES), (7, 1)), atol=1e-6)
+
+
+def test_images_are_preprocessed_as_in_an_evaluation(encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (61, 87, 3), dtype=np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    view = encoder.preprocess(photo)
+    assert view.shape == (16, 24, 3) and view.dtype == np.uint8
+    for same in (tmp_path / "photo.png", str(tmp_path / "photo.png"), Image.fromarray(photo),
+                 (tmp_path / "photo.png").read_bytes(), np.asarray(view)):  # fmt: skip
+        np.testing.assert_array_equal(encoder.preprocess(same), view)
+    wanted = resize_and_center_crop(photo, (16, 24)).numpy().astype(int)
+    assert np.abs(wanted - view).max() <= 1 and np.mean(wanted != view) < 0.01
+    gray = encoder.preprocess(photo[..., 0])
+    np.testing.assert_array_equal(gray, encoder.preprocess(Image.fromarray(photo[..., 0])))
+    assert encoder([view, gray]).shape == (2, 24)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("/no/such.jpg", "^/no/such.jpg cannot be read"),
+        (b"x", "^the image cannot be decoded"),
+        (np.zeros((9, 9, 3)), r"is float64: give uint8 \(height, width, 3\)$"),
+        (np.zeros((3, 9, 9), np.uint8), "channels are first"),
+        (np.zeros((9, 9, 2), np.uint8), r"has shape \(9, 9, 2\)"),
+        (Image.new("I;16", (9, 9)), "mode I;16, more than 8 bits"),
+        (None, "is object: give .* a path or an image of Pillow"),
+    ],
+)
+def test_image_that_cannot_be_preprocessed_is_refused(encoder, image, message):
+    with pytest.raises(UserError, match=message):
+        encoder.preprocess(image)
+
+
 def test_features_of_another_name_are_refused(encoder):
-    with pytest.raises(UserError, match="features='cls': choose one of patches, all, class, both"):
+    with pytest.raises(
+        UserError, match="features='cls': choose one of patches, all, class, both, patch_"
+    ):
         encoder(IMAGES, "cls")
 
 
@@ -111,6 +164,9 @@ def test_features_of_another_name_are_refused(encoder):
         ({"mean": np.float32("nan"), "std": 0.5}, "mean=nan: nan is not a finite number"),
         ({"mean": [0.5, 0.5]}, "mean=.* has 2 values, but the encoder has 3 channels"),
         ({"mean": [120, 110, 100]}, "not for bytes"),
+        ({"step": 3}, "step=3: .* is not a run directory, which"),
+        ({"step": 1.5}, "step=1.5: give a whole number"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_by_the_path(folder, options, message):

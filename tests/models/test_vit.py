@@ -8,11 +8,11 @@ from flax import nnx
 from jax import export
 
 from can_jax.models import ops, vit
+from can_jax.models.encoder import Encoder
 from can_jax.models.ops import attend, gelu, matrix_product
 from can_jax.models.vit import (
     REMAT_POLICIES,
     Blocks,
-    Encoder,
 )
 
 

@@ -12,6 +12,7 @@ import sys
 
 from etils import epath
 
+from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.cli.job import Job
 from can_jax.evaluate.config import resolve_evaluation
@@ -24,6 +25,7 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
 _CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
+_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
 _WORKDIR = FLAGS.path("workdir", "The directory for the results.")
 _UNTRAINED = FLAGS.switch(
     "untrained", False, "Evaluate the encoder with its initial weights, before training."
@@ -42,12 +44,13 @@ def main() -> None:
         )
     if _WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: give the directory of the results")
+    checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     config = resolve_evaluation(protocol)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
     # With --json, stdout contains nothing else.
     with contextlib.redirect_stdout(sys.stderr) if _JSON.value else contextlib.nullcontext():
-        results = evaluate(config, _CHECKPOINT.value, workdir, _UNTRAINED.value)
+        results = evaluate(config, checkpoint, workdir, _UNTRAINED.value)
     if _JSON.value:
         print(json.dumps(results, indent=2))
         return

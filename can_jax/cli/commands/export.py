@@ -8,6 +8,7 @@ use the weights. `README.md` is a model card, with the results of `--results=OUT
 
 from etils import epath
 
+from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.export.formats import FORMATS
 from can_jax.export.write import export_run
@@ -17,6 +18,7 @@ from can_jax.utils.errors import UserError
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CHECKPOINT = FLAGS.path("checkpoint", "A run directory.")
+_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
 _FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format of the export.")
 _CONTENTS = FLAGS.choice(
     "contents", "encoder", ["encoder", "full"], "The part of the model to export."
@@ -38,7 +40,8 @@ def main() -> None:
         raise UserError("--output=DIR is missing: give the directory to create")
     output = epath.Path(_OUTPUT.value)
     results = _RESULTS.value or []
-    manifest = export_run(_CHECKPOINT.value, _FORMAT.value, output, _CONTENTS.value, results)
+    checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
+    manifest = export_run(checkpoint, _FORMAT.value, output, _CONTENTS.value, results)
     facts = {
         f"largest error, {name}": f"{e:.1e}"
         for name, e in manifest["checked"]["largest_error"].items()

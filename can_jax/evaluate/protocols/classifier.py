@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,7 +15,7 @@ from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.data.sources.labels import Classes
 from can_jax.encoders.pretrained import PretrainedEncoder, changed, identity_of, with_normalization
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
-from can_jax.train.step import NOT_TRAINED, abstract_state
+from can_jax.train.step import NOT_TRAINED, abstract_state, encoder_network
 from can_jax.utils.errors import UserError
 
 CARD = "classifier.json"  # Describes the head of a finished run, so that it can be evaluated.
@@ -39,13 +40,16 @@ class ClassifierSubject(PretrainedEncoder):
         return self.step.logits(parameters, images)
 
 
-def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> ClassifierSubject:
+def open_classifier(
+    workdir: epath.Path, changes: ConfigDict, mesh: Mesh, at: int | None = None
+) -> ClassifierSubject:
     """Restore the classifier of a finished `classify` run.
 
     Args:
         workdir: The run directory; it contains a `CARD`.
         changes: The resolved configuration of the evaluation.
         mesh: The device mesh over which the parameters are placed.
+        at: The step whose checkpoint is restored; by default the latest.
 
     Raises:
         UserError: The `CARD` belongs to an earlier run in the same directory.
@@ -57,7 +61,7 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
     with settings.ignore_type():
         settings.update(card["settings"])
     step = ClassifierStep(config, settings, card["features"], card["classes"], NOT_TRAINED)
-    newest, state = newest_state(workdir, abstract_state(step, mesh))
+    newest, state = newest_state(workdir, abstract_state(step, mesh), step=at)
     names = tuple(card["names"][: card["classes"]])
     labels = np.array(card.get("numbers", range(card["classes"])), np.int64)
     classes = Classes(labels, names if len(names) == len(labels) else ())
@@ -69,4 +73,5 @@ def open_classifier(workdir: epath.Path, changes: ConfigDict, mesh: Mesh) -> Cla
                 "finish the current run"
             )
         identity["trained_from"] = trained["encoder"]
-    return ClassifierSubject(config, state, identity, step, classes)
+    graph = nnx.graphdef(encoder_network(config))
+    return ClassifierSubject(config, state, graph, identity, step, classes)

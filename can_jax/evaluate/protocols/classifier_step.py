@@ -16,6 +16,7 @@ from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.models import can
 from can_jax.models.backbones import encoder_size, encoder_width
+from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
 from can_jax.train.compute_copy import compute_copy, stored_gradients
 from can_jax.train.losses import Metrics, random_streams, row_keys
@@ -219,10 +220,12 @@ class ClassifierStep:
         inner = not (settings.head_norm == "layer" and self.features in ("patches", "all"))
         options = {"drop": drop, "norm": inner} if self.config.model.backbone == "vit" else {}
         tokens = encoder.encode(pixels, **options).astype(jnp.float32)
-        if self.features == "both":
-            x = jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
-        else:
-            x = can.pool(tokens, self.features)
+        kinds = ("class", "patches") if self.features == "both" else (self.features,)
+        pooled = [can.pool(tokens, kind) for kind in kinds]
+        model = self.config.model
+        if inner and model.backbone == "vit" and variant_of(model).norm == "pooled":
+            pooled = [encoder.encoder.norm(one) for one in pooled]
+        x = jnp.concatenate(pooled, axis=1)
         if settings.freeze_encoder:
             x = jax.lax.stop_gradient(x)
         if settings.head_norm == "layer":

@@ -74,7 +74,10 @@ def figures_of(workdir: epath.Path) -> list[epath.Path]:
     return sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
 
 
-def newest_panel(workdir: epath.Path) -> bytes | None:
-    """Return the PNG bytes of a run's latest reconstruction figure, or None."""
+def newest_panel(workdir: epath.Path, step: int | None = None) -> bytes | None:
+    """Return the PNG bytes of a run's latest reconstruction figure, up to a step if given, or
+    None."""
     figures = figures_of(workdir)
+    if step is not None:
+        figures = [figure for figure in figures if figure.name <= f"step_{step:08d}.png"]
     return figures[-1].read_bytes() if figures else None

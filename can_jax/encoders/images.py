@@ -1,0 +1,188 @@
+"""The images that an encoder takes: checks of arrays, and preprocessing as in an evaluation."""
+
+import os
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from can_jax.augment.crops import center_crop
+from can_jax.data.decoding.decode import BEFORE, FILE_CHANNELS, pillow_pixels
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import expand_home
+
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes by number of channels.
+Pixels = UInt8[np.ndarray, "height width channels"]
+
+
+def preprocess(image: Any, data: ConfigDict) -> Pixels:
+    """Return the view of an image that evaluations use: resized, and cut at the center.
+
+    It needs no TensorFlow.
+
+    Args:
+        image: The path of an image file, its content as bytes, an image of Pillow, or a uint8 array
+            (height, width) or (height, width, channels).
+        data: The config block `data` of the encoder: the size of the view, its channels, and the
+            settings of decoding.
+
+    Raises:
+        UserError: The image cannot be read or decoded, or is of another type or shape.
+    """
+    if isinstance(image, str | os.PathLike):
+        path = expand_home(os.fspath(image))
+        try:
+            content = epath.Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {one_line(error)}") from error
+        return center_crop(_decoded(content, data, path), data.image_size)
+    if isinstance(image, bytes):
+        return center_crop(_decoded(image, data, "the image"), data.image_size)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image) if data.exif_orientation else image
+        return center_crop(_of_pillow(upright, data.channels), data.image_size)
+    return center_crop(_of_array(image, data.channels), data.image_size)
+
+
+def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
+    """Return the pixels of an image file."""
+    if data.channels not in FILE_CHANNELS:
+        raise UserError(f"{name}: files are decoded to 1, 3 or 4 channels, not {data.channels}")
+    try:
+        return pillow_pixels(
+            content, data.channels, data.max_pixels, data.exif_orientation, data.range
+        )
+    except Exception as error:  # Pillow raises many types of exception for a broken image.
+        raise UserError(f"{name} cannot be decoded: {one_line(error)}") from error
+
+
+def _of_pillow(image: Image.Image, channels: int) -> Pixels:
+    """Return the pixels of an image of Pillow."""
+    if channels not in MODES:
+        raise UserError(f"an image of Pillow has 1, 3 or 4 channels, the encoder {channels}")
+    if image.mode.startswith("I") or image.mode == "F":
+        raise UserError(
+            f"the image has the mode {image.mode}, more than 8 bits a channel: give the path of "
+            "its file, or a uint8 array"
+        )
+    if image.mode in BEFORE:
+        image = image.convert(BEFORE[image.mode])
+    pixels = np.asarray(image.convert(MODES[channels]))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _of_array(image: Any, channels: int) -> Pixels:
+    """Return the pixels of a single image given as an array."""
+    try:
+        array = np.asarray(image)
+    except Exception as error:  # An arbitrary object can raise any type of exception.
+        raise UserError(f"the image cannot be converted to an array: {one_line(error)}") from error
+    expected = f"uint8 (height, width, {channels})"
+    if array.dtype != np.uint8:
+        given = "" if array.dtype.kind in "fiub" else ", a path or an image of Pillow"
+        raise UserError(f"the image is {array.dtype}: give {expected}{given}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim == 3 and array.size:
+        if array.shape[2] == channels:
+            return array
+        if array.shape[2] in MODES and channels in MODES:
+            plain = array[:, :, 0] if array.shape[2] == 1 else array
+            return _of_pillow(Image.fromarray(plain), channels)
+    first = array.ndim == 3 and array.shape[0] == channels
+    hint = ": the channels are first, but must be last" if first else ""
+    raise UserError(f"the image has shape {array.shape}, not {expected}{hint}")
+
+
+def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
+    """Return a batch of images as a uint8 array.
+
+    Args:
+        images: An array, or an object that NumPy converts to one.
+        expected: The (height, width, channels) that the encoder requires.
+
+    Raises:
+        UserError: The images have another type, range, shape or layout.
+    """
+    try:
+        array = np.asarray(images)
+    except ValueError as error:
+        raise UserError(
+            "images do not form an array of one shape: give images of one size"
+        ) from error
+    except Exception as error:  # an arbitrary object can raise any type of exception
+        raise UserError(f"images cannot be converted to an array: {one_line(error)}") from error
+    if array.dtype == np.uint8 and array.ndim == 4 and array.size and array.shape[1:] == expected:
+        return array
+    # A list or a tensor of PyTorch has no `astype`.
+    name = "images" if hasattr(images, "astype") else "np.asarray(images)"
+    raise UserError(refusal(array, expected, name))
+
+
+def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
+    """Return an error message on images, with an expression that corrects them if there is one.
+
+    Args:
+        array: The images.
+        expected: The (height, width, channels) that the encoder requires.
+        name: An expression for the array.
+    """
+    shape = f"(n, {', '.join(map(str, expected))})"
+    if array.size == 0:
+        return f"images of shape {array.shape} are empty; give uint8 {shape}"
+    hints, code, converted = _layout(array.shape, expected[2], name)
+    fits = len(converted) == 4 and converted[1:] == expected
+    if len(converted) == 4 and converted[3] != expected[2]:
+        hints.append(f"the encoder takes {expected[2]} channels")
+    elif len(converted) == 4 and not fits:
+        hints.append("resize the images by encoder.preprocess, or give can_jax.load the image_size")
+    if array.dtype != np.uint8:
+        start = f"images are {array.dtype}, not uint8 {shape}"
+        if array.shape[1:] != expected:
+            start = f"images are {array.dtype} of shape {array.shape}, not uint8 {shape}"
+        hints.append(_as_bytes(array, code))
+    else:
+        start = f"images have shape {array.shape}, not {shape}"
+        if code != name:
+            hints.append(f"give {code}")
+    return ": ".join([start, "; ".join(hints)] if hints else [start])
+
+
+def _layout(
+    shape: tuple[int, ...], channels: int, code: str
+) -> tuple[list[str], str, tuple[int, ...]]:
+    """Return hints on a layout, an expression for images with channels last, and its shape.
+
+    Args:
+        shape: The shape of the images.
+        channels: The number of channels that the encoder requires.
+        code: An expression for the images.
+    """
+    hints = []
+    if len(shape) == 3 and channels in (shape[0], shape[2]):
+        hints.append("these are of a single image")
+        shape, code = (1, *shape), f"{code}[None]"
+    if len(shape) == 4 and shape[1] == channels != shape[3]:
+        hints.append("the channels are first, but must be last")
+        shape, code = (shape[0], *shape[2:], channels), f"{code}.transpose(0, 2, 3, 1)"
+    return hints, code, shape
+
+
+def _as_bytes(array: np.ndarray, code: str) -> str:
+    """Return a hint on how to convert the values of an array to uint8.
+
+    Args:
+        array: The images.
+        code: An expression for the array in the right layout.
+    """
+    if array.dtype.kind not in "fiub":
+        return "give values 0 to 255"
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        return f"values in [0, 1] become uint8 by (255 * {code}).round().astype('uint8')"
+    if array.dtype.kind != "b" and low >= 0 and high <= 255:
+        return f"values in [0, 255] become uint8 by {code}.round().astype('uint8')"
+    return f"values reach from {low} to {high}; give values 0 to 255, not normalized"

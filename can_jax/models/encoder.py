@@ -1,0 +1,103 @@
+"""The encoder of the visible patches: a Vision Transformer, with its class token and positions."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from can_jax.distributed.mesh import constrain_batch_sharding
+from can_jax.models.positions import resized_positions, sincos_2d
+from can_jax.models.variant import PLAIN, Variant
+from can_jax.models.vit import Linear, Transformer, layer_norm
+
+
+class Encoder(Transformer):
+    """A ViT encoder of a subset of the patches, with a class token.
+
+    Args:
+        pixels: Pixel values per patch, all channels included.
+        width: The width of the residual stream.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+        mlp_width: The width of the hidden layer of each MLP.
+        rngs: The random numbers of the initialization.
+        dtype: The type of activations and matrix products.
+        param_dtype: The type of the parameters.
+        variant: The options in which the encoder differs from MAE's.
+        grid: The number of patches along (height, width) for which it has learned positions.
+        **run: The other options of `Transformer`.
+    """
+
+    def __init__(
+        self,
+        pixels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_width: int,
+        *,
+        rngs: nnx.Rngs,
+        dtype: Any,
+        param_dtype: Any,
+        variant: Variant = PLAIN,
+        grid: tuple[int, int] | None = None,
+        **run: Any,
+    ):
+        options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
+        normal = nnx.initializers.normal(0.02)
+        self.patch_embed = Linear(pixels, width, **options)
+        token = normal(rngs.params(), (width,), param_dtype)
+        self.class_token = nnx.Param(token)
+        self.variant, self.position_grid = variant, grid
+        if variant.positions == "learned":
+            assert grid is not None, "learned positions need a grid"
+            shape = (grid[0] * grid[1], width)
+            self.positions = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        if variant.registers:
+            shape = (variant.registers, width)
+            self.registers = nnx.Param(normal(rngs.params(), shape, param_dtype))
+        if variant.pre_norm:
+            wide = options | {"dtype": run["residual_dtype"]}
+            self.pre_norm = layer_norm(width, variant.epsilon, **wide)
+        super().__init__(width, depth, heads, mlp_width, variant=variant, **run, **options)
+
+    def positions_of(self, grid: tuple[int, int]) -> Float[Array, "patches width"]:
+        """Return the position of each patch of a grid; learned ones are resized to it."""
+        if self.variant.positions == "sincos":
+            return jnp.asarray(sincos_2d(grid, self.width), self.residual_dtype)
+        assert self.position_grid is not None
+        table = resized_positions(self.positions[...], self.position_grid, grid)
+        return table.astype(self.residual_dtype)
+
+    def __call__(
+        self,
+        patches: Float[Array, "rows visible pixels"],
+        index: Int[Array, "rows visible"],
+        grid: tuple[int, int],
+        *,
+        drop: Float[Array, "depth rows 2"] | None = None,
+        norm: bool = True,
+    ) -> Float[Array, "rows visible+1 width"]:
+        """Encode patches; the class token comes first.
+
+        Args:
+            patches: The patches of each row.
+            index: The index of each patch in the grid, in row-major order.
+            grid: The number of patches along (height, width).
+            drop: The factors of each block's branches, from `drop_path`; None for 1.
+            norm: Whether the final LayerNorm is applied. That of the mean token never is.
+        """
+        tokens = self.patch_embed(patches).astype(self.residual_dtype)
+        rows, _, width = tokens.shape
+        tokens = tokens + self.positions_of(grid)[index]
+        class_token = self.class_token[...].astype(tokens.dtype)
+        first = [jnp.broadcast_to(class_token, (rows, 1, width))]
+        if count := self.variant.registers:
+            registers = self.registers[...].astype(tokens.dtype)
+            first.append(jnp.broadcast_to(registers, (rows, count, width)))
+        x = constrain_batch_sharding(jnp.concatenate([*first, tokens], axis=1))
+        x = self.blocks(self.pre_norm(x) if self.variant.pre_norm else x, drop)
+        if count:
+            x = jnp.concatenate([x[:, :1], x[:, 1 + count :]], axis=1)
+        return self.norm(x) if norm and self.variant.norm == "tokens" else x

@@ -1,0 +1,131 @@
+"""The options of an encoder that the arrays of another library require, beyond MAE's structure."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from can_jax.models.variant import LAYER_NORM_EPS
+from can_jax.utils.errors import UserError
+from can_jax.weights.accounting import fits_table
+from can_jax.weights.layouts import Arrays
+from can_jax.weights.library_configs import EXACT, Stated
+
+QKV_BIAS, EMBED_BIAS = "blocks.{}.attn.qkv.bias", "patch_embed.proj.bias"
+# Facts that are compared with the arrays, which determine them.
+COMPARED = ("qkv_bias", "layer_scale", "qk_norm", "pre_norm", "registers")
+# For each option, a pattern of the arrays that only an encoder with this option has.
+ARRAYS_OF_OPTIONS = {
+    "layer_scale": r"blocks\.\d+\.ls[12]\.gamma",
+    "qk_norm": r"blocks\.\d+\.attn\.[qk]_norm\.(weight|bias)",
+    "pre_norm": r"norm_pre\.(weight|bias)",
+}
+
+
+def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
+    """Return arrays under the names that `torch_layout` expects, and the options they require.
+
+    Biases that the library leaves out become zeros. The class token and the registers absorb their
+    rows of learned positions.
+
+    Args:
+        arrays: The arrays under MAE's names.
+        stated: The facts that files state about the encoder.
+
+    Raises:
+        UserError: The arrays contradict a stated option, or the grid of learned positions is
+            unknown.
+    """
+    arrays, facts = dict(arrays), stated.facts
+    depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
+    options: dict[str, Any] = {}
+    for name, pattern in ARRAYS_OF_OPTIONS.items():
+        if any(re.fullmatch(pattern, array) for array in arrays):
+            options[name] = 1.0 if name == "layer_scale" else True
+    if "register_tokens" in arrays and "reg_token" not in arrays:
+        arrays["reg_token"] = arrays.pop("register_tokens")
+    if "reg_token" in arrays:
+        options["registers"] = (
+            arrays["reg_token"].reshape(-1, arrays["reg_token"].shape[-1]).shape[0]
+        )
+    if "fc_norm.weight" in arrays and "norm.weight" not in arrays:
+        options["norm"] = "pooled"
+        for suffix in ("weight", "bias"):
+            if f"fc_norm.{suffix}" in arrays:
+                arrays[f"norm.{suffix}"] = arrays.pop(f"fc_norm.{suffix}")
+    _add_biases(arrays, depth, stated, bool(options.get("pre_norm")))
+    for name in COMPARED[1:]:
+        if name in facts and bool(facts[name]) != bool(options.get(name)):
+            there = "have none" if facts[name] else "have one"
+            raise UserError(f"{stated.keys[name]}={facts[name]}, but the arrays {there}")
+    if _has_learned_positions(arrays):
+        options |= {"positions": "learned", "position_grid": _fold_positions(arrays, stated)}
+    epsilon = facts.get("layer_norm_eps", LAYER_NORM_EPS)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, float | int) or not 0 < epsilon <= 1e-2:
+        raise UserError(
+            f"{stated.keys['layer_norm_eps']}={epsilon!r}: give a number above 0, at most 0.01"
+        )
+    if abs(epsilon / LAYER_NORM_EPS - 1) > 1e-3:
+        options["epsilon"] = float(epsilon)
+    if facts.get("gelu", EXACT) != EXACT:
+        options["gelu"] = "tanh"
+    return arrays, options
+
+
+def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> None:
+    """Add zeros for the biases of queries, keys and values that no block has, and of the patches
+    that a norm follows."""
+    weights = [f"blocks.{i}.attn.qkv.weight" for i in range(depth)]
+    biases = sorted(n for n in arrays if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", n))
+    if stated.facts.get("qkv_bias") is False and biases:
+        raise UserError(f"{stated.keys['qkv_bias']}=False, but the arrays have {biases[0]}")
+    if not biases and all(name in arrays for name in weights):
+        for i, name in enumerate(weights):
+            arrays[QKV_BIAS.format(i)] = np.zeros(arrays[name].shape[:1], arrays[name].dtype)
+    embed = arrays.get("patch_embed.proj.weight")
+    if pre_norm and embed is not None and EMBED_BIAS not in arrays:
+        arrays[EMBED_BIAS] = np.zeros(embed.shape[:1], embed.dtype)
+
+
+def _has_learned_positions(arrays: Arrays) -> bool:
+    """Return whether positions are a parameter: neither MAE's table, nor of an impossible shape."""
+    table, embed = arrays.get("pos_embed"), arrays.get("patch_embed.proj.weight")
+    if table is None or embed is None or embed.ndim != 4:
+        return False
+    shaped = table.dtype.kind == "f" and table.ndim == 3 and table.shape[::2] == (1, len(embed))
+    return shaped and bool(table.any()) and not fits_table(table, len(embed))
+
+
+def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
+    """Reduce learned positions to those of the patches, and return their grid (height, width).
+
+    Raises:
+        UserError: The grid is not square, and no file states the image size.
+    """
+    table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
+    registers = arrays["reg_token"].size // width if "reg_token" in arrays else 0
+    size = stated.facts.get("image_size")
+    prefixes = dict.fromkeys((1, 1 + registers, 0))
+    for prefix in prefixes:
+        if size is not None and (size[0] // patch) * (size[1] // patch) == len(table) - prefix:
+            grid = size[0] // patch, size[1] // patch
+            break
+    else:
+        for prefix in prefixes:
+            side = round(np.sqrt(max(0, len(table) - prefix)))
+            if side and side**2 == len(table) - prefix:
+                grid = side, side
+                break
+        else:
+            raise UserError(
+                f"pos_embed has {len(table)} learned rows, which no square grid has, and the image "
+                "size is not stated: give a folder with config.json"
+            )
+    # A token without a position of its own gets its row once and for all.
+    if prefix:
+        arrays["cls_token"] = arrays["cls_token"] + table[:1]
+    if prefix > 1:
+        arrays["reg_token"] = arrays["reg_token"] + table[1:prefix]
+    rows = [np.zeros_like(table[:1]), table[prefix:]]
+    arrays["pos_embed"] = np.concatenate(rows)[None]
+    return grid
