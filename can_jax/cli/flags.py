@@ -171,6 +171,11 @@ class Recipe:
         """The values set on the command line, by dotted key."""
         return getattr(self._values[CONFIG], "override_values", {})
 
+    @property
+    def given(self) -> bool:
+        """Whether the command line selects a recipe."""
+        return self._values[CONFIG].value is not None
+
     def read(self) -> ConfigDict:
         """Return the recipe; a duration set on the command line replaces the recipe's own.
 

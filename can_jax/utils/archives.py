@@ -9,9 +9,9 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -163,3 +163,30 @@ def map_npy(path: Any) -> np.ndarray:
         raise
     except Exception as error:  # an untrusted file can cause any type of exception
         raise ValueError(f"{path} is not an npy file: {one_line(error)}") from error
+
+
+class Column(NamedTuple):
+    """An array to write: its type, its shape, and its parts along the first axis."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    parts: Iterable[np.ndarray]
+
+
+def write_npz(path: Any, columns: Mapping[str, Column]) -> None:
+    """Write an npz file of arrays that do not fit into memory.
+
+    Args:
+        path: The local path of the file.
+        columns: The arrays by name.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, (dtype, shape, parts) in columns.items():
+            header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for part in parts:
+                    file.write(part.astype(dtype).tobytes())

@@ -1,0 +1,80 @@
+"""`python -m can_jax.embed --checkpoint=FROM --data=DIR --output=features.parquet`
+
+Writes the features of every image of a data set to a Parquet, npz or CSV file, with the image's
+name and, if it has one, its label. FROM is a run directory, an export, or a folder or file of
+weights. DIR is a folder of images; `--config=knn --config.data.…` selects any other source, as for
+`can_jax.evaluate`. Re-running an interrupted command resumes it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from can_jax.checkpoint.run_directory import step_path
+from can_jax.cli.command import Command
+from can_jax.config.pretrained import FEATURES
+from can_jax.distributed.mesh import make_mesh
+from can_jax.encoders.embed import embed
+from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.feature_files import check_output
+from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
+from can_jax.monitoring.console import fact_table, plain_console
+from can_jax.utils.errors import UserError
+
+COMMAND = Command(__doc__)
+FLAGS = COMMAND.flags
+_CONFIG = FLAGS.recipe("protocol")
+_CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
+_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
+_DATA = FLAGS.path("data", "A folder of images; by default the data of the run.")
+_SPLIT = FLAGS.text("split", None, "The split to read; by default the only one.")
+_FEATURES = FLAGS.choice("features", None, list(FEATURES), "The features; by default patches.")
+_OUTPUT = FLAGS.path("output", "The file to make: .parquet, .npz or .csv.")
+
+
+@COMMAND.runs
+def main() -> None:
+    """Compute the features, and print their number and place."""
+    if _CHECKPOINT.value is None:
+        raise UserError("--checkpoint=FROM is missing: a run directory, an export, or a file")
+    if _OUTPUT.value is None:
+        raise UserError("--output=FILE is missing: the .parquet, .npz or .csv file to make")
+    output = Path(_OUTPUT.value)
+    check_output(output)
+    config = _CONFIG.read() if _CONFIG.given else default_evaluation()
+    with config.ignore_type():
+        if _DATA.value is not None:
+            if config.data.source not in (None, "folder"):
+                raise UserError(
+                    f"--data={_DATA.value} is a folder, but config.data.source="
+                    f"{config.data.source}: set config.data.path instead"
+                )
+            config.data.update(source="folder", path=_DATA.value)
+        if _FEATURES.value is not None:
+            config.features = _FEATURES.value
+    config = resolve_evaluation(config)
+    mesh = make_mesh(config.mesh)
+    subject = open_encoder(step_path(_CHECKPOINT.value, _STEP.value), False, config, mesh)
+    encoder = Encoder(subject, mesh, config.batch_size)
+    console = plain_console(stderr=True, soft_wrap=True, highlight=False)
+    columns: tuple[Any, ...] = (
+        TextColumn("embedding"), BarColumn(bar_width=None), MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )  # fmt: skip
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        task = bar.add_task("embedding", total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        split = _SPLIT.value
+        summary = embed(encoder, encoder.data, split, output, config.features, advance)
+    facts: dict[str, Any] = {"images": summary.images, "width": summary.width}
+    if summary.skipped:
+        facts["not decoded"] = summary.skipped
+        facts["their names"] = f"{output}.skipped.csv"
+    facts["file"] = str(output)
+    plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Embedded", facts))

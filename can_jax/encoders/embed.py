@@ -1,0 +1,259 @@
+"""Features of all images of a data set, written to one file; interrupted work resumes.
+
+Features are computed part by part into a folder beside the output, so that memory stays bounded.
+The parts are merged once all of them are there. Pillow decodes the images, and TensorFlow is not
+imported for image files, arrays and tars.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.identity import differences, read_identity, store_identity
+from can_jax.data.sources.base import Source
+from can_jax.data.sources.registry import available_splits, open_source
+from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.feature_files import WRITERS, Part, Table, check_output
+from can_jax.encoders.images import preprocess
+from can_jax.utils.cpu import usable_cores
+from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.files import replacing
+
+PART = 4096  # The images of a part; about 16 MB of features for a ViT-L.
+LEAST = 256  # The images of which at most `data.skip_limit` may be broken, at least.
+Advance = Callable[[int, int], None]  # Called with the numbers of images done, and of all images.
+
+
+class Summary(NamedTuple):
+    """The result of `embed`: the numbers of images written and skipped, and the features' width."""
+
+    images: int
+    skipped: int
+    width: int
+
+
+def chosen_split(data: ConfigDict, split: str | None) -> str:
+    """Return the split to read: the given one, or the only one that the data has.
+
+    Args:
+        data: The checked config block of the data.
+        split: The name of the split, or None.
+
+    Raises:
+        UserError: No split is given, and there are several.
+    """
+    if split is not None:
+        return split
+    available = available_splits(data)
+    if len(available) > 1:
+        raise UserError(f"the data has the splits {', '.join(available)}: choose one by --split")
+    return available[0] if available else data.split
+
+
+def embed(
+    encoder: Encoder,
+    data: ConfigDict,
+    split: str | None,
+    output: Path,
+    features: str = "patches",
+    advance: Advance = lambda done, total: None,
+) -> Summary:
+    """Write the features of every image of a split, with its name, and its label if it has one.
+
+    Images that cannot be decoded are skipped, and listed with the reason in a file beside the
+    output. The same call after an interruption continues with the parts that are missing.
+
+    Args:
+        encoder: The encoder.
+        data: The checked config block of the data.
+        split: The name of the split; None for the only one there is.
+        output: The file to create, whose suffix selects the format: .parquet, .npz or .csv.
+        features: The kind of features: ``patches``, ``all``, ``class`` or ``both``.
+        advance: A function called whenever images are done.
+
+    Raises:
+        UserError: The output exists or has another suffix, the data cannot be read, too many images
+            are broken, or the parts of an earlier call are of other weights, data or settings.
+    """
+    check_output(output)
+    name = chosen_split(data, split)
+    source = open_source(data, name)
+    identity = {
+        "encoder": {"sha256": encoder.sha256, "path": str(encoder.path), "step": encoder.step},
+        "image_size": list(encoder.image_size),
+        "mean": list(encoder.mean),
+        "std": list(encoder.std),
+        "features": features,
+        "data": source.fingerprint() | {"split": name, "images_per_part": PART},
+    }
+    identity = json.loads(json.dumps(identity, default=str))
+    folder = output.with_name(f"{output.name}.parts")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created: {one_line(error)}") from error
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        held = lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{output} is being written by another process") from None
+    with held:
+        _check_parts(folder, identity)
+        paths = _compute_parts(encoder, source, data, features, folder, advance)
+        table = Table(paths, source.label_names, identity)
+        skipped = _check_skipped(paths, source, data, partial=False)
+        if table.images:
+            with replacing(output) as temporary:
+                WRITERS[output.suffix](temporary, table)
+    _write_skipped(output, paths)
+    for path in sorted(folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+    return Summary(table.images, skipped, table.width)
+
+
+def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
+    """Compare the identity of stored parts with that of this call, or store it."""
+    stored = read_identity(epath.Path(folder))
+    if stored is None:
+        store_identity(epath.Path(folder), identity)
+    elif lines := differences(stored, identity):
+        raise UserError(
+            f"{folder} holds features of an interrupted call that differs: {lines[0]}; remove that "
+            "folder, or give another --output"
+        )
+
+
+def _compute_parts(
+    encoder: Encoder,
+    source: Source,
+    data: ConfigDict,
+    features: str,
+    folder: Path,
+    advance: Advance,
+) -> list[Path]:
+    """Compute the missing parts, and return the paths of all of them in order."""
+    settings = data.copy_and_resolve_references()
+    with settings.unlocked(), settings.ignore_type():
+        settings.update(image_size=encoder.image_size, channels=encoder.channels)
+    starts = range(0, source.examples, PART)
+    paths = [folder / f"{start:012d}.npz" for start in starts]
+    with ThreadPoolExecutor(data.threads or usable_cores()) as pool:
+        for start, path in zip(starts, paths, strict=True):
+            stop = min(start + PART, source.examples)
+            if not path.exists():
+                parts = list(
+                    _batches(encoder, source, settings, features, range(start, stop), pool, advance)
+                )
+                Part.joined(parts).save(path)
+                _check_skipped([p for p in paths if p.exists()], source, data, partial=True)
+            advance(stop, source.examples)
+    return paths
+
+
+def _batches(
+    encoder: Encoder,
+    source: Source,
+    data: ConfigDict,
+    features: str,
+    examples: range,
+    pool: ThreadPoolExecutor,
+    advance: Advance,
+) -> Iterator[Part]:
+    """Yield the features of some examples; one batch is decoded while another is computed."""
+    size = encoder.batch_size
+    chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+    loading: Future[_Loaded] | None = None
+    with ThreadPoolExecutor(1) as ahead:
+        for i, chunk in enumerate(chunks):
+            loaded = (loading or ahead.submit(_load, source, data, chunk, pool)).result()
+            if i + 1 < len(chunks):
+                loading = ahead.submit(_load, source, data, chunks[i + 1], pool)
+            good = [view for view in loaded.views if isinstance(view, np.ndarray)]
+            kept = np.array([isinstance(view, np.ndarray) for view in loaded.views])
+            outputs = encoder(good, features) if good else np.zeros((0, 0), np.float32)
+            names = np.array([_name(source, int(example)) for example in chunk])
+            reasons = [str(view) for view in loaded.views if not isinstance(view, np.ndarray)]
+            yield Part(
+                outputs, loaded.labels[kept], names[kept], names[~kept], np.array(reasons, str)
+            )
+            advance(chunk[-1] + 1, source.examples)
+
+
+class _Loaded(NamedTuple):
+    """The decoded views of a batch, an error in place of each broken one, and the labels."""
+
+    views: list[Any]
+    labels: np.ndarray
+
+
+def _load(source: Source, data: ConfigDict, examples: range, pool: ThreadPoolExecutor) -> _Loaded:
+    chosen = np.array(examples, np.int64)
+
+    def view(image: Any) -> Any:
+        try:
+            if isinstance(image, bytes) and not image:
+                return "the record is damaged"
+            return preprocess(image, data)
+        except UserError as error:
+            return one_line(error).removeprefix("the image cannot be decoded: ")
+
+    if source.images is not None:
+        images: list[Any] = list(source.images[chosen])
+        labels = np.full(len(chosen), -1) if source.labels is None else source.labels[chosen]
+    else:
+        images, labels = source.read(chosen)
+    return _Loaded(list(pool.map(view, images)), np.asarray(labels, np.int32))
+
+
+def _name(source: Source, example: int) -> str:
+    """Return the name of an example: the path of its file relative to the data, if it has one."""
+    root = getattr(source, "root", None)
+    name = source.describe(example)
+    return name.removeprefix(f"{root}/") if root else name
+
+
+def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial: bool) -> int:
+    """Return the number of images that could not be decoded.
+
+    Args:
+        paths: The parts computed so far.
+        source: The source of the images.
+        data: The config block of the data, whose ``skip_limit`` is the allowed fraction.
+        partial: Whether parts are missing.
+
+    Raises:
+        UserError: It exceeds the allowed fraction.
+    """
+    skipped, done, first = 0, 0, ""
+    for path in paths:
+        part = Part.load(path)
+        skipped += len(part.broken)
+        done += len(part.broken) + len(part.names)
+        if not first and len(part.broken):
+            first = f"{part.broken[0]}: {part.reasons[0]}"
+    if (done >= LEAST or not partial) and skipped > data.skip_limit * done:
+        raise UserError(
+            f"{skipped} of {done} images cannot be decoded, more than data.skip_limit="
+            f"{data.skip_limit}; the first: {first}"
+        )
+    return skipped
+
+
+def _write_skipped(output: Path, paths: list[Path]) -> None:
+    """List the images that could not be decoded, if any, in a file beside the output."""
+    rows = []
+    for path in paths:
+        part = Part.load(path)
+        rows += list(zip(part.broken, part.reasons, strict=True))
+    if rows:
+        with output.with_name(f"{output.name}.skipped.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("name", "reason"), *rows])

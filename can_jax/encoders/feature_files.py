@@ -1,0 +1,169 @@
+"""Files of features: the parts that are computed, and their merging to Parquet, npz or CSV."""
+
+import csv
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from can_jax.utils.archives import Column, map_npy, read_npz, write_npz
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replacing
+
+
+class Part(NamedTuple):
+    """The features of a range of examples.
+
+    Attributes:
+        features: The features, float32 (images, width).
+        labels: The label of each image, or -1.
+        names: The name of each image.
+        broken: The names of the images that could not be decoded.
+        reasons: The reason for each of them.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    names: np.ndarray
+    broken: np.ndarray
+    reasons: np.ndarray
+
+    @staticmethod
+    def joined(parts: "Sequence[Part]") -> "Part":
+        """Return several parts as one."""
+        filled = [part for part in parts if len(part.features)] or parts[:1]
+        features = np.concatenate([part.features for part in filled])
+        rest = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
+        return Part(features, *rest)
+
+    def save(self, path: Path) -> None:
+        """Write the part; the file of the given path comes last, and marks it as complete."""
+        np.save(path.with_suffix(".npy"), self.features)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **{name: getattr(self, name) for name in self._fields[1:]})
+
+    @staticmethod
+    def load(path: Path) -> "Part":
+        """Read a part, whose features stay on the disk until they are used."""
+        rest = read_npz(path)
+        features = map_npy(path.with_suffix(".npy"))
+        return Part(features, *(rest[name] for name in Part._fields[1:]))
+
+
+class Table:
+    """The features of all images, read part by part.
+
+    Attributes:
+        images: The number of images.
+        width: The width of the features; 0 without any image.
+        label_names: The names of the classes; empty if unknown.
+        labeled: Whether any image has a label.
+        longest: The number of characters of the longest name.
+        identity: What the features depend on, serializable as JSON.
+    """
+
+    def __init__(self, paths: list[Path], label_names: tuple[str, ...], identity: dict[str, Any]):
+        self._paths, self.label_names, self.identity = paths, label_names, identity
+        self.images, self.width, self.labeled, self.longest = 0, 0, False, 1
+        for part in self.parts():
+            self.images += len(part.labels)
+            self.labeled |= bool((part.labels >= 0).any())
+            self.longest = max(self.longest, part.names.dtype.itemsize // 4)
+            self.width = part.features.shape[1]
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the parts that hold any image."""
+        for path in self._paths:
+            part = Part.load(path)
+            if len(part.labels):
+                yield part
+
+    def classes(self, labels: np.ndarray) -> list[str]:
+        """Return the names of the classes of some labels, empty where unknown."""
+        names, count = self.label_names, len(self.label_names)
+        return [names[label] if 0 <= label < count else "" for label in labels]
+
+
+def _write_npz(path: Path, table: Table) -> None:
+    names, identity = np.array(table.label_names, str), np.array(_identity(table))
+    names = names if len(names) else np.zeros(0, "<U1")
+    columns = {
+        "names": Column(
+            np.dtype(f"<U{table.longest}"), (table.images,), (p.names for p in table.parts())
+        ),
+        "features": Column(
+            np.dtype("<f4"), (table.images, table.width), (p.features for p in table.parts())
+        ),
+        "label_names": Column(names.dtype, names.shape, [names]),
+        "identity": Column(identity.dtype, (), [identity]),
+    }
+    if table.labeled:
+        labels = (p.labels for p in table.parts())
+        columns["labels"] = Column(np.dtype("<i4"), (table.images,), labels)
+    write_npz(path, columns)
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    labels = ["label", "class"][: bool(table.label_names) + 1] if table.labeled else []
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", *labels, *(f"feature_{i}" for i in range(table.width))])
+        for part in table.parts():
+            classes = table.classes(part.labels)
+            for row, name in enumerate(part.names):
+                known = [part.labels[row], classes[row]][: len(labels)]
+                # Nine digits determine a float32.
+                writer.writerow([name, *known, *(f"{value:.9g}" for value in part.features[row])])
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [pa.field("name", pa.string())]
+    if table.labeled:
+        fields.append(pa.field("label", pa.int32()))
+        fields += [pa.field("class", pa.string())] if table.label_names else []
+    fields.append(pa.field("features", pa.list_(pa.float32(), table.width)))
+    schema = pa.schema(fields, metadata={"can_jax": _identity(table)})
+    with pq.ParquetWriter(path, schema) as writer:
+        for part in table.parts():
+            columns = {
+                "name": pa.array(part.names.tolist(), pa.string()),
+                "label": pa.array(part.labels, pa.int32()),
+                "class": pa.array(table.classes(part.labels), pa.string()),
+                "features": pa.FixedSizeListArray.from_arrays(
+                    pa.array(part.features.reshape(-1), pa.float32()), table.width
+                ),
+            }
+            writer.write_table(pa.table([columns[name] for name in schema.names], schema=schema))
+
+
+def _identity(table: Table) -> str:
+    return json.dumps(table.identity)
+
+
+WRITERS: dict[str, Callable[[Path, Table], None]] = {
+    ".parquet": _write_parquet,
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+}
+
+
+def check_output(output: Path) -> None:
+    """Check that a file of features can be written, before anything is computed.
+
+    Raises:
+        UserError: It exists, its suffix is unknown, or a required package is missing.
+    """
+    if output.suffix not in WRITERS:
+        raise UserError(f"--output={output}: give a file of the type {', '.join(WRITERS)}")
+    if "://" in str(output) or ":/" in str(output):
+        raise UserError(f"--output={output}: give a local file")
+    if output.exists():
+        raise UserError(f"--output={output} is there already")
+    if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"--output={output}: pip install pyarrow, or give an .npz or .csv")

@@ -1,0 +1,133 @@
+"""`python -m can_jax.embed`: the features of a whole data set in a file."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from can_jax.data.evaluation.pairs import open_own
+from can_jax.distributed.mesh import make_mesh
+from can_jax.encoders import embed as embedding
+from can_jax.encoders.encoder import Encoder
+from can_jax.encoders.images import preprocess
+from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.config import resolve_evaluation
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.utils.errors import UserError
+from tests.evaluate import samples
+from tests.helpers.runs import main_in_process
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A run, and a folder with a file that is no image."""
+    run = samples.run_directory(tmp_path_factory.mktemp("run"))
+    data = samples.imagenet(tmp_path_factory.mktemp("data"), train=7, val=2)
+    (data / "train" / samples.CLASSES[1] / "broken.JPEG").write_bytes(b"no image")
+    return run, data
+
+
+@pytest.fixture(scope="module")
+def encoder(places):
+    run, data = places
+    config = resolve_evaluation(samples.evaluation("knn", data, features="both"))
+    mesh = make_mesh(config.mesh)
+    return Encoder(open_encoder(str(run), False, config, mesh), mesh, 8)
+
+
+def npz(path):
+    with np.load(path) as content:
+        return {name: content[name] for name in content.files}
+
+
+class Stop(Exception):
+    pass
+
+
+def test_features_are_those_of_an_evaluation_after_an_interruption(
+    places, encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(embedding, "PART", 8)
+    output, calls = tmp_path / "features.npz", []
+
+    def stop(done, total):
+        if (tmp_path / "features.npz.parts" / "000000000000.npz").exists():
+            raise Stop
+
+    with pytest.raises(Stop):
+        embedding.embed(encoder, encoder.data, "train", output, "both", stop)
+    monkeypatch.setattr(embedding, "preprocess", lambda *a: calls.append(a) or preprocess(*a))
+    summary = embedding.embed(encoder, encoder.data, "train", output, "both")
+    assert summary == (21, 1, 48) and len(calls) == 22 - 8  # the first part is not repeated
+    found = npz(output)
+    mesh = make_mesh(samples.evaluation("knn").mesh)
+    extract = SplitFeatureExtractor(encoder._subject, mesh, 8)
+    wanted = extract(open_own(encoder.data, "train", None))
+    np.testing.assert_array_equal(found["labels"], wanted.labels)
+    # Single bytes of the views differ by 1, where Pillow and TensorFlow round differently.
+    np.testing.assert_allclose(found["features"], wanted.outputs, atol=5e-3)
+    assert found["label_names"].tolist() == list(samples.CLASSES)
+    assert found["names"][0] == f"{samples.CLASSES[0]}/{samples.CLASSES[0]}_0.JPEG"
+    assert json.loads(str(found["identity"]))["encoder"]["sha256"] == encoder.sha256
+    skipped = (tmp_path / "features.npz.skipped.csv").read_text().splitlines()
+    assert len(skipped) == 2 and "broken.JPEG" in skipped[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "features.npz",
+        "features.npz.skipped.csv",
+    ]
+    with pytest.raises(UserError, match="is there already"):
+        embedding.embed(encoder, encoder.data, "train", output)
+
+
+def test_every_format_holds_the_same(encoder, tmp_path):
+    for suffix in (".npz", ".csv", ".parquet"):
+        embedding.embed(encoder, encoder.data, "val", tmp_path / f"a{suffix}")
+    wanted = npz(tmp_path / "a.npz")
+    table = pq.read_table(tmp_path / "a.parquet").to_pydict()
+    rows = list(csv.DictReader((tmp_path / "a.csv").open()))
+    assert len(rows) == len(wanted["names"]) == 6
+    assert [row["name"] for row in rows] == table["name"] == wanted["names"].tolist()
+    assert [row["class"] for row in rows] == table["class"]
+    assert [int(row["label"]) for row in rows] == table["label"] == wanted["labels"].tolist()
+    np.testing.assert_array_equal(np.array(table["features"], np.float32), wanted["features"])
+    values = [[float(row[f"feature_{i}"]) for i in range(24)] for row in rows]
+    np.testing.assert_array_equal(np.array(values, np.float32), wanted["features"])
+
+
+def test_parts_of_another_call_are_refused(encoder, tmp_path):
+    with pytest.raises(Stop):
+        embedding.embed(encoder, encoder.data, "val", tmp_path / "a.npz", advance=raising)
+    with pytest.raises(UserError, match="features was patches, is class; remove that folder"):
+        embedding.embed(encoder, encoder.data, "val", tmp_path / "a.npz", "class")
+
+
+def raising(*_):
+    raise Stop
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output=a.txt"], "give a file of the type .parquet, .npz, .csv"),
+        ([], "the data has the splits train, val: choose one by --split"),
+        (["--split=train", "--data=/no/such"], "config.data.path=/no/such is not a folder"),
+        (["--step=8"], "no checkpoint of step 8"),
+    ],
+)
+def test_mistake_is_one_line(places, tmp_path, monkeypatch, options, message):
+    run, data = places
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"--checkpoint={run}", f"--data={data}", "--output=out.csv", *options]
+    done = main_in_process("can_jax.embed", *arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_many_broken_images_stop_it(places, encoder, tmp_path):
+    data = encoder.data
+    with data.unlocked():
+        data.skip_limit = 0.0
+    with pytest.raises(UserError, match=r"1 of 22 images cannot be decoded.*broken\.JPEG"):
+        embedding.embed(encoder, data, "train", tmp_path / "a.npz")
