@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from can_jax.models import vit
+from can_jax.models import ops, vit
 from can_jax.utils.errors import one_line
 
 WARM_UPS = 3
@@ -67,7 +67,7 @@ def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operatio
 
 def product_operations() -> dict[str, Operation]:
     """Return implementations of the product of an MLP's first layer."""
-    return {"ours": vit.matrix_product, "jnp.matmul": jnp.matmul}
+    return {"ours": ops.matrix_product, "jnp.matmul": jnp.matmul}
 
 
 def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operation, Inputs]]:
