@@ -128,18 +128,29 @@ def export_encoder(
     format: str,
     output: "str | os.PathLike[str]",
     *,
-    contents: str = "encoder",
+    contents: str | None = None,
     step: int | None = None,
+    heads: int | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    license: str | None = None,
+    data: str | None = None,
+    push: str | None = None,
 ) -> dict[str, Any]:
-    """Export the weights of a run to another library, and return the manifest.
+    """Export weights to another library, and return the manifest.
 
     Args:
-        checkpoint: A run directory.
+        checkpoint: A run directory, an export, or a file or folder of weights to convert.
         format: ``timm``, ``huggingface``, ``big_vision``, ``safetensors``, ``stablehlo`` or
             ``onnx``.
         output: The directory to create.
-        contents: ``encoder``, or ``full`` with the decoder.
+        contents: ``encoder``, ``full`` with the decoder, or ``classifier``. Defaults to the
+            classifier of a fine-tuned run, else to the encoder.
         step: The step of the run's checkpoint. Defaults to the latest valid one.
+        heads, mean, std: Facts that files of weights do not state, as for `load`.
+        license: The license of the weights, for the model card.
+        data: What the weights were trained on, for the model card.
+        push: The repository to which the directory is uploaded, ``hf://user/name``.
 
     Raises:
         can_jax.errors.UserError: The run cannot be read, or the verification failed.
@@ -147,10 +158,15 @@ def export_encoder(
     from etils import epath
 
     from can_jax.checkpoint.run_directory import step_path
+    from can_jax.export.model import Given
+    from can_jax.export.model_card import Statement
     from can_jax.export.write import export_run
 
     location = step_path(os.fspath(checkpoint), step)
-    return export_run(location, format, epath.Path(output), contents)
+    return export_run(
+        location, format, epath.Path(output), contents,
+        given=Given(heads, mean, std), statement=Statement(license, data), push=push,
+    )  # fmt: skip
 
 
 def plan_run(

@@ -15,9 +15,21 @@ from safetensors.numpy import save
 
 from can_jax.augment.photometric import normalize, to_float
 from can_jax.distributed.sharding_rules import named_leaves
+from can_jax.export.descriptions import (
+    CLASSIFIER,
+    head_of,
+    huggingface_class,
+    huggingface_config,
+    huggingface_processor,
+    is_dinov2,
+    pooler,
+    refuse_options,
+    timm_arrays,
+    timm_config,
+)
 from can_jax.export.model import Model
 from can_jax.export.readers import from_pretrained, installed
-from can_jax.models.backbones import encoder_size
+from can_jax.models.variant import variant_of
 from can_jax.utils.errors import UserError
 from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import METADATA
@@ -44,62 +56,51 @@ def encoder_only(format: str, contents: str) -> None:
 
 
 def write_timm(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the state dict of timm's `VisionTransformer` with `num_classes=0`; return its file
-    name."""
-    encoder_only("timm", contents)
-    write_safetensors(folder / "model.safetensors", model.encoder(), model)
+    """Write a folder for timm's `create_model("local-dir:…")`; return the name of its weights."""
+    if contents != CLASSIFIER:
+        encoder_only("timm", contents)
+    write_json(folder / "config.json", timm_config(model, contents))
+    write_safetensors(folder / "model.safetensors", timm_arrays(model, contents), model)
     return "model.safetensors"
+
+
+def write_json(path: epath.Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
     """Write a directory for `from_pretrained` of transformers; return the name of its weight file.
 
-    The model is `ViTModel`, or `ViTMAEForPreTraining` with the decoder.
+    The model is `ViTModel`, `Dinov2Model` if the encoder has LayerScale or registers,
+    `ViTMAEForPreTraining` with the decoder, or `ViTForImageClassification`.
 
     Raises:
-        UserError: The images are not square, or there is no decoder.
+        UserError: The images are not square, there is no decoder, or the encoder has an option that
+            no class has.
     """
     full = contents == "full"
-    config, size = model.config, encoder_size(model.config.model)
-    height, width = config.data.image_size
+    height, width = model.config.data.image_size
     if height != width:
         raise UserError(f"--format=huggingface requires square images, not {height}x{width}")
+    settings = huggingface_config(model, contents)
     arrays = model.autoencoder() if full else model.encoder()
-    theirs = to_huggingface(arrays, with_decoder=full)
+    theirs = to_huggingface(arrays, with_decoder=full, dinov2=is_dinov2(model))
+    if contents == CLASSIFIER:
+        theirs = {f"vit.{name}": array for name, array in theirs.items()}
+        theirs |= head_of(model).arrays(("classifier", ""))
+    elif settings["model_type"] == "vit":
+        theirs |= pooler(settings["hidden_size"])
     write_safetensors(folder / "model.safetensors", theirs, model)
-    settings: dict[str, Any] = {
-        "architectures": ["ViTMAEForPreTraining" if full else "ViTModel"],
-        "model_type": "vit_mae" if full else "vit",
-        "hidden_size": size.width, "num_hidden_layers": size.depth,
-        "num_attention_heads": size.heads, "intermediate_size": 4 * size.width,
-        "hidden_act": "gelu", "layer_norm_eps": model.facts()["layer_norm_eps"],
-        "image_size": height, "patch_size": config.model.patch_size,
-        "num_channels": config.data.channels, "qkv_bias": True,
-        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    if full:
-        decoder = config.model.decoder
-        settings |= {
-            "decoder_hidden_size": decoder.width, "decoder_num_hidden_layers": decoder.depth,
-            "decoder_num_attention_heads": decoder.heads,
-            "decoder_intermediate_size": 4 * decoder.width,
-            "mask_ratio": config.model.mask_ratio,
-            "norm_pix_loss": config.objective.reconstruction.normalize,
-        }  # fmt: skip
-    processor = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True,
-        "do_normalize": True, "size": {"height": height, "width": width}, "resample": 2,
-        "rescale_factor": 1 / 255, "image_mean": list(config.augment.mean),
-        "image_std": list(config.augment.std),
-    }  # fmt: skip
-    for name, content in (("config", settings), ("preprocessor_config", processor)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(folder / "config.json", settings)
+    write_json(folder / "preprocessor_config.json", huggingface_processor(model))
     return "model.safetensors"
 
 
 def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the npz of big_vision's `vit.Model` (`pool_type="tok"`, no head); return its name."""
     encoder_only("big_vision", contents)
+    refuse_options(model, "big_vision", {"gelu"})
     with (folder / "model.npz").open("wb") as file:
         arrays: dict[str, Any] = dict(to_big_vision(model.encoder(), model.heads))
         np.savez(file, **arrays)
@@ -108,6 +109,8 @@ def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
 
 def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder under MAE's names, or all arrays under can_jax's; return the file name."""
+    if contents == CLASSIFIER:
+        encoder_only("safetensors", contents)
     arrays = model.everything() if contents == "full" else model.encoder()
     write_safetensors(folder / "model.safetensors", arrays, model)
     return "model.safetensors"
@@ -117,22 +120,30 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
     The program runs on CPU, CUDA and TPU for any number of images. It maps weights by name and
-    images of bytes to class token and mean patch token, side by side. The weights are a separate
-    file, because those of a large model exceed what one program can hold.
+    images of bytes to class token and mean patch token, side by side, or to the logits of a
+    classifier. The weights are a separate file, because those of a large model exceed what one
+    program can hold.
     """
-    encoder_only("stablehlo", contents)
-    config = model.config
+    if contents != CLASSIFIER:
+        encoder_only("stablehlo", contents)
+    config, head = model.config, head_of(model) if contents == CLASSIFIER else None
     graph, tree = model.network()
+    tree = tree if head is None else head.state
     structure = jax.tree.structure(tree)
     arrays: dict[str, Any] = {k: np.asarray(leaf) for k, leaf in named_leaves(tree).items()}
     order = list(arrays)
 
     def features(weights: dict[str, Any], images: Any) -> Any:
         parameters = jax.tree.unflatten(structure, [weights[name] for name in order])
+        if head is not None:
+            return head.step.logits(parameters, images)
         network = nnx.merge(graph, parameters, {}, copy=True)
         pixels = normalize(to_float(images), config.augment.mean, config.augment.std)
         tokens = network.encode(pixels)
-        return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+        pooled = [tokens[:, 0], tokens[:, 1:].mean(axis=1)]
+        if variant_of(config.model).norm == "pooled":
+            pooled = [network.encoder.norm(one) for one in pooled]
+        return jnp.concatenate(pooled, axis=1)
 
     (count,) = jax_export.symbolic_shape("images")
     shape = (count, *config.data.image_size, config.data.channels)
@@ -152,37 +163,44 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as an ONNX graph by PyTorch's exporter; return its file name.
 
-    The graph is transformers' `ViTModel`. It maps `pixel_values` to `last_hidden_state` for any
-    number of images.
+    The graph is the model of transformers with its preprocessing. It maps `images`, bytes of shape
+    (n, height, width, channels), to `tokens`, and to `features`: class token and mean patch token,
+    side by side. It takes any number of images.
 
     Raises:
         UserError: A required package is not installed.
     """
     encoder_only("onnx", contents)
     if not installed(*ONNX_PACKAGES):
-        raise UserError(
-            f"--format=onnx requires other packages: pip install {' '.join(ONNX_PACKAGES)}"
-        )
+        raise UserError(f"--format=onnx requires pip install {' '.join(ONNX_PACKAGES)}")
     import torch
 
     with tempfile.TemporaryDirectory() as temporary:
         write_huggingface(model, contents, epath.Path(temporary))
-        network = from_pretrained("ViTModel", epath.Path(temporary), add_pooling_layer=False)
+        network = from_pretrained(huggingface_class(model, contents), epath.Path(temporary))
+    registers = model.facts()["options"].get("registers", 0)
+    augment = model.config.augment
 
     class Tokens(torch.nn.Module):  # ONNX outputs must be arrays, not a dataclass.
         def __init__(self) -> None:
             super().__init__()
             self.network = network
+            self.register_buffer("mean", torch.tensor(augment.mean, dtype=torch.float32))
+            self.register_buffer("std", torch.tensor(augment.std, dtype=torch.float32))
 
-        def forward(self, pixel_values: Any) -> Any:
-            return self.network(pixel_values).last_hidden_state
+        def forward(self, images: Any) -> Any:
+            pixels = (images.to(torch.float32) / 255 - self.mean) / self.std
+            tokens = self.network(pixels.permute(0, 3, 1, 2)).last_hidden_state
+            patches = tokens[:, 1 + registers :]
+            kept = torch.cat([tokens[:, :1], patches], dim=1)
+            return kept, torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=1)
 
     size = sum(4 * array.size for array in model.encoder().values())
-    shape = (2, model.config.data.channels, *model.config.data.image_size)
+    shape = (2, *model.config.data.image_size, model.config.data.channels)
     torch.onnx.export(
-        Tokens().eval(), (torch.zeros(shape),), str(folder / "model.onnx"), dynamo=True,
-        input_names=["pixel_values"], output_names=["last_hidden_state"], verbose=False,
-        dynamic_shapes={"pixel_values": {0: "images"}}, external_data=size > ONE_FILE,
+        Tokens().eval(), (torch.zeros(shape, dtype=torch.uint8),), str(folder / "model.onnx"),
+        dynamo=True, input_names=["images"], output_names=["tokens", "features"], verbose=False,
+        dynamic_shapes={"images": {0: "images"}}, external_data=size > ONE_FILE,
     )  # fmt: skip
     return "model.onnx"
 

@@ -1,11 +1,12 @@
 """The model to export: a run's parameters under MAE's names, and the facts required to use them."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
@@ -13,14 +14,18 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import named_leaves
+from can_jax.encoders.pretrained import config_of_facts, from_arrays
+from can_jax.evaluate.protocols.classifier import CARD
+from can_jax.export.classifier import Head, open_head
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import BUILDERS, CAN, grid_of
 from can_jax.models.positions import sincos_2d
 from can_jax.models.variant import variant_of
-from can_jax.train.step import abstract_state, stored_step
+from can_jax.train.step import abstract_state, encoder_network, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.library_configs import EXACT, TANH
+from can_jax.weights.read_weights import complete, read_weights
 from can_jax.weights.torch_layout import to_torch
 
 FIXED = "fixed 2-D sin-cos, columns in the first half; none for the class token"
@@ -32,17 +37,21 @@ class Model:
     """A pretrained model on the host.
 
     Attributes:
-        config: The configuration of the run.
-        step: The step of the checkpoint.
+        config: The configuration of the run, or an equivalent one of imported weights.
+        step: The step of the checkpoint; None if unknown.
         parameters, batch_stats: The complete trees of parameters and BatchNorm statistics.
-        source: The run directory.
+        source: The run directory, or the path of the imported weights.
+        imported: Whether the weights are of another library, so that their training is unknown.
+        head: The head of a fine-tuned classifier.
     """
 
     config: ConfigDict
-    step: int
+    step: int | None
     parameters: Any
     batch_stats: Any
     source: str
+    imported: bool = False
+    head: Head | None = None
 
     @property
     def heads(self) -> int:
@@ -101,15 +110,22 @@ class Model:
             "channels": config.data.channels,
             "mean": list(config.augment.mean),
             "std": list(config.augment.std),
-            "pooling": config.objective.contrastive.pool,
-            "mask_ratio": config.model.mask_ratio,
-            "patch_targets": "each patch by its own mean and deviation",
+            "pooling": self.head.pool if self.head else config.objective.contrastive.pool,
+            **({} if self.imported else self._of_training()),
             "layer_norm_eps": variant.epsilon,
             "gelu": EXACT if variant.gelu == "exact" else TANH,
             "positions": LEARNED if variant.positions == "learned" else FIXED,
             "options": dict(config.model.backbone_options),
             "step": self.step,
-            "source": self.source,
+            "source": epath.Path(self.source).name,  # Its folder is of no use to others.
+            **({"classes": list(self.head.names)} if self.head else {}),
+        }
+
+    def _of_training(self) -> dict[str, Any]:
+        """Return the facts required to compute the losses of the pretraining."""
+        return {
+            "mask_ratio": self.config.model.mask_ratio,
+            "patch_targets": "each patch by its own mean and deviation",
         }
 
     def network(self, *modules: str) -> tuple[Any, Any]:
@@ -136,22 +152,56 @@ class Model:
         return np.concatenate([np.zeros_like(table[:1]), table])[None]
 
 
-def open_model(checkpoint: str) -> Model:
-    """Restore the model of a run directory's latest valid checkpoint, or of `RUN/checkpoints/N`.
+class Given(NamedTuple):
+    """Facts that a caller states about weights of another library; None where unknown."""
+
+    heads: Any = None
+    mean: Any = None
+    std: Any = None
+    image_size: tuple[int, int] | None = None
+
+
+def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008, it is immutable
+    """Restore the model to export.
+
+    Args:
+        checkpoint: A run directory, whose latest valid checkpoint is used; the path of one of its
+            checkpoints; an export; or a folder or file of weights.
+        given: Facts that the files of weights do not state.
 
     Raises:
-        UserError: The path is not a run directory, or holds no checkpoint.
+        UserError: The model cannot be read, or a fact about it is unknown.
     """
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
     if not is_run(path):
-        raise UserError(
-            f"--checkpoint={checkpoint} is not a run directory; only runs can be exported"
-        )
+        return _open_weights(path, given)
+    if given != Given():
+        raise UserError(f"--checkpoint={checkpoint} is a run, whose config.json states its facts")
+    if (path / CARD).exists():
+        config, parameters, step, head = open_head(path, step)
+        require_vit(config, "an export")
+        return Model(config, step, parameters, {}, str(path), head=head)
     config = read_run(path)
     require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
     step, state = newest_state(path, abstract_state(stored_step(config), mesh), step=step)
     parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
     return Model(config, step, parameters, statistics, str(path))
+
+
+def _open_weights(path: epath.Path, given: Given) -> Model:
+    """Return the encoder of an export, or of weights of another library."""
+    weights = complete(read_weights(path), *given)
+    for line in weights.warnings:
+        logging.warning("%s", line)
+    config = config_of_facts(weights.facts)
+    if pooling := weights.facts.get("pooling"):
+        config.objective.contrastive.pool = pooling
+    expected = nnx.to_pure_dict(nnx.state(encoder_network(config), nnx.Param))
+    try:
+        parameters = from_arrays(weights.arrays, expected)
+    except UserError as error:
+        raise UserError(f"{weights.place}: {error}") from error
+    return Model(config, weights.facts.get("step"), parameters, {}, str(path), imported=True)

@@ -1,6 +1,6 @@
 """The model card of an export: a description of the weights, their results and their use."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from etils import epath
 
@@ -16,9 +16,17 @@ from can_jax.objectives import OBJECTIVES
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
 
+
+class Statement(NamedTuple):
+    """The license and the data, as the user states them; None where not stated."""
+
+    license: str | None = None
+    data: str | None = None
+
+
 LIBRARIES = {"timm": "timm", "huggingface": "transformers", "onnx": "onnx"}
 FILES = {
-    "timm": "the state dict of timm's `VisionTransformer`",
+    "timm": 'a folder for timm\'s `create_model("local-dir:…")`',
     "huggingface": "a directory for `from_pretrained` of transformers",
     "big_vision": 'the flat npz of big_vision\'s `vit.Model` (`pool_type="tok"`, no head)',
     "safetensors": "plain arrays",
@@ -65,12 +73,18 @@ def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
     return matching
 
 
-def recipe_rows(model: Model) -> list[tuple[str, ...]]:
-    """Return table rows that summarize the pretraining recipe."""
+def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
+    """Return table rows that summarize the pretraining recipe.
+
+    Args:
+        model: The exported model.
+        data: The data, as the user states it; None for the kind of its source.
+    """
     config = model.config
-    data, weights = config.data, config.objective
+    weights = config.objective
+    kind = " ".join(str(part) for part in (config.data.source, config.data.name) if part)
     rows = {
-        "data": " ".join(str(part) for part in (data.source, data.name, data.path) if part),
+        "data": data or f"not stated (a source of the kind {kind})",
         "images a step": config.batch_size,
         "views of an image": config.augment.views,
         "steps": model.step,
@@ -86,10 +100,16 @@ def recipe_rows(model: Model) -> list[tuple[str, ...]]:
 def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return a table row for each summary metric of each evaluation."""
     return [
-        (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(result))
+        (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(without_path(result)))
         for result in results
         for name, value in headlines(result["metrics"]).items()
     ]
+
+
+def without_path(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result without the local path of its data."""
+    data = result["data"]
+    return result | {"data": {key: value for key, value in data.items() if key != "path"}}
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
@@ -109,6 +129,7 @@ def card_of(
     contents: str,
     manifest: dict[str, Any],
     results: list[dict[str, Any]],
+    statement: Statement = Statement(),  # noqa: B008, it is immutable
 ) -> str:
     """Return the text of `README.md`.
 
@@ -118,23 +139,55 @@ def card_of(
         contents: The exported part, ``encoder`` or ``full``.
         manifest: The manifest, with the results of the verification and of the usage snippets.
         results: The results of evaluations of these weights.
+        statement: The user's own statements.
     """
     facts = model.facts()
     size = f"({facts['width']} wide, {facts['depth']} blocks, {facts['heads']} heads)"
-    front = ["---", f"library_name: {LIBRARIES.get(format, 'can_jax')}", "tags:"]
-    front += [f"- {tag}" for tag in ("image-feature-extraction", "self-supervised", "vit", "can")]
-    whole = "encoder and decoder" if contents == "full" else "encoder"
+    front = ["---", f"library_name: {LIBRARIES.get(format, 'can_jax')}"]
+    purpose = "classification" if contents == "classifier" else "feature-extraction"
+    front += [f"pipeline_tag: image-{purpose}"]
+    front += [f"license: {statement.license}"] if statement.license else []
+    tags = (
+        "image-feature-extraction",
+        "vit",
+        *(() if model.imported else ("self-supervised", "can")),
+    )
+    front += ["tags:", *(f"- {tag}" for tag in tags)]
+    parts_of = {"full": "encoder and decoder", "classifier": "encoder with a classifier's head"}
+    whole = parts_of.get(contents, "encoder")
+    title = f"# ViT {size}, patches of {facts['patch_size']}"
+    if model.imported:
+        origin = (
+            f"The {whole} of a Vision Transformer, converted by can_jax {__version__} from weights "
+            f"whose training it does not know. Format: {FILES[format]}."
+        )
+        training = [f"Data, as stated by the exporter: {statement.data or 'not stated'}."]
+    else:
+        title += ", pretrained with CAN"
+        origin = (
+            f"The {whole} of a Vision Transformer, pretrained by contrastive learning, masked "
+            "autoencoding and noise prediction in one step ([CAN](https://arxiv.org/abs/"
+            f"2210.16870)) with can_jax {__version__}. Format: {FILES[format]}."
+        )
+        training = [
+            table(recipe_rows(model, statement.data), ("setting", "value")),
+            "The whole configuration is in `manifest.json`.",
+        ]
+    height, width = facts["image_size"]
     parts = [
         "\n".join([*front, "---"]),
-        f"# ViT {size}, patches of {facts['patch_size']}, pretrained with CAN",
-        f"The {whole} of a Vision Transformer, pretrained by contrastive learning, masked "
-        "autoencoding and noise prediction in one step ([CAN](https://arxiv.org/abs/2210.16870)) "
-        f"with can_jax {__version__}. Format: {FILES[format]}.",
+        title,
+        origin,
+        f"License: {statement.license or 'not stated by the exporter'}.",
         "## Model",
         table([(n.replace("_", " "), v) for n, v in facts.items()], ("fact", "value")),
+        "## Preprocessing",
+        "The side that is shorter in proportion is resized to 8/7 of its target, bicubic with "
+        f"antialiasing; the center of {height} x {width} pixels is cut out. An image of exactly "
+        "that size is used unchanged in evaluations. Values in [0, 1] are normalized by mean and "
+        "std.",
         "## Pretraining",
-        table(recipe_rows(model), ("setting", "value")),
-        "The whole configuration is in `manifest.json`.",
+        *training,
         "## Results",
         table(result_rows(results), ("protocol", "metric", "value", "data"))
         if results

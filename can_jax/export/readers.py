@@ -18,15 +18,24 @@ from flax import nnx
 
 from can_jax.export import linen_vit as linen
 from can_jax.export import numpy_vit as plain
+from can_jax.export.descriptions import (
+    CLASSIFIER,
+    head_of,
+    huggingface_class,
+    pooler,
+    timm_arguments,
+)
 from can_jax.export.model import Model
 from can_jax.models.backbones import encoder_size
 from can_jax.models.can import BUILDERS, grid_of
 from can_jax.models.masking import patchify
+from can_jax.models.variant import variant_of
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError
+from can_jax.weights.read_weights import read_weights
 from can_jax.weights.reading import read_arrays
 
-TOKENS, PREDICTION = "tokens", "prediction"
+TOKENS, PREDICTION, LOGITS = "tokens", "prediction", "logits"
 IMAGES = 3
 LIMIT = 1e-4  # The largest allowed error of a feature, relative to the largest feature.
 Arrays = dict[str, np.ndarray]
@@ -81,6 +90,8 @@ def installed(*packages: str) -> bool:
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
     """Compute the outputs of the run's own network in float32, with a decoder at noise level
     zero."""
+    if contents == CLASSIFIER:
+        return {LOGITS: head_of(model).logits(sample.images)}
     modules = [name for name in BUILDERS if contents == "full" and name in model.parameters]
     network, parts = model.network(*modules)
     grid, patch_size = grid_of(model.config), model.config.model.patch_size
@@ -101,16 +112,46 @@ def reference(model: Model, sample: Sample, contents: str) -> Arrays:
 
 def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arrays:
     """Compute the outputs by `numpy_vit.py`, from arrays under MAE's names."""
-    outputs = {TOKENS: plain.encode(arrays, sample.pixels, model.heads)}
+    variant = variant_of(model.config.model)
+    options: dict[str, Any] = {"eps": variant.epsilon, "tanh": variant.gelu == "tanh"}
+    if contents == CLASSIFIER:
+        head = head_of(model)
+        final = variant.norm == "tokens" and head.normalizes_tokens
+        tokens = plain.encode(arrays, sample.pixels, model.heads, **options, final_norm=final)
+        pooled = tokens[:, 0] if head.pool == "class" else tokens[:, 1:].mean(axis=1)
+        if not final:  # `read_weights` calls fc_norm so, which takes the place of the norm.
+            pooled = plain.norm(pooled, arrays, "norm", variant.epsilon)
+        return {LOGITS: pooled @ head.kernel + head.bias}
+    final = variant.norm == "tokens"
+    tokens = plain.encode(arrays, sample.pixels, model.heads, **options, final_norm=final)
+    outputs = {TOKENS: tokens}
     if contents == "full":
         latent = plain.encode(arrays, sample.pixels, model.heads, visible=sample.visible)
         outputs[PREDICTION] = plain.decode(arrays, latent, model.config.model.decoder.heads)
     return outputs
 
 
-def by_plain_reader(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs by NumPy, from a file in MAE's layout or that of another library."""
-    return by_plain(model, read_arrays(file), sample, contents)
+def by_plain_reader(
+    model: Model, file: epath.Path, sample: Sample, contents: str, *, pooled: bool = False
+) -> Arrays:
+    """Compute the outputs by NumPy, from a file in MAE's layout or that of another library.
+
+    Args:
+        model: The exported model.
+        file: The file.
+        sample: The images.
+        contents: The exported part.
+        pooled: Whether the file has to hold a pooler that returns the class token.
+
+    Raises:
+        UserError: Its pooler is missing or another one.
+    """
+    # A folder is read with what it states, and under the names of the options.
+    arrays = read_weights(file).arrays
+    for name, array in pooler(encoder_size(model.config.model).width).items() if pooled else ():
+        if name not in arrays or not np.array_equal(arrays[name], array):
+            raise UserError(f"{file}: {name} does not return the class token")
+    return by_plain(model, arrays, sample, contents)
 
 
 def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
@@ -136,21 +177,27 @@ def by_linen(model: Model, file: epath.Path, sample: Sample, *, approximate: boo
     return {TOKENS: linen.encode(arrays, sample.pixels, size, patch, approximate=approximate)}
 
 
-def by_timm(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute the tokens by timm's `VisionTransformer`, which rejects missing or extra names."""
+def by_timm(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
+    """Compute the outputs by timm's `VisionTransformer`, which rejects missing or extra names."""
     import timm
     import torch
     from safetensors.torch import load_file
 
-    facts = model.facts()
-    network = timm.models.VisionTransformer(
-        img_size=tuple(facts["image_size"]), patch_size=facts["patch_size"],
-        in_chans=facts["channels"], embed_dim=facts["width"], depth=facts["depth"],
-        num_heads=facts["heads"], num_classes=0,
-    )  # fmt: skip
+    classes = len(head_of(model).names) if contents == CLASSIFIER else 0
+    arguments = timm_arguments(model, contents)
+    network = timm.models.VisionTransformer(**arguments, num_classes=classes)
     network.load_state_dict(load_file(str(file)))
     with torch.no_grad():
-        return {TOKENS: network.eval().forward_features(sample.torch_pixels).numpy()}
+        if contents == CLASSIFIER:
+            return {LOGITS: network.eval()(sample.torch_pixels).numpy()}
+        tokens = network.eval().forward_features(sample.torch_pixels).numpy()
+    return {TOKENS: without_registers(tokens, model)}
+
+
+def without_registers(tokens: np.ndarray, model: Model) -> np.ndarray:
+    """Return class token and patch tokens, without the registers in between."""
+    registers = model.facts()["options"].get("registers", 0)
+    return np.delete(tokens, range(1, 1 + registers), axis=1)
 
 
 def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
@@ -184,9 +231,15 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
     import torch
 
     with torch.no_grad():
+        kind = huggingface_class(model, contents)
+        if contents == CLASSIFIER:
+            return {LOGITS: from_pretrained(kind, folder)(sample.torch_pixels).logits.numpy()}
         if contents == "encoder":
-            network = from_pretrained("ViTModel", folder, add_pooling_layer=False)
-            return {TOKENS: network(sample.torch_pixels).last_hidden_state.numpy()}
+            outputs = from_pretrained(kind, folder)(sample.torch_pixels)
+            tokens = outputs.last_hidden_state.numpy()
+            if np.abs(outputs.pooler_output.numpy() - tokens[:, 0]).max() > LIMIT:
+                raise UserError(f"{folder}: the pooler does not return the class token")
+            return {TOKENS: without_registers(tokens, model)}
         patches = int(np.prod(grid_of(model.config)))
         ratio = 1 - (sample.visible + 0.5) / patches  # transformers rounds down.
         network = from_pretrained("ViTMAEForPreTraining", folder, mask_ratio=ratio)
@@ -200,10 +253,10 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
-    def call(pixels: np.ndarray) -> np.ndarray:
-        return session.run(None, {"pixel_values": pixels.transpose(0, 3, 1, 2)})[0]
+    def call(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {"images": images})[0]
 
-    return {TOKENS: each_and_all(call, sample.pixels, file)}
+    return {TOKENS: each_and_all(call, sample.images, file)}
 
 
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
@@ -211,7 +264,7 @@ def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)
-    return {TOKENS: features}
+    return {LOGITS if model.head else TOKENS: features}
 
 
 def each_and_all(call: Any, images: np.ndarray, file: epath.Path) -> np.ndarray:

@@ -11,6 +11,12 @@ from pathlib import Path
 from etils import epath
 
 import can_jax
+from can_jax.export.descriptions import (
+    CLASSIFIER,
+    has_timm_names,
+    head_of,
+    timm_arguments,
+)
 from can_jax.export.model import Model
 from can_jax.export.readers import installed
 from can_jax.utils.errors import UserError
@@ -20,33 +26,53 @@ mean, std = torch.tensor({mean}), torch.tensor({std})
 images = torch.randint(0, 256, (2, {height}, {width_px}, {channels}))  # yours, as bytes
 pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
 """
+PHOTOS = """
+noise = np.random.default_rng(0).integers(0, 256, (2, 300, 400, {channels}), np.uint8)
+images = [Image.fromarray(array.squeeze()) for array in noise]  # yours
+"""
 TIMM = (
+    """
+import numpy as np
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:.", pretrained=True).eval()
+settings = timm.data.resolve_model_data_config(model)
+transform = timm.data.create_transform(**settings)
+"""
+    + PHOTOS
+    + """
+features = model(torch.stack([transform(image) for image in images]))
+"""
+)
+STATE_DICT = (
     """
 import timm
 import torch
 from safetensors.torch import load_file
 
-model = timm.models.VisionTransformer(
-    img_size=({height}, {width_px}), patch_size={patch_size}, in_chans={channels},
-    embed_dim={width}, depth={depth}, num_heads={heads}, num_classes=0,
-)
+model = timm.models.VisionTransformer(**{arguments}, num_classes=0)
 model.load_state_dict(load_file("model.safetensors"))
 """
     + TORCH_INPUT
     + """
-features = model.eval().forward_features(pixels)[:, 1:].mean(dim=1)
+features = model.eval()(pixels)
 """
 )
 HUGGINGFACE = (
     """
-import torch
-from transformers import ViTModel
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
 
-model = ViTModel.from_pretrained(".", add_pooling_layer=False).eval()
+processor = AutoImageProcessor.from_pretrained(".")
+model = AutoModel.from_pretrained(".").eval()
 """
-    + TORCH_INPUT
+    + PHOTOS
     + """
-features = model(pixels).last_hidden_state[:, 1:].mean(dim=1)
+tokens = model(**processor(images, return_tensors="pt")).last_hidden_state
+features = tokens[:, {first}:].mean(dim=1)  # tokens[:, 0] is the class token
 """
 )
 AUTOENCODER = (
@@ -80,16 +106,23 @@ images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {ch
 both = program.call(weights, images.astype(np.uint8))  # class token, then mean patch token
 features = both[:, {width}:]
 """
+STABLEHLO_CLASSIFIER = STABLEHLO[: STABLEHLO.index("both =")] + (
+    "features = program.call(weights, images.astype(np.uint8))  # the logits\n"
+)
+HUGGINGFACE_CLASSIFIER = (
+    HUGGINGFACE[: HUGGINGFACE.index("tokens =")].replace(
+        "AutoModel", "AutoModelForImageClassification"
+    )
+    + 'features = model(**processor(images, return_tensors="pt")).logits\n'
+)
 ONNX = """
 import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-mean, std = np.array({mean}), np.array({std})
-images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {channels}))
-pixels = ((images / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
-(tokens,) = session.run(None, {{"pixel_values": pixels}})
-features = tokens[:, 1:].mean(axis=1)
+images = np.random.default_rng(0).integers(0, 256, (2, {height}, {width_px}, {channels}), np.uint8)
+tokens, both = session.run(None, {{"images": images}})  # both: class token, then mean patch token
+features = both[:, {width}:]
 """
 # For each format and contents, the packages that a snippet imports, and the snippet.
 SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
@@ -97,11 +130,20 @@ SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
     ("huggingface", "encoder"): [(("torch", "transformers"), HUGGINGFACE), (("can_jax",), CAN_JAX)],
     ("huggingface", "full"): [(("torch", "transformers"), AUTOENCODER), (("can_jax",), CAN_JAX)],
     ("big_vision", "encoder"): [(("can_jax",), CAN_JAX)],
-    ("safetensors", "encoder"): [(("torch", "timm"), TIMM), (("can_jax",), CAN_JAX)],
+    ("safetensors", "encoder"): [(("torch", "timm"), STATE_DICT), (("can_jax",), CAN_JAX)],
     ("safetensors", "full"): [(("can_jax",), CAN_JAX)],
     ("stablehlo", "encoder"): [(("jax",), STABLEHLO)],
+    ("timm", "classifier"): [(("torch", "timm"), TIMM)],
+    ("huggingface", "classifier"): [(("torch", "transformers"), HUGGINGFACE_CLASSIFIER)],
+    ("stablehlo", "classifier"): [(("jax",), STABLEHLO_CLASSIFIER)],
     ("onnx", "encoder"): [(("onnxruntime",), ONNX)],
 }
+
+
+def _snippets_of(model: Model, format: str, contents: str) -> list[tuple[tuple[str, ...], str]]:
+    """Return the packages and the code of each snippet that fits a model."""
+    chosen = SNIPPETS[format, contents]
+    return [pair for pair in chosen if pair[1] != STATE_DICT or has_timm_names(model)]
 
 
 def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
@@ -109,9 +151,12 @@ def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
     facts = model.facts()
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}
+    fields["first"] = 1 + facts["options"].get("registers", 0)
+    if _snippets_of(model, format, contents)[0][1] == STATE_DICT:
+        fields["arguments"] = timm_arguments(model)
     return {
         packages[-1]: code.format(**fields).strip().replace("\n\n\n", "\n\n")
-        for packages, code in SNIPPETS[format, contents]
+        for packages, code in _snippets_of(model, format, contents)
     }
 
 
@@ -128,12 +173,13 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
     codes = snippets(model, format, contents)
     paths = [str(Path(can_jax.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    for packages, _ in SNIPPETS[format, contents]:
+    for packages, _ in _snippets_of(model, format, contents):
         name = packages[-1]
         if not installed(*packages):
             outcomes[name] = "not run: it cannot be imported here"
             continue
-        shape = (2, model.facts()["width"])
+        width = model.facts()["width"]
+        shape = (2, len(head_of(model).names) if contents == CLASSIFIER else width)
         code = f"{codes[name]}\nassert tuple(features.shape) == {shape}, features.shape"
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -1,15 +1,21 @@
 """Verification of an exported file: other code reads it and must compute the same outputs."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from etils import epath
+from PIL import Image
 
+from can_jax.augment.crops import center_crop
 from can_jax.distributed.runtime import version_of
+from can_jax.export import numpy_vit as plain
 from can_jax.export import readers
+from can_jax.export.descriptions import has_timm_names, is_dinov2
 from can_jax.export.model import Model
 from can_jax.export.readers import IMAGES, LIMIT, TOKENS, Arrays, Sample, installed
+from can_jax.models.variant import variant_of
 from can_jax.utils.errors import UserError, one_line
 
 
@@ -24,12 +30,20 @@ def readers_of(
     if format == "safetensors" and contents == "full":
         yield "plain reader", lambda: readers.by_own_names(model, path, sample, contents)
     elif format in ("timm", "huggingface", "big_vision", "safetensors"):
-        yield "plain reader", lambda: readers.by_plain_reader(model, path, sample, contents)
+        pooled = format == "huggingface" and contents == "encoder" and not is_dinov2(model)
+        yield (
+            "plain reader",
+            lambda: readers.by_plain_reader(model, path, sample, contents, pooled=pooled),
+        )
     if format == "big_vision":
         name = f"flax.linen {version_of('flax')}"
-        yield name, lambda: readers.by_linen(model, path, sample, approximate=False)
-    if format in ("timm", "safetensors") and contents == "encoder" and installed("torch", "timm"):
-        yield f"timm {version_of('timm')}", lambda: readers.by_timm(model, path, sample)
+        tanh = variant_of(model.config.model).gelu == "tanh"
+        yield name, lambda: readers.by_linen(model, path, sample, approximate=tanh)
+    plain_names = (format, contents) == ("safetensors", "encoder") and has_timm_names(model)
+    for_timm = format == "timm" or plain_names
+    if for_timm and installed("torch", "timm"):
+        name = f"timm {version_of('timm')}"
+        yield name, lambda: readers.by_timm(model, path, sample, contents)
     if format == "huggingface" and installed("torch", "transformers"):
         name = f"transformers {version_of('transformers')}"
         yield name, lambda: readers.by_transformers(model, folder, sample, contents)
@@ -46,6 +60,89 @@ def error_of(outputs: Arrays, expected: Arrays) -> float:
         float(np.abs(array - expected[name]).max() / np.abs(expected[name]).max())
         for name, array in outputs.items()
     )
+
+
+def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> dict[str, float]:
+    """Return how much a library's own preprocessing differs from that of an evaluation.
+
+    Returns:
+        The mean difference in levels of 0 to 255, by the library's name; empty if the library has
+        no preprocessing, or is not installed.
+
+    Raises:
+        UserError: The difference exceeds `LEVELS`.
+    """
+    if format not in PREPROCESSORS or not installed(*PREPROCESSORS[format][0]):
+        return {}
+    packages, process = PREPROCESSORS[format]
+    config = model.config
+    photos = photographs(config.data.channels, config.data.image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of libraries that choose a slower implementation
+        pixels = process(folder, photos)
+    views = np.stack([center_crop(photo, config.data.image_size) for photo in photos])
+    ours = (views / 255 - config.augment.mean) / config.augment.std
+    difference = 255 * np.abs((pixels - ours) * config.augment.std).mean()
+    if not difference <= LEVELS:
+        raise UserError(
+            f"{folder}: {packages[-1]} preprocesses images otherwise than an evaluation: pixels "
+            f"differ by {difference:.1f} of 255 on average"
+        )
+    return {packages[-1]: round(float(difference), 3)}
+
+
+def photographs(channels: int, size: tuple[int, int], count: int = 3) -> list[np.ndarray]:
+    """Return images of several sizes that are as smooth as photographs, as bytes.
+
+    transformers rounds an odd margin of the crop down, where torchvision, timm and evaluations
+    round it to even. The images have sizes for which both are the same.
+
+    Args:
+        channels: The number of channels.
+        size: The (height, width) of the encoder's images.
+        count: The number of images.
+    """
+    rng = np.random.default_rng(0)
+    images: list[np.ndarray] = []
+    while len(images) < count:
+        height, width = map(int, rng.integers(200, 600, 2))
+        given, wanted = np.array([height, width], float), np.array(size, float)
+        sides = np.floor(given * np.max(np.round(wanted * 8 / 7) / given) + 1e-6)
+        margin = (sides - wanted) / 2
+        if (np.round(margin) == np.floor(margin)).all():
+            grains = rng.integers(0, 256, (channels, 9, 12), dtype=np.uint8)
+            planes = [
+                Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC)
+                for grain in grains
+            ]
+            images.append(np.stack([np.asarray(plane) for plane in planes], axis=2))
+    return images
+
+
+def _by_transformers(folder: epath.Path, photos: list[np.ndarray]) -> np.ndarray:
+    import transformers
+
+    processor = transformers.AutoImageProcessor.from_pretrained(str(folder))
+    images = [Image.fromarray(photo.squeeze()) for photo in photos]
+    pixels = processor(images, return_tensors="np")["pixel_values"]
+    return np.asarray(pixels).transpose(0, 2, 3, 1)
+
+
+def _by_timm(folder: epath.Path, photos: list[np.ndarray]) -> np.ndarray:
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = [Image.fromarray(photo.squeeze()) for photo in photos]
+    return np.stack([transform(image).numpy().transpose(1, 2, 0) for image in images])
+
+
+# The packages and the function that preprocess images as an exported folder states.
+PREPROCESSORS = {
+    "huggingface": (("torch", "transformers"), _by_transformers),
+    "timm": (("torch", "timm"), _by_timm),
+}
+LEVELS = 1.0  # The largest mean difference in levels of 0 to 255.
 
 
 def check(
@@ -68,9 +165,12 @@ def check(
     """
     sample = readers.sample_of(model)
     expected, errors = readers.reference(model, sample, contents), {}
-    if format == "stablehlo":
-        tokens = expected[TOKENS]
-        expected[TOKENS] = np.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
+    if format == "stablehlo" and TOKENS in expected:
+        tokens, variant = expected[TOKENS], variant_of(model.config.model)
+        pooled = [tokens[:, 0], tokens[:, 1:].mean(axis=1)]
+        if variant.norm == "pooled":
+            pooled = [plain.norm(one, model.encoder(), "norm", variant.epsilon) for one in pooled]
+        expected[TOKENS] = np.concatenate(pooled, axis=1)
     for name, read in readers_of(model, format, contents, folder, file, sample):
         try:
             errors[name] = error_of(read(), expected)
@@ -84,6 +184,8 @@ def check(
                 f"by {errors[name]:.1e}, more than {LIMIT}"
             )
     checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
+    if contents != "full" and (differences := preprocessing_differences(model, format, folder)):
+        checked["preprocessing"] = differences
     if format == "big_vision":
         by_tanh = readers.by_linen(model, folder / file, sample, approximate=True)
         checked["with_gelu_by_tanh"] = error_of(by_tanh, expected)

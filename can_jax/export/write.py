@@ -7,57 +7,99 @@ from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from can_jax import __version__
 from can_jax.config.resolve import to_json
+from can_jax.export.descriptions import CLASSIFIER
 from can_jax.export.formats import FORMATS
-from can_jax.export.model import Model, open_model
-from can_jax.export.model_card import card_of, results_of
-from can_jax.export.usage import run_snippets
+from can_jax.export.hub import Repository
+from can_jax.export.model import Given, Model, open_model
+from can_jax.export.model_card import Statement, card_of, results_of
+from can_jax.export.usage import SNIPPETS, run_snippets
 from can_jax.export.verify import check
 from can_jax.utils.errors import UserError
 
 
 def export_run(
-    checkpoint: str, format: str, output: epath.Path, contents: str, results: Sequence[str] = ()
+    checkpoint: str,
+    format: str,
+    output: epath.Path,
+    contents: str | None = None,
+    results: Sequence[str] = (),
+    *,
+    given: Given = Given(),  # noqa: B008, it is immutable
+    statement: Statement = Statement(),  # noqa: B008
+    push: str | None = None,
 ) -> dict[str, Any]:
-    """Export the weights of a run.
+    """Export the weights of a run, or convert those of another library.
 
     The files are written to a temporary directory, which is removed on failure.
 
     Args:
-        checkpoint: The path of the run directory.
+        checkpoint: The path of the run directory, or of weights; see `open_model`.
         format: The name of the format, a key of `FORMATS`.
         output: The directory to create.
-        contents: The part to export, ``encoder`` or ``full``.
+        contents: The part to export: ``encoder``, ``full`` with the decoder, or ``classifier``. By
+            default it is the classifier of a fine-tuned run, else the encoder.
         results: Directories of evaluations of these weights, for the model card.
+        given: Facts that files of weights do not state.
+        statement: The user's statements for the model card.
+        push: The repository to which the directory is uploaded, ``hf://user/name``.
 
     Returns:
         The manifest.
 
     Raises:
-        UserError: The run cannot be read, the directory exists, or the verification failed.
+        UserError: The model cannot be read, the directory exists, the verification failed, or the
+            upload was refused.
     """
+    repository = Repository(push) if push else None
     if output.exists():
         raise UserError(f"--output={output} already exists")
-    model = open_model(checkpoint)
+    model = open_model(checkpoint, given)
+    contents = contents or ("encoder" if model.head is None else CLASSIFIER)
+    if (format, contents) not in SNIPPETS:
+        raise UserError(f"--format={format} holds only an encoder: set --contents=encoder")
+    if model.imported and contents != "encoder":
+        raise UserError(f"{checkpoint} holds only an encoder: set --contents=encoder")
     measured = results_of(model, list(results))
     folder = output.with_name(f"{output.name}.tmp")
     if folder.exists():
         folder.rmtree()
     folder.mkdir(parents=True)
     try:
-        manifest = _write(model, format, contents, folder, measured)
+        manifest = _write(model, format, contents, folder, measured, statement)
         folder.rename(output)
     except BaseException:
         if folder.exists():
             folder.rmtree()
         raise
+    if repository:
+        repository.upload(output)
     return manifest
 
 
+def public_config(config: ConfigDict) -> dict[str, Any]:
+    """Return a configuration as JSON values, without paths of this machine."""
+    values: dict[str, Any] = json.loads(to_json(config))
+    values["init_from"] = None
+    values["data"] |= {"path": None, "index": None}
+    hidden = ("path", "index")
+    values["data"]["mixture"] = [
+        {key: value for key, value in part.items() if key not in hidden}
+        for part in values["data"]["mixture"]
+    ]
+    return values
+
+
 def _write(
-    model: Model, format: str, contents: str, folder: epath.Path, results: list[dict[str, Any]]
+    model: Model,
+    format: str,
+    contents: str,
+    folder: epath.Path,
+    results: list[dict[str, Any]],
+    statement: Statement,
 ) -> dict[str, Any]:
     """Write and verify the contents of an export: weights, `manifest.json` and `README.md`.
 
@@ -73,7 +115,7 @@ def _write(
         "format": format,
         "contents": contents,
         "model": model.facts(),
-        "config": json.loads(to_json(model.config)),
+        **({} if model.imported else {"config": public_config(model.config)}),
         "checked": check(model, format, contents, folder, file),
         "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written},
         "written_by": f"can_jax {__version__}, jax {jax.__version__}",
@@ -83,5 +125,7 @@ def _write(
     manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
     manifest["usage"] = run_snippets(model, format, contents, folder)
     manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
-    (folder / "README.md").write_text(card_of(model, format, contents, manifest, results))
+    (folder / "README.md").write_text(
+        card_of(model, format, contents, manifest, results, statement)
+    )
     return manifest

@@ -70,13 +70,26 @@ def _decoder(table: dict[str, str]) -> dict[str, str]:
     }
 
 
-def to_huggingface(arrays: Arrays, *, with_decoder: bool) -> Arrays:
-    """Rename arrays for transformers' `ViTModel`, or for `ViTMAEForPreTraining`.
+def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) -> Arrays:
+    """Rename arrays for transformers' `ViTModel`, `ViTMAEForPreTraining` or `Dinov2Model`.
 
     Args:
         arrays: The arrays under MAE's names. Those that the target model lacks are dropped.
         with_decoder: Include the decoder, for `ViTMAEForPreTraining`.
+        dinov2: Name them for `Dinov2Model` or `Dinov2WithRegistersModel`.
     """
+    names = HUGGINGFACE
+    if dinov2:
+        names = HUGGINGFACE | HUGGINGFACE_OTHERS
+        names["blocks.{}.attn.proj"] = HUGGINGFACE["blocks.{}.attn.proj"]
+        width = arrays["cls_token"].shape[-1]
+        extra: Arrays = {"mask_token": np.zeros((1, width), np.float32)}
+        ones = np.ones(width, np.float32)
+        for i in range(len([name for name in arrays if name.endswith(".norm1.weight")])):
+            extra |= {f"blocks.{i}.ls{branch}.gamma": ones for branch in (1, 2)}
+        if "reg_token" in arrays:
+            extra["register_tokens"] = arrays["reg_token"]
+        arrays = extra | arrays
     prefix = "vit." if with_decoder else ""
     decoder = HUGGINGFACE_DECODER | _decoder(HUGGINGFACE) if with_decoder else {}
     renamed: Arrays = {}
@@ -92,10 +105,12 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool) -> Arrays:
                 else:
                     target = prefix + target
                 renamed[f"{target}.{split[3]}"] = piece
+        elif dinov2 and name == "mask_token":
+            renamed["embeddings.mask_token"] = array
         elif is_decoder:
             if theirs := _renamed(name, decoder):
                 renamed[theirs] = array
-        elif theirs := _renamed(name, HUGGINGFACE):
+        elif theirs := _renamed(name, names):
             renamed[prefix + theirs] = array
     return renamed
 

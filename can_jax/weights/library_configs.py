@@ -49,10 +49,13 @@ TIMM_OPTIONS = {
 HARMLESS = {
     *TIMM_KEYS.values(), *TIMM_OPTIONS.values(), "num_classes", "global_pool", "class_token",
     "dynamic_img_size", "strict_img_size", "mlp_ratio", "fc_norm", "no_embed_class", "drop_rate",
-    "drop_path_rate",
+    "drop_path_rate", "act_layer",
 }  # fmt: skip
 # Required values of timm's arguments, where they are stated.
-PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {"class_token": (True,), "mlp_ratio": (4,)}
+TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH}
+PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "class_token": (True,), "mlp_ratio": (4,), "act_layer": tuple(TIMM_ACTIVATIONS),
+}  # fmt: skip
 # The names of timm's architectures that this encoder computes, without a tag, and what they imply.
 # Others, such as vit_base_patch16_clip_quickgelu_224 or vit_base_patch16_rope_224, have another
 # structure or activation.
@@ -242,7 +245,7 @@ def _timm(config: Facts) -> Stated:
             "a plain ViT"
         )
     facts, keys = _named(arguments, TIMM_KEYS | TIMM_OPTIONS, "model_args.")
-    facts |= {"gelu": EXACT, **implied[0]}
+    facts |= {"gelu": TIMM_ACTIVATIONS[arguments.get("act_layer", "gelu")], **implied[0]}
     keys |= dict.fromkeys(("gelu", *implied[0]), f"{CONFIG}: architecture")
     pretrained = config.get("pretrained_cfg") or config
     channels, *size = pretrained.get("input_size") or [None]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 from safetensors.numpy import load, save_file
 
 import can_jax
@@ -15,14 +16,15 @@ from can_jax.export import numpy_vit as plain
 from can_jax.export import readers
 from can_jax.export import verify as checking
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
-from can_jax.export.model import open_model
-from can_jax.export.model_card import card_of, results_of
+from can_jax.export.model import Given, open_model
+from can_jax.export.model_card import Statement, card_of, results_of
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
 from can_jax.weights.read_weights import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
 from tests.helpers.runs import ROOT, main_in_process
+from tests.weights.test_variants import varied
 
 ONNX = pytest.mark.skipif(not readers.installed(*ONNX_PACKAGES), reason="needs PyTorch and others")
 SLOW = pytest.mark.slow
@@ -203,15 +205,100 @@ def test_export_is_loaded_at_another_size(opened, tmp_path):
     assert larger(np.zeros((2, 24, 24, 3), np.uint8), "both").shape == (2, 48)
 
 
-def test_weights_that_are_no_run_are_not_exported(run, tmp_path):
+def test_what_holds_no_weights_is_not_exported(run, tmp_path):
     (tmp_path / "mae.npz").write_bytes(b"")
-    for place in (tmp_path, tmp_path / "mae.npz"):
-        with pytest.raises(UserError, match="is not a run directory; only runs can be exported"):
-            open_model(str(place))
-    (tmp_path / "config.json").write_text((run / "config.json").read_text())
-    (tmp_path / "classifier.json").write_text("{}")
-    with pytest.raises(UserError, match="is a fine-tuned classifier"):
+    with pytest.raises(UserError, match="is neither a run directory, nor an export"):
         open_model(str(tmp_path))
+    with pytest.raises(UserError, match=r"mae\.npz cannot be read"):
+        open_model(str(tmp_path / "mae.npz"))
+    with pytest.raises(UserError, match=r"is a run, whose config\.json states its facts"):
+        open_model(str(run), Given(heads=3))
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """Weights of another library with options that MAE's encoder has not."""
+    place = tmp_path_factory.mktemp("imported") / "a.safetensors"
+    arrays = {k: np.ascontiguousarray(v) for k, v in varied().items() if "pre" not in k}
+    save_file(arrays, place)
+    return place, open_model(str(place), Given(heads=3, mean=0.5, std=0.25))
+
+
+@pytest.mark.parametrize("format", ["timm", "safetensors", "stablehlo"])
+def test_weights_of_another_library_are_converted(imported, tmp_path, format):
+    place, model = imported
+    folder = epath.Path(tmp_path)
+    file = FORMATS[format](model, "encoder", folder)
+    checked = checking.check(model, format, "encoder", folder, file)
+    assert 0 < max(checked["largest_error"].values()) < 1e-5
+    if format != "stablehlo":
+        images = readers.sample_of(model).images
+        tokens = readers.reference(model, readers.sample_of(model), "encoder")["tokens"]
+        found = can_jax.load(tmp_path / file)(images, "tokens")
+        np.testing.assert_allclose(found, tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "big_vision"])
+def test_format_without_an_option_is_refused(imported, tmp_path, format):
+    with pytest.raises(UserError, match=f"--format={format} cannot express (qk_norm|layer_scale)"):
+        FORMATS[format](imported[1], "encoder", epath.Path(tmp_path))
+
+
+def test_dinov2_is_converted_to_its_own_classes(tmp_path):
+    arrays = {k: v for k, v in varied().items() if "pre" not in k and "_norm" not in k}
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, tmp_path / "a.safetensors")
+    model = open_model(str(tmp_path / "a.safetensors"), Given(heads=3, mean=0.5, std=0.25))
+    folder = epath.Path(tmp_path / "out")
+    folder.mkdir()
+    file = FORMATS["huggingface"](model, "encoder", folder)
+    checked = checking.check(model, "huggingface", "encoder", folder, file)
+    assert 0 < max(checked["largest_error"].values()) < 1e-5
+    assert json.loads((folder / "config.json").read_text())["num_register_tokens"] == 4
+
+
+TIMM = pytest.mark.skipif(not readers.installed("torch", "timm"), reason="needs PyTorch and timm")
+
+
+@pytest.mark.parametrize(
+    "format",
+    [
+        pytest.param("timm", marks=TIMM),
+        pytest.param("huggingface", marks=ONNX),
+    ],
+)
+def test_preprocessing_travels(opened, tmp_path, format):
+    """Through the library's own pipeline every image has the features of an evaluation."""
+    import torch
+
+    folder = epath.Path(tmp_path)
+    file = FORMATS[format](opened, "encoder", folder)
+    checked = checking.check(opened, format, "encoder", folder, file)
+    assert all(levels < 1 for levels in checked["preprocessing"].values())
+    (tmp_path / "manifest.json").write_text(json.dumps({"model": opened.facts()}))
+    encoder = can_jax.load(tmp_path)
+    photos = [Image.fromarray(photo) for photo in checking.photographs(3, (16, 16), count=6)]
+    ours = encoder([encoder.preprocess(photo) for photo in photos])
+    with torch.no_grad():
+        if format == "timm":
+            import timm
+
+            network = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+            settings = timm.data.resolve_model_data_config(network)
+            transform = timm.data.create_transform(**settings)
+            theirs = network(torch.stack([transform(photo) for photo in photos])).numpy()
+        else:
+            from transformers import AutoImageProcessor, AutoModel
+
+            processor = AutoImageProcessor.from_pretrained(str(tmp_path))
+            network = AutoModel.from_pretrained(str(tmp_path)).eval()
+            outputs = network(**processor(photos, return_tensors="pt"))
+            theirs = outputs.last_hidden_state[:, 1:].mean(dim=1).numpy()
+            class_token = encoder([encoder.preprocess(photo) for photo in photos], "class")
+            np.testing.assert_allclose(outputs.pooler_output.numpy(), class_token, atol=0.1)
+    ours, theirs = (x - x.mean(axis=0) for x in (ours, theirs))
+    ours, theirs = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (ours, theirs))
+    cosine = ours @ theirs.T
+    assert np.diag(cosine).min() > 0.999 and (cosine.argmax(axis=1) == np.arange(6)).all()
 
 
 def test_loading_needs_no_tensorflow(run):
@@ -237,6 +324,11 @@ def test_card_has_the_results_of_these_weights_and_of_no_others(run, opened, tmp
     found = results_of(model, [str(tmp_path / "own")])
     manifest = {"usage": {"can_jax": "run"}, "checked": {"images": 3, "largest_error": {"a": 1e-7}}}
     text = card_of(model, "big_vision", "encoder", manifest, found)
+    assert str(run) not in text and "License: not stated" in text and "\nlicense:" not in text
+    stated = card_of(
+        model, "big_vision", "encoder", manifest, found, Statement("mit", "a million shapes")
+    )
+    assert "\nlicense: mit\n" in stated and "| data | a million shapes |" in stated
     assert "| knn | knn_20 | 61.25 | folder |" in text and "| a | 1.0e-07 |" in text
     assert "ViT (24 wide, 2 blocks, 3 heads), patches of 4," in text and 'can_jax.load(".")' in text
     with pytest.raises(UserError, match=r"other belongs to other weights: .*, step 3"):
@@ -283,6 +375,7 @@ def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["model"]["layer_norm_eps"] == 1e-6 and manifest["model"]["step"] == 3
     assert manifest["model"]["mean"] == [0.485, 0.456, 0.406]
+    assert str(run) not in json.dumps(manifest) and manifest["config"]["data"]["path"] is None
     assert max(manifest["checked"]["largest_error"].values()) < 1e-5
     assert manifest["usage"] == {"jax": "run"} and manifest["config"]["model"]["width"] == 24
     assert "program.call(weights" in (tmp_path / "out/README.md").read_text()

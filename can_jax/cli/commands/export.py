@@ -1,9 +1,11 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
 Exports the weights of a run to another library: timm, huggingface, big_vision, safetensors,
-stablehlo or onnx. Before the directory gets its name, other code reads the files and compares their
-outputs with the run. `manifest.json` holds the errors of that comparison and the facts required to
-use the weights. `README.md` is a model card, with the results of `--results=OUT1,OUT2` if given.
+stablehlo or onnx. RUN can also be an export, or weights of another library to convert. Before the
+directory gets its name, other code reads the files and compares their outputs with the run.
+`manifest.json` holds the errors of that comparison and the facts required to use the weights.
+`README.md` is a model card, with the results of `--results=OUT1,OUT2` if given.
+`--push=hf://user/name` uploads the directory to the Hugging Face Hub.
 """
 
 from etils import epath
@@ -11,22 +13,43 @@ from etils import epath
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.export.formats import FORMATS
+from can_jax.export.model import Given
+from can_jax.export.model_card import Statement
 from can_jax.export.write import export_run
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_CHECKPOINT = FLAGS.path("checkpoint", "A run directory.")
+_CHECKPOINT = FLAGS.path(
+    "checkpoint", "A run directory, an export, or a file or folder of weights."
+)
 _STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
 _FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format of the export.")
 _CONTENTS = FLAGS.choice(
-    "contents", "encoder", ["encoder", "full"], "The part of the model to export."
+    "contents",
+    None,
+    ["encoder", "full", "classifier"],
+    "The part of the model to export; by default the classifier of a fine-tuned run, else the "
+    "encoder.",
 )
 _RESULTS = FLAGS.paths(
     "results", "Evaluation directories whose results the model card lists, with commas between."
 )
 _OUTPUT = FLAGS.path("output", "The directory to create.")
+_LICENSE = FLAGS.text("license", None, "The license of the weights, such as apache-2.0.")
+_DATA = FLAGS.text("data", None, "What the weights were trained on, for the model card.")
+_PUSH = FLAGS.text("push", None, "Where to upload the directory: hf://user/name.")
+_HEADS = FLAGS.integer("heads", None, "The attention heads, if files of weights do not state them.")
+_MEAN = FLAGS.items("mean", None, "The mean of images in [0, 1], likewise; one for each channel.")
+_STD = FLAGS.items("std", None, "The standard deviation, likewise.")
+
+
+def _numbers(name: str, words: list[str] | None) -> list[float] | None:
+    try:
+        return None if words is None else [float(word) for word in words]
+    except ValueError:
+        raise UserError(f"--{name}={','.join(words or [])}: give numbers with commas") from None
 
 
 @COMMAND.runs
@@ -41,11 +64,18 @@ def main() -> None:
     output = epath.Path(_OUTPUT.value)
     results = _RESULTS.value or []
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
-    manifest = export_run(checkpoint, _FORMAT.value, output, _CONTENTS.value, results)
+    mean, std = _numbers("mean", _MEAN.value), _numbers("std", _STD.value)
+    manifest = export_run(
+        checkpoint, _FORMAT.value, output, _CONTENTS.value, results,
+        given=Given(_HEADS.value, mean, std), push=_PUSH.value,
+        statement=Statement(_LICENSE.value, _DATA.value),
+    )  # fmt: skip
     facts = {
         f"largest error, {name}": f"{e:.1e}"
         for name, e in manifest["checked"]["largest_error"].items()
     }
+    for name, levels in manifest["checked"].get("preprocessing", {}).items():
+        facts[f"pixels differ, {name}"] = f"{levels} of 255"
     names = ", ".join(sorted(path.name for path in output.iterdir()))
     facts |= {"files": names, "directory": str(output)}
     plain_console(width=120, soft_wrap=True, highlight=False).print(fact_table("Exported", facts))

@@ -1,0 +1,81 @@
+"""Export of fine-tuned classifiers, whose logits are those of the run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from can_jax.checkpoint.manager import Checkpointer
+from can_jax.config.resolve import to_json
+from can_jax.distributed.mesh import make_mesh
+from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.export import verify as checking
+from can_jax.export.formats import FORMATS
+from can_jax.export.model import open_model
+from can_jax.train.step import NOT_TRAINED, abstract_state, initialize
+from can_jax.utils.errors import UserError
+from tests.evaluate import samples
+from tests.helpers.configs import small_config
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """Return a function that makes the run directory of a classifier with random weights."""
+
+    def make(features, **settings):
+        place = tmp_path_factory.mktemp("classifier")
+        config = small_config(data__image_size=16, model__depth=2)
+        changes = {f"classify__{name}": value for name, value in settings.items()}
+        block = samples.evaluation("classify", **changes).classify
+        step = ClassifierStep(config, block, features, 3, NOT_TRAINED)
+        mesh = make_mesh(config.mesh, jax.devices()[:1])
+        state = initialize(step, abstract_state(step, mesh))
+        rng = np.random.default_rng(0)
+        state = jax.tree.map(
+            lambda x: x + (0.1 * rng.random(x.shape)).astype(x.dtype) if x.ndim else x, state
+        )
+        checkpoints = Checkpointer(epath.Path(place / "checkpoints"), keep_last=1)
+        checkpoints.save(7, state, {})
+        checkpoints.close()
+        (place / "config.json").write_text(to_json(config))
+        card = {"classes": 3, "names": ["cat", "dog", "emu"], "features": features}
+        card |= {"settings": block.to_dict()}
+        (place / "classifier.json").write_text(json.dumps(card))
+        return place
+
+    return make
+
+
+def exported(place, format, folder):
+    model = open_model(str(place))
+    file = FORMATS[format](model, "classifier", epath.Path(folder))
+    return checking.check(model, format, "classifier", epath.Path(folder), file)["largest_error"]
+
+
+@pytest.mark.parametrize(
+    ("features", "settings"),
+    [
+        ("patches", {"head_norm": "layer"}),
+        ("class", {"head_norm": "batch", "freeze_encoder": True, "ema_decay": 0.9}),
+    ],
+)
+def test_logits_are_those_of_the_run(classifier, tmp_path, features, settings):
+    place = classifier(features, **settings)
+    for format in ("timm", "stablehlo", *(["huggingface"] if features == "class" else [])):
+        folder = tmp_path / format
+        folder.mkdir()
+        assert 0 <= max(exported(place, format, folder).values()) < 1e-5
+    config = json.loads((tmp_path / "timm/config.json").read_text())
+    assert config["label_names"] == ["cat", "dog", "emu"] and config["num_classes"] == 3
+    if features == "patches":
+        with pytest.raises(UserError, match="no head but on the class token alone"):
+            exported(place, "huggingface", tmp_path)
+
+
+def test_encoder_has_no_head_to_export(tmp_path):
+    (tmp_path / "run").mkdir()
+    run = samples.run_directory(tmp_path / "run")
+    with pytest.raises(UserError, match="is not a fine-tuned classifier: --contents=encoder"):
+        FORMATS["timm"](open_model(str(run)), "classifier", epath.Path(tmp_path))
