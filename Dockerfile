@@ -1,6 +1,6 @@
 # The image that launch/gke.sh runs:
 #     docker build --build-arg EXTRA=tpu --tag IMAGE .
-# EXTRA is tpu or cuda. The working directory holds configs/, as in a clone.
+# EXTRA is tpu, cuda, cuda12 or cpu. The working directory holds configs/, as in a clone.
 FROM python:3.12-slim
 
 ARG EXTRA=tpu

@@ -41,7 +41,7 @@ lint: $(VENV)/installed-test
 $(VENV)/installed: $(REQUIREMENTS)
 	@test -f $(CONSTRAINTS) || { echo "Python $(VERSION) is not supported: use 3.11, 3.12 or 3.13, such as make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[cpu]'
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed

@@ -26,6 +26,7 @@ from can_jax.utils.errors import (
     one_line,
     printable,
 )
+from can_jax.utils.extras import missing_package
 from can_jax.utils.files import expand_home
 
 # Words of the errors that JAX raises when another process of the job has ended.
@@ -113,7 +114,9 @@ class Command:
             code, message, reported = EXIT_INTERRUPTED, f"interrupted; {RESUME}", error
         except Exception as error:
             reported = error
-            if jax.distributed.is_initialized() and LOST.search(str(error)):
+            if isinstance(error, ModuleNotFoundError) and (lacks := missing_package(error.name)):
+                code, message = EXIT_REFUSED, str(lacks)
+            elif jax.distributed.is_initialized() and LOST.search(str(error)):
                 gone = "another process of the job, or its host, has died"
                 message = f"{gone} ({one_line(error)[:200]}); {RESUME} from the last checkpoint"
             else:

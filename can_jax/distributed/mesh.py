@@ -1,15 +1,18 @@
 """The device mesh `(data, fsdp, tensor)`, and the shardings of batches on it."""
 
+import functools
 import math
 from typing import Any
 
 import jax
+from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from can_jax.utils.errors import UserError
+from can_jax.utils.extras import unused_accelerator
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -49,7 +52,9 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
         config: The block ``config.mesh``.
         devices: The devices of the mesh; all devices of all processes by default.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
+        warn_of_unused_accelerator()
     shape = mesh_shape(config, len(devices))
     slices = len({getattr(device, "slice_index", None) for device in devices})
     split: dict[str, Any] = {"devices": devices, "allow_split_physical_axes": True}
@@ -60,6 +65,13 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     else:
         grid = mesh_utils.create_device_mesh(shape, **split)
     return Mesh(grid, AXES, (AxisType.Auto,) * len(AXES))
+
+
+@functools.cache
+def warn_of_unused_accelerator() -> None:
+    """Log a warning, once, if JAX runs on the CPU of a machine that has an accelerator."""
+    if jax.default_backend() == "cpu" and (line := unused_accelerator(jax.config.jax_platforms)):
+        logging.warning("%s", line)
 
 
 def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:

@@ -1,7 +1,6 @@
 """The processes of a job: their start, barriers with timeouts, stop signals and environment."""
 
 import contextlib
-import glob
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -26,6 +25,7 @@ from can_jax.distributed.abort import abort, abort_on_sigabrt
 from can_jax.distributed.preemption import handler
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.extras import tpu_chips
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cpu", "numpy")
 
@@ -49,11 +49,6 @@ def detect_launcher() -> str | None:
     if tpu_chips() and importlib.util.find_spec("libtpu"):
         return "Cloud TPU"  # or GKE
     return None
-
-
-def tpu_chips() -> list[str]:
-    """Return the device files of this machine's TPU chips."""
-    return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
 
 
 def spare_absent_tpu() -> None:

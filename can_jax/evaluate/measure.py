@@ -20,6 +20,7 @@ from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.train.start import make_directory
 from can_jax.utils.errors import UserError
+from can_jax.utils.extras import require_input
 from can_jax.utils.tensorflow import import_ahead
 
 MAP = "Map of the embedding (t-SNE)"  # The title of a picture in the report.
@@ -74,6 +75,7 @@ def measure(
     Raises:
         UserError: The configuration, the data or the checkpoint is invalid.
     """
+    require_input()
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from etils import epath
 
 from can_jax.evaluate.reports.markdown import code, fill, link, table
-from can_jax.study import plots
 from can_jax.study.driver import Driver, Result
 from can_jax.study.plan import Arm
 from can_jax.utils.errors import UserError
@@ -59,6 +58,8 @@ class Report:
 
     def write(self) -> None:
         """Write the Markdown file and the plots."""
+        from can_jax.study import plots  # imports matplotlib, in 0.7 s
+
         self._folder.mkdir(parents=True, exist_ok=True)
         findings = self._driver.results / FINDINGS
         plots.curves(self._method_results(), self._folder / "curves.svg")
@@ -165,6 +166,8 @@ class Report:
     def _choices(self) -> str:
         if not (choices := self._singles()):
             return ""
+        from can_jax.study import plots
+
         changed = [(arm.name, self._results[arm.name]) for arm in choices]
         plots.bars(changed, self._reference, linear, self._folder / "choices.svg")
         base = statistics.mean(linear(result) for result in self._reference)

@@ -37,6 +37,7 @@ from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.extras import require_input
 from can_jax.utils.tensorflow import import_ahead
 
 
@@ -85,6 +86,7 @@ def prepare(
     Raises:
         UserError: A setting is wrong, or the data does not fit it.
     """
+    require_input()
     config = continued(resolve(config), workdir, given, allowed)
     import_ahead()
     assert_equal_across_processes("configuration", to_json(config))

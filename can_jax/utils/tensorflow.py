@@ -8,19 +8,28 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from can_jax.utils.cpu import usable_cores
+from can_jax.utils.errors import UserError
+from can_jax.utils.extras import missing_package
 
 LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """Return the TensorFlow module, from which accelerators are hidden to leave them to JAX."""
+    """Return the TensorFlow module, from which accelerators are hidden to leave them to JAX.
+
+    Raises:
+        UserError: TensorFlow is not installed.
+    """
     # TensorFlow would log every undecodable image, which we count ourselves. JAX sets level 1.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # not used here, and it logs a notice
-    with _without_keras():
-        import tensorflow as tf
+    try:
+        with _without_keras():
+            import tensorflow as tf
+    except ModuleNotFoundError as error:
+        raise missing_package(error.name) or error from error
 
     tf.config.set_visible_devices([], "GPU")
     # TensorFlow's default is all cores of the machine, even beyond a container's quota.
@@ -36,7 +45,7 @@ def import_ahead() -> None:
     def quietly() -> None:
         # A later call of `tensorflow` raises the error again. The import also fails if the process
         # ends meanwhile.
-        with contextlib.suppress(ImportError, RuntimeError):
+        with contextlib.suppress(ImportError, RuntimeError, UserError):
             tensorflow()
 
     threading.Thread(target=quietly).start()
