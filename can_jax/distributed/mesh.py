@@ -70,7 +70,9 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 @functools.cache
 def warn_of_unused_accelerator() -> None:
     """Log a warning, once, if JAX runs on the CPU of a machine that has an accelerator."""
-    if jax.default_backend() == "cpu" and (line := unused_accelerator(jax.config.jax_platforms)):
+    if jax.default_backend() != "cpu":
+        return
+    if line := unused_accelerator(jax.config.read("jax_platforms")):
         logging.warning("%s", line)
 
 
