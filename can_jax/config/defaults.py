@@ -263,6 +263,12 @@ RECIPE: Table = {
     "total_steps": Key(None, COUNT, "The length of the run.", unit="steps"),
     "total_epochs": Key(None, Number(above=0, high=1e9), "The length of the run.", unit="epochs"),
     "total_examples": Key(None, Whole(1, 10**15), "The length of the run.", unit="images"),
+    "total_minutes": Key(
+        None, Number(above=0, high=1e7),
+        "The length of the run as a time, over all its starts. The learning rate follows the time, "
+        "so such a run is not reproduced to the last bit.",
+        unit="minutes",
+    ),
     "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
     "skipped_updates_limit": Key(
         20, OR_NEVER,

@@ -9,7 +9,7 @@ from can_jax.utils.errors import UserError
 
 # The keys of each duration. If a configuration of an older version sets several, the first wins.
 DURATIONS = (
-    ("total_steps", "total_epochs", "total_examples"),
+    ("total_steps", "total_epochs", "total_examples", "total_minutes"),
     (
         "optimizer.warmup_steps", "optimizer.warmup_epochs", "optimizer.warmup_examples",
         "optimizer.warmup_share",
@@ -18,6 +18,7 @@ DURATIONS = (
 )  # fmt: skip
 TOTAL, WARMUP, PROBE = DURATIONS
 MOST_STEPS = 2**31 - 1  # the largest value of the step counters on the device
+TIMED_STEPS = 100_000  # the length of the schedule of a run whose length is a time
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
@@ -102,6 +103,8 @@ def exact_steps(
 ) -> float | None:
     """Return a duration in steps before rounding, or None if none of its keys is set.
 
+    The length of a run that is set as a time is `TIMED_STEPS`, that of its schedule.
+
     Args:
         config: A checked configuration, in which at most one of the keys is set.
         keys: The keys of the duration, an entry of `DURATIONS`.
@@ -120,6 +123,7 @@ def exact_steps(
             "epochs": examples / config.batch_size,
             "examples": 1 / config.batch_size,
             "share": total,
+            "minutes": TIMED_STEPS / value,
         }[key.rsplit("_", 1)[1]]
         if value * scale > MOST_STEPS:
             raise UserError(

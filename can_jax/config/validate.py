@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import Photometric
 from can_jax.config.defaults import DATA, OPTIMIZER
-from can_jax.config.durations import TOTAL, value_of
+from can_jax.config.durations import TOTAL, WARMUP, value_of
 from can_jax.data.sources.registry import SOURCES, parts_of_mixture
 from can_jax.models.backbones import BACKBONES, Size
 from can_jax.models.can import grid_of
@@ -30,6 +30,7 @@ WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
     "streaming", "threads", "window",
 )  # fmt: skip
+WARMUP_SHARE = WARMUP[-1]
 HIGHEST_RATE = 1.0  # a step of Adam changes each weight by about the learning rate
 PART_WEIGHT = Number(above=0, high=1e9)
 
@@ -255,8 +256,16 @@ def check_schedule(config: ConfigDict) -> None:
     """Check that the run has a length, and that a streamed data set is not evaluated."""
     check(
         any(value_of(config, key) is not None for key in TOTAL),
-        "total_steps, config.total_epochs and config.total_examples: set one of them",
+        "total_steps, config.total_epochs, config.total_examples and config.total_minutes: set one "
+        "of them",
     )
+    if config.total_minutes is not None:
+        for key in WARMUP:
+            check(
+                key == WARMUP_SHARE or not value_of(config, key),
+                f"{key}={value_of(config, key)}: the number of steps of a run with total_minutes "
+                f"is not known; set config.{WARMUP_SHARE} instead",
+            )
     for block in ("probe", "figures"):
         for unit in ("every_steps", "every_epochs"):
             every = config[block].get(unit)

@@ -2,13 +2,14 @@
 
 import io
 import sys
-from typing import Any
+import time
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from can_jax.monitoring.run_log import RunLog
@@ -82,8 +83,23 @@ def fact_table(title: str, facts: dict[str, Any]) -> Table:
     return table
 
 
+class Clock(Protocol):
+    """The clock of a run whose length is a time, as `can_jax.train.pace.Pace` has it."""
+
+    def left(self) -> float:
+        """Return the seconds until the end of the run."""
+        ...
+
+    def share(self) -> float:
+        """Return the fraction of the time that has passed."""
+        ...
+
+
 class Reporter:
     """A printer of messages and a progress bar on process 0; the others are silent.
+
+    Attributes:
+        clock: The clock of a timed run, which has no number of steps; None for others.
 
     Args:
         first_step: The step from which the run starts or resumes.
@@ -96,16 +112,17 @@ class Reporter:
         quiet = jax.process_index() != 0
         self.console = plain_console(width=width, quiet=quiet, soft_wrap=True, highlight=False)
         self._total, self._log = total_steps, None if quiet else log
+        self.clock: Clock | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),  # the estimate of the status line, not another one
             console=self.console,
             disable=quiet or not self.console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("training", total=total_steps, completed=first_step)
+        self._task = self._bar.add_task("training", total=1.0, left="")
+        self.advance(first_step)
 
     def say(self, message: Any) -> None:
         """Print a message above the progress bar, and write it to the log file."""
@@ -121,28 +138,46 @@ class Reporter:
 
     def advance(self, step: int) -> None:
         """Update the progress bar to a step."""
-        self._bar.update(self._task, completed=step)
+        if self.clock:
+            done, text = self.clock.share(), f"training, step {step}"
+        else:
+            done, text = step / self._total, f"training, step {step}/{self._total}"
+        self._bar.update(self._task, completed=done, description=text)
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
-        """Print a status line: step, losses, throughput, MFU, data wait and remaining time.
+        """Print a status line, with the time of day and the estimated time that remains.
 
         Args:
             step: The current step.
             values: The metrics of the step, by name.
             window: The timing of the last steps.
         """
-        parts = [f"step {step}/{self._total}", f"loss {values['loss/total']:.4f}"]
+        if self.clock:
+            position = f"step {step} ({100 * self.clock.share():.0f}% of the time)"
+            remaining = self.clock.left()
+        else:
+            position = f"step {step}/{self._total}"
+            remaining = (self._total - step) * window.step_seconds
+        left = f"ETA {duration(remaining)}"
+        self._bar.update(self._task, left=left)
+        epoch = values["epoch"]
+        parts = [
+            position,
+            time.strftime("%H:%M:%S"),
+            f"epoch {epoch:.2f}" if epoch < 100 else f"epoch {epoch:.0f}",
+            f"loss {values['loss/total']:.4f}",
+        ]
         losses = {name: f"loss/{name}" for name in OBJECTIVES}
         parts += [f"{name} {values[key]:.4f}" for name, key in losses.items() if key in values]
         if "denoising/explained" in values:
             parts.append(f"noise explained {100 * values['denoising/explained']:.0f}%")
-        remaining = (self._total - step) * window.step_seconds
         rate = values["images_per_second"]
         parts += [
+            f"lr {values['learning_rate']:.2e}",
             f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2f} images/s",
             f"MFU {100 * values['mfu']:.1f}%",
             f"data wait {100 * values['data_wait']:.0f}%",
-            f"ETA {duration(remaining)}",
+            left,
         ]
         self.say(" | ".join(parts))
 

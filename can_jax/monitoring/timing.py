@@ -83,9 +83,14 @@ class Startup:
 
 
 class StepClock:
-    """A clock that measures windows of steps."""
+    """A clock that measures windows of steps.
+
+    Attributes:
+        all_paused: The seconds of all pauses so far.
+    """
 
     def __init__(self) -> None:
+        self.all_paused = 0.0
         self._in_flight: deque[Any] = deque()
         self._restart()
 
@@ -118,7 +123,9 @@ class StepClock:
         self._fence()
         start = time.perf_counter()
         yield
-        self._paused_seconds += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._paused_seconds += seconds
+        self.all_paused += seconds
 
     def window(self) -> Window:
         """Block until all steps are finished, close the window, and start the next one."""

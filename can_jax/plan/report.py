@@ -31,8 +31,11 @@ def rounded(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
-def length(config: ConfigDict, examples: int) -> int:
-    """Return the number of images of the whole run, given the ``examples`` of an epoch."""
+def length(config: ConfigDict, examples: int, rate: float) -> int:
+    """Return the number of images of the whole run, given the ``examples`` of an epoch and the
+    ``rate`` in images per second."""
+    if config.total_minutes is not None:
+        return round(60 * config.total_minutes * rate)
     if config.total_steps is not None:
         return config.total_steps * config.batch_size
     if config.total_epochs is not None:
@@ -81,8 +84,8 @@ def as_json(
         examples: The number of images in an epoch.
         top: The number of instructions to list, the most expensive first.
     """
-    memory, images = plan.memory, length(config, examples)
     rate = config.batch_size / plan.step_seconds
+    memory, images = plan.memory, length(config, examples, rate)
     return {
         "fits": plan.fits,
         "topology": topology.name,

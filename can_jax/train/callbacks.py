@@ -196,5 +196,5 @@ class PretrainCallbacks(Log):
         facts |= {f"kNN, {name}": f"{value:.1f}%" for name, value in accuracies.items()}
         facts["metrics"] = str(self._workdir / "metrics.jsonl")
         if self._times.figures_every:
-            facts["figure to open"] = str(figure_path(self._workdir, self._times.total))
+            facts["figure to open"] = str(figure_path(self._workdir, int(state.step)))
         self.report.say(console.fact_table("Finished", facts))

@@ -24,10 +24,11 @@ from can_jax.monitoring.profile import TraceWindow
 from can_jax.monitoring.timing import STEPS_IN_FLIGHT, Startup, StepClock
 from can_jax.monitoring.watchdog import Watchdog
 from can_jax.train.callback import Callback
+from can_jax.train.pace import Pace
 from can_jax.train.step import Steps, TrainState
 from can_jax.utils.errors import UserError
 
-Compiled = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+Compiled = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 
 @dataclasses.dataclass
@@ -42,6 +43,7 @@ class Progress:
         guard: The state of the loss-spike detector.
         order_version: The version of the order of the examples.
         stream: The settings and the data that determine the stream of examples; see `check_stream`.
+        pace: The state of the pace of a timed run.
     """
 
     seconds: float = 0.0
@@ -51,6 +53,7 @@ class Progress:
     guard: Any = None
     order_version: int = order.VERSION
     stream: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pace: Any = None
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
@@ -80,7 +83,7 @@ class Loop:
         step: The model and the optimizer to train, with the configuration.
         compiled: The train step, compiled for these devices.
         abstract: The train state as shapes with shardings, for a restore.
-        total: The last step.
+        total: The last step; that of a timed run changes with its pace.
         workdir: The run directory.
         lock: The lock on the run directory, checked before anything is written there.
         loader: The batches, from the next step on.
@@ -93,6 +96,8 @@ class Loop:
         progress: The progress up to the step from which the run starts or resumes.
         startup: The measurement of the time to the first step; None if it was printed.
         trace: The profiler's trace of some steps; None if there is none.
+        pace: The pace of a timed run; None for others.
+        end_seconds: The seconds that the evaluations after the last step take, as far as measured.
     """
 
     step: Steps
@@ -111,6 +116,8 @@ class Loop:
     progress: Progress
     startup: Startup | None = None
     trace: TraceWindow | None = None
+    pace: Pace | None = None
+    end_seconds: float = 0.0
 
     def __call__(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """Train from a step on.
@@ -130,13 +137,17 @@ class Loop:
         self._started = time.perf_counter() - self.progress.seconds
         self._saved_at = time.monotonic()
         self._guard = LossSpikeDetector(config, self.progress.guard)
+        seconds: dict[Any, float] = {}  # of the latest call of each action
         while step < self.total:
             step += 1
             with clock.waiting_for_data():
                 batch = next(self.loader)
             if self.trace:
                 self.trace.before(step)
-            state, metrics = self.compiled(state, batch)
+            if self.pace:
+                state, metrics = self.compiled(state, batch, self.pace.position(step - 1))
+            else:
+                state, metrics = self.compiled(state, batch)
             if self.startup:
                 report.say(self.startup.line(state.step))
                 self.startup = None
@@ -154,6 +165,9 @@ class Loop:
                     step, state = self._go_back(step, target, state)
                 continue
 
+            if self.pace:
+                self.pace.update(step, clock.all_paused, self.end_seconds)
+                self.total = self.pace.total
             last, stop = step == self.total, self.stopping.after(step)
             if step % config.log_every_steps == 0 or last:
                 self.lock.check()
@@ -163,6 +177,8 @@ class Loop:
             # Saved before the evaluations: a run killed during them need not repeat the steps.
             evaluated = any(action.saves_first for action in due)
             regular = step % config.checkpoint.every_steps == 0 or evaluated or last or stop
+            if self.pace and last:
+                self.pace.finish(step)
             if regular or self._minutes_passed(step):
                 with clock.paused():
                     self._save(step, state, temporary=not regular)
@@ -170,9 +186,12 @@ class Loop:
             for action in due:
                 if stop and action.saves_first:
                     continue  # the resumed run makes up for the evaluations that are due
+                began = time.perf_counter()
                 with clock.paused():
                     self.lock.check()
                     action.act(step, state)
+                seconds[action.act] = time.perf_counter() - began
+                self.end_seconds = max(self.end_seconds, sum(seconds.values()))
                 self.watchdog.beat(step)
             if stop:
                 break
@@ -212,6 +231,7 @@ class Loop:
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
         progress.guard = self._guard.state
+        progress.pace = self.pace.state(step) if self.pace else None
         with barrier("saving the checkpoint"):
             self.checkpoints.save(step, state, dataclasses.asdict(progress), temporary)
 
@@ -258,6 +278,8 @@ class Loop:
             self.checkpoints.set_aside_refused()
         self._guard = LossSpikeDetector(self.step.config, Progress.from_json(run).guard)
         self.callbacks.on_rollback(restored)
+        if self.pace:
+            self.pace.rolled_back(step, restored)
         size, before = self.step.config.batch_size, self.progress.passed_over
         self.progress.passed_over += step - restored
         self.progress.rewinds += 1

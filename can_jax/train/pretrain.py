@@ -33,6 +33,7 @@ from can_jax.train.callback import RunContext
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
+from can_jax.train.pace import known_last_step
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
@@ -98,8 +99,10 @@ def prepare(
     check_labels(config, source)
     warn_of_repeats(config, source)
     times = make_run_length(config, source.examples)
+    if times.seconds is not None and (last := known_last_step(workdir, times.seconds)) is not None:
+        times = times._replace(total=last)
     peak = peak_learning_rate(config)
-    schedule = learning_rate_schedule(peak, times.warmup, times.total, config.schedule)
+    schedule = learning_rate_schedule(peak, times.warmup, times.schedule, config.schedule)
     step = make_step(config, schedule)
     return Pretraining(config, source, times, step, mesh, tuple(allowed))
 
@@ -133,9 +136,7 @@ class Pretraining:
             **microbatch_facts(config),
             "views an image": config.augment.views,
             "peak learning rate": f"{peak_learning_rate(config):.4g}",
-            "warm-up steps": times.warmup,
-            "steps": times.total,
-            "epochs": f"{times.total * config.batch_size / times.examples:.4g}",
+            **length_facts(config, times),
             "images of an epoch": times.examples,
             "analytic FLOPs of a step, an image": f"{flops:.3e}",
         }
@@ -256,6 +257,20 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
                 name, examples, round(drawn), negatives if compared * share > examples else "",
                 config.batch_size * examples / drawn,
             )  # fmt: skip
+
+
+def length_facts(config: ConfigDict, times: RunLength) -> dict[str, Any]:
+    """Return the facts to print about the length of a run and its warm-up."""
+    if times.seconds is not None:
+        return {
+            "warm-up": f"{100 * times.warmup / times.schedule:.3g}% of the time",
+            "time, all starts together": console.duration(times.seconds),
+        }
+    return {
+        "warm-up steps": times.warmup,
+        "steps": times.total,
+        "epochs": f"{times.total * config.batch_size / times.examples:.4g}",
+    }
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from can_jax.monitoring.watchdog import LONG, Watchdog, section
 from can_jax.train.callback import CALLBACKS, CallbackList, RunContext
 from can_jax.train.device_choices import device_choices
 from can_jax.train.loop import Loop, Progress
+from can_jax.train.pace import Pace
 from can_jax.train.start import (
     first_step,
     make_directory,
@@ -111,7 +112,12 @@ def run(
         # The step is traced in the background. It is compiled later, when the devices are idle,
         # since the compiler may time kernels on them.
         lowering = threads.submit(
-            lower_train_step, step, abstract, batch_shapes(config, batch_sharding(mesh)), mesh
+            lower_train_step,
+            step,
+            abstract,
+            batch_shapes(config, batch_sharding(mesh)),
+            mesh,
+            times.seconds is not None,
         )
         with section("comparing the data", longer):
             stream = training.stream()
@@ -146,8 +152,13 @@ def run(
         )
         startup.mark("the state")
         lock.check()
+        pace = None
+        if times.seconds is not None and first < times.total:
+            report.clock = pace = Pace(workdir, times.seconds, first, progress.pace)
+        began = time.perf_counter()
         with section("running the first probe and figure", longer):
             callbacks.on_train_start(first, state)
+        looked = time.perf_counter() - began
         startup.mark("the first probe")
         if first < times.total:
             with section("compiling the train step", longer):
@@ -174,12 +185,16 @@ def run(
                 progress=progress,
                 startup=startup,
                 trace=TraceWindow(workdir, first, times.total) if profile else None,
+                pace=pace,
+                end_seconds=looked,
             )
             report.start_bar()
             stopping.begin()
             first, state = loop(first, state)
             lock.end_soon()
-            finish(first, times.total, checkpoints)
+            if pace:
+                pace.store()
+            finish(first, loop.total, checkpoints)
         lock.check()
         callbacks.on_train_end(state, progress.seconds)
 

@@ -4,7 +4,15 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from can_jax.config.durations import PROBE, TOTAL, steps_of, warmup_steps
+from can_jax.config.durations import (
+    MOST_STEPS,
+    PROBE,
+    TIMED_STEPS,
+    TOTAL,
+    steps_of,
+    value_of,
+    warmup_steps,
+)
 from can_jax.train.losses import heads
 
 
@@ -13,10 +21,11 @@ class RunLength(NamedTuple):
 
     Attributes:
         examples: The number of images of an epoch.
-        total: The last step.
+        total: The last step; `MOST_STEPS` as long as that of a timed run is not known.
         warmup: The number of warm-up steps.
         probe_every: The number of steps between two probes.
         figures_every: The number of steps between two figures.
+        seconds: The time of a timed run; None for others.
     """
 
     examples: int  # images of an epoch
@@ -24,6 +33,12 @@ class RunLength(NamedTuple):
     warmup: int
     probe_every: int | None
     figures_every: int | None
+    seconds: float | None = None
+
+    @property
+    def schedule(self) -> int:
+        """The number of steps of the learning-rate schedule; virtual ones in a timed run."""
+        return self.total if self.seconds is None else TIMED_STEPS
 
 
 def make_run_length(config: ConfigDict, examples: int) -> RunLength:
@@ -37,11 +52,13 @@ def make_run_length(config: ConfigDict, examples: int) -> RunLength:
         UserError: The warm-up is not shorter than the run.
     """
     total = steps_of(config, TOTAL, examples) or 0
+    minutes = value_of(config, "total_minutes")
     draws = "decoder" in heads(config)  # without a decoder there are no figures
     return RunLength(
         examples=examples,
-        total=total,
+        total=total if minutes is None else MOST_STEPS,
         warmup=warmup_steps(config, examples, total),
         probe_every=steps_of(config, PROBE, examples) or None,
         figures_every=(config.figures.every_steps or None) if draws else None,
+        seconds=None if minutes is None else 60.0 * minutes,
     )

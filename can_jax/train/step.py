@@ -152,12 +152,20 @@ class Step:
         """Build the network with the parameters of a state."""
         return nnx.merge(self.network, state.parameters, state.batch_stats, copy=True)
 
-    def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step. An update with a value that is not finite is skipped and counted."""
+    def train(
+        self, state: TrainState, batch: Batch, position: Float[Array, ""] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """Take one step. An update with a value that is not finite is skipped and counted.
+
+        Args:
+            state: The train state.
+            batch: A global batch of images.
+            position: The position in the learning-rate schedule; by default the state's step.
+        """
         outputs = gradients(
             self.config, self.network, state.parameters, state.batch_stats, batch, state.step
         )
-        rate = self.schedule(state.step)
+        rate = self.schedule(state.step if position is None else position)
         updates, optimizer = self.optimizer.update(
             outputs.gradients, state.optimizer, state.parameters
         )
@@ -272,27 +280,31 @@ def initial_encoder(step: Steps) -> Tree:
 
 
 def lower_train_step(
-    step: Steps, state: TrainState, batch: Batch, mesh: Mesh
+    step: Steps, state: TrainState, batch: Batch, mesh: Mesh, timed: bool = False
 ) -> jax.stages.Lowered:
     """Trace and lower the train step, ``(state, batch) -> (state, metrics)``.
 
-    The compiled step donates the state's buffers.
+    The compiled step donates the state's buffers. That of a timed run takes the position in the
+    schedule, too.
 
     Args:
         step: The train step.
         state: The train state, as arrays or shapes with shardings.
         batch: A batch, as arrays or shapes with shardings.
         mesh: The device mesh of these shardings.
+        timed: Whether the run's length is a time; see `can_jax.train.pace`.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    position = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    further = (position,) if timed else ()
     with jax.set_mesh(mesh):
         jitted = jax.jit(
             step.train,
             donate_argnums=0,
-            in_shardings=(layout, batch_sharding(mesh)),
+            in_shardings=(layout, batch_sharding(mesh), *(leaf.sharding for leaf in further)),
             out_shardings=(layout, replicated(mesh)),
         )
-        return jitted.lower(state, batch)
+        return jitted.lower(state, batch, *further)
 
 
 def compile_train_step(

@@ -60,8 +60,8 @@ def test_output_tells_what_runs_and_what_came_of_it(finished):
     output = finished[1]
     for part in (
         "Parameters", "Mesh: data 1, fsdp 1, tensor 1", "peak learning rate", "compiled the train",
-        "kNN: raw pixels", "step 6/6 | loss", "| contrastive", "| denoising", "MFU", "data wait",
-        "ETA", "kNN, trained encoder", "figure to open",
+        "kNN: raw pixels", "step 6/6 | ", "| epoch 1.50 | loss", "| lr ", "| contrastive",
+        "| denoising", "MFU", "data wait", "ETA", "kNN, trained encoder", "figure to open",
     ):  # fmt: skip
         assert part in output, part
 

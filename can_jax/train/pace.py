@@ -1,0 +1,182 @@
+"""The pace of a run whose length is a time: how many steps it will have, and where it stands.
+
+Such a run ends on time whatever the speed of its devices, with the learning rate at the end of its
+schedule. The schedule has `TIMED_STEPS` virtual steps. A run's position in it grows linearly with
+its steps, towards the last step that the remaining time allows. That step is estimated anew every
+few seconds.
+"""
+
+import contextlib
+import json
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from can_jax.config.durations import MOST_STEPS, TIMED_STEPS
+from can_jax.distributed.runtime import gather
+from can_jax.monitoring.timing import process_age
+from can_jax.utils.files import read_json, replace_text
+
+FILE = "time_used.json"
+FIRST_DECISION = 3  # steps; the first one is slower than the rest
+SHARE = 1 / 200  # the interval of decisions as a fraction of the run's time
+SHORTEST, LONGEST = 2.0, 60.0  # the bounds of that interval in seconds
+EXIT_SECONDS = 2.0  # that a process needs to exit, beside what is measured
+LAST_STEPS = 20  # steps that end the schedule if the time is over, as after a suspension
+
+
+class Used(NamedTuple):
+    """The time that a run has used, over all its starts.
+
+    Attributes:
+        seconds: The time used.
+        allowed: The time that the run was allowed when this was stored.
+        last_step: The last step of the run, once it is known.
+    """
+
+    seconds: float = 0.0
+    allowed: float = 0.0
+    last_step: int | None = None
+
+
+def time_used(workdir: epath.Path) -> Used:
+    """Return the time that the run in a directory has used; zero for a new run.
+
+    Raises:
+        UserError: The file of the time used cannot be read.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return Used()
+    values = read_json(path)
+    return Used(**{name: value for name, value in values.items() if name in Used._fields})
+
+
+def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
+    """Return the last step of a timed run, or None until the run has reached it.
+
+    Args:
+        workdir: The run directory.
+        seconds: The time that the run may use now. If it has changed, the run continues.
+
+    Raises:
+        UserError: The file of the time used cannot be read.
+    """
+    used = time_used(workdir)
+    return used.last_step if used.allowed == seconds else None
+
+
+class Pace:
+    """The pace of a timed run.
+
+    Attributes:
+        total: The last step, as estimated.
+    """
+
+    _counted = False  # Only the first run of a process counts from the start of the process.
+
+    def __init__(self, workdir: epath.Path, seconds: float, step: int, stored: Any = None):
+        """Continue a run, or begin a new one.
+
+        Args:
+            workdir: The run directory, which stores the time used.
+            seconds: The time that the run may use, over all its starts.
+            step: The step from which the run starts or resumes.
+            stored: The `state` at that step; None for a new run.
+        """
+        self._path, self._allowed = workdir / FILE, seconds
+        used = time_used(workdir)
+        now = time.perf_counter()
+        self._began = now - (0.0 if Pace._counted else process_age()) - used.seconds
+        Pace._counted = True
+        position = float((stored or {}).get("position", 0.0))
+        if stored and stored.get("allowed") != seconds:
+            position *= stored.get("allowed", seconds) / seconds
+        self._anchor = (step, position)
+        self.total = MOST_STEPS
+        if used.allowed == seconds and used.last_step is not None:
+            self.total = used.last_step
+        self._fixed = self.total != MOST_STEPS
+        self._next = step + FIRST_DECISION
+        self._last = (step, now, 0.0)
+        self._step_seconds: float | None = None
+        self._paused = self._stepping = 0.0
+
+    def position(self, step: int) -> np.float32:
+        """Return the position in the schedule before a step, a number of virtual steps."""
+        start, position = self._anchor
+        if step >= self.total:
+            return np.float32(TIMED_STEPS)
+        share = (step - start) / max(self.total - start, 1)
+        return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
+
+    def state(self, step: int) -> dict[str, float]:
+        """Return the values with which a later start continues from a step, for a checkpoint."""
+        return {"position": float(self.position(step)), "allowed": self._allowed}
+
+    def used(self) -> float:
+        """Return the seconds that the run has used, those of earlier starts included."""
+        return time.perf_counter() - self._began
+
+    def left(self) -> float:
+        """Return the seconds until the end of the run."""
+        return max(self._allowed - self.used(), 0.0)
+
+    def share(self) -> float:
+        """Return the fraction of the time that has passed."""
+        return min(self.used() / self._allowed, 1.0)
+
+    def rolled_back(self, step: int, to: int) -> None:
+        """Continue at an earlier step, with the position in the schedule that was reached."""
+        self._anchor = (to, float(self.position(step)))
+        self._next = to + FIRST_DECISION
+        self._last = (to, time.perf_counter(), self._last[2])
+
+    def update(self, step: int, paused: float, reserve: float) -> None:
+        """Estimate the last step anew, if it is time for that.
+
+        Collective: every process must call this after every step. Process 0 decides.
+
+        Args:
+            step: The step that was dispatched.
+            paused: The seconds so far in which no step was trained, such as those of evaluations.
+            reserve: The seconds that the end of the run will need, after its last step.
+        """
+        if self._fixed or step < self._next:
+            return
+        now = time.perf_counter()
+        last, then, before = self._last
+        pause = paused - before
+        seconds = max(now - then - pause, 1e-9) / max(step - last, 1)
+        old = self._step_seconds
+        self._step_seconds = seconds if old is None else (old + seconds) / 2
+        self._paused += pause
+        self._stepping += now - then - pause
+        self._last = (step, now, paused)
+        interval = min(max(SHARE * self._allowed, SHORTEST), LONGEST)
+        remaining = self._allowed - self.used() - reserve - EXIT_SECONDS
+        each = self._step_seconds * (1 + self._paused / max(self._stepping, 1e-9))
+        total = step + int(remaining / each)
+        if total <= step:
+            total = step + min(LAST_STEPS, max(1, step // 50))
+        following = step + max(1, int(interval / self._step_seconds))
+        decided = np.array([min(total, MOST_STEPS), min(following, MOST_STEPS)], np.int32)
+        total, self._next = map(int, gather("last step", decided)[0])
+        self._anchor, self.total = (step, float(self.position(step))), total
+        self.store()
+
+    def finish(self, step: int) -> None:
+        """Store that a step is the last one."""
+        self.total, self._fixed = step, True
+        self.store()
+
+    def store(self) -> None:
+        """Store the time used so far; the main process writes it."""
+        if jax.process_index():
+            return
+        used = Used(self.used(), self._allowed, self.total if self._fixed else None)
+        with contextlib.suppress(OSError):  # a full disk; only the time of this start is lost
+            replace_text(self._path, json.dumps(used._asdict()) + "\n")
