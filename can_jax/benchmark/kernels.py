@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from can_jax.models import ops, vit
+from can_jax.models import ops
+from can_jax.models.vit import LAYER_NORM_EPS, layer_norm
 from can_jax.utils.errors import one_line
 
 WARM_UPS = 3
@@ -47,7 +48,8 @@ def attention_operations() -> dict[str, Operation]:
     """Return implementations of attention over (rows, tokens, heads, head width)."""
     library = jax.nn.dot_product_attention
     return {
-        "ours": vit.attend,
+        "ours": functools.partial(ops.attend_on_gpu, kernel="auto"),
+        "ours, xla": ops.attend,
         "jax.nn, xla": functools.partial(library, implementation="xla"),
         "jax.nn, cudnn": functools.partial(library, implementation="cudnn"),
     }
@@ -55,19 +57,19 @@ def attention_operations() -> dict[str, Operation]:
 
 def gelu_operations() -> dict[str, Operation]:
     """Return implementations of the exact GELU."""
-    return {"ours": vit.gelu, "jax.nn": functools.partial(jax.nn.gelu, approximate=False)}
+    return {"ours": ops.gelu, "jax.nn": functools.partial(jax.nn.gelu, approximate=False)}
 
 
 def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operation]:
     """Return implementations of LayerNorm with scale 1 and bias 0, which compute in a type."""
     options = {"dtype": dtype, "rngs": nnx.Rngs(0)}
-    library = nnx.LayerNorm(width, epsilon=vit.LAYER_NORM_EPS, **options)
-    return {"ours": vit.layer_norm(width, **options), "nnx.LayerNorm": library}
+    library = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, **options)
+    return {"ours": layer_norm(width, **options), "nnx.LayerNorm": library}
 
 
 def product_operations() -> dict[str, Operation]:
     """Return implementations of the product of an MLP's first layer."""
-    return {"ours": ops.matrix_product, "jnp.matmul": jnp.matmul}
+    return {"ours": ops.linear_product, "jnp.matmul": jnp.matmul}
 
 
 def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operation, Inputs]]:
@@ -84,7 +86,7 @@ def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operat
     tokens, width = shape.rows * shape.tokens, shape.width
     of_heads = (shape.rows, shape.tokens, shape.heads, width // shape.heads)
     kinds = attention_operations()
-    yield "attention", kinds, kinds["ours"], tuple(draw(*of_heads) for _ in range(3))
+    yield "attention", kinds, ops.attend, tuple(draw(*of_heads) for _ in range(3))
     kinds = gelu_operations()
     yield "GELU", kinds, kinds["ours"], (draw(tokens, 4 * width),)
     kinds, wide = norm_operations(width), norm_operations(width, jnp.float32)
