@@ -18,7 +18,8 @@ class Chip:
 
     Attributes:
         name: A prefix of JAX's ``device_kind``.
-        peak_flops: The peak dense bfloat16 FLOP/s.
+        peak_flops: The peak dense bfloat16 FLOP/s with float32 sums; float16 on GPUs without
+            bfloat16.
         memory: The bytes that a program may use: the compiler's limit on TPUs, nine tenths of
             the memory on GPUs. None if unknown.
         link: The bytes/s that a device sends over the fast interconnect. On a TPU this is one axis
@@ -47,10 +48,16 @@ CHIPS = (
     Chip("TPU v6 lite", 918e12, _gib(31.24), 180e9, 12.5e9),
     Chip("TPU v6e", 918e12, _gib(31.24), 180e9, 12.5e9),
     Chip("NVIDIA A100", 312e12, _gib(0.9 * 80), 300e9, 25e9),
+    Chip("NVIDIA A100-SXM4-40GB", 312e12, _gib(0.9 * 40), 300e9, 25e9),
     Chip("NVIDIA H100", 989e12, _gib(0.9 * 80), 450e9, 50e9),
     Chip("NVIDIA H200", 989e12, _gib(0.9 * 141e9 / GIB), 450e9, 50e9),
     Chip("NVIDIA B200", 2250e12, _gib(0.9 * 180), 900e9, 50e9),
     Chip("NVIDIA L4", 121e12, _gib(0.9 * 24), 32e9, 12.5e9),
+    Chip("NVIDIA L40S", 362e12, _gib(0.9 * 48), 32e9, 12.5e9),
+    Chip("NVIDIA RTX A6000", 155e12, _gib(0.9 * 48), 56e9, 12.5e9),
+    Chip("NVIDIA GeForce RTX 3090", 71e12, _gib(0.9 * 24), 32e9, 12.5e9),
+    Chip("NVIDIA GeForce RTX 4090", 165e12, _gib(0.9 * 24), 32e9, 12.5e9),
+    Chip("NVIDIA GeForce RTX 5090", 209e12, _gib(0.9 * 32), 64e9, 12.5e9),
     Chip("NVIDIA V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
     Chip("Tesla V100", 125e12, _gib(0.9 * 32), 150e9, 12.5e9),
     Chip("Tesla T4", 65e12, _gib(0.9 * 16), 16e9, 6.2e9),

@@ -21,6 +21,8 @@ class Charge:
         line: The line of source that it comes from, or None.
         launched: Whether it is launched as a kernel; scalars and the rest of a transfer are not.
         note: A fact that is missing in the text of the program, or None.
+        moved: The bytes that one execution reads and writes.
+        flops: The FLOPs of its matrix products.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Charge:
     line: str | None
     launched: bool = True
     note: str | None = None
+    moved: int = 0
+    flops: float = 0.0
 
     @property
     def total(self) -> float:
@@ -60,6 +64,19 @@ class Estimate:
     def kernels(self) -> int:
         """The number of instructions launched in a step, loops multiplied out."""
         return sum(charge.times for charge in self.charges if charge.launched)
+
+    @property
+    def traffic(self) -> int:
+        """The bytes that a step reads from memory and writes to it, without collectives."""
+        return self._traffic("products") + self.traffic_outside_products
+
+    @property
+    def traffic_outside_products(self) -> int:
+        """The bytes that a step moves in instructions that are no matrix products."""
+        return self._traffic("copies", "custom", "elementwise")
+
+    def _traffic(self, *kinds: str) -> int:
+        return sum(charge.moved * charge.times for charge in self.charges if charge.kind in kinds)
 
     def parts(self) -> dict[str, float]:
         """Return the seconds of each part of the step that takes time."""

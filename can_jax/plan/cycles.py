@@ -112,18 +112,20 @@ class _Walk:
         if part is None and kind != "copies":
             part = self._origin(computation, instruction)
         cycles = _CYCLES.search(instruction.attributes)
-        if cycles and int(cycles[1]):
+        if cycles and int(cycles[1]) and self._clock.hertz:
             seconds = int(cycles[1]) / self._clock.hertz
             return self.charge(instruction, seconds, times, part, "compiler", kind)
         products = flops(self.program, computation, instruction)
+        moved = moved_bytes(self.program, computation, instruction)
         seconds = max(
-            moved_bytes(self.program, computation, instruction) / self._clock.memory_bandwidth,
+            moved / self._clock.memory_bandwidth,
             (products or 0.0) / self._topology.chip.peak_flops,
         )
         note = None if products is not None else f"unknown FLOPs of {target(instruction)}"
         scalar = all(math.prod(array.shape) == 1 for array in instruction.arrays)
         launched = instruction.opcode in ("fusion", "custom-call") or not scalar
-        return self.charge(instruction, seconds, times, part, "memory", kind, launched, note)
+        charge = self.charge(instruction, seconds, times, part, "memory", kind, launched, note)
+        return dataclasses.replace(charge, moved=moved, flops=products or 0.0)
 
     def charge(
         self,

@@ -17,7 +17,7 @@ from can_jax.models.can import grid_of
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
 from can_jax.plan.charges import Estimate
-from can_jax.plan.clocks import TPU_CALIBRATION, Calibration, clock_of
+from can_jax.plan.clocks import Calibration, calibration_of, clock_of
 from can_jax.plan.cycles import estimate_step
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.program import Program
@@ -61,8 +61,8 @@ class Plan:
         compute_seconds: The time of a step without collectives: the compiler's estimate, or else
             the FLOPs at the assumed utilization.
         communication_seconds: The time of all collectives; see the function of this name.
-        estimate: The compiler's estimate of each instruction; None if it makes none, or if
-            compilation ran out of memory.
+        estimate: The estimate of each instruction, by the TPU compiler's cycles or by a GPU's
+            roofline; None for CPU stand-ins, or if compilation ran out of memory.
         calibration: The rate on real devices relative to such estimates; None without an estimate.
         compiled: Whether there is a program; False if compilation ran out of memory.
     """
@@ -170,7 +170,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
         ),
         communication_seconds=communication_seconds(moved, topology),
         estimate=estimated,
-        calibration=TPU_CALIBRATION if estimated else None,
+        calibration=calibration_of(topology.chip) if estimated else None,
         compiled=compiles,
     )
 

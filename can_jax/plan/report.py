@@ -10,14 +10,15 @@ from rich.table import Table
 from can_jax.distributed.hardware import GIB
 from can_jax.distributed.runtime import version_of
 from can_jax.monitoring.console import duration, fact_table
-from can_jax.plan.charges import Charge
-from can_jax.plan.clocks import clock_of
+from can_jax.plan.charges import Charge, Estimate
+from can_jax.plan.clocks import Clock, clock_of
 from can_jax.plan.estimate import Plan
 from can_jax.plan.hlo import Collective, bytes_of
 from can_jax.plan.search import Attempt
 from can_jax.plan.topology import Topology
 
-COMPILERS = ("jax", "jaxlib", "libtpu")
+COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "nvidia-cudnn-cu13")
+TRAFFIC = ("memory_traffic_bytes", "memory_traffic_outside_products_bytes")
 IMAGENET = 1_281_167  # The number of images in an epoch of ImageNet-1k.
 
 
@@ -140,8 +141,11 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
     estimate, clock = plan.estimate, clock_of(topology.chip)
     if estimate is None or clock is None or plan.calibration is None:
         names = ("estimated_seconds", "expected_seconds", "estimated_mfu", "parts", "kernels")
-        return dict.fromkeys(names)
+        return dict.fromkeys((*names, *TRAFFIC))
     peak = len(topology.devices) * topology.chip.peak_flops
+    unknown = estimate.unknown()
+    if clock.hertz is None:  # Nothing has a compiler estimate; list unknown sizes only.
+        unknown = [charge for charge in unknown if charge.note]
     return {
         "estimated_seconds": estimate.seconds,
         "expected_seconds": plan.step_seconds,
@@ -150,11 +154,22 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
         "kinds": estimate.kinds(),
         "bases": estimate.bases(),
         "kernels": estimate.kernels,
-        "unestimated": [charge_as_json(charge) for charge in estimate.unknown()],
+        **(gpu_as_json(estimate, clock) if clock.hertz is None else {}),
+        "unestimated": [charge_as_json(charge) for charge in unknown],
         "clock_hertz": clock.hertz,
         "clock_source": clock.source,
         "calibration": dataclasses.asdict(plan.calibration),
         **({"top": [charge_as_json(charge) for charge in estimate.top(top)]} if top else {}),
+    }
+
+
+def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
+    """Return the memory traffic of a step on a GPU, and the two bounds of its roofline."""
+    traffic = estimate.traffic, estimate.traffic_outside_products
+    return {
+        **dict(zip(TRAFFIC, traffic, strict=True)),
+        "memory_seconds": estimate.traffic / clock.memory_bandwidth,
+        "flops": sum(charge.flops * charge.times for charge in estimate.charges),
     }
 
 
@@ -170,6 +185,8 @@ def charge_as_json(charge: Charge) -> dict[str, Any]:
         "basis": charge.basis,
         "line": charge.line,
         "note": charge.note,
+        "bytes": charge.moved * charge.times,
+        "flops": charge.flops * charge.times,
     }
 
 
@@ -195,6 +212,8 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
     }
     if not topology.exact:
         facts["temporaries are"] = "those of the CPU compiler: more than on the real device"
+        if topology.stand_in:
+            facts["to plan exactly"] = topology.stand_in
     if values["fits"]:
         facts |= clock_facts(values)
         facts |= {
@@ -232,12 +251,22 @@ def clock_facts(values: dict[str, Any]) -> dict[str, str]:
             "versions": versions,
         }
     calibration = values["calibration"]
+    if values["clock_hertz"] is None:
+        basis = "a roofline of each kernel"
+    else:
+        basis = f"the compiler's cycles at {values['clock_hertz'] / 1e9:.2f} GHz"
+    facts = {}
+    if traffic := values.get(TRAFFIC[0]):
+        facts["memory traffic"] = (
+            f"{traffic / 1e9:.1f} GB, {values[TRAFFIC[1]] / 1e9:.1f} GB of it outside products"
+        )
     return {
-        "step, estimated": f"{1e3 * values['estimated_seconds']:.1f} ms by the compiler's "
-        f"cycles at {values['clock_hertz'] / 1e9:.2f} GHz: {values['estimated_mfu']:.1%} MFU",
+        "step, estimated": f"{1e3 * values['estimated_seconds']:.1f} ms by {basis}: "
+        f"{values['estimated_mfu']:.1%} MFU",
         "step, expected": f"{1e3 * values['expected_seconds']:.1f} ms: published steps reach "
         f"{calibration['ratio']} of the estimated rate ({calibration['source']})",
         "kernels": f"{values['kernels']:,}",
+        **facts,
         "versions": versions,
     }
 
@@ -250,7 +279,7 @@ def _peak(values: dict[str, Any]) -> str:
 
 def parts_table(values: dict[str, Any]) -> Table:
     """Return the estimated times of the parts of a step."""
-    table = Table("part", "ms", "share", title="The step's parts, by the compiler's clock")
+    table = Table("part", "ms", "share", title="The step's parts")
     for name, seconds in values["parts"].items():
         share = seconds / values["estimated_seconds"]
         table.add_row(name.replace("_", " "), f"{1e3 * seconds:.2f}", f"{share:.1%}")

@@ -99,10 +99,19 @@ def moved_bytes(program: Program, computation: Computation, instruction: Instruc
             for position, operand in enumerate(instruction.operands)
         )
         return read + _written(called, called.root)
-    moved = instruction.bytes + sum(_size(computation, name) for name in instruction.operands)
+    written = instruction.bytes - _workspace(instruction)
+    moved = written + sum(_size(computation, name) for name in instruction.operands)
     # The author of a custom call may state that it moves its arrays more than once.
     stated = instruction.attribute(_STATED.format("bytes_accessed"))
     return max(moved, int(stated or 0))
+
+
+def _workspace(instruction: Instruction) -> int:
+    """Return the bytes of the results of a library's call that only reserve memory for it."""
+    if "__cu" not in (target(instruction) or ""):
+        return 0
+    reserved = (a for a in instruction.arrays[1:] if a.type in ("s8", "u8") and len(a.shape) == 1)
+    return sum(array.bytes for array in reserved)
 
 
 def _size(computation: Computation, name: str) -> int:
@@ -180,8 +189,11 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def _library_flops(computation: Computation, instruction: Instruction) -> float | None:
-    """Return the FLOPs of a matrix product of cuBLAS, or None for other custom calls."""
-    if "gemm" not in (target(instruction) or ""):
+    """Return the FLOPs of a matrix product of cuBLAS or an attention of cuDNN, else None."""
+    name = target(instruction) or ""
+    if "fmha" in name:
+        return _attention_flops(computation, instruction, backward="Backward" in name)
+    if not re.search("gemm|matmul", name):
         return None
     axes = instruction.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
     left = _shape(computation, instruction.operands[0])
@@ -189,6 +201,22 @@ def _library_flops(computation: Computation, instruction: Instruction) -> float 
         return None
     contracted = math.prod(left[int(axis.strip('" '))] for axis in axes.split(",") if axis)
     return 2.0 * math.prod(instruction.arrays[0].shape) * contracted
+
+
+def _attention_flops(
+    computation: Computation, instruction: Instruction, backward: bool
+) -> float | None:
+    """Return the FLOPs of an attention of cuDNN, or None if the text does not tell its logits.
+
+    The backward pass has five products, one of which computes the logits again.
+    """
+    stated = r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([^\]]*)\]'
+    logits = instruction.attribute(stated)
+    query = _shape(computation, instruction.operands[0])
+    if logits is None or not query:
+        return None
+    product = 2.0 * math.prod(int(size.strip('" ')) for size in logits.split(",")) * query[-1]
+    return (5 if backward else 2) * product
 
 
 def _shape(computation: Computation, name: str) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Topologies of devices that are not attached.
 
-TPU slices come from the TPU compiler. CPU devices stand in for GPUs.
+TPU slices come from the TPU compiler, GPUs from the GPU compiler. Where that is not installed, CPU
+devices stand in for GPUs.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from jax.experimental import topologies
 
 from can_jax.distributed.hardware import Chip, chip_of, peak_flops
 from can_jax.distributed.runtime import spare_absent_tpu
+from can_jax.plan.gpus import GPUS, compiler_devices
 from can_jax.utils.errors import UserError, one_line
 
 # For each common name, the name and options of JAX's TPU compiler.
@@ -24,14 +26,6 @@ TPUS = {
     "v5e": ("v5e", {}),
     "v5p": ("v5p", {}),
     "v6e": ("v6e", {}),
-}
-GPUS = {
-    "a100": "NVIDIA A100",
-    "h100": "NVIDIA H100",
-    "h200": "NVIDIA H200",
-    "b200": "NVIDIA B200",
-    "l4": "NVIDIA L4",
-    "v100": "NVIDIA V100",
 }
 MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs of a host x hosts) or cpu:8"
 
@@ -48,6 +42,8 @@ class Topology:
             hosts.
         slices: The number of slices, which slow links connect.
         exact: Whether the devices are of the real kind, instead of CPU stand-ins.
+        hosts: Whether the fast network ends at a host, as that of GPUs does.
+        stand_in: The reason why the devices are not of the real kind; empty if they are.
     """
 
     name: str
@@ -56,11 +52,15 @@ class Topology:
     shape: tuple[int, ...]
     slices: int
     exact: bool
+    hosts: bool = False
+    stand_in: str = ""
 
     @property
     def fast_devices(self) -> int:
         """The number of devices that one fast network connects."""
-        return self.shape[0] if not self.exact else len(self.devices) // self.slices
+        if self.hosts or not self.exact:
+            return self.shape[0]
+        return len(self.devices) // self.slices
 
     def bandwidth(self, devices: int) -> float:
         """Return the bandwidth in bytes/s of each device in a group that communicates.
@@ -75,7 +75,7 @@ class Topology:
         assert self.chip.network is not None
         if devices > self.fast_devices:
             return self.chip.network
-        if not self.exact:
+        if self.hosts or not self.exact:
             return self.chip.link
         reached, axes = 1, 0
         for size in sorted(self.shape, reverse=True):
@@ -92,7 +92,7 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     Raises:
         UserError: The name is unknown, or its compiler is not installed.
     """
-    parsed = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)*)", name)
+    parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
         raise UserError(f"--topology={name!r}: write it like {MEASURE}")
     kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
@@ -101,11 +101,11 @@ def open_topology(name: str, slices: int = 1) -> Topology:
     jax.config.update("jax_platforms", "cpu")  # Programs are compiled but never run.
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
-    if kind in GPUS or kind == "cpu":
+    if kind in GPUS:
+        return _gpu(name, kind, shape, slices)
+    if kind == "cpu":
         jax.config.update("jax_num_cpu_devices", math.prod(shape) * slices)
-        chip = chip_of(GPUS[kind]) if kind in GPUS else _this_cpu()
-        assert chip is not None
-        return Topology(name, jax.devices(), chip, shape, slices, exact=False)
+        return Topology(name, jax.devices(), _this_cpu(), shape, slices, exact=False)
     near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
     raise UserError(
         f"--topology={name}: no {kind!r} is known; did you mean {near}, as in {MEASURE}?"
@@ -116,6 +116,18 @@ def _this_cpu() -> Chip:
     """Return the chip of a CPU device: an equal share of the memory, and guessed links."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
+
+
+def _gpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
+    chip, hosts = chip_of(GPUS[kind].kind), math.prod(shape[1:]) * slices
+    assert chip is not None
+    devices, reason = compiler_devices(kind, hosts, shape[0])
+    if devices is not None:
+        return Topology(name, devices, chip, shape, slices, exact=True, hosts=True)
+    jax.config.update("jax_num_cpu_devices", math.prod(shape) * slices)
+    return Topology(
+        name, jax.devices(), chip, shape, slices, exact=False, hosts=True, stand_in=reason
+    )
 
 
 def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:

@@ -3,10 +3,13 @@
 Compiles the train step of a recipe for devices that are not attached. Prints whether it fits their
 memory, the collectives of a step, and an estimate of the duration of the run. TPUs: `v5e:16x16`,
 `v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
-`h100:8x4`, four hosts of eight. If it does not fit, searches for settings that do; exits with 1.
+`h100:8x4`, four hosts of eight, which is exact with `pip install 'jax[cuda13]'` and needs no GPU.
+If it does not fit, searches for settings that do; exits with 1.
 
-For TPUs the time of a step is that of the compiler's own clock, by part of the step; `--top=20`
-lists the most expensive instructions with their source lines, `--dump_hlo=FILE` writes the program.
+For TPUs the time of a step is that of the compiler's own clock. For GPUs each kernel takes the time
+of its memory traffic or of its FLOPs, whichever is longer. Both are given by part of the step.
+`--top=20` lists the most expensive instructions with their source lines, `--dump_hlo=FILE` writes
+the program.
 """
 
 import json
@@ -38,7 +41,9 @@ _CONFIG = FLAGS.recipe("recipe")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
 _SLICES = FLAGS.integer("slices", 1, "The number of slices, which slower links connect.")
 _MFU = FLAGS.number(
-    "mfu", None, "The fraction of peak FLOP/s to assume, except on TPUs; 0.4 by default."
+    "mfu",
+    None,
+    "The fraction of peak FLOP/s to assume, if no compiler estimates it; 0.4 by default.",
 )
 _EXAMPLES = FLAGS.integer(
     "examples", IMAGENET, "The images per epoch; by default those of ImageNet-1k."
@@ -69,8 +74,8 @@ def main() -> None:
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
         raise UserError(
-            f"--mfu={mfu} has no effect on {topology.name}: the compiler of TPUs states the time "
-            "of a step; leave --mfu out"
+            f"--mfu={mfu} has no effect on {topology.name}: its compiler states the time of a "
+            "step; leave --mfu out"
         )
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
