@@ -2,6 +2,7 @@
 # make test           lint, and run the fast tests
 # make test-all       also run the tests that take minutes each
 # make test-torch     run the tests that need PyTorch
+# make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
 # make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing
 # make constraints    update the tested versions of the dependencies
 #
@@ -9,12 +10,13 @@
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 VENV ?= .venv-$(VERSION)
+GPU_PYTHON ?= python3.12
 WORKDIR ?= runs/quickstart
 CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: quickstart test test-all test-torch test-browser lint constraints clean
+.PHONY: quickstart test test-all test-torch test-gpu test-browser lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -27,6 +29,11 @@ test-all: $(VENV)/installed-test lint
 
 test-torch: $(VENV)/installed-torch
 	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
+
+# In an environment of its own, since JAX uses the packages for GPUs wherever they are installed.
+test-gpu:
+	$(MAKE) .venv-gpu/installed-gpu PYTHON=$(GPU_PYTHON) VENV=.venv-gpu
+	.venv-gpu/bin/python -m pytest tests/plan/test_step_traffic.py --numprocesses=0
 
 test-browser: $(VENV)/installed-test
 	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
@@ -46,6 +53,10 @@ $(VENV)/installed: $(REQUIREMENTS)
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(INSTALL) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
+	$(INSTALL) --constraint constraints/py312-cuda.txt 'jax[cuda13]'
 	@touch $@
 
 $(VENV)/installed-torch: $(VENV)/installed-test
