@@ -62,6 +62,7 @@ CELLS: dict[str, dict[str, Any]] = {
 }
 SAVE_SECONDS = 60.0  # The interval at which a cell in progress is saved.
 MARGIN = 10.0  # Seconds before the end in which nothing new begins.
+SHARE = 0.6  # The first of several models may take so much of the time that is left.
 GRACE = 30.0  # Seconds after its end at which a model's process is killed.
 
 
@@ -158,7 +159,8 @@ def run_step(options: argparse.Namespace, report: Report | None, clock: Clock) -
     if unknown := [name for name in models if name not in BATCHES]:
         raise UserError(f"--models={unknown[0]}: choose of {', '.join(BATCHES)}")
     for index, name in enumerate(models):
-        seconds = clock.left() / (len(models) - index)
+        last = index + 1 == len(models)
+        seconds = clock.left() * (1.0 if last else SHARE)
         if seconds < MARGIN:
             say(f"no time is left for {', '.join(models[index:])}")
             break
@@ -478,4 +480,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # Threads that still compile are left behind.

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,6 +27,7 @@ Result = dict[str, Any]
 SAME_WORK = "without augmentation"
 PEERS = {"PyTorch": False, "PyTorch, compiled": True}
 COMPILERS = 4  # programs compiled at a time
+TURNS_SECONDS = 30.0  # reserved for the first turns of the compiled programs
 Describe = Callable[[CompiledStep], Result]
 
 
@@ -45,6 +46,7 @@ def measure_variants(
     """Measure variants of a step, and PyTorch's, in turns.
 
     A failure, such as too little memory, is a result of its variant. The others are still measured.
+    Threads that still compile when the time is over are left behind.
 
     Args:
         recipe: The configuration, not resolved.
@@ -75,7 +77,9 @@ def measure_variants(
         try:
             ours = our_step(configs[name])
         except Exception as error:  # Of many types, such as one of too little memory.
-            results[name]["error"] = one_line(error)[:300]
+            results[name].setdefault("error", one_line(error)[:300])
+            return
+        if "error" in results[name]:  # It came too late.
             return
         turns[name] = ours.turn
         results[name] |= {
@@ -89,8 +93,14 @@ def measure_variants(
         except Exception as error:  # The measurement counts more than its description.
             results[name]["description"] = one_line(error)[:300]
 
-    with ThreadPoolExecutor(COMPILERS) as pool:
-        list(pool.map(build, configs))
+    pool = ThreadPoolExecutor(COMPILERS)
+    futures = {pool.submit(build, name): name for name in configs}
+    done, late = wait(futures, timeout=max(left() - TURNS_SECONDS, 0))
+    pool.shutdown(wait=False, cancel_futures=True)
+    for future in late:
+        results[futures[future]] = {"error": "no time was left to compile it"}
+    for future in done:
+        future.result()
     report(whole)
     take_turns(turns, results, 1, seconds, left)  # So that there are numbers before PyTorch's.
     report(rated(whole))
