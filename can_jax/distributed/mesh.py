@@ -72,7 +72,8 @@ def warn_of_unused_accelerator() -> None:
     """Log a warning, once, if JAX runs on the CPU of a machine that has an accelerator."""
     if jax.default_backend() != "cpu":
         return
-    if line := unused_accelerator(jax.config.read("jax_platforms")):
+    settings: Any = jax.config  # Its type does not declare the settings.
+    if line := unused_accelerator(settings.jax_platforms):
         logging.warning("%s", line)
 
 
