@@ -46,6 +46,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 from ml_collections import ConfigDict  # noqa: E402
 
 from can_jax.config.baselines import METHODS, changed  # noqa: E402
+from can_jax.config.durations import TOTAL  # noqa: E402
 from can_jax.config.resolve import load_recipe  # noqa: E402
 from can_jax.utils.errors import UserError, one_line  # noqa: E402
 from can_jax.utils.files import replace_text  # noqa: E402
@@ -183,7 +184,7 @@ def run_model(options: argparse.Namespace, report: Report, clock: Clock) -> None
 
     name = options.models
     recipe = recipe_of(name, options)
-    recipe = changed(recipe, {"total_steps": 1, "total_epochs": None, "mesh.fsdp": 1})
+    recipe = changed(recipe, dict.fromkeys(TOTAL) | {"total_steps": 1, "mesh.fsdp": 1})
     variants: dict[str, dict[str, Any]] = {"recipe": {}}
     for text in options.variant:
         label, _, changes = text.partition(":")

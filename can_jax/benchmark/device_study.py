@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.device_crops import random_crops
 from can_jax.config.baselines import changed
+from can_jax.config.durations import TOTAL
 from can_jax.config.resolve import resolve, to_json
 from can_jax.data.pipeline.batch import Batch
 from can_jax.data.pipeline.order import Order
@@ -156,7 +157,7 @@ def make_cell(
             f"cell {name!r}: config.batch_size={recipe.batch_size} is more than the "
             f"{len(images.train)} images"
         )
-    lengths = {"total_steps": epochs * steps, "total_epochs": None, "total_examples": None}
+    lengths = dict.fromkeys(TOTAL) | {"total_steps": epochs * steps}
     recipe = changed(recipe, lengths | {"data.path": recipe.data.path or "-"})
     return Cell(name, resolve(recipe), tuple(range(seeds)), images)
 
