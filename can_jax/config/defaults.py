@@ -160,6 +160,13 @@ MODEL: Table = {
         "width": Key(512, WIDTH, "The decoder's width."),
         "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
         "heads": Key(16, HEADS, "The decoder's attention heads."),
+        "noise_output": Key(
+            False, Switch(),
+            "Whether the noise is predicted by an output layer of its own, which starts at zero.",
+        ),
+        "zero_output": Key(
+            False, Switch(), "Whether the output layer of the pixels starts at zero."
+        ),
     },
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),

@@ -13,7 +13,7 @@ from can_jax.augment.photometric import Photometric
 from can_jax.config.defaults import DATA, OPTIMIZER
 from can_jax.config.durations import TOTAL, WARMUP, value_of
 from can_jax.data.sources.registry import SOURCES, parts_of_mixture
-from can_jax.models.backbones import BACKBONES, Size
+from can_jax.models.backbones import BACKBONES, decoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
 from can_jax.models.variant import variant_of
@@ -148,7 +148,7 @@ def check_variant(config: ConfigDict) -> None:
 def check_masking(config: ConfigDict) -> None:
     """Check that the decoder can be built, and that masking leaves patches to see."""
     model = config.model
-    Size(**model.decoder).check("model.decoder")
+    decoder_size(model).check("model.decoder")
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, model.mask_ratio)
     check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches")

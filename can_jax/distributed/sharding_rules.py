@@ -42,7 +42,11 @@ RULES = (
     Rule(r"(attention/out|mlp/contract)/kernel", P(None, "tensor", "fsdp"), decay=True),
     Rule(r"mlp/expand/kernel", P(None, "fsdp", "tensor"), decay=True),
     Rule(r"mlp/expand/bias", P(None, "tensor"), decay=False),
-    Rule(r"(patch_embed|embed|predict|hidden|out|head|layers/\d+)/kernel", P("fsdp"), decay=True),
+    Rule(
+        r"(patch_embed|embed|predict|predict_noise|hidden|out|head|layers/\d+)/kernel",
+        P("fsdp"),
+        decay=True,
+    ),
     Rule(r"(class|mask)_token|positions|registers", P(), decay=False),
     Rule(r"(attention|mlp)_scale", P(), decay=False),
     Rule(r"(bias|scale)", P(), decay=False),

@@ -67,7 +67,8 @@ class Model:
     def autoencoder(self) -> dict[str, np.ndarray]:
         """Return encoder and decoder under MAE's names.
 
-        MAE's decoder is not conditioned on a noise level, so the level is fixed at zero here. Its
+        MAE's decoder predicts pixels alone, so an output layer for the noise is left out. It is not
+        conditioned on a noise level, so the level is fixed at zero here. Its
         embedding is added to every patch, and is folded into the positions. If it is added to
         visible patches only, it is folded into the bias of ``decoder_embed``. The class token's
         position then cancels it.
@@ -77,8 +78,7 @@ class Model:
         """
         if "decoder" not in self.parameters:
             raise UserError(f"{self.source} has no decoder: set --contents=encoder")
-        parameters = {"decoder": self.parameters["decoder"]}
-        arrays = to_torch(parameters, self.config.model.patch_size)
+        arrays = to_torch(self._trees("decoder"), self.config.model.patch_size)
         positions = self._positions(self.config.model.decoder.width)
         if "noise_level" in self.parameters:
             added = arrays["decoder_embed.weight"] @ self._no_noise()
@@ -137,9 +137,17 @@ class Model:
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
             config.model.update(dtype="float32", remat="none")
+            config.model.decoder.noise_output = False
         heads = {name: BUILDERS[name] for name in modules}
         network = nnx.eval_shape(lambda: CAN(config, heads, nnx.Rngs(0)))
-        return nnx.graphdef(network), {m: self.parameters[m] for m in ("encoder", *modules)}
+        return nnx.graphdef(network), self._trees("encoder", *modules)
+
+    def _trees(self, *modules: str) -> dict[str, Any]:
+        """Return the parameters of some modules, without the decoder's output for the noise."""
+        return {
+            module: {k: v for k, v in self.parameters[module].items() if k != "predict_noise"}
+            for module in modules
+        }
 
     def _no_noise(self) -> np.ndarray:
         """Return the embedding of noise level zero, of shape (width,)."""

@@ -124,6 +124,12 @@ def encoder_size(model: Any) -> Size:
     return dataclasses.replace(size, **own)
 
 
+def decoder_size(model: Any) -> Size:
+    """Return the size of the decoder."""
+    decoder = model.decoder
+    return Size(decoder.width, decoder.depth, decoder.heads)
+
+
 def compute_options(model: Any) -> dict[str, Any]:
     """Return the options of `can_jax.models.vit.Transformer` on how it is computed."""
     return {

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from can_jax.models.backbones import Size, build_backbone, compute_options
+from can_jax.models.backbones import build_backbone, compute_options, decoder_size
 from can_jax.models.decoder import Decoder
 from can_jax.models.heads import NoiseLevel
 from can_jax.models.masking import patch_grid, patchify
@@ -52,11 +52,22 @@ def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
     return Decoder(
         width,
         pixels_per_patch(config),
-        **Size(**model.decoder).arguments,
+        **decoder_size(model).arguments,
         level_tokens=config.noise.level_tokens,
+        zero_output=model.decoder.zero_output,
+        noise_output=has_noise_output(config),
         **compute_options(model),
         **options,
     )
+
+
+def has_noise_output(config: ConfigDict) -> bool:
+    """Return whether the decoder has a second output layer, for the noise.
+
+    Without the denoising objective it would have no gradient, so it is not built.
+    """
+    denoises = config.noise.sigma_max and config.objective.denoising.weight
+    return bool(denoises and config.model.decoder.noise_output)
 
 
 def build_noise_level(config: ConfigDict, width: int, **options: Any) -> NoiseLevel:

@@ -25,6 +25,9 @@ class Decoder(Transformer):
         heads: The number of attention heads.
         mlp_width: The width of the hidden layer of each MLP.
         level_tokens: The patch tokens that get the noise-level embedding: `all` or `visible`.
+        zero_output: Whether the output layer starts at zero.
+        noise_output: Whether the visible patches, where the noise is predicted, have an output
+            layer of their own. It starts at zero.
         rngs: The random numbers of the initialization.
         dtype: The type of activations and matrix products.
         param_dtype: The type of the parameters.
@@ -41,6 +44,8 @@ class Decoder(Transformer):
         mlp_width: int,
         *,
         level_tokens: str,
+        zero_output: bool = False,
+        noise_output: bool = False,
         rngs: nnx.Rngs,
         dtype: Any,
         param_dtype: Any,
@@ -51,7 +56,8 @@ class Decoder(Transformer):
         normal = nnx.initializers.normal(0.02)
         self.mask_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         super().__init__(width, depth, heads, mlp_width, **run, **options)
-        self.predict = Linear(width, pixels, **options)
+        self.predict = Linear(width, pixels, zero=zero_output, **options)
+        self.predict_noise = Linear(width, pixels, zero=True, **options) if noise_output else None
         self.level_tokens = level_tokens
 
     def __call__(
@@ -62,6 +68,9 @@ class Decoder(Transformer):
         level: Float[Array, "rows encoder_width"] | None = None,
     ) -> Float[Array, "rows patches pixels"]:
         """Predict every patch from the class token and the visible patches' latents.
+
+        The prediction of a visible patch is that of its noise, the prediction of a hidden patch
+        that of its pixels. Without ``noise_output`` both come from the same layer.
 
         Args:
             latent: The encoder's output, class token first, then the visible patches.
@@ -89,4 +98,9 @@ class Decoder(Transformer):
             patch_tokens = patch_tokens + (level.astype(tokens.dtype) @ kernel)[:, None]
         patch_tokens = patch_tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
         x = constrain_batch_sharding(jnp.concatenate([tokens[:, :1], patch_tokens], axis=1))
-        return self.predict(self.norm(self.blocks(x)))[:, 1:]
+        x = self.norm(self.blocks(x))
+        prediction = self.predict(x)[:, 1:]
+        if self.predict_noise is None:
+            return prediction
+        visible = (restore < patches - hidden)[:, :, None]
+        return jnp.where(visible, self.predict_noise(x)[:, 1:], prediction)

@@ -7,8 +7,15 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.backbones import BACKBONES, Size, encoder_width
-from can_jax.models.can import BUILDERS, HeadBuilder, grid_of, layer_options, pixels_per_patch
+from can_jax.models.backbones import BACKBONES, decoder_size, encoder_width
+from can_jax.models.can import (
+    BUILDERS,
+    HeadBuilder,
+    grid_of,
+    has_noise_output,
+    layer_options,
+    pixels_per_patch,
+)
 from can_jax.models.masking import visible_count
 
 
@@ -27,9 +34,10 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
     pixels = pixels_per_patch(config)
     view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)
     if "decoder" in heads:
-        decoder = Size(**config.model.decoder)
+        decoder, outputs = decoder_size(config.model), 2 if has_noise_output(config) else 1
         view += decoder.flops(patches + 1)
-        view += 2 * decoder.width * ((visible + 1) * encoder_width(config) + patches * pixels)
+        inner = (visible + 1) * encoder_width(config) + outputs * patches * pixels
+        view += 2 * decoder.width * inner
     owned = {name: build for name, build in heads.items() if name not in BUILDERS}
     view += 2 * sum(kernel_sizes(config, owned))
     return 3 * config.augment.views * view

@@ -30,10 +30,13 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 
 
 class Linear(nnx.Linear):
-    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias."""
+    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias.
 
-    def __init__(self, inputs: int, outputs: int, **options: Any):
-        init = nnx.initializers.xavier_uniform()
+    ``zero=True`` starts with a kernel of zeros instead.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, zero: bool = False, **options: Any):
+        init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
         super().__init__(inputs, outputs, kernel_init=init, dot_general=linear_product, **options)
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.models.backbones import Size, encoder_size
+from can_jax.models.backbones import decoder_size, encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
@@ -219,7 +219,7 @@ def recomputed_flops(config: ConfigDict) -> int:
     encoder = encoder_size(model)
     blocks = [(encoder, visible + 1)]
     if "decoder" in heads(config):
-        blocks.append((Size(**model.decoder), patches + 1))
+        blocks.append((decoder_size(model), patches + 1))
     recomputed = 0
     for size, tokens in blocks:
         logits = size.depth * 2 * tokens**2 * size.width

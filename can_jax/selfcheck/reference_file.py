@@ -34,11 +34,13 @@ META = {
     "level_tokens": "noise.level_tokens",
     "normalize_targets": "objective.reconstruction.normalize",
     "noise_target": "noise.target",
+    "noise_output": "model.decoder.noise_output",
 }
 BEFORE = {
     "level_tokens": "visible",
     "normalize_targets": True,
     "noise_target": "scaled",
+    "noise_output": False,
 }  # The values of files without these keys.
 WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
 WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))

@@ -29,6 +29,7 @@ NAMES = {
     "decoder/mask_token": "mask_token",
     "decoder/norm": "decoder_norm",
     "decoder/predict": "decoder_pred",
+    "decoder/predict_noise": "decoder_noise_pred",
     **{f"projector/layers/{i}": f"projection_head.{2 * i}" for i in range(4)},
 }
 BLOCKS = {"encoder/blocks/layers/": "blocks", "decoder/blocks/layers/": "decoder_blocks"}

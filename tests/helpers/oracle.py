@@ -174,6 +174,9 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
         y = block(w, f"decoder_blocks.{i}", y, meta["decoder_heads"])
     y = layer_norm(y, w["decoder_norm.weight"], w["decoder_norm.bias"])
     prediction = linear(w, "decoder_pred", y)[:, 1:]
+    if meta["noise_output"]:
+        of_noise = linear(w, "decoder_noise_pred", y)[:, 1:]
+        prediction = mask[:, :, None] * prediction + (1 - mask[:, :, None]) * of_noise
 
     found = {
         "out/latent": latent, "out/pooled": pooled, "out/projection": projection,
@@ -219,6 +222,8 @@ def shapes_of(meta: dict) -> dict[str, tuple[int, ...]]:
         add(f"noise_pe_mlp.{i}", meta["width"], meta["width"])
     add("decoder_embed", meta["decoder_width"], meta["width"])
     add("decoder_pred", size * size * pixels, meta["decoder_width"])
+    if meta["noise_output"]:
+        add("decoder_noise_pred", size * size * pixels, meta["decoder_width"])
     return shapes
 
 
@@ -227,6 +232,7 @@ META = {
     "decoder_heads": 1, "images": 3, "views": 2, "mask_ratio": 0.7, "keep": 3, "temperature": 0.2,
     "weights": [0.1, 0.6, 0.3], "sigma_max": 0.5, "sigma_scale": 3.0, "channels": 1,
     "level_tokens": "all", "normalize_targets": True, "noise_target": "scaled",
+    "noise_output": False,
 }  # fmt: skip
 
 

@@ -31,6 +31,19 @@ def test_hidden_patches_are_told_apart_by_their_place_alone():
     assert len(np.unique(np.asarray(prediction[0]).round(5), axis=0)) == 6
 
 
+def test_noise_of_visible_patches_has_an_output_of_its_own_that_starts_at_zero():
+    latent = jax.random.normal(jax.random.key(0), (1, 3, 8))
+    given = (latent, jnp.array([[4, 1, 0, 2, 3, 5]]), (2, 3))
+    shared, own = make()(*given), make(noise_output=True)(*given)
+    visible = np.isin(np.arange(6), (4, 1))
+    assert not own[0, visible].any() and np.abs(own[0, ~visible]).min() > 0
+    np.testing.assert_array_equal(own[0, ~visible], shared[0, ~visible])  # and no other start
+    both = make(noise_output=True, zero_output=True)
+    assert not both(*given).any()
+    both.predict_noise.bias[...] = jnp.ones(12)
+    np.testing.assert_array_equal(both(*given)[0, :, 0], visible)
+
+
 @pytest.mark.parametrize(("tokens", "reached"), [("all", 6), ("visible", 2)])
 def test_level_reaches_the_tokens_that_are_named(tokens, reached):
     decoder = make(level_tokens=tokens)

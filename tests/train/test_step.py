@@ -131,6 +131,7 @@ def oracle_total(config, step, state, batch):
         "level_tokens": config.noise.level_tokens,
         "normalize_targets": config.objective.reconstruction.normalize,
         "noise_target": config.noise.target, "sigma_max": config.noise.sigma_max,
+        "noise_output": config.model.decoder.noise_output,
     }  # fmt: skip
     # Heads that we have not built take no part: zeros serve.
     weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
