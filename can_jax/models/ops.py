@@ -3,11 +3,11 @@
 Each says why it exists. All support forward-mode differentiation, as `jax.jvp` needs it.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import linear_call
 from jaxtyping import Array, Float
 
 from can_jax.distributed.mesh import axis_size, device_kind, platform, row_shards
@@ -43,16 +43,19 @@ def _product_tangent(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    by_kernel = linear_call(lambda x, dkernel: x @ dkernel, _kernel_gradient, x, dkernel)
-    return x @ kernel, dx @ kernel + by_kernel
+    return x @ kernel, dx @ kernel + _times_kernel_tangent(x, dkernel)
 
 
-def _kernel_gradient(x: Array, gradient: Array) -> Array:
-    """Return ``x.T @ gradient`` with the narrower matrix transposed explicitly."""
+# Rematerialized, so that the backward pass saves ``x`` itself.
+@jax.checkpoint
+def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
+    """Return ``x @ dkernel`` in a form whose transpose first transposes the narrower matrix."""
     barrier = jax.lax.optimization_barrier
-    if x.shape[1] <= gradient.shape[1]:
-        return barrier(x.T) @ gradient
-    return barrier(barrier(gradient.T) @ x).T
+    if x.shape[1] <= dkernel.shape[1]:  # The transpose is barrier(x.T) @ gradient.
+        return jax.lax.dot_general(barrier(x.T), dkernel, (((0,), (0,)), ((), ())))
+    # The transpose is barrier(barrier(gradient.T) @ x).T.
+    by_columns = jax.lax.dot_general(barrier(dkernel.T), x, (((1,), (1,)), ((), ())))
+    return barrier(by_columns).T
 
 
 def linear_product(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
@@ -86,9 +89,12 @@ def normal_cdf(x: Array) -> Array:
 @gelu.defjvp
 def _gelu_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    return gelu(x), linear_call(_times_gelu_slope, _times_gelu_slope, x, dx)
+    return gelu(x), _times_gelu_slope(x, dx)
 
 
+# Rematerialized, so that the backward pass saves ``x`` only. A barrier against merging it with the
+# forward pass would keep it from being fused into the products beside it.
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def _times_gelu_slope(x: Array, tangent: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     density = jnp.exp(-0.5 * wide**2) * (2 * jnp.pi) ** -0.5
@@ -104,10 +110,6 @@ def attention_logits(
     Their gradient is rounded to the type of the queries before it is multiplied. The default
     backward pass would multiply in float32, several times slower on CPUs and GPUs.
     """
-    return _logits(query, key)
-
-
-def _logits(query: Array, key: Array) -> Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
     return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
 
@@ -117,17 +119,11 @@ def _logits_tangent(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (query, key), (dquery, dkey) = primals, tangents
-    by_query = linear_call(lambda key, dquery: _logits(dquery, key), _query_gradient, key, dquery)
-    by_key = linear_call(_logits, _key_gradient, query, dkey)
-    return attention_logits(query, key), by_query + by_key
-
-
-def _query_gradient(key: Array, gradient: Array) -> Array:
-    return jnp.einsum("rhqk,rkhw->rqhw", gradient.astype(key.dtype), key)
-
-
-def _key_gradient(query: Array, gradient: Array) -> Array:
-    return jnp.einsum("rhqk,rqhw->rkhw", gradient.astype(query.dtype), query)
+    logits = attention_logits(query, key)
+    # Products in the type of the queries: their transposes round the gradient to it.
+    by_query = jnp.einsum("rqhw,rkhw->rhqk", dquery, key).astype(logits.dtype)
+    by_key = jnp.einsum("rqhw,rkhw->rhqk", query, dkey).astype(logits.dtype)
+    return logits, by_query + by_key
 
 
 def attend(

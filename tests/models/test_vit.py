@@ -84,6 +84,14 @@ def test_blocks_are_exported_for_any_number_of_rows(platform, monkeypatch):
     assert out.shape[0] == rows
 
 
+def test_blocks_can_be_vectorized_with_their_gradients(parameters):
+    graph = nnx.graphdef(nnx.eval_shape(make_blocks))
+    x = jax.random.normal(jax.random.key(1), (3, 2, 5, 8))
+    gradient = jax.grad(lambda x: jnp.sum(nnx.merge(graph, parameters)(x) ** 2))
+    several = jax.jit(jax.vmap(gradient))(x)
+    np.testing.assert_allclose(several[1], jax.jit(gradient)(x[1]), rtol=1e-4, atol=1e-5)
+
+
 def test_forward_mode_agrees_with_reverse_mode(parameters):
     graph = nnx.graphdef(nnx.eval_shape(make_blocks))
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
