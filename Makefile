@@ -14,7 +14,14 @@ GPU_PYTHON ?= python3.12
 WORKDIR ?= runs/quickstart
 CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
-INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+TORCH := '.[test,torch]'
+
+# Prints a dot every two seconds, since pip says nothing for minutes.
+define install
+@echo "installing $(1) into $(VENV); this usually takes one to five minutes"
+@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable $(1) & \
+	pid=$$!; while kill -0 $$pid 2> /dev/null; do sleep 2; printf .; done; echo; wait $$pid
+endef
 
 .PHONY: quickstart test test-all test-torch test-gpu test-browser lint constraints clean
 
@@ -48,11 +55,11 @@ lint: $(VENV)/installed-test
 $(VENV)/installed: $(REQUIREMENTS)
 	@test -f $(CONSTRAINTS) || { echo "Python $(VERSION) is not supported: use 3.11, 3.12 or 3.13, such as make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --editable '.[cpu]'
+	$(call install,'.[cpu]')
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(INSTALL) --editable '.[test]'
+	$(call install,'.[test]')
 	@touch $@
 
 $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
@@ -60,7 +67,7 @@ $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
 	@touch $@
 
 $(VENV)/installed-torch: $(VENV)/installed-test
-	$(INSTALL) --editable '.[test,torch]'
+	$(call install,$(TORCH))
 	@touch $@
 
 # Write the tested versions: those of a new environment with the newest versions that are allowed.

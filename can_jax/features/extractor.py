@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.distributed.mesh import batch_shards, replicated
 from can_jax.distributed.process_slice import slice_of_process
+from can_jax.utils.progress import phase
 
 
 class Features(NamedTuple):
@@ -64,14 +65,16 @@ class FeatureExtractor:
             examples: The examples to read.
             change: A function applied to the host's images first, which must keep their shape.
         """
-        parts = []
-        with jax.set_mesh(self._mesh):
+        parts, done = [], 0
+        with jax.set_mesh(self._mesh), phase("computing features") as progress:
             for batch in examples.batches(self._share.batch_size, self._share.rows):
                 if change:
                     batch = batch._replace(images=change(batch.images, batch.example))
                 placed = map(self._share.place, batch)
                 features, labels, valid, indices = map(np.asarray, self._function(state, *placed))
                 parts.append(Features(features[valid], labels[valid], indices[valid]))
+                done += int(valid.sum())
+                progress.detail(f"{done:,} images")
         whole = Features(*map(np.concatenate, zip(*parts, strict=True)))
         assert len(np.unique(whole.indices)) == len(whole.indices), "every example counts once"
         return whole

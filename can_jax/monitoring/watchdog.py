@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from can_jax.distributed.abort import abort, dump_stacks_after
+from can_jax.utils.progress import phase
 
 # The limit of operations that grow with the data or the model, times `config.stuck_after_seconds`.
 LONG = 4
@@ -61,14 +62,15 @@ class Watchdog:
 
 @contextlib.contextmanager
 def section(doing: str, seconds: float) -> Iterator[None]:
-    """Abort the program if the body takes longer than a limit.
+    """Print signs of life while the body runs; abort the program if it takes longer than a limit.
 
     Args:
-        doing: The operation, for the message, as in "while opening the data".
+        doing: The operation, for the messages, as in "while opening the data".
         seconds: The limit in seconds; 0 for none.
     """
     watchdog = Watchdog(seconds, f"while {doing}")
     try:
-        yield
+        with phase(doing):
+            yield
     finally:
         watchdog.close()

@@ -25,6 +25,7 @@ from can_jax.plan.topology import Topology
 from can_jax.train.losses import heads
 from can_jax.train.step import abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import phase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,8 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
     clock = clock_of(topology.chip) if topology.exact else None
     fits = compiles = True
     try:
-        compiled: Any = compile_train_step(step, state, batch, mesh)
+        with phase(f"compiling the step for {topology.name}"):
+            compiled: Any = compile_train_step(step, state, batch, mesh)
         stats = compiled.memory_analysis()
         temporaries = stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
         total = (

@@ -106,7 +106,9 @@ def restore_or_begin(
         UserError: No checkpoint fits the model, or it is of another stream of examples.
     """
     if not first:
-        state = training.begin(initialize(training.step, abstract), report)
+        with section("initializing the state", timeout):
+            state = training.begin(initialize(training.step, abstract), report)
+            jax.block_until_ready(state)
         return 0, state, Progress(stream=stream)
     restoring = "restoring the checkpoint"
     with section(restoring, timeout), barrier(restoring):

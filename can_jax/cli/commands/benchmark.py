@@ -27,6 +27,7 @@ from can_jax.config.resolve import default_config, resolve
 from can_jax.data.sources.registry import SOURCES
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import apart, phase
 
 ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
@@ -121,7 +122,8 @@ def main(subject: str) -> None:
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:
         raise UserError(f"unknown benchmark {subject!r}: choose one of {', '.join(measures)}")
-    results, rows = measures[subject]()
+    with apart(_JSON.value), phase(f"benchmark of the {subject}"):
+        results, rows = measures[subject]()
     if _JSON.value:
         arguments = shlex.join(["python", "-m", "can_jax.benchmark", *sys.argv[1:]])
         print(json.dumps({"command": arguments} | results, indent=2))

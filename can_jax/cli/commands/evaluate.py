@@ -6,9 +6,7 @@ a folder or file of weights of MAE, timm, Hugging Face or big_vision. The comman
 `--config.data.…` for another data set.
 """
 
-import contextlib
 import json
-import sys
 
 from etils import epath
 
@@ -20,6 +18,7 @@ from can_jax.evaluate.measure import evaluate
 from can_jax.evaluate.reports.report import headlines
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import apart, phase
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -48,8 +47,7 @@ def main() -> None:
     config = resolve_evaluation(protocol)
     JOB.join()
     workdir = epath.Path(_WORKDIR.value)
-    # With --json, stdout contains nothing else.
-    with contextlib.redirect_stdout(sys.stderr) if _JSON.value else contextlib.nullcontext():
+    with apart(_JSON.value), phase(f"evaluating by {config.protocol}"):
         results = evaluate(config, checkpoint, workdir, _UNTRAINED.value)
     if _JSON.value:
         print(json.dumps(results, indent=2))

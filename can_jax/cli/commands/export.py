@@ -18,6 +18,7 @@ from can_jax.export.model_card import Statement
 from can_jax.export.write import export_run
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import phase
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -65,11 +66,12 @@ def main() -> None:
     results = _RESULTS.value or []
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     mean, std = _numbers("mean", _MEAN.value), _numbers("std", _STD.value)
-    manifest = export_run(
-        checkpoint, _FORMAT.value, output, _CONTENTS.value, results,
-        given=Given(_HEADS.value, mean, std), push=_PUSH.value,
-        statement=Statement(_LICENSE.value, _DATA.value),
-    )  # fmt: skip
+    with phase("writing and verifying the export", _FORMAT.value):
+        manifest = export_run(
+            checkpoint, _FORMAT.value, output, _CONTENTS.value, results,
+            given=Given(_HEADS.value, mean, std), push=_PUSH.value,
+            statement=Statement(_LICENSE.value, _DATA.value),
+        )  # fmt: skip
     facts = {
         f"largest error, {name}": f"{e:.1e}"
         for name, e in manifest["checked"]["largest_error"].items()

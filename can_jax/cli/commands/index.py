@@ -25,6 +25,7 @@ from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.splits import shown
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import phase
 
 SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 
@@ -83,15 +84,16 @@ def main(path: str) -> None:
     else:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
-    build_index(
-        Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
-        names,
-        Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
-        _WORKERS.value,
-        file_labels=file_labels,
-        label_names=label_names,
-        drop_duplicates=_DROP.value,
-    )
+    with phase("building the index"):
+        build_index(
+            Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
+            names,
+            Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
+            _WORKERS.value,
+            file_labels=file_labels,
+            label_names=label_names,
+            drop_duplicates=_DROP.value,
+        )
 
 
 def _value_range(values: list[str] | None) -> Range:

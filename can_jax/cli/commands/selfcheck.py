@@ -14,6 +14,7 @@ from can_jax.cli.command import Command
 from can_jax.monitoring.console import plain_console
 from can_jax.selfcheck.compare import check
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import apart, phase
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -31,7 +32,8 @@ def main() -> None:
             "the option --reference=FILE.npz is required: the file of reference vectors"
         )
     jax.config.update("jax_enable_x64", _X64.value)
-    report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
+    with apart(_JSON.value), phase("comparing with the reference vectors"):
+        report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
     if _JSON.value:
         print(json.dumps(report, indent=2))
     else:
