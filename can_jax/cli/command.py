@@ -28,6 +28,7 @@ from can_jax.utils.errors import (
 )
 from can_jax.utils.extras import missing_package
 from can_jax.utils.files import expand_home
+from can_jax.utils.progress import end_line
 
 # Words of the errors that JAX raises when another process of the job has ended.
 LOST = re.compile(r"Gloo|NCCL|UNAVAILABLE|[Cc]oordination ?[Ss]ervice|Connection (reset|closed)")
@@ -40,6 +41,7 @@ class OneLine(python_logging.Formatter):
 
     def format(self, record: python_logging.LogRecord) -> str:
         """Return the level and the message of a record."""
+        end_line()
         return f"{record.levelname}: {printable(record.getMessage())}"
 
 
@@ -64,10 +66,23 @@ class Command:
     Args:
         usage: The text that ``--help`` prints above the flags.
         arguments: The names of the positional arguments; optional ones are in brackets.
+        complete: A function that completes a command line before it is parsed.
+        more_help: A function that returns what ``--help`` prints after the flags.
+
+    Attributes:
+        given_argv: The arguments of the current call, before they were completed.
     """
 
-    def __init__(self, usage: str | None, *arguments: str):
+    def __init__(
+        self,
+        usage: str | None,
+        *arguments: str,
+        complete: Callable[[list[str]], list[str]] = list,
+        more_help: Callable[[], str] = str,
+    ):
         self.flags = Flags()
+        self.given_argv: list[str] = []
+        self._complete, self._more_help = complete, more_help
         self.flags.switch("debug", False, "On an error, print the full traceback.")
         self.flags.items(
             MODULES, None,
@@ -90,7 +105,8 @@ class Command:
         Args:
             argv: The arguments without the program. Defaults to those of this process.
         """
-        arguments = list(map(str, sys.argv[1:] if argv is None else argv))
+        self.given_argv = list(map(str, sys.argv[1:] if argv is None else argv))
+        arguments = self._complete(self.given_argv)
         # Libraries read sys.argv too, for keys of a recipe and for the run's history.
         with patch.object(sys, "argv", [sys.argv[0], *arguments]), _lines_of_messages():
             return self._exit_code(arguments)
@@ -134,7 +150,8 @@ class Command:
         """
         values = self._fresh()
         if any(argument in HELP for argument in argv):
-            print(self._usage.strip() + "\n\nflags:\n" + values.get_help())
+            flags_help = values.get_help()
+            print(f"{self._usage.strip()}\n\nflags:\n{flags_help}{self._more_help()}")
             raise _Ended
         if "--version" in argv:
             from can_jax import __version__

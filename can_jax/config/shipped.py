@@ -6,7 +6,9 @@ the package. A name identifies the same file in both: `vit_l`, `eval/knn`, `stud
 `healthy/quickstart`, `launch/slurm`.
 """
 
+import ast
 import difflib
+import json
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -121,3 +123,14 @@ def _nearest(name: str, kind: str) -> str | None:
     alike = {choice.lower(): choice for choice in sorted(choices)}
     spelled = name.lower().replace("-", "_")
     return next((alike[c] for c in difflib.get_close_matches(spelled, alike, n=1)), None)
+
+
+def summary(path: Path) -> str:
+    """Return the summary line of a shipped file."""
+    text = path.read_text()
+    if path.suffix == ".py":
+        return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+    if path.suffix == ".json":
+        return f"of {json.loads(text)['runs']} runs"
+    comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
+    return comments.split(". ")[0].split(":  ")[0]  # Indented text is an example.

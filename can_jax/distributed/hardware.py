@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 GIB = 2**30
+FIRST_WITH_BFLOAT16 = 8.0  # NVIDIA's compute capability of Ampere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,43 @@ def chip_of(kind: str) -> Chip | None:
     """Return the chip of a ``device_kind``, or None if it is unknown."""
     matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices that a run will use, all of one kind.
+
+    Attributes:
+        platform: JAX's name of the platform: ``cpu``, ``gpu`` or ``tpu``.
+        kind: The kind of device.
+        count: The number of devices, those of all processes included.
+        memory: The bytes that a program may use on each; None if unknown.
+        bfloat16: Whether they have units for products of bfloat16.
+    """
+
+    platform: str
+    kind: str
+    count: int
+    memory: int | None
+    bfloat16: bool
+
+
+def attached_devices() -> Devices:
+    """Return the devices of this process and of the others of its job."""
+    device = jax.local_devices()[0]
+    chip = chip_of(device.device_kind)
+    try:
+        memory = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # Some platforms have no such statistics.
+        memory = None
+    if memory is None and chip is not None:
+        memory = chip.memory
+    capability = getattr(device, "compute_capability", None)
+    if capability is not None:
+        bfloat16 = float(capability) >= FIRST_WITH_BFLOAT16
+    else:
+        bfloat16 = device.platform != "cpu"
+    return Devices(device.platform, device.device_kind, jax.device_count(), memory, bfloat16)
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:

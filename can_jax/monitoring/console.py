@@ -1,8 +1,12 @@
 """The console output of a run: tables at the start, status lines, and a progress bar."""
 
+import contextlib
+import dataclasses
 import io
+import json
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +19,7 @@ from rich.table import Table
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.timing import Window
 from can_jax.objectives import OBJECTIVES
+from can_jax.utils.progress import Phase, end_line
 
 WIDTH = 120  # characters of a line in a file
 
@@ -83,6 +88,33 @@ def fact_table(title: str, facts: dict[str, Any]) -> Table:
     return table
 
 
+@dataclasses.dataclass
+class Output:
+    """The form of the console output of this process.
+
+    Attributes:
+        quiet: Whether only warnings and errors are printed.
+        json: Whether each line is a JSON object.
+    """
+
+    quiet: bool = False
+    json: bool = False
+
+
+output = Output()
+
+
+@contextlib.contextmanager
+def console_output(quiet: bool, json: bool) -> Iterator[None]:
+    """Set the form of the console output within the context."""
+    output.quiet, output.json = quiet, json
+    Phase.quiet = quiet or json
+    try:
+        yield
+    finally:
+        output.quiet = output.json = Phase.quiet = False
+
+
 class Clock(Protocol):
     """The clock of a run whose length is a time, as `can_jax.train.pace.Pace` has it."""
 
@@ -126,15 +158,30 @@ class Reporter:
 
     def say(self, message: Any) -> None:
         """Print a message above the progress bar, and write it to the log file."""
-        self.console.print(message)
+        if isinstance(message, str):
+            text = f"{message}\n"
+        else:
+            rendered = io.StringIO()
+            plain_console(file=rendered, width=WIDTH, highlight=False).print(message)
+            text = rendered.getvalue()
+        end_line()
+        if output.json:
+            self._print_json({"message": text.rstrip("\n")})
+        elif not output.quiet:
+            self.console.print(message)
         if self._log:
-            text = io.StringIO()
-            plain_console(file=text, width=WIDTH, soft_wrap=True, highlight=False).print(message)
-            self._log.say(text.getvalue())
+            self._log.say(text)
+
+    def _print_json(self, values: dict[str, Any]) -> None:
+        """Print values as one line of JSON, with the time of day."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if not self.console.quiet:
+            print(json.dumps({"time": moment} | values), flush=True)
 
     def start_bar(self) -> None:
         """Show the progress bar, on a terminal only."""
-        self._bar.start()
+        if not (output.quiet or output.json):
+            self._bar.start()
 
     def advance(self, step: int) -> None:
         """Update the progress bar to a step."""
@@ -175,11 +222,17 @@ class Reporter:
         parts += [
             f"lr {values['learning_rate']:.2e}",
             f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2f} images/s",
-            f"MFU {100 * values['mfu']:.1f}%",
-            f"data wait {100 * values['data_wait']:.0f}%",
+            *([f"MFU {100 * values['mfu']:.1f}%"] if "mfu" in values else []),
+            *([f"data wait {100 * values['data_wait']:.0f}%"] if "data_wait" in values else []),
             left,
         ]
-        self.say(" | ".join(parts))
+        line = " | ".join(parts)
+        if output.json:
+            self._print_json({"step": step, "eta_seconds": round(remaining, 1)} | values)
+            if self._log:
+                self._log.say(line)
+        else:
+            self.say(line)
 
     def close(self) -> None:
         """Remove the progress bar."""

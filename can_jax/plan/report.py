@@ -273,7 +273,7 @@ def clock_facts(values: dict[str, Any]) -> dict[str, str]:
 
 def _peak(values: dict[str, Any]) -> str:
     assumed = values["assumed"]
-    peak = f"{assumed['peak_flops'] / 1e12:.0f} TFLOP/s"
+    peak = f"{assumed['peak_flops'] / 1e12:.3g} TFLOP/s"
     return peak if assumed["mfu"] is None else f"{100 * assumed['mfu']:.0f} % of {peak}"
 
 

@@ -1,6 +1,8 @@
 """Callbacks of a run: metric logging, the kNN probe and the reconstruction figures."""
 
 import functools
+import shlex
+import time
 from typing import Any
 
 import jax
@@ -16,7 +18,7 @@ from can_jax.distributed.runtime import gather
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
 from can_jax.monitoring.metrics import read_metrics, to_scalars
-from can_jax.monitoring.timing import InputWatch, StepClock
+from can_jax.monitoring.timing import InputWatch, StepClock, Window
 from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
 from can_jax.train.knn_probe import KnnProbe
@@ -26,6 +28,7 @@ from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import one_line
 from can_jax.utils.files import replace_bytes
 
+EARLY_SECONDS = 15.0  # after the first step, until a status line is printed out of turn
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 
 
@@ -73,6 +76,8 @@ class Log(Callback):
         self._devices = run.mesh.size
         self._skipped_steps = 0.0
         self._input = InputWatch()
+        self._logged = False
+        self._first: tuple[int, float] | None = None
 
     @functools.cached_property
     def _peak(self) -> float:
@@ -84,22 +89,51 @@ class Log(Callback):
         self._writer.truncate_after(step)
         self.report.advance(step)
 
+    def early(self, step: int, metrics: dict[str, Any]) -> None:
+        """Print a status line before the first regular one, if that takes long.
+
+        Call it after every step. The line is for people; metrics are written at regular steps.
+        """
+        if self._logged or jax.process_index():
+            return
+        now = time.perf_counter()
+        if self._first is None:
+            jax.block_until_ready(metrics)
+            self._first = step, time.perf_counter()
+        elif now - self._first[1] > EARLY_SECONDS:
+            self._logged = True
+            values = to_scalars(metrics)
+            window = Window(step - self._first[0], time.perf_counter() - self._first[1], 0.0)
+            self.report.status(step, values | self._progress(step, window), window)
+
+    def _progress(self, step: int, window: Window) -> dict[str, float]:
+        """Return the images seen, the epoch and the throughput at a step."""
+        images = step * self._config.batch_size
+        return {
+            "examples": images,
+            "epoch": images / self._times.examples,
+            "images_per_second": self._config.batch_size / window.step_seconds,
+        }
+
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Close the clock's window, write the metrics of a step and print a status line."""
-        window, config = clock.window(), self._config
+        window = clock.window()
         with clock.paused():
             peak = self._peak
-        images_per_second = config.batch_size / window.step_seconds
-        values = to_scalars(metrics) | {
-            "examples": step * config.batch_size,
-            "epoch": step * config.batch_size / self._times.examples,
-            "images_per_second": images_per_second,
-            "mfu": images_per_second * self._flops / peak,
-            "data_wait": window.data_wait,
-            "skipped_images": loader.skipped,
-        }
+        progress = self._progress(step, window)
+        images_per_second = progress["images_per_second"]
+        values = (
+            to_scalars(metrics)
+            | progress
+            | {
+                "mfu": images_per_second * self._flops / peak,
+                "data_wait": window.data_wait,
+                "skipped_images": loader.skipped,
+            }
+        )
         self._writer.scalars(step, values)
         self.report.status(step, values, window)
+        self._logged = True
         if line := self._input(window.data_wait, images_per_second):
             self.report.say(line)
         if values["skipped_steps"] > self._skipped_steps:
@@ -198,3 +232,18 @@ class PretrainCallbacks(Log):
         if self._times.figures_every:
             facts["figure to open"] = str(figure_path(self._workdir, int(state.step)))
         self.report.say(console.fact_table("Finished", facts))
+        for command in next_steps(self._workdir):
+            self.report.say(command)
+
+
+def next_steps(workdir: epath.Path) -> list[str]:
+    """Return the commands that a finished pretraining can continue with, one a line."""
+    run = shlex.quote(str(workdir))
+    return [
+        f"see the curves:       tensorboard --logdir {run}",
+        f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
+        f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",
+        f"export:               can-jax export --checkpoint={run} --format=huggingface "
+        f"--output={run}_huggingface",
+        f"use in Python:        can_jax.load({str(workdir)!r})",
+    ]

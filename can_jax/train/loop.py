@@ -74,6 +74,10 @@ class Logger(Protocol):
         """Log the metrics of a step."""
         ...
 
+    def early(self, step: int, metrics: dict[str, Any]) -> None:
+        """Print a status line after a step at which no metrics are logged, if that takes long."""
+        ...
+
 
 @dataclasses.dataclass
 class Loop:
@@ -172,6 +176,8 @@ class Loop:
             if step % config.log_every_steps == 0 or last:
                 self.lock.check()
                 self.logger.log(step, metrics, clock, self.loader)
+            else:
+                self.logger.early(step, metrics)
             actions = self.callbacks.periodic_actions()
             due = [action for action in actions if step % action.every == 0 or last]
             # Saved before the evaluations: a run killed during them need not repeat the steps.

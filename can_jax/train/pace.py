@@ -104,6 +104,7 @@ class Pace:
         self._last = (step, now, 0.0)
         self._step_seconds: float | None = None
         self._paused = self._stepping = 0.0
+        self._over = False  # the time was over before the last step
 
     def position(self, step: int) -> np.float32:
         """Return the position in the schedule before a step, a number of virtual steps."""
@@ -161,7 +162,9 @@ class Pace:
         each = self._step_seconds * (1 + self._paused / max(self._stepping, 1e-9))
         total = step + int(remaining / each)
         if total <= step:
-            total = step + min(LAST_STEPS, max(1, step // 50))
+            over = step + min(LAST_STEPS, max(1, step // 50))
+            total = max(self.total, step) if self._over else over
+            self._over = True
         following = step + max(1, int(interval / self._step_seconds))
         decided = np.array([min(total, MOST_STEPS), min(following, MOST_STEPS)], np.int32)
         total, self._next = map(int, gather("last step", decided)[0])

@@ -3,10 +3,12 @@
 `can_jax.train.run` contains the run itself.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import jax
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -19,6 +21,7 @@ from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.data.pipeline.order import shares
 from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.registry import open_source
+from can_jax.distributed.hardware import attached_devices
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
@@ -31,6 +34,7 @@ from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callback import RunContext
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
+from can_jax.train.choices import what_fits
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
 from can_jax.train.pace import known_last_step
@@ -65,7 +69,29 @@ def pretrain(
     """
     with RunLog() as log:
         training = prepare(config, workdir, given, allowed)
-        run(training, training.mesh, workdir, log, **options)
+        with explained_memory(training.config):
+            run(training, training.mesh, workdir, log, **options)
+
+
+@contextlib.contextmanager
+def explained_memory(config: ConfigDict) -> Iterator[None]:
+    """Turn the error of a device that is out of memory into a `UserError` with what would fit.
+
+    Args:
+        config: The resolved configuration of the run.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        devices = attached_devices()
+        raise UserError(
+            f"out of memory on {devices.kind} with config.batch_size={config.batch_size}, "
+            f"config.accumulation.microbatches={config.accumulation.microbatches} and "
+            f"config.model.remat={config.model.remat}; {what_fits(config, devices)}. "
+            f"can-jax plan compiles a recipe for a device to be sure ({one_line(error)[:120]})"
+        ) from error
 
 
 def prepare(

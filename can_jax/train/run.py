@@ -50,6 +50,7 @@ from can_jax.train.step import (
 )
 from can_jax.train.training import Training
 from can_jax.utils.errors import Preempted, UserError
+from can_jax.utils.progress import phase
 
 
 def run(
@@ -206,7 +207,7 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
         UserError: The checkpoint could not be written.
         Preempted: The run was stopped before its last step.
     """
-    with barrier("finishing the checkpoint"):
+    with barrier("finishing the checkpoint"), phase("writing the last checkpoint"):
         saved = checkpoints.wait()
     if not saved:
         raise UserError(f"step {last} was reached, but could not be saved; see the line above")

@@ -34,6 +34,7 @@ from can_jax.plan.report import (
 from can_jax.plan.search import Search, fit_mesh
 from can_jax.plan.topology import open_topology
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import apart
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -82,7 +83,8 @@ def main() -> None:
 
     if note := fit_mesh(config, len(topology.devices)):
         progress.print(note, soft_wrap=True)
-    plan = make_plan(config, topology, mfu, dump)
+    with apart(_JSON.value):
+        plan = make_plan(config, topology, mfu, dump)
     if dump and not plan.compiled:
         progress.print(f"{dump} was not written: compilation ran out of memory", soft_wrap=True)
     values = as_json(plan, config, topology, mfu, _EXAMPLES.value, _TOP.value)
@@ -92,11 +94,12 @@ def main() -> None:
     if _SEARCH.value or not plan.fits:
         search = Search(config, topology, mfu, plan)
         tries = _TRIES.value if _TRIES.value is not None else 12 if _SEARCH.value else 4
-        search.run(
-            tries,
-            lambda attempt: progress.print(f"tried {attempt_line(attempt)}", soft_wrap=True),
-            first_fit=not _SEARCH.value,
-        )
+        with apart(_JSON.value):
+            search.run(
+                tries,
+                lambda attempt: progress.print(f"tried {attempt_line(attempt)}", soft_wrap=True),
+                first_fit=not _SEARCH.value,
+            )
         values["tried"] = attempts_as_json(search.attempts)
         values["advice"] = advice(search)
         if not _JSON.value:

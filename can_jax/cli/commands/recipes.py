@@ -5,12 +5,8 @@ name, prints the path of that file. Copy the file to change it, or run a launche
 `bash "$(python -m can_jax.recipes launch/local)" --config=NAME --workdir=DIR`.
 """
 
-import ast
-import json
-from pathlib import Path
-
 from can_jax.cli.command import Command
-from can_jax.config.shipped import KINDS, find, find_shipped, names_of
+from can_jax.config.shipped import KINDS, find, find_shipped, names_of, summary
 
 COMMAND = Command(__doc__, "[NAME]")
 
@@ -29,14 +25,3 @@ def main(name: str | None = None) -> None:
         for shipped in names_of(kind):
             path = find_shipped(shipped, kind)
             print(f"    {shipped:{width}}  {summary(path) if path else ''}")
-
-
-def summary(path: Path) -> str:
-    """Return the summary line of a shipped file."""
-    text = path.read_text()
-    if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
-    if path.suffix == ".json":
-        return f"of {json.loads(text)['runs']} runs"
-    comments = " ".join(line[2:] for line in text.splitlines() if line.startswith("# "))
-    return comments.split(". ")[0].split(":  ")[0]  # Indented text is an example.

@@ -1,22 +1,61 @@
-"""`python -m can_jax.main --config=RECIPE --workdir=DIR [--config.key=value …]`
+"""`can-jax train --data=DIR --for=2h`, or `can-jax train --config=RECIPE --workdir=DIR`
 
-Pretrains an encoder by a recipe, in a run directory. Re-running the command resumes from the latest
-checkpoint. Any key of the recipe can be set on the command line. For several hosts, run the same
-command on each; on Cloud TPU, GKE, SLURM and Open MPI they find each other.
+Pretrains an encoder on images, in a run directory. Re-running the command resumes from the latest
+checkpoint. With `--data` the recipe, the batch, the memory settings and the precision are chosen
+for the devices and the images, and printed with the reasons; `--for` also takes `100epochs`,
+`5000steps` or `1e7images`. Any key of the recipe can be set by `--config.key=value`.
+
+For several hosts, run the same command on each; on Cloud TPU, GKE, SLURM and Open MPI they find
+each other.
 """
 
+import json
+import os
+from typing import Any
+
+import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from can_jax.checkpoint.resume import CHANGES
 from can_jax.cli.command import Command
 from can_jax.cli.job import Job
-from can_jax.train.pretrain import pretrain
+from can_jax.cli.length import parse_length
+from can_jax.cli.reference import keys_help, recipes_help, settings_text
 from can_jax.utils.errors import UserError
 
-COMMAND = Command(__doc__)
+
+def named(argv: list[str], *names: str) -> bool:
+    """Return whether a command line gives one of some options."""
+    given = {argument.lstrip("-").split("=")[0] for argument in argv if argument[:1] == "-"}
+    return not given.isdisjoint(names)
+
+
+def with_recipe(argv: list[str]) -> list[str]:
+    """Return a command line with a recipe, for `--data` without one.
+
+    Keys can be parsed only with a recipe. Once the devices are known, another may replace it.
+    """
+    if named(argv, "data") and not named(argv, "config"):
+        return ["--config=vit_s", *argv]
+    return argv
+
+
+COMMAND = Command(__doc__, complete=with_recipe, more_help=lambda: recipes_help() + keys_help())
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
-_WORKDIR = FLAGS.path("workdir", "The run directory, one for all hosts; may be gs://…")
+_DATA = FLAGS.path("data", "The images: a folder, shards or arrays. Settings are chosen for them.")
+_FOR = FLAGS.text(
+    "for", None, "The length of the run, such as 2h, 100epochs, 5000steps or 1e7images."
+)
+_WORKDIR = FLAGS.path(
+    "workdir",
+    "The run directory, one for all hosts; may be gs://…. With --data the default is runs/NAME, "
+    "NAME being that of the data.",
+)
+_PRINT_CONFIG = FLAGS.switch("print_config", False, "Print the resolved configuration, and end.")
+_QUIET = FLAGS.switch("quiet", False, "Print warnings and errors only; log.txt has the rest.")
+_JSON_LOGS = FLAGS.switch("json_logs", False, "Print every line as a JSON object.")
 _PROFILE = FLAGS.switch("profile", False, "Trace a few steps for TensorBoard's profiler.")
 _DUMP_HLO = FLAGS.switch("dump_hlo", False, "Write the compiled train step to hlo.txt.")
 _ALLOW_CHANGES = FLAGS.items(
@@ -30,12 +69,113 @@ JOB = Job(FLAGS)
 @COMMAND.runs
 def main() -> None:
     """Pretrain as configured by the flags."""
-    config = _CONFIG.read()
-    if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR is missing: give the run directory")
+    from can_jax.monitoring.console import console_output
+    from can_jax.utils.extras import require_input
+
+    config, given = _CONFIG.read(), dict(_CONFIG.overrides)
+    if _FOR.value is not None:
+        key, value = parse_length(_FOR.value)
+        if other := next((key for key in given if key.startswith("total_")), None):
+            raise UserError(f"--for={_FOR.value} and --config.{other} both set the length")
+        given[key] = value
+    if _DATA.value is not None:
+        if "data.path" in given:
+            raise UserError("--data and --config.data.path name the same: give one of them")
+        given["data.path"] = _DATA.value
+    workdir = _WORKDIR.value
+    if workdir is None and _DATA.value is not None:
+        workdir = os.path.join("runs", name_of(_DATA.value))
+    if workdir is None and not _PRINT_CONFIG.value:
+        raise UserError(
+            "--workdir=DIR is missing: give the run directory, or --data=DIR, which chooses one"
+        )
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
+    if not _PRINT_CONFIG.value:
+        require_input()
+    with console_output(_QUIET.value, _JSON_LOGS.value):
+        train(config, given, workdir)
+
+
+def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> None:
+    """Join the job, choose what is left to choose, and train or print the configuration.
+
+    Args:
+        config: The recipe with the command line's settings.
+        given: The values that the command line sets, by dotted key.
+        workdir: The run directory; None if the configuration is printed only.
+    """
+    from can_jax.train.pretrain import pretrain
+
     JOB.join()
-    workdir = epath.Path(_WORKDIR.value)
+    place = epath.Path(workdir or "runs/new")
+    if any(flag.value is not None for flag in (_DATA, _FOR)):
+        config = chosen(config, given, place)
+    if _PRINT_CONFIG.value:
+        print(settings_text(config))
+        return
     options = {"profile": _PROFILE.value, "dump_hlo": _DUMP_HLO.value}
-    pretrain(config, workdir, _CONFIG.overrides, _ALLOW_CHANGES.value, **options)
+    pretrain(config, place, given, _ALLOW_CHANGES.value, **options)
+
+
+def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
+    """Return the configuration with the settings that devices, data and time decide.
+
+    A run directory keeps the settings of its first start; only those that depend on the devices
+    are chosen anew.
+
+    Args:
+        recipe: The recipe with the command line's settings.
+        given: The values that the command line sets, by dotted key.
+        workdir: The run directory; it may be missing.
+    """
+    from can_jax.checkpoint.run_directory import read_config
+    from can_jax.cli.recipe import load
+    from can_jax.config.durations import keep_overrides
+    from can_jax.data.sources.survey import survey
+    from can_jax.distributed.hardware import attached_devices
+    from can_jax.monitoring.console import fact_table, output, plain_console
+    from can_jax.train.choices import AUTOMATIC_EPOCHS, Choice, choose, recipe_for
+
+    devices = attached_devices()
+    stored = (workdir / "config.json").exists()
+    named_by_user = named(COMMAND.given_argv, "config")
+    choices: list[Choice] = []
+    if stored:
+        recipe = read_config(workdir)
+        choices.append(Choice("config", "as stored", "the run began with it"))
+    elif not named_by_user:
+        name = recipe_for(devices)
+        recipe = load(name, "recipe")
+        choices.append(Choice("config", name, f"{devices.count} x {devices.kind}"))
+        if devices.platform != "cpu" and not any(key.startswith("total_") for key in given):
+            given = given | {"total_epochs": AUTOMATIC_EPOCHS}
+    if (elements := [key for key in given if "[" in key]) and (stored or not named_by_user):
+        raise UserError(f"--config.{elements[0]}: with --data give the whole value, not an element")
+    with recipe.unlocked(), recipe.ignore_type():
+        recipe.update_from_flattened_dict({k: v for k, v in given.items() if "[" not in k})
+    keep_overrides(recipe, given)
+    found = None if stored or _DATA.value is None else survey(_DATA.value, recipe.data.split)
+    choices += choose(recipe, given, devices, found, stored)
+    facts = {key: f"{value}: {reason}" for key, value, reason in choices}
+    title = (
+        "Resumed; --config.KEY=VALUE overrides"
+        if stored
+        else "Chosen; --config.KEY=VALUE overrides"
+    )
+    if facts and not jax.process_index():
+        facts["run directory"] = str(workdir)
+        if output.json:
+            print(json.dumps({"chosen": facts}), flush=True)
+        elif not output.quiet:
+            table = fact_table(title, facts)
+            plain_console(width=120, soft_wrap=True, highlight=False).print(table)
+    return recipe
+
+
+def name_of(path: str) -> str:
+    """Return the name of data for its run directory."""
+    parts = [part for part in path.split("/") if part and not set(part) & set("*?{}[]:")]
+    generic = ("train", "images", "data", ".", "..")
+    own = [part for part in parts if part not in generic] or parts or ["run"]
+    return own[-1].split(".")[0] or "run"

@@ -1,0 +1,241 @@
+"""The settings of a run that follow from its devices, its data and its time.
+
+`can-jax train --data=DIR` chooses them at the first start, with a reason for each. A resumed run
+keeps what the run directory stores, except for the settings of `DEVICE_KEYS`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from can_jax.checkpoint.resume import is_given
+from can_jax.config.durations import value_of
+from can_jax.config.resolve import resolve
+from can_jax.data.sources.survey import Survey
+from can_jax.distributed.hardware import Devices
+from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
+
+# Settings that adapt to other devices at a resume, since the results do not depend on them.
+DEVICE_KEYS = (
+    "mesh.data", "mesh.fsdp", "mesh.tensor", "accumulation.microbatches", "model.remat",
+    "model.scan",
+)  # fmt: skip
+BATCHES = (1024, 512, 256, 128, 64, 32, 16, 8)
+CPU_BATCH = 128
+SMALLEST_BATCH = 256  # below it microbatches are preferred, since the negatives are of one batch
+REMATS = ("none", "dots", "dots_no_batch", "full")
+MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
+STATE_SHARE = 0.4  # of the memory, above which the state is split over the devices
+PROBE_IMAGES = 100_000  # images between two probes
+CPU_SIZE, LARGEST_SIZE = 64, 224  # pixels
+AUTOMATIC_EPOCHS = 100.0  # of a recipe that is chosen, if no length is given
+
+
+class Choice(NamedTuple):
+    """A setting and the reason for it."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def recipe_for(devices: Devices) -> str:
+    """Return the name of the shipped recipe that suits the devices."""
+    if devices.platform == "cpu":
+        return "small"
+    memory = (devices.memory or 0) * devices.count
+    return "vit_b" if memory >= 20 * 2**30 else "vit_s"
+
+
+def choose(
+    config: ConfigDict,
+    given: Collection[str],
+    devices: Devices,
+    found: Survey | None,
+    stored: bool = False,
+) -> list[Choice]:
+    """Set what the devices, the data and the time decide; return the choices.
+
+    Args:
+        config: The configuration of a recipe or of the run directory, changed in place.
+        given: Dotted keys that the command line sets, which stay.
+        devices: The devices of the run.
+        found: What a look at the data has found; None if its settings are given.
+        stored: Whether the configuration is that of the run directory, of which only the settings
+            of `DEVICE_KEYS` change.
+    """
+    choices: list[Choice] = []
+
+    def take(key: str, value: Any, reason: str) -> None:
+        if is_given(key, given) or (stored and key not in DEVICE_KEYS):
+            return
+        if value_of(config, key) != value or key in ("batch_size", "model.remat", "model.dtype"):
+            choices.append(Choice(key, value, reason))
+        with config.ignore_type():
+            config.update_from_flattened_dict({key: value})
+
+    if found is not None:
+        for choice in data_choices(config, devices, found):
+            take(*choice)
+    if devices.bfloat16:
+        take("model.dtype", "bfloat16", f"{devices.kind} multiplies it in hardware")
+    else:
+        slow = "is faster than bfloat16" if devices.platform == "cpu" else "has no bfloat16 units"
+        take("model.dtype", "float32", f"{devices.kind}: {slow}")
+    if devices.platform == "cpu":
+        take("model.scan", False, "a CPU runs blocks faster that are laid out")
+    if config.total_minutes is not None:
+        minutes = round(min(30.0, max(config.total_minutes / 20, 0.5)), 2)
+        take("checkpoint.every_minutes", minutes, "a kill loses a twentieth of the time at most")
+        warm = [key for key in ("steps", "epochs", "examples") if config.optimizer[f"warmup_{key}"]]
+        for unit in warm:
+            take(f"optimizer.warmup_{unit}", None, "a share of the time replaces it")
+        if warm:
+            take("optimizer.warmup_share", 0.05, "the number of steps is not known")
+    for choice in memory_choices(config, given, devices, found, stored):
+        take(*choice)
+    return choices
+
+
+def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterator[Choice]:
+    """Yield the settings that the data decides: its source, and the size of views and patches."""
+    yield Choice("data.source", found.source, "what the path holds")
+    largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
+    if found.shape and max(found.shape) <= LARGEST_SIZE:
+        height, width = found.shape
+        size: Any = height if height == width else found.shape
+        patch = patch_of(height, width)
+        why = f"the images have {height} x {width} pixels"
+    else:
+        side = min(found.side or largest, largest)
+        size = max(side // 16 * 16, 16)
+        patch = patch_of(size, size)
+        sides = f"the images' shorter side is about {found.side} pixels" if found.side else ""
+        limit = "a CPU is slow" if devices.platform == "cpu" else "the recipes' size"
+        why = sides if size < largest and sides else limit
+    yield Choice("data.image_size", size, why)
+    yield Choice("model.patch_size", patch, "8 to 14 patches a side")
+    if found.labeled and not value_of(config, "probe.every_epochs"):
+        epochs = max(1.0, PROBE_IMAGES / (found.images or PROBE_IMAGES))
+        yield Choice("probe.every_epochs", float(round(epochs)), "the data has labels")
+    if not config.figures.every_steps and found.source != "shapes":
+        yield Choice("figures.every_steps", 2000, "to see what the run learns")
+
+
+def patch_of(height: int, width: int) -> int:
+    """Return a patch size that divides both sides into 8 to 14 patches where possible."""
+    side = min(height, width)
+    if side % 16 == 0 and side >= 128:
+        return 16
+    both = math.gcd(height, width)
+    sizes = [size for size in range(1, max(both // 4, 1) + 1) if both % size == 0]
+    return min(sizes, key=lambda size: (abs(side / size - 8), size))
+
+
+def memory_choices(
+    config: ConfigDict,
+    given: Collection[str],
+    devices: Devices,
+    found: Survey | None,
+    stored: bool,
+) -> Iterator[Choice]:
+    """Yield the batch, the mesh, the microbatches and the remat policy that fit the memory."""
+    plan = config.copy_and_resolve_references()
+    plan.data.path = plan.data.path or "-"
+    count, limit = devices.count, devices.memory
+    mesh = plan.mesh
+    with plan.ignore_type():
+        mesh.tensor = math.gcd(max(mesh.tensor, 1), count)
+        mesh.fsdp = math.gcd(max(mesh.fsdp, 1), count // mesh.tensor)
+        mesh.data = -1
+    checked = resolve(plan)
+    parameters = parameter_count(checked)
+    if limit and count > 1 and 16 * parameters > STATE_SHARE * limit and mesh.fsdp == 1:
+        mesh.fsdp = math.gcd(count, 8)
+    yield Choice("mesh.tensor", mesh.tensor, f"{count} devices")
+    yield Choice("mesh.fsdp", mesh.fsdp, f"{parameters / 1e6:.0f} million parameters")
+    yield Choice("mesh.data", -1, "all remaining devices")
+    fixed = stored or is_given("batch_size", given)
+    batch, remat, parts = fit(plan, parameters, devices, found, fixed)
+    with plan.ignore_type():
+        plan.batch_size, plan.model.remat, plan.accumulation.microbatches = batch, remat, parts
+    if limit is None:
+        memory = "the memory of the devices is not known"
+    else:
+        need = step_bytes(resolve(plan), parameters, count)
+        memory = f"an estimated {gib(need)} of {gib(limit)} on each device"
+    rate = config.optimizer.learning_rate * batch / 256
+    yield Choice("batch_size", batch, f"{memory}; the peak learning rate is {rate:.3g}")
+    yield Choice("accumulation.microbatches", parts, memory)
+    yield Choice("model.remat", remat, memory)
+
+
+def fit(
+    config: ConfigDict, parameters: int, devices: Devices, found: Survey | None, fixed: bool
+) -> tuple[int, str, int]:
+    """Return the batch size, the remat policy and the microbatches that fit the memory.
+
+    The largest batch comes first, then the least recomputation. A batch below `SMALLEST_BATCH` is
+    tried only after microbatches.
+
+    Args:
+        config: The configuration, of which a copy is changed.
+        parameters: The number of parameters.
+        devices: The devices of the run.
+        found: What a look at the data has found.
+        fixed: Whether the batch size must stay.
+    """
+    count, limit = devices.count, devices.memory
+    most = config.batch_size
+    if not fixed and found is not None and found.images:
+        most = min(most, max(found.images // 4, 8))
+    if fixed:
+        batches: list[int] = [most]
+    else:
+        first = CPU_BATCH if devices.platform == "cpu" else BATCHES[0]
+        batches = [size for size in BATCHES if size <= min(most, first) and size % count == 0]
+    batches = batches or [max(most // count, 1) * count]
+    if devices.platform == "cpu" or limit is None:
+        return batches[0], config.model.remat, config.accumulation.microbatches
+    trial = resolve(config)
+
+    def fits(batch: int, remat: str, parts: int) -> bool:
+        if batch % (count * parts) or batch // parts < 2 * count:
+            return False
+        trial.batch_size, trial.model.remat = batch, remat
+        trial.accumulation.microbatches = parts
+        return step_bytes(trial, parameters, count) <= limit
+
+    large = [size for size in batches if size >= SMALLEST_BATCH] or batches[:1]
+    orders = [(batch, remat, 1) for batch in large for remat in REMATS[:3]]
+    orders += [(large[-1], remat, n) for n in MICROBATCHES[1:] for remat in REMATS[1:]]
+    orders += [(batch, "full", 1) for batch in batches]
+    return next((order for order in orders if fits(*order)), (batches[-1], "full", 1))
+
+
+def what_fits(config: ConfigDict, devices: Devices) -> str:
+    """Return options with which a step that ran out of memory is expected to fit.
+
+    Args:
+        config: The resolved configuration that did not fit.
+        devices: The devices of the run.
+    """
+    parameters = parameter_count(config)
+    needed = step_bytes(config, parameters, devices.count)
+    # The step did not fit, so the estimate may not hold: demand a fifth less than it.
+    constant = constant_bytes(config, parameters)
+    limit = min(devices.memory or needed, constant + int(0.8 * (needed - constant)))
+    devices = dataclasses.replace(devices, platform="gpu", memory=limit)
+    kept = fit(config, parameters, devices, None, fixed=True)
+    smaller = config.copy_and_resolve_references()
+    smaller.batch_size = max(config.batch_size // 2, devices.count)
+    other = fit(smaller, parameters, devices, None, fixed=False)
+    options = [
+        f"--config.batch_size={batch} --config.accumulation.microbatches={parts} "
+        f"--config.model.remat={remat}"
+        for batch, remat, parts in dict.fromkeys((kept, other))
+    ]
+    return f"expected to fit: {', or '.join(options)}"

@@ -1,0 +1,191 @@
+"""The settings that `can-jax train --data` chooses, and those that it leaves alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from can_jax.config.resolve import load_recipe, resolve
+from can_jax.data.sources.survey import Survey, survey
+from can_jax.distributed.hardware import Devices
+from can_jax.train.choices import choose, patch_of, recipe_for, what_fits
+from can_jax.train.memory import parameter_count, step_bytes
+from can_jax.train.pretrain import explained_memory
+from can_jax.utils.errors import UserError
+from tests.helpers.configs import small_config
+from tests.helpers.runs import main_in_process
+
+GIB = 2**30
+CARD = Devices("gpu", "NVIDIA GeForce RTX 4090", 1, 21 * GIB, True)
+CPU = Devices("cpu", "cpu", 1, None, False)
+PHOTOS = Survey("folder", 20_000, 480)
+
+
+def recipe(name):
+    return load_recipe(__file__, name)
+
+
+def chosen(name, devices, found=PHOTOS, given=(), stored=False):
+    config = recipe(name)
+    config.data.path = "/data"
+    choices = choose(config, given, devices, found, stored)
+    return resolve(config), {choice.key: choice for choice in choices}
+
+
+def test_estimate_of_the_memory_is_near_the_measured_one():
+    """Measured on one H200: see benchmarks/NOTES.md."""
+    b, large = recipe("vit_b"), recipe("vit_l")
+    for config, batch, measured in ((b, 256, 72.5e9), (large, 64, 14.3e9)):
+        config.data.path, config.batch_size = "/data", batch
+        config = resolve(config)
+        assert 0.95 * measured < step_bytes(config, parameter_count(config), 1) < 1.8 * measured
+
+
+@pytest.mark.parametrize("gib", [7, 14, 21, 36, 72])
+@pytest.mark.parametrize("name", ["vit_s", "vit_b"])
+def test_chosen_batch_fits_one_card_by_the_estimate(name, gib):
+    devices = dataclasses.replace(CARD, memory=gib * GIB)
+    config, choices = chosen(name, devices)
+    assert step_bytes(config, parameter_count(config), 1) <= gib * GIB
+    assert config.batch_size >= 256 and config.model.dtype == "bfloat16"
+    assert "GiB on each device" in choices["batch_size"].reason
+
+
+def test_settings_of_the_command_line_stay():
+    given = {"batch_size": 64, "model.dtype": "float32", "data.image_size": 192}
+    config = recipe("vit_b")
+    config.data.path = "/data"
+    config.update_from_flattened_dict(given)
+    choices = choose(config, given, CARD, PHOTOS)
+    assert not {choice.key for choice in choices} & given.keys()
+    assert (config.batch_size, config.model.dtype, config.data.image_size) == (64, "float32", 192)
+
+
+def test_resumed_run_changes_only_what_the_results_do_not_depend_on():
+    config, _ = chosen("vit_b", CARD)
+    before = config.copy_and_resolve_references()
+    other = Devices("gpu", "Tesla T4", 8, 13 * GIB, False)
+    choose(config, {}, other, None, stored=True)
+    flat, old = (dict(c.items()) for c in (config, before))
+    changed = {key for key in flat if flat[key] != old[key]}
+    assert changed <= {"mesh", "model", "accumulation"}
+    assert config.model.dtype == "bfloat16" and config.batch_size == before.batch_size
+
+
+def test_state_that_fills_a_device_is_split():
+    config, _ = chosen("vit_l", dataclasses.replace(CARD, count=8, memory=10 * GIB))
+    assert config.mesh.fsdp == 8
+
+
+def test_cpu_gets_a_small_model_in_float32():
+    assert recipe_for(CPU) == "small" and recipe_for(CARD) == "vit_b"
+    assert recipe_for(dataclasses.replace(CARD, memory=11 * GIB)) == "vit_s"
+    config, choices = chosen("small", CPU, Survey("arrays", 20_000, 32, (32, 32), True))
+    assert config.data.image_size == (32, 32) and config.model.patch_size == 4
+    assert config.model.dtype == "float32" and config.batch_size == 128
+    assert config.probe.every_epochs == 5 and config.data.source == "arrays"
+    config, _ = chosen("small", CPU)
+    assert config.data.image_size == (64, 64) and config.model.patch_size == 8
+
+
+def test_few_images_get_a_small_batch():
+    assert chosen("vit_s", CARD, Survey("folder", 200, 300))[0].batch_size <= 50
+
+
+def test_time_sets_the_checkpoints_and_the_warmup():
+    config = recipe("quickstart")
+    config.total_steps, config.total_minutes = None, 10.0
+    config.optimizer.warmup_steps, config.optimizer.warmup_share = 5, None
+    choose(config, {"total_minutes": 10.0}, CPU, None)
+    assert config.checkpoint.every_minutes == 0.5
+    assert resolve(config).optimizer.warmup_share == 0.05
+
+
+@pytest.mark.parametrize(
+    ("sides", "patch"),
+    [
+        ((32, 32), 4), ((96, 96), 12), ((224, 224), 16), ((28, 28), 4), ((48, 64), 4),
+        ((17, 17), 1),
+    ],
+)  # fmt: skip
+def test_patch_divides_both_sides(sides, patch):
+    assert patch_of(*sides) == patch
+
+
+def test_survey_tells_folders_shards_and_arrays_apart(tmp_path):
+    for index in range(3):
+        Image.new("RGB", (60, 40)).save(tmp_path / f"{index}.jpg")
+    assert survey(str(tmp_path)) == Survey("folder", 3, 40)
+    arrays = tmp_path / "arrays"
+    arrays.mkdir()
+    np.savez(
+        arrays / "train.npz", images=np.zeros((5, 8, 12, 3), np.uint8), labels=np.zeros(5, int)
+    )
+    assert survey(str(arrays)) == Survey("arrays", 5, 8, (8, 12), True)
+    assert survey("/data/{000..127}.tar").source == "webdataset"
+    assert survey("/data/train-*.tfrecord").source == "tfrecord"
+    (tmp_path / "empty").mkdir()
+    for path, message in (("empty", "holds no images"), ("missing", "does not exist")):
+        with pytest.raises(UserError, match=message):
+            survey(str(tmp_path / path))
+
+
+def test_out_of_memory_names_what_would_fit():
+    config = small_config(batch_size=512)
+    line = what_fits(config, CARD)
+    assert "--config.accumulation.microbatches=" in line and "--config.batch_size=256" in line
+    message = r"out of memory on .*batch_size=512.*; expected to fit: "
+    with pytest.raises(UserError, match=message), explained_memory(config):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+    with pytest.raises(jax.errors.JaxRuntimeError), explained_memory(config):
+        raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+def test_command_prints_what_it_chooses_and_the_configuration(tmp_path):
+    np.savez(tmp_path / "train.npz", images=np.zeros((64, 32, 32, 3), np.uint8))
+    done = main_in_process(
+        "can_jax.main", f"--data={tmp_path}", "--for=2h", "--print_config",
+        "--config.optimizer.learning_rate=1e-4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "small: " in done.stdout and "total_minutes = 120.0" in done.stdout
+    assert "optimizer.learning_rate = 0.0001" in done.stdout
+    assert f"data.path = {str(tmp_path)!r}" in done.stdout
+    assert "data.image_size = (32, 32)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data=/no/such"], "--data=/no/such does not exist"),
+        (["--data=/x", "--config.data.path=/y"], "--data and --config.data.path"),
+        (["--data=/x", "--for=2x"], "--for=2x: give a time"),
+        (["--data=/x", "--for=2h", "--config.total_steps=3"], "both set the length"),
+        ([], "--config=NAME is missing"),
+    ],
+)
+def test_contradictions_are_refused(options, message, tmp_path):
+    done = main_in_process("can_jax.main", *options, f"--workdir={tmp_path}")
+    assert done.returncode == 1 and message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_first_command_trains_resumes_and_says_what_to_do_next(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    (tmp_path / "cells").mkdir()
+    np.savez(
+        tmp_path / "cells" / "train.npz", images=rng.integers(0, 256, (64, 16, 16, 3), np.uint8)
+    )
+    options = ["--data=cells", "--config.model.depth=1", "--config.batch_size=16"]
+    done = main_in_process("can_jax.main", *options, "--for=4steps")
+    assert done.returncode == 0, done.stderr
+    assert "can-jax evaluate --config=knn --checkpoint=runs/cells" in done.stdout
+    assert (tmp_path / "runs" / "cells" / "checkpoints" / "4").exists()
+    more = main_in_process("can_jax.main", "--data=cells", "--for=6steps")
+    assert more.returncode == 0, more.stderr
+    assert "resumed from the checkpoint of step 4" in more.stdout
+    assert "model.depth" not in more.stdout
