@@ -1,6 +1,8 @@
 """CAN with a narrow ViT, for a CPU or a first look at any images.
 
     can-jax train --data=/data/photos --for=20m
+    python -m can_jax.main --config=configs/small.py --workdir=runs/small \
+        --config.data.path=/data/photos
 
 This is the recipe that `can-jax train` takes on a CPU. It sets the size of the views and of the
 patches by the images. The contrastive loss has a larger weight than in the paper, and the learning

@@ -1,6 +1,8 @@
 """CAN, ViT-S/16 at 224 px, for one GPU.
 
     can-jax train --config=vit_s --data=/data/images --for=2d
+    python -m can_jax.main --config=configs/vit_s.py --workdir=runs/vit_s \
+        --config.data.path=/data/images
 
 With `--data` the batch, the microbatches and the remat policy follow from the card's memory, and
 the learning rate from the batch. The decoder has half of the paper's width and depth, since it

@@ -36,6 +36,7 @@ PLACES = {
     "study": Place("can_jax.study", "train and evaluate the arms of a study"),
     "check-curve": Place("can_jax.study.healthy", "compare a run with its reference ranges"),
     "selfcheck": Place("can_jax.selfcheck", "compare this installation with reference vectors"),
+    "doctor": Place("can_jax.doctor", "say what this machine offers, and what to mend"),
     "replay": Place("can_jax.replay", "recompute a failed step from its dump"),
     "recipes": Place("can_jax.recipes", "list the shipped recipes and launchers"),
 }

@@ -67,13 +67,18 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
     return Mesh(grid, AXES, (AxisType.Auto,) * len(AXES))
 
 
+def selected_platforms() -> str | None:
+    """Return the platforms that the user has selected, with commas between, or None."""
+    selected: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    return selected
+
+
 @functools.cache
 def warn_of_unused_accelerator() -> None:
     """Log a warning, once, if JAX runs on the CPU of a machine that has an accelerator."""
     if jax.default_backend() != "cpu":
         return
-    settings: Any = jax.config  # Its type does not declare the settings.
-    if line := unused_accelerator(settings.jax_platforms):
+    if line := unused_accelerator(selected_platforms()):
         logging.warning("%s", line)
 
 

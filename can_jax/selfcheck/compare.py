@@ -3,6 +3,7 @@
 The network, losses and gradients run on the file's weights and inputs.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.reading import read_contents
 from can_jax.weights.torch_layout import entries, from_torch, to_torch
+
+SHIPPED = Path(__file__).with_name("reference.npz")  # by `tests/helpers/write_reference.py`
 
 
 def tolerance(quantity: str, x64: bool) -> float:

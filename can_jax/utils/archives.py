@@ -99,6 +99,27 @@ def read_npz(source: Any) -> dict[str, np.ndarray]:
             raise UserError(f"it is not an npz file of plain arrays: {one_line(error)}") from error
 
 
+def npz_shapes(path: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the arrays of an npz file by name, from their headers alone.
+
+    Raises:
+        OSError: The file cannot be read.
+        UserError: The file is damaged.
+    """
+    with _stream(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                shapes = {}
+                for member in archive.infolist():
+                    with archive.open(member) as array:
+                        shapes[member.filename.removesuffix(".npy")] = _header(array)[0]
+                return shapes
+        except OSError:
+            raise
+        except Exception as error:  # an untrusted file can cause any type of exception
+            raise UserError(f"{path} is not an npz file: {one_line(error)}") from error
+
+
 @contextmanager
 def _stream(source: Any) -> Iterator[Any]:
     """Yield the content of a path or of bytes as a binary stream."""

@@ -1,8 +1,9 @@
-"""`python -m can_jax.selfcheck --reference=FILE.npz [--weights=FILE] [--x64] [--json]`
+"""`python -m can_jax.selfcheck [--reference=FILE.npz] [--weights=FILE] [--x64] [--json]`
 
 Verifies this installation against reference vectors: loads the file's weights, runs the network,
-losses and gradients on its inputs, and compares each quantity with the file's. `--weights` takes
-the weights from another file, in any known layout, to verify that the file is read correctly.
+losses and gradients on its inputs, and compares each quantity with the file's. The file is by
+default a small one in the package, which a NumPy implementation has written. `--weights` takes the
+weights from another file, in any known layout, to verify that the file is read correctly.
 """
 
 import json
@@ -12,13 +13,15 @@ from rich.table import Table
 
 from can_jax.cli.command import Command
 from can_jax.monitoring.console import plain_console
-from can_jax.selfcheck.compare import check
+from can_jax.selfcheck.compare import SHIPPED, check
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import apart, phase
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_REFERENCE = FLAGS.path("reference", "The file of reference vectors, npz.")
+_REFERENCE = FLAGS.path(
+    "reference", "The file of reference vectors, npz; by default that of the package."
+)
 _WEIGHTS = FLAGS.path("weights", "A file of weights, instead of the reference's.")
 _X64 = FLAGS.switch("x64", False, "Compute in double precision.")
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
@@ -27,13 +30,9 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 @COMMAND.runs
 def main() -> None:
     """Compare and print all quantities, and fail if an error exceeds its tolerance."""
-    if _REFERENCE.value is None:
-        raise UserError(
-            "the option --reference=FILE.npz is required: the file of reference vectors"
-        )
     jax.config.update("jax_enable_x64", _X64.value)
     with apart(_JSON.value), phase("comparing with the reference vectors"):
-        report = check(_REFERENCE.value, _X64.value, _WEIGHTS.value)
+        report = check(_REFERENCE.value or str(SHIPPED), _X64.value, _WEIGHTS.value)
     if _JSON.value:
         print(json.dumps(report, indent=2))
     else:

@@ -1,4 +1,4 @@
-"""`can-jax train --data=DIR --for=2h`, or `can-jax train --config=RECIPE --workdir=DIR`
+"""`python -m can_jax.main --data=DIR --for=2h`, or `… --config=RECIPE --workdir=DIR`
 
 Pretrains an encoder on images, in a run directory. Re-running the command resumes from the latest
 checkpoint. With `--data` the recipe, the batch, the memory settings and the precision are chosen

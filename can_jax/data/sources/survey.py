@@ -2,16 +2,16 @@
 
 import os
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from can_jax.data.decoding.open_image import open_image
 from can_jax.data.sources.arrays import shards_of_split
 from can_jax.data.storage.find import is_shard
+from can_jax.utils.archives import npz_shapes
 from can_jax.utils.errors import UserError
 
 MOST = 20_000  # files that are counted
@@ -87,21 +87,13 @@ def _of_arrays(path: str, split: str) -> Survey:
     """Read the shape of the arrays from the header of the first shard."""
     images, labeled, shape = 0, True, (0, 0)
     for shard in shards_of_split(Path(path), split):
-        try:
-            with zipfile.ZipFile(shard) as archive, archive.open("images.npy") as array:
-                labeled &= "labels.npy" in archive.namelist()
-                count, height, width, _ = _shape_of(array)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{shard} holds no images (n, height, width, channels)") from error
+        shapes = npz_shapes(shard)
+        if len(shapes.get("images", ())) != 4:
+            raise UserError(f"{shard} holds no images (n, height, width, channels)")
+        count, height, width, _ = shapes["images"]
+        labeled &= "labels" in shapes
         images, shape = images + count, (height, width)
     return Survey("arrays", min(images, MOST), min(shape), shape, labeled)
-
-
-def _shape_of(array: Any) -> tuple[int, ...]:
-    """Read the shape of an array from the header of its npy file."""
-    if np.lib.format.read_magic(array) == (1, 0):
-        return np.lib.format.read_array_header_1_0(array)[0]
-    return np.lib.format.read_array_header_2_0(array)[0]
 
 
 def _files_below(path: str) -> Iterator[str]:
@@ -113,7 +105,7 @@ def _files_below(path: str) -> Iterator[str]:
 
 def _side(file: str) -> int | None:
     try:
-        with Image.open(file) as image:
+        with open_image(Path(file).read_bytes()) as image:
             return min(image.size)
     except Exception:  # Pillow raises many types for broken files, which the run reports.
         return None

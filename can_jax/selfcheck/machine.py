@@ -1,0 +1,195 @@
+"""What this machine offers to a run, and what is to be mended."""
+
+import importlib.util
+import io
+import os
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from can_jax.data.decoding.open_image import open_image
+from can_jax.distributed.hardware import attached_devices, matmul_flops, peak_flops
+from can_jax.distributed.mesh import selected_platforms
+from can_jax.distributed.runtime import processor, version_of
+from can_jax.utils.cpu import schedulable_cores, usable_cores
+from can_jax.utils.extras import (
+    PACKAGES,
+    fitting_extra,
+    install_command,
+    nvidia_driver,
+    tpu_chips,
+    unused_accelerator,
+)
+from can_jax.utils.files import user_cache
+
+VERSIONS = (
+    "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "libtpu", "flax", "optax",
+    "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow",
+)  # fmt: skip
+FEWEST_DESCRIPTORS = 4096  # for checkpoints of many arrays, and the readers of shards
+SMALLEST_SHM = 2**30  # bytes; NCCL connects the GPUs of a machine by it
+SMALLEST_DISK = 10 * 2**30  # bytes
+REMOTE = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "9p")
+PHOTO = (500, 375)  # pixels, the size of a usual image of ImageNet
+SECONDS = 0.5  # of each measurement, at least
+SLOW_SHARE = 0.3  # of the peak, below which a matrix product is slow
+
+
+class Finding(NamedTuple):
+    """A property of the machine.
+
+    Attributes:
+        name: The name of the property.
+        value: Its value, for people.
+        mend: What to do about it, or an empty text if it is as it should be.
+    """
+
+    name: str
+    value: str
+    mend: str = ""
+
+
+def devices() -> list[Finding]:
+    """Return the devices, drivers and versions."""
+    attached = attached_devices()
+    memory = f", {gb(attached.memory)} each" if attached.memory else ""
+    unused = ""
+    if attached.platform == "cpu":
+        unused = unused_accelerator(selected_platforms()) or ""
+    versions = {name: version_of(name) for name in VERSIONS}
+    missing = [PACKAGES[name] for name in PACKAGES if importlib.util.find_spec(name) is None]
+    lack = ""
+    if missing:
+        lack = (
+            f"{', '.join(missing)} is not installed; training and evaluation need it: "
+            f"{install_command(fitting_extra())}"
+        )
+    return [
+        Finding("devices", f"{attached.count} x {attached.kind}{memory}", unused),
+        Finding("bfloat16 units", "yes" if attached.bfloat16 else "no; training uses float32"),
+        Finding("NVIDIA driver", nvidia_driver() or "none"),
+        Finding("TPU chips", str(len(tpu_chips()) or "none")),
+        Finding("processor", processor()),
+        Finding("Python", platform.python_version()),
+        Finding("packages", ", ".join(f"{k} {v}" for k, v in versions.items() if v), lack),
+    ]
+
+
+def limits() -> list[Finding]:
+    """Return the limits of the process and of the machine's memory."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = ""
+    if 0 <= soft < FEWEST_DESCRIPTORS:
+        few = f"ulimit -n {FEWEST_DESCRIPTORS} before a run; checkpoints open many files"
+        if 0 <= hard < FEWEST_DESCRIPTORS:
+            few = (
+                f"the hard limit is {hard}: raise it in /etc/security/limits.conf or the container"
+            )
+    usable, cores = usable_cores(), schedulable_cores()
+    found = [
+        Finding("cores", f"{usable} of {cores}" if usable < cores else str(cores)),
+        Finding("file descriptors", f"{soft} (at most {hard})", few),
+    ]
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        found.append(Finding("memory", gb(memory)))
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        size = shutil.disk_usage(shm).total
+        small = ""
+        if size < SMALLEST_SHM and jax.local_device_count() > 1 and jax.default_backend() == "gpu":
+            small = "several GPUs need more: docker run --shm-size=8g"
+        found.append(Finding("shared memory", gb(size), small))
+    return found
+
+
+def file_systems() -> list[Finding]:
+    """Return the kind and the free space of the file systems that a run uses."""
+    found = []
+    places = {"current folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
+    if cache := user_cache():
+        places["cache of programs"] = next(p for p in (cache, *cache.parents) if p.exists())
+    for name, path in places.items():
+        kind, usage = file_system(path), shutil.disk_usage(path)
+        mend = ""
+        if not os.access(path, os.W_OK):
+            mend = f"{path} cannot be written"
+            if name.startswith("cache"):
+                mend += "; each start compiles. Set XDG_CACHE_HOME to a folder that can"
+        elif usage.free < SMALLEST_DISK:
+            mend = "a checkpoint of ViT-B has 1.6 GB, and three are retained: free some space"
+        elif name.startswith("cache") and kind.startswith(REMOTE):
+            mend = "the cache is faster on a local disk: set XDG_CACHE_HOME"
+        found.append(Finding(name, f"{path} ({kind}), {gb(usage.free)} free", mend))
+    return found
+
+
+def speeds() -> list[Finding]:
+    """Measure a matrix product, a copy to a device and the decoding of a photograph."""
+    attached = attached_devices()
+    dtype = "bfloat16" if attached.bfloat16 else "float32"
+    size = 1024 if attached.platform == "cpu" else 8192
+    rate = matmul_flops(dtype, size)
+    slow, of_peak = "", ""
+    if attached.platform != "cpu":
+        peak = peak_flops(dtype)[0]
+        of_peak = f", {100 * rate / peak:.0f} % of the peak"
+        if rate < SLOW_SHARE * peak:
+            slow = "another process may use the device, or its clock is lowered (heat, power)"
+    block = np.zeros(2**25, np.uint8)
+    device = jax.local_devices()[0]
+    copies = repeated(lambda: jax.block_until_ready(jax.device_put(block, device)))
+    noise = np.random.default_rng(0).integers(0, 256, (PHOTO[1] // 8, PHOTO[0] // 8, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize(PHOTO).save(file, "JPEG", quality=90)
+
+    def decode() -> None:
+        open_image(file.getvalue()).load()
+
+    decoded = repeated(decode)
+    return [
+        Finding("matrix product", f"{rate / 1e12:.3g} TFLOP/s in {dtype}{of_peak}", slow),
+        Finding("copy to a device", f"{copies * block.nbytes / 1e9:.3g} GB/s"),
+        Finding(
+            "decoding", f"{decoded:.0f} photographs/s a core by Pillow, {PHOTO[0]} x {PHOTO[1]}"
+        ),
+    ]
+
+
+def repeated(action: Callable[[], Any]) -> float:
+    """Return how often an action runs per second, after a first time that is not counted."""
+    action()
+    start, times = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < SECONDS:
+        action()
+        times += 1
+    return times / seconds
+
+
+def file_system(path: Path) -> str:
+    """Return the kind of file system of a path, such as ``ext4``; ``unknown`` outside of Linux."""
+    try:
+        lines = Path("/proc/mounts").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    best, kind = "", "unknown"
+    for line in lines:
+        _, mount, name, *_ = line.split(" ")
+        inside = str(path) == mount or str(path).startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= len(best):
+            best, kind = mount, name
+    return kind
+
+
+def gb(size: int) -> str:
+    """Format a number of bytes in GB."""
+    return f"{size / 1e9:.1f} GB"
