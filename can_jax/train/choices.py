@@ -85,8 +85,6 @@ def choose(
     else:
         slow = "is faster than bfloat16" if devices.platform == "cpu" else "has no bfloat16 units"
         take("model.dtype", "float32", f"{devices.kind}: {slow}")
-    if devices.platform == "cpu":
-        take("model.scan", False, "a CPU runs blocks faster that are laid out")
     if config.total_minutes is not None:
         minutes = round(min(30.0, max(config.total_minutes / 20, 0.5)), 2)
         take("checkpoint.every_minutes", minutes, "a kill loses a twentieth of the time at most")

@@ -15,7 +15,8 @@ from can_jax.utils.nearest import OTHER_NAMES, nearest
 from tests.helpers.runs import main_in_process
 
 RECIPES = (
-    "cifar10, jft_vit_l, mae_vit_l, noise_ablation, quickstart, simclr_vit_l, vit_b, vit_h, vit_l"
+    "cifar10, jft_vit_l, mae_vit_l, noise_ablation, quickstart, simclr_vit_l, small, vit_b, vit_h, "
+    "vit_l, vit_s"
 )
 
 
@@ -35,7 +36,7 @@ def refused(module, *arguments):
         ([], f"--config=NAME is missing: the pretraining recipe, a file, or one of {RECIPES}"),
         (["--config.seed=1"], "--config=NAME is missing; --config.seed changes a key of it"),
         (["--config=configs/quickstrat.py"], "did you mean configs/quickstart.py?"),
-        (["--config=vit_x"], f"did you mean vit_l? shipped are {RECIPES}"),
+        (["--config=vit_x"], f"did you mean vit_s? shipped are {RECIPES}"),
         (["--config=tests"], "--config=tests is a folder, not a pretraining recipe"),
         (["--config=vit_b"], "--workdir=DIR is missing"),
         (["--config=vit_b", "--batch_size=64"],
