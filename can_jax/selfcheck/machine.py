@@ -1,4 +1,4 @@
-"""What this machine offers to a run, and what is to be mended."""
+"""The properties of this machine that matter to a run, and what to mend."""
 
 import importlib.util
 import io

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from can_jax.selfcheck.compare import check
+from can_jax.selfcheck.compare import SHIPPED, check
 from can_jax.utils.errors import UserError
 from tests.helpers.oracle import write_reference
 from tests.helpers.runs import main_in_process
@@ -21,6 +21,16 @@ def reference(tmp_path_factory):
 
 def run(*arguments):
     return main_in_process("can_jax.selfcheck", *arguments)
+
+
+def test_file_of_the_package_is_the_oracle_s(reference):
+    with np.load(SHIPPED) as shipped:
+        assert set(shipped) == set(reference[1])
+        for name, values in reference[1].items():
+            if name == "meta":
+                assert str(shipped[name]) == str(values)
+            else:
+                np.testing.assert_allclose(shipped[name], values, rtol=1e-9, atol=1e-12)
 
 
 def test_outputs_losses_and_gradients_agree_with_the_oracle(reference):
