@@ -123,7 +123,7 @@ def exact_steps(
             "epochs": examples / config.batch_size,
             "examples": 1 / config.batch_size,
             "share": total,
-            "minutes": TIMED_STEPS / value,
+            "minutes": TIMED_STEPS / value if value else 0.0,
         }[key.rsplit("_", 1)[1]]
         if value * scale > MOST_STEPS:
             raise UserError(
