@@ -8,6 +8,7 @@ from can_jax.data.sources.registry import SOURCES
 from can_jax.models.backbones import BACKBONES, SIZES
 from can_jax.models.can import LEVEL_TOKENS
 from can_jax.models.ops import ATTENTION
+from can_jax.models.patch_embed import PATCH_EMBEDS
 from can_jax.models.vit import REMAT_POLICIES
 from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
 
@@ -155,18 +156,18 @@ MODEL: Table = {
         (), OPTIONS, "Settings of a registered backbone, which its function reads."
     ),
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
+    "patch_embed": Key(
+        "linear", Choice(PATCH_EMBEDS),
+        "The fixed map before the embedding: none (linear), one that whitens the data's patches "
+        "(whitened), or one that scales their DCT coefficients (dct).",
+    ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
     "decoder": {
         "width": Key(512, WIDTH, "The decoder's width."),
         "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
         "heads": Key(16, HEADS, "The decoder's attention heads."),
-        "noise_output": Key(
-            False, Switch(),
-            "Whether the noise is predicted by an output layer of its own, which starts at zero.",
-        ),
-        "zero_output": Key(
-            False, Switch(), "Whether the output layer of the pixels starts at zero."
-        ),
+        "noise_output": Key(False, Switch(), "Whether the noise has a zero-initialized output."),
+        "zero_output": Key(False, Switch(), "Whether the output of pixels starts at zero."),
     },
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),
@@ -337,9 +338,9 @@ RECIPE: Table = {
         ),
         "target": Key(
             "scaled", Choice(("scaled", "normalized", "unit")),
-            "The denoising target: the noise sigma * e (scaled), that over its root mean square "
-            "(normalized), or e (unit).",
+            "The target: sigma * e (scaled), that over its rms (normalized), or e (unit).",
         ),
+        "linear_bound": Key(False, Switch(), "Whether to log what a linear denoiser explains."),
     },
     "optimizer": OPTIMIZER,
     "schedule": {

@@ -23,8 +23,8 @@ from can_jax.utils.settings import AS_DEFAULT, Table, check_table, configuration
 ENCODER = (
     "data.image_size", "data.channels", "augment.mean", "augment.std", "model.backbone",
     "model.backbone_options", "model.size", "model.width", "model.depth", "model.heads",
-    "model.patch_size", "model.dtype", "model.residual_dtype", "model.scan", "model.remat",
-    "model.attention",
+    "model.patch_size", "model.patch_embed", "model.dtype", "model.residual_dtype", "model.scan",
+    "model.remat", "model.attention",
 )  # fmt: skip
 
 

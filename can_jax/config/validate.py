@@ -126,6 +126,10 @@ def check_encoder(config: ConfigDict) -> None:
         height % model.patch_size == 0 and width % model.patch_size == 0,
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
     )
+    check(
+        model.patch_embed == "linear" or model.backbone == "vit",
+        f"model.patch_embed={model.patch_embed!r}: the backbone {model.backbone} has 'linear' only",
+    )
     BACKBONES.get(model.backbone).check(config)
     for name in ("mean", "std"):
         check(

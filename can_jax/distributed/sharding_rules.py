@@ -51,6 +51,7 @@ RULES = (
     Rule(r"(attention|mlp)_scale", P(), decay=False),
     Rule(r"(bias|scale)", P(), decay=False),
     Rule(r"(mean|var)", P(), decay=False),  # BatchNorm's running statistics
+    Rule(r"map(_mean)?", P(), decay=False),  # the fixed map of the patch embedding
 )
 
 

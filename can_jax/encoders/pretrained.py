@@ -27,6 +27,7 @@ from can_jax.models.backbones import (
 )
 from can_jax.models.can import grid_of
 from can_jax.models.masking import patch_grid
+from can_jax.models.patch_embed import fold
 from can_jax.models.variant import variant_of
 from can_jax.train.step import encoder_network, initial_encoder, stored_step
 from can_jax.utils.errors import UserError
@@ -155,18 +156,24 @@ def open_encoder(
     network = encoder_network(config)
     expected = nnx.to_pure_dict(nnx.state(network, nnx.Param))
     targets = shardings(expected, mesh)
-    if untrained:
-        parameters, step = {"encoder": initial_encoder(stored_step(run))}, 0
-    elif from_run:
+    statistics: Any = {}
+    # An untrained encoder has the fixed map of its run.
+    if from_run and (not untrained or run.model.patch_embed != "linear"):
         # Neither the heads nor the optimizer's moments are read, or even built.
         part = {"parameters": jax.tree.map(_abstract, expected, targets)}
+        if run.model.patch_embed != "linear":
+            fixed = nnx.to_pure_dict(nnx.state(encoder_network(run), nnx.BatchStat))
+            part["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
         step, state = newest_state(path, part, step=step, partial=True)
-        parameters = state["parameters"]
-    else:
+        parameters, statistics = state["parameters"], state.get("batch_stats", {})
+    if untrained:
+        parameters, step = {"encoder": initial_encoder(stored_step(run))}, 0
+    elif not from_run:
         try:
             parameters, step = from_arrays(weights.arrays, expected), weights.facts.get("step")
         except UserError as error:
             raise UserError(f"{weights.place}: {error}") from error
+    parameters, _ = fold(parameters, statistics)
     encoder = {"encoder": parameters["encoder"]}
     identity = identity_of(path, step, config, encoder)
     if not from_run:
@@ -299,6 +306,7 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
         if changes.model.dtype is not None:
             config.model.dtype = changes.model.dtype
         config.model.remat, config.mesh = "none", changes.mesh
+        config.model.patch_embed = "linear"  # `fold` has made it so
         config.init_from = None
     if config.data.channels != run.data.channels:
         raise UserError(

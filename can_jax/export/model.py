@@ -19,6 +19,7 @@ from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.export.classifier import Head, open_head
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import BUILDERS, CAN, grid_of
+from can_jax.models.patch_embed import fold
 from can_jax.models.positions import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.train.step import abstract_state, encoder_network, stored_step
@@ -39,7 +40,8 @@ class Model:
     Attributes:
         config: The configuration of the run, or an equivalent one of imported weights.
         step: The step of the checkpoint; None if unknown.
-        parameters, batch_stats: The complete trees of parameters and BatchNorm statistics.
+        parameters, batch_stats: The complete trees of parameters and BatchNorm statistics. A fixed
+            map before the patch embedding is folded into it.
         source: The run directory, or the path of the imported weights.
         imported: Whether the weights are of another library, so that their training is unknown.
         head: The head of a fine-tuned classifier.
@@ -136,7 +138,7 @@ class Model:
         """
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
-            config.model.update(dtype="float32", remat="none")
+            config.model.update(dtype="float32", remat="none", patch_embed="linear")
             config.model.decoder.noise_output = False
         heads = {name: BUILDERS[name] for name in modules}
         network = nnx.eval_shape(lambda: CAN(config, heads, nnx.Rngs(0)))
@@ -195,7 +197,7 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
     step, state = newest_state(path, abstract_state(stored_step(config), mesh), step=step)
-    parameters, statistics = jax.device_get((state.parameters, state.batch_stats))
+    parameters, statistics = fold(*jax.device_get((state.parameters, state.batch_stats)))
     return Model(config, step, parameters, statistics, str(path))
 
 

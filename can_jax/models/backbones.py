@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from can_jax.models.encoder import Encoder
 from can_jax.models.masking import patch_grid
+from can_jax.models.patch_embed import patch_embedding
 from can_jax.models.variant import PLAIN, variant_of
 from can_jax.utils.errors import UserError
 from can_jax.utils.registry import Registry
@@ -145,7 +146,8 @@ def vit(config: Any, pixels: int, **options: Any) -> Encoder:
     size, variant = encoder_size(config.model).arguments, variant_of(config.model)
     if variant != PLAIN:
         options |= {"variant": variant, "grid": position_grid(config)}
-    return Encoder(pixels, **size, **compute_options(config.model), **options)
+    options |= compute_options(config.model) | {"embed": patch_embedding(config, pixels)}
+    return Encoder(pixels, **size, **options)
 
 
 def position_grid(config: Any) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The encoder of the visible patches: a Vision Transformer, with its class token and positions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ class Encoder(Transformer):
         depth: The number of blocks.
         heads: The number of attention heads.
         mlp_width: The width of the hidden layer of each MLP.
+        embed: A function ``(pixels, width, **options)`` that builds the patch embedding.
         rngs: The random numbers of the initialization.
         dtype: The type of activations and matrix products.
         param_dtype: The type of the parameters.
@@ -37,6 +39,7 @@ class Encoder(Transformer):
         heads: int,
         mlp_width: int,
         *,
+        embed: Callable[..., Linear] = Linear,
         rngs: nnx.Rngs,
         dtype: Any,
         param_dtype: Any,
@@ -46,7 +49,7 @@ class Encoder(Transformer):
     ):
         options = {"rngs": rngs, "dtype": dtype, "param_dtype": param_dtype}
         normal = nnx.initializers.normal(0.02)
-        self.patch_embed = Linear(pixels, width, **options)
+        self.patch_embed = embed(pixels, width, **options)
         token = normal(rngs.params(), (width,), param_dtype)
         self.class_token = nnx.Param(token)
         self.variant, self.position_grid = variant, grid

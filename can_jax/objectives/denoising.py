@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
@@ -45,6 +46,26 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
         "denoising/energy": denoising_loss(jnp.zeros_like(added), added, hidden),
         "denoising/residual": denoising_loss(predicted, added, hidden),
     }
+
+
+def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> float:
+    """Return the share of the noise that the best linear denoiser of a patch explains.
+
+    The denoiser is the Wiener filter, given the level sigma, which is uniform in
+    [0, sigma_max], and the covariance of clean patches. In a direction of variance v, it explains
+    ``sigma^4 / (v + sigma^2)`` of the noise's energy ``sigma^2``. With ``r = sqrt(v) / sigma_max``,
+    the mean over sigma is ``1 - 3 r^2 + 3 r^3 arctan(1 / r)`` of the mean energy.
+
+    Args:
+        variances: The eigenvalues of the covariance, in squared normalized pixels.
+        sigma_max: The largest noise level.
+    """
+    r = np.sqrt(np.maximum(np.asarray(variances, np.float64), 0)) / sigma_max
+    # The terms cancel for a large r, where two terms of the series in 1 / r suffice.
+    small = np.minimum(r, 100)
+    exact = 1 - 3 * small**2 + 3 * small**3 * np.arctan2(1, small)
+    large = np.maximum(r, 100)
+    return float(np.mean(np.where(r < 100, exact, 3 / (5 * large**2) - 3 / (7 * large**4))))
 
 
 def check(config: Any) -> None:

@@ -29,6 +29,7 @@ ARGUMENTS = {
     "state.parameters['encoder']": "encoder_forward",
     "state.parameters['decoder']": "decoder_forward",
     "state.parameters[": "heads_and_losses_forward",
+    "state.batch_stats['encoder']": "encoder_forward",
     "state.batch_stats[": "heads_and_losses_forward",
     "state.optimizer": "optimizer",
     "batch.": "augmentation",

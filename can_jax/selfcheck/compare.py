@@ -57,12 +57,22 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
     )
 
 
-def compute(step: Step, parameters: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+def statistics_of(config: ConfigDict, file: File) -> Any:
+    """Return the statistics of the network: the fixed map before the patch embedding, if any."""
+    if config.model.patch_embed == "linear":
+        return {}
+    dtype = jnp.dtype(config.model.dtype)
+    arrays = {"map_mean": file["in/patch_mean"], "map": file["in/patch_map"]}
+    stored = {name: jnp.asarray(array, dtype) for name, array in arrays.items()}
+    return {"encoder": {"patch_embed": stored}}
+
+
+def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dict[str, np.ndarray]:
     """Compute all quantities of a reference file, with rows ordered by image."""
     config = step.config
 
     def loss(parameters: Any) -> tuple[jax.Array, Any]:
-        model = nnx.merge(step.network, parameters, {}, copy=True)
+        model = nnx.merge(step.network, parameters, statistics, copy=True)
         outputs = forward(config, model, inputs)
         total, metrics = losses(config, model, outputs, inputs)
         return total, (outputs, model.projector(outputs.pooled, train=True), metrics)
@@ -217,7 +227,8 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         parameters = jax.tree.map(lambda a: jnp.asarray(a, dtype), from_torch(weights, like))
         # The file's rows are ordered by view, those of can_jax by image.
         order = np.arange(len(file["in/sigma"])).reshape(meta["views"], -1).T.reshape(-1)
-        quantities = compute(step, parameters, inputs_of(config, file, order))
+        statistics = statistics_of(config, file)
+        quantities = compute(step, parameters, statistics, inputs_of(config, file, order))
         worst = position_errors(config, file) | errors(quantities, expected(file, order))
     except UserError as error:
         raise UserError(f"{origin}: {error}") from error

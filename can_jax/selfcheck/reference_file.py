@@ -35,12 +35,14 @@ META = {
     "normalize_targets": "objective.reconstruction.normalize",
     "noise_target": "noise.target",
     "noise_output": "model.decoder.noise_output",
+    "patch_embed": "model.patch_embed",
 }
 BEFORE = {
     "level_tokens": "visible",
     "normalize_targets": True,
     "noise_target": "scaled",
     "noise_output": False,
+    "patch_embed": "linear",
 }  # The values of files without these keys.
 WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
 WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))
@@ -99,7 +101,8 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
     """
     where = f"--reference={path}"
     rows = meta["images"] * meta["views"]
-    for name in ("in/views", "in/sigma", "in/unit_noise", "in/shuffle"):
+    fixed_map = () if meta["patch_embed"] == "linear" else ("in/patch_mean", "in/patch_map")
+    for name in ("in/views", "in/sigma", "in/unit_noise", "in/shuffle", *fixed_map):
         if name not in file:
             raise UserError(f"{where} has no array {name!r}")
     if not any(name.startswith(OUTPUTS) for name in file):
@@ -125,7 +128,10 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
             f"of {size[0]}x{size[1]} in 'in/views'"
         )
     patches = views.shape[1] // meta["patch_size"] * (views.shape[2] // meta["patch_size"])
+    pixels = meta["patch_size"] ** 2 * views.shape[3]
     shapes = {"sigma": (rows,), "unit_noise": views.shape, "shuffle": (rows, patches)}
+    if fixed_map:
+        shapes |= {"patch_mean": (pixels,), "patch_map": (pixels, pixels)}
     for name, shape in shapes.items():
         if file[f"in/{name}"].shape != shape:
             raise _misshapen(path, f"in/{name}", file[f"in/{name}"], str(shape))

@@ -28,8 +28,8 @@ Result = dict[str, Any]
 # The metrics of `metrics.jsonl` that a run's curves retain.
 CURVES = (
     "step", "epoch", "loss/total", *(f"loss/{name}" for name in OBJECTIVES), "embedding/std",
-    "embedding/effective_rank", "contrastive/top1", "denoising/explained", "grad_norm", "probe/knn",
-    "probe/knn_pixels",
+    "embedding/effective_rank", "contrastive/top1", "denoising/explained", "denoising/linear_bound",
+    "grad_norm", "probe/knn", "probe/knn_pixels",
 )  # fmt: skip
 
 

@@ -19,10 +19,13 @@ from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
 from can_jax.monitoring.metrics import read_metrics, to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock, Window
+from can_jax.objectives import reads
+from can_jax.objectives.denoising import linear_bound
 from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.losses import heads
+from can_jax.train.patch_statistics import patch_moments
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import one_line
@@ -30,6 +33,7 @@ from can_jax.utils.files import replace_bytes
 
 EARLY_SECONDS = 15.0  # after the first step, until a status line is printed out of turn
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
+LINEAR_BOUND = "denoising/linear_bound"
 
 
 def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
@@ -185,15 +189,29 @@ class PretrainCallbacks(Log):
     def on_train_start(self, step: int, state: TrainState) -> None:
         """Run the evaluations that precede the first step.
 
-        A new run probes raw pixels and the untrained encoder. A resumed run repeats
-        the evaluations of its step that were interrupted.
+        A new run probes raw pixels and the untrained encoder, and computes the best linear
+        denoiser. A resumed run repeats the evaluations of its step that were interrupted.
         """
+        if not step:
+            self._bound()
         if not step and self._probe:
             pixels, untrained = self._probe.on_pixels(), self._probe(state)
             self._writer.scalars(0, {PROBE: untrained, PIXELS: pixels})
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
         for name in pending_evaluations(step, self._times, self._workdir):
             getattr(self, name)(step, state)
+
+    def _bound(self) -> None:
+        """Write and print the share of the noise that a linear denoiser explains, if enabled."""
+        config = self._step.config
+        if config.noise.linear_bound and "noise" in reads(config.objective.to_dict()):
+            _, moments = patch_moments(config, self._source, self._mesh)
+            variances = np.linalg.eigvalsh(moments.covariance)
+            share = linear_bound(variances, config.noise.sigma_max)
+            self._writer.scalars(0, {LINEAR_BOUND: share})
+            self.report.say(
+                f"the best linear denoiser of a patch explains {100 * share:.0f}% of the noise"
+            )
 
     def probe(self, step: int, state: TrainState) -> None:
         """Write and print the kNN accuracy on the probe's splits, in percent."""

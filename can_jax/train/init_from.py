@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from can_jax.checkpoint.run_directory import newest_state, read_run, split_step
 from can_jax.distributed.sharding_rules import named_leaves, path_name
+from can_jax.models.patch_embed import fixed_map, fold, unfold
 from can_jax.models.variant import PLAIN, Variant
 from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
@@ -22,10 +23,15 @@ from can_jax.weights.read_weights import OWN, Weights, read_weights, sizes
 from can_jax.weights.torch_layout import entries, from_torch
 
 Flat = dict[str, Any]  # arrays by path
+EMBEDDING = ("encoder/patch_embed/kernel", "encoder/patch_embed/bias")
 
 
 def initial_weights(
-    source: str, parameters: Any, mesh: Mesh, variant: Variant = PLAIN
+    source: str,
+    parameters: Any,
+    mesh: Mesh,
+    variant: Variant = PLAIN,
+    statistics: Any = None,
 ) -> tuple[Any, list[str]]:
     """Load the weights that a source has for the parameters.
 
@@ -35,6 +41,8 @@ def initial_weights(
         parameters: The initialized parameters; those without a counterpart in the source stay.
         mesh: The device mesh of the parameters.
         variant: The options of this run's encoder.
+        statistics: The statistics of the network. If the patch embedding has a fixed map among
+            them, loaded weights are converted so that the embedding of plain patches is the same.
 
     Returns:
         The parameters, and the lines to print about loaded, missing and unused arrays.
@@ -48,8 +56,8 @@ def initial_weights(
         raise UserError(f"config.init_from={source} does not exist")
     if is_run(location):
         step = stored_step(read_run(location))
-        restored = newest_state(location, abstract_state(step, mesh), step=at)[1].parameters
-        theirs = named_leaves(restored)
+        restored = newest_state(location, abstract_state(step, mesh), step=at)[1]
+        theirs = named_leaves(fold(restored.parameters, restored.batch_stats)[0])
     else:
         weights = read_weights(location)
         try:
@@ -63,6 +71,11 @@ def initial_weights(
             f"config.init_from={source} has no array that fits; it has, for example, "
             f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in list(theirs.items())[:3])}"
         )
+
+    fixed = fixed_map(statistics or {})
+    if fixed is not None and taken.issuperset(EMBEDDING):
+        kernel, bias = (theirs[name] for name in EMBEDDING)
+        theirs |= zip(EMBEDDING, unfold(kernel, bias, fixed), strict=True)
 
     def take(path: tuple[Any, ...], array: Any) -> Any:
         name = path_name(path)

@@ -38,6 +38,7 @@ from can_jax.train.choices import what_fits
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
 from can_jax.train.pace import known_last_step
+from can_jax.train.patch_statistics import patch_moments, whitening_of, with_map
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
@@ -168,11 +169,19 @@ class Pretraining:
         }
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state with the weights of ``init_from``, if it is set."""
-        if source := self.config.init_from:
-            vit = self.config.model.backbone == "vit"
-            variant = variant_of(self.config.model) if vit else PLAIN
-            state.parameters, lines = initial_weights(source, state.parameters, self.mesh, variant)
+        """Return the state with the fixed map of the data and the weights of ``init_from``, if set.
+
+        Collective: every process must call this.
+        """
+        config = self.config
+        if config.model.patch_embed == "whitened":
+            images, moments = patch_moments(config, self.source, self.mesh)
+            state.batch_stats = with_map(state.batch_stats, whitening_of(config, moments))
+            report.say(f"whitened the patches by {images:,} images")
+        if source := config.init_from:
+            variant = variant_of(config.model) if config.model.backbone == "vit" else PLAIN
+            given = state.parameters, self.mesh, variant, state.batch_stats
+            state.parameters, lines = initial_weights(source, *given)
             for line in lines:
                 report.say(line)
         return state

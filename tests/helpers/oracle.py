@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.fft import dct, dctn, idctn
+from scipy.linalg import fractional_matrix_power
 from scipy.special import erf
 
 LN_EPS = 1e-6
@@ -124,6 +126,24 @@ def denoising(prediction, noise, mask):
     return (errors * (1 - mask)).sum() / (1 - mask).sum()
 
 
+def whitening(patches: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of patches, one a row, and the inverse root of their covariance plus a floor."""
+    covariance = np.cov(patches.T, bias=True) + floor * np.eye(patches.shape[1])
+    return patches.mean(0), fractional_matrix_power(covariance, -0.5).real
+
+
+def dct_scaling(size: int, channels: int, floor: float) -> np.ndarray:
+    """What scaling the DCT coefficients of a patch does to each of its pixels."""
+    models = [np.array([[0.95 ** abs(i - j) for j in range(size)] for i in range(size)])] * 2
+    models.append(np.full((channels, channels), 0.93) + 0.07 * np.eye(channels))
+    spectra = [np.diag(dct(dct(m, axis=0, norm="ortho"), axis=1, norm="ortho")) for m in models]
+    variances = spectra[0][:, None, None] * spectra[1][:, None] * spectra[2]
+    shape, count = variances.shape, variances.size
+    pixels = np.eye(count).reshape(count, *shape)
+    coefficients = dctn(pixels, axes=(1, 2, 3), norm="ortho") / np.sqrt(variances + floor)
+    return idctn(coefficients, axes=(1, 2, 3), norm="ortho").reshape(count, count)
+
+
 def forward(w: dict, meta: dict, inputs: dict) -> dict:
     """All outputs and losses of a reference file, by name."""
     size, views = meta["patch_size"], inputs["views"]
@@ -141,7 +161,10 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
 
     # A convolution with stride = kernel size is a product with each patch, channels first.
     kernel = w["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(clean.shape[-1], -1)
-    x = (clean + noise)[every, visible] @ kernel + w["patch_embed.proj.bias"]
+    x = (clean + noise)[every, visible]
+    if meta["patch_embed"] != "linear":
+        x = (x - inputs["patch_mean"]) @ inputs["patch_map"]
+    x = x @ kernel + w["patch_embed.proj.bias"]
     x = x + sincos_2d(*grid, meta["width"])[visible]
     token = np.broadcast_to(w["cls_token"], (rows, 1, meta["width"]))
     x = np.concatenate([token, x], axis=1)
@@ -232,7 +255,7 @@ META = {
     "decoder_heads": 1, "images": 3, "views": 2, "mask_ratio": 0.7, "keep": 3, "temperature": 0.2,
     "weights": [0.1, 0.6, 0.3], "sigma_max": 0.5, "sigma_scale": 3.0, "channels": 1,
     "level_tokens": "all", "normalize_targets": True, "noise_target": "scaled",
-    "noise_output": False,
+    "noise_output": False, "patch_embed": "linear",
 }  # fmt: skip
 
 
@@ -254,6 +277,13 @@ def write_reference(
         "unit_noise": rng.normal(size=(rows, height, width, meta["channels"])),
         "shuffle": np.stack([rng.permutation(patches) for _ in range(rows)]),
     }
+    pixels = meta["patch_size"] ** 2 * meta["channels"]
+    if meta["patch_embed"] == "whitened":
+        clean = patchify(inputs["views"], meta["patch_size"]).reshape(-1, pixels)
+        inputs["patch_mean"], inputs["patch_map"] = whitening(clean, 0.01)
+    elif meta["patch_embed"] == "dct":
+        inputs["patch_mean"] = np.zeros(pixels)
+        inputs["patch_map"] = dct_scaling(meta["patch_size"], meta["channels"], 0.01)
     content = {"meta": np.array(json.dumps(meta | {"image_size": height}))}
     content |= {f"in/{k}": v for k, v in inputs.items()}
     content |= {f"param/{k}": v for k, v in weights.items()}

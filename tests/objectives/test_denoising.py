@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from can_jax.objectives import Arrays
-from can_jax.objectives.denoising import denoising_loss, loss
+from can_jax.objectives.denoising import denoising_loss, linear_bound, loss
 from tests.helpers import oracle
 
 
@@ -35,3 +35,14 @@ def test_hidden_patches_do_not_count():
     noise = jnp.ones((1, 2, 6))
     loss = denoising_loss(noise.at[0, 0].set(50.0), noise, jnp.array([[True, False]]))
     assert float(loss) == 0
+
+
+@pytest.mark.parametrize("sigma_max", [0.02, 0.3])
+def test_linear_bound_is_what_a_least_squares_denoiser_reaches(sigma_max):
+    variances = np.array([30.0, 1.0, 1e-2, 1e-4, 0.0])
+    sigma = (np.arange(20000) + 0.5) / 20000 * sigma_max
+    gain = sigma[:, None] ** 2 / (variances + sigma[:, None] ** 2)  # of the noise, by regression
+    left = (1 - gain) ** 2 * sigma[:, None] ** 2 + gain**2 * variances
+    share = 1 - left.mean() / (sigma**2).mean()
+    assert linear_bound(variances, sigma_max) == pytest.approx(share, rel=1e-5)
+    assert linear_bound(np.full(3, 1e9), sigma_max) == pytest.approx(0, abs=1e-9)

@@ -55,6 +55,24 @@ def test_variants_of_the_method_are_read_from_the_file(tmp_path, said):
     assert check(str(tmp_path / "a.npz"), x64=False)["passed"]
 
 
+FORMS = (
+    {"noise_target": "normalized", "noise_output": True, "patch_embed": "whitened"},
+    {"noise_target": "unit", "noise_output": True, "patch_embed": "dct"},
+)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form["patch_embed"])
+def test_forms_of_the_noise_branch_agree_in_values_and_gradients(tmp_path, form):
+    path = tmp_path / "a.npz"
+    write_reference(path, depth=1, **form)
+    single = check(str(path), x64=False)["max_relative_error"]
+    gradients = {name for name in single if name.startswith("grad/")}
+    assert {"grad/patch_embed", "grad/decoder_noise_pred"} <= gradients
+    assert all(error < (1e-4 if name in gradients else 1e-5) for name, error in single.items())
+    double = json.loads(run(f"--reference={path}", "--x64", "--json").stdout)
+    assert max(double["max_relative_error"].values()) < 1e-10
+
+
 def test_double_precision_agrees_to_rounding(reference):
     done = run(f"--reference={reference[0]}", "--x64", "--json")
     report = json.loads(done.stdout)

@@ -27,6 +27,8 @@ def random_state(abstract: TrainState, seed: int = 0) -> TrainState:
         return (mean + 0.2 * rng.normal(size=leaf.shape)).astype(leaf.dtype)
 
     def statistic(path: Any, leaf: Any) -> Any:
+        if path_name(path).endswith(("map", "map_mean")):  # of the patch embedding
+            return parameter(path, leaf)
         return np.full(leaf.shape, path_name(path).endswith("var"), leaf.dtype)
 
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)

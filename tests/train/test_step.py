@@ -131,7 +131,7 @@ def oracle_total(config, step, state, batch):
         "level_tokens": config.noise.level_tokens,
         "normalize_targets": config.objective.reconstruction.normalize,
         "noise_target": config.noise.target, "sigma_max": config.noise.sigma_max,
-        "noise_output": config.model.decoder.noise_output,
+        "noise_output": config.model.decoder.noise_output, "patch_embed": "linear",
     }  # fmt: skip
     # Heads that we have not built take no part: zeros serve.
     weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
@@ -495,6 +495,21 @@ def test_numbers_do_not_depend_on_mesh_microbatches_and_recomputation_together(o
     axes = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2, "mesh__shard_state": True}
     others = {"accumulation__microbatches": 2, "model__remat": "full", "model__scan": True}
     assert_agree(trained(two_batches, **axes, **others), on_one_device)
+
+
+MENDED = {
+    "noise__target": "normalized",
+    "model__decoder__noise_output": True,
+    "model__decoder__zero_output": True,
+    "model__patch_embed": "whitened",
+}
+
+
+def test_mended_noise_branch_does_not_depend_on_mesh_and_microbatches():
+    split = {"mesh__data": 2, "mesh__fsdp": 4, "accumulation__microbatches": 2}
+    metrics, state = trained(two_batches, devices=1, **MENDED)
+    assert np.abs(state.batch_stats["encoder"]["patch_embed"]["map_mean"]).max() > 0.01
+    assert_agree(trained(two_batches, **MENDED, **split), (metrics, state))
 
 
 @SLOW

@@ -1,0 +1,109 @@
+"""Statistics of the training patches: their mean and covariance, measured before the first step."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from can_jax.augment.photometric import Photometric
+from can_jax.data.pipeline.batch import Batch
+from can_jax.data.pipeline.loader import open_loader
+from can_jax.distributed.mesh import replicated
+from can_jax.models.can import pixels_per_patch
+from can_jax.models.patch_embed import noise_floor, whitening
+from can_jax.monitoring.watchdog import LONG, section
+from can_jax.train.losses import prepare
+from can_jax.train.microbatches import split_microbatches
+
+IMAGES = 2048  # with two views of 64 patches: a quarter of a million patches
+
+
+class Moments(NamedTuple):
+    """The mean and the covariance of the patches of a data set, without noise, in float64."""
+
+    mean: Float[np.ndarray, " pixels"]
+    covariance: Float[np.ndarray, "pixels pixels"]
+
+
+def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
+    """Return the mean of ``x x^T`` over the patches of a batch, each with a 1 before its pixels.
+
+    The patches are those of the first step, augmented and without noise. The function is traced.
+
+    Args:
+        config: The resolved configuration.
+        batch: A global batch of images.
+    """
+    count = config.accumulation.microbatches
+    settings = Photometric.from_settings(config.augment.to_dict())
+    size = 1 + pixels_per_patch(config)
+
+    def add(total: Array, part: Batch) -> tuple[Array, None]:
+        patches = prepare(config, part, jnp.zeros((), jnp.int32), settings).clean
+        rows = patches.reshape(-1, size - 1).astype(jnp.float32)
+        rows = jnp.concatenate([jnp.ones_like(rows[:, :1]), rows], axis=1)
+        return total + jnp.matmul(rows.T, rows, precision="highest") / len(rows), None
+
+    parts = Batch(*(split_microbatches(x, count) for x in batch))
+    total, _ = jax.lax.scan(add, jnp.zeros((size, size)), parts)
+    return total / count
+
+
+def moments_of(second: Float[np.ndarray, "size size"]) -> Moments:
+    """Return the mean and the covariance that follow from the mean of `second_moment`."""
+    mean = np.asarray(second[0, 1:], np.float64)
+    return Moments(mean, np.asarray(second[1:, 1:], np.float64) - np.outer(mean, mean))
+
+
+def batches_to_measure(config: ConfigDict, examples: int) -> int:
+    """Return the number of batches that hold `IMAGES`, or one epoch if that is less."""
+    return math.ceil(min(IMAGES, examples) / config.batch_size)
+
+
+def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[int, Moments]:
+    """Measure the patches of the first batches of a run.
+
+    All processes return the same values. Collective: every process must call this.
+
+    Args:
+        config: The resolved configuration.
+        source: The source or stream of the training images.
+        mesh: The device mesh.
+
+    Returns:
+        The number of images, and the moments of their patches.
+    """
+    steps = batches_to_measure(config, source.examples)
+    with section("measuring the patches", LONG * config.stuck_after_seconds), jax.set_mesh(mesh):
+        measure = jax.jit(functools.partial(second_moment, config), out_shardings=replicated(mesh))
+        loader = open_loader(config, source, mesh, 0, steps)
+        seconds = [np.asarray(measure(next(loader)), np.float64) for _ in range(steps)]
+    return steps * config.batch_size, moments_of(np.mean(seconds, axis=0))
+
+
+def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:
+    """Return the arrays of the map that whitens patches of these moments, by parameter name."""
+    fixed = whitening(*moments, noise_floor(config.noise.sigma_max))
+    return {"map_mean": fixed.mean, "map": fixed.map}
+
+
+def with_map(statistics: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """Return the statistics of a network with another fixed map, on the devices of the old one.
+
+    Args:
+        statistics: The statistics.
+        arrays: The arrays of the map, as `whitening_of` returns them.
+    """
+    encoder = statistics["encoder"]
+    old = encoder["patch_embed"]
+    new = {
+        name: jax.device_put(array.astype(old[name].dtype), old[name].sharding)
+        for name, array in arrays.items()
+    }
+    return statistics | {"encoder": encoder | {"patch_embed": new}}
