@@ -339,6 +339,7 @@ def restore_or_start(training: Any, report: Report, folder: Path) -> dict[str, A
         "started": cell.key,
         "config": json.loads(cell.config.to_json_best_effort()),
         "seeds": list(cell.seeds),
+        "linear_bound": training.linear_bound,
         "curve": [before],
     }
 

@@ -32,8 +32,17 @@ from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.features.knn import knn_accuracy
 from can_jax.monitoring.metrics import to_scalars
+from can_jax.objectives.denoising import linear_bound
 from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
+from can_jax.train.patch_statistics import (
+    Moments,
+    batches_to_measure,
+    moments_of,
+    second_moment,
+    whitening_of,
+    with_map,
+)
 from can_jax.train.run_length import make_run_length
 from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.archives import read_npz
@@ -168,7 +177,13 @@ class Training:
     Args:
         cell: The cell.
         placed: The training images and their labels on the device.
+
+    Attributes:
+        linear_bound: The share of the noise that the best linear denoiser of a patch explains, for
+            each seed; None if `start` has not measured it.
     """
+
+    linear_bound: list[float] | None = None
 
     def __init__(self, cell: Cell, placed: tuple[Array, Array]):
         batch_linear_calls()
@@ -198,6 +213,17 @@ class Training:
         """Initialize the state of each seed."""
         quickly = {"xla_backend_optimization_level": 1}
         self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
+        config = self.cell.config
+        whitens, self.linear_bound = config.model.patch_embed == "whitened", None
+        if whitens or config.noise.linear_bound:
+            moments = self._moments()
+            if whitens:
+                maps = [whitening_of(config, each) for each in moments]
+                stacked = {name: np.stack([m[name] for m in maps]) for name in maps[0]}
+                self.states.batch_stats = with_map(self.states.batch_stats, stacked)
+            if config.noise.sigma_max:
+                variances = [np.linalg.eigvalsh(each.covariance) for each in moments]
+                self.linear_bound = [linear_bound(v, config.noise.sigma_max) for v in variances]
         self.epoch = 0
 
     def train(self, epochs: int) -> Iterator[list[Metrics]]:
@@ -271,6 +297,19 @@ class Training:
 
     def _fresh(self, seeds: Int[Array, " seeds"]) -> TrainState:
         return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
+
+    def _moments(self) -> list[Moments]:
+        """Return the moments of each seed's patches before the first step."""
+        count = batches_to_measure(self.cell.config, len(self.cell.images.train))
+        order = [places[:count] for places in self._order(0)]
+
+        def of_seed(seed: Array, position: Array, example: Array) -> Array:
+            batch = self._batch(seed, *self._images, position, example)
+            return second_moment(self._seeded(seed).config, batch)
+
+        measure = jax.jit(jax.vmap(of_seed))
+        seconds = [np.asarray(measure(self._seeds, *places)) for places in zip(*order, strict=True)]
+        return [moments_of(second) for second in np.mean(seconds, axis=0)]
 
     def _advance(
         self,

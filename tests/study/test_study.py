@@ -210,3 +210,22 @@ def test_results_are_beside_the_runs_unless_they_are_named(tmp_path):
     assert "CAN: 0 of 1 learning rates tried" in study("--pending", runs, elsewhere)
     refused = main_in_process("can_jax.study", f"--config={file}", "--pending")
     assert "give the folder of the results" in refused.stderr
+
+
+def test_cells_of_the_noise_study_are_what_their_arms_train():
+    from can_jax.config.baselines import changed
+    from can_jax.config.resolve import resolve
+    from can_jax.study.cells import CELLS
+
+    study = runpy.run_path(str(ROOT / "configs/study/cifar10_noise.py"))["get_config"]()
+    study.recipe.data.path = "/data"
+    plan = Plan(study)
+    assert set(plan.arms) == set(CELLS)
+    for name, changes in CELLS.items():
+        own = {"optimizer.learning_rate": 1e-3, "seed": 0}
+        found = plan.run(plan.arms[name], 1e-3, 0).config
+        wanted = resolve(changed(study.recipe, changes | own))
+        for key in ("noise", "objective", "augment"):
+            if key != "noise" or wanted.noise.sigma_max:
+                assert found[key].to_dict() == wanted[key].to_dict(), name
+        assert found.model.patch_embed == wanted.model.patch_embed, name

@@ -1,0 +1,45 @@
+"""The cells of the noise study: the methods, and forms of CAN's denoising branch.
+
+Each is a dict of changes of a CAN recipe by dotted key, as `can_jax.config.baselines.METHODS` is.
+"""
+
+from typing import Any
+
+from can_jax.config.baselines import METHODS
+
+# The paper's augmentation of MAE has no colors; here MAE gets those of the other methods.
+COLORS = {"augment.jitter": 0.8, "augment.grayscale": 0.2}
+BOUND = {"noise.linear_bound": True}
+LITERAL = {
+    "noise.target": "scaled",
+    "model.decoder.noise_output": False,
+    "model.decoder.zero_output": False,
+    "model.patch_embed": "linear",
+    **BOUND,
+}
+MENDED = {
+    "noise.target": "normalized",
+    "model.decoder.noise_output": True,
+    "model.decoder.zero_output": True,
+    **BOUND,
+}
+WITHOUT_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
+WHITENED = {"model.patch_embed": "whitened"}
+
+CELLS: dict[str, dict[str, Any]] = {
+    "can_literal": LITERAL,
+    "can_without_noise": WITHOUT_NOISE,
+    "mae": METHODS["mae"] | COLORS,
+    "simclr": METHODS["simclr"],
+    "can_mended": MENDED,
+    "can_mended_whitened": MENDED | WHITENED,
+    "can_mended_dct": MENDED | {"model.patch_embed": "dct"},
+    # The embedding and the zero output without the noise branch.
+    "can_without_noise_whitened": WITHOUT_NOISE | WHITENED,
+    "can_without_noise_zero_output": WITHOUT_NOISE | {"model.decoder.zero_output": True},
+    "mae_zero_output": METHODS["mae"] | COLORS | {"model.decoder.zero_output": True},
+    "simclr_whitened": METHODS["simclr"] | WHITENED,
+    # Other forms of the mended branch.
+    "can_mended_unit_whitened": MENDED | WHITENED | {"noise.target": "unit"},
+    "can_mended_sigma_022_whitened": MENDED | WHITENED | {"noise.sigma_max": 0.22},
+}

@@ -1,0 +1,53 @@
+r"""CAN with a denoising branch that learns, beside MAE and SimCLR, on CIFAR-10 with patches of 4.
+
+    python -m can_jax.study --config=configs/study/cifar10_noise.py --workdir=runs/study_noise \
+        --config.recipe.data.path=/data/cifar10
+
+`configs/cifar10.py` for 15 epochs. The arms are those of `can_jax/study/cells.py`; the literal form
+of the noise branch, that of the paper, is one of them.
+
+Hardware: two CPU cores, about 35 minutes a run; it can be stopped at any time and goes on.
+Result: none yet.
+"""
+
+from ml_collections import ConfigDict
+
+from can_jax.config import load_recipe
+from can_jax.evaluate.config import default_evaluation
+from can_jax.study.cells import CELLS
+
+METHODS = ("can_mended", "can_without_noise", "mae", "simclr")
+
+
+def like(name: str) -> str:
+    """Return the method whose learning rate a cell has."""
+    return next((method for method in METHODS if name.startswith(method)), METHODS[0])
+
+
+def get_config() -> ConfigDict:
+    recipe = load_recipe(__file__, "../cifar10")
+    recipe.update(total_epochs=15)
+    recipe.checkpoint.update(every_steps=1000, keep_last=1)
+    recipe.probe.every_epochs = 3
+    evaluation = default_evaluation()
+    evaluation.protocol = "linear"
+    evaluation.linear.update(
+        learning_rates=(0.03, 0.3), weight_decays=(0.0,), features=("patches",), epochs=20
+    )
+    tuned = {"group": "methods", "tuned": True, "seeds": 3, "pictured": True}
+    arms = [{"name": name, **tuned, "changes": CELLS[name]} for name in METHODS]
+    arms += [
+        {"name": name, "group": "noise", "like": like(name), "changes": changes}
+        for name, changes in CELLS.items()
+        if name not in METHODS
+    ]
+    return ConfigDict(
+        {
+            "name": "cifar10_noise",
+            "recipe": recipe,
+            "evaluation": evaluation,
+            "reference": "can_mended",
+            "learning_rates": (1e-3, 2e-3, 4e-3),
+            "arms": tuple(arms),
+        }
+    )
