@@ -110,7 +110,7 @@ class Log(Callback):
             window = Window(step - self._first[0], time.perf_counter() - self._first[1], 0.0)
             self.report.status(step, values | self._progress(step, window), window)
 
-    def _progress(self, step: int, window: Window) -> dict[str, float]:
+    def _progress(self, step: int, window: Window) -> dict[str, Any]:
         """Return the images seen, the epoch and the throughput at a step."""
         images = step * self._config.batch_size
         return {
