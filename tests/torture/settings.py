@@ -66,6 +66,8 @@ OWN_VALUES: dict[str, tuple[Any, ...]] = {
     "optimizer.options": ((), (("eps_root", 1e-9),), (("nesterov", 1),)),
     "schedule.name": ("cosine", "linear", "constant", "polynomial_schedule"),
     "schedule.options": ((), (("alpha", 0.1),), (("end_value", 1e-4),)),
+    "model.scan": ("auto", True, False),
+    "mesh.shard_state": ("auto", True, False),
     "model.backbone_options": ((), (("width", 8),)),
     "data.options": ((), (("delimiter", ";"),)),
 }  # fmt: skip
