@@ -24,7 +24,7 @@ class Repository:
         if match is None:
             raise UserError(f"--push={url}: give hf://user/name")
         if importlib.util.find_spec("huggingface_hub") is None:
-            raise UserError(f"--push={url} requires pip install huggingface_hub")
+            raise UserError(f"--push={url} requires the extra hub: pip install huggingface_hub")
         from huggingface_hub import HfApi
 
         self._name, self._url, self._api = match[1], url, HfApi()

@@ -12,7 +12,7 @@ RULES = (
     ("can_jax/train/losses.py", "Inputs.noisy", "augmentation"),
     ("can_jax/models/masking.py", "", "augmentation"),
     ("can_jax/models/decoder.py", "", "decoder"),
-    ("can_jax/models/vit.py", "Encoder", "encoder"),
+    ("can_jax/models/encoder.py", "Encoder", "encoder"),
     ("can_jax/models/heads.py", "", "heads_and_losses"),
     ("can_jax/models/can.py", "pool", "heads_and_losses"),
     ("can_jax/train/losses.py", "losses", "heads_and_losses"),

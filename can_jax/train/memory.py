@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.backbones import Size, encoder_size
+from can_jax.models.backbones import decoder_size, encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.masking import visible_count
 from can_jax.train.losses import heads
@@ -42,7 +42,7 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     patches = math.prod(grid_of(config))
     blocks = [(encoder_size(model), visible_count(patches, model.mask_ratio) + 1)]
     if "decoder" in heads(config):
-        blocks.append((Size(**model.decoder), patches + 1))
+        blocks.append((decoder_size(model), patches + 1))
     width = 2 if model.dtype == "float32" else 1  # the formula is of 16-bit types
     view = sum(
         size.depth * tokens * (34 * size.width + 5 * size.heads * tokens) for size, tokens in blocks

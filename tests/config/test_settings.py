@@ -185,7 +185,7 @@ def test_lists_stand_for_tuples():
         (["optimizer.weight_decay=nan"], "config.optimizer.weight_decay=nan: give a number"),
         (["batch_size=None"], "config.batch_size=None: give a whole number"),
         (["data.split=None"], "config.data.split=None: give a string"),
-        (["total_epochs=None", "data.path=x"], "config.total_examples: set one of them"),
+        (["total_epochs=None", "data.path=x"], "config.total_minutes: set one of them"),
         (["augment.crop_area=None"], "config.augment.crop_area=(): give a tuple of 2 numbers"),
         (["total_steps=5", "total_epochs=2"],
          "--config.total_steps and --config.total_epochs set the same duration: give one of them"),

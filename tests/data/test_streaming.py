@@ -144,7 +144,7 @@ def test_what_cannot_be_streamed_is_said_before(tmp_path, contents):
         path.write_bytes(b"no record")
     with pytest.raises(UserError, match="no image in any of 3 shards"):
         open_stream(config.data, "train")
-    with pytest.raises(UserError, match="only tfrecord and webdataset stream"):
+    with pytest.raises(UserError, match="only tfrecord and webdataset can be streamed"):
         small_config(data__streaming=True)
     with pytest.raises(UserError, match=r"data\.examples is not set"):
         small_config(data__streaming=True, data__source="tfrecord", data__path="x")

@@ -89,7 +89,9 @@ def test_nearest_neighbour_of_a_copy_is_of_its_class(task, tmp_path, write):
 def test_unknown_class_ends_every_protocol_before_it_begins(run, tmp_path, protocol):
     data = folder(tmp_path / "data", {"train": CLASSES[1:], "val": CLASSES})
     config = resolve_evaluation(samples.evaluation(protocol, data))
-    with pytest.raises(UserError, match="'val' has the class 'a_red' that the split 'train' does n"):
+    with pytest.raises(
+        UserError, match="'val' has the class 'a_red' that the split 'train' does n"
+    ):
         measure(config, str(run), epath.Path(tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir())
 

@@ -197,7 +197,7 @@ def forward(w: dict, meta: dict, inputs: dict) -> dict:
         y = block(w, f"decoder_blocks.{i}", y, meta["decoder_heads"])
     y = layer_norm(y, w["decoder_norm.weight"], w["decoder_norm.bias"])
     prediction = linear(w, "decoder_pred", y)[:, 1:]
-    if meta["noise_output"]:
+    if meta.get("noise_output"):
         of_noise = linear(w, "decoder_noise_pred", y)[:, 1:]
         prediction = mask[:, :, None] * prediction + (1 - mask[:, :, None]) * of_noise
 
@@ -245,7 +245,7 @@ def shapes_of(meta: dict) -> dict[str, tuple[int, ...]]:
         add(f"noise_pe_mlp.{i}", meta["width"], meta["width"])
     add("decoder_embed", meta["decoder_width"], meta["width"])
     add("decoder_pred", size * size * pixels, meta["decoder_width"])
-    if meta["noise_output"]:
+    if meta.get("noise_output"):
         add("decoder_noise_pred", size * size * pixels, meta["decoder_width"])
     return shapes
 

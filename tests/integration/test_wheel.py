@@ -141,7 +141,7 @@ def test_every_imported_package_is_declared():
 
     bare = distributions(project["dependencies"])
     needed = bare | distributions(extras["cpu"])
-    optional = needed | distributions(extras["torch"] + extras["parquet"])
+    optional = needed | distributions(extras["torch"] + extras["parquet"] + extras["hub"])
     installed = importlib.metadata.packages_distributions()
 
     def undeclared(modules, declared):

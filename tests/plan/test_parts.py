@@ -16,9 +16,15 @@ CALL = ("models/can.py", "CAN.__call__")
 @pytest.mark.parametrize(
     ("stack", "operation", "part"),
     [
-        ([STEP, LOSS, CALL, ("models/vit.py", "Encoder.__call__")], "jvp()", "encoder_forward"),
+        ([STEP, LOSS, CALL, ("models/encoder.py", "Encoder.__call__")], "jvp()", "encoder_forward"),
         (
-            [STEP, LOSS, CALL, ("models/vit.py", "Encoder.__call__"), ("models/vit.py", "attend")],
+            [
+                STEP,
+                LOSS,
+                CALL,
+                ("models/encoder.py", "Encoder.__call__"),
+                ("models/vit.py", "attend"),
+            ],
             "transpose(jvp())/dot_general",
             "encoder_backward",
         ),
@@ -51,8 +57,8 @@ def test_part_of_an_instruction_is_that_of_its_outermost_function(stack, operati
 
 def test_innermost_line_of_this_package_is_named():
     library = Frame("/venv/flax/nnx/nn/normalization.py", "LayerNorm.__call__", 12)
-    stack = [*frames(STEP, ("models/vit.py", "Encoder.__call__")), library]
-    assert line_of(stack) == "can_jax/models/vit.py:1 Encoder.__call__"
+    stack = [*frames(STEP, ("models/encoder.py", "Encoder.__call__")), library]
+    assert line_of(stack) == "can_jax/models/encoder.py:1 Encoder.__call__"
     assert line_of([library]) == "/venv/flax/nnx/nn/normalization.py:12 LayerNorm.__call__"
     assert line_of([Frame("/old/a.py", "", 7)]) == "/old/a.py:7" and line_of([]) is None
 

@@ -16,7 +16,7 @@ def quick(monkeypatch, tmp_path):
     """Signs of life after hundredths of a second, and a cache of the test's own."""
     monkeypatch.setattr(progress, "FIRST_SECONDS", 0.02)
     monkeypatch.setattr(progress, "PERIOD", 0.02)
-    monkeypatch.setattr(progress, "USUAL_FROM", 0.05)
+    monkeypatch.setattr(progress, "USUAL_FROM", 0.02)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "can_jax" / progress.FILE
 
@@ -36,7 +36,7 @@ def test_long_operation_prints_a_growing_line_and_its_usual_length(quick, capsys
         printed = until(capsys, " 0s 0s")
     printed += capsys.readouterr().out
     assert printed.startswith("compiling: 0s 0s") and "done in 0s" in printed
-    assert json.loads(quick.read_text())["compiling"] > 0
+    assert set(json.loads(quick.read_text())) == {"compiling"}
     quick.write_text('{"compiling": 42}')
     with phase("compiling"):
         until(capsys, "compiling (usually 42s): ")
