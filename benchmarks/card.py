@@ -45,22 +45,16 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 
 from ml_collections import ConfigDict  # noqa: E402
 
-from can_jax.config.baselines import METHODS, changed  # noqa: E402
+from can_jax.config.baselines import changed  # noqa: E402
 from can_jax.config.durations import TOTAL  # noqa: E402
 from can_jax.config.resolve import load_recipe  # noqa: E402
+from can_jax.study.cells import CELLS  # noqa: E402
 from can_jax.utils.errors import UserError, one_line  # noqa: E402
 from can_jax.utils.files import replace_text  # noqa: E402
 
 # The images of a step of each model. The first number is also compared with PyTorch, the others are
 # measured if time is left.
 BATCHES = {"vit_l": (64, 128), "vit_b": (256, 512), "vit_h": (32, 64)}
-# The cells of a study, as changes of its recipe.
-CELLS: dict[str, dict[str, Any]] = {
-    "can": {},
-    "can_without_noise": {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0},
-    "mae": METHODS["mae"] | {"augment.jitter": 0.8, "augment.grayscale": 0.2},
-    "simclr": METHODS["simclr"],
-}
 SAVE_SECONDS = 60.0  # The interval at which a cell in progress is saved.
 MARGIN = 10.0  # Seconds before the end in which nothing new begins.
 SHARE = 0.6  # The first of several models may take so much of the time that is left.
@@ -141,9 +135,14 @@ def facts_of(options: argparse.Namespace) -> dict[str, Any]:
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}))
     facts = environment(mesh)
     facts["commit"] = facts["commit"] or options.commit
+    # Relative to the checkout, and without the folder of the results.
+    script = Path(__file__).resolve().relative_to(ROOT)
+    words = [
+        w for w in sys.argv[1:] if w not in ("--out", f"--out={options.out}", str(options.out))
+    ]
     memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": shlex.join(["python", script.as_posix(), *words]),
         "card": jax.devices()[0].device_kind,
         "memory_bytes": memory,
         "environment": facts,
@@ -271,7 +270,7 @@ def run_study(options: argparse.Namespace, report: Report, clock: Clock) -> None
 
     recipe = recipe_of("cifar10", options)
     images = read_images(options.data, options.images, recipe.data.image_size)
-    known = cells()
+    known = {"can": {}, **CELLS}
     names = options.cells.split(",") if options.cells else list(known)
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--cells={unknown[0]}: choose of {', '.join(known)}")
@@ -409,14 +408,6 @@ def recipe_of(name: str, options: argparse.Namespace) -> ConfigDict:
     """Return a shipped recipe with the changes of the command line."""
     recipe = load_recipe(__file__, name)
     return changed(recipe, {"data.path": recipe.data.path or "-"} | options.changes)
-
-
-def cells() -> dict[str, dict[str, Any]]:
-    """Return the cells by name."""
-    with contextlib.suppress(ModuleNotFoundError):
-        module = importlib.import_module("can_jax.study.cells")
-        return {"can": {}, **module.CELLS}
-    return CELLS
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
