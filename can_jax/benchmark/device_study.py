@@ -46,7 +46,6 @@ from can_jax.train.patch_statistics import (
 from can_jax.train.run_length import make_run_length
 from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.archives import read_npz
-from can_jax.utils.batching import batch_linear_calls
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replacing
 
@@ -186,7 +185,6 @@ class Training:
     linear_bound: list[float] | None = None
 
     def __init__(self, cell: Cell, placed: tuple[Array, Array]):
-        batch_linear_calls()
         self.cell, config = cell, cell.config
         times = make_run_length(config, len(cell.images.train))
         rate = learning_rate_schedule(

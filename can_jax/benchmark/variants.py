@@ -102,13 +102,13 @@ def measure_variants(
     for future in done:
         future.result()
     report(whole)
-    take_turns(turns, results, 1, seconds, left)  # So that there are numbers before PyTorch's.
+    take_turns(turns, results, seconds, left)  # So that there are numbers before PyTorch's.
     report(rated(whole))
     for name, compiled in PEERS.items() if peers else ():
         results[name] = {}
         try:
             turns[name], results[name]["version"] = baseline_step(configs[SAME_WORK], compiled)
-            take_turns({name: turns[name]}, results, 1, seconds, left)
+            take_turns({name: turns[name]}, results, seconds, left)
         except UserError:
             raise
         except Exception as error:  # Of many types, such as torch.cuda.OutOfMemoryError.
@@ -120,14 +120,13 @@ def measure_variants(
             break
         rate = matmul_flops(config.model.dtype, product)
         whole.setdefault("measured_product_flops", []).append(rate)
-        take_turns(turns, results, 1, seconds, left)
+        take_turns(turns, results, seconds, left)
         report(rated(whole))
 
 
 def take_turns(
     turns: Mapping[str, Turn],
     results: dict[str, Result],
-    rounds: int,
     seconds: float,
     left: Callable[[], float],
 ) -> None:
@@ -135,13 +134,12 @@ def take_turns(
 
     A turn that fails, such as by too little memory, puts ``error`` in its place.
     """
-    for _ in range(rounds):
-        for name, turn in turns.items():
-            if left() > 0 and "error" not in results[name]:
-                try:
-                    results[name].setdefault("rates", []).append(turn(seconds))
-                except Exception as error:
-                    results[name]["error"] = one_line(error)[:300]
+    for name, turn in turns.items():
+        if left() > 0 and "error" not in results[name]:
+            try:
+                results[name].setdefault("rates", []).append(turn(seconds))
+            except Exception as error:
+                results[name]["error"] = one_line(error)[:300]
 
 
 def rated(whole: Result) -> Result:

@@ -92,6 +92,15 @@ def test_blocks_can_be_vectorized_with_their_gradients(parameters):
     np.testing.assert_allclose(several[1], jax.jit(gradient)(x[1]), rtol=1e-4, atol=1e-5)
 
 
+def test_operations_of_the_network_can_be_batched():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 5, 3)))
+
+    def slope(x):
+        return jax.grad(lambda x: gelu(matrix_product(x, x.T)).sum())(x)
+
+    np.testing.assert_allclose(jax.vmap(slope)(x)[1], slope(x[1]), rtol=1e-5)
+
+
 def test_forward_mode_agrees_with_reverse_mode(parameters):
     graph = nnx.graphdef(nnx.eval_shape(make_blocks))
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
