@@ -16,10 +16,11 @@ CONSTRAINTS := constraints/py$(subst .,,$(VERSION)).txt
 REQUIREMENTS := requirements.txt pyproject.toml setup.py $(wildcard $(CONSTRAINTS))
 TORCH := '.[test,torch]'
 
-# Prints a dot every two seconds, since pip says nothing for minutes.
+# Installs the package with its extras $(1), and what else $(2) names. Prints a dot every two seconds,
+# since pip says nothing for minutes.
 define install
 @echo "installing $(1) into $(VENV); this usually takes one to five minutes"
-@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable $(1) & \
+@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable $(1) $(2) & \
 	pid=$$!; while kill -0 $$pid 2> /dev/null; do sleep 2; printf .; done; echo; wait $$pid
 endef
 
@@ -63,7 +64,7 @@ $(VENV)/installed-test: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
-	$(INSTALL) --constraint constraints/py312-cuda.txt 'jax[cuda13]'
+	$(call install,'.[test]',--constraint constraints/py312-cuda.txt 'jax[cuda13]')
 	@touch $@
 
 $(VENV)/installed-torch: $(VENV)/installed-test

@@ -14,6 +14,7 @@ import pytest
 from can_jax.config.resolve import load_recipe, resolve
 from can_jax.plan.estimate import make_plan
 from can_jax.plan.topology import open_topology
+from can_jax.utils.progress import apart
 
 RECORD = Path(__file__).with_name("cycles.json")
 ALLOWED = 1.1
@@ -25,7 +26,8 @@ def shallow_vit_l():
     config = load_recipe(__file__, "vit_l")
     config.batch_size, config.data.path = 64, "/data"
     config.model.depth, config.model.decoder.depth = 2, 2
-    return make_plan(resolve(config), open_topology("v5e:2x2"), 0.4).estimate
+    with apart(json=True):  # The entry is printed.
+        return make_plan(resolve(config), open_topology("v5e:2x2"), 0.4).estimate
 
 
 @pytest.mark.slow

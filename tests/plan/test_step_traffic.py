@@ -26,13 +26,15 @@ def shallow_vit_l(topology):
     from can_jax.config.resolve import load_recipe, resolve
     from can_jax.plan.estimate import make_plan
     from can_jax.plan.topology import open_topology
+    from can_jax.utils.progress import apart
 
     devices = open_topology(topology)
     assert devices.exact, devices.stand_in
     config = load_recipe(__file__, "vit_l")
     config.batch_size, config.data.path = 64 * len(devices.devices), "/data"
     config.model.depth, config.model.decoder.depth = 2, 2
-    estimate = make_plan(resolve(config), devices, 0.4).estimate
+    with apart(json=True):  # The entry is printed.
+        estimate = make_plan(resolve(config), devices, 0.4).estimate
     parts, lines = Counter(), Counter()
     for charge in estimate.charges:
         parts[charge.part] += charge.moved * charge.times
