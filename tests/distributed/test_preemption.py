@@ -148,6 +148,8 @@ def test_ignored_signals_stay_ignored():
 
 def test_forked_process_is_its_own():
     program = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside a thread, from Python 3.12
 child = os.fork()
 if not child:
     time.sleep(60)

@@ -34,7 +34,8 @@ def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
             "%s: %d labels, such as %d, are beyond 32 bits and count as unknown",
             where, beyond.sum(), labels[beyond][0],
         )  # fmt: skip
-    return np.where(beyond, -1, labels).astype(np.int32)
+    within = np.where(beyond, 0, labels).astype(np.int32)  # unsigned labels have no -1
+    return np.where(beyond, np.int32(-1), within)
 
 
 @functools.cache
