@@ -13,7 +13,7 @@ TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed fro
 needs no index, but excludes probes and figures. Only the logged epochs depend on `data.examples`,
 about the number of images. `--config.data.streaming=False` reads by an index instead.
 
-Hardware: 431 GFLOP per image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
+Hardware: 432 GFLOP per image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
 H100 at 50 % of their peak about a day; 800 are 4.4e20 FLOP, about four hours (arithmetic, not a
 measurement). The table of slices in `configs/vit_l.py` holds, as the step is the same.
 

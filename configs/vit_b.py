@@ -7,7 +7,7 @@
 probe give labeled splits, `train/CLASS/…` and `val/CLASS/…`, with
 `--config.probe.every_epochs=10`.
 
-Hardware: 169 GFLOP per image and step, 1.7e20 FLOP in all: about two days on eight H100 at 12 %
+Hardware: 170 GFLOP per image and step, 1.7e20 FLOP in all: about two days on eight H100 at 12 %
 of their peak, half a day at 50 % (arithmetic, not a measurement). Fewer devices need a smaller
 `batch_size`; the learning rate scales with it.
 Result: for this run on ImageNet-1k the paper (Table 3) reports 83.4 % fine-tuned and 74.0 % linear

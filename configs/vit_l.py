@@ -6,7 +6,7 @@
 `data.path` is a folder with images anywhere below it; no labels are needed. The paper's longer run
 on JFT-300M is `configs/jft_vit_l.py`.
 
-Hardware: 431 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The table
+Hardware: 432 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The table
 lists plans of `python -m can_jax.plan` for the recipe's 4096 images. The time of a step on v5e is
 the compiler's, calibrated. The other rows are of an earlier version of the step, in which the state
 was not split over `data`, at an assumed 40 % of the peak:

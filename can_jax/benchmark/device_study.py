@@ -31,6 +31,7 @@ from can_jax.data.sources.arrays import open_arrays
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.features.knn import knn_accuracy
+from can_jax.models.patch_embed import embedding_kind
 from can_jax.monitoring.metrics import to_scalars
 from can_jax.objectives.denoising import linear_bound
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -212,7 +213,7 @@ class Training:
         quickly = {"xla_backend_optimization_level": 1}
         self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
         config = self.cell.config
-        whitens, self.linear_bound = config.model.patch_embed == "whitened", None
+        whitens, self.linear_bound = embedding_kind(config) == "whitened", None
         if whitens or config.noise.linear_bound:
             moments = self._moments()
             if whitens:
@@ -298,7 +299,9 @@ class Training:
 
     def _moments(self) -> list[Moments]:
         """Return the moments of each seed's patches before the first step."""
-        count = batches_to_measure(self.cell.config, len(self.cell.images.train))
+        config = self.cell.config
+        count = batches_to_measure(config, len(self.cell.images.train))
+        images = count * config.batch_size
         order = [places[:count] for places in self._order(0)]
 
         def of_seed(seed: Array, position: Array, example: Array) -> Array:
@@ -307,7 +310,7 @@ class Training:
 
         measure = jax.jit(jax.vmap(of_seed))
         seconds = [np.asarray(measure(self._seeds, *places)) for places in zip(*order, strict=True)]
-        return [moments_of(second) for second in np.mean(seconds, axis=0)]
+        return [moments_of(second, images) for second in np.mean(seconds, axis=0)]
 
     def _advance(
         self,

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from can_jax.config.baselines import METHODS, changed
+from can_jax.config.baselines import METHODS, PAPER_NOISE, changed
 from can_jax.config.resolve import resolve
 from can_jax.data.pipeline.batch import Batch, batch_shapes
 from can_jax.distributed.hardware import matmul_flops
@@ -43,6 +43,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "objective.denoising.weight": 0.0,
     },
 }
+# The changes that leave the work of the PyTorch baseline.
+PEER_WORK = ABLATIONS["augmentation"] | PAPER_NOISE
 
 
 def model_name(config: ConfigDict) -> str:
@@ -211,7 +213,8 @@ def measure_step(
         recipe: The configuration, not resolved.
         rounds: The number of turns. The steps and a matrix product alternate.
         seconds: The duration of a turn.
-        peer: Also measure the PyTorch baseline. Both steps then omit photometric augmentation.
+        peer: Also measure the PyTorch baseline. Both steps then omit photometric augmentation and
+            have the paper's denoising branch.
         peer_compiled: Compile the baseline by `torch.compile`.
         parts: Also measure MAE and SimCLR, and the step without each of its parts.
 
@@ -221,7 +224,7 @@ def measure_step(
     """
     config = resolve(recipe)
     if peer:  # Both sides do the same work.
-        config = resolve(changed(recipe, ABLATIONS["augmentation"]))
+        config = resolve(changed(recipe, PEER_WORK))
     variants = {"can": config}
     if parts:
         variants |= {n: resolve(changed(recipe, METHODS[n])) for n in ("mae", "simclr")}

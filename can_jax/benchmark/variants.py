@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from can_jax.benchmark.step import (
-    ABLATIONS,
+    PEER_WORK,
     CompiledStep,
     Turn,
     baseline_step,
@@ -24,7 +24,7 @@ from can_jax.utils.errors import UserError, one_line
 
 Result = dict[str, Any]
 # PyTorch users augment in the workers of their input pipeline, so the step beside theirs omits it.
-SAME_WORK = "without augmentation"
+SAME_WORK = "the work of PyTorch"
 PEERS = {"PyTorch": False, "PyTorch, compiled": True}
 COMPILERS = 4  # programs compiled at a time
 TURNS_SECONDS = 30.0  # reserved for the first turns of the compiled programs
@@ -60,7 +60,7 @@ def measure_variants(
         left: A function that returns the seconds that are left. What would take longer is omitted.
     """
     if peers:
-        variants = {**variants, SAME_WORK: ABLATIONS["augmentation"]}
+        variants = {**variants, SAME_WORK: PEER_WORK}
     configs = {name: resolve(changed(recipe, changes)) for name, changes in variants.items()}
     config = next(iter(configs.values()))
     results: dict[str, Result] = {name: {} for name in configs}

@@ -33,9 +33,11 @@ CHANGES = {
 def with_stored(
     config: ConfigDict, stored: str, given: Collection[str] = ()
 ) -> tuple[ConfigDict, list[str]]:
-    """Return a configuration in which keys that are newer than the run keep their old meaning.
+    """Return a configuration in which newer keys and defaults than the run's do not change it.
 
-    Keys that the run directory stores have the values of ``config``.
+    A key that the run directory lacks keeps its old meaning. A key that it stores with an older
+    default keeps that, where the configuration has the new default. Other keys have the values of
+    ``config``.
 
     Args:
         config: The resolved configuration of a resumed run.
@@ -48,7 +50,7 @@ def with_stored(
     config = config.copy_and_resolve_references()
     began = from_json(stored)
     kept: list[str] = []
-    for name in newer_keys(stored):
+    for name in [*newer_keys(stored), *redefined_keys(began, config)]:
         # All units of a duration are one setting.
         together = next((keys for keys in DURATIONS if name in keys), (name,))
         differs = value_of(began, name) != value_of(config, name)
@@ -121,6 +123,22 @@ def newer_keys(stored: str) -> list[str]:
     """Return the dotted keys that a stored configuration lacks."""
     stored_keys = flatten(with_new_names(json.loads(stored)))
     return [name for name, _ in flat_keys(RECIPE) if name not in stored_keys]
+
+
+def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
+    """Return the dotted keys of which a run stores the older default, and a recipe has the new one.
+
+    Args:
+        began: The configuration of the run directory.
+        config: The configuration of its resume.
+    """
+    return [
+        name
+        for name, key in flat_keys(RECIPE)
+        if key.was_default
+        and value_of(began, name) == key.before
+        and value_of(config, name) == key.default
+    ]
 
 
 def is_given(key: str, given: Collection[str]) -> bool:

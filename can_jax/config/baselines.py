@@ -6,11 +6,20 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.presets import PRESETS
 
+# The denoising branch as the paper has it; docs/method.md says how the default differs and why.
+PAPER_NOISE: dict[str, Any] = {
+    "noise.target": "scaled",
+    "model.decoder.noise_output": False,
+    "model.decoder.zero_output": False,
+    "model.patch_embed": "linear",
+}
+
 METHODS: dict[str, dict[str, Any]] = {
     "can": {},
     "mae": {
         **{f"augment.{name}": value for name, value in PRESETS["mae"].items()},
         "model.mask_ratio": 0.75,
+        "model.decoder.zero_output": False,  # Xavier, as MAE has it
         "noise.sigma_max": 0.0,
         "objective.contrastive.weight": 0.0,
         "objective.reconstruction.weight": 1.0,

@@ -1,5 +1,6 @@
 """The table of all keys that a recipe can set: default, allowed values, meaning and unit."""
 
+import functools
 from typing import Any
 
 from can_jax import objectives
@@ -80,9 +81,7 @@ DATA: Table = {
         (), OPTIONS, "The options of a registered source, which its function reads."
     ),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
-    "streaming": Key(
-        False, Switch(), "Whether to read shards sequentially, without an index."
-    ),
+    "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),
     "examples": Key(
         None, COUNT, "The approximate size of a streamed data set, which defines its epochs."
@@ -145,6 +144,7 @@ DTYPES = ("bfloat16", "float32", "float64")
 WIDTH = Whole(4, 2**16, multiple=4)  # the 2-D position embedding needs a multiple of 4
 DEPTH = Whole(1, 1024)
 HEADS = Whole(1, 2**14)
+NOW_ON = functools.partial(Key, True, Switch(), before=False, was_default=True)  # older: False
 
 MODEL: Table = {
     "size": Key("B", Choice(tuple(SIZES)), "The preset of the encoder's width, depth and heads."),
@@ -157,17 +157,18 @@ MODEL: Table = {
     ),
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
     "patch_embed": Key(
-        "linear", Choice(PATCH_EMBEDS),
+        "auto", Choice(PATCH_EMBEDS),
         "The fixed map before the embedding: none (linear), one that whitens the data's patches "
-        "(whitened), or one that scales their DCT coefficients (dct).",
+        "(whitened) or scales their DCT coefficients (dct); auto whitens if a ViT predicts noise.",
+        before="linear", was_default=True,
     ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
     "decoder": {
         "width": Key(512, WIDTH, "The decoder's width."),
         "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
         "heads": Key(16, HEADS, "The decoder's attention heads."),
-        "noise_output": Key(False, Switch(), "Whether the noise has a zero-initialized output."),
-        "zero_output": Key(False, Switch(), "Whether the output of pixels starts at zero."),
+        "noise_output": NOW_ON("Whether the noise has a zero-initialized output."),
+        "zero_output": NOW_ON("Whether the output of pixels starts at zero."),
     },
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),
@@ -337,10 +338,11 @@ RECIPE: Table = {
             before="visible",
         ),
         "target": Key(
-            "scaled", Choice(("scaled", "normalized", "unit")),
+            "normalized", Choice(("scaled", "normalized", "unit")),
             "The target: sigma * e (scaled), that over its rms (normalized), or e (unit).",
+            before="scaled", was_default=True,
         ),
-        "linear_bound": Key(False, Switch(), "Whether to log what a linear denoiser explains."),
+        "linear_bound": NOW_ON("Whether to log what a linear denoiser explains."),
     },
     "optimizer": OPTIMIZER,
     "schedule": {

@@ -127,7 +127,7 @@ def check_encoder(config: ConfigDict) -> None:
         f"model.patch_size={model.patch_size} does not divide data.image_size={height}x{width}",
     )
     check(
-        model.patch_embed == "linear" or model.backbone == "vit",
+        model.patch_embed in ("auto", "linear") or model.backbone == "vit",
         f"model.patch_embed={model.patch_embed!r}: the backbone {model.backbone} has 'linear' only",
     )
     BACKBONES.get(model.backbone).check(config)

@@ -27,7 +27,7 @@ from can_jax.models.backbones import (
 )
 from can_jax.models.can import grid_of
 from can_jax.models.masking import patch_grid
-from can_jax.models.patch_embed import fold
+from can_jax.models.patch_embed import embedding_kind, fold
 from can_jax.models.variant import variant_of
 from can_jax.train.step import encoder_network, initial_encoder, stored_step
 from can_jax.utils.errors import UserError
@@ -158,10 +158,11 @@ def open_encoder(
     targets = shardings(expected, mesh)
     statistics: Any = {}
     # An untrained encoder has the fixed map of its run.
-    if from_run and (not untrained or run.model.patch_embed != "linear"):
+    mapped = from_run and embedding_kind(run) != "linear"
+    if from_run and (mapped or not untrained):
         # Neither the heads nor the optimizer's moments are read, or even built.
         part = {"parameters": jax.tree.map(_abstract, expected, targets)}
-        if run.model.patch_embed != "linear":
+        if mapped:
             fixed = nnx.to_pure_dict(nnx.state(encoder_network(run), nnx.BatchStat))
             part["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
         step, state = newest_state(path, part, step=step, partial=True)

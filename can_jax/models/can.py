@@ -13,6 +13,7 @@ from can_jax.models.backbones import build_backbone, compute_options, decoder_si
 from can_jax.models.decoder import Decoder
 from can_jax.models.heads import NoiseLevel
 from can_jax.models.masking import patch_grid, patchify
+from can_jax.models.patch_embed import predicts_noise
 
 POOLS = ("patches", "all", "class")
 LEVEL_TOKENS = ("all", "visible")
@@ -66,8 +67,7 @@ def has_noise_output(config: ConfigDict) -> bool:
 
     Without the denoising objective it would have no gradient, so it is not built.
     """
-    denoises = config.noise.sigma_max and config.objective.denoising.weight
-    return bool(denoises and config.model.decoder.noise_output)
+    return predicts_noise(config) and config.model.decoder.noise_output
 
 
 def build_noise_level(config: ConfigDict, width: int, **options: Any) -> NoiseLevel:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from can_jax.models.ops import linear_product
 from can_jax.models.vit import Linear
 
-PATCH_EMBEDS = ("linear", "whitened", "dct")
+PATCH_EMBEDS = ("auto", "linear", "whitened", "dct")
 # The smallest variance added to each direction, in normalized pixels: that of rounding and JPEG,
 # about 1.4 of 255 gray levels. Directions of less variance hold nothing to amplify.
 FLOOR = 5e-4
@@ -36,6 +36,22 @@ class InputMap(NamedTuple):
 
     mean: Pixels
     map: Square
+
+
+def predicts_noise(config: ConfigDict) -> bool:
+    """Return whether the images get noise and the denoising objective predicts it."""
+    return bool(config.noise.sigma_max and config.objective.denoising.weight)
+
+
+def embedding_kind(config: ConfigDict) -> str:
+    """Return the kind of the patch embedding: linear, whitened or dct.
+
+    `auto` is whitened for a Vision Transformer that predicts noise. Other methods gain nothing from
+    it, and other backbones have no such map.
+    """
+    if config.model.patch_embed != "auto":
+        return config.model.patch_embed
+    return "whitened" if predicts_noise(config) and config.model.backbone == "vit" else "linear"
 
 
 def noise_floor(sigma_max: float) -> float:
@@ -128,7 +144,7 @@ def patch_embedding(config: ConfigDict, pixels: int) -> Any:
 
     The map of `whitened` is the identity until it is estimated from data.
     """
-    kind = config.model.patch_embed
+    kind = embedding_kind(config)
     if kind == "linear":
         return Linear
     start = InputMap(np.zeros(pixels), np.eye(pixels))

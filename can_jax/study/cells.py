@@ -5,29 +5,25 @@ Each is a dict of changes of a CAN recipe by dotted key, as `can_jax.config.base
 
 from typing import Any
 
-from can_jax.config.baselines import METHODS
+from can_jax.config.baselines import METHODS, PAPER_NOISE
 
 # The paper's augmentation of MAE has no colors; here MAE gets those of the other methods.
 COLORS = {"augment.jitter": 0.8, "augment.grayscale": 0.2}
-BOUND = {"noise.linear_bound": True}
-LITERAL = {
-    "noise.target": "scaled",
-    "model.decoder.noise_output": False,
-    "model.decoder.zero_output": False,
-    "model.patch_embed": "linear",
-    **BOUND,
-}
 MENDED = {
     "noise.target": "normalized",
     "model.decoder.noise_output": True,
     "model.decoder.zero_output": True,
-    **BOUND,
+    "model.patch_embed": "linear",
 }
-WITHOUT_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
 WHITENED = {"model.patch_embed": "whitened"}
+WITHOUT_NOISE = {
+    "noise.sigma_max": 0.0,
+    "objective.denoising.weight": 0.0,
+    "model.decoder.zero_output": False,
+}
 
 CELLS: dict[str, dict[str, Any]] = {
-    "can_literal": LITERAL,
+    "can_literal": PAPER_NOISE,
     "can_without_noise": WITHOUT_NOISE,
     "mae": METHODS["mae"] | COLORS,
     "simclr": METHODS["simclr"],

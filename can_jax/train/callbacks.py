@@ -3,6 +3,7 @@
 import functools
 import shlex
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.losses import heads
-from can_jax.train.patch_statistics import patch_moments
+from can_jax.train.patch_statistics import Moments
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import one_line
@@ -154,11 +155,12 @@ class PretrainCallbacks(Log):
     Args:
         run: The run.
         step: The train step of ``run``.
+        moments: Returns the moments of the data's patches. Collective.
     """
 
-    def __init__(self, run: RunContext, step: Step):
+    def __init__(self, run: RunContext, step: Step, moments: Callable[[], Moments]):
         super().__init__(run, train_flops_per_image(step.config, heads(step.config)))
-        self._step, self._source = step, run.source
+        self._step, self._source, self._moments = step, run.source, moments
         self._mesh, self._workdir = run.mesh, run.workdir
         self._probe = None
         if run.times.probe_every:
@@ -205,8 +207,7 @@ class PretrainCallbacks(Log):
         """Write and print the share of the noise that a linear denoiser explains, if enabled."""
         config = self._step.config
         if config.noise.linear_bound and "noise" in reads(config.objective.to_dict()):
-            _, moments = patch_moments(config, self._source, self._mesh)
-            variances = np.linalg.eigvalsh(moments.covariance)
+            variances = np.linalg.eigvalsh(self._moments().covariance)
             share = linear_bound(variances, config.noise.sigma_max)
             self._writer.scalars(0, {LINEAR_BOUND: share})
             self.report.say(

@@ -25,10 +25,11 @@ IMAGES = 2048  # with two views of 64 patches: a quarter of a million patches
 
 
 class Moments(NamedTuple):
-    """The mean and the covariance of the patches of a data set, without noise, in float64."""
+    """The mean and the covariance of the patches of some images, without noise, in float64."""
 
     mean: Float[np.ndarray, " pixels"]
     covariance: Float[np.ndarray, "pixels pixels"]
+    images: int
 
 
 def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
@@ -55,10 +56,11 @@ def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]
     return total / count
 
 
-def moments_of(second: Float[np.ndarray, "size size"]) -> Moments:
-    """Return the mean and the covariance that follow from the mean of `second_moment`."""
+def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
+    """Return the moments that follow from the mean of `second_moment` over some images."""
     mean = np.asarray(second[0, 1:], np.float64)
-    return Moments(mean, np.asarray(second[1:, 1:], np.float64) - np.outer(mean, mean))
+    covariance = np.asarray(second[1:, 1:], np.float64) - np.outer(mean, mean)
+    return Moments(mean, covariance, images)
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
@@ -66,7 +68,7 @@ def batches_to_measure(config: ConfigDict, examples: int) -> int:
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 
-def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[int, Moments]:
+def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
     """Measure the patches of the first batches of a run.
 
     All processes return the same values. Collective: every process must call this.
@@ -77,19 +79,20 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> tuple[int, Mom
         mesh: The device mesh.
 
     Returns:
-        The number of images, and the moments of their patches.
+        The moments of their patches.
     """
     steps = batches_to_measure(config, source.examples)
     with section("measuring the patches", LONG * config.stuck_after_seconds), jax.set_mesh(mesh):
         measure = jax.jit(functools.partial(second_moment, config), out_shardings=replicated(mesh))
         loader = open_loader(config, source, mesh, 0, steps)
         seconds = [np.asarray(measure(next(loader)), np.float64) for _ in range(steps)]
-    return steps * config.batch_size, moments_of(np.mean(seconds, axis=0))
+    return moments_of(np.mean(seconds, axis=0), steps * config.batch_size)
 
 
 def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:
     """Return the arrays of the map that whitens patches of these moments, by parameter name."""
-    fixed = whitening(*moments, noise_floor(config.noise.sigma_max))
+    floor = noise_floor(config.noise.sigma_max)
+    fixed = whitening(moments.mean, moments.covariance, floor)
     return {"map_mean": fixed.mean, "map": fixed.map}
 
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from can_jax.distributed.hardware import attached_devices
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
 from can_jax.models.flops import train_flops_per_image
+from can_jax.models.patch_embed import embedding_kind
 from can_jax.models.variant import PLAIN, variant_of
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
@@ -38,7 +40,7 @@ from can_jax.train.choices import what_fits
 from can_jax.train.init_from import initial_weights
 from can_jax.train.losses import heads
 from can_jax.train.pace import known_last_step
-from can_jax.train.patch_statistics import patch_moments, whitening_of, with_map
+from can_jax.train.patch_statistics import Moments, patch_moments, whitening_of, with_map
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import Step, TrainState, make_step
@@ -168,16 +170,21 @@ class Pretraining:
             "analytic FLOPs of a step, an image": f"{flops:.3e}",
         }
 
+    @functools.cached_property
+    def moments(self) -> Moments:
+        """The moments of the data's patches. Collective: every process must read it."""
+        return patch_moments(self.config, self.source, self.mesh)
+
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
         """Return the state with the fixed map of the data and the weights of ``init_from``, if set.
 
         Collective: every process must call this.
         """
         config = self.config
-        if config.model.patch_embed == "whitened":
-            images, moments = patch_moments(config, self.source, self.mesh)
-            state.batch_stats = with_map(state.batch_stats, whitening_of(config, moments))
-            report.say(f"whitened the patches by {images:,} images")
+        if embedding_kind(config) == "whitened":
+            fixed = whitening_of(config, self.moments)
+            state.batch_stats = with_map(state.batch_stats, fixed)
+            report.say(f"whitened the patches by {self.moments.images:,} images")
         if source := config.init_from:
             variant = variant_of(config.model) if config.model.backbone == "vit" else PLAIN
             given = state.parameters, self.mesh, variant, state.batch_stats
@@ -192,7 +199,7 @@ class Pretraining:
 
     def callbacks(self, run: RunContext) -> PretrainCallbacks:
         """Return the callbacks: metrics, the kNN probe and the figures."""
-        return PretrainCallbacks(run, self.step)
+        return PretrainCallbacks(run, self.step, lambda: self.moments)
 
 
 def continued(

@@ -267,6 +267,7 @@ class Key:
         required: Whether a recipe must replace the default None.
         before: The value in stored configurations that are older than this key, which reproduces
             the behavior of their version; by default ``default``.
+        was_default: Whether ``before`` has been the default. A run that stores it keeps it.
     """
 
     default: Any
@@ -277,6 +278,7 @@ class Key:
     optional: bool = False
     required: bool = False
     before: Any = AS_DEFAULT
+    was_default: bool = False
 
     @property
     def may_be_none(self) -> bool:

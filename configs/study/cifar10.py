@@ -13,7 +13,7 @@ Result: `docs/study.md`. Linear top-1 at equal FLOPs: CAN 45.0, SimCLR 44.6, MAE
 from ml_collections import ConfigDict
 
 from can_jax.config import load_recipe
-from can_jax.config.baselines import METHODS
+from can_jax.config.baselines import METHODS, PAPER_NOISE, changed
 from can_jax.evaluate.config import default_evaluation
 
 NO_NOISE = {"noise.sigma_max": 0.0, "objective.denoising.weight": 0.0}
@@ -41,9 +41,9 @@ CHOICES: dict[str, dict[str, dict]] = {
 
 
 def get_config() -> ConfigDict:
-    recipe = load_recipe(__file__, "../cifar10")
-    recipe.update(total_steps=600, total_epochs=None, log_every_steps=25)
-    recipe.model.patch_size, recipe.noise.level_tokens = 8, "visible"  # as in its results
+    recipe = changed(load_recipe(__file__, "../cifar10"), PAPER_NOISE)  # as in its results
+    recipe.update(total_steps=600, total_epochs=None, log_every_steps=25, model={"patch_size": 8})
+    recipe.noise.update(level_tokens="visible", linear_bound=False)
     recipe.optimizer.update(warmup_steps=60, warmup_share=None)
     recipe.checkpoint.update(every_steps=300, keep_last=1)
     recipe.update(probe={"every_steps": 300, "every_epochs": None}, figures={"every_steps": 300})

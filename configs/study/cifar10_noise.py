@@ -16,12 +16,12 @@ from can_jax.config import load_recipe
 from can_jax.evaluate.config import default_evaluation
 from can_jax.study.cells import CELLS
 
-METHODS = ("can_mended", "can_without_noise", "mae", "simclr")
+METHODS = ("can_mended_whitened", "can_without_noise", "mae", "simclr")
 
 
 def like(name: str) -> str:
     """Return the method whose learning rate a cell has."""
-    return next((method for method in METHODS if name.startswith(method)), METHODS[0])
+    return next((method for method in METHODS[1:] if name.startswith(method)), METHODS[0])
 
 
 def get_config() -> ConfigDict:
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
             "name": "cifar10_noise",
             "recipe": recipe,
             "evaluation": evaluation,
-            "reference": "can_mended",
+            "reference": "can_mended_whitened",
             "learning_rates": (1e-3, 2e-3, 4e-3),
             "arms": tuple(arms),
         }

@@ -28,7 +28,8 @@ def run_directory(place, begun=None, **changes):
             compiled initialization.
         changes: Of the configuration; see `small_config`.
     """
-    changes = {"data__image_size": 16, "model__depth": 2} | changes
+    plain = {"data__image_size": 16, "model__depth": 2, "model__patch_embed": "linear"}
+    changes = plain | changes
     config = small_config(**changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     step = make_step(config, lambda _: 0.0)

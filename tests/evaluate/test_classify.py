@@ -20,7 +20,10 @@ PLAIN = {
 
 
 def classifier(features="patches", depth=1, rate=0.1, **settings):
-    config = small_config(augment__views=1, model__depth=depth, objective__contrastive__weight=0.0)
+    config = small_config(
+        augment__views=1, model__depth=depth, objective__contrastive__weight=0.0,
+        model__patch_embed="linear",
+    )  # fmt: skip
     block = default_evaluation().classify
     block.update(PLAIN | settings)
     return ClassifierStep(config, block, features, 5, lambda _: rate)

@@ -12,7 +12,12 @@ import pytest
 from tests.helpers.runs import ROOT, assert_same_run, command, metrics, run, run_in_process
 from tests.integration.test_processes import job, with_devices
 
-QUIET = ["probe.every_steps=0", "figures.every_steps=0", "model.heads=4"]
+QUIET = [
+    "probe.every_steps=0",
+    "figures.every_steps=0",
+    "noise.linear_bound=False",
+    "model.heads=4",
+]
 
 
 def losses(workdir):

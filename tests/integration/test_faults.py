@@ -29,7 +29,10 @@ from tests.helpers.runs import (
     run_in_process,
 )
 
-QUIET = ["probe.every_steps=0", "figures.every_steps=0", "checkpoint.every_steps=2"]
+QUIET = [
+    "probe.every_steps=0", "figures.every_steps=0", "noise.linear_bound=False",
+    "checkpoint.every_steps=2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

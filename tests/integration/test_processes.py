@@ -14,7 +14,7 @@ from can_jax.distributed.runtime import HEARTBEAT_SECONDS
 from tests.data.samples import encode
 from tests.helpers.runs import ROOT, command, main_in_process, metrics, run_in_process
 
-QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
+QUIET = ["probe.every_steps=0", "figures.every_steps=0", "noise.linear_bound=False"]
 
 
 def free_port():

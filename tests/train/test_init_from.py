@@ -23,7 +23,7 @@ from tests.weights.vits import vit
 
 @functools.cache  # what a test changes is its own tree of arrays
 def fresh(seed=0, **changes):
-    config = small_config(**changes)
+    config = small_config(model__patch_embed="linear", **changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     step = make_step(config, lambda _: 0.0)
     return config, random_state(abstract_state(step, mesh), seed), mesh

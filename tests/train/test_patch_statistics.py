@@ -75,8 +75,8 @@ def test_moments_are_those_of_the_first_inputs_on_any_mesh():
     one, eight = (make_mesh(config.mesh, jax.devices()[:count]) for count in (1, 8))
     rows = inputs_of_first_step(config, one, source, 4).reshape(-1, 48).astype(float)
     for mesh in (one, eight):
-        images, found = patch_moments(config, source, mesh)
-        assert images == 64  # all that there are
+        found = patch_moments(config, source, mesh)
+        assert found.images == 64  # all that there are
         np.testing.assert_allclose(found.mean, rows.mean(0), atol=1e-5)
         np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), atol=1e-4)
 

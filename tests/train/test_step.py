@@ -16,8 +16,9 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.sharding_rules import path_name
-from can_jax.models.can import CAN, Forward, grid_of
+from can_jax.models.can import CAN, Forward, grid_of, has_noise_output
 from can_jax.models.masking import unpatchify
+from can_jax.models.patch_embed import embedding_kind, fixed_map
 from can_jax.objectives import contrastive
 from can_jax.train.losses import Inputs, forward, losses, prepare
 from can_jax.train.step import abstract_state, compile_train_step, gradients, make_step
@@ -131,7 +132,7 @@ def oracle_total(config, step, state, batch):
         "level_tokens": config.noise.level_tokens,
         "normalize_targets": config.objective.reconstruction.normalize,
         "noise_target": config.noise.target, "sigma_max": config.noise.sigma_max,
-        "noise_output": config.model.decoder.noise_output, "patch_embed": "linear",
+        "noise_output": has_noise_output(config), "patch_embed": embedding_kind(config),
     }  # fmt: skip
     # Heads that we have not built take no part: zeros serve.
     weights = {k: weights.get(k, np.zeros(s)) for k, s in oracle.shapes_of(meta).items()}
@@ -146,6 +147,8 @@ def oracle_total(config, step, state, batch):
     )
     arrays = dict(zip(("views", "unit_noise"), views_and_noise, strict=True))
     arrays |= {"sigma": sigma[order], "shuffle": np.asarray(inputs.shuffle)[order]}
+    if fixed := fixed_map(state.batch_stats):
+        arrays |= {"patch_mean": fixed.mean, "patch_map": fixed.map}
     rng = np.random.default_rng(3)
     direction = {k: rng.normal(size=weights[k].shape) for k in slopes}
     moved = weights | {k: weights[k] + 1e-30j * v for k, v in direction.items()}
@@ -267,7 +270,7 @@ def test_reconstruction_target_is_the_clean_view():
 
 def test_noise_target_is_not_normalised():
     for sigma_max in (0.1, 0.4):
-        config = small_config(noise__sigma_max=sigma_max)
+        config = small_config(noise__sigma_max=sigma_max, noise__target="scaled")
         inputs = prepared(config)
         metrics = metrics_of(config, outputs_of(config, jnp.zeros((16, 16, 48))), inputs)
         # The unit noise has mean square 1, so what is left is that of sigma.

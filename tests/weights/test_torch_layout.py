@@ -13,7 +13,7 @@ from tests.helpers.configs import small_config
 
 @pytest.fixture
 def parameters():
-    config = small_config(model__depth=2)
+    config = small_config(model__depth=2, model__decoder__noise_output=False)
     config.model.projector.update(layers=2, hidden=24, outputs=10, batch_norm=False)
     return nnx.to_pure_dict(nnx.state(CAN(config, heads(config), nnx.Rngs(0)), nnx.Param))
 
