@@ -14,7 +14,7 @@ from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-README = (CONFIGS.parent / "README.md").read_text()
+PAGE = (CONFIGS.parent / "docs/runs.md").read_text()
 IMAGENET = 1_281_167  # images
 # The paper's results, fine-tuned and linear: after 800 epochs of ImageNet-1k (Table 3), and after
 # epochs of its size on JFT-300M (Table 2).
@@ -54,7 +54,7 @@ def test_cost_is_the_one_stated(name, gigaflops):
     config = recipe(name)
     assert round(train_flops_per_image(config, heads(config)) / 1e9) == gigaflops
     assert f"{gigaflops} GFLOP" in (CONFIGS / f"{name}.py").read_text()
-    row = next(r for r in README.splitlines() if re.match(rf"\| `{name}[:`]", r))
+    row = next(r for r in PAGE.splitlines() if re.match(rf"\| `{name}[:`]", r))
     assert f"| {gigaflops} GFLOP |" in row
 
 
@@ -65,7 +65,7 @@ def test_recipe_quotes_the_row_of_its_own_run(name):
     assert set(map(float, re.findall(r"\d\d\.\d", result))) == QUOTED[name]
     if name != "jft_vit_l":  # 800 epochs of ImageNet-1k
         assert recipe(name).total_epochs == 800
-    row = next(r for r in README.splitlines() if re.match(rf"\| `{name}[:`]", r))
+    row = next(r for r in PAGE.splitlines() if re.match(rf"\| `{name}[:`]", r))
     assert set(map(float, re.findall(r"\d\d\.\d", row))) <= QUOTED[name]
 
 
@@ -87,8 +87,8 @@ def test_the_long_run_needs_a_number_of_epochs(epochs):
         recipe("jft_vit_l", epochs)
 
 
-def test_every_recipe_is_in_the_readme():
-    rows = " ".join(row for row in README.splitlines() if row.startswith("| `"))
+def test_every_recipe_is_in_the_table():
+    rows = " ".join(row for row in PAGE.splitlines() if row.startswith("| `"))
     assert [p.stem for p in CONFIGS.glob("*.py") if not re.search(rf"`{p.stem}[:`]", rows)] == []
 
 
