@@ -65,7 +65,8 @@ class Command:
 
     Args:
         usage: The text that ``--help`` prints above the flags.
-        arguments: The names of the positional arguments; optional ones are in brackets.
+        arguments: The names of the positional arguments; optional ones are in brackets. The last
+            one takes all that remain if its name ends in `...`.
         complete: A function that completes a command line before it is parsed.
         more_help: A function that returns what ``--help`` prints after the flags.
 
@@ -172,7 +173,8 @@ class Command:
         for missing in self._arguments[len(rest) :]:
             if not missing.startswith("["):
                 raise UserError(f"{missing} is missing; see --help")
-        for extra in rest[len(self._arguments) :]:
+        many = self._arguments and self._arguments[-1].endswith("...")
+        for extra in rest[len(self._arguments) :] if not many else ():
             form = nearest_option(values, extra) or "; options look like --name=value, see --help"
             raise UserError(f"unexpected argument {extra!r}{form}")
         return [expand_home(argument) for argument in rest]

@@ -25,6 +25,7 @@ PLACES = {
     "train": Place("can_jax.main", "pretrain an encoder"),
     "evaluate": Place("can_jax.evaluate", "evaluate an encoder by a protocol"),
     "compare": Place("can_jax.evaluate.compare", "write a page that compares evaluations"),
+    "report": Place("can_jax.report", "write a page about a run, or about several side by side"),
     "embed": Place("can_jax.embed", "write the features of every image of a data set"),
     "export": Place("can_jax.export", "export weights to another library, and verify them"),
     "index": Place("can_jax.data.index", "build the index of a data set"),

@@ -15,6 +15,9 @@ import jinja2
 from markupsafe import Markup as Html
 
 MARKED = "marked"
+# The colors of charts that follow the scheme of the reader's system, and their names in style.css.
+INK, EDGE, GRID = "#3c4652", "#c8ced5", "#eef0f2"
+SCHEME = {INK: "var(--ink)", EDGE: "var(--edge)", GRID: "var(--grid)"}
 
 
 @functools.cache
@@ -27,7 +30,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "columns": columns}
+    environment.filters |= {"number": number, "columns": columns, "coded": coded}
     return environment
 
 
@@ -47,6 +50,13 @@ def number(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def coded(text: str) -> Html:
+    """Return a text in which the parts between backticks are `<code>` elements."""
+    parts = text.split("`")
+    code = Html("<code>{}</code>")
+    return Html("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
 
 
 def columns(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
@@ -70,6 +80,8 @@ def inline_svg(svg: bytes, label: str, titles: Sequence[str] = ()) -> Html:
         titles: The titles of the markers in the group named `MARKED`, in their order. Browsers show
             them under the pointer.
     """
+    for color, variable in SCHEME.items():
+        svg = svg.replace(color.encode(), variable.encode())
     document = minidom.parseString(svg)
     root = document.documentElement
     assert root is not None

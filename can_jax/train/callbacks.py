@@ -259,7 +259,7 @@ def next_steps(workdir: epath.Path) -> list[str]:
     """Return the commands that a finished pretraining can continue with, one a line."""
     run = shlex.quote(str(workdir))
     return [
-        f"see the curves:       tensorboard --logdir {run}",
+        f"see the curves:       can-jax report {run} (a page), or tensorboard --logdir {run}",
         f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
         f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",
         f"export:               can-jax export --checkpoint={run} --format=huggingface "

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from can_jax.monitoring.glossary import METRICS
 from can_jax.train import loop
 from tests.data import samples
 from tests.helpers.runs import (
@@ -49,6 +50,7 @@ def test_run_directory_holds_what_it_should(finished):
         "contrastive/positive_similarity", "contrastive/negative_similarity", "skipped_steps",
     }  # fmt: skip
     assert expected <= set(last)
+    assert {name for line in lines for name in line} - {"step"} <= set(METRICS)
     assert (last["step"], last["examples"], last["epoch"]) == (6, 96, 1.5)
     assert [line["step"] for line in lines if "probe/knn" in line] == [0, 6]
     assert (workdir / "figures" / "step_00000006.png").stat().st_size > 5000

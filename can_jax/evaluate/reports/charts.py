@@ -1,4 +1,4 @@
-"""The charts of pages, drawn by matplotlib: accuracy by severity, and points in the plane."""
+"""The charts of pages, drawn by matplotlib: accuracy by severity, metrics by step, and points."""
 
 import contextlib
 import io
@@ -12,29 +12,31 @@ import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from can_jax.evaluate.page import MARKED, Html, inline_svg
+from can_jax.evaluate.page import EDGE, GRID, INK, MARKED, Html, inline_svg
 from can_jax.utils.errors import printable
 
 COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
     "#9c6b4e", "#9498a0",
 )  # fmt: skip
+PARTS = 250  # The number of points of a line, which is about that of the pixels between them.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "svg.hashsalt": "can_jax",  # equal charts are equal text
     "text.parse_math": False,  # a name may have dollar signs
-    "text.color": "#3c4652",
+    "text.color": INK,
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#c8ced5",
-    "axes.labelcolor": "#3c4652",
-    "xtick.color": "#3c4652",
-    "ytick.color": "#3c4652",
+    "axes.edgecolor": EDGE,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#eef0f2",
+    "grid.color": GRID,
     "legend.frameon": False,
 }
 
@@ -47,12 +49,16 @@ def chart_style() -> Iterator[None]:
         yield
 
 
-def as_svg(figure: Figure) -> bytes:
-    """Return a figure as the content of an SVG file, without a date and on no background."""
+def as_svg(figure: Figure, tight: bool = True) -> bytes:
+    """Return a figure as the content of an SVG file, without a date and on no background.
+
+    Args:
+        figure: The figure.
+        tight: Whether to cut the margins off; equal figures need them to have axes of equal size.
+    """
+    box = "tight" if tight else None
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
-    )
+    figure.savefig(buffer, format="svg", bbox_inches=box, transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -73,6 +79,72 @@ def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
         names = [printable(name) for name in curves]
         axis.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.0))
         return inline_svg(as_svg(figure), "accuracy against severity")
+
+
+def colors_of(names: Sequence[str]) -> dict[str, str]:
+    """Return the color of each run on a page; colors repeat after ten."""
+    return dict(zip(names, itertools.cycle(COLORS), strict=False))
+
+
+def metric_chart(
+    runs: dict[str, list[tuple[float, float]]],
+    references: dict[str, float],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    restarts: Sequence[int] = (),
+) -> Html:
+    """Draw a metric, one line for each run; long ones as the mean and the range of their parts.
+
+    Args:
+        runs: The points of each run in ascending order; a run without points has no line.
+        references: A value of each run to draw as a dashed line.
+        title: The name of the metric.
+        xlabel, ylabel: The labels of the axes.
+        log: Whether the vertical axis is logarithmic, if all values are above 0.
+        restarts: The places of dotted vertical lines.
+    """
+    colors = colors_of(list(runs))
+    with chart_style():
+        figure = Figure(figsize=(4.4, 2.3))
+        axis = figure.add_axes((0.16, 0.2, 0.8, 0.66))
+        for name, points in runs.items():
+            if not points:
+                continue
+            x, low, mean, high = _parts(points)
+            marker = "o" if len(points) < 20 else ""
+            axis.plot(x, mean, color=colors[name], lw=1.6, marker=marker, ms=3.5)
+            if len(points) > len(x):
+                axis.fill_between(x, low, high, color=colors[name], alpha=0.25, lw=0)
+        for name, value in references.items():
+            axis.axhline(value, color=colors[name], lw=1.2, ls="--")
+        for place in restarts:
+            axis.axvline(place, color=STYLE["axes.edgecolor"], lw=1.2, ls=":")
+        values = [value for points in runs.values() for _, value in points]
+        if log and min(values) > 0:
+            axis.set_yscale("log")
+        elif max(values) == min(values):
+            axis.set_ylim(min(values) - 1, max(values) + 1)
+        axis.set_title(printable(title), loc="left", fontsize=10, fontweight="bold")
+        axis.set(xlabel=xlabel, ylabel=ylabel)
+        places = [x for points in runs.values() for x, _ in points]
+        if max(places) == min(places):
+            axis.set_xlim(min(places) - 1, max(places) + 1)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        return inline_svg(as_svg(figure, tight=False), f"{title} against {xlabel}")
+
+
+def _parts(
+    points: Sequence[tuple[float, float]],
+) -> tuple[Any, Any, Any, Any]:
+    """Return the place, minimum, mean and maximum of at most `PARTS` parts of a curve."""
+    pieces = np.array_split(np.asarray(points, np.float64), min(PARTS, len(points)))
+    statistics = [(p[:, 0].mean(), p[:, 1].min(), p[:, 1].mean(), p[:, 1].max()) for p in pieces]
+    x, low, mean, high = zip(*statistics, strict=True)
+    return x, low, mean, high
 
 
 def scatter(

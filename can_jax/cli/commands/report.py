@@ -1,0 +1,36 @@
+"""`python -m can_jax.report RUN... [--output=run_report.html]`
+
+Writes one page about a run: curves, throughput, figures, settings and their changes, starts and
+environment. With several runs it shows them side by side. The page is one file, which loads nothing
+and opens without a server. A run in progress is shown as far as it is.
+"""
+
+import os
+
+from etils import epath
+
+from can_jax.cli.command import Command
+from can_jax.evaluate.reports.run_record import read_record
+from can_jax.evaluate.reports.run_report import run_report
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import replace_text
+
+COMMAND = Command(__doc__, "RUN...")
+FLAGS = COMMAND.flags
+_OUTPUT = FLAGS.path("output", "The file of the page.", default="run_report.html")
+
+
+@COMMAND.runs
+def main(*runs: str) -> None:
+    """Write a page about run directories."""
+    paths = [os.path.normpath(run) if "://" not in run else run.rstrip("/") for run in runs]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"a run is given twice: {' '.join(runs)}")
+    names = [os.path.basename(os.path.abspath(path)) for path in paths]
+    labels = names if len(set(names)) == len(names) else paths
+    records = [read_record(epath.Path(p), label) for p, label in zip(paths, labels, strict=True)]
+    try:
+        replace_text(epath.Path(_OUTPUT.value), run_report(records))
+    except OSError as error:
+        raise UserError(f"--output={_OUTPUT.value} cannot be written: {error.strerror}") from error
+    print(f"page to open: {_OUTPUT.value}")

@@ -1,0 +1,176 @@
+"""The content of a run directory: metrics, configuration, starts, figures and warnings."""
+
+import functools
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from can_jax.checkpoint.run_directory import read_starts
+from can_jax.config.resolve import default_config, flatten, to_json
+from can_jax.evaluate.reports.pictures import figures_of
+from can_jax.monitoring.metrics import read_metrics
+from can_jax.utils.errors import UserError
+from can_jax.utils.files import read_json
+
+WARNING = re.compile(r"(WARNING|ERROR|warning|error)\b")
+Series = list[tuple[int, float]]
+
+
+class RunRecord(NamedTuple):
+    """The content of a run directory.
+
+    Attributes:
+        name: The name of the run on the page.
+        path: The run directory.
+        series: For each metric, its (step, value) pairs in the order of steps.
+        config: The configuration of the last start, by dotted key.
+        environment: The environment of the last start.
+        starts: The starts, the earliest first.
+        figures: The paths of the figures, the latest last.
+        warnings: The warnings and errors of the log.
+    """
+
+    name: str
+    path: epath.Path
+    series: dict[str, Series]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    starts: list[dict[str, Any]]
+    figures: list[epath.Path]
+    warnings: list[str]
+
+    @property
+    def last_step(self) -> int:
+        """The last step with metrics."""
+        return max(values[-1][0] for values in self.series.values())
+
+    @property
+    def total(self) -> int | None:
+        """The length of the run in steps, or None if its history does not state it."""
+        steps = block(self.environment, "run").get("steps")
+        return steps if isinstance(steps, int) else None
+
+    def last(self, metric: str) -> float | None:
+        """Return the last value of a metric, or None."""
+        return self.series[metric][-1][1] if metric in self.series else None
+
+
+def block(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a JSON file that should be a dict; empty if it is missing or another."""
+    part = content.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def read_record(path: epath.Path, name: str) -> RunRecord:
+    """Read a run directory, whether the run is in progress, finished or failed.
+
+    Args:
+        path: The run directory.
+        name: The name of the run on the page.
+
+    Raises:
+        UserError: The directory has no configuration or no metrics.
+    """
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is not a run directory: config.json is missing")
+    series: dict[str, dict[int, float]] = {}
+    for line in read_metrics(path):
+        for metric, value in line.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if metric != "step" and number and math.isfinite(value):
+                series.setdefault(metric, {})[line["step"]] = float(value)
+    if not series:
+        raise UserError(f"{path} has no metrics yet: metrics.jsonl is missing or empty")
+    environment = path / "environment.json"
+    log = path / "log.txt"
+    lines = log.read_bytes().decode(errors="replace").splitlines() if log.exists() else []
+    return RunRecord(
+        name=name,
+        path=path,
+        series={metric: sorted(values.items()) for metric, values in series.items()},
+        config=flatten(read_json(path / "config.json")),
+        environment=read_json(environment) if environment.exists() else {},
+        starts=read_starts(path),
+        figures=figures_of(path),
+        warnings=[line for line in lines if WARNING.search(line)],
+    )
+
+
+@functools.cache
+def defaults() -> dict[str, Any]:
+    """Return the default configuration as it is stored, by dotted key."""
+    return flatten(json.loads(to_json(default_config())))
+
+
+def settings_of(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the keys of a run that differ from the defaults, as rows of a table."""
+    return [
+        {"key": key, "value": json.dumps(value), "default": _shown(defaults(), key)}
+        for key, value in sorted(record.config.items())
+        if key not in defaults() or defaults()[key] != value
+    ]
+
+
+def differences(records: list[RunRecord]) -> list[dict[str, Any]]:
+    """Return the keys in which the configurations of runs differ, as rows of a table."""
+    keys = sorted({key for record in records for key in record.config})
+    rows = [
+        {"key": key} | {record.name: _shown(record.config, key) for record in records}
+        for key in keys
+    ]
+    return [row for row in rows if len({value for key, value in row.items() if key != "key"}) > 1]
+
+
+def changes_of(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the keys that starts of a run changed, as rows of a table."""
+    rows: list[dict[str, Any]] = []
+    before: dict[str, Any] | None = None
+    for number, start in enumerate(record.starts, 1):
+        if not isinstance(start.get("config"), dict):
+            continue
+        after = flatten(start["config"])
+        for key in sorted(before.keys() | after.keys()) if before is not None else ():
+            row = {"key": key, "before": _shown(before or {}, key), "after": _shown(after, key)}
+            if row["before"] != row["after"]:
+                rows.append({"start": number, "step": start.get("step", "")} | row)
+        before = after
+    return rows
+
+
+def starts_of(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the starts of a run as rows of a table."""
+    rows = []
+    for number, start in enumerate(record.starts, 1):
+        facts = block(start, "environment")
+        devices = facts.get("devices")
+        command = start.get("command")
+        rows.append(
+            {
+                "start": number,
+                "time": start.get("time", ""),
+                "from step": start.get("step", ""),
+                "host": start.get("host", ""),
+                "devices": ", ".join(map(str, devices)) if isinstance(devices, list) else "",
+                "jax": block(facts, "versions").get("jax", ""),
+                "commit": str(facts.get("commit", ""))[:12],
+                "command": " ".join(map(str, command)) if isinstance(command, list) else "",
+            }
+        )
+    return rows
+
+
+def environment_of(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the environment of the last start as rows of a table."""
+    flat = flatten(record.environment)
+    return [
+        {"fact": key, "value": value if isinstance(value, str | int) else json.dumps(value)}
+        for key, value in flat.items()
+    ]
+
+
+def _shown(values: dict[str, Any], key: str) -> str:
+    """Return a value for a table; empty for a key that is not set there."""
+    return json.dumps(values[key]) if key in values else ""

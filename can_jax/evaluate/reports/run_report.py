@@ -1,0 +1,220 @@
+"""The HTML page of a run, finished or in progress, and of several runs side by side."""
+
+import statistics
+from typing import Any
+
+from etils import epath
+
+from can_jax.evaluate.page import Html, picture, render
+from can_jax.evaluate.reports.run_record import (
+    RunRecord,
+    changes_of,
+    differences,
+    environment_of,
+    settings_of,
+    starts_of,
+)
+from can_jax.monitoring.glossary import METRICS, Metric
+from can_jax.monitoring.timing import INPUT_BOUND
+
+# The sections of charts: a title, and the metrics or the prefixes of metrics, in their order.
+SECTIONS = {
+    "Losses": ("loss/",),
+    "Probes": ("probe/", "test/", "train/"),
+    "Contrast and embedding": ("contrastive/", "embedding/"),
+    "Noise": ("denoising/",),
+    "Optimization": ("learning_rate", "grad_norm", "param_norm", "skipped_steps"),
+    "Throughput": ("images_per_second", "mfu", "data_wait", "skipped_images"),
+}
+OTHERS = "Other metrics"
+REFERENCES = {"probe/knn_pixels": "probe/knn", "denoising/linear_bound": "denoising/explained"}
+NO_CHARTS = ("examples", "epoch")
+FIGURES = 6  # The number of figures of one run, evenly spaced over it.
+COLLAPSED_STD, COLLAPSED_RANK = 0.05, 1.5
+HEADLINES = {  # Title: metric, and how the values of the run become one.
+    "loss": ("loss/total", "last"),
+    "kNN (%)": ("probe/knn", "last"),
+    "test top-1 (%)": ("test/top1", "last"),
+    "images/s": ("images_per_second", "median"),
+    "MFU (%)": ("mfu", "percent"),
+    "data wait (%)": ("data_wait", "percent"),
+}
+
+
+def headline(record: RunRecord, metric: str, kind: str) -> float | None:
+    """Return the value of a metric that stands for a run, or None if the run has none.
+
+    The first of several values is left out of medians, as it includes the start of the pipeline.
+    """
+    values = [value for _, value in record.series.get(metric, ())]
+    if not values:
+        return None
+    if kind == "last":
+        return values[-1]
+    median = statistics.median(values[1:] or values)
+    return round(100 * median, 1) if kind == "percent" else median
+
+
+def headlines(record: RunRecord) -> dict[str, Any]:
+    """Return the progress and the headline values of a run."""
+    total = record.total
+    step = f"{record.last_step:,}" + (f" of {total:,}" if total else "")
+    epoch = record.last("epoch")
+    facts: dict[str, Any] = {"step": step} | ({"epochs": epoch} if epoch is not None else {})
+    for title, (metric, kind) in HEADLINES.items():
+        if (value := headline(record, metric, kind)) is not None:
+            facts[title] = value
+    return facts
+
+
+def notices(record: RunRecord) -> list[str]:
+    """Return the observations on a run that need attention, each a sentence or two."""
+    lines = []
+    wait = headline(record, "data_wait", "median") or 0.0
+    if wait > INPUT_BOUND:
+        lines.append(
+            f"The devices waited for images for {wait:.0%} of the time. `can-jax benchmark input` "
+            "measures each stage of the input."
+        )
+    if skipped := record.last("skipped_steps"):
+        lines.append(
+            f"{skipped:.0f} updates were skipped, as a loss or gradient was not finite. A lower "
+            "optimizer.learning_rate or optimizer.clip_norm may help."
+        )
+    if images := record.last("skipped_images"):
+        lines.append(f"{images:.0f} images could not be decoded. log.txt names them.")
+    std, rank = record.last("embedding/std"), record.last("embedding/effective_rank")
+    if (std is not None and std < COLLAPSED_STD) or (rank is not None and rank < COLLAPSED_RANK):
+        lines.append(
+            f"The embedding has collapsed: embedding/std is {std or 0:.2g}, the effective rank "
+            f"{rank or 0:.2g}. A lower learning rate or a longer warm-up may prevent it."
+        )
+    explained = record.last("denoising/explained")
+    if explained is not None and explained < 0:
+        lines.append(
+            f"The predicted noise is worse than zeros (denoising/explained is {explained:.2g}). "
+            "This is usual in short runs with noise.target=scaled."
+        )
+    probe = record.series.get("probe/knn", [])
+    if len(probe) > 1 and probe[0][0] == 0 and probe[-1][1] <= probe[0][1]:
+        lines.append(
+            f"The kNN accuracy, {probe[-1][1]:.1f} %, does not exceed that of the untrained "
+            f"encoder, {probe[0][1]:.1f} %."
+        )
+    return lines
+
+
+def charts_of(records: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
+    """Return the charts by section, each with the metric's name and meaning."""
+    from can_jax.evaluate.reports.charts import metric_chart  # imports matplotlib, in 0.7 s
+
+    by_images = len({record.config.get("batch_size") for record in records}) > 1
+    restarts = _restarts(records[0]) if len(records) == 1 else []
+    sections: dict[str, list[dict[str, Any]]] = {}
+    for title, metrics in _sections(records).items():
+        for metric in metrics:
+            entry = METRICS.get(metric, Metric(""))
+            bounds = [name for name, target in REFERENCES.items() if target == metric]
+            chart = metric_chart(
+                {r.name: _points(r, metric, by_images) for r in records},
+                {r.name: value for r in records for b in bounds if (value := r.last(b))},
+                title=metric,
+                xlabel="images" if by_images else "step",
+                ylabel=entry.unit,
+                log=entry.log,
+                restarts=restarts,
+            )
+            caption = [entry.meaning, entry.reading]
+            if any(bound in record.series for record in records for bound in bounds):
+                caption += [f"Dashed: {_lower(METRICS[name].meaning)}" for name in bounds]
+            sections.setdefault(title, []).append(
+                {"chart": chart, "caption": " ".join(filter(None, caption))}
+            )
+    return sections
+
+
+def figures_of_page(records: list[RunRecord]) -> dict[str, Html]:
+    """Return the figures over the course of one run, or the latest of each of several runs."""
+    if len(records) > 1:
+        chosen = [(f"{r.name}, ", r.figures[-1]) for r in records if r.figures]
+    else:
+        chosen = [("", path) for path in _spread(records[0].figures)]
+    titles = [f"{name}step {int(path.stem.removeprefix('step_'))}" for name, path in chosen]
+    return {
+        title: picture(path.read_bytes(), title)
+        for title, (_, path) in zip(titles, chosen, strict=True)
+    }
+
+
+def run_report(records: list[RunRecord]) -> str:
+    """Return the HTML page of one or several runs.
+
+    Args:
+        records: The runs, with different names.
+    """
+    from can_jax.evaluate.reports.charts import colors_of
+
+    several = len(records) > 1
+    one = records[0]
+    comparison = [{"run": record.name} | headlines(record) for record in records]
+    return render(
+        "run.html",
+        title=f"Runs: {', '.join(record.name for record in records)}" if several
+        else f"Run: {one.name}",
+        records=records,
+        colors=colors_of([record.name for record in records]) if several else {},
+        cards={} if several else headlines(one),
+        notices={record.name: notices(record) for record in records if notices(record)},
+        comparison=comparison if several else [],
+        differences=differences(records) if several else [],
+        charts=charts_of(records),
+        figures=figures_of_page(records),
+        details=[
+            {
+                "name": record.name,
+                "path": str(record.path),
+                "settings": settings_of(record),
+                "changes": changes_of(record),
+                "starts": starts_of(record),
+                "environment": environment_of(record),
+                "config": [{"key": k, "value": repr(v)} for k, v in sorted(record.config.items())],
+                "warnings": record.warnings,
+            }
+            for record in records
+        ],
+    )  # fmt: skip
+
+
+def _sections(records: list[RunRecord]) -> dict[str, list[str]]:
+    """Return the metrics of runs by section."""
+    known = list(METRICS)
+    names = {name for record in records for name in record.series}
+    names -= {*NO_CHARTS, *(n for n, target in REFERENCES.items() if target in names)}
+    ordered = sorted(names, key=lambda n: (known.index(n) if n in known else len(known), n))
+    sections: dict[str, list[str]] = {title: [] for title in (*SECTIONS, OTHERS)}
+    for name in ordered:
+        title = next((t for t, starts in SECTIONS.items() if name.startswith(starts)), OTHERS)
+        sections[title].append(name)
+    return {title: metrics for title, metrics in sections.items() if metrics}
+
+
+def _points(record: RunRecord, metric: str, by_images: bool) -> list[tuple[float, float]]:
+    batch = record.config.get("batch_size")
+    factor = batch if by_images and isinstance(batch, int) else 1
+    return [(float(step * factor), value) for step, value in record.series.get(metric, ())]
+
+
+def _restarts(record: RunRecord) -> list[int]:
+    steps = (start.get("step") for start in record.starts)
+    return sorted({step for step in steps if isinstance(step, int) and step > 0})
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _spread(paths: list[epath.Path]) -> list[epath.Path]:
+    """Return at most `FIGURES` paths: the first, the last, and evenly spaced ones between."""
+    if len(paths) <= FIGURES:
+        return paths
+    return [paths[round(i * (len(paths) - 1) / (FIGURES - 1))] for i in range(FIGURES)]

@@ -1,0 +1,123 @@
+"""The metrics of a run: units, meanings, and how to read them.
+
+The run report and the reference of metrics in the documentation are made from `METRICS`.
+"""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A metric of `metrics.jsonl`.
+
+    Attributes:
+        meaning: What the value is.
+        reading: How a healthy value differs from one that needs attention; empty if none does.
+        unit: The unit; empty for a loss or a ratio.
+        log: Whether charts have a logarithmic axis.
+    """
+
+    meaning: str
+    reading: str = ""
+    unit: str = ""
+    log: bool = False
+
+
+METRICS = {
+    "loss/total": Metric(
+        "The weighted sum of all losses.",
+        "It falls quickly during the warm-up, then slowly. Compare it only between runs with equal "
+        "weights.",
+    ),
+    "loss/contrastive": Metric(
+        "The InfoNCE loss.",
+        "A uniform guess costs the logarithm of the number of other views in the batch. A healthy "
+        "run leaves that value within the warm-up.",
+    ),
+    "loss/reconstruction": Metric(
+        "The squared error of the predicted masked patches.",
+        "With normalized patches, predicting the mean costs 1.",
+    ),
+    "loss/denoising": Metric(
+        "The squared error of the predicted noise, in the units of `noise.target`.",
+        "Compare it with predicting zeros: see `denoising/explained`.",
+    ),
+    "contrastive/top1": Metric(
+        "The fraction of views whose most similar other view is one of the same image.",
+        "It rises from near 0. A value near 1 after a few epochs means that the task is too easy, "
+        "often since the views share too much.",
+    ),
+    "contrastive/positive_similarity": Metric(
+        "The mean cosine similarity of two views of one image.",
+        "Untrained embeddings are alike, so it starts high. The gap to "
+        "`contrastive/negative_similarity` grows; if both approach 1, the embedding collapses.",
+    ),
+    "contrastive/negative_similarity": Metric(
+        "The mean cosine similarity of views of different images.",
+        "It falls towards 0.",
+    ),
+    "denoising/energy": Metric(
+        "The mean square of the noise in the visible patches, in normalized pixels.",
+    ),
+    "denoising/residual": Metric(
+        "The mean square error of the predicted noise, in normalized pixels.",
+        "Below `denoising/energy`, the branch predicts better than zeros.",
+    ),
+    "denoising/explained": Metric(
+        "1 minus the ratio of the residual to the energy of the noise.",
+        "0 is as good as predicting zeros, and less is worse.",
+    ),
+    "denoising/linear_bound": Metric(
+        "The share of the noise that the best linear denoiser of a patch explains.",
+        "Logged once, before the first step, with `noise.linear_bound`.",
+    ),
+    "embedding/std": Metric(
+        "The standard deviation of the embeddings at unit length, scaled by the root of their "
+        "width.",
+        "1 is an even spread over the sphere, 0 a single point. A fall to 0 is collapse.",
+    ),
+    "embedding/effective_rank": Metric(
+        "The exponential of the entropy of the singular values of the embeddings.",
+        "It can fall in the warm-up, then grows. Near 1, all embeddings lie on a line: collapse.",
+    ),
+    "probe/knn": Metric(
+        "The accuracy of a kNN classifier on frozen features.",
+        "The value at step 0 is that of the untrained encoder.",
+        unit="%",
+    ),
+    "probe/knn_pixels": Metric(
+        "The accuracy of the same classifier on raw pixels, measured at step 0.", unit="%"
+    ),
+    "train/top1": Metric("The accuracy on the training batch, in fine-tuning.", unit="%"),
+    "test/top1": Metric("The accuracy on the test split, in fine-tuning.", unit="%"),
+    "learning_rate": Metric("The learning rate of the step."),
+    "grad_norm": Metric(
+        "The global norm of the gradient, before clipping.",
+        "Jumps of more than ten times the usual value announce a loss spike.",
+        log=True,
+    ),
+    "param_norm": Metric(
+        "The global norm of the parameters.",
+        "It changes slowly.",
+    ),
+    "skipped_steps": Metric(
+        "The number of updates so far that were skipped, as a loss or gradient was not finite.",
+        "0, or a few with 16-bit types.",
+    ),
+    "images_per_second": Metric(
+        "The images that the step processes, over all devices; one image is all of its views.",
+        "Steady. Dips show evaluations of the file system or another program.",
+        unit="images/s",
+    ),
+    "mfu": Metric(
+        "The model FLOP/s over the peak of the devices in the type of computation.",
+    ),
+    "data_wait": Metric(
+        "The fraction of the time that the devices waited for images.",
+        "Above 0.1 the input limits the speed, and the run logs it.",
+    ),
+    "skipped_images": Metric(
+        "The number of images so far that could not be decoded and were replaced.",
+    ),
+    "examples": Metric("The number of images seen, without repeats of resumed steps."),
+    "epoch": Metric("The number of images seen over the images of an epoch."),
+}
