@@ -18,7 +18,7 @@ from can_jax.plan.clocks import Clock
 from can_jax.plan.hlo import channel_of, collective_of
 from can_jax.plan.parts import line_of, part_of, part_of_argument
 from can_jax.plan.program import Computation, Instruction, Program
-from can_jax.plan.roofline import flops, inside, is_free, kind_of, moved_bytes, target
+from can_jax.plan.roofline import flops, inside, is_free, kind_of, moved_bytes, origin_of, target
 from can_jax.plan.topology import Topology
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -143,7 +143,7 @@ class _Walk:
             part = kind
         elif part is None:
             part = "copies" if kind == "copies" else "other"
-        line = line_of(self.program.stack(instruction))
+        line = line_of(self.program.stack(origin_of(self.program, instruction)))
         return Charge(
             instruction.name, instruction.opcode, part, kind, seconds, times, basis, line,
             launched, note,
@@ -181,8 +181,9 @@ class _Walk:
         return part_of_argument(found.attribute(r'op_name="([^"]*)"') or "")
 
     def _part(self, instruction: Instruction, context: str | None) -> str | None:
-        operation = instruction.attribute(r'op_name="([^"]*)"') or ""
-        return part_of(self.program.stack(instruction), operation) or context
+        origin = origin_of(self.program, instruction)
+        operation = origin.attribute(r'op_name="([^"]*)"') or ""
+        return part_of(self.program.stack(origin), operation) or context
 
 
 def _counted(instruction: Instruction) -> bool:

@@ -60,20 +60,36 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
                     yield from inside(program, inner)
 
 
+def origin_of(program: Program, instruction: Instruction) -> Instruction:
+    """Return the instruction that tells where another one comes from.
+
+    It is the last one inside a fusion that tells nothing itself, as around a library's product.
+    """
+    if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
+        return instruction
+    telling = [i for _, i in inside(program, instruction) if i.attribute('op_name="([^"]*)"')]
+    return telling[-1] if telling else instruction
+
+
 def kind_of(program: Program, instruction: Instruction) -> str:
     """Return the kind of an instruction: ``products``, ``copies``, ``custom`` or ``elementwise``.
 
     A fusion that contains a matrix product is a product, and one that only moves elements a copy.
     """
-    if instruction.opcode == "custom-call":
-        name = target(instruction) or ""
-        return "products" if re.search(r"gemm|matmul|conv", name, re.IGNORECASE) else "custom"
-    opcodes = {instruction.opcode}
+    parts = [instruction]
     if instruction.opcode == "fusion":
-        opcodes = {inner.opcode for _, inner in inside(program, instruction)} - {"fusion"}
-    if opcodes & set(PRODUCTS):
+        parts = [inner for _, inner in inside(program, instruction) if inner.opcode != "fusion"]
+    opcodes = {part.opcode for part in parts}
+    if opcodes & set(PRODUCTS) or any(_is_library_product(part) for part in parts):
         return "products"
+    if "custom-call" in opcodes:
+        return "custom"
     return "copies" if opcodes <= MOVES | {"copy-start", "copy-done"} else "elementwise"
+
+
+def _is_library_product(instruction: Instruction) -> bool:
+    name = target(instruction) or ""
+    return bool(re.search(r"gemm|matmul|conv", name, re.IGNORECASE))
 
 
 def moved_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
@@ -150,7 +166,7 @@ def _written(called: Computation, root: Instruction) -> int:
         return _written(called, called.by_name[root.operands[0]])
     if root.opcode == "dynamic-update-slice":
         return _size(called, root.operands[1])
-    return root.bytes
+    return root.bytes - _workspace(root)
 
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> float | None:
@@ -164,15 +180,19 @@ def flops(program: Program, computation: Computation, instruction: Instruction) 
         computation: The computation that contains the instruction.
         instruction: The instruction.
     """
+    found = [(computation, instruction)]
+    if instruction.opcode == "fusion":  # It may hold a library's product beside a slice.
+        found = list(inside(program, instruction))
+    counted = [_single_flops(*one) for one in found]
+    return None if None in counted else math.fsum(number or 0.0 for number in counted)
+
+
+def _single_flops(computation: Computation, instruction: Instruction) -> float | None:
     if instruction.opcode == "custom-call":
         stated = instruction.attribute(_STATED.format("flops"))
-        if stated:
-            return float(stated)
-        return _library_flops(computation, instruction)
-    found = [(computation, instruction)]
-    if instruction.opcode == "fusion":
-        found = list(inside(program, instruction))
-    return sum((_product_flops(where, one) for where, one in found if one.opcode in PRODUCTS), 0.0)
+        return float(stated) if stated else _library_flops(computation, instruction)
+    is_product = instruction.opcode in PRODUCTS
+    return _product_flops(computation, instruction) if is_product else 0.0
 
 
 def _product_flops(computation: Computation, instruction: Instruction) -> float:

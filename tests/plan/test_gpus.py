@@ -27,11 +27,21 @@ TEXT = f"""HloModule step, is_scheduled=true
   ROOT %t.1 = (s32[], bf16[1000]{{0}}) tuple(%x.1, %fusion.1)
 }}
 
-ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> bf16[64,16] {{
+%layer (p.2: bf16[64,32], p.3: bf16[9,32,16]) -> (bf16[64,16], s8[4194304]) {{
+  %p.2 = bf16[64,32]{{1,0}} parameter(0)
+  %p.3 = bf16[9,32,16]{{2,1,0}} parameter(1)
+  %slice.1 = bf16[1,32,16]{{2,1,0}} slice(%p.3), slice={{[4:5], [0:32], [0:16]}}
+  %bitcast.1 = bf16[32,16]{{1,0}} bitcast(%slice.1)
+  ROOT %gemm.2 = (bf16[64,16]{{1,0}}, s8[4194304]{{0}}) custom-call(%p.2, %bitcast.1), custom_call_target="__cublas$lt$matmul", metadata={{op_name="jit(train)/transpose(jvp())/dot_general" stack_frame_id=1}}, backend_config={{"gemm_backend_config":{{{GEMM}}}}}
+}}
+
+ENTRY %main (a: bf16[64,32], b: bf16[32,16], c: bf16[9,32,16]) -> bf16[64,16] {{
   %a = bf16[64,32]{{1,0}} parameter(0)
+  %c = bf16[9,32,16]{{2,1,0}} parameter(2)
   %b = bf16[32,16]{{1,0}} parameter(1)
   %while.1 = (s32[], bf16[1000]{{0}}) while(%a), body=%body, backend_config={{"known_trip_count":{{"n":"3"}}}}
   %gemm.1 = (bf16[64,16]{{1,0}}, s8[4194304]{{0}}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", backend_config={{"gemm_backend_config":{{{GEMM}}}}}
+  %sliced = (bf16[64,16]{{1,0}}, s8[4194304]{{0}}) fusion(%a, %c), kind=kCustom, calls=%layer
   ROOT %out = bf16[64,16]{{1,0}} get-tuple-element(%gemm.1), index=0
 }}
 """  # noqa: E501
@@ -41,14 +51,17 @@ def test_kernels_and_traffic_add_up():
     chip = chip_of("NVIDIA H100 80GB HBM3")
     topology = Topology("h100:1x1", [None], chip, (1, 1), slices=1, exact=True, hosts=True)
     found = estimate_step(Program(TEXT), make_mesh(small_config().mesh), topology, clock_of(chip))
-    assert found.kernels == 3 + 1
+    assert found.kernels == 3 + 2
     assert found.traffic_outside_products == 3 * 2 * 2000
-    product = next(charge for charge in found.charges if charge.kind == "products")
-    # The memory that is reserved for the library is neither read nor written.
-    assert product.moved == 2 * (64 * 32 + 32 * 16 + 64 * 16)
-    assert product.flops == 2 * 64 * 32 * 16
-    assert found.traffic == found.traffic_outside_products + product.moved
-    assert product.seconds == pytest.approx(product.moved / 3352e9)
+    # One is launched with a slice of its operand: all of a layer, not of all layers.
+    products = [charge for charge in found.charges if charge.kind == "products"]
+    assert [product.name for product in products] == ["gemm.1", "sliced"]
+    for product in products:
+        # The memory that is reserved for the library is neither read nor written.
+        assert product.moved == 2 * (64 * 32 + 32 * 16 + 64 * 16)
+        assert product.flops == 2 * 64 * 32 * 16
+        assert product.seconds == pytest.approx(product.moved / 3352e9)
+    assert found.traffic == found.traffic_outside_products + 2 * product.moved
 
 
 @pytest.mark.parametrize("name", GPUS)
