@@ -1,5 +1,6 @@
 """The baselines MAE and SimCLR, as changes to a CAN recipe; zero-weight branches are not built."""
 
+import copy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,8 +37,11 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
-    """Return a copy of a recipe's configuration with changes to dotted keys."""
-    config = ConfigDict(config.copy_and_resolve_references())
+    """Return a copy of a recipe's configuration with changes to dotted keys.
+
+    Keys keep their types, so the command line can set those of the copy that are None.
+    """
+    config = copy.deepcopy(config)
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(changes)
     return config
