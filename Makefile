@@ -3,6 +3,7 @@
 # make test-all       also run the tests that take minutes each
 # make test-torch     run the tests that need PyTorch
 # make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
+# make docs           make the documentation's site in build/site; warnings are errors
 # make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing
 # make constraints    update the tested versions of the dependencies
 #
@@ -24,7 +25,7 @@ define install
 	pid=$$!; while kill -0 $$pid 2> /dev/null; do sleep 2; printf .; done; echo; wait $$pid
 endef
 
-.PHONY: quickstart test test-all test-torch test-gpu test-browser lint constraints clean
+.PHONY: quickstart test test-all test-torch test-gpu test-browser docs lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -47,6 +48,11 @@ test-browser: $(VENV)/installed-test
 	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 	$(VENV)/bin/python -m pytest tests/evaluate/test_protocols.py -k in_a_browser
 
+docs: $(VENV)/installed-docs
+	$(VENV)/bin/python docs/site/build.py
+	NO_COLOR=1 $(VENV)/bin/zensical build --clean --strict > build/docs.log 2>&1 || { cat build/docs.log; exit 1; }
+	$(VENV)/bin/python docs/site/check.py
+
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -61,6 +67,10 @@ $(VENV)/installed: $(REQUIREMENTS)
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(call install,'.[test]')
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(call install,'.[docs]')
 	@touch $@
 
 $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt

@@ -147,7 +147,9 @@ def export_encoder(
         contents: ``encoder``, ``full`` with the decoder, or ``classifier``. Defaults to the
             classifier of a fine-tuned run, else to the encoder.
         step: The step of the run's checkpoint. Defaults to the latest valid one.
-        heads, mean, std: Facts that files of weights do not state, as for `load`.
+        heads: The number of attention heads, if files of weights do not state it, as for `load`.
+        mean: The mean of images, if files of weights do not state it, as for `load`.
+        std: The standard deviation, if files of weights do not state it, as for `load`.
         license: The license of the weights, for the model card.
         data: What the weights were trained on, for the model card.
         push: The repository to which the directory is uploaded, ``hf://user/name``.

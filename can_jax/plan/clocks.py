@@ -54,11 +54,11 @@ class Calibration:
     source: str
 
 
-# The geometric mean of 0.78 and 1.02; docs/scaling.md has the two runs.
+# The geometric mean of 0.78 and 1.02; docs/plan.md has the two runs.
 TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, 0.78 and 1.02")
 
 
-# The one measured step, of ViT-L with 64 images: docs/scaling.md has it.
+# The one measured step, of ViT-L with 64 images: docs/plan.md has it.
 GPU_CALIBRATION = Calibration(0.60, "one step of can_jax on an H200, 70 ms estimated, 117 measured")
 
 

@@ -365,8 +365,8 @@ def test_manifest_is_applied(tmp_path, stand_in):
 
 
 def console_blocks():
-    """Commands of docs/scaling.md with what they print, by command."""
-    text = (LAUNCH.parent / "docs/scaling.md").read_text()
+    """Commands of docs/launch.md with what they print, by command."""
+    text = (LAUNCH.parent / "docs/launch.md").read_text()
     for block in text.split("```console\n$ ")[1:]:
         command, output = block.split("```")[0].split("\n", 1)
         yield command, output

@@ -30,7 +30,7 @@ OTHERS = "Other metrics"
 REFERENCES = {"probe/knn_pixels": "probe/knn", "denoising/linear_bound": "denoising/explained"}
 NO_CHARTS = ("examples", "epoch")
 FIGURES = 6  # The number of figures of one run, evenly spaced over it.
-COLLAPSED_STD, COLLAPSED_RANK = 0.05, 1.5
+COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0
 HEADLINES = {  # Title: metric, and how the values of the run become one.
     "loss": ("loss/total", "last"),
     "kNN (%)": ("probe/knn", "last"),
