@@ -2,6 +2,7 @@
 # make test           lint, and run the fast tests
 # make test-all       also run the tests that take minutes each
 # make test-torch     run the tests that need PyTorch
+# make test-remote    run the tests with servers of S3 and Google Cloud Storage
 # make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
 # make docs           make the documentation's site in build/site; warnings are errors
 # make test-browser   run the test that needs Chromium; installs it with apt-get (as root) if it is missing
@@ -25,7 +26,7 @@ define install
 	pid=$$!; while kill -0 $$pid 2> /dev/null; do sleep 2; printf .; done; echo; wait $$pid
 endef
 
-.PHONY: quickstart test test-all test-torch test-gpu test-browser docs lint constraints clean
+.PHONY: quickstart test test-all test-torch test-remote test-gpu test-browser docs lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
@@ -38,6 +39,9 @@ test-all: $(VENV)/installed-test lint
 
 test-torch: $(VENV)/installed-torch
 	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
+
+test-remote: $(VENV)/installed-servers
+	$(VENV)/bin/python -m pytest tests/remote --numprocesses=0
 
 # In an environment of its own, since JAX uses the packages for GPUs wherever they are installed.
 test-gpu:
@@ -79,6 +83,10 @@ $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt
 
 $(VENV)/installed-torch: $(VENV)/installed-test
 	$(call install,$(TORCH))
+	@touch $@
+
+$(VENV)/installed-servers: $(VENV)/installed-test
+	$(call install,'.[test,servers]')
 	@touch $@
 
 # Write the tested versions: those of a new environment with the newest versions that are allowed.

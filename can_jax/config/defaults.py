@@ -104,6 +104,8 @@ DATA: Table = {
         0.0, Number(0, 1e6), "The size of each process's cache of encoded images in memory.",
         unit="GB",
     ),
+    "disk_cache": Key(None, Text(), "A folder that caches images of stores; hosts may share it."),
+    "disk_cache_gb": Key(100.0, Number(0, 1e6), "The size of `disk_cache`.", unit="GB"),
     "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; by default one per core."),
 }  # fmt: skip
 

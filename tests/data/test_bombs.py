@@ -20,7 +20,7 @@ from can_jax.data.sources.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.shards import example_parser, open_webdataset
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import Names
-from can_jax.data.storage.reading import RandomFile
+from can_jax.data.storage.reading import open_random
 from can_jax.data.storage.walk import walk_local
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, example, random_image
@@ -113,11 +113,11 @@ def test_file_without_an_end_is_not_read_whole(tmp_path):
     with open(tmp_path / "0.png", "wb") as file:
         file.truncate(2**40)
     with pytest.raises(ValueError, match=f"more than the {reading.LARGEST} of an image"):
-        RandomFile(str(tmp_path / "0.png")).read(0, -1)
+        open_random(str(tmp_path / "0.png")).read(0, -1)
     with pytest.raises(ValueError, match="byte -1 is in no file"):
-        RandomFile(str(tmp_path / "0.png")).read(-1, 4)
+        open_random(str(tmp_path / "0.png")).read(-1, 4)
     (tmp_path / "1.png").write_bytes(b"abc")
-    assert RandomFile(str(tmp_path / "1.png")).read(1, 2**62) == b"bc"
+    assert open_random(str(tmp_path / "1.png")).read(1, 2**62) == b"bc"
     source = open_folder(str(tmp_path), "train")
     assert source.read(np.arange(2))[0] == [b"", b"abc"]
 

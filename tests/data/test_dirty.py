@@ -21,7 +21,7 @@ from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.shards import open_webdataset
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import find_images
-from can_jax.data.storage.reading import OpenFiles, RandomFile, open_limit, patiently
+from can_jax.data.storage.reading import OpenFiles, open_limit, open_random, patiently
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tar
 from tests.helpers.runs import main_in_process
@@ -253,7 +253,7 @@ def test_descriptors_that_come_free_are_waited_for(tmp_path):
                 fill.append(os.open(os.devnull, os.O_RDONLY))
         free = threading.Timer(0.3, lambda: [os.close(file) for file in fill])
         free.start()
-        assert RandomFile(str(tmp_path / "a.png")).read(0, -1) == IMAGES[0]
+        assert open_random(str(tmp_path / "a.png")).read(0, -1) == IMAGES[0]
         free.join()
 
 

@@ -101,8 +101,3 @@ def test_files_beside_records_are_none(tmp_path):
     assert names(tmp_path, "", "tfrecord") == [
         "a.tfrecord", "b-00000-of-00001", "b.tfrecord-00000-of-00001", "g.tfrec",
     ]  # fmt: skip
-
-
-def test_store_that_cannot_be_read_is_one_line():
-    with pytest.raises(UserError, match="s3:// cannot be read here; mount the store"):
-        find_shards("s3://bucket/{split}-*.tar", "train", "tar")

@@ -16,7 +16,7 @@ from can_jax.data.pipeline.streaming_loader import open_stream
 from can_jax.data.sources.registry import open_source
 from can_jax.data.storage import reading
 from can_jax.data.storage.files import find_images
-from can_jax.data.storage.reading import RandomFile, open_file
+from can_jax.data.storage.reading import open_file, open_random
 from can_jax.distributed.mesh import make_mesh
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset
@@ -154,7 +154,7 @@ def test_tar_that_was_cut_since_it_was_opened_is_an_error(tmp_path):
 
 def test_file_with_a_new_handle_is_opened_again(tmp_path, failing):
     (tmp_path / "a").write_bytes(b"0123456789")
-    file = RandomFile(str(tmp_path / "a"))
+    file = open_random(str(tmp_path / "a"))
     with failing(10**6, errno.ESTALE):
         assert file.read(2, 5) == b"23456"
 
@@ -164,7 +164,7 @@ def test_short_reads_are_completed(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(content)
     real = os.pread
     monkeypatch.setattr(os, "pread", lambda file, length, at: real(file, min(length, 7), at))
-    assert RandomFile(str(tmp_path / "a")).read(3, 5000) == content[3:5003]
+    assert open_random(str(tmp_path / "a")).read(3, 5000) == content[3:5003]
     with open_file(str(tmp_path / "a")) as file:
         assert file.read(10) == content[:10]
         file.seek(-5, os.SEEK_END)

@@ -7,12 +7,9 @@ import pytest
 
 from can_jax.data.formats.records import masked_crc32c, scan_tfrecord
 from can_jax.data.formats.webdataset import scan_tar
-from can_jax.data.index.build import build_index
-from can_jax.data.index.examine import Plan
-from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.sources.shards import open_tfrecord, open_webdataset
 from can_jax.data.storage.find import find_shards
 from can_jax.utils.errors import UserError
-from can_jax.utils.tensorflow import tensorflow
 from tests.data.samples import example, write_tar, write_tfrecord, write_webdataset
 
 CONTENTS = [bytes([i]) * (50 + i) for i in range(7)]
@@ -120,26 +117,3 @@ def test_which_shards_belong_to_a_split(tmp_path):
 def test_check_sum_is_that_of_the_standard():
     unmasked = (masked_crc32c(b"123456789") - 0xA282EAD8) & 0xFFFFFFFF
     assert ((unmasked >> 17 | unmasked << 15) & 0xFFFFFFFF) == 0xE3069283  # RFC 3720, B.4
-
-
-@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
-def test_shards_of_another_file_system(tmp_path, kind):
-    """`ram://` stands for `gs://`: both are TensorFlow's."""
-    gfile = tensorflow().io.gfile
-    root = f"ram://store/{kind}"
-    suffix, write, opener = (
-        ("tfrecord", write_tfrecord, open_tfrecord)
-        if kind == "tfrecord"
-        else ("tar", write_webdataset, open_webdataset)
-    )
-    gfile.makedirs(root)
-    for i, part in enumerate((CONTENTS[:4], CONTENTS[4:])):
-        write(tmp_path / f"x-train-{i}.{suffix}", part)
-        gfile.copy(str(tmp_path / f"x-train-{i}.{suffix}"), f"{root}/x-train-{i}.{suffix}", True)
-    for path in (root, f"{root}/x-train-*.{suffix}", f"{root}/x-train-{{0..1}}.{suffix}"):
-        source = opener(path, "train")
-        assert read_all(source)[0] == CONTENTS
-    assert source.describe(5).startswith(root)
-    names = locate_shards(kind, root, "train")[1]
-    build_index(Plan(kind, root, "none"), names, tmp_path / "index", workers=1)
-    assert read_all(opener(root, "train", index=str(tmp_path / "index")))[0] == CONTENTS

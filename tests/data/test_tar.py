@@ -371,7 +371,7 @@ def test_damage_of_many_shards_is_one_line(tmp_path, caplog):
 
 def test_file_closes_after_its_module_is_gone(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"x")
-    file = reading.RandomFile(str(tmp_path / "a"))
+    file = reading.open_random(str(tmp_path / "a"))
     monkeypatch.setattr(reading, "os", None)  # as Python does at its exit
     file.__del__()
     monkeypatch.undo()

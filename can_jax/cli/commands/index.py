@@ -7,6 +7,7 @@ Re-running the command resumes where it stopped.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from can_jax.config.image_settings import check_range
 from can_jax.data.decoding.depth import Range
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import VERIFY, Plan
-from can_jax.data.sources.example_table import FOLDER
+from can_jax.data.sources.example_table import FACTS, FOLDER
 from can_jax.data.sources.folder import classes_of, images_of_split
 from can_jax.data.sources.shards import locate_shards
 from can_jax.data.sources.tfds import locate_tfds
 from can_jax.data.storage.files import find_images, is_folder
 from can_jax.data.storage.find import find_shards
+from can_jax.data.storage.mirror import upload, work_folder
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
@@ -84,16 +87,22 @@ def main(path: str) -> None:
     else:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
+    out = _OUT.value or os.path.join(root, FOLDER, split)
+    folder = work_folder(out, "indexing") if is_remote(out) else Path(out)
     with phase("building the index"):
         build_index(
             Plan(kind, root, _VERIFY.value, image_key, label_key, _MAX_PIXELS.value, value_range),
             names,
-            Path(_OUT.value) if _OUT.value else Path(root) / FOLDER / split,
+            folder,
             _WORKERS.value,
             file_labels=file_labels,
             label_names=label_names,
             drop_duplicates=_DROP.value,
         )
+    if is_remote(out):
+        upload(folder, out, FACTS)
+        shutil.rmtree(folder)
+        print(f"the index was copied to {shown(out)}")
 
 
 def _value_range(values: list[str] | None) -> Range:

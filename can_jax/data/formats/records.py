@@ -7,7 +7,7 @@ import numpy as np
 
 from can_jax.data.formats.scan import ScanResult, found, name_gaps
 from can_jax.data.formats.tar import compression_of
-from can_jax.data.storage.reading import RandomFile
+from can_jax.data.storage.reading import open_random
 
 HEADER, FOOTER = 12, 4  # bytes before the content, length and checksum; and after it, checksum
 SEARCH = 2**20  # bytes searched for the next record at once
@@ -41,7 +41,7 @@ def intact_content(record: bytes) -> bytes | None:
 
 def scan_tfrecord(path: str) -> ScanResult:
     """Return the offset and length of every intact record of an uncompressed TFRecord file."""
-    file = RandomFile(path)
+    file = open_random(path)
     offsets: list[int] = []
     lengths: list[int] = []
     position, problems = 0, Problems()

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from can_jax.data.storage.files import exists, is_folder, listed
-from can_jax.data.storage.reading import is_remote, open_file
+from can_jax.data.storage.reading import open_file
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line
 

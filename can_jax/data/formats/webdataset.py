@@ -13,7 +13,7 @@ from can_jax.data.formats.label_range import BEYOND, is_label
 from can_jax.data.formats.scan import ScanResult, found
 from can_jax.data.formats.tar import Members, compression_of, open_tar
 from can_jax.data.storage.files import IMAGE_NAME
-from can_jax.data.storage.reading import RandomFile, open_file
+from can_jax.data.storage.reading import open_file, open_random
 from can_jax.data.storage.splits import shown
 
 LABEL = 100  # bytes read of a label; a longer one is not an integer
@@ -39,7 +39,7 @@ SUCH_AS = ", such as "  # between a kind and an example of it
 
 def scan_tar(path: str) -> ScanResult:
     """Return every example of an uncompressed tar; a link has the byte range of its target."""
-    file = RandomFile(path)
+    file = open_random(path)
     if kind := compression_of(file.read(0, 8)):
         return found([], [], [], f"is compressed ({kind}): set config.data.streaming, or expand it")
     images: list[tarfile.TarInfo] = []

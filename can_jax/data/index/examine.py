@@ -25,7 +25,8 @@ from can_jax.data.formats.webdataset import as_text
 from can_jax.data.sources.indexed import ParseRecord, read_example
 from can_jax.data.sources.shards import cut_off, example_parser, scan_shard
 from can_jax.data.storage.files import size_of
-from can_jax.data.storage.reading import OpenFiles, is_remote, stop_if_storage_fails
+from can_jax.data.storage.reading import OpenFiles, stop_if_storage_fails
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.archives import read_npz
 from can_jax.utils.cpu import end_with_parent

@@ -68,12 +68,18 @@ def batches(
             failed.append(error)
             raise
 
-    def chunk(positions: Any, examples: Any) -> Any:
+    def chunk(positions: Any, examples: Any, *contents: Any) -> Any:
         if source.images is not None:
             return _array_chunk(source, views, positions, examples)
-        return _encoded_chunk(read, views, positions, examples, repair, replacement, attempts)
+        images, labels = contents or _read(read, examples)
+        mend = _mend(read, repair, replacement, attempts)
+        return decoded(views, images, positions, labels, mend, extra=[examples])
 
-    dataset = in_parallel(pairs, chunk, rows, threads)
+    def read_first(positions: Any, examples: Any) -> tuple:
+        return positions, examples, *_read(read, examples)
+
+    first = (read_first, source.chunks_ahead) if source.chunks_ahead else None
+    dataset = in_parallel(pairs, chunk, rows, threads, first=first)
     dataset.source = source  # keeps the source alive; `_array_chunk` refers to it weakly
     dataset.rows, dataset.failed = rows, failed
     return dataset
@@ -112,6 +118,7 @@ def in_parallel(
     threads: int | None,
     *,
     whole_chunks: bool = False,
+    first: tuple[Callable[..., Any], int] | None = None,
 ) -> Any:
     """Return batches of ``rows`` elements, made in parallel by ``chunk`` from a few elements at a
     time.
@@ -124,6 +131,8 @@ def in_parallel(
         threads: The number of tf.data threads; by default one per core.
         whole_chunks: Whether to prevent chunks from crossing a batch boundary, so that they start
             at the same elements wherever a run resumes.
+        first: A function of a batch of elements, whose result ``chunk`` gets instead, and the
+            number of threads that run it ahead of ``chunk``. It may wait, as for a store.
     """
     tf = tensorflow()
     threads = threads or usable_cores()
@@ -132,12 +141,16 @@ def in_parallel(
     size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
     # The function needs no conversion by AutoGraph, which takes seconds.
     as_it_is = tf.autograph.experimental.do_not_convert(chunk)
-    chunks = elements.batch(size).interleave(
+    groups, waiting = elements.batch(size), 0
+    if first is not None:
+        read, waiting = tf.autograph.experimental.do_not_convert(first[0]), first[1]
+        groups = groups.map(read, num_parallel_calls=waiting, deterministic=True)
+    chunks = groups.interleave(
         as_it_is, cycle_length=threads, num_parallel_calls=threads, deterministic=True
     )
     options = tf.data.Options()
     options.deterministic = True
-    options.threading.private_threadpool_size = threads
+    options.threading.private_threadpool_size = threads + waiting
     options.threading.max_intra_op_parallelism = 1  # a chunk stays on its thread
     whole = chunks if size == rows else chunks.rebatch(rows)
     return whole.with_options(options).prefetch(2)
@@ -165,21 +178,21 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
     return cut.map(lambda pixels: _element(views, positions, pixels, labels, tf.zeros_like(labels)))
 
 
-def _encoded_chunk(
-    read: Read,
-    views: Views,
-    positions: Any,
-    examples: Any,
-    repair: "Repair",
-    replacement: Replacement | None,
-    attempts: int,
-) -> Any:
-    """Return the views of a chunk of encoded images, as a data set of one element."""
+def _read(read: Read, examples: Any) -> Any:
+    """Return the encoded images and the labels of a chunk as tensors."""
     tf = tensorflow()
 
     def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = read(examples)
         return np.array([*images, None], object)[:-1], labels  # None prevents a 0-d array
+
+    return tf.numpy_function(as_array, [examples], (tf.string, tf.int32), stateful=False)
+
+
+def _mend(
+    read: Read, repair: "Repair", replacement: Replacement | None, attempts: int
+) -> Callable[..., tuple[np.ndarray, ...]]:
+    """Return the function that `decoded` calls for a chunk with an undecodable image."""
 
     def mend(
         pixels: Any, rows: Any, positions: Any, labels: Any, examples: Any
@@ -193,8 +206,7 @@ def _encoded_chunk(
 
         return repair(pixels, rows, positions, labels, candidate, attempts)
 
-    images, labels = tf.numpy_function(as_array, [examples], (tf.string, tf.int32), stateful=False)
-    return decoded(views, images, positions, labels, mend, extra=[examples])
+    return mend
 
 
 def decoded(

@@ -27,6 +27,7 @@ class Source(abc.ABC):
         images: The decoded images, if they are of one size and in memory; then ``labels`` are, too.
         parts: The sources of a mixture, whose examples follow each other; else empty.
         weights: The sampling weight of each part.
+        chunks_ahead: The number of chunks of images to read ahead, to hide the latency of a store.
     """
 
     labels: Int[np.ndarray, " examples"] | None = None
@@ -34,6 +35,7 @@ class Source(abc.ABC):
     images: UInt8[np.ndarray, "examples height width channels"] | None = None
     parts: "tuple[Source, ...]" = ()
     weights: tuple[float, ...] = (1.0,)
+    chunks_ahead: int = 0
 
     @property
     @abc.abstractmethod
@@ -116,6 +118,7 @@ class SelectedSource(Source):
         label_names: tuple[str, ...],
     ):
         self._source, self._chosen = source, chosen
+        self.chunks_ahead = source.chunks_ahead
         self.labels, self.label_names = labels, label_names
 
     @property

@@ -11,7 +11,18 @@ from absl import logging
 
 from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, stored_table
-from can_jax.data.storage.files import IMAGE_NAME, Names, find_images, sizes_of, starts_as_image
+from can_jax.data.storage.files import (
+    IMAGE_NAME,
+    Names,
+    files_in,
+    find_images,
+    folders_in,
+    is_folder,
+    sizes_of,
+    starts_as_image,
+    walk,
+)
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import (
     SPELLINGS,
     choose_folder,
@@ -23,7 +34,6 @@ from can_jax.data.storage.splits import (
     split_of_folder,
     standard,
 )
-from can_jax.data.storage.walk import is_folder_entry
 from can_jax.utils.errors import UserError
 
 # Names of folders of photographs, and of folders with the targets of these photographs.
@@ -48,7 +58,7 @@ def open_folder(
     Raises:
         UserError: The folder does not exist, or holds no image of the split.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
     parent, groups = place_of_splits(path)
     root = split_folder(path, split) or parent
@@ -57,7 +67,7 @@ def open_folder(
     stored = stored_table("folder", root, split, index)
     table = scan_folder(path, split) if stored is None else stored
     first = table.names[int(table.file[0])] if len(table) else ""
-    if index and root != path and not Path(root, first).exists():
+    if index and root != path and not is_remote(root) and not Path(root, first).exists():
         root = path  # older versions searched for splits in this folder only
     if root in (path, parent):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
@@ -87,7 +97,7 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
     Raises:
         UserError: ``path`` is not a folder, or none of its images belongs to the split.
     """
-    if not Path(path).is_dir():
+    if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
     parent, groups = place_of_splits(path)
     inner = split_folder(path, split)
@@ -98,7 +108,7 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
 
 def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
     """Log which folders are treated as classes or left out, if their names are ambiguous."""
-    folders = _folders(parent)
+    folders = folders_in(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
     doubtful = {name for group in split_folders(classes).values() for name in group}
@@ -128,7 +138,7 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
     """
     parent = path
     for _ in range(DEEPEST):
-        folders = _folders(parent)
+        folders = folders_in(parent)
         stated = [name for name in folders if split_of_file(name)]
         beside = any(holds_image(parent, name) for name in folders if name not in stated and stated)
         flat = [
@@ -144,23 +154,18 @@ def place_of_splits(path: str) -> tuple[str, Groups]:
     return path, {}
 
 
-def _folders(parent: str) -> list[str]:
-    """Return the sorted names of the visible folders in a folder."""
-    with os.scandir(parent) as entries:  # avoids a system call for each of millions of files
-        return sorted(e.name for e in entries if is_folder_entry(e) and e.name[0] != ".")
-
-
 def _loose_images(folder: str) -> Iterator[str]:
     """Yield the names of the visible images directly in a folder."""
-    names = (name for name in os.listdir(folder) if not name.startswith("."))
-    return (name for name in names if _is_image(folder, name))
+    return (name for name in files_in(folder) if _is_image(folder, name))
 
 
 def holds_image(parent: str, name: str) -> bool:
     """Return whether a folder holds an image at any depth; stops at the first one."""
+    inside = os.path.join(parent, name)
+    walked = walk(inside) if is_remote(inside) else ((p, files) for p, _, files in os.walk(inside))
     return any(
         _is_image(folder, file)
-        for folder, _, files in os.walk(os.path.join(parent, name))
+        for folder, files in walked
         for file in files
         if not file.startswith(".")
     )
@@ -177,7 +182,7 @@ def split_folder(path: str, split: str) -> str | None:
     """Return the folder of a split within a folder, or None if the split has no folder."""
     parent, groups = place_of_splits(path)
     inner = os.path.join(parent, split)
-    if standard(split) not in SPELLINGS and Path(inner).is_dir():
+    if standard(split) not in SPELLINGS and is_folder(inner):
         return inner
     chosen = choose_folder(parent, groups, split)
     return None if chosen is None else os.path.join(parent, chosen)

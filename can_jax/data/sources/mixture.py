@@ -30,6 +30,7 @@ class MixtureSource(Source):
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]):
         self.parts, self.weights = tuple(parts), tuple(weights)
+        self.chunks_ahead = max(part.chunks_ahead for part in parts)
         self.sizes = tuple(part.examples for part in parts)
         self._starts = np.cumsum([0, *self.sizes])
         self._numberings: list[Numbering] = []

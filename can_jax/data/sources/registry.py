@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from can_jax.data.sources.arrays import open_arrays, shards_of_split
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.folder import images_of_split, open_folder, split_folder
+from can_jax.data.sources.indexed import IndexedSource
 from can_jax.data.sources.mixture import MixtureSource
 from can_jax.data.sources.shard_reader import Read, tar_reader, tfrecord_reader
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
@@ -156,20 +157,20 @@ def _arrays(data: ConfigDict, split: str) -> Source:
 
 
 def _folder(data: ConfigDict, split: str) -> Source:
-    return open_folder(data.path, split, data.index, cache_bytes(data))
+    return _cached(data, open_folder(data.path, split, data.index, cache_bytes(data)))
 
 
 def _tfrecord(data: ConfigDict, split: str) -> Source:
     keys = data.image_key, data.label_key
-    return open_tfrecord(data.path, split, data.index, cache_bytes(data), *keys)
+    return _cached(data, open_tfrecord(data.path, split, data.index, cache_bytes(data), *keys))
 
 
 def _webdataset(data: ConfigDict, split: str) -> Source:
-    return open_webdataset(data.path, split, data.index, cache_bytes(data))
+    return _cached(data, open_webdataset(data.path, split, data.index, cache_bytes(data)))
 
 
 def _tfds(data: ConfigDict, split: str) -> Source:
-    return open_tfds(data.name, data.path, split, data.index, cache_bytes(data))
+    return _cached(data, open_tfds(data.name, data.path, split, data.index, cache_bytes(data)))
 
 
 def _mixture(data: ConfigDict, split: str) -> Source:
@@ -195,6 +196,13 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
 def cache_bytes(data: ConfigDict) -> int:
     """Return the number of bytes of encoded images that a process may cache in memory."""
     return int(data.cache_gb * 1e9)
+
+
+def _cached(data: ConfigDict, source: IndexedSource) -> Source:
+    """Return a source after attaching the cache on disk that ``data`` sets, if any."""
+    if data.disk_cache:
+        source.cache_on_disk(data.disk_cache, int(data.disk_cache_gb * 1e9))
+    return source
 
 
 def _stream(source: str) -> Callable[[ConfigDict, str], tuple[str, list[str]]]:

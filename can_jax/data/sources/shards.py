@@ -17,7 +17,8 @@ from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, ParseRecord, stored_table
 from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.find import find_shards
-from can_jax.data.storage.reading import is_remote, stop_if_storage_fails
+from can_jax.data.storage.reading import stop_if_storage_fails
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.tensorflow import tensorflow

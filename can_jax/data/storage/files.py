@@ -4,17 +4,18 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int
 
-from can_jax.data.storage.reading import is_remote, open_file, patiently, stop_if_storage_fails
-from can_jax.data.storage.walk import walk_local
-from can_jax.utils.errors import UserError
-from can_jax.utils.tensorflow import tensorflow
+from can_jax.data.storage import remote
+from can_jax.data.storage.reading import open_file, patiently, stop_if_storage_fails, unreadable
+from can_jax.data.storage.remote import is_remote
+from can_jax.data.storage.walk import is_folder_entry, walk_local
 
 IMAGES = r"jpe?g|jpe|jfif|a?png|gif|bmp|dib|webp|tiff?|avif|mpo|jp2|ico|p[bgpn]m"
 IMAGE_NAME = re.compile(rf"\.({IMAGES})$", re.IGNORECASE)
@@ -26,6 +27,8 @@ IMAGE_START = re.compile(
 )
 STAT_THREADS = 16
 STAT_BLOCK = 256  # files whose sizes a thread looks up as one task
+LISTING_SECONDS = 60.0
+Result = TypeVar("Result")
 
 
 def size_of(path: str) -> int:
@@ -33,30 +36,32 @@ def size_of(path: str) -> int:
 
     Raises:
         UserError: The file system fails.
-        OSError, tf.errors.OpError: The file does not exist, or its folder is not accessible.
+        OSError: The file does not exist, or its folder is not accessible.
     """
     try:
         if is_remote(path):
-            return int(patiently(lambda: tensorflow().io.gfile.stat(path)).length)
+            return patiently(lambda: remote.size(path))
         return patiently(lambda: os.stat(path)).st_size
-    except Exception as error:  # remote file systems raise their own types
+    except OSError as error:
         stop_if_storage_fails(path, error)
         raise
 
 
 def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size of each file in bytes. Threads hide the latency of a remote store.
+    """Return the size of each file in bytes. A store answers with one listing of each folder.
 
     Raises:
-        UserError, OSError, tf.errors.OpError: The errors of `size_of`.
+        UserError, OSError: The errors of `size_of`.
     """
+    if paths and is_remote(paths[0]):
+        sizes = _reachable(paths[0], lambda: remote.existing(paths))
+        return np.array([sizes[p] if p in sizes else size_of(p) for p in paths], np.int64)
     with ThreadPoolExecutor(STAT_THREADS) as threads:
         return np.array(list(threads.map(size_of, paths)), np.int64)
 
 
 def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size of each local file in bytes; -1 if it is not a regular file or does not
-    exist.
+    """Return the size of each file in bytes; -1 if it is not a regular file or does not exist.
 
     Args:
         root: The folder to which the names are relative.
@@ -65,6 +70,10 @@ def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
     Raises:
         UserError: The file system fails.
     """
+    if is_remote(root):
+        tree = _tree(root.rstrip("/"))
+        paths = (os.path.join(root, name).rsplit("/", 1) for name in names)
+        return np.array([tree.get(folder, {}).get(name, -1) for folder, name in paths], np.int64)
 
     def size(name: str) -> int:
         path = os.path.join(root, name)
@@ -111,7 +120,7 @@ class Names:
 
 
 def find_images(root: str) -> tuple[list[str], list[str]]:
-    """Return the visible files below a local folder, sorted and relative to it.
+    """Return the visible files below a folder, sorted and relative to it.
 
     Returns:
         The images, which are identified by suffix or, without a suffix, by their first bytes; and
@@ -145,43 +154,103 @@ def starts_as_image(path: str) -> bool:
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the root and each folder below it, with the names of the visible files in it."""
     if is_remote(root):
-        for folder, _, files in tensorflow().io.gfile.walk(root):
-            yield folder, files
+        yield from ((folder, list(sizes)) for folder, sizes in _tree(root.rstrip("/")).items())
         return
     yield from walk_local(root)
 
 
+_TREES: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
+
+
+def _tree(root: str) -> dict[str, dict[str, int]]:
+    """Return the sizes of the visible files in each folder below a folder of a store.
+
+    Opening a data set looks at its folders many times. One listing, which can take minutes for
+    millions of objects, serves all of that, for `LISTING_SECONDS`.
+
+    Args:
+        root: The URL of the folder, without a slash at its end.
+    """
+    for known, (until, tree) in list(_TREES.items()):
+        if time.monotonic() > until:
+            del _TREES[known]
+        elif f"{root}/".startswith(f"{known}/"):
+            return {
+                folder: sizes
+                for folder, sizes in tree.items()
+                if f"{folder}/".startswith(f"{root}/")
+            }
+    tree = {}
+    for entry in _reachable(root, lambda: list(remote.below(root))):
+        folder, name = entry.url.rsplit("/", 1)
+        if not name.startswith(".") and "/." not in folder[len(root) :]:
+            tree.setdefault(folder, {})[name] = entry.size
+    tree = dict(sorted(tree.items()))
+    _TREES[root] = time.monotonic() + LISTING_SECONDS, tree
+    return tree
+
+
+def folders_in(path: str) -> list[str]:
+    """Return the sorted names of the visible folders in a folder."""
+    if is_remote(path):
+        start = len(path.rstrip("/")) + 1
+        inner = (folder[start:] for folder in _tree(path.rstrip("/")))
+        return sorted({name.split("/")[0] for name in inner} - {""})
+    with os.scandir(path) as entries:  # avoids a system call for each of millions of files
+        return sorted(e.name for e in entries if is_folder_entry(e) and e.name[0] != ".")
+
+
+def folders_of(path: str) -> set[str]:
+    """Return the names of the folders in a folder of a store, hidden ones included."""
+    return set(_reachable(path, lambda: remote.inside(path))[0]) if remote.can_list(path) else set()
+
+
+def files_in(path: str) -> list[str]:
+    """Return the names of the visible entries of a folder; in a store, those of its files."""
+    if is_remote(path):
+        return list(_tree(path.rstrip("/")).get(path.rstrip("/"), ()))
+    return [name for name in os.listdir(path) if not name.startswith(".")]
+
+
 def is_folder(path: str) -> bool:
     """Return whether a path is a folder."""
-    return _remote(path, "isdir") if is_remote(path) else os.path.isdir(path)
+    if is_remote(path):
+        return _reachable(path, lambda: remote.is_folder(path))
+    return os.path.isdir(path)
 
 
 def exists(path: str) -> bool:
     """Return whether a path exists."""
-    return _remote(path, "exists") if is_remote(path) else os.path.exists(path)
+    if is_remote(path):
+        return _reachable(path, lambda: remote.exists(path))
+    return os.path.exists(path)
 
 
 def listed(path: str) -> list[str]:
     """Return the names in a folder."""
-    names = _remote(path, "listdir") if is_remote(path) else os.listdir(path)
-    return [name.rstrip("/") for name in names]
+    if is_remote(path):
+        folders, files = _reachable(path, lambda: remote.inside(path))
+        return [*folders, *(entry.url.rsplit("/", 1)[-1] for entry in files)]
+    return os.listdir(path)
 
 
-def _remote(path: str, call: str) -> Any:
-    """Call a function of TensorFlow's file systems.
+def existing(paths: Sequence[str]) -> set[str]:
+    """Return which of some files exist; one listing answers for all files of a folder."""
+    if paths and is_remote(paths[0]):
+        return set(_reachable(paths[0], lambda: remote.existing(paths)))
+    names: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        names[folder] = set(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else set()
+    return {path for path in paths if os.path.basename(path) in names[os.path.dirname(path)]}
 
-    Args:
-        path: The path to pass to the function.
-        call: The name of the function in `tf.io.gfile`.
+
+def _reachable(url: str, call: Callable[[], Result]) -> Result:
+    """Return the result of a request, which is retried.
 
     Raises:
-        UserError: TensorFlow does not support the file system.
+        UserError: The store refuses the request, or cannot be reached.
     """
-    tf = tensorflow()
     try:
-        return getattr(tf.io.gfile, call)(path)
-    except tf.errors.UnimplementedError as error:
-        scheme = path.split("://", 1)[0]
-        raise UserError(
-            f"{path}: {scheme}:// cannot be read here; mount the store, or copy its files"
-        ) from error
+        return patiently(call)
+    except OSError as error:
+        raise unreadable(url, error) from error

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from can_jax.data.storage.files import exists, is_folder, listed, walk
-from can_jax.data.storage.reading import is_remote
+from can_jax.data.storage.files import existing, exists, is_folder, listed, walk
+from can_jax.data.storage.remote import demand_listing, is_remote
 from can_jax.data.storage.splits import (
     choose_files,
     choose_folder,
@@ -21,7 +21,6 @@ from can_jax.data.storage.splits import (
     standard,
 )
 from can_jax.utils.errors import UserError
-from can_jax.utils.tensorflow import tensorflow
 
 WILD = re.compile(r"[*?\[]")
 MOST_BRACKETS = 8  # brackets in a name up to which all literal readings are tried
@@ -188,22 +187,17 @@ def matches(pattern: str) -> list[str]:
     Raises:
         UserError: No file matches.
     """
-    if exists(pattern):
+    if is_remote(pattern) and WILD.search(pattern):
+        demand_listing(pattern)
+    elif exists(pattern):
         return [pattern]
     files: list[str] = []
     missing: list[str] = []
     expanded = list(expand_braces(pattern))
-    inside: dict[str, set[str]] = {}
+    plain = [path for path in expanded if not WILD.search(path)]
+    there = existing(plain) if len(expanded) > 1 else set()
     for path in expanded:
-        folder, name = os.path.split(path)
-        if WILD.search(path):
-            matching = _glob(path)
-        elif len(expanded) == 1:
-            matching = []
-        else:  # one listing for a whole range saves requests to a remote store
-            if folder not in inside:
-                inside[folder] = set(listed(folder)) if is_folder(folder or ".") else set()
-            matching = [path] if name in inside[folder] else []
+        matching = _glob(path) if WILD.search(path) else [path] if path in there else []
         files += matching
         if not matching:
             missing.append(path)
@@ -268,7 +262,7 @@ def _alternatives(inside: str) -> list[str]:
 def _glob(pattern: str) -> list[str]:
     """Return the files that match a pattern; a path component that exists is taken literally."""
     if is_remote(pattern):
-        return sorted(tensorflow().io.gfile.glob(pattern))
+        return _glob_remote(pattern)
     folders = ["/" if pattern.startswith("/") else ""]
     for part in filter(None, pattern.split("/")):
         after: list[str] = []
@@ -282,6 +276,28 @@ def _glob(pattern: str) -> list[str]:
                 after += _glob_part(folder, part)
         folders = after
     return sorted({path for path in map(os.path.normpath, folders) if not os.path.isdir(path)})
+
+
+def _glob_remote(pattern: str) -> list[str]:
+    """Return the objects of a store that match a pattern, from one listing."""
+    parts = pattern.split("/")
+    first = next(i for i, part in enumerate(parts) if i > 2 and WILD.search(part))
+    root = "/".join(parts[:first])
+    expression = "/".join(map(_expression, parts[first:])).replace("**/", "(?:[^/]+/)*")
+    files = (f"{folder}/{name}" for folder, names in walk(root) for name in names)
+    return sorted(file for file in files if re.fullmatch(expression, file[len(root) + 1 :]))
+
+
+def _expression(part: str) -> str:
+    """Return the regular expression of one component of a pattern; `**` stays as it is."""
+    if part == "**":
+        return part
+    pieces = re.split(r"(\*|\?|\[[^]]+\])", part)
+    wild = {"*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        wild.get(piece) or (piece.replace("[!", "[^", 1) if i % 2 else re.escape(piece))
+        for i, piece in enumerate(pieces)
+    )
 
 
 def _glob_part(folder: str, part: str) -> list[str]:

@@ -1,11 +1,12 @@
 """Reading of local and remote files, with retries after transient errors.
 
-Local files are read by the operating system alone; names such as `gs://…` go through TensorFlow's
-file systems.
+Local files are read by the operating system alone; URLs go through
+`can_jax.data.storage.remote`.
 """
 
 import collections
 import errno
+import functools
 import io
 import os
 import resource
@@ -14,17 +15,22 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 from absl import logging
 
+from can_jax.data.storage import remote
+from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line, reason_of
-from can_jax.utils.tensorflow import tensorflow
 
 Result = TypeVar("Result")
 LARGEST = 2**28  # bytes of an encoded image, or of another part of a file that is read at once
 BLOCK = 2**18  # bytes of the read-ahead buffer of a stream
+REMOTE_BLOCK = 2**22  # bytes of each request of a stream from a store
+REMOTE_AHEAD = 3  # requests of a stream in flight, beyond the block in use
+AHEAD_THREADS = 64
 OPEN_FILES = 256  # files kept open at once; fewer if the process limit is low
 SHARE = 4  # at most 1 / SHARE of the process's file descriptors are kept open
 WAITS = (0.1, 0.5, 2.0, 8.0, 20.0)  # seconds to wait before each retry
@@ -36,15 +42,6 @@ TRANSIENT = (
     errno.ENOMEM, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EHOSTUNREACH,
     errno.ENETUNREACH, errno.ENETDOWN, errno.ENOTCONN, errno.EPIPE,
 )  # fmt: skip
-REMOTE_TRANSIENT = (
-    "AbortedError", "DeadlineExceededError", "InternalError", "ResourceExhaustedError",
-    "UnavailableError", "UnknownError",
-)  # fmt: skip
-
-
-def is_remote(path: str) -> bool:
-    """Return whether a path is a URL, which TensorFlow's file systems handle."""
-    return "://" in path
 
 
 def patiently(call: Callable[[], Result]) -> Result:
@@ -53,7 +50,7 @@ def patiently(call: Callable[[], Result]) -> Result:
 
     Raises:
         UserError: The process has no free file descriptor.
-        OSError, tf.errors.OpError: The error is permanent, or persisted through all retries.
+        OSError: The error is permanent, or persisted through all retries.
     """
     for wait in (*WAITS, None):
         try:
@@ -77,16 +74,13 @@ def patiently(call: Callable[[], Result]) -> Result:
 
 def passes(error: Exception) -> bool:
     """Return whether an error is transient, so that a retry can succeed."""
-    if isinstance(error, OSError):
-        return error.errno in TRANSIENT
-    return type(error).__name__ in REMOTE_TRANSIENT
+    return isinstance(error, OSError) and error.errno in TRANSIENT
 
 
 def of_storage(error: Exception) -> bool:
     """Return whether an error comes from the file system, and not from the content of a file."""
-    if isinstance(error, OSError):
-        return error.errno is not None  # gzip and bz2 raise OSError without errno
-    return isinstance(error, tensorflow().errors.OpError)
+    # gzip and bz2 raise OSError without errno.
+    return isinstance(error, OSError) and error.errno is not None
 
 
 def unreadable(where: str, error: Exception) -> UserError:
@@ -128,29 +122,24 @@ def demand_regular(path: str) -> None:
         raise OSError(errno.EINVAL, "not a regular file", path)
 
 
-class RandomFile:
-    """A file with random access, shared by many threads.
+class LocalFile:
+    """A local file with random access, shared by many threads.
 
     Args:
-        path: The path or URL of the file.
+        path: The path of the file.
 
     Attributes:
         size: The size of the file in bytes.
     """
 
     def __init__(self, path: str):
-        self._path, self._gfile = path, None
+        self._path = path
         patiently(self._open)
 
     def _open(self) -> None:
-        if is_remote(self._path):
-            gfile = tensorflow().io.gfile
-            self.size = int(gfile.stat(self._path).length)
-            self._gfile, self._lock = gfile.GFile(self._path, "rb"), threading.Lock()
-        else:
-            demand_regular(self._path)
-            self._descriptor = os.open(self._path, os.O_RDONLY)
-            self.size = os.fstat(self._descriptor).st_size
+        demand_regular(self._path)
+        self._descriptor = os.open(self._path, os.O_RDONLY)
+        self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
         """Return bytes from an offset on; fewer at the end of the file.
@@ -162,19 +151,13 @@ class RandomFile:
         Raises:
             ValueError: The bytes are more than `LARGEST`, or the offset is negative.
         """
-        if offset < 0:
-            raise ValueError(f"byte {offset} is in no file")
+        _check_offset(offset)
         rest = max(0, self.size - offset)
         length = rest if length < 0 else min(length, rest)
-        if length > LARGEST:
-            raise ValueError(f"{length} bytes are more than the {LARGEST} of an image")
+        _check_length(length)
         return patiently(lambda: self._read(offset, length))
 
     def _read(self, offset: int, length: int) -> bytes:
-        if self._gfile is not None:
-            with self._lock:
-                self._gfile.seek(offset)
-                return self._gfile.read(length)
         parts: list[bytes] = []
         # Some network file systems return fewer bytes than requested before the end.
         while length and (part := self._part(offset, length)):
@@ -201,11 +184,55 @@ class RandomFile:
             self._close(self._descriptor)
 
 
+class RemoteFile:
+    """An object of a store with random access; each read is one ranged request.
+
+    Args:
+        url: The URL of the object.
+    """
+
+    def __init__(self, url: str):
+        self._url = url
+
+    @functools.cached_property
+    def size(self) -> int:
+        """The size of the object in bytes; the first use sends a request."""
+        return patiently(lambda: remote.size(self._url))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return bytes from an offset on, as `LocalFile.read` does."""
+        _check_offset(offset)
+        _check_length(length)
+        return patiently(lambda: remote.read_range(self._url, offset, length, LARGEST))
+
+
+RandomFile = LocalFile | RemoteFile
+
+
+def open_random(path: str) -> RandomFile:
+    """Open a local file, or an object of a store, for random access.
+
+    Raises:
+        OSError: A local file cannot be opened. A missing object fails when it is read.
+    """
+    return RemoteFile(path) if is_remote(path) else LocalFile(path)
+
+
+def _check_offset(offset: int) -> None:
+    if offset < 0:
+        raise ValueError(f"byte {offset} is in no file")
+
+
+def _check_length(length: int) -> None:
+    if length > LARGEST:
+        raise ValueError(f"{length} bytes are more than the {LARGEST} of an image")
+
+
 class _Raw(io.RawIOBase):
-    """A raw stream over a `RandomFile`, whose reads are retried."""
+    """A raw, seekable stream, whose reads are retried."""
 
     def __init__(self, path: str):
-        self._file, self._at = RandomFile(path), 0
+        self._file, self._at = open_random(path), 0
 
     def readable(self) -> bool:
         return True
@@ -214,24 +241,50 @@ class _Raw(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size}[whence]
+        end = self._file.size if whence == os.SEEK_END else 0
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: end}[whence]
         self._at = max(0, start + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        content = self._file.read(self._at, min(len(buffer), BLOCK))
+        content = self._content(len(buffer))
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
+
+    def _content(self, most: int) -> bytes | memoryview:
+        return self._file.read(self._at, min(most, BLOCK))
+
+
+class _RemoteRaw(_Raw):
+    """A stream from a store, which requests the next blocks while one is in use."""
+
+    _threads = functools.cache(lambda: ThreadPoolExecutor(AHEAD_THREADS, "read-ahead"))
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self._blocks: dict[int, Future[bytes]] = {}
+
+    def _content(self, most: int) -> memoryview:
+        index, start = divmod(self._at, REMOTE_BLOCK)
+        sequential = index in self._blocks or index - 1 in self._blocks or not index
+        last = index + REMOTE_AHEAD if sequential else index
+        blocks = {number: self._blocks.get(number) for number in range(index, last + 1)}
+        self._blocks = {n: block or self._request(n) for n, block in blocks.items()}
+        return memoryview(self._blocks[index].result())[start : start + most]
+
+    def _request(self, number: int) -> "Future[bytes]":
+        threads = type(self)._threads()
+        return threads.submit(self._file.read, number * REMOTE_BLOCK, REMOTE_BLOCK)
 
 
 def open_file(path: str) -> io.BufferedReader:
     """Open a file as a buffered stream, whose reads are retried.
 
     Raises:
-        OSError, tf.errors.OpError: The file cannot be opened; reading it raises them too.
+        OSError: The file cannot be opened; reading it raises this, too.
     """
-    return io.BufferedReader(_Raw(path), BLOCK)
+    return io.BufferedReader(_RemoteRaw(path) if is_remote(path) else _Raw(path), BLOCK)
 
 
 class OpenFiles:
@@ -250,7 +303,7 @@ class OpenFiles:
             if file := self._files.get(path):
                 self._files.move_to_end(path)
                 return file
-        file = RandomFile(path)
+        file = open_random(path)
         with self._lock:
             self._files[path] = file
             closing = []  # a file in use closes when its reader releases it

@@ -1,0 +1,69 @@
+"""A bounded cache of encoded images in a folder, which processes and hosts can share."""
+
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+from absl import logging
+
+from can_jax.data.storage.digest import digest_of_bytes
+from can_jax.data.storage.splits import shown
+from can_jax.utils.errors import reason_of
+
+SPREAD = 2**64
+
+
+class DiskCache:
+    """A cache that holds a fixed fraction of the examples, chosen by a hash of their names.
+
+    Each epoch reads every example once, so a cache that replaces old entries by new ones would
+    evict each before its next use. The hash needs no account of the space in use, and all hosts
+    that share the folder choose the same examples. On a disk of its own, a host finds what it has
+    read itself: of 8 hosts, each reads an eighth of the examples in an epoch.
+
+    Args:
+        folder: The folder of the cache; created if missing.
+        limit: The size of the cache in bytes.
+        total: The size of all examples in bytes.
+        version: A text that changes with the data, which separates the entries of data sets.
+    """
+
+    def __init__(self, folder: str, limit: int, total: int, version: str):
+        self._folder, self._version = Path(folder), version
+        self._below = int(SPREAD * min(1.0, limit / max(1, total)))
+        self._working = True
+
+    def path(self, example: int) -> Path | None:
+        """Return the file of an example, or None if the cache does not hold the example."""
+        text = f"{self._version} {example}".encode()
+        name = hashlib.blake2b(text, digest_size=16).hexdigest()
+        if not self._working or int(name[:16], 16) >= self._below:
+            return None
+        return self._folder / name[16:18] / name[18:20] / name
+
+    def get(self, path: Path) -> bytes | None:
+        """Return the content of an entry; None if it is missing or damaged."""
+        try:
+            stored = path.read_bytes()
+        except OSError:
+            return None
+        digest, content = stored[:8], stored[8:]
+        return content if digest == digest_of_bytes(content) else None
+
+    def put(self, path: Path, content: bytes) -> None:
+        """Write an entry atomically. After an error, such as a full disk, nothing more is
+        written."""
+        own = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            own.write_bytes(digest_of_bytes(content) + content)
+            own.replace(path)
+        except OSError as error:
+            own.unlink(missing_ok=True)
+            if self._working:
+                self._working = False
+                logging.warning(
+                    "config.data.disk_cache=%s is not used any more: %s",
+                    shown(str(self._folder)), shown(reason_of(error)),
+                )  # fmt: skip

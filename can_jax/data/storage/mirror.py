@@ -1,0 +1,83 @@
+"""Local copies of folders on a store, such as an index, which is memory-mapped."""
+
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from absl import logging
+
+from can_jax.data.storage import remote
+from can_jax.data.storage.reading import open_file, patiently, unreadable
+from can_jax.data.storage.splits import shown
+from can_jax.utils.errors import UserError, reason_of
+from can_jax.utils.files import user_cache
+
+COPIED = 2**22  # bytes copied at once
+
+
+def work_folder(url: str, kind: str) -> Path:
+    """Return the local folder that stands for a folder on a store.
+
+    Args:
+        url: The URL of the folder.
+        kind: What the local folder is for, part of its path.
+    """
+    cache = user_cache() or Path(tempfile.gettempdir()) / "can_jax"
+    return cache / kind / hashlib.blake2b(url.rstrip("/").encode(), digest_size=8).hexdigest()
+
+
+def mirrored(url: str) -> Path:
+    """Return a local copy of the files directly in a folder on a store; copies changed ones.
+
+    Raises:
+        UserError: The store fails, or the local folder cannot be written.
+    """
+    try:
+        files = sorted(patiently(lambda: remote.inside(url))[1])
+        version = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
+        copies = work_folder(url, "mirrors")
+        if (copies / version).is_dir():
+            return copies / version
+        logging.info("copying %s to %s", shown(url), shown(str(copies)))
+        unfinished = copies / f"{version}.{os.getpid()}"
+        unfinished.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            with (
+                open_file(file.url) as source,
+                (unfinished / os.path.basename(file.url)).open("wb") as target,
+            ):
+                shutil.copyfileobj(source, target, COPIED)
+    except OSError as error:
+        raise unreadable(url, error) from error
+    try:
+        unfinished.rename(copies / version)
+    except OSError:  # another process was faster
+        shutil.rmtree(unfinished)
+    for old in copies.iterdir():
+        if old.name.split(".")[0] != version:  # a process that has it open keeps its content
+            shutil.rmtree(old, ignore_errors=True)
+    return copies / version
+
+
+def upload(folder: Path, url: str, last: str) -> None:
+    """Copy the files directly in a local folder to a store.
+
+    Args:
+        folder: The local folder.
+        url: The URL of the folder on the store.
+        last: The name of the file to write last, which marks the others as complete.
+
+    Raises:
+        UserError: The store refuses a file.
+    """
+    files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
+    for path in sorted(files, key=lambda path: (path.name == last, path.name)):
+        target = f"{url.rstrip('/')}/{path.name}"
+        try:
+            patiently(functools.partial(remote.write, target, path))
+        except OSError as error:
+            reason = shown(reason_of(error))
+            raise UserError(f"{shown(target)} cannot be written: {reason}; use --out") from error

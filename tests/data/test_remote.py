@@ -1,0 +1,134 @@
+"""Object stores: the same data as on a disk, without a network, through a store in memory."""
+
+import numpy as np
+import pytest
+
+from can_jax.data.index.build import build_index
+from can_jax.data.index.examine import Plan
+from can_jax.data.pipeline import chunks
+from can_jax.data.pipeline.training_loader import host_batches
+from can_jax.data.sources.folder import open_folder
+from can_jax.data.sources.registry import open_source
+from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
+from can_jax.data.storage import remote
+from can_jax.data.storage.disk_cache import DiskCache
+from can_jax.data.storage.find import find_shards
+from can_jax.data.storage.mirror import mirrored, upload
+from can_jax.utils.errors import UserError
+from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
+from tests.helpers.configs import small_config
+
+obstore = pytest.importorskip("obstore")
+RNG = np.random.default_rng(0)
+CONTENTS = [encode(random_image(RNG, 12, 14)) for _ in range(6)]
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Return a function that copies a folder into a new bucket, and returns its URL."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def copied(folder, bucket=tmp_path.name):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                inside = path.relative_to(folder)
+                remote.write(f"memory://{bucket}/data/{inside}", path.read_bytes())
+        return f"memory://{bucket}/data"
+
+    return copied
+
+
+def read_all(source):
+    images, labels = source.read(np.arange(source.examples))
+    return images, labels.tolist()
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_shards_and_their_index_on_a_store(tmp_path, store, kind):
+    suffix, write, opener = {
+        "tfrecord": ("tfrecord", write_tfrecord, open_tfrecord),
+        "webdataset": ("tar", write_webdataset, open_webdataset),
+    }[kind]
+    for i, part in enumerate((CONTENTS[:4], CONTENTS[4:])):
+        write(tmp_path / "data" / f"x-train-{i}.{suffix}", part, [7] * len(part))
+    root = store(tmp_path / "data")
+    local = read_all(opener(str(tmp_path / "data"), "train"))
+    for pattern in ("", f"/x-train-*.{suffix}", f"/x-train-{{0..1}}.{suffix}", "/**/x-*[01].*"):
+        assert read_all(opener(root + pattern, "train")) == local
+    names = locate_shards(kind, root, "train")[1]
+    build_index(Plan(kind, root, "none"), names, tmp_path / "index", workers=1)
+    upload(tmp_path / "index", f"{root}/.can_jax_index/train", "index.json")
+    opened = opener(root, "train")
+    assert read_all(opened) == local and opened.table.digest is not None
+    remote.write(f"{root}/x-train-0.{suffix}", b"another")
+    with pytest.raises(UserError, match="is older than"):
+        opener(root, "train")
+
+
+def test_folders_of_images_on_a_store(tmp_path, store):
+    for i, content in enumerate(CONTENTS):
+        path = tmp_path / "data" / ("train", "val")[i % 2] / f"class {i % 3}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "data" / "LICENSE").write_text("text")
+    root = store(tmp_path / "data")
+    for split in ("train", "val"):
+        local, there = (open_folder(place, split) for place in (str(tmp_path / "data"), root))
+        assert read_all(there) == read_all(local)
+        assert there.label_names == local.label_names
+    with pytest.raises(UserError, match="no folder .* for the split 'test'"):
+        open_folder(root, "test")
+
+
+def test_batches_from_a_store_and_its_cache_are_those_from_a_disk(tmp_path, store, monkeypatch):
+    write_webdataset(tmp_path / "data" / "train-0.tar", [*CONTENTS, b"no image"])
+    root = store(tmp_path / "data")
+
+    def rows(path, **options):
+        config = small_config()
+        config.data.update({"source": "webdataset", "path": path, **options})
+        source = open_source(config.data, "train")
+        dataset = host_batches(config, source, (0, 5), np.arange(8))
+        return list(chunks.elements(dataset)), source
+
+    expected, _ = rows(str(tmp_path / "data"))
+    cache = {"disk_cache": str(tmp_path / "kept"), "disk_cache_gb": 1.0}
+    for options in ({}, cache, cache):
+        got, source = rows(root, **options)
+        for batch, other in zip(got, expected, strict=True):
+            assert all(np.array_equal(batch[key], other[key]) for key in batch)
+    monkeypatch.setattr(remote, "read_range", None)  # any use of it fails
+    assert read_all(source)[0] == [*CONTENTS, b"no image"]
+    half = DiskCache(str(tmp_path), 500, 1000, "x")
+    assert 40 < sum(half.path(i) is not None for i in range(100)) < 60
+
+
+def test_ranges_at_the_end_of_an_object_and_missing_objects(store):
+    remote.write("memory://ranges/x", b"0123456789")
+    assert remote.read_range("memory://ranges/x", 8, 5) == b"89"
+    assert remote.read_range("memory://ranges/x", 10, 5) == b""
+    assert remote.read_range("memory://ranges/x", 3, -1) == b"3456789"
+    with pytest.raises(ValueError, match="more than 9"):
+        remote.read_range("memory://ranges/x", 0, -1, most=9)
+    with pytest.raises(FileNotFoundError):
+        remote.size("memory://ranges/y")
+
+
+def test_stores_that_cannot_be_read_are_one_line():
+    for url, message in (
+        ("ftp://host/{split}-*.tar", "ftp:// cannot be read; supported are gs://, s3://"),
+        ("hf://user/name/x.tar", "give hf://datasets/USER/NAME/PATH"),
+        ("https://host/x-*.tar", "does not list its files; name them by a range"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_shards(url, "train", "tar")
+
+
+def test_a_mirror_follows_its_folder(tmp_path, store):
+    url = "memory://mirror/index"
+    remote.write(f"{url}/a.npy", b"one")
+    first = mirrored(url)
+    assert (first / "a.npy").read_bytes() == b"one" and mirrored(url) == first
+    remote.write(f"{url}/a.npy", b"two")
+    second = mirrored(url)
+    assert (second / "a.npy").read_bytes() == b"two" and not first.exists()
