@@ -17,6 +17,9 @@ OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry("op
 # The keys of the config block `optimizer`, and the parameters of optax that they set.
 PARAMETERS = {"beta1": "b1", "beta2": "b2", "epsilon": "eps", "moment_dtype": "mu_dtype"}
 MASKS = ("mask", "weight_decay_mask")
+# Optimizers whose moments and updates are finite if the gradient's norm is: moments are means of
+# gradients or of their squares, and no element of an update exceeds 1 / sqrt(1 - beta2).
+BOUNDED = ("adamw", "lion")
 
 
 @OPTIMIZERS.register("adamw")
@@ -43,6 +46,15 @@ def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | N
         if inspect.isfunction(function) and "learning_rate" in parameters_of(function):
             return function
     return None
+
+
+def is_bounded(settings: Any) -> bool:
+    """Return whether the selected optimizer turns finite gradients into finite updates.
+
+    Args:
+        settings: The config block ``optimizer``.
+    """
+    return settings.name in BOUNDED and not settings.options
 
 
 def unknown_optimizer(name: str) -> UserError:

@@ -17,6 +17,7 @@ from can_jax.distributed.mesh import batch_sharding, replicated
 from can_jax.distributed.sharding_rules import shardings, splits_state
 from can_jax.models import can
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
+from can_jax.optimizers.transforms import is_bounded
 from can_jax.train.compute_copy import compute_copy, compute_types, stored_gradients
 from can_jax.train.losses import (
     Metrics,
@@ -28,6 +29,8 @@ from can_jax.train.losses import (
     random_streams,
 )
 from can_jax.train.microbatches import accumulate_gradients
+
+LARGEST_RATE = 1e30  # The updates of larger learning rates can overflow.
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +56,13 @@ class TrainState:
     skipped: Tree
 
     def updated(
-        self, finite: Array, parameters: Tree, batch_stats: Tree, optimizer: Tree
+        self,
+        finite: Array,
+        parameters: Tree,
+        batch_stats: Tree,
+        optimizer: Tree,
+        *,
+        bounded: bool = False,
     ) -> "TrainState":
         """Return the state after a step; an update with a value that is not finite is skipped.
 
@@ -61,12 +70,14 @@ class TrainState:
         So the results of the update are checked, too.
 
         Args:
-            finite: Whether the loss and the gradient are finite.
+            finite: Whether the loss and the norm of the gradient are finite.
             parameters: The updated parameters.
             batch_stats: The updated running statistics.
             optimizer: The updated state of the optimizer.
+            bounded: Whether the update of a finite gradient is finite, so that parameters and
+                optimizer need no pass over all their values.
         """
-        finite &= all_finite((parameters, batch_stats, optimizer))
+        finite &= all_finite(batch_stats if bounded else (parameters, batch_stats, optimizer))
         return TrainState(
             step=self.step + 1,
             parameters=select(finite, parameters, self.parameters),
@@ -174,7 +185,11 @@ class Step:
 
         gradient_norm = optax.global_norm(outputs.gradients)
         finite = jnp.isfinite(outputs.total) & jnp.isfinite(gradient_norm)
-        new = state.updated(finite, updated, outputs.batch_stats, optimizer)
+        finite &= jnp.abs(rate) < LARGEST_RATE  # also false for nan
+        new = state.updated(
+            finite, updated, outputs.batch_stats, optimizer,
+            bounded=is_bounded(self.config.optimizer),
+        )  # fmt: skip
         metrics = outputs.metrics | {
             "learning_rate": rate,
             "grad_norm": gradient_norm,

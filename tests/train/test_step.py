@@ -20,8 +20,9 @@ from can_jax.models.can import CAN, Forward, grid_of, has_noise_output
 from can_jax.models.masking import unpatchify
 from can_jax.models.patch_embed import embedding_kind, fixed_map
 from can_jax.objectives import contrastive
+from can_jax.optimizers.transforms import is_bounded
 from can_jax.train.losses import Inputs, forward, losses, prepare
-from can_jax.train.step import abstract_state, compile_train_step, gradients, make_step
+from can_jax.train.step import TrainState, abstract_state, compile_train_step, gradients, make_step
 from can_jax.weights.torch_layout import to_torch
 from tests.helpers import oracle
 from tests.helpers.configs import COLOURS, small_config
@@ -387,6 +388,25 @@ def test_update_that_ends_in_what_is_not_finite_is_left_out(compiled_step):
     new, metrics = train(state, batch)
     assert np.isfinite(metrics["loss/total"]) and np.isfinite(metrics["grad_norm"])
     assert_skipped(state, new, metrics)
+
+
+@pytest.mark.parametrize("bounded", [False, True])
+def test_updates_are_checked_unless_the_optimizer_is_bounded(bounded):
+    old = TrainState(jnp.int32(3), jnp.ones(2), jnp.ones(2), jnp.ones(2), jnp.int32(0))
+    given = jnp.array([1.0, jnp.inf]), jnp.zeros(2), jnp.zeros(2)
+    new = old.updated(jnp.array(True), *given, bounded=bounded)
+    assert new.skipped == (not bounded) and new.step == 4
+    np.testing.assert_array_equal(new.parameters, given[0] if bounded else old.parameters)
+    spoilt = old.updated(jnp.array(True), jnp.ones(2), given[0], jnp.ones(2), bounded=bounded)
+    assert spoilt.skipped == 1  # the running statistics are always checked
+
+
+def test_only_known_optimizers_are_bounded():
+    names = {"adamw": True, "lion": True, "sgd": False}
+    for name, expected in names.items():
+        assert is_bounded(small_config(optimizer__name=name).optimizer) is expected
+    changed = small_config(optimizer__options=(("eps_root", 1e-8),)).optimizer
+    assert not is_bounded(changed)
 
 
 def koleo(arrays):
