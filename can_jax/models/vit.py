@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Key
 
 from can_jax.distributed.mesh import constrain_batch_sharding, platform
@@ -14,11 +14,15 @@ from can_jax.models.ops import (
     attend,
     attend_on_gpu,
     attend_on_tpu,
+    attention_kernel,
     compiles_as_loop,
     gelu,
     linear_product,
+    unfused,
 )
 from can_jax.models.variant import LAYER_NORM_EPS, PLAIN, Variant
+
+BIASES = tuple((layer, "bias") for layer in ("qkv", "out", "expand", "contract"))
 
 # The values of a block that are saved for the backward pass, which recomputes the others.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -37,7 +41,17 @@ class Linear(nnx.Linear):
 
     def __init__(self, inputs: int, outputs: int, *, zero: bool = False, **options: Any):
         init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
-        super().__init__(inputs, outputs, kernel_init=init, dot_general=linear_product, **options)
+        super().__init__(inputs, outputs, kernel_init=init, **options)
+
+    def __call__(
+        self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
+    ) -> Float[Array, "*batch outputs"]:
+        """Apply the layer; its bias may be that of each row, from `biases_by_row`."""
+        bias = None if self.bias is None else self.bias[...]
+        given = (inputs, self.kernel[...], bias)
+        inputs, kernel, bias = self.promote_dtype(given, dtype=self.dtype)
+        product = linear_product(inputs, kernel)
+        return product if bias is None else product + bias
 
 
 def layer_norm(
@@ -100,18 +114,30 @@ class Attention(nnx.Module):
             self.query_norm = layer_norm(width // heads, variant.epsilon, **options)
             self.key_norm = layer_norm(width // heads, variant.epsilon, **options)
 
-    def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
-        """Attend from every token to all tokens of its row."""
+    def __call__(
+        self, x: Float[Array, "rows tokens width"], tokens: int | None = None
+    ) -> Float[Array, "rows tokens width"]:
+        """Attend from every token to all tokens of its row.
+
+        Args:
+            x: The tokens.
+            tokens: The number of first tokens that are not padding; None for all.
+        """
         if platform() == "tpu":
-            return self._merge_heads(attend_on_tpu(*self._normalize(*self._project(x, "rhtd"))))
+            return self._merge_heads(attend_on_tpu(*self._normalize(*self._project(x))))
         if platform() == "gpu":
-            query, key, value = self._normalize(*self._project(x, "rthd"))
-            attended = attend_on_gpu(query, key, value, self.kernel)
+            query, key, value = self._normalize(*self._project_at_once(x))
+            attended = attend_on_gpu(query, key, value, self.kernel, tokens)
         else:
             qkv = self.qkv(x.reshape(-1, x.shape[-1]))
             parts = (qkv[:, i].reshape(*x.shape[:2], *qkv.shape[2:]) for i in range(3))
             attended = attend(*self._normalize(*parts))
         return self.out(attended.reshape(x.shape))
+
+    def computed_by(self) -> str:
+        """Return the implementation of attention for the target devices of the compilation."""
+        width = self.qkv.kernel.shape[-1]
+        return attention_kernel(self.kernel, self.qkv.dtype, width)
 
     def _normalize(self, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
         """Normalize queries and keys over the width of a head, if the variant has these norms."""
@@ -119,18 +145,33 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         return query, key, value
 
-    def _project(self, x: Array, axes: str) -> Iterator[Array]:
-        """Yield query, key and value, each in the layout in which accelerators use it.
+    def _project(self, x: Array) -> Iterator[Array]:
+        """Yield query, key and value with heads before tokens, the layout in which TPUs use them.
 
         The axes are r(ow), t(oken), h(ead), d(imension). One product for the three is faster, but
         then each of them is copied.
         """
-        dtype = self.qkv.dtype
-        assert self.qkv.bias is not None
-        kernel, bias = (p[...].astype(dtype) for p in (self.qkv.kernel, self.qkv.bias))
+        kernel, bias = self._qkv_parameters()
         for i in range(3):
-            offset = bias[i, :, None] if axes == "rhtd" else bias[i]
-            yield jnp.einsum(f"rtw,whd->{axes}", x.astype(dtype), kernel[:, i]) + offset
+            product = jnp.einsum("rtw,whd->rhtd", x.astype(kernel.dtype), kernel[:, i])
+            yield product + bias[i, :, None]
+
+    def _project_at_once(self, x: Array) -> Iterator[Array]:
+        """Yield query, key and value with tokens before heads, from one product, as GPUs do best.
+
+        cuDNN's kernel needs a copy of each; one kernel makes all three.
+        """
+        kernel, bias = self._qkv_parameters()
+        product = jnp.einsum("rtw,wihd->rtihd", x.astype(kernel.dtype), kernel)
+        product = unfused(product) + bias
+        for i in range(3):
+            yield product[:, :, i]
+
+    def _qkv_parameters(self) -> tuple[Array, Array]:
+        """Return the kernel and the bias in the type of the computation."""
+        assert self.qkv.bias is not None
+        kernel, bias = (p[...].astype(self.qkv.dtype) for p in (self.qkv.kernel, self.qkv.bias))
+        return kernel, bias
 
     def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
         """Apply the output layer to heads that precede the tokens, without moving them."""
@@ -179,15 +220,19 @@ class Block(nnx.Module):
             self.attention_scale, self.mlp_scale = nnx.Param(factors), nnx.Param(factors)
 
     def __call__(
-        self, x: Float[Array, "rows tokens width"], drop: Float[Array, "rows 2"] | None = None
+        self,
+        x: Float[Array, "rows tokens width"],
+        drop: Float[Array, "rows 2"] | None = None,
+        tokens: int | None = None,
     ) -> Float[Array, "rows tokens width"]:
         """Add attention, then the MLP, each to its input.
 
         Args:
             x: The residual stream.
             drop: The factor of each row's attention and MLP branch, from `drop_path`; None for 1.
+            tokens: The number of first tokens that are not padding; None for all.
         """
-        attended = self.attention(self.attention_norm(x)).astype(x.dtype)
+        attended = self.attention(self.attention_norm(x), tokens).astype(x.dtype)
         if self.scaled:
             attended = attended * self.attention_scale[...].astype(x.dtype)
         x = x + (attended if drop is None else attended * drop[:, :1, None].astype(x.dtype))
@@ -195,6 +240,37 @@ class Block(nnx.Module):
         if self.scaled:
             computed = computed * self.mlp_scale[...].astype(x.dtype)
         return x + (computed if drop is None else computed * drop[:, 1:, None].astype(x.dtype))
+
+
+def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
+    """Split the parameters of blocks into others, and biases of linear layers repeated by row.
+
+    A bias is added to all tokens, and XLA's GPU compiler sums its gradient over them in two kernels
+    a layer. By row, the first sum is part of the kernel that computes the gradient, and the second
+    one is taken once for all layers.
+
+    Args:
+        layers: The parameters of all blocks, with a leading layer axis.
+        rows: The number of rows, which is symbolic in an export.
+
+    Returns:
+        The other parameters, and the biases with two more axes after the layer axis: rows, and 1
+            for the tokens.
+    """
+    flat = traverse_util.flatten_dict(layers)
+    biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}
+    whole = constrain_parameters(traverse_util.unflatten_dict(biases))  # They are small.
+    repeated = jax.tree.map(
+        lambda bias: jnp.broadcast_to(bias[:, None, None], (len(bias), rows, 1, *bias.shape[1:])),
+        whole,
+    )
+    return traverse_util.unflatten_dict(flat), repeated
+
+
+def merged(first: Any, second: Any) -> Any:
+    """Return one nested dict of two that share no path."""
+    flat = map(traverse_util.flatten_dict, (first, second))
+    return traverse_util.unflatten_dict({**next(flat), **next(flat)})
 
 
 class Blocks(nnx.Module):
@@ -243,20 +319,27 @@ class Blocks(nnx.Module):
             x: The residual stream.
             drop: The factors of each block's branches, from `drop_path`; None for 1.
         """
+        attention, tokens = self.layers.attention, None
+        if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # which takes even numbers only
+            tokens, x = x.shape[1], jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         block, state = nnx.split(self.layers)
         layers = nnx.to_pure_dict(state)
         scan = compiles_as_loop(self.scan)
+        by_row: Any = {}
+        if platform() == "gpu" and not scan:
+            layers, by_row = biases_by_row(layers, x.shape[0])
 
-        def apply(x: Array, layer: tuple[Any, Any]) -> tuple[Array, None]:
-            state, drop = layer
+        def apply(x: Array, layer: tuple[Any, Any, Any]) -> tuple[Array, None]:
+            state, by_row, drop = layer
             # Parameters that are split over all devices are gathered here, beside earlier layers.
-            state = constrain_parameters(state, stacked=False)
-            return constrain_batch_sharding(nnx.merge(block, state)(x, drop)), None
+            state = merged(constrain_parameters(state, stacked=False), by_row)
+            return constrain_batch_sharding(nnx.merge(block, state)(x, drop, tokens)), None
 
         if (policy := REMAT_POLICIES[self.remat]) is not None:
             apply = jax.checkpoint(apply, policy=policy, prevent_cse=not scan)
-        x, _ = jax.lax.scan(apply, x, (layers, drop), unroll=1 if scan else self.depth)
-        return x
+        inputs = (layers, by_row, drop)
+        x, _ = jax.lax.scan(apply, x, inputs, unroll=1 if scan else self.depth)
+        return x[:, :tokens]
 
 
 class Transformer(nnx.Module):

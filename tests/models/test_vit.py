@@ -56,10 +56,20 @@ def test_every_way_to_run_the_blocks_gives_the_same(parameters, expected, scan, 
         assert np.ptp(b) > 0
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_forms_for_accelerators_compute_the_same(parameters, expected, platform, monkeypatch):
+@pytest.mark.parametrize(("platform", "kernel"), [("gpu", "xla"), ("gpu", "cudnn"), ("tpu", "xla")])
+def test_forms_for_accelerators_compute_the_same(
+    parameters, expected, platform, kernel, monkeypatch
+):
     for module in (ops, vit):
         monkeypatch.setattr(module, "platform", lambda: platform)
+        monkeypatch.setattr(module, "attention_kernel", lambda *_: kernel)
+    attention = jax.nn.dot_product_attention
+
+    def without_gpu(query, *arrays, implementation, **lengths):
+        assert implementation == "cudnn" and query.shape[1] % 2 == 0  # as cuDNN demands
+        return attention(query, *arrays, **lengths)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_gpu)
     monkeypatch.setattr(ops, "TPU_LOGITS_BYTES", 1)  # Attend to each head by itself.
     value, gradient = value_and_gradient(parameters, scan="auto")
     assert float(value) == pytest.approx(float(expected[0]), rel=1e-5)
