@@ -66,9 +66,7 @@ DATA: Table = {
         unit="pixels", required=True,
     ),
     "channels": Key(3, Whole(1, 8), "The number of channels of each image."),
-    "shapes_count": Key(
-        8192, COUNT, "The number of training images of the source `shapes`.", unit="images"
-    ),
+    "shapes_count": Key(8192, COUNT, "The number of images of the source `shapes`.", unit="images"),
     "image_key": Key("image/encoded", Text(), "The TFRecord feature that holds the encoded image."),
     "label_key": Key("image/class/label", Text(), "The TFRecord feature that holds the label."),
     "mixture": Key(
@@ -77,9 +75,7 @@ DATA: Table = {
                 tuple),
         "The parts of the source `mixture`.",
     ),
-    "options": Key(
-        (), OPTIONS, "The options of a registered source, which its function reads."
-    ),
+    "options": Key((), OPTIONS, "The options of a registered source, which its function reads."),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),
