@@ -1,10 +1,22 @@
 """The table of all keys that a recipe can set: default, allowed values, meaning and unit."""
 
 import functools
-from typing import Any
 
 from can_jax import objectives
 from can_jax.config.image_settings import RANGE, SIZE, is_range
+from can_jax.config.kinds import (
+    AUTO,
+    AUTO_OR_SWITCH,
+    AXIS,
+    COUNT,
+    MOST,
+    OPTIONS,
+    OR_NEVER,
+    SCALES,
+    SHARE,
+    STRENGTH,
+    are_blocks,
+)
 from can_jax.data.sources.registry import SOURCES
 from can_jax.models.backbones import BACKBONES, SIZES
 from can_jax.models.can import LEVEL_TOKENS
@@ -12,48 +24,6 @@ from can_jax.models.ops import ATTENTION
 from can_jax.models.patch_embed import PATCH_EMBEDS
 from can_jax.models.vit import REMAT_POLICIES
 from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
-
-MOST = 2**31 - 1  # the largest int32, the integers of the device
-COUNT = Whole(1, MOST)
-OR_NEVER = Whole(0, MOST)
-SHARE = Number(0, 1)
-STRENGTH = Number(0, 100)
-AXIS = Whole(1, 2**20, also=(-1,))
-
-
-def are_blocks(value: Any) -> bool:
-    """Return whether a value is a sequence of dicts."""
-    return isinstance(value, tuple | list) and all(isinstance(part, dict) for part in value)
-
-
-def _is_scale(value: Any) -> bool:
-    """Return whether a value is a (pattern, factor) pair."""
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        return False
-    return Text().accepts(value[0]) and Number(0, 1000).accepts(value[1])
-
-
-SCALES = Several(
-    Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
-)
-
-
-def _are_options(value: Any) -> bool:
-    """Return whether a value is a sequence of (name, value) pairs with distinct names."""
-    if not isinstance(value, tuple | list):
-        return False
-    pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
-    return pairs and all(isinstance(name, str) and name.isidentifier() for name, _ in value)
-
-
-OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
-
-# Keys whose value depends on the devices keep `auto` in a stored configuration, so that a run can
-# be resumed, evaluated and loaded on others.
-AUTO = "auto"
-AUTO_OR_SWITCH = Special(
-    "auto, True or False", lambda value: value == AUTO or isinstance(value, bool)
-)
 
 # The meaning of an optional key without a default states the behavior if it is not set.
 DATA: Table = {
@@ -117,7 +87,7 @@ AUGMENT: Table = {
     ),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
-    "brightness": Key(0.4, STRENGTH, "Brightness factors are drawn from [max(0, 1 - s), 1 + s]."),
+    "brightness": Key(0.4, STRENGTH, "Strength s: a factor from [max(0, 1 - s), 1 + s] is drawn."),
     "contrast": Key(0.4, STRENGTH, "Contrast factors, drawn like those of `brightness`."),
     "saturation": Key(0.4, STRENGTH, "Saturation factors, drawn like those of `brightness`."),
     "hue": Key(0.1, Number(0, 0.5), "Hue shifts are drawn from [-s, s].", unit="turns"),
@@ -224,7 +194,7 @@ OPTIMIZER: Table = {
     "freeze": Key((), Several(Text()), "Patterns of the paths of parameters that are not trained."),
     "warmup_share": Key(
         0.05, Number(0, below=1),
-        "The length of the linear warm-up as a fraction of the run; overridden by the next three.",
+        "The length of the linear warm-up as a fraction of the run. Only one warmup_* can be set.",
         optional=True, before=None,
     ),
     "warmup_steps": Key(None, OR_NEVER, "The length of the warm-up.", unit="steps"),

@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from can_jax.config.defaults import COUNT, DATA, HEADS, MESH, MODEL
+from can_jax.config.defaults import DATA, HEADS, MESH, MODEL
+from can_jax.config.kinds import COUNT
 from can_jax.config.resolve import as_range, as_size, expand_paths
 from can_jax.config.validate import check, check_data
 from can_jax.models.can import POOLS

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from can_jax.config.defaults import COUNT, DATA
+from can_jax.config.defaults import DATA
+from can_jax.config.kinds import COUNT
 from can_jax.config.resolve import as_range
 from can_jax.config.validate import check, check_source
 from can_jax.data.sources.registry import SOURCES

@@ -12,7 +12,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from can_jax.checkpoint.identity import Identity
-from can_jax.config.defaults import COUNT, MODEL, RECIPE
+from can_jax.config.defaults import MODEL, RECIPE
+from can_jax.config.kinds import COUNT
 from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_refused
 from can_jax.config.validate import check, check_rates
 from can_jax.data.evaluation.examples import EvaluationSet

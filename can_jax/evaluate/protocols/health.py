@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from can_jax.augment.photometric import Photometric, augment, to_float
-from can_jax.config.defaults import COUNT
+from can_jax.config.kinds import COUNT
 from can_jax.data.evaluation.examples import spread
 from can_jax.data.pipeline.training_loader import TrainingLoader
 from can_jax.data.sources.registry import open_source

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from can_jax.config.defaults import COUNT
+from can_jax.config.kinds import COUNT
 from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
 from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, both, held_out
 from can_jax.features.knn import nearest, vote

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from can_jax.config.defaults import COUNT
+from can_jax.config.kinds import COUNT
 from can_jax.config.pretrained import FEATURES
 from can_jax.evaluate.protocols.base import FACTOR, RATE, EvalProtocol
 from can_jax.evaluate.split_features import Split

@@ -1,0 +1,47 @@
+"""Kinds of values that several keys of a configuration take."""
+
+from typing import Any
+
+from can_jax.utils.settings import Number, Several, Special, Text, Whole
+
+MOST = 2**31 - 1  # the largest int32, the integers of the device
+COUNT = Whole(1, MOST)
+OR_NEVER = Whole(0, MOST)
+SHARE = Number(0, 1)
+STRENGTH = Number(0, 100)
+AXIS = Whole(1, 2**20, also=(-1,))
+
+
+def are_blocks(value: Any) -> bool:
+    """Return whether a value is a sequence of dicts."""
+    return isinstance(value, tuple | list) and all(isinstance(part, dict) for part in value)
+
+
+def _is_scale(value: Any) -> bool:
+    """Return whether a value is a (pattern, factor) pair."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        return False
+    return Text().accepts(value[0]) and Number(0, 1000).accepts(value[1])
+
+
+SCALES = Several(
+    Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
+)
+
+
+def _are_options(value: Any) -> bool:
+    """Return whether a value is a sequence of (name, value) pairs with distinct names."""
+    if not isinstance(value, tuple | list):
+        return False
+    pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
+    return pairs and all(isinstance(name, str) and name.isidentifier() for name, _ in value)
+
+
+OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
+
+# Keys whose value depends on the devices keep `auto` in a stored configuration, so that a run can
+# be resumed, evaluated and loaded on others.
+AUTO = "auto"
+AUTO_OR_SWITCH = Special(
+    "auto, True or False", lambda value: value == AUTO or isinstance(value, bool)
+)
