@@ -172,7 +172,7 @@ def make_cell(
 
 
 class Training:
-    """The training of a cell, epoch by epoch.
+    """The training of one configuration with all its seeds in parallel, epoch by epoch.
 
     Args:
         cell: The cell.

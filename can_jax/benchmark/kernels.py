@@ -103,14 +103,15 @@ def measure_kernels(
     An implementation that the device does not support gets an error message instead of a time.
 
     Args:
-        shapes: The sizes of the tokens, by name.
+        shapes: The shapes of the inputs, by label, such as ``encoder``.
         rounds: The number of turns.
         repeats: The number of executions of a turn.
 
     Yields:
-        The name of the operation with its sizes, and for each implementation the median
-            ``milliseconds``, and the ``error``: its largest deviation from float32, relative to
-            the largest value of the output and of each gradient.
+        The operation with the label of its shape, such as ``attention, encoder``; and for each
+            implementation a dict with ``unsupported``, or with two values: the median
+            ``milliseconds``, and ``error``, the largest deviation from float32 relative to the
+            largest value of the output and of each gradient.
     """
     for place, shape in shapes.items():
         for name, implementations, wide, inputs in operations(shape):

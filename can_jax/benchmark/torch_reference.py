@@ -1,8 +1,8 @@
 """CAN in idiomatic PyTorch: the baseline for speed, and a reference for the mathematics.
 
 Parameters have MAE's names and layouts, so a state dict is a file of weights that `can_jax.weights`
-reads. Scaled-dot-product attention, autocast to bfloat16, a fused AdamW and `torch.compile` are
-used where they work.
+reads. It uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to bfloat16 and
+`torch.compile` are options.
 """
 
 import math

@@ -306,7 +306,7 @@ class Checkpointer:
         except Exception as error:  # Orbax raises errors of any kind
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{one_line(error)[:300]}. Nothing was changed"
+                f"{one_line(error)[:300]}. To use the one before, move it out of this folder"
             ) from error
         return restored.state, restored.run
 

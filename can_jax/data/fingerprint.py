@@ -16,7 +16,7 @@ WORDS = {
     "places": "examples at other offsets in the files",
     "labels": "other labels",
     "content": "other content",
-    "weights": "other weights of the parts",
+    "weights": "other sampling weights of the mixture",
 }
 
 

@@ -277,7 +277,7 @@ class Blocks(nnx.Module):
     """A stack of ``depth`` blocks, whose parameters share a leading layer axis.
 
     ``scan=True`` compiles a single block and loops over it, for short compile times. ``scan=False``
-    unrolls the loop, which leaves the compiler more freedom; ``"auto"`` does so on accelerators.
+    unrolls it, so that XLA can optimize across blocks. ``"auto"`` unrolls on accelerators.
     Results and checkpoints are the same.
     """
 

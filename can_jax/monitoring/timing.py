@@ -83,7 +83,7 @@ class Startup:
 
 
 class StepClock:
-    """A clock that measures windows of steps.
+    """A clock that times groups of consecutive steps, pauses excluded.
 
     Attributes:
         all_paused: The seconds of all pauses so far.

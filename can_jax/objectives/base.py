@@ -76,7 +76,7 @@ class Objective:
             layer of `flax.nnx` takes. None for an objective without parameters.
         head_name: The name of the head among the parameters; ``NAME_head`` by default.
         relates_rows: Whether the loss compares rows with each other, so that it is not a mean over
-            microbatches. It can then read the fields of `OF_WHOLE_BATCH` only.
+            microbatches. Then ``reads`` may hold fields of `OF_WHOLE_BATCH` only.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images in a batch or microbatch.
         needs_labels: A function of the config block; whether the data must have labels.

@@ -78,7 +78,7 @@ def learning_rate_schedule(
         peak: The learning rate at the end of the warm-up.
         warmup_steps: The number of steps from 0 to ``peak``.
         total_steps: The last step of the run; the cosine reaches 0 there.
-        settings: The config block ``schedule``; a cosine if it is None.
+        settings: The config block ``schedule``; None selects cosine decay.
 
     Raises:
         UserError: There is no such schedule, it does not take the options, or it returns no finite

@@ -38,15 +38,22 @@ def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
 
 
 def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each value outside of its reference range. Other steps are skipped."""
+    """Return a line for each value outside its reference range.
+
+    Values at steps without a range are ignored. A value that was not finite, which metrics.jsonl
+    stores as null, is outside.
+    """
     violations = []
     for line in run:
         for metric, by_step in ranges.items():
-            low, high = by_step.get(str(line["step"]), (-float("inf"), float("inf")))
-            if metric in line and not low <= line[metric] <= high:
-                location = f"{metric} at step {line['step']}"
+            if metric not in line or str(line["step"]) not in by_step:
+                continue
+            (low, high), value = by_step[str(line["step"])], line[metric]
+            if value is None or not low <= value <= high:
+                found = "not finite" if value is None else f"{value:.4g}"
                 violations.append(
-                    f"{location} is {line[metric]:.4g}, not within {low:.4g} and {high:.4g}"
+                    f"{metric} at step {line['step']} is {found}, not within {low:.4g} and "
+                    f"{high:.4g}"
                 )
     return violations
 

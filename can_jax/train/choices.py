@@ -87,7 +87,11 @@ def choose(
         take("model.dtype", "float32", f"{devices.kind}: {slow}")
     if config.total_minutes is not None:
         minutes = round(min(30.0, max(config.total_minutes / 20, 0.5)), 2)
-        take("checkpoint.every_minutes", minutes, "a kill loses a twentieth of the time at most")
+        take(
+            "checkpoint.every_minutes",
+            minutes,
+            "an interrupted run loses at most 5 % of its time, or half a minute",
+        )
         warm = [key for key in ("steps", "epochs", "examples") if config.optimizer[f"warmup_{key}"]]
         for unit in warm:
             take(f"optimizer.warmup_{unit}", None, "a share of the time replaces it")

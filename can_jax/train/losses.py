@@ -195,7 +195,7 @@ def losses(
 
     Args:
         config: The resolved configuration.
-        model: The network, whose remaining heads the objectives run on the outputs.
+        model: The network. Each objective applies its own head to the outputs.
         outputs: The outputs of the network.
         inputs: The inputs of the network.
         settings: The settings of the objectives to compute; those of the configuration by default.

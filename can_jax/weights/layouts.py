@@ -242,7 +242,9 @@ def layout_of(arrays: Arrays) -> str | None:
 
 
 def to_mae(arrays: Arrays) -> Arrays:
-    """Convert arrays of any known layout to MAE's names. Unknown arrays keep their names.
+    """Convert arrays of a known layout, such as big_vision's, to MAE's names and shapes.
+
+    Unknown arrays keep their names, in big_vision's layout without the prefix `params/`.
 
     Raises:
         UserError: An array that the layout requires is missing, or has another number of axes.

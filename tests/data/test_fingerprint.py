@@ -125,7 +125,7 @@ def test_arrays_and_mixtures():
     assert differences(before, same) == []
     for parts, weights, phrases in [
         ([arrays(), arrays(2)], (1.0, 2.0), ["part 1: other content"]),
-        ([arrays(), arrays(1)], (1.0, 3.0), ["other weights of the parts"]),
+        ([arrays(), arrays(1)], (1.0, 3.0), ["other sampling weights of the mixture"]),
         ([arrays()], (1.0,), ["1 parts instead of 2"]),
     ]:
         assert differences(before, MixtureSource(parts, weights).fingerprint()) == phrases

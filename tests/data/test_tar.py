@@ -116,7 +116,7 @@ def test_labels_of_other_names_in_a_group_are_counted(tmp_path):
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert examples == [(b"a0", -1), (b"a2", 5), (b"c", 1)] == streamed
     assert found.unused == {
-        ".cls without an image beside it": 1, "second labels of an example": 1
+        ".cls without an image beside it": 1, "extra labels of an image": 1
     }  # fmt: skip
 
 

@@ -23,6 +23,8 @@ def test_bands_hold_their_runs_and_not_one_that_fails():
     assert len(rest) == 2
     assert line == "loss/contrastive at step 0 is 6, not within 4.481 and 5.718"
     assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
+    (line,) = outside(bands, [{"step": 10, "loss/contrastive": None}])
+    assert line == "loss/contrastive at step 10 is not finite, not within 3.583 and 4.617"
 
 
 def test_command(tmp_path):

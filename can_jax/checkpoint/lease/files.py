@@ -71,7 +71,7 @@ class DiskFiles:
         self._lock: Any = None
 
     def read(self, name: str) -> str | None:
-        """See `Files`. On NFS, opening the file revalidates it with the server."""
+        """See `Files`. On NFS, opening the file asks the server, so no stale text is read."""
         try:
             return (self._folder / name).read_text(errors="replace")
         except FileNotFoundError:

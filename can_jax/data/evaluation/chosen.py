@@ -113,11 +113,11 @@ def choose_and_hold_out(
 
 
 def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
-    """Return the classes of a training source, and whether the list is certain to be complete.
+    """Return the classes of a source, and whether the list is certain to be complete.
 
     Args:
-        chosen: The training examples.
-        count: The number of training examples requested; None for all.
+        chosen: The chosen examples of the source.
+        count: The number of examples requested; None for all.
 
     Raises:
         UserError: A label exceeds the list of class names.

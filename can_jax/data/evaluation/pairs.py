@@ -248,7 +248,8 @@ def open_part(
         called: The name of the split as it appears in messages.
 
     Returns:
-        The selected examples, and a phrase that counts and names the classes without examples.
+        The selected examples, and a message that names the classes without any; empty if all have
+            some.
 
     Raises:
         UserError: The split has no labels or has unknown classes.

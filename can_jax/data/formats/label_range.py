@@ -1,4 +1,4 @@
-"""Conversion of class labels to int32; labels out of range become -1, unknown."""
+"""Conversion of class labels to int32; labels that do not fit become -1 (unknown)."""
 
 import functools
 

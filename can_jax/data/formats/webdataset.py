@@ -32,7 +32,7 @@ Unused = collections.Counter[str]  # the number of unused members, by kind
 SECOND, LINKS = "second images of an example", "links that lead to no file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are not files"
 LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
-SECOND_LABELS = "second labels of an example"
+SECOND_LABELS = "extra labels of an image"
 NO_INTEGER = "labels that are not integers and count as unknown"
 SUCH_AS = ", such as "  # between a kind and an example of it
 

@@ -151,7 +151,7 @@ class StreamingLoader(Loader):
         config: The resolved configuration.
         source: The stream that yields the images.
         mesh: The device mesh over which batches are split.
-        first_step, total_steps: The first step to load, and the exclusive last one.
+        first_step, total_steps: The first step to load, and the step after the last one.
         states: The checkpointed `state` of the loader to resume; None for a new run.
     """
 
@@ -246,7 +246,9 @@ def _batches(
             mended = repair(pixels, rows, positions, labels, candidate, len(images))
             mended[2][mended[2] == len(images)] = NOTHING
             for row in np.flatnonzero(mended[2]):
-                logging.warning("skipped, cannot be decoded: %s", names[row].decode())
+                logging.warning(
+                    "%s cannot be decoded; another image takes its place", names[row].decode()
+                )
             return mended
 
         cut = chunks.decoded(views, images, positions, labels, mend, extra=[images, names])

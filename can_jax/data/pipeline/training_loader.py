@@ -220,7 +220,7 @@ class TrainingLoader(Loader):
             if example not in self._named and len(self._named) < NAMED:
                 self._named.add(example)
                 logging.warning(
-                    "skipped, cannot be decoded: %s (%s)",
+                    "%s cannot be decoded (%s); another image takes its place",
                     self._source.describe(example), self._reason(example),
                 )  # fmt: skip
         if attempts == DECODE_ATTEMPTS:

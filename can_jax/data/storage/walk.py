@@ -30,7 +30,8 @@ class _Way(NamedTuple):
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield each visible folder, including the root, with the names of its visible files.
 
-    Links to folders are followed. Unreadable folders are logged and left out.
+    Links to folders are followed, at most five on one path. Unreadable folders are logged and left
+    out.
 
     A link on a cycle is followed only if nothing else leads to its target. A link to its own
     folder, or to one above it, is not followed.
