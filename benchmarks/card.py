@@ -17,7 +17,8 @@ cell in progress resumes, and a model that is measured again replaces its number
   list of changes to the recipe.
 - `kernels`: each custom operation beside the library's.
 - `study`: the kNN accuracy of cells of a study on CIFAR-10, whose images stay on the device. FOLDER
-  holds train*.npz and test*.npz; without it the images are synthetic, and the file says so.
+  holds train*.npz and test*.npz; without it the images are synthetic, and the file says so. The
+  encoder of each finished cell's first seed is OUT/CELL.npz, which `can_jax.load` reads.
 - `input`: the input pipeline of images, beside Pillow.
 """
 
@@ -320,6 +321,7 @@ def run_study(options: argparse.Namespace, report: Report, clock: Clock) -> None
                     return
             entry |= {"finished": cell.key, "knn": entry["curve"][-1]["knn"]}
             report.add(cell.name, entry)
+            training.save_encoder(folder / f"{cell.name}.npz")
             training.discard(folder)
     for cell in waiting:
         say(f"no time is left for {cell.name}")

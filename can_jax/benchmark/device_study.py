@@ -31,7 +31,10 @@ from can_jax.data.sources.arrays import open_arrays
 from can_jax.data.sources.synthetic_shapes import open_shapes
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.features.knn import knn_accuracy
-from can_jax.models.patch_embed import embedding_kind
+from can_jax.models.backbones import encoder_size
+from can_jax.models.can import grid_of
+from can_jax.models.patch_embed import embedding_kind, fold
+from can_jax.models.positions import sincos_2d
 from can_jax.monitoring.metrics import to_scalars
 from can_jax.objectives.denoising import linear_bound
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -49,6 +52,7 @@ from can_jax.train.step import Step, TrainState, make_step
 from can_jax.utils.archives import read_npz
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replacing
+from can_jax.weights.torch_layout import to_torch
 
 CROPS = 0x43524F50  # the stream of random numbers from which crops are drawn
 FEATURE_BATCH = 500  # images encoded at a time
@@ -277,6 +281,22 @@ class Training:
         self.states = jax.device_put(jax.tree.unflatten(jax.tree.structure(abstract), leaves))
         self.epoch = epochs.pop()
         return True
+
+    def save_encoder(self, path: Path) -> None:
+        """Write the encoder of the first seed under MAE's names, for plain patches.
+
+        `can_jax.load` reads the file, given ``heads``, ``mean`` and ``std`` of the configuration.
+        """
+        states = jax.tree.map(lambda leaf: leaf[0], jax.device_get(self.states))
+        parameters, _ = fold(states.parameters, states.batch_stats)
+        config = self.cell.config
+        arrays: dict[str, Any] = to_torch(
+            {"encoder": parameters["encoder"]}, config.model.patch_size
+        )
+        positions = sincos_2d(grid_of(config), encoder_size(config.model).width)
+        arrays["pos_embed"] = np.pad(positions, ((1, 0), (0, 0)))[None]  # none of the class token
+        with replacing(path) as file, file.open("wb") as stream:
+            np.savez(stream, **arrays)
 
     def discard(self, folder: Path) -> None:
         """Delete the states of a finished cell."""

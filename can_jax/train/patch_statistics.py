@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
-from can_jax.data.pipeline.loader import open_loader
 from can_jax.distributed.mesh import replicated
 from can_jax.models.can import pixels_per_patch
 from can_jax.models.patch_embed import noise_floor, whitening
@@ -81,6 +80,8 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
     Returns:
         The moments of their patches.
     """
+    from can_jax.data.pipeline.loader import open_loader  # decoders, which a study has not
+
     steps = batches_to_measure(config, source.examples)
     with section("measuring the patches", LONG * config.stuck_after_seconds), jax.set_mesh(mesh):
         measure = jax.jit(functools.partial(second_moment, config), out_shardings=replicated(mesh))

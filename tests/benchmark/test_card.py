@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import can_jax
+
 ROOT = Path(__file__).parents[2]
 # What a bare JAX machine has.
 PRESENT = {
@@ -148,7 +150,10 @@ def test_study_resumes_and_ends_as_without_a_stop(bare, tmp_path):
     assert len(cell["knn"]) == 2 and cell["images"] == str(tmp_path)
     one, two = (line["loss/total"] for line in cell["curve"][1]["metrics"])
     assert one != two
-    assert not list(whole.glob("*.npz"))
+    (weights,) = whole.glob("*.npz")
+    settings = cell["config"]["augment"]
+    encoder = can_jax.load(weights, heads=3, mean=settings["mean"], std=settings["std"])
+    assert weights.name == "can.npz" and (encoder.width, encoder.patch_size) == (24, 4)
 
     stopped = tmp_path / "stopped"
     stopped.mkdir()
