@@ -46,6 +46,7 @@ DATA: Table = {
         "The parts of the source `mixture`.",
     ),
     "options": Key((), OPTIONS, "The options of a registered source, which its function reads."),
+    "labels": Key(None, Text(), "A CSV or JSON-lines list of file names and labels, for a folder."),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),

@@ -61,6 +61,10 @@ def check_source(data: ConfigDict) -> None:
         not kind.holds_files or data.channels in (1, 3, 4),
         f"data.channels={data.channels}: image files are decoded to 1, 3 or 4 channels",
     )
+    check(
+        not data.labels or data.source in ("folder", "mixture"),
+        f"data.labels: only image folders take a list of labels, not {data.source}",
+    )
     if data.streaming:
         streamed = " and ".join(name for name, kind in SOURCES.items() if kind.shards)
         check(

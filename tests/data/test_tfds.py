@@ -70,6 +70,20 @@ def test_records_in_any_order(data_dir):
     assert "train.tfrecord-00000-of-00003, at byte" in source.describe(0)
 
 
+def test_split_expressions(data_dir):
+    def values(split):
+        source = open_tfds("tiny", data_dir, split)
+        images, _ = source.read(np.arange(source.examples))
+        return [int(tf.io.decode_image(image)[0, 0, 0]) for image in images]
+
+    whole = values("train")
+    assert values("train[:50%]") + values("train[50%:]") == whole
+    assert values("train[2:20]") == whole[2:20]
+    assert values("train[20:]+train[:1]+test") == [*whole[20:], whole[0], *values("test")]
+    with pytest.raises(UserError, match=r"train\[:x\] is no split expression of 'tiny'"):
+        values("train[:x]")
+
+
 def test_what_is_not_there_is_named(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"no split 'val'; it has t"):
         open_tfds("tiny", data_dir, "val")

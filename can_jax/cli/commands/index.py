@@ -17,12 +17,11 @@ from can_jax.config.image_settings import check_range
 from can_jax.data.decoding.depth import Range
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import VERIFY, Plan
+from can_jax.data.sources.detect import kind_of
 from can_jax.data.sources.example_table import FACTS, FOLDER
 from can_jax.data.sources.folder import classes_of, images_of_split
 from can_jax.data.sources.shards import locate_shards
 from can_jax.data.sources.tfds import locate_tfds
-from can_jax.data.storage.files import find_images, is_folder
-from can_jax.data.storage.find import find_shards
 from can_jax.data.storage.mirror import upload, work_folder
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
@@ -65,7 +64,7 @@ _RANGE = FLAGS.items(
 def main(path: str) -> None:
     """Locate the files of a data set, and build their index."""
     value_range = _value_range(_RANGE.value)
-    source, split = _SOURCE.value or guess_source(path, _SPLIT.value), _SPLIT.value
+    source, split = _SOURCE.value or guess_source(path), _SPLIT.value
     image_key: str = _IMAGE_KEY.value
     label_key: str | None = _LABEL_KEY.value
     file_labels: np.ndarray | None = None
@@ -83,7 +82,9 @@ def main(path: str) -> None:
         if not _NAME.value:
             raise UserError("--name is missing: give the name of the TFDS data set")
         located = locate_tfds(_NAME.value, path, split)
-        root, names, image_key, label_key, label_names = located
+        root, names, image_key, label_key, label_names, ranges = located
+        if ranges:
+            raise UserError(f"--split={split}: give the name of a split, not an expression")
     else:
         root, names = locate_shards(source, path, split)
     kind = "tfrecord" if source == "tfds" else source
@@ -113,16 +114,13 @@ def _value_range(values: list[str] | None) -> Range:
         raise UserError(f"--range={','.join(values or ())}: give LOW,HIGH, two numbers") from error
 
 
-def guess_source(path: str, split: str) -> str:
-    """Return the kind of data at a path, guessed from its files."""
-    for source, kind in (("webdataset", "tar"), ("tfrecord", "tfrecord")):
-        try:
-            shards = find_shards(path, split, kind)
-        except UserError:
-            continue
-        if kind == "tar" and kind not in os.path.basename(shards[0]):
-            continue
-        if is_folder(path) and len(find_images(path)[0]) > len(shards):
-            continue  # A folder of images that also holds an archive.
-        return source
-    return "folder"
+def guess_source(path: str) -> str:
+    """Return the kind of data at a path, which an index can be of.
+
+    Raises:
+        UserError: There is no such data, or it needs no index.
+    """
+    kind = kind_of(path)
+    if kind.source not in SOURCES:
+        raise UserError(f"{shown(path)} holds {kind.source}, which have no index")
+    return kind.source

@@ -123,7 +123,7 @@ def _build(
     sizes = {} if plan.source == "folder" else {name: file_size(plan, name) for name in names}
     facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes, "request": request}
     counts = {name: len(lines) for name, lines in lists.items()}
-    dataclasses.replace(select(whole, keep), label_names=label_names).save(out, facts | counts)
+    dataclasses.replace(whole.select(keep), label_names=label_names).save(out, facts | counts)
     shutil.rmtree(out / "parts")
     print(f"{int(keep.sum())} examples indexed in {time.monotonic() - started:.1f}s")
     print(f"{counts['undecodable']} undecodable, left out; see {shown(str(out))}/undecodable.txt")
@@ -165,12 +165,6 @@ def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, 
         digest=column("digest"),
     )
     return table, column("reason")
-
-
-def select(table: Table, rows: np.ndarray) -> Table:
-    """Return a table of the selected rows; files without a row keep their names."""
-    columns = ("file", "offset", "length", "label", "digest")
-    return dataclasses.replace(table, **{name: getattr(table, name)[rows] for name in columns})
 
 
 def copies_of(digest: np.ndarray | None, good: np.ndarray) -> dict[int, int]:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from can_jax.data.formats.label_list import read_label_list
 from can_jax.data.formats.tar import Members, open_tar
 from can_jax.data.index.build import build_index
 from can_jax.data.index.examine import Plan
 from can_jax.data.sources.example_table import FOLDER
 from can_jax.data.sources.shards import locate_shards
-from can_jax.data.storage.files import find_images
+from can_jax.data.storage.files import IMAGE_NAME, find_images
 from can_jax.data.storage.find import is_shard
 from can_jax.data.storage.reading import OpenFiles
 from can_jax.utils.cpu import usable_cores
@@ -27,6 +28,8 @@ from can_jax.utils.files import replace_text, replacing
 from can_jax.utils.tensorflow import tensorflow
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")  # the folder of the images in Kaggle's archive
+SOLUTION = "LOC_val_solution.csv"  # the labels of Kaggle's validation images
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 OFFICIAL = {"train": 1_281_167, "val": 50_000}  # images in each split
 SHARD_BYTES = 140e6  # the default size of a shard
@@ -60,7 +63,8 @@ def write_imagenet(
     TFRecords are indexed in place and not rewritten.
 
     Args:
-        root: The folder with the official tars, with `train/` and `val/`, or with TFRecords.
+        root: The folder with the official tars, with `train/` and `val/`, with Kaggle's archive
+            unpacked, or with TFRecords.
         target: The folder to which the shards are written.
         shards: The number of shards of each split; by default one for every 140 MB.
         partial: Whether to accept official tars with other numbers of images than ImageNet-1k has.
@@ -73,6 +77,8 @@ def write_imagenet(
     if any(is_shard(name, "tfrecord") for name in os.listdir(root)):
         _index_records(str(root))
         return
+    if (root / KAGGLE).is_dir():
+        root = root / KAGGLE
     splits = {"train": find_train(root), "val": find_val(root)}
     if target is None:
         raise UserError("TO is missing: the folder in which to write the shards")
@@ -164,7 +170,29 @@ def find_val(root: Path) -> list[Image]:
         return [
             image._replace(class_name=label) for image, label in zip(images, labels, strict=True)
         ]
-    return list(_images_of_folder(root / "val", None))
+    loose = sorted(path for path in (root / "val").glob("*") if IMAGE_NAME.search(path.name))
+    if not loose:
+        return list(_images_of_folder(root / "val", None))
+    images = [Image(str(path), 0, -1, path.name, "") for path in loose]
+    places = (folder / SOLUTION for folder in (root, *root.resolve().parents[: len(KAGGLE.parts)]))
+    solution = next((path for path in places if path.exists()), None)
+    if solution:
+        listed = read_label_list(str(solution))
+        labels = [listed.get(path.stem, listed.get(path.name, "")) for path in loose]
+        if missing := [path.name for path, label in zip(loose, labels, strict=True) if not label]:
+            raise UserError(f"{solution} has no label of {missing[0]}")
+    elif (root / DEVKIT).exists():
+        labels = labels_of_devkit(root / DEVKIT)
+        if len(labels) != len(loose):
+            raise UserError(
+                f"{root / 'val'} has {len(loose)} images, {DEVKIT} {len(labels)} labels"
+            )
+    else:
+        raise UserError(
+            f"{loose[0]} is in no class folder: put {SOLUTION} (Kaggle) or {DEVKIT} into {root}, "
+            f"or move the images to {root / 'val'}/CLASS/…"
+        )
+    return [image._replace(class_name=label) for image, label in zip(images, labels, strict=True)]
 
 
 def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:

@@ -57,6 +57,17 @@ class Table:
         name, offset = self.names[int(self.file[index])], int(self.offset[index])
         return f"{name}, at byte {offset}" if offset else name
 
+    def select(self, rows: np.ndarray) -> "Table":
+        """Return a table of the selected rows, indices or a mask; all files keep their names."""
+        return dataclasses.replace(
+            self,
+            file=self.file[rows],
+            offset=self.offset[rows],
+            length=self.length[rows],
+            label=self.label[rows],
+            digest=None if self.digest is None else self.digest[rows],
+        )
+
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
         """Write an index. The facts are written last, because their file marks the index as
         complete.

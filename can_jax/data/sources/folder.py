@@ -1,5 +1,6 @@
 """The source `folder`: image files anywhere below a directory, with optional labels."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from can_jax.data.formats.label_list import labels_from, read_label_list
 from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, stored_table
 from can_jax.data.storage.files import (
@@ -34,6 +36,7 @@ from can_jax.data.storage.splits import (
     split_of_folder,
     standard,
 )
+from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
 # Names of folders of photographs, and of folders with the targets of these photographs.
@@ -44,7 +47,11 @@ Groups = dict[str, list[str]]  # the folders of each split
 
 
 def open_folder(
-    path: str, split: str, index: str | None = None, cache_bytes: int = 0
+    path: str,
+    split: str,
+    index: str | None = None,
+    cache_bytes: int = 0,
+    labels: str | None = None,
 ) -> IndexedSource:
     """Open the images below ``path/split``; for `train` without such a folder, those below
     ``path``.
@@ -54,9 +61,11 @@ def open_folder(
         split: The name of the split.
         index: The folder of the index; None for its default folder.
         cache_bytes: The number of bytes of encoded images to cache in memory.
+        labels: A list of file names and labels, which replaces those by folder.
 
     Raises:
-        UserError: The folder does not exist, or holds no image of the split.
+        UserError: The folder does not exist, or holds no image of the split; or the list of labels
+            cannot be read.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -71,7 +80,28 @@ def open_folder(
         root = path  # older versions searched for splits in this folder only
     if root in (path, parent):
         _refuse_splits_as_classes(path, split, groups, table.label_names)
+    if labels:
+        table = _labeled(table, labels, root)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
+
+
+def _labeled(table: Table, path: str, root: str) -> Table:
+    """Return a table with the labels of a list; unchanged if the list names none of its files."""
+    by_file, classes, missing = labels_from(read_label_list(path), table.names)
+    labels = by_file[np.asarray(table.file)]
+    count = int((labels < 0).sum())
+    if count == len(labels):
+        logging.warning(
+            "config.data.labels=%s names no image in %s, whose labels stay as they are",
+            shown(path), shown(root),
+        )  # fmt: skip
+        return table
+    if count or missing:
+        logging.warning(
+            "config.data.labels=%s: %d of %d images in %s are not listed and have no label; %d "
+            "entries have no image", shown(path), count, len(labels), shown(root), missing,
+        )  # fmt: skip
+    return dataclasses.replace(table, label=labels, label_names=classes)
 
 
 def _refuse_splits_as_classes(
@@ -199,12 +229,13 @@ def scan_folder(path: str, split: str) -> Table:
     root, names, others = images_of_split(path, split)
     if others:
         logging.warning(
-            "%s: %d files that are not images by name or content are left out, such as %s",
-            shown(root), len(others), some(others, 3),
+            "%s: %d files that are not images by name or content are left out, such as %s%s",
+            shown(root), len(others), some(others, 3), f"; {remedy(others)}".rstrip("; "),
         )  # fmt: skip
     if not names:
         raise UserError(
-            f"no image below {shown(root)}: no file is named .jpg, .png, .webp or the like"
+            f"no image below {shown(root)}: "
+            f"{remedy(others) or 'no file is named .jpg, .png, .webp or the like'}"
         )
     sizes = sizes_of(root, names)
     if (sizes < 0).any():

@@ -157,7 +157,7 @@ def _arrays(data: ConfigDict, split: str) -> Source:
 
 
 def _folder(data: ConfigDict, split: str) -> Source:
-    return _cached(data, open_folder(data.path, split, data.index, cache_bytes(data)))
+    return _cached(data, open_folder(data.path, split, data.index, cache_bytes(data), data.labels))
 
 
 def _tfrecord(data: ConfigDict, split: str) -> Source:

@@ -1,8 +1,5 @@
 """A quick look at data: its source, the size of its images, and how many there are at least."""
 
-import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +7,10 @@ import numpy as np
 
 from can_jax.data.decoding.open_image import open_image
 from can_jax.data.sources.arrays import shards_of_split
-from can_jax.data.storage.find import is_shard
+from can_jax.data.sources.detect import MOST, kind_of
+from can_jax.data.storage.reading import open_random
 from can_jax.utils.archives import npz_shapes
 from can_jax.utils.errors import UserError
-
-MOST = 20_000  # files that are counted
-MEASURED = 64  # images whose size is read
-TARS = re.compile(r"\.(tar|tgz|tar\.\w+)\b")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Survey(NamedTuple):
@@ -48,39 +41,16 @@ def survey(path: str, split: str = "train") -> Survey:
     Raises:
         UserError: The path does not exist, or holds no data of a known kind.
     """
-    pattern = bool(re.search(r"[*?{]|::|://", path))
-    if not pattern and not os.path.exists(path):
-        raise UserError(f"--data={path} does not exist")
-    if pattern or os.path.isfile(path):
-        return _of_file(path, split)
-    images = 0
-    sides: list[int] = []
-    for file in _files_below(path):
-        name = file.lower()
-        if name.endswith(".npz"):
-            return _of_arrays(path, split)
-        if is_shard(os.path.basename(file), "tar"):
-            return Survey("webdataset")
-        if is_shard(os.path.basename(file), "tfrecord"):
-            return Survey("tfrecord")
-        if name.endswith(IMAGES):
-            images += 1
-            if len(sides) < MEASURED and (side := _side(file)):
-                sides.append(side)
-        if images >= MOST:
-            break
-    if not images:
-        raise UserError(
-            f"--data={path} holds no images, shards (.tar, .tfrecord) or arrays (.npz); another "
-            "layout is set by --config.data.source, see docs/data.md"
-        )
-    return Survey("folder", images, round(float(np.median(sides))) if sides else None)
-
-
-def _of_file(path: str, split: str) -> Survey:
-    if path.endswith(".npz"):
+    try:
+        kind = kind_of(path)
+    except UserError as error:
+        raise UserError(f"--data={error}") from error
+    if kind.source == "arrays":
         return _of_arrays(path, split)
-    return Survey("webdataset" if TARS.search(path) else "tfrecord")
+    if kind.source != "folder":
+        return Survey(kind.source)
+    sides = [side for file in kind.files if (side := _side(file))]
+    return Survey("folder", kind.images, round(float(np.median(sides))) if sides else None)
 
 
 def _of_arrays(path: str, split: str) -> Survey:
@@ -96,16 +66,9 @@ def _of_arrays(path: str, split: str) -> Survey:
     return Survey("arrays", min(images, MOST), min(shape), shape, labeled)
 
 
-def _files_below(path: str) -> Iterator[str]:
-    for folder, folders, files in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            yield os.path.join(folder, name)
-
-
 def _side(file: str) -> int | None:
     try:
-        with open_image(Path(file).read_bytes()) as image:
+        with open_image(open_random(file).read(0, -1)) as image:
             return min(image.size)
     except Exception:  # Pillow raises many types for broken files, which the run reports.
         return None

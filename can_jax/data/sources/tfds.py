@@ -2,16 +2,20 @@
 
 import dataclasses
 import os
+import re
 from typing import NamedTuple
 
 import numpy as np
 
 from can_jax.data.formats.tfds_files import check_features, check_name
+from can_jax.data.sources.example_table import Table
 from can_jax.data.sources.indexed import IndexedSource, stored_table
 from can_jax.data.sources.shards import example_parser, scan_shards
 from can_jax.data.storage.splits import standard
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.tensorflow import tensorflow
+
+EXPRESSION = re.compile(r"[\[+]")  # in a split expression of TFDS, such as train[:90%]+test
 
 
 class Located(NamedTuple):
@@ -23,6 +27,8 @@ class Located(NamedTuple):
         image_key: The feature that holds the image.
         label_key: The feature that holds the label, or None.
         label_names: The names of the classes; empty if there is no label.
+        ranges: The shard, the first record and the number of records of each part of a split
+            expression; empty for a whole split.
     """
 
     root: str
@@ -30,6 +36,7 @@ class Located(NamedTuple):
     image_key: str
     label_key: str | None
     label_names: tuple[str, ...]
+    ranges: tuple[tuple[str, int, int], ...] = ()
 
 
 def open_tfds(
@@ -45,12 +52,26 @@ def open_tfds(
         cache_bytes: The number of bytes of encoded images to cache in memory.
     """
     located = locate_tfds(name, data_dir, split)
-    table = stored_table("tfrecord", located.root, split, index, located.shards)
+    table = None
+    if not located.ranges:  # an index may lack records, which an expression counts
+        table = stored_table("tfrecord", located.root, split, index, located.shards)
     if table is None:
         table = scan_shards("tfrecord", located.root, located.shards)
+    if located.ranges:
+        table = _selected(table, located)
     table = dataclasses.replace(table, label_names=located.label_names)
     parse = example_parser(located.image_key, located.label_key)
     return IndexedSource(located.root, table, parse, cache_bytes)
+
+
+def _selected(table: Table, located: Located) -> Table:
+    """Return the rows of a table that a split expression selects, in the order of its parts."""
+    starts = np.searchsorted(table.file, np.arange(len(located.shards) + 1))
+    rows = []
+    for shard, first, count in located.ranges:
+        file = located.shards.index(shard)
+        rows.append(np.arange(starts[file], starts[file + 1])[first : first + count])
+    return table.select(np.concatenate(rows))
 
 
 def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
@@ -76,7 +97,17 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
     splits = builder.info.splits
     same = [name for name in splits if standard(name) == standard(split)]
     split = split if split in splits or len(same) != 1 else same[0]
-    if split not in splits:
+    expression = bool(EXPRESSION.search(split))
+    if expression:
+        try:
+            parts = splits[split].file_instructions
+        except Exception as error:  # TFDS raises many types
+            raise UserError(
+                f"config.data.split={split} is no split expression of {name!r}, such as "
+                f"train[:90%] or train+test; it has the splits {', '.join(splits)}: "
+                f"{one_line(error)[:200]}"
+            ) from error
+    elif split not in splits:
         there = ", ".join(splits) or "none: prepare its data in that folder first"
         raise UserError(
             f"TFDS data set {name!r} in {folder_of_sets} has no split {split!r}; it has {there}"
@@ -97,11 +128,19 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
             f"TFDS data set {name!r} stores {images[0]!r} as {kind}, packed into the bytes of "
             "PNGs; only uint8 and uint16 images can be read: prepare it with one of these types"
         )
-    paths = [str(path) for path in splits[split].filepaths]
+    ranges: tuple[tuple[str, int, int], ...] = ()
+    if expression:
+        paths = sorted({str(part.filename) for part in parts})
+        ranges = tuple((os.path.basename(part.filename), part.skip, part.take) for part in parts)
+        if not paths:
+            raise UserError(f"config.data.split={split} selects no example of {name!r}")
+    else:
+        paths = [str(path) for path in splits[split].filepaths]
     return Located(
         root=os.path.dirname(paths[0]),
         shards=[os.path.basename(path) for path in paths],
         image_key=images[0],
         label_key=labels[0] if labels else None,
         label_names=tuple(features[labels[0]].names) if labels else (),
+        ranges=ranges,
     )

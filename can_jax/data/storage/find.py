@@ -20,6 +20,7 @@ from can_jax.data.storage.splits import (
     split_of_file,
     standard,
 )
+from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
 WILD = re.compile(r"[*?\[]")
@@ -170,8 +171,10 @@ def is_shard(name: str, kind: str) -> bool:
 
 def _no_shard(folder: str, kind: str, split: str) -> str:
     """Return the error message for a folder without a shard of the split."""
-    there = some(sorted(listed(folder)), 6) or "nothing"
-    return f"no {kind} shard of the split {split!r} in {shown(folder)}, which has {there}"
+    names = listed(folder)
+    there = some(sorted(names), 6) or "nothing"
+    hint = f"; {remedy(names)}".rstrip("; ")
+    return f"no {kind} shard of the split {split!r} in {shown(folder)}, which has {there}{hint}"
 
 
 def _relative(paths: list[str]) -> list[str]:

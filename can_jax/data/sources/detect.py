@@ -1,0 +1,117 @@
+"""Detection of the kind of data at a path, for commands that are not told."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from can_jax.data.storage.files import IMAGE_NAME, exists, is_folder, walk
+from can_jax.data.storage.find import COMPRESSED_TAR, WILD, is_shard, matches
+from can_jax.data.storage.remote import is_remote
+from can_jax.data.storage.splits import shown
+from can_jax.data.storage.unsupported import remedy
+from can_jax.utils.errors import UserError
+
+MOST = 20_000  # files that are looked at
+LOOKED = 64  # images whose names are returned
+
+
+class Kind(NamedTuple):
+    """The kind of data at a path.
+
+    Attributes:
+        source: The value of ``data.source``.
+        images: The number of image files, at most `MOST`.
+        files: The paths of some of them.
+        compressed: Whether the shards are compressed tars, which can only be streamed.
+    """
+
+    source: str
+    images: int = 0
+    files: tuple[str, ...] = ()
+    compressed: bool = False
+
+
+def kind_of(path: str) -> Kind:
+    """Return the kind of data at a path: a folder, a file, or a pattern of shards.
+
+    A folder is one of shards or arrays if it holds at least as many of them as images, so that an
+    archive beside the images of a folder does not count.
+
+    Raises:
+        UserError: The path does not exist, or holds no data of a known kind.
+    """
+    if "::" in path or "{split}" in path or not is_folder(path):
+        return _of_files(path)
+    counts: Counter[str] = Counter()
+    others: list[str] = []
+    images: list[str] = []
+    compressed = False
+    for file in _files_below(path):
+        name = os.path.basename(file)
+        kind = _kind_of_name(name)
+        counts[kind] += 1
+        compressed |= bool(COMPRESSED_TAR.search(name.lower()))
+        if kind == "folder":
+            images += [file] if len(images) < LOOKED else []
+        elif not kind:
+            others.append(name)
+        if counts.total() >= MOST:
+            break
+    del counts[""]
+    if not counts:
+        reason = remedy(others)
+        raise UserError(
+            f"{shown(path)} holds no images, shards (.tar, .tfrecord) or arrays (.npz); "
+            f"{reason or 'another layout is set by --config.data.source, see docs/data.md'}"
+        )
+    source = max(counts, key=lambda kind: (counts[kind], kind != "folder"))
+    return Kind(source, counts["folder"], tuple(images), compressed and source == "webdataset")
+
+
+def _of_files(path: str) -> Kind:
+    """Return the kind of a file or a pattern, by the names in it or by the first match.
+
+    Raises:
+        UserError: Nothing has this name, or a file of it is in a format that is not read.
+    """
+    first = path.split("::")[0]
+    kind = _kind_of_name(os.path.basename(first))
+    plain = "{" not in path and "::" not in path and not WILD.search(path)
+    if plain and not exists(path):
+        raise UserError(f"{shown(path)} does not exist")
+    if not kind and "{split}" not in first:
+        first = path if plain else matches(first)[0]
+        kind = _kind_of_name(os.path.basename(first))
+        if reason := remedy([first]):
+            raise UserError(f"{shown(path)}: {reason}")
+    if kind == "folder":
+        raise UserError(f"{shown(path)}: give the folder of the images")
+    return Kind(kind or "tfrecord", compressed=bool(COMPRESSED_TAR.search(first.lower())))
+
+
+def _kind_of_name(name: str) -> str:
+    """Return the source to which a file belongs by its name, or nothing."""
+    if name.lower().endswith(".npz"):
+        return "arrays"
+    if IMAGE_NAME.search(name):
+        return "folder"
+    if is_shard(name, "tar") or COMPRESSED_TAR.search(name.lower()):
+        return "webdataset"
+    return "tfrecord" if is_shard(name, "tfrecord") else ""
+
+
+def _files_below(path: str) -> Iterator[str]:
+    """Yield the visible files below a folder, which need not all be listed first."""
+    if is_remote(path):
+        yield from (f"{folder}/{name}" for folder, names in walk(path) for name in names)
+        return
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # links can form cycles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(folder, n) for n in sorted(files) if not n.startswith("."))

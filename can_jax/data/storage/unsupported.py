@@ -1,0 +1,42 @@
+"""Data in formats that are not read, and what helps."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+
+TARS = "write its images to tars, for example with the package webdataset"
+JPEG = "convert it to JPEG, for example with `magick mogrify -format jpg`"
+REMEDIES = {
+    ".parquet": ("Parquet", TARS),
+    ".arrow": ("Arrow", TARS),
+    ".mds": ("MosaicML's MDS", TARS),
+    ".mdb": ("LMDB", TARS),
+    ".lmdb": ("LMDB", TARS),
+    ".h5": ("HDF5", TARS),
+    ".hdf5": ("HDF5", TARS),
+    ".beton": ("FFCV", TARS),
+    ".rec": ("MXNet's RecordIO", TARS),
+    ".array_record": ("ArrayRecord", TARS),
+    ".zip": ("zip", "unpack it with `unzip`"),
+    ".7z": ("7z", "unpack it with `7z x`"),
+    ".rar": ("rar", "unpack it with `unrar x`"),
+    ".npy": ("npy", "write npz files with the array `images`, and set config.data.source=arrays"),
+    ".dcm": ("DICOM", "convert it to 16-bit PNG with `dcmj2pnm`, and set config.data.range"),
+    ".nii": ("NIfTI", "convert its slices to 16-bit PNG, and set config.data.range"),
+    ".heic": ("HEIC", JPEG),
+    ".heif": ("HEIC", JPEG),
+    ".jxl": ("JPEG XL", "convert it to JPEG with `djxl`, which loses nothing of a converted JPEG"),
+    ".svg": ("SVG", JPEG),
+    ".mp4": ("video", "extract frames with `ffmpeg`"),
+}
+
+
+def remedy(names: Iterable[str]) -> str:
+    """Return a sentence on the most frequent unsupported format among file names, or nothing."""
+    suffixes = (os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in names)
+    counts = Counter(suffix for suffix in suffixes if suffix in REMEDIES)
+    if not counts:
+        return ""
+    suffix, count = counts.most_common(1)[0]
+    kind, help_ = REMEDIES[suffix]
+    return f"{count} files are {kind}, which is not read: {help_}"
