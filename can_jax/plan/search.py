@@ -184,7 +184,10 @@ class Search:
         first = self.attempts[0]
         memory = first.plan.memory
         state = memory.parameters + memory.optimizer
-        return state * first.choice.mesh[1] / choice.mesh[1]
+        _, fsdp, tensor = first.choice.mesh
+        if 4 * first.plan.parameters > fsdp * tensor * memory.parameters:
+            return state  # It is split over all devices (`mesh.shard_state`), whatever their axes.
+        return state * fsdp / choice.mesh[1]
 
     def _gradients(self, choice: Choice) -> float:
         return 4 * self.attempts[0].plan.parameters / choice.mesh[1]

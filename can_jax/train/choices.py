@@ -155,7 +155,8 @@ def memory_choices(
         mesh.data = -1
     checked = resolve(plan)
     parameters = parameter_count(checked)
-    if limit and count > 1 and 16 * parameters > STATE_SHARE * limit and mesh.fsdp == 1:
+    constant = constant_bytes(checked, parameters, count)
+    if limit and count > 1 and constant > STATE_SHARE * limit and mesh.fsdp == 1:
         mesh.fsdp = math.gcd(count, 8)
     yield Choice("mesh.tensor", mesh.tensor, f"{count} devices")
     yield Choice("mesh.fsdp", mesh.fsdp, f"{parameters / 1e6:.0f} million parameters")
@@ -228,7 +229,7 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)
     # The step did not fit, so the estimate may not hold: demand a fifth less than it.
-    constant = constant_bytes(config, parameters)
+    constant = constant_bytes(config, parameters, devices.count)
     limit = min(devices.memory or needed, constant + int(0.8 * (needed - constant)))
     devices = dataclasses.replace(devices, platform="gpu", memory=limit)
     kept = fit(config, parameters, devices, None, fixed=True)

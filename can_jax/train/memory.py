@@ -1,9 +1,9 @@
 """An estimate of the memory of a train step, without compiling it.
 
 The activations of a transformer's block are about 34 bytes for each of its features and tokens in
-16-bit types, and 5 for each attention weight (arXiv 2205.05198, equation 1). The factors by which
-the step differs are from one H200: ViT-B/16 with 256 images and ViT-L/16 with 64
-(`benchmarks/NOTES.md`). `can_jax.plan` compiles the step instead.
+16-bit types, and 5 for each attention weight (arXiv 2205.05198, equation 1), of which XLA makes 7.
+The factors of the remat policies are upper bounds of what programs of XLA's compiler for the H100
+need, those of ViT-S, B and L at 224 px. `can_jax.plan` compiles the step instead.
 """
 
 import math
@@ -18,9 +18,10 @@ from can_jax.models.masking import visible_count
 from can_jax.train.losses import heads
 from can_jax.train.step import abstract_network
 
-STATE_BYTES = 16  # per parameter: itself, its gradient and two moments, in float32
+STORED_BYTES = 12  # per parameter: itself and two moments, in float32
+PASSING_BYTES = 4  # per parameter: its copy for the computation and its gradient, in 16 bits
 # Bytes of the step's activations over the formula's, by remat policy.
-FACTORS = {"none": 1.55, "dots": 0.7, "dots_no_batch": 0.6, "full": 0.3}
+FACTORS = {"none": 1.0, "dots": 0.6, "dots_no_batch": 0.6, "full": 0.15}
 PIXEL_BYTES = 24  # per value of a view: the crop, its augmentation, noise, targets
 FIXED = 2**29  # bytes of the program, its libraries and fragmentation
 
@@ -44,18 +45,26 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     if "decoder" in heads(config):
         blocks.append((decoder_size(model), patches + 1))
     width = 2 if model.dtype == "float32" else 1  # the formula is of 16-bit types
+    # In 16 bits accelerators compute attention in a kernel that stores no weights.
+    weights = 7 if model.attention == "xla" or width == 2 else 0
     view = sum(
-        size.depth * tokens * (34 * size.width + 5 * size.heads * tokens) for size, tokens in blocks
+        size.depth * tokens * (34 * size.width + weights * size.heads * tokens)
+        for size, tokens in blocks
     )
     view = int(view * width * FACTORS[model.remat])
     view += PIXEL_BYTES * math.prod(data.image_size) * data.channels
     images = math.ceil(config.batch_size / devices / config.accumulation.microbatches)
-    return constant_bytes(config, parameters) + images * config.augment.views * view
+    return constant_bytes(config, parameters, devices) + images * config.augment.views * view
 
 
-def constant_bytes(config: ConfigDict, parameters: int) -> int:
-    """Return the part of `step_bytes` that does not depend on the batch."""
-    return STATE_BYTES * parameters // max(config.mesh.fsdp, 1) + FIXED
+def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
+    """Return the part of `step_bytes` that does not depend on the batch.
+
+    With ``mesh.shard_state``, the default on accelerators, all devices share what is stored.
+    """
+    fsdp = max(config.mesh.fsdp, 1)
+    shards = devices if config.mesh.shard_state else fsdp
+    return STORED_BYTES * parameters // shards + PASSING_BYTES * parameters // fsdp + FIXED
 
 
 def gib(size: int | float) -> str:

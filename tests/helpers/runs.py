@@ -154,13 +154,13 @@ def counting_steps(change=lambda number, state, metrics: (state, metrics)):
 _quick_peak = functools.partial(hardware.matmul_flops, size=256, repeats=1)
 
 
-def main_in_process(module, *arguments):
+def main_in_process(module, *arguments, cwd=ROOT):
     """Run ``python -m module`` in this process, which saves the 7 to 13 s that a new one takes to
     import. The result is that of `subprocess.run`. What ends or kills a process needs a process."""
     arguments = [str(argument) for argument in arguments]
     out, err = io.StringIO(), io.StringIO()
     with (
-        contextlib.chdir(ROOT),
+        contextlib.chdir(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         patch.dict(os.environ),

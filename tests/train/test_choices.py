@@ -35,13 +35,24 @@ def chosen(name, devices, found=PHOTOS, given=(), stored=False):
 
 
 def test_estimate_of_the_memory_is_near_the_measured_one():
-    """Measured on one H200: see benchmarks/NOTES.md."""
-    b, large = recipe("vit_b"), recipe("vit_l")
-    for config, batch, measured in ((b, 256, 72.5e9), (large, 64, 14.3e9)):
-        config.data.path, config.batch_size = "/data", batch
-        config.model.remat = "none" if config is b else "dots"
-        config = resolve(config)
-        assert 0.95 * measured < step_bytes(config, parameter_count(config), 1) < 1.8 * measured
+    """By XLA's compiler for the H100: see benchmarks/NOTES.md."""
+    programs = {
+        ("vit_b", 256): {"none": 29.9, "dots": 18.6, "dots_no_batch": 18.6, "full": 6.3},
+        ("vit_l", 64): {"none": 17.6, "dots": 12.2, "full": 6.3},
+        ("vit_s", 512): {"none": 24.1},
+    }
+    for (name, batch), needed in programs.items():
+        for remat, gib in needed.items():
+            config = recipe(name)
+            config.data.path, config.batch_size, config.model.remat = "/data", batch, remat
+            config = resolve(config)
+            estimate = step_bytes(config, parameter_count(config), 1) / GIB
+            assert gib < estimate < 1.6 * gib, (name, remat)
+    config = recipe("vit_b")
+    config.data.path, config.batch_size, config.model.attention = "/data", 256, "xla"
+    config.model.remat = "none"
+    config = resolve(config)
+    assert 49.3 < step_bytes(config, parameter_count(config), 1) / GIB < 1.2 * 49.3
 
 
 @pytest.mark.parametrize("gib", [7, 14, 21, 36, 72])
@@ -75,9 +86,13 @@ def test_resumed_run_changes_only_what_the_results_do_not_depend_on():
     assert config.model.dtype == "bfloat16" and config.batch_size == before.batch_size
 
 
-def test_state_that_fills_a_device_is_split():
-    config, _ = chosen("vit_l", dataclasses.replace(CARD, count=8, memory=10 * GIB))
-    assert config.mesh.fsdp == 8
+@pytest.mark.parametrize(("shard_state", "fsdp"), [("auto", 1), (False, 8)])
+def test_state_that_fills_a_device_is_split(shard_state, fsdp):
+    """Where it is split over `data`, it fills no device."""
+    config = recipe("vit_l")
+    config.data.path, config.mesh.shard_state = "/data", shard_state
+    choose(config, (), dataclasses.replace(CARD, count=8, memory=10 * GIB), PHOTOS, False)
+    assert resolve(config).mesh.fsdp == fsdp
 
 
 def test_cpu_gets_a_small_model_in_float32():
@@ -174,19 +189,18 @@ def test_contradictions_are_refused(options, message, tmp_path):
 
 
 @pytest.mark.slow
-def test_first_command_trains_resumes_and_says_what_to_do_next(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_first_command_trains_resumes_and_says_what_to_do_next(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "cells").mkdir()
     np.savez(
         tmp_path / "cells" / "train.npz", images=rng.integers(0, 256, (64, 16, 16, 3), np.uint8)
     )
     options = ["--data=cells", "--config.model.depth=1", "--config.batch_size=16"]
-    done = main_in_process("can_jax.main", *options, "--for=4steps")
+    done = main_in_process("can_jax.main", *options, "--for=4steps", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "can-jax evaluate --config=knn --checkpoint=runs/cells" in done.stdout
     assert (tmp_path / "runs" / "cells" / "checkpoints" / "4").exists()
-    more = main_in_process("can_jax.main", "--data=cells", "--for=6steps")
+    more = main_in_process("can_jax.main", "--data=cells", "--for=6steps", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert "resumed from the checkpoint of step 4" in more.stdout
     assert "model.depth" not in more.stdout
