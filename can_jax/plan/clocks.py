@@ -59,7 +59,7 @@ TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, 0.78 and 1.
 
 
 # The one measured step, of ViT-L with 64 images: docs/plan.md has it.
-GPU_CALIBRATION = Calibration(0.60, "one step of can_jax on an H200, 70 ms estimated, 117 measured")
+GPU_CALIBRATION = Calibration(0.60, "one step of can_jax on an H200, 48 ms estimated, 80 measured")
 
 
 def clock_of(chip: Chip) -> Clock | None:
