@@ -1,4 +1,8 @@
-"""The baselines MAE and SimCLR, as changes to a CAN recipe; zero-weight branches are not built."""
+"""The methods beside CAN, as changes to a CAN recipe; zero-weight branches are not built.
+
+Each has the settings of its paper for the loss and the projector; docs/objectives.md lists those of
+the optimizer, too, which a recipe chooses.
+"""
 
 import copy
 from typing import Any
@@ -15,6 +19,17 @@ PAPER_NOISE: dict[str, Any] = {
     "model.patch_embed": "linear",
 }
 
+# Whole views without noise, for a loss of the pooled embeddings alone.
+JOINT: dict[str, Any] = {
+    "model.mask_ratio": 0.0,
+    "noise.sigma_max": 0.0,
+    "objective.contrastive.weight": 0.0,
+    "objective.reconstruction.weight": 0.0,
+    "objective.denoising.weight": 0.0,
+}
+SIMCLR = JOINT | {"objective.contrastive.weight": 1.0}
+WIDE = {f"model.projector.{key}": v for key, v in (("hidden", 8192), ("outputs", 8192))}
+
 METHODS: dict[str, dict[str, Any]] = {
     "can": {},
     "mae": {
@@ -26,13 +41,22 @@ METHODS: dict[str, dict[str, Any]] = {
         "objective.reconstruction.weight": 1.0,
         "objective.denoising.weight": 0.0,
     },
-    "simclr": {
-        "model.mask_ratio": 0.0,
-        "noise.sigma_max": 0.0,
-        "objective.contrastive.weight": 1.0,
-        "objective.reconstruction.weight": 0.0,
-        "objective.denoising.weight": 0.0,
+    "simclr": SIMCLR,
+    "dcl": SIMCLR | {"objective.contrastive.decoupled": True},
+    "debiased": SIMCLR
+    | {"objective.contrastive.positive_prior": 0.1, "objective.contrastive.temperature": 0.5},
+    "hard_negatives": SIMCLR
+    | {
+        "objective.contrastive.positive_prior": 0.1,
+        "objective.contrastive.hardness": 1.0,
+        "objective.contrastive.temperature": 0.5,
     },
+    "siglip": JOINT | {"objective.siglip.weight": 1.0},
+    "vicreg": JOINT | WIDE | {"objective.vicreg.weight": 1.0},
+    "barlow_twins": JOINT | WIDE | {"objective.barlow_twins.weight": 1.0},
+    "mec": JOINT | {"objective.mec.weight": 1.0, "model.projector.outputs": 2048},
+    "can_koleo": {"objective.koleo.weight": 0.1},  # the weight of DINOv2
+    "simclr_disentangled": SIMCLR | {"objective.disentangle.weight": 1.0},
 }
 
 

@@ -90,7 +90,9 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
         "steps": model.step,
         "mask ratio": config.model.mask_ratio,
         "noise, largest sigma": config.noise.sigma_max,
-        "weights of the losses": ", ".join(f"{name} {weights[name].weight}" for name in OBJECTIVES),
+        "weights of the losses": ", ".join(
+            f"{name} {weights[name].weight}" for name in OBJECTIVES if weights[name].weight
+        ),
         "optimizer": f"{config.optimizer.name}, rate {config.optimizer.learning_rate}, "
         f"weight decay {config.optimizer.weight_decay}",
     }

@@ -10,7 +10,7 @@ def unit(
 ) -> Float[np.ndarray, "examples width"]:
     """Return features scaled to length 1; those shorter than 1e-12 are divided by that.
 
-    `can_jax.objectives.contrastive.normalize` does so with bounded gradients.
+    `can_jax.objectives.rows.normalize` does so with bounded gradients.
 
     Args:
         features: The features of each example.

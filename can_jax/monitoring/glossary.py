@@ -41,6 +41,53 @@ METRICS = {
         "The squared error of the predicted noise, in the units of `noise.target`.",
         "Compare it with predicting zeros: see `denoising/explained`.",
     ),
+    "loss/vicreg": Metric(
+        "The weighted sum of VICReg's three terms.",
+        "Read the terms: they move against each other.",
+    ),
+    "vicreg/invariance": Metric("The mean squared difference of two views' projections."),
+    "vicreg/variance": Metric(
+        "How far the standard deviations of the projection are below 1, on average.",
+        "It falls to near 0. A value near 1 means that the embedding collapses.",
+    ),
+    "vicreg/covariance": Metric("The sum of squared covariances of different dimensions."),
+    "loss/barlow_twins": Metric(
+        "The squared distance of the views' cross-correlation from the identity, weighted.",
+        "It starts near the number of outputs, and falls.",
+    ),
+    "barlow_twins/invariance": Metric("The part of the loss on the diagonal."),
+    "barlow_twins/redundancy": Metric("The part off the diagonal, before its weight."),
+    "barlow_twins/correlation": Metric(
+        "The mean correlation of a dimension between two views.", "It rises towards 1."
+    ),
+    "loss/mec": Metric(
+        "The negative coding length of the embeddings, over its first factor.",
+        "It falls below minus the mean cosine similarity as terms of higher order shrink.",
+    ),
+    "mec/similarity": Metric("The mean cosine similarity of two views of an image."),
+    "loss/siglip": Metric(
+        "The pairwise sigmoid loss, summed over the other rows.",
+        "With the initial bias it starts near 10, the cost of each positive.",
+    ),
+    "siglip/scale": Metric("The learned factor of the similarities."),
+    "siglip/bias": Metric("The learned bias of the logits."),
+    "loss/koleo": Metric(
+        "Minus the logarithm of the distance to the nearest other image.",
+        "It falls as embeddings spread. Equal embeddings cost 18.4.",
+    ),
+    "koleo/nearest": Metric(
+        "The mean distance to the nearest other image, on the sphere.",
+        "It is at most 2; a value near 0 means that embeddings collapse.",
+    ),
+    "loss/disentangle": Metric("The penalty on dependent dimensions of the pooled embedding."),
+    "disentangle/mean_square_correlation": Metric(
+        "The mean squared correlation of two dimensions of the pooled embedding.",
+        "It is 0 for uncorrelated dimensions, and 1 for copies of one.",
+    ),
+    "contrastive/excluded_negatives": Metric(
+        "The fraction of negatives that `objective.contrastive.exclude_above` leaves out.",
+        "A few in a thousand is common. If most are left out, nothing keeps images apart.",
+    ),
     "contrastive/top1": Metric(
         "The fraction of views whose most similar other view is one of the same image.",
         "It rises from near 0. A value near 1 after a few epochs means that the task is too easy, "

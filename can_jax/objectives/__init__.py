@@ -12,7 +12,17 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from can_jax.objectives import contrastive, denoising, reconstruction
+from can_jax.objectives import (
+    barlow_twins,
+    contrastive,
+    denoising,
+    disentangle,
+    koleo,
+    mec,
+    reconstruction,
+    siglip,
+    vicreg,
+)
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
 from can_jax.utils.registry import Registry
 from can_jax.utils.settings import Table
@@ -21,6 +31,12 @@ OBJECTIVES: Registry[Objective] = Registry("objective")
 OBJECTIVES.register("contrastive", contrastive.OBJECTIVE)
 OBJECTIVES.register("reconstruction", reconstruction.OBJECTIVE)
 OBJECTIVES.register("denoising", denoising.OBJECTIVE)
+OBJECTIVES.register("vicreg", vicreg.OBJECTIVE)
+OBJECTIVES.register("barlow_twins", barlow_twins.OBJECTIVE)
+OBJECTIVES.register("mec", mec.OBJECTIVE)
+OBJECTIVES.register("siglip", siglip.OBJECTIVE)
+OBJECTIVES.register("koleo", koleo.OBJECTIVE)
+OBJECTIVES.register("disentangle", disentangle.OBJECTIVE)
 
 Settings = dict[str, dict[str, Any]]
 Heads = Mapping[str, Any]  # modules of flax.nnx

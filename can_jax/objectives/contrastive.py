@@ -9,127 +9,29 @@ receives as a key follows from two numbers of each query: its normalizer and its
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from can_jax.distributed.mesh import constrain_batch_sharding, replicate, row_shards
+from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models.can import POOLS
-from can_jax.models.heads import Projector
-from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
+from can_jax.objectives.negatives import contrast_corrected
+from can_jax.objectives.rows import (
+    Rows,
+    RowStatistics,
+    blocks,
+    key_blocks,
+    keys_at_a_time,
+    on_sphere,
+    pairs,
+    projected,
+    projector,
+    similarities,
+)
 from can_jax.utils.settings import Choice, Key, Number, Switch, Whole
-
-# Similarities that a device computes at a time, unless a block size is set: 128 MiB in float32.
-BLOCK_ENTRIES = 2**25
-
-
-class Rows(NamedTuple):
-    """The position and the label of each row of a batch, or of a block of keys."""
-
-    position: Int[Array, " rows"]
-    label: Int[Array, " rows"] | None  # None: only views of one image are positives
-
-
-class RowStatistics(NamedTuple):
-    """Running statistics of each query row over the key blocks processed so far.
-
-    Attributes:
-        normalizer: The log of the sum of ``exp(similarity / temperature)``.
-        positives: The number of positive keys.
-        positive_sum: The sum of the similarities to positive keys.
-        pair_sum: The sum of the similarities to other views of the same image.
-        other_sum: The sum of the similarities to views of other images.
-        best: The largest similarity.
-        nearest: The index of the key with the largest similarity.
-    """
-
-    normalizer: Float[Array, " rows"]
-    positives: Int[Array, " rows"]
-    positive_sum: Float[Array, " rows"]
-    pair_sum: Float[Array, " rows"]
-    other_sum: Float[Array, " rows"]
-    best: Float[Array, " rows"]
-    nearest: Int[Array, " rows"]
-
-
-def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Scale vectors to length 1 along the last axis.
-
-    A vector shorter than 1e-12 becomes zero, with zero gradient. The gradient of the division would
-    exceed 1e12 and spoil the optimizer's second moments for many steps.
-    """
-    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    long = squares > 1e-24
-    # The inner `where` keeps the derivative of the root finite where the outer one discards it.
-    return jnp.where(long, x * jax.lax.rsqrt(jnp.where(long, squares, 1.0)), 0.0)
-
-
-def block_size(rows: int, shards: int) -> int:
-    """Return the number of keys to compare at a time.
-
-    It is chosen so that a device computes at most `BLOCK_ENTRIES` similarities at a time.
-
-    Args:
-        rows: The rows of the global batch.
-        shards: The number of devices over which the rows are split.
-    """
-    return max(1, min(rows, BLOCK_ENTRIES * shards // rows))
-
-
-def similarities(
-    rows: Float[Array, "rows width"], keys: Float[Array, "keys width"]
-) -> Float[Array, "rows keys"]:
-    """Return the dot products of all pairs in full precision; the rows stay on their devices."""
-    return constrain_batch_sharding(jnp.matmul(rows, keys.T, precision=jax.lax.Precision.HIGHEST))
-
-
-class Pairs(NamedTuple):
-    """The relations between rows and keys.
-
-    Attributes:
-        itself: True if the key is the row itself or padding, so that the pair is excluded.
-        same_image: True if the key is another view of the row's image.
-        positive: True if the key is a positive of the row.
-    """
-
-    itself: Bool[Array, "rows keys"]
-    same_image: Bool[Array, "rows keys"]
-    positive: Bool[Array, "rows keys"]
-
-
-def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
-    """Determine the relation of every row to every key. Keys beyond the number of rows are padding.
-
-    Args:
-        rows: All rows of the batch.
-        keys: A block of keys.
-        views: The number of views per image.
-    """
-    itself = rows.position[:, None] == keys.position
-    padding = keys.position >= rows.position.shape[0]
-    same_image = (rows.position[:, None] // views == keys.position // views) & ~itself & ~padding
-    positive = same_image
-    if rows.label is not None:
-        assert keys.label is not None
-        same_label = (rows.label[:, None] == keys.label) & (keys.label >= 0) & ~itself & ~padding
-        positive |= same_label
-    return Pairs(itself | padding, same_image, positive)
-
-
-def blocks(x: Array, size: int) -> Array:
-    """Gather the rows on every device and cut them into blocks; zeros pad the last block."""
-    count = -(-x.shape[0] // size)
-    padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(replicate(x), padding).reshape(count, size, *x.shape[1:])
-
-
-def key_blocks(rows: Rows, size: int) -> Rows:
-    """Cut the rows into blocks of keys, in the layout of `blocks`."""
-    count = -(-rows.position.shape[0] // size)
-    index = jnp.arange(count * size).reshape(count, size)
-    return Rows(index, None if rows.label is None else blocks(rows.label, size))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -221,17 +123,6 @@ def _backward(views: int, temperature: float, block: int, saved: Any, cotangent:
 contrast.defvjp(_forward, _backward)
 
 
-def projector(config: Any, width: int, **options: Any) -> Projector:
-    """Build the projector of ``config.model.projector``; see `can_jax.objectives.base.Objective`.
-
-    Args:
-        config: The configuration.
-        width: The width of the encoder.
-        **options: The types and the random numbers of each layer.
-    """
-    return Projector(width, **config.model.projector, **options)
-
-
 def loss(
     arrays: Arrays,
     head: Callable[..., Float[Array, "rows outputs"]],
@@ -239,11 +130,16 @@ def loss(
     directions: str,
     supervised: bool,
     block: int | None,
+    decoupled: bool = False,
+    positive_prior: float = 0.0,
+    hardness: float = 0.0,
+    exclude_above: float | None = None,
 ) -> tuple[Loss, Metrics]:
     """Compute InfoNCE, or SupCon if ``supervised``, and metrics of the embeddings.
 
     ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
-    image.
+    image. The last four settings select another treatment of the negatives; see
+    `can_jax.objectives.negatives`. With their defaults, that module adds nothing to the program.
 
     Args:
         arrays: The arrays of a step. An image with label -1 forms a class of its own.
@@ -253,19 +149,33 @@ def loss(
             google-research/simclr.
         supervised: Whether rows of one label are positives of each other.
         block: The number of keys compared at a time; `block_size` computes the default.
+        decoupled: Whether positives are left out of the denominator.
+        positive_prior: The assumed share of negatives that show the query's class; below 1.
+        hardness: The concentration of the weight on negatives that are similar to the query.
+        exclude_above: The similarity above which a negative counts as a false one; None for no
+            limit.
     """
     assert arrays.pooled is not None
-    images, views, width = arrays.pooled.shape
+    images, views, _ = arrays.pooled.shape
     count = images * views
-    projection = head(arrays.pooled.reshape(count, width), train=True)
-    unit = constrain_batch_sharding(normalize(at_least_float32(projection)))
+    unit = on_sphere(projected(arrays, head))
     label = None
     if supervised:
         assert arrays.labels is not None
         label = jnp.repeat(arrays.labels, views)
-    size = min(block or block_size(count, row_shards()), count)
-    value, seen = contrast(unit, label, views, temperature, size)
-    metrics = {
+    size = keys_at_a_time(block, count)
+    metrics: Metrics = {}
+    if decoupled or positive_prior or hardness or exclude_above is not None:
+        value, seen, excluded = contrast_corrected(
+            unit, label, views, temperature, size,
+            decoupled=decoupled, positive_prior=positive_prior, hardness=hardness,
+            exclude_above=exclude_above,
+        )  # fmt: skip
+        if exclude_above is not None:
+            metrics["contrastive/excluded_negatives"] = excluded
+    else:
+        value, seen = contrast(unit, label, views, temperature, size)
+    metrics |= {
         "contrastive/top1": jnp.mean(seen.nearest // views == jnp.arange(count) // views),
         "contrastive/positive_similarity": seen.pair_sum.mean() / (views - 1),
         "contrastive/negative_similarity": seen.other_sum.mean() / (count - views),
@@ -297,6 +207,29 @@ OBJECTIVE = Objective(
             None,
             Whole(1, 2**31 - 1),
             "The number of keys compared at a time; by default as memory allows.",
+        ),
+        "decoupled": Key(
+            False,
+            Switch(),
+            "Whether positives are left out of the denominator (DCL, arXiv 2110.06848).",
+        ),
+        "positive_prior": Key(
+            0.0,
+            Number(0, below=1),
+            "The assumed share of negatives of the query's class, for which the denominator is "
+            "corrected (debiased, arXiv 2007.00224).",
+        ),
+        "hardness": Key(
+            0.0,
+            Number(0, 100),
+            "The concentration of the weight on negatives that are similar to the query (arXiv "
+            "2010.04592); 0 weights all equally.",
+        ),
+        "exclude_above": Key(
+            None,
+            Number(-1, 1),
+            "The cosine similarity above which a row of another image is no negative; by default "
+            "none is excluded.",
         ),
     },
     head=projector,

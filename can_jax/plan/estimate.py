@@ -16,6 +16,7 @@ from can_jax.models.backbones import decoder_size, encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
+from can_jax.objectives import active
 from can_jax.plan.charges import Estimate
 from can_jax.plan.clocks import Calibration, calibration_of, clock_of
 from can_jax.plan.cycles import estimate_step
@@ -234,11 +235,8 @@ def recomputed_flops(config: ConfigDict) -> int:
             "full": size.flops(tokens) - last,
         }[model.remat]
     settings = config.accumulation
-    if (
-        settings.microbatches > 1
-        and settings.negatives == "batch"
-        and config.objective.contrastive.weight
-    ):
+    related = any(o.relates_rows for o in active(config.objective.to_dict()).values())
+    if settings.microbatches > 1 and settings.negatives == "batch" and related:
         recomputed += encoder.flops(visible + 1)
     return views * recomputed
 

@@ -26,7 +26,7 @@ from can_jax.models.masking import (
     random_shuffle,
     visible_count,
 )
-from can_jax.objectives.contrastive import normalize as unit_length
+from can_jax.objectives.rows import normalize as unit_length
 
 Metrics = dict[str, Array]
 Tree = Any

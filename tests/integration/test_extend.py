@@ -69,25 +69,25 @@ def own(tmp_path):
 def test_objective_trains_with_its_head_and_its_run_is_read_with_its_module(own, tmp_path):
     """Nothing in a run directory names code to execute, so a command is told of the module."""
     path, workdir = own("An objective"), tmp_path / "run"
-    options = (*TINY, *SHAPES, *NO_DECODER, "objective.siglip.outputs=8")
+    options = (*TINY, *SHAPES, *NO_DECODER, "objective.sigmoid.outputs=8")
     options += ("accumulation.microbatches=2",)
     done = run_in_process(path, workdir, *options)
     assert done.returncode == 0, done.stderr
-    assert "siglip_head/project" in done.stdout and "projector/" not in done.stdout
+    assert "sigmoid_head/project" in done.stdout and "projector/" not in done.stdout
     first, second = metrics(workdir)
-    assert first["siglip/temperature"] == pytest.approx(10.0)
-    assert second["siglip/temperature"] != first["siglip/temperature"]  # learned
-    assert first["loss/siglip"] > 0 and "loss/contrastive" not in first
+    assert first["sigmoid/temperature"] == pytest.approx(10.0)
+    assert second["sigmoid/temperature"] != first["sigmoid/temperature"]  # learned
+    assert first["loss/sigmoid"] > 0 and "loss/contrastive" not in first
     config = json.loads((workdir / "config.json").read_text())
-    assert config["objective"]["siglip"] == {"weight": 0.03, "outputs": 8, "margin": 0.0}
-    done = run_in_process(path, workdir, *options, "objective.siglip.margin=2.0")
-    assert "error: config.objective.siglip.margin=2.0: give a number at least -1" in done.stderr
+    assert config["objective"]["sigmoid"] == {"weight": 0.03, "outputs": 8, "margin": 0.0}
+    done = run_in_process(path, workdir, *options, "objective.sigmoid.margin=2.0")
+    assert "error: config.objective.sigmoid.margin=2.0: give a number at least -1" in done.stderr
 
-    OBJECTIVES.remove("siglip")
+    OBJECTIVES.remove("sigmoid")
     evaluation = ["--config=knn", f"--checkpoint={workdir}", f"--workdir={tmp_path}/knn"]
     done = main_in_process("can_jax.evaluate", *evaluation)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "config.objective.siglip is not a key of this version" in done.stderr
+    assert "config.objective.sigmoid is not a key of this version" in done.stderr
     assert "import that module with --modules=FILE" in done.stderr
     done = main_in_process("can_jax.evaluate", *evaluation, f"--modules={path}")
     assert done.returncode == 0, done.stderr

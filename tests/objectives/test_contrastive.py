@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from can_jax.distributed.mesh import make_mesh
-from can_jax.objectives import contrastive
+from can_jax.objectives import contrastive, rows
 from can_jax.objectives.base import Arrays
 from tests.helpers import oracle
 from tests.helpers.configs import small_config
@@ -53,7 +53,7 @@ def sup_con(z, labels, temperature, block=None):
 def written_out(z, labels, temperature):
     """The loss as the paper writes it, for the compiler to differentiate."""
     images, views, width = z.shape
-    unit = contrastive.normalize(z).reshape(-1, width)
+    unit = rows.normalize(z).reshape(-1, width)
     image, itself = jnp.arange(images * views) // views, jnp.eye(images * views, dtype=bool)
     label = jnp.repeat(labels, views)
     alike = (image[:, None] == image) | ((label[:, None] == label) & (label >= 0))
@@ -113,16 +113,16 @@ def test_blocks_change_nothing(block):
 
 
 def test_block_follows_from_what_a_device_may_hold():
-    assert contrastive.block_size(8192, shards=1) == 4096
-    assert contrastive.block_size(8192, shards=8) == 8192
-    assert contrastive.block_size(131072, shards=256) * 131072 // 256 <= 2**25
-    assert contrastive.block_size(2**40, shards=1) == 1
+    assert rows.block_size(8192, shards=1) == 4096
+    assert rows.block_size(8192, shards=8) == 8192
+    assert rows.block_size(131072, shards=256) * 131072 // 256 <= 2**25
+    assert rows.block_size(2**40, shards=1) == 1
 
 
 def largest_array(images, shards):
     """Entries of the largest array that a device would hold in the loss and its gradient."""
     mesh = make_mesh(small_config(mesh__data=8).mesh)
-    block = contrastive.block_size(2 * images, shards)
+    block = rows.block_size(2 * images, shards)
     z = jax.ShapeDtypeStruct((images, 2, 16), jnp.float32)
 
     with jax.set_mesh(mesh):
@@ -134,7 +134,7 @@ def largest_array(images, shards):
 def test_memory_grows_with_the_batch_and_not_with_its_square():
     assert largest_array(4096, shards=256) == 8192 * 8192 // 256  # in one piece
     for images in (65536, 262144):
-        assert largest_array(images, shards=256) <= contrastive.BLOCK_ENTRIES
+        assert largest_array(images, shards=256) <= rows.BLOCK_ENTRIES
 
 
 def test_without_labels_sup_con_is_info_nce():

@@ -5,7 +5,7 @@ from tests.helpers.runs import ROOT
 
 PROGRAM = """
 from ml_collections import ConfigDict
-from can_jax.objectives.contrastive import block_size
+from can_jax.objectives.rows import block_size
 from can_jax.distributed.mesh import make_mesh
 from can_jax.cli.commands.plan_contrastive import loss_bytes
 from can_jax.plan.topology import open_topology

@@ -29,6 +29,7 @@ from tests.helpers.configs import COLOURS, small_config
 from tests.train.states import random_state
 
 SLOW = pytest.mark.slow
+TERMS = ("contrastive", "reconstruction", "denoising")  # the order of the oracle's weights
 PLAIN = {"layers": 2, "hidden": 24, "outputs": 10, "batch_norm": False}
 
 
@@ -129,7 +130,7 @@ def oracle_total(config, step, state, batch):
         "decoder_width": decoder.width, "decoder_depth": decoder.depth,
         "decoder_heads": decoder.heads, "channels": 3, "temperature": 0.1, "sigma_scale": 1.0,
         "keep": int(patches * (1 - model.mask_ratio)),
-        "weights": [config.objective[k].weight for k in objectives.OBJECTIVES],
+        "weights": [config.objective[k].weight for k in TERMS],
         "level_tokens": config.noise.level_tokens,
         "normalize_targets": config.objective.reconstruction.normalize,
         "noise_target": config.noise.target, "sigma_max": config.noise.sigma_max,
@@ -409,12 +410,6 @@ def test_only_known_optimizers_are_bounded():
     assert not is_bounded(changed)
 
 
-def koleo(arrays):
-    """A loss of pooled embeddings alone: they shall be far from each other."""
-    pooled = arrays.pooled.reshape(-1, arrays.pooled.shape[-1])
-    return jnp.mean(jax.nn.softmax(pooled @ pooled.T) ** 2), {}
-
-
 def tokens_of_a_class(arrays):
     """A loss of tokens and labels: those of a class shall be alike."""
     mean = arrays.tokens.mean(axis=(1, 2))
@@ -429,7 +424,6 @@ def label_of_the_embedding(arrays):
 
 
 OTHERS = {
-    "koleo": objectives.Objective(frozenset({"pooled"}), koleo, relates_rows=True),
     "alike": objectives.Objective(
         frozenset({"tokens", "labels"}), tokens_of_a_class, relates_rows=True
     ),
@@ -439,7 +433,20 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     "chosen",
-    [("koleo", "alike", "label", "contrastive"), pytest.param(("koleo", "label"), marks=SLOW)],
+    [
+        (
+            "koleo",
+            "alike",
+            "label",
+            "contrastive",
+            "siglip",
+            "vicreg",
+            "barlow_twins",
+            "mec",
+            "disentangle",
+        ),
+        pytest.param(("koleo", "label"), marks=SLOW),
+    ],
 )
 def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
     found = []
@@ -461,9 +468,9 @@ def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
 
 def test_objective_that_reads_what_it_cannot_is_refused():
     with pytest.raises(ValueError, match="cannot read 'prediction'; it can read labels, pooled"):
-        objectives.Objective(frozenset({"prediction"}), koleo, relates_rows=True)
+        objectives.Objective(frozenset({"prediction"}), len, relates_rows=True)
     with pytest.raises(ValueError, match="relates_rows=False cannot read 'pixels'"):
-        objectives.Objective(frozenset({"pixels"}), koleo)
+        objectives.Objective(frozenset({"pixels"}), len)
 
 
 def trained(batches, devices=8, **changes):

@@ -1,0 +1,59 @@
+"""Barlow Twins: the cross-correlation of two views becomes the identity (arXiv 2103.03230)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
+from can_jax.objectives.rows import projector
+from can_jax.objectives.views import (
+    mean,
+    off_diagonal,
+    pairs_of_views,
+    products,
+    projected_by_view,
+)
+from can_jax.utils.settings import Key, Number
+
+
+def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple[Loss, Metrics]:
+    """Compute ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2``, averaged over view pairs.
+
+    ``C`` is the correlation of the dimensions of one view with those of another, over the images
+    (eq. 1). A dimension is divided by ``sqrt(variance + 1e-5)``, as facebookresearch/barlowtwins
+    does by a BatchNorm without parameters.
+
+    Args:
+        arrays: The arrays of a step.
+        head: The projector, a function of all rows of the global batch.
+        redundancy: The coefficient of the correlations of different dimensions.
+    """
+    z = projected_by_view(arrays, head)
+    centered = z - z.mean(axis=0)
+    normed = centered * jax.lax.rsqrt(jnp.mean(jnp.square(centered), axis=0) + 1e-5)
+    matrices = [products(*pair) / z.shape[0] for pair in pairs_of_views(normed)]
+    same = mean([jnp.sum(jnp.square(1 - jnp.diagonal(matrix))) for matrix in matrices])
+    other = mean([jnp.sum(jnp.square(off_diagonal(matrix))) for matrix in matrices])
+    correlation = mean([jnp.mean(jnp.diagonal(matrix)) for matrix in matrices])
+    return same + redundancy * other, {
+        "barlow_twins/invariance": same,
+        "barlow_twins/redundancy": other,
+        "barlow_twins/correlation": correlation,
+    }
+
+
+OBJECTIVE = Objective(
+    reads=frozenset({"pooled"}),
+    loss=loss,
+    keys={
+        "redundancy": Key(
+            0.0051, Number(0, 1e6), "The coefficient of the correlations of different dimensions."
+        )
+    },
+    head=projector,
+    relates_rows=True,
+    min_views=2,
+    min_images=2,
+)

@@ -1,0 +1,84 @@
+"""KoLeo: embeddings spread apart from their nearest neighbors (arXiv 1806.03198)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from can_jax.distributed.mesh import constrain_batch_sharding, replicate
+from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
+from can_jax.objectives.rows import (
+    Rows,
+    blocks,
+    key_blocks,
+    keys_at_a_time,
+    on_sphere,
+    similarities,
+)
+from can_jax.utils.settings import Key, Whole
+
+EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
+
+
+def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
+    """Return the index of the nearest other image of the same view, for each row.
+
+    Args:
+        unit: The embeddings; the views of an image are adjacent.
+        views: The number of views per image.
+        block: The number of keys compared at a time.
+    """
+    rows = Rows(jnp.arange(unit.shape[0]), None)
+
+    def compare(seen: tuple[Array, Array], these: tuple[Array, Rows]) -> tuple[tuple, None]:
+        keys, position = these[0], these[1].position
+        # The distance is ``|x|^2 + |y|^2 - 2 x y``; the first term is the same for all keys.
+        closeness = similarities(unit, keys) - jnp.sum(jnp.square(keys), axis=1) / 2
+        candidate = (position % views == rows.position[:, None] % views) & (
+            position != rows.position[:, None]
+        )
+        candidate &= position < unit.shape[0]
+        closeness = jnp.where(candidate, closeness, -jnp.inf)
+        best, at = closeness.max(axis=1), position[closeness.argmax(axis=1)]
+        return (jnp.maximum(best, seen[0]), jnp.where(best > seen[0], at, seen[1])), None
+
+    start = jnp.full_like(unit, -jnp.inf, shape=unit.shape[0]), jnp.zeros_like(rows.position)
+    start = jax.tree.map(constrain_batch_sharding, start)
+    (_, at), _ = jax.lax.scan(compare, start, (blocks(unit, block), key_blocks(rows, block)))
+    return at
+
+
+def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
+    """Compute ``-log(distance + 1e-8)`` to the nearest other image, averaged over rows.
+
+    The pooled embeddings are scaled to length 1, and each view is compared within itself, as in
+    DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings do not pull at each other, since the
+    distance has no derivative there.
+
+    Args:
+        arrays: The arrays of a step.
+        block: The number of keys compared at a time; `block_size` computes the default.
+    """
+    assert arrays.pooled is not None
+    images, views, width = arrays.pooled.shape
+    unit = on_sphere(at_least_float32(arrays.pooled).reshape(images * views, width))
+    size = keys_at_a_time(block, images * views)
+    at = nearest(jax.lax.stop_gradient(unit), views, size)
+    squares = jnp.sum(jnp.square(unit - replicate(unit)[at]), axis=1)
+    apart = squares > 1e-24
+    distances = jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1.0)), 0.0)
+    return -jnp.mean(jnp.log(distances + EPSILON)), {"koleo/nearest": distances.mean()}
+
+
+OBJECTIVE = Objective(
+    reads=frozenset({"pooled"}),
+    loss=loss,
+    keys={
+        "block": Key(
+            None,
+            Whole(1, 2**31 - 1),
+            "The number of keys compared at a time; by default as memory allows.",
+        )
+    },
+    relates_rows=True,
+    min_images=2,
+)

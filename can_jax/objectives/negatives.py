@@ -1,0 +1,170 @@
+"""Corrections of the negatives of a contrastive loss: decoupled, debiased, hard, and excluded.
+
+`contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of a row and over the
+rows. Here ``s+`` is the similarity to a positive, ``t`` the temperature, and ``D`` the denominator:
+
+- ``D = P + G``, with the sum ``P`` of ``exp(s / t)`` over positives, and that of negatives, ``G``.
+  Without corrections this is InfoNCE and SupCon as `can_jax.objectives.contrastive` has them.
+- Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
+- Hard (arXiv 2010.04592, eq. 4): negatives have weights in proportion to ``exp(b s / t)``, with
+  mean 1. At a concentration ``b`` of 0 the weights are equal.
+- Debiased (arXiv 2007.00224, eq. 8): a share ``p`` of ``N`` negatives is assumed to be of the
+  query's class. ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 / t))``.
+- Excluded: negatives above a similarity count as false ones, and leave ``G`` and ``N``.
+
+The derivative is that of the compiler, through a scan over blocks of keys whose similarities are
+computed twice. Memory grows linearly with the batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from can_jax.distributed.mesh import constrain_batch_sharding
+from can_jax.objectives.base import Loss
+from can_jax.objectives.rows import (
+    Rows,
+    RowStatistics,
+    blocks,
+    key_blocks,
+    pairs,
+    similarities,
+)
+
+LOWEST = -1e30  # of an empty sum of exponentials; finite, so that differences are
+
+
+class LogSum(NamedTuple):
+    """The logarithm of a sum of exponentials, ``shift + log(total)``, taken over blocks.
+
+    Attributes:
+        shift: The largest exponent so far, a constant for the derivative.
+        total: The sum of the exponentials, each divided by that of the shift.
+    """
+
+    shift: Float[Array, " rows"]
+    total: Float[Array, " rows"]
+
+    def add(
+        self, exponents: Float[Array, "rows keys"], where: Bool[Array, "rows keys"]
+    ) -> "LogSum":
+        """Add the exponentials of a block where a condition holds."""
+        exponents = jnp.where(where, exponents, LOWEST)
+        shift = jnp.maximum(self.shift, jax.lax.stop_gradient(exponents.max(axis=1)))
+        terms = jnp.where(where, jnp.exp(exponents - shift[:, None]), 0.0)
+        return LogSum(shift, self.total * jnp.exp(self.shift - shift) + terms.sum(axis=1))
+
+    def log(self) -> Float[Array, " rows"]:
+        """Return the logarithm, or `LOWEST` for an empty sum."""
+        some = self.total > 0
+        return jnp.where(some, self.shift + jnp.log(jnp.where(some, self.total, 1.0)), LOWEST)
+
+
+class _Sums(NamedTuple):
+    """The sums of each row that a scan over blocks of keys accumulates."""
+
+    seen: RowStatistics
+    positive: LogSum  # of s / t over positives
+    negative: LogSum  # of (1 + b) s / t over negatives
+    weight: LogSum  # of b s / t over negatives
+    negatives: Int[Array, " rows"]
+    excluded: Int[Array, " rows"]
+
+
+def contrast_corrected(
+    unit: Float[Array, "rows width"],
+    label: Int[Array, " rows"] | None,
+    views: int,
+    temperature: float,
+    block: int,
+    *,
+    decoupled: bool,
+    positive_prior: float,
+    hardness: float,
+    exclude_above: float | None,
+) -> tuple[Loss, RowStatistics, Float[Array, ""]]:
+    """Compute the contrastive loss of the module's docstring over the rows of the global batch.
+
+    A row whose negatives are all excluded has only its positives in the denominator; if the loss is
+    decoupled, too, it counts as 0.
+
+    Args:
+        unit: Embeddings of length 1; the views of an image are adjacent.
+        label: The label of each row, -1 where unknown; rows of one label are positives of each
+            other. None if only views of one image are.
+        views: The number of views per image.
+        temperature: The divisor of the similarities.
+        block: The number of keys compared at a time.
+        decoupled: Whether positives are left out of the denominator.
+        positive_prior: The assumed share of negatives of the query's class.
+        hardness: The concentration of the negatives' weights.
+        exclude_above: The similarity above which negatives are excluded, or None.
+
+    Returns:
+        The loss, statistics of the similarities, and the excluded share of the
+        negatives, averaged over the rows.
+    """
+    rows = Rows(jnp.arange(unit.shape[0]), label)
+    zero = jnp.zeros_like(unit, shape=unit.shape[0])
+    none = jnp.zeros_like(rows.position)
+    empty = LogSum(zero + LOWEST, zero)
+    seen = RowStatistics(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
+
+    @jax.checkpoint
+    def compare(sums: _Sums, these: tuple[Array, Rows]) -> tuple[_Sums, None]:
+        similarity = similarities(unit, these[0])
+        pair = pairs(rows, these[1], views)
+        negative = ~pair.positive & ~pair.itself
+        excluded = jnp.zeros_like(negative)
+        if exclude_above is not None:
+            excluded = negative & (similarity > exclude_above)
+            negative &= ~excluded
+        scaled, fixed = similarity / temperature, jax.lax.stop_gradient(similarity)
+        others = jnp.where(pair.itself, -jnp.inf, fixed)
+        best, at = others.max(axis=1), others.argmax(axis=1)
+        seen, apart = sums.seen, ~pair.same_image & ~pair.itself
+        return _Sums(
+            seen=RowStatistics(
+                normalizer=seen.normalizer,
+                positives=seen.positives + pair.positive.sum(axis=1, dtype=none.dtype),
+                positive_sum=seen.positive_sum + jnp.sum(similarity, axis=1, where=pair.positive),
+                pair_sum=seen.pair_sum + jnp.sum(fixed, axis=1, where=pair.same_image),
+                other_sum=seen.other_sum + jnp.sum(fixed, axis=1, where=apart),
+                best=jnp.maximum(seen.best, best),
+                nearest=jnp.where(best > seen.best, these[1].position[at], seen.nearest),
+            ),
+            positive=sums.positive.add(scaled, pair.positive),
+            negative=sums.negative.add((1 + hardness) * scaled, negative),
+            weight=sums.weight.add(hardness * scaled, negative),
+            negatives=sums.negatives + negative.sum(axis=1, dtype=none.dtype),
+            excluded=sums.excluded + excluded.sum(axis=1, dtype=none.dtype),
+        ), None
+
+    start = _Sums(seen, empty, empty, empty, none, none)
+    sums, _ = jax.lax.scan(
+        compare,
+        jax.tree.map(constrain_batch_sharding, start),
+        (blocks(unit, block), key_blocks(rows, block)),
+    )
+    some = sums.negatives > 0
+    count = jnp.maximum(sums.negatives, 1).astype(unit.dtype)
+    positives = sums.seen.positives.astype(unit.dtype)
+    log_positive = sums.positive.log()
+    log_negative = jnp.log(count) + sums.negative.log() - sums.weight.log()
+    if positive_prior:
+        # All terms are divided by the largest, so that none overflows.
+        log_mean = log_positive - jnp.log(positives)
+        log_floor = jnp.log(count) - 1 / temperature
+        top = jax.lax.stop_gradient(jnp.maximum(log_negative, log_floor))
+        share = positive_prior * count * jnp.exp(jnp.where(some, log_mean - top, 0.0))
+        corrected = (jnp.exp(log_negative - top) - share) / (1 - positive_prior)
+        log_negative = top + jnp.log(jnp.maximum(corrected, jnp.exp(log_floor - top)))
+    log_negative = jnp.where(some, log_negative, LOWEST)
+    denominator = log_negative if decoupled else jnp.logaddexp(log_negative, log_positive)
+    losses = denominator - sums.seen.positive_sum / temperature / positives
+    if decoupled:
+        losses = jnp.where(some, losses, 0.0)
+    excluded = sums.excluded / jnp.maximum(sums.negatives + sums.excluded, 1)
+    return losses.mean(), sums.seen._replace(normalizer=denominator), excluded.mean()

@@ -1,0 +1,78 @@
+"""VICReg: variance, invariance and covariance of two views (arXiv 2105.04906).
+
+    25 * invariance + 25 * variance + 1 * covariance
+
+are the paper's coefficients, for a projector of three layers of 8192. With two views the terms are
+those of facebookresearch/vicreg: the variance is the mean over views, the covariance their sum.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
+from can_jax.objectives.rows import projector
+from can_jax.objectives.views import mean, off_diagonal, products, projected_by_view
+from can_jax.utils.settings import Key, Number
+
+
+def loss(
+    arrays: Arrays,
+    head: Callable[..., Array],
+    invariance: float,
+    variance: float,
+    covariance: float,
+) -> tuple[Loss, Metrics]:
+    """Compute the weighted sum of the three terms, and log each.
+
+    - Invariance: the mean squared difference of two views, over pairs of views (eq. 5).
+    - Variance: the mean of ``max(0, 1 - sqrt(variance + 1e-4))`` over dimensions and views (eq. 1).
+    - Covariance: twice the mean over views of the sum of squared covariances of two different
+      dimensions, over the width (eq. 4).
+
+    Variances and covariances are unbiased.
+
+    Args:
+        arrays: The arrays of a step.
+        head: The projector, a function of all rows of the global batch.
+        invariance: The coefficient of the invariance.
+        variance: The coefficient of the variance.
+        covariance: The coefficient of the covariance.
+    """
+    z = projected_by_view(arrays, head)
+    images, views, width = z.shape
+    # Over all pairs, the squared differences sum to those from the mean view, times the views.
+    apart = z - z.mean(axis=1, keepdims=True)
+    alike = jnp.sum(jnp.square(apart)) * 2 / ((views - 1) * images * width)
+    centered = z - z.mean(axis=0)
+    spread = jnp.sum(jnp.square(centered), axis=0) / (images - 1)
+    hinge = jnp.mean(jax.nn.relu(1 - jnp.sqrt(spread + 1e-4)))
+    covariances = [
+        off_diagonal(products(centered[:, view], centered[:, view])) / (images - 1)
+        for view in range(views)
+    ]
+    shared = 2 * mean([jnp.sum(jnp.square(matrix)) for matrix in covariances]) / width
+    total = invariance * alike + variance * hinge + covariance * shared
+    return total, {
+        "vicreg/invariance": alike,
+        "vicreg/variance": hinge,
+        "vicreg/covariance": shared,
+    }
+
+
+COEFFICIENT = Number(0, 1e6)
+OBJECTIVE = Objective(
+    reads=frozenset({"pooled"}),
+    loss=loss,
+    keys={
+        "invariance": Key(25.0, COEFFICIENT, "The coefficient of the distance of two views."),
+        "variance": Key(25.0, COEFFICIENT, "The coefficient of the hinge on the deviations."),
+        "covariance": Key(1.0, COEFFICIENT, "The coefficient of the squared covariances."),
+    },
+    head=projector,
+    relates_rows=True,
+    min_views=2,
+    min_images=2,
+)

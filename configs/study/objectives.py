@@ -1,0 +1,56 @@
+"""The objectives beside CAN's on CIFAR-10: do they learn, at equal images and one learning rate.
+
+    python -m can_jax.study --config=configs/study/objectives.py --workdir=runs/objectives \
+        --config.recipe.data.path=/data/cifar10
+
+Each arm is `configs/cifar10_methods.py` for three epochs and one seed. The result of an arm has the
+kNN accuracy before the first step and after the last among its curves.
+
+Hardware: two CPU cores, about seven minutes an arm. Re-running the command resumes the study.
+Result: none yet.
+"""
+
+from ml_collections import ConfigDict
+
+from can_jax.config import load_recipe
+from can_jax.config.baselines import METHODS
+from can_jax.evaluate.config import default_evaluation
+
+NARROW = {"model.projector.hidden": 512, "model.projector.outputs": 512}
+NAMES = (
+    "simclr", "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
+    "can_koleo",
+)  # fmt: skip
+
+
+def changes(name: str) -> dict:
+    wide = any(key.startswith("model.projector.") for key in METHODS[name])
+    return METHODS[name] | (NARROW if wide else {})
+
+
+def get_config() -> ConfigDict:
+    recipe = load_recipe(__file__, "../cifar10")
+    recipe.total_epochs = 3
+    recipe.checkpoint.update(every_steps=1000, keep_last=1)
+    evaluation = default_evaluation()
+    evaluation.protocol = "linear"
+    evaluation.data.train_examples = 20000
+    evaluation.linear.update(
+        learning_rates=(0.03, 0.3), weight_decays=(0.0,), features=("patches",), epochs=20
+    )
+    arms = [{"name": "can", "group": "objectives", "tuned": True}]
+    arms += [{"name": "untrained", "group": "objectives", "like": "can", "untrained": True}]
+    arms += [
+        {"name": name, "group": "objectives", "tuned": True, "changes": changes(name)}
+        for name in NAMES
+    ]
+    return ConfigDict(
+        {
+            "name": "objectives",
+            "recipe": recipe,
+            "evaluation": evaluation,
+            "reference": "can",
+            "learning_rates": (2e-3,),
+            "arms": tuple(arms),
+        }
+    )
