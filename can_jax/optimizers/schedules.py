@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from can_jax.utils.errors import UserError, one_line
@@ -32,6 +33,54 @@ def linear(peak: float, steps: int, end_value: float = 0.0) -> optax.Schedule:
 def constant(peak: float, steps: int) -> optax.Schedule:
     """Return a schedule that stays at the peak."""
     return optax.constant_schedule(peak)
+
+
+@SCHEDULES.register("stable")
+def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
+    """Return the peak for most of the run, then ``peak * (1 - sqrt(t))`` (arXiv 2405.18392).
+
+    ``t`` goes from 0 to 1 over the last ``decay_share`` of the steps. With a share of 0 the rate
+    stays at the peak. A copy of such a run's directory then resumes with a length and a share of
+    its own, as a branch that decays.
+
+    Raises:
+        ValueError: The share is not in [0, 1].
+    """
+    if not 0 <= decay_share <= 1:
+        raise ValueError(f"decay_share={decay_share}: give a number in [0, 1]")
+    start, length = (1 - decay_share) * steps, max(decay_share * steps, 1e-9)
+
+    def rate(step: Any) -> Any:
+        return peak * (1 - jnp.sqrt(jnp.clip((step - start) / length, 0.0, 1.0)))
+
+    return rate if decay_share else optax.constant_schedule(peak)
+
+
+@SCHEDULES.register("restarts")
+def restarts(
+    peak: float, steps: int, cycles: int = 4, growth: float = 1.0, decay: float = 1.0
+) -> optax.Schedule:
+    """Return cosines from the peak to 0, one after the other (SGDR, arXiv 1608.03983).
+
+    Args:
+        peak: The peak of the first cycle.
+        steps: The length of all cycles together.
+        cycles: Their number; at least 1.
+        growth: The length of a cycle over that of the one before.
+        decay: The peak of a cycle over that of the one before.
+
+    Raises:
+        ValueError: There is no cycle, or a factor is not above 0.
+    """
+    if cycles < 1 or growth <= 0 or decay <= 0:
+        raise ValueError(f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0")
+    lengths = [growth**i for i in range(cycles)]
+    ends = [round(steps * sum(lengths[: i + 1]) / sum(lengths)) for i in range(cycles)]
+    parts = [
+        optax.cosine_decay_schedule(peak * decay**i, max(end - start, 1))
+        for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+    return optax.join_schedules(parts, ends[:-1])
 
 
 def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:

@@ -9,6 +9,7 @@ import optax
 import optax.contrib
 
 from can_jax.distributed.sharding_rules import decay_mask
+from can_jax.optimizers import by_layer
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.nearest import nearest
 from can_jax.utils.registry import Registry
@@ -31,6 +32,11 @@ def adamw(
         optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=mask),
     )
+
+
+OPTIMIZERS.register("lamb", by_layer.lamb)
+OPTIMIZERS.register("lars", by_layer.lars)
+OPTIMIZERS.register("muon", by_layer.muon)
 
 
 def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | None:

@@ -157,3 +157,103 @@ def test_pattern_that_finds_nothing_is_refused(changes, message):
 def test_scale_that_is_no_pair_is_refused(pair):
     with pytest.raises(UserError, match="learning_rate_scale"):
         small_config(optimizer__learning_rate_scale=(pair,))
+
+
+# Two stacked layers, and parameters outside of the stack.
+STACK = {
+    "encoder": {
+        "blocks": {
+            "layers": {
+                "mlp": {"expand": {"kernel": np.array([np.eye(3, 4), 5 * np.ones((3, 4))])}},
+                "norm1": {"scale": np.full((2, 3), 2.0)},
+            }
+        },
+        "patch_embed": {"kernel": np.full((4, 3), 0.5)},
+    },
+    "projector": {"layers": [{"kernel": np.full((3, 2), 0.5), "bias": np.ones(2)}]},
+}
+EXPAND = "encoder/blocks/layers/mlp/expand/kernel"
+
+
+def stacked_updates(gradients, **changes):
+    optimizer = make_optimizer(small_config(**changes))
+    update = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])
+    return by_path(update(gradients, STACK))
+
+
+@pytest.mark.parametrize(("name", "coefficient"), [("lars", 0.001), ("lamb", 1.0)])
+def test_trust_ratio_is_of_each_layer(name, coefficient):
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape), STACK)
+    values, given = by_path(STACK), by_path(gradients)
+    found = stacked_updates(gradients, optimizer__name=name, optimizer__weight_decay=0.1)
+    for path, update in found.items():
+        # The first step of Adam is the sign of the gradient.
+        expected = given[path] if name == "lars" else np.sign(given[path])
+        if path.endswith("kernel"):
+            expected = expected + 0.1 * values[path]
+            layers = zip(values[path], expected, strict=True) if "blocks" in path else ()
+            for value, layer in layers:
+                layer *= coefficient * np.linalg.norm(value) / np.linalg.norm(layer)
+            if "blocks" not in path:
+                expected *= coefficient * np.linalg.norm(values[path]) / np.linalg.norm(expected)
+        np.testing.assert_allclose(update, expected, rtol=1e-5, err_msg=path)
+
+
+def test_muon_orthogonalizes_each_layer_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape), STACK)
+    given = by_path(gradients)
+    found = stacked_updates(gradients, optimizer__name="muon", optimizer__weight_decay=0.0)
+    matrices = [*found[EXPAND], found["projector/layers/0/kernel"]]
+    for matrix in matrices:
+        values = np.linalg.svd(matrix / (0.2 * max(matrix.shape) ** 0.5), compute_uv=False)
+        assert values.min() > 0.5 and values.max() < 1.3  # five steps end near 1
+    left, _, right = np.linalg.svd(given[EXPAND][1], full_matrices=False)
+    assert np.vdot(found[EXPAND][1], left @ right) > 0
+    others = [path for path in found if path not in (EXPAND, "projector/layers/0/kernel")]
+    for path in others:
+        np.testing.assert_allclose(found[path], np.sign(given[path]), rtol=1e-5, err_msg=path)
+    zero = jax.tree.map(np.zeros_like, STACK)
+    decayed = stacked_updates(zero, optimizer__name="muon", optimizer__weight_decay=0.5)
+    values = by_path(STACK)
+    for path, update in decayed.items():
+        decay = 0.5 * values[path] if path.endswith("kernel") else np.zeros_like(values[path])
+        np.testing.assert_allclose(update, decay, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "moments"), [("adamw", 2), ("lamb", 2), ("lars", 1), ("lion", 1), ("adafactor", 0.6)]
+)
+def test_memory_of_each_optimizer(name, moments):
+    """What the plan counts: the state over the parameters."""
+    weight = {
+        "encoder": {"blocks": {"layers": {"mlp": {"expand": {"kernel": jnp.zeros((2, 256, 512))}}}}}
+    }
+    state = jax.eval_shape(make_optimizer(small_config(optimizer__name=name)).init, weight)
+    stored = sum(leaf.size for leaf in jax.tree.leaves(state))
+    assert stored <= moments * 2 * 256 * 512 + 8 and (stored or moments < 1)
+
+
+def rates(name, options, steps=100):
+    settings = small_config(schedule__name=name, schedule__options=options).schedule
+    schedule = learning_rate_schedule(1.0, 10, 10 + steps, settings)
+    return np.array([float(schedule(step)) for step in range(10 + steps + 1)])
+
+
+def test_stable_schedule_decays_at_the_end_or_in_a_branch():
+    found = rates("stable", (("decay_share", 0.2),))
+    np.testing.assert_allclose(found[10:91], 1.0)
+    assert found[95] == pytest.approx(1 - 0.25**0.5, rel=1e-5) and found[-1] == 0
+    assert (rates("stable", (("decay_share", 0.0),))[10:] == 1).all()
+    # A branch of 10 steps at step 60 of a stable run.
+    branch = rates("stable", (("decay_share", 10 / 60),), steps=60)
+    np.testing.assert_allclose(branch[:60], rates("stable", (("decay_share", 0.0),))[:60])
+    assert branch[-1] == 0
+
+
+def test_restarts_are_cosines_of_growing_length():
+    found = rates("restarts", (("cycles", 2), ("growth", 3.0), ("decay", 0.5)))
+    np.testing.assert_allclose(found[[10, 35, 85, 110]], [1, 0.5, 0.125, 0], atol=1e-6)
+    with pytest.raises(UserError, match="cycles=0, growth=1.0, decay=1.0: all must be above 0"):
+        rates("restarts", (("cycles", 0),))
