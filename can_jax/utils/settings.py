@@ -76,7 +76,11 @@ class Number:
             ("at least", self.low), ("above", self.above),
             ("at most", self.high), ("below", self.below),
         )  # fmt: skip
-        words = ", ".join(f"{name} {bound:,g}" for name, bound in bounds if math.isfinite(bound))
+        words = ", ".join(
+            f"{name} {bound:,}" if isinstance(bound, int) else f"{name} {bound:,g}"
+            for name, bound in bounds
+            if math.isfinite(bound)
+        )
         noun = f"{self.noun}s" if plural else f"a {self.noun}"
         others = "".join(f", or {value:g}" for value in self.also)
         return f"{noun} {words}".rstrip() + others

@@ -28,6 +28,7 @@ FENCE = re.compile(r"^( *)(```+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 MARKS = re.compile(
     r"\]\[(?=[A-Z]{1,2}\])"
 )  # of two sources, such as [M][O], which are no reference
+NOT_SEARCHED = "---\nsearch:\n  exclude: true\n---\n\n"
 LANGUAGES = {".py": "python", ".json": "json", ".toml": "toml", ".sh": "bash", ".ipynb": "json"}
 PAGES_OF_ROOT = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/NOTES.md")
 # Commands whose help repeats the keys of a recipe, which have a reference of their own.
@@ -44,7 +45,9 @@ def main() -> None:
             copy(path, path.relative_to(DOCS).as_posix())
     copy(DOCS / "site" / "theme" / "extra.css", "extra.css")
     for name in PAGES_OF_ROOT:
-        write(f"source/{name}", (ROOT / name).read_text(), ROOT / name)
+        # The changelog has every word of the other pages.
+        front = NOT_SEARCHED if name == "CHANGELOG.md" else ""
+        write(f"source/{name}", front + (ROOT / name).read_text(), ROOT / name)
     write("reference/settings.md", settings_page())
     write("reference/evaluation_settings.md", evaluation_page())
     write("reference/commands.md", commands_page())
@@ -115,7 +118,7 @@ def place_of(path: Path) -> str:
         return f"source/{name}"
     page = f"source/{name}.md"
     if not (TARGET / page).exists():
-        write(page, source_page(path, name))
+        write(page, NOT_SEARCHED + source_page(path, name))
     return page
 
 

@@ -14,10 +14,7 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import OTHER_NAMES, nearest
 from tests.helpers.runs import main_in_process
 
-RECIPES = (
-    "cifar10, jft_vit_l, mae_vit_l, noise_ablation, quickstart, simclr_vit_l, small, vit_b, vit_h, "
-    "vit_l, vit_s"
-)
+RECIPES = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
 
 
 def refused(module, *arguments):
