@@ -12,7 +12,7 @@ from can_jax.config.resolve import default_config, flatten, resolve
 from can_jax.evaluate.config import default_evaluation
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import OTHER_NAMES, nearest
-from tests.helpers.runs import main_in_process
+from tests.helpers.runs import ROOT, main_in_process
 
 RECIPES = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
 
