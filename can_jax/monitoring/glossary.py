@@ -131,6 +131,22 @@ METRICS = {
         "The value at step 0 is that of the untrained encoder.",
         unit="%",
     ),
+    "probe/effective_rank": Metric(
+        "The effective rank of the probe's features of whole images.",
+        "It is at most the encoder's width. A fall to a few dimensions is a collapse.",
+    ),
+    "probe/uniformity": Metric(
+        "The log mean of exp(-2 d^2) over pairs of test images at a distance d on the sphere.",
+        "It is 0 if all features are equal, and near -4 if they are spread evenly.",
+    ),
+    "probe/tolerance": Metric(
+        "The mean cosine similarity of two test images of one class.",
+        "A low temperature lowers it together with uniformity: images of a class are pushed apart.",
+    ),
+    "probe/dead_dimensions": Metric(
+        "The fraction of features that hardly vary over the test images.",
+        "It is 0 in a healthy run.",
+    ),
     "probe/knn_pixels": Metric(
         "The accuracy of the same classifier on raw pixels, measured at step 0.", unit="%"
     ),

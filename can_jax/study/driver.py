@@ -29,7 +29,8 @@ Result = dict[str, Any]
 CURVES = (
     "step", "epoch", "loss/total", *(f"loss/{name}" for name in OBJECTIVES), "embedding/std",
     "embedding/effective_rank", "contrastive/top1", "denoising/explained", "denoising/linear_bound",
-    "grad_norm", "probe/knn", "probe/knn_pixels",
+    "grad_norm", "probe/knn", "probe/knn_pixels", "probe/effective_rank", "probe/uniformity",
+    "probe/tolerance", "probe/dead_dimensions",
 )  # fmt: skip
 
 

@@ -197,8 +197,9 @@ class PretrainCallbacks(Log):
         if not step:
             self._bound()
         if not step and self._probe:
-            pixels, untrained = self._probe.on_pixels(), self._probe(state)
-            self._writer.scalars(0, {PROBE: untrained, PIXELS: pixels})
+            pixels, measured = self._probe.on_pixels(), self._probe(state)
+            self._writer.scalars(0, measured | {PIXELS: pixels})
+            untrained = measured[PROBE]
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
         for name in pending_evaluations(step, self._times, self._workdir):
             getattr(self, name)(step, state)
@@ -215,11 +216,11 @@ class PretrainCallbacks(Log):
             )
 
     def probe(self, step: int, state: TrainState) -> None:
-        """Write and print the kNN accuracy on the probe's splits, in percent."""
+        """Write the metrics of the probe, and print the kNN accuracy in percent."""
         assert self._probe is not None
-        accuracy = self._probe(state)
-        self._writer.scalars(step, {PROBE: accuracy})
-        self.report.say(f"step {step}: kNN {accuracy:.1f}%")
+        measured = self._probe(state)
+        self._writer.scalars(step, measured)
+        self.report.say(f"step {step}: kNN {measured[PROBE]:.1f}%")
 
     def picture(self, step: int, state: TrainState) -> None:
         """Write the figure of a step as a PNG and as a TensorBoard image."""

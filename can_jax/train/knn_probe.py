@@ -4,20 +4,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from can_jax.data.evaluation.examples import EvaluationSet
+from can_jax.data.evaluation.examples import EvaluationSet, spread
 from can_jax.data.evaluation.pairs import TEST_SPLITS, open_pair
 from can_jax.data.sources.base import Source
 from can_jax.distributed.mesh import batch_shards
+from can_jax.features import health
 from can_jax.features.extractor import FeatureExtractor
 from can_jax.features.knn import knn_accuracy
+from can_jax.features.unit_length import unit
+from can_jax.monitoring.metrics import effective_rank
 from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 
 BATCH_SIZE = 64  # images per device
+EXAMPLES = 2000  # queries whose geometry is measured, at most
 PIXELS = 64  # maximum side of an image whose pixels are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
@@ -59,15 +65,26 @@ class KnnProbe:
         self._pixels = FeatureExtractor(_pixels, mesh, batch_size)
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
-    def __call__(self, state: Any) -> float:
-        """Return the accuracy on the encoder's features, in percent."""
-        return self._accuracy(self._encoder, state)
+    def __call__(self, state: Any) -> dict[str, float]:
+        """Return the accuracy on the encoder's features in percent, and the queries' geometry.
+
+        The metrics are ``probe/knn``, and `geometry` under the same prefix. They are the same for
+        every objective, and cost the train step nothing.
+        """
+        parts = self._features(self._encoder, state)
+        measured = geometry(*parts[1])
+        accuracy = knn_accuracy(*parts[0], *parts[1], **self._options)
+        return {"probe/knn": accuracy} | {f"probe/{name}": v for name, v in measured.items()}
 
     def on_pixels(self) -> float:
         """Return the accuracy on raw pixels in percent, a baseline for the encoder's features."""
-        return self._accuracy(self._pixels, None)
+        parts = self._features(self._pixels, None)
+        return knn_accuracy(*parts[0], *parts[1], **self._options)
 
-    def _accuracy(self, extractor: FeatureExtractor, state: Any) -> float:
+    def _features(
+        self, extractor: FeatureExtractor, state: Any
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the features and the labels of the bank and of the queries."""
         parts = []
         for part, examples in self._parts:
             features, labels, _ = extractor(state, examples)
@@ -76,7 +93,28 @@ class KnnProbe:
                     f"probe: no labeled image of the split {part.name!r} can be decoded; {WITHOUT}"
                 )
             parts.append((features, part.numbering(labels)))
-        return knn_accuracy(*parts[0], *parts[1], **self._options)
+        return parts
+
+
+def geometry(
+    features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
+) -> dict[str, float]:
+    """Return effective rank, uniformity, tolerance and the share of dead dimensions.
+
+    At most `EXAMPLES` examples are evaluated. Values that need a pair are left out without one.
+    """
+    at = spread(len(features), EXAMPLES)
+    features, labels = features[at], labels[at]
+    on_sphere = unit(features)
+    measured = {
+        "effective_rank": effective_rank(on_sphere.T @ on_sphere),
+        "dead_dimensions": health.dead_dimensions(features) / features.shape[1],
+    }
+    if len(features) > 1:
+        measured["uniformity"] = health.uniformity(features)
+    if (tolerance := health.tolerance(features, labels)) is not None:
+        measured["tolerance"] = tolerance
+    return measured
 
 
 def _pixels(state: None, images: Any) -> Any:

@@ -213,7 +213,7 @@ def trained(training: Pretraining) -> str:
             panel = jax.jit(functools.partial(make_panel, step))
             draw(jax.device_get(panel(state, examples.images())), "a draw")
     if probe:
-        assert 0 <= probe(state) <= 100
+        assert 0 <= probe(state)["probe/knn"] <= 100
     leaves = jax.tree.leaves((state.parameters, state.batch_stats))
     if not all(np.isfinite(leaf).all() for leaf in leaves):
         return "not finite: parameters"
