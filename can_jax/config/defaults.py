@@ -211,6 +211,11 @@ OPTIMIZER: Table = {
     "moment_dtype": Key(
         "float32", Choice(("float32", "bfloat16")), "The type of the first moment."
     ),
+    "ema_decay": Key(
+        0.0, Number(0, below=1),
+        "The decay rate of a moving average of all parameters, which the probe, evaluations and "
+        "exports then read; 0 disables it.",
+    ),
 }  # fmt: skip
 
 MESH: Table = {

@@ -18,6 +18,7 @@ from can_jax.utils.settings import (
     Number,
     Several,
     Special,
+    Switch,
     Table,
     Text,
     check_table,
@@ -68,6 +69,10 @@ def encoder_table() -> Table:
             "std": Key(None, _per_channel(Number(1e-3, 1)),
             "The standard deviation that divides images."),
             "dtype": Key(None, MODEL["dtype"].kind, "The type of activations and matrix products."),
+            "average": Key(
+                True, Switch(),
+                "Whether to evaluate the moving average of a run's parameters, where it has one.",
+            ),
         },
     }  # fmt: skip
 

@@ -161,12 +161,15 @@ def open_encoder(
     mapped = from_run and embedding_kind(run) != "linear"
     if from_run and (mapped or not untrained):
         # Neither the heads nor the optimizer's moments are read, or even built.
-        part = {"parameters": jax.tree.map(_abstract, expected, targets)}
+        shapes: Any = jax.tree.map(_abstract, expected, targets)
+        averaged = run.optimizer.ema_decay > 0 and overrides.average
+        part = {"optimizer": {"average": shapes}} if averaged else {"parameters": shapes}
         if mapped:
             fixed = nnx.to_pure_dict(nnx.state(encoder_network(run), nnx.BatchStat))
             part["batch_stats"] = jax.tree.map(_abstract, fixed, shardings(fixed, mesh))
         step, state = newest_state(path, part, step=step, partial=True)
-        parameters, statistics = state["parameters"], state.get("batch_stats", {})
+        parameters = state["optimizer"]["average"] if averaged else state["parameters"]
+        statistics = state.get("batch_stats", {})
     if untrained:
         parameters, step = {"encoder": initial_encoder(stored_step(run))}, 0
     elif not from_run:

@@ -196,8 +196,10 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     config = read_run(path)
     require_vit(config, "an export")
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), jax.local_devices()[:1])
-    step, state = newest_state(path, abstract_state(stored_step(config), mesh), step=step)
-    parameters, statistics = fold(*jax.device_get((state.parameters, state.batch_stats)))
+    stored = stored_step(config)
+    step, state = newest_state(path, abstract_state(stored, mesh), step=step)
+    arrays = jax.device_get((stored.evaluated(state), state.batch_stats))
+    parameters, statistics = fold(*arrays)
     return Model(config, step, parameters, statistics, str(path))
 
 

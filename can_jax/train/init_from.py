@@ -57,7 +57,7 @@ def initial_weights(
     if is_run(location):
         step = stored_step(read_run(location))
         restored = newest_state(location, abstract_state(step, mesh), step=at)[1]
-        theirs = named_leaves(fold(restored.parameters, restored.batch_stats)[0])
+        theirs = named_leaves(fold(step.evaluated(restored), restored.batch_stats)[0])
     else:
         weights = read_weights(location)
         try:

@@ -188,7 +188,8 @@ class Pretraining:
         if source := config.init_from:
             variant = variant_of(config.model) if config.model.backbone == "vit" else PLAIN
             given = state.parameters, self.mesh, variant, state.batch_stats
-            state.parameters, lines = initial_weights(source, *given)
+            parameters, lines = initial_weights(source, *given)
+            state = self.step.started(state, parameters)
             for line in lines:
                 report.say(line)
         return state

@@ -177,11 +177,13 @@ class Step:
             self.config, self.network, state.parameters, state.batch_stats, batch, state.step
         )
         rate = self.schedule(state.step if position is None else position)
-        updates, optimizer = self.optimizer.update(
-            outputs.gradients, state.optimizer, state.parameters
-        )
+        moments = state.optimizer["transform"] if self.averages else state.optimizer
+        updates, optimizer = self.optimizer.update(outputs.gradients, moments, state.parameters)
         updates = jax.tree.map(lambda update: -rate * update, updates)
         updated = optax.apply_updates(state.parameters, updates)
+        if self.averages:
+            average = self._average(state.optimizer["average"], updated, state.step)
+            optimizer = {"transform": optimizer, "average": average}
 
         gradient_norm = optax.global_norm(outputs.gradients)
         finite = jnp.isfinite(outputs.total) & jnp.isfinite(gradient_norm)
@@ -203,18 +205,50 @@ class Step:
         rngs = nnx.Rngs(random_streams(self.config.seed)[0])
         network = can.CAN(self.config, heads(self.config), rngs)
         parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+        optimizer = self.optimizer.init(parameters)
+        if self.averages:
+            optimizer = {"transform": optimizer, "average": parameters}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             parameters=parameters,
             batch_stats=nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)),
-            optimizer=self.optimizer.init(parameters),
+            optimizer=optimizer,
             skipped=jnp.zeros((), jnp.int32),
         )
+
+    @property
+    def averages(self) -> bool:
+        """Whether the state holds a moving average of the parameters beside the moments."""
+        return bool(self.config.optimizer.ema_decay)
+
+    def _average(self, average: Tree, parameters: Tree, step: Int[Array, ""]) -> Tree:
+        """Return the updated moving average.
+
+        The decay rate after ``t`` steps is at most ``(1 + t) / (10 + t)``, so that the average soon
+        forgets the initial parameters.
+        """
+        decay = jnp.minimum(self.config.optimizer.ema_decay, (1 + step) / (10 + step))
+        return jax.tree.map(
+            lambda a, b: a + (1 - decay).astype(a.dtype) * (b - a), average, parameters
+        )
+
+    def evaluated(self, state: TrainState) -> Tree:
+        """Return the parameters to evaluate: the moving average if there is one."""
+        return state.optimizer["average"] if self.averages else state.parameters
+
+    def started(self, state: TrainState, parameters: Tree) -> TrainState:
+        """Return a state that starts from other parameters, its moving average included."""
+        state = dataclasses.replace(state, parameters=parameters)
+        if self.averages:
+            copied = jax.tree.map(jnp.copy, parameters)  # the step donates both
+            state.optimizer = state.optimizer | {"average": copied}
+        return state
 
     def features(self, state: TrainState, images: Array) -> Float[Array, "images width"]:
         """Return the mean patch token of whole, unaugmented images given as bytes."""
         augment = self.config.augment
         pixels = normalize(to_float(images), augment.mean, augment.std)
+        state = dataclasses.replace(state, parameters=self.evaluated(state))
         return can.pool(self.model(state).encode(pixels))
 
 

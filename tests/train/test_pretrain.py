@@ -8,9 +8,15 @@ import subprocess
 import time
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
+from can_jax.config import default_config
+from can_jax.distributed.mesh import make_mesh
+from can_jax.encoders.pretrained import open_encoder
+from can_jax.evaluate.config import default_evaluation, resolve_evaluation
+from can_jax.export.model import open_model
 from can_jax.monitoring.glossary import METRICS
 from can_jax.train import loop
 from tests.data import samples
@@ -23,6 +29,7 @@ from tests.helpers.runs import (
     metrics,
     run,
     run_in_process,
+    state_at,
 )
 
 QUIET = ["probe.every_steps=0", "figures.every_steps=0"]
@@ -224,3 +231,34 @@ def test_batch_that_does_not_divide_names_the_nearest(recipe, tmp_path):
     assert done.returncode == 1
     assert "batch_size=12 does not divide over the 8 devices" in done.stderr
     assert "8 and 16" in done.stderr
+
+
+def test_moving_average_is_what_is_evaluated_and_exported(recipe, tmp_path):
+    """The loaded and the exported encoder are the average; a second start continues it."""
+    options = [*LIGHT, "optimizer.ema_decay=0.9", "optimizer.warmup_steps=0"]
+    options += ["checkpoint.every_steps=1"]
+    for steps in (1, 2):
+        done = run_in_process(recipe, tmp_path, *options, f"total_steps={steps}")
+        assert done.returncode == 0, done.stderr
+    first, second = (state_at(tmp_path, step) for step in (1, 2))
+    # The decay rate is limited to (1 + t) / (10 + t) after t steps.
+    expected = jax.tree.map(
+        lambda a, b: 2 / 11 * np.asarray(a) + 9 / 11 * np.asarray(b),
+        first["optimizer"]["average"], second["parameters"],
+    )  # fmt: skip
+    average = second["optimizer"]["average"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), average, expected)
+    kernel = average["encoder"]["blocks"]["layers"]["mlp"]["expand"]["kernel"]
+    trained = second["parameters"]["encoder"]["blocks"]["layers"]["mlp"]["expand"]["kernel"]
+    assert not np.array_equal(kernel, trained)
+
+    def read(parameters):
+        return np.asarray(parameters["encoder"]["blocks"]["layers"]["mlp"]["expand"]["kernel"])
+
+    np.testing.assert_array_equal(read(open_model(str(tmp_path)).parameters), kernel)
+    mesh = make_mesh(default_config().mesh, jax.devices()[:1])
+    for given, array in ((True, kernel), (False, trained)):
+        evaluation = default_evaluation()
+        evaluation.model.average = given
+        opened = open_encoder(str(tmp_path), False, resolve_evaluation(evaluation), mesh)
+        np.testing.assert_array_equal(read(opened.parameters), array)
