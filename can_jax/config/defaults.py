@@ -49,6 +49,9 @@ DATA: Table = {
     "labels": Key(None, Text(), "A CSV or JSON-lines list of file names and labels, for a folder."),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
+    "shards_at_once": Key(
+        8, Whole(1, 1024), "The number of shards whose streamed examples are mixed.", before=1
+    ),
     "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),
     "examples": Key(
         None, COUNT, "The approximate size of a streamed data set, which defines its epochs."

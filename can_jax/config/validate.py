@@ -28,7 +28,7 @@ from can_jax.utils.settings import Number, refuse
 # Keys of `data` that apply to a whole mixture, because its parts share one pipeline.
 WHOLE_MIXTURE = (
     "channels", "examples", "exif_orientation", "image_size", "max_pixels", "range", "skip_limit",
-    "streaming", "threads", "window",
+    "shards_at_once", "streaming", "threads", "window",
 )  # fmt: skip
 WARMUP_SHARE = WARMUP[-1]
 HIGHEST_RATE = 1.0  # a step of Adam changes each weight by about the learning rate

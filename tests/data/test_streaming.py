@@ -1,8 +1,15 @@
 """Shards read from start to end: what each epoch shows, and going on."""
 
+import bz2
+import dataclasses
 import gzip
+import itertools
+import lzma
 import os
 import tarfile
+import threading
+import time
+import zlib
 
 import jax
 import numpy as np
@@ -10,47 +17,60 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from can_jax.data.pipeline import chunks
 from can_jax.data.pipeline.loader import open_loader
-from can_jax.data.pipeline.streaming_loader import START, ShardStream, open_stream, resumed
+from can_jax.data.pipeline.streaming_loader import (
+    NOTHING,
+    START,
+    ShardStream,
+    _batches,
+    open_stream,
+    resumed,
+)
+from can_jax.data.pipeline.turns import in_turns
+from can_jax.data.pipeline.views import RandomViews
 from can_jax.distributed.mesh import make_mesh
+from can_jax.distributed.process_slice import slice_of_process
 from can_jax.utils.errors import UserError
 from tests.data.samples import encode, write_tfrecord, write_webdataset
 from tests.helpers.configs import small_config
 
 
-def numbered_shards(sizes):
+def numbered_shards(sizes, at_once=1):
     """A stream whose images are their own numbers, as bytes."""
     starts = np.cumsum([0, *sizes])
     content = {
-        f"shard{i}": [(bytes([n]), n) for n in range(start, start + size)]
+        f"shard{i}": [(bytes([n % 256]), n) for n in range(start, start + size)]
         for i, (start, size) in enumerate(zip(starts, sizes, strict=False))
     }
-    return ShardStream(list(content), lambda path: iter(content[path]), sum(sizes))
+    return ShardStream(list(content), lambda path: iter(content[path]), sum(sizes), at_once)
 
 
 SIZES = st.lists(st.integers(0, 9), min_size=3, max_size=6).filter(lambda sizes: min(sizes) > 0)
 
 
 @settings(deadline=None, max_examples=50)
-@given(SIZES, st.integers(1, 12), st.integers(1, 3), st.data())
-def test_each_epoch_shows_every_example_once_and_goes_on_anywhere(sizes, window, processes, data):
-    stream = numbered_shards(sizes)
+@given(SIZES, st.integers(1, 12), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_each_epoch_shows_every_example_once_and_goes_on_anywhere(
+    sizes, window, processes, at_once, data
+):
+    stream = numbered_shards(sizes, at_once)
     seen = [[], []]
     for process in range(processes):
         everything = []
-        for image, label, name, state in stream.stream(0, window, process, processes, START):
+        for image, label, name, state, _ in stream.stream(0, window, process, processes, START):
             if state[0] == 2:
                 break
-            assert image == bytes([label]) and name.startswith("shard")
+            assert image == bytes([label % 256]) and name.startswith("shard")
             seen[state[0]].append(label)
-            everything.append((label, state.tolist()))
+            everything.append((label, state))
         if not everything:
             continue
         stop = data.draw(st.integers(0, len(everything) - 1))
-        again = stream.stream(0, window, process, processes, tuple(everything[stop][1]))
+        again = stream.stream(0, window, process, processes, everything[stop][1])
         for label, state in everything[stop + 1 :]:
-            _, found, _, found_state = next(again)
-            assert found == label and found_state.tolist() == state
+            _, found, _, found_state, _ = next(again)
+            assert found == label and found_state == state
     for epoch in seen:
         assert sorted(epoch) == list(range(sum(sizes)))
     if sum(sizes) > 12 and window > 7:
@@ -196,7 +216,69 @@ def test_shards_are_given_up_only_when_all_of_them_are_empty():
     with pytest.raises(UserError, match="no image in any of 2 shards"):
         next(stream)
     rest = ShardStream(["c"], read, 1).stream(0, 4, 0, 1, (3, 0, 0, 1))  # the end of a pass
-    assert next(rest)[3].tolist() == [4, 0, 0, 1]
+    assert next(rest)[3] == (4, 0, 0, 1)
+
+
+def test_window_mixes_sorted_shards():
+    stream = numbered_shards([50] * 8, at_once=8).stream(0, 100, 0, 1, START)
+    assert len({next(stream).label // 50 for _ in range(32)}) == 8
+    alone = numbered_shards([50] * 8).stream(0, 50, 0, 1, START)
+    assert len({next(alone).label // 50 for _ in range(32)}) == 1
+
+
+def test_order_of_earlier_versions_is_kept():
+    """Runs that began without `shards_at_once` resume with 1."""
+    labels = [one.label for one in itertools.islice(numbered_shards([3] * 4).stream(
+        3, 5, 0, 1, START), 12)]  # fmt: skip
+    assert labels == [7, 11, 10, 6, 9, 8, 0, 3, 5, 4, 1, 2]
+
+
+def test_failing_reader_ends_the_stream_and_its_threads():
+    def read(path):
+        yield b"image", 0
+        raise UserError(f"{path} cannot be read")
+
+    with pytest.raises(UserError, match="cannot be read"):
+        list(in_turns(read, ["a", "b"]))
+    records = in_turns(lambda path: iter([(b"x" * 10, 0)] * 10_000), ["a", "b", "c"])
+    next(records)
+    records.close()
+    deadline = time.monotonic() + 10
+    while any(t.name == "shard-reader" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("rows", [1, 67])
+def test_broken_image_in_a_batch_of_any_size_is_replaced(tmp_path, contents, rows):
+    contents[3] = contents[10] = b"broken"
+    config = shards(tmp_path, "webdataset", contents)
+    config.batch_size = rows
+    source = open_stream(config.data, "train")
+    views = RandomViews.from_config(config)
+    share = slice_of_process(make_mesh(config.mesh), 8)
+    share = dataclasses.replace(share, rows=np.arange(rows), batch_size=rows)
+    dataset = _batches(config, source, views, (0, 21 if rows == 1 else 1), share, START)
+    attempts = np.concatenate([batch["attempt"] for batch in chunks.elements(dataset)])
+    assert (attempts > 0).sum() >= 2 and attempts.max() < NOTHING
+
+
+@pytest.mark.parametrize("how", ["zlib", "zstd", "bz2", "xz"])
+@pytest.mark.parametrize("kind", ["tfrecord", "webdataset"])
+def test_compressions(tmp_path, contents, kind, how):
+    config = shards(tmp_path, kind, contents)
+    if how == "zstd":
+        compress = pytest.importorskip("backports.zstd").compress
+    else:
+        compress = {"zlib": zlib.compress, "bz2": bz2.compress, "xz": lzma.compress}[how]
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        path.write_bytes(compress(whole))
+    read = open_stream(config.data, "train")._read
+    expected = sorted(contents)
+    assert sorted(image for path in tmp_path.iterdir() for image, _ in read(str(path))) == expected
+    path.write_bytes(compress(whole)[:-200])
+    assert len(list(read(str(path)))) < 8  # truncated: a warning, and no exception
 
 
 def test_chunk_without_any_image_stops_the_run(tmp_path):

@@ -117,8 +117,8 @@ def in_parallel(
     rows: int,
     threads: int | None,
     *,
-    whole_chunks: bool = False,
     first: tuple[Callable[..., Any], int] | None = None,
+    grouped: bool = False,
 ) -> Any:
     """Return batches of ``rows`` elements, made in parallel by ``chunk`` from a few elements at a
     time.
@@ -129,19 +129,18 @@ def in_parallel(
             thread.
         rows: The number of rows in a batch.
         threads: The number of tf.data threads; by default one per core.
-        whole_chunks: Whether to prevent chunks from crossing a batch boundary, so that they start
-            at the same elements wherever a run resumes.
         first: A function of a batch of elements, whose result ``chunk`` gets instead, and the
             number of threads that run it ahead of ``chunk``. It may wait, as for a store.
+        grouped: Whether ``elements`` are batches of a few elements already, of different sizes.
     """
     tf = tensorflow()
     threads = threads or usable_cores()
     fitting = [size for size in range(1, CHUNK + 1) if rows % size == 0]
     # Chunks that divide a batch save a copy, but very small chunks cost more than they save.
-    size = fitting[-1] if whole_chunks or 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
+    size = fitting[-1] if 4 * fitting[-1] >= min(rows, CHUNK) else CHUNK
     # The function needs no conversion by AutoGraph, which takes seconds.
     as_it_is = tf.autograph.experimental.do_not_convert(chunk)
-    groups, waiting = elements.batch(size), 0
+    groups, waiting = elements if grouped else elements.batch(size), 0
     if first is not None:
         read, waiting = tf.autograph.experimental.do_not_convert(first[0]), first[1]
         groups = groups.map(read, num_parallel_calls=waiting, deterministic=True)
@@ -152,7 +151,7 @@ def in_parallel(
     options.deterministic = True
     options.threading.private_threadpool_size = threads + waiting
     options.threading.max_intra_op_parallelism = 1  # a chunk stays on its thread
-    whole = chunks if size == rows else chunks.rebatch(rows)
+    whole = chunks if size == rows and not grouped else chunks.rebatch(rows)
     return whole.with_options(options).prefetch(2)
 
 
@@ -335,6 +334,8 @@ class Repair:
             natively: Whether to try TensorFlow before Pillow.
         """
         views = self._views
+        if not encoded:
+            return None
         try:
             if natively:
                 return self._from_bytes(encoded, position).numpy()

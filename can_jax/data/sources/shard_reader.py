@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import gzip
 import tarfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from can_jax.data.formats.compressed import expanded
 from can_jax.data.formats.records import (
     FOOTER,
     HEADER,
@@ -114,7 +114,7 @@ class _Log:
 
 
 def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
-    """Yield the image and label of each record of a TFRecord file, plain or gzipped.
+    """Yield the image and label of each record of a TFRecord file, compressed or not.
 
     A record with a wrong checksum yields an empty image. After a damaged header, reading resumes at
     the next valid header.
@@ -130,9 +130,9 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
     log = _Log(path, reported)
     try:
         with open_file(path) as file:
-            zipped = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            stream = _Ahead(gzip.GzipFile(fileobj=file) if zipped else file)
+            # A record's length can look like the first bytes of zlib; its checksum cannot.
+            plain = record_length(file.peek(HEADER)[:HEADER]) is not None
+            stream = _Ahead(file if plain else expanded(file))
             while header := stream.read(HEADER):
                 start = stream.place - len(header)
                 length = record_length(header)
@@ -191,7 +191,7 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     log = _Log(path, reported)
     unused: Unused = collections.Counter()
     try:
-        with open_file(path) as file, open_tar(file, "r|*") as tar:
+        with open_file(path) as file, open_tar(expanded(file), "r|") as tar:
 
             def content(member: Any) -> bytes | None:
                 if not member.isreg():

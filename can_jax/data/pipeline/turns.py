@@ -1,0 +1,85 @@
+"""Several shards read at the same time, whose records take turns."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from can_jax.data.sources.shard_reader import Read
+
+BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # of the records that a thread hands over together
+BLOCKS = 2  # blocks of a shard that wait in memory
+POLL = 0.2  # seconds after which a thread looks whether its shard is still wanted
+
+
+class Record(NamedTuple):
+    """A record of a shard: the index of its shard, its number within it, its image and label."""
+
+    shard: int
+    number: int
+    image: bytes
+    label: int
+
+
+def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
+    """Yield the records of several shards, one of each in turn, until all have ended.
+
+    The order depends on the shards alone. A thread reads each shard ahead; expansion and reading
+    release the interpreter.
+    """
+    if len(paths) == 1:
+        for number, (image, label) in enumerate(read(paths[0])):
+            yield Record(0, number, image, label)
+        return
+    ended = threading.Event()
+    readers = {shard: enumerate(_ahead(read, path, ended)) for shard, path in enumerate(paths)}
+    try:
+        while readers:
+            for shard in list(readers):
+                record = next(readers[shard], None)
+                if record is None:
+                    del readers[shard]
+                else:
+                    yield Record(shard, record[0], *record[1])
+    finally:
+        ended.set()
+
+
+def _ahead(read: Read, path: str, ended: threading.Event) -> Iterator[tuple[bytes, int]]:
+    """Yield the records of a shard, which a thread reads ahead until ``ended`` is set.
+
+    Raises:
+        BaseException: The error that the reader raised.
+    """
+    blocks: queue.Queue[list[tuple[bytes, int]] | BaseException] = queue.Queue(BLOCKS)
+
+    def put(block: list[tuple[bytes, int]] | BaseException) -> bool:
+        while not ended.is_set():
+            try:
+                blocks.put(block, timeout=POLL)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def run() -> None:
+        block: list[tuple[bytes, int]] = []
+        size = 0
+        try:
+            for record in read(path):
+                block.append(record)
+                size += len(record[0])
+                if len(block) >= BLOCK_RECORDS or size >= BLOCK_BYTES:
+                    if not put(block):
+                        return
+                    block, size = [], 0
+            if not block or put(block):
+                put([])  # the end
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=run, name="shard-reader", daemon=True).start()
+    while block := blocks.get():
+        if isinstance(block, BaseException):
+            raise block
+        yield from block
