@@ -144,7 +144,7 @@ def test_broken_links_of_the_site_are_found(tmp_path):
 def test_tutorial_runs_as_it_is_written(tmp_path):
     """With six images, and four steps in place of twenty minutes; nothing is installed."""
     folder = tmp_path / "my_images"
-    shapes = open_shapes(24, 64, 3, "train")
+    shapes = open_shapes(24, (64, 64), 3, "train")
     for i, (image, label) in enumerate(zip(shapes.images, shapes.labels, strict=True)):
         path = folder / f"class_{label % 2}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
