@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, written before it is complete, verified before a restore."""
+"""Checksums of a checkpoint's files, which a save writes last and the next start verifies."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ NAME = "seal.json"  # sizes and checksums of the files, and the shapes of the ar
 # Orbax writes these files after the checksums; a restore does not need them.
 WRITTEN_LATER = ("commit_success.txt", "_CHECKPOINT_METADATA")
 CHUNK = 2**24  # bytes read at a time
-DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # errors of missing files
+DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a missing file, or a folder in its place
 
 
 def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
@@ -34,12 +34,12 @@ def find_damage(folder: epath.Path) -> str | None:
     """Verify the files of a checkpoint against their checksums.
 
     Returns:
-        A description of the damage, or None for a valid checkpoint. One without checksums is
-        damaged, since a save writes them last.
+        A description of the damage, or None for a valid checkpoint. A checkpoint without checksums
+        counts as damaged, since a save writes them last.
 
     Raises:
-        UserError: A file cannot be read now, as without permission or while a disk fails. Its
-            content may be valid.
+        UserError: A file cannot be read, for example without permission or while a disk fails. The
+            content of the file may be valid.
     """
     try:
         return _find_damage(folder)
@@ -72,14 +72,14 @@ def _find_damage(folder: epath.Path) -> str | None:
         except FileNotFoundError:
             return f"{name} is missing"
         if actual[0] != size:
-            return f"{name} has {actual[0]} bytes of {size}"
+            return f"{name} has {actual[0]} bytes instead of {size}"
         if actual[1] != checksum:
             return f"{name} does not match its checksum"
     return None
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """Return the paths of the files below a folder that a checkpoint needs."""
+    """Return the paths of a checkpoint's files, relative to its folder, except `WRITTEN_LATER`."""
     names = []
     for path in folder.iterdir():
         if path.is_dir():
@@ -90,9 +90,9 @@ def _files(folder: epath.Path) -> list[str]:
 
 
 def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
-    """Return the size of a file in bytes and its CRC; None for the CRC of a file in a bucket.
+    """Return the size of a file in bytes and its CRC-32.
 
-    Buckets verify checksums of their own.
+    The CRC-32 is None for a file in a bucket, since buckets verify checksums of their own.
     """
     if "://" in str(path):
         return path.stat().length, None

@@ -1,7 +1,7 @@
-"""The dump of a failed step, named capture in paths, to reproduce the failure elsewhere.
+"""The dump of a failed step, with which `python -m can_jax.replay` reproduces the failure.
 
-A capture is a folder with the configuration, the state before the step, and the batch in a file for
-each process. `python -m can_jax.replay` reads it.
+A dump is a folder with the configuration, the state before the step, and one file for each process
+with its rows of the batch. Names of files and folders call a dump a capture.
 """
 
 import json
@@ -25,11 +25,11 @@ def write_failed_step(
     """Write the dump of a failed step. Collective: every process must call this.
 
     Args:
-        folder: The folder of the capture, created if missing.
+        folder: The folder of the dump, created if missing.
         config: The resolved configuration.
         step: The step whose update was not finite.
-        state: The state after the step. Its parameters are those before, since the update was
-            skipped.
+        state: The state after the step. Its parameters equal those before the step, since the
+            update was skipped.
         batch: The batch of the step.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def read_batch(folder: epath.Path) -> Batch:
     """Return the batch of a dump, with the rows of all processes sorted by position.
 
     Raises:
-        UserError: There is no batch, or it cannot be read.
+        UserError: The folder has no file of a batch, or a file cannot be read.
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:

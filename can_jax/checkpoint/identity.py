@@ -1,7 +1,7 @@
-"""The identity of a run: everything that its results depend on, stored when it begins.
+"""The identity of a run: the weights, data and settings of its results, stored when it begins.
 
-A run that resumes compares its identity with the stored one. Its results therefore belong to the
-weights, data and settings that they name.
+A start in a run directory with checkpoints compares its identity with the stored one. A run is
+therefore not continued with other weights, data or settings than its results state.
 """
 
 import json
@@ -14,18 +14,18 @@ from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
 
 IDENTITY = "identity.json"
-SHOWN = 4  # the number of differences that a message names
-# The origin of the weights is stored but not compared if the checksum agrees: they may be moved.
+SHOWN = 4  # the maximum number of differences that a message names
+# The path and step of the weights are compared only if the checksums differ: a file can be moved.
 CHECKSUM, ORIGIN = "encoder.sha256", ("encoder.path", "encoder.step")
 
 Identity = dict[str, Any]
 
 
 def read_identity(workdir: epath.Path) -> Identity | None:
-    """Return the identity that a run directory holds, or None.
+    """Return the identity that a run directory holds, or None if it holds none.
 
     Raises:
-        UserError: The file cannot be read.
+        UserError: The file cannot be read, or does not hold an identity.
     """
     path = workdir / IDENTITY
     if not path.exists():
@@ -40,7 +40,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
 
 
 def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Store the identity of a new run, or remove that of an earlier one."""
+    """Store the identity of a new run. If it is None, remove the identity of an earlier run."""
     path = workdir / IDENTITY
     if identity is not None:
         replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -67,11 +67,11 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
     """Check that the checkpoints of a run directory belong to the run that is about to use them.
 
     Args:
-        workdir: The run directory; without checkpoints any run may begin in it.
+        workdir: The run directory. In one without checkpoints, any run can begin.
         identity: The identity of the run; None for pretraining.
 
     Raises:
-        UserError: The checkpoints belong to another run, or to an unknown one.
+        UserError: The checkpoints belong to another run, or have no identity to compare.
     """
     if not has_checkpoints(workdir):
         return
@@ -80,7 +80,7 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         return
     if identity is None:
         raise UserError(
-            f"--workdir={workdir} holds the training of a classifier, not a pretraining; give "
+            f"--workdir={workdir} holds the training of a classifier, not a pretraining run; give "
             "another --workdir"
         )
     if stored is None:
@@ -98,7 +98,9 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
 
 
 def differences(stored: Identity, wanted: Identity) -> list[str]:
-    """Return a phrase for each key whose values differ, none for the same run.
+    """Return a phrase for each key whose value differs; an empty list for the same run.
+
+    The path and step of the weights are ignored if the checksums of the weights agree.
 
     Args:
         stored: The identity that a run directory holds.

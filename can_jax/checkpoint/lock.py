@@ -17,11 +17,11 @@ from can_jax.distributed.preemption import handler
 from can_jax.distributed.runtime import gather
 from can_jax.utils.errors import LostLock, UserError, reason_of
 
-WAIT_SECONDS = 3.0  # the time a start gives another run to announce its end
-# Seconds that a start waits for a run that has announced its end and still saves. The other
-# processes of a job wait at most ten minutes for the first, which takes the lock.
+WAIT_SECONDS = 3.0  # the time that a start waits for a run that has not announced its end
+# Seconds that a start waits for a run that has announced its end and still saves. Meanwhile the
+# other processes of the starting job wait for process 0, in a collective operation.
 WAIT_ENDING_SECONDS = 500.0
-LOOK_SECONDS = 0.5  # the interval at which a stop signal to this process is polled
+LOOK_SECONDS = 0.5  # the maximum interval between checks for a stop signal to this process
 
 
 class InUse(UserError):
@@ -45,7 +45,7 @@ class RunLock:
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Tell other starts that this run will only save and end."""
+        """Announce to other starts that this run will only save and end."""
         self._ending = True
 
     def check(self) -> None:
@@ -84,12 +84,12 @@ def run_lock(
 
     Args:
         workdir: The run directory, which must exist.
-        wait: Seconds to wait for another run to end; `WAIT_SECONDS` by default.
+        wait: Seconds to wait for a run that has not announced its end; `WAIT_SECONDS` by default.
         wait_ending: Seconds to wait for a run that has announced its end and still saves;
             `WAIT_ENDING_SECONDS` by default.
 
     Raises:
-        InUse: Another run holds it.
+        InUse: Another run holds the directory.
         UserError: The directory cannot be locked.
     """
     claim, refusal = None, None
@@ -101,7 +101,9 @@ def run_lock(
         )
         refusal = _take(claim, workdir, *waits)
     if gather("run lock", np.int32(refusal is not None))[0]:
-        raise refusal or InUse(f"process 0 could not lock --workdir={workdir}")
+        raise refusal or InUse(
+            f"process 0 could not lock --workdir={workdir}; see its message for the reason"
+        )
     done = threading.Event()
     lock = RunLock(claim)
     beats = threading.Thread(target=_beat, args=(claim, lock, done), daemon=True)
@@ -121,7 +123,10 @@ def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) ->
         holder = claim.take(wait, wait_ending)
     except OSError as error:
         reason = reason_of(error)
-        return UserError(f"--workdir={workdir} cannot be locked: {reason}")
+        return UserError(
+            f"--workdir={workdir} cannot be locked: {reason}; make it writable, or give another "
+            "--workdir"
+        )
     if holder is None:
         return None
     return InUse(
@@ -131,7 +136,7 @@ def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) ->
 
 
 def _beat(claim: Lease | None, lock: RunLock, done: threading.Event) -> None:
-    """Renew a lease until it is released, and at once when the run is about to end."""
+    """Renew a lease every `BEAT_SECONDS`, and at once when the run announces its end."""
     ending, last = False, time.monotonic()
     while claim is not None and not done.wait(min(LOOK_SECONDS, BEAT_SECONDS / 10)):
         if lock.ending != ending or time.monotonic() - last >= BEAT_SECONDS:

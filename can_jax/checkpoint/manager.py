@@ -19,7 +19,7 @@ from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 FAILED_SAVES = 3  # the number of failures in a row at which a run stops
-TEMPORARY = "temporary"  # marks a checkpoint that the next one replaces
+TEMPORARY = "temporary"  # a file that marks a checkpoint which the next one replaces
 
 
 class Restored(NamedTuple):
@@ -46,9 +46,10 @@ class Checkpointer:
     Args:
         directory: The folder of the checkpoints; created if missing.
         keep_last: The number of newest checkpoints to retain; None for all.
-        keep_every_steps: Checkpoints of steps divisible by it are retained forever.
-        read_only: Leave the directory unchanged, since another run may be writing it.
-        check: A function called before anything is written or removed; it raises to forbid that.
+        keep_every_steps: Checkpoints of steps divisible by this number are retained; None for none.
+        read_only: Whether to leave the directory unchanged, since another run may be writing it.
+        check: A function called before a save is completed or remains are removed, which it
+            prevents by an error.
 
     Raises:
         UserError: The directory cannot be read.
@@ -103,7 +104,7 @@ class Checkpointer:
         return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
 
     def set_aside_after(self, step: int, reason: str) -> None:
-        """Move the checkpoints of later steps away. Collective: every process must call this."""
+        """Move the checkpoints after a step away. Collective: every process must call this."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 self._set_aside(later, reason)
@@ -157,9 +158,10 @@ class Checkpointer:
                 there = f"there are {', '.join(map(str, steps))}" if steps else "there are none"
                 refusal = f"{self._directory} has no checkpoint of step {step}; {there}"
             elif reason := find_damage(self._directory / str(step)):
-                refusal = f"checkpoint {self._directory / str(step)} is damaged: {reason}"
+                path = self._directory / str(step)
+                refusal = f"checkpoint {path} is damaged: {reason}; give another step"
         if gather("checkpoint of a step", np.int32(bool(refusal)))[0]:
-            raise UserError(refusal or "process 0 cannot read the checkpoint; its message says why")
+            raise UserError(refusal or "process 0 refused the checkpoint; see its message")
 
     def _verify_newest(self) -> int:
         """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
@@ -183,8 +185,8 @@ class Checkpointer:
     def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
         """Start to save a checkpoint in the background. Collective: every process must call this.
 
-        It blocks until the previous save is finished. A step that is already saved is skipped. If a
-        checkpoint cannot be written, as on a full disk, a warning is logged.
+        It blocks until the previous save is finished. The step of the latest checkpoint is not
+        saved again. If a checkpoint cannot be written, as on a full disk, a warning is logged.
 
         Args:
             step: The step of the state.
@@ -263,11 +265,7 @@ class Checkpointer:
         return True
 
     def _agree(self, failure: Exception | None) -> bool:
-        """Return whether no process failed, else report the failure in all of them.
-
-        Collective: every process must call this. Otherwise processes without a failure would wait
-        forever.
-        """
+        """Return whether all processes succeeded, and report a failure. Collective."""
         if not gather("a save", np.int32(failure is not None)).any():
             return True
         self._report_failure(failure or OSError("another process could not write its part"))
@@ -276,9 +274,8 @@ class Checkpointer:
     def close(self) -> None:
         """Wait for the pending saves of this process, and close.
 
-        This is not collective, since a process can end alone, such as on Ctrl-C, while the others
-        are in a collective operation that would match this one. Call `wait` before if all processes
-        reach this point and a failed save matters.
+        Not collective, since a process can end alone, such as on Ctrl-C. If all processes reach
+        this point and a failed save matters, call `wait` before.
         """
         with self._scope:
             try:
@@ -306,7 +303,8 @@ class Checkpointer:
         except Exception as error:  # Orbax raises errors of any kind
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{one_line(error)[:300]}. To use the one before, move it out of this folder"
+                f"{one_line(error)[:300]}. To use the checkpoint before it, move this one out of "
+                "the folder"
             ) from error
         return restored.state, restored.run
 
@@ -322,12 +320,11 @@ class Checkpointer:
         write_checksums(folder, self._shapes)
 
     def _refuse(self, step: int, reason: str) -> None:
-        """Record that a checkpoint cannot be used; log it now if the directory is only read."""
+        """Record that a checkpoint cannot be used; in read-only mode, also log a warning."""
         self._refused[step] = reason
         if self._read_only:
-            logging.warning(
-                "checkpoint %s %s; the one before it is used", self._directory / str(step), reason
-            )
+            path = self._directory / str(step)
+            logging.warning("checkpoint %s %s; the last valid one before it is used", path, reason)
 
     def _set_aside(self, step: int, reason: str) -> None:
         """Move a checkpoint to `refused_checkpoints`, so that its step can be saved again."""
@@ -389,7 +386,10 @@ class Checkpointer:
             f"{one_line(error)[:200]}; the last saved one: {last}"
         )
         if self._failures >= FAILED_SAVES:
-            raise UserError(f"{message}; it is the third failure in a row")
+            raise UserError(
+                f"{message}; it is the third failure in a row. Free space, or make the folder "
+                "writable, and run the same command to resume"
+            )
         logging.warning("%s; the run continues", message)
 
 

@@ -33,11 +33,11 @@ CHANGES = {
 def with_stored(
     config: ConfigDict, stored: str, given: Collection[str] = ()
 ) -> tuple[ConfigDict, list[str]]:
-    """Return a configuration in which newer keys and defaults than the run's do not change it.
+    """Return a configuration in which keys and defaults newer than a run do not change the run.
 
-    A key that the run directory lacks keeps its old meaning. A key that it stores with an older
-    default keeps that, where the configuration has the new default. Other keys have the values of
-    ``config``.
+    A key that the stored configuration lacks gets the value with its old meaning. A key that is
+    stored with an older default keeps this default if ``config`` has the new one. All other keys
+    have the values of ``config``.
 
     Args:
         config: The resolved configuration of a resumed run.
@@ -45,7 +45,7 @@ def with_stored(
         given: Dotted keys that the command line sets; their values take precedence.
 
     Returns:
-        The configuration, and a sentence for each key that differs from the one given.
+        The configuration, and a message for each setting whose value differs from ``config``.
     """
     config = config.copy_and_resolve_references()
     began = from_json(stored)
@@ -95,7 +95,7 @@ def check_stream(
 
     Args:
         stored: The ``seed``, ``batch_size`` and fingerprint ``data`` of the checkpoint; empty if an
-            older version wrote it.
+            older version wrote the checkpoint.
         current: The same values of this start.
         step: The step of the checkpoint.
         allowed: Names in `CHANGES` that may differ.
@@ -108,7 +108,7 @@ def check_stream(
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
                 f"the data of config.data is not that of the checkpoint of step {step}: it has "
-                f"{', '.join(phrases)}. Give the data as it was, another --workdir, or "
+                f"{', '.join(phrases)}. Give the original data, another --workdir, or "
                 "--allow_changes=data to continue with the change"
             )
         if name != "data" and old != new:
@@ -126,11 +126,11 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the dotted keys of which a run stores the older default, and a recipe has the new one.
+    """Return the dotted keys that have an older default in a run and the new one in its resume.
 
     Args:
-        began: The configuration of the run directory.
-        config: The configuration of its resume.
+        began: The configuration in the run directory.
+        config: The configuration with which the run resumes.
     """
     return [
         name
@@ -149,11 +149,12 @@ def is_given(key: str, given: Collection[str]) -> bool:
 def to_store(config: ConfigDict, stored: str | None) -> str:
     """Return a configuration as JSON, for a run directory.
 
-    Newer keys that still have their old meaning are omitted, so that the next resume keeps it.
+    A key that is newer than the run and has its old meaning is omitted, so that the next resume
+    keeps this meaning.
 
     Args:
         config: The resolved configuration of the run.
-        stored: The text of the configuration that the run directory has, if any.
+        stored: The text of the configuration in the run directory; None for a new run.
     """
     values = json.loads(to_json(config))
     if stored is not None:

@@ -7,17 +7,19 @@ from typing import Any
 
 from etils import epath
 
-REMOVAL_SECONDS = 10.0  # the limit of removing the remains of a failed write
+REMOVAL_SECONDS = 10.0  # the time limit for removing the remains of a failed save
 
 
 @dataclasses.dataclass
 class Retention:
-    """An Orbax preservation policy that retains the last, some regular and periodic checkpoints.
+    """An Orbax preservation policy, which decides the checkpoints to retain.
+
+    The newest checkpoint is retained, whether regular or temporary.
 
     Attributes:
         last: The number of newest regular checkpoints to retain; None for all.
-        every: Checkpoints of steps divisible by it are retained forever; None for none.
-        temporary: The steps that were saved only because of the time since the last checkpoint.
+        every: Checkpoints of steps divisible by this number are retained; None for no such number.
+        temporary: The steps of temporary checkpoints. The next checkpoint replaces them.
     """
 
     last: int | None
@@ -33,7 +35,10 @@ class Retention:
 
 
 def remove_remains(left: epath.Path) -> None:
-    """Remove the remains of a save, retrying for seconds while its threads still write."""
+    """Remove the remains of a failed save, whose threads may still write.
+
+    Retry for up to `REMOVAL_SECONDS`. What then remains is left there without an error.
+    """
     end = time.monotonic() + REMOVAL_SECONDS
     while left.exists() and time.monotonic() < end:
         try:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.config.resolve import from_json, resolve_encoder
-from can_jax.utils.errors import UserError, one_line
+from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.files import json_lines, replace_bytes
 
 STARTS = "starts.jsonl"
@@ -53,7 +53,7 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 
 
 def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the starts of a run in order; none for a run without a history.
+    """Return the starts of a run in order; an empty list for a run without a history.
 
     Damaged lines are skipped, since the history is informative only.
     """
@@ -76,8 +76,8 @@ def first_config(workdir: epath.Path) -> dict[str, Any] | None:
 def stored_config(workdir: epath.Path) -> str | None:
     """Return the text of a run's configuration, or None for a new run.
 
-    If ``config.json`` is damaged, as by a full disk or an editor, that of the last start is
-    returned.
+    If ``config.json`` is damaged, for example by a full disk or an editor, return the configuration
+    of the last start in the history, if there is one.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -108,8 +108,10 @@ def read_config(folder: epath.Path) -> ConfigDict:
     """
     try:
         return from_json((folder / "config.json").read_text())
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{folder} is not a run directory: it has no config.json") from error
+    except OSError as error:
+        raise UserError(f"{folder}/config.json cannot be read: {reason_of(error)}") from error
     except (UserError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}/config.json cannot be read: {one_line(error)}") from error
 
@@ -131,7 +133,8 @@ def read_run(folder: epath.Path) -> ConfigDict:
     """Return the configuration of a pretraining run, with the encoder's settings checked.
 
     Raises:
-        UserError: The run is of another kind, or its configuration cannot be read.
+        UserError: The run directory is that of a fine-tuned classifier, or its configuration cannot
+            be read.
     """
     if (folder / "classifier.json").exists():
         raise UserError(f"{folder} is a fine-tuned classifier; give the run of its encoder")
@@ -156,35 +159,41 @@ def newest_state(
         partial: Whether ``abstract`` is a part of the state, the rest of which is not read.
 
     Raises:
-        UserError: There is no such checkpoint, or none that is valid and fits.
+        UserError: There is no checkpoint of ``step``, or none that is valid and fits ``abstract``.
     """
     checkpoints = Checkpointer(workdir / folder, keep_last=None, read_only=True)
     with contextlib.closing(checkpoints):
         if step is None:
             newest = checkpoints.latest_valid_step()
             if newest is None:
-                raise UserError(f"{workdir} holds no checkpoint")
+                raise UserError(f"{workdir} holds no checkpoint; give a run that has saved one")
         else:
             checkpoints.check_step(step)
             newest = step
         restored, state, _ = checkpoints.restore(newest, abstract, partial=partial)
     if step not in (None, restored):
-        raise UserError(f"the checkpoint of step {step} in {workdir} is of another model")
+        raise UserError(
+            f"the checkpoint of step {step} in {workdir} belongs to another model than its "
+            "config.json; give another step"
+        )
     return restored, state
 
 
 def step_path(checkpoint: str, step: int | None) -> str:
-    """Return the path of a step's checkpoint in a run directory, or the path itself for no step.
+    """Return the path of a step's checkpoint in a run directory; for no step, the path as given.
 
-    Every function that opens a run by its path accepts such a path; see `split_step`.
+    Functions that open a run accept both paths; see `split_step`.
 
     Raises:
-        UserError: A step is given for something else than a run directory.
+        UserError: A step is given with a path that is not a run directory.
     """
     if step is None:
         return checkpoint
     if not (epath.Path(checkpoint) / CHECKPOINTS).is_dir():
-        raise UserError(f"step={step}: {checkpoint} is not a run directory, which alone has steps")
+        raise UserError(
+            f"step={step}: {checkpoint} is not a run directory, which steps need; leave out the "
+            "step, or give a run directory"
+        )
     return f"{checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
 
 

@@ -11,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-SLICE = 2**23  # the minimum bytes of each part if devices with copies share a write
+SLICE = 2**23  # the minimum bytes of a part, if devices with copies of an array share its write
 
 
 @contextlib.contextmanager
@@ -31,7 +31,7 @@ def quiet_orbax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Silence the threads of a failed save, which the checkpointer reports once.
+    """Silence the background threads of a failed save; the checkpointer reports the failure.
 
     It changes logging, warnings and `sys.unraisablehook`, and restores them.
     """
@@ -61,8 +61,8 @@ def quiet_threads() -> Iterator[None]:
 def small_arrays_whole() -> Iterator[None]:
     """Let one device write each small array of which several devices have copies.
 
-    Orbax splits an array among them and compiles a program for each part. For 150 small arrays on
-    eight devices that takes 15 s per save.
+    By default, Orbax splits such an array among its devices and compiles a program for each part.
+    For 150 small arrays on eight devices, that takes 15 s per save.
     """
     usual = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(

@@ -154,7 +154,7 @@ def turn(path):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(lose, "is missing"), (cut, "bytes of"), (turn, "does not match its checksum")],
+    [(lose, "is missing"), (cut, "bytes instead of"), (turn, "does not match its checksum")],
 )
 def test_damage_to_any_file_is_seen_and_the_one_before_it_used(
     three, tmp_path, damage, reason, caplog

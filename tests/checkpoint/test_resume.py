@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from can_jax.checkpoint.resume import is_given, to_store, with_stored
-from can_jax.checkpoint.run_directory import append_start, first_config, read_starts
+from can_jax.checkpoint.run_directory import append_start, first_config, read_config, read_starts
 from can_jax.config.resolve import from_json, to_json
 from can_jax.monitoring.console import Reporter
 from can_jax.train.pretrain import continued
@@ -210,6 +210,14 @@ def test_a_cut_configuration_is_taken_from_the_last_start(tmp_path, caplog):
     (tmp_path / "config.json").write_text(text[:100])
     assert continued(small_config(), place).noise.level_tokens == "visible"
     assert "the configuration of the last start is used" in caplog.text
+
+
+def test_a_configuration_that_cannot_be_read_is_not_called_missing(tmp_path):
+    with pytest.raises(UserError, match="it has no config.json"):
+        read_config(epath.Path(tmp_path))
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="config.json cannot be read: Is a directory"):
+        read_config(epath.Path(tmp_path))
 
 
 def test_a_start_from_the_beginning_begins_a_new_run(tmp_path):

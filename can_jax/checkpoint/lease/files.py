@@ -21,14 +21,17 @@ SETTLE_SECONDS = 5.0  # until competing writes to a bucket without exclusive cre
 
 @runtime_checkable
 class Files(Protocol):
-    """The file operations of a directory. All but `lock` raise `OSError` if the storage fails."""
+    """The file operations of a directory.
+
+    All but `lock` and `unlock` raise `OSError` if the storage fails.
+    """
 
     def read(self, name: str) -> str | None:
         """Return the text of a file, or None without the file."""
         ...
 
     def names(self) -> list[str]:
-        """Return the names of all files."""
+        """Return the names of all files in the directory."""
         ...
 
     def create(self, name: str, text: str) -> bool:
@@ -130,7 +133,10 @@ class DiskFiles:
         return True
 
     def unlock(self) -> None:
-        """See `Files`. A start that waits on the removed file notices that and opens a new one."""
+        """See `Files`. Also remove the lock file.
+
+        A start that has just opened the file notices the removal and creates another.
+        """
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 self.remove(KERNEL_LOCK)
@@ -212,9 +218,9 @@ def files_of(folder: epath.Path) -> Files:
 def exclusive_driver(url: str) -> Any:
     """Return the fsspec file system of a URL if it can create objects exclusively, else None.
 
-    That requires an operation of the cloud itself, as in the optional packages gcsfs and s3fs.
-    TensorFlow's driver has no such operation. The generic driver of fsspec checks first and
-    writes later.
+    That requires a conditional write of the cloud itself, as the optional packages gcsfs and s3fs
+    have it. TensorFlow's driver has none. The generic driver of fsspec checks whether the object
+    exists and then writes, so another process can write in between.
     """
     try:
         import fsspec.asyn

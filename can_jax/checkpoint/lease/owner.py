@@ -15,8 +15,9 @@ Owner = dict[str, Any]
 def describe() -> Owner:
     """Describe this process for a lock, so that other starts can identify it.
 
-    ``host`` is informative only. Containers can share a host name, and a process ID is meaningless
-    outside its PID namespace. So hosts are compared by ``boot`` and ``namespace``.
+    Containers can share a host name, and a process ID is meaningless outside its PID namespace. So
+    `Host` compares ``boot`` and ``namespace``. It compares ``host`` only on a system without boot
+    IDs.
     """
     pid = os.getpid()
     return {
@@ -53,6 +54,8 @@ def pid_namespace() -> str | None:
 
 def started(pid: int) -> str | None:
     """Return the start time of a process of this host in kernel ticks, or None if it has ended.
+
+    On a system without ``/proc``, return "running" for a process that exists.
 
     Args:
         pid: The process ID.

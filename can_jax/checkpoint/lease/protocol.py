@@ -1,8 +1,9 @@
 """The protocol by which processes hold a run directory, one at a time.
 
-Each holder has a record ``.lock-NUMBER`` that only it writes. A start creates the record after the
-newest one, and only if the newest holder is gone. The file system lets one start succeed. That
-start then removes the older records: a holder whose record is missing has lost the directory.
+Each holder has a record ``.lock-NUMBER`` that only it writes. A start creates the record with the
+next number, and only if the holder of the newest record is gone. The file system lets only one
+start create a record. That start then removes the older records: a holder whose record is missing
+has lost the directory.
 
 A kernel lock on ``.lock`` decides between processes of one kernel, and protects a suspended holder.
 Other hosts watch a holder's heartbeats. ``lock.json`` is a copy of the record for people.
@@ -42,7 +43,8 @@ class Lease:
         me: The description of this process; see `can_jax.checkpoint.lease.owner.describe`.
         name: The name of the directory in messages.
         beat_seconds: Seconds between heartbeats, the same for all that share the directory.
-        host: The judge of processes on this host; one for ``me`` by default.
+        host: The object that decides whether a holder on this host has ended; ``Host(me)`` by
+            default.
         clock: The clock; a `Clock` by default.
 
     Attributes:
@@ -74,11 +76,11 @@ class Lease:
         """Take the directory. Blocks while its holder may end or show a heartbeat.
 
         Args:
-            wait: Seconds to wait for a holder to end.
+            wait: Seconds to wait for a holder that has not announced its end.
             wait_ending: Seconds to wait for a holder that has announced its end and still saves.
 
         Returns:
-            None if the directory is taken, else its holder.
+            None if this process now holds the directory, else the record of its holder.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -101,10 +103,10 @@ class Lease:
     def check(self) -> None:
         """Check that the directory is still held. Call it before anything is written there.
 
-        While the storage fails, it blocks until another host could have taken over.
+        While the storage fails, it retries until another host could soon take over.
 
         Raises:
-            LostLock: Another process holds it, or it was released.
+            LostLock: Another process holds the directory, or the lock was released or removed.
             OSError: The storage has failed for too long.
         """
         begin = self._clock.now()
@@ -183,7 +185,12 @@ class Lease:
         raise self.lost
 
     def _try(self) -> Record | None:
-        """Try once to take the directory; return None, or its holder, empty if that is unknown."""
+        """Try once to take the directory.
+
+        Returns:
+            None if this process now holds the directory, else the record of its holder. The record
+            is empty if the holder is unknown.
+        """
         alone = self._files.lock()
         held = False
         try:
@@ -203,7 +210,7 @@ class Lease:
         Args:
             number: The number of the newest record.
             newest: The newest record, or None.
-            alone: Whether no other process has the kernel lock.
+            alone: Whether `Files.lock` found no other process with the kernel lock.
         """
         records = {} if newest is None else {name_of(number): newest}
         copy = self._records.read(COPY)
@@ -245,7 +252,7 @@ class Lease:
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the next record; return None, or the holder that was faster.
+        """Create the next record; return None on success, else the record of a faster start.
 
         Args:
             gone: The number of the record whose holder is gone; 0 for none.
@@ -279,7 +286,7 @@ class Lease:
     def _taker(self) -> Record | None:
         """Return the record of the process that took over from this one, or None if none did.
 
-        It is empty if this process's record is missing and the successor unknown.
+        The record is empty if this process's own is missing and the successor is unknown.
         """
         copy = self._records.read(COPY)
         if copy and token(copy) != self._me["token"]:

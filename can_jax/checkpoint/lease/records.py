@@ -7,7 +7,7 @@ from can_jax.checkpoint.lease.files import Files
 
 COPY = "lock.json"
 PREFIX = ".lock-"
-WIDTH = 1000  # bytes of a record; constant, so that a heartbeat in place needs no more space
+WIDTH = 1000  # bytes of a record; constant, so that overwriting it needs no space on the disk
 
 Record = dict[str, Any]
 
@@ -28,7 +28,7 @@ class Records:
         return [int(end) for end in ends if end.isdecimal()]
 
     def newest(self) -> tuple[int, Record | None]:
-        """Return the number and content of the newest record; 0 and None without any."""
+        """Return the number and content of the newest record; 0 and None if there is none."""
         while numbers := self.numbers():
             record = self.read(name_of(max(numbers)))
             if record is not None:
