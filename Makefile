@@ -1,6 +1,7 @@
 # make quickstart     train CAN on synthetic shapes, on a CPU in a few minutes
 # make test           lint, and run the fast tests
 # make test-all       also run the tests that take minutes each
+# make test-trackers  run the tests that need the clients of W&B, MLflow and Aim
 # make test-torch     run the tests that need PyTorch
 # make test-remote    run the tests with servers of S3 and Google Cloud Storage
 # make test-gpu       compile the step for GPUs, without one, and compare its costs (Python 3.12)
@@ -26,16 +27,20 @@ define install
 	pid=$$!; while kill -0 $$pid 2> /dev/null; do sleep 2; printf .; done; echo; wait $$pid
 endef
 
-.PHONY: quickstart test test-all test-torch test-remote test-gpu test-browser docs lint constraints clean
+.PHONY: quickstart test test-all test-trackers test-torch test-remote test-gpu test-browser docs lint constraints clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m can_jax.main --config=configs/quickstart.py --workdir=$(WORKDIR)
 
 test: $(VENV)/installed-test lint
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow and not trackers"
 
 test-all: $(VENV)/installed-test lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -m "not trackers"
+
+# In an environment of its own, since Aim and MLflow need other versions of some packages.
+test-trackers: .venv-trackers/installed-trackers
+	.venv-trackers/bin/python -m pytest tests/monitoring/test_trackers.py --numprocesses=0
 
 test-torch: $(VENV)/installed-torch
 	$(VENV)/bin/python -m pytest tests/export tests/weights tests/benchmark
@@ -75,6 +80,12 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(call install,'.[docs]')
+	@touch $@
+
+.venv-trackers/installed-trackers: $(REQUIREMENTS)
+	$(PYTHON) -m venv .venv-trackers
+	@echo "installing the clients of trackers into .venv-trackers; this takes a few minutes"
+	.venv-trackers/bin/python -m pip install --editable ".[test,wandb,mlflow,aim]"
 	@touch $@
 
 $(VENV)/installed-gpu: $(VENV)/installed-test constraints/py312-cuda.txt

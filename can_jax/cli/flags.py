@@ -1,5 +1,6 @@
 """The flags of a command, including flags for paths and recipes."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,10 +71,15 @@ class OrNone(flags.ArgumentParser[Any]):
 
 
 class OptionalTupleParser(tuple_parser.TupleParser):
-    """A parser for a tuple-valued key of a recipe; None yields the empty tuple."""
+    """A parser for a tuple-valued key of a recipe; None yields the empty tuple.
+
+    Words with commas between, such as ``tensorboard,wandb``, need no quotes.
+    """
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
         """Return the tuple."""
+        if isinstance(argument, str) and re.fullmatch(r"[a-z]\w*(,[a-z]\w*)+", argument):
+            return tuple(argument.split(","))
         parsed: tuple[Any, ...] = super().parse(argument)
         return () if parsed == (None,) else parsed
 

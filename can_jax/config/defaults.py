@@ -256,6 +256,10 @@ RECIPE: Table = {
         unit="minutes",
     ),
     "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
+    "trackers": Key(
+        ("tensorboard",), Several(Text()),
+        "Trackers besides metrics.jsonl: tensorboard, wandb, mlflow, aim, or a registered one.",
+    ),
     "skipped_updates_limit": Key(
         20, OR_NEVER,
         "The number of consecutive non-finite updates after which the run stops; 0 disables it.",

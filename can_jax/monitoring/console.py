@@ -68,6 +68,13 @@ def parameter_table(parameters: Any) -> Table:
     return table
 
 
+def contents(table: Table) -> tuple[str, list[str], list[list[str]]]:
+    """Return the title of a table, the headers of its columns, and its rows."""
+    columns = [[str(cell) for cell in column.cells] for column in table.columns]
+    headers = [str(column.header) for column in table.columns]
+    return str(table.title), headers, [list(row) for row in zip(*columns, strict=True)]
+
+
 def device_table(mesh: Mesh) -> Table:
     """Return a table of the devices by process, with the shape of their mesh as its title."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

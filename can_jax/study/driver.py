@@ -16,7 +16,7 @@ from can_jax.evaluate.measure import MAP, measure
 from can_jax.evaluate.reports.pictures import figures_of
 from can_jax.evaluate.reports.results import write_results
 from can_jax.monitoring.console import plain_console
-from can_jax.monitoring.metrics import read_metrics
+from can_jax.monitoring.jsonl import read_metrics
 from can_jax.objectives import OBJECTIVES
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
 from can_jax.train.pretrain import pretrain

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from can_jax.checkpoint.run_directory import CHECKPOINTS
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.pipeline.training_loader import Loader
 from can_jax.distributed.hardware import peak_flops
@@ -18,7 +19,8 @@ from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
 from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
-from can_jax.monitoring.metrics import read_metrics, to_scalars
+from can_jax.monitoring.jsonl import read_metrics
+from can_jax.monitoring.metrics import FIGURE, figure_path, to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock, Window
 from can_jax.objectives import reads
 from can_jax.objectives.denoising import linear_bound
@@ -62,11 +64,6 @@ def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> lis
     return [name for name, absent in zip(traces, agreed, strict=True) if absent]
 
 
-def figure_path(workdir: epath.Path, step: int) -> epath.Path:
-    """Return the path of the figure of a step."""
-    return workdir / "figures" / f"step_{step:08d}.png"
-
-
 class Log(Callback):
     """The callback that writes the metrics of any run and prints its status lines.
 
@@ -79,6 +76,7 @@ class Log(Callback):
         self.report, self._writer = run.report, run.writer
         self._config, self._times, self._flops = run.config, run.times, flops
         self._devices = run.mesh.size
+        self._checkpoints = run.workdir / CHECKPOINTS
         self._skipped_steps = 0.0
         self._input = InputWatch()
         self._logged = False
@@ -119,6 +117,10 @@ class Log(Callback):
             "epoch": images / self._times.examples,
             "images_per_second": self._config.batch_size / window.step_seconds,
         }
+
+    def saved(self, step: int) -> None:
+        """Pass the path of a checkpoint to the trackers."""
+        self._writer.checkpoint(step, self._checkpoints / str(step))
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
         """Close the clock's window, write the metrics of a step and print a status line."""
@@ -232,7 +234,7 @@ class PretrainCallbacks(Log):
                 path = figure_path(self._workdir, step)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_bytes(path, png)
-                self._writer.image(step, "panel", pixels_of(png))
+                self._writer.image(step, FIGURE, pixels_of(png))
             # Matplotlib reads the user's settings, so it can raise errors of any kind.
             except Exception as error:
                 logging.warning("the figure of step %d is missing: %s", step, one_line(error))
@@ -251,7 +253,9 @@ class PretrainCallbacks(Log):
         facts["metrics"] = str(self._workdir / "metrics.jsonl")
         if self._times.figures_every:
             facts["figure to open"] = str(figure_path(self._workdir, int(state.step)))
-        self.report.say(console.fact_table("Finished", facts))
+        table = console.fact_table("Finished", facts)
+        self.report.say(table)
+        self._writer.table(int(state.step), *console.contents(table))
         for command in next_steps(self._workdir):
             self.report.say(command)
 

@@ -74,6 +74,10 @@ class Logger(Protocol):
         """Log the metrics of a step."""
         ...
 
+    def saved(self, step: int) -> None:
+        """Log that a checkpoint of a step is being saved, which is not a temporary one."""
+        ...
+
     def early(self, step: int, metrics: dict[str, Any]) -> None:
         """Print a status line after a step at which no metrics are logged, if that takes long."""
         ...
@@ -240,6 +244,8 @@ class Loop:
         progress.pace = self.pace.state(step) if self.pace else None
         with barrier("saving the checkpoint"):
             self.checkpoints.save(step, state, dataclasses.asdict(progress), temporary)
+        if not temporary:
+            self.logger.saved(step)
 
     def _before_spike(self, step: int) -> int | None:
         """Log a loss spike and return the checkpoint to roll back to; None if training continues.

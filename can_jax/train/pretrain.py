@@ -30,6 +30,7 @@ from can_jax.models.patch_embed import embedding_kind
 from can_jax.models.variant import PLAIN, variant_of
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
+from can_jax.monitoring.trackers import check_trackers
 from can_jax.monitoring.watchdog import LONG, section
 from can_jax.objectives import active
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -118,6 +119,7 @@ def prepare(
     """
     require_input()
     config = continued(resolve(config), workdir, given, allowed)
+    check_trackers(config.trackers)
     import_ahead()
     assert_equal_across_processes("configuration", to_json(config))
     mesh = make_mesh(config.mesh)

@@ -99,15 +99,19 @@ def run(
             report.say(f"{workdir} has already finished its {first} steps; nothing to do")
             return
         facts = {**training.facts(), "run directory": str(workdir)}
-        report.say(console.device_table(mesh))
-        report.say(console.fact_table("Run", facts))
         abstract = abstract_state(step, mesh)
         choices = device_choices(config, mesh)
         replicas = ReplicaCheck(abstract, mesh) if config.check_replicas else None
         if replicas and mesh.size > 1:
             choices["state compared by check_replicas"] = f"{replicas.coverage:.1%} of its bytes"
-        report.say(console.fact_table("On these devices", choices))
-        report.say(console.parameter_table(abstract.parameters))
+        tables = [
+            console.device_table(mesh),
+            console.fact_table("Run", facts),
+            console.fact_table("On these devices", choices),
+            console.parameter_table(abstract.parameters),
+        ]
+        for table in tables:
+            report.say(table)
         threads = ThreadPoolExecutor(1)
         stack.callback(threads.shutdown, wait=False)
         # The step is traced in the background. It is compiled later, when the devices are idle,
@@ -125,7 +129,7 @@ def run(
             hint = "let config.data show all the same files"
             assert_equal_across_processes("data set", json.dumps(stream, sort_keys=True), hint)
         # Everything that can reject a setting comes before the first change to the directory.
-        writer = stack.enter_context(contextlib.closing(MetricWriter(workdir)))
+        writer = stack.enter_context(MetricWriter(workdir, config.trackers))
         with section("opening the data of the probe", longer):
             context = RunContext(
                 config, mesh, step, training.source, times, workdir, writer, report
@@ -145,6 +149,9 @@ def run(
             record_parameters(abstract.parameters, workdir)
             writer.truncate_after(first)
             writer.hyperparameters(config.to_dict())
+            writer.environment(described)
+            for table in tables:
+                writer.table(first, *console.contents(table))
         lock.check()
         log.open(workdir)
         drawn, most = batches_left(progress, first, times.total, config.spike.rewinds)

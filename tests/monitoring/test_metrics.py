@@ -1,10 +1,13 @@
 import json
+import time
+from datetime import datetime
 
 import numpy as np
 import pytest
 from etils import epath
 
-from can_jax.monitoring.metrics import MetricWriter, effective_rank, read_metrics, to_scalars
+from can_jax.monitoring.jsonl import read_metrics
+from can_jax.monitoring.metrics import MetricWriter, effective_rank, to_scalars
 from can_jax.monitoring.trackers import TRACKERS, Tracker
 
 
@@ -39,9 +42,10 @@ def test_lines_and_events(tmp_path):
     writer.scalars(1, {"loss/total": 0.5, "grad_norm": float("nan")})
     writer.image(1, "panel", np.zeros((4, 4, 3), np.uint8))
     writer.close()
-    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {
-        "step": 1, "loss/total": 0.5, "grad_norm": None,
-    }  # fmt: skip
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert time.time() - datetime.fromisoformat(line.pop("time")).timestamp() < 60
+    assert 0 <= line.pop("elapsed_seconds") < 60
+    assert line == {"step": 1, "loss/total": 0.5, "grad_norm": None}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -49,13 +53,14 @@ def test_lines_and_events(tmp_path):
 
 
 def test_going_on_drops_what_comes_again(tmp_path):
-    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    lines = ['{"step": 1}', '{"step": 2, "elapsed_seconds": 100.0}', '{"step": 3}']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
     writer = writer_after(tmp_path, 2)
     writer.scalars(3, {"again": 1.0})
     writer.close()
-    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [{"step": 1}, {"step": 2}, {"step": 3, "again": 1.0}]
+    *kept, last = read_metrics(epath.Path(tmp_path))
+    assert kept == [{"step": 1}, {"step": 2, "elapsed_seconds": 100.0}]
+    assert last["step"] == 3 and last["again"] == 1.0 and 100 <= last["elapsed_seconds"] < 160
     dropped = (tmp_path / "metrics_dropped.jsonl").read_text().splitlines()
     assert dropped == ['{"step": 3}', '{"step": 4, "lo']
 
@@ -66,7 +71,8 @@ def test_run_that_begins_once_more_has_one_line_of_its_start(tmp_path):
         writer = writer_after(tmp_path, 0)
         writer.scalars(0, {"probe/knn": value})
         writer.close()
-    assert read_metrics(epath.Path(tmp_path)) == [{"step": 0, "probe/knn": 2.0}]
+    (line,) = read_metrics(epath.Path(tmp_path))
+    assert (line["step"], line["probe/knn"]) == (0, 2.0)
     resumed = writer_after(tmp_path, 3)  # which keeps the line
     resumed.close()
     assert len(read_metrics(epath.Path(tmp_path))) == 1

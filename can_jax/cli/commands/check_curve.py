@@ -14,7 +14,7 @@ from etils import epath
 from can_jax.cli.command import Command
 from can_jax.config.shipped import find
 from can_jax.monitoring.console import fact_table, plain_console
-from can_jax.monitoring.metrics import read_metrics
+from can_jax.monitoring.jsonl import read_metrics
 from can_jax.study.reference_ranges import compared, outside, ranges_of
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text

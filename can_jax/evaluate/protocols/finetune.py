@@ -31,6 +31,7 @@ from can_jax.models.backbones import BACKBONES, require_vit
 from can_jax.models.can import pixels_per_patch
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
+from can_jax.monitoring.trackers import check_trackers
 from can_jax.optimizers.optimizer import REFERENCE_BATCH, peak_learning_rate
 from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callback import PeriodicAction, RunContext
@@ -100,6 +101,7 @@ SETTINGS: Table = {
     ),
     "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
     "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+    "trackers": RECIPE["trackers"],
     "remat": Key("none", MODEL["remat"].kind,
             "The rematerialization policy; see `model.remat` of pretraining."),
 }  # fmt: skip
@@ -139,6 +141,7 @@ def classify(task: EvalContext) -> EvalResults:
         UserError: The data, the batch size or the durations are invalid.
     """
     config = run_config(task)
+    check_trackers(config.trackers)
     check_batch(config, task.mesh)
     findings = EvalResults()
     pair = task.pair(findings)
@@ -185,7 +188,7 @@ def run_config(task: EvalContext) -> ConfigDict:
         config.seed, config.batch_size = task.config.seed, task.config.batch_size
         config.total_steps = config.total_examples = None
         config.total_epochs = settings.total_epochs
-        config.log_every_steps = 50
+        config.log_every_steps, config.trackers = 50, settings.trackers
         config.augment.update(views=1, crop_area=settings.crop_area)
         config.model.remat = settings.remat
         config.optimizer.update(

@@ -17,7 +17,7 @@ SAMPLED = 64  # The number of images of a source whose bytes are compared.
 # Settings that change the location and the reading speed of data, but no results.
 DATA_PLACES = ("path", "index", "threads", "cache_gb", "disk_cache", "disk_cache_gb", "skip_limit")
 LIMITS = ("train_examples", "test_examples", "held_out")
-PACE = ("save_every_steps", "test_every_epochs", "remat")
+PACE = ("save_every_steps", "test_every_epochs", "remat", "trackers")
 
 
 def classifier_identity(

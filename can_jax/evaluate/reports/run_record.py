@@ -11,7 +11,7 @@ from etils import epath
 from can_jax.checkpoint.run_directory import read_starts
 from can_jax.config.resolve import default_config, flatten, to_json
 from can_jax.evaluate.reports.pictures import figures_of
-from can_jax.monitoring.metrics import read_metrics
+from can_jax.monitoring.jsonl import CLOCK, read_metrics
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import read_json
 
@@ -80,7 +80,7 @@ def read_record(path: epath.Path, name: str) -> RunRecord:
     for line in read_metrics(path):
         for metric, value in line.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
-            if metric != "step" and number and math.isfinite(value):
+            if metric not in ("step", *CLOCK) and number and math.isfinite(value):
                 series.setdefault(metric, {})[line["step"]] = float(value)
     if not series:
         raise UserError(f"{path} has no metrics yet: metrics.jsonl is missing or empty")

@@ -1,0 +1,115 @@
+"""The metrics of a run as JSON lines, in `metrics.jsonl`."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from etils import epath
+
+from can_jax.monitoring.trackers import Tracker
+from can_jax.utils.files import json_lines, replace_bytes
+
+ELAPSED = "elapsed_seconds"
+CLOCK = ("time", ELAPSED)  # the fields of a line that are no metrics, besides its step
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
+    """Return the valid lines of a run's ``metrics.jsonl``, none without the file."""
+    return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
+
+
+def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
+    """Yield each line with its record; None for one that is malformed or has no step."""
+    for line, record in json_lines(path):
+        yield line, record if record and isinstance(record.get("step"), int) else None
+
+
+class JsonLines(Tracker):
+    """The tracker that writes `metrics.jsonl`, which the run itself reads, too.
+
+    A line has the step, the time of day, the seconds since the run began, and the values. Time
+    between a start and the resume after it does not count. If the disk is full, lines wait in
+    memory until there is space.
+
+    Args:
+        workdir: The run directory.
+    """
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "metrics.jsonl"
+        self._waiting = b""
+        self._lines: Any = None
+        self._began = time.monotonic()
+
+    def start(self, step: int) -> None:
+        """Drop incomplete lines, and metrics beyond a step, since those steps are repeated.
+
+        Dropped lines are appended to ``metrics_dropped.jsonl``.
+
+        Raises:
+            OSError: The files cannot be written.
+        """
+        if self._lines:
+            with contextlib.suppress(OSError):
+                self._flush()
+            self._lines.close()
+            self._drop(step)
+        else:
+            self._began -= self._drop(step)
+        if "://" in str(self._path):
+            self._lines = self._path.open("ab")
+        else:  # unbuffered, so that `write` returns how many bytes were written
+            self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
+
+    def _drop(self, step: int) -> float:
+        """Move malformed lines and those beyond a step to ``metrics_dropped.jsonl``.
+
+        If the run starts again from step 0, all lines are moved, since the evaluation before the
+        first step is repeated.
+
+        Returns:
+            The elapsed seconds of the last line that stays, 0 without any.
+        """
+        elapsed = 0.0
+        kept: list[bytes] = []
+        dropped: list[bytes] = []
+        for line, record in _lines(self._path):
+            if record is None or not 0 < step >= record["step"]:
+                dropped.append(line)
+                continue
+            kept.append(line)
+            if isinstance(seconds := record.get(ELAPSED), int | float):
+                elapsed = float(seconds)
+        if dropped:
+            beside = self._path.with_name("metrics_dropped.jsonl")
+            before = beside.read_bytes() if beside.exists() else b""
+            replace_bytes(beside, before + b"".join(line + b"\n" for line in dropped))
+            replace_bytes(self._path, b"".join(line + b"\n" for line in kept))
+        return elapsed
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Write the values of a step as one line of JSON; NaN and infinity become null."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        elapsed = round(time.monotonic() - self._began, 1)
+        clock = dict(zip(CLOCK, (moment, elapsed), strict=True))
+        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        self._waiting += (json.dumps({"step": step} | clock | finite) + "\n").encode()
+        self._flush()
+
+    def finish(self) -> None:
+        """Write the pending lines and close the file."""
+        if self._lines:
+            try:
+                self._flush()
+            finally:
+                self._lines.close()
+
+    def _flush(self) -> None:
+        """Write the pending lines, as far as there is space."""
+        while self._waiting:
+            taken = self._lines.write(self._waiting)  # bytes; None from a bucket's file
+            self._waiting = b"" if taken is None else self._waiting[taken:]
+        self._lines.flush()

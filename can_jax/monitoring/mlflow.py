@@ -1,0 +1,139 @@
+"""The tracker of MLflow (optional extra `mlflow`), with a server or a local store.
+
+MLflow's environment variables set the server or store, ``MLFLOW_TRACKING_URI``, and the experiment,
+``MLFLOW_EXPERIMENT_NAME`` (`can_jax` by default).
+"""
+
+import csv
+import io
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import UInt8
+
+from can_jax.monitoring.trackers import Outcome, Tracker, flat, run_id
+
+TAG = "can_jax.run"  # holds the identifier by which a resume finds the run
+MOST_PARAMETERS = 100  # of a request
+LONGEST = 5000  # characters of a parameter's or tag's value; MLflow's limit is 6000 or 8000
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class MLflow(Tracker):
+    """The tracker that sends a run to MLflow; a resume continues the same run there.
+
+    MLflow cannot replace a value. Steps that a killed start has sent, or that a rollback repeats,
+    are not sent again, and a parameter keeps its first value; ``config.json`` has the last one.
+
+    Args:
+        workdir: The run directory, whose name becomes that of the run.
+    """
+
+    in_background = True
+
+    def __init__(self, workdir: epath.Path):
+        self._workdir = workdir
+        self._client: Any = None
+        self._run = ""
+        self._last: dict[str, int] = {}  # the last step of each metric
+        self._figures: set[tuple[str, int]] = set()
+        self._parameters: set[str] = set()
+        self._outcome: Outcome = "finished"
+
+    def start(self, step: int) -> None:
+        """Begin or resume the run. After a rollback, repeated steps are left out."""
+        if self._client:
+            return
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        from mlflow import MlflowClient
+
+        client, identifier = MlflowClient(), run_id(self._workdir)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "can_jax")
+        experiment = client.get_experiment_by_name(name)
+        place = experiment.experiment_id if experiment else client.create_experiment(name)
+        runs = client.search_runs([place], f"tags.`{TAG}` = '{identifier}'", max_results=1)
+        if runs:
+            data, self._run = runs[0].data, runs[0].info.run_id
+            client.update_run(self._run, status="RUNNING")
+            self._parameters = set(data.params)
+            for metric in data.metrics:
+                history = client.get_metric_history(self._run, metric)
+                self._last[metric] = max(point.step for point in history)
+            # log_image names a file by key, step and time.
+            for file in client.list_artifacts(self._run, "images"):
+                if match := re.search(r"([^/]+?)[%+]step[%+](\d+)[%+]", file.path):
+                    self._figures.add((match[1], int(match[2])))
+        else:
+            tags = {TAG: identifier}
+            created = client.create_run(place, tags=tags, run_name=self._workdir.name)
+            self._run = created.info.run_id
+        self._client = client
+
+    def hyperparameters(self, config: dict[str, Any]) -> None:
+        """Send the configuration as parameters, and as the file `config.json`."""
+        from mlflow.entities import Param
+
+        values = {key: str(value)[:LONGEST] for key, value in flat(config).items()}
+        new = [Param(key, value) for key, value in values.items() if key not in self._parameters]
+        for first in range(0, len(new), MOST_PARAMETERS):
+            part = new[first : first + MOST_PARAMETERS]
+            self._client.log_batch(self._run, params=part, synchronous=True)
+        self._parameters |= values.keys()
+        self._client.log_dict(self._run, config, "config.json")
+
+    def environment(self, facts: dict[str, Any]) -> None:
+        """Send the commit and the command as MLflow's tags, and all facts as a file."""
+        tags = {
+            "mlflow.source.git.commit": facts.get("commit"),
+            "mlflow.source.name": shlex.join(sys.argv),
+            "mlflow.source.type": "LOCAL",
+        }
+        for key, value in tags.items():
+            if value:
+                self._client.set_tag(self._run, key, value[:LONGEST])
+        self._client.log_dict(self._run, facts, "environment.json")
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Send the values of a step."""
+        from mlflow.entities import Metric
+
+        moment = int(1000 * time.time())
+        new = {key: v for key, v in values.items() if step > self._last.get(key, -1)}
+        if new:
+            batch = [Metric(key, value, moment, step) for key, value in new.items()]
+            self._client.log_batch(self._run, metrics=batch, synchronous=True)
+            self._last |= dict.fromkeys(new, step)
+
+    def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Send a figure."""
+        if (name, step) not in self._figures:
+            self._client.log_image(self._run, image, key=name, step=step, synchronous=True)
+            self._figures.add((name, step))
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
+    ) -> None:
+        """Send a table as a CSV file."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *rows])
+        self._client.log_text(self._run, text.getvalue(), f"tables/{name}.csv")
+
+    def checkpoint(self, step: int, path: str) -> None:
+        """Send the path of the latest checkpoint, as a tag."""
+        self._client.set_tag(self._run, "checkpoint", path[:LONGEST])
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Note the status for the end."""
+        self._outcome = outcome
+
+    def finish(self) -> None:
+        """Set the status of the run."""
+        if self._client:
+            self._client.set_terminated(self._run, STATUS[self._outcome])
