@@ -23,10 +23,13 @@ def embedding_map(
         perplexity: The approximate number of neighbors of each example, at most a third of the
             examples.
     """
+    if len(features) < 3:  # no neighborhoods to compare
+        return np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)
     on_sphere = unit(features)
     centered = on_sphere - on_sphere.mean(axis=0)
     _, _, directions = np.linalg.svd(centered, full_matrices=False)
     start = centered @ directions[:2].T
+    start = np.pad(start, ((0, 0), (0, 2 - start.shape[1])))  # features of one dimension
     start = 1e-2 * start / max(float(start[:, 0].std()), 1e-12)
     squared = 2 - 2 * on_sphere @ on_sphere.T
     limited = min(perplexity, len(features) / 3)
