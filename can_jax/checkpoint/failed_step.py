@@ -34,13 +34,13 @@ def write_failed_step(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[int, dict[str, np.ndarray]] = {}
-    for name, array in batch._asdict().items():
+    arrays = {name: array for name, array in batch._asdict().items() if array is not None}
+    for name, array in arrays.items():
         for shard in array.addressable_shards:
             first = shard.index[0].indices(array.shape[0])[0]
             rows.setdefault(first, {})[name] = np.asarray(shard.data)
-    names = Batch._fields
     parts: dict[str, Any] = {
-        name: np.concatenate([rows[i][name] for i in sorted(rows)]) for name in names
+        name: np.concatenate([rows[i][name] for i in sorted(rows)]) for name in arrays
     }
     with (folder / f"batch_{jax.process_index()}.npz").open("wb") as file:
         np.savez_compressed(file, **parts)
@@ -65,7 +65,9 @@ def read_batch(folder: epath.Path) -> Batch:
         raise UserError(f"{folder} is not a failed-step dump: batch_*.npz not found")
     try:
         files = [read_npz(path) for path in paths]
-        joined = {name: np.concatenate([file[name] for file in files]) for name in Batch._fields}
+        required = set(Batch._fields) - set(Batch._field_defaults)
+        names = [name for name in Batch._fields if name in required or name in files[0]]
+        joined = {name: np.concatenate([file[name] for file in files]) for name in names}
     except (UserError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{folder}/batch_*.npz cannot be read: {one_line(error)}") from error
     # Processes that share rows, such as those along `tensor`, all store them; keep one copy.

@@ -85,7 +85,7 @@ METRICS = {
         "It is 0 for uncorrelated dimensions, and 1 for copies of one.",
     ),
     "contrastive/excluded_negatives": Metric(
-        "The fraction of negatives that `objective.contrastive.exclude_above` leaves out.",
+        "The fraction of negatives left out as copies or as too similar.",
         "A few in a thousand is common. If most are left out, nothing keeps images apart.",
     ),
     "contrastive/top1": Metric(

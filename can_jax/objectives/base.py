@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from can_jax.utils.settings import Key, Number, Table
 
@@ -16,7 +16,7 @@ Metrics = dict[str, Float[Array, ""]]
 
 # The arrays that an objective which relates rows can read. With microbatches, no others are
 # computed for the whole batch at a time.
-OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "labels"})
+OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "labels", "contents"})
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon
 
@@ -37,6 +37,8 @@ class Arrays(NamedTuple):
         noise_scale: The factor of each row that scales ``noise`` to the noise of the input.
         hidden: True for the patches that the encoder did not see.
         labels: The label of each image, -1 where unknown.
+        contents: A number of each image that copies of it share; None unless
+            ``objective.contrastive.exclude_copies`` is set.
     """
 
     tokens: Float[Array, "images views tokens width"] | None = None
@@ -47,6 +49,7 @@ class Arrays(NamedTuple):
     noise_scale: Float[Array, " rows"] | None = None
     hidden: Bool[Array, "rows patches"] | None = None
     labels: Int[Array, " images"] | None = None
+    contents: UInt32[Array, " images"] | None = None
 
 
 def _accept(_: Any) -> None:

@@ -31,6 +31,7 @@ from can_jax.objectives.rows import (
     projector,
     similarities,
 )
+from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Choice, Key, Number, Switch, Whole
 
 
@@ -134,11 +135,12 @@ def loss(
     positive_prior: float = 0.0,
     hardness: float = 0.0,
     exclude_above: float | None = None,
+    exclude_copies: bool = False,
 ) -> tuple[Loss, Metrics]:
     """Compute InfoNCE, or SupCon if ``supervised``, and metrics of the embeddings.
 
     ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
-    image. The last four settings select another treatment of the negatives; see
+    image. The last five settings select another treatment of the negatives; see
     `can_jax.objectives.negatives`. With their defaults, that module adds nothing to the program.
 
     Args:
@@ -154,6 +156,7 @@ def loss(
         hardness: The concentration of the weight on negatives that are similar to the query.
         exclude_above: The similarity above which a negative counts as a false one; None for no
             limit.
+        exclude_copies: Whether copies of the query's image count as false negatives.
     """
     assert arrays.pooled is not None
     images, views, _ = arrays.pooled.shape
@@ -165,13 +168,18 @@ def loss(
         label = jnp.repeat(arrays.labels, views)
     size = keys_at_a_time(block, count)
     metrics: Metrics = {}
-    if decoupled or positive_prior or hardness or exclude_above is not None:
+    content = None
+    if exclude_copies:
+        assert arrays.contents is not None
+        content = jnp.repeat(arrays.contents, views)
+    excludes = exclude_copies or exclude_above is not None
+    if decoupled or positive_prior or hardness or excludes:
         value, seen, excluded = contrast_corrected(
             unit, label, views, temperature, size,
             decoupled=decoupled, positive_prior=positive_prior, hardness=hardness,
-            exclude_above=exclude_above,
+            exclude_above=exclude_above, content=content,
         )  # fmt: skip
-        if exclude_above is not None:
+        if excludes:
             metrics["contrastive/excluded_negatives"] = excluded
     else:
         value, seen = contrast(unit, label, views, temperature, size)
@@ -183,8 +191,21 @@ def loss(
     return value * views if directions == "sum" else value, metrics
 
 
+def check(config: Any) -> None:
+    """Check that copies can be recognized.
+
+    Raises:
+        UserError: The data is streamed, so that examples have no number.
+    """
+    if config.objective.contrastive.exclude_copies and config.data.streaming:
+        raise UserError(
+            "config.objective.contrastive.exclude_copies=True: streamed examples have no number; "
+            "set data.streaming=False, or use exclude_above"
+        )
+
+
 OBJECTIVE = Objective(
-    reads=frozenset({"pooled", "labels"}),
+    reads=frozenset({"pooled", "labels", "contents"}),
     loss=loss,
     weight=0.03,
     keys={
@@ -231,6 +252,12 @@ OBJECTIVE = Objective(
             "The cosine similarity above which a row of another image is no negative; by default "
             "none is excluded.",
         ),
+        "exclude_copies": Key(
+            False,
+            Switch(),
+            "Whether a copy of the row's image is no negative: the same example, or one of equal "
+            "content by the index.",
+        ),
     },
     head=projector,
     head_name="projector",
@@ -238,4 +265,5 @@ OBJECTIVE = Objective(
     min_views=2,  # a row needs a positive
     min_images=2,  # and a negative
     needs_labels=lambda settings: settings.supervised,
+    check=check,
 )

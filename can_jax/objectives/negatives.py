@@ -10,17 +10,18 @@ rows. Here ``s+`` is the similarity to a positive, ``t`` the temperature, and ``
   mean 1. At a concentration ``b`` of 0 the weights are equal.
 - Debiased (arXiv 2007.00224, eq. 8): a share ``p`` of ``N`` negatives is assumed to be of the
   query's class. ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 / t))``.
-- Excluded: negatives above a similarity count as false ones, and leave ``G`` and ``N``.
+- Excluded: negatives above a similarity, and copies of the query's image, count as false ones, and
+  leave ``G`` and ``N``.
 
 The derivative is that of the compiler, through a scan over blocks of keys whose similarities are
 computed twice. Memory grows linearly with the batch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.objectives.base import Loss
@@ -84,6 +85,7 @@ def contrast_corrected(
     positive_prior: float,
     hardness: float,
     exclude_above: float | None,
+    content: UInt32[Array, " rows"] | None = None,
 ) -> tuple[Loss, RowStatistics, Float[Array, ""]]:
     """Compute the contrastive loss of the module's docstring over the rows of the global batch.
 
@@ -101,6 +103,7 @@ def contrast_corrected(
         positive_prior: The assumed share of negatives of the query's class.
         hardness: The concentration of the negatives' weights.
         exclude_above: The similarity above which negatives are excluded, or None.
+        content: A number of each row that copies of its image share, which are excluded; or None.
 
     Returns:
         The loss, statistics of the similarities, and the excluded share of the
@@ -113,14 +116,16 @@ def contrast_corrected(
     seen = RowStatistics(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
 
     @jax.checkpoint
-    def compare(sums: _Sums, these: tuple[Array, Rows]) -> tuple[_Sums, None]:
+    def compare(sums: _Sums, these: tuple[Array, Rows, Any]) -> tuple[_Sums, None]:
         similarity = similarities(unit, these[0])
         pair = pairs(rows, these[1], views)
         negative = ~pair.positive & ~pair.itself
         excluded = jnp.zeros_like(negative)
         if exclude_above is not None:
-            excluded = negative & (similarity > exclude_above)
-            negative &= ~excluded
+            excluded |= negative & (similarity > exclude_above)
+        if content is not None:
+            excluded |= negative & (content[:, None] == these[2])
+        negative &= ~excluded
         scaled, fixed = similarity / temperature, jax.lax.stop_gradient(similarity)
         others = jnp.where(pair.itself, -jnp.inf, fixed)
         best, at = others.max(axis=1), others.argmax(axis=1)
@@ -146,7 +151,11 @@ def contrast_corrected(
     sums, _ = jax.lax.scan(
         compare,
         jax.tree.map(constrain_batch_sharding, start),
-        (blocks(unit, block), key_blocks(rows, block)),
+        (
+            blocks(unit, block),
+            key_blocks(rows, block),
+            None if content is None else blocks(content, block),
+        ),
     )
     some = sums.negatives > 0
     count = jnp.maximum(sums.negatives, 1).astype(unit.dtype)

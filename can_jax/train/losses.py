@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 from ml_collections import ConfigDict
 
 from can_jax import objectives
@@ -75,12 +75,14 @@ class Inputs(NamedTuple):
         shuffle: A permutation of the patches of each row; its first entries are the visible
             patches.
         labels: The label of each image, -1 where unknown.
+        contents: The `Batch.content` of each image, or None.
     """
 
     clean: Float[Array, "rows patches pixels"]
     noise: Noise | None
     shuffle: Int[Array, "rows patches"]
     labels: Int[Array, " images"]
+    contents: UInt32[Array, " images"] | None = None
 
     @property
     def noisy(self) -> Float[Array, "rows patches pixels"]:
@@ -161,7 +163,7 @@ def prepare(
         shuffle = random_shuffle(mask_keys, clean.shape[1])
     else:
         shuffle = jnp.broadcast_to(jnp.arange(clean.shape[1]), clean.shape[:2])
-    return Inputs(clean, noise, shuffle, batch.label)
+    return Inputs(clean, noise, shuffle, batch.label, batch.content)
 
 
 def forward(
@@ -219,6 +221,7 @@ def losses(
         noise_scale=scale,
         hidden=hidden_mask(inputs.shuffle, outputs.latent.shape[1] - 1),
         labels=inputs.labels,
+        contents=inputs.contents,
     )
     unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
     return objectives.total_loss(arrays._replace(**unread), settings, owned_heads(model, settings))

@@ -115,7 +115,7 @@ class _Run(NamedTuple):
             return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
         start = (jax.tree.map(_zeros, self.parameters), self.batch_stats)
-        parts = Batch(*(split_microbatches(x, count) for x in batch))
+        parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         (total, batch_stats), (logged, pooled) = jax.lax.scan(add, start, parts)
         loss, metrics = jax.tree.map(lambda x: x.mean(axis=0), logged)
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
@@ -123,7 +123,7 @@ class _Run(NamedTuple):
     def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Compute the gradients of the whole batch in microbatches; see the module's docstring."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
-        parts = Batch(*(split_microbatches(x, count) for x in batch))
+        parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         settings = self.settings(related=True)
         reads = objectives.reads(settings)
 
@@ -143,7 +143,7 @@ class _Run(NamedTuple):
         def related(parameters: Tree, embeddings: Array) -> tuple[Array, tuple[Metrics, Tree]]:
             model = self.model(parameters, self.batch_stats)
             pooled = pooled_of(embeddings)
-            fields = {"tokens": embeddings, "labels": batch.label}
+            fields = {"tokens": embeddings, "labels": batch.label, "contents": batch.content}
             fields["pooled"] = pooled.reshape(*embeddings.shape[:2], -1)
             arrays = objectives.Arrays(**{name: fields[name] for name in reads})
             heads = owned_heads(model, settings)

@@ -50,7 +50,7 @@ def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]
         rows = jnp.concatenate([jnp.ones_like(rows[:, :1]), rows], axis=1)
         return total + jnp.matmul(rows.T, rows, precision="highest") / len(rows), None
 
-    parts = Batch(*(split_microbatches(x, count) for x in batch))
+    parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
     total, _ = jax.lax.scan(add, jnp.zeros((size, size)), parts)
     return total / count
 

@@ -315,3 +315,29 @@ def test_odd_formats_are_cut_like_all_others(folder):
     found, loader = batches(on_folder(folder))
     assert loader.skipped == 0
     assert_same(whole, found)
+
+
+class _WithDigests(ArraySource):
+    """Four images; the first and the last have equal content, and that of the second is unknown."""
+
+    content_digests = np.array([2**63 + 5, 0, 7, 2**63 + 5], np.uint64)
+
+
+def test_copies_share_a_number():
+    config = small_config(objective__contrastive__exclude_copies=True)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    labels = np.arange(4, dtype=np.int32)
+    for kind, numbers in ((ArraySource, [0, 1, 2, 3]), (_WithDigests, [5, 1, 7, 5])):
+        loader = TrainingLoader(config, kind(images, labels), make_mesh(config.mesh), 0, 1)
+        batch = next(loader)  # of eight: each image is in it twice
+        expected = np.array(numbers, np.uint32)[np.asarray(batch.label)]
+        np.testing.assert_array_equal(batch.content, expected)
+    assert batches(small_config(), total=1)[0][0].content is None
+
+
+def test_copies_of_a_stream_are_not_known():
+    with pytest.raises(UserError, match="exclude_copies=True: streamed examples have no number"):
+        small_config(
+            objective__contrastive__exclude_copies=True, data__source="webdataset", data__path="x",
+            data__streaming=True, data__examples=64,
+        )  # fmt: skip

@@ -18,7 +18,14 @@ def rows_of(z):
 
 
 def contrastive(
-    z, labels=None, temperature=0.1, decoupled=False, prior=0.0, hardness=0.0, above=None
+    z,
+    labels=None,
+    temperature=0.1,
+    decoupled=False,
+    prior=0.0,
+    hardness=0.0,
+    above=None,
+    contents=None,
 ):
     views, unit, total, left_out = z.shape[1], rows_of(on_sphere(z)), 0, []
     for i in range(len(unit)):
@@ -32,6 +39,8 @@ def contrastive(
         positives = [j for j in others if alike(j)]
         apart = [j for j in others if not alike(j)]
         negatives = [j for j in apart if above is None or s[j].real <= above]
+        if contents is not None:
+            negatives = [j for j in negatives if contents[i // views] != contents[j // views]]
         left_out.append(1 - len(negatives) / max(len(apart), 1))
         pulls = np.exp(s[positives] / temperature)
         pushes = np.exp(s[negatives] / temperature)

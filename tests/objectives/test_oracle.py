@@ -14,6 +14,7 @@ from tests.helpers import objective_oracle as oracle
 from tests.helpers.configs import small_config
 
 IMAGES, WIDTH = 8, 4
+CONTENTS = np.array([4, 7, 4, 7, 1, 2, 3, 2**32 - 1], np.uint32)
 LABELS = np.array([0, 1, 0, -1, -1, 1, 2, 2])
 
 
@@ -32,6 +33,9 @@ def family(**options):
     names = {"prior": "positive_prior", "above": "exclude_above"}
     settings = {names.get(name, name): value for name, value in options.items()}
     supervised = settings.pop("supervised", False)
+    if settings.get("exclude_copies"):
+        options = {k: v for k, v in options.items() if k != "exclude_copies"}
+        options["contents"] = CONTENTS
     if supervised:
         options = {k: v for k, v in options.items() if k != "supervised"} | {"labels": LABELS}
     settings |= {"supervised": supervised, "temperature": 0.3, "block": 5, "directions": "mean"}
@@ -50,6 +54,7 @@ TABLE = {
     "hard_debiased_labels": family(hardness=0.5, prior=0.1, supervised=True),
     "excluded": family(above=0.4),
     "dcl_excluded": family(decoupled=True, above=0.0),
+    "excluded_copies": family(above=0.4, exclude_copies=True),
     "siglip": ("siglip", {"block": 5}, oracle.siglip),
     "vicreg": ("vicreg", {}, oracle.vicreg),
     "barlow_twins": ("barlow_twins", {}, oracle.barlow_twins),
@@ -78,7 +83,10 @@ def program(name):
 
     def loss(z):
         head = (Plain(jnp.log(jnp.asarray(10.0, z.dtype)), jnp.asarray(-10.0, z.dtype)),)
-        given = (Arrays(pooled=z, labels=labels), *(head if objective.head else ()))
+        given = (
+            Arrays(pooled=z, labels=labels, contents=jnp.asarray(CONTENTS)),
+            *(head if objective.head else ()),
+        )
         return objective.loss(*given, **keys | settings)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))

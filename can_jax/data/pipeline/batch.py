@@ -16,11 +16,18 @@ class Batch(NamedTuple):
         position: The position of each example in the stream of the whole run, modulo 2**32. It
             seeds all randomness of the example on the device.
         label: The label of each image; -1 where unknown.
+        content: A number of each image that equal images share; None unless `needs_content`.
     """
 
     views: UInt8[Array, "images views height width channels"]
     position: UInt32[Array, " images"]
     label: Int[Array, " images"]
+    content: UInt32[Array, " images"] | None = None
+
+
+def needs_content(config: ConfigDict) -> bool:
+    """Return whether an objective has to know which images of a batch are copies."""
+    return bool(config.objective.contrastive.exclude_copies)
 
 
 def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
@@ -39,4 +46,5 @@ def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
         views=shape(images, config.augment.views, *data.image_size, data.channels, dtype=np.uint8),
         position=shape(images, dtype=np.uint32),
         label=shape(images, dtype=np.int32),
+        content=shape(images, dtype=np.uint32) if needs_content(config) else None,
     )

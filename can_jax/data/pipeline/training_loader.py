@@ -4,7 +4,7 @@ import functools
 import math
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Int, UInt32
 from ml_collections import ConfigDict
 
 from can_jax.data.index.examine import why_undecodable
 from can_jax.data.pipeline import chunks
-from can_jax.data.pipeline.batch import Batch
+from can_jax.data.pipeline.batch import Batch, needs_content
 from can_jax.data.pipeline.order import CYCLE, VERSION, Order, shares
 from can_jax.data.pipeline.views import RandomViews
 from can_jax.data.sources.base import Source
@@ -34,6 +34,7 @@ AHEAD = 2  # batches loaded and transferred ahead of the training step
 NAMED = 1000  # undecodable files logged by name; further ones are only counted
 
 
+Contents = Callable[[Int[np.ndarray, " local"]], UInt32[np.ndarray, " local"]]
 States = list[list[int]]  # a row for each process: images seen, images skipped, position
 
 
@@ -130,6 +131,7 @@ class Loader(Iterator[Batch]):
         share: The slice of the global batch that these rows form.
         skip_limit: The fraction of undecodable images above which `UserError` is raised.
         states: The checkpointed `state` of the loader to resume; None for a new run.
+        contents: A function from positions to the `Batch.content` of their images, or None.
 
     Attributes:
         seen, skipped: The number of images that this process has loaded, and of those skipped as
@@ -137,14 +139,19 @@ class Loader(Iterator[Batch]):
     """
 
     def __init__(
-        self, dataset: Any, share: ProcessSlice, skip_limit: float, states: States | None = None
+        self,
+        dataset: Any,
+        share: ProcessSlice,
+        skip_limit: float,
+        states: States | None = None,
+        contents: Contents | None = None,
     ):
         self._skip_limit = skip_limit
         self.seen, self.skipped = counts_of(states, jax.process_index(), jax.process_count())
         batches = [chunks.elements(dataset)]
         # Clearing stops tf.data's reader threads at exit; otherwise they and Python would hang.
         weakref.finalize(self, batches.clear)
-        self._load = functools.partial(_place_next, batches, share)
+        self._load = functools.partial(_place_next, batches, share, contents)
         self._thread = ThreadPoolExecutor(1)
         self._ahead = deque(self._thread.submit(self._load) for _ in range(AHEAD))
 
@@ -175,11 +182,15 @@ class Loader(Iterator[Batch]):
         raise NotImplementedError
 
 
-def _place_next(batches: list[Any], share: ProcessSlice) -> tuple[dict[str, Any], Batch]:
+def _place_next(
+    batches: list[Any], share: ProcessSlice, contents: Contents | None
+) -> tuple[dict[str, Any], Batch]:
     """Return the next host batch without its images, and the batch as global arrays."""
     host = next(batches[0])
-    local = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
-    return host, Batch(*map(share.place, local))
+    local: Any = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
+    if contents is not None:
+        local = local._replace(content=contents(host["position"]))
+    return host, jax.tree.map(share.place, local)
 
 
 class TrainingLoader(Loader):
@@ -199,14 +210,27 @@ class TrainingLoader(Loader):
         self._order = order_of(config.seed, source, order_version)
         steps = first_step, total_steps
         dataset = host_batches(config, source, steps, share.rows, self._order)
-        super().__init__(dataset, share, config.data.skip_limit, states)
         self._config, self._source = config, source
+        contents = self._contents if needs_content(config) else None
+        super().__init__(dataset, share, config.data.skip_limit, states, contents)
         self._named: set[int] = set()
 
     def account(self, host: dict[str, np.ndarray]) -> None:
         """Count the images skipped in a batch of this process."""
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
+
+    def _contents(self, positions: Int[np.ndarray, " local"]) -> UInt32[np.ndarray, " local"]:
+        """Return the digest of each image where the index has one, else the example's number.
+
+        An image that took the place of one that cannot be decoded has the number of the latter.
+        """
+        examples = self._order.examples_at(np.asarray(positions, np.int64))
+        numbers = examples.astype(np.uint64)
+        if (digests := self._source.content_digests) is not None:
+            chosen = digests[examples]
+            numbers = np.where(chosen == 0, numbers, chosen)
+        return numbers.astype(np.uint32)
 
     def _report(self, position: int, attempts: int) -> None:
         """Count the images skipped at a position, and log each of them once.
