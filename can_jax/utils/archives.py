@@ -186,6 +186,15 @@ def map_npy(path: Any) -> np.ndarray:
         raise ValueError(f"{path} is not an npy file: {one_line(error)}") from error
 
 
+def create_npy(path: Any, dtype: Any, rows: int) -> np.ndarray:
+    """Create an npy file of one column, and return it memory-mapped, to be written.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    return np.lib.format.open_memmap(path, "w+", dtype, (rows,))
+
+
 class Column(NamedTuple):
     """An array to write: its type, its shape, and its parts along the first axis."""
 

@@ -4,13 +4,14 @@ import json
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from can_jax.data.index import examine
+from can_jax.data.index import examine, join
 from can_jax.data.index.build import build_index
-from can_jax.data.index.examine import Plan
+from can_jax.data.index.examine import Part, Plan
 from can_jax.data.sources.example_table import FOLDER, Table, load_table
 from can_jax.data.sources.registry import open_source
 from can_jax.data.sources.shards import locate_shards, open_tfrecord, open_webdataset
@@ -220,7 +221,7 @@ def test_nothing_to_index_is_one_line(tmp_path):
     run = main_in_process("can_jax.data.index", tmp_path)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1].startswith(f"error: nothing in {tmp_path} can be decoded")
-    for arguments, message in [((), "PATH is missing"), (("none",), "none is not a folder")]:
+    for arguments, message in [((), "PATH is missing"), (("none",), "none does not exist")]:
         run = main_in_process("can_jax.data.index", *arguments)
         assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1
 
@@ -276,3 +277,36 @@ def test_what_an_index_leaves_out_is_logged(tmp_path, caplog):
     assert open_source(config.data, "train").examples == 4
     older, new = (record.getMessage() for record in caplog.records)
     assert "was written by an older version" in older and "such as class2" in new
+
+
+def test_memory_of_joining_does_not_grow_with_messages(tmp_path, monkeypatch):
+    """One broken image with a long message took 4 bytes a character for each row."""
+    rng = np.random.default_rng(0)
+    names = [f"{i:03d}.tar" for i in range(100)]
+    digests = rng.integers(0, 2**63, (100, 5000), np.uint64)
+    digests[70, :9] = digests[20, :9]
+
+    def parts():
+        for i, digest in enumerate(digests):
+            reason = np.array([""] * 5000, "<U1" if i != 3 else "<U400")
+            reason[0] = "x" * 400 if i == 3 else ""
+            zeros = np.zeros(5000, np.int64)
+            yield Part(
+                zeros, np.arange(5000), zeros + 9, zeros, digest, reason, np.array([], str),
+                np.array([".txt=1"]),
+            )  # fmt: skip
+
+    monkeypatch.setattr(join, "SORTED_AT_ONCE", 2**16)  # several files to sort
+    tracemalloc.start()
+    whole = join.join_parts(parts(), names, 1, tmp_path, tmp_path / "undecodable.txt")
+    rows, firsts = join.copies_of(whole.columns["digest"], tmp_path)
+    count = join.write_columns(whole.columns, tmp_path, rows, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # 500,000 rows; the concatenated messages alone took 800 MB
+    assert (count, whole.undecodable, whole.unused[".txt"]) == (499_990, 1, 100)
+    assert (tmp_path / "undecodable.txt").read_text() == f"003.tar: {'x' * 400}\n"
+    assert rows.tolist() == [70 * 5000 - 1 + i for i in range(9)]
+    assert firsts.tolist() == [20 * 5000 - 1 + i for i in range(9)]
+    stored = np.load(tmp_path / "digest.npy")
+    assert len(np.unique(stored)) == count == len(stored)

@@ -1,21 +1,22 @@
 """The index builder: one table of all usable examples, with lists of broken and duplicate ones."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from can_jax.data.formats.webdataset import from_text, list_unused
-from can_jax.data.index.examine import Part, Plan, examine_all
+from can_jax.data.formats.webdataset import list_unused
+from can_jax.data.index.examine import Plan, examine_all
 from can_jax.data.index.folder_lock import only_writer
-from can_jax.data.sources.example_table import FACTS, Table
+from can_jax.data.index.join import copies_of, join_parts, write_columns
+from can_jax.data.sources.example_table import FACTS, place_of, write_facts
 from can_jax.data.sources.shards import first_of
-from can_jax.data.storage.files import Names, size_of
+from can_jax.data.storage.files import Names, shard_sizes
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError
 
@@ -96,39 +97,51 @@ def _build(
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
-    parts = examine_all(plan, names, out / "parts", workers, Progress())
-    whole, reason = join_parts(plan, names, parts)
-    if file_labels is not None:
-        whole = dataclasses.replace(whole, label=file_labels[whole.file])
-    good = reason == ""
-    copies = copies_of(whole.digest, good) if plan.verify != "none" else {}
-    dropped = list(copies) if drop_duplicates else []
-    keep = good & ~np.isin(np.arange(len(good)), dropped)
-    lists = {
-        "undecodable": [f"{whole.describe(int(i))}: {reason[i]}" for i in np.flatnonzero(~good)],
-        "duplicates": [
-            f"{whole.describe(i)} = {whole.describe(copies[i])}" for i in sorted(copies)
-        ],
-        "cut_off": [str(problem) for part in parts for problem in part.problems],
-    }
-    for name, lines in lists.items():
-        text = "".join(f"{line}\n" for line in lines)  # preserves names that are not UTF-8
-        (out / f"{name}.txt").write_text(text, errors="surrogateescape")
-    if problems := lists["cut_off"]:
+    work = out / "parts"
+    parts = examine_all(plan, names, work, workers, Progress())
+    whole = join_parts(parts, names, plan.unit, work, out / "undecodable.txt")
+    columns = whole.columns
+    if problems := whole.problems:
         print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/cut_off.txt")
-    if unused := from_text(line for part in parts for line in part.unused):
-        print(f"members of tars that are not used: {list_unused(unused)}")
-    if not keep.any():
+    if whole.unused:
+        print(f"members of tars that are not used: {list_unused(whole.unused)}")
+    _write_lines(out / "cut_off.txt", problems)
+    copies, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if plan.verify != "none":
+        copies, firsts = copies_of(columns["digest"], work)
+
+    def place(row: int) -> str:
+        return place_of(names[int(columns["file"][row])], int(columns["offset"][row]))
+
+    pairs = zip(map(int, copies), map(int, firsts), strict=True)
+    _write_lines(out / "duplicates.txt", (f"{place(row)} = {place(first)}" for row, first in pairs))
+    if not len(columns["file"]):
         raise UserError(f"nothing in {plan.root} can be decoded; see {out}/undecodable.txt")
-    sizes = {} if plan.source == "folder" else {name: file_size(plan, name) for name in names}
+    sizes = {}
+    if plan.source != "folder":
+        paths = [os.path.join(plan.root, name) for name in names]
+        sizes = dict(zip(names, shard_sizes(paths).tolist(), strict=True))
+    dropped = copies if drop_duplicates else copies[:0]
+    examples = write_columns(columns, out, dropped, file_labels)
+    stored_names = Names.of(names)
+    np.save(out / "names.npy", stored_names.text)
+    np.save(out / "name_ends.npy", stored_names.ends)
+    counts = {
+        "undecodable": whole.undecodable, "duplicates": len(copies), "cut_off": len(problems)
+    }  # fmt: skip
     facts = {"source": plan.source, "verify": plan.verify, "sizes": sizes, "request": request}
-    counts = {name: len(lines) for name, lines in lists.items()}
-    dataclasses.replace(whole.select(keep), label_names=label_names).save(out, facts | counts)
-    shutil.rmtree(out / "parts")
-    print(f"{int(keep.sum())} examples indexed in {time.monotonic() - started:.1f}s")
+    write_facts(out, facts | counts, examples, label_names)
+    shutil.rmtree(work)
+    print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")
     print(f"{counts['undecodable']} undecodable, left out; see {shown(str(out))}/undecodable.txt")
     kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
     print(f"{counts['duplicates']} duplicates, {kept}; see {shown(str(out))}/duplicates.txt")
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines to a file; names that are not UTF-8 are preserved."""
+    with path.open("w", errors="surrogateescape") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 class Progress:
@@ -142,44 +155,3 @@ class Progress:
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
             print(f"{100 * done / units:.0f}% done", flush=True)
-
-
-def file_size(plan: Plan, name: str) -> int:
-    """Return the size of a file in bytes."""
-    return size_of(os.path.join(plan.root, name))
-
-
-def join_parts(plan: Plan, names: list[str], parts: list[Part]) -> tuple[Table, np.ndarray]:
-    """Return a table of all examples, and the reason why each cannot be decoded ("" if it can)."""
-    file = [part.which.astype(np.int64) + plan.unit * index for index, part in enumerate(parts)]
-
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    table = Table(
-        names=Names.of(names),
-        file=np.concatenate(file).astype(np.int32),
-        offset=column("offset"),
-        length=column("length"),
-        label=column("label"),
-        digest=column("digest"),
-    )
-    return table, column("reason")
-
-
-def copies_of(digest: np.ndarray | None, good: np.ndarray) -> dict[int, int]:
-    """Map each example that duplicates an earlier one to the first example with the same content.
-
-    Args:
-        digest: The content digest of each example.
-        good: Whether each example can be decoded; others are ignored.
-    """
-    assert digest is not None
-    rows = np.flatnonzero(good)
-    order = rows[np.argsort(digest[rows], kind="stable")]
-    same = np.flatnonzero(digest[order[1:]] == digest[order[:-1]]) + 1
-    first: dict[int, int] = {}
-    for i in same:
-        before = int(order[i - 1])
-        first[int(order[i])] = first.get(before, before)
-    return first

@@ -7,6 +7,7 @@ unit is stored in a file until all units are finished, so that an interrupted co
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from can_jax.data.decoding.open_image import open_image
 from can_jax.data.formats.webdataset import as_text
 from can_jax.data.sources.indexed import ParseRecord, read_example
 from can_jax.data.sources.shards import cut_off, example_parser, scan_shard
-from can_jax.data.storage.files import size_of
+from can_jax.data.storage.files import STAT_THREADS, size_of
 from can_jax.data.storage.reading import OpenFiles, stop_if_storage_fails
 from can_jax.data.storage.remote import is_remote
 from can_jax.data.storage.splits import shown
@@ -179,8 +180,10 @@ def why_undecodable(
 
 def examine_all(
     plan: Plan, names: list[str], parts: Path, workers: int, progress: Callable[[int, int], None]
-) -> list[Part]:
+) -> Iterator[Part]:
     """Examine all files in several processes, reusing the stored parts of an interrupted call.
+
+    The files are looked up before only if there are such parts.
 
     Args:
         plan: The data to index, and how to verify it.
@@ -190,34 +193,48 @@ def examine_all(
         progress: A callback that takes the numbers of finished units and of all units.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
-    paths = [parts / f"{_fingerprint(plan, unit)}.npz" for unit in units]
-    todo = [index for index, path in enumerate(paths) if not path.exists()]
+    prints = [""] * len(units)
+    if any(path.suffix == ".npz" for path in parts.iterdir()):
+        with concurrent.futures.ThreadPoolExecutor(STAT_THREADS) as threads:
+            prints = list(threads.map(functools.partial(_fingerprint, plan), units))
+    todo = [i for i, text in enumerate(prints) if not text or not _path(parts, text).exists()]
     done = len(units) - len(todo)
     progress(done, len(units))
-    for index, part in _in_processes(plan, units, todo, workers):
+    for index, (prints[index], part) in _in_processes(plan, units, todo, workers):
         # Another call may write the same part.
         own = f".{socket.gethostname()}-{os.getpid()}.tmp"
-        with replacing(paths[index], own) as unfinished, unfinished.open("wb") as file:
+        path = _path(parts, prints[index])
+        with replacing(path, own) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **part._asdict())
         done += 1
         progress(done, len(units))
-    return [_load(path) for path in paths]
+    return (_load(_path(parts, text)) for text in prints)
+
+
+def _path(parts: Path, fingerprint: str) -> Path:
+    """Return the path of a stored part."""
+    return parts / f"{fingerprint}.npz"
+
+
+def _examine_unit(plan: Plan, names: list[str]) -> tuple[str, Part]:
+    """Return the fingerprint of a unit before its examination, and the result."""
+    return _fingerprint(plan, names), examine(plan, names)
 
 
 def _in_processes(
     plan: Plan, units: list[list[str]], todo: list[int], workers: int
-) -> Iterator[tuple[int, Part]]:
-    """Yield the index and the result of each unit as it finishes."""
+) -> Iterator[tuple[int, tuple[str, Part]]]:
+    """Yield the index, the fingerprint and the result of each unit as it finishes."""
     if workers == 1 or len(todo) < 2:
-        yield from ((index, examine(plan, units[index])) for index in todo)
+        yield from ((index, _examine_unit(plan, units[index])) for index in todo)
         return
     context = multiprocessing.get_context("spawn")  # TensorFlow does not survive a fork
     count = min(workers, len(todo))
     with concurrent.futures.ProcessPoolExecutor(count, context, _start_worker) as pool:
-        futures = {pool.submit(examine, plan, units[index]): index for index in todo}
+        futures = {pool.submit(_examine_unit, plan, units[index]): index for index in todo}
         try:
             for future in concurrent.futures.as_completed(futures):
-                yield futures[future], future.result()
+                yield futures.pop(future), future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

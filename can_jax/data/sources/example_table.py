@@ -54,8 +54,7 @@ class Table:
 
     def describe(self, index: int) -> str:
         """Return the file and offset of an example, for messages."""
-        name, offset = self.names[int(self.file[index])], int(self.offset[index])
-        return f"{name}, at byte {offset}" if offset else name
+        return place_of(self.names[int(self.file[index])], int(self.offset[index]))
 
     def select(self, rows: np.ndarray) -> "Table":
         """Return a table of the selected rows, indices or a mask; all files keep their names."""
@@ -79,8 +78,7 @@ class Table:
         folder.mkdir(parents=True, exist_ok=True)
         for column, values in self._columns().items():
             np.save(folder / f"{column}.npy", values)
-        own_facts = {"format": FORMAT, "examples": len(self), "label_names": list(self.label_names)}
-        replace_text(folder / FACTS, json.dumps(facts | own_facts, indent=1))
+        write_facts(folder, facts, len(self), self.label_names)
 
     def _columns(self) -> dict[str, np.ndarray]:
         """Return the arrays to store, by file name."""
@@ -93,6 +91,19 @@ class Table:
             "label": self.label,
         }
         return columns if self.digest is None else columns | {"digest": self.digest}
+
+
+def place_of(name: str, offset: int) -> str:
+    """Return the location of an example, for messages."""
+    return f"{name}, at byte {offset}" if offset else name
+
+
+def write_facts(
+    folder: Path, facts: dict[str, Any], examples: int, label_names: tuple[str, ...]
+) -> None:
+    """Write the facts of an index, which marks it as complete."""
+    own = {"format": FORMAT, "examples": examples, "label_names": list(label_names)}
+    replace_text(folder / FACTS, json.dumps(facts | own, indent=1))
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
