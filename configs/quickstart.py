@@ -7,9 +7,8 @@ ViT on images of 40 px. The contrastive loss has a larger weight than in the pap
 is strong, so that a short run shows an effect. Of ten classes, chance is 10 %.
 
 Hardware: two CPU cores; about three minutes.
-Result: measured here with one seed, kNN accuracy 12.8 % on raw pixels, 12.9 % on the untrained
-encoder, 39.7 to 44.3 % on the trained one. Versions of this code whose steps round differently gave
-this range.
+Result: measured here with two seeds, kNN accuracy 12.8 % on raw pixels, 12.9 and 14.1 % on the
+untrained encoder, 44.0 and 43.5 % on the trained one.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +29,8 @@ def get_config() -> ConfigDict:
     config.model.update(
         size="Ti", width=96, depth=4, heads=3, patch_size=8, dtype="float32", scan=False
     )
+    # Whitening speeds up the noise's loss and slows down the contrastive one for the first epochs.
+    config.model.patch_embed = "linear"
     config.model.decoder.update(width=64, depth=1, heads=4)
     config.model.projector.update(layers=2, hidden=256)
     config.objective.contrastive.weight = 1.0

@@ -8,8 +8,6 @@ import pytest
 from can_jax.study.reference_ranges import METRICS, compared, outside, ranges_of
 from tests.helpers.runs import ROOT, command, main_in_process, metrics
 
-CIFAR10 = os.environ.get("CIFAR10")  # a folder of its npz files, which no test can fetch
-
 
 def run_of(offset):
     return [{"step": s, "loss/contrastive": 5 - s / 10 + offset} for s in (0, 10, 20)]
@@ -60,10 +58,6 @@ def test_shipped_bands_are_of_all_metrics():
     ("recipe", "options", "values"),
     [
         ("quickstart", [], 11),  # five measures at two steps, and kNN before the first
-        pytest.param(
-            "cifar10", [f"data.path={CIFAR10}"], 6,
-            marks=pytest.mark.skipif(not CIFAR10, reason="CIFAR10=DIR says where the data is"),
-        ),
     ],
 )  # fmt: skip
 def test_short_run_of_a_recipe_stays_within_its_bands(recipe, options, values, tmp_path):

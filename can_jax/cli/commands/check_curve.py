@@ -2,7 +2,7 @@
 
 Compares the metrics of a run, finished or not, with the reference ranges of a few successful runs
 of its recipe. Exits with 1 if a metric is outside of its range. RANGES is a file of reference
-ranges, or the name of a shipped one: `quickstart` or `cifar10`. With `--write` and several runs,
+ranges, or the name of a shipped one: `quickstart`. With `--write` and several runs,
 `--run=DIR1,DIR2,DIR3`, writes RANGES from these runs instead.
 """
 
