@@ -141,8 +141,11 @@ def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> b
         return False
     stored = flatten(settings_of(from_json(json.dumps(given))))
     own = flatten(settings_of(run.config))
-    # Checkpoint settings never affect a result. Optimizer settings do not affect an untrained arm.
-    idle = ("checkpoint.", "optimizer.") if run.arm.untrained else ("checkpoint.",)
+    idle: tuple[str, ...] = ("checkpoint.",)  # Settings that do not affect the result.
+    if run.arm.untrained:
+        idle += ("optimizer.",)
+    if not run.config.data.streaming:
+        idle += ("data.shards_at_once",)
     stored, own = (
         {key: value for key, value in settings.items() if not key.startswith(idle)}
         for settings in (stored, own)
