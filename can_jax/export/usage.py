@@ -64,9 +64,12 @@ HUGGINGFACE = (
     """
 import numpy as np
 from PIL import Image
+from torchvision.transforms.v2.functional import center_crop
 from transformers import AutoImageProcessor, AutoModel
 
 processor = AutoImageProcessor.from_pretrained(".")
+# Round an odd margin as torchvision and the evaluations do; transformers rounds it down.
+processor.center_crop = lambda image, size, **_: center_crop(image, [size.height, size.width])
 model = AutoModel.from_pretrained(".").eval()
 """
     + PHOTOS
@@ -127,14 +130,19 @@ features = both[:, {width}:]
 # For each format and contents, the packages that a snippet imports, and the snippet.
 SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
     ("timm", "encoder"): [(("torch", "timm"), TIMM), (("can_jax",), CAN_JAX)],
-    ("huggingface", "encoder"): [(("torch", "transformers"), HUGGINGFACE), (("can_jax",), CAN_JAX)],
+    ("huggingface", "encoder"): [
+        (("torch", "torchvision", "transformers"), HUGGINGFACE),
+        (("can_jax",), CAN_JAX),
+    ],
     ("huggingface", "full"): [(("torch", "transformers"), AUTOENCODER), (("can_jax",), CAN_JAX)],
     ("big_vision", "encoder"): [(("can_jax",), CAN_JAX)],
     ("safetensors", "encoder"): [(("torch", "timm"), STATE_DICT), (("can_jax",), CAN_JAX)],
     ("safetensors", "full"): [(("can_jax",), CAN_JAX)],
     ("stablehlo", "encoder"): [(("jax",), STABLEHLO)],
     ("timm", "classifier"): [(("torch", "timm"), TIMM)],
-    ("huggingface", "classifier"): [(("torch", "transformers"), HUGGINGFACE_CLASSIFIER)],
+    ("huggingface", "classifier"): [
+        (("torch", "torchvision", "transformers"), HUGGINGFACE_CLASSIFIER)
+    ],
     ("stablehlo", "classifier"): [(("jax",), STABLEHLO_CLASSIFIER)],
     ("onnx", "encoder"): [(("onnxruntime",), ONNX)],
 }

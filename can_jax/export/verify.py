@@ -76,7 +76,7 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
         return {}
     packages, process = PREPROCESSORS[format]
     config = model.config
-    photos = photographs(config.data.channels, config.data.image_size)
+    photos = photographs(config.data.channels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries that choose a slower implementation
         pixels = process(folder, photos)
@@ -91,38 +91,41 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
     return {packages[-1]: round(float(difference), 3)}
 
 
-def photographs(channels: int, size: tuple[int, int], count: int = 3) -> list[np.ndarray]:
+def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
     """Return images of several sizes that are as smooth as photographs, as bytes.
-
-    transformers rounds an odd margin of the crop down, where torchvision, timm and evaluations
-    round it to even. The images have sizes for which both are the same.
 
     Args:
         channels: The number of channels.
-        size: The (height, width) of the encoder's images.
         count: The number of images.
     """
     rng = np.random.default_rng(0)
     images: list[np.ndarray] = []
-    while len(images) < count:
-        height, width = map(int, rng.integers(200, 600, 2))
-        given, wanted = np.array([height, width], float), np.array(size, float)
-        sides = np.floor(given * np.max(np.round(wanted * 8 / 7) / given) + 1e-6)
-        margin = (sides - wanted) / 2
-        if (np.round(margin) == np.floor(margin)).all():
-            grains = rng.integers(0, 256, (channels, 9, 12), dtype=np.uint8)
-            planes = [
-                Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC)
-                for grain in grains
-            ]
-            images.append(np.stack([np.asarray(plane) for plane in planes], axis=2))
+    for height, width in rng.integers(200, 600, (count, 2)).tolist():
+        grains = rng.integers(0, 256, (channels, 9, 12), dtype=np.uint8)
+        planes = [
+            Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC)
+            for grain in grains
+        ]
+        images.append(np.stack([np.asarray(plane) for plane in planes], axis=2))
     return images
 
 
-def _by_transformers(folder: epath.Path, photos: list[np.ndarray]) -> np.ndarray:
+def image_processor(folder: epath.Path) -> Any:
+    """Return the image processor of an export to transformers, with the crop of evaluations.
+
+    MAE, timm and evaluations round an odd margin to even, as torchvision does. transformers rounds
+    it down, which moves a quarter of all photographs by a pixel.
+    """
     import transformers
+    from torchvision.transforms.v2.functional import center_crop
 
     processor = transformers.AutoImageProcessor.from_pretrained(str(folder))
+    processor.center_crop = lambda image, size, **_: center_crop(image, [size.height, size.width])
+    return processor
+
+
+def _by_transformers(folder: epath.Path, photos: list[np.ndarray]) -> np.ndarray:
+    processor = image_processor(folder)
     images = [Image.fromarray(photo.squeeze()) for photo in photos]
     pixels = processor(images, return_tensors="np")["pixel_values"]
     return np.asarray(pixels).transpose(0, 2, 3, 1)
@@ -139,7 +142,7 @@ def _by_timm(folder: epath.Path, photos: list[np.ndarray]) -> np.ndarray:
 
 # The packages and the function that preprocess images as an exported folder states.
 PREPROCESSORS = {
-    "huggingface": (("torch", "transformers"), _by_transformers),
+    "huggingface": (("torch", "torchvision", "transformers"), _by_transformers),
     "timm": (("torch", "timm"), _by_timm),
 }
 LEVELS = 1.0  # The largest mean difference in levels of 0 to 255.
@@ -184,7 +187,7 @@ def check(
                 f"by {errors[name]:.1e}, more than {LIMIT}"
             )
     checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
-    if contents != "full" and (differences := preprocessing_differences(model, format, folder)):
+    if differences := preprocessing_differences(model, format, folder):
         checked["preprocessing"] = differences
     if format == "big_vision":
         by_tanh = readers.by_linen(model, folder / file, sample, approximate=True)

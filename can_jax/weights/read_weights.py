@@ -144,6 +144,12 @@ def _complete(
             guessed.append(name)
         facts[name] = channel_values(key, value, facts["channels"])
     warnings = weights.warnings
+    if stated.get("options", {}).get("pre_norm") and "gelu" not in stated:
+        warnings += (
+            f"{weights.place} does not state its activation, and models with a norm before their "
+            "blocks have several: the exact GELU is used; for another, give the folder with its "
+            "config.json",
+        )
     if guessed:
         warnings += (
             f"{weights.place} does not state {' and '.join(guessed)} of its images: ImageNet's "
@@ -156,7 +162,8 @@ def _complete(
 def _how(name: str) -> str:
     """Return the ways in which a user can state a fact, for messages."""
     key = "data.image_size" if name == "image_size" else f"model.{name}"
-    return f"can_jax.load(path, {name}=…), --config.{key}=…"
+    flag = "" if name == "image_size" else f", or --{name}=… of an export"
+    return f"can_jax.load(path, {name}=…), --config.{key}=…{flag}"
 
 
 def sizes(weights: Weights) -> Facts:

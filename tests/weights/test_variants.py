@@ -12,6 +12,7 @@ from can_jax.export import numpy_vit as plain
 from can_jax.export import readers
 from can_jax.models.positions import resized_positions
 from can_jax.utils.errors import UserError
+from can_jax.weights.layouts import to_big_vision, to_huggingface
 from tests.weights.vits import vit
 
 TORCH = pytest.mark.skipif(
@@ -165,6 +166,45 @@ def test_other_arrays_are_refused_by_name(tmp_path, change, message):
     arrays = {name: array for name, array in arrays.items() if array is not None}
     with pytest.raises(UserError, match=message):
         loaded(tmp_path, arrays)
+
+
+# For each layout, arrays that a variant of its encoder might have, and the conversion to it.
+LAYOUTS = {
+    "MAE, timm, DeiT": (lambda arrays: arrays, "blocks.1.attn.novel.weight norm_novel.bias novel"),
+    "Hugging Face": (
+        lambda arrays: to_huggingface(arrays, with_decoder=False),
+        "encoder.layer.1.attention.novel.weight layernorm_novel.bias embeddings.novel",
+    ),
+    "DINOv2": (
+        lambda arrays: to_huggingface(arrays, with_decoder=False, dinov2=True),
+        "encoder.layer.1.mlp.novel.weight layer_scale.lambda1 embeddings.novel",
+    ),
+    "big_vision": (
+        lambda arrays: to_big_vision(arrays, 3),
+        "params/Transformer/encoderblock_1/novel/kernel params/Transformer/novel/bias params/novel",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_one_more_array_is_refused_by_name_in_each_layout(tmp_path, layout):
+    convert, more = LAYOUTS[layout]
+    arrays = convert(vit())
+    place = tmp_path / "a.npz"
+    np.savez(place, **arrays)
+    assert can_jax.load(place, **(GIVEN | {"heads": None if "/" in more else 3})).width == 24
+    for name in more.split():
+        np.savez(place, **arrays, **{name: np.ones(3, np.float32)})
+        shown = name.removeprefix("params/").replace(
+            "encoder.layer.1", r"(encoder\.layer|blocks)\.1"
+        )
+        with pytest.raises(UserError, match=rf"{shown} has no counterpart in this encoder"):
+            can_jax.load(place, **GIVEN)
+
+
+def test_assumed_activation_of_a_norm_before_the_blocks_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="does not state its activation"):
+        loaded(tmp_path, {k: v for k, v in varied().items() if "_norm" not in k})
 
 
 @pytest.mark.parametrize(
