@@ -3,12 +3,13 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
 from can_jax.utils.tensorflow import tensorflow
 
 BICUBIC = Image.Resampling.BICUBIC
+PUBLISHED = 224  # the image size up to which MAE evaluates on the center of a larger image
 ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
 
 
@@ -132,11 +133,23 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
     return tf.stack([view(box) for box in tf.unstack(boxes)])
 
 
+def enlarged(size: tuple[int, int]) -> Int[np.ndarray, "2"]:
+    """Return the (height, width) of which an evaluation cuts out the center.
+
+    As in MAE it is 8/7 of the size up to 224 pixels (256 for 224), and the size itself above.
+
+    Args:
+        size: The (height, width) of the view.
+    """
+    sides = np.array(size)
+    return np.round(sides * 8 / 7).astype(int) if min(size) <= PUBLISHED else sides
+
+
 def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     """Resize and crop an image for evaluation, as torchvision's `Resize` and `CenterCrop` do.
 
-    The side that is shorter in proportion to ``size`` is resized to 8/7 of its target (256 for
-    224), bicubic with antialiasing. The center is cut out.
+    The side that is shorter in proportion to ``size`` is resized to `enlarged`, bicubic with
+    antialiasing. The center is cut out.
 
     Args:
         image: A uint8 tensor (height, width, channels). An image of the target size is returned
@@ -152,12 +165,13 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
         given = tf.cast(tf.shape(image)[:2], tf.float64)
         wanted = tf.constant(size, tf.float64)
         # The side that is short in proportion meets its target; the other follows, rounded down.
-        enlarged = tf.floor(given * tf.reduce_max(tf.round(wanted * 8 / 7) / given) + 1e-6)
-        start = tf.round((enlarged - wanted) / 2)
+        target = tf.constant(enlarged(size), tf.float64)
+        whole = tf.floor(given * tf.reduce_max(target / given) + 1e-6)
+        start = tf.round((whole - wanted) / 2)
         pixels = tf.raw_ops.ScaleAndTranslate(  # computes no more than the crop
             images=image[None],
             size=size,
-            scale=tf.cast(enlarged / given, tf.float32),
+            scale=tf.cast(whole / given, tf.float32),
             translation=tf.cast(-start, tf.float32),
             kernel_type="keyscubic",
             antialias=True,
@@ -183,10 +197,10 @@ def center_crop(
     given, wanted = np.array(image.shape[:2], np.float64), np.array(size, np.float64)
     if (given == wanted).all():
         return image
-    enlarged = np.floor(given * np.max(np.round(wanted * 8 / 7) / given) + 1e-6)
-    start = np.round((enlarged - wanted) / 2)
-    top, left = start * given / enlarged
-    bottom, right = np.minimum((start + wanted) * given / enlarged, given)
+    whole = np.floor(given * np.max(enlarged(size) / given) + 1e-6)
+    start = np.round((whole - wanted) / 2)
+    top, left = start * given / whole
+    bottom, right = np.minimum((start + wanted) * given / whole, given)
     # Planes of floats are not rounded between the passes along rows and columns.
     box = (left, top, right, bottom)
     planes = [

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from can_jax.augment.crops import enlarged
 from can_jax.export.classifier import Head
 from can_jax.export.model import Model
 from can_jax.models.backbones import encoder_size
@@ -124,17 +125,13 @@ def pooler(width: int) -> dict[str, np.ndarray]:
     }
 
 
-def enlarged(side: int) -> int:
-    """Return the side to which an evaluation resizes an image before it cuts out the center."""
-    return round(side * 8 / 7)
-
-
 def huggingface_processor(model: Model) -> dict[str, Any]:
     """Return the `preprocessor_config.json` that makes the view of an evaluation."""
     side, augment = model.config.data.image_size[0], model.config.augment
     return {
         "image_processor_type": "BitImageProcessor", "do_resize": True,
-        "size": {"shortest_edge": enlarged(side)}, "resample": CUBIC, "do_center_crop": True,
+        "size": {"shortest_edge": int(enlarged((side, side))[0])}, "resample": CUBIC,
+        "do_center_crop": True,
         "crop_size": {"height": side, "width": side}, "do_rescale": True,
         "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(augment.mean),
         "image_std": list(augment.std), "do_convert_rgb": model.config.data.channels == 3,
@@ -193,7 +190,8 @@ def timm_config(model: Model, contents: str) -> dict[str, Any]:
             "input_size": [facts["channels"], *facts["image_size"]], "fixed_input_size": True,
             "mean": facts["mean"], "std": facts["std"], "interpolation": "bicubic",
             # timm rounds size / crop_pct down.
-            "crop_pct": side / (enlarged(side) + 0.01), "crop_mode": "center",
+            "crop_pct": side / (int(enlarged(model.config.data.image_size)[0]) + 0.01),
+            "crop_mode": "center",
             "num_classes": len(names),
             "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
         },

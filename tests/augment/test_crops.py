@@ -113,18 +113,19 @@ def test_evaluation_of_any_size(shape):
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (500, 333), (256, 256), (100, 90), (640, 241)])
-def test_evaluation_is_that_of_torchvision(shape):
-    """`Resize(256, BICUBIC)` and `CenterCrop(224)`, written with Pillow."""
+@pytest.mark.parametrize(("side", "whole"), [(224, 256), (288, 288)])
+def test_evaluation_is_that_of_torchvision(shape, side, whole):
+    """MAE's `Resize(whole, BICUBIC)` and `CenterCrop(side)`, written with Pillow."""
     rng = np.random.default_rng(sum(shape))
     smooth = Image.fromarray(rng.integers(0, 256, (23, 31, 3), dtype=np.uint8))
     image = smooth.resize(shape[::-1], Image.Resampling.BICUBIC)
     height, width = shape
     short = min(shape)
-    size = int(256 * width / short), int(256 * height / short)
+    size = int(whole * width / short), int(whole * height / short)
     resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-    top, left = (round((side - 224) / 2.0) for side in resized.shape[:2])
-    wanted = resized[top : top + 224, left : left + 224].astype(float)
-    found = resize_and_center_crop(tf.constant(np.asarray(image)), (224, 224)).numpy()
+    top, left = (round((length - side) / 2.0) for length in resized.shape[:2])
+    wanted = resized[top : top + side, left : left + side].astype(float)
+    found = resize_and_center_crop(tf.constant(np.asarray(image)), (side, side)).numpy()
     assert abs(found - wanted).mean() < 0.3 and abs(found - wanted).max() <= 3
 
 
