@@ -30,6 +30,11 @@ def evaluation_table() -> Table:
             0.1, INSIDE,
             "The fraction of the training examples on which hyperparameters are selected."
         ),
+        "baselines": Key(
+            "auto", Choice(("auto", "on", "off")),
+            "Whether kNN is also measured on the untrained encoder and on raw pixels; `auto` does "
+            "up to 100,000 images."
+        ),
     }  # fmt: skip
     common |= encoder_table()
     blocks = {name: protocol.settings for name, protocol in PROTOCOLS.items()}

@@ -1,5 +1,6 @@
 """The functions that evaluate an encoder by a protocol."""
 
+import functools
 from typing import Any
 
 from etils import epath
@@ -22,6 +23,7 @@ from can_jax.train.start import make_directory
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import require_input
 from can_jax.utils.tensorflow import import_ahead
+from can_jax.weights.descriptions import is_run
 
 MAP = "Map of the embedding (t-SNE)"  # The title of a picture in the report.
 
@@ -79,11 +81,15 @@ def measure(
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
         raise UserError(f"--checkpoint={checkpoint} does not exist")
+    protocol = PROTOCOLS.get(config.protocol)
+    if not protocol.trains and is_run(workdir):
+        raise UserError(
+            f"--workdir={workdir} is the directory of a run: give another one for the results"
+        )
     import_ahead()
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     subject: Any
-    protocol = PROTOCOLS.get(config.protocol)
     if (path / CARD).exists():
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
@@ -96,7 +102,12 @@ def measure(
         subject = open_encoder(checkpoint, untrained, config, mesh)
     check_used(subject.config, protocol, path)
     extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)
-    task = EvalContext(config, subject, mesh, extractor, workdir)
+    initial = functools.partial(open_encoder, checkpoint, True, config, mesh)
+    is_classifier = (path / CARD).exists()
+    task = EvalContext(
+        config, subject, mesh, extractor, workdir,
+        untrained=None if untrained or is_classifier else initial,
+    )  # fmt: skip
     findings = protocol.run(task)
     if pictures:
         illustrate(task, findings)
@@ -132,6 +143,8 @@ def illustrate(task: EvalContext, findings: EvalResults) -> None:
     if findings.pictured_splits is None:
         return
     grid = neighbor_grid(task, *findings.pictured_splits)
-    title = "Nearest neighbors: green of the same class, red of another"
+    title = "Nearest neighbors"
+    if (findings.pictured_splits[1].labels >= 0).any():
+        title += ": green of the same class, red of another"
     findings.pictures[title] = picture(grid, "nearest neighbors")
     findings.pictures[MAP] = map_chart(task, findings.pictured_splits[1])

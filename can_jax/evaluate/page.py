@@ -49,6 +49,8 @@ def number(value: Any) -> str:
     """Format a value for a table cell: rounded floats, and integers with separators."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+    if value is None:
+        return ""
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -62,7 +64,8 @@ def coded(text: str) -> Html:
 def columns(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
     """Return the names of the columns of some rows, and whether each holds only numbers."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return [(n, all(isinstance(row.get(n, 0), int | float) for row in rows)) for n in names]
+    numbers = int | float | None  # None is an empty cell.
+    return [(n, all(isinstance(row.get(n), numbers) for row in rows)) for n in names]
 
 
 def picture(png: bytes, title: str) -> Html:

@@ -3,18 +3,35 @@
 import dataclasses
 import hashlib
 import json
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
+from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Part
 from can_jax.data.sources.base import Source
 from can_jax.data.sources.labels import Classes
-from can_jax.encoders.pretrained import PretrainedEncoder
 from can_jax.features.extractor import Change, FeatureExtractor
 from can_jax.utils.errors import UserError
+
+
+@runtime_checkable
+class Featurizer(Protocol):
+    """The members of `PretrainedEncoder` that an extractor uses."""
+
+    @property
+    def config(self) -> ConfigDict:
+        """The configuration of the encoder."""
+
+    @property
+    def parameters(self) -> Any:
+        """The parameters of the encoder."""
+
+    def features(self, parameters: Any, images: Any) -> Any:
+        """Return the features of uint8 images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +82,13 @@ class SplitFeatureExtractor:
     """A feature extractor for splits that compiles the encoder once for all of them.
 
     Args:
-        subject: The pretrained encoder.
+        subject: The pretrained encoder, or another object with its configuration, parameters and
+            feature function.
         mesh: The device mesh over which each batch of images is split.
         batch_size: The number of images per batch, rounded up to divide evenly over the mesh.
     """
 
-    def __init__(self, subject: PretrainedEncoder, mesh: Mesh, batch_size: int):
+    def __init__(self, subject: Featurizer, mesh: Mesh, batch_size: int):
         self._subject = subject
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 

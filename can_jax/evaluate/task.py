@@ -1,6 +1,7 @@
 """The inputs and the results of an evaluation protocol, and helpers that protocols share."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from ml_collections import ConfigDict
 
 from can_jax.data.evaluation.pairs import TEST_SPLITS, Pair, Part, open_pair, open_part, open_test
@@ -16,6 +17,7 @@ from can_jax.data.sources.labels import Classes
 from can_jax.encoders.pretrained import PretrainedEncoder
 from can_jax.evaluate.page import Html
 from can_jax.evaluate.split_features import Split, SplitFeatureExtractor
+from can_jax.features.bootstrap import interval
 from can_jax.utils.errors import UserError
 
 
@@ -25,6 +27,7 @@ class EvalResults:
 
     Attributes:
         metrics: The metrics by name. Accuracies are in percent.
+        intervals: The bootstrap interval of some metrics, by name, over the test examples.
         examples: The numbers of training, test and undecodable examples, by name.
         data: The split names and fingerprints that identify the data sets, by role.
         chosen: The hyperparameters selected on held-out examples.
@@ -35,6 +38,7 @@ class EvalResults:
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     examples: dict[str, int] = dataclasses.field(default_factory=dict)
     data: dict[str, str] = dataclasses.field(default_factory=dict)
     chosen: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -49,6 +53,19 @@ class EvalResults:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
                 logging.warning("%s", sentence)
+
+    def score(self, name: str, right: Shaped[np.ndarray, " examples"]) -> float:
+        """Record an accuracy in percent with its interval, and return it.
+
+        Args:
+            name: The name of the metric.
+            right: Whether the prediction of each test example is right, or the share of several
+                predictions that are.
+        """
+        self.metrics[name] = 100.0 * float(np.mean(right))
+        low, high = interval(right)
+        self.intervals[name] = (100.0 * low, 100.0 * high)
+        return self.metrics[name]
 
     def count(self, name: str, split: Split) -> None:
         """Record the size, the skipped examples and the fingerprint of a split."""
@@ -68,6 +85,8 @@ class EvalContext:
         mesh: The device mesh.
         read: The feature extractor that reads splits of the data.
         workdir: The directory of the results, in which a protocol can train.
+        untrained: A function that opens the same encoder with initial weights; None where this is
+            no baseline.
     """
 
     config: ConfigDict
@@ -75,6 +94,7 @@ class EvalContext:
     mesh: Mesh
     read: SplitFeatureExtractor
     workdir: epath.Path
+    untrained: Callable[[], PretrainedEncoder] | None = None
 
     @property
     def data(self) -> ConfigDict:
@@ -164,30 +184,46 @@ def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
     Collective: every process must call this.
     """
     findings = EvalResults()
-    pair = task.pair(findings)
+    train, test = read_pair(task, task.pair(findings), findings)
+    return train, test, findings
+
+
+def read_pair(task: EvalContext, pair: Pair, findings: EvalResults) -> tuple[Split, Split]:
+    """Read training and test examples that are open already, and record their counts.
+
+    Collective: every process must call this.
+    """
     train, test = task.read(pair.train), task.read(pair.test)
     findings.count("train", train)
     findings.count("test", test)
     findings.pictured_splits = (train, test)
-    return train, test, findings
+    return train, test
 
 
 def held_out(
-    labels: Int[np.ndarray, " examples"], share: float, seed: int
+    labels: Int[np.ndarray, " examples"],
+    outputs: Float[np.ndarray, "examples width"],
+    share: float,
+    seed: int,
 ) -> tuple[Int[np.ndarray, " most"], Int[np.ndarray, " few"]]:
     """Split example indices into a training and a held-out subset.
 
-    The held-out subset serves to select hyperparameters. The split is deterministic in ``seed``.
+    The held-out subset serves to select hyperparameters. It is deterministic in ``seed``, and does
+    not depend on the order of the examples: they are first sorted by a random projection of their
+    outputs.
 
     Args:
-        labels: The labels of the examples; only their count matters.
+        labels: The labels of the examples.
+        outputs: Features that identify the examples.
         share: The fraction to hold out, at least one example.
-        seed: The seed of the permutation.
+        seed: The seed of the projection and of the permutation.
 
     Raises:
         UserError: The fraction leaves no training examples.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
+    rng = np.random.default_rng(seed)
+    projected = outputs.astype(np.float64) @ rng.normal(size=outputs.shape[1])
+    order = np.lexsort((labels, projected))[rng.permutation(len(labels))]
     count = max(1, round(share * len(labels)))
     if count >= len(labels):
         raise UserError(
@@ -202,12 +238,13 @@ def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
     return 100.0 * float(np.mean(jax.device_get(predictions) == labels))
 
 
-def accuracies(
+def right_predictions(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
-) -> dict[str, float]:
-    """Return ``top1`` and, with more than five classes, ``top5`` accuracy in percent."""
-    metrics = {"top1": accuracy(logits.argmax(axis=1), labels)}
+) -> dict[str, Bool[np.ndarray, " examples"]]:
+    """Return whether the label is the best prediction, ``top1``, or with more than five classes one
+    of the five best, ``top5``."""
+    right = {"top1": logits.argmax(axis=1) == labels}
     if logits.shape[1] > 5:
         best = np.argpartition(-logits, 5, axis=1)[:, :5]
-        metrics["top5"] = accuracy((best == labels[:, None]).any(axis=1), np.ones(len(labels), int))
-    return metrics
+        right["top5"] = (best == labels[:, None]).any(axis=1)
+    return right

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from can_jax import __version__
+from can_jax.augment.crops import enlarged
 from can_jax.evaluate.protocols.registry import PROTOCOLS
 from can_jax.evaluate.reports.markdown import fill, table
 from can_jax.evaluate.reports.provenance import check_provenance
-from can_jax.evaluate.reports.report import data_of, headlines
+from can_jax.evaluate.reports.report import data_of, headlines, shown_interval, unit_of
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model import Model
 from can_jax.export.usage import snippets
@@ -102,9 +103,15 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
 def result_rows(results: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return a table row for each summary metric of each evaluation."""
     return [
-        (result["protocol"]["protocol"], name, f"{value:.2f}", data_of(without_path(result)))
+        (
+            result["protocol"]["protocol"],
+            name + unit_of(name),
+            f"{value:.2f}" + (f" ({interval})" if interval else ""),
+            data_of(without_path(result)),
+        )
         for result in results
         for name, value in headlines(result["metrics"]).items()
+        for interval in [shown_interval(result, name)]
     ]
 
 
@@ -184,14 +191,15 @@ def card_of(
         "## Model",
         table([(n.replace("_", " "), v) for n, v in facts.items()], ("fact", "value")),
         "## Preprocessing",
-        "The side that is shorter in proportion is resized to 8/7 of its target, bicubic with "
-        f"antialiasing; the center of {height} x {width} pixels is cut out. An image of exactly "
+        "The side that is shorter in proportion is resized to that of {} x {} pixels, bicubic with "
+        "antialiasing; ".format(*enlarged((height, width)))
+        + f"the center of {height} x {width} pixels is cut out. An image of exactly "
         "that size is used unchanged in evaluations. Values in [0, 1] are normalized by mean and "
         "std.",
         "## Pretraining",
         *training,
         "## Results",
-        table(result_rows(results), ("protocol", "metric", "value", "data"))
+        table(result_rows(results), ("protocol", "metric", "value (95 % interval)", "data"))
         if results
         else "None were given to the export (`--results`).",
         *warnings_of(results),

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -17,6 +15,7 @@ from can_jax.distributed.mesh import batch_shards
 from can_jax.features import health
 from can_jax.features.extractor import FeatureExtractor
 from can_jax.features.knn import knn_accuracy
+from can_jax.features.pixels import pixels
 from can_jax.features.unit_length import unit
 from can_jax.monitoring.metrics import effective_rank
 from can_jax.train.step import Step
@@ -62,7 +61,7 @@ class KnnProbe:
         ]
         batch_size = BATCH_SIZE * batch_shards(mesh)
         self._encoder = FeatureExtractor(step.features, mesh, batch_size)
-        self._pixels = FeatureExtractor(_pixels, mesh, batch_size)
+        self._pixels = FeatureExtractor(pixels(PIXELS), mesh, batch_size)
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
     def __call__(self, state: Any) -> dict[str, float]:
@@ -115,10 +114,3 @@ def geometry(
     if (tolerance := health.tolerance(features, labels)) is not None:
         measured["tolerance"] = tolerance
     return measured
-
-
-def _pixels(state: None, images: Any) -> Any:
-    """Return raw pixels as features; images are resized to at most `PIXELS` along each side."""
-    count, *size, channels = images.shape
-    small = (count, *(min(side, PIXELS) for side in size), channels)
-    return jax.image.resize(images.astype(jnp.float32), small, "linear").reshape(count, -1)

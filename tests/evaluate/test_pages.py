@@ -13,7 +13,8 @@ from etils import epath
 from can_jax.evaluate import page
 from can_jax.evaluate.reports import markdown
 from can_jax.evaluate.reports.charts import scatter
-from can_jax.evaluate.reports.report import comparison, report_of
+from can_jax.evaluate.reports.comparison import comparison, matrix
+from can_jax.evaluate.reports.report import report_of
 from can_jax.evaluate.reports.results import read_results
 from can_jax.export.model_card import result_rows, warnings_of
 from can_jax.utils.errors import UserError, printable
@@ -63,6 +64,42 @@ def test_no_value_becomes_part_of_a_page():
         tags, attributes = found_in(pages(EVIL))
         assert (tags, attributes) == found_in(pages("plain"))
         assert "script" not in tags and "onerror" not in attributes
+
+
+def measured(path, digest, **metrics):
+    """What an evaluation of some weights on some test examples writes."""
+    found = results("plain") | {"metrics": metrics, "intervals": {"knn/top1": [40.0, 60.0]}}
+    found["checkpoint"] = {"path": path, "step": 3, "sha256": path * 12}
+    found["data"] = found["data"] | {"fingerprints": {"test": digest}}
+    return found
+
+
+def test_comparison_is_a_matrix_of_weights_by_protocol_and_data():
+    rows = matrix(
+        {
+            "one": measured("a", "test:1", **{"knn/top1": 50.0, "linear/nll": 2.0}),
+            "two": measured("b", "test:1", **{"knn/top1": 60.0, "linear/nll": 3.0}),
+            "three": measured("b", "test:2", **{"knn/top1": 99.0}),
+        }
+    )
+    assert [row["evaluations"]["text"] for row in rows] == ["one", "two, three"]
+    _, _, knn, nll, other = rows[0]
+    assert knn.startswith("knn/top1 %") and "test:1" in knn and "test:2" in other
+    assert [row[knn]["best"] for row in rows] == [False, True]
+    assert [row[nll]["best"] for row in rows] == [True, False]  # less is better
+    assert [row[other] for row in rows] == [
+        {"text": "", "best": False},
+        {"text": "99.00 (40.00 to 60.00)", "best": False},  # alone in its column
+    ]
+
+
+def test_page_says_first_what_was_evaluated():
+    found = measured("a", "val:1", **{"knn/top1": 50.0}) | {"examples": {"test": 1234}}
+    found["chosen"] = {"k": 5}
+    text = report_of(found, {})
+    lead = text[text.index('class="lead"') :][:500]
+    assert "test split &#39;val&#39;, 1,234 images" in lead and "k = 5" in lead
+    assert "50.00 %" in text and "40.00 to 60.00" in text
 
 
 def test_page_loads_and_runs_nothing():

@@ -18,7 +18,7 @@ from can_jax.evaluate.protocols.robustness import (
     robustness,
 )
 from can_jax.evaluate.protocols.shifts import SHIFT, SHIFTS
-from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.export.model import open_model

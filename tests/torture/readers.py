@@ -24,7 +24,7 @@ from can_jax.data.sources.folder import open_folder
 from can_jax.data.sources.shard_reader import read_tar, read_tfrecord
 from can_jax.data.sources.shards import example_parser, open_tfrecord, open_webdataset
 from can_jax.data.storage.files import Names
-from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.selfcheck.compare import read as read_reference
 from can_jax.utils.errors import UserError

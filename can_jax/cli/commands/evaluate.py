@@ -15,7 +15,13 @@ from can_jax.cli.command import Command
 from can_jax.cli.job import Job
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.measure import evaluate
-from can_jax.evaluate.reports.report import headlines
+from can_jax.evaluate.reports.report import (
+    headlines,
+    location_of,
+    shown_interval,
+    splits_of,
+    unit_of,
+)
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import apart, phase
@@ -52,9 +58,12 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps(results, indent=2))
         return
-    shown = {name: f"{value:.2f}" for name, value in headlines(results["metrics"]).items()} | {
-        f"examples, {name}": count for name, count in results["examples"].items()
-    }
+    shown = {"data": location_of(results)}
+    shown |= {f"split {i}": phrase for i, phrase in enumerate(splits_of(results), 1)}
+    for name, value in headlines(results["metrics"]).items():
+        interval = shown_interval(results, name)
+        shown[name] = f"{value:.2f}{unit_of(name)}{f' ({interval})' if interval else ''}"
+    shown |= {f"examples, {name}": str(n) for name, n in results["examples"].items()}
     shown["results"] = str(workdir / "results.json")
     shown["page to open"] = str(workdir / "report.html")
     plain_console(width=120, soft_wrap=True, highlight=False).print(

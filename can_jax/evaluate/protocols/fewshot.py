@@ -11,7 +11,7 @@ from can_jax.config.resolve import as_range
 from can_jax.config.validate import check, check_source
 from can_jax.data.sources.registry import SOURCES
 from can_jax.evaluate.protocols.base import EvalProtocol
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracy
+from can_jax.evaluate.task import EvalContext, EvalResults
 from can_jax.features.fewshot import draw_shots, ridge_predictions
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Blocks, Key, Number, Several, Table, Text, Whole
@@ -85,16 +85,16 @@ def fewshot(task: EvalContext) -> EvalResults:
                 f"{max(settings.shots)} shots: all of them are used"
             )
         for shots in settings.shots:
-            scores = []
+            right = []
             for draw in range(settings.draws):
                 rng = np.random.default_rng((task.config.seed, shots, draw))
                 chosen = draw_shots(train.labels, shots, rng)
                 predictions = ridge_predictions(
                     features[chosen], train.labels[chosen], queries, settings.ridge
                 )
-                scores.append(accuracy(predictions, test.labels))
-            mean, deviation = float(np.mean(scores)), float(np.std(scores))
-            findings.metrics[f"fewshot/{name}/{shots}shot"] = mean
+                right.append(predictions == test.labels)
+            mean = findings.score(f"fewshot/{name}/{shots}shot", np.mean(right, axis=0))
+            deviation = 100.0 * float(np.std(np.mean(right, axis=1)))
             findings.metrics[f"fewshot/{name}/{shots}shot_std"] = deviation
             rows.append(
                 {"data": name, "shots": shots, "top-1 (%)": f"{mean:.2f} ± {deviation:.2f}"}

@@ -1,11 +1,14 @@
 """The protocol `knn`: weighted nearest neighbors on frozen features."""
 
+from typing import Any
+
 import numpy as np
 
 from can_jax.config.kinds import COUNT
+from can_jax.evaluate.baselines import baselines
 from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, both, held_out
-from can_jax.features.knn import nearest, vote
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, held_out, read_pair
+from can_jax.features.knn import knn_predictions, nearest, vote
 from can_jax.utils.settings import Key, Several, Table
 
 SETTINGS: Table = {
@@ -17,31 +20,58 @@ SETTINGS: Table = {
 }  # fmt: skip
 
 
+K, FIXED_TEMPERATURE = 20, 0.07  # The fixed setting, as of DINO.
+TRIED = 10_000  # The most held-out examples on which settings are compared.
+NAMES = {"untrained": "the encoder, untrained", "pixels": "raw pixels"}
+
+
 def knn(task: EvalContext) -> EvalResults:
     """Evaluate weighted kNN accuracy for each k and temperature.
 
-    ``knn/top1`` uses the pair that is most accurate on held-out training examples.
+    ``knn/top1_fixed`` is that at k = 20 and a temperature of 0.07. ``knn/top1`` uses the pair that
+    is most accurate on held-out training examples.
     """
-    settings = task.config.knn
-    train, test, findings = both(task)
-    features = task.select(train)
-    most, few = held_out(train.labels, task.config.held_out, task.config.seed)
+    settings, findings = task.config.knn, EvalResults()
+    pair = task.pair(findings)
+    train, test = read_pair(task, pair, findings)
+    features, queries = task.select(train), task.select(test)
+    share = min(task.config.held_out, TRIED / len(train))
+    most, few = held_out(train.labels, train.outputs, share, task.config.seed)
     pairs = [(k, t) for k in settings.k for t in settings.temperature]
-    largest = max(settings.k)
+    largest = max(*settings.k, K)
     trial = nearest(features[most], features[few], largest)
     scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
     best = pairs[int(np.argmax(scores))]
-    neighbors = nearest(features, task.select(test), largest)
+    neighbors = nearest(features, queries, largest)
+    fixed = vote(neighbors, train.labels, K, FIXED_TEMPERATURE) == test.labels
+    findings.score("knn/top1_fixed", fixed)
+    findings.score("knn/top1", vote(neighbors, train.labels, *best) == test.labels)
     rows = []
     for k, temperature in pairs:
-        value = accuracy(vote(neighbors, train.labels, k, temperature), test.labels)
-        findings.metrics[f"knn/top1_k{k}_t{temperature:g}"] = value
-        rows.append({"neighbours": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
-    name = f"knn/top1_k{best[0]}_t{best[1]:g}"
-    findings.metrics = {"knn/top1": findings.metrics[name]} | findings.metrics
+        right = vote(neighbors, train.labels, k, temperature) == test.labels
+        value = findings.score(f"knn/top1_k{k}_t{temperature:g}", right)
+        rows.append({"neighbors": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
     findings.chosen = {"k": best[0], "temperature": best[1]}
-    findings.tables["Nearest neighbours"] = rows
+    beside = [_row("this encoder", "knn/top1_fixed", findings)]
+    for name, bank, others in baselines(task, pair):
+        votes = knn_predictions(bank, train.labels, others, K, FIXED_TEMPERATURE)
+        findings.score(f"knn/top1_fixed_{name}", votes == test.labels)
+        beside.append(_row(NAMES[name], f"knn/top1_fixed_{name}", findings))
+    findings.score("knn/top1_largest_class", test.labels == np.bincount(train.labels).argmax())
+    beside.append(_row("always the largest class", "knn/top1_largest_class", findings))
+    findings.tables[f"Beside baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = beside
+    findings.tables["Nearest neighbors: every setting"] = rows
     return findings
+
+
+def _row(name: str, metric: str, findings: EvalResults) -> dict[str, Any]:
+    """Return a row of the table of baselines."""
+    low, high = findings.intervals[metric]
+    return {
+        "features": name,
+        "top-1 (%)": round(findings.metrics[metric], 2),
+        "95 % interval": f"{low:.2f} to {high:.2f}",
+    }
 
 
 PROTOCOL = EvalProtocol(knn, SETTINGS)

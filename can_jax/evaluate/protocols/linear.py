@@ -6,7 +6,14 @@ from can_jax.config.kinds import COUNT
 from can_jax.config.pretrained import FEATURES
 from can_jax.evaluate.protocols.base import FACTOR, RATE, EvalProtocol
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy, both, held_out
+from can_jax.evaluate.task import (
+    EvalContext,
+    EvalResults,
+    accuracy,
+    both,
+    held_out,
+    right_predictions,
+)
 from can_jax.features.linear import Heads, grid, train_heads
 from can_jax.utils.settings import Choice, Key, Several, Table, Whole
 
@@ -38,7 +45,7 @@ def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[s
     """
     settings, config = task.config.linear, task.config
     classes = len(train.training_classes)
-    most, few = held_out(train.labels, config.held_out, config.seed)
+    most, few = held_out(train.labels, train.outputs, config.held_out, config.seed)
     cells = grid(settings.learning_rates, settings.weight_decays)
     options = {"epochs": settings.epochs, "batch_size": settings.batch_size, "seed": config.seed}
     rows, tried = [], []
@@ -62,8 +69,8 @@ def linear(task: EvalContext) -> EvalResults:
     train, test, findings = both(task)
     heads, kind, rows = best_heads(task, train)
     logits = heads.logits(task.select(test, kind))[0]
-    measures = accuracies(logits, test.labels)
-    findings.metrics |= {f"linear/{name}": value for name, value in measures.items()}
+    for name, right in right_predictions(logits, test.labels).items():
+        findings.score(f"linear/{name}", right)
     best = max(rows, key=lambda row: row["held-out top-1 (%)"])
     findings.chosen = {key: best[key] for key in ("features", "learning_rate", "weight_decay")}
     findings.tables["Linear heads"] = rows

@@ -18,7 +18,7 @@ from can_jax.evaluate.protocols.corruptions import CORRUPTIONS, DRAWN, corrupt
 from can_jax.evaluate.protocols.linear import best_heads
 from can_jax.evaluate.protocols.shifts import SHIFT, Reads, open_shift
 from can_jax.evaluate.split_features import Split
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
+from can_jax.evaluate.task import EvalContext, EvalResults, right_predictions
 from can_jax.features.calibration import calibration
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Blocks, Key, Several, Special, Table, Whole
@@ -154,8 +154,9 @@ def robustness(
     split = task.read(clean)
     findings.count("test", split)
     logits = logits_of(split)
-    measures = accuracies(logits, split.labels)
-    measures |= calibration(logits, split.labels, settings.bins)
+    for name, right in right_predictions(logits, split.labels).items():
+        findings.score(f"clean/{name}", right)
+    measures = calibration(logits, split.labels, settings.bins)
     findings.metrics |= {f"clean/{name}": value for name, value in measures.items()}
     curves(task, logits_of, findings, corrupted, relative=False)
     if corrupted:
@@ -181,7 +182,7 @@ def robustness(
         right = accepted[np.arange(len(split)), predictions][judged]
         findings.count(str(name), split)
         findings.examples[f"{name}_judged"] = int(judged.sum())
-        findings.metrics[f"{name}/top1"] = 100.0 * float(right.mean())
+        findings.score(f"{name}/top1", right)
         if kind in ("classes", "numbered"):
             ece = calibration(masked_logits, accepted.argmax(axis=1), settings.bins)
             findings.metrics[f"{name}/ece"] = ece["ece"]
@@ -215,8 +216,8 @@ def curves(
         for severity in settings.severities:
             split = split_at(severity)
             findings.examples[f"{prefix}{name}/{severity}"] = len(split)
-            value = accuracy(logits_of(split).argmax(axis=1), split.labels)
-            findings.metrics[f"{prefix}{name}/{severity}/top1"] = value
+            right = logits_of(split).argmax(axis=1) == split.labels
+            value = findings.score(f"{prefix}{name}/{severity}/top1", right)
             errors[name].append(100.0 - value)
             row[f"severity {severity}"] = round(value, 2)
         rows.append(row)

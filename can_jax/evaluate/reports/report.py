@@ -1,4 +1,4 @@
-"""The HTML page of one evaluation, `report.html`, and the comparison of several evaluations."""
+"""The HTML page of one evaluation, `report.html`."""
 
 import json
 import re
@@ -7,12 +7,39 @@ from typing import Any
 from can_jax.evaluate.page import Html, render
 
 HEADLINES = 8  # The number of metrics shown in large type.
-DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$")  # Metrics that others summarize.
+DETAIL = re.compile(r"/\d/top1$|_k\d+_t|_std$|_fixed_|_largest_class$")  # Others summarize them.
+PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in percent.
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
     """Return the metrics without details such as the accuracy at each severity."""
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit of a metric, `` %`` or nothing."""
+    return " %" if PERCENT.fullmatch(metric) else ""
+
+
+def shown_interval(results: dict[str, Any], metric: str) -> str:
+    """Return the bootstrap interval of a metric as text; empty if it has none."""
+    low, high = results.get("intervals", {}).get(metric, (None, None))
+    return "" if low is None else f"{low:.2f} to {high:.2f}"
+
+
+def splits_of(results: dict[str, Any]) -> list[str]:
+    """Return a phrase for each split of an evaluation: its role, its name and its size."""
+    phrases = []
+    for role, digest in results["data"].get("fingerprints", {}).items():
+        count = results["examples"].get(role)
+        size = f", {count:,} images" if isinstance(count, int) else ""
+        phrases.append(f"{role} split {digest.rsplit(':', 1)[0]!r}{size}")
+    return phrases
+
+
+def chosen_of(results: dict[str, Any]) -> str:
+    """Return the settings that were chosen on held-out examples as text."""
+    return ", ".join(f"{key} = {value}" for key, value in results["chosen"].items())
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
@@ -42,10 +69,14 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
 
 def data_of(results: dict[str, Any]) -> str:
     """Return a description of an evaluation's data: its location, and split fingerprints."""
+    splits = results["data"].get("fingerprints", {}).items()
+    return ", ".join([location_of(results), *(f"{name} {digest}" for name, digest in splits)])
+
+
+def location_of(results: dict[str, Any]) -> str:
+    """Return the source, the name and the path of an evaluation's data."""
     data = results["data"]
-    location = " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
-    splits = (f"{name} {digest}" for name, digest in data.get("fingerprints", {}).items())
-    return ", ".join([location, *splits])
+    return " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
 
 
 def tested_on(results: dict[str, Any]) -> frozenset[str]:
@@ -70,50 +101,29 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
         results: The content of `results.json`.
         pictures: The HTML elements of pictures, by title.
     """
-    metrics = results["metrics"]
+    metrics, intervals = results["metrics"], results.get("intervals", {})
     curves = curves_of(results, "this run")
     facts = {key: results[key] for key in ("checkpoint", "data", "chosen", "protocol")}
     return render(
         "evaluation.html",
         results=results,
-        data=data_of(results),
+        data=location_of(results),
+        splits=splits_of(results),
+        chosen=chosen_of(results),
         warnings=results.get("warnings", ()),
-        cards=list(headlines(metrics).items())[:HEADLINES],
+        cards=[
+            {"name": name, "value": value, "unit": unit_of(name)}
+            | {"interval": shown_interval(results, name)}
+            for name, value in list(headlines(metrics).items())[:HEADLINES]
+        ],
         curves=robustness_chart(curves),
         pictures=pictures,
-        metrics=[{"metric": name, "value": value} for name, value in metrics.items()],
+        metrics=[
+            {"metric": name + unit_of(name), "value": value}
+            | ({"95 % interval": shown_interval(results, name)} if intervals else {})
+            for name, value in metrics.items()
+        ],
         examples=[{"examples": k, "count": count} for k, count in results["examples"].items()],
         most=HEADLINES,
         facts=json.dumps(facts, indent=2),
-    )
-
-
-def comparison(runs: dict[str, dict[str, Any]]) -> str:
-    """Return the HTML page that compares several evaluations, given their results by name."""
-    names = dict.fromkeys(name for r in runs.values() for name in r["metrics"])
-    metrics = [
-        {"metric": name} | {run: r["metrics"].get(name, "") for run, r in runs.items()}
-        for name in names
-    ]
-    facts = [
-        {
-            "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
-            "weights": r["checkpoint"]["sha256"][:12], "checkpoint": r["checkpoint"]["path"],
-            "features": r["protocol"]["features"], "data": data_of(r),
-            "chosen": json.dumps(r["chosen"]),
-        }
-        for name, r in runs.items()
-    ]  # fmt: skip
-    warnings = [
-        {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
-    ]
-    curves = {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}
-    return render(
-        "comparison.html",
-        names=list(runs),
-        warnings=warnings,
-        tests=len(set(map(tested_on, runs.values()))),
-        curves=robustness_chart(curves),
-        metrics=metrics,
-        runs=facts,
     )

@@ -34,7 +34,8 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
 
 def _lacks(content: dict[str, Any]) -> str | None:
     """Return the first required key of `results.json` that is missing or malformed, or None."""
-    for name in ("examples", "tables", "chosen"):  # Optional for some consumers.
+    # Optional for some consumers, or missing in results of an older version.
+    for name in ("examples", "tables", "chosen", "intervals"):
         content.setdefault(name, {})
     for name in ("metrics", "examples", "protocol", "checkpoint", "data", "tables", "chosen"):
         if not isinstance(content.get(name), dict):
@@ -53,6 +54,13 @@ def _lacks(content: dict[str, Any]) -> str | None:
         return "checkpoint.step"
     if not all(isinstance(value, int | float) for value in content["metrics"].values()):
         return "metrics"
+    if not isinstance(content["intervals"], dict) or not all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(value, int | float) for value in pair)
+        for pair in content["intervals"].values()
+    ):
+        return "intervals"
     rows = list(content["tables"].values())
     if not all(isinstance(t, list) and all(isinstance(r, dict) for r in t) for t in rows):
         return "tables"
@@ -87,6 +95,7 @@ def write_results(
     data = subject.config.data.to_dict()
     content = {
         "metrics": findings.metrics,
+        "intervals": {name: list(pair) for name, pair in findings.intervals.items()},
         "examples": findings.examples,
         "warnings": findings.warnings,
         "protocol": json.loads(to_json(config)),

@@ -1,0 +1,54 @@
+"""Baselines of features: the untrained encoder and raw pixels, on the same examples."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from can_jax.data.evaluation.pairs import Pair
+from can_jax.evaluate.split_features import SplitFeatureExtractor
+from can_jax.evaluate.task import EvalContext
+from can_jax.features.pixels import pixels
+
+SIDE = 32  # The most pixels along a side of an image whose pixels are the features.
+MOST = 100_000  # The most examples for which baselines are computed by default.
+Features = Float[np.ndarray, "examples width"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pixels:
+    """Raw pixels in the role of an encoder; see `PretrainedEncoder`."""
+
+    config: ConfigDict
+    parameters: Any = None
+
+    def features(self, parameters: Any, images: Any) -> Any:
+        """Return the pixels of images given as bytes."""
+        return pixels(SIDE)(parameters, images)
+
+
+def baselines(task: EvalContext, pair: Pair) -> Iterator[tuple[str, Features, Features]]:
+    """Yield the name of each baseline, and its features of training and of test examples.
+
+    Collective: every process must iterate over it.
+
+    Args:
+        task: The evaluation context, whose setting ``baselines`` may switch them off.
+        pair: The training and test examples.
+    """
+    size = len(pair.train.examples) + len(pair.test.examples)
+    wanted = task.config.baselines
+    if wanted == "off" or (wanted == "auto" and size > MOST):
+        return
+    parts = (pair.train, pair.test)
+    if task.untrained is not None:
+        subject = task.untrained()
+        read = SplitFeatureExtractor(subject, task.mesh, task.config.batch_size)
+        train, test = (subject.select(read(p).outputs, task.config.features) for p in parts)
+        yield "untrained", train, test
+    read = SplitFeatureExtractor(_Pixels(task.subject.config), task.mesh, task.config.batch_size)
+    train, test = (read(part).outputs for part in parts)
+    yield "pixels", train, test

@@ -1,0 +1,109 @@
+"""The comparison of several evaluations: a matrix of weights by protocol and data."""
+
+import json
+import re
+from typing import Any
+
+from can_jax.evaluate.page import number, render
+from can_jax.evaluate.reports.report import (
+    curves_of,
+    data_of,
+    headlines,
+    location_of,
+    robustness_chart,
+    shown_interval,
+    tested_on,
+    unit_of,
+)
+
+Results = dict[str, Any]
+# Metrics of which more is better, and less; of the others none is best.
+MORE = re.compile(r"(.*/)?(top\d.*|\d+shot)|health/effective_rank")
+LESS = re.compile(r"(.*/)?(ece|mce|nll|brier)|health/dead_dimensions")
+
+
+def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
+    """Return the rows of the matrix: for each set of weights, its value of each headline metric.
+
+    A column is a metric of a protocol on certain test examples, so values of different data never
+    share one. A cell is a dict of its `text`, and of whether it is the `best` of its column.
+
+    Args:
+        runs: The results by the name of their directory.
+    """
+    columns: dict[tuple[str, Any], dict[str, tuple[float, str]]] = {}
+    titles: dict[tuple[str, Any], str] = {}
+    rows: dict[str, list[str]] = {}
+    for name, results in runs.items():
+        weights = weights_of(results)
+        rows.setdefault(weights, []).append(name)
+        for metric, value in headlines(results["metrics"]).items():
+            key = metric, tested_on(results) or location_of(results)
+            titles[key] = f"{metric}{unit_of(metric)}, {location_of(results)}"
+            text, interval = number(value), shown_interval(results, metric)
+            cell = value, f"{text} ({interval})" if interval else text
+            columns.setdefault(key, {}).setdefault(weights, cell)
+    repeated = [title for title in titles.values() if list(titles.values()).count(title) > 1]
+    for key, title in titles.items():
+        if title in repeated:  # The same place held other examples.
+            digests = sorted(key[1]) if isinstance(key[1], frozenset) else []
+            titles[key] = f"{title} {' '.join(digests)}"
+    table = []
+    for weights, names in rows.items():
+        row: dict[str, Any] = {"weights": {"text": weights, "best": False}}
+        row["evaluations"] = {"text": ", ".join(names), "best": False}
+        for key, cells in columns.items():
+            own = cells.get(weights)
+            best = best_of(key[0], [value for value, _ in cells.values()])
+            is_best = own is not None and own[0] == best
+            row[titles[key]] = {"text": own[1] if own else "", "best": is_best}
+        table.append(row)
+    return table
+
+
+def weights_of(results: Results) -> str:
+    """Return the path, the step and the checksum of the weights of an evaluation."""
+    checkpoint = results["checkpoint"]
+    step = "" if checkpoint["step"] is None else f", step {checkpoint['step']}"
+    return f"{checkpoint['path']}{step} ({checkpoint['sha256'][:12]})"
+
+
+def best_of(metric: str, values: list[float]) -> float | None:
+    """Return the best of at least two values of a metric; None if none is best."""
+    if len(values) < 2:
+        return None
+    if MORE.fullmatch(metric):
+        return max(values)
+    return min(values) if LESS.fullmatch(metric) else None
+
+
+def comparison(runs: dict[str, Results]) -> str:
+    """Return the HTML page that compares several evaluations, given their results by name."""
+    facts = [
+        {
+            "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],
+            "weights": r["checkpoint"]["sha256"][:12], "checkpoint": r["checkpoint"]["path"],
+            "features": r["protocol"]["features"], "data": data_of(r),
+            "chosen": json.dumps(r["chosen"]),
+        }
+        for name, r in runs.items()
+    ]  # fmt: skip
+    names = dict.fromkeys(name for r in runs.values() for name in r["metrics"])
+    metrics = [
+        {"metric": name + unit_of(name)} | {run: r["metrics"].get(name) for run, r in runs.items()}
+        for name in names
+    ]
+    warnings = [
+        {"run": name, "warning": text} for name, r in runs.items() for text in r.get("warnings", ())
+    ]
+    curves = {k: v for name, r in runs.items() for k, v in curves_of(r, name).items()}
+    return render(
+        "comparison.html",
+        names=list(runs),
+        warnings=warnings,
+        tests=len(set(map(tested_on, runs.values()))),
+        curves=robustness_chart(curves),
+        matrix=matrix(runs),
+        metrics=metrics,
+        runs=facts,
+    )

@@ -1,0 +1,22 @@
+"""Raw pixels as features, a baseline for those of an encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def pixels(most: int) -> Callable[[Any, Any], Any]:
+    """Return a feature function that resizes images to at most ``most`` pixels along each side.
+
+    It maps a state, which it ignores, and images (images, height, width, channels) to features
+    (images, values).
+    """
+
+    def features(state: Any, images: Any) -> Any:
+        count, *size, channels = images.shape
+        small = (count, *(min(side, most) for side in size), channels)
+        return jax.image.resize(images.astype(jnp.float32), small, "linear").reshape(count, -1)
+
+    return features
