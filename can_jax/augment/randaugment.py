@@ -24,8 +24,8 @@ CHANGES = (
     "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color",
     "contrast", "brightness", "sharpness",
 )  # fmt: skip
+GROUP = 32  # images that share a draw of mixup or CutMix
 APPLIED = 0.5  # the probability that a drawn operation is applied
-GRAY = 0.5  # the value of pixels that are moved in from outside
 
 
 def autocontrast(image: Image) -> Image:
@@ -92,7 +92,8 @@ def move_matrix(
 ) -> Float[Array, "2 3"]:
     """Return the affine map from a pixel of the result to its origin in the image.
 
-    Both are (x, y), relative to the center.
+    Both are (x, y), relative to the center. Shears leave the upper left corner where it is, as
+    those of Pillow do.
 
     Args:
         index: The index of the operation in `MOVES`.
@@ -105,20 +106,21 @@ def move_matrix(
     zero, one = jnp.zeros(()), jnp.ones(())
     matrices = (
         [[jnp.cos(turn), jnp.sin(turn), zero], [-jnp.sin(turn), jnp.cos(turn), zero]],
-        [[one, 0.3 * amount, zero], [zero, one, zero]],
-        [[one, zero, zero], [0.3 * amount, one, zero]],
+        [[one, 0.3 * amount, 0.15 * amount * height], [zero, one, zero]],
+        [[one, zero, zero], [0.3 * amount, one, 0.15 * amount * width]],
         [[one, zero, 0.45 * amount * width], [zero, one, zero]],
         [[one, zero, zero], [zero, one, 0.45 * amount * height]],
     )
     return jnp.stack([jnp.array(matrix) for matrix in matrices])[index]
 
 
-def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
-    """Apply an affine map with bilinear interpolation; pixels from outside the image are gray.
+def moved(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, " channels"]) -> Image:
+    """Apply an affine map with bilinear interpolation.
 
     Args:
         image: An image with values in [0, 1].
         matrix: The map from result to origin; see `move_matrix`.
+        fill: The color of pixels from outside the image.
     """
     _, height, width = image.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
@@ -127,14 +129,20 @@ def moved(image: Image, matrix: Float[Array, "2 3"]) -> Image:
     from_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] + middle_y
     take = jax.vmap(
         lambda plane: jax.scipy.ndimage.map_coordinates(
-            plane, [from_y, from_x], order=1, mode="constant", cval=GRAY
+            plane, [from_y, from_x], order=1, mode="constant", cval=0.0
         )
     )
-    return take(image)
+    color = fill[:, None, None]
+    return take(image - color) + color
 
 
 def randaugment(
-    image: Image, key: Key[Array, ""], operations: int, magnitude: float, deviation: float
+    image: Image,
+    key: Key[Array, ""],
+    operations: int,
+    magnitude: float,
+    deviation: float,
+    fill: Float[Array, " channels"],
 ) -> Image:
     """Apply randomly drawn operations, each with a probability of `APPLIED`.
 
@@ -144,6 +152,7 @@ def randaugment(
         operations: The number of operations to draw.
         magnitude: The mean strength, in [0, 10].
         deviation: The standard deviation of the strength.
+        fill: The color of pixels that are moved in from outside, in timm the mean of the images.
     """
     for i in range(operations):
         choice_key, chance_key, strength_key, sign_key = jax.random.split(
@@ -158,7 +167,7 @@ def randaugment(
         other = jnp.maximum(chosen - len(MOVES), 0)
         result = jnp.where(
             moves,
-            moved(image, matrix),
+            moved(image, matrix, fill),
             change(image, other, strength, 1 + 0.9 * sign * strength),
         )
         image = jnp.where(jax.random.bernoulli(chance_key, APPLIED), result, image)
@@ -200,15 +209,40 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix each image with the image at the mirrored index of the batch, and targets likewise.
+    """Mix images in groups of `GROUP`, the batch of a device in MAE.
+
+    Each group has its own draw: mixup or CutMix, and the ratio. A batch that does not divide into
+    groups is a single one. Takes and returns what `mix_group` does.
+    """
+    rows, classes = targets.shape
+    groups = rows // GROUP if rows % GROUP == 0 else 1
+    if not (mixup or cutmix):
+        return images, targets
+    split = images.reshape(groups, -1, *images.shape[1:]), targets.reshape(groups, -1, classes)
+
+    def mixed_group(images: Array, targets: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
+        return mix_group(images, targets, key, mixup, cutmix)
+
+    mixed = jax.vmap(mixed_group)(split[0], split[1], jax.random.split(key, groups))
+    return mixed[0].reshape(images.shape), mixed[1].reshape(targets.shape)
+
+
+def mix_group(
+    images: Float[Array, "rows height width channels"],
+    targets: Float[Array, "rows classes"],
+    key: Key[Array, ""],
+    mixup: float,
+    cutmix: float,
+) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
+    """Mix each image with the image at the mirrored index of its group, and targets likewise.
 
     Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled,
-    each mixes half of the batches on average. One ratio applies to the whole batch.
+    each mixes half of the groups on average. One ratio applies to the whole group.
 
     Args:
-        images: A batch of images.
+        images: A group of images.
         targets: The class probabilities of each image.
-        key: The random key of this step.
+        key: The random key of this group.
         mixup: The alpha of mixup's Beta distribution; 0 disables it.
         cutmix: The alpha of CutMix's Beta distribution; 0 disables it.
 
@@ -240,8 +274,6 @@ def mix(
     forms: list[Callable[[], tuple[Array, Array]]] = []
     forms += [blended] if mixup else []
     forms += [pasted] if cutmix else []
-    if not forms:
-        return images, targets
     if len(forms) == 1:
         images, share = forms[0]()
     else:

@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.data.test_split = "val"
     config.classify.update(
         freeze_encoder=True, head_norm="batch", optimizer="lars", learning_rate=0.1,
+        min_learning_rate=0.0,
         weight_decay=0.0, total_epochs=90.0, warmup_epochs=10.0, drop_path=0.0, mixup=0.0,
         cutmix=0.0, label_smoothing=0.0, randaugment=(0, 0.0, 0.0), random_erasing=0.0,
     )  # fmt: skip

@@ -19,6 +19,7 @@ def planes(image):
 
 
 change, sharpened, moved = map(jax.jit, (ra.change, ra.sharpened, ra.moved))
+GRAY = jnp.full(3, 0.5)
 move_matrix = jax.jit(ra.move_matrix, static_argnums=2)
 
 
@@ -69,16 +70,25 @@ def test_moves_are_pillows(name, amount):
     image = picture(2, size=(40, 40))
     number = jnp.int32(ra.MOVES.index(name))
     matrix = move_matrix(number, jnp.float32(amount), (40, 40))
-    found = bytes_of(moved(planes(image), matrix))
+    fill = np.array([0.5, 0.25, 0.75])
+    found = bytes_of(moved(planes(image), matrix, jnp.asarray(fill, jnp.float32)))
     a = np.asarray(matrix, float)
     # Pillow's map is from corners, and its pixels' centres are at a half.
     shift = a[:, 2] + 20 - a[:, :2] @ [20, 20]
     data = (*a[0, :2], shift[0], *a[1, :2], shift[1])
     pillow = Image.fromarray(image).transform(
-        (40, 40), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(128,) * 3
+        (40, 40), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(128, 64, 191)
     )
     difference = np.abs(found - np.asarray(pillow, float)).max(axis=2)
     assert np.median(difference) <= 1 and (difference > 3).mean() < 0.12  # but where grey begins
+
+
+def test_shears_leave_the_corner_in_place():
+    """As timm's, which pass (1, factor, 0, 0, 1, 0) and its counterpart to Pillow."""
+    for name, wanted in (("shear_x", (1, 0.12, 0, 0, 1, 0)), ("shear_y", (1, 0, 0, 0.12, 1, 0))):
+        a = np.asarray(move_matrix(ra.MOVES.index(name), jnp.float32(0.4), (40, 30)), float)
+        shift = a[:, 2] + [15, 20] - a[:, :2] @ [15, 20]
+        np.testing.assert_allclose((*a[0, :2], shift[0], *a[1, :2], shift[1]), wanted, atol=1e-5)
 
 
 def test_rotation_by_hand():
@@ -89,11 +99,11 @@ def test_rotation_by_hand():
 def test_half_of_the_operations_are_applied():
     image = planes(picture(3))
     keys = jax.random.split(jax.random.key(0), 200)
-    found = jax.jit(jax.vmap(lambda key: ra.randaugment(image, key, 1, 9.0, 0.5)))(keys)
+    found = jax.jit(jax.vmap(lambda key: ra.randaugment(image, key, 1, 9.0, 0.5, GRAY)))(keys)
     changed = np.abs(np.asarray(found) - np.asarray(image)).max(axis=(1, 2, 3)) > 1e-6
     assert 0.35 < changed.mean() < 0.65
     assert float(found.min()) >= 0 and float(found.max()) <= 1
-    same = jax.vmap(lambda key: ra.randaugment(image, key, 0, 9.0, 0.5))(keys)
+    same = jax.vmap(lambda key: ra.randaugment(image, key, 0, 9.0, 0.5, GRAY))(keys)
     assert np.abs(np.asarray(same) - np.asarray(image)).max() == 0
 
 
@@ -122,7 +132,21 @@ def test_mixed_targets_say_what_is_in_the_image(mixup, cutmix):
     for seed in range(20):
         found, mixed = mix(jax.random.key(seed))
         shares.add(float(mixed[0, 0]))
-        np.testing.assert_allclose(np.asarray(found).mean(axis=(1, 2)), mixed, atol=1e-5)
+        np.testing.assert_allclose(
+            np.asarray(found, np.float64).mean(axis=(1, 2)), mixed, atol=1e-5
+        )
         np.testing.assert_allclose(np.asarray(mixed).sum(axis=1), 1, rtol=1e-6)
     assert len(shares) > 10 and 0 <= min(shares) < max(shares) <= 1
     assert ra.mix(images, targets, jax.random.key(0), 0.0, 0.0)[0] is images
+
+
+def test_each_group_of_a_batch_is_mixed_by_itself(monkeypatch):
+    monkeypatch.setattr(ra, "GROUP", 4)
+    images, targets = jnp.arange(12.0)[:, None, None, None] * jnp.ones((2, 2, 3)), jnp.eye(12)
+    _, mixed = ra.mix(images, targets, jax.random.key(3), 0.8, 0.0)
+    mixed = np.asarray(mixed)
+    assert len({float(mixed[start, start]) for start in (0, 4, 8)}) == 3
+    for start in (0, 4, 8):
+        inside = mixed[start : start + 4, start : start + 4]
+        np.testing.assert_allclose(inside.sum(axis=1), 1, rtol=1e-6)
+        np.testing.assert_allclose(inside, inside[::-1, ::-1], atol=1e-6)  # a pair shares its ratio

@@ -9,6 +9,7 @@ from can_jax.distributed.sharding_rules import path_name
 from can_jax.evaluate.config import default_evaluation
 from can_jax.evaluate.protocols import classifier_step
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
+from can_jax.models.positions import sincos_2d
 from can_jax.models.vit import drop_path
 from can_jax.train.step import encoder_network
 from tests.helpers.configs import small_config
@@ -180,7 +181,42 @@ def test_average_of_parameters_is_what_is_evaluated():
     assert np.abs(found - jax.jit(other.logits)(plain, images)).max() > 1e-4
 
 
-def one_operation(image, key, operations, magnitude, deviation):
+def test_accumulated_gradients_are_those_of_the_batch():
+    found = []
+    for count in (1, 4):
+        step = classifier(drop_path=0.0)
+        with step.config.unlocked():
+            step.config.accumulation.microbatches = count
+        shown = batch()
+        # Flips are drawn for each row of a microbatch, so both halves are alike.
+        views = jnp.concatenate([shown.views[:, :, :, :8], shown.views[:, :, :, 7::-1]], axis=3)
+        new, metrics = jax.jit(step.train)(state_of(step), shown._replace(views=views))
+        found.append((flat(new.optimizer["transform"]), metrics))
+    (one, metrics), (other, others) = found
+    for name, array in one.items():
+        np.testing.assert_allclose(other[name], array, rtol=1e-4, atol=1e-6)
+    for name in ("loss/total", "train/top1", "grad_norm"):
+        np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5)
+
+
+def test_positions_are_trained_from_the_table_on():
+    step = classifier(depth=1)
+    with step.config.unlocked(), step.config.ignore_type():
+        step.config.model.backbone_options = (("positions", "learned"),)
+    start = flat(step.fresh().parameters)
+    encoder = {k: v for k, v in step.fresh().parameters["encoder"].items() if k != "positions"}
+    state = step.starting_from(encoder, step.fresh())
+    np.testing.assert_array_equal(state.parameters["encoder"]["positions"], sincos_2d((4, 4), 24))
+    assert not start["encoder/positions"].any()
+    new, _ = jax.jit(step.train)(state_of(step), batch())
+    moved = (
+        flat(new.parameters)["encoder/positions"]
+        - flat(state_of(step).parameters)["encoder/positions"]
+    )
+    assert moved.any()
+
+
+def one_operation(image, key, operations, magnitude, deviation, fill):
     """In place of RandAugment, which takes seconds to compile and has tests of its own."""
     assert image.shape == (3, 16, 16) and (operations, magnitude, deviation) == (1, 9.0, 0.5)
     return jnp.where(jax.random.bernoulli(key), 1 - image, image)

@@ -15,11 +15,14 @@ from can_jax.augment.randaugment import mix, randaugment, random_erasing
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.models import can
-from can_jax.models.backbones import encoder_size, encoder_width
+from can_jax.models.backbones import encoder_size, encoder_width, position_grid
+from can_jax.models.positions import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
+from can_jax.objectives.base import at_least_float32
 from can_jax.train.compute_copy import compute_copy, stored_gradients
 from can_jax.train.losses import Metrics, random_streams, row_keys
+from can_jax.train.microbatches import split_microbatches
 from can_jax.train.step import TrainState, encoder_network
 
 Tree = Any
@@ -114,10 +117,17 @@ class ClassifierStep:
         )
 
     def starting_from(self, encoder: Tree, state: TrainState) -> TrainState:
-        """Return a fresh state with the parameters of a pretrained encoder."""
+        """Return a fresh state with the parameters of a pretrained encoder.
+
+        Positions that are trained begin as MAE's table, unless the encoder has its own.
+        """
 
         def put(parameters: Tree) -> Tree:
+            nonlocal encoder
             old = parameters["encoder"]
+            if "positions" in old and "positions" not in encoder:
+                table = sincos_2d(position_grid(self.config), encoder_size(self.config.model).width)
+                encoder = {**encoder, "positions": table.astype(old["positions"].dtype)}
             placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), encoder, old)
             return parameters | {"encoder": jax.tree.map(jnp.copy, placed)}
 
@@ -129,17 +139,38 @@ class ClassifierStep:
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """Apply one optimizer step to a batch after augmentation and mixing.
 
-        The update is skipped if the loss or the gradient norm is not finite.
+        The update is skipped if the loss or the gradient norm is not finite. Gradients are averaged
+        over ``config.accumulation.microbatches`` parts of the batch.
         """
-        images, targets, key = self._inputs(batch, state.step)
-
-        def loss(parameters: Tree) -> tuple[Array, tuple[Array, Tree]]:
-            logits, statistics = self._logits(parameters, state.batch_stats, images, key)
-            each = optax.softmax_cross_entropy(logits, targets)
-            return each.mean(), (logits, statistics)
-
         copied = compute_copy(self.config, state.parameters, {})
-        (total, (logits, statistics)), gradient = jax.value_and_grad(loss, has_aux=True)(copied)
+
+        def part_of(statistics: Tree, part: Batch, number: Array) -> Any:
+            images, targets, key = self._inputs(part, state.step, number)
+
+            def loss(parameters: Tree) -> tuple[Array, tuple[Array, Tree]]:
+                logits, new = self._logits(parameters, statistics, images, key)
+                right = jnp.mean(logits.argmax(axis=1) == targets.argmax(axis=1))
+                return optax.softmax_cross_entropy(logits, targets).mean(), (right, new)
+
+            return jax.value_and_grad(loss, has_aux=True)(copied)
+
+        count = self.config.accumulation.microbatches
+        if count == 1:
+            (total, (right, statistics)), gradient = part_of(state.batch_stats, batch, jnp.int32(0))
+        else:
+
+            def add(carry: tuple[Tree, Tree], part: tuple[Batch, Array]) -> Any:
+                sums, statistics = carry
+                (total, (right, statistics)), gradient = part_of(statistics, *part)
+                sums = jax.tree.map(lambda a, b: a + b / count, sums, gradient)
+                return (sums, statistics), (total, right)
+
+            zeros = jax.tree.map(lambda x: jnp.zeros_like(at_least_float32(x)), copied)
+            parts = Batch(*(split_microbatches(x, count) for x in batch))
+            (gradient, statistics), logged = jax.lax.scan(
+                add, (zeros, state.batch_stats), (parts, jnp.arange(count))
+            )
+            total, right = (x.mean() for x in logged)
         gradient = stored_gradients(self.config, gradient, state.parameters)
         rate = self.schedule(state.step)
         updates, transform = self.optimizer.update(
@@ -156,7 +187,7 @@ class ClassifierStep:
         )
         return new, {
             "loss/total": total,
-            "train/top1": 100 * jnp.mean(logits.argmax(axis=1) == targets.argmax(axis=1)),
+            "train/top1": 100 * right,
             "learning_rate": rate,
             "grad_norm": norm,
             "skipped_steps": new.skipped,
@@ -171,8 +202,16 @@ class ClassifierStep:
         pixels = normalize(to_float(images), self.config.augment.mean, self.config.augment.std)
         return self._logits(parameters, state.batch_stats, pixels, None)[0]
 
-    def _inputs(self, batch: Batch, step: Array) -> tuple[Array, Array, Key[Array, ""]]:
-        """Return augmented and mixed images, their soft targets, and the random key of the step."""
+    def _inputs(
+        self, batch: Batch, step: Array, part: Array
+    ) -> tuple[Array, Array, Key[Array, ""]]:
+        """Return augmented and mixed images, their soft targets, and a random key.
+
+        Args:
+            batch: The images of a microbatch.
+            step: The step.
+            part: The number of the microbatch.
+        """
         settings, means = self.settings, self.config.augment
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(
             row_keys(self.config.seed, step, batch)
@@ -180,11 +219,12 @@ class ClassifierStep:
         images = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
         images = augment(images, keys[:, 0], Photometric(flip=0.5))
         operations, magnitude, deviation = settings.randaugment
+        fill = jnp.broadcast_to(jnp.asarray(means.mean, images.dtype), images.shape[-1:])
         if operations:
 
             def drawn(image: Array, key: Array) -> Array:
                 planes = randaugment(
-                    image.transpose(2, 0, 1), key, operations, magnitude, deviation
+                    image.transpose(2, 0, 1), key, operations, magnitude, deviation, fill
                 )
                 return planes.transpose(1, 2, 0)
 
@@ -196,7 +236,7 @@ class ClassifierStep:
         smooth = settings.label_smoothing
         targets = (1 - smooth) * jax.nn.one_hot(batch.label, self.classes) + smooth / self.classes
         key, mix_key = jax.random.split(
-            jax.random.fold_in(random_streams(self.config.seed)[1], step)
+            jax.random.fold_in(jax.random.fold_in(random_streams(self.config.seed)[1], step), part)
         )
         images, targets = mix(images, targets, mix_key, settings.mixup, settings.cutmix)
         return images, targets, key
@@ -238,9 +278,10 @@ class ClassifierStep:
             mean, variance = statistics["mean"], statistics["var"]
             if key is not None:
                 mean, variance = x.mean(axis=0), x.var(axis=0)
+                unbiased = variance * (len(x) / max(len(x) - 1, 1))  # as PyTorch keeps it
                 statistics = {
                     "mean": BATCH_NORM_DECAY * statistics["mean"] + (1 - BATCH_NORM_DECAY) * mean,
-                    "var": BATCH_NORM_DECAY * statistics["var"] + (1 - BATCH_NORM_DECAY) * variance,
+                    "var": BATCH_NORM_DECAY * statistics["var"] + (1 - BATCH_NORM_DECAY) * unbiased,
                 }
             x = (x - mean) * jax.lax.rsqrt(variance + BATCH_NORM_EPS)
         head = parameters["head"]["head"]

@@ -1,8 +1,10 @@
 """Fine-tuning or linear probing as a run: it trains a classifier on an encoder and can be
 resumed."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,11 +26,11 @@ from can_jax.evaluate.protocols.classifier import CARD
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
 from can_jax.evaluate.reports.provenance import classifier_identity
 from can_jax.evaluate.split_features import fingerprint
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracies, accuracy
+from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, right_predictions
 from can_jax.features.calibration import calibration
 from can_jax.features.extractor import FeatureExtractor
 from can_jax.models.backbones import BACKBONES, require_vit
-from can_jax.models.can import pixels_per_patch
+from can_jax.models.can import grid_of, pixels_per_patch
 from can_jax.monitoring import console
 from can_jax.monitoring.run_log import RunLog
 from can_jax.monitoring.trackers import check_trackers
@@ -40,7 +42,7 @@ from can_jax.train.pretrain import check_batch
 from can_jax.train.run import run
 from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import TrainState
-from can_jax.utils.errors import UserError
+from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_text
 from can_jax.utils.settings import Choice, Key, Number, Special, Switch, Table, Whole
 
@@ -72,6 +74,9 @@ SETTINGS: Table = {
             "The peak learning rate for a batch of 256; it scales linearly with the batch "
             "size."
     ),
+    "min_learning_rate": Key(
+        1e-6, FACTOR, "The learning rate at the end of the schedule, before the layers' factors."
+    ),
     "weight_decay": Key(0.05, FACTOR, "The weight decay."),
     "layer_decay": Key(
         0.75, Number(above=0, high=1),
@@ -102,6 +107,11 @@ SETTINGS: Table = {
     "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
     "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
     "trackers": RECIPE["trackers"],
+    "microbatches": Key(
+        1, COUNT,
+        "The number of parts of a batch whose gradients are accumulated; BatchNorm, mixup and "
+            "CutMix take each for itself."
+    ),
     "remat": Key("none", MODEL["remat"].kind,
             "The rematerialization policy; see `model.remat` of pretraining."),
 }  # fmt: skip
@@ -123,8 +133,13 @@ def check_classifier(config: ConfigDict) -> None:
         f"classify.warmup_epochs={settings.warmup_epochs:g} is not shorter than "
         f"config.classify.total_epochs={settings.total_epochs:g}: shorten the warm-up",
     )
+    peak = settings.learning_rate * config.batch_size / REFERENCE_BATCH
+    check(
+        settings.min_learning_rate <= peak,
+        f"classify.min_learning_rate={settings.min_learning_rate:g} is above the peak of {peak:g}, "
+        "which config.classify.learning_rate sets for a batch of 256",
+    )
     if settings.optimizer == "adamw":
-        peak = settings.learning_rate * config.batch_size / REFERENCE_BATCH
         check_rates("classify", settings, peak)
 
 
@@ -156,7 +171,10 @@ def classify(task: EvalContext) -> EvalResults:
         times = make_run_length(config, source.examples)
     except UserError as error:
         raise UserError(with_own_keys(str(error))) from error
-    schedule = learning_rate_schedule(peak_learning_rate(config), times.warmup, times.total)
+    peak = peak_learning_rate(config)
+    share = task.config.classify.min_learning_rate / peak
+    cosine = ConfigDict({"name": "cosine", "options": (("alpha", share),)})
+    schedule = learning_rate_schedule(peak, times.warmup, times.total, cosine)
     classes = len(pair.classes)
     step = ClassifierStep(config, task.config.classify, task.config.features, classes, schedule)
     findings.examples["train"] = source.examples
@@ -164,9 +182,25 @@ def classify(task: EvalContext) -> EvalResults:
         findings.data[role] = f"{part.name}:{fingerprint(part.source, part.labels)}"
     identity = classifier_identity(task, config, findings, pair)
     training = Classification(task, config, pair, source, times, step, findings, identity)
-    with RunLog() as log:
+    with RunLog() as log, explained_memory(config):
         run(training, task.mesh, task.workdir, log)
     return findings
+
+
+@contextlib.contextmanager
+def explained_memory(config: ConfigDict) -> Iterator[None]:
+    """Turn the error of a device that is out of memory into a `UserError` with what may help."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        parts = config.accumulation.microbatches
+        raise UserError(
+            f"out of memory with config.batch_size={config.batch_size} and config.classify."
+            f"microbatches={parts}: try --config.classify.microbatches={2 * parts}, which leaves "
+            f"the batch as it is, or --config.classify.remat=dots ({one_line(error)[:120]})"
+        ) from error
 
 
 def with_own_keys(message: str) -> str:
@@ -200,7 +234,13 @@ def run_config(task: EvalContext) -> ConfigDict:
         # A classifier computes no pretraining objective, but these settings must still validate.
         for name, block in config.objective.items():
             block.weight = float(name == "reconstruction")
-        config.model.mask_ratio, config.accumulation.microbatches = 0.5, 1
+        config.model.mask_ratio = 0.5
+        config.accumulation.microbatches = settings.microbatches
+        if not settings.freeze_encoder and config.model.backbone == "vit":
+            # MAE trains the positions, which begin as its table.
+            options = dict(config.model.backbone_options) | {"positions": "learned"}
+            options.setdefault("position_grid", grid_of(config))
+            config.model.backbone_options = tuple(options.items())
         config.checkpoint.update(every_steps=settings.save_every_steps, keep_last=2)
         config.probe.every_steps, config.probe.every_epochs = None, settings.test_every_epochs
         config.figures.every_steps = 0
@@ -304,8 +344,9 @@ class Tester(Log):
         logits, own_labels, labels = self._predict(state)
         findings, task = self._training.findings, self._training.task
         name = "linear" if task.config.classify.freeze_encoder else "finetune"
-        measures = accuracies(logits, labels)
-        measures |= calibration(logits, labels, task.config.robustness.bins)
+        for key, right in right_predictions(logits, labels).items():
+            findings.score(f"{name}/{key}", right)
+        measures = calibration(logits, labels, task.config.robustness.bins)
         findings.metrics |= {f"{name}/{key}": value for key, value in measures.items()}
         findings.examples["test"] = len(labels)
         of_test = fingerprint(self._part.source, own_labels)
