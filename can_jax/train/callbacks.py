@@ -14,6 +14,7 @@ from etils import epath
 from can_jax.checkpoint.run_directory import CHECKPOINTS
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.pipeline.training_loader import Loader
+from can_jax.data.sources.labels import has_labels
 from can_jax.distributed.hardware import peak_flops
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
@@ -26,12 +27,13 @@ from can_jax.objectives import reads
 from can_jax.objectives.denoising import linear_bound
 from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
+from can_jax.train.health_probe import RANK, HealthProbe, described
 from can_jax.train.knn_probe import KnnProbe
 from can_jax.train.losses import heads
 from can_jax.train.patch_statistics import Moments
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
-from can_jax.utils.errors import one_line
+from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_bytes
 
 EARLY_SECONDS = 15.0  # after the first step, until a status line is printed out of turn
@@ -51,7 +53,9 @@ def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> lis
         times: The durations of the run.
         workdir: The run directory, which holds the metrics and the figures.
     """
-    probed = any(line["step"] == step and PROBE in line for line in read_metrics(workdir))
+    probed = any(
+        line["step"] == step and (PROBE in line or RANK in line) for line in read_metrics(workdir)
+    )
     traces = {
         "probe": (times.probe_every, probed),
         "picture": (times.figures_every, figure_path(workdir, step).exists()),
@@ -164,9 +168,17 @@ class PretrainCallbacks(Log):
         super().__init__(run, train_flops_per_image(step.config, heads(step.config)))
         self._step, self._source, self._moments = step, run.source, moments
         self._mesh, self._workdir = run.mesh, run.workdir
-        self._probe = None
+        self._probe: KnnProbe | None = None
+        self._health: HealthProbe | None = None
         if run.times.probe_every:
-            self._probe = KnnProbe(step.config, step, run.source, run.mesh)
+            arguments = step.config, step, run.source, run.mesh
+            try:
+                self._probe = KnnProbe(*arguments)
+            except UserError as error:
+                if has_labels(run.source):
+                    raise
+                self._health = HealthProbe(*arguments)
+                logging.info("the features are probed without labels (%s)", error)
         if run.times.figures_every:
             self._panel = jax.jit(
                 functools.partial(make_panel, step), out_shardings=replicated(run.mesh)
@@ -203,6 +215,8 @@ class PretrainCallbacks(Log):
             self._writer.scalars(0, measured | {PIXELS: pixels})
             untrained = measured[PROBE]
             self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
+        elif not step and self._health:
+            self.probe(0, state)
         for name in pending_evaluations(step, self._times, self._workdir):
             getattr(self, name)(step, state)
 
@@ -218,7 +232,15 @@ class PretrainCallbacks(Log):
             )
 
     def probe(self, step: int, state: TrainState) -> None:
-        """Write the metrics of the probe, and print the kNN accuracy in percent."""
+        """Write the metrics of the probe, and print the kNN accuracy in percent.
+
+        Without labels it is the spread of the features instead.
+        """
+        if self._health is not None:
+            health = self._health(state)
+            self._writer.scalars(step, health)
+            self.report.say(f"step {step}: features without labels: {described(health)}")
+            return
         assert self._probe is not None
         measured = self._probe(state)
         self._writer.scalars(step, measured)
@@ -250,20 +272,33 @@ class PretrainCallbacks(Log):
                 accuracies |= {"raw pixels": line[PIXELS], "untrained encoder": line[PROBE]}
         facts: dict[str, Any] = {"time": console.duration(seconds)}
         facts |= {f"kNN, {name}": f"{value:.1f}%" for name, value in accuracies.items()}
+        if self._health is not None:
+            measured = [line for line in read_metrics(self._workdir) if RANK in line]
+            for name, line in zip(
+                ("untrained", "trained"), measured[:1] + measured[-1:], strict=False
+            ):
+                facts[f"features, {name}"] = described(line)
         facts["metrics"] = str(self._workdir / "metrics.jsonl")
         if self._times.figures_every:
             facts["figure to open"] = str(figure_path(self._workdir, int(state.step)))
         table = console.fact_table("Finished", facts)
         self.report.say(table)
         self._writer.table(int(state.step), *console.contents(table))
-        for command in next_steps(self._workdir):
+        for command in next_steps(self._workdir, labeled=self._health is None):
             self.report.say(command)
 
 
-def next_steps(workdir: epath.Path) -> list[str]:
-    """Return the commands that a finished pretraining can continue with, one a line."""
+def next_steps(workdir: epath.Path, labeled: bool = True) -> list[str]:
+    """Return the commands that a finished pretraining can continue with, one a line.
+
+    Args:
+        workdir: The run directory.
+        labeled: Whether the probe found labels in its data.
+    """
     run = shlex.quote(str(workdir))
+    look = f"can-jax evaluate --config=health --checkpoint={run} --workdir={run}_health"
     return [
+        *([] if labeled else [f"see the features:     {look}"]),
         f"see the curves:       can-jax report {run} (a page), or tensorboard --logdir {run}",
         f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
         f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",

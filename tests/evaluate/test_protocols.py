@@ -17,21 +17,26 @@ from etils import epath
 
 from can_jax.config.resolve import load_recipe
 from can_jax.data.evaluation.pairs import open_own
+from can_jax.data.sources.registry import open_source
 from can_jax.distributed.mesh import make_mesh
 from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.measure import evaluate, measure
 from can_jax.evaluate.protocols import health
 from can_jax.evaluate.protocols.finetune import run_config
-from can_jax.evaluate.reports.report import comparison
+from can_jax.evaluate.reports.comparison import comparison
 from can_jax.evaluate.reports.results import read_results
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.evaluate.task import EvalContext, held_out
-from can_jax.train.step import initialize
+from can_jax.monitoring.glossary import METRICS
+from can_jax.train.health_probe import HealthProbe
+from can_jax.train.step import abstract_state, initialize, make_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import to_torch
 from tests.evaluate import samples
+from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
+from tests.train.states import random_state
 from tests.weights.vits import vit
 
 TRAIN, VAL = 51, 15  # images of the small ImageNet: neither divides by eight
@@ -58,6 +63,7 @@ def recipe(name, data, **changes):
     config.linear.update(epochs=30, learning_rates=(0.1, 1.0), weight_decays=(0.0, 1e-4))
     config.fewshot.update(shots=(1, 5), draws=3)
     config.health.update(examples=40, k=3)
+    config.baselines = "off"
     config.classify.update(total_epochs=4.0, warmup_epochs=1.0, test_every_epochs=2.0)
     return resolve_evaluation(samples.changed(config, **changes))
 
@@ -181,8 +187,8 @@ def test_table_of_many_classes_holds_the_best_and_the_worst():
 @pytest.mark.parametrize(("examples", "share"), [(1, 0.1), (2, 0.9)])
 def test_held_out_examples_leave_some_to_learn_from(examples, share):
     with pytest.raises(UserError, match="leaves none to train on"):
-        held_out(np.zeros(examples, int), share, 0)
-    most, few = held_out(np.zeros(examples + 1, int), 0.1, 0)
+        held_out(np.zeros(examples, int), np.zeros((examples, 2)), share, 0)
+    most, few = held_out(np.zeros(examples + 1, int), np.zeros((examples + 1, 2)), 0.1, 0)
     assert len(most) == examples and len(few) == 1
 
 
@@ -255,6 +261,8 @@ def test_fine_tuning_of_a_run_without_reconstruction_is_configured(places, simcl
     )
     assert (subject.config.model.mask_ratio, trained.model.mask_ratio) == (0, 0.5)
     assert trained.objective.reconstruction.weight == 1
+    options = {"positions": "learned", "position_grid": (4, 4)}  # as MAE, from its table on
+    assert dict(trained.model.backbone_options) == options
 
 
 @pytest.mark.slow
@@ -278,13 +286,79 @@ def test_robustness_takes_a_classifier(places, evaluated, tmp_path):
         evaluate(recipe("knn", data), str(workdir), epath.Path(tmp_path / "knn"))
 
 
-def test_pages_side_by_side(evaluated):
+def test_held_out_examples_do_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    outputs, labels = rng.normal(size=(40, 8)).astype(np.float32), rng.integers(0, 3, 40)
+    order = rng.permutation(40)
+    for seed in (0, 1):
+        _, few = held_out(labels, outputs, 0.2, seed)
+        _, others = held_out(labels[order], outputs[order], 0.2, seed)
+        assert set(order[others]) == set(few) and len(few) == 8
+    assert set(held_out(labels, outputs, 0.2, 0)[1]) != set(few)
+
+
+def test_knn_stands_beside_its_baselines(places, tmp_path):
+    run, data = places
+    config = recipe("knn", data, knn__k=(1, 20), knn__temperature=(0.07,), baselines="auto")
+    found, _ = measure(config, str(run), epath.Path(tmp_path / "out"), pictures=False)
+    metrics = found.metrics
+    assert metrics["knn/top1_fixed"] == metrics["knn/top1_k20_t0.07"]
+    assert metrics["knn/top1_fixed_pixels"] == 100.0  # a bright channel tells the class
+    assert metrics["knn/top1_largest_class"] == pytest.approx(100 / 3)
+    low, high = found.intervals["knn/top1_largest_class"]
+    assert low < 100 / 3 < high
+    config.baselines = "off"
+    initial, _ = measure(config, str(run), epath.Path(tmp_path / "out"), True, pictures=False)
+    assert metrics["knn/top1_fixed_untrained"] == initial.metrics["knn/top1_fixed"]
+    assert "knn/top1_fixed_pixels" not in initial.metrics
+
+
+def test_health_without_labels_has_geometry_and_pictures(places, tmp_path):
+    run, data = places
+    with np.load(data / "train.npz") as content:
+        np.savez(tmp_path / "train.npz", images=content["images"])
+    config = recipe("health", tmp_path, health__examples=20)
+    results = evaluate(config, str(run), epath.Path(tmp_path / "out"))
+    assert results["metrics"].keys() == {
+        f"health/{name}"
+        for name in ("effective_rank", "alignment", "uniformity", "dead_dimensions", "width")
+    }
+    assert results["examples"] == {"health": 20, "images": TRAIN}
+    assert any("no labels" in text for text in results["warnings"])
+    page = (tmp_path / "out/report.html").read_text()
+    assert page.count("<img") == 2 and "no label" in page  # neighbors and patch tokens
+    assert "principal components" in page and "of the same class" not in page
+
+
+def test_probe_without_labels_measures_the_spread_of_features(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", images=rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8))
+    config = small_config(data__source="arrays", data__path=str(tmp_path), probe__bank=16)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    step = make_step(config, lambda _: 0.0)
+    probe = HealthProbe(config, step, open_source(config.data, "train"), mesh)
+    found = probe(random_state(abstract_state(step, mesh), 0))
+    assert 1 < found["probe/effective_rank"] <= 16 and found["probe/uniformity"] < 0
+    assert found["probe/dead_dimensions"] == 0 and found.keys() <= METRICS.keys()
+
+
+def test_directory_of_a_run_is_refused_for_results(places):
+    run, data = places
+    with pytest.raises(UserError, match="is the directory of a run: give another one"):
+        evaluate(recipe("knn", data), str(run), epath.Path(run))
+
+
+def test_pages_side_by_side(evaluated, tmp_path):
     places = {"one": evaluated("knn")[1], "two": evaluated("knn", untrained=True)[1]}
     runs = {name: read_results(epath.Path(place)) for name, place in places.items()}
     page = comparison(runs)
     for result in runs.values():
         assert f"{result['metrics']['knn/top1']:.2f}" in page
         assert result["checkpoint"]["sha256"][:12] in page
+    output = tmp_path / "new" / "page.html"
+    listed = ",".join(map(str, places.values()))
+    done = main_in_process("can_jax.evaluate.compare", f"--runs={listed}", f"--output={output}")
+    assert done.returncode == 0 and "knn/top1" in done.stdout and output.exists()
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs a browser")
@@ -302,7 +376,7 @@ def test_page_opens_in_a_browser_without_a_complaint(evaluated, tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     lines = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert len(lines) == 1 and "images true 1" in lines[0], lines
+    assert len(lines) == 1 and "images true 2" in lines[0], lines
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 

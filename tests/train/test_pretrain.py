@@ -204,7 +204,6 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
         (["data.source=folder", "data.path=/no/such/place"], "/no/such/place is not a folder"),
         (["data.source=arrays", "data.path=/no/such/place"], "/no/such/place does not exist"),
         (["data.source=tfds", "data.name=none", "data.path=/no/such/place"], "no data set 'none'"),
-        (["probe.split=train", "data.source=arrays", "data.path={}"], "no labeled image"),
     ],
 )
 def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, overrides, message):
@@ -216,6 +215,19 @@ def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, o
     assert not any("Traceback" in line for line in lines)
     assert "compiled" not in done.stdout
     assert not any(path.is_file() for path in tmp_path.glob("run/**/*"))
+
+
+def test_run_without_labels_probes_its_features(recipe, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images)
+    data = ["data.source=arrays", f"data.path={tmp_path}", "figures.every_steps=0"]
+    with counting_steps():
+        done = run_in_process(recipe, tmp_path / "run", *data)
+    assert done.returncode == 0, done.stderr
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if "probe/effective_rank" in line] == [0, 6]
+    assert "features without labels: effective rank" in done.stdout
+    assert "--config=health" in done.stdout and "kNN" not in done.stdout
 
 
 def test_help_and_debug(recipe, tmp_path):

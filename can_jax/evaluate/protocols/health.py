@@ -5,15 +5,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from can_jax.augment.photometric import Photometric, augment, to_float
 from can_jax.config.kinds import COUNT
 from can_jax.data.evaluation.examples import spread
+from can_jax.data.evaluation.pairs import open_own
 from can_jax.data.pipeline.training_loader import TrainingLoader
+from can_jax.data.sources.labels import has_labels
 from can_jax.data.sources.registry import open_source
+from can_jax.evaluate.page import picture
 from can_jax.evaluate.protocols.base import TEMPERATURE, EvalProtocol
-from can_jax.evaluate.task import EvalContext, EvalResults, accuracy, both
+from can_jax.evaluate.reports.pictures import pca_maps
+from can_jax.evaluate.task import EvalContext, EvalResults, both
 from can_jax.features import health
 from can_jax.features.knn import nearest, vote
 from can_jax.features.unit_length import unit
@@ -29,35 +33,30 @@ SETTINGS: Table = {
 }  # fmt: skip
 
 
+PCA = "Patch tokens: their first three principal components as colors"
+UNLABELED = 4  # Images without labels among which neighbors are searched, per measured image.
+
+
 def representation_health(task: EvalContext) -> EvalResults:
     """Measure the geometry of the representation, and the kNN accuracy of each class.
 
+    Data without labels has the geometry alone.
+
     Raises:
-        UserError: Fewer than two labeled test examples are available.
+        UserError: Fewer than two test examples are available.
     """
     settings = task.config.health
+    if not has_labels(open_source(task.data, task.data.split)):
+        return without_labels(task)
     train, test, findings = both(task)
     chosen = spread(len(test), settings.examples)
-    if len(chosen) < 2:
-        raise UserError(
-            f"health compares pairs of images: the split {test.name!r} has {len(test)} with a "
-            f"label, and config.health.examples={settings.examples}; both have to be 2 or more"
-        )
     bank, queries = task.select(train), task.select(test)
     few = queries[chosen]
-    on_sphere = unit(few)
-    one, other = two_views(task, settings.examples)
+    measure_geometry(task, few, f"the split {test.name!r}", findings)
     predictions = vote(
         nearest(bank, queries, settings.k), train.labels, settings.k, settings.temperature
     )
-    findings.metrics |= {
-        "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
-        "health/alignment": health.alignment(one, other),
-        "health/uniformity": health.uniformity(few, task.config.seed),
-        "health/dead_dimensions": float(health.dead_dimensions(few)),
-        "health/width": float(few.shape[1]),
-        "knn/top1": accuracy(predictions, test.labels),
-    }
+    findings.score("knn/top1", predictions == test.labels)
     tolerance = health.tolerance(few, test.labels[chosen])
     if tolerance is None:
         findings.warn(
@@ -65,9 +64,61 @@ def representation_health(task: EvalContext) -> EvalResults:
         )
     else:
         findings.metrics["health/tolerance"] = tolerance
-    findings.examples["health"] = len(few)
+    findings.pictures[PCA] = picture(pca_maps(task, test), "principal components of patch tokens")
     findings.tables |= by_class(predictions == test.labels, test.labels, train.classes)
     return findings
+
+
+def without_labels(task: EvalContext) -> EvalResults:
+    """Measure the geometry of the representation of training images without labels.
+
+    The pictures show their neighbors among themselves.
+
+    Raises:
+        UserError: Fewer than two examples can be decoded.
+    """
+    settings, findings = task.config.health, EvalResults()
+    count = task.counts[0] or UNLABELED * settings.examples
+    split = task.read(open_own(task.data, task.data.split, count, labeled=False), labeled=False)
+    few = task.select(split)[spread(len(split), settings.examples)]
+    measure_geometry(task, few, f"the split {split.name!r}", findings)
+    findings.count("images", split)
+    findings.warn("the data has no labels: accuracies and the tolerance are left out")
+    findings.pictured_splits = (split, split)
+    findings.pictures[PCA] = picture(pca_maps(task, split), "principal components of patch tokens")
+    return findings
+
+
+def measure_geometry(
+    task: EvalContext, few: Float[np.ndarray, "examples width"], called: str, findings: EvalResults
+) -> None:
+    """Record the metrics of features that need no labels.
+
+    Args:
+        task: The evaluation context.
+        few: The features.
+        called: The name of their split in messages.
+        findings: The results, which receive the metrics.
+
+    Raises:
+        UserError: There are fewer than two examples.
+    """
+    settings = task.config.health
+    if len(few) < 2:
+        raise UserError(
+            f"health compares pairs of images: {called} has {len(few)} of them, and "
+            f"config.health.examples={settings.examples}; both have to be 2 or more"
+        )
+    on_sphere = unit(few)
+    one, other = two_views(task, settings.examples)
+    findings.metrics |= {
+        "health/effective_rank": effective_rank(on_sphere.T @ on_sphere),
+        "health/alignment": health.alignment(one, other),
+        "health/uniformity": health.uniformity(few, task.config.seed),
+        "health/dead_dimensions": float(health.dead_dimensions(few)),
+        "health/width": float(few.shape[1]),
+    }
+    findings.examples["health"] = len(few)
 
 
 def by_class(

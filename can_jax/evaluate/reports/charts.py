@@ -160,8 +160,11 @@ def scatter(
         classes: The names of the classes; empty if they have none.
     """
     names = {
-        label: printable(classes[label] if classes else str(label)) for label in np.unique(labels)
+        label: printable(classes[label] if classes and label >= 0 else str(label))
+        for label in np.unique(labels)
     }
+    if -1 in names:
+        names[-1] = "no label"
     colors = dict(zip(names, COLORS, strict=False))
     with chart_style():
         figure = Figure(figsize=(7.6, 6))

@@ -1,7 +1,9 @@
-"""The pictures of a report: nearest neighbors, a map of the embedding, and reconstructions."""
+"""The pictures of a report: nearest neighbors, maps of the embedding and of patch tokens, and
+reconstructions."""
 
 import io
 
+import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
@@ -13,6 +15,8 @@ from can_jax.evaluate.split_features import Split
 from can_jax.evaluate.task import EvalContext
 from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
+from can_jax.features.pca_map import pca_colors
+from can_jax.models.can import grid_of
 
 QUERIES, NEIGHBORS, MAPPED = 8, 7, 800
 SIDE = 72  # The side of an image in the grid, in pixels.
@@ -35,26 +39,57 @@ def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
 def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     """Draw test images, each beside its nearest neighbors in the bank, as PNG bytes.
 
-    Neighbors of the same class are framed in green, others in red.
+    Neighbors of the same class are framed in green, others in red, and those without a label in
+    gray. An image of the bank itself is not its own neighbor.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
-    neighbors = nearest(task.select(bank), task.select(test)[queries], NEIGHBORS)
+    own = bank is test
+    indices = nearest(task.select(bank), task.select(test)[queries], NEIGHBORS + own).indices
+    if own:  # A copy of the image can come before the image itself.
+        others = [row[row != query] for row, query in zip(indices, queries, strict=True)]
+        indices = np.stack([row[: indices.shape[1] - 1] for row in others])
     left = images_of(task, test, queries)
     # The images are loaded in one call, because opening the pipeline takes a second.
-    right = images_of(task, bank, neighbors.indices.reshape(-1))
-    width = neighbors.indices.shape[1]
+    right = images_of(task, bank, indices.reshape(-1))
+    width = indices.shape[1]
     gap, frame = 6, 3
     cell = SIDE + 2 * frame + gap
-    sheet = Image.new(
-        "RGB", (cell * (neighbors.indices.shape[1] + 1) + 12, cell * len(queries)), "white"
-    )
-    for row, (query, indices) in enumerate(zip(queries, neighbors.indices, strict=True)):
+    sheet = Image.new("RGB", (cell * (width + 1) + 12, cell * len(queries)), "white")
+    for row, (query, found) in enumerate(zip(queries, indices, strict=True)):
         sheet.paste(tile(left[row]), (frame, row * cell + frame))
         for column, image in enumerate(right[row * width : (row + 1) * width]):
-            same = bank.labels[indices[column]] == test.labels[query]
-            edge = Image.new("RGB", (SIDE + 2 * frame,) * 2, "#3ca951" if same else "#e0442c")
+            label = test.labels[query]
+            color = "#3ca951" if bank.labels[found[column]] == label else "#e0442c"
+            color = color if label >= 0 else "#9498a0"
+            edge = Image.new("RGB", (SIDE + 2 * frame,) * 2, color)
             edge.paste(tile(image), (frame, frame))
             sheet.paste(edge, (cell * (column + 1) + 12, row * cell))
+    return png_of(sheet)
+
+
+def pca_maps(task: EvalContext, split: Split) -> bytes:
+    """Draw images, each above the map of its patch tokens in colors, as PNG bytes.
+
+    The colors are the first three principal components of the tokens of all drawn images.
+    """
+    chosen = np.linspace(0, len(split) - 1, min(QUERIES, len(split))).astype(int)
+    images = images_of(task, split, chosen)
+    with jax.set_mesh(task.mesh):
+        compute = jax.jit(task.subject.tokens)
+        tokens = np.asarray(compute(task.subject.parameters, images), np.float32)[:, 1:]
+    grid = grid_of(task.subject.config)
+    colors = (255 * pca_colors(tokens)).astype(np.uint8).reshape(len(images), *grid, -1)
+    cell = SIDE + 6
+    sheet = Image.new("RGB", (cell * len(images), 2 * cell), "white")
+    for column, (image, color) in enumerate(zip(images, colors, strict=True)):
+        sheet.paste(tile(image), (column * cell, 0))
+        patches = Image.fromarray(color).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        sheet.paste(patches, (column * cell, cell))
+    return png_of(sheet)
+
+
+def png_of(sheet: Image.Image) -> bytes:
+    """Return an image as PNG bytes."""
     buffer = io.BytesIO()
     sheet.save(buffer, "PNG")
     return buffer.getvalue()
