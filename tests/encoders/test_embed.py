@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +21,7 @@ from can_jax.evaluate.config import resolve_evaluation
 from can_jax.evaluate.split_features import SplitFeatureExtractor
 from can_jax.utils.errors import UserError
 from tests.evaluate import samples
-from tests.helpers.runs import main_in_process
+from tests.helpers.runs import ROOT, main_in_process
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,41 @@ def test_features_are_those_of_an_evaluation_after_an_interruption(
     ]
     with pytest.raises(UserError, match="is there already"):
         embedding.embed(encoder, encoder.data, "train", output)
+
+
+SLOWLY = """
+import time
+from can_jax.cli.start import Entry
+from can_jax.encoders import embed
+preprocess = embed.preprocess
+def slow(*arguments):
+    time.sleep(0.2)
+    return preprocess(*arguments)
+embed.PART, embed.preprocess = 8, slow
+Entry("embed").run()
+"""
+
+
+@pytest.mark.slow
+def test_features_are_those_of_an_evaluation_after_a_kill(places, encoder, tmp_path):
+    run, data = places
+    output = tmp_path / "features.npz"
+    arguments = [f"--checkpoint={run}", f"--data={data}", "--split=train", "--features=both"]
+    command = [sys.executable, "-c", SLOWLY, *arguments, f"--output={output}"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    part = tmp_path / "features.npz.parts" / "000000000000.npz"
+    deadline = time.monotonic() + 300
+    while not part.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and part.exists() and not output.exists()
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    extract = SplitFeatureExtractor(encoder._subject, make_mesh(samples.evaluation("knn").mesh), 8)
+    wanted = extract(open_own(encoder.data, "train", None))
+    found = npz(output)
+    np.testing.assert_array_equal(found["labels"], wanted.labels)
+    np.testing.assert_allclose(found["features"], wanted.outputs, atol=5e-3)
+    assert not part.parent.exists()
 
 
 def test_every_format_holds_the_same(encoder, tmp_path):
