@@ -166,7 +166,7 @@ class ClassifierStep:
                 return (sums, statistics), (total, right)
 
             zeros = jax.tree.map(lambda x: jnp.zeros_like(at_least_float32(x)), copied)
-            parts = Batch(*(split_microbatches(x, count) for x in batch))
+            parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
             (gradient, statistics), logged = jax.lax.scan(
                 add, (zeros, state.batch_stats), (parts, jnp.arange(count))
             )
