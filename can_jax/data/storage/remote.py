@@ -1,8 +1,8 @@
 """Object stores and web servers: ranged reads, sizes and listings through the library `obstore`.
 
 `obstore` is the Rust library `object_store` in Python. It reads without the interpreter: a ranged
-read of 100 kB took 172 µs of processor time in all, and 64 threads read side by side. Clients of
-`fsspec` share one event loop, which takes a millisecond of the interpreter for each read.
+read of 100 kB took 172 µs of processor time in all, and 64 threads read side by side, where all
+clients of `fsspec` share one event loop in Python.
 
 It retries requests itself, with exponential back-off and jitter.
 """
