@@ -9,8 +9,6 @@ weights. DIR is a folder of images; `--config=knn --config.data.…` selects any
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from can_jax.checkpoint.run_directory import step_path
 from can_jax.cli.command import Command
 from can_jax.config.pretrained import FEATURES
@@ -22,6 +20,7 @@ from can_jax.encoders.pretrained import open_encoder
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.monitoring.console import fact_table, plain_console
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import phase
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
@@ -56,19 +55,13 @@ def main() -> None:
             config.features = _FEATURES.value
     config = resolve_evaluation(config)
     mesh = make_mesh(config.mesh)
-    subject = open_encoder(step_path(_CHECKPOINT.value, _STEP.value), False, config, mesh)
-    encoder = Encoder(subject, mesh, config.batch_size)
-    console = plain_console(stderr=True, soft_wrap=True, highlight=False)
-    columns: tuple[Any, ...] = (
-        TextColumn("embedding"), BarColumn(bar_width=None), MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
-        task = bar.add_task("embedding", total=None)
+    with phase("opening the encoder"):
+        subject = open_encoder(step_path(_CHECKPOINT.value, _STEP.value), False, config, mesh)
+        encoder = Encoder(subject, mesh, config.batch_size)
+    with phase("computing features") as progress:
 
         def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+            progress.detail(f"{done:,} of {total:,} images")
 
         split = _SPLIT.value
         summary = embed(encoder, encoder.data, split, output, config.features, advance)

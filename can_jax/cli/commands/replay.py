@@ -23,6 +23,7 @@ from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.monitoring.console import plain_console
 from can_jax.train.step import abstract_state, gradients, stored_step
 from can_jax.utils.errors import UserError
+from can_jax.utils.progress import phase
 
 COMMAND = Command(__doc__, "CAPTURE")
 
@@ -37,15 +38,17 @@ def main(capture: str) -> None:
     facts = json.loads((folder / "capture.json").read_text())
     mesh = make_mesh(ConfigDict({"data": 1, "fsdp": 1, "tensor": 1}), jax.devices()[:1])
     step = stored_step(config)
-    _, state = newest_state(folder, abstract_state(step, mesh), "state")
-    batch = read_batch(folder)
+    with phase("reading the dump"):
+        _, state = newest_state(folder, abstract_state(step, mesh), "state")
+        batch = read_batch(folder)
     step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from it.
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), phase("recomputing the step"):
         outputs = jax.jit(
             lambda parameters, statistics, batch: gradients(
                 config, step.network, parameters, statistics, batch, step_index
             )
         )(state.parameters, state.batch_stats, batch)
+        jax.block_until_ready(outputs)
     first, last = facts["positions"]
     console = plain_console(width=100, soft_wrap=True)
     console.print(
