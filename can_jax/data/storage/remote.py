@@ -113,7 +113,7 @@ def read_range(url: str, offset: int, length: int, most: int = sys.maxsize) -> b
     with _errors(url):
         try:
             if length < 0:
-                options = {"range": {"offset": offset}} if offset else None
+                options: Any = {"range": {"offset": offset}} if offset else None
                 answer = obstore.get(place.store, place.key, options=options)
                 if answer.meta["size"] > most:
                     raise ValueError(f"{answer.meta['size']} bytes are more than {most}")
