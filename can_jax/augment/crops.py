@@ -10,7 +10,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 BICUBIC = Image.Resampling.BICUBIC
 PUBLISHED = 224  # the image size up to which MAE evaluates on the center of a larger image
-ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
+ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fallback is centered
 
 
 def uniforms(seed: int, positions: Any, count: int) -> Any:
@@ -188,7 +188,7 @@ def center_crop(
 ) -> UInt8[np.ndarray, "rows columns channels"]:
     """Resize and crop an image for evaluation with Pillow, as `resize_and_center_crop` does.
 
-    Its sums are those of TensorFlow up to rounding, so that a value differs by at most 1.
+    Its sums equal those of TensorFlow up to rounding, so that a pixel differs by at most 1.
 
     Args:
         image: The image. One of the target size is returned unchanged.

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-ATTEMPTS = 10  # draws of a box until one fits, as in torchvision; the fallback is centered
+ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fallback is centered
 DRAWS = 2 * ATTEMPTS + 2  # numbers in [0, 1) that a box is made of
 Box = Float[Array, " 4"]  # top, left, height, width, in whole pixels
 
@@ -100,7 +100,7 @@ def crop(
 def _interpolation(
     start: Float[Array, ""], extent: Float[Array, ""], pixels: int, size: int
 ) -> Float[Array, "size pixels"]:
-    """Return the matrix that interpolates ``size`` values from an interval of ``pixels`` ones."""
+    """Return the matrix that interpolates ``size`` values in a box from an axis of ``pixels``."""
     centers = (jnp.arange(size) + 0.5) * (extent / size) - 0.5
     centers = start + jnp.clip(centers, 0.0, extent - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(centers[:, None] - jnp.arange(pixels)))

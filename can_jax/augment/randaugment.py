@@ -179,7 +179,8 @@ def random_erasing(
 ) -> Float[Array, "height width channels"]:
     """Fill a random box of a normalized image with noise, with the given probability.
 
-    The box covers 2 % to a third of the image.
+    The area of the box is drawn from 2 % to a third of the image. A box that exceeds the image
+    along one side is clipped, and covers less.
 
     Args:
         image: A normalized image.

@@ -35,11 +35,14 @@ def keep_stacks_in(folder: str, label: str) -> None:
 
 
 def abort(message: str, stacks: bool = True) -> NoReturn:
-    """Exit this process at once, since a blocked collective operation cannot be interrupted.
+    """Print a message and exit with code 70, without waiting for other threads.
+
+    A blocked collective operation cannot be interrupted. Each write takes `WRITE_SECONDS` or less.
 
     Args:
         message: The last line to print.
-        stacks: Whether to print the stack of every thread before it. A file always gets them.
+        stacks: Whether to print the stack of every thread before the message. The file that
+            `keep_stacks_in` sets always gets the stacks.
     """
     dump = _places()
     for write in (_to_file, _to_stderr):

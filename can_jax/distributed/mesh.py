@@ -34,7 +34,7 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
     shape = [config[axis] for axis in AXES]
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise UserError(f"{wanted}: each axis is at least 1, and at most one of them is -1")
+        raise UserError(f"{wanted}: set each axis to 1 or more, or one of them to -1 for the rest")
     fixed = math.prod(size for size in shape if size != -1)
     shape = [devices // fixed if size == -1 else size for size in shape]
     if math.prod(shape) != devices:
@@ -85,8 +85,9 @@ def warn_of_unused_accelerator() -> None:
 def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
     """Return the shape in which slices form the mesh.
 
-    The slices divide `data` as far as possible, whose only traffic is the gradients of a step. The
-    rest divides `fsdp`, which also sends the parameters.
+    The axis `data` is divided among as many slices as possible, since its only traffic is the
+    gradients of a step. The axis `fsdp`, which also sends the parameters, is divided among the
+    remaining slices.
 
     Args:
         shape: The shape of the mesh.

@@ -1,7 +1,7 @@
 """The preemption handler: SIGTERM, SIGHUP and Ctrl-C from the start of a command to its end.
 
-A command installs `handler` before it imports anything heavy, so this module imports only the
-standard library.
+A command installs `handler` before its slow imports, so this module imports only the standard
+library and `can_jax.utils.errors`.
 """
 
 import os

@@ -49,7 +49,7 @@ class ProcessSlice:
         return jax.make_array_from_callback(shape, self.sharding, shard)
 
 
-RowRanges = dict[int, set[tuple[int, int]]]  # by process: first row and last, exclusive
+RowRanges = dict[int, set[tuple[int, int]]]  # by process: (first row, row after the last)
 
 
 def row_ranges_of_processes(sharding: NamedSharding, batch_size: int) -> RowRanges:

@@ -31,7 +31,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-cp
 
 # Seconds without a heartbeat after which a process counts as gone. JAX then aborts the others.
 HEARTBEAT_SECONDS = 60
-# Seconds that a process waits for the others at most. They may scan their data or save meanwhile.
+# The maximum seconds that a process waits for the others, which may scan their data or save.
 BARRIER_SECONDS = 7200.0
 
 
@@ -69,8 +69,9 @@ def start(
 ) -> None:
     """Join this process with the others of its job. Call it before anything else of JAX.
 
-    On Cloud TPU, GKE, SLURM and Open MPI all arguments but the timeout may be None. A single
-    process needs no start. Collective: every process of the job must call this.
+    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects all arguments but the timeout, which can then
+    be None. Elsewhere, None for all three stands for a single process, and nothing is done.
+    Collective: every process of the job must call this.
 
     Args:
         coordinator: The ``host:port`` of process 0, reachable from all processes.

@@ -4,7 +4,8 @@ A parameter is identified by its path, such as `encoder/blocks/layers/mlp/expand
 rule whose pattern matches the end of the path applies. Parameters of stacked blocks have a leading
 layer axis. The same rules cover optimizer state, whose paths end as those of its parameters do.
 
-A registered head or backbone needs no rule: `OF_MATRICES` and `OF_VECTORS` apply to the rest.
+A registered head or backbone needs no rule: `OF_MATRICES` or `OF_VECTORS` applies to a parameter
+without one.
 """
 
 import dataclasses
@@ -106,18 +107,18 @@ def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
     Args:
         tree: The arrays or shapes.
         mesh: The device mesh.
-        over_data: Whether what is split over `fsdp` is also split over `data`.
+        over_data: Whether axes that are split over `fsdp` are also split over `data`.
     """
     specs = _specs(tree, mesh.shape, over_data=over_data)
     return jax.tree.map(lambda _, spec: NamedSharding(mesh, spec), tree, specs)
 
 
 def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = True) -> Any:
-    """Constrain parameters to how `shardings` splits them; nothing without `jax.set_mesh`.
+    """Constrain parameters to their `shardings`; without `jax.set_mesh`, return them unchanged.
 
     Args:
         tree: The parameters.
-        over_data: Whether what is split over `fsdp` is also split over `data`.
+        over_data: Whether axes that are split over `fsdp` are also split over `data`.
         stacked: Whether the parameters of blocks have their leading layer axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -158,9 +159,9 @@ def _specs(tree: Any, mesh: Mapping[str, int], *, over_data: bool, stacked: bool
 def _dividing(
     size: int, axes: tuple[str, ...], mesh: Mapping[str, int]
 ) -> tuple[str, ...] | str | None:
-    """Return the mesh axes over which an axis of a parameter is split; the last may be left out.
+    """Return the mesh axes over which an axis of a parameter is split, or None.
 
-    An axis whose size they do not divide is not split.
+    The last mesh axes are left out until the number of parts divides the size.
     """
     while axes and size % math.prod(mesh[axis] for axis in axes):
         axes = axes[:-1]

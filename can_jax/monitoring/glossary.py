@@ -91,7 +91,7 @@ METRICS = {
     "contrastive/top1": Metric(
         "The fraction of views whose most similar other view is one of the same image.",
         "It rises from near 0. A value near 1 after a few epochs means that the task is too easy, "
-        "often since the views share too much.",
+        "often because the views share too much.",
     ),
     "contrastive/positive_similarity": Metric(
         "The mean cosine similarity of two views of one image.",
@@ -168,7 +168,7 @@ METRICS = {
     ),
     "images_per_second": Metric(
         "The images that the step processes, over all devices; one image is all of its views.",
-        "Steady. Dips show evaluations of the file system or another program.",
+        "It is steady. Dips can come from a slow file system or from another program.",
         unit="images/s",
     ),
     "mfu": Metric(

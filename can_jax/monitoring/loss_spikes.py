@@ -17,7 +17,7 @@ Verdict = Literal["broken", "spike"]
 class LossSpikeDetector:
     """A detector of loss spikes and of updates that are not finite.
 
-    It evaluates each loss `STEPS_IN_FLIGHT` steps late, so that it never blocks the devices.
+    It evaluates each loss `STEPS_IN_FLIGHT` steps late, so that the devices do not wait for it.
 
     Args:
         config: The resolved configuration, with ``skipped_updates_limit`` and ``spike``.

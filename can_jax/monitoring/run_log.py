@@ -22,7 +22,8 @@ class RunLog(python_logging.Handler):
     """A context that writes messages, warnings and the error that ends it to a log file.
 
     Lines wait in memory until `open` sets the run directory. A line that cannot be written is
-    retried with the next one. Process 0 writes ``log.txt``, process 1 ``log-1.txt``, and so on.
+    retried with the next one. Of more than `WAITING` lines, the oldest are dropped. Process 0
+    writes ``log.txt``, process 1 ``log-1.txt``, and so on.
     """
 
     def __init__(self) -> None:

@@ -46,7 +46,7 @@ class Charge:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The compiler's estimate of a step: the time of each instruction."""
+    """The estimate of a step: the time of each instruction."""
 
     charges: tuple[Charge, ...]
 

@@ -3,8 +3,8 @@
 The TPU compiler writes the cycles that it expects of an instruction into the program's text
 (``estimated_cycles``). This module sums them along the schedule, loops multiplied by their trip
 counts. It adds the time of instructions without an estimate: collectives at the bandwidth of their
-links, the others at the bandwidth of the memory. Of a transfer that runs beside other instructions
-only the time counts that these do not hide.
+links, the others at the bandwidth of the memory. A transfer that overlaps other instructions adds
+only the time that they do not hide.
 """
 
 import dataclasses

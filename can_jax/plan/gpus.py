@@ -25,7 +25,7 @@ class Gpu:
         kind: JAX's ``device_kind``.
         capability: CUDA's compute capability, such as 9.0.
         cores: The number of streaming multiprocessors.
-        lanes: The float32 units of each.
+        lanes: The number of float32 units of a multiprocessor.
         gigahertz: The boost clock.
         bandwidth: The bytes/s of the memory.
         memory: The bytes of the memory.
@@ -147,7 +147,7 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
     Args:
         name: The name of the GPU, a key of `GPUS`.
         hosts: The number of hosts.
-        per_host: The number of GPUs of each.
+        per_host: The number of GPUs of a host.
     """
     if not any(map(importlib.util.find_spec, PLUGINS)):
         return None, "pip install 'jax[cuda13]' for the GPU's own compiler; it needs no GPU"

@@ -61,9 +61,10 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
 
 
 def origin_of(program: Program, instruction: Instruction) -> Instruction:
-    """Return the instruction that tells where another one comes from.
+    """Return the instruction whose metadata states the origin of an instruction.
 
-    It is the last one inside a fusion that tells nothing itself, as around a library's product.
+    For a fusion without metadata, as around a library's product, that is the last instruction
+    inside it with metadata.
     """
     if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
         return instruction

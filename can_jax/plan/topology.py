@@ -65,7 +65,7 @@ class Topology:
     def bandwidth(self, devices: int) -> float:
         """Return the bandwidth in bytes/s of each device in a group that communicates.
 
-        On a torus, a collective uses as many axes as it takes to reach that many chips. Beyond a
+        On a torus, a collective uses as many axes as are needed to reach that many chips. Beyond a
         slice, or a host of GPUs, the slower network bounds it.
 
         Args:

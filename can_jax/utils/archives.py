@@ -19,9 +19,9 @@ from etils import epath
 from can_jax.utils.errors import UserError, one_line
 
 EXPANSION = 100  # the allowed ratio; flat-color images compress by 50, photographs by less than 5
-FLOOR = 2**28  # bytes to which any archive can expand, such as one of masks that are all zeros
+FLOOR = 2**28  # bytes to which any archive can expand, such as one of zeros, if they fit in memory
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # other methods expand without a bound
-HEADER = 2**16  # bytes of an npy file's header, at most
+HEADER = 2**16  # the maximum bytes of an npy file's header
 VERSIONS = ((1, 0), (2, 0), (3, 0))
 
 
@@ -158,7 +158,7 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
     content = io.BytesIO(start)
     version = np.lib.format.read_magic(content)
     if version not in VERSIONS:
-        raise ValueError(f"npy files of version {version} are not known")
+        raise ValueError(f"npy files of version {version} are not supported")
     # Version 3 differs from 2 only in the encoding of field names.
     read = np.lib.format.read_array_header_2_0
     if version == (1, 0):

@@ -29,7 +29,10 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message on one line, after its type unless it is a `UserError`."""
+    """Return the first 400 characters of an exception's message on one line.
+
+    The exception's type comes first, unless it is a `UserError`.
+    """
     bare = isinstance(error, KeyError) and len(error.args) == 1  # its `str` is a `repr`
     text = " ".join(str(error.args[0] if bare else error).split())[:400]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"

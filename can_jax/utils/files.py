@@ -12,7 +12,7 @@ from etils import epath
 from can_jax.utils.errors import UserError, one_line
 
 PathT = TypeVar("PathT", epath.Path, Path)
-LARGEST_JSON = 2**28  # bytes of a JSON file, at most
+LARGEST_JSON = 2**28  # the maximum bytes of a JSON file
 
 
 def user_cache() -> Path | None:

@@ -52,7 +52,7 @@ class Registry(Generic[T]):
 
         def add(value: Any) -> Any:
             if not isinstance(name, str) or not name.isidentifier():
-                raise ValueError(f"the {self.kind} {name!r}: a name has letters, digits and _ only")
+                raise ValueError(f"the {self.kind} {name!r}: give a Python identifier as its name")
             if self._origins.get(name, origin) != origin and self._values[name] != value:
                 raise ValueError(
                     f"the {self.kind} {name!r} is already registered by {self._origins[name]}: "

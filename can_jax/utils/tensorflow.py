@@ -1,4 +1,4 @@
-"""The only import of TensorFlow: deferred until data is accessed, and without access to GPUs."""
+"""The only import of TensorFlow: deferred until it is needed, and without access to GPUs."""
 
 import contextlib
 import functools

@@ -43,7 +43,7 @@ def test_unknown_name_gets_a_hint(sources, name, hint):
 
 @pytest.mark.parametrize("name", ["two words", "a.b", "", "1st"])
 def test_name_is_an_identifier(sources, name):
-    with pytest.raises(ValueError, match="a name has letters, digits and _ only"):
+    with pytest.raises(ValueError, match="give a Python identifier as its name"):
         sources.register(name, 1)
     assert sources.names() == ("folder",)
 

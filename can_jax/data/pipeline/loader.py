@@ -24,7 +24,7 @@ def open_loader(
         config: The resolved configuration.
         source: The source or stream that holds the images.
         mesh: The device mesh over which batches are split.
-        first_step, total_steps: The first step to load, and the exclusive last one.
+        first_step, total_steps: The range of steps to load, without ``total_steps`` itself.
         states: The checkpointed `state` of the loader to resume; None for a new run.
         order_version: The version of the run's example order; see `can_jax.data.pipeline.order`.
     """

@@ -15,7 +15,7 @@ from can_jax.data.pipeline.permutation import fold, permute, permute_by_tensorfl
 from can_jax.utils.errors import UserError
 
 VERSION = 2  # the order of new runs; runs that began with version 1 keep its weak permutations
-CYCLE = 10_000  # positions after which the turns of a mixture's parts repeat
+CYCLE = 10_000  # about as many positions after which the turns of a mixture's parts repeat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Order:
     Attributes:
         seed: The seed of all permutations, any integer.
         sizes: The number of examples in each part.
-        weights: The weight of each part, above 0. Their ratios are met to within 1 / `CYCLE`.
+        weights: The weight of each part, above 0. The part's share of the stream agrees with it to
+            about 1 / `CYCLE`, and is at least about 1 / `CYCLE`.
         version: The version of the order, by default `VERSION`.
 
     Raises:

@@ -76,7 +76,7 @@ def host_batches(
     Args:
         config: The resolved configuration.
         source: The source that holds the images.
-        steps: The first step and the exclusive last one.
+        steps: The first step, and the step after the last one.
         rows: The rows of the global batch that this process loads.
         order: The order of the examples; by default that of a new run.
 

@@ -54,7 +54,7 @@ def one_numbering(
         The labels of each shard, and the names of all classes.
 
     Raises:
-        UserError: The names of shards differ, and some labels have no name or share one.
+        UserError: The names of shards differ, and some label has no name of its own.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
@@ -111,7 +111,10 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
         )
     labels = arrays.get("labels", np.full(len(images), -1))
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"{shard}: 'labels' is {labels.dtype} {labels.shape}, not one int an image")
+        raise UserError(
+            f"{shard}: 'labels' is {labels.dtype} {labels.shape}; expected is one integer for each "
+            f"of the {len(images)} images"
+        )
     names = tuple(
         name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         for name in np.atleast_1d(arrays.get("label_names", ())).tolist()

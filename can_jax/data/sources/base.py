@@ -12,7 +12,7 @@ from can_jax.data.storage.digest import digest_of_bytes, digest_of_columns
 
 Examples = Int[np.ndarray, " chosen"]  # indices of examples in a source
 Fingerprint = dict[str, Any]  # JSON-serializable
-SAMPLE = 256  # examples whose content the fingerprint of a source without one of its own covers
+SAMPLE = 256  # examples whose content the default fingerprint of a source covers
 
 
 class Source(abc.ABC):
@@ -24,7 +24,8 @@ class Source(abc.ABC):
     Attributes:
         labels: The label of each example, -1 where unknown; None if only ``read`` returns labels.
         label_names: The names of the classes; empty if unknown.
-        images: The decoded images, if they are of one size and in memory; then ``labels`` are, too.
+        images: The decoded images, if they are of one size and in memory; else None. With images in
+            memory, ``labels`` are in memory, too.
         parts: The sources of a mixture, whose examples follow each other; else empty.
         weights: The sampling weight of each part.
         chunks_ahead: The number of chunks of images to read ahead, to hide the latency of a store.
@@ -53,9 +54,10 @@ class Source(abc.ABC):
 
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"] | None:
-        """Labels that an index holds, which may differ from those that ``read`` returns; or None.
+        """The labels that an index holds; None without an index.
 
-        They are used if ``labels`` is None, after a comparison with a sample.
+        They may differ from those that ``read`` returns. `labels.known_labels` uses them if
+        ``labels`` is None and they agree with a sample of records.
         """
         return None
 
@@ -69,9 +71,10 @@ class Source(abc.ABC):
         return None
 
     def fingerprint(self) -> Fingerprint:
-        """Return values that change if the examples do, by the keys of `fingerprint.WORDS`.
+        """Return values that change with the examples, by the keys of `fingerprint.WORDS`.
 
-        A resumed run compares them. By default they cover a sample of the images and all labels.
+        A resumed run compares them. By default they cover the number of examples, a sample of the
+        images, and all labels. If ``labels`` is None, they cover the labels of the sample only.
         """
         count = min(SAMPLE, self.examples)
         images, labels = self.read(np.linspace(0, self.examples - 1, count).astype(np.int64))
@@ -94,7 +97,7 @@ class Source(abc.ABC):
 
         Args:
             examples: The indices of the examples in this source.
-            labels: The label of each of them.
+            labels: The label of each selected example.
             label_names: The names of the classes.
         """
         return SelectedSource(self, examples, labels, label_names)
@@ -127,7 +130,7 @@ class SelectedSource(Source):
         return len(self._chosen)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; an image that cannot be read is empty."""
+        """Return encoded images and labels; the image of a damaged record is empty."""
         assert self.labels is not None
         return self._source.read(self._chosen[examples])[0], self.labels[examples]
 
@@ -182,6 +185,6 @@ class ArraySource(Source):
         labels: Int[np.ndarray, " chosen"],
         label_names: tuple[str, ...],
     ) -> Source:
-        """Return some of the images in memory; they are not copied if it is all of them."""
+        """Return a source of some of the images; a selection of all images is not a copy."""
         whole = len(examples) == self.examples
         return ArraySource(self.images if whole else self.images[examples], labels, label_names)

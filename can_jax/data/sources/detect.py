@@ -1,4 +1,4 @@
-"""Detection of the kind of data at a path, for commands that are not told."""
+"""Detection of the kind of data at a path, for commands that are not given `data.source`."""
 
 import os
 from collections import Counter
@@ -12,8 +12,8 @@ from can_jax.data.storage.splits import shown
 from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
-MOST = 20_000  # files that are looked at
-LOOKED = 64  # images whose names are returned
+MOST = 20_000  # the maximum number of files whose names are examined
+LOOKED = 64  # the maximum number of images whose paths are returned
 
 
 class Kind(NamedTuple):
@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     Attributes:
         source: The value of ``data.source``.
         images: The number of image files, at most `MOST`.
-        files: The paths of some of them.
+        files: The paths of the first `LOOKED` image files.
         compressed: Whether the shards are compressed tars, which can only be streamed.
     """
 
@@ -70,10 +70,11 @@ def kind_of(path: str) -> Kind:
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind of a file or a pattern, by the names in it or by the first match.
+    """Return the kind of a file or a pattern, from its own name or that of the first match.
 
     Raises:
-        UserError: Nothing has this name, or a file of it is in a format that is not read.
+        UserError: No file matches, the first match is in a format that is not supported, or the
+            path is that of a single image.
     """
     first = path.split("::")[0]
     kind = _kind_of_name(os.path.basename(first))
@@ -91,7 +92,7 @@ def _of_files(path: str) -> Kind:
 
 
 def _kind_of_name(name: str) -> str:
-    """Return the source to which a file belongs by its name, or nothing."""
+    """Return the source to which a file belongs by its name, or ""."""
     if name.lower().endswith(".npz"):
         return "arrays"
     if IMAGE_NAME.search(name):
@@ -102,7 +103,7 @@ def _kind_of_name(name: str) -> str:
 
 
 def _files_below(path: str) -> Iterator[str]:
-    """Yield the visible files below a folder, which need not all be listed first."""
+    """Yield the visible files below a folder; a local folder is listed only as far as needed."""
     if is_remote(path):
         yield from (f"{folder}/{name}" for folder, names in walk(path) for name in names)
         return

@@ -2,7 +2,7 @@
 
 A table is a few columns of integers. It comes from scanning the files (`scan.py`), or is
 memory-mapped from an index that `python -m can_jax.data.index` wrote. Memory-mapped, hundreds of
-millions of rows take address space instead of memory.
+millions of rows take address space, and memory only for the parts in use.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Table:
         label: The label of each example; -1 where unknown.
         label_names: The names of the classes; empty if unknown.
         digest: The first 8 bytes of BLAKE2b of each example's content; None if it was not read.
-        size: The size of each file in bytes; None if the sizes were not looked up.
+        size: The size of each file in bytes; None if the sizes are unknown.
     """
 
     names: Names
@@ -57,7 +57,7 @@ class Table:
         return place_of(self.names[int(self.file[index])], int(self.offset[index]))
 
     def select(self, rows: np.ndarray) -> "Table":
-        """Return a table of the selected rows, indices or a mask; all files keep their names."""
+        """Return a table of some rows, given by indices or a mask; ``names`` stays the same."""
         return dataclasses.replace(
             self,
             file=self.file[rows],

@@ -53,15 +53,16 @@ def open_folder(
     cache_bytes: int = 0,
     labels: str | None = None,
 ) -> IndexedSource:
-    """Open the images below ``path/split``; for `train` without such a folder, those below
-    ``path``.
+    """Open the images of a split in its folder or, without such a folder, among all images.
+
+    `place_of_splits` finds the folders of the splits, and `choose_images` selects among all images.
 
     Args:
         path: The folder of the data set.
         split: The name of the split.
         index: The folder of the index; None for its default folder.
         cache_bytes: The number of bytes of encoded images to cache in memory.
-        labels: A list of file names and labels, which replaces those by folder.
+        labels: The path of a list of file names and labels, which replace the labels by folder.
 
     Raises:
         UserError: The folder does not exist, or holds no image of the split; or the list of labels
@@ -162,9 +163,9 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
 def place_of_splits(path: str) -> tuple[str, Groups]:
     """Return the folder that contains the folders of the splits, and those folders by split.
 
-    The first is the given folder or, if only one folder in it holds images, a folder below. For
-    example, it is `images` for `images/train` and `images/val`. If no split has a folder, it is the
-    given folder.
+    The folder that contains them is the given folder or, if only one folder in it holds images, a
+    folder below. For example, it is `images` for `images/train` and `images/val`. If no split has a
+    folder, it is the given folder.
     """
     parent = path
     for _ in range(DEEPEST):
@@ -266,8 +267,8 @@ def scan_folder(path: str, split: str) -> Table:
 def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     """Return the label of each file, and the names of the classes.
 
-    The first folder of a file's path is its class. A file in no folder has the label -1. If most
-    files are in no folder, folders are not classes.
+    The first folder of a file's path is its class. A file in no folder has the label -1. If at
+    least half of the files are in no folder, folders are not classes.
 
     If every file is below a folder of its split, as in `site/train/cat/0.png`, the class is the
     folder below that one.
@@ -301,7 +302,7 @@ def _log_no_classes(classes: list[str], names: list[str]) -> None:
 
 
 def _folder_below_split(name: str) -> str:
-    """Return the first folder below one that is named after a split, or nothing."""
+    """Return the first folder below one that is named after a split, or ""."""
     folders = name.split(os.sep)[:-1]
     below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
     return next(below, "")

@@ -29,9 +29,9 @@ from can_jax.utils.errors import UserError
 ParseRecord = Callable[[bytes], tuple[bytes, int]]  # returns a record's encoded image and label
 NAMED_FOLDERS = 3  # folders that a message about an index names
 NAMED = 1000  # unreadable examples logged by name
-SIZED = 10_000  # examples from whose sizes that of the whole is estimated
-USUAL = 100_000  # bytes of an image, where no size is known
-STATED = 200_000  # files whose sizes are looked up, at most
+SIZED = 10_000  # about as many sizes of examples are averaged to estimate the size of all
+USUAL = 100_000  # the assumed bytes of an image, where no size is known
+STATED = 200_000  # the maximum number of files whose sizes `byte_sizes` requests
 # Concurrent reads from remote stores: at 100 ms each, enough for 5,000 images a second.
 REMOTE_READERS = 512
 REMOTE_CHUNKS = 16  # chunks of the input pipeline that are read ahead of the decoding
@@ -45,7 +45,8 @@ class IndexedSource(Source):
         table: The table that locates the examples.
         parse: A function that returns the encoded image and label of a record. None if the bytes
             are the image and the table holds the label.
-        cache_bytes: The size of a cache in memory, which holds the examples that are read first.
+        cache_bytes: The bytes of a cache in memory. Examples are added when they are read, and
+            stay, until the cache is full.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class IndexedSource(Source):
 
         Args:
             folder: The folder, which other processes and hosts may use, too.
-            limit: The size of the cache in bytes.
+            limit: The size of the full cache in bytes, approximately.
         """
         every = np.arange(0, self.examples, max(1, self.examples // SIZED))
         sizes = self.byte_sizes(every)
@@ -92,7 +93,10 @@ class IndexedSource(Source):
         return self.table.digest
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of each encoded image, or None if that takes too many system calls."""
+        """Return the size of each example in bytes, -1 where unknown.
+
+        Return None if that requires requests to a store, or more than `STATED` system calls.
+        """
         table, length = self.table, np.asarray(self.table.length[examples])
         if (length >= 0).all():
             return length
@@ -109,7 +113,7 @@ class IndexedSource(Source):
         return np.array([size(int(example)) for example in examples], np.int64)
 
     def fingerprint(self) -> Fingerprint:
-        """Return digests of the table and, if it holds them, of the labels and the content."""
+        """Return digests of the table, and of the sizes, content and labels that it holds."""
         table = self.table
         result: Fingerprint = {
             "examples": self.examples,
@@ -146,8 +150,8 @@ class IndexedSource(Source):
         """Return encoded images and labels; the image of a damaged record is empty.
 
         Raises:
-            UserError: A file cannot be read, after several tries. A substitute image would change
-                the stream of examples.
+            UserError: A file cannot be read, even after retries. No other image replaces it, since
+                that would change the stream of examples.
         """
         apply = _remote_readers().map if self._remote else map
         contents = list(apply(self._content, map(int, examples)))
@@ -266,7 +270,10 @@ def stored_table(
     current = shard_sizes([os.path.join(root, name) for name in shards])
     sizes = dict(zip(shards, current.tolist(), strict=True))
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
-        raise UserError(f"{folder} is not the index of this data: {name} is in one of them only")
+        raise UserError(
+            f"{folder} is not the index of this data: {name} is in one of them only; rebuild it "
+            "with python -m can_jax.data.index"
+        )
     for name, size in sizes.items():
         if size != facts["sizes"][name]:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A quick look at data: its source, the size of its images, and how many there are at least."""
+"""A quick survey of data: its source, and the size and a lower bound of the number of images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from can_jax.utils.errors import UserError
 
 
 class Survey(NamedTuple):
-    """The result of a look at data.
+    """The result of a survey of data.
 
     Attributes:
         source: The kind of source, a value of ``data.source``.
-        images: The number of images, at most `MOST`; None if it was not counted.
+        images: The number of images among the first `MOST` files; None if it was not counted.
         side: The median of the shorter sides of some images in pixels; None if unknown.
         shape: The height and width that all images have; None if they may differ.
         labeled: Whether the images have labels, as far as known.
@@ -32,7 +32,7 @@ class Survey(NamedTuple):
 
 
 def survey(path: str, split: str = "train") -> Survey:
-    """Look at the data in a path: images below a folder, shards, or arrays.
+    """Survey the data at a path: images below a folder, shards, or arrays.
 
     Args:
         path: A folder, a file, or a pattern of shards.

@@ -10,8 +10,10 @@ BLOCK = 2**24  # bytes hashed at once, because an index can be larger than memor
 
 
 def digest_of_columns(*columns: np.ndarray) -> str:
-    """Return the BLAKE2b hash of arrays; integers have the same hash in each type wider than a
-    byte."""
+    """Return the BLAKE2b hash of arrays of integers.
+
+    Equal integers have the same hash in all types but uint8.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:
         digest.update(str(column.shape).encode())

@@ -18,15 +18,15 @@ class DiskCache:
     """A cache that holds a fixed fraction of the examples, chosen by a hash of their names.
 
     Each epoch reads every example once, so a cache that replaces old entries by new ones would
-    evict each before its next use. The hash needs no account of the space in use, and all hosts
-    that share the folder choose the same examples. On a disk of its own, a host finds what it has
-    read itself: of 8 hosts, each reads an eighth of the examples in an epoch.
+    evict each before its next use. The hash needs no record of the space in use, and all hosts
+    that share the folder choose the same examples. A host whose folder is on its own disk finds
+    only the examples that it has read: one of 8 hosts reads an eighth of the examples in an epoch.
 
     Args:
         folder: The folder of the cache; created if missing.
-        limit: The size of the cache in bytes.
+        limit: The size of the full cache in bytes, approximately.
         total: The size of all examples in bytes.
-        version: A text that changes with the data, which separates the entries of data sets.
+        version: A text that identifies the data. Entries of another version are not used.
     """
 
     def __init__(self, folder: str, limit: int, total: int, version: str):
@@ -52,8 +52,7 @@ class DiskCache:
         return content if digest == digest_of_bytes(content) else None
 
     def put(self, path: Path, content: bytes) -> None:
-        """Write an entry atomically. After an error, such as a full disk, nothing more is
-        written."""
+        """Write an entry atomically. After an error, such as a full disk, `path` returns None."""
         own = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,13 +26,13 @@ IMAGE_START = re.compile(
     re.DOTALL,
 )
 STAT_THREADS = 16
-STAT_BLOCK = 256  # files whose sizes a thread looks up as one task
+STAT_BLOCK = 256  # files whose sizes one task of a thread requests
 LISTING_SECONDS = 60.0
 Result = TypeVar("Result")
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file in bytes, which need not be readable.
+    """Return the size of a file in bytes. The file need not be readable.
 
     Raises:
         UserError: The file system fails.
@@ -48,7 +48,7 @@ def size_of(path: str) -> int:
 
 
 def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size of each file in bytes. A store answers with one listing of each folder.
+    """Return the size of each file in bytes. One listing gives all sizes in a folder of a store.
 
     Raises:
         UserError, OSError: The errors of `size_of`.
@@ -123,8 +123,8 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
     """Return the visible files below a folder, sorted and relative to it.
 
     Returns:
-        The images, which are identified by suffix or, without a suffix, by their first bytes; and
-        the other files.
+        The list of images and the list of all other files. An image is identified by its suffix or,
+        without a suffix, by its first bytes.
     """
     images: list[str] = []
     others: list[str] = []
@@ -165,8 +165,8 @@ _TREES: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
 def _tree(root: str) -> dict[str, dict[str, int]]:
     """Return the sizes of the visible files in each folder below a folder of a store.
 
-    Opening a data set looks at its folders many times. One listing, which can take minutes for
-    millions of objects, serves all of that, for `LISTING_SECONDS`.
+    Opening a data set reads its folders many times. A listing can take minutes for millions of
+    objects, so its result is cached for `LISTING_SECONDS`.
 
     Args:
         root: The URL of the folder, without a slash at its end.
@@ -201,12 +201,15 @@ def folders_in(path: str) -> list[str]:
 
 
 def folders_of(path: str) -> set[str]:
-    """Return the names of the folders in a folder of a store, hidden ones included."""
+    """Return the names of the folders in a folder of a store, hidden ones included.
+
+    A web server has no listing, so the result is empty.
+    """
     return set(_reachable(path, lambda: remote.inside(path))[0]) if remote.can_list(path) else set()
 
 
 def files_in(path: str) -> list[str]:
-    """Return the names of the visible entries of a folder; in a store, those of its files."""
+    """Return the names of the visible files in a folder; on a disk, also those of its folders."""
     if is_remote(path):
         return list(_tree(path.rstrip("/")).get(path.rstrip("/"), ()))
     return [name for name in os.listdir(path) if not name.startswith(".")]

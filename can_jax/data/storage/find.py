@@ -24,7 +24,7 @@ from can_jax.data.storage.unsupported import remedy
 from can_jax.utils.errors import UserError
 
 WILD = re.compile(r"[*?\[]")
-MOST_BRACKETS = 8  # brackets in a name up to which all literal readings are tried
+MOST_BRACKETS = 8  # in a name with fewer brackets, literal readings of them are tried
 COMPRESSED_TAR = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$")
 RECORDS = re.compile(r"tfrec|-\d{5}-of-\d{5}")
 # Files beside TFRecords, or numbered like them, that are not TFRecords.
@@ -41,7 +41,8 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
         path: A shard, a pattern, a folder, or several of these joined by `::`. Patterns have `*`,
             `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`; `{split}` stands for the
             split. Brackets are literal if a file or folder has such a name. A folder stands for the
-            shards in its folder of the split, or those with the split in their names.
+            shards in its subfolder of the split. Without such a subfolder, it stands for the shards
+            whose names state the split; see `choose_files`.
         split: The name of the split.
         kind: The kind of shard, `tfrecord` or `tar`.
         compressed: Whether to accept compressed tars in a folder.
@@ -252,7 +253,7 @@ def _range(inside: str) -> list[str]:
 
 
 def _alternatives(inside: str) -> list[str]:
-    """Return the parts between the top-level commas of a pair of braces; empty without a comma."""
+    """Return the parts between the top-level commas of a pair of braces; [] without a comma."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(inside):
         depth += (character == "{") - (character == "}")
@@ -306,7 +307,8 @@ def _expression(part: str) -> str:
 def _glob_part(folder: str, part: str) -> list[str]:
     """Return the matches of one path component in a folder.
 
-    Brackets can be literal: the combination with the most literal brackets that matches is used.
+    Brackets can be literal. Readings are tried from all literal to all wildcards, and the first one
+    with a match is used. `MOST_BRACKETS` or more brackets are wildcards.
     """
     start = glob.escape(folder)
     pieces = part.split("[")

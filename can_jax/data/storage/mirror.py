@@ -19,18 +19,18 @@ COPIED = 2**22  # bytes copied at once
 
 
 def work_folder(url: str, kind: str) -> Path:
-    """Return the local folder that stands for a folder on a store.
+    """Return the path of the local folder for files of a folder on a store.
 
     Args:
         url: The URL of the folder.
-        kind: What the local folder is for, part of its path.
+        kind: The purpose of the local folder, which is a component of its path.
     """
     cache = user_cache() or Path(tempfile.gettempdir()) / "can_jax"
     return cache / kind / hashlib.blake2b(url.rstrip("/").encode(), digest_size=8).hexdigest()
 
 
 def mirrored(url: str) -> Path:
-    """Return a local copy of the files directly in a folder on a store; copies changed ones.
+    """Return a local copy of the files directly in a folder on a store, renewed if one changed.
 
     Raises:
         UserError: The store fails, or the local folder cannot be written.
@@ -80,4 +80,6 @@ def upload(folder: Path, url: str, last: str) -> None:
             patiently(functools.partial(remote.write, target, path))
         except OSError as error:
             reason = shown(reason_of(error))
-            raise UserError(f"{shown(target)} cannot be written: {reason}; use --out") from error
+            raise UserError(
+                f"{shown(target)} cannot be written: {reason}; write to another folder with --out"
+            ) from error

@@ -26,7 +26,7 @@ from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, one_line, reason_of
 
 Result = TypeVar("Result")
-LARGEST = 2**28  # bytes of an encoded image, or of another part of a file that is read at once
+LARGEST = 2**28  # the maximum bytes of one read, such as of an encoded image
 BLOCK = 2**18  # bytes of the read-ahead buffer of a stream
 REMOTE_BLOCK = 2**22  # bytes of each request of a stream from a store
 REMOTE_AHEAD = 3  # requests of a stream in flight, beyond the block in use
@@ -98,14 +98,14 @@ def unreadable(where: str, error: Exception) -> UserError:
 
 
 def stop_if_storage_fails(where: str, error: Exception) -> None:
-    """Raise the error that stops a run, if the storage failed and not the content.
+    """Raise the error that stops a run, if an error is one of the `TRANSIENT` ones of a storage.
 
     Args:
         where: The file, and the location in it.
         error: The error of the last try.
 
     Raises:
-        UserError: The storage failed.
+        UserError: The storage failed. Nothing is raised for other errors, such as a missing file.
     """
     if passes(error):
         raise unreadable(where, error) from error
@@ -200,7 +200,7 @@ class RemoteFile:
         return patiently(lambda: remote.size(self._url))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from an offset on, as `LocalFile.read` does."""
+        """Return bytes from an offset on; see `LocalFile.read`."""
         _check_offset(offset)
         _check_length(length)
         return patiently(lambda: remote.read_range(self._url, offset, length, LARGEST))
@@ -220,12 +220,12 @@ def open_random(path: str) -> RandomFile:
 
 def _check_offset(offset: int) -> None:
     if offset < 0:
-        raise ValueError(f"byte {offset} is in no file")
+        raise ValueError(f"the offset {offset} is negative")
 
 
 def _check_length(length: int) -> None:
     if length > LARGEST:
-        raise ValueError(f"{length} bytes are more than the {LARGEST} of an image")
+        raise ValueError(f"{length} bytes exceed the limit of {LARGEST} bytes for one read")
 
 
 class _Raw(io.RawIOBase):
@@ -282,13 +282,13 @@ def open_file(path: str) -> io.BufferedReader:
     """Open a file as a buffered stream, whose reads are retried.
 
     Raises:
-        OSError: The file cannot be opened; reading it raises this, too.
+        OSError: The file cannot be opened. Reads of the stream can raise this error, too.
     """
     return io.BufferedReader(_RemoteRaw(path) if is_remote(path) else _Raw(path), BLOCK)
 
 
 class OpenFiles:
-    """A cache of open files; all instances together respect the file limit of the process."""
+    """A cache of open files; all instances together hold no more than `open_limit` files."""
 
     _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
     _lock = threading.Lock()
@@ -327,6 +327,6 @@ class OpenFiles:
 
 
 def open_limit() -> int:
-    """Return the number of files to keep open at most."""
+    """Return the maximum number of files to keep open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if soft == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, soft // SHARE))

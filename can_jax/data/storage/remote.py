@@ -4,7 +4,7 @@
 read of 100 kB took 172 µs of processor time in all, and 64 threads read side by side, where all
 clients of `fsspec` share one event loop in Python.
 
-It retries requests itself, with exponential back-off and jitter.
+The library retries requests with exponential back-off and jitter.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
     Attributes:
         store: The client of the bucket or server.
-        key: The name within it, without a slash at either end.
+        key: The name of the object or prefix in the store, without a slash at either end.
         base: The URL of the store, to which a key is appended.
     """
 
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 
 
 class Object(NamedTuple):
-    """An object of a listing: its URL, its size in bytes, and a version that changes with it."""
+    """An object of a listing: URL, size in bytes, and a version that changes with the content."""
 
     url: str
     size: int
@@ -200,7 +200,7 @@ def exists(url: str) -> bool:
 def existing(urls: Iterable[str]) -> dict[str, int]:
     """Return the size of each of the objects that exist, by URL.
 
-    One listing answers for all objects of a folder, if there are several.
+    If several objects are in one folder, one listing gives the sizes of all.
 
     Raises:
         OSError: The store fails.
@@ -315,7 +315,7 @@ def _library() -> Any:
 
 @contextlib.contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Raise the library's errors as `OSError`, by which callers tell missing from failed."""
+    """Raise the library's errors as `OSError`, to distinguish missing objects from failures."""
     import obstore
 
     kinds = obstore.exceptions

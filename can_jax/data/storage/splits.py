@@ -126,9 +126,10 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
         names: The files, relative to a common folder.
         split: The requested split.
         what: The kind of the files, for messages.
-        listed: Whether the path lists these files itself. Then `train` consists of all files that
-            state no other split. Otherwise the files are those of a folder, and `train` consists of
-            those that state it, if any do.
+        listed: Whether the path lists these files itself. Then `train` consists of the files that
+            state no other split or, without such files, of all. Otherwise the files are those of a
+            folder, and `train` consists of the files that state it or, without such files, of those
+            that state no split.
 
     Raises:
         UserError: No file belongs to the split, or the split has several spellings.
@@ -242,8 +243,8 @@ def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "file
     """Log the files or folders that do not belong to the requested split."""
     if names:
         logging.warning(
-            "%s: %d %s do not belong to the split %r and are left out: %s; config.data.split or "
-            "config.data.path chooses them",
+            "%s: %d %s do not belong to the split %r and are left out: %s; to use them, set "
+            "config.data.split or config.data.path",
             shown(path), len(names), what, split, some(names),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Data in formats that are not read, and what helps."""
+"""The formats of data that cannot be read, each with a way to convert it."""
 
 import os
 from collections import Counter
@@ -25,14 +25,14 @@ REMEDIES = {
     ".nii": ("NIfTI", "convert its slices to 16-bit PNG, and set config.data.range"),
     ".heic": ("HEIC", JPEG),
     ".heif": ("HEIC", JPEG),
-    ".jxl": ("JPEG XL", "convert it to JPEG with `djxl`, which loses nothing of a converted JPEG"),
+    ".jxl": ("JPEG XL", "convert it to JPEG with `djxl`, lossless for files made from a JPEG"),
     ".svg": ("SVG", JPEG),
     ".mp4": ("video", "extract frames with `ffmpeg`"),
 }
 
 
 def remedy(names: Iterable[str]) -> str:
-    """Return a sentence on the most frequent unsupported format among file names, or nothing."""
+    """Return a phrase on the most frequent unsupported format among file names, or ""."""
     suffixes = (os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in names)
     counts = Counter(suffix for suffix in suffixes if suffix in REMEDIES)
     if not counts:

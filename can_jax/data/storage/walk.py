@@ -21,7 +21,7 @@ class _Folder(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """A step to a folder: the folder's path without links, and whether the step is a link."""
+    """An entry for a folder: the folder's path without links, and whether the entry is a link."""
 
     real: str
     link: bool
