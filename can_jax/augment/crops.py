@@ -191,7 +191,7 @@ def center_crop(
     Its sums equal those of TensorFlow up to rounding, so that a pixel differs by at most 1.
 
     Args:
-        image: The image. One of the target size is returned unchanged.
+        image: The image. An image of the target size is returned unchanged.
         size: The (height, width) of the result.
     """
     given, wanted = np.array(image.shape[:2], np.float64), np.array(size, np.float64)

@@ -19,7 +19,7 @@ class Retention:
     Attributes:
         last: The number of newest regular checkpoints to retain; None for all.
         every: Checkpoints of steps divisible by this number are retained; None for no such number.
-        temporary: The steps of temporary checkpoints. The next checkpoint replaces them.
+        temporary: The steps of checkpoints that the next checkpoint replaces.
     """
 
     last: int | None

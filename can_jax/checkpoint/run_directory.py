@@ -55,7 +55,7 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
     """Return the starts of a run in order; an empty list for a run without a history.
 
-    Damaged lines are skipped, since the history is informative only.
+    Damaged lines are skipped, so that they do not prevent a start.
     """
     return [record for _, record in json_lines(workdir / STARTS) if record is not None]
 

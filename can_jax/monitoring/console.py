@@ -138,7 +138,7 @@ class Reporter:
     """A printer of messages and a progress bar on process 0; the others are silent.
 
     Attributes:
-        clock: The clock of a timed run, which has no number of steps; None for others.
+        clock: The clock of a run whose length is a time; None for a run of a number of steps.
 
     Args:
         first_step: The step from which the run starts or resumes.

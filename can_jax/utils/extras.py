@@ -59,7 +59,7 @@ def install_command(extra: str) -> str:
 
 
 def missing_package(module: str | None) -> UserError | None:
-    """Return the error for a module that could not be imported, or None if no extra brings it.
+    """Return the error for a module that could not be imported, or None if no extra has it.
 
     Args:
         module: The dotted name of the module.

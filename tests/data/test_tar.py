@@ -65,7 +65,7 @@ def test_second_images_of_an_example_are_counted(tmp_path, names, used, second):
     write_tar(tmp_path / "train.tar", images(names))
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert [image.decode() for image, _ in examples] == used
-    assert examples == streamed and found.unused == {"second images of an example": second}
+    assert examples == streamed and found.unused == {"extra images of an example": second}
 
 
 def test_labels_of_names_with_dots(tmp_path):

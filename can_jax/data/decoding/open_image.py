@@ -83,8 +83,8 @@ def _check_text(encoded: bytes) -> None:
 def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
     """Yield the (width, height) stated in the headers of a WebP and of the images in an ICO.
 
-    Pillow learns the size of a WebP only from the decoder. Of an ICO it trusts the directory, which
-    may differ from the headers of the images.
+    Pillow gets the size of a WebP only from the decoder. For an ICO, Pillow trusts the directory of
+    the file, which may differ from the headers of the images.
     """
     if encoded[:4] == b"RIFF" and encoded[12:16] == b"VP8X" and len(encoded) >= 30:
         yield (

@@ -65,7 +65,7 @@ class EvaluationSet:
     def batches(
         self, batch_size: int, rows: Int[np.ndarray, " local"]
     ) -> Iterator[EvaluationBatch]:
-        """Yield this process's rows of every batch. An image that cannot be decoded is not valid.
+        """Yield this process's rows of every batch.
 
         Args:
             batch_size: The size of the global batch.

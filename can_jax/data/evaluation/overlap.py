@@ -11,8 +11,8 @@ from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.utils.errors import UserError
 
 SAMPLE = 256  # test examples whose content is compared
-CANDIDATES = 2048  # training examples read for that comparison, at most
-HASHED_BYTES = 10**9  # bytes of an in-memory array that are hashed, at most
+CANDIDATES = 2048  # the maximum number of training examples read for that comparison
+HASHED_BYTES = 10**9  # the maximum bytes of an in-memory array that are hashed
 
 
 def copies(
@@ -23,8 +23,8 @@ def copies(
     If both indexes hold digests, all examples are compared. Otherwise a sample of the test files is
     compared with training files of the same size.
 
-    Of arrays, as many images as fit into `HASHED_BYTES` are compared by their pixels. Mixtures are
-    compared part by part.
+    Of these, no more than `CANDIDATES` are read. Of arrays, as many images as fit into
+    `HASHED_BYTES` are compared by their pixels. Mixtures are compared part by part.
 
     Returns:
         The number of duplicates, and the number of test examples compared.

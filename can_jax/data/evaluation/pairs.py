@@ -91,8 +91,8 @@ def open_pair(
     Args:
         data: The config block that names the data.
         splits: The test splits to try, the preferred one first; see `open_test`.
-        chosen: Whether the user chose the test split explicitly; then nothing is held out because
-            the test split reads the training files.
+        chosen: Whether the user chose the test split explicitly. Such a split is used even if it
+            reads the training files.
         counts: The numbers of training and test examples to select, evenly spread; None for all.
         share: The fraction of the training examples to hold out if no test split exists.
         seed: The seed that selects the held-out examples.
@@ -248,8 +248,8 @@ def open_part(
         called: The name of the split as it appears in messages.
 
     Returns:
-        The selected examples, and a message that names the classes without any; empty if all have
-            some.
+        The selected examples, and a phrase that names the classes without examples, empty if all
+        classes have examples.
 
     Raises:
         UserError: The split has no labels or has unknown classes.

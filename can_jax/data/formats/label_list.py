@@ -84,8 +84,8 @@ def labels_from(
 ) -> tuple[Int[np.ndarray, " files"], tuple[str, ...], int]:
     """Return the labels of files by a list.
 
-    A list of paths is compared with whole names, one of bare names with the last part of each. Both
-    may lack suffixes.
+    The entries of a list are paths or bare file names. Paths are compared with whole names, and
+    bare names with the last component of each name. Entries may lack suffixes.
 
     Args:
         listed: The result of `read_label_list`.

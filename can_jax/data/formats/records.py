@@ -74,7 +74,7 @@ class Problems:
 
     Attributes:
         gaps: The damaged byte ranges, (start, end).
-        ending: A phrase that describes a damaged end, or nothing.
+        ending: A phrase that describes a damaged end, or "".
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ RECORDS = (
     *range(tarfile.RECORDSIZE, 2**20 + 1, tarfile.RECORDSIZE),
     *(BLOCK << power for power in range(6, 12)),
 )
-LONGEST_HEADER = 2**20  # bytes of a header including its names and attributes
+LONGEST_HEADER = 2**20  # the maximum bytes of a header including its names and attributes
 END_ZEROS = 2**20  # bytes of zeros after the last member that are not reported
 # The first bytes of compressed files, which can only be read sequentially.
 COMPRESSED = {

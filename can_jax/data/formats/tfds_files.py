@@ -25,7 +25,7 @@ NAME = re.compile(
     r"\w+(/[^/:=,]+)*(:(\d+|\*)(\.(\d+|\*))*)?"
 )  # a data set with an optional configuration and version
 DEEPEST = 3  # folder levels: data set, configuration, version
-LARGEST = 2**26  # bytes of `features.json`, at most
+LARGEST = 2**26  # the maximum bytes of `features.json`
 
 
 def check_name(name: str) -> None:

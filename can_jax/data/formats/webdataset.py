@@ -16,9 +16,9 @@ from can_jax.data.storage.files import IMAGE_NAME
 from can_jax.data.storage.reading import open_file, open_random
 from can_jax.data.storage.splits import shown
 
-LABEL = 100  # bytes read of a label; a longer one is not an integer
+LABEL = 100  # the maximum bytes read of a label; a longer label is no integer
 HOPS = 40  # links followed in a chain, the limit of Linux
-PENDING = 2**28  # bytes of images of one key that may wait in memory for their labels
+PENDING = 2**28  # the maximum bytes of images of one key that wait in memory for their labels
 # The name of an example's second image, between its key and its suffix.
 ROLES = frozenset(
     """
@@ -29,7 +29,7 @@ ROLES = frozenset(
     """.split()  # noqa: SIM905
 )
 Unused = collections.Counter[str]  # the number of unused members, by kind
-SECOND, LINKS = "second images of an example", "links that lead to no file in the tar"
+SECOND, LINKS = "extra images of an example", "links that lead to no file in the tar"
 SPARSE, SPECIAL = "sparse members", "members that are not files"
 LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
 SECOND_LABELS = "extra labels of an image"

@@ -35,7 +35,7 @@ from can_jax.utils.errors import UserError, one_line, reason_of
 from can_jax.utils.files import replacing
 from can_jax.utils.tensorflow import tensorflow
 
-UNIT = 200  # files of a folder
+UNIT = 200  # files of a folder that are examined together
 PARTS = 2  # the format version of stored parts; parts of other versions are not reused
 VERIFY = ("decode", "read", "none")
 

@@ -15,6 +15,8 @@ LOCK = ".lock"  # an empty file that is never deleted; the lock on it ends with 
 def only_writer(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on a folder. Blocks while another process holds it.
 
+    On a file system without locks, a warning is logged and nothing is locked.
+
     Args:
         folder: The folder to lock, which must exist.
         wait: A callback, called once if another process holds the lock.

@@ -148,7 +148,9 @@ def find_train(root: Path) -> list[Image]:
     """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
-    otherwise = f"there is neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/…"
+    otherwise = (
+        f"there is neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/…; give their folder"
+    )
     return list(_images_of_folder(root / "train", otherwise))
 
 

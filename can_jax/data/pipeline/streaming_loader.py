@@ -44,7 +44,7 @@ from can_jax.utils.tensorflow import tensorflow
 # window already used.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
-SPARES = 16  # images among which a broken one is replaced, at least, if the window has them
+SPARES = 16  # the minimum number of substitutes for a broken image, if the window has as many
 NOTHING = 2**30  # the `attempt` of a row if no image of its chunk can be decoded
 
 

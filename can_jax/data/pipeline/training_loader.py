@@ -28,7 +28,7 @@ from can_jax.utils.tensorflow import tensorflow
 
 # The number of examples tried at a position of the stream before the run stops with an error.
 DECODE_ATTEMPTS = 16
-ORDERED = 4096  # positions whose examples are computed at once: 16 times faster than 64 are
+ORDERED = 4096  # positions whose examples are computed at once, 16 times faster than for 64
 SHARE_ERROR = 0.05  # relative error of a mixture's share above which it is logged
 AHEAD = 2  # batches loaded and transferred ahead of the training step
 NAMED = 1000  # undecodable files logged by name; further ones are only counted
@@ -251,7 +251,7 @@ class TrainingLoader(Loader):
             raise UserError(
                 f"none of {attempts} images drawn at position {position} can be decoded as "
                 f"{self._config.data.channels} channels; the last was "
-                f"{self._source.describe(example)}"
+                f"{self._source.describe(example)}. Check the files and config.data.channels"
             )
 
     def _reason(self, example: int) -> str:
@@ -265,10 +265,18 @@ class TrainingLoader(Loader):
 
 
 def check_share(skipped: int, seen: int, limit: float) -> None:
-    """Raise `UserError` if the fraction of undecodable images is significantly above the limit.
+    """Check that the fraction of undecodable images is not significantly above a limit.
 
-    The test allows two standard deviations of a Poisson count, so that a few early failures do not
+    The check allows two standard deviations of a Poisson count, so that a few early failures do not
     stop the run.
+
+    Args:
+        skipped: The number of undecodable images.
+        seen: The number of all images so far.
+        limit: The allowed fraction, from 0 to 1.
+
+    Raises:
+        UserError: The fraction is above the limit.
     """
     if skipped - 2 * math.sqrt(skipped) > limit * seen:
         raise UserError(

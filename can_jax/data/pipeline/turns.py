@@ -8,8 +8,8 @@ from typing import NamedTuple
 from can_jax.data.sources.shard_reader import Read
 
 BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # of the records that a thread hands over together
-BLOCKS = 2  # blocks of a shard that wait in memory
-POLL = 0.2  # seconds after which a thread looks whether its shard is still wanted
+BLOCKS = 2  # the maximum number of blocks of a shard that wait in memory
+POLL = 0.2  # seconds after which a waiting thread checks whether its shard is still needed
 
 
 class Record(NamedTuple):
@@ -24,8 +24,8 @@ class Record(NamedTuple):
 def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
     """Yield the records of several shards, one of each in turn, until all have ended.
 
-    The order depends on the shards alone. A thread reads each shard ahead; expansion and reading
-    release the interpreter.
+    The order depends on the shards alone. Of several shards, each is read ahead by a thread, which
+    releases the interpreter while it reads and expands.
     """
     if len(paths) == 1:
         for number, (image, label) in enumerate(read(paths[0])):

@@ -86,8 +86,10 @@ class CenterView(Views):
         return resize_and_center_crop(image, self.size)[None]
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the view of an encoded image; evaluating it fails if that cannot be decoded
-        natively."""
+        """Return the view of an encoded image.
+
+        Evaluating the view fails if TensorFlow cannot decode the image.
+        """
         _, turn = self._header(encoded)
         image = native_pixels(encoded, self.channels, value_range=self.value_range)
         return self.from_pixels(orient(image, turn) if self.exif else image, position)

@@ -64,8 +64,8 @@ def one_numbering(
         if own and own != first:
             if own_labels.max(initial=-1) >= len(own) or len(set(first)) < len(first):
                 raise UserError(
-                    f"{shard}: label_names differ from those of another shard, and do not give "
-                    "each label a name of its own"
+                    f"{shard}: label_names differ from those of another shard, and some label has "
+                    "no name of its own: give each label a different name in every shard"
                 )
             table = np.array([new_label[name] for name in own], np.int32)
             own_labels = np.where(own_labels >= 0, table[own_labels], -1)

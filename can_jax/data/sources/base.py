@@ -73,8 +73,9 @@ class Source(abc.ABC):
     def fingerprint(self) -> Fingerprint:
         """Return values that change with the examples, by the keys of `fingerprint.WORDS`.
 
-        A resumed run compares them. By default they cover the number of examples, a sample of the
-        images, and all labels. If ``labels`` is None, they cover the labels of the sample only.
+        A resumed run compares these values with the stored ones. By default they cover the number
+        of examples, a sample of the images, and all labels; if ``labels`` is None, the labels of
+        the sample only.
         """
         count = min(SAMPLE, self.examples)
         images, labels = self.read(np.linspace(0, self.examples - 1, count).astype(np.int64))
