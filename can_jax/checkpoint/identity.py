@@ -59,7 +59,8 @@ def has_checkpoints(workdir: epath.Path) -> bool:
         return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed"
+            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed: run the same "
+            "command once it can be read"
         ) from error
 
 

@@ -142,7 +142,7 @@ class RandomViews(Views):
     def from_bytes(self, encoded: Any, position: Any) -> Any:
         """Return the views of an encoded image, decoded once at the smallest sufficient resolution.
 
-        Evaluating them fails if TensorFlow cannot decode the image.
+        Evaluating the views fails if TensorFlow cannot decode the image.
         """
         tf = tensorflow()
         size, turn = self._header(encoded)
