@@ -29,8 +29,8 @@ class Order:
     Attributes:
         seed: The seed of all permutations, any integer.
         sizes: The number of examples in each part.
-        weights: The weight of each part, above 0. The part's share of the stream agrees with it to
-            about 1 / `CYCLE`, and is at least about 1 / `CYCLE`.
+        weights: The weight of each part, above 0. The shares of the parts in the stream follow the
+            weights to about 1 / `CYCLE`, which is also the least share of a part.
         version: The version of the order, by default `VERSION`.
 
     Raises:
