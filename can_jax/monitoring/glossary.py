@@ -181,6 +181,10 @@ METRICS = {
     "skipped_images": Metric(
         "The number of images so far that could not be decoded and were replaced.",
     ),
+    "time": Metric("The time of day at which the line was written, in ISO 8601."),
+    "elapsed_seconds": Metric(
+        "The time since the run began, without the pauses between its starts.", unit="s"
+    ),
     "examples": Metric("The number of images seen, without repeats of resumed steps."),
     "epoch": Metric("The number of images seen over the images of an epoch."),
 }
