@@ -1,7 +1,7 @@
 """Callbacks: code that a run calls at its start, at intervals, after a rollback and at its end.
 
-A user's module registers a callback in `CALLBACKS`. Every run of its process then has it, whether
-of pretraining or of fine-tuning.
+A user's module registers a callback in `CALLBACKS`. Every pretraining and fine-tuning run of that
+process then calls the callback.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ class PeriodicAction(NamedTuple):
             buffers, so the function must copy the arrays that it retains.
         saves_first: Whether the run saves a checkpoint before each call, so that a run which is
             killed during a long evaluation need not repeat the steps. A run that is asked to stop
-            leaves such calls out; ``on_train_start`` can make up for them.
+            skips these calls; ``on_train_start`` of the resumed run can repeat them.
     """
 
     every: int
@@ -37,10 +37,10 @@ class PeriodicAction(NamedTuple):
 
 
 class Callback:
-    """Code that a run calls; the methods of this base class do nothing.
+    """The base class of code that a run calls; its own methods do nothing.
 
     Every process calls each method at the same step, so the methods can contain collective
-    operations. An error ends the run.
+    operations. An exception that a method raises ends the run.
     """
 
     def on_train_start(self, step: int, state: TrainState) -> None:
@@ -71,7 +71,7 @@ class RunContext:
         mesh: The device mesh over which the state is split.
         step: The model and the optimizer.
         source: The source of the training images.
-        times: The durations of the run; ``times.total`` is its last step.
+        times: The durations of the run in steps; ``times.total`` is the last step.
         workdir: The run directory.
         writer: The writer of metrics: ``writer.scalars(step, {"name": value})``.
         report: The console: ``report.say("text")`` prints a line.

@@ -36,7 +36,7 @@ from can_jax.train.step import Step, TrainState
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_bytes
 
-EARLY_SECONDS = 15.0  # after the first step, until a status line is printed out of turn
+EARLY_SECONDS = 15.0  # the wait for a first status line, before one is printed early
 PROBE, PIXELS = "probe/knn", "probe/knn_pixels"  # metric names
 LINEAR_BOUND = "denoising/linear_bound"
 
@@ -44,9 +44,8 @@ LINEAR_BOUND = "denoising/linear_bound"
 def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
     """Return the evaluations (`probe`, `picture`) due at a step whose output is missing.
 
-    A run saves a checkpoint before it evaluates the step. A run that is killed in between leaves
-    the evaluations out.
-    Collective: every process must call this.
+    A run saves a checkpoint before it evaluates the step. A run that is killed between the two has
+    the checkpoint, but not the output. Collective: every process must call this.
 
     Args:
         step: The step at which the run starts or resumes.
@@ -64,7 +63,7 @@ def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> lis
         bool(every and step and (step % every == 0 or step == times.total) and not has_output)
         for every, has_output in traces.values()
     ]
-    agreed = gather("what was looked at", np.array(missing))[0]
+    agreed = gather("evaluations done", np.array(missing))[0]
     return [name for name, absent in zip(traces, agreed, strict=True) if absent]
 
 
@@ -88,7 +87,7 @@ class Log(Callback):
 
     @functools.cached_property
     def _peak(self) -> float:
-        """The peak FLOP/s of all devices. It may have to be measured, with the devices idle."""
+        """The peak FLOP/s of all devices; measured, on idle devices, if their kind is unknown."""
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def on_rollback(self, step: int) -> None:
@@ -97,9 +96,9 @@ class Log(Callback):
         self.report.advance(step)
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line before the first regular one, if that takes long.
+        """Print a status line `EARLY_SECONDS` after the first step if none was printed before.
 
-        Call it after every step. The line is for people; metrics are written at regular steps.
+        Call this method after every step without metrics to log. No metrics are written.
         """
         if self._logged or jax.process_index():
             return
@@ -127,7 +126,7 @@ class Log(Callback):
         self._writer.checkpoint(step, self._checkpoints / str(step))
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Close the clock's window, write the metrics of a step and print a status line."""
+        """Close the clock's interval, write the metrics of a step and print a status line."""
         window = clock.window()
         with clock.paused():
             peak = self._peak
@@ -150,8 +149,8 @@ class Log(Callback):
         if values["skipped_steps"] > self._skipped_steps:
             self._skipped_steps = values["skipped_steps"]
             self.report.say(
-                f"warning: {self._skipped_steps:.0f} updates so far were skipped, their loss or "
-                "gradient was not finite; a lower optimizer.learning_rate may help"
+                f"warning: {self._skipped_steps:.0f} updates so far were skipped because their "
+                "loss, gradient or result was not finite; a lower optimizer.learning_rate may help"
             )
 
 
@@ -161,7 +160,7 @@ class PretrainCallbacks(Log):
     Args:
         run: The run.
         step: The train step of ``run``.
-        moments: Returns the moments of the data's patches. Collective.
+        moments: A function that returns the moments of the data's patches; a collective operation.
     """
 
     def __init__(self, run: RunContext, step: Step, moments: Callable[[], Moments]):
@@ -186,7 +185,7 @@ class PretrainCallbacks(Log):
 
     @functools.cached_property
     def _pictured(self) -> np.ndarray:
-        """The images of the figures, as bytes."""
+        """The images of the figures, of type uint8."""
         config = self._step.config
         examples = EvaluationSet(config, self._source, config.figures.images, labeled=False)
         return examples.images()
@@ -206,7 +205,8 @@ class PretrainCallbacks(Log):
         """Run the evaluations that precede the first step.
 
         A new run probes raw pixels and the untrained encoder, and computes the best linear
-        denoiser. A resumed run repeats the evaluations of its step that were interrupted.
+        denoiser. A resumed run first evaluates its checkpoint, if that evaluation was due and has
+        no output.
         """
         if not step:
             self._bound()
@@ -247,7 +247,7 @@ class PretrainCallbacks(Log):
         self.report.say(f"step {step}: kNN {measured[PROBE]:.1f}%")
 
     def picture(self, step: int, state: TrainState) -> None:
-        """Write the figure of a step as a PNG and as a TensorBoard image."""
+        """Write the figure of a step as a PNG and as a TensorBoard image, if it can be drawn."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
@@ -259,7 +259,7 @@ class PretrainCallbacks(Log):
                 self._writer.image(step, FIGURE, pixels_of(png))
             # Matplotlib reads the user's settings, so it can raise errors of any kind.
             except Exception as error:
-                logging.warning("the figure of step %d is missing: %s", step, one_line(error))
+                logging.warning("the figure of step %d was not written: %s", step, one_line(error))
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Print a summary of the finished run: its duration, its kNN accuracies and its files."""

@@ -1,7 +1,7 @@
 """The settings of a run that follow from its devices, its data and its time.
 
 `can-jax train --data=DIR` chooses them at the first start, with a reason for each. A resumed run
-keeps what the run directory stores, except for the settings of `DEVICE_KEYS`.
+keeps the settings that the run directory stores, except for `DEVICE_KEYS`.
 """
 
 import dataclasses
@@ -25,13 +25,14 @@ DEVICE_KEYS = (
 )  # fmt: skip
 BATCHES = (1024, 512, 256, 128, 64, 32, 16, 8)
 CPU_BATCH = 128
-SMALLEST_BATCH = 256  # below it microbatches are preferred, since the negatives are of one batch
+SMALLEST_BATCH = 256  # microbatches are preferred to smaller batches, which have few negatives
 REMATS = ("none", "dots", "dots_no_batch", "full")
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
-STATE_SHARE = 0.4  # of the memory, above which the state is split over the devices
+STATE_SHARE = 0.4  # the state is split over devices if it needs more of a device's memory
 PROBE_IMAGES = 100_000  # images between two probes
 CPU_SIZE, LARGEST_SIZE = 64, 224  # pixels
-AUTOMATIC_EPOCHS = 100.0  # of a recipe that is chosen, if no length is given
+MOST_PATCHES = 1024  # images whose sides need more patches are resized instead
+AUTOMATIC_EPOCHS = 100.0  # the length of a run for which neither recipe nor length is given
 
 
 class Choice(NamedTuple):
@@ -57,15 +58,15 @@ def choose(
     found: Survey | None,
     stored: bool = False,
 ) -> list[Choice]:
-    """Set what the devices, the data and the time decide; return the choices.
+    """Set the settings that follow from the devices, the data and the time; return the choices.
 
     Args:
         config: The configuration of a recipe or of the run directory, changed in place.
-        given: Dotted keys that the command line sets, which stay.
+        given: Dotted keys that the command line sets; they are not changed.
         devices: The devices of the run.
-        found: What a look at the data has found; None if its settings are given.
-        stored: Whether the configuration is that of the run directory, of which only the settings
-            of `DEVICE_KEYS` change.
+        found: The survey of the data; None if the settings of the data are given.
+        stored: Whether the configuration is that of the run directory; then only `DEVICE_KEYS`
+            change.
     """
     choices: list[Choice] = []
 
@@ -81,20 +82,21 @@ def choose(
         for choice in data_choices(config, devices, found):
             take(*choice)
     if devices.bfloat16:
-        take("model.dtype", "bfloat16", f"{devices.kind} multiplies it in hardware")
+        take("model.dtype", "bfloat16", f"{devices.kind} has bfloat16 units")
     else:
-        slow = "is faster than bfloat16" if devices.platform == "cpu" else "has no bfloat16 units"
-        take("model.dtype", "float32", f"{devices.kind}: {slow}")
+        cpu = devices.platform == "cpu"
+        why = "computes it faster than bfloat16" if cpu else "has no bfloat16 units"
+        take("model.dtype", "float32", f"{devices.kind} {why}")
     if config.total_minutes is not None:
         minutes = round(min(30.0, max(config.total_minutes / 20, 0.5)), 2)
         take(
             "checkpoint.every_minutes",
             minutes,
-            "an interrupted run loses at most 5 % of its time, or half a minute",
+            "a killed run repeats about 5 % of its time at most, or half a minute",
         )
         warm = [key for key in ("steps", "epochs", "examples") if config.optimizer[f"warmup_{key}"]]
         for unit in warm:
-            take(f"optimizer.warmup_{unit}", None, "a share of the time replaces it")
+            take(f"optimizer.warmup_{unit}", None, "optimizer.warmup_share replaces it")
         if warm:
             take("optimizer.warmup_share", 0.05, "the number of steps is not known")
     for choice in memory_choices(config, given, devices, found, stored):
@@ -106,20 +108,22 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
     """Yield the settings that the data decides: its source, and the size of views and patches."""
     yield Choice("data.source", found.source, "what the path holds")
     largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
-    if found.shape and max(found.shape) <= LARGEST_SIZE:
-        height, width = found.shape
+    height, width = found.shape or (largest, largest)
+    patch = patch_of(height, width)
+    few = (height // patch) * (width // patch) <= MOST_PATCHES
+    if found.shape and max(height, width) <= LARGEST_SIZE and few:
         size: Any = height if height == width else found.shape
-        patch = patch_of(height, width)
         why = f"the images have {height} x {width} pixels"
     else:
         side = min(found.side or largest, largest)
         size = max(side // 16 * 16, 16)
-        patch = patch_of(size, size)
+        height = width = size
+        patch = patch_of(height, width)
         sides = f"the images' shorter side is about {found.side} pixels" if found.side else ""
         limit = "a CPU is slow" if devices.platform == "cpu" else "the recipes' size"
         why = sides if size < largest and sides else limit
     yield Choice("data.image_size", size, why)
-    yield Choice("model.patch_size", patch, "8 to 14 patches a side")
+    yield Choice("model.patch_size", patch, f"{height // patch} x {width // patch} patches")
     if found.labeled and not value_of(config, "probe.every_epochs"):
         epochs = max(1.0, PROBE_IMAGES / (found.images or PROBE_IMAGES))
         yield Choice("probe.every_epochs", float(round(epochs)), "the data has labels")
@@ -128,11 +132,14 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
 
 
 def patch_of(height: int, width: int) -> int:
-    """Return a patch size that divides both sides into 8 to 14 patches where possible."""
-    side = min(height, width)
-    if side % 16 == 0 and side >= 128:
+    """Return a patch size that divides both sides.
+
+    It is 16 where that gives at least 8 patches a side. Otherwise the shorter side has as close to
+    8 patches as the common divisors of the sides allow.
+    """
+    side, both = min(height, width), math.gcd(height, width)
+    if both % 16 == 0 and side >= 128:
         return 16
-    both = math.gcd(height, width)
     sizes = [size for size in range(1, max(both // 4, 1) + 1) if both % size == 0]
     return min(sizes, key=lambda size: (abs(side / size - 8), size))
 
@@ -181,14 +188,14 @@ def fit(
 ) -> tuple[int, str, int]:
     """Return the batch size, the remat policy and the microbatches that fit the memory.
 
-    The largest batch comes first, then the least recomputation. A batch below `SMALLEST_BATCH` is
-    tried only after microbatches.
+    Larger batches are preferred, then less recomputation. Batches below `SMALLEST_BATCH` are tried
+    after microbatches. If no combination fits, the last one tried is returned.
 
     Args:
-        config: The configuration, of which a copy is changed.
+        config: The configuration, which is not changed.
         parameters: The number of parameters.
         devices: The devices of the run.
-        found: What a look at the data has found.
+        found: The survey of the data, or None.
         fixed: Whether the batch size must stay.
     """
     count, limit = devices.count, devices.memory
@@ -228,7 +235,7 @@ def what_fits(config: ConfigDict, devices: Devices) -> str:
     """
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)
-    # The step did not fit, so the estimate may not hold: demand a fifth less than it.
+    # The step did not fit, so the estimate may be too low: require a fifth less than estimated.
     constant = constant_bytes(config, parameters, devices.count)
     limit = min(devices.memory or needed, constant + int(0.8 * (needed - constant)))
     devices = dataclasses.replace(devices, platform="gpu", memory=limit)

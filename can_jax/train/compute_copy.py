@@ -1,9 +1,10 @@
 """The copy of the parameters that a step computes with: cast once, and gathered once.
 
-A layer casts its parameters to its type of computation where it uses them. A step does that for all
-layers at once, before it differentiates. Blocks then read half the bytes, their gradients are
-stacked and summed over the devices in that type, and parameters that are split over all devices
-(`config.mesh.shard_state`, ZeRO of arXiv 1910.02054) are gathered in it.
+A layer casts its parameters to its type of computation where it uses them. A step casts the
+parameters of all layers at once, before it differentiates. Blocks then read half the bytes, their
+gradients are stacked and summed over the devices in the type of computation. Parameters that are
+split over all devices (`config.mesh.shard_state`, ZeRO of arXiv 1910.02054) are gathered in that
+type.
 """
 
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any])
     Args:
         config: The resolved configuration.
         parameters: The network's parameters.
-        types: The types by the paths of parameters, from `compute_types`; others are not cast.
+        types: The types by the paths of parameters, from `compute_types`; parameters without a type
+            are not cast.
     """
 
     def cast(path: tuple[Any, ...], parameter: jax.Array) -> jax.Array:
@@ -62,7 +64,7 @@ def stored_gradients(config: ConfigDict, gradients: Tree, parameters: Tree) -> T
 def compute_types(model: nnx.Module) -> dict[str, Any]:
     """Return the type in which each linear layer computes, by the paths of its parameters.
 
-    The other layers compute with their parameters as they are, such as LayerNorm in float32.
+    Parameters of other layers, such as LayerNorm, are not in the result, so they are not cast.
     """
     return {
         "/".join(map(str, (*path, name))): module.dtype

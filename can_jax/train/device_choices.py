@@ -1,4 +1,4 @@
-"""The values that settings which depend on the devices take in a run."""
+"""The values that `auto` settings take on the devices of a run."""
 
 from typing import Any
 

@@ -15,18 +15,20 @@ from can_jax.objectives.reconstruction import patch_statistics
 from can_jax.train.losses import forward, prepare
 from can_jax.train.step import Step, TrainState
 
-# Standard deviations of the strongest noise at which its picture is black or white.
+# Noise of this many times `noise.sigma_max`, and beyond, is drawn in black or white.
 NOISE_CONTRAST = 3.0
 
 
 class Panel(NamedTuple):
-    """The pictures of a figure, with values in [0, 1]; hidden patches without content are gray.
+    """The pictures of a figure, with values in [0, 1].
 
     Attributes:
-        clean: The images.
-        shown: The visible patches with their noise, as the encoder sees them.
+        clean: The images, unaugmented.
+        shown: The visible patches with their noise, as the encoder sees them; hidden patches have
+            the mean color.
         reconstruction: The images with the predictions of the hidden patches.
-        noise: The noise of the visible patches; None without the denoising objective.
+        noise: The noise of the visible patches, gray where it is 0 and in hidden patches; None
+            without the denoising objective.
         predicted_noise: The prediction of that noise; None without the denoising objective.
         sigma: The noise level of each row; None without noise.
     """
@@ -45,8 +47,8 @@ def make_panel(
     """Run the network on unaugmented images and return the pictures of the figure.
 
     The masks and the noise are the same in every call. If the target was normalized, the prediction
-    of a hidden patch is scaled by that patch's own mean and deviation. It is pasted between the
-    visible patches.
+    of a hidden patch is scaled by that patch's own mean and deviation. The predictions of hidden
+    patches are pasted between the visible patches.
     """
     config = step.config
     count = images.shape[0]

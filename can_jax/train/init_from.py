@@ -1,7 +1,7 @@
 """Initial weights of a new run, from another run, an export or another library.
 
-Only weights are loaded. The schedule, the optimizer's moments and the data order are new, unlike
-in a run that resumes.
+Only weights are loaded. The schedule, the optimizer's moments and the data order start from the
+beginning, unlike in a run that resumes.
 """
 
 from typing import Any
@@ -33,16 +33,18 @@ def initial_weights(
     variant: Variant = PLAIN,
     statistics: Any = None,
 ) -> tuple[Any, list[str]]:
-    """Load the weights that a source has for the parameters.
+    """Load the arrays of a source whose names and shapes match the parameters.
 
     Args:
         source: A path that `can_jax.load` can open: a run directory, one of its checkpoints, an
             export or a weights file.
-        parameters: The initialized parameters; those without a counterpart in the source stay.
+        parameters: The initialized parameters; parameters without a counterpart in the source keep
+            their values.
         mesh: The device mesh of the parameters.
         variant: The options of this run's encoder.
-        statistics: The statistics of the network. If the patch embedding has a fixed map among
-            them, loaded weights are converted so that the embedding of plain patches is the same.
+        statistics: The batch statistics of the network. If they hold a fixed map before the patch
+            embedding, the loaded embedding is converted so that it maps plain patches to the same
+            tokens.
 
     Returns:
         The parameters, and the lines to print about loaded, missing and unused arrays.
@@ -68,7 +70,8 @@ def initial_weights(
     taken = {name for name, array in ours.items() if _fits(theirs.get(name), array)}
     if not taken:
         raise UserError(
-            f"config.init_from={source} has no array that fits; it has, for example, "
+            f"config.init_from={source} has no array that fits; set config.model to "
+            "the architecture of the weights, which have, for example, "
             f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in list(theirs.items())[:3])}"
         )
 
@@ -103,7 +106,7 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
     outside the encoder keep their own names.
 
     Raises:
-        UserError: An array of the file's encoder would be unused, or used wrongly.
+        UserError: An array of the file's encoder would be unused, or does not fit this encoder.
     """
     arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
@@ -139,7 +142,7 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
         if unknown:
             notes.append(unknown[0])
         elif told:
-            notes.append(f"they were trained on images of {told}")
+            notes.append(f"the weights require images normalized with {told}")
     return converted | rest, notes
 
 
@@ -151,13 +154,13 @@ def _differences(options: dict[str, Any], variant: Variant) -> list[str]:
         if theirs != ours:
             notes.append(
                 f"{key} is {theirs} in the weights, and {ours} is used: features may differ by "
-                "about 1e-4; config.model.backbone_options changes it"
+                "about 1e-4; config.model.backbone_options can match the weights"
             )
     return notes
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
-    """Reject weights with other positions or another number of heads than the parameters.
+    """Reject weights whose norm, positions or number of heads differ from those of the parameters.
 
     Args:
         weights: The weights of the file.
@@ -170,7 +173,8 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     options = weights.facts["options"]
     if options.get("norm") == "pooled":
         raise UserError(
-            "fc_norm has no counterpart in this encoder: it normalizes the mean of the tokens"
+            "fc_norm, which normalizes the mean of the tokens, has no counterpart in this "
+            "encoder; give weights without it, such as pretrained ones"
         )
     if options.get("positions") == "learned" and "positions" not in parameters["encoder"]:
         raise UserError(
@@ -181,13 +185,14 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     heads = shape[3]
     if weights.facts.get("heads", heads) != heads:
         raise UserError(
-            f"the weights have {weights.facts['heads']} heads, but config.model has {heads}"
+            f"the weights have {weights.facts['heads']} heads, but config.model has {heads}; "
+            f"set config.model.heads={weights.facts['heads']}"
         )
     # A file with a decoder alone has no positions or patches to compare.
     if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():
         sizes(weights)
     if "pos_embed" not in weights.arrays:
-        notes.append("positions not compared with the fixed sin-cos ones: there is no pos_embed")
+        notes.append("positions not compared with the sin-cos table: the weights have no pos_embed")
 
 
 def _nest(path: tuple[Any, ...], leaf: Any) -> Any:

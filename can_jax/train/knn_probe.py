@@ -28,10 +28,11 @@ WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
 
 class KnnProbe:
-    """A kNN classifier of ``probe.queries`` test images by ``probe.bank`` training images.
+    """A kNN classifier of test images by labeled training images, the bank.
 
-    The queries are images of ``probe.split``, and the bank holds images of ``data.split``. Classes
-    are those of the bank, and no image is in both.
+    The queries are up to ``probe.queries`` images of ``probe.split``. The bank holds up to
+    ``probe.bank`` images of ``data.split``. The classes are those of the bank, and no example is in
+    both sets.
 
     Args:
         config: The resolved configuration.

@@ -38,7 +38,8 @@ class Progress:
     Attributes:
         seconds: Training time so far, in seconds.
         loader: The state of the loader.
-        passed_over: Batches that were drawn but belong to no step, since a rollback skipped them.
+        passed_over: The number of batches that rollbacks skipped, so that no step of the run has
+            them.
         rewinds: The number of rollbacks so far.
         guard: The state of the loss-spike detector.
         order_version: The version of the order of the examples.
@@ -79,7 +80,7 @@ class Logger(Protocol):
         ...
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line after a step at which no metrics are logged, if that takes long."""
+        """Print a status line after a step without log, if the first log takes long."""
         ...
 
 
@@ -93,19 +94,21 @@ class Loop:
         abstract: The train state as shapes with shardings, for a restore.
         total: The last step; that of a timed run changes with its pace.
         workdir: The run directory.
-        lock: The lock on the run directory, checked before anything is written there.
-        loader: The batches, from the next step on.
+        lock: The lock on the run directory, checked before metrics, checkpoints and figures are
+            written.
+        loader: The loader of batches; its next batch is that of the first step.
         checkpoints: The checkpoints of the run.
         logger: The logger of metrics and messages.
         callbacks: The callbacks, such as evaluations.
         stopping: The signals that ask the job to stop.
         watchdog: The timer that ends a run without progress.
-        replicas: The check that device copies agree; None if it is off.
+        replicas: The check that device copies agree; None if `check_replicas` is False.
         progress: The progress up to the step from which the run starts or resumes.
-        startup: The measurement of the time to the first step; None if it was printed.
-        trace: The profiler's trace of some steps; None if there is none.
+        startup: The measurement of the time to the first step; None after it was printed.
+        trace: The profiler's trace of some steps; None without ``--profile``.
         pace: The pace of a timed run; None for others.
-        end_seconds: The seconds that the evaluations after the last step take, as far as measured.
+        end_seconds: The longest time measured so far for all evaluations of a step, in seconds. A
+            timed run reserves it for the evaluations after its last step.
     """
 
     step: Steps
@@ -215,8 +218,8 @@ class Loop:
     def _minutes_passed(self, step: int) -> bool:
         """Return whether a checkpoint is due by time. Collective: every process must call this.
 
-        The clock of process 0 decides. Several processes compare it at log steps only, since that
-        blocks each of them until all have reached it.
+        The clock of process 0 decides. With several processes it is read only at log steps, since
+        the exchange blocks each process until all have reached the step.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
@@ -226,7 +229,7 @@ class Loop:
         return bool(gather("checkpoint by time", np.int32(passed))[0])
 
     def _save(self, step: int, state: TrainState, temporary: bool = False) -> None:
-        """Start to save a step. Collective: every process must call this.
+        """Start to save a checkpoint of a step. Collective: every process must call this.
 
         Raises:
             UserError: The copies of the state on several devices differ.

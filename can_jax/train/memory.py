@@ -1,9 +1,9 @@
 """An estimate of the memory of a train step, without compiling it.
 
-The activations of a transformer's block are about 34 bytes for each of its features and tokens in
-16-bit types, and 5 for each attention weight (arXiv 2205.05198, equation 1), of which XLA makes 7.
-The factors of the remat policies are upper bounds of what programs of XLA's compiler for the H100
-need, those of ViT-S, B and L at 224 px. `can_jax.plan` compiles the step instead.
+In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature,
+and 5 bytes per attention weight (arXiv 2205.05198, equation 1); in XLA's programs, 7. `FACTORS`
+makes the formula an upper bound of the memory that XLA's compiler for the H100 plans for ViT-S, B
+and L at 224 px. `can_jax.plan` compiles the step instead of estimating it.
 """
 
 import math
@@ -18,9 +18,9 @@ from can_jax.models.masking import visible_count
 from can_jax.train.losses import heads
 from can_jax.train.step import abstract_network
 
-STORED_BYTES = 12  # per parameter: itself and two moments, in float32
+STORED_BYTES = 12  # per parameter: its value and two moments, in float32
 PASSING_BYTES = 4  # per parameter: its copy for the computation and its gradient, in 16 bits
-# Bytes of the step's activations over the formula's, by remat policy.
+# The step's bytes of activations, divided by those of the formula, by remat policy.
 FACTORS = {"none": 1.0, "dots": 0.6, "dots_no_batch": 0.6, "full": 0.15}
 PIXEL_BYTES = 24  # per value of a view: the crop, its augmentation, noise, targets
 FIXED = 2**29  # bytes of the program, its libraries and fragmentation
@@ -37,7 +37,7 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     Args:
         config: The resolved configuration.
         parameters: The number of parameters; see `parameter_count`.
-        devices: The number of devices, over all of which the batch is split.
+        devices: The number of devices. The batch is split over all of them.
     """
     model, data = config.model, config.data
     patches = math.prod(grid_of(config))

@@ -8,7 +8,7 @@ compares rows with each other, and its projector normalizes over all of them. Wi
 2. Compute the contrastive loss of the whole batch and its gradient for each embedding.
 3. Run each microbatch once more, with its own losses and the gradient of its embeddings.
 
-The result equals that of the whole batch. It costs one more forward pass of the encoder.
+The result equals that of the whole batch. The method costs one more forward pass of the encoder.
 
 `accumulation.negatives='microbatch'` saves that pass. The negatives of a row and the statistics of
 BatchNorm then come from its microbatch only. That is another loss than the paper's.
@@ -51,9 +51,10 @@ def accumulate_gradients(
     batch: Batch,
     step: Int[Array, ""],
 ) -> tuple[StepOutput, Embeddings]:
-    """Compute what `can_jax.train.losses.loss_and_gradients` does, in microbatches.
+    """Compute the losses and gradients of a batch, one microbatch after another.
 
-    ``config.accumulation`` sets their number, and from where a row takes its negatives.
+    ``config.accumulation`` sets the number of microbatches and the source of negatives. Arguments
+    and results are those of `can_jax.train.losses.loss_and_gradients`.
     """
     run = _Run(config, network, parameters, batch_stats, step)
     if config.accumulation.negatives == "batch" and run.settings(related=True):
@@ -66,7 +67,7 @@ def split_microbatches(
 ) -> Shaped[Array, "count part ..."]:
     """Split a batch into ``count`` microbatches along a new leading axis.
 
-    Every device holds a part of each microbatch, so no image moves between devices.
+    Every device holds rows of each microbatch, so no image moves between devices.
     """
     return constrain_batch_sharding(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
 
@@ -79,7 +80,7 @@ def merge_microbatches(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, 
 
 
 class _Run(NamedTuple):
-    """The network and the state of one step; its methods return outputs and pooled embeddings."""
+    """The network and the state of one step, with two methods to accumulate gradients."""
 
     config: ConfigDict
     network: nnx.GraphDef
@@ -103,7 +104,7 @@ class _Run(NamedTuple):
         return prepare(self.config, batch, self.step, settings)
 
     def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Average the gradients of microbatches, each with negatives of its own only."""
+        """Average the gradients of microbatches, with negatives from the same microbatch."""
         count = self.config.accumulation.microbatches
 
         def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], Any]:

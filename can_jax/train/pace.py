@@ -1,9 +1,10 @@
-"""The pace of a run whose length is a time: how many steps it will have, and where it stands.
+"""The pace of a run whose length is a time: its last step and its position in the schedule.
 
-Such a run ends on time whatever the speed of its devices, with the learning rate at the end of its
-schedule. The schedule has `TIMED_STEPS` virtual steps. A run's position in it grows linearly with
-its steps, towards the last step that the remaining time allows. The last step is re-estimated every
-2 to 60 seconds, 200 times a run.
+Such a run ends at about the given time, with the learning rate at the end of its schedule, whatever
+the speed of its devices. The schedule has `TIMED_STEPS` virtual steps. The run's position in the
+schedule grows linearly with its steps, towards the last step that the remaining time allows. The
+last step is re-estimated at intervals of a 200th of the run's time, but not under 2 or over 60
+seconds, and at least a step apart.
 """
 
 import contextlib
@@ -21,11 +22,11 @@ from can_jax.monitoring.timing import process_age
 from can_jax.utils.files import read_json, replace_text
 
 FILE = "time_used.json"
-FIRST_DECISION = 3  # steps; the first one is slower than the rest
+FIRST_DECISION = 3  # steps before the first estimate, since the first step is slow
 SHARE = 1 / 200  # the interval of decisions as a fraction of the run's time
 SHORTEST, LONGEST = 2.0, 60.0  # the bounds of that interval in seconds
-EXIT_SECONDS = 2.0  # that a process needs to exit, beside what is measured
-LAST_STEPS = 20  # steps that end the schedule if the time is over, as after a suspension
+EXIT_SECONDS = 2.0  # reserved for the exit of the process
+LAST_STEPS = 20  # the most steps that end the schedule after the time is over
 
 
 class Used(NamedTuple):
@@ -34,7 +35,7 @@ class Used(NamedTuple):
     Attributes:
         seconds: The time used.
         allowed: The time that the run was allowed when this was stored.
-        last_step: The last step of the run, once it is known.
+        last_step: The last step of the run; None until the run has reached it.
     """
 
     seconds: float = 0.0
@@ -60,7 +61,8 @@ def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
 
     Args:
         workdir: The run directory.
-        seconds: The time that the run may use now. If it has changed, the run continues.
+        seconds: The time that the run may use now. If the stored time differs, the run continues,
+            and the result is None.
 
     Raises:
         UserError: The file of the time used cannot be read.
@@ -73,13 +75,13 @@ class Pace:
     """The pace of a timed run.
 
     Attributes:
-        total: The last step, as estimated.
+        total: The estimate of the last step; `MOST_STEPS` before the first estimate.
     """
 
     _counted = False  # Only the first run of a process counts from the start of the process.
 
     def __init__(self, workdir: epath.Path, seconds: float, step: int, stored: Any = None):
-        """Continue a run, or begin a new one.
+        """Start the clock of a new or resumed run.
 
         Args:
             workdir: The run directory, which stores the time used.
@@ -107,7 +109,7 @@ class Pace:
         self._over = False  # the time was over before the last step
 
     def position(self, step: int) -> np.float32:
-        """Return the position in the schedule before a step, a number of virtual steps."""
+        """Return the position in the schedule before a step, in virtual steps."""
         start, position = self._anchor
         if step >= self.total:
             return np.float32(TIMED_STEPS)
@@ -115,7 +117,7 @@ class Pace:
         return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
 
     def state(self, step: int) -> dict[str, float]:
-        """Return the values with which a later start continues from a step, for a checkpoint."""
+        """Return the JSON values that a checkpoint of a step stores, for a resume from it."""
         return {"position": float(self.position(step)), "allowed": self._allowed}
 
     def used(self) -> float:
@@ -131,20 +133,20 @@ class Pace:
         return min(self.used() / self._allowed, 1.0)
 
     def rolled_back(self, step: int, to: int) -> None:
-        """Continue at an earlier step, with the position in the schedule that was reached."""
+        """Return to step ``to``, at the position in the schedule that ``step`` had reached."""
         self._anchor = (to, float(self.position(step)))
         self._next = to + FIRST_DECISION
         self._last = (to, time.perf_counter(), self._last[2])
 
     def update(self, step: int, paused: float, reserve: float) -> None:
-        """Estimate the last step anew, if it is time for that.
+        """Re-estimate the last step if the interval since the last estimate is over.
 
         Collective: every process must call this after every step. Process 0 decides.
 
         Args:
             step: The step that was dispatched.
-            paused: The seconds so far in which no step was trained, such as those of evaluations.
-            reserve: The seconds that the end of the run will need, after its last step.
+            paused: The seconds so far in which the loop was paused, such as for evaluations.
+            reserve: The seconds to reserve for the evaluations after the last step.
         """
         if self._fixed or step < self._next:
             return
@@ -177,9 +179,9 @@ class Pace:
         self.store()
 
     def store(self) -> None:
-        """Store the time used so far; the main process writes it."""
+        """Write the time used so far. Only the main process writes."""
         if jax.process_index():
             return
         used = Used(self.used(), self._allowed, self.total if self._fixed else None)
-        with contextlib.suppress(OSError):  # a full disk; only the time of this start is lost
+        with contextlib.suppress(OSError):  # with a full disk, a resume may count less time
             replace_text(self._path, json.dumps(used._asdict()) + "\n")

@@ -1,4 +1,4 @@
-"""Statistics of the training patches: their mean and covariance, measured before the first step."""
+"""Statistics of the training patches: their mean and covariance over the first batches of a run."""
 
 import functools
 import math
@@ -32,9 +32,9 @@ class Moments(NamedTuple):
 
 
 def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
-    """Return the mean of ``x x^T`` over the patches of a batch, each with a 1 before its pixels.
+    """Return the mean of ``x x^T`` over a batch, where ``x`` is a 1 and the pixels of a patch.
 
-    The patches are those of the first step, augmented and without noise. The function is traced.
+    The patches are augmented as in the first step, without noise. The function can be jitted.
 
     Args:
         config: The resolved configuration.
@@ -63,7 +63,7 @@ def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that hold `IMAGES`, or one epoch if that is less."""
+    """Return the number of batches that hold `IMAGES` images, or one epoch of a smaller set."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 
@@ -78,7 +78,7 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
         mesh: The device mesh.
 
     Returns:
-        The moments of their patches.
+        The moments of the patches of the batches.
     """
     from can_jax.data.pipeline.loader import open_loader  # decoders, which a study has not
 

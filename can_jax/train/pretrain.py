@@ -79,7 +79,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def explained_memory(config: ConfigDict) -> Iterator[None]:
-    """Turn the error of a device that is out of memory into a `UserError` with what would fit.
+    """Turn the out-of-memory error of a device into a `UserError` with settings that may fit.
 
     Args:
         config: The resolved configuration of the run.
@@ -104,7 +104,7 @@ def prepare(
     given: Collection[str] = (),
     allowed: Collection[str] = (),
 ) -> "Pretraining":
-    """Check a configuration, open its data, and return the pretraining it describes.
+    """Check a configuration, open its data, and return the pretraining to run.
 
     Collective: every process must call this.
 
@@ -115,7 +115,7 @@ def prepare(
         allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
 
     Raises:
-        UserError: A setting is wrong, or the data does not fit it.
+        UserError: A setting is invalid, or the data does not suit it.
     """
     require_input()
     config = continued(resolve(config), workdir, given, allowed)
@@ -178,7 +178,7 @@ class Pretraining:
         return patch_moments(self.config, self.source, self.mesh)
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state with the fixed map of the data and the weights of ``init_from``, if set.
+        """Return the state with the whitening map and the weights of ``init_from``, if configured.
 
         Collective: every process must call this.
         """
@@ -186,7 +186,7 @@ class Pretraining:
         if embedding_kind(config) == "whitened":
             fixed = whitening_of(config, self.moments)
             state.batch_stats = with_map(state.batch_stats, fixed)
-            report.say(f"whitened the patches by {self.moments.images:,} images")
+            report.say(f"patches are whitened by the statistics of {self.moments.images:,} images")
         if source := config.init_from:
             variant = variant_of(config.model) if config.model.backbone == "vit" else PLAIN
             given = state.parameters, self.mesh, variant, state.batch_stats
@@ -213,7 +213,7 @@ def continued(
 ) -> ConfigDict:
     """Return the configuration with which a run starts or resumes.
 
-    On a resume, keys that are newer than the run keep the meaning they had when it began.
+    On a resume, keys that did not exist when the run began take the former behavior.
 
     Args:
         config: The resolved configuration of this start.
@@ -222,8 +222,8 @@ def continued(
         allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
 
     Raises:
-        UserError: The stored configuration cannot be read or is invalid, or a setting differs that
-            may not change.
+        UserError: The stored configuration cannot be read or is invalid, or a setting that may not
+            change differs from it.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -277,12 +277,17 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     if source.parts:
         unlabeled = not source.label_names
     if needy and unlabeled:
-        how = ".supervised=True" if needy[0] == "contrastive" else ""
-        raise UserError(f"config.objective.{needy[0]}{how} needs labels, and the data has none")
+        how, switch = "", "its weight to 0"
+        if needy[0] == "contrastive":
+            how, switch = ".supervised=True", "it to False"
+        raise UserError(
+            f"config.objective.{needy[0]}{how} needs labels, and the data has none: give labeled "
+            f"data, or set {switch}"
+        )
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log a warning if a batch is larger than the data or a part of it, so that it holds copies."""
+    """Log a warning if a batch draws more images of the data, or of a mixture part, than exist."""
     contrastive = config.objective.contrastive
     compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
     if config.accumulation.negatives == "microbatch":

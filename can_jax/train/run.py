@@ -128,7 +128,7 @@ def run(
             stream = training.stream()
             hint = "let config.data show all the same files"
             assert_equal_across_processes("data set", json.dumps(stream, sort_keys=True), hint)
-        # Everything that can reject a setting comes before the first change to the directory.
+        # Every check that can reject a setting comes before the run's files are changed.
         writer = stack.enter_context(MetricWriter(workdir, config.trackers))
         with section("opening the data of the probe", longer):
             context = RunContext(
@@ -223,7 +223,7 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
 
 
 def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
-    """Return the batch at which a run resumes drawing, and an upper bound that it cannot reach.
+    """Return the index of the first batch to draw, and an index that the run does not reach.
 
     Args:
         progress: The progress of the run.
@@ -237,7 +237,7 @@ def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tu
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """Compile the train step and print how long that took."""
+    """Compile the train step and print the compile time."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

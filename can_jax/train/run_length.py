@@ -17,15 +17,15 @@ from can_jax.train.losses import heads
 
 
 class RunLength(NamedTuple):
-    """The durations of a run in steps; None stands for never.
+    """The durations of a run, in steps unless stated otherwise; None means never.
 
     Attributes:
-        examples: The number of images of an epoch.
-        total: The last step; `MOST_STEPS` as long as that of a timed run is not known.
+        examples: The number of images in an epoch.
+        total: The last step; `MOST_STEPS` for a timed run that has not ended.
         warmup: The number of warm-up steps.
         probe_every: The number of steps between two probes.
         figures_every: The number of steps between two figures.
-        seconds: The time of a timed run; None for others.
+        seconds: The length of a timed run in seconds; None for other runs.
     """
 
     examples: int  # images of an epoch
@@ -37,7 +37,7 @@ class RunLength(NamedTuple):
 
     @property
     def schedule(self) -> int:
-        """The number of steps of the learning-rate schedule; virtual ones in a timed run."""
+        """The length of the learning-rate schedule in steps; in virtual steps for a timed run."""
         return self.total if self.seconds is None else TIMED_STEPS
 
 

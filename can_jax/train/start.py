@@ -40,7 +40,7 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> 
 
 @contextlib.contextmanager
 def writing(workdir: epath.Path) -> Iterator[None]:
-    """Turn an `OSError` while the run directory is prepared into a `UserError`."""
+    """Turn an `OSError` of a write to the run directory into a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -62,12 +62,12 @@ def make_directory(workdir: epath.Path) -> None:
 
 
 def first_step(checkpoints: Checkpointer, times: RunLength, workdir: epath.Path) -> int:
-    """Return the step of the latest valid checkpoint, 0 without any.
+    """Return the step of the latest valid checkpoint, or 0 if there is no checkpoint.
 
     Collective: every process must call this.
 
     Raises:
-        UserError: The checkpoint is past the end of this run, or no checkpoint is valid.
+        UserError: The checkpoint is past the end of this run, or none of the checkpoints is valid.
     """
     done = checkpoints.latest_valid_step() or 0
     if done > times.total:
@@ -94,16 +94,16 @@ def restore_or_begin(
         checkpoints: The checkpoints of the run directory.
         first: The step to restore; 0 begins a new run.
         abstract: The shapes and shardings of the state.
-        stream: The settings and the data of this start, which are compared with the checkpoint's.
+        stream: The settings and the data of this start; those of the checkpoint must be equal.
         report: The console.
-        timeout: Seconds that the restoration may take.
+        timeout: The longest time that the initialization or the restoration may take, in seconds.
 
     Returns:
-        The step of the state, which is an earlier one than ``first`` if that checkpoint is of
-        another model; the state; and the data position of the run.
+        The step, the train state and the progress. The step is earlier than ``first`` if the
+        checkpoint of ``first`` does not fit the model and an earlier one does.
 
     Raises:
-        UserError: No checkpoint fits the model, or it is of another stream of examples.
+        UserError: No checkpoint fits the model, or its stream of examples differs.
     """
     if not first:
         with section("initializing the state", timeout):

@@ -38,8 +38,8 @@ LARGEST_RATE = 1e30  # The updates of larger learning rates can overflow.
 class TrainState:
     """The complete training state between two steps.
 
-    The data position is a function of ``step``, so it is not stored. The leaves are arrays, or
-    abstract values in their place: shapes or shardings.
+    The data position is a function of ``step``, so it is not stored. The leaves are arrays, shapes
+    or shardings.
 
     Attributes:
         step: The number of steps taken, those with skipped updates included.
@@ -67,15 +67,15 @@ class TrainState:
         """Return the state after a step; an update with a value that is not finite is skipped.
 
         A finite gradient can still end in parameters or moments from which no later step recovers.
-        So the results of the update are checked, too.
+        Therefore the results of the update are checked, too.
 
         Args:
             finite: Whether the loss and the norm of the gradient are finite.
             parameters: The updated parameters.
             batch_stats: The updated running statistics.
             optimizer: The updated state of the optimizer.
-            bounded: Whether the update of a finite gradient is finite, so that parameters and
-                optimizer need no pass over all their values.
+            bounded: Whether a finite gradient always gives a finite update, so that the values of
+                parameters and optimizer need no check.
         """
         finite &= all_finite(batch_stats if bounded else (parameters, batch_stats, optimizer))
         return TrainState(
@@ -131,7 +131,7 @@ def gradients(
 
 @runtime_checkable
 class Steps(Protocol):
-    """The interface of a train step with its configuration; that of CAN is `Step`."""
+    """The interface of a train step; `Step` implements it for CAN."""
 
     @property
     def config(self) -> ConfigDict:
@@ -151,7 +151,7 @@ class Steps(Protocol):
 class Step:
     """A train step: the network's structure, the optimizer and the learning-rate schedule.
 
-    It holds no arrays; those are in the `TrainState`.
+    It holds no arrays: the `TrainState` holds them.
     """
 
     config: ConfigDict
@@ -270,8 +270,8 @@ def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Ste
 
     Args:
         config: The resolved configuration.
-        schedule: A function from the step to the learning rate. It may be omitted where the step is
-            compiled, timed or restored but not trained.
+        schedule: A function from the step to the learning rate. The default, 0, is for steps that
+            are compiled, timed or restored but not trained.
 
     Raises:
         UserError: A pattern of the optimizer matches no parameter, or nothing is left to train.
@@ -303,7 +303,7 @@ def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
     )
 
 
-# An initialization runs once, so it is compiled in half the time, without most optimizations. The
+# An initialization runs once, so it is compiled without most optimizations, in half the time. The
 # values are the same.
 QUICKLY = {"xla_backend_optimization_level": 1}
 
@@ -322,8 +322,8 @@ def initialize(step: Steps, abstract: TrainState) -> TrainState:
 def initial_encoder(step: Steps) -> Tree:
     """Initialize the parameters of the encoder alone, on the default device.
 
-    The values equal those of `initialize` bit for bit. Outside a compiled program, operation by
-    operation, XLA rounds some of them differently.
+    The values equal those of `initialize` bit for bit. Without jit, some values would be rounded
+    differently.
     """
     return jax.jit(lambda: step.fresh().parameters["encoder"], compiler_options=QUICKLY)()
 
@@ -333,8 +333,8 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """Trace and lower the train step, ``(state, batch) -> (state, metrics)``.
 
-    The compiled step donates the state's buffers. That of a timed run takes the position in the
-    schedule, too.
+    The compiled step donates the state's buffers. The step of a timed run takes the position in the
+    schedule as a third argument.
 
     Args:
         step: The train step.

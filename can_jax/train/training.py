@@ -25,7 +25,7 @@ class Training(Protocol):
 
     @property
     def source(self) -> Any:
-        """The training images."""
+        """The source of the training images."""
         ...
 
     @property
@@ -39,7 +39,7 @@ class Training(Protocol):
         ...
 
     def identity(self) -> Identity | None:
-        """Return everything that the results depend on; None if any such run may resume."""
+        """Return the values that a resume requires to be equal; None if all may change."""
         ...
 
     @property

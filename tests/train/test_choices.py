@@ -123,11 +123,17 @@ def test_time_sets_the_checkpoints_and_the_warmup():
     ("sides", "patch"),
     [
         ((32, 32), 4), ((96, 96), 12), ((224, 224), 16), ((28, 28), 4), ((48, 64), 4),
-        ((17, 17), 1),
+        ((17, 17), 1), ((128, 192), 16), ((128, 136), 2),
     ],
 )  # fmt: skip
 def test_patch_divides_both_sides(sides, patch):
     assert patch_of(*sides) == patch
+
+
+def test_images_without_a_suitable_patch_size_are_resized():
+    config, choices = chosen("vit_s", CARD, Survey("arrays", 200_000, 59, (59, 61)))
+    assert config.data.image_size == (48, 48) and config.model.patch_size == 6
+    assert choices["model.patch_size"].reason == "8 x 8 patches"
 
 
 def test_survey_tells_folders_shards_and_arrays_apart(tmp_path):

@@ -128,7 +128,9 @@ def test_folder_of_hugging_face_is_taken_and_its_normalization_told(ours, tmp_pa
         if name != "pos_embed":
             np.testing.assert_array_equal(found[name], array, err_msg=name)
     text = "\n".join(lines)
-    assert "layer_norm_eps is 1e-12" in text and "trained on images of mean [0.5, 0.5, 0.5]" in text
+    assert (
+        "layer_norm_eps is 1e-12" in text and "images normalized with mean [0.5, 0.5, 0.5]" in text
+    )
     for name, content, told in (
         ("preprocessor_config", processor | {"do_rescale": False}, "has do_rescale=false"),
         ("preprocessor_config", {"image_mean": 0.5}, "preprocessor_config.json has no image_std"),

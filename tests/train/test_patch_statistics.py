@@ -83,8 +83,8 @@ def test_moments_are_those_of_the_first_inputs_on_any_mesh():
 
 def test_run_measures_the_map_once_and_keeps_it(whitened):
     workdir, first, second, before = whitened
-    assert "whitened the patches by 64 images" in first
-    assert "whitened the patches" not in second and "resumed from" in second
+    assert "patches are whitened by the statistics of 64 images" in first
+    assert "are whitened" not in second and "resumed from" in second
     after = state_of(workdir).batch_stats["encoder"]["patch_embed"]
     for name in ("map", "map_mean"):
         np.testing.assert_array_equal(before[name], after[name])
