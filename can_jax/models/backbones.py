@@ -1,7 +1,7 @@
 """The encoders that `model.backbone` selects, and the sizes of the Vision Transformer.
 
-To add one, register a `BackboneType`, in a recipe or in any module that ``--modules`` names; see
-docs/extend.md.
+To add a backbone, register a `BackboneType` in a recipe or in a module that ``--modules`` names;
+see docs/extend.md.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ Tokens = Float[Array, "rows visible+1 width"]
 
 @runtime_checkable
 class Backbone(Protocol):
-    """An encoder of any subset of an image's patches, which is a `flax.nnx.Module`.
+    """The interface of an encoder: a `flax.nnx.Module` that encodes a subset of the patches.
 
     Attributes:
-        width: The width of its tokens.
+        width: The width of the output tokens.
     """
 
     width: int
@@ -55,8 +55,8 @@ class BackboneType:
 
     Attributes:
         build: A function that builds the encoder: ``build(config, pixels, **options)``. ``config``
-            is the whole configuration, ``pixels`` the number of values of a patch; ``options`` are
-            ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
+            is the whole configuration. ``pixels`` is the number of values of a patch. ``options``
+            are ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
         flops: A function ``flops(config, pixels, visible)`` that returns the FLOPs of the forward
             pass for one row with that many visible patches; a multiply-add counts as 2.
         check: A function of the configuration that raises `UserError` if the encoder cannot be
@@ -119,7 +119,7 @@ SIZES = {
 
 
 def encoder_size(model: Any) -> Size:
-    """Return the size of the encoder: that of ``model.size``, with explicitly set values on top."""
+    """Return the size of the encoder: the preset ``model.size`` with the keys that override it."""
     size = SIZES[model.size]
     own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
     return dataclasses.replace(size, **own)
@@ -132,7 +132,7 @@ def decoder_size(model: Any) -> Size:
 
 
 def compute_options(model: Any) -> dict[str, Any]:
-    """Return the options of `can_jax.models.vit.Transformer` on how it is computed."""
+    """Return the options of `can_jax.models.vit.Transformer` for its compilation and types."""
     return {
         "scan": model.scan,
         "attention": model.attention,
@@ -157,7 +157,7 @@ def position_grid(config: Any) -> tuple[int, int]:
 
 
 def keep_position_grid(config: Any) -> None:
-    """Write the grid of learned positions into a configuration whose image size is to change."""
+    """Store the grid of learned positions in a configuration, before its image size changes."""
     if config.model.backbone == "vit" and variant_of(config.model).positions == "learned":
         options = dict(config.model.backbone_options) | {"position_grid": position_grid(config)}
         config.model.backbone_options = tuple(options.items())
@@ -176,7 +176,7 @@ def check_vit(config: Any) -> None:
     """Check the options, and that the number of heads divides the width.
 
     Raises:
-        UserError: The heads do not divide the width, or an option is wrong.
+        UserError: The heads do not divide the width, or an option is invalid.
     """
     variant_of(config.model)
     encoder_size(config.model).check("model")
@@ -214,7 +214,7 @@ def encoder_width(config: Any) -> int:
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Return the facts that name the encoder of a configuration in results and records."""
+    """Return the kind or size of the encoder and its options, for results and records."""
     options = dict(config.model.backbone_options)
     if config.model.backbone == "vit":
         return dataclasses.asdict(encoder_size(config.model)) | options
@@ -222,7 +222,7 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def require_vit(config: Any, purpose: str) -> None:
-    """Refuse a purpose that only the Vision Transformer serves.
+    """Check that the backbone is the Vision Transformer, which a purpose requires.
 
     Raises:
         UserError: The configuration has another backbone.

@@ -36,7 +36,7 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """The outputs of one forward pass; the last two are None if no decoder was built or run."""
+    """The outputs of one forward pass; the last two are None if their head was not built or run."""
 
     latent: Float[Array, "rows tokens width"]
     pooled: Float[Array, "rows width"]
@@ -65,7 +65,7 @@ def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
 def has_noise_output(config: ConfigDict) -> bool:
     """Return whether the decoder has a second output layer, for the noise.
 
-    Without the denoising objective it would have no gradient, so it is not built.
+    Without the denoising objective that layer would have no gradient, so it is not built.
     """
     return predicts_noise(config) and config.model.decoder.noise_output
 
@@ -82,8 +82,8 @@ class CAN(nnx.Module):
     """An encoder with the heads that the active objectives require.
 
     The rows of a batch are independent of each other, and they may come in any order. Each head is
-    an attribute; ``decoder`` and ``noise_level`` are run with the encoder, all others by the
-    objectives that own them.
+    an attribute; ``decoder`` and ``noise_level`` are run with the encoder. Objectives run the other
+    heads.
 
     Args:
         config: The validated configuration.
@@ -164,6 +164,6 @@ def pixels_per_patch(config: ConfigDict) -> int:
 
 
 def level_scale(config: ConfigDict) -> float:
-    """Return ``noise.level_scale``; the default spreads sigma over [0, 1000]."""
+    """Return ``noise.level_scale``; the default scales sigma to [0, 1000]."""
     scale = config.noise.level_scale
     return 1000.0 / config.noise.sigma_max if scale is None else scale

@@ -1,4 +1,4 @@
-"""The decoder, which predicts the pixels of every patch, visible or hidden."""
+"""The decoder, which predicts the pixels of hidden patches and the noise of visible ones."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from can_jax.models.vit import Linear, Transformer
 class Decoder(Transformer):
     """MAE's decoder (arXiv 2111.06377): narrow blocks over all patches, with mask tokens.
 
-    The class token and the visible patches enter as latents of the encoder, each hidden patch as
-    the same learned mask token.
+    The inputs are the encoder's latents of the class token and the visible patches. A learned mask
+    token replaces each hidden patch.
 
     Args:
         encoder_width: The width of the encoder.
@@ -25,9 +25,9 @@ class Decoder(Transformer):
         heads: The number of attention heads.
         mlp_width: The width of the hidden layer of each MLP.
         level_tokens: The patch tokens that get the noise-level embedding: `all` or `visible`.
-        zero_output: Whether the output layer starts at zero.
-        noise_output: Whether the visible patches, where the noise is predicted, have an output
-            layer of their own. It starts at zero.
+        zero_output: Whether the kernel of the output layer of pixels starts at zero.
+        noise_output: Whether a separate output layer, which starts at zero, predicts the noise of
+            visible patches.
         rngs: The random numbers of the initialization.
         dtype: The type of activations and matrix products.
         param_dtype: The type of the parameters.
@@ -69,8 +69,8 @@ class Decoder(Transformer):
     ) -> Float[Array, "rows patches pixels"]:
         """Predict every patch from the class token and the visible patches' latents.
 
-        The prediction of a visible patch is that of its noise, the prediction of a hidden patch
-        that of its pixels. Without ``noise_output`` both come from the same layer.
+        The decoder predicts the noise of a visible patch and the pixels of a hidden patch. Without
+        ``noise_output``, the same layer predicts both.
 
         Args:
             latent: The encoder's output, class token first, then the visible patches.

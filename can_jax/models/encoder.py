@@ -27,7 +27,7 @@ class Encoder(Transformer):
         dtype: The type of activations and matrix products.
         param_dtype: The type of the parameters.
         variant: The options in which the encoder differs from MAE's.
-        grid: The number of patches along (height, width) for which it has learned positions.
+        grid: The number of patches along (height, width) of learned positions; None without them.
         **run: The other options of `Transformer`.
     """
 
@@ -66,7 +66,7 @@ class Encoder(Transformer):
         super().__init__(width, depth, heads, mlp_width, variant=variant, **run, **options)
 
     def positions_of(self, grid: tuple[int, int]) -> Float[Array, "patches width"]:
-        """Return the position of each patch of a grid; learned ones are resized to it."""
+        """Return the position of each patch of a grid, to which learned positions are resized."""
         if self.variant.positions == "sincos":
             return jnp.asarray(sincos_2d(grid, self.width), self.residual_dtype)
         assert self.position_grid is not None
@@ -89,7 +89,8 @@ class Encoder(Transformer):
             index: The index of each patch in the grid, in row-major order.
             grid: The number of patches along (height, width).
             drop: The factors of each block's branches, from `drop_path`; None for 1.
-            norm: Whether the final LayerNorm is applied. That of the mean token never is.
+            norm: Whether to apply the final LayerNorm. A LayerNorm of the mean token (variant
+                ``norm="pooled"``) is never applied here.
         """
         tokens = self.patch_embed(patches).astype(self.residual_dtype)
         rows, _, width = tokens.shape

@@ -22,8 +22,9 @@ from can_jax.models.masking import visible_count
 def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> int:
     """Return the FLOPs of a training step per image, all its views included.
 
-    They are 3 times those of the forward pass. All matrix products count, recomputed ones do not. A
-    head that an objective owns counts as applied once to the pooled embedding of each view.
+    They are 3 times those of the forward pass. Matrix products count, except for recomputed ones
+    and the noise-level embedding. A head that an objective owns counts as applied once to the
+    pooled embedding of each view.
 
     Args:
         config: The resolved configuration.
@@ -44,7 +45,7 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
 
 
 def kernel_sizes(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[int]:
-    """Return the number of entries of each matrix of some heads."""
+    """Return the number of entries of each 2-D parameter of some heads."""
     width, options = encoder_width(config), layer_options(config)
 
     def build() -> nnx.Dict:

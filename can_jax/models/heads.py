@@ -14,8 +14,8 @@ from can_jax.models.vit import Linear
 class Projector(nnx.Module):
     """An MLP with ReLU, and optionally BatchNorm, between its linear layers.
 
-    The statistics are those of all given rows, which are the global batch under a mesh. A layer
-    before BatchNorm has no bias, since the normalization would remove it.
+    BatchNorm's statistics are over all given rows; under a mesh, over the rows of all devices. A
+    layer before BatchNorm has no bias, since the normalization would remove it.
 
     Args:
         inputs: The width of a row.

@@ -1,6 +1,6 @@
-"""Operations with a derivative of their own, or with a form of their own on some platform.
+"""Operations with custom derivatives, or with a separate implementation for a platform.
 
-Each says why it exists. All support forward-mode differentiation, as `jax.jvp` needs it.
+Each docstring states the reason. All but cuDNN's kernel support forward mode (`jax.jvp`).
 """
 
 import functools
@@ -16,12 +16,12 @@ Heads = Float[Array, "rows heads tokens width"]
 
 ATTENTION = ("auto", "xla", "cudnn")
 
-# Kinds of NVIDIA GPUs without bfloat16 units, for which cuDNN has no fused attention.
+# Names of NVIDIA GPUs without bfloat16 units, for which cuDNN has no fused attention.
 BEFORE_AMPERE = ("V100", "T4", "P100", "P40", "GTX", "TITAN", "Quadro", "RTX 20")
 
 # The logits of one product on a TPU should stay in the 128 MiB of a core's vector memory, next to
-# the probabilities and the operands. The compiler then charges the softmax of the ViT-L decoder
-# with a quarter of the time.
+# the probabilities and the operands. By the compiler's estimate, the softmax of the ViT-L decoder
+# then takes a quarter of the time.
 TPU_LOGITS_BYTES = 32 * 2**20
 
 
@@ -31,9 +31,10 @@ def matrix_product(
 ) -> Float[Array, "rows outputs"]:
     """Return ``x @ kernel``, with a gradient of the kernel that is faster on CPUs.
 
-    That gradient contracts the rows of both matrices, ``x.T @ gradient``. The CPU backend has a
-    slower routine for it than for a product of rows with columns. So the narrower matrix is
-    transposed first, and a barrier keeps the compiler from undoing that.
+    The gradient of the kernel, ``x.T @ gradient``, contracts the rows of both matrices. The CPU
+    backend computes such a product with a slower routine than a product of rows with columns.
+    Therefore the narrower matrix is transposed first, and a barrier keeps the compiler from merging
+    the transpose.
     """
     return x @ kernel
 
@@ -72,13 +73,13 @@ def linear_product(x: Array, kernel: Array) -> Array:
 
 @jax.custom_jvp
 def unfused(product: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return a product that GPUs compute without what is added to it.
+    """Return a product; on GPUs a barrier keeps additions to it out of the product's kernel.
 
-    XLA lets cuBLAS add a bias or the residual stream. Then it first copies the stream, which is
-    used again, and the layer's kernel, out of those of all layers. Added afterwards, both are part
-    of the operation that follows anyway, such as the statistics of a LayerNorm. That saves 7 GB of
-    memory traffic and 160 launches in ViT-L's step with 64 images. The backward pass has no such
-    copies.
+    Without the barrier, XLA lets cuBLAS add a bias or the residual stream. XLA then first copies
+    the stream, which is used again, and the layer's kernel, out of those of all layers. With the
+    barrier, the next operation, such as the statistics of a LayerNorm, includes the addition. That
+    saves 7 GB of memory traffic and 160 launches in ViT-L's step with 64 images. The backward pass
+    has no such copies.
     """
     return jax.lax.optimization_barrier(product) if platform() == "gpu" else product
 
@@ -92,7 +93,7 @@ def _unfused_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Return the exact GELU, ``x · Φ(x)``, computed in at least float32.
 
-    Φ is computed by erf, a single polynomial, where `jax.nn.gelu` evaluates the two of erfc. The
+    Φ is computed by erf, which evaluates one polynomial; `jax.nn.gelu` uses erfc, with two. The
     backward pass saves ``x`` only.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -125,8 +126,8 @@ def attention_logits(
 ) -> Float[Array, "rows heads tokens tokens"]:
     """Return the products of all queries and keys, in float32, or float64 for float64 inputs.
 
-    Their gradient is rounded to the type of the queries before it is multiplied. The default
-    backward pass would multiply in float32, several times slower on CPUs and GPUs.
+    The gradient of the products is rounded to the type of the queries before it is multiplied. The
+    default backward pass would multiply in float32, several times slower on CPUs and GPUs.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
@@ -157,11 +158,11 @@ def attend(
 def attend_on_gpu(
     query: Array, key: Array, value: Array, kernel: str, tokens: int | None = None
 ) -> Array:
-    """Apply scaled dot-product attention, as `attend` does, by cuDNN's fused kernel if possible.
+    """Apply scaled dot-product attention by cuDNN's fused kernel, or by `attend`.
 
     Args:
         query, key, value: Arrays of shape (rows, tokens, heads, width).
-        kernel: One of `ATTENTION`.
+        kernel: One of `ATTENTION`; see `attention_kernel`.
         tokens: The number of first tokens that are not padding; None for all.
     """
     if attention_kernel(kernel, query.dtype, query.shape[-1]) == "xla":
@@ -179,7 +180,7 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
     Args:
         setting: One of `ATTENTION`.
         dtype: The type of queries, keys and values.
-        head_width: Their width per head.
+        head_width: The width of a query, key or value of one head.
     """
     kind = device_kind()
     newer = "NVIDIA" in kind and not any(name in kind for name in BEFORE_AMPERE)
@@ -208,9 +209,10 @@ def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
 
 
 def _parts(query: Heads, key: Heads) -> int:
-    """Return the number of parts of the heads whose logits each take `TPU_LOGITS_BYTES` at most.
+    """Return the number of equal parts of the heads to compute one after another.
 
-    It is 1 for heads that are split over devices, and for the unknown number of rows of an export.
+    The logits of a part take at most `TPU_LOGITS_BYTES`, or the part is a single head. The result
+    is 1 for heads that are split over devices, and for an export with an unknown number of rows.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

@@ -1,12 +1,13 @@
-"""Patch embeddings behind a fixed linear map, which conditions their input.
+"""Patch embeddings that follow a fixed linear map, which conditions their input.
 
-The covariance of a patch is ill-conditioned: of natural images, a few smooth patterns hold nearly
-all variance, while noise shows in the others. A learned embedding passes those on too weakly. Here
-a map ``x -> (x - mean) @ map`` precedes it, the inverse square root of a covariance. `whitening`
-takes the measured covariance of the data, `dct_scaling` that of a model of natural images.
+The covariance of patches of natural images is ill-conditioned: a few smooth patterns hold nearly
+all variance, while noise dominates the other patterns. A learned embedding passes the other
+patterns on too weakly. Here a map ``x -> (x - mean) @ map``, the inverse square root of a
+covariance, precedes the embedding. `whitening` takes the measured covariance of the data,
+`dct_scaling` the covariance of a model of natural images.
 
-The map is not trained. It is stored beside the running statistics of BatchNorm, so a checkpoint has
-it. Since both maps are linear, `fold` turns them into one embedding of plain patches.
+The map is not trained. Checkpoints store it beside the running statistics of BatchNorm. Since the
+map and the embedding are linear, `fold` merges them into one embedding of plain patches.
 """
 
 import functools
@@ -22,8 +23,8 @@ from can_jax.models.ops import linear_product
 from can_jax.models.vit import Linear
 
 PATCH_EMBEDS = ("auto", "linear", "whitened", "dct")
-# The smallest variance added to each direction, in normalized pixels: that of rounding and JPEG,
-# about 1.4 of 255 gray levels. Directions of less variance hold nothing to amplify.
+# The smallest variance added to each direction, in squared normalized pixels. It is that of
+# rounding and JPEG, a standard deviation of about 1.4 of 255 gray levels.
 FLOOR = 5e-4
 SPATIAL, SPECTRAL = 0.95, 0.93  # correlations of adjacent pixels, and of color channels
 
@@ -46,8 +47,7 @@ def predicts_noise(config: ConfigDict) -> bool:
 def embedding_kind(config: ConfigDict) -> str:
     """Return the kind of the patch embedding: linear, whitened or dct.
 
-    `auto` is whitened for a Vision Transformer that predicts noise. Other methods gain nothing from
-    it, and other backbones have no such map.
+    `auto` is whitened for a Vision Transformer that predicts noise, and linear otherwise.
     """
     if config.model.patch_embed != "auto":
         return config.model.patch_embed
@@ -66,24 +66,25 @@ def noise_floor(sigma_max: float) -> float:
 def inverse_root(covariance: Square, floor: float) -> Square:
     """Return the symmetric matrix ``(covariance + floor * I) ** -0.5``, in float64.
 
-    Unlike a matrix of eigenvectors, it does not depend on their signs and order.
+    Unlike whitening in the basis of eigenvectors, the result does not depend on their signs and
+    order.
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     return (vectors * (np.maximum(values, 0) + floor) ** -0.5) @ vectors.T
 
 
 def whitening(mean: Pixels, covariance: Square, floor: float) -> InputMap:
-    """Return the map after which patches of these moments, with noise, have unit covariance."""
+    """Return the map that whitens patches of these moments plus noise of variance ``floor``."""
     return InputMap(np.asarray(mean, np.float64), inverse_root(covariance, floor))
 
 
 def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
     """Return the map that scales the DCT coefficients of a patch, in all three axes.
 
-    The variance of a coefficient is that of a model. Pixels at a distance d along each spatial axis
-    have correlation ``SPATIAL ** d``, as is common in image coding. Different channels have
-    correlation ``SPECTRAL``. Of CIFAR-10 with patches of 4 pixels, the map lowers the condition
-    number from 4e4 to 48.
+    The variances of the coefficients follow from a model. Pixels at a distance d along a spatial
+    axis have correlation ``SPATIAL ** d``, as is common in image coding. Different channels have
+    correlation ``SPECTRAL``. For patches of 4 x 4 pixels of CIFAR-10, the map lowers the condition
+    number of the covariance from 4e4 to 48.
 
     Args:
         patch_size: The side of a patch in pixels.
@@ -101,23 +102,23 @@ def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
 
 
 def dct(size: int) -> Float[np.ndarray, "size size"]:
-    """Return the orthonormal matrix of the discrete cosine transform (DCT-II), a basis a row."""
-    frequency, place = np.arange(size)[:, None], np.arange(size)[None]
-    basis = np.sqrt(2 / size) * np.cos(np.pi * (place + 0.5) * frequency / size)
+    """Return the orthonormal matrix of the discrete cosine transform (DCT-II), a basis per row."""
+    frequency, position = np.arange(size)[:, None], np.arange(size)[None]
+    basis = np.sqrt(2 / size) * np.cos(np.pi * (position + 0.5) * frequency / size)
     basis[0] /= np.sqrt(2)
     return basis
 
 
 class PatchEmbed(Linear):
-    """A linear embedding of patches that a fixed map has conditioned.
+    """A fixed linear map of patches, followed by a learned linear embedding.
 
-    Both maps are multiplied before the patches are, so the cost does not depend on their number.
-    The product is at least float32.
+    The map is multiplied with the embedding's kernel before the patches are embedded, so its cost
+    does not depend on the number of patches. That product is in at least float32.
 
     Args:
         inputs: Pixel values per patch, all channels included.
         outputs: The width of a token.
-        start: The fixed map before it is set from data.
+        start: The initial value of the fixed map, which data may replace.
         **options: The types and the random numbers of the layer.
     """
 
@@ -142,7 +143,7 @@ class PatchEmbed(Linear):
 def patch_embedding(config: ConfigDict, pixels: int) -> Any:
     """Return the function ``(pixels, width, **options)`` that builds a patch embedding.
 
-    The map of `whitened` is the identity until it is estimated from data.
+    The map of ``whitened`` starts as the identity; a new run then measures it on its data.
     """
     kind = embedding_kind(config)
     if kind == "linear":
@@ -155,7 +156,7 @@ def patch_embedding(config: ConfigDict, pixels: int) -> Any:
 
 
 def fixed_map(statistics: Any) -> InputMap | None:
-    """Return the fixed map among the statistics of a network, in float64; None without any."""
+    """Return the fixed map among the statistics of a network, in float64; None without a map."""
     stored = statistics.get("encoder", {}).get("patch_embed")
     if stored is None:
         return None
@@ -167,7 +168,7 @@ def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
 
     Args:
         parameters: The parameters of a network.
-        statistics: Its statistics.
+        statistics: The batch statistics of the network.
 
     Returns:
         The parameters of a network with ``model.patch_embed="linear"``, and its statistics.
@@ -187,10 +188,10 @@ def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
 def unfold(
     kernel: Float[np.ndarray, "pixels width"], bias: Float[np.ndarray, " width"], fixed: InputMap
 ) -> tuple[Float[np.ndarray, "pixels width"], Float[np.ndarray, " width"]]:
-    """Return an embedding of plain patches as one behind a fixed map; the inverse of `fold`.
+    """Return the embedding that, after a fixed map, equals an embedding of plain patches.
 
     Args:
-        kernel, bias: The embedding of plain patches.
+        kernel, bias: The parameters of the embedding of plain patches.
         fixed: The fixed map.
     """
     plain = np.asarray(kernel, np.float64)

@@ -39,7 +39,8 @@ def resized_positions(
 ) -> Float[Array, "resized width"]:
     """Resize learned positions from one (height, width) grid to another, bicubic with antialiasing.
 
-    This is timm's `resample_abs_pos_embed`. Positions of the same grid are returned unchanged.
+    The method is that of timm's `resample_abs_pos_embed`. If the grids are equal, positions are
+    returned unchanged.
     """
     if grid == to:
         return table

@@ -20,7 +20,7 @@ OPTIONS: dict[str, Key] = {
         "default the grid of the images.",
     ),
     "registers": Key(
-        0, Whole(0, 1024), "The number of register tokens (arXiv 2309.16588), which are dropped."
+        0, Whole(0, 1024), "The number of register tokens (arXiv 2309.16588), which are no outputs."
     ),
     "layer_scale": Key(
         None, Number(0, 1e3),
@@ -33,7 +33,7 @@ OPTIONS: dict[str, Key] = {
     "pre_norm": Key(False, Switch(), "Whether a LayerNorm precedes the blocks, as in CLIP."),
     "norm": Key(
         "tokens", Choice(("tokens", "pooled")),
-        "The argument of the final LayerNorm: each token, or their mean (timm's fc_norm).",
+        "The input of the final LayerNorm: each token, or the mean of the patch tokens (fc_norm).",
     ),
     "epsilon": Key(LAYER_NORM_EPS, Number(above=0, high=1e-2), "The epsilon of the LayerNorms."),
     "gelu": Key("exact", Choice(("exact", "tanh")), "The form of GELU."),
@@ -42,7 +42,7 @@ OPTIONS: dict[str, Key] = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The options of an encoder, with the meaning that `OPTIONS` documents; MAE's by default."""
+    """The options of an encoder, which `OPTIONS` documents. The defaults are those of MAE."""
 
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None
@@ -68,7 +68,7 @@ def variant_of(model: Any) -> Variant:
     for name, value in options.items():
         if name not in OPTIONS:
             near = nearest(name, list(OPTIONS))
-            hint = f"did you mean {near}?" if near else f"it has {', '.join(OPTIONS)}"
+            hint = f"did you mean {near}?" if near else f"its options are {', '.join(OPTIONS)}"
             raise UserError(
                 f"config.model.backbone_options={name}: the backbone vit has no such option; {hint}"
             )

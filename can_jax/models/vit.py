@@ -24,7 +24,7 @@ from can_jax.models.variant import LAYER_NORM_EPS, PLAIN, Variant
 
 BIASES = tuple((layer, "bias") for layer in ("qkv", "out", "expand", "contract"))
 
-# The values of a block that are saved for the backward pass, which recomputes the others.
+# The values of a block that are saved for the backward pass, which recomputes all others.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": None,  # save everything: fastest, most memory
     "dots": jax.checkpoint_policies.checkpoint_dots,  # save every matrix product
@@ -46,7 +46,7 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Apply the layer; its bias may be that of each row, from `biases_by_row`."""
+        """Apply the layer; the bias may have axes for rows and tokens, from `biases_by_row`."""
         bias = None if self.bias is None else self.bias[...]
         given = (inputs, self.kernel[...], bias)
         inputs, kernel, bias = self.promote_dtype(given, dtype=self.dtype)
@@ -59,9 +59,9 @@ def layer_norm(
 ) -> nnx.LayerNorm:
     """Return a LayerNorm with float32 statistics.
 
-    In bfloat16 mean and variance are computed in one pass, as E[x²] - E[x]². With an offset of m
-    standard deviations the variance then errs by m² 2^-24, a fraction of what the rounding of the
-    inputs to 8 bits has changed it by, m² 2^-18 / 3. Inputs of float32 take two passes.
+    In bfloat16 mean and variance are computed in one pass, as E[x²] - E[x]². If the mean is m
+    standard deviations, the variance then has a relative error of m² 2^-24. That is small beside
+    the error from rounding the inputs to 8 bits, m² 2^-18 / 3. Inputs of float32 take two passes.
     """
     narrow = jnp.finfo(dtype).bits < 32
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=narrow, dtype=dtype, **options)
@@ -148,8 +148,8 @@ class Attention(nnx.Module):
     def _project(self, x: Array) -> Iterator[Array]:
         """Yield query, key and value with heads before tokens, the layout in which TPUs use them.
 
-        The axes are r(ow), t(oken), h(ead), d(imension). One product for the three is faster, but
-        then each of them is copied.
+        The axes are r(ow), t(oken), h(ead), d(imension). A single product for the three is faster,
+        but each of the three results is then copied.
         """
         kernel, bias = self._qkv_parameters()
         for i in range(3):
@@ -157,9 +157,9 @@ class Attention(nnx.Module):
             yield product + bias[i, :, None]
 
     def _project_at_once(self, x: Array) -> Iterator[Array]:
-        """Yield query, key and value with tokens before heads, from one product, as GPUs do best.
+        """Yield query, key and value with tokens before heads, from one product, for GPUs.
 
-        cuDNN's kernel needs a copy of each; one kernel makes all three.
+        cuDNN needs a copy of each; a single GPU kernel makes the three copies.
         """
         kernel, bias = self._qkv_parameters()
         product = jnp.einsum("rtw,wihd->rtihd", x.astype(kernel.dtype), kernel)
@@ -174,7 +174,7 @@ class Attention(nnx.Module):
         return kernel, bias
 
     def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
-        """Apply the output layer to heads that precede the tokens, without moving them."""
+        """Apply the output layer to arrays with heads before tokens, without a transpose."""
         dtype = attended.dtype
         assert self.out.bias is not None
         kernel = self.out.kernel[...].astype(dtype)
@@ -243,11 +243,11 @@ class Block(nnx.Module):
 
 
 def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
-    """Split the parameters of blocks into others, and biases of linear layers repeated by row.
+    """Split the parameters of blocks: repeat the biases of linear layers for each row.
 
-    A bias is added to all tokens, and XLA's GPU compiler sums its gradient over them in two kernels
-    a layer. By row, the first sum is part of the kernel that computes the gradient, and the second
-    one is taken once for all layers.
+    XLA's GPU compiler sums the gradient of a bias over all tokens in two kernels per layer. With a
+    bias for each row, the sum over the tokens of a row is part of the kernel that computes the
+    gradient. The sum over rows is then taken once for all layers.
 
     Args:
         layers: The parameters of all blocks, with a leading layer axis.
@@ -268,7 +268,7 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
 
 
 def merged(first: Any, second: Any) -> Any:
-    """Return one nested dict of two that share no path."""
+    """Merge two nested dicts that share no path."""
     flat = map(traverse_util.flatten_dict, (first, second))
     return traverse_util.unflatten_dict({**next(flat), **next(flat)})
 
@@ -277,8 +277,8 @@ class Blocks(nnx.Module):
     """A stack of ``depth`` blocks, whose parameters share a leading layer axis.
 
     ``scan=True`` compiles a single block and loops over it, for short compile times. ``scan=False``
-    unrolls it, so that XLA can optimize across blocks. ``"auto"`` unrolls on accelerators.
-    Results and checkpoints are the same.
+    unrolls the loop, so that XLA can optimize across blocks. ``"auto"`` unrolls it on accelerators.
+    Checkpoints are the same, and results are equal up to rounding.
     """
 
     def __init__(
@@ -320,7 +320,7 @@ class Blocks(nnx.Module):
             drop: The factors of each block's branches, from `drop_path`; None for 1.
         """
         attention, tokens = self.layers.attention, None
-        if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # which takes even numbers only
+        if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # needs an even number
             tokens, x = x.shape[1], jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
         block, state = nnx.split(self.layers)
         layers = nnx.to_pure_dict(state)

@@ -1,6 +1,6 @@
 """The terms of the loss, as pure functions of arrays, and their weighted sum.
 
-To add one, register an `Objective`, in a recipe or in any module that ``--modules`` names:
+To add an objective, register it in a recipe or in a module that ``--modules`` names:
 
     OBJECTIVES.register("entropy", Objective({"pooled"}, loss))
 
@@ -68,9 +68,9 @@ def reads(settings: Settings) -> frozenset[str]:
 
 
 def head_names(settings: Settings) -> dict[str, str]:
-    """Return the name among the parameters of each active objective's head, by objective.
+    """Return the parameter name of each head that an active objective owns, by objective.
 
-    The order is that of registration, on which the initial parameters depend.
+    The heads are in the order of registration, on which the initial parameters depend.
     """
     owners = active(settings)
     return {
@@ -89,8 +89,8 @@ def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, 
         heads: The heads of the objectives that own one, by objective.
 
     Returns:
-        The total loss, and the metrics: every loss without its weight, the total, and those that
-        the objectives return.
+        The total loss, and the metrics: each loss without its weight, the total loss, and the
+            metrics that the objectives return.
     """
     metrics: Metrics = {}
     total = jnp.zeros(())

@@ -14,8 +14,8 @@ from can_jax.utils.settings import Key, Number, Table
 Loss = Float[Array, ""]
 Metrics = dict[str, Float[Array, ""]]
 
-# The arrays that an objective which relates rows can read. With microbatches, no others are
-# computed for the whole batch at a time.
+# The arrays that an objective which relates rows can read. With microbatches, other arrays are
+# computed for one microbatch at a time only.
 OF_WHOLE_BATCH = frozenset({"tokens", "pooled", "labels", "contents"})
 VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's epsilon
@@ -70,7 +70,8 @@ class Objective:
             objective reads ``prediction``.
         loss: A function; ``loss(arrays, **settings)`` returns the loss and a dict of metrics to
             log. If the objective has a head, it is ``loss(arrays, head, **settings)``.
-        weight: The default weight. With 0, the default, a recipe activates the objective.
+        weight: The default weight, 0 if omitted. An objective with weight 0 is inactive until a
+            recipe sets its weight.
         keys: The other keys of the config block ``objective.NAME``. Those that ``loss`` has as
             parameters are passed to it.
         head: A function that builds the module of the objective's own parameters, such as a
@@ -82,7 +83,7 @@ class Objective:
             microbatches. Then ``reads`` may hold fields of `OF_WHOLE_BATCH` only.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images in a batch or microbatch.
-        needs_labels: A function of the config block; whether the data must have labels.
+        needs_labels: A function of the config block that returns whether the data must have labels.
         check: A function of the whole configuration that raises `UserError` if this objective
             cannot be computed with it. It is called for active objectives only.
 
@@ -122,7 +123,8 @@ class Objective:
             required = parameter.default is parameter.empty and parameter.kind is not VAR_KEYWORD
             if required and parameter.name not in self.keys:
                 raise ValueError(
-                    f"an objective whose loss takes {parameter.name!r}: add it to its keys"
+                    f"an objective whose loss requires {parameter.name!r}: add it to the "
+                    "objective's keys"
                 )
 
     @property
@@ -152,15 +154,17 @@ class Objective:
 
 
 def check_names(value: Any) -> None:
-    """Check that the names of fields are in a set of strings, since a string is iterable, too.
+    """Check that ``reads`` is a set of strings; a string alone would be iterable, too.
 
     Raises:
         ValueError: The value is of another type, or holds something else.
     """
     if not isinstance(value, Set) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"an objective with reads={value!r}: give a set of names, as {{'pooled'}}")
+        raise ValueError(
+            f"an objective with reads={value!r}: give a set of names, such as {{'pooled'}}"
+        )
 
 
 def at_least_float32(x: Array) -> Array:
-    """Cast to float32, or keep float64. Losses are computed in it, whatever the compute type."""
+    """Cast to float32, or keep float64; losses use this type for any ``model.dtype``."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -212,7 +212,11 @@ OBJECTIVE = Objective(
         "temperature": Key(
             0.1, Number(1e-3, 100), "The temperature, by which similarities are divided."
         ),
-        "pool": Key("patches", Choice(POOLS), "The tokens whose mean is projected."),
+        "pool": Key(
+            "patches",
+            Choice(POOLS),
+            "The tokens to average and project: patches, all, or only the class token.",
+        ),
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
@@ -227,7 +231,7 @@ OBJECTIVE = Objective(
         "block": Key(
             None,
             Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default as memory allows.",
+            "The number of keys compared at a time; by default 2**25 pairs per device.",
         ),
         "decoupled": Key(
             False,

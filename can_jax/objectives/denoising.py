@@ -31,8 +31,9 @@ def denoising_loss(
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
     """Return the `denoising_loss` of a step, and two energies of the input's noise.
 
-    ``denoising/energy`` is the mean square of the noise, ``denoising/residual`` that of its error
-    of prediction. Both are in normalized pixels, whatever the scale of the target.
+    ``denoising/energy`` is the mean square of the noise on visible patches. ``denoising/residual``
+    is the mean square of the error of its prediction. Both are in normalized pixels, whatever the
+    scale of the target.
     """
     prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
     assert prediction is not None
@@ -61,7 +62,7 @@ def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> f
         sigma_max: The largest noise level.
     """
     r = np.sqrt(np.maximum(np.asarray(variances, np.float64), 0)) / sigma_max
-    # The terms cancel for a large r, where two terms of the series in 1 / r suffice.
+    # For a large r the terms nearly cancel, so two terms of the series in 1 / r are used instead.
     small = np.minimum(r, 100)
     exact = 1 - 3 * small**2 + 3 * small**3 * np.arctan2(1, small)
     large = np.maximum(r, 100)

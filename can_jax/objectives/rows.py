@@ -15,7 +15,7 @@ from can_jax.distributed.mesh import constrain_batch_sharding, replicate, row_sh
 from can_jax.models.heads import Projector
 from can_jax.objectives.base import Arrays, at_least_float32
 
-# Similarities that a device computes at a time, unless a block size is set: 128 MiB in float32.
+# The similarities that a device computes at a time if `block` is not set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25
 
 
@@ -63,7 +63,7 @@ def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
 def block_size(rows: int, shards: int) -> int:
     """Return the number of keys to compare at a time.
 
-    It is chosen so that a device computes at most `BLOCK_ENTRIES` similarities at a time.
+    A device then computes up to `BLOCK_ENTRIES` similarities at a time, but at least one key.
 
     Args:
         rows: The rows of the global batch.

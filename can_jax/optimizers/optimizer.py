@@ -22,8 +22,8 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the selected optimizer without its learning rate; frozen parameters have no state.
 
-    The train step applies the learning rate. So the logged rate is the one that was used, and a
-    skipped step does not shift the schedule.
+    The train step applies the learning rate. Therefore the logged rate is the rate of the update,
+    and a skipped step does not shift the schedule.
     """
     settings = config.optimizer
     update = transform(settings)
@@ -48,7 +48,7 @@ def clipped(
 ) -> optax.GradientTransformation:
     """Return a transformation that first clips the gradients to a global norm.
 
-    Its state is that of the given transformation, so that a resumed run may change the limit.
+    The clipping adds no state, so a resumed run may change the norm or turn clipping on or off.
 
     Args:
         transformation: The transformation of the clipped gradients.
@@ -97,10 +97,10 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
             if not matches:
                 raise UserError(
                     f"config.optimizer.{key}: {pattern!r} is found in no parameter's path; paths "
-                    f"are such as {names[0]} and {names[-1]}"
+                    f"are, for example, {names[0]} and {names[-1]}"
                 )
     factors = jax.tree.leaves(by_pattern(parameters, dict(settings.learning_rate_scale), 1.0))
     frozen = [any(re.search(pattern, name) for pattern in settings.freeze) for name in names]
     if all(fixed or not factor for fixed, factor in zip(frozen, factors, strict=True)):
         key = "freeze" if any(frozen) else "learning_rate_scale"
-        raise UserError(f"config.optimizer.{key} leaves nothing to train")
+        raise UserError(f"config.optimizer.{key} leaves nothing to train: remove a pattern")

@@ -1,4 +1,4 @@
-"""The learning-rate schedules that `schedule.name` selects: ours, optax's and a user's own."""
+"""The learning-rate schedules that `schedule.name` selects: registered ones and optax's."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.nearest import nearest
 from can_jax.utils.registry import Registry
 
-# A value is a function (peak, steps, **options) that returns the schedule after the warm-up.
+# Each value is a function (peak, steps, **options) that returns the schedule after the warm-up.
 SCHEDULES: Registry[Callable[..., optax.Schedule]] = Registry("schedule")
 PEAK, STEPS = ("init_value", "value"), ("decay_steps", "transition_steps")  # optax's names
 
@@ -86,7 +86,8 @@ def restarts(
 def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
     """Return the function that makes a schedule from ``(peak, steps, **options)``, or None.
 
-    A registered name comes first, then one of optax whose first parameter is the initial value.
+    Registered names take precedence over schedules of optax, whose first parameter must be the
+    initial value.
     """
     if name in SCHEDULES:
         return SCHEDULES.get(name)
@@ -119,19 +120,19 @@ def unknown_schedule(name: str) -> UserError:
 def learning_rate_schedule(
     peak: float, warmup_steps: int, total_steps: int, settings: Any = None
 ) -> optax.Schedule:
-    """Return a schedule with linear warm-up, followed by the selected one; by default a cosine.
+    """Return a linear warm-up, followed by the selected schedule.
 
-    If the run is shorter than its warm-up, only the first part of the warm-up takes place.
+    A run that is shorter than the warm-up ends during the warm-up.
 
     Args:
         peak: The learning rate at the end of the warm-up.
         warmup_steps: The number of steps from 0 to ``peak``.
-        total_steps: The last step of the run; the cosine reaches 0 there.
+        total_steps: The last step of the run, at which the selected schedule ends.
         settings: The config block ``schedule``; None selects cosine decay.
 
     Raises:
-        UserError: There is no such schedule, it does not take the options, or it returns no finite
-            numbers.
+        UserError: There is no such schedule, it does not take the options, or its learning rates
+            are not finite.
     """
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     steps = max(total_steps - warmup_steps, 1)
@@ -148,5 +149,7 @@ def learning_rate_schedule(
     except Exception as error:  # of a library's or a user's function
         raise UserError(f"{form}: {one_line(error)}") from error
     if not all(map(math.isfinite, rates)):
-        raise UserError(f"{form} returns a learning rate of {rates[0]} to {rates[1]}")
+        raise UserError(
+            f"{form} goes from a learning rate of {rates[0]} to {rates[1]}: change the options"
+        )
     return optax.join_schedules([warmup, after], [warmup_steps])

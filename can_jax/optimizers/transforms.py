@@ -1,4 +1,4 @@
-"""The optimizers that `optimizer.name` selects: AdamW, those of optax, and a user's own."""
+"""The optimizers that `optimizer.name` selects: AdamW, optax's and registered ones."""
 
 import inspect
 from collections.abc import Callable
@@ -40,10 +40,10 @@ OPTIMIZERS.register("muon", by_layer.muon)
 
 
 def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | None:
-    """Return the function that makes an optimizer, or None.
+    """Return the function that makes an optimizer, or None if the name is unknown.
 
-    A registered name comes first, then one of `optax` or `optax.contrib` whose function takes a
-    ``learning_rate``.
+    Registered names take precedence over functions of `optax` and `optax.contrib`, which must take
+    a ``learning_rate``.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS.get(name)
@@ -92,9 +92,9 @@ def unused_settings(settings: Any) -> list[str]:
 def transform(settings: Any) -> optax.GradientTransformation:
     """Return the selected optimizer without its learning rate, weight decay included.
 
-    The keys of the block are passed under optax's names, ``optimizer.options`` after them. Weight
-    decay is added to the update if the optimizer takes none itself. Biases, norms and tokens do not
-    decay.
+    The keys of the block are passed under optax's names; ``optimizer.options`` override them.
+    Weight decay is added to the update if the optimizer takes none itself. Biases, norms and tokens
+    do not decay.
 
     Args:
         settings: The config block ``optimizer``.
@@ -108,7 +108,7 @@ def transform(settings: Any) -> optax.GradientTransformation:
     taken = parameters_of(function)
     arguments: dict[str, Any] = {name: settings[key] for key, name in PARAMETERS.items()}
     arguments["mu_dtype"] = jnp.dtype(settings.moment_dtype)
-    # The train step subtracts the update times the rate. optax negates, hence the sign.
+    # The train step subtracts the update times the rate. optax negates updates, so the rate is -1.
     arguments |= {"learning_rate": -1.0, "weight_decay": settings.weight_decay}
     arguments |= dict.fromkeys(MASKS, decay_mask)
     arguments = {name: value for name, value in arguments.items() if name in taken}
