@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from can_jax.augment.presets import PRESETS
 
-# The denoising branch as the paper has it; docs/method.md says how the default differs and why.
+# The paper's form of the denoising branch; docs/method.md states how the default differs and why.
 PAPER_NOISE: dict[str, Any] = {
     "noise.target": "scaled",
     "model.decoder.noise_output": False,
@@ -63,7 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
     """Return a copy of a recipe's configuration with changes to dotted keys.
 
-    Keys keep their types, so the command line can set those of the copy that are None.
+    A key keeps its type if a change sets it to None, so that the command line can still set it.
     """
     config = copy.deepcopy(config)
     with config.unlocked(), config.ignore_type():

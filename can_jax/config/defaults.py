@@ -25,7 +25,7 @@ from can_jax.models.patch_embed import PATCH_EMBEDS
 from can_jax.models.vit import REMAT_POLICIES
 from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch, Table, Text, Whole
 
-# The meaning of an optional key without a default states the behavior if it is not set.
+# For an optional key without a default, the description states the behavior if it is not set.
 DATA: Table = {
     "source": Key("folder", Choice(SOURCES), "The kind of data source."),
     "path": Key(None, Text(), "The folder or the glob pattern of the files."),
@@ -43,9 +43,9 @@ DATA: Table = {
         (),
         Special("a dict for each part: keys of this block to change, and `weight`", are_blocks,
                 tuple),
-        "The parts of the source `mixture`.",
+        "The data sets of the source `mixture`.",
     ),
-    "options": Key((), OPTIONS, "The options of a registered source, which its function reads."),
+    "options": Key((), OPTIONS, "The options of a registered source, passed to its function."),
     "labels": Key(None, Text(), "A CSV or JSON-lines list of file names and labels, for a folder."),
     "index": Key(None, Text(), "The folder of the index; by default beside the data."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
@@ -60,7 +60,7 @@ DATA: Table = {
         False, Switch(), "Whether to rotate photographs upright by their EXIF orientation."
     ),
     "max_pixels": Key(
-        50_000_000, COUNT, "The area of the largest image; larger images count as broken.",
+        50_000_000, COUNT, "The largest area of an image; larger images count as broken.",
         unit="pixels",
     ),
     "range": Key(
@@ -71,10 +71,10 @@ DATA: Table = {
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of broken images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "The size of each process's cache of encoded images in memory.",
+        0.0, Number(0, 1e6), "The memory of each process for a cache of encoded images.",
         unit="GB",
     ),
-    "disk_cache": Key(None, Text(), "A folder that caches images of stores; hosts may share it."),
+    "disk_cache": Key(None, Text(), "A cache folder for remote images, which hosts may share."),
     "disk_cache_gb": Key(100.0, Number(0, 1e6), "The size of `disk_cache`.", unit="GB"),
     "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; by default one per core."),
 }  # fmt: skip
@@ -91,10 +91,10 @@ AUGMENT: Table = {
     ),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
-    "brightness": Key(0.4, STRENGTH, "Strength s: a factor from [max(0, 1 - s), 1 + s] is drawn."),
-    "contrast": Key(0.4, STRENGTH, "Contrast factors, drawn like those of `brightness`."),
-    "saturation": Key(0.4, STRENGTH, "Saturation factors, drawn like those of `brightness`."),
-    "hue": Key(0.1, Number(0, 0.5), "Hue shifts are drawn from [-s, s].", unit="turns"),
+    "brightness": Key(0.4, STRENGTH, "Strength s; factors are drawn from [max(0, 1 - s), 1 + s]."),
+    "contrast": Key(0.4, STRENGTH, "Strength of the contrast factor, as for `brightness`."),
+    "saturation": Key(0.4, STRENGTH, "Strength of the saturation factor, as for `brightness`."),
+    "hue": Key(0.1, Number(0, 0.5), "Strength s; shifts are drawn from [-s, s].", unit="turns"),
     "grayscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
     "blur": Key(0.5, SHARE, "The probability of a Gaussian blur."),
     "blur_sigma": Key(
@@ -125,13 +125,13 @@ MODEL: Table = {
     "heads": Key(None, HEADS, "The encoder's attention heads; by default those of `size`."),
     "backbone": Key("vit", Choice(BACKBONES), "The kind of encoder."),
     "backbone_options": Key(
-        (), OPTIONS, "Settings of a registered backbone, which its function reads."
+        (), OPTIONS, "The options of the backbone, passed to its function."
     ),
     "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
     "patch_embed": Key(
         "auto", Choice(PATCH_EMBEDS),
-        "The fixed map before the embedding: none (linear), one that whitens the data's patches "
-        "(whitened) or scales their DCT coefficients (dct); auto whitens if a ViT predicts noise.",
+        "The fixed map before the embedding: none (linear), whitening of the data's patches "
+        "(whitened) or scaling of DCT coefficients (dct); auto whitens if a ViT predicts noise.",
         before="linear", was_default=True,
     ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
@@ -139,8 +139,8 @@ MODEL: Table = {
         "width": Key(512, WIDTH, "The decoder's width."),
         "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
         "heads": Key(16, HEADS, "The decoder's attention heads."),
-        "noise_output": NOW_ON("Whether the noise has a zero-initialized output."),
-        "zero_output": NOW_ON("Whether the output of pixels starts at zero."),
+        "noise_output": NOW_ON("Whether a separate layer, zero at the start, predicts the noise."),
+        "zero_output": NOW_ON("Whether the output layer of pixels starts at zero."),
     },
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),
@@ -180,7 +180,7 @@ MODEL: Table = {
 
 OPTIMIZER: Table = {
     "name": Key(
-        "adamw", Text(), "The optimizer: adamw, another of optax, or one that is registered."
+        "adamw", Text(), "The optimizer: adamw, or another one of optax or of a module."
     ),
     "options": Key(
         (), OPTIONS, "Further arguments of the optimizer, by parameter name."
@@ -189,7 +189,7 @@ OPTIMIZER: Table = {
         2.5e-4, Number(1e-9, 10),
         "The peak learning rate for a batch of 256; it scales linearly with the batch size.",
     ),
-    "weight_decay": Key(0.05, Number(0, 1e6), "AdamW's weight decay."),
+    "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to matrices only."),
     "learning_rate_scale": Key(
         (), SCALES,
         "Factors of the learning rate, such as (('encoder/', 0.1),). The first pattern that occurs "
@@ -209,7 +209,7 @@ OPTIMIZER: Table = {
     "epsilon": Key(1e-8, Number(1e-16, 1), "The constant added to the root of the second moment."),
     "clip_norm": Key(
         None, Number(1e-6, 1e15),
-        "The largest global norm of the gradient; by default gradients are not clipped.",
+        "The global norm to which gradients are clipped; by default they are not clipped.",
     ),
     "moment_dtype": Key(
         "float32", Choice(("float32", "bfloat16")), "The type of the first moment."
@@ -222,7 +222,7 @@ OPTIMIZER: Table = {
 }  # fmt: skip
 
 MESH: Table = {
-    "data": Key(-1, AXIS, "Devices over which the batch is split; -1 is all remaining devices."),
+    "data": Key(-1, AXIS, "Devices over which the batch is split; -1 means all remaining devices."),
     "fsdp": Key(1, AXIS, "Devices over which the batch and the parameters are split."),
     "tensor": Key(1, AXIS, "Devices over which each matrix product is split (tensor parallelism)."),
     "shard_state": Key(
@@ -252,7 +252,7 @@ RECIPE: Table = {
     "total_minutes": Key(
         None, Number(above=0, high=1e7),
         "The length of the run as a time, over all its starts. The learning rate follows the time, "
-        "so such a run is not reproduced to the last bit.",
+        "so such a run cannot be reproduced bit for bit.",
         unit="minutes",
     ),
     "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
@@ -262,7 +262,7 @@ RECIPE: Table = {
     ),
     "skipped_updates_limit": Key(
         20, OR_NEVER,
-        "The number of consecutive non-finite updates after which the run stops; 0 disables it.",
+        "The number of consecutive non-finite updates at which the run stops; 0 disables this.",
     ),
     "spike": {
         "deviations": Key(
@@ -270,7 +270,7 @@ RECIPE: Table = {
             "The threshold of a loss spike, in running standard deviations above the running mean.",
         ),
         "steps": Key(
-            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 disables it.",
+            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 disables this.",
             unit="steps",
         ),
         "rewinds": Key(
@@ -284,7 +284,7 @@ RECIPE: Table = {
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which the run aborts; 0 disables it.",
+        "The time without a completed step after which the run aborts; 0 disables this.",
         unit="seconds",
     ),
     "data": DATA,
@@ -320,10 +320,10 @@ RECIPE: Table = {
         ),
         "target": Key(
             "normalized", Choice(("scaled", "normalized", "unit")),
-            "The target: sigma * e (scaled), that over its rms (normalized), or e (unit).",
+            "The target: sigma * e (scaled), sigma * e over its rms (normalized), or e (unit).",
             before="scaled", was_default=True,
         ),
-        "linear_bound": NOW_ON("Whether to log what a linear denoiser explains."),
+        "linear_bound": NOW_ON("Whether to log how much noise a linear denoiser explains."),
     },
     "optimizer": OPTIMIZER,
     "schedule": {
@@ -342,13 +342,13 @@ RECIPE: Table = {
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "The longest time without a checkpoint. The next one replaces such a checkpoint; 0 "
-            "disables it.",
+            "The time after which a temporary checkpoint is saved, which the next one replaces; "
+            "0 disables this.",
             before=0.0, unit="minutes",
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints at multiples of this step are retained forever.", unit="steps"
+            None, COUNT, "Checkpoints at multiples of this step are never deleted.", unit="steps"
         ),
     },
     "probe": {
@@ -360,16 +360,16 @@ RECIPE: Table = {
         ),
         "split": Key(
             "test", Text(),
-            "The labeled split to classify; `val` or `validation` where `test` does not exist.",
+            "The labeled split to classify; `val` or `validation` if `test` does not exist.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
             "The fraction of data.split to classify if there is no other split.",
         ),
-        "bank": Key(10000, COUNT, "The number of images of data.split in the neighbor bank."),
-        "queries": Key(5000, COUNT, "The number of images of probe.split to classify."),
+        "bank": Key(10000, COUNT, "The largest number of images of data.split in the bank."),
+        "queries": Key(5000, COUNT, "The largest number of images of probe.split to classify."),
         "k": Key(20, COUNT, "The number of neighbors that vote."),
-        "temperature": Key(0.07, Number(1e-3, 1000), "The temperature of the votes' weights."),
+        "temperature": Key(0.07, Number(1e-3, 1000), "The softmax temperature of the votes."),
     },
     "figures": {
         "every_steps": Key(

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from can_jax.utils.errors import UserError
 
-# The keys of each duration. If a configuration of an older version sets several, the first wins.
+# The keys of each duration. If an older version stored several of them, the first one holds.
 DURATIONS = (
     ("total_steps", "total_epochs", "total_examples", "total_minutes"),
     (
@@ -18,7 +18,7 @@ DURATIONS = (
 )  # fmt: skip
 TOTAL, WARMUP, PROBE = DURATIONS
 MOST_STEPS = 2**31 - 1  # the largest value of the step counters on the device
-TIMED_STEPS = 100_000  # the length of the schedule of a run whose length is a time
+TIMED_STEPS = 100_000  # virtual steps in the schedule of a run whose length is a time
 
 
 def value_of(config: ConfigDict, key: str) -> Any:
@@ -49,7 +49,7 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Unset all units of each duration but the first that is set, which older versions used."""
+    """Unset all but the first unit that is set, for each duration, as older versions did."""
     for keys in DURATIONS:
         set_keys = [key for key in keys if value_of(config, key) is not None]
         if len(set_keys) > 1:
@@ -103,13 +103,13 @@ def exact_steps(
 ) -> float | None:
     """Return a duration in steps before rounding, or None if none of its keys is set.
 
-    The length of a run that is set as a time is `TIMED_STEPS`, that of its schedule.
+    A run whose length is a time has `TIMED_STEPS` (virtual) steps.
 
     Args:
         config: A checked configuration, in which at most one of the keys is set.
         keys: The keys of the duration, an entry of `DURATIONS`.
         examples: The number of images in an epoch.
-        total: The number of steps in the run, needed for durations that are a share of it.
+        total: The number of steps in the run, required for durations that are a share of the run.
 
     Raises:
         UserError: The duration exceeds `MOST_STEPS`.
@@ -128,9 +128,9 @@ def exact_steps(
         if value * scale > MOST_STEPS:
             raise UserError(
                 f"config.{key}={value:,} is {value * scale:,.0f} steps with batch_size="
-                f"{config.batch_size}: at most {MOST_STEPS:,} can be counted; give a smaller value"
+                f"{config.batch_size}: at most {MOST_STEPS:,} are possible; give a smaller value"
             )
-        # A tiny duration can underflow to 0, which would mean "never".
+        # A tiny duration could underflow to 0, which would disable the action.
         return max(value * scale, math.ulp(0.0)) if value else 0.0
     return None
 

@@ -5,8 +5,8 @@ from typing import Any
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.settings import Number, Several, Special, Whole, shown
 
-RANGE = "two numbers (low, high), low below high, none beyond 1e+300"
-LIMITS = Number(-1e300, 1e300)  # bounds for which the difference of two values is finite
+RANGE = "two numbers (low, high) with low < high, neither beyond 1e+300"
+LIMITS = Number(-1e300, 1e300)  # the difference of two such numbers is finite
 
 
 def is_size(value: Any) -> bool:

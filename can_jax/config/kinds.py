@@ -4,7 +4,7 @@ from typing import Any
 
 from can_jax.utils.settings import Number, Several, Special, Text, Whole
 
-MOST = 2**31 - 1  # the largest int32, the integers of the device
+MOST = 2**31 - 1  # the largest int32, the type of integers on devices
 COUNT = Whole(1, MOST)
 OR_NEVER = Whole(0, MOST)
 SHARE = Number(0, 1)
@@ -39,8 +39,8 @@ def _are_options(value: Any) -> bool:
 
 OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
 
-# Keys whose value depends on the devices keep `auto` in a stored configuration, so that a run can
-# be resumed, evaluated and loaded on others.
+# A stored configuration keeps `auto`, so that a run can be resumed, evaluated and loaded on devices
+# for which `auto` means another value.
 AUTO = "auto"
 AUTO_OR_SWITCH = Special(
     "auto, True or False", lambda value: value == AUTO or isinstance(value, bool)

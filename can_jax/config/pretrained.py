@@ -1,6 +1,6 @@
-"""The keys of an evaluation that choose the encoder and its data, with the checks of their values.
+"""The keys of an evaluation for the encoder, its data and its devices, and their checks.
 
-`can_jax.evaluate.config` adds those of the protocols. `can_jax.load` has no others.
+`can_jax.evaluate.config` adds the keys of the protocols. `can_jax.load` takes these keys alone.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ def _per_channel(kind: Number) -> Special:
 def encoder_table() -> Table:
     """Return the table of the blocks `data`, `mesh` and `model` of an evaluation."""
     return {
-        # All of this block is that of the run by default.
+        # By default, the whole block is that of the run.
         "data": {
             **DATA,
             "source": dataclasses.replace(DATA["source"], default=None),
@@ -56,13 +56,14 @@ def encoder_table() -> Table:
                 None, INSIDE, "The fraction of training examples to hold out without a test split."
             ),
             "train_examples": Key(
-                None, COUNT, "The number of training examples, evenly spaced; by default all."
+                None, COUNT,
+                "The largest number of training examples, evenly spaced; by default all.",
             ),
             "test_examples": Key(None, COUNT,
-            "The number of test examples, evenly spaced; by default all."),
+            "The largest number of test examples, evenly spaced; by default all."),
         },
         "mesh": MESH,
-        # What files of weights may not state; by default what is known of them.
+        # Settings that a weights file may lack; by default its own, or those of its library.
         "model": {
             "heads": Key(None, HEADS, "The encoder's attention heads."),
             "mean": Key(None, _per_channel(Number(0, 1)), "The mean that normalizes images."),
@@ -86,7 +87,7 @@ def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
         origin: The function that returns the defaults, for messages.
 
     Raises:
-        UserError: A setting is wrong; the one-line message names the first one.
+        UserError: A setting is invalid; the one-line message names the first one.
     """
     check_table(config, table, origin)
     config = expand_paths(config)
@@ -99,7 +100,7 @@ def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
 
 
 def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
-    """Check the data, and reject settings of it that have no effect.
+    """Check the settings of the data, and reject those that have no effect.
 
     Args:
         config: The configuration of an evaluation.

@@ -29,17 +29,18 @@ ENCODER = (
 
 
 def default_config() -> ConfigDict:
-    """Return the configuration of CAN as in the paper, ViT-B/16 at 224 px, for recipes to change.
+    """Return the default configuration, CAN with ViT-B/16, for recipes to change.
 
-    `can_jax.config.defaults` describes every key. A duration is set in one unit: `total_steps`,
-    `total_epochs` or `total_examples`, and likewise `warmup_*` and `every_*`. A recipe can set any
-    key to None temporarily; required keys are checked when it is resolved.
+    The defaults are those of the paper, except for the noise branch; see docs/method.md.
+    `can_jax.config.defaults` describes every key. Each duration is set in one unit, such as
+    `total_steps`, `total_epochs`, `total_examples` or `total_minutes`. Required keys may be None
+    until `resolve` checks them.
     """
     return configuration(RECIPE).lock()
 
 
 def load_recipe(beside: str, name: str) -> ConfigDict:
-    """Return the configuration of another recipe, for a recipe that changes it.
+    """Return the configuration of another recipe, which the calling recipe then changes.
 
     Args:
         beside: The file of the calling recipe.
@@ -65,7 +66,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def resolve(config: ConfigDict) -> ConfigDict:
     """Return a checked copy of a recipe's configuration.
 
-    In it, ``data.image_size`` is (height, width), and each duration is set in one unit.
+    In the copy, ``data.image_size`` is (height, width), and each duration is set in one unit.
 
     Raises:
         UserError: A setting is wrong; the one-line message names the first one.
@@ -137,14 +138,14 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
 
 
 def within(name: str, names: Collection[str]) -> bool:
-    """Return whether a dotted key is one of some names, or belongs to a block among them."""
+    """Return whether a dotted key is among some names of keys, or in a block among them."""
     return name in names or any(name.startswith(f"{block}.") for block in names)
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
     """Return a copy in which a leading ``~`` of every string is replaced by the home directory.
 
-    Only paths begin with ``~``. Parts of a mixture and lists of data sets are included.
+    Among values, only paths begin with ``~``. Mixtures and lists of data sets are included.
 
     Raises:
         UserError: There is no such home directory; the message names the key.
@@ -201,9 +202,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Return the configuration that this version or an older one wrote with `to_json`.
+    """Return the configuration of a JSON text that this or an older version wrote.
 
-    Keys that did not exist then get the value that reproduces the behavior of the older version.
+    Keys that the older version did not have get the values that reproduce its behavior.
 
     Raises:
         UserError: The text is not a configuration, or has an unknown key.
@@ -237,8 +238,7 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of keys that a stored configuration lacks, where they differ from the
-    default.
+    """Return values for keys that a stored configuration lacks, if the default has changed.
 
     Such a value reproduces the behavior of the version that stored the configuration; see `Key`.
     """

@@ -1,9 +1,9 @@
 """Lookup of the recipes, protocols, studies, reference ranges and launchers shipped with the
 package.
 
-In a checkout they are in the top-level folders `configs/` and `launch/`; in a wheel they are inside
-the package. A name identifies the same file in both: `vit_l`, `eval/knn`, `study/cifar10`,
-`healthy/quickstart`, `launch/slurm`.
+In a checkout, these files are in the top-level folders `configs/` and `launch/`; in a wheel, in the
+package. The same names are valid in both, such as `vit_l`, `eval/knn`, `study/cifar10`,
+`healthy/quickstart` and `launch/slurm`.
 """
 
 import ast
@@ -63,7 +63,7 @@ def find_shipped(name: str, kind: str) -> Path | None:
     """Return the shipped file with a name, or None.
 
     ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The prefix of the kind can be
-    omitted; files of other kinds are searched last.
+    omitted. Files of other kinds are considered last.
     """
     suffix = KINDS[kind].suffix
     parts = PurePosixPath(name.removesuffix(suffix)).parts
@@ -88,7 +88,7 @@ def find(name: str, kind: str, option: str) -> Path:
         option: The option as it appears in messages, such as ``--config=vit_x``.
 
     Raises:
-        UserError: There is no such file; the message names the nearest one.
+        UserError: There is no such file. The message names the most similar one, if any.
     """
     path, shipped = Path(name), find_shipped(name, kind)
     if shipped and not (path.is_file() and name.endswith(KINDS[kind].suffix)):
@@ -105,7 +105,7 @@ def find(name: str, kind: str, option: str) -> Path:
 
 
 def _nearest(name: str, kind: str) -> str | None:
-    """Return the nearest shipped name, spelled like the given one, or the nearest file, or None."""
+    """Return the most similar name of a shipped file, or path of a file, or None."""
     _, prefix, suffix, _ = KINDS[kind]
     path = Path(name)
     if path.with_name(path.name + suffix).is_file():

@@ -1,6 +1,6 @@
-"""Checks of how the keys of a configuration relate to each other, before anything is compiled.
+"""Checks of how the keys of a configuration relate to each other.
 
-`can_jax.config.defaults` states the values that each key can have on its own.
+`can_jax.config.defaults` states the values that a single key can have.
 """
 
 import math
@@ -42,7 +42,7 @@ def check(condition: Any, message: str) -> None:
 
 
 def check_source(data: ConfigDict) -> None:
-    """Check that a block locates its images, and that its source supports the other settings.
+    """Check that a `data` block states where its images are, and that its source fits the rest.
 
     Raises:
         UserError: A key is not set, or a setting is invalid for this source.
@@ -139,31 +139,31 @@ def check_encoder(config: ConfigDict) -> None:
         check(
             len(config.augment[name]) == config.data.channels,
             f"augment.{name} has {len(config.augment[name])} values, "
-            f"data.channels={config.data.channels}",
+            f"data.channels={config.data.channels}: give a value for each channel",
         )
 
 
 def check_variant(config: ConfigDict) -> None:
-    """Check that the encoder has no option that only encoders of other libraries have."""
+    """Check that the encoder has no option that only encoders of weights files can have."""
     if config.model.backbone == "vit":
         check(
             variant_of(config.model).norm == "tokens",
-            "model.backbone_options: norm='pooled' is of imported encoders alone; a decoder and "
-            "the losses would read tokens that are not normalized",
+            "model.backbone_options: norm='pooled' is for imported encoders only, since the "
+            "decoder and the losses would read tokens that are not normalized; remove it",
         )
 
 
 def check_masking(config: ConfigDict) -> None:
-    """Check that the decoder can be built, and that masking leaves patches to see."""
+    """Check that the decoder can be built, and that masking leaves visible patches."""
     model = config.model
     decoder_size(model).check("model.decoder")
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, model.mask_ratio)
-    check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches")
+    check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches; lower it")
 
 
 def check_objectives(config: ConfigDict) -> None:
-    """Check that at least one objective has a weight, and each such objective's own checks."""
+    """Check that at least one objective has a nonzero weight, and run the checks of these."""
     objectives = active(config.objective.to_dict())
     check(objectives, "objective: all weights are 0; give at least one loss a weight")
     for objective in objectives.values():
@@ -210,7 +210,7 @@ def check_augment(config: ConfigDict) -> None:
 def check_optimizer(config: ConfigDict) -> None:
     """Check the optimizer, its settings and the schedule.
 
-    The learning rate and weight decay must not exceed the range of stable values.
+    Learning rates and weight decays at which training cannot be stable are rejected.
     """
     settings = config.optimizer
     scale = max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
@@ -231,8 +231,8 @@ def check_optimizer(config: ConfigDict) -> None:
 def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     """Check the learning rate, the weight decay and AdamW's moments.
 
-    The Cauchy-Schwarz inequality bounds the ratio of Adam's moments if beta2 exceeds the square of
-    beta1. Otherwise a small gradient after larger ones can cause a step of any size.
+    If beta2 exceeds the square of beta1, the Cauchy-Schwarz inequality bounds the ratio of Adam's
+    moments. Otherwise a small gradient after larger ones can cause an arbitrarily large step.
 
     Args:
         name: The name of the block in messages.
