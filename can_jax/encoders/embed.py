@@ -1,7 +1,7 @@
 """Features of all images of a data set, written to one file; interrupted work resumes.
 
 Features are computed part by part into a folder beside the output, so that memory stays bounded.
-The parts are merged once all of them are there. Pillow decodes the images, and TensorFlow is not
+The parts are merged when all are complete. Pillow decodes the images, and TensorFlow is not
 imported for image files, arrays and tars.
 """
 
@@ -28,7 +28,7 @@ from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replacing
 
 PART = 4096  # The images of a part; about 16 MB of features for a ViT-L.
-LEAST = 256  # The images of which at most `data.skip_limit` may be broken, at least.
+LEAST = 256  # The number of images that are read before `data.skip_limit` is applied.
 Advance = Callable[[int, int], None]  # Called with the numbers of images done, and of all images.
 
 
@@ -54,7 +54,9 @@ def chosen_split(data: ConfigDict, split: str | None) -> str:
         return split
     available = available_splits(data)
     if len(available) > 1:
-        raise UserError(f"the data has the splits {', '.join(available)}: choose one by --split")
+        raise UserError(
+            f"the data has the splits {', '.join(available)}: choose one with --split=NAME"
+        )
     return available[0] if available else data.split
 
 
@@ -104,7 +106,9 @@ def embed(
     try:
         held = lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"{output} is being written by another process") from None
+        raise UserError(
+            f"{output} is being written by another process: wait for it, or give another --output"
+        ) from None
     with held:
         _check_parts(folder, identity)
         paths = _compute_parts(encoder, source, data, features, folder, advance)
@@ -121,7 +125,7 @@ def embed(
 
 
 def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
-    """Compare the identity of stored parts with that of this call, or store it."""
+    """Check that stored parts have the identity of this call; store it if there are none."""
     stored = read_identity(epath.Path(folder))
     if stored is None:
         store_identity(epath.Path(folder), identity)
@@ -231,7 +235,7 @@ def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial:
         partial: Whether parts are missing.
 
     Raises:
-        UserError: It exceeds the allowed fraction.
+        UserError: The number exceeds the allowed fraction.
     """
     skipped, done, first = 0, 0, ""
     for path in paths:

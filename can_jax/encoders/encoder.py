@@ -121,8 +121,8 @@ class Encoder:
 
         Args:
             images: The images, values 0 to 255 of type uint8 and shape (n, height, width,
-                channels): an array, or an object that NumPy converts to one, such as a list of what
-                `preprocess` returns.
+                channels): an array, or an object that NumPy converts to one, such as a list of
+                results of `preprocess`.
             features: The kind of features: the mean of the patch tokens (``patches``) or of all
                 tokens (``all``), the class token (``class``), or the class token and the mean patch
                 token concatenated (``both``). Not pooled: the patch tokens in row-major order
@@ -152,7 +152,8 @@ class Encoder:
     def _batch(self, compute: Callable[..., Any], images: np.ndarray) -> np.ndarray:
         """Return the outputs for at most `batch_size` images.
 
-        The images are padded to a power of two, so that few batch sizes are compiled.
+        The images are padded to the next power of two, limited to `batch_size` and rounded up to
+        divide over the mesh, so that few batch sizes are compiled.
         """
         rows = min(1 << (len(images) - 1).bit_length(), self.batch_size)
         rows = -(-rows // self._shards) * self._shards

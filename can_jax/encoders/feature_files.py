@@ -22,7 +22,7 @@ class Part(NamedTuple):
         labels: The label of each image, or -1.
         names: The name of each image.
         broken: The names of the images that could not be decoded.
-        reasons: The reason for each of them.
+        reasons: The reason for each name in ``broken``.
     """
 
     features: np.ndarray
@@ -33,14 +33,14 @@ class Part(NamedTuple):
 
     @staticmethod
     def joined(parts: "Sequence[Part]") -> "Part":
-        """Return several parts as one."""
+        """Join several parts into one."""
         filled = [part for part in parts if len(part.features)] or parts[:1]
         features = np.concatenate([part.features for part in filled])
         rest = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
         return Part(features, *rest)
 
     def save(self, path: Path) -> None:
-        """Write the part; the file of the given path comes last, and marks it as complete."""
+        """Write the part; the file at ``path`` is written last and marks the part as complete."""
         np.save(path.with_suffix(".npy"), self.features)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(self, name) for name in self._fields[1:]})
@@ -58,11 +58,11 @@ class Table:
 
     Attributes:
         images: The number of images.
-        width: The width of the features; 0 without any image.
+        width: The width of the features; 0 if there are no images.
         label_names: The names of the classes; empty if unknown.
         labeled: Whether any image has a label.
         longest: The number of characters of the longest name.
-        identity: What the features depend on, serializable as JSON.
+        identity: The weights, data and settings of the features, as JSON values.
     """
 
     def __init__(self, paths: list[Path], label_names: tuple[str, ...], identity: dict[str, Any]):
@@ -157,13 +157,13 @@ def check_output(output: Path) -> None:
     """Check that a file of features can be written, before anything is computed.
 
     Raises:
-        UserError: It exists, its suffix is unknown, or a required package is missing.
+        UserError: The file exists, its suffix is unknown, or a required package is missing.
     """
     if output.suffix not in WRITERS:
         raise UserError(f"--output={output}: give a file of the type {', '.join(WRITERS)}")
     if "://" in str(output) or ":/" in str(output):
         raise UserError(f"--output={output}: give a local file")
     if output.exists():
-        raise UserError(f"--output={output} is there already")
+        raise UserError(f"--output={output} exists already: remove it, or give another file")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"--output={output}: pip install pyarrow, or give an .npz or .csv")

@@ -21,7 +21,7 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 def preprocess(image: Any, data: ConfigDict) -> Pixels:
     """Return the view of an image that evaluations use: resized, and cut at the center.
 
-    It needs no TensorFlow.
+    TensorFlow is not used.
 
     Args:
         image: The path of an image file, its content as bytes, an image of Pillow, or a uint8 array
@@ -62,7 +62,9 @@ def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
 def _of_pillow(image: Image.Image, channels: int) -> Pixels:
     """Return the pixels of an image of Pillow."""
     if channels not in MODES:
-        raise UserError(f"an image of Pillow has 1, 3 or 4 channels, the encoder {channels}")
+        raise UserError(
+            f"an image of Pillow has 1, 3 or 4 channels, the encoder {channels}: give a uint8 array"
+        )
     if image.mode.startswith("I") or image.mode == "F":
         raise UserError(
             f"the image has the mode {image.mode}, more than 8 bits a channel: give the path of "
@@ -163,7 +165,7 @@ def _layout(
     """
     hints = []
     if len(shape) == 3 and channels in (shape[0], shape[2]):
-        hints.append("these are of a single image")
+        hints.append("this is the shape of a single image")
         shape, code = (1, *shape), f"{code}[None]"
     if len(shape) == 4 and shape[1] == channels != shape[3]:
         hints.append("the channels are first, but must be last")

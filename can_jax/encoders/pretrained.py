@@ -123,8 +123,8 @@ def open_encoder(
         checkpoint: The path of a run directory, of one of its checkpoints, of an export, of a
             folder of Hugging Face or timm, or of a file.
         untrained: Whether to return the randomly initialized encoder.
-        changes: The resolved configuration of an evaluation, whose ``data`` and ``model`` override
-            the run's.
+        changes: The resolved configuration of an evaluation. Its blocks ``data`` and ``model``
+            override those of the run.
         mesh: The device mesh over which the parameters are placed.
         warn: A function called with each message about an assumption.
 
@@ -157,7 +157,7 @@ def open_encoder(
     expected = nnx.to_pure_dict(nnx.state(network, nnx.Param))
     targets = shardings(expected, mesh)
     statistics: Any = {}
-    # An untrained encoder has the fixed map of its run.
+    # An untrained encoder uses the fixed map of its run.
     mapped = from_run and embedding_kind(run) != "linear"
     if from_run and (mapped or not untrained):
         # Neither the heads nor the optimizer's moments are read, or even built.
@@ -216,7 +216,7 @@ def identity_of(
 
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
-    """Return a tree of parameters from arrays with the names of MAE, or with our own.
+    """Return a tree of parameters from arrays with the names of MAE or of can_jax.
 
     Args:
         arrays: The arrays by name.
@@ -266,7 +266,7 @@ def _plain(value: Any) -> Any:
 
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
-    """Return a run's configuration with the normalization of an evaluation's config block, if set.
+    """Return a run's configuration, with the mean and std that an evaluation sets, if any.
 
     Args:
         run: The configuration of the run.
@@ -280,7 +280,7 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
         require_vit(run, f"{path}: heads={given.heads}")
     heads = encoder_size(run.model).heads
     if given.heads not in (None, heads):
-        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads")
+        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; leave it out")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):
@@ -310,7 +310,7 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
         if changes.model.dtype is not None:
             config.model.dtype = changes.model.dtype
         config.model.remat, config.mesh = "none", changes.mesh
-        config.model.patch_embed = "linear"  # `fold` has made it so
+        config.model.patch_embed = "linear"  # since `fold` has merged the fixed map
         config.init_from = None
     if config.data.channels != run.data.channels:
         raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 from can_jax.models.positions import sincos_2d
 from can_jax.utils.errors import UserError
 
-# Arrays that do not take part in computing an encoder's tokens, by patterns of their names.
+# Patterns of the names of arrays that an encoder's tokens do not depend on.
 OUTSIDE = re.compile(
     r"pos_embed"  # `grid_of_positions` compares it with the sin-cos table.
     r"|(vit\.|dinov2\.|dinov2_with_registers\.)?(embeddings\.)?mask_token"

@@ -56,7 +56,7 @@ def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
         prefix: The prefix of a fact's name in messages, which identifies the file.
 
     Raises:
-        UserError: The model uses another variant of GELU.
+        UserError: The model uses a form of GELU that this encoder does not compute.
     """
     if (gelu := facts.get("gelu", EXACT)) not in (EXACT, TANH):
         raise UserError(f"{prefix}gelu={gelu!r}: this encoder computes {EXACT} or {TANH}")
@@ -64,7 +64,7 @@ def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
 
 
 def is_run(path: epath.Path) -> bool:
-    """Return True if a folder is a run directory of can_jax."""
+    """Return whether a path is a run directory of can_jax."""
     if not path.is_dir() or _manifest(path) or not (path / CONFIG).exists():
         return False
     return isinstance(read_json(path / CONFIG).get("objective"), dict)
@@ -80,8 +80,8 @@ def file_of_folder(folder: epath.Path) -> epath.Path:
         files = [folder / name for name in EXPORTED if (folder / name).exists()]
         if not files:
             raise UserError(
-                f"{folder} has neither {' nor '.join(EXPORTED)}, such as an export to stablehlo or "
-                "onnx: its weights cannot be read; export with another --format"
+                f"{folder} has neither {' nor '.join(EXPORTED)}, as in an export to stablehlo or "
+                "onnx: its weights cannot be read; export the run with another --format"
             )
         return files[0]
     files = [folder / name for name in FILES if (folder / name).exists()]

@@ -1,6 +1,6 @@
 """Conversions between MAE's parameter names and shapes and those of other libraries.
 
-Every other layout is a map to or from the layout of MAE and timm (`torch_layout.py`).
+All conversions are to or from the layout of MAE and timm (`torch_layout.py`).
 """
 
 import re
@@ -34,7 +34,7 @@ HUGGINGFACE_DECODER = {
     "decoder_pred": "decoder.decoder_pred",
 }
 PARTS = ("query", "key", "value")
-# Names that transformers has only in files of DINOv2, or only in memory since version 5.
+# Names of transformers in files of DINOv2 only, or, since version 5, in memory only.
 HUGGINGFACE_OTHERS = {
     "register_tokens": "embeddings.register_tokens",
     "blocks.{}.norm1": "encoder.layer.{}.norm1",
@@ -75,8 +75,8 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) 
 
     Args:
         arrays: The arrays under MAE's names. Those that the target model lacks are dropped.
-        with_decoder: Include the decoder, for `ViTMAEForPreTraining`.
-        dinov2: Name them for `Dinov2Model` or `Dinov2WithRegistersModel`.
+        with_decoder: Whether to include the decoder, for `ViTMAEForPreTraining`.
+        dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`.
     """
     names = HUGGINGFACE
     if dinov2:
@@ -150,7 +150,7 @@ BIG_VISION_BLOCK = "params/Transformer/encoderblock_{}/"
 def to_big_vision(arrays: Arrays, heads: int) -> Arrays:
     """Convert an encoder to the flat npz layout of big_vision with `pool_type="tok"`.
 
-    Its positions cover the patches only.
+    The positions in this layout cover the patches only.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -234,7 +234,7 @@ KNOWN: dict[str, tuple[str, Callable[[Arrays], Arrays]]] = {
 
 
 def layout_of(arrays: Arrays) -> str | None:
-    """Return the key in `KNOWN` of the layout that arrays are named in, or None."""
+    """Return the key in `KNOWN` of the layout whose names the arrays have, or None."""
     for layout, (pattern, _) in KNOWN.items():
         if any(re.fullmatch(pattern, name) for name in arrays):
             return layout

@@ -1,6 +1,6 @@
 """Parsers of the JSON files in which Hugging Face and timm describe a model.
 
-Models of another structure are refused.
+Models with a structure that this encoder does not have are rejected.
 """
 
 import json
@@ -45,7 +45,7 @@ TIMM_OPTIONS = {
     "layer_scale": "init_values", "qk_norm": "qk_norm", "registers": "reg_tokens",
     "pre_norm": "pre_norm", "qkv_bias": "qkv_bias",
 }  # fmt: skip
-# Arguments that do not change the features of given arrays, or that the arrays determine.
+# Arguments that do not affect the features, or that the arrays determine.
 HARMLESS = {
     *TIMM_KEYS.values(), *TIMM_OPTIONS.values(), "num_classes", "global_pool", "class_token",
     "dynamic_img_size", "strict_img_size", "mlp_ratio", "fc_norm", "no_embed_class", "drop_rate",
@@ -56,9 +56,9 @@ TIMM_ACTIVATIONS = {"gelu": EXACT, "gelu_tanh": TANH}
 PLAIN_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "class_token": (True,), "mlp_ratio": (4,), "act_layer": tuple(TIMM_ACTIVATIONS),
 }  # fmt: skip
-# The names of timm's architectures that this encoder computes, without a tag, and what they imply.
-# Others, such as vit_base_patch16_clip_quickgelu_224 or vit_base_patch16_rope_224, have another
-# structure or activation.
+# Patterns of the timm architectures that this encoder computes, without the tag, and the facts they
+# imply. Other architectures, such as vit_base_patch16_clip_quickgelu_224 or
+# vit_base_patch16_rope_224, have another structure or activation.
 TIMM_ARCHITECTURES: dict[str, Facts] = {
     r"vit_[a-z]+_patch\d+_\d+": {},
     r"vit_[a-z]+_patch\d+_(reg\d+_)?dinov2": {},
@@ -93,7 +93,7 @@ def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
         config: The content of `config.json`.
 
     Raises:
-        UserError: The model is of another structure, or a file is malformed.
+        UserError: The model has an unsupported structure, or a file is malformed.
     """
     timm = "architecture" in config or "pretrained_cfg" in config
     stated = _parsed(_timm if timm else _huggingface, folder / CONFIG, config)
@@ -232,7 +232,8 @@ def _timm(config: Facts) -> Stated:
     ]
     if not implied:
         raise UserError(
-            f"the architecture {name!r} is not supported; only a plain vit_…_patch…_… is"
+            f"the architecture {name!r} is not supported; supported are deit and plain ViTs such "
+            "as vit_…_patch…_…, also of dinov2 and clip"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS

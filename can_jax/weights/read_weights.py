@@ -32,7 +32,7 @@ class Weights(NamedTuple):
         facts: The known facts about the encoder, by the names of an export's manifest, and the
             `options` of `can_jax.models.variant` that it requires.
         keys: The file and key that state each fact, for messages.
-        warnings: Lines on small deviations and on assumptions.
+        warnings: Lines to print about assumptions and about weights that are not used.
     """
 
     place: epath.Path
@@ -58,7 +58,7 @@ def read_weights(path: epath.Path) -> Weights:
         if OWN in contents.arrays:
             arrays, options = contents.arrays, facts.get("options", {})
         else:
-            if contents.layout == "big_vision":  # Its manifest states another form, if any.
+            if contents.layout == "big_vision":  # It uses tanh unless a manifest states otherwise.
                 stated = Stated({"gelu": TANH} | facts, {"gelu": "big_vision"} | keys)
             arrays, options = plain_arrays(contents.arrays, stated)
     except UserError as error:
@@ -75,7 +75,7 @@ def _stated(file: epath.Path, contents: Contents) -> Stated:
     if contents.heads is not None:
         heads = {"heads": contents.heads}
         parts.append(Stated(heads, {"heads": "heads in the shapes of the arrays"}))
-    if METADATA in contents.metadata:  # Unlike a file beside, it cannot get lost.
+    if METADATA in contents.metadata:  # Unlike a separate file, metadata cannot get lost.
         text = contents.metadata[METADATA]
         try:
             facts = json.loads(text)
@@ -98,7 +98,7 @@ def complete(
 
     Args:
         weights: The weights as they were read.
-        heads: The number of attention heads. It must agree with what the files state.
+        heads: The number of attention heads; it must agree with the files, if they state it.
         mean, std: The normalization of images in [0, 1]: one number, or one for each channel.
         image_size: The size (height, width) in pixels, used if the arrays hold no positions.
 
@@ -125,7 +125,7 @@ def _complete(
     if "image_size" not in facts:
         if OWN not in arrays:
             raise UserError(
-                "there is no pos_embed, so its positions are unknown: give a file that holds them"
+                "there is no pos_embed, so the positions are unknown: give a file that holds it"
             )
         size = stated.get("image_size") or image_size
         if size is None:
@@ -160,7 +160,7 @@ def _complete(
 
 
 def _how(name: str) -> str:
-    """Return the ways in which a user can state a fact, for messages."""
+    """Return the argument and the option with which a user can state a fact, for messages."""
     key = "data.image_size" if name == "image_size" else f"model.{name}"
     flag = "" if name == "image_size" else f", or --{name}=… of an export"
     return f"can_jax.load(path, {name}=…), --config.{key}=…{flag}"
@@ -210,14 +210,14 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     """Return the number of heads: stated, given, or that of a standard ViT of this size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
-        raise UserError(f"heads={given}: the weights have {stated} heads")
+        raise UserError(f"heads={given}: the weights have {stated} heads; leave it out")
     heads = given if stated is None else stated
     if heads is None:
         heads = KNOWN_HEADS.get((width, depth))
     if heads is None:
         raise UserError(
-            f"the number of attention heads is not known of a ViT of width {width} and depth "
-            f"{depth}: give it ({_how('heads')})"
+            f"the number of attention heads of a ViT of width {width} and depth {depth} is not "
+            f"known: give it ({_how('heads')})"
         )
     whole = isinstance(heads, Integral) and not isinstance(heads, bool)
     if not whole or heads < 1 or width % int(heads):

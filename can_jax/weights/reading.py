@@ -22,7 +22,7 @@ TYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 INDEX = ".index.json"  # The end of the name of a sharded file's index.
-REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # Arrays stored beside the weights.
+REFERENCE = re.compile(r"meta|(in|out|loss|grad)/.*")  # Arrays that are not weights.
 LFS = b"version https://git-lfs"
 SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
 
@@ -32,10 +32,10 @@ class Contents(NamedTuple):
 
     Attributes:
         arrays: The arrays by name, converted to MAE's names if the layout is known.
-        layout: The library whose names the file uses; None for MAE's names and can_jax's own.
+        layout: The library whose names the file uses; None for the names of MAE or can_jax.
         heads: The number of attention heads, if the layout has an axis for them.
         metadata: The text that a safetensors file stores beside its arrays.
-        notes: Lines on weights of the file that are not used.
+        notes: Lines about weights in the file that are not used.
     """
 
     arrays: Arrays

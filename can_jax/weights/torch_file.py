@@ -38,8 +38,12 @@ TYPES = {
 
 USUAL = ("model", "state_dict", "module")  # The keys under which training code saves the weights.
 WEIGHTS = r"(.*\.)?(weight|bias)"  # Names in a model, unlike in an optimizer or loss.
-WRAPPED = re.compile(r"^((module|_orig_mod)\.)+")  # By DistributedDataParallel and torch.compile.
-MOST_ITEMS = 1_000_000  # The limit on items of all dicts, counted once for each path to them.
+WRAPPED = re.compile(
+    r"^((module|_orig_mod)\.)+"
+)  # Prefixes of DistributedDataParallel and torch.compile.
+MOST_ITEMS = (
+    1_000_000  # The limit on the items of all dicts; a shared dict counts once for each path to it.
+)
 DEEPEST = 100  # The limit on the nesting of dicts.
 
 
@@ -217,7 +221,9 @@ def _check_tree(tree: dict[Any, Any]) -> None:
         inner, depth = todo.pop()
         items += len(inner)
         if items > MOST_ITEMS or depth > DEEPEST:
-            raise ValueError("its dicts hold each other too often")
+            raise ValueError(
+                "its dicts hold each other too often: it is damaged, or not a checkpoint"
+            )
         todo += [(value, depth + 1) for value in inner.values() if isinstance(value, dict)]
 
 

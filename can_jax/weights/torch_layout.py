@@ -1,8 +1,8 @@
 """Conversion of can_jax parameters to and from MAE's names and PyTorch's layout.
 
 MAE and timm name a ViT's arrays alike. PyTorch stores a Linear weight as (out, in) and a
-convolution as (out, in, height, width). Its blocks are separate arrays, where can_jax stacks them
-along a layer axis.
+convolution as (out, in, height, width). MAE stores the arrays of each block separately; can_jax
+stacks them along a layer axis.
 """
 
 from collections.abc import Iterator, Mapping
@@ -133,7 +133,7 @@ def entries(parameters: Any) -> Iterator[Entry]:
 
 
 def _in_block(name: str) -> str:
-    """Return the foreign name, within a block, of the parameter with a path within a block."""
+    """Return the foreign name of a block's parameter; name and path start within the block."""
     names = BLOCK_NAMES | OPTIONAL_BLOCK_NAMES
     if name in names:
         return names[name]

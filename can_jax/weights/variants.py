@@ -25,8 +25,8 @@ ARRAYS_OF_OPTIONS = {
 def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
     """Return arrays under the names that `torch_layout` expects, and the options they require.
 
-    Biases that the library leaves out become zeros. The class token and the registers absorb their
-    rows of learned positions.
+    Biases that the library leaves out become zeros. The learned positions of the class token and
+    the registers are added to these tokens.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -56,7 +56,7 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
     _add_biases(arrays, depth, stated, bool(options.get("pre_norm")))
     for name in COMPARED[1:]:
         if name in facts and bool(facts[name]) != bool(options.get(name)):
-            there = "have none" if facts[name] else "have one"
+            there = "have no such parameter" if facts[name] else "have such a parameter"
             raise UserError(f"{stated.keys[name]}={facts[name]}, but the arrays {there}")
     if _has_learned_positions(arrays):
         options |= {"positions": "learned", "position_grid": _fold_positions(arrays, stated)}
@@ -121,7 +121,7 @@ def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
                 f"pos_embed has {len(table)} learned rows, which no square grid has, and the image "
                 "size is not stated: give a folder with config.json"
             )
-    # A token without a position of its own gets its row once and for all.
+    # The class token and the registers always have the same position, so it is added here.
     if prefix:
         arrays["cls_token"] = arrays["cls_token"] + table[:1]
     if prefix > 1:

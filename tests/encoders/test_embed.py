@@ -81,7 +81,7 @@ def test_features_are_those_of_an_evaluation_after_an_interruption(
         "features.npz",
         "features.npz.skipped.csv",
     ]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         embedding.embed(encoder, encoder.data, "train", output)
 
 
@@ -150,7 +150,7 @@ def raising(*_):
     ("options", "message"),
     [
         (["--output=a.txt"], "give a file of the type .parquet, .npz, .csv"),
-        ([], "the data has the splits train, val: choose one by --split"),
+        ([], "the data has the splits train, val: choose one with --split=NAME"),
         (["--split=train", "--data=/no/such"], "config.data.path=/no/such is not a folder"),
         (["--step=8"], "no checkpoint of step 8"),
     ],

@@ -210,8 +210,8 @@ def test_assumed_activation_of_a_norm_before_the_blocks_is_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"init_values": None}, "init_values=None, but the arrays have one"),
-        ({"reg_tokens": 0}, "reg_tokens=0, but the arrays have one"),
+        ({"init_values": None}, "init_values=None, but the arrays have such a parameter"),
+        ({"reg_tokens": 0}, "reg_tokens=0, but the arrays have such a parameter"),
         ({"class_token": False}, "model_args class_token=False is not supported"),
     ],
 )
