@@ -21,9 +21,9 @@ class Head:
 
     Attributes:
         step: The train step that defines the classifier.
-        state: Its training state, on the host.
-        pool: The tokens whose mean the head reads: ``patches``, ``all`` or ``class``, or ``both``.
-        normalizes: Whether a LayerNorm of the head normalizes the pooled tokens.
+        state: The training state of the classifier, on the host.
+        pool: The features that the head reads: ``patches``, ``all``, ``class`` or ``both``.
+        normalizes: Whether the head has a LayerNorm of the pooled tokens.
         kernel, bias: The linear layer, in which BatchNorm's statistics are folded.
         norm: The scale and bias of the head's LayerNorm, if any.
         names: The names of the classes; numbers if they have none.
@@ -69,7 +69,7 @@ class Head:
         if self.pool not in ("patches", "class") or (self.normalizes and self.normalizes_tokens):
             raise UserError(
                 f"--format=timm has no head on features={self.pool} with head_norm="
-                f"{self.step.settings.head_norm}; --format=stablehlo has"
+                f"{self.step.settings.head_norm}; use --format=stablehlo"
             )
         pool = "avg" if self.pool == "patches" else "token"
         return {"global_pool": pool, "fc_norm": self.normalizes}

@@ -11,12 +11,12 @@ from can_jax.models.backbones import encoder_size
 from can_jax.utils.errors import UserError
 
 CUBIC = 3  # Pillow's number of the bicubic filter, which `preprocessor_config.json` holds.
-# The names of timm's architectures by width; `model_args` states each size all the same.
+# The names of timm's architectures by width; `model_args` states all sizes explicitly.
 ARCHITECTURES = {
     192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224", 768: "vit_base_patch16_224",
     1024: "vit_large_patch16_224", 1280: "vit_huge_patch14_224",
 }  # fmt: skip
-POOLS = {"patches": "avg", "all": "avg", "class": "token", "both": "avg"}
+POOLS = {"patches": "avg", "all": "avg", "class": "token", "both": "avg"}  # timm's names
 CLASSIFIER = "classifier"  # The contents of an export with the head of a fine-tuned classifier.
 
 
@@ -24,10 +24,10 @@ def head_of(model: Model) -> Head:
     """Return the head of a fine-tuned classifier.
 
     Raises:
-        UserError: The model has none.
+        UserError: The model has no head.
     """
     if model.head is None:
-        raise UserError(f"{model.source} is not a fine-tuned classifier: --contents=encoder")
+        raise UserError(f"{model.source} is not a fine-tuned classifier: set --contents=encoder")
     return model.head
 
 
@@ -79,7 +79,7 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
     if is_dinov2(model):
         if contents != "encoder":
             raise UserError(
-                f"--format=huggingface has no {contents} with layer_scale or registers: "
+                f"--format=huggingface has no {contents} with layer_scale or registers: set "
                 "--contents=encoder"
             )
         registers = facts["options"].get("registers", 0)
@@ -94,8 +94,8 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
         if head.pool != "class" or head.normalizes:
             raise UserError(
                 "--format=huggingface has no head but on the class token alone, and this one is on "
-                f"features={head.pool} with head_norm={head.step.settings.head_norm}; "
-                "--format=timm or stablehlo may have it"
+                f"features={head.pool} with head_norm={head.step.settings.head_norm}; use "
+                "--format=stablehlo, or timm for features=patches"
             )
         settings["architectures"] = ["ViTForImageClassification"]
         settings["id2label"] = dict(enumerate(head.names))
@@ -117,7 +117,7 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
 def pooler(width: int) -> dict[str, np.ndarray]:
     """Return a pooler that leaves the class token unchanged.
 
-    `AutoModel` builds a pooler in any case, and would initialize one that the file lacks at random.
+    `AutoModel` always builds a pooler. If the file lacks it, it is initialized at random.
     """
     return {
         "pooler.dense.weight": np.eye(width, dtype=np.float32),
@@ -126,7 +126,7 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 
 
 def huggingface_processor(model: Model) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` that makes the view of an evaluation."""
+    """Return the `preprocessor_config.json` that reproduces the views of an evaluation."""
     side, augment = model.config.data.image_size[0], model.config.augment
     return {
         "image_processor_type": "BitImageProcessor", "do_resize": True,
@@ -141,10 +141,10 @@ def huggingface_processor(model: Model) -> dict[str, Any]:
 def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
     """Return the arguments of timm's `VisionTransformer`, beyond its defaults.
 
-    Its output is the feature that the run's pooling makes, or the logits of a classifier.
+    The output of the timm model is the pooled feature of the run, or the logits of a classifier.
 
     Raises:
-        UserError: The encoder has an option that timm has not.
+        UserError: The encoder has an option that timm lacks.
     """
     refuse_options(
         model, "timm", {"layer_scale", "registers", "qk_norm", "pre_norm", "norm", "gelu"}

@@ -35,7 +35,7 @@ from can_jax.weights.layouts import to_big_vision, to_huggingface
 from can_jax.weights.read_weights import METADATA
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file. Protobuf's limit is twice that.
+ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file; protobuf allows 2 GiB.
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
@@ -120,9 +120,9 @@ def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
     The program runs on CPU, CUDA and TPU for any number of images. It maps weights by name and
-    images of bytes to class token and mean patch token, side by side, or to the logits of a
-    classifier. The weights are a separate file, because those of a large model exceed what one
-    program can hold.
+    uint8 images to features, the class token and the mean patch token concatenated, or to the
+    logits of a classifier. The weights are a separate file, because those of a large model exceed
+    what one program can hold.
     """
     if contents != CLASSIFIER:
         encoder_only("stablehlo", contents)
@@ -163,9 +163,9 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as an ONNX graph by PyTorch's exporter; return its file name.
 
-    The graph is the model of transformers with its preprocessing. It maps `images`, bytes of shape
-    (n, height, width, channels), to `tokens`, and to `features`: class token and mean patch token,
-    side by side. It takes any number of images.
+    The graph is the model of transformers after the normalization of images. It maps `images`,
+    uint8 of shape (n, height, width, channels), to `tokens` and to `features`, the class token and
+    the mean patch token concatenated. The number of images is arbitrary.
 
     Raises:
         UserError: A required package is not installed.

@@ -12,7 +12,7 @@ class Repository:
     """A model repository on the Hugging Face Hub.
 
     Args:
-        url: Its address, ``hf://user/name``.
+        url: The address of the repository, ``hf://user/name``.
 
     Raises:
         UserError: The address is malformed, huggingface_hub is not installed, or nobody is logged
@@ -30,7 +30,7 @@ class Repository:
         self._name, self._url, self._api = match[1], url, HfApi()
         try:
             self._api.whoami()
-        except Exception as error:  # The library raises many types for a refused or lost request.
+        except Exception as error:  # The library raises many types of exception.
             raise UserError(
                 f"--push={url}: nobody is logged in to the Hub ({one_line(error)[:200]}); run hf "
                 "auth login, or set HF_TOKEN"
@@ -40,7 +40,7 @@ class Repository:
         """Create the repository if it is missing, and upload a folder as one commit.
 
         Raises:
-            UserError: The Hub refused it. The folder is complete all the same.
+            UserError: The upload failed. The folder is complete and stays.
         """
         try:
             self._api.create_repo(self._name, exist_ok=True)
@@ -48,5 +48,5 @@ class Repository:
         except Exception as error:
             raise UserError(
                 f"--push={self._url}: {folder} is complete, but was not uploaded: "
-                f"{one_line(error)[:300]}"
+                f"{one_line(error)[:300]}; run hf upload {self._name} {folder}"
             ) from error

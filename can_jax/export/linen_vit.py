@@ -59,7 +59,7 @@ class Transformer(nn.Module):
 
 
 class ViT(nn.Module):
-    """A ViT that returns the tokens of images, class token first.
+    """A ViT that returns the tokens of images; the class token comes first.
 
     It adds learned positions to the patches only.
     """
@@ -96,7 +96,7 @@ def encode(
         pixels: The normalized images.
         size: The size of the encoder.
         patch_size: The side of a patch in pixels.
-        approximate: Compute GELU by tanh, as big_vision does, instead of exactly.
+        approximate: Whether to compute GELU by tanh, as big_vision does, instead of exactly.
 
     Raises:
         KeyError: An array is missing or unexpected.

@@ -41,10 +41,10 @@ class Model:
         config: The configuration of the run, or an equivalent one of imported weights.
         step: The step of the checkpoint; None if unknown.
         parameters, batch_stats: The complete trees of parameters and BatchNorm statistics. A fixed
-            map before the patch embedding is folded into it.
+            map before the patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
-        imported: Whether the weights are of another library, so that their training is unknown.
-        head: The head of a fine-tuned classifier.
+        imported: Whether the weights come without a run, so that their training is unknown.
+        head: The head of a fine-tuned classifier; None for other models.
     """
 
     config: ConfigDict
@@ -69,11 +69,11 @@ class Model:
     def autoencoder(self) -> dict[str, np.ndarray]:
         """Return encoder and decoder under MAE's names.
 
-        MAE's decoder predicts pixels alone, so an output layer for the noise is left out. It is not
-        conditioned on a noise level, so the level is fixed at zero here. Its
-        embedding is added to every patch, and is folded into the positions. If it is added to
-        visible patches only, it is folded into the bias of ``decoder_embed``. The class token's
-        position then cancels it.
+        MAE's decoder predicts pixels only, so an output layer for the noise is left out. MAE's
+        decoder has no noise level, so the level is fixed at zero. If the level's embedding is added
+        to all patches, the positions absorb it. If the embedding is added to visible patches only,
+        the bias of ``decoder_embed`` absorbs it, and the position of the class token cancels it
+        there.
 
         Raises:
             UserError: The run has no decoder.
@@ -188,7 +188,10 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     if not is_run(path):
         return _open_weights(path, given)
     if given != Given():
-        raise UserError(f"--checkpoint={checkpoint} is a run, whose config.json states its facts")
+        raise UserError(
+            f"--checkpoint={checkpoint} is a run, whose config.json states its facts: leave out "
+            "--heads, --mean and --std"
+        )
     if (path / CARD).exists():
         config, parameters, step, head = open_head(path, step)
         require_vit(config, "an export")

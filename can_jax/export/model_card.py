@@ -122,8 +122,7 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return a list with one string, the warnings of all evaluations in Markdown; empty without
-    warnings."""
+    """Return the warnings of all evaluations as one Markdown list, or nothing without warnings."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results
@@ -145,10 +144,10 @@ def card_of(
     Args:
         model: The exported model.
         format: The name of the format, a key of `FORMATS` in `formats.py`.
-        contents: The exported part, ``encoder`` or ``full``.
+        contents: The exported part: ``encoder``, ``full`` or ``classifier``.
         manifest: The manifest, with the results of the verification and of the usage snippets.
         results: The results of evaluations of these weights.
-        statement: The user's own statements.
+        statement: The license and the data, as the user states them.
     """
     facts = model.facts()
     size = f"({facts['width']} wide, {facts['depth']} blocks, {facts['heads']} heads)"
@@ -168,7 +167,7 @@ def card_of(
     if model.imported:
         origin = (
             f"The {whole} of a Vision Transformer, converted by can_jax {__version__} from weights "
-            f"whose training it does not know. Format: {FILES[format]}."
+            f"whose training is not known. Format: {FILES[format]}."
         )
         training = [f"Data, as stated by the exporter: {statement.data or 'not stated'}."]
     else:
@@ -201,7 +200,7 @@ def card_of(
         "## Results",
         table(result_rows(results), ("protocol", "metric", "value (95 % interval)", "data"))
         if results
-        else "None were given to the export (`--results`).",
+        else "No evaluation was given to the export (`--results`).",
         *warnings_of(results),
         "## Use",
         "Run these lines in this directory.",

@@ -74,8 +74,8 @@ def encode(
         heads: The number of attention heads.
         visible: The number of leading patches to encode; None for all.
         eps: The epsilon of the LayerNorms.
-        tanh: Compute GELU by tanh.
-        final_norm: Apply the final LayerNorm to the tokens.
+        tanh: Whether to compute GELU by tanh instead of exactly.
+        final_norm: Whether to apply the final LayerNorm to the tokens.
 
     Raises:
         KeyError: An array is missing.

@@ -64,7 +64,7 @@ class Sample:
 
 
 def sample_of(model: Model) -> Sample:
-    """Return random images of the model's size, the same ones on every call."""
+    """Return random images of the model's size, equal in every call."""
     shape = (IMAGES, *model.config.data.image_size, model.config.data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     augment = model.config.augment
@@ -75,9 +75,9 @@ def sample_of(model: Model) -> Sample:
 
 @functools.cache
 def installed(*packages: str) -> bool:
-    """Return True if all of these packages can be imported.
+    """Return whether all of these packages can be imported.
 
-    Finding a package does not suffice, because it may be broken.
+    They are imported, since an installed package may be broken.
     """
     try:
         modules = [importlib.import_module(package) for package in packages]
@@ -119,7 +119,7 @@ def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arr
         final = variant.norm == "tokens" and head.normalizes_tokens
         tokens = plain.encode(arrays, sample.pixels, model.heads, **options, final_norm=final)
         pooled = tokens[:, 0] if head.pool == "class" else tokens[:, 1:].mean(axis=1)
-        if not final:  # `read_weights` calls fc_norm so, which takes the place of the norm.
+        if not final:  # `read_weights` renames fc_norm to norm.
             pooled = plain.norm(pooled, arrays, "norm", variant.epsilon)
         return {LOGITS: pooled @ head.kernel + head.bias}
     final = variant.norm == "tokens"
@@ -141,12 +141,12 @@ def by_plain_reader(
         file: The file.
         sample: The images.
         contents: The exported part.
-        pooled: Whether the file has to hold a pooler that returns the class token.
+        pooled: Whether the file must hold a pooler that returns the class token.
 
     Raises:
-        UserError: Its pooler is missing or another one.
+        UserError: The pooler is missing or does not return the class token.
     """
-    # A folder is read with what it states, and under the names of the options.
+    # `read_weights` also converts the arrays by the facts that the folder states.
     arrays = read_weights(file).arrays
     for name, array in pooler(encoder_size(model.config.model).width).items() if pooled else ():
         if name not in arrays or not np.array_equal(arrays[name], array):

@@ -24,7 +24,7 @@ def readers_of(
 ) -> Iterator[tuple[str, Callable[[], Arrays]]]:
     """Yield the names and functions of all available verifiers of a file.
 
-    They are the installed libraries, and reference code that shares nothing with the exporter.
+    Verifiers are the installed libraries that read the format, and reference code of can_jax.
     """
     path = folder / file
     if format == "safetensors" and contents == "full":
@@ -78,14 +78,14 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
     config = model.config
     photos = photographs(config.data.channels)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of libraries that choose a slower implementation
+        warnings.simplefilter("ignore")  # libraries warn that they choose a slower implementation
         pixels = process(folder, photos)
     views = np.stack([center_crop(photo, config.data.image_size) for photo in photos])
     ours = (views / 255 - config.augment.mean) / config.augment.std
     difference = 255 * np.abs((pixels - ours) * config.augment.std).mean()
     if not difference <= LEVELS:
         raise UserError(
-            f"{folder}: {packages[-1]} preprocesses images otherwise than an evaluation: pixels "
+            f"{folder}: {packages[-1]} and an evaluation preprocess images differently: pixels "
             f"differ by {difference:.1f} of 255 on average"
         )
     return {packages[-1]: round(float(difference), 3)}
@@ -156,7 +156,7 @@ def check(
     Args:
         model: The exported model.
         format: The name of the format.
-        contents: The exported part, ``encoder`` or ``full``.
+        contents: The exported part: ``encoder``, ``full`` or ``classifier``.
         folder: The directory of the export.
         file: The name of the main file in it.
 
@@ -183,8 +183,8 @@ def check(
             raise UserError(f"{folder / file}: the {name} fails: {one_line(error)}") from error
         if not errors[name] <= LIMIT:
             raise UserError(
-                f"{folder / file} does not match the exported model: by the {name} features differ "
-                f"by {errors[name]:.1e}, more than {LIMIT}"
+                f"{folder / file} does not match the exported model: by the {name}, features "
+                f"differ by {errors[name]:.1e}, more than {LIMIT}"
             )
     checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
     if differences := preprocessing_differences(model, format, folder):

@@ -1,4 +1,4 @@
-"""The writer of an export: weights, manifest and model card, renamed into place once verified."""
+"""The writer of an export: weights, manifest and model card, which it verifies first."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def export_run(
     statement: Statement = Statement(),  # noqa: B008
     push: str | None = None,
 ) -> dict[str, Any]:
-    """Export the weights of a run, or convert those of another library.
+    """Export the weights of a run, or convert other weights to a format.
 
     The files are written to a temporary directory, which is removed on failure.
 
@@ -56,7 +56,7 @@ def export_run(
     """
     repository = Repository(push) if push else None
     if output.exists():
-        raise UserError(f"--output={output} already exists")
+        raise UserError(f"--output={output} already exists: remove it, or give another directory")
     model = open_model(checkpoint, given)
     contents = contents or ("encoder" if model.head is None else CLASSIFIER)
     if (format, contents) not in SNIPPETS:
@@ -80,14 +80,16 @@ def export_run(
     return manifest
 
 
+LOCAL = ("path", "index", "disk_cache")  # the keys of paths in a data block
+
+
 def public_config(config: ConfigDict) -> dict[str, Any]:
-    """Return a configuration as JSON values, without paths of this machine."""
+    """Return a configuration as JSON values, without the paths of data and caches."""
     values: dict[str, Any] = json.loads(to_json(config))
     values["init_from"] = None
-    values["data"] |= {"path": None, "index": None}
-    hidden = ("path", "index")
+    values["data"] |= dict.fromkeys(LOCAL)
     values["data"]["mixture"] = [
-        {key: value for key, value in part.items() if key not in hidden}
+        {key: value for key, value in part.items() if key not in LOCAL}
         for part in values["data"]["mixture"]
     ]
     return values

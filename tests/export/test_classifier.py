@@ -77,5 +77,5 @@ def test_logits_are_those_of_the_run(classifier, tmp_path, features, settings):
 def test_encoder_has_no_head_to_export(tmp_path):
     (tmp_path / "run").mkdir()
     run = samples.run_directory(tmp_path / "run")
-    with pytest.raises(UserError, match="is not a fine-tuned classifier: --contents=encoder"):
+    with pytest.raises(UserError, match="is not a fine-tuned classifier: set --contents=encoder"):
         FORMATS["timm"](open_model(str(run)), "classifier", epath.Path(tmp_path))
