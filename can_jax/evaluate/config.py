@@ -24,7 +24,7 @@ def evaluation_table() -> Table:
         ),
         "features": Key(
             "patches", Choice(FEATURES),
-            "The tokens whose mean is the feature; `both` concatenates class and patches.",
+            "The tokens whose mean is the feature; `both` concatenates `class` and `patches`.",
         ),
         "held_out": Key(
             0.1, INSIDE,
@@ -54,7 +54,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     """Return a checked copy of an evaluation's configuration, with sizes and ranges as tuples.
 
     Raises:
-        UserError: A setting is wrong; the one-line message names the first one.
+        UserError: A setting is invalid; the one-line message names the first one.
     """
     origin = "can_jax.evaluate.config.default_evaluation()"
     config = resolve_blocks(config, evaluation_table(), origin)

@@ -69,7 +69,7 @@ def measure(
         checkpoint: The path of the encoder, or of a trained classifier.
         workdir: The directory for the training run of a protocol; it is created.
         untrained: Evaluate the randomly initialized encoder instead of the trained one.
-        pictures: Draw the pictures of the report for protocols on frozen features.
+        pictures: Whether to draw the pictures of the report for protocols on frozen features.
 
     Returns:
         The results, and the evaluated encoder or classifier.
@@ -113,13 +113,13 @@ def measure(
         illustrate(task, findings)
     if not untrained and (panel := newest_panel(path, step)):
         image = picture(panel, "reconstructions")
-        title = "Reconstructions, as the run drew them last"
+        title = "The latest reconstructions of the run"
         findings.pictures[title if step is None else f"{title} up to step {step}"] = image
     return findings, subject
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
-    """Check the settings of a run, beyond those of its encoder, that a protocol uses.
+    """Check the settings of a run that a protocol uses, beyond those of the encoder.
 
     Args:
         run: The configuration of the run, with the data block of the evaluation.
@@ -139,7 +139,7 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
 
 
 def illustrate(task: EvalContext, findings: EvalResults) -> None:
-    """Add pictures of the examples that a protocol has read, if it sets ``pictured_splits``."""
+    """Add pictures of the examples that a protocol has read, if ``pictured_splits`` is set."""
     if findings.pictured_splits is None:
         return
     grid = neighbor_grid(task, *findings.pictured_splits)

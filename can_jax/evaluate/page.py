@@ -1,7 +1,7 @@
 """Self-contained HTML pages: templates, inlined pictures and inlined charts.
 
 Values of a page come from files that anybody may have written. Jinja escapes every value that is
-not `Html`, and `Html.format` does so for the elements that are made here. Only this module creates
+not `Html`, and `Html.format` escapes the values of elements made here. Only this module creates
 `Html`, so any other value appears as text.
 """
 
@@ -55,7 +55,7 @@ def number(value: Any) -> str:
 
 
 def coded(text: str) -> Html:
-    """Return a text in which the parts between backticks are `<code>` elements."""
+    """Return a text whose parts between backticks become `<code>` elements."""
     parts = text.split("`")
     code = Html("<code>{}</code>")
     return Html("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))

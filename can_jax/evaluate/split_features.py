@@ -40,8 +40,8 @@ class Split:
 
     Attributes:
         name: The name of the split.
-        outputs: The encoder's outputs: class token and mean patch token side by side. For a trained
-            classifier, the logits.
+        outputs: The encoder's outputs: the class token and the mean patch token, concatenated. For
+            a trained classifier, the logits.
         labels: The class index of each example; -1 where unknown.
         indices: The index of each example in its source.
         source: The source that the examples were read from.
@@ -101,7 +101,7 @@ class SplitFeatureExtractor:
             part: The chosen examples.
             change: A function applied to each batch of images before the encoder, such as a
                 corruption.
-            labeled: Skip examples without a label.
+            labeled: Whether to skip examples without a label.
 
         Raises:
             UserError: No example remains, or the labels changed while the split was read.

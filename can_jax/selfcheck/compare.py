@@ -26,7 +26,7 @@ from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.reading import read_contents
 from can_jax.weights.torch_layout import entries, from_torch, to_torch
 
-SHIPPED = Path(__file__).with_name("reference.npz")  # by `tests/helpers/write_reference.py`
+SHIPPED = Path(__file__).with_name("reference.npz")  # from `tests/helpers/write_reference.py`
 
 
 def tolerance(quantity: str, x64: bool) -> float:
@@ -180,7 +180,7 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
 
     Args:
         path: The path of the reference file.
-        x64: Compute in double precision. The caller must have enabled it in JAX.
+        x64: Whether to compute in double precision, which the caller must have enabled in JAX.
         weights_path: The path of a file of weights that replace those of the reference file, if
             any.
 
@@ -203,7 +203,7 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     file |= {
         f"param/{name}": array
         for name, array in given.items()
-        if f"param/{name}" in file and name != "pos_embed"  # Its grid may differ.
+        if f"param/{name}" in file and name != "pos_embed"  # The grids may differ.
     }
     config = config_of(path, meta, file, "float64" if x64 else "float32")
     step = make_step(config)

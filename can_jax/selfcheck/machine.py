@@ -1,4 +1,4 @@
-"""The properties of this machine that matter to a run, and what to mend."""
+"""The properties of this machine that matter to a run, with remedies for problems."""
 
 import importlib.util
 import io
@@ -40,8 +40,8 @@ SMALLEST_SHM = 2**30  # bytes; NCCL connects the GPUs of a machine by it
 SMALLEST_DISK = 10 * 2**30  # bytes
 REMOTE = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "9p")
 PHOTO = (500, 375)  # pixels, the size of a usual image of ImageNet
-SECONDS = 0.5  # of each measurement, at least
-SLOW_SHARE = 0.3  # of the peak, below which a matrix product is slow
+SECONDS = 0.5  # the shortest duration of a measurement
+SLOW_SHARE = 0.3  # a matrix product below this fraction of the peak is slow
 
 
 class Finding(NamedTuple):
@@ -49,8 +49,8 @@ class Finding(NamedTuple):
 
     Attributes:
         name: The name of the property.
-        value: Its value, for people.
-        mend: What to do about it, or an empty text if it is as it should be.
+        value: The value as text.
+        mend: The remedy for a problem; empty if there is no problem.
     """
 
     name: str
@@ -70,7 +70,7 @@ def devices() -> list[Finding]:
     lack = ""
     if missing:
         lack = (
-            f"{', '.join(missing)} is not installed; training and evaluation need it: "
+            f"not installed: {', '.join(missing)}, which training and evaluation need: "
             f"{install_command(fitting_extra())}"
         )
     return [
@@ -123,8 +123,12 @@ def file_systems() -> list[Finding]:
         mend = ""
         if not os.access(path, os.W_OK):
             mend = f"{path} cannot be written"
-            if name.startswith("cache"):
-                mend += "; each start compiles. Set XDG_CACHE_HOME to a folder that can"
+            if name.startswith("temporary"):
+                mend += ": set TMPDIR to a writable folder"
+            elif name.startswith("current"):
+                mend += ": give each command a writable --workdir or --output"
+            else:
+                mend += "; each start compiles. Set XDG_CACHE_HOME to a writable folder"
         elif usage.free < SMALLEST_DISK:
             mend = "a checkpoint of ViT-B has 1.6 GB, and three are retained: free some space"
         elif name.startswith("cache") and kind.startswith(REMOTE):
@@ -166,7 +170,7 @@ def speeds() -> list[Finding]:
 
 
 def repeated(action: Callable[[], Any]) -> float:
-    """Return how often an action runs per second, after a first time that is not counted."""
+    """Return how often an action runs per second, without a first run to warm up."""
     action()
     start, times = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < SECONDS:

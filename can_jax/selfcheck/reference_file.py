@@ -43,7 +43,7 @@ BEFORE = {
     "noise_target": "scaled",
     "noise_output": False,
     "patch_embed": "linear",
-}  # The values of files without these keys.
+}  # The values of keys that older files lack.
 WEIGHTED = ("contrastive", "reconstruction", "denoising")  # The order of `weights`.
 WEIGHTS = Several(WEIGHT, length=len(WEIGHTED))
 ALSO: dict[str, Kind] = {"image_size": SIZE, "keep": Whole(1)}  # Superseded by the arrays.

@@ -1,4 +1,4 @@
-"""The interface of an evaluation protocol, and the kinds of settings that several of them have."""
+"""The interface of an evaluation protocol, and kinds of values that several protocols use."""
 
 import dataclasses
 from collections.abc import Callable

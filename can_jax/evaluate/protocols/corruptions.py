@@ -1,9 +1,9 @@
 """The fifteen corruptions of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), for images of any size.
 
 Each corruption takes an image in [0, 1], the constants of a severity and a random generator. The
-constants are those of the authors' code: CIFAR-10-C for images up to 64 px, ImageNet-C above. Frost
-is `DRAWN`, because the authors' photographs of it cannot be shipped. Motion blur follows a line of
-whole pixels with repeated borders, as in ImageMagick.
+constants are those of the authors' code: of CIFAR-10-C if the shorter side has at most 64 px, of
+ImageNet-C otherwise. Frost is drawn (`DRAWN`), because the authors' photographs of frost cannot be
+shipped. Motion blur follows a line of whole pixels with repeated borders, as in ImageMagick.
 """
 
 import io
@@ -139,7 +139,7 @@ def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) ->
 
 
 def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
-    """Turn an image whitish and add flakes blurred by motion.
+    """Whiten an image, and add flakes with motion blur.
 
     ``c`` holds the mean, standard deviation, zoom and threshold of the flakes, then the radius and
     standard deviation of the motion blur. Last is the weight of the original image.
@@ -177,7 +177,7 @@ def fractal(
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
     The amplitude of the noise therefore falls by the square of ``decay``. The plane has 32 points
-    along a side for CIFAR-10-C and 256 for ImageNet-C; images beyond that get a larger one.
+    along a side for CIFAR-10-C and 256 for ImageNet-C; larger images get a larger plane.
 
     Args:
         height, width: The size of the image in pixels, which gets the upper left part of the plane.

@@ -16,14 +16,14 @@ from can_jax.features.fewshot import draw_shots, ridge_predictions
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Blocks, Key, Number, Several, Table, Text, Whole
 
-# An entry of `fewshot.datasets`. All of them are read at one size, with random access.
+# Keys of `data` that entries of `fewshot.datasets` share, so that an entry cannot set them.
 SHARED = (
     "channels", "examples", "held_out", "image_size", "streaming", "test_examples",
     "train_examples", "window",
 )  # fmt: skip
 DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
     "test_split": Key(None, Text(), "The split to test on."),
-    "name": Key(None, Text(), "Its name in the results, and in TFDS if it is a TFDS data set."),
+    "name": Key(None, Text(), "The name in the results; for the source `tfds` also in TFDS."),
 }
 SETTINGS: Table = {
     "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
@@ -33,7 +33,7 @@ SETTINGS: Table = {
             "The L2 penalty of ridge regression, as in big_vision."),
     "datasets": Key(
         (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
-        "Data sets to use instead: for each, changes to `data` and a `name`.",
+        "Data sets to use instead of `data`: for each, changes to `data` and a `name`.",
     ),
 }  # fmt: skip
 
@@ -118,10 +118,10 @@ def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
         changes = dict(changes)
         name, test_split = dataset_name(index, changes), changes.pop("test_split", None)
         source = changes.get("source") or task.data.source
-        if "name" not in SOURCES.get(source).needs:  # it names the results only
+        if "name" not in SOURCES.get(source).needs:  # the name is that of the results only
             changes.pop("name", None)
         if "source" in changes:
-            changes = {"options": ()} | changes  # those of the evaluation belong to its source
+            changes = {"options": ()} | changes  # the evaluation's options are for its own source
         block = ConfigDict(task.data.to_dict())
         with block.ignore_type():
             block.update(changes)

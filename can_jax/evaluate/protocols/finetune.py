@@ -104,7 +104,9 @@ SETTINGS: Table = {
             "The decay rate of the parameters' moving average, which is evaluated; 0 "
             "disables it."
     ),
-    "test_every_epochs": Key(5.0, Number(0, 1e9), "The interval of tests; 0 disables them."),
+    "test_every_epochs": Key(
+        5.0, Number(0, 1e9), "The interval of tests; 0 disables them.", unit="epochs"
+    ),
     "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
     "trackers": RECIPE["trackers"],
     "microbatches": Key(
@@ -280,7 +282,7 @@ class Classification:
             "warm-up steps": self.times.warmup,
             "steps": self.times.total,
             "features": self.task.config.features,
-            "encoder": "frozen" if settings["freeze_encoder"] else "trained, too",
+            "encoder": "frozen" if settings["freeze_encoder"] else "trained",
         }
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
@@ -297,7 +299,7 @@ class Classification:
 
 
 class Tester(Log):
-    """Callbacks that test a classifier on every example of the test split."""
+    """Callbacks that test a classifier on the chosen examples of the test split."""
 
     def __init__(self, training: Classification, run: RunContext):
         config, task = training.config, training.task

@@ -27,9 +27,9 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Table, Whole
 
 SETTINGS: Table = {
-    "examples": Key(5000, Whole(2, 2**31 - 1), "The number of test images."),
+    "examples": Key(5000, Whole(2, 2**31 - 1), "The largest number of test images."),
     "k": Key(20, COUNT, "The number of neighbors that vote."),
-    "temperature": Key(0.07, TEMPERATURE, "The temperature of the votes' weights."),
+    "temperature": Key(0.07, TEMPERATURE, "The softmax temperature of the votes."),
 }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def by_class(
         right: Whether the prediction for each example is correct.
         labels: The class index of each example.
         names: The names of the classes; empty where unknown.
-        most: The maximum number of rows. Beyond it, the table holds the best and the worst classes.
+        most: The maximum number of rows. With more classes, the table holds the best and the worst.
     """
     classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)

@@ -66,9 +66,6 @@ def _are_corruptions(value: Any) -> bool:
     return True
 
 
-# An entry of `robustness.shifts`; see `can_jax.evaluate.protocols.shifts`.
-
-
 SETTINGS: Table = {
     "corruptions": Key(
         "all",
@@ -205,8 +202,8 @@ def curves(
         findings: The results, which receive the metrics and a table.
         read: For each corruption, a function that reads the split at a severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
-        relative: Compute errors relative to AlexNet's. AlexNet's were measured on ImageNet-C as
-            distributed.
+        relative: Whether to compute errors relative to those of AlexNet, which were measured on
+            ImageNet-C as distributed.
     """
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}

@@ -96,7 +96,7 @@ def distributed(
 ) -> Reads:
     """Open the folders of ImageNet-C as distributed; return a reader for each corruption."""
     root = Path(path_of(shift))
-    # Some of its archives group the corruptions into four folders by kind.
+    # Some archives of ImageNet-C group the corruptions into four folders by kind.
     folders = {path.name: path for path in [*root.glob("*"), *root.glob("*/*")] if path.is_dir()}
     present = [name for name in CORRUPTIONS if name in folders]
     if not present:
@@ -253,9 +253,9 @@ SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
 SHIFT: Table = {
     "kind": Key(
         "classes", Choice((*SHIFTS, "imagenet_c")),
-        "The relation of its classes to those of the training set.",
+        "The relation of the test set's classes to those of the training set.",
     ),
-    "path": Key(None, Text(), "The folder of its images."),
-    "name": Key(None, Text(), "Its name in the results; by default its kind."),
+    "path": Key(None, Text(), "The folder of the images."),
+    "name": Key(None, Text(), "The name in the results; by default the kind."),
     "labels": Key(None, Text(), "The file of labels; only for the kind `real`."),
 }  # fmt: skip

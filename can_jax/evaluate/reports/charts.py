@@ -21,7 +21,7 @@ COLORS = (
     "#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5",
     "#9c6b4e", "#9498a0",
 )  # fmt: skip
-PARTS = 250  # The number of points of a line, which is about that of the pixels between them.
+PARTS = 250  # The most points of a line, about one per pixel of its width.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, in the font of the page
     "svg.hashsalt": "can_jax",  # equal charts are equal text
@@ -96,7 +96,7 @@ def metric_chart(
     log: bool = False,
     restarts: Sequence[int] = (),
 ) -> Html:
-    """Draw a metric, one line for each run; long ones as the mean and the range of their parts.
+    """Draw a metric, one line for each run; a long line as means and ranges of its parts.
 
     Args:
         runs: The points of each run in ascending order; a run without points has no line.
@@ -104,7 +104,7 @@ def metric_chart(
         title: The name of the metric.
         xlabel, ylabel: The labels of the axes.
         log: Whether the vertical axis is logarithmic, if all values are above 0.
-        restarts: The places of dotted vertical lines.
+        restarts: The positions of dotted vertical lines, as values of the horizontal axis.
     """
     colors = colors_of(list(runs))
     with chart_style():
@@ -140,7 +140,7 @@ def metric_chart(
 def _parts(
     points: Sequence[tuple[float, float]],
 ) -> tuple[Any, Any, Any, Any]:
-    """Return the place, minimum, mean and maximum of at most `PARTS` parts of a curve."""
+    """Return the position, minimum, mean and maximum of at most `PARTS` parts of a curve."""
     pieces = np.array_split(np.asarray(points, np.float64), min(PARTS, len(points)))
     statistics = [(p[:, 0].mean(), p[:, 1].min(), p[:, 1].mean(), p[:, 1].max()) for p in pieces]
     x, low, mean, high = zip(*statistics, strict=True)

@@ -46,7 +46,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[Any], right: bool = Fals
     Args:
         rows: The cells of each row.
         head: The cells of the header row.
-        right: Align all columns but the first to the right.
+        right: Whether to align all columns but the first to the right.
     """
     rule = ["---", *(["--:" if right else "---"] * (len(head) - 1))]
     first, *others = (" | ".join(map(escape, row)) for row in [head, *rows])

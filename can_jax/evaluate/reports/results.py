@@ -25,7 +25,7 @@ def read_results(workdir: epath.Path) -> dict[str, Any]:
     """
     path = workdir / "results.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no results.json")
+        raise UserError(f"{workdir} holds no results.json: give the --workdir of an evaluation")
     content = read_json(path)
     if missing := _lacks(content):
         raise UserError(f"{path} is not a result file: {missing} is missing or malformed")

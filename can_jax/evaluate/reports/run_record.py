@@ -59,7 +59,7 @@ class RunRecord(NamedTuple):
 
 
 def block(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a JSON file that should be a dict; empty if it is missing or another."""
+    """Return a part of a JSON file if it is a dict, else an empty dict."""
     part = content.get(name)
     return part if isinstance(part, dict) else {}
 

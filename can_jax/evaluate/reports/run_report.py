@@ -31,7 +31,7 @@ REFERENCES = {"probe/knn_pixels": "probe/knn", "denoising/linear_bound": "denois
 NO_CHARTS = ("examples", "epoch")
 FIGURES = 6  # The number of figures of one run, evenly spaced over it.
 COLLAPSED_STD, COLLAPSED_RANK = 0.1, 2.0
-HEADLINES = {  # Title: metric, and how the values of the run become one.
+HEADLINES = {  # By title: a metric, and the reduction of its values over the run.
     "loss": ("loss/total", "last"),
     "kNN (%)": ("probe/knn", "last"),
     "test top-1 (%)": ("test/top1", "last"),
@@ -42,9 +42,9 @@ HEADLINES = {  # Title: metric, and how the values of the run become one.
 
 
 def headline(record: RunRecord, metric: str, kind: str) -> float | None:
-    """Return the value of a metric that stands for a run, or None if the run has none.
+    """Return one value of a metric for a whole run, or None if the run has no values.
 
-    The first of several values is left out of medians, as it includes the start of the pipeline.
+    Medians leave out the first of several values, which includes the start of the pipeline.
     """
     values = [value for _, value in record.series.get(metric, ())]
     if not values:
@@ -78,7 +78,7 @@ def notices(record: RunRecord) -> list[str]:
         )
     if skipped := record.last("skipped_steps"):
         lines.append(
-            f"{skipped:.0f} updates were skipped, as a loss or gradient was not finite. A lower "
+            f"{skipped:.0f} updates were skipped because a value was not finite. A lower "
             "optimizer.learning_rate or optimizer.clip_norm may help."
         )
     if images := record.last("skipped_images"):
