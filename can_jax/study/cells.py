@@ -1,13 +1,14 @@
-"""The cells of the noise study: the methods, and forms of CAN's denoising branch.
+"""The configurations of the noise study: the methods, and forms of CAN's denoising branch.
 
-Each is a dict of changes of a CAN recipe by dotted key, as `can_jax.config.baselines.METHODS` is.
+A cell is a dict of changes to a CAN recipe by dotted key, like the values of
+`can_jax.config.baselines.METHODS`.
 """
 
 from typing import Any
 
 from can_jax.config.baselines import METHODS, PAPER_NOISE
 
-# The paper's augmentation of MAE has no colors; here MAE gets those of the other methods.
+# MAE's own augmentation has no color jitter; here MAE gets that of the other methods.
 COLORS = {"augment.jitter": 0.8, "augment.grayscale": 0.2}
 MENDED = {
     "noise.target": "normalized",

@@ -23,7 +23,7 @@ from can_jax.train.pretrain import pretrain
 from can_jax.train.start import make_directory
 from can_jax.utils.files import replace_text
 
-WAIT_SECONDS = 10.0  # The interval for polling runs that other processes hold.
+WAIT_SECONDS = 10.0  # The interval at which to poll runs that other processes train.
 Result = dict[str, Any]
 # The metrics of `metrics.jsonl` that a run's curves retain.
 CURVES = (
@@ -61,7 +61,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     results = write_results(folder, findings, plan.evaluation, subject)
     lines = [line for line in read_metrics(workdir) if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
-    # Settings are selected on held-out training examples only.
+    # Learning rates are selected on held-out training examples only.
     held_out = [row for rows in results["tables"].values() for row in rows]
     pictures = {}
     if pictured:
@@ -72,7 +72,7 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "group": run.arm.group,
         "seed": run.config.seed,
         "learning_rate": run.config.optimizer.learning_rate,
-        "steps": run.config.total_steps,
+        "steps": max(line["step"] for line in read_metrics(workdir)),
         "flops_per_image": flops(run.config),
         "images_per_second": rate,
         "held_out_top1": max(row["held-out top-1 (%)"] for row in held_out),
@@ -113,8 +113,8 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result, or None if there is none.
 
-        The name has a hash of all settings. A result that was made when there were fewer settings
-        has another hash, so it is found by comparing its settings.
+        The name has a hash of all settings. Results of versions with fewer settings have other
+        hashes, so they are identified by comparing their settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -124,7 +124,7 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run with the name of its `file`, or None."""
+        """Return the stored result of a run, with the name of its file under ``file``, or None."""
         name = self.name_of(run)
         if name is None:
             return None
@@ -133,7 +133,7 @@ class Driver:
     def work(self) -> None:
         """Train all missing runs; blocks until the study is complete.
 
-        Several processes may call this at once. Each of them holds a lock on the run that it
+        Several processes may call this at once. Each process holds a lock on the run that it
         trains.
         """
         while missing := list(self.missing()):

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from can_jax.config.baselines import changed
 from can_jax.config.defaults import RECIPE
-from can_jax.config.durations import WARMUP, unset
+from can_jax.config.durations import TOTAL, WARMUP, unset
 from can_jax.config.resolve import flatten, from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.models.flops import train_flops_per_image
@@ -31,11 +31,12 @@ class Arm:
         group: The group under which the report lists the arm.
         changes: The changes to the study's recipe, by dotted key.
         like: The name of the arm whose changes and learning rate it inherits, if any.
-        tuned: Try all learning rates of the study, on the first seed.
+        tuned: Whether to try all learning rates of the study, on the first seed.
         seeds: The number of runs with different seeds.
-        equal_flops: Train for as many FLOPs as the study's reference, instead of as many images.
-        untrained: Evaluate the randomly initialized encoder.
-        pictured: Store the pictures of the first seed's run with its result.
+        equal_flops: Whether to train for as many FLOPs as the study's reference, instead of as many
+            images.
+        untrained: Whether to evaluate the randomly initialized encoder.
+        pictured: Whether to store the pictures of the first seed's run with its result.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Plan:
         study: A configuration of `configs/study`.
 
     Raises:
-        UserError: An arm is invalid, or refers to one that does not precede it.
+        UserError: An arm is invalid, or refers to an arm that does not precede it.
     """
 
     def __init__(self, study: ConfigDict):
@@ -96,7 +97,9 @@ class Plan:
             if arm.name in self.arms:
                 raise UserError(f"config.arms: two arms are called {arm.name!r}")
             if arm.like is not None and arm.like not in self.arms:
-                raise UserError(f"config.arms: {arm.name!r} is like {arm.like!r}, not an arm above")
+                raise UserError(
+                    f"config.arms: {arm.name!r} is like {arm.like!r}, not an earlier arm"
+                )
             if not arm.tuned and arm.like is None:
                 raise UserError(
                     f"config.arms: {arm.name!r}: set tuned=True, or like to the name of an arm"
@@ -122,10 +125,15 @@ class Plan:
         if arm.equal_flops:
             reference = changed(self._recipe, self.changes(self.arms[self.reference]))
             ratio = flops(resolve(reference)) / flops(config)
-            config.total_steps = round(config.total_steps * ratio)
+            with config.ignore_type():
+                for key in TOTAL:
+                    if (length := config[key]) is not None:
+                        exact = length * ratio
+                        config[key] = round(exact) if isinstance(length, int) else exact
         if arm.untrained:
-            config.total_steps = 1
-            unset(config, WARMUP, but="")
+            unset(config, (*TOTAL, *WARMUP), but="")
+            with config.ignore_type():
+                config.total_steps = 1
         content = [settings_of(config), settings_of(self.evaluation)]
         text = json.dumps([content, arm.untrained], sort_keys=True)
         return Run(arm, config, hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS])

@@ -10,8 +10,8 @@ METRICS = (
     *(f"loss/{name}" for name in OBJECTIVES), "embedding/effective_rank", "contrastive/top1",
     "probe/knn",
 )  # fmt: skip
-SLACK = 2.0  # The margin on either side, in multiples of the average relative spread of the runs.
-LEAST = 0.05  # The smallest margin, as a fraction of the center of a range.
+SLACK = 2.0  # The margin on each side, in multiples of the average relative spread of the runs.
+LEAST = 0.05  # The smallest margin, as a fraction of a range's center.
 
 ReferenceRanges = dict[str, dict[str, Sequence[float]]]  # For each metric, (low, high) by step.
 

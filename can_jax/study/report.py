@@ -36,11 +36,11 @@ def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
 
 
 class Report:
-    """The report of a study, with plots in a folder beside it.
+    """The report of a study, with plots in a folder beside the page.
 
     Args:
         driver: The driver of the study, which only reads results here.
-        page: The path of the Markdown file. The plots' folder has its name without suffix.
+        page: The path of the Markdown file. The folder of plots has the same name without suffix.
 
     Raises:
         UserError: The study's reference has no result.
@@ -53,7 +53,8 @@ class Report:
         self._reference = self._results[self._plan.reference]
         if not self._reference:
             raise UserError(
-                f"{driver.results} lacks {self._plan.reference!r} at some learning rate"
+                f"{driver.results} lacks {self._plan.reference!r} at some learning rate: "
+                "run the study first"
             )
 
     def write(self) -> None:
@@ -134,7 +135,7 @@ class Report:
         return f"{table(rows, head, right=True)}\n\n{plot}"
 
     def _costs(self) -> str:
-        """Return the table of step times of methods and of CAN without some part, from `COST`."""
+        """Return the table of step times of methods, and of CAN without a part, from `COST`."""
         path = self._driver.results / COST
         if not path.exists():
             return ""

@@ -64,11 +64,22 @@ def test_equal_flops_are_those_of_the_reference():
     assert ratio == pytest.approx(1, abs=1e-3)
 
 
+def test_lengths_in_epochs_are_scaled_or_replaced_too():
+    arms = (*small_study().arms, {"name": "equal", "group": "", "like": "mask ratio 0.75",
+            "equal_flops": True})  # fmt: skip
+    study = small_study(arms=arms)
+    study.recipe.update(total_steps=None, total_epochs=10.0)
+    plan = Plan(study)
+    equal, untrained = (plan.run(plan.arms[n], 1e-3, 0).config for n in ("equal", "untrained"))
+    assert equal.total_epochs > 10 and equal.total_steps is None
+    assert untrained.total_steps == 1 and untrained.total_epochs is None
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
         ({"name": "CAN", "group": "", "tuned": True}, "two arms are called 'CAN'"),
-        ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an arm above"),
+        ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an earlier arm"),
         ({"name": "a", "group": ""}, "'a': set tuned=True, or like to the name of an arm"),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
@@ -145,7 +156,9 @@ def test_rates_go_on_until_the_best_is_between_others(tmp_path):
 
 @pytest.mark.slow
 def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
-    plan = Plan(small_study())
+    study = small_study()
+    study.recipe.update(total_steps=None, total_epochs=0.5)  # 4 steps
+    plan = Plan(study)
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
     assert list(driver.progress())[2].endswith(": 0 of 1 learning rates of 'CAN' tried")
     with pytest.raises(UserError, match="lacks 'CAN' at some learning rate"):
