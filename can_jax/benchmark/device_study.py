@@ -1,11 +1,10 @@
-"""Cells of a study on one device, whose images stay in the device's memory.
+"""Training of a study's configurations (cells) on one device, with the images in its memory.
 
 The host only computes the order of the examples. Crops and augmentation run on the device, and a
-whole epoch is one call of a compiled loop over the train step of the product. The seeds of a cell
+whole epoch is one call of a compiled loop over `can_jax.train.step.Step.train`. The seeds of a cell
 train side by side, as one vectorized program, so that even a small network occupies an accelerator.
 
-Crops are drawn by `can_jax.augment.device_crops`; everything else is as in a run by
-`can_jax.main`.
+`can_jax.augment.device_crops` draws the crops. Otherwise training is that of `can_jax.main`.
 """
 
 import dataclasses
@@ -65,7 +64,7 @@ class Images(NamedTuple):
 
     Attributes:
         train, test: The images of the two splits.
-        train_labels, test_labels: Their labels.
+        train_labels, test_labels: The labels of the two splits; every image has one.
         origin: The folder, or a description of synthetic images.
     """
 
@@ -89,7 +88,8 @@ def read_images(path: str | None, count: int | None, size: int) -> Images:
 
     Args:
         path: A folder as of the source ``arrays``; None for labeled synthetic shapes.
-        count: The number of training images to use at most; all by default.
+        count: The largest number of training images; all by default. For synthetic shapes, the
+            number of images of each split; 50,000 by default.
         size: The side of synthetic images in pixels.
 
     Raises:
@@ -132,7 +132,7 @@ class Cell:
 
     @property
     def epoch_steps(self) -> int:
-        """The number of steps of an epoch, whose last incomplete batch begins the next one."""
+        """The number of whole batches in an epoch; other images begin the next epoch."""
         return len(self.images.train) // self.config.batch_size
 
     @property
@@ -230,7 +230,7 @@ class Training:
         self.epoch = 0
 
     def train(self, epochs: int) -> Iterator[list[Metrics]]:
-        """Train up to an epoch, and yield the mean metrics of each seed after each one.
+        """Train up to an epoch; after each epoch, yield the mean metrics of each seed.
 
         The order of the next epoch is computed while the device is busy.
         """

@@ -25,7 +25,7 @@ from can_jax.utils.cpu import usable_cores
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-SAMPLE = 512  # The number of images that are decoded, cropped and given to Pillow.
+SAMPLE = 512  # The number of images to decode here and by Pillow; crops use the first 32.
 FOREVER = 10**6  # More steps than any benchmark takes.
 WARM_BATCHES = 2  # The least number of batches before the clock starts.
 
@@ -45,7 +45,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
             (files to uint8 batches), ``to_device`` and ``pil_two_view``; and the settings.
 
     Raises:
-        UserError: TensorFlow decodes no image of the sample.
+        UserError: TensorFlow can decode no image of the sample.
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))

@@ -21,7 +21,7 @@ WARM_UPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The sizes of the tokens that an operation is applied to.
+    """The shape of the tokens to which an operation is applied.
 
     Attributes:
         rows: The number of rows, all views included.
@@ -73,10 +73,10 @@ def product_operations() -> dict[str, Operation]:
 
 
 def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operation, Inputs]]:
-    """Yield the name, the implementations, one for float32, and the inputs of each operation.
+    """Yield the operations: name, implementations by name, a float32 implementation, inputs.
 
     Args:
-        shape: The sizes of the tokens.
+        shape: The shape of the tokens.
     """
     rng = np.random.default_rng(0)
 
@@ -136,7 +136,7 @@ def measure_kernels(
 def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
     """Return a function that returns an operation's output and its vector-Jacobian products.
 
-    The vector is fixed and has no direction to which an operation is invariant.
+    The vector is fixed and not constant. A constant one has a gradient of zero through LayerNorm.
     """
 
     def both(*inputs: jax.Array) -> tuple[jax.Array, Inputs]:

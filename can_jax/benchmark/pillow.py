@@ -97,7 +97,7 @@ class TwoViews:
 
 
 def start_worker(encoded: list[bytes]) -> None:
-    """Initialize a worker process with those of the images that Pillow can decode."""
+    """Initialize a worker process with the images that Pillow can decode."""
     end_with_parent()
     for image in encoded:
         with contextlib.suppress(Exception), open_image(image) as opened:

@@ -30,7 +30,7 @@ from can_jax.utils.errors import UserError
 
 Turn = Callable[[float], float]  # Measures for some seconds; returns images per second.
 BASELINE = Path(__file__).with_name("torch_reference.py")
-# The length of a group of steps that are dispatched together, and their greatest number.
+# Steps are dispatched in groups of about this duration, with at most this many steps.
 GROUP_SECONDS, MOST_IN_FLIGHT = 0.25, 8
 
 # Changes that remove a part of the step. The part's time is the difference to the whole step.
@@ -100,7 +100,8 @@ class CompiledStep:
         turn: A function that runs the step for some seconds, and returns images per second.
         compile_seconds: The time of tracing and compiling.
         memory: The peak memory of a device in bytes, as measured if the device reports it.
-            Otherwise, it is the compiler's plan. All programs of this process count.
+            Otherwise, it is the compiler's plan. The measured peak includes all programs of this
+            process.
         program: The compiled program.
     """
 
@@ -160,7 +161,7 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
 
     Args:
         config: The resolved configuration.
-        compiled: Use `torch.compile`.
+        compiled: Whether to compile it by `torch.compile`.
 
     Returns:
         The turn, and a description of the baseline.
@@ -213,10 +214,10 @@ def measure_step(
         recipe: The configuration, not resolved.
         rounds: The number of turns. The steps and a matrix product alternate.
         seconds: The duration of a turn.
-        peer: Also measure the PyTorch baseline. Both steps then omit photometric augmentation and
-            have the paper's denoising branch.
-        peer_compiled: Compile the baseline by `torch.compile`.
-        parts: Also measure MAE and SimCLR, and the step without each of its parts.
+        peer: Whether to measure the PyTorch baseline, too. Both steps then omit photometric
+            augmentation and have the paper's denoising branch.
+        peer_compiled: Whether to compile the baseline by `torch.compile`.
+        parts: Whether to measure MAE and SimCLR, too, and the step without each of its parts.
 
     Returns:
         A dict for JSON. Rates are medians over rounds, and ``ratio`` is the median of the rounds'

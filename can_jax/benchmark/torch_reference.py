@@ -254,8 +254,8 @@ class Trainer:
         network: The network, already on its device.
         mean, std: The normalization of each channel, for images in [0, 1].
         learning_rate, weight_decay: The settings of AdamW.
-        bfloat16: Compute matrix products in bfloat16 by autocast.
-        compiled: Compile the losses by `torch.compile`.
+        bfloat16: Whether to compute matrix products in bfloat16 by autocast.
+        compiled: Whether to compile the losses by `torch.compile`.
     """
 
     def __init__(

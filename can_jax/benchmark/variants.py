@@ -45,8 +45,8 @@ def measure_variants(
 ) -> None:
     """Measure variants of a step, and PyTorch's, in turns.
 
-    A failure, such as too little memory, is a result of its variant. The others are still measured.
-    Threads that still compile when the time is over are left behind.
+    A failure, such as too little memory, is stored in the result of its variant, and the other
+    variants are still measured. Compilations that are not finished in time are abandoned.
 
     Args:
         recipe: The configuration, not resolved.
@@ -57,7 +57,8 @@ def measure_variants(
         product: The rows of the matrix product whose rate is measured in each round.
         describe: A function that returns further facts of a compiled step.
         report: A function that receives all results so far, after each new one.
-        left: A function that returns the seconds that are left. What would take longer is omitted.
+        left: A function that returns the seconds that are left. Once there are none, the remaining
+            turns are skipped.
     """
     if peers:
         variants = {**variants, SAME_WORK: PEER_WORK}
@@ -102,7 +103,7 @@ def measure_variants(
     for future in done:
         future.result()
     report(whole)
-    take_turns(turns, results, seconds, left)  # So that there are numbers before PyTorch's.
+    take_turns(turns, results, seconds, left)  # First results, in case PyTorch takes long.
     report(rated(whole))
     for name, compiled in PEERS.items() if peers else ():
         results[name] = {}
@@ -132,7 +133,7 @@ def take_turns(
 ) -> None:
     """Append a rate in images per second to ``rates`` of each result, while time is left.
 
-    A turn that fails, such as by too little memory, puts ``error`` in its place.
+    A turn that fails, such as for lack of memory, adds ``error`` to its result instead.
     """
     for name, turn in turns.items():
         if left() > 0 and "error" not in results[name]:
@@ -143,7 +144,7 @@ def take_turns(
 
 
 def rated(whole: Result) -> Result:
-    """Add the medians of all turns, MFU, and ratios to PyTorch of the same work; return it."""
+    """Add the medians over turns, MFU, and ratios to PyTorch to the results; return them."""
     steps = whole["steps"]
     for step in steps.values():
         if rates := step.get("rates"):

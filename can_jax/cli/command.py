@@ -46,7 +46,7 @@ class OneLine(python_logging.Formatter):
 
 
 class _Ended(Exception):
-    """An exception that ends a command once an option such as ``--help`` has been handled."""
+    """An exception that ends a command after an option such as ``--help`` was handled."""
 
 
 class Command:
@@ -65,10 +65,10 @@ class Command:
 
     Args:
         usage: The text that ``--help`` prints above the flags.
-        arguments: The names of the positional arguments; optional ones are in brackets. The last
-            one takes all that remain if its name ends in `...`.
+        arguments: The names of the positional arguments; brackets mark optional arguments. If the
+            last name ends in `...`, that argument takes all remaining values.
         complete: A function that completes a command line before it is parsed.
-        more_help: A function that returns what ``--help`` prints after the flags.
+        more_help: A function that returns the text that ``--help`` prints after the flags.
 
     Attributes:
         given_argv: The arguments of the current call, before they were completed.
@@ -87,8 +87,8 @@ class Command:
         self.flags.switch("debug", False, "On an error, print the full traceback.")
         self.flags.items(
             MODULES, None,
-            "Python files or modules to import first, with commas between. They register parts of "
-            "your own, such as objectives, data sources and callbacks; see docs/extend.md.",
+            "Python files or modules to import first, with commas between. They can register "
+            "objectives, data sources, callbacks and more; see docs/extend.md.",
         )  # fmt: skip
         self._usage, self._arguments = usage or "", arguments
         self._function: Callable[..., None] = lambda *_: None

@@ -17,10 +17,10 @@ class Job:
             "HOST:PORT of process 0; detected on Cloud TPU, GKE, SLURM and Open MPI.",
         )  # fmt: skip
         self._processes = flags.integer(
-            "processes", None, "The number of processes; detected there, too."
+            "processes", None, "The number of processes; detected like the coordinator."
         )
         self._process = flags.integer(
-            "process", None, "The index of this process, from 0; detected there, too."
+            "process", None, "The index of this process, from 0; detected like the coordinator."
         )
         self._timeout = flags.integer(
             "start_timeout", 300, "The seconds to wait for the other processes."

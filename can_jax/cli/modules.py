@@ -40,7 +40,7 @@ def import_modules(argv: Sequence[str]) -> None:
 
 
 def import_file(path: str) -> ModuleType:
-    """Execute a Python file as a module of its own.
+    """Execute a Python file as a new module, and return the module.
 
     Args:
         path: The file.

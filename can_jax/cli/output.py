@@ -1,6 +1,6 @@
 """Standard streams whose failures never end a run.
 
-Their consumer may have exited, or the disk may be full.
+The program that reads a stream may have exited, or the disk may be full.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 
 
 class Forgiving:
-    """A text stream on which writing cannot fail.
+    """A text stream that never raises on writes.
 
     A line that cannot be written is lost, and the first such loss is reported once.
 

@@ -35,7 +35,7 @@ def settings_text(config: ConfigDict) -> str:
     """Return a configuration as lines ``key = value``, resolved and checked.
 
     Raises:
-        UserError: A setting is wrong.
+        UserError: A setting is invalid.
     """
     from can_jax.config.resolve import flatten, resolve
 

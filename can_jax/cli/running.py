@@ -19,7 +19,7 @@ from can_jax.utils.errors import EXIT_REFUSED, EXIT_UNEXPECTED
 from can_jax.utils.files import user_cache
 
 COMPILED_BYTES = 4 * 2**30  # The limit of the cache of compiled programs, with LRU eviction.
-EXIT_SECONDS = 60.0  # The time that a finished program may take to exit.
+EXIT_SECONDS = 60.0  # The longest time that a finished program may take to exit.
 FAILED_EXIT_SECONDS = 5.0  # The same for a process that ends without the others of its job.
 
 
@@ -42,7 +42,8 @@ def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
     Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
-    for a process of a job that ends without the others: they learn of its end by its absence.
+    for a process that ends without the others of its job, since they detect its end only by its
+    exit.
 
     Args:
         code: The exit code.

@@ -1,4 +1,4 @@
-"""Entry points of commands, as processes or as functions.
+"""Entry points of commands, to run as processes or to call as functions.
 
 Each module that users start by `python -m` holds an `Entry`. No heavy module is imported before the
 process is prepared.
@@ -37,7 +37,7 @@ PLACES = {
     "study": Place("can_jax.study", "train and evaluate the arms of a study"),
     "check-curve": Place("can_jax.study.healthy", "compare a run with its reference ranges"),
     "selfcheck": Place("can_jax.selfcheck", "compare this installation with reference vectors"),
-    "doctor": Place("can_jax.doctor", "say what this machine offers, and what to mend"),
+    "doctor": Place("can_jax.doctor", "check this machine and this installation"),
     "replay": Place("can_jax.replay", "recompute a failed step from its dump"),
     "recipes": Place("can_jax.recipes", "list the shipped recipes and launchers"),
 }

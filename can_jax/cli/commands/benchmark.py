@@ -8,8 +8,9 @@ stages take turns, several times.
 
 `step` measures the compiled train step on a batch in device memory, relative to a matrix product
 timed in the same rounds. `--parts` also measures MAE's and SimCLR's step, and the cost of each part
-of CAN's. `--peer` also measures, alternating with it, the baseline in PyTorch
-(`can_jax/benchmark/torch_reference.py`).
+of CAN's. `--peer` also measures, in turns, the baseline in PyTorch
+(`can_jax/benchmark/torch_reference.py`). The step of CAN then does the same work: it has no
+photometric augmentation, and the paper's form of the denoising branch.
 """
 
 import json
@@ -50,7 +51,9 @@ _BATCH = FLAGS.integer(
     "batch", None, "step: the images per batch; by default those of the recipe.", lower_bound=1
 )
 _PEER = FLAGS.switch("peer", False, "step: also measure the baseline in PyTorch.")
-_PEER_COMPILED = FLAGS.switch("peer_compiled", False, "step: also measure it with torch.compile.")
+_PEER_COMPILED = FLAGS.switch(
+    "peer_compiled", False, "step: compile the baseline of --peer by torch.compile."
+)
 _PARTS = FLAGS.switch("parts", False, "step: also measure MAE, SimCLR, and each part of the step.")
 _ROUNDS = FLAGS.integer("rounds", 5, "The number of turns of each measurement.", lower_bound=1)
 _SECONDS = FLAGS.number(
@@ -83,6 +86,8 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
 def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
     """Measure the train step; return the results and the rows of the table."""
     recipe = _CONFIG.read()
+    if _PEER_COMPILED.value and not _PEER.value:
+        raise UserError("--peer_compiled has no effect without --peer: add --peer")
     recipe.data.path = recipe.data.path or "-"  # No data is read.
     if _BATCH.value is not None:
         recipe.batch_size = _BATCH.value

@@ -1,8 +1,8 @@
 """`python -m can_jax.doctor [--json]`
 
-Prints what this machine offers to a run: devices, drivers, versions, file systems, limits, and the
-speed of a matrix product, a copy and a decode. It says what to mend, and ends with the self-check.
-The exit code is 1 if the self-check fails.
+Prints the properties of this machine that matter to a run: devices, drivers, versions, file
+systems, limits, and the speed of a matrix product, a copy and a decode. Then prints remedies for
+problems, and the result of the self-check. The exit code is 1 if the self-check fails.
 """
 
 import json
@@ -26,11 +26,11 @@ GROUPS = {
 
 @COMMAND.runs
 def main() -> None:
-    """Print the findings by group, what to mend, and the outcome of the self-check."""
+    """Print the properties by group, the result of the self-check, and remedies."""
     console = plain_console(width=120, soft_wrap=True, highlight=False)
     findings = []
     for title, find in GROUPS.items():
-        with apart(_JSON.value), phase(f"looking at: {title.lower()}"):
+        with apart(_JSON.value), phase(f"checking: {title.lower()}"):
             group = find()
         findings += group
         if not _JSON.value:

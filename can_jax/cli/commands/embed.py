@@ -35,7 +35,7 @@ _OUTPUT = FLAGS.path("output", "The file to make: .parquet, .npz or .csv.")
 
 @COMMAND.runs
 def main() -> None:
-    """Compute the features, and print their number and place."""
+    """Compute the features, and print their number and their file."""
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint=FROM is missing: a run directory, an export, or a file")
     if _OUTPUT.value is None:

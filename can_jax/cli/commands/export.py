@@ -42,8 +42,14 @@ _LICENSE = FLAGS.text("license", None, "The license of the weights, such as apac
 _DATA = FLAGS.text("data", None, "What the weights were trained on, for the model card.")
 _PUSH = FLAGS.text("push", None, "Where to upload the directory: hf://user/name.")
 _HEADS = FLAGS.integer("heads", None, "The attention heads, if files of weights do not state them.")
-_MEAN = FLAGS.items("mean", None, "The mean of images in [0, 1], likewise; one for each channel.")
-_STD = FLAGS.items("std", None, "The standard deviation, likewise.")
+_MEAN = FLAGS.items(
+    "mean",
+    None,
+    "The mean of each channel of images in [0, 1], if files of weights do not state it.",
+)
+_STD = FLAGS.items(
+    "std", None, "The standard deviation of each channel, if files of weights do not state it."
+)
 
 
 def _numbers(name: str, words: list[str] | None) -> list[float] | None:

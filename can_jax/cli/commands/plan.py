@@ -4,12 +4,12 @@ Compiles the train step of a recipe for devices that are not attached. Prints wh
 memory, the collectives of a step, and an estimate of the duration of the run. TPUs: `v5e:16x16`,
 `v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
 `h100:8x4`, four hosts of eight, which is exact with `pip install 'jax[cuda13]'` and needs no GPU.
-If it does not fit, searches for settings that do; exits with 1.
+If the step does not fit, searches for settings that fit, and exits with 1.
 
 For TPUs the time of a step is that of the compiler's own clock. For GPUs each kernel takes the time
-of its memory traffic or of its FLOPs, whichever is longer. Both are given by part of the step.
-`--top=20` lists the most expensive instructions with their source lines, `--dump_hlo=FILE` writes
-the program.
+of its memory traffic or of its FLOPs, whichever is longer. The time is also listed by part of the
+step. `--top=20` lists the most expensive instructions with their source lines, `--dump_hlo=FILE`
+writes the program.
 """
 
 import json
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def writable(path: str) -> Path:
-    """Return the path of an output file, after a test that it can be written.
+    """Return the path of an output file that can be written.
 
     Raises:
         UserError: The path is a folder, its folder does not exist, or it may not be written.

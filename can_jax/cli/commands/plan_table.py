@@ -74,5 +74,6 @@ def plan(path: str, topology: str, settings: str) -> dict[str, Any]:
         [sys.executable, "-m", "can_jax.plan", *arguments], capture_output=True, text=True
     )
     if done.returncode:
-        raise UserError(f"{path} on {topology}: {done.stderr.strip().splitlines()[-1]}")
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UserError(f"{path} on {topology}: {last[0]}")
     return json.loads(done.stdout)

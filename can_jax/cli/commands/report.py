@@ -1,8 +1,8 @@
 """`python -m can_jax.report RUN... [--output=run_report.html]`
 
 Writes one page about a run: curves, throughput, figures, settings and their changes, starts and
-environment. With several runs it shows them side by side. The page is one file, which loads nothing
-and opens without a server. A run in progress is shown as far as it is.
+environment. With several runs the page shows them side by side. The page is one file, which loads
+nothing and opens without a server. A run in progress is shown up to its latest metrics.
 """
 
 import os

@@ -5,8 +5,8 @@ checkpoint. With `--data` the recipe, the batch, the memory settings and the pre
 for the devices and the images, and printed with the reasons; `--for` also takes `100epochs`,
 `5000steps` or `1e7images`. Any key of the recipe can be set by `--config.key=value`.
 
-For several hosts, run the same command on each; on Cloud TPU, GKE, SLURM and Open MPI they find
-each other.
+For several hosts, run the same command on each host; on Cloud TPU, GKE, SLURM and Open MPI the
+processes connect without further options.
 """
 
 import json
@@ -34,7 +34,8 @@ def named(argv: list[str], *names: str) -> bool:
 def with_recipe(argv: list[str]) -> list[str]:
     """Return a command line with a recipe, for `--data` without one.
 
-    Keys can be parsed only with a recipe. Once the devices are known, another may replace it.
+    The options ``--config.KEY`` can be parsed only if a recipe is given. `chosen` replaces the
+    recipe once the devices are known.
     """
     if named(argv, "data") and not named(argv, "config"):
         return ["--config=vit_s", *argv]
@@ -53,7 +54,7 @@ _WORKDIR = FLAGS.path(
     "The run directory, one for all hosts; may be gs://…. With --data the default is runs/NAME, "
     "NAME being that of the data.",
 )
-_PRINT_CONFIG = FLAGS.switch("print_config", False, "Print the resolved configuration, and end.")
+_PRINT_CONFIG = FLAGS.switch("print_config", False, "Print the resolved configuration, and exit.")
 _QUIET = FLAGS.switch("quiet", False, "Print warnings and errors only; log.txt has the rest.")
 _JSON_LOGS = FLAGS.switch("json_logs", False, "Print every line as a JSON object.")
 _PROFILE = FLAGS.switch("profile", False, "Trace a few steps for TensorBoard's profiler.")
@@ -98,7 +99,7 @@ def main() -> None:
 
 
 def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> None:
-    """Join the job, choose what is left to choose, and train or print the configuration.
+    """Join the job, choose the remaining settings, and train or print the configuration.
 
     Args:
         config: The recipe with the command line's settings.
@@ -119,10 +120,9 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 
 
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
-    """Return the configuration with the settings that devices, data and time decide.
+    """Return the configuration with the settings that follow from devices, data and time.
 
-    A run directory keeps the settings of its first start; only those that depend on the devices
-    are chosen anew.
+    A resumed run keeps its stored settings, except for those that only adapt to the devices.
 
     Args:
         recipe: The recipe with the command line's settings.
