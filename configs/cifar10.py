@@ -6,15 +6,17 @@
 `data.path` holds `train*.npz` and `test*.npz` with `images` (n, 32, 32, 3) and `labels`. With TFDS
 instead: `--config.data.source=tfds --config.data.name=cifar10`.
 
-The network is narrow and the contrastive loss has a larger weight than in the paper, so that twenty
-minutes show an effect.
+The network is narrow, and the contrastive loss has a larger weight than in the paper, so that
+twenty minutes show an effect.
 
 Hardware: two idle CPU cores, about 20 minutes at 370 images/s. The run can be stopped at any time;
 the same command resumes it.
-Result: measured here with one seed, kNN accuracy 31.7 % on raw pixels, 30.6 % untrained, 45.4 %
-after one epoch, 54.3 % after nine. The contrastive loss falls to 1.4, reconstruction to 0.38,
-denoising to 0.0016. Predicting no noise costs 0.0008: in so short a run the denoising branch does
-not learn (`docs/method.md` states the causes).
+Result: measured here with one seed and the paper's form of the denoising branch (`PAPER_NOISE` in
+`can_jax/config/baselines.py`). kNN accuracy is 31.7 % on raw pixels, 30.6 % untrained, 45.4 % after
+one epoch and 54.3 % after nine. The contrastive loss falls to 1.4, reconstruction to 0.38,
+denoising to 0.0016. Predicting no noise would cost 0.0008, so that form does not learn here. The
+default form is another one, which learns to predict noise; its denoising loss is on another scale
+(`docs/method.md`).
 """
 
 from ml_collections import ConfigDict

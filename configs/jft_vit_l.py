@@ -3,19 +3,21 @@
     python -m can_jax.main --config=configs/jft_vit_l.py:EPOCHS --workdir=runs/jft_vit_l \
         --config.data.path='/data/shards/train-{00000..16383}.tar'
 
-EPOCHS is the length in epochs of ImageNet-1k's size, 1,281,167 images each: 5000 by default, and
-800, 1600 and 3000 have rows in the paper too. The recipe counts in examples (`total_examples`), so
-the size of the data set does not change the length. The cosine schedule ends with the run. To
-compare with a shorter row, start a run of that length; stopped early, a longer one has not decayed.
+EPOCHS is the length of the run in epochs of ImageNet-1k's size, 1,281,167 images each: 5000 by
+default. The paper also has results for 800, 1600 and 3000. The recipe counts in examples
+(`total_examples`), so the size of the data set does not change the length. The cosine schedule ends
+with the run. To compare with a shorter length, start a run of that length: the learning rate of a
+longer run that is stopped early has not decayed.
 
 `data.path` names tars of images (WebDataset), at least one for each process. No labels are needed.
-TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed from start to end. That
-needs no index, but excludes probes and figures. Only the logged epochs depend on `data.examples`,
-about the number of images. `--config.data.streaming=False` reads by an index instead.
+TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed from start to end,
+which needs no index, but excludes probes and figures. `data.examples` is the approximate number of
+images; only the logged epochs depend on it. `--config.data.streaming=False` reads by an index
+instead.
 
 Hardware: 432 GFLOP per image and step. 5000 epochs are 2.8e21 FLOP and 1.56 million steps, on 64
 H100 at 50 % of their peak about a day; 800 are 4.4e20 FLOP, about four hours (arithmetic, not a
-measurement). The table of slices in `configs/vit_l.py` holds, as the step is the same.
+measurement). The table of slices in `configs/vit_l.py` also applies here: the step is the same.
 
 Result: linear probe on ImageNet-1k (%) by epochs on JFT-300M, from the paper (Table 2), with SimCLR
 and MAE by the same authors:

@@ -4,7 +4,7 @@
 
 `make quickstart` runs the same command in a virtual environment of its own. The model is a narrow
 ViT on images of 40 px. The contrastive loss has a larger weight than in the paper, and color jitter
-is strong, so that a short run shows an effect. Of ten classes, chance is 10 %.
+is strong, so that a short run shows an effect. There are ten classes, so chance is 10 %.
 
 Hardware: two CPU cores; about three minutes.
 Result: measured here with two seeds, kNN accuracy 12.8 % on raw pixels, 12.9 and 14.1 % on the

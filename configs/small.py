@@ -4,12 +4,12 @@
     python -m can_jax.main --config=configs/small.py --workdir=runs/small \
         --config.data.path=/data/photos
 
-This is the recipe that `can-jax train` takes on a CPU. It sets the size of the views and of the
-patches by the images. The contrastive loss has a larger weight than in the paper, and the learning
-rate is higher, as in `configs/cifar10.py`, so that minutes show something.
+This is the recipe that `can-jax train` selects on a CPU. The command sets the sizes of views and
+patches for the images. As in `configs/cifar10.py`, the contrastive loss has a larger weight and the
+learning rate is higher than in the paper, so that a run of minutes shows an effect.
 
 Hardware: two CPU cores; 370 images/s at 32 px.
-Result: none was measured; on CIFAR-10 the network is that of `configs/cifar10.py`.
+Result: not measured. Width, depth, heads, decoder and projector are those of `configs/cifar10.py`.
 """
 
 from ml_collections import ConfigDict

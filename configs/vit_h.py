@@ -7,8 +7,8 @@
 
 Hardware: 1.1 TFLOP per image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. The table
 lists plans of `python -m can_jax.plan` for the recipe's 4096 images. The time of a step on v5e is
-the compiler's, calibrated. The other rows are of an earlier version of the step, in which the state
-was not split over `data`, at an assumed 40 % of the peak:
+a calibrated estimate of the compiler. The other rows are of an earlier version of the step, which
+did not split the state over `data`, at an assumed 40 % of the peak:
 
     slice      settings                               memory of a device  step     images/s
     v5e:16x16  -                                      7.6 of 15.8 GiB     0.233 s  17,600

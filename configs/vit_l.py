@@ -8,8 +8,8 @@ on JFT-300M is `configs/jft_vit_l.py`.
 
 Hardware: 432 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The table
 lists plans of `python -m can_jax.plan` for the recipe's 4096 images. The time of a step on v5e is
-the compiler's, calibrated. The other rows are of an earlier version of the step, in which the state
-was not split over `data`, at an assumed 40 % of the peak:
+a calibrated estimate of the compiler. The other rows are of an earlier version of the step, which
+did not split the state over `data`, at an assumed 40 % of the peak:
 
     slice      settings                          memory of a device  step     images/s
     v5e:16x16  -                                 3.6 of 15.8 GiB     0.092 s  44,700
@@ -19,8 +19,8 @@ was not split over `data`, at an assumed 40 % of the peak:
     h100:8x8   model.remat=dots model.scan=True  25.1 of 72.0 GiB    0.125 s  32,600
 
 Result: for this run on ImageNet-1k the paper (Table 3) reports 84.7 % fine-tuned and 76.2 % linear
-probe. Beside it, both for 800 epochs of ViT-L: SimCLR 83.4 and 73.9 %, MAE 83.7 and 71.4 % by the
-same authors, MAE 84.9 and 73.5 % by its own. Not reproduced here.
+probe. For comparison, also 800 epochs of ViT-L: SimCLR 83.4 and 73.9 %, MAE 83.7 and 71.4 % by the
+same authors, 84.9 and 73.5 % by MAE's authors. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

@@ -5,11 +5,12 @@
         --config.data.path=/data/images
 
 With `--data` the batch, the microbatches and the remat policy follow from the card's memory, and
-the learning rate from the batch. The decoder has half of the paper's width and depth, since it
-would need more memory than the encoder. For some hundred thousand images, 300 epochs are common.
+the learning rate from the batch. The decoder has half of the paper's width and depth, since the
+paper's decoder would need more memory than this encoder. For some hundred thousand images, 300
+epochs are common.
 
 Hardware: one GPU; `docs/one_gpu.md` has the batch and the memory by card.
-Result: none was measured; the paper has no ViT-S.
+Result: not measured; the paper has no ViT-S.
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@ Re-running the command resumes a killed or preempted run. `finetune_imagenet_b.p
 
 Hardware: two CPU cores, 500 images/s with the encoder of `configs/cifar10.py`.
 Result: measured on the checkpoint of `configs/cifar10.py` with `--config.classify.total_epochs=2`:
-64.4 %, and 51.6 % after the same number of steps from the untrained encoder (`--untrained`,
-layer_decay=1).
+64.4 %, and 51.6 % after the same number of steps from the untrained encoder (`--untrained
+--config.classify.layer_decay=1`).
 """
 
 from ml_collections import ConfigDict

@@ -6,11 +6,12 @@
 
 100 epochs, batch 1024, AdamW with base rate 5e-4 for 256 images, layer-wise decay 0.65, drop
 path 0.1, RandAugment (9, 0.5), mixup 0.8, CutMix 1.0, label smoothing 0.1 (arXiv 2111.06377,
-table 9), and the random erasing of 0.25 of its code. `data.path` holds `train/` and `val/`.
+table 9), and random erasing with probability 0.25, as in MAE's code. `data.path` holds `train/` and
+`val/`.
 
 Hardware: not run at this scale. Re-running the command resumes a killed or preempted run.
 Result: not measured. MAE's ViT-B, pretrained by its authors for 1600 epochs, reaches 83.6 % this
-way. Each pretraining recipe quotes the result of its own run.
+way. Each pretraining recipe quotes the paper's result for its run.
 """
 
 from ml_collections import ConfigDict

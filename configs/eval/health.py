@@ -3,7 +3,8 @@
     python -m can_jax.evaluate --config=configs/eval/health.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_health
 
-Alignment is measured between two augmented views, as in pretraining. kNN accuracy is per class.
+Alignment is measured between two views, augmented as in pretraining. kNN accuracy is reported per
+class, too.
 
 Hardware: any; CIFAR-10 takes two minutes on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: effective rank 34.2 of 96, alignment

@@ -3,8 +3,8 @@
     python -m can_jax.evaluate --config=configs/eval/knn.py --checkpoint=runs/cifar10 \
         --workdir=runs/cifar10_knn
 
-By default the data is that of the run. `knn/top1` is the accuracy of the settings that are best on
-a held-out tenth of the training examples; for it, all training examples are the bank.
+By default the data is that of the run. `knn/top1` is the test accuracy of the settings that are
+best on a held-out tenth of the training examples. The bank then holds all training examples.
 
 Hardware: any; CIFAR-10 takes a minute on two CPU cores, most of it for the encoder.
 Result: measured on the checkpoint of `configs/cifar10.py`: 60.6 %, untrained encoder 33.3 %.

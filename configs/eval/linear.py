@@ -5,7 +5,7 @@
 
 Features are extracted once, without augmentation. The settings that are best on a held-out tenth
 of the training examples are retrained on all of them, and tested once. `linear_imagenet.py` is
-MAE's protocol.
+MAE's protocol for ImageNet.
 
 Hardware: any; CIFAR-10 takes two minutes on two CPU cores.
 Result: measured on the checkpoint of `configs/cifar10.py`: 62.7 %, untrained encoder 46.1 %.

@@ -1,13 +1,13 @@
-r"""CAN with a denoising branch that learns, beside MAE and SimCLR, on CIFAR-10 with patches of 4.
+r"""CAN with a denoising branch that learns, MAE and SimCLR, on CIFAR-10 with patches of 4 pixels.
 
     python -m can_jax.study --config=configs/study/cifar10_noise.py --workdir=runs/study_noise \
         --config.recipe.data.path=/data/cifar10
 
-`configs/cifar10.py` for 15 epochs. The arms are those of `can_jax/study/cells.py`; the literal form
-of the noise branch, that of the paper, is one of them.
+The recipe is `configs/cifar10.py` for 15 epochs. The arms are those of `can_jax/study/cells.py`.
+One of them, `can_literal`, has the paper's form of the denoising branch.
 
-Hardware: two CPU cores, about 35 minutes a run; it can be stopped at any time and goes on.
-Result: none yet.
+Hardware: two CPU cores, about 35 minutes per run. Re-running the command resumes the study.
+Result: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ METHODS = ("can_mended_whitened", "can_without_noise", "mae", "simclr")
 
 
 def like(name: str) -> str:
-    """Return the method whose learning rate a cell has."""
+    """Return the name of the method whose learning rate an arm uses."""
     return next((method for method in METHODS[1:] if name.startswith(method)), METHODS[0])
 
 
