@@ -1,4 +1,4 @@
-"""The methods beside CAN on CIFAR-10, each as a variant of one recipe.
+"""Methods other than CAN on CIFAR-10, as variants of one recipe.
 
     python -m can_jax.main --config=configs/cifar10_methods.py:vicreg --workdir=runs/vicreg \
         --config.data.path=/data/cifar10
@@ -8,8 +8,8 @@ The variants are those of `can_jax.config.baselines.METHODS`: `simclr` (the defa
 the data and the schedule are those of `configs/cifar10.py`, for three epochs. The projector is
 narrower than in the papers, whose settings docs/objectives.md lists.
 
-Hardware: two CPU cores, about seven minutes.
-Result: none yet; `configs/study/objectives.py` compares them.
+Hardware: two CPU cores, about seven minutes per variant.
+Result: not measured; `configs/study/objectives.py` compares the methods.
 """
 
 from ml_collections import ConfigDict

@@ -80,7 +80,7 @@ def export_run(
     return manifest
 
 
-LOCAL = ("path", "index", "disk_cache")  # the keys of paths in a data block
+LOCAL = ("path", "index", "labels", "disk_cache")  # keys of paths in a data block
 
 
 def public_config(config: ConfigDict) -> dict[str, Any]:

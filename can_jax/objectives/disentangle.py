@@ -23,7 +23,7 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
 
     - ``decorrelation``: the mean squared correlation of two different dimensions (DeCov, arXiv
       1511.06068, on correlations).
-    - ``total_correlation``: that of a Gaussian with these correlations ``R``,
+    - ``total_correlation``: the total correlation of a Gaussian with these correlations ``R``,
       ``-log det((1 - shrinkage) R + shrinkage I) / 2``, per dimension. It is 0 for independent
       dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the same quantity of a latent code.
 
@@ -48,7 +48,7 @@ OBJECTIVE = Objective(
     reads=frozenset({"pooled"}),
     loss=loss,
     keys={
-        "form": Key("decorrelation", Choice(FORMS), "What the penalty measures."),
+        "form": Key("decorrelation", Choice(FORMS), "The quantity to penalize."),
         "shrinkage": Key(
             0.1,
             Number(1e-4, 1),

@@ -51,7 +51,7 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
     """Compute ``-log(distance + 1e-8)`` to the nearest other image, averaged over rows.
 
     The pooled embeddings are scaled to length 1, and each view is compared within itself, as in
-    DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings do not pull at each other, since the
+    DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings do not repel each other, since the
     distance has no derivative there.
 
     Args:
@@ -76,7 +76,7 @@ OBJECTIVE = Objective(
         "block": Key(
             None,
             Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default as memory allows.",
+            "The number of keys compared at a time; by default 2**25 pairs per device.",
         )
     },
     relates_rows=True,

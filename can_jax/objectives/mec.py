@@ -21,7 +21,7 @@ from can_jax.utils.settings import Key, Number, Whole
 def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Array, ""]:
     """Return ``sum_k (-1)^(k + 1) / k * trace(matrix^k)`` for k up to ``order``.
 
-    It approaches ``log det(I + matrix)`` if all eigenvalues are below 1 in absolute value.
+    The sum approaches ``log det(I + matrix)`` if all eigenvalues are below 1 in absolute value.
     """
     total, power = jnp.trace(matrix), matrix
     for k in range(2, order + 1):
@@ -39,9 +39,9 @@ def loss(
 ) -> tuple[Loss, Metrics]:
     """Compute the negative coding length, averaged over the pairs of views.
 
-    It is divided by ``(m + d) / (2 distortion)``, so that the first term of the series is minus the
-    mean cosine similarity of two views. Neither the value nor its gradient then grows with the
-    batch or the width.
+    The length is divided by ``(m + d) / (2 distortion)``, so that the first term of the series is
+    minus the mean cosine similarity of two views. Neither the value nor its gradient then grows
+    with the batch or the width.
 
     Args:
         arrays: The arrays of a step.

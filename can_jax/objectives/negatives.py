@@ -10,11 +10,11 @@ rows. Here ``s+`` is the similarity to a positive, ``t`` the temperature, and ``
   mean 1. At a concentration ``b`` of 0 the weights are equal.
 - Debiased (arXiv 2007.00224, eq. 8): a share ``p`` of ``N`` negatives is assumed to be of the
   query's class. ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 / t))``.
-- Excluded: negatives above a similarity, and copies of the query's image, count as false ones, and
-  leave ``G`` and ``N``.
+- Excluded: negatives above a similarity, and copies of the query's image, count as false, and are
+  left out of ``G`` and ``N``.
 
-The derivative is that of the compiler, through a scan over blocks of keys whose similarities are
-computed twice. Memory grows linearly with the batch.
+JAX differentiates the loss through a scan over blocks of keys, and recomputes their similarities in
+the backward pass. Memory grows linearly with the batch.
 """
 
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from can_jax.objectives.rows import (
     similarities,
 )
 
-LOWEST = -1e30  # of an empty sum of exponentials; finite, so that differences are
+LOWEST = -1e30  # the log of an empty sum; finite, so that differences are finite
 
 
 class LogSum(NamedTuple):
@@ -95,7 +95,7 @@ def contrast_corrected(
     Args:
         unit: Embeddings of length 1; the views of an image are adjacent.
         label: The label of each row, -1 where unknown; rows of one label are positives of each
-            other. None if only views of one image are.
+            other. If None, only views of one image are positives.
         views: The number of views per image.
         temperature: The divisor of the similarities.
         block: The number of keys compared at a time.
@@ -106,8 +106,8 @@ def contrast_corrected(
         content: A number of each row that copies of its image share, which are excluded; or None.
 
     Returns:
-        The loss, statistics of the similarities, and the excluded share of the
-        negatives, averaged over the rows.
+        The loss, statistics of the similarities, and the mean over rows of the excluded share of
+        negatives.
     """
     rows = Rows(jnp.arange(unit.shape[0]), label)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])

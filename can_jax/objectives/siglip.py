@@ -86,7 +86,7 @@ OBJECTIVE = Objective(
         "block": Key(
             None,
             Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default as memory allows.",
+            "The number of keys compared at a time; by default 2**25 pairs per device.",
         ),
     },
     head=Head,

@@ -1,4 +1,4 @@
-"""Optimizers that act on whole matrices: LAMB, LARS and Muon, on the stacked blocks of a network.
+"""LAMB, LARS and Muon, which act on whole matrices, for the stacked blocks of a network.
 
 The parameters of blocks have a leading layer axis. optax's own forms of these optimizers take such
 an array for one parameter: they would share one trust ratio among all layers, and leave stacked
@@ -17,7 +17,7 @@ from can_jax.distributed.sharding_rules import path_name, rule_of
 
 Tree = Any
 STACKED = "blocks/layers/"  # in the path of a parameter with a leading layer axis
-# Matrices that turn pixels into features, or features into outputs, are Adam's in Muon.
+# Muon leaves matrices from pixels to features, and from features to outputs, to Adam.
 ENDS = ("patch_embed/", "predict/", "predict_noise/", "head/kernel")
 
 
@@ -34,7 +34,7 @@ def layer_axes(name: str, axes: int) -> tuple[int, ...]:
 def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
     """Scale each layer's update by ``coefficient * |parameter| / |update|``.
 
-    It applies to parameters that decay, the matrices. The factor is 1 where a norm is 0.
+    Only parameters that decay, the matrices, are scaled. The factor is 1 if a norm is 0.
 
     Args:
         coefficient: The trust coefficient.
@@ -63,8 +63,8 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
 def is_matrix(name: str, axes: int) -> bool:
     """Return whether Muon orthogonalizes a parameter.
 
-    It does so with the linear maps of layers. Vectors, tokens, and the `ENDS` of a network are left
-    to AdamW.
+    Muon orthogonalizes the linear maps of layers. AdamW updates vectors, tokens, and the `ENDS` of
+    a network.
 
     Args:
         name: The path of the parameter.
@@ -98,7 +98,7 @@ def lars(
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
         scale_by_trust_ratio(trust_coefficient),
-        optax.identity(),  # optax has the rate here; checkpoints name the trace by its index
+        optax.identity(),  # in place of optax's rate, since checkpoints name the trace by index
         optax.trace(momentum),
     )
 

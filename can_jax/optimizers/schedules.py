@@ -40,8 +40,8 @@ def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
     """Return the peak for most of the run, then ``peak * (1 - sqrt(t))`` (arXiv 2405.18392).
 
     ``t`` goes from 0 to 1 over the last ``decay_share`` of the steps. With a share of 0 the rate
-    stays at the peak. A copy of such a run's directory then resumes with a length and a share of
-    its own, as a branch that decays.
+    stays at the peak. To decay from such a run, resume a copy of its directory with another length
+    and share.
 
     Raises:
         ValueError: The share is not in [0, 1].
@@ -65,9 +65,9 @@ def restarts(
     Args:
         peak: The peak of the first cycle.
         steps: The length of all cycles together.
-        cycles: Their number; at least 1.
-        growth: The length of a cycle over that of the one before.
-        decay: The peak of a cycle over that of the one before.
+        cycles: The number of cycles; at least 1.
+        growth: The ratio of a cycle's length to the length of the cycle before.
+        decay: The ratio of a cycle's peak to the peak of the cycle before.
 
     Raises:
         ValueError: There is no cycle, or a factor is not above 0.

@@ -22,7 +22,7 @@ from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 
 BATCH_SIZE = 64  # images per device
-EXAMPLES = 2000  # queries whose geometry is measured, at most
+EXAMPLES = 2000  # the most queries whose geometry is measured
 PIXELS = 64  # maximum side of an image whose pixels are the features
 WITHOUT = "to train without a probe set config.probe.every_steps=0"
 
@@ -68,8 +68,8 @@ class KnnProbe:
     def __call__(self, state: Any) -> dict[str, float]:
         """Return the accuracy on the encoder's features in percent, and the queries' geometry.
 
-        The metrics are ``probe/knn``, and `geometry` under the same prefix. They are the same for
-        every objective, and cost the train step nothing.
+        The metrics are ``probe/knn``, and those of `geometry` with the same prefix. They are
+        comparable across objectives, and do not slow the train step down.
         """
         parts = self._features(self._encoder, state)
         measured = geometry(*parts[1])
@@ -101,7 +101,8 @@ def geometry(
 ) -> dict[str, float]:
     """Return effective rank, uniformity, tolerance and the share of dead dimensions.
 
-    At most `EXAMPLES` examples are evaluated. Values that need a pair are left out without one.
+    At most `EXAMPLES` examples are evaluated. Uniformity requires two examples, and tolerance two
+    of one class; otherwise these values are left out.
     """
     at = spread(len(features), EXAMPLES)
     features, labels = features[at], labels[at]

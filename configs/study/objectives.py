@@ -1,13 +1,14 @@
-"""The objectives beside CAN's on CIFAR-10: do they learn, at equal images and one learning rate.
+"""Objectives other than CAN's on CIFAR-10, with equal images and one learning rate.
 
     python -m can_jax.study --config=configs/study/objectives.py --workdir=runs/objectives \
         --config.recipe.data.path=/data/cifar10
 
-Each arm is `configs/cifar10_methods.py` for three epochs and one seed. The result of an arm has the
-kNN accuracy before the first step and after the last among its curves.
+The study tests that each objective learns. Each arm is a variant of `configs/cifar10_methods.py`,
+for three epochs and one seed. The curves of a result hold the kNN accuracy before the first and
+after the last step.
 
-Hardware: two CPU cores, about seven minutes an arm. Re-running the command resumes the study.
-Result: none yet.
+Hardware: two CPU cores, about seven minutes per arm. Re-running the command resumes the study.
+Result: not measured.
 """
 
 from ml_collections import ConfigDict

@@ -18,11 +18,13 @@ from can_jax.export import verify as checking
 from can_jax.export.formats import FORMATS, ONNX_PACKAGES
 from can_jax.export.model import Given, open_model
 from can_jax.export.model_card import Statement, card_of, results_of
+from can_jax.export.write import public_config
 from can_jax.utils.errors import UserError
 from can_jax.weights.digest import sha256_of
 from can_jax.weights.read_weights import read_weights
 from can_jax.weights.reading import read_arrays
 from tests.evaluate import samples
+from tests.helpers.configs import small_config
 from tests.helpers.runs import ROOT, main_in_process
 from tests.weights.test_variants import varied
 
@@ -366,6 +368,14 @@ for count in (1, 7):
     assert program.call(weights, images).shape == (count, 48)
 assert not {"flax", "can_jax"} & set(sys.modules)
 """
+
+
+def test_published_configuration_has_no_paths_of_this_machine():
+    config = small_config()
+    with config.ignore_type():
+        config.data.update(path="/d/a", index="/d/b", disk_cache="/d/c", labels="/d/d")
+        config.data.mixture = ({"path": "/d/e", "disk_cache": "/d/f", "weight": 1.0},)
+    assert "/d/" not in json.dumps(public_config(config))
 
 
 def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):

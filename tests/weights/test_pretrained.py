@@ -224,7 +224,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path, change, message)
 
 def test_bare_file_says_what_it_does_not_state(tmp_path):
     place = folder(tmp_path / "a", vit(), name="mae.safetensors") / "mae.safetensors"
-    refused(place, r"heads is not known of a ViT of width 24 and depth 2: give it \(can_jax\.load")
+    refused(place, r"heads of a ViT of width 24 and depth 2 is not known: give it \(can_jax\.load")
     found = opened(place, heads=6)
     assert found.facts["heads"] == 6 and found.facts["image_size"] == [16, 16]
     assert found.facts["mean"] == list(IMAGENET["mean"])
