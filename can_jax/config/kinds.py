@@ -34,10 +34,14 @@ def _are_options(value: Any) -> bool:
     if not isinstance(value, tuple | list):
         return False
     pairs = all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in value)
-    return pairs and all(isinstance(name, str) and name.isidentifier() for name, _ in value)
+    if not pairs or not all(isinstance(n, str) and n.isidentifier() for n, _ in value):
+        return False
+    return len({name for name, _ in value}) == len(value)
 
 
-OPTIONS = Special("(name, value) pairs, such as (('b1', 0.95),)", _are_options, tuple)
+OPTIONS = Special(
+    "(name, value) pairs with distinct names, such as (('b1', 0.95),)", _are_options, tuple
+)
 
 # A stored configuration keeps `auto`, so that a run can be resumed, evaluated and loaded on devices
 # for which `auto` means another value.

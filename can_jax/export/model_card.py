@@ -179,7 +179,7 @@ def card_of(
         )
         training = [
             table(recipe_rows(model, statement.data), ("setting", "value")),
-            "The whole configuration is in `manifest.json`.",
+            "The configuration, without local paths, is in `manifest.json`.",
         ]
     height, width = facts["image_size"]
     parts = [

@@ -3,7 +3,7 @@
 `contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of a row and over the
 rows. Here ``s+`` is the similarity to a positive, ``t`` the temperature, and ``D`` the denominator:
 
-- ``D = P + G``, with the sum ``P`` of ``exp(s / t)`` over positives, and that of negatives, ``G``.
+- ``D = P + G``. ``P`` is the sum of ``exp(s / t)`` over positives, and ``G`` that over negatives.
   Without corrections this is InfoNCE and SupCon as `can_jax.objectives.contrastive` has them.
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
 - Hard (arXiv 2010.04592, eq. 4): negatives have weights in proportion to ``exp(b s / t)``, with

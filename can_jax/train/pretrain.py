@@ -140,7 +140,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A pretraining, as an implementation of `can_jax.train.run.Training`."""
+    """A pretraining, an implementation of `can_jax.train.training.Training`."""
 
     config: ConfigDict
     source: Any

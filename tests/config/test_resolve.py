@@ -40,6 +40,7 @@ from tests.helpers.configs import small_config
         ({"augment__views": 1}, "augment.views=1"),
         ({"augment__crop_area": (0.5, 0.2)}, "augment.crop_area"),
         ({"augment__jitter": 1.5}, "augment.jitter=1.5: give a number at least 0, at most 1"),
+        ({"optimizer__options": (("a", 1), ("a", 2))}, "give .* pairs with distinct names"),
         (
             {"objective__contrastive__temperature": 0.0},
             "temperature=0.0: give a number at least 0.001",

@@ -46,7 +46,7 @@ def main() -> None:
         count = len(report["max_relative_error"])
         verdict = "agree" if report["passed"] else "DO NOT AGREE"
         console.print(
-            f"self-check: {count} quantities {verdict} with the reference vectors, the largest "
+            f"self-check: {count} quantities {verdict} with the reference vectors; the largest "
             f"relative error is {worst:.1e}"
         )
         for name, advice in mend.items():

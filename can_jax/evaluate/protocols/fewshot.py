@@ -28,7 +28,7 @@ DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED}
 SETTINGS: Table = {
     "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
             "The numbers of training images per class."),
-    "draws": Key(5, Whole(1, 10**6), "The number of random draws of these images."),
+    "draws": Key(5, Whole(1, 10**6), "The number of random draws of the training images."),
     "ridge": Key(1024.0, Number(1e-6, 1e15),
             "The L2 penalty of ridge regression, as in big_vision."),
     "datasets": Key(

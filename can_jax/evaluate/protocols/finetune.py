@@ -251,7 +251,7 @@ def run_config(task: EvalContext) -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
-    """The training job of a classifier, an implementation of `can_jax.train.run.Training`."""
+    """The training job of a classifier, an implementation of `can_jax.train.training.Training`."""
 
     task: EvalContext
     config: ConfigDict
