@@ -89,7 +89,7 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Return the settings of the active objectives that relate rows, or of the others."""
+        """Return the settings of active objectives that relate rows, or of those that do not."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}
