@@ -3,9 +3,8 @@
     python -m can_jax.study --config=configs/study/cifar10.py --workdir=runs/study \
         --config.recipe.data.path=/data/cifar10
 
-The recipe is `configs/cifar10.py` with patches of 8 pixels, 1.5 epochs and the paper's form of the
-denoising branch. The learning rate of each method is tuned by linear heads on held-out training
-examples. The choices below use CAN's learning rate.
+The recipe is `configs/cifar10.py` with patches of 8 pixels, 1.5 epochs and the paper's denoising
+branch. Linear heads on held-out training examples tune the learning rate of each method.
 
 Hardware: two CPU cores, about five hours. Re-running the command resumes the study.
 Result: `docs/study.md`. Linear top-1 at equal FLOPs: CAN 45.0, SimCLR 44.6, MAE 43.3 %.
@@ -42,9 +41,7 @@ CHOICES: dict[str, dict[str, dict]] = {
 
 
 def get_config() -> ConfigDict:
-    recipe = changed(
-        load_recipe(__file__, "../cifar10"), PAPER_NOISE
-    )  # the form of the published results
+    recipe = changed(load_recipe(__file__, "../cifar10"), PAPER_NOISE)  # as published
     recipe.update(total_steps=600, total_epochs=None, log_every_steps=25, model={"patch_size": 8})
     recipe.noise.update(level_tokens="visible", linear_bound=False)
     recipe.optimizer.update(warmup_steps=60, warmup_share=None)
