@@ -33,7 +33,7 @@ def expanded(file: io.BufferedReader) -> Any:
     if kind not in openers:
         raise UserError(f"{kind} is not read: compress the shards with gzip or zstd")
     opened = openers[kind](fileobj=file) if kind == "gzip" else openers[kind](file)
-    return io.BufferedReader(opened, BLOCK)
+    return _buffered(opened)
 
 
 def _zstd(file: io.BufferedReader) -> Any:
@@ -43,7 +43,31 @@ def _zstd(file: io.BufferedReader) -> Any:
         raise UserError(
             f"backports.zstd is not installed, which reads zstd: {install_command('zstd')}"
         ) from error
-    return io.BufferedReader(ZstdFile(file), BLOCK)
+    return _buffered(ZstdFile(file))
+
+
+def _buffered(stream: Any) -> io.BufferedReader:
+    return io.BufferedReader(_Blocks(stream), BLOCK)
+
+
+class _Blocks(io.RawIOBase):
+    """A stream that is read by at most `BLOCK` bytes at once.
+
+    The readers of Python's compressions first allocate as much as they are asked for. A damaged
+    record can ask for a great deal.
+
+    Args:
+        stream: The stream of the expanded content.
+    """
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return self._stream.readinto(memoryview(buffer)[:BLOCK])
 
 
 class _Zlib(io.RawIOBase):
