@@ -41,9 +41,9 @@ def run(command: Command) -> NoReturn:
 def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
-    Background threads of checkpoint writes or libraries can block forever. The timeout is shorter
-    for a process that ends without the others of its job, since they detect its end only by its
-    exit.
+    Background threads of checkpoint writes or libraries can block forever. In a job of
+    several processes, one that stops alone has a shorter timeout, because the others notice only
+    when it exits.
 
     Args:
         code: The exit code.

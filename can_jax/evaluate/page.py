@@ -81,7 +81,7 @@ def inline_svg(svg: bytes, label: str, titles: Sequence[str] = ()) -> Html:
         svg: The content of the file.
         label: The description for screen readers.
         titles: The titles of the markers in the group named `MARKED`, in their order. Browsers show
-            them under the pointer.
+            them as tooltips.
     """
     for color, variable in SCHEME.items():
         svg = svg.replace(color.encode(), variable.encode())

@@ -254,8 +254,8 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
         rows: The number of rows, which is symbolic in an export.
 
     Returns:
-        The other parameters, and the biases with two more axes after the layer axis: rows, and 1
-            for the tokens.
+        The parameters without these biases, and the biases in the shape (layers, rows, 1, …). The
+            axis of size 1 broadcasts over tokens.
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}

@@ -28,7 +28,7 @@ class WandB(Tracker):
     begins. Steps that a killed start has sent, or that a rollback repeats, are not sent again.
 
     Args:
-        workdir: The run directory, where the client has its folder ``wandb``.
+        workdir: The run directory. If it is local, the client writes its folder ``wandb`` there.
     """
 
     in_background = True

@@ -84,7 +84,7 @@ def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, 
     """Compute the weighted sum of the active objectives, and their metrics.
 
     Args:
-        arrays: The arrays of a step, over the global batch.
+        arrays: The outputs of the network and the targets of a step, over the global batch.
         settings: A config block for each objective to compute, ``weight`` among its keys.
         heads: The heads of the objectives that own one, by objective.
 

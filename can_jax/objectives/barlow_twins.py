@@ -26,7 +26,7 @@ def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple
     does by a BatchNorm without parameters.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         head: The projector, a function of all rows of the global batch.
         redundancy: The coefficient of the correlations of different dimensions.
     """

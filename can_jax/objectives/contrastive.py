@@ -144,7 +144,8 @@ def loss(
     `can_jax.objectives.negatives`. With their defaults, that module adds nothing to the program.
 
     Args:
-        arrays: The arrays of a step. An image with label -1 forms a class of its own.
+        arrays: The outputs of the network and the targets of a step. An image with label -1 forms a
+            class of its own.
         head: The projector, a function of all rows of the global batch.
         temperature: The divisor of the similarities.
         directions: `mean` over all rows, or `sum` over the views of the mean over images, as in

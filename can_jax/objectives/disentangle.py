@@ -28,7 +28,7 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
       dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the same quantity of a latent code.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         form: The form, of `FORMS`.
         shrinkage: The weight of the identity, which bounds the determinant of a batch with fewer
             rows than dimensions.

@@ -55,7 +55,7 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
     distance has no derivative there.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         block: The number of keys compared at a time; `block_size` computes the default.
     """
     assert arrays.pooled is not None

@@ -44,7 +44,7 @@ def loss(
     with the batch or the width.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         head: The projector, a function of all rows of the global batch.
         distortion: The squared distortion of a dimension, ``e^2 / d``.
         order: The number of terms of the series.

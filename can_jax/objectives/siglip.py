@@ -51,7 +51,7 @@ def loss(arrays: Arrays, head: Any, block: int | None) -> tuple[Loss, Metrics]:
     paired with the rows of all views.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         head: A projector with ``log_scale`` and ``bias``.
         block: The number of keys compared at a time; `block_size` computes the default.
     """

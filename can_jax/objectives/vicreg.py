@@ -35,7 +35,7 @@ def loss(
     Variances and covariances are unbiased.
 
     Args:
-        arrays: The arrays of a step.
+        arrays: The outputs of the network and the targets of a step.
         head: The projector, a function of all rows of the global batch.
         invariance: The coefficient of the invariance.
         variance: The coefficient of the variance.

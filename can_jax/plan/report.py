@@ -174,7 +174,7 @@ def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
 
 
 def charge_as_json(charge: Charge) -> dict[str, Any]:
-    """Return the time of an instruction in a step."""
+    """Return time, bytes and FLOPs of an instruction, summed over its executions in a step."""
     return {
         "instruction": charge.name,
         "opcode": charge.opcode,

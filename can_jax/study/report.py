@@ -147,8 +147,9 @@ class Report:
         ]
         ratio = cost["simclr_over_can"]
         return fill(
-            "Measured in turns by {command} on {machine}. SimCLR's step has {flops} times the "
-            "FLOPs of CAN's and takes {time} times as long.\n\n{table}",
+            "Step times, measured by {command} on {machine}, the steps in turns. A step of SimCLR "
+            "has {flops} times the FLOPs of a step of CAN and takes {time} times as long."
+            "\n\n{table}",
             command=code(cost["command"]), machine=cost["environment"]["processor"],
             flops=f"{ratio['analytic_flops']:.2f}", time=f"{ratio['time']:.2f}",
             table=table(rows, ["step", "ms an image", "of CAN's"], right=True),

@@ -35,7 +35,7 @@ class Training(Protocol):
 
     @property
     def step(self) -> Steps:
-        """The model and the optimizer to train."""
+        """The train step, with the model and its optimizer."""
         ...
 
     def identity(self) -> Identity | None:

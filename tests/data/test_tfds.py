@@ -87,7 +87,7 @@ def test_split_expressions(data_dir):
 def test_what_is_not_there_is_named(data_dir, tmp_path):
     with pytest.raises(UserError, match=r"no split 'val'; it has t"):
         open_tfds("tiny", data_dir, "val")
-    with pytest.raises(UserError, match="finds no data set 'none'"):
+    with pytest.raises(UserError, match="TFDS cannot open 'none'"):
         open_tfds("none", data_dir, "train")
     with pytest.raises(UserError, match=str(tmp_path)):
         open_tfds("mnist", str(tmp_path), "train")

@@ -1,7 +1,8 @@
 """`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
 
-Evaluates an encoder by a protocol, on any labeled data set. FROM is a run directory, an export, or
-a folder or file of weights of MAE, timm, Hugging Face or big_vision. The command writes
+Evaluates an encoder with an evaluation protocol on any labeled data set; `health` also accepts data
+without labels. FROM is a run directory, an export, or a folder or file of weights of MAE, timm,
+Hugging Face or big_vision. The command writes
 `results.json` and `report.html` to OUT. The data defaults to that of the run; set
 `--config.data.…` for another data set.
 """

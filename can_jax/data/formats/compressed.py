@@ -53,8 +53,8 @@ def _buffered(stream: Any) -> io.BufferedReader:
 class _Blocks(io.RawIOBase):
     """A stream that is read by at most `BLOCK` bytes at once.
 
-    The readers of Python's compressions first allocate as much as they are asked for. A damaged
-    record can ask for a great deal.
+    The readers of Python's compressions first allocate as much as they are asked for, and a damaged
+    record may state a length of gigabytes.
 
     Args:
         stream: The stream of the expanded content.

@@ -46,7 +46,7 @@ class Views(abc.ABC):
         it."""
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
-        """Return the size of the upright image, and its EXIF orientation or 1 if `exif` is off."""
+        """Return the size after the EXIF rotation, and the orientation; without `exif`, 1."""
         tf = tensorflow()
         size = native_size(encoded, self.max_pixels)
         if not self.exif:

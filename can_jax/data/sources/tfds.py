@@ -93,7 +93,7 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
         builder = tfds.builder(name, data_dir=data_dir)
     except Exception as error:  # TFDS and file systems raise many types
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"TFDS finds no data set {name!r} in {folder_of_sets}: {reason}") from error
+        raise UserError(f"TFDS cannot open {name!r} in {folder_of_sets}: {reason}") from error
     splits = builder.info.splits
     same = [name for name in splits if standard(name) == standard(split)]
     split = split if split in splits or len(same) != 1 else same[0]

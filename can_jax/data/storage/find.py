@@ -211,7 +211,7 @@ def matches(pattern: str) -> list[str]:
         raise UserError(f"{shown(pattern)} does not exist")
     if missing:
         logging.warning(
-            "%s lists %d files, of which %d do not exist: %s",
+            "%s expands to %d paths or patterns; no file matches %d of them: %s",
             shown(pattern), len(expanded), len(missing), some(missing),
         )  # fmt: skip
     return sorted(set(files))
