@@ -188,22 +188,31 @@ class Program:
         return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
 
     def _stack(self, number: int) -> tuple[Frame, ...]:
-        if number not in self._stacks:
-            self._stacks[number] = self._read_stack(number)
-        return self._stacks[number]
+        # A loop, since a stack can be deeper than Python's limit on recursion.
+        chain: dict[int, None] = {}
+        while number in self._tables["StackFrames"] and number not in self._stacks:
+            if number in chain:
+                break
+            chain[number] = None
+            number = self._parent(number)
+        stack = self._stacks.get(number, ())
+        for inner in reversed(chain):
+            stack = self._stacks[inner] = (*stack, self._frame(inner))
+        return stack
 
-    def _read_stack(self, number: int) -> tuple[Frame, ...]:
-        frame = self._tables["StackFrames"].get(number)
-        if frame is None:
-            return ()
+    def _parent(self, number: int) -> int:
+        """Return the number of the frame around a frame; 0 without one."""
+        text = self._tables["StackFrames"][number]
+        return _number(text, "parent_frame_id") - self._own_parent
+
+    def _frame(self, number: int) -> Frame:
+        frame = self._tables["StackFrames"][number]
         location = self._tables["FileLocations"][_number(frame, "file_location_id")]
-        here = Frame(
+        return Frame(
             self._tables["FileNames"][_number(location, "file_name_id")].strip('"'),
             self._tables["FunctionNames"][_number(location, "function_name_id")].strip('"'),
             _number(location, "line"),
         )
-        parent = _number(frame, "parent_frame_id") - self._own_parent
-        return (*(self._stack(parent) if 0 < parent != number else ()), here)
 
 
 def arrays(text: str) -> tuple[Array, ...]:

@@ -114,7 +114,8 @@ def test_requirements_list_the_dependencies_and_the_extra_of_the_cpu():
     declared = project["dependencies"] + project["optional-dependencies"]["cpu"]
     assert sorted(line for line in lines if line[:1] != "#") == sorted(declared)
     for name in ("cuda", "cuda12", "tpu"):
-        assert "can_jax[cpu]" in project["optional-dependencies"][name]
+        first = project["optional-dependencies"][name][0]
+        assert first.startswith(("can_jax[cpu]", "can_jax[cpu,"))
 
 
 def imported(path):
@@ -141,7 +142,7 @@ def test_every_imported_package_is_declared():
 
     bare = distributions(project["dependencies"])
     needed = bare | distributions(extras["cpu"])
-    names = ("torch", "parquet", "hub", "wandb", "mlflow", "aim")
+    names = ("torch", "parquet", "hub", "remote", "zstd", "wandb", "mlflow", "aim")
     optional = needed.union(*(distributions(extras[name]) for name in names))
     installed = importlib.metadata.packages_distributions()
 

@@ -72,7 +72,9 @@ OWN_VALUES: dict[str, tuple[Any, ...]] = {
     "data.options": ((), (("delimiter", ";"),)),
 }  # fmt: skip
 # Keys of data that is not there, of the devices, and of what is never set to None in a tiny run.
-LEFT_OUT = ("data.source", "init_from", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.size")
+LEFT_OUT = (
+    "data.source", "init_from", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.size", "trackers",
+)  # fmt: skip
 SIZES = ("model.width", "model.depth", "model.heads")
 COLORS = ("augment.saturation", "augment.hue", "augment.grayscale")
 

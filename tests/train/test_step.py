@@ -467,7 +467,7 @@ def test_objectives_are_given_the_same_with_and_without_microbatches(chosen):
 
 
 def test_objective_that_reads_what_it_cannot_is_refused():
-    with pytest.raises(ValueError, match="cannot read 'prediction'; it can read labels, pooled"):
+    with pytest.raises(ValueError, match="cannot read 'prediction'; it can read contents, labels"):
         objectives.Objective(frozenset({"prediction"}), len, relates_rows=True)
     with pytest.raises(ValueError, match="relates_rows=False cannot read 'pixels'"):
         objectives.Objective(frozenset({"pixels"}), len)
