@@ -203,7 +203,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
         (["mesh.data=3"], "does not fit 1 devices"),
         (["data.source=folder", "data.path=/no/such/place"], "/no/such/place is not a folder"),
         (["data.source=arrays", "data.path=/no/such/place"], "/no/such/place does not exist"),
-        (["data.source=tfds", "data.name=none", "data.path=/no/such/place"], "no data set 'none'"),
+        (["data.source=tfds", "data.name=none", "data.path=/no/such/place"], "TFDS cannot open 'none'"),
     ],
 )
 def test_mistake_ends_in_one_line_before_anything_is_written(recipe, tmp_path, overrides, message):
