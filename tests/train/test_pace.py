@@ -112,7 +112,7 @@ def test_warmup_of_a_timed_run_is_a_share(changes, message):
 @pytest.mark.slow
 def test_timed_run_ends_with_its_schedule_and_is_finished(recipe, tmp_path):
     options = ["total_minutes=0.5", "optimizer.warmup_steps=None", *LIGHT]
-    options += ["optimizer.warmup_share=0.1", "log_every_steps=20"]
+    options += ["optimizer.warmup_share=0.1", "log_every_steps=1"]
     done = run_in_process(recipe, tmp_path, *options)
     assert done.returncode == 0, done.stderr
     assert "% of the time)" in done.stdout
