@@ -9,9 +9,9 @@ from typing import Any
 
 from etils import epath
 
-from can_jax.config.resolve import flatten
 from can_jax.utils.errors import UserError, reason_of
 from can_jax.utils.files import replace_text
+from can_jax.utils.nested import flatten
 
 IDENTITY = "identity.json"
 SHOWN = 4  # the maximum number of differences that a message names

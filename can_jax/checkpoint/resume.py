@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import DURATIONS, value_of
-from can_jax.config.resolve import flatten, from_json, to_json, within
+from can_jax.config.resolve import from_json, to_json, within
 from can_jax.data.fingerprint import differences
 from can_jax.utils.errors import UserError
+from can_jax.utils.nested import flatten
 from can_jax.utils.renamed import with_new_names
 from can_jax.utils.settings import flat_keys
 

@@ -37,7 +37,8 @@ def settings_text(config: ConfigDict) -> str:
     Raises:
         UserError: A setting is invalid.
     """
-    from can_jax.config.resolve import flatten, resolve
+    from can_jax.config.resolve import resolve
+    from can_jax.utils.nested import flatten
 
     flat = flatten(resolve(config).to_dict())
     return "\n".join(f"{key} = {value!r}" for key, value in sorted(flat.items()))

@@ -16,6 +16,7 @@ from can_jax.config.validate import CHECKS, check_encoder
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import expand_home
+from can_jax.utils.nested import flatten
 from can_jax.utils.renamed import with_new_names
 from can_jax.utils.settings import AS_DEFAULT, Table, check_table, configuration, flat_keys, refuse
 
@@ -50,17 +51,6 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
     if not path.is_file():
         path = find(name, "recipe", f"load_recipe({name!r}) of {beside}")
     return runpy.run_path(str(path))["get_config"]()
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested dict as a flat dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -18,7 +18,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from can_jax.monitoring.trackers import Outcome, Tracker, flat, run_id
+from can_jax.monitoring.trackers import Outcome, Tracker, run_id
+from can_jax.utils.nested import flatten
 
 TAG = "can_jax.run"  # holds the identifier by which a resume finds the run
 MOST_PARAMETERS = 100  # of a request
@@ -80,7 +81,7 @@ class MLflow(Tracker):
         """Send the configuration as parameters, and as the file `config.json`."""
         from mlflow.entities import Param
 
-        values = {key: str(value)[:LONGEST] for key, value in flat(config).items()}
+        values = {key: str(value)[:LONGEST] for key, value in flatten(config).items()}
         new = [Param(key, value) for key, value in values.items() if key not in self._parameters]
         for first in range(0, len(new), MOST_PARAMETERS):
             part = new[first : first + MOST_PARAMETERS]

@@ -12,7 +12,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import UInt8
 
-from can_jax.monitoring.trackers import Tracker, flat
+from can_jax.monitoring.trackers import Tracker
+from can_jax.utils.nested import flatten
 from can_jax.utils.tensorflow import tensorflow
 
 COMPARED = ("loss/total", "probe/knn")  # metrics in the tab HParams
@@ -72,7 +73,7 @@ class TensorBoard(Tracker):
 
         values = {
             key: value if isinstance(value, bool | int | float | str) else str(value)
-            for key, value in flat(config).items()
+            for key, value in flatten(config).items()
         }
         keys = [hparams.HParam(key) for key in values]
         metrics = [hparams.Metric(name) for name in COMPARED]

@@ -105,22 +105,13 @@ def check_trackers(names: Collection[str]) -> None:
         except UserError as error:
             raise UserError(f"config.trackers: {error}") from None
         # A folder with the client's name, as clients create them, is found as a package, too.
-        client = importlib.util.find_spec(name) if name in EXTRAS else None
-        if name in EXTRAS and (client is None or client.origin is None):
+        if name not in EXTRAS:
+            continue
+        client = importlib.util.find_spec(name)
+        if client is None or client.origin is None:
             raise UserError(
                 f"config.trackers={name}: its client is not installed: {install_command(name)}"
             )
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration as a flat dict with dotted keys."""
-    values: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            values |= flat(value, f"{prefix}{key}.")
-        else:
-            values[prefix + key] = value
-    return values
 
 
 def stored_id(workdir: epath.Path, name: str) -> str | None:

@@ -10,11 +10,12 @@ from ml_collections import ConfigDict
 from can_jax.config.baselines import changed
 from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import TOTAL, WARMUP, unset
-from can_jax.config.resolve import flatten, from_json, resolve, to_json
+from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
 from can_jax.models.flops import train_flops_per_image
 from can_jax.train.losses import heads
 from can_jax.utils.errors import UserError
+from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Several, Whole, refuse
 
 KEY_DIGITS = 10  # The length of the hash that identifies a run.

@@ -14,7 +14,7 @@ from can_jax.checkpoint.lock import RunLock
 from can_jax.checkpoint.manager import Checkpointer
 from can_jax.checkpoint.resume import check_stream, to_store
 from can_jax.checkpoint.run_directory import append_start, first_config, stored_config
-from can_jax.config.resolve import flatten, from_json, to_json
+from can_jax.config.resolve import from_json, to_json
 from can_jax.distributed.runtime import barrier
 from can_jax.monitoring import console
 from can_jax.monitoring.watchdog import section
@@ -24,6 +24,7 @@ from can_jax.train.step import TrainState, initialize
 from can_jax.train.training import Training
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
+from can_jax.utils.nested import flatten
 
 
 def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> Checkpointer:

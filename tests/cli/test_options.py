@@ -8,10 +8,11 @@ from ml_collections import ConfigDict
 
 from can_jax.cli import flags
 from can_jax.cli.recipe import load
-from can_jax.config.resolve import default_config, flatten, resolve
+from can_jax.config.resolve import default_config, resolve
 from can_jax.evaluate.config import default_evaluation
 from can_jax.utils.errors import UserError
 from can_jax.utils.nearest import OTHER_NAMES, nearest
+from can_jax.utils.nested import flatten
 from tests.helpers.runs import ROOT, main_in_process
 
 RECIPES = ", ".join(sorted(path.stem for path in (ROOT / "configs").glob("*.py")))

@@ -19,8 +19,9 @@ import pytest
 from etils import epath
 
 from can_jax.monitoring import wandb as wandb_tracker
-from can_jax.monitoring.trackers import check_trackers, flat, run_id
+from can_jax.monitoring.trackers import check_trackers, run_id
 from can_jax.utils.errors import UserError
+from can_jax.utils.nested import flatten
 from tests.helpers.runs import RECIPE, ROOT, command, metrics
 
 CLIENTS = [name for name in ("wandb", "mlflow", "aim") if importlib.util.find_spec(name)]
@@ -156,7 +157,7 @@ def test_mlflow_has_one_complete_run(resumed, server):
         assert len({point.step for point in history}) == len(history), name
         found[name] = {p.step: p.value for p in sorted(history, key=lambda point: point.step)}
     assert_equal(found, expected(resumed))
-    config = flat(json.loads((resumed / "config.json").read_text()))
+    config = flatten(json.loads((resumed / "config.json").read_text()))
     assert run.data.params.keys() == config.keys() and run.data.params["batch_size"] == "16"
     environment = json.loads((resumed / "environment.json").read_text())
     tags = run.data.tags

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from can_jax.checkpoint.run_directory import read_starts
-from can_jax.config.resolve import default_config, flatten, to_json
+from can_jax.config.resolve import default_config, to_json
 from can_jax.evaluate.reports.pictures import figures_of
 from can_jax.monitoring.jsonl import CLOCK, read_metrics
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import read_json
+from can_jax.utils.nested import flatten
 
 WARNING = re.compile(r"(WARNING|ERROR|warning|error)\b")
 Series = list[tuple[int, float]]
