@@ -20,6 +20,7 @@ from can_jax.models.can import POOLS
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
 from can_jax.objectives.negatives import contrast_corrected
 from can_jax.objectives.rows import (
+    BLOCK,
     Rows,
     RowStatistics,
     blocks,
@@ -32,7 +33,7 @@ from can_jax.objectives.rows import (
     similarities,
 )
 from can_jax.utils.errors import UserError
-from can_jax.utils.settings import Choice, Key, Number, Switch, Whole
+from can_jax.utils.settings import Choice, Key, Number, Switch
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -67,26 +68,15 @@ def _forward(
 ) -> tuple[tuple[Loss, RowStatistics], Any]:
     rows = Rows(jnp.arange(unit.shape[0]), label)
     keys = blocks(unit, block)
-    zero = jnp.zeros_like(unit, shape=unit.shape[0])
-    none = jnp.zeros_like(rows.position)
-    start = RowStatistics(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
+    start = RowStatistics.empty(unit)
 
     def compare(seen: RowStatistics, these: tuple[Array, Rows]) -> tuple[RowStatistics, None]:
         similarity = similarities(unit, these[0])
         pair = pairs(rows, these[1], views)
-        others = jnp.where(pair.itself, -jnp.inf, similarity)
-        logits = others / temperature
-        best, at = others.max(axis=1), others.argmax(axis=1)
-        apart = ~pair.same_image & ~pair.itself
-        return RowStatistics(
-            normalizer=jnp.logaddexp(seen.normalizer, jax.nn.logsumexp(logits, axis=1)),
-            positives=seen.positives + pair.positive.sum(axis=1, dtype=none.dtype),
-            positive_sum=seen.positive_sum + jnp.sum(similarity, axis=1, where=pair.positive),
-            pair_sum=seen.pair_sum + jnp.sum(similarity, axis=1, where=pair.same_image),
-            other_sum=seen.other_sum + jnp.sum(similarity, axis=1, where=apart),
-            best=jnp.maximum(seen.best, best),
-            nearest=jnp.where(best > seen.best, these[1].position[at], seen.nearest),
-        ), None
+        logits = jnp.where(pair.itself, -jnp.inf, similarity) / temperature
+        normalizer = jnp.logaddexp(seen.normalizer, jax.nn.logsumexp(logits, axis=1))
+        seen = seen.add(similarity, pair, these[1].position)
+        return seen._replace(normalizer=normalizer), None
 
     seen, _ = jax.lax.scan(
         compare, jax.tree.map(constrain_batch_sharding, start), (keys, key_blocks(rows, block))
@@ -229,11 +219,7 @@ OBJECTIVE = Objective(
             Switch(),
             "Whether images of the same label are positives of each other (SupCon).",
         ),
-        "block": Key(
-            None,
-            Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default 2**25 pairs per device.",
-        ),
+        "block": BLOCK,
         "decoupled": Key(
             False,
             Switch(),

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 from can_jax.distributed.mesh import constrain_batch_sharding, replicate
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective, at_least_float32
 from can_jax.objectives.rows import (
+    BLOCK,
     Rows,
     blocks,
     key_blocks,
@@ -14,7 +15,6 @@ from can_jax.objectives.rows import (
     on_sphere,
     similarities,
 )
-from can_jax.utils.settings import Key, Whole
 
 EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
 
@@ -72,13 +72,7 @@ def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
 OBJECTIVE = Objective(
     reads=frozenset({"pooled"}),
     loss=loss,
-    keys={
-        "block": Key(
-            None,
-            Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default 2**25 pairs per device.",
-        )
-    },
+    keys={"block": BLOCK},
     relates_rows=True,
     min_images=2,
 )

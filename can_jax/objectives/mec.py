@@ -5,7 +5,6 @@ The minimal coding length of ``m`` embeddings of width ``d`` at a distortion ``e
 ``Z.T Z``, its maximum aligns the views, too. The logarithm is its Taylor series up to ``order``.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -30,7 +29,7 @@ def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Ar
         else:
             power = jnp.matmul(power, matrix, precision=jax.lax.Precision.HIGHEST)
             trace = jnp.trace(power)
-        total += math.copysign(1 / k, -1 if k % 2 == 0 else 1) * trace
+        total += (-1) ** (k + 1) / k * trace
     return total
 
 

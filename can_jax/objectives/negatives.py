@@ -113,7 +113,6 @@ def contrast_corrected(
     zero = jnp.zeros_like(unit, shape=unit.shape[0])
     none = jnp.zeros_like(rows.position)
     empty = LogSum(zero + LOWEST, zero)
-    seen = RowStatistics(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
 
     @jax.checkpoint
     def compare(sums: _Sums, these: tuple[Array, Rows, Any]) -> tuple[_Sums, None]:
@@ -126,20 +125,9 @@ def contrast_corrected(
         if content is not None:
             excluded |= negative & (content[:, None] == these[2])
         negative &= ~excluded
-        scaled, fixed = similarity / temperature, jax.lax.stop_gradient(similarity)
-        others = jnp.where(pair.itself, -jnp.inf, fixed)
-        best, at = others.max(axis=1), others.argmax(axis=1)
-        seen, apart = sums.seen, ~pair.same_image & ~pair.itself
+        scaled = similarity / temperature
         return _Sums(
-            seen=RowStatistics(
-                normalizer=seen.normalizer,
-                positives=seen.positives + pair.positive.sum(axis=1, dtype=none.dtype),
-                positive_sum=seen.positive_sum + jnp.sum(similarity, axis=1, where=pair.positive),
-                pair_sum=seen.pair_sum + jnp.sum(fixed, axis=1, where=pair.same_image),
-                other_sum=seen.other_sum + jnp.sum(fixed, axis=1, where=apart),
-                best=jnp.maximum(seen.best, best),
-                nearest=jnp.where(best > seen.best, these[1].position[at], seen.nearest),
-            ),
+            seen=sums.seen.add(similarity, pair, these[1].position),
             positive=sums.positive.add(scaled, pair.positive),
             negative=sums.negative.add((1 + hardness) * scaled, negative),
             weight=sums.weight.add(hardness * scaled, negative),
@@ -147,7 +135,7 @@ def contrast_corrected(
             excluded=sums.excluded + excluded.sum(axis=1, dtype=none.dtype),
         ), None
 
-    start = _Sums(seen, empty, empty, empty, none, none)
+    start = _Sums(RowStatistics.empty(unit), empty, empty, empty, none, none)
     sums, _ = jax.lax.scan(
         compare,
         jax.tree.map(constrain_batch_sharding, start),

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from can_jax.distributed.mesh import constrain_batch_sharding, replicate, row_shards
 from can_jax.models.heads import Projector
 from can_jax.objectives.base import Arrays, at_least_float32
+from can_jax.utils.settings import Key, Whole
 
 # The similarities that a device computes at a time if `block` is not set: 128 MiB in float32.
 BLOCK_ENTRIES = 2**25
@@ -46,6 +47,42 @@ class RowStatistics(NamedTuple):
     other_sum: Float[Array, " rows"]
     best: Float[Array, " rows"]
     nearest: Int[Array, " rows"]
+
+    @classmethod
+    def empty(cls, unit: Float[Array, "rows width"]) -> "RowStatistics":
+        """Return the statistics of rows that have seen no key."""
+        zero = jnp.zeros_like(unit, shape=unit.shape[0])
+        none = jnp.zeros_like(jnp.arange(unit.shape[0]))
+        return cls(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
+
+    def add(
+        self,
+        similarity: Float[Array, "rows keys"],
+        pair: "Pairs",
+        position: Int[Array, " keys"],
+    ) -> "RowStatistics":
+        """Return the statistics after a block of keys, all but the normalizer.
+
+        Only ``positive_sum`` has a gradient.
+
+        Args:
+            similarity: The similarities of all rows to the keys.
+            pair: What each row and key are to each other.
+            position: The index of each key.
+        """
+        fixed = jax.lax.stop_gradient(similarity)
+        others = jnp.where(pair.itself, -jnp.inf, fixed)
+        best, at = others.max(axis=1), others.argmax(axis=1)
+        apart = ~pair.same_image & ~pair.itself
+        count = pair.positive.sum(axis=1, dtype=self.positives.dtype)
+        return self._replace(
+            positives=self.positives + count,
+            positive_sum=self.positive_sum + jnp.sum(similarity, axis=1, where=pair.positive),
+            pair_sum=self.pair_sum + jnp.sum(fixed, axis=1, where=pair.same_image),
+            other_sum=self.other_sum + jnp.sum(fixed, axis=1, where=apart),
+            best=jnp.maximum(self.best, best),
+            nearest=jnp.where(best > self.best, position[at], self.nearest),
+        )
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
@@ -147,6 +184,14 @@ def projected(arrays: Arrays, head: Callable[..., Array]) -> Float[Array, "rows 
 def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
     """Return rows of length 1, each on its device."""
     return constrain_batch_sharding(normalize(rows))
+
+
+# The config key by which objectives limit the keys that they compare at a time.
+BLOCK = Key(
+    None,
+    Whole(1, 2**31 - 1),
+    "The number of keys compared at a time; by default 2**25 pairs per device.",
+)
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
 from can_jax.objectives.rows import (
+    BLOCK,
     Rows,
     blocks,
     key_blocks,
@@ -20,7 +21,7 @@ from can_jax.objectives.rows import (
     projector,
     similarities,
 )
-from can_jax.utils.settings import Key, Number, Whole
+from can_jax.utils.settings import Key, Number
 
 
 class Head(nnx.Module):
@@ -83,11 +84,7 @@ OBJECTIVE = Objective(
             10.0, Number(1e-3, 1e3), "The initial factor of similarities, which is learned."
         ),
         "initial_bias": Key(-10.0, Number(-1e3, 1e3), "The initial bias, which is learned."),
-        "block": Key(
-            None,
-            Whole(1, 2**31 - 1),
-            "The number of keys compared at a time; by default 2**25 pairs per device.",
-        ),
+        "block": BLOCK,
     },
     head=Head,
     relates_rows=True,
