@@ -33,7 +33,7 @@ from can_jax.features.knn import knn_accuracy
 from can_jax.models.backbones import encoder_size
 from can_jax.models.can import grid_of
 from can_jax.models.patch_embed import embedding_kind, fold
-from can_jax.models.positions import sincos_2d
+from can_jax.models.positions import positions_with_class
 from can_jax.monitoring.metrics import to_scalars
 from can_jax.objectives.denoising import linear_bound
 from can_jax.optimizers.optimizer import peak_learning_rate
@@ -290,11 +290,9 @@ class Training:
         states = jax.tree.map(lambda leaf: leaf[0], jax.device_get(self.states))
         parameters, _ = fold(states.parameters, states.batch_stats)
         config = self.cell.config
-        arrays: dict[str, Any] = to_torch(
-            {"encoder": parameters["encoder"]}, config.model.patch_size
-        )
-        positions = sincos_2d(grid_of(config), encoder_size(config.model).width)
-        arrays["pos_embed"] = np.pad(positions, ((1, 0), (0, 0)))[None]  # none of the class token
+        positions = positions_with_class(grid_of(config), encoder_size(config.model).width)
+        encoder = to_torch({"encoder": parameters["encoder"]}, config.model.patch_size)
+        arrays: dict[str, Any] = {"pos_embed": positions[None], **encoder}
         with replacing(path) as file, file.open("wb") as stream:
             np.savez(stream, **arrays)
 

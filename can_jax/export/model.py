@@ -20,7 +20,7 @@ from can_jax.export.classifier import Head, open_head
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import BUILDERS, CAN, grid_of
 from can_jax.models.patch_embed import fold
-from can_jax.models.positions import sincos_2d
+from can_jax.models.positions import positions_with_class
 from can_jax.models.variant import variant_of
 from can_jax.train.step import abstract_state, encoder_network, stored_step
 from can_jax.utils.errors import UserError
@@ -158,8 +158,7 @@ class Model:
             return np.asarray(network.noise_level(jnp.zeros(1)))[0]
 
     def _positions(self, width: int) -> np.ndarray:
-        table = sincos_2d(grid_of(self.config), width)
-        return np.concatenate([np.zeros_like(table[:1]), table])[None]
+        return positions_with_class(grid_of(self.config), width)[None]
 
 
 class Given(NamedTuple):

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.backbones import BACKBONES, decoder_size, encoder_width
+from can_jax.models.backbones import BACKBONES, Size, decoder_size, encoder_size, encoder_width
 from can_jax.models.can import (
     BUILDERS,
     HeadBuilder,
@@ -42,6 +42,20 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
     owned = {name: build for name, build in heads.items() if name not in BUILDERS}
     view += 2 * sum(kernel_sizes(config, owned))
     return 3 * config.augment.views * view
+
+
+def transformers(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[tuple[Size, int]]:
+    """Return the size and the tokens of a row of the encoder, and of the decoder if it is built.
+
+    Args:
+        config: The resolved configuration of a Vision Transformer.
+        heads: The heads that are built; see `can_jax.train.losses.heads`.
+    """
+    patches = math.prod(grid_of(config))
+    found = [(encoder_size(config.model), visible_count(patches, config.model.mask_ratio) + 1)]
+    if "decoder" in heads:
+        found.append((decoder_size(config.model), patches + 1))
+    return found
 
 
 def kernel_sizes(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[int]:

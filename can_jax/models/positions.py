@@ -34,6 +34,12 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
     return table
 
 
+def positions_with_class(grid: tuple[int, int], width: int) -> Float[np.ndarray, "tokens width"]:
+    """Return `sincos_2d` after the position of the class token, zero, as MAE's files have them."""
+    table = sincos_2d(grid, width)
+    return np.concatenate([np.zeros_like(table[:1]), table])
+
+
 def resized_positions(
     table: Float[Array, "patches width"], grid: tuple[int, int], to: tuple[int, int]
 ) -> Float[Array, "resized width"]:

@@ -12,10 +12,7 @@ from ml_collections import ConfigDict
 
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.models.backbones import decoder_size, encoder_size
-from can_jax.models.can import grid_of
-from can_jax.models.flops import train_flops_per_image
-from can_jax.models.masking import visible_count
+from can_jax.models.flops import train_flops_per_image, transformers
 from can_jax.objectives import active
 from can_jax.plan.charges import Estimate
 from can_jax.plan.clocks import Calibration, calibration_of, clock_of
@@ -217,12 +214,7 @@ def recomputed_flops(config: ConfigDict) -> int:
     the encoder's forward pass is also repeated.
     """
     model, views = config.model, config.augment.views
-    patches = math.prod(grid_of(config))
-    visible = visible_count(patches, model.mask_ratio)
-    encoder = encoder_size(model)
-    blocks = [(encoder, visible + 1)]
-    if "decoder" in heads(config):
-        blocks.append((decoder_size(model), patches + 1))
+    blocks = transformers(config, heads(config))
     recomputed = 0
     for size, tokens in blocks:
         logits = size.depth * 2 * tokens**2 * size.width
@@ -237,7 +229,8 @@ def recomputed_flops(config: ConfigDict) -> int:
     settings = config.accumulation
     related = any(o.relates_rows for o in active(config.objective.to_dict()).values())
     if settings.microbatches > 1 and settings.negatives == "batch" and related:
-        recomputed += encoder.flops(visible + 1)
+        encoder, tokens = blocks[0]
+        recomputed += encoder.flops(tokens)
     return views * recomputed
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from can_jax.models import can
 from can_jax.models.masking import hidden_mask, patchify
-from can_jax.models.positions import sincos_2d, sincos_level
+from can_jax.models.positions import positions_with_class, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.selfcheck.reference_file import OUTPUTS, File, check_arrays, config_of, read
 from can_jax.train.losses import Inputs, Noise, forward, losses
@@ -160,7 +160,7 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
     worst = {}
     for name, width in widths.items():
         if f"param/{name}" in file:
-            ours = np.concatenate([np.zeros((1, width)), sincos_2d(can.grid_of(config), width)])
+            ours = positions_with_class(can.grid_of(config), width)
             theirs = file[f"param/{name}"]
             if theirs.shape != (1, *ours.shape):
                 raise UserError(f"{name} is {theirs.shape} in the file, {(1, *ours.shape)} here")

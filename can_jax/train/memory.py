@@ -12,9 +12,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.backbones import decoder_size, encoder_size
-from can_jax.models.can import grid_of
-from can_jax.models.masking import visible_count
+from can_jax.models.flops import transformers
 from can_jax.train.losses import heads
 from can_jax.train.step import abstract_network
 
@@ -40,16 +38,12 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
         devices: The number of devices. The batch is split over all of them.
     """
     model, data = config.model, config.data
-    patches = math.prod(grid_of(config))
-    blocks = [(encoder_size(model), visible_count(patches, model.mask_ratio) + 1)]
-    if "decoder" in heads(config):
-        blocks.append((decoder_size(model), patches + 1))
     width = 2 if model.dtype == "float32" else 1  # the formula is of 16-bit types
     # In 16 bits accelerators compute attention in a kernel that stores no weights.
     weights = 7 if model.attention == "xla" or width == 2 else 0
     view = sum(
         size.depth * tokens * (34 * size.width + weights * size.heads * tokens)
-        for size, tokens in blocks
+        for size, tokens in transformers(config, heads(config))
     )
     view = int(view * width * FACTORS[model.remat])
     view += PIXEL_BYTES * math.prod(data.image_size) * data.channels
