@@ -90,7 +90,8 @@ def measure(
     make_directory(workdir)
     mesh = make_mesh(config.mesh)
     subject: Any
-    if (path / CARD).exists():
+    is_classifier = (path / CARD).exists()
+    if is_classifier:
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
             raise UserError(
@@ -103,7 +104,6 @@ def measure(
     check_used(subject.config, protocol, path)
     extractor = SplitFeatureExtractor(subject, mesh, config.batch_size)
     initial = functools.partial(open_encoder, checkpoint, True, config, mesh)
-    is_classifier = (path / CARD).exists()
     task = EvalContext(
         config, subject, mesh, extractor, workdir,
         untrained=None if untrained or is_classifier else initial,

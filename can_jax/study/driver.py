@@ -34,10 +34,10 @@ CURVES = (
 )  # fmt: skip
 
 
-def curves_of(workdir: epath.Path) -> list[dict[str, float]]:
+def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float]]:
     """Return the logged values of `CURVES`, one record per step, rounded to five digits."""
     merged: dict[int, dict[str, float]] = {}
-    for line in read_metrics(workdir):
+    for line in logged:
         record = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
         merged.setdefault(line["step"], {}).update(record)
     return [merged[step] for step in sorted(merged)]
@@ -59,7 +59,8 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         plan.evaluation, str(workdir), folder, run.arm.untrained, pictures=pictured
     )
     results = write_results(folder, findings, plan.evaluation, subject)
-    lines = [line for line in read_metrics(workdir) if "images_per_second" in line]
+    logged = read_metrics(workdir)
+    lines = [line for line in logged if "images_per_second" in line]
     rate = statistics.median(line["images_per_second"] for line in lines) if lines else None
     # Learning rates are selected on held-out training examples only.
     held_out = [row for rows in results["tables"].values() for row in rows]
@@ -72,13 +73,13 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
         "group": run.arm.group,
         "seed": run.config.seed,
         "learning_rate": run.config.optimizer.learning_rate,
-        "steps": max(line["step"] for line in read_metrics(workdir)),
+        "steps": max(line["step"] for line in logged),
         "flops_per_image": flops(run.config),
         "images_per_second": rate,
         "held_out_top1": max(row["held-out top-1 (%)"] for row in held_out),
         "metrics": results["metrics"],
         "examples": results["examples"],
-        "curves": curves_of(workdir),
+        "curves": curves_of(logged),
         "config": settings_of(run.config),
         "evaluation": settings_of(plan.evaluation),
         "data": results["data"]["fingerprints"],

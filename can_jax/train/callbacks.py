@@ -263,7 +263,8 @@ class PretrainCallbacks(Log):
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
         """Print a summary of the finished run: its duration, its kNN accuracies and its files."""
-        probes = [line for line in read_metrics(self._workdir) if PROBE in line]
+        lines = read_metrics(self._workdir)
+        probes = [line for line in lines if PROBE in line]
         accuracies: dict[str, float | None] = {}
         for line in probes:
             if line["step"]:
@@ -273,7 +274,7 @@ class PretrainCallbacks(Log):
         facts: dict[str, Any] = {"time": console.duration(seconds)}
         facts |= {f"kNN, {name}": f"{value:.1f}%" for name, value in accuracies.items()}
         if self._health is not None:
-            measured = [line for line in read_metrics(self._workdir) if RANK in line]
+            measured = [line for line in lines if RANK in line]
             for name, line in zip(
                 ("untrained", "trained"), measured[:1] + measured[-1:], strict=False
             ):

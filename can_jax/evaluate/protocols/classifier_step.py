@@ -121,13 +121,13 @@ class ClassifierStep:
 
         Positions that are trained begin as MAE's table, unless the encoder has its own.
         """
+        own = state.parameters["encoder"]
+        if "positions" in own and "positions" not in encoder:
+            table = sincos_2d(position_grid(self.config), encoder_size(self.config.model).width)
+            encoder = {**encoder, "positions": table.astype(own["positions"].dtype)}
 
         def put(parameters: Tree) -> Tree:
-            nonlocal encoder
             old = parameters["encoder"]
-            if "positions" in old and "positions" not in encoder:
-                table = sincos_2d(position_grid(self.config), encoder_size(self.config.model).width)
-                encoder = {**encoder, "positions": table.astype(old["positions"].dtype)}
             placed = jax.tree.map(lambda x, old: jax.device_put(x, old.sharding), encoder, old)
             return parameters | {"encoder": jax.tree.map(jnp.copy, placed)}
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from can_jax.checkpoint.identity import Identity
 from can_jax.config.defaults import MODEL, RECIPE
 from can_jax.config.kinds import COUNT
-from can_jax.config.resolve import ENCODER, flatten, resolve_encoder, without_refused
+from can_jax.config.resolve import ENCODER, resolve_encoder, without_refused
 from can_jax.config.validate import check, check_rates
 from can_jax.data.evaluation.examples import EvaluationSet
 from can_jax.data.evaluation.pairs import Pair
@@ -44,6 +44,7 @@ from can_jax.train.run_length import RunLength, make_run_length
 from can_jax.train.step import TrainState
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.files import replace_text
+from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Choice, Key, Number, Special, Switch, Table, Whole
 
 ALPHA = Number(1e-3, 1e3, also=(0,))

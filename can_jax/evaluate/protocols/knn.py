@@ -43,13 +43,15 @@ def knn(task: EvalContext) -> EvalResults:
     scores = [accuracy(vote(trial, train.labels[most], *p), train.labels[few]) for p in pairs]
     best = pairs[int(np.argmax(scores))]
     neighbors = nearest(features, queries, largest)
-    fixed = vote(neighbors, train.labels, K, FIXED_TEMPERATURE) == test.labels
-    findings.score("knn/top1_fixed", fixed)
-    findings.score("knn/top1", vote(neighbors, train.labels, *best) == test.labels)
+    fixed = K, FIXED_TEMPERATURE
+    rights = {
+        p: vote(neighbors, train.labels, *p) == test.labels for p in dict.fromkeys([fixed, *pairs])
+    }
+    findings.score("knn/top1_fixed", rights[fixed])
+    findings.score("knn/top1", rights[best])
     rows = []
     for k, temperature in pairs:
-        right = vote(neighbors, train.labels, k, temperature) == test.labels
-        value = findings.score(f"knn/top1_k{k}_t{temperature:g}", right)
+        value = findings.score(f"knn/top1_k{k}_t{temperature:g}", rights[k, temperature])
         rows.append({"neighbors": k, "temperature": temperature, "top-1 (%)": round(value, 2)})
     findings.chosen = {"k": best[0], "temperature": best[1]}
     beside = [_row("this encoder", "knn/top1_fixed", findings)]

@@ -164,7 +164,7 @@ def run_report(records: list[RunRecord]) -> str:
         records=records,
         colors=colors_of([record.name for record in records]) if several else {},
         cards={} if several else headlines(one),
-        notices={record.name: notices(record) for record in records if notices(record)},
+        notices={record.name: lines for record in records if (lines := notices(record))},
         comparison=comparison if several else [],
         differences=differences(records) if several else [],
         charts=charts_of(records),
