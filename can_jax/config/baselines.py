@@ -28,7 +28,7 @@ JOINT: dict[str, Any] = {
     "objective.denoising.weight": 0.0,
 }
 SIMCLR = JOINT | {"objective.contrastive.weight": 1.0}
-WIDE = {f"model.projector.{key}": v for key, v in (("hidden", 8192), ("outputs", 8192))}
+WIDE = {"model.projector.hidden": 8192, "model.projector.outputs": 8192}
 
 METHODS: dict[str, dict[str, Any]] = {
     "can": {},

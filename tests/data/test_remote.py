@@ -18,7 +18,6 @@ from can_jax.utils.errors import UserError
 from tests.data.samples import encode, random_image, write_tfrecord, write_webdataset
 from tests.helpers.configs import small_config
 
-obstore = pytest.importorskip("obstore")
 RNG = np.random.default_rng(0)
 CONTENTS = [encode(random_image(RNG, 12, 14)) for _ in range(6)]
 

@@ -71,7 +71,7 @@ def open_folder(
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
     parent, groups = place_of_splits(path)
-    root = split_folder(path, split) or parent
+    root = _folder_of_split(parent, groups, split) or parent
     if index and root == parent and standard(split) != "train":
         images_of_split(path, split)  # raises if no image is of the split; the index cannot tell
     stored = stored_table("folder", root, split, index)
@@ -131,7 +131,7 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
     parent, groups = place_of_splits(path)
-    inner = split_folder(path, split)
+    inner = _folder_of_split(parent, groups, split)
     _log_layout(parent, groups, split, inner)
     names, others = find_images(inner or parent)
     return inner or parent, names if inner else choose_images(parent, names, split), others
@@ -211,7 +211,11 @@ def _is_image(folder: str, name: str) -> bool:
 
 def split_folder(path: str, split: str) -> str | None:
     """Return the folder of a split within a folder, or None if the split has no folder."""
-    parent, groups = place_of_splits(path)
+    return _folder_of_split(*place_of_splits(path), split)
+
+
+def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
+    """Return what `split_folder` does, for the folder of the splits and its groups."""
     inner = os.path.join(parent, split)
     if standard(split) not in SPELLINGS and is_folder(inner):
         return inner

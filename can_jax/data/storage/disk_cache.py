@@ -10,6 +10,7 @@ from absl import logging
 from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import reason_of
+from can_jax.utils.files import replacing
 
 SPREAD = 2**64
 
@@ -53,13 +54,11 @@ class DiskCache:
 
     def put(self, path: Path, content: bytes) -> None:
         """Write an entry atomically. After an error, such as a full disk, `path` returns None."""
-        own = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            own.write_bytes(digest_of_bytes(content) + content)
-            own.replace(path)
+            with replacing(path, f".{os.getpid()}-{threading.get_ident()}") as own:
+                own.write_bytes(digest_of_bytes(content) + content)
         except OSError as error:
-            own.unlink(missing_ok=True)
             if self._working:
                 self._working = False
                 logging.warning(

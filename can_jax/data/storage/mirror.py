@@ -1,7 +1,6 @@
 """Local copies of folders on a store, such as an index, which is memory-mapped."""
 
 import functools
-import hashlib
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 from absl import logging
 
 from can_jax.data.storage import remote
+from can_jax.data.storage.digest import digest_of_bytes
 from can_jax.data.storage.reading import open_file, patiently, unreadable
 from can_jax.data.storage.splits import shown
 from can_jax.utils.errors import UserError, reason_of
@@ -26,7 +26,7 @@ def work_folder(url: str, kind: str) -> Path:
         kind: The purpose of the local folder, which is a component of its path.
     """
     cache = user_cache() or Path(tempfile.gettempdir()) / "can_jax"
-    return cache / kind / hashlib.blake2b(url.rstrip("/").encode(), digest_size=8).hexdigest()
+    return cache / kind / digest_of_bytes(url.rstrip("/").encode()).hex()
 
 
 def mirrored(url: str) -> Path:
@@ -37,7 +37,7 @@ def mirrored(url: str) -> Path:
     """
     try:
         files = sorted(patiently(lambda: remote.inside(url))[1])
-        version = hashlib.blake2b(repr(files).encode(), digest_size=8).hexdigest()
+        version = digest_of_bytes(repr(files).encode()).hex()
         copies = work_folder(url, "mirrors")
         if (copies / version).is_dir():
             return copies / version
