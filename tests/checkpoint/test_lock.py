@@ -7,16 +7,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import pytest
 from etils import epath
-from fsspec.asyn import AsyncFileSystem
 
 from can_jax.checkpoint import lock
 from can_jax.checkpoint.lease import files, owner
-from can_jax.checkpoint.lease.files import KERNEL_LOCK, BucketFiles, DiskFiles, exclusive_driver
+from can_jax.checkpoint.lease.files import KERNEL_LOCK, BucketFiles, DiskFiles, creates_exclusively
 from can_jax.checkpoint.lease.protocol import Lease
 from can_jax.checkpoint.lock import run_lock
+from can_jax.data.storage import remote
 from can_jax.utils.errors import LostLock, UserError
 from tests.helpers.runs import counting_steps, metrics, run_in_process
 
@@ -249,37 +248,38 @@ def test_file_system_without_kernel_locks_rests_on_records(place):
         pass
 
 
-class Bucket(AsyncFileSystem):
-    """A folder with the one operation of a cloud's driver on which a lock rests."""
-
-    protocol = "folder"
-    cachable = False
-
-    async def _pipe_file(self, path, value, mode="overwrite"):
-        whole = Path(f"{path}.{threading.get_ident()}.tmp")
-        whole.write_bytes(value)
-        try:
-            os.link(whole, path)
-        finally:
-            whole.unlink()
+def create_file(path, content, mode):
+    """Write a file as `can_jax.data.storage.remote.write` creates an object."""
+    assert mode == "create"
+    whole = Path(f"{path}.{threading.get_ident()}.tmp")
+    whole.write_bytes(content)
+    try:
+        os.link(whole, path)
+    finally:
+        whole.unlink()
 
 
-def test_only_a_clouds_own_driver_creates_exclusively(place):
-    fsspec.register_implementation("folder", Bucket, clobber=True)
-    driver = exclusive_driver(f"folder://{place}/x")
-    driver.pipe_file(f"{place}/x", b"1", mode="create")
-    with pytest.raises(FileExistsError):
-        driver.pipe_file(f"{place}/x", b"2", mode="create")
-    assert exclusive_driver("gs://bucket/run") is None  # its driver is not installed
-    assert exclusive_driver(str(place / "x")) is None  # looks for the file, then writes
-    assert exclusive_driver("memory://bucket/run") is None
+def test_only_a_cloud_creates_exclusively(place):
+    assert creates_exclusively("gs://bucket/run")
+    assert creates_exclusively("s3://bucket/run")
+    assert not creates_exclusively("hdfs://server/run")
+    assert not creates_exclusively(str(place / "x"))
+
+
+def test_repeated_request_finds_its_own_record(place, monkeypatch):
+    monkeypatch.setattr(files, "creates_exclusively", lambda url: True)
+    monkeypatch.setattr(remote, "write", create_file)
+    (place / "record").write_text("mine")
+    assert BucketFiles(place).create("record", "mine")
+    assert not BucketFiles(place).create("record", "another's")
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_bucket_has_one_holder(place, monkeypatch, exclusive):
-    """The operations for buckets, on a folder: with an fsspec driver, and with none."""
+    """The operations for buckets, on a folder: with exclusive creation, and without."""
     monkeypatch.setattr(files, "SETTLE_SECONDS", 1.0)
-    monkeypatch.setattr(files, "exclusive_driver", lambda url: Bucket() if exclusive else None)
+    monkeypatch.setattr(files, "creates_exclusively", lambda url: exclusive)
+    monkeypatch.setattr(remote, "write", create_file)
     claims = [Lease(BucketFiles(place), owner.describe(), "it", 1.0) for _ in range(4)]
     threads = ThreadPoolExecutor(4)
     found = list(threads.map(Lease.take, claims))

@@ -1,5 +1,7 @@
 """Object stores: the same data as on a disk, without a network, through a store in memory."""
 
+import uuid
+
 import numpy as np
 import pytest
 
@@ -131,3 +133,11 @@ def test_a_mirror_follows_its_folder(tmp_path, store):
     remote.write(f"{url}/a.npy", b"two")
     second = mirrored(url)
     assert (second / "a.npy").read_bytes() == b"two" and not first.exists()
+
+
+def test_object_is_created_once():
+    url = f"memory://{uuid.uuid4().hex}/record"
+    remote.write(url, b"first", mode="create")
+    with pytest.raises(FileExistsError, match="already exists"):
+        remote.write(url, b"second", mode="create")
+    assert remote.read_range(url, 0, -1) == b"first"

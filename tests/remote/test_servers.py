@@ -194,6 +194,22 @@ def test_server_that_fails_loses_nothing(scheme, s3, google, reached, tmp_path):
                 assert contents(url, kind) == expected
 
 
+def test_of_several_writers_one_creates_an_object(s3, reached, tmp_path):
+    create_bucket("s3", s3)
+    url = f"{reached('s3', s3)}/{tmp_path.name}/record"
+
+    def create(content):
+        with contextlib.suppress(FileExistsError):
+            remote.write(url, content, mode="create")
+            return content
+        return None
+
+    with ThreadPoolExecutor(8) as threads:
+        created = list(threads.map(create, [str(i).encode() for i in range(8)]))
+    assert sum(content is not None for content in created) == 1
+    assert remote.read_range(url, 0, -1) in created
+
+
 def test_latency_costs_no_rate(google, reached, tmp_path):
     """With 100 ms of delay, reading alone keeps 90 % of its rate: requests overlap."""
     create_bucket("gs", google)

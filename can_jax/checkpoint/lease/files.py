@@ -1,17 +1,18 @@
 """The file operations that the lease of a run directory needs, on disks and in buckets."""
 
 import contextlib
-import inspect
+import importlib.util
 import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import filelock
 from absl import logging
 from etils import epath
 
+from can_jax.data.storage import remote
 from can_jax.utils.errors import one_line
 from can_jax.utils.files import replacing
 
@@ -71,7 +72,7 @@ class DiskFiles:
 
     def __init__(self, folder: str):
         self._folder = Path(folder)
-        self._lock: Any = None
+        self._lock: filelock.BaseFileLock | None = None
 
     def read(self, name: str) -> str | None:
         """See `Files`. On NFS, opening the file asks the server, so no stale text is read."""
@@ -169,16 +170,17 @@ class BucketFiles:
             return []
 
     def create(self, name: str, text: str) -> bool:
-        """See `Files`. It is exclusive if the bucket's fsspec driver is installed.
+        """See `Files`. Only the cloud itself can create an object exclusively, through `obstore`.
 
-        Otherwise the last of several writers within `SETTLE_SECONDS` succeeds.
+        Without that library the last of several writers within `SETTLE_SECONDS` succeeds.
         """
         path = self._folder / name
-        if (driver := exclusive_driver(str(path))) is not None:
+        if creates_exclusively(str(path)):
             try:
-                driver.pipe_file(str(path), text.encode(), mode="create")
+                remote.write(str(path), text.encode(), mode="create")
             except FileExistsError:
-                return False
+                # A repeated request finds the object that the first one created.
+                return self.read(name) == text
             return True
         if self.read(name) is not None:
             return False
@@ -215,24 +217,14 @@ def files_of(folder: epath.Path) -> Files:
     return BucketFiles(folder) if "://" in str(folder) else DiskFiles(str(folder))
 
 
-def exclusive_driver(url: str) -> Any:
-    """Return the fsspec file system of a URL if it can create objects exclusively, else None.
+def creates_exclusively(url: str) -> bool:
+    """Return whether objects of a URL can be created exclusively.
 
-    That requires a conditional write of the cloud itself, as the optional packages gcsfs and s3fs
-    have it. TensorFlow's driver has none. The generic driver of fsspec checks whether the object
-    exists and then writes, so another process can write in between.
+    That requires a conditional write of the cloud, which `obstore` requests. TensorFlow's driver
+    checks whether the object exists and then writes, so another process can write in between.
     """
-    try:
-        import fsspec.asyn
-
-        driver, _ = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError):
-        return None
-    operation = getattr(type(driver), "_pipe_file", None)
-    if operation in (None, fsspec.asyn.AsyncFileSystem._pipe_file):
-        return None
-    # Older drivers ignore an unknown mode, so the parameter must exist.
-    return driver if "mode" in inspect.signature(operation).parameters else None
+    scheme = url.partition("://")[0]
+    return scheme in remote.BUCKETS and importlib.util.find_spec("obstore") is not None
 
 
 def _write(file: int, text: str) -> None:

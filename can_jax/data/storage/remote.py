@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from can_jax.data.storage import hugging_face
@@ -125,14 +125,17 @@ def read_range(url: str, offset: int, length: int, most: int = sys.maxsize) -> b
             raise
 
 
-def write(url: str, content: Any) -> None:
+def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwrite") -> None:
     """Write an object.
 
     Args:
         url: The URL of the object.
         content: Its content, or the path of a local file, which is uploaded in parts.
+        mode: ``create`` refuses an object that exists. The store compares and writes in one
+            operation, so that of several writers exactly one succeeds.
 
     Raises:
+        FileExistsError: The mode is ``create``, and the object exists.
         OSError: The store fails, or refuses the write.
         UserError: The store is not supported.
     """
@@ -141,8 +144,9 @@ def write(url: str, content: Any) -> None:
     if urlsplit(url).scheme not in (*BUCKETS, "memory"):
         raise UserError(f"{url}: only {', '.join(BUCKETS)} buckets can be written")
     place = _place(url)
+    multipart = False if mode == "create" else None  # parts cannot be written exclusively
     with _errors(url):
-        obstore.put(place.store, place.key, content)
+        obstore.put(place.store, place.key, content, mode=mode, use_multipart=multipart)
 
 
 def below(url: str) -> Iterator[Object]:
@@ -323,6 +327,8 @@ def _errors(url: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "not found", url) from error
+    except (kinds.AlreadyExistsError, FileExistsError) as error:
+        raise FileExistsError(errno.EEXIST, "already exists", url) from error
     except (kinds.PermissionDeniedError, kinds.UnauthenticatedError) as error:
         raise PermissionError(errno.EACCES, _reason(error), url) from error
     except kinds.BaseError as error:
