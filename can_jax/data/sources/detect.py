@@ -23,13 +23,11 @@ class Kind(NamedTuple):
         source: The value of ``data.source``.
         images: The number of image files, at most `MOST`.
         files: The paths of the first `LOOKED` image files.
-        compressed: Whether the shards are compressed tars, which can only be streamed.
     """
 
     source: str
     images: int = 0
     files: tuple[str, ...] = ()
-    compressed: bool = False
 
 
 def kind_of(path: str) -> Kind:
@@ -46,12 +44,10 @@ def kind_of(path: str) -> Kind:
     counts: Counter[str] = Counter()
     others: list[str] = []
     images: list[str] = []
-    compressed = False
     for file in _files_below(path):
         name = os.path.basename(file)
         kind = _kind_of_name(name)
         counts[kind] += 1
-        compressed |= bool(COMPRESSED_TAR.search(name.lower()))
         if kind == "folder":
             images += [file] if len(images) < LOOKED else []
         elif not kind:
@@ -66,7 +62,7 @@ def kind_of(path: str) -> Kind:
             f"{reason or 'another layout is set by --config.data.source, see docs/data.md'}"
         )
     source = max(counts, key=lambda kind: (counts[kind], kind != "folder"))
-    return Kind(source, counts["folder"], tuple(images), compressed and source == "webdataset")
+    return Kind(source, counts["folder"], tuple(images))
 
 
 def _of_files(path: str) -> Kind:
@@ -88,7 +84,7 @@ def _of_files(path: str) -> Kind:
             raise UserError(f"{shown(path)}: {reason}")
     if kind == "folder":
         raise UserError(f"{shown(path)}: give the folder of the images")
-    return Kind(kind or "tfrecord", compressed=bool(COMPRESSED_TAR.search(first.lower())))
+    return Kind(kind or "tfrecord")
 
 
 def _kind_of_name(name: str) -> str:

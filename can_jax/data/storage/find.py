@@ -152,7 +152,8 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
             return sorted([*names, *zipped])
         message = (
             f"{shown(folder)} has {len(zipped)} compressed tars, such as {shown(zipped[0])}, which "
-            "can only be streamed: set config.data.streaming=True"
+            "can only be streamed: set config.data.streaming=True and config.data.examples=N, the "
+            "approximate number of images"
         )
         if not names:
             raise UserError(message)
