@@ -1,7 +1,7 @@
 """The tracker of Aim (optional extra `aim`).
 
-The environment variable ``AIM_REPO`` sets the repository, a folder or ``aim://HOST:PORT``; by
-default it is that of the current directory.
+The environment variable ``AIM_REPO`` sets the Aim repository, a folder or ``aim://HOST:PORT``. The
+default is the repository of the current directory.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ NAME = "aim"  # under which the run directory stores Aim's hash of the run
 
 
 class Aim(Tracker):
-    """The tracker that writes a run to Aim; a resume continues the same run there.
+    """The tracker that writes a run to Aim. A resumed run continues the same Aim run.
 
     Args:
-        workdir: The run directory, whose name becomes that of the run.
+        workdir: The run directory. Its name becomes the name of the Aim run.
     """
 
     in_background = True
@@ -34,7 +34,7 @@ class Aim(Tracker):
         self._present: set[tuple[str, int]] = set()  # the metrics and steps that need no replay
 
     def start(self, step: int) -> None:
-        """Begin or resume the run. Values that are sent again replace those of their steps."""
+        """Create or resume the Aim run. Repeated steps overwrite their earlier values in Aim."""
         self._present.clear()
         if self._run:
             return
@@ -58,15 +58,15 @@ class Aim(Tracker):
             self._present |= {(series.name, at) for at in steps if at <= step}
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
-        """Set the configuration as the parameters `hparams`."""
+        """Store the configuration in the Aim parameter `hparams`."""
         self._run["hparams"] = config
 
     def environment(self, facts: dict[str, Any]) -> None:
-        """Set the commit, versions and devices as the parameters `environment`."""
+        """Store the commit, versions and devices in the Aim parameter `environment`."""
         self._run["environment"] = facts
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step."""
+        """Write the metrics of a step, except those that Aim already holds."""
         epoch = values.get("epoch")
         for name, value in values.items():
             if (name, step) not in self._present:
@@ -74,17 +74,17 @@ class Aim(Tracker):
                 self._run.track(float(value), name=name, **at)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write a figure. One that is sent again replaces that of its step."""
+        """Write a figure. It replaces an earlier figure of the same name and step."""
         self._run.track(self._client.Image(image), name=name, step=step)
 
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Set a table as the parameters of its name in `tables`."""
+        """Store a table under its name in the Aim parameter `tables`."""
         self._run["tables", name] = {"columns": list(columns), "rows": [list(row) for row in rows]}
 
     def checkpoint(self, step: int, path: str) -> None:
-        """Set the path of the latest checkpoint as the parameter `checkpoint`."""
+        """Store the path of the latest checkpoint in the Aim parameter `checkpoint`."""
         self._run["checkpoint"] = path
 
     def finish(self) -> None:

@@ -1,4 +1,4 @@
-"""A thread that calls the methods of a tracker, so that a run never waits for its client."""
+"""A background thread for the calls of a tracker, so that training does not wait for them."""
 
 import queue
 import threading
@@ -10,10 +10,10 @@ MOST = 10_000  # the maximum number of calls that wait
 
 
 class Lane:
-    """A thread that executes calls in their order.
+    """A background thread that executes queued calls in the order in which they were added.
 
     Args:
-        name: The name of the tracker, for the thread.
+        name: The name of the tracker. The thread is named after it.
     """
 
     def __init__(self, name: str):
@@ -22,7 +22,7 @@ class Lane:
         self._thread.start()
 
     def put(self, call: Callable[..., object], *arguments: Any) -> bool:
-        """Add a call, which must not raise an error; return False if too many calls wait."""
+        """Queue a call, which must not raise an error. Return False if the queue is full."""
         try:
             self._calls.put_nowait((call, arguments))
         except queue.Full:
@@ -30,7 +30,7 @@ class Lane:
         return True
 
     def close(self, seconds: float) -> bool:
-        """Wait until all calls are executed; return False if that takes longer than ``seconds``."""
+        """Wait until all queued calls have run. Return False after a timeout of ``seconds``."""
         end = time.monotonic() + seconds
         try:
             self._calls.put(None, timeout=seconds)

@@ -31,13 +31,13 @@ def plain_console(**options: Any) -> Console:
     paths and names.
 
     Args:
-        options: The options of `rich.console.Console`.
+        options: Keyword arguments of `rich.console.Console`.
     """
     return Console(**options, markup=False, emoji=False)
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people, such as `3h 07m`."""
+    """Format a number of seconds as a short text, such as `3h 07m`."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
 
 
 def parameter_table(parameters: Any) -> Table:
-    """Return a table of the parameters by module, with their counts and largest shapes."""
+    """Return a table of the modules of a model: number of arrays and parameters, largest shape."""
     table = Table("part", "arrays", "parameters", "largest array", title="Parameters")
     for column in table.columns[1:3]:
         column.justify = "right"
@@ -69,14 +69,14 @@ def parameter_table(parameters: Any) -> Table:
 
 
 def contents(table: Table) -> tuple[str, list[str], list[list[str]]]:
-    """Return the title of a table, the headers of its columns, and its rows."""
+    """Return the title, the column headers and the rows of a rich table as text."""
     columns = [[str(cell) for cell in column.cells] for column in table.columns]
     headers = [str(column.header) for column in table.columns]
     return str(table.title), headers, [list(row) for row in zip(*columns, strict=True)]
 
 
 def device_table(mesh: Mesh) -> Table:
-    """Return a table of the devices by process, with the shape of their mesh as its title."""
+    """Return a table with the devices of each process. Its title shows the shape of the mesh."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table("process", "devices", "kind", title=f"Mesh: {shape}")
     owners = np.array([device.process_index for device in mesh.devices.flat])
@@ -88,7 +88,7 @@ def device_table(mesh: Mesh) -> Table:
 
 
 def fact_table(title: str, facts: dict[str, Any]) -> Table:
-    """Return a table of names and values."""
+    """Return a table with a row for each name and its value."""
     table = Table(title=title, show_header=False)
     for name, value in facts.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
@@ -97,11 +97,11 @@ def fact_table(title: str, facts: dict[str, Any]) -> Table:
 
 @dataclasses.dataclass
 class Output:
-    """The form of the console output of this process.
+    """The format of the console output of this process.
 
     Attributes:
         quiet: Whether only warnings and errors are printed.
-        json: Whether each line is a JSON object.
+        json: Whether each line is printed as a JSON object.
     """
 
     quiet: bool = False
@@ -113,7 +113,7 @@ output = Output()
 
 @contextlib.contextmanager
 def console_output(quiet: bool, json: bool) -> Iterator[None]:
-    """Set the form of the console output within the context."""
+    """Set the format of the console output while the context is active."""
     output.quiet, output.json = quiet, json
     Phase.quiet = quiet or json
     try:
@@ -123,27 +123,27 @@ def console_output(quiet: bool, json: bool) -> Iterator[None]:
 
 
 class Clock(Protocol):
-    """The clock of a run whose length is a time, as `can_jax.train.pace.Pace` has it."""
+    """The interface of the clock of a timed run, which `can_jax.train.pace.Pace` implements."""
 
     def left(self) -> float:
-        """Return the seconds until the end of the run."""
+        """Return the seconds until the time of the run is used up."""
         ...
 
     def share(self) -> float:
-        """Return the fraction of the time that has passed."""
+        """Return the used fraction of the time of the run, between 0 and 1."""
         ...
 
 
 class Reporter:
-    """A printer of messages and a progress bar on process 0; the others are silent.
+    """A printer of messages, status lines and a progress bar. Only process 0 prints.
 
     Attributes:
-        clock: The clock of a run whose length is a time; None for a run of a number of steps.
+        clock: The clock of a timed run; None if the run has a fixed number of steps.
 
     Args:
         first_step: The step from which the run starts or resumes.
-        total_steps: The last step.
-        log: The log file that also receives the messages; None for none.
+        total_steps: The number of steps of the whole run.
+        log: The log file that also receives the messages, if any.
     """
 
     def __init__(self, first_step: int, total_steps: int, log: RunLog | None = None):
@@ -191,7 +191,7 @@ class Reporter:
             self._bar.start()
 
     def advance(self, step: int) -> None:
-        """Update the progress bar to a step."""
+        """Show a step, and the progress of the run at it, in the progress bar."""
         if self.clock:
             done, text = self.clock.share(), f"training, step {step}"
         else:
@@ -199,12 +199,12 @@ class Reporter:
         self._bar.update(self._task, completed=done, description=text)
 
     def status(self, step: int, values: dict[str, float], window: Window) -> None:
-        """Print a status line, with the time of day and the estimated time that remains.
+        """Print a status line with the metrics, the time of day and the estimated time left.
 
         Args:
             step: The current step.
             values: The metrics of the step, by name.
-            window: The timing of the last steps.
+            window: The timing of the steps since the previous status line.
         """
         if self.clock:
             position = f"step {step} ({100 * self.clock.share():.0f}% of the time)"

@@ -1,6 +1,6 @@
-"""The metrics of a run: units, meanings, and how to read them.
+"""The metrics of a run: their units, their definitions, and how to interpret them.
 
-The run report and the reference of metrics in the documentation are made from `METRICS`.
+The run report and the list of metrics in the documentation are generated from `METRICS`.
 """
 
 from typing import NamedTuple
@@ -10,10 +10,10 @@ class Metric(NamedTuple):
     """A metric of `metrics.jsonl`.
 
     Attributes:
-        meaning: What the value is.
-        reading: How a healthy value differs from one that needs attention; empty if none does.
+        meaning: The definition of the metric, one sentence.
+        reading: How to interpret the value, such as its usual course; can be empty.
         unit: The unit; empty for a loss or a ratio.
-        log: Whether charts have a logarithmic axis.
+        log: Whether charts of the metric have a logarithmic axis.
     """
 
     meaning: str
@@ -25,78 +25,86 @@ class Metric(NamedTuple):
 METRICS = {
     "loss/total": Metric(
         "The weighted sum of all losses.",
-        "It falls quickly during the warm-up, then slowly. Compare it only between runs with equal "
-        "weights.",
+        "It falls quickly during the warm-up, then slowly. Compare it only between runs with the "
+        "same loss weights.",
     ),
     "loss/contrastive": Metric(
         "The InfoNCE loss.",
-        "A uniform guess costs the logarithm of the number of other views in the batch. A healthy "
-        "run leaves that value within the warm-up.",
+        "A uniform guess costs the logarithm of the number of other views in the batch. In a "
+        "healthy run, the loss falls below that value during the warm-up.",
     ),
     "loss/reconstruction": Metric(
-        "The squared error of the predicted masked patches.",
-        "With normalized patches, predicting the mean costs 1.",
+        "The mean squared error of the predicted masked patches.",
+        "If patches are normalized, a prediction of their mean has a loss of 1.",
     ),
     "loss/denoising": Metric(
-        "The squared error of the predicted noise, in the units of `noise.target`.",
-        "Compare it with predicting zeros: see `denoising/explained`.",
+        "The mean squared error of the predicted noise, in the units that `noise.target` sets.",
+        "`denoising/explained` compares it with the error of predicting zeros.",
     ),
     "loss/vicreg": Metric(
         "The weighted sum of VICReg's three terms.",
-        "Read the terms: they move against each other.",
+        "Read its three terms separately, since one can rise while another falls.",
     ),
     "vicreg/invariance": Metric("The mean squared difference of two views' projections."),
     "vicreg/variance": Metric(
-        "How far the standard deviations of the projection are below 1, on average.",
+        "The mean shortfall of the projection's standard deviations below 1, over dimensions.",
         "It falls to near 0. A value near 1 means that the embedding collapses.",
     ),
-    "vicreg/covariance": Metric("The sum of squared covariances of different dimensions."),
-    "loss/barlow_twins": Metric(
-        "The squared distance of the views' cross-correlation from the identity, weighted.",
-        "It starts near the number of outputs, and falls.",
+    "vicreg/covariance": Metric(
+        "The sum of squared covariances of different dimensions, summed over two views and divided "
+        "by the width."
     ),
-    "barlow_twins/invariance": Metric("The part of the loss on the diagonal."),
-    "barlow_twins/redundancy": Metric("The part off the diagonal, before its weight."),
+    "loss/barlow_twins": Metric(
+        "The weighted squared distance of the views' cross-correlation matrix from the identity.",
+        "It starts near the width of the projection, and falls.",
+    ),
+    "barlow_twins/invariance": Metric(
+        "The part of the Barlow Twins loss from the diagonal of the cross-correlation matrix."
+    ),
+    "barlow_twins/redundancy": Metric(
+        "The part of the Barlow Twins loss from the off-diagonal entries, before its coefficient."
+    ),
     "barlow_twins/correlation": Metric(
         "The mean correlation of a dimension between two views.", "It rises towards 1."
     ),
     "loss/mec": Metric(
-        "The negative coding length of the embeddings, over its first factor.",
-        "It falls below minus the mean cosine similarity as terms of higher order shrink.",
+        "The negative coding length of MEC, scaled so that its first-order term is minus "
+        "`mec/similarity`.",
+        "It falls towards minus `mec/similarity` as the terms of higher order shrink.",
     ),
     "mec/similarity": Metric("The mean cosine similarity of two views of an image."),
     "loss/siglip": Metric(
-        "The pairwise sigmoid loss, summed over the other rows.",
-        "With the initial bias it starts near 10, the cost of each positive.",
+        "The pairwise sigmoid loss of a view, summed over all other views in the batch.",
+        "With the default bias and two views it starts near 10 if similarities are near 0.",
     ),
-    "siglip/scale": Metric("The learned factor of the similarities."),
-    "siglip/bias": Metric("The learned bias of the logits."),
+    "siglip/scale": Metric("The learned factor by which cosine similarities are multiplied."),
+    "siglip/bias": Metric("The learned bias that is added to the logits."),
     "loss/koleo": Metric(
-        "Minus the logarithm of the distance to the nearest other image.",
-        "It falls as embeddings spread. Equal embeddings cost 18.4.",
+        "The mean of minus the logarithm of an embedding's distance to its nearest neighbor.",
+        "It falls as embeddings spread. It is 18.4 if all embeddings are equal.",
     ),
     "koleo/nearest": Metric(
-        "The mean distance to the nearest other image, on the sphere.",
-        "It is at most 2; a value near 0 means that embeddings collapse.",
+        "The mean distance of a normalized embedding to its nearest neighbor in the batch.",
+        "It is at most 2. A value near 0 means that embeddings collapse.",
     ),
     "loss/disentangle": Metric("The penalty on dependent dimensions of the pooled embedding."),
     "disentangle/mean_square_correlation": Metric(
         "The mean squared correlation of two dimensions of the pooled embedding.",
-        "It is 0 for uncorrelated dimensions, and 1 for copies of one.",
+        "It is 0 if the dimensions are uncorrelated, and 1 if all are copies of one dimension.",
     ),
     "contrastive/excluded_negatives": Metric(
-        "The fraction of negatives left out as copies or as too similar.",
-        "A few in a thousand is common. If most are left out, nothing keeps images apart.",
+        "The fraction of negatives that are excluded as copies or as too similar.",
+        "A few in a thousand is common. If most are excluded, embeddings can collapse.",
     ),
     "contrastive/top1": Metric(
-        "The fraction of views whose most similar other view is one of the same image.",
+        "The fraction of views whose most similar other view shows the same image.",
         "It rises from near 0. A value near 1 after a few epochs means that the task is too easy, "
-        "often because the views share too much.",
+        "often because the augmentations are too weak.",
     ),
     "contrastive/positive_similarity": Metric(
         "The mean cosine similarity of two views of one image.",
-        "Untrained embeddings are alike, so it starts high. The gap to "
-        "`contrastive/negative_similarity` grows; if both approach 1, the embedding collapses.",
+        "Untrained embeddings are similar, so it starts high. Its difference from "
+        "`contrastive/negative_similarity` grows. If both approach 1, the embedding collapses.",
     ),
     "contrastive/negative_similarity": Metric(
         "The mean cosine similarity of views of different images.",
@@ -106,56 +114,60 @@ METRICS = {
         "The mean square of the noise in the visible patches, in normalized pixels.",
     ),
     "denoising/residual": Metric(
-        "The mean square error of the predicted noise, in normalized pixels.",
-        "Below `denoising/energy`, the branch predicts better than zeros.",
+        "The mean squared error of the predicted noise, in normalized pixels.",
+        "A value below `denoising/energy` is better than that of predicting zeros.",
     ),
     "denoising/explained": Metric(
-        "1 minus the ratio of the residual to the energy of the noise.",
-        "0 is as good as predicting zeros, and less is worse.",
+        "1 minus the ratio of `denoising/residual` to `denoising/energy`.",
+        "1 is a perfect prediction, 0 is as good as predicting zeros, and less is worse.",
     ),
     "denoising/linear_bound": Metric(
-        "The share of the noise that the best linear denoiser of a patch explains.",
-        "Logged once, before the first step, with `noise.linear_bound`.",
+        "The fraction of the noise energy that the best linear denoiser of a patch explains.",
+        "It is logged once, before the first step, if `noise.linear_bound` is on.",
     ),
     "embedding/std": Metric(
-        "The standard deviation of the embeddings at unit length, scaled by the root of their "
-        "width.",
-        "1 is an even spread over the sphere, 0 a single point. A fall to 0 is collapse.",
+        "The standard deviation of the embeddings at unit length, scaled by the square root of "
+        "their width.",
+        "It is 1 if embeddings are spread evenly over the sphere, and 0 if they are all equal. A "
+        "fall to 0 is collapse.",
     ),
     "embedding/effective_rank": Metric(
-        "The exponential of the entropy of the singular values of the embeddings.",
-        "It can fall in the warm-up, then grows. Near 1, all embeddings lie on a line: collapse.",
+        "The exponential of the entropy of the normalized singular values of the embeddings.",
+        "It can fall in the warm-up, then grows. A value near 1 means collapse: all embeddings lie "
+        "on a line.",
     ),
     "probe/knn": Metric(
-        "The accuracy of a kNN classifier on frozen features.",
-        "The value at step 0 is that of the untrained encoder.",
+        "The accuracy of a k-nearest-neighbor (kNN) classifier on frozen features.",
+        "The value at step 0 is the accuracy with the untrained encoder.",
         unit="%",
     ),
     "probe/effective_rank": Metric(
-        "The effective rank of the probe's features of whole images.",
+        "The effective rank of the features of the kNN probe, which come from unmasked images.",
         "It is at most the encoder's width. A fall to a few dimensions is a collapse.",
     ),
     "probe/uniformity": Metric(
-        "The log mean of exp(-2 d^2) over pairs of test images at a distance d on the sphere.",
+        "The logarithm of the mean of exp(-2 d^2), where d is the distance between the normalized "
+        "features of two test images.",
         "It is 0 if all features are equal, and near -4 if they are spread evenly.",
     ),
     "probe/tolerance": Metric(
-        "The mean cosine similarity of two test images of one class.",
-        "A low temperature lowers it together with uniformity: images of a class are pushed apart.",
+        "The mean cosine similarity of the features of two test images of the same class.",
+        "A low temperature of the contrastive loss lowers it, since it pushes images of the same "
+        "class apart.",
     ),
     "probe/dead_dimensions": Metric(
-        "The fraction of features that hardly vary over the test images.",
+        "The fraction of feature dimensions that hardly vary over the test images.",
         "It is 0 in a healthy run.",
     ),
     "probe/knn_pixels": Metric(
-        "The accuracy of the same classifier on raw pixels, measured at step 0.", unit="%"
+        "The accuracy of the kNN classifier on raw pixels, measured at step 0.", unit="%"
     ),
-    "train/top1": Metric("The accuracy on the training batch, in fine-tuning.", unit="%"),
-    "test/top1": Metric("The accuracy on the test split, in fine-tuning.", unit="%"),
+    "train/top1": Metric("The accuracy on the training batch during fine-tuning.", unit="%"),
+    "test/top1": Metric("The accuracy on the test split during fine-tuning.", unit="%"),
     "learning_rate": Metric("The learning rate of the step."),
     "grad_norm": Metric(
         "The global norm of the gradient, before clipping.",
-        "Jumps of more than ten times the usual value announce a loss spike.",
+        "A jump to more than ten times the usual value often precedes a loss spike.",
         log=True,
     ),
     "param_norm": Metric(
@@ -163,28 +175,29 @@ METRICS = {
         "It changes slowly.",
     ),
     "skipped_steps": Metric(
-        "The number of updates so far that were skipped, as a loss or gradient was not finite.",
-        "0, or a few with 16-bit types.",
+        "The number of updates skipped so far because a loss or gradient was not finite.",
+        "It is 0, or small with 16-bit types.",
     ),
     "images_per_second": Metric(
-        "The images that the step processes, over all devices; one image is all of its views.",
-        "It is steady. Dips can come from a slow file system or from another program.",
+        "The throughput of training over all devices. An image with several views counts once.",
+        "It is steady. A slow file system or another program can cause dips.",
         unit="images/s",
     ),
     "mfu": Metric(
-        "The model FLOP/s over the peak of the devices in the type of computation.",
+        "The model FLOPs utilization: model FLOP/s divided by the peak FLOP/s of the devices in "
+        "the data type of the computation.",
     ),
     "data_wait": Metric(
-        "The fraction of the time that the devices waited for images.",
-        "Above 0.1 the input limits the speed, and the run logs it.",
+        "The fraction of the time that training waited for images.",
+        "Above 0.1 the input pipeline limits the speed, and the run logs a message once.",
     ),
     "skipped_images": Metric(
-        "The number of images so far that could not be decoded and were replaced.",
+        "The number of images so far that could not be decoded and were replaced by others.",
     ),
     "time": Metric("The time of day at which the line was written, in ISO 8601."),
     "elapsed_seconds": Metric(
-        "The time since the run began, without the pauses between its starts.", unit="s"
+        "The time since the run began, without the time between a stop and its resume.", unit="s"
     ),
-    "examples": Metric("The number of images seen, without repeats of resumed steps."),
-    "epoch": Metric("The number of images seen over the images of an epoch."),
+    "examples": Metric("The number of images trained on. Steps repeated by a resume count once."),
+    "epoch": Metric("The number of images trained on, divided by the number in an epoch."),
 }

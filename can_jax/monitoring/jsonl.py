@@ -17,21 +17,21 @@ CLOCK = ("time", ELAPSED)  # the fields of a line that are no metrics, besides i
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the valid lines of a run's ``metrics.jsonl``, none without the file."""
+    """Return the valid records of a run's ``metrics.jsonl``, or an empty list without the file."""
     return [record for _, record in _lines(workdir / "metrics.jsonl") if record is not None]
 
 
 def _lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line with its record; None for one that is malformed or has no step."""
+    """Yield each line and its record, which is None if the line is malformed or has no step."""
     for line, record in json_lines(path):
         yield line, record if record and isinstance(record.get("step"), int) else None
 
 
 class JsonLines(Tracker):
-    """The tracker that writes `metrics.jsonl`, which the run itself reads, too.
+    """The tracker that writes `metrics.jsonl`, from which reports and a resume read the metrics.
 
-    A line has the step, the time of day, the seconds since the run began, and the values. Time
-    between a start and the resume after it does not count. If the disk is full, lines wait in
+    A line has the step, the time of day, the seconds since the run began, and the metrics. The
+    seconds exclude the time between a stop and the resume. If the disk is full, lines wait in
     memory until there is space.
 
     Args:
@@ -45,12 +45,12 @@ class JsonLines(Tracker):
         self._began = time.monotonic()
 
     def start(self, step: int) -> None:
-        """Drop incomplete lines, and metrics beyond a step, since those steps are repeated.
+        """Remove malformed lines, and the metrics after a step, since those steps are repeated.
 
-        Dropped lines are appended to ``metrics_dropped.jsonl``.
+        Removed lines are appended to ``metrics_dropped.jsonl``.
 
         Raises:
-            OSError: The files cannot be written.
+            OSError: ``metrics.jsonl`` or ``metrics_dropped.jsonl`` cannot be written.
         """
         if self._lines:
             with contextlib.suppress(OSError):
@@ -65,13 +65,13 @@ class JsonLines(Tracker):
             self._lines = open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def _drop(self, step: int) -> float:
-        """Move malformed lines and those beyond a step to ``metrics_dropped.jsonl``.
+        """Move malformed lines and the lines after a step to ``metrics_dropped.jsonl``.
 
         If the run starts again from step 0, all lines are moved, since the evaluation before the
         first step is repeated.
 
         Returns:
-            The elapsed seconds of the last line that stays, 0 without any.
+            The elapsed seconds of the last remaining line, or 0 if none remains.
         """
         elapsed = 0.0
         kept: list[bytes] = []
@@ -91,7 +91,7 @@ class JsonLines(Tracker):
         return elapsed
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step as one line of JSON; NaN and infinity become null."""
+        """Write the metrics of a step as one line of JSON. NaN and infinity become null."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         elapsed = round(time.monotonic() - self._began, 1)
         clock = dict(zip(CLOCK, (moment, elapsed), strict=True))
@@ -108,7 +108,7 @@ class JsonLines(Tracker):
                 self._lines.close()
 
     def _flush(self) -> None:
-        """Write the pending lines, as far as there is space."""
+        """Write the pending lines. After an `OSError` the unwritten bytes remain pending."""
         while self._waiting:
             taken = self._lines.write(self._waiting)  # bytes; None from a bucket's file
             self._waiting = b"" if taken is None else self._waiting[taken:]

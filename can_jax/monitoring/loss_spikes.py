@@ -1,4 +1,4 @@
-"""The loss-spike detector, which also detects updates that are repeatedly not finite."""
+"""The loss-spike detector, which also detects repeated updates that are not finite."""
 
 import math
 from collections import deque
@@ -17,11 +17,12 @@ Verdict = Literal["broken", "spike"]
 class LossSpikeDetector:
     """A detector of loss spikes and of updates that are not finite.
 
-    It evaluates each loss `STEPS_IN_FLIGHT` steps late, so that the devices do not wait for it.
+    It reads each loss `STEPS_IN_FLIGHT` steps later, so that the host does not wait for the step.
 
     Args:
-        config: The resolved configuration, with ``skipped_updates_limit`` and ``spike``.
-        state: The state of the detector to resume; None for a new one.
+        config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
+            ``spike``.
+        state: The `state` of the detector in a checkpoint; None for a new run.
     """
 
     def __init__(self, config: ConfigDict, state: dict[str, Any] | None = None):
@@ -41,7 +42,7 @@ class LossSpikeDetector:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The state of the detector as JSON values. Blocks until pending steps are finished."""
+        """The state of the detector as JSON values. Blocks until all dispatched steps finish."""
         return {
             "pending": [[float(loss), float(skipped)] for loss, skipped in self._pending],
             "skipped": self._skipped,
@@ -51,17 +52,17 @@ class LossSpikeDetector:
         }
 
     def __call__(self, loss: Any, skipped: Any) -> Verdict | None:
-        """Add the loss of a step, and evaluate that of an earlier one.
+        """Queue the loss of a step, and check the loss of an earlier step.
 
         Args:
-            loss: The loss of the step.
-            skipped: The number of updates of the run that were skipped so far, as they were not
+            loss: The loss of the step, a scalar that may still be computed on the devices.
+            skipped: The number of updates that the run has skipped so far because they were not
                 finite.
 
         Returns:
             `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once the
-            loss was above its running mean by the threshold for ``spike.steps`` steps in a row.
-            Else None.
+            loss exceeded its running mean by the threshold for ``spike.steps`` steps in a row.
+            Otherwise None.
         """
         self._pending.append((loss, skipped))
         if len(self._pending) <= STEPS_IN_FLIGHT:
@@ -75,16 +76,16 @@ class LossSpikeDetector:
         return None
 
     def _in_a_row(self, skipped: float) -> int:
-        """Return the number of updates skipped in a row, given the number skipped so far."""
+        """Return the number of consecutive skipped updates, given the total number skipped."""
         self._row = self._row + 1 if skipped > self._skipped else 0
         self._skipped = skipped
         return self._row
 
     def _above_course(self, loss: float) -> int:
-        """Return the number of steps in a row whose loss exceeds the running mean by the threshold.
+        """Return the number of consecutive steps whose loss exceeds the mean by the threshold.
 
-        The threshold is ``spike.deviations`` running standard deviations. Such losses do not update
-        the statistics until ``spike.steps`` of them establish a new level.
+        The threshold is ``spike.deviations`` running standard deviations. The running statistics
+        ignore such losses until ``spike.steps`` of them in a row establish a new level.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

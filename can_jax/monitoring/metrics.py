@@ -1,4 +1,4 @@
-"""The metrics of a run: their conversion to scalars, and their writer to all trackers."""
+"""The conversion of metrics to scalars, and the writer that passes them to all trackers."""
 
 import math
 import time
@@ -36,11 +36,12 @@ TRACKERS.register("aim", Aim)
 def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
     """Return the effective rank of embeddings: the exponential of the entropy of singular values.
 
-    The values are normalized to sum to 1 (Roy and Vetterli, 2007; RankMe, arXiv 2210.02885).
+    The singular values are first normalized to sum to 1 (Roy and Vetterli, 2007; RankMe, arXiv
+    2210.02885).
 
     Args:
-        gram: ``E.T @ E`` of the embeddings ``E``, up to a factor; its eigenvalues are the squared
-            singular values.
+        gram: ``E.T @ E`` of the embeddings ``E``, up to a positive factor. Its eigenvalues are the
+            squared singular values of ``E``.
     """
     if not np.isfinite(gram).all():
         return math.nan
@@ -50,10 +51,10 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
 
 
 def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetch the metrics of a step to the host, and derive those that are no means over rows.
+    """Fetch the metrics of a step to the host, and compute the metrics that depend on others.
 
-    The Gram matrix becomes its effective rank. ``denoising/explained`` is the share of the noise's
-    energy that the prediction explains: 1 for a perfect one, 0 for zeros, less for a worse one.
+    ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
+    a perfect prediction of the noise, 0 for a prediction of zeros, and less for a worse one.
     """
     host = dict(jax.device_get(metrics))
     if energy := host.get("denoising/energy"):
@@ -64,12 +65,12 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def figure_path(workdir: epath.Path, step: int) -> epath.Path:
-    """Return the path of the figure of a step."""
+    """Return the path of the figure that a run writes at a step."""
     return workdir / "figures" / f"step_{step:08d}.png"
 
 
 def figures_by_step(workdir: epath.Path) -> dict[int, epath.Path]:
-    """Return the paths of a run's figures by step."""
+    """Return the figures in a run directory, as paths by step."""
     folder = workdir / "figures"
     stems = [path.stem for path in folder.glob("step_*.png")] if folder.exists() else []
     steps = [int(stem.removeprefix("step_")) for stem in stems]
@@ -77,16 +78,16 @@ def figures_by_step(workdir: epath.Path) -> dict[int, epath.Path]:
 
 
 class MetricWriter:
-    """A writer of a run's metrics to its trackers; only process 0 has any.
+    """A writer that passes the metrics of a run to its trackers. It does so on process 0 only.
 
-    Nothing is written before `truncate_after` sets the step from which the run starts or resumes.
-    If a tracker fails, the first error is logged as a warning, and the run continues.
+    Call `truncate_after` before anything else; it starts the trackers. If a tracker fails, its
+    first error is logged as a warning, and the run continues.
 
-    As a context it also tracks how the run ended.
+    As a context manager it also reports to the trackers how the run ended.
 
     Args:
         workdir: The run directory.
-        names: The value of ``config.trackers``.
+        names: The names of the trackers, from ``config.trackers``.
     """
 
     def __init__(self, workdir: epath.Path, names: Collection[str] = ("tensorboard",)):
@@ -113,10 +114,10 @@ class MetricWriter:
         self.close("finished" if error is None else "stopped" if stopped else "failed")
 
     def truncate_after(self, step: int) -> None:
-        """Drop the metrics beyond a step, since those steps are repeated.
+        """Start or restart the trackers, and drop the metrics after a step, which are repeated.
 
         Raises:
-            OSError: `metrics.jsonl`, which the run itself reads, cannot be written.
+            OSError: `metrics.jsonl` cannot be written. Errors of other trackers are only logged.
         """
         first, self._started = not self._started, True
         if lines := self._trackers.get("jsonl"):
@@ -131,33 +132,33 @@ class MetricWriter:
                 self._lanes[name].put(self._attempt, name, self._replay, tracker, step)
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
-        """Write the configuration of the run, a nested dict."""
+        """Pass the configuration of the run, a nested dict, to all trackers."""
         self._call_all("hyperparameters", config)
 
     def environment(self, facts: dict[str, Any]) -> None:
-        """Write the environment of this start, as JSON values."""
+        """Pass the commit, versions and devices of this process to all trackers."""
         self._call_all("environment", facts)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write the metrics of a step."""
+        """Pass the metrics of a step to all trackers."""
         self._call_all("metrics", step, values)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write a figure of a step."""
+        """Pass a figure of a step to all trackers."""
         self._call_all("figure", step, name, image)
 
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Write a table of texts."""
+        """Pass a table, whose cells are strings, to all trackers."""
         self._call_all("table", step, name, columns, rows)
 
     def checkpoint(self, step: int, path: epath.Path) -> None:
-        """Write the path of a step's checkpoint."""
+        """Pass the path of a step's checkpoint to all trackers."""
         self._call_all("checkpoint", step, str(path))
 
     def close(self, outcome: Outcome = "finished") -> None:
-        """Finish all trackers; blocks for at most `FINISH_SECONDS`, for those in the background."""
+        """Finish all trackers. Blocks for up to `FINISH_SECONDS` for trackers in the background."""
         if not self._started:
             return
         self._started = False
@@ -168,7 +169,8 @@ class MetricWriter:
             with phase(f"finishing the tracker {name}"):
                 if not lane.close(end - time.monotonic()):
                     logging.warning(
-                        "the tracker %s has not finished within %.0f s; what it lacks is in %s",
+                        "the tracker %s did not finish within %.0f s and may lack the latest data, "
+                        "which is stored in %s",
                         name, FINISH_SECONDS, self._workdir,
                     )  # fmt: skip
 
@@ -177,16 +179,16 @@ class MetricWriter:
             self._call(name, method, *arguments)
 
     def _call(self, name: str, method: str, *arguments: Any) -> None:
-        """Call a method of a tracker, in its thread if it has one."""
+        """Call a method of a tracker, in the background thread if the tracker has one."""
         call = getattr(self._trackers[name], method)
         if lane := self._lanes.get(name):
             if not lane.put(self._attempt, name, call, *arguments):
-                self._warn(name, "too many of its calls wait")
+                self._warn(name, "the queue of its background thread is full")
         else:
             self._attempt(name, call, *arguments)
 
     def _attempt(self, name: str, call: Callable[..., object], *arguments: Any) -> None:
-        """Call a method of a tracker; the first error of each tracker is logged as a warning."""
+        """Call a method of a tracker. The first error of each tracker is logged as a warning."""
         if name in self._unusable:
             return
         try:
@@ -198,7 +200,7 @@ class MetricWriter:
 
     def _warn(self, name: str, reason: str) -> None:
         if name not in self._failed:
-            later = "; a resume sends what is missing" if name in self._lanes else ""
+            later = "; resuming the run sends the missing ones" if name in self._lanes else ""
             logging.warning(
                 "metrics of %s cannot be written by the tracker %s: %s%s",
                 self._workdir, name, reason, later,
@@ -206,7 +208,7 @@ class MetricWriter:
         self._failed.add(name)
 
     def _replay(self, tracker: Tracker, step: int) -> None:
-        """Pass the metrics and figures of a resumed run up to a step to a tracker, in order."""
+        """Pass the metrics and figures that a run wrote up to a step to a tracker, in order."""
         lines: dict[int, list[dict[str, float]]] = {}
         for record in read_metrics(self._workdir):
             values = {

@@ -1,7 +1,7 @@
 """The tracker of MLflow (optional extra `mlflow`), with a server or a local store.
 
-MLflow's environment variables set the server or store, ``MLFLOW_TRACKING_URI``, and the experiment,
-``MLFLOW_EXPERIMENT_NAME`` (`can_jax` by default).
+The environment variable ``MLFLOW_TRACKING_URI`` sets the server or store. The variable
+``MLFLOW_EXPERIMENT_NAME`` sets the experiment, by default `can_jax`.
 """
 
 import csv
@@ -28,13 +28,13 @@ STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class MLflow(Tracker):
-    """The tracker that sends a run to MLflow; a resume continues the same run there.
+    """The tracker that sends a run to MLflow. A resumed run continues the same MLflow run.
 
-    MLflow cannot replace a value. Steps that a killed start has sent, or that a rollback repeats,
-    are not sent again, and a parameter keeps its first value; ``config.json`` has the last one.
+    MLflow cannot replace a value. Steps that a resume or a rollback repeats are therefore not sent
+    again. A parameter keeps its first value; ``config.json`` holds the current configuration.
 
     Args:
-        workdir: The run directory, whose name becomes that of the run.
+        workdir: The run directory. Its name becomes the name of the MLflow run.
     """
 
     in_background = True
@@ -49,7 +49,7 @@ class MLflow(Tracker):
         self._outcome: Outcome = "finished"
 
     def start(self, step: int) -> None:
-        """Begin or resume the run. After a rollback, repeated steps are left out."""
+        """Create or resume the MLflow run. A call after a rollback does nothing."""
         if self._client:
             return
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -78,7 +78,7 @@ class MLflow(Tracker):
         self._client = client
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
-        """Send the configuration as parameters, and as the file `config.json`."""
+        """Send the configuration as parameters, and as the artifact `config.json`."""
         from mlflow.entities import Param
 
         values = {key: str(value)[:LONGEST] for key, value in flatten(config).items()}
@@ -90,7 +90,7 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, config, "config.json")
 
     def environment(self, facts: dict[str, Any]) -> None:
-        """Send the commit and the command as MLflow's tags, and all facts as a file."""
+        """Send the commit and command as tags, and all facts as the artifact `environment.json`."""
         tags = {
             "mlflow.source.git.commit": facts.get("commit"),
             "mlflow.source.name": shlex.join(sys.argv),
@@ -102,7 +102,7 @@ class MLflow(Tracker):
         self._client.log_dict(self._run, facts, "environment.json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Send the values of a step."""
+        """Send the metrics of a step that MLflow does not hold yet."""
         from mlflow.entities import Metric
 
         moment = int(1000 * time.time())
@@ -121,20 +121,20 @@ class MLflow(Tracker):
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Send a table as a CSV file."""
+        """Send a table as a CSV artifact in `tables`."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([columns, *rows])
         self._client.log_text(self._run, text.getvalue(), f"tables/{name}.csv")
 
     def checkpoint(self, step: int, path: str) -> None:
-        """Send the path of the latest checkpoint, as a tag."""
+        """Send the path of the latest checkpoint as the tag `checkpoint`."""
         self._client.set_tag(self._run, "checkpoint", path[:LONGEST])
 
     def outcome(self, outcome: Outcome) -> None:
-        """Note the status for the end."""
+        """Store the outcome, which `finish` sends."""
         self._outcome = outcome
 
     def finish(self) -> None:
-        """Set the status of the run."""
+        """Set the final status of the MLflow run."""
         if self._client:
             self._client.set_terminated(self._run, STATUS[self._outcome])

@@ -11,9 +11,10 @@ class TraceWindow:
     """A profiler trace of `TRACED_STEPS` steps, after the first `WARM_STEPS` of a run.
 
     Args:
-        workdir: The run directory; the trace is stored with its TensorBoard events.
+        workdir: The run directory. The trace is stored in its folder ``tensorboard``.
         first: The step from which the run starts or resumes.
-        total: The last step. A short run is traced from its first step.
+        total: The last step of the run. If fewer than `WARM_STEPS` + `TRACED_STEPS` steps remain,
+            the trace begins with the first of them.
     """
 
     def __init__(self, workdir: epath.Path, first: int, total: int):
@@ -24,24 +25,25 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace if ``step``, which is about to be dispatched, is the first traced one."""
+        """Start the trace if ``step`` is the first traced one. Call it before the dispatch."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, done: jax.Array) -> str | None:
-        """Stop the trace if ``step`` is the last traced one; blocks until it is finished.
+        """Stop the trace if ``step`` is the last traced one. Blocks until that step is finished.
 
         Args:
             step: The step that was dispatched.
-            done: An output of the step, to wait for.
+            done: An output of the step. The trace ends once it is computed.
 
         Returns:
-            The line to print once the trace is written, else None.
+            A message if the trace was written, otherwise None.
         """
         if not self._tracing or step < self._end:
             return None
         jax.block_until_ready(done)
         jax.profiler.stop_trace()
         self._tracing = False
-        return f"steps {self._begin + 1} to {self._end} traced: tensorboard --logdir={self._folder}"
+        steps = f"steps {self._begin + 1} to {self._end}"
+        return f"the profiler traced {steps}; to view: tensorboard --logdir={self._folder}"

@@ -19,10 +19,10 @@ WAITING = 10_000  # the maximum number of lines that wait for the run directory 
 
 
 class RunLog(python_logging.Handler):
-    """A context that writes messages, warnings and the error that ends it to a log file.
+    """A context manager that writes messages, warnings and the final error of a run to a file.
 
     Lines wait in memory until `open` sets the run directory. A line that cannot be written is
-    retried with the next one. Of more than `WAITING` lines, the oldest are dropped. Process 0
+    retried with the next one. If more than `WAITING` lines wait, the oldest are dropped. Process 0
     writes ``log.txt``, process 1 ``log-1.txt``, and so on.
     """
 
@@ -54,7 +54,7 @@ class RunLog(python_logging.Handler):
             self.say(f"error: {one_line(error)}")
 
     def open(self, workdir: epath.Path) -> None:
-        """Write to this run's directory from now on, pending lines included."""
+        """Write the pending and all later lines to the log file in a run directory."""
         process = jax.process_index()
         path = workdir / (f"log-{process}.txt" if process else "log.txt")
         if "://" in str(path) and path.exists():
@@ -64,18 +64,18 @@ class RunLog(python_logging.Handler):
             self._write()
 
     def say(self, text: str) -> None:
-        """Write the lines of a text with the current time."""
+        """Write each line of a text, preceded by the current time."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self._writing:
             self._waiting.extend(f"{moment} {printable(line)}\n" for line in text.splitlines())
             self._write()
 
     def emit(self, record: python_logging.LogRecord) -> None:
-        """Write a warning; `logging` calls this."""
+        """Write the message of a log record. `logging` calls this for warnings and errors."""
         self.say(f"{record.levelname}: {record.getMessage()}")
 
     def _write(self) -> None:
-        """Write the pending lines. An `OSError` is reported once, as logging must not end a run."""
+        """Write the pending lines. The first `OSError` is printed, and later ones are ignored."""
         if self._path is None:
             return
         lines = "".join(self._waiting)
@@ -94,7 +94,7 @@ class RunLog(python_logging.Handler):
 
 
 def _append(path: epath.Path, text: str) -> None:
-    """Append a text to a local file, all of it or nothing."""
+    """Append a text to a local file. If that fails, restore the file's previous length."""
     with open(path, "ab") as file:
         before = file.tell()
         try:

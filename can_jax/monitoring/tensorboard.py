@@ -1,4 +1,4 @@
-"""The tracker of TensorBoard: event files with scalars, figures, texts and hyperparameters."""
+"""The tracker that writes event files for TensorBoard."""
 
 import json
 import os
@@ -20,11 +20,11 @@ COMPARED = ("loss/total", "probe/knn")  # metrics in the tab HParams
 
 
 def write_restart(folder: epath.Path, step: int) -> None:
-    """Write an event that makes TensorBoard drop earlier events after a step.
+    """Write an event that makes TensorBoard ignore the existing events after a step.
 
     Args:
         folder: The folder of the event files.
-        step: The last step whose events are kept.
+        step: The last step whose events TensorBoard still shows.
     """
     tf = tensorflow()
     # TensorBoard reads the files of a folder in the order of their names, which begin with the time
@@ -47,7 +47,7 @@ class TensorBoard(Tracker):
     """The tracker that writes event files for TensorBoard.
 
     Args:
-        workdir: The run directory; the event files are in its folder ``tensorboard``.
+        workdir: The run directory. The event files are written to its folder ``tensorboard``.
     """
 
     def __init__(self, workdir: epath.Path):
@@ -56,7 +56,7 @@ class TensorBoard(Tracker):
         self._events: Any = None
 
     def start(self, step: int) -> None:
-        """Open a new event file, which makes TensorBoard drop the events beyond a step."""
+        """Open a new event file. TensorBoard then ignores the older events after a step."""
         if self._events:
             self._events.close()
         if self._folder.exists():
@@ -66,7 +66,7 @@ class TensorBoard(Tracker):
         self._events = self._summary.create_file_writer(str(self._folder))
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
-        """Write the configuration as text, and for the tab HParams, which compares runs."""
+        """Write the configuration as text, and as hyperparameters for TensorBoard's HParams tab."""
         self._text("config", _code(config))
         # Imported here, since TensorBoard is no part of an installation without extras.
         from tensorboard.plugins.hparams import summary_v2 as hparams
@@ -89,13 +89,13 @@ class TensorBoard(Tracker):
         self._text("environment", _code(facts))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Write the values of a step."""
+        """Write the metrics of a step as scalars."""
         with self._events.as_default(step):
             for name, value in values.items():
                 self._summary.scalar(name, value)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write a figure at once, since the next one may be far away."""
+        """Write a figure and flush the event file, so that the figure is visible at once."""
         with self._events.as_default(step):
             self._summary.image(name, image[None])
             self._events.flush()
@@ -103,7 +103,7 @@ class TensorBoard(Tracker):
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Write a table as text."""
+        """Write a table as text in Markdown."""
         lines = [columns, ["---"] * len(columns), *rows]
         cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
         self._text(f"tables/{name}", "\n".join(f"| {' | '.join(line)} |" for line in cells), step)
@@ -125,6 +125,6 @@ class TensorBoard(Tracker):
 
 
 def _code(values: dict[str, Any]) -> str:
-    """Return values as JSON, a block of code in Markdown."""
+    """Return values as JSON, formatted as a code block in Markdown."""
     text = json.dumps(values, indent=2, sort_keys=True, default=str)
     return textwrap.indent(text, "    ")

@@ -1,7 +1,7 @@
-"""Timing of a run, measured between points at which the devices are idle.
+"""Timing of training steps, measured between moments at which the devices are idle.
 
-JAX returns from a step before it is computed, so a clock around the call would measure only its
-dispatch. Every window here starts and ends by blocking on a result.
+JAX dispatches a step asynchronously, so timing the call alone would measure only the dispatch. Each
+timing window therefore starts and ends by blocking on a result.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ class Window(NamedTuple):
 
     Attributes:
         steps: The number of steps.
-        seconds: Their time in seconds.
-        data_seconds: The seconds spent waiting for batches.
+        seconds: The total time of the steps in seconds.
+        data_seconds: The part of ``seconds`` in which training waited for batches.
     """
 
     steps: int
@@ -41,14 +41,14 @@ class Window(NamedTuple):
 
     @property
     def data_wait(self) -> float:
-        """The fraction of the time spent waiting for batches."""
+        """The fraction of the window in which training waited for batches, between 0 and 1."""
         return self.data_seconds / self.seconds if self.seconds else 0.0
 
 
 def process_age() -> float:
     """Return the seconds since this process was started.
 
-    On a system without that information they are counted from the first import of this module.
+    If the system does not provide the start time, return the seconds since this module's import.
     """
     try:
         ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
@@ -58,7 +58,7 @@ def process_age() -> float:
 
 
 class Startup:
-    """The time from the start of the command to the end of the first step, by part."""
+    """A stopwatch for the parts of the time between the start of the command and the first step."""
 
     _told = False  # only the first run of a process counts from the start of the process
 
@@ -69,13 +69,13 @@ class Startup:
         Startup._told = True
 
     def mark(self, part: str) -> None:
-        """Attribute the time since the last mark to a part."""
+        """Record the time since the previous mark under the name ``part``."""
         now = time.perf_counter()
         self._parts[part] = now - self._last
         self._last = now
 
     def line(self, result: Any) -> str:
-        """Block until the first step is finished, and return a line with the time of each part."""
+        """Block until the first step is finished; return a line with the seconds of each part."""
         jax.block_until_ready(result)
         self.mark("the step")
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self._parts.items())
@@ -83,10 +83,10 @@ class Startup:
 
 
 class StepClock:
-    """A clock that times groups of consecutive steps, pauses excluded.
+    """A clock that times windows of consecutive steps and excludes pauses.
 
     Attributes:
-        all_paused: The seconds of all pauses so far.
+        all_paused: The total seconds of all pauses so far.
     """
 
     def __init__(self) -> None:
@@ -101,16 +101,16 @@ class StepClock:
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Count the time of the body as waiting for data."""
+        """Count the time in this context as time spent waiting for data."""
         start = time.perf_counter()
         yield
         self._data_seconds += time.perf_counter() - start
 
     def stepped(self, result: Any) -> None:
-        """Count a dispatched step; blocks while more than `STEPS_IN_FLIGHT` are pending.
+        """Count a dispatched step. Blocks while more than `STEPS_IN_FLIGHT` steps are pending.
 
         Args:
-            result: An output of the step, to wait for.
+            result: An output of the step. The step counts as finished once it is computed.
         """
         self._steps += 1
         self._in_flight.append(result)
@@ -119,7 +119,7 @@ class StepClock:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of the body from the window; blocks until the devices are idle."""
+        """Exclude the time in this context from the window. Blocks first until devices are idle."""
         self._fence()
         start = time.perf_counter()
         yield
@@ -128,7 +128,7 @@ class StepClock:
         self.all_paused += seconds
 
     def window(self) -> Window:
-        """Block until all steps are finished, close the window, and start the next one."""
+        """Block until all counted steps are finished, return their timing, start a new window."""
         self._fence()
         seconds = time.perf_counter() - self._start - self._paused_seconds
         window = Window(self._steps, seconds, self._data_seconds)
@@ -136,23 +136,23 @@ class StepClock:
         return window
 
     def _fence(self) -> None:
-        """Block until all steps are finished."""
+        """Block until all counted steps are finished."""
         jax.block_until_ready(list(self._in_flight))
         self._in_flight.clear()
 
 
 class InputWatch:
-    """A one-time message when training is bound by its input pipeline."""
+    """A monitor that reports once if the input pipeline limits the speed of training."""
 
     def __init__(self) -> None:
         self._windows, self._said = 0, False
 
     def __call__(self, share: float, images_per_second: float) -> str | None:
-        """Return the line to print after a window, or None.
+        """Return a message the first time that a window is input-bound, otherwise None.
 
         Args:
-            share: The fraction of the window's time spent waiting for images.
-            images_per_second: The throughput of the window.
+            share: The fraction of the window's time spent waiting for images, between 0 and 1.
+            images_per_second: The throughput in the window.
         """
         self._windows += 1  # the first one is ignored, since the pipeline is still filling
         if self._said or self._windows == 1 or share < INPUT_BOUND:
@@ -160,7 +160,8 @@ class InputWatch:
         self._said = True
         possible = images_per_second / max(1 - share, 0.01)
         return (
-            f"input-bound: the devices wait for images {100 * share:.0f}% of the time; they get "
-            f"{images_per_second:.0f} images/s and could take about {possible:.0f}. More cores or "
-            "config.data.cache_gb may help; python -m can_jax.benchmark input measures the stages"
+            f"input-bound: training waits for images {100 * share:.0f}% of the time. It gets "
+            f"{images_per_second:.0f} images/s and could process about {possible:.0f}. More CPU "
+            "cores or a larger config.data.cache_gb may help; `python -m can_jax.benchmark input` "
+            "times each stage of the input pipeline"
         )

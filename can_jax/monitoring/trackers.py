@@ -1,7 +1,7 @@
-"""Trackers: the receivers of a run's metrics, settings, figures, tables and checkpoints.
+"""The base class and the registry of trackers, which record the metrics and settings of a run.
 
-`config.trackers` selects the built-in ones. A user's module registers another one in `TRACKERS`;
-every run of its process then has it, whether of pretraining or of fine-tuning.
+`config.trackers` selects the built-in trackers. A module of the user can register another one in
+`TRACKERS`. All pretraining and fine-tuning runs of the same process then use it.
 """
 
 import contextlib
@@ -28,33 +28,34 @@ IDS = "trackers.json"
 
 
 class Tracker:
-    """A receiver of a run's metrics and figures; the methods of this base class do nothing.
+    """A base class for trackers, which record the metrics and figures of a run.
 
-    Only the main process has trackers. An error of a tracker is logged once and does not end the
-    run.
+    The methods of the base class do nothing. Only process 0 has trackers. The first error of a
+    tracker is logged as a warning and does not end the run.
 
     Attributes:
-        in_background: Whether a thread calls the methods, so that the run never waits for them.
-            At a resume, `start` is then followed by all earlier metrics and figures of the run, so
-            that the tracker can add those that it lacks.
+        in_background: Whether a background thread calls the methods, so that training does not
+            wait for them. When a run resumes, the thread then passes all earlier metrics and
+            figures after `start`, so that the tracker can add those that it lacks.
     """
 
     in_background: ClassVar[bool] = False
 
     def start(self, step: int) -> None:
-        """Begin to track after a step: 0 for a new run, else the step from which the run resumes.
+        """Start to track after a step: 0 for a new run, or the step from which the run resumes.
 
-        It is called again after a rollback. Metrics of later steps will be logged once more.
+        A rollback calls this method again. The metrics of the steps after ``step`` are then passed
+        a second time.
         """
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
         """Track the configuration of the run, a nested dict."""
 
     def environment(self, facts: dict[str, Any]) -> None:
-        """Track the environment of this start: commit, versions, devices and the command."""
+        """Track the environment of this process: commit, versions, devices and the command."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Track the metrics of a step; several calls can be of one step."""
+        """Track the metrics of a step. Several calls can have the same step."""
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Track a figure of a step."""
@@ -62,28 +63,30 @@ class Tracker:
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Track a table, such as that of the parameters. A later one with its name replaces it."""
+        """Track a table, such as the parameter table. It replaces earlier tables of its name."""
 
     def checkpoint(self, step: int, path: str) -> None:
         """Track the path of a step's checkpoint."""
 
     def outcome(self, outcome: Outcome) -> None:
-        """Track how this start of the run ended: at its last step, by a signal, or by an error."""
+        """Track whether the run ended at its last step, by a signal, or by an error."""
 
     def finish(self) -> None:
-        """Write pending data. It is called at the end of the run, even if the run failed."""
+        """Write pending data. The run calls this method at its end, even after an error."""
 
 
 TrackerFactory = Callable[[epath.Path], Tracker]
 TRACKERS: Registry[TrackerFactory] = Registry("tracker")
-"""Functions or classes that return a tracker, given the run directory."""
+"""The trackers by name: functions or classes that return a tracker, given the run directory."""
 
 
 def selected(names: Collection[str]) -> dict[str, TrackerFactory]:
-    """Return the trackers of a run: JSON lines, those in ``names``, and those of a user's module.
+    """Return the trackers of a run by name.
+
+    They are `jsonl`, the trackers in ``names``, and all trackers that modules of the user register.
 
     Args:
-        names: The value of ``config.trackers``.
+        names: The names of trackers, from ``config.trackers``.
     """
     chosen = {"jsonl", *names}
     return {
@@ -94,10 +97,11 @@ def selected(names: Collection[str]) -> dict[str, TrackerFactory]:
 
 
 def check_trackers(names: Collection[str]) -> None:
-    """Check that the trackers of a configuration exist and that their clients are installed.
+    """Check that trackers exist and that their client libraries are installed.
 
     Raises:
-        UserError: A tracker does not exist, or lacks its client; the message names the extra.
+        UserError: A tracker does not exist, or its client is not installed. The message names the
+            command that installs it.
     """
     for name in names:
         try:
@@ -115,7 +119,7 @@ def check_trackers(names: Collection[str]) -> None:
 
 
 def stored_id(workdir: epath.Path, name: str) -> str | None:
-    """Return the identifier that a run directory stores under a name, or None."""
+    """Return the identifier that a run directory stores for a tracker, or None."""
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((workdir / IDS).read_text())
         if isinstance(values, dict) and isinstance(values.get(name), str):
@@ -124,7 +128,7 @@ def stored_id(workdir: epath.Path, name: str) -> str | None:
 
 
 def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
-    """Store an identifier in a run directory, by which a resume finds the run of a tracker."""
+    """Store an identifier of a tracker's run, by which a resume finds that run again."""
     values: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
         values = json.loads((workdir / IDS).read_text())
@@ -132,7 +136,7 @@ def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
 
 
 def run_id(workdir: epath.Path) -> str:
-    """Return the identifier of a run, which its directory stores from its first start on."""
+    """Return the random identifier of a run. The first call creates it in the run directory."""
     if (known := stored_id(workdir, "run")) is None:
         known = uuid.uuid4().hex[:24]
         store_id(workdir, "run", known)

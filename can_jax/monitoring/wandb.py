@@ -1,7 +1,7 @@
 """The tracker of Weights & Biases (optional extra `wandb`), online or offline.
 
-Its own environment variables set the project (`can_jax` by default), the name of the run and the
-mode, such as ``WANDB_MODE=offline``.
+The environment variables of Weights & Biases set the project (`can_jax` by default), the name of
+the run and the mode, such as ``WANDB_MODE=offline``.
 """
 
 import os
@@ -22,10 +22,11 @@ FULL, LAST = 1, 4  # types of a record's last part
 
 
 class WandB(Tracker):
-    """The tracker that sends a run to Weights & Biases; a resume continues the same run there.
+    """The tracker that sends a run to Weights & Biases. A resume continues the same W&B run.
 
-    A step is one row, which cannot be changed once it is sent. It is sent when the next step
-    begins. Steps that a killed start has sent, or that a rollback repeats, are not sent again.
+    W&B stores one row per step, which cannot be changed once it is sent. The tracker sends a row
+    when it receives the values of another step. Steps that a resume or a rollback repeats are not
+    sent again.
 
     Args:
         workdir: The run directory. If it is local, the client writes its folder ``wandb`` there.
@@ -43,7 +44,7 @@ class WandB(Tracker):
         self._code = 0
 
     def start(self, step: int) -> None:
-        """Begin or resume the run. After a rollback, repeated steps are left out."""
+        """Create or resume the W&B run. A call after a rollback does nothing."""
         if self._run:
             return
         import wandb
@@ -68,15 +69,15 @@ class WandB(Tracker):
             self._next = max((last_row(path) for path in files), default=-1) + 1
 
     def hyperparameters(self, config: dict[str, Any]) -> None:
-        """Send the configuration."""
+        """Send the configuration as the W&B configuration of the run."""
         self._run.config.update(config, allow_val_change=True)
 
     def environment(self, facts: dict[str, Any]) -> None:
-        """Send the commit, versions and devices, as the setting `environment`."""
+        """Send the commit, versions and devices as the key `environment` of the configuration."""
         self._run.config.update({"environment": facts}, allow_val_change=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Add values to the row of a step."""
+        """Add the metrics of a step to its row."""
         self._at(step, values)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -86,28 +87,28 @@ class WandB(Tracker):
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Send a table with the next row."""
+        """Queue a table, which is sent with the next row."""
         table = self._client.Table(columns=list(columns), data=[list(row) for row in rows])
         self._tables[f"tables/{name}"] = table
 
     def checkpoint(self, step: int, path: str) -> None:
-        """Send the path of the latest checkpoint, as a summary value."""
+        """Send the path of the latest checkpoint as the summary value `checkpoint`."""
         self._run.summary["checkpoint"] = path
 
     def outcome(self, outcome: Outcome) -> None:
-        """Set the exit code, and mark the run as preempted if a signal stopped it."""
+        """Set the exit code that `finish` sends. Mark a run that a signal stopped as preempted."""
         if outcome == "stopped":
             self._run.mark_preempting()
         self._code = int(outcome != "finished")
 
     def finish(self) -> None:
-        """Send the last row and finish the run; blocks until the client has sent everything."""
+        """Send the last row and finish the W&B run. Blocks until the client has sent all data."""
         if self._run:
             self._send()
             self._run.finish(self._code)
 
     def _at(self, step: int, values: dict[str, Any]) -> None:
-        """Add values to the row of a step, after sending the row of another step."""
+        """Add values to the row of a step. If the open row is of another step, send that first."""
         if step != self._step:
             self._send()
             self._step = step
@@ -115,7 +116,7 @@ class WandB(Tracker):
             self._row |= values
 
     def _send(self) -> None:
-        """Send the row, with the tables that wait."""
+        """Send the open row together with the queued tables."""
         if self._row or self._tables:
             step = max(self._step, self._next)
             self._run.log(self._row | self._tables, step=step, commit=True)
@@ -123,9 +124,9 @@ class WandB(Tracker):
 
 
 def last_row(path: Path) -> int:
-    """Return the last step in the file of an offline run, or -1 if it has none.
+    """Return the last step in the file of an offline run, or -1 if the file has no steps.
 
-    A killed client leaves out its last rows, so only the file itself tells them.
+    A client that was killed may not have written all of the rows that it received.
     """
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -139,7 +140,7 @@ def last_row(path: Path) -> int:
 
 
 def records(data: bytes) -> Iterator[bytes]:
-    """Yield the complete records of a file of an offline run."""
+    """Yield the complete records in the content of the file of an offline run."""
     at, parts = FILE_HEADER, b""
     while at + HEADER.size <= len(data):
         left = BLOCK - at % BLOCK

@@ -1,4 +1,4 @@
-"""A watchdog that aborts a run without progress and prints the stack of each thread."""
+"""A watchdog that aborts a run that makes no progress and prints the stack of each thread."""
 
 import contextlib
 import threading
@@ -16,12 +16,13 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 class Watchdog:
     """A background thread that aborts the program if no step completes in time.
 
-    The thread cannot run while a C extension holds the interpreter. A timer in C, which the thread
-    resets, then prints the stacks.
+    The thread cannot run while a C extension holds the GIL. In that case a timer in C, which the
+    thread otherwise resets, prints the stacks.
 
     Args:
-        seconds: The maximum time between steps; 0 disables it.
-        during: The operation to name in the message, if it is not a step.
+        seconds: The maximum time between steps; 0 disables the watchdog.
+        during: The operation that the message names instead of a step, such as "while opening the
+            data".
     """
 
     def __init__(self, seconds: float, during: str = ""):
@@ -38,7 +39,7 @@ class Watchdog:
         self._step, self._at = step, time.monotonic()
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the watchdog."""
         self._done.set()
 
     def _watch(self) -> None:
@@ -62,11 +63,11 @@ class Watchdog:
 
 @contextlib.contextmanager
 def section(doing: str, seconds: float) -> Iterator[None]:
-    """Print signs of life while the body runs; abort the program if it takes longer than a limit.
+    """Print progress messages during an operation, and abort the program after a time limit.
 
     Args:
-        doing: The operation, for the messages, as in "while opening the data".
-        seconds: The limit in seconds; 0 for none.
+        doing: The operation that the messages name, such as "opening the data".
+        seconds: The limit in seconds; 0 for no limit.
     """
     watchdog = Watchdog(seconds, f"while {doing}")
     try:

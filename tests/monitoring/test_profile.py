@@ -11,7 +11,7 @@ def test_run_leaves_a_trace_for_tensorboard_and_its_program(recipe, tmp_path):
     options = command(recipe, tmp_path, "probe.every_steps=0", "figures.every_steps=0")
     done = main_in_process(*options[2:], "--profile", "--dump_hlo")
     assert done.returncode == 0, done.stderr
-    assert "steps 1 to 5 traced: tensorboard --logdir=" in done.stdout
+    assert "the profiler traced steps 1 to 5; to view: tensorboard --logdir=" in done.stdout
     assert list(tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb"))
     assert "ENTRY" in (tmp_path / "hlo.txt").read_text()
 

@@ -26,5 +26,5 @@ def test_input_that_holds_up_the_devices_is_said_once():
     assert watch(0.9, 100.0) is None  # the pipeline fills
     assert watch(0.05, 100.0) is None
     line = watch(0.25, 300.0)
-    assert "25% of the time" in line and "get 300 images/s and could take about 400" in line
+    assert "25% of the time" in line and "gets 300 images/s and could process about 400" in line
     assert watch(0.5, 100.0) is None
