@@ -1,8 +1,9 @@
-"""LAMB, LARS and Muon, which act on whole matrices, for the stacked blocks of a network.
+"""LAMB, LARS and Muon for networks whose transformer blocks share stacked parameter arrays.
 
-The parameters of blocks have a leading layer axis. optax's own forms of these optimizers take such
-an array for one parameter: they would share one trust ratio among all layers, and leave stacked
-matrices out of Muon. The forms here act on each layer by itself.
+The parameters of all transformer blocks are stacked along a leading layer axis. The implementations
+of optax treat such an array as one parameter: LAMB and LARS would use one trust ratio for all
+layers, and Muon would skip the stacked matrices. The implementations here treat each layer
+separately.
 """
 
 from typing import Any
@@ -22,22 +23,23 @@ ENDS = ("patch_embed/", "predict/", "predict_noise/", "head/kernel")
 
 
 def layer_axes(name: str, axes: int) -> tuple[int, ...]:
-    """Return the axes over which one layer of a parameter extends.
+    """Return the axes of a parameter, without the layer axis if it is stacked.
 
     Args:
-        name: The path of the parameter.
-        axes: The number of its axes.
+        name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.
+        axes: The number of axes of the parameter, including the layer axis.
     """
     return tuple(range(1 if STACKED in name else 0, axes))
 
 
 def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformation:
-    """Scale each layer's update by ``coefficient * |parameter| / |update|``.
+    """Return a transformation that multiplies each layer's update by its trust ratio.
 
-    Only parameters that decay, the matrices, are scaled. The factor is 1 if a norm is 0.
+    The trust ratio is ``coefficient * |parameter| / |update|``, or 1 if either norm is 0. Only
+    parameters with weight decay, which are the matrices, are scaled.
 
     Args:
-        coefficient: The trust coefficient.
+        coefficient: The trust coefficient, a factor of every trust ratio.
     """
 
     def scaled(path: tuple[Any, ...], update: Array, parameter: Array) -> Array:
@@ -61,24 +63,24 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
 
 
 def is_matrix(name: str, axes: int) -> bool:
-    """Return whether Muon orthogonalizes a parameter.
+    """Return whether Muon, rather than AdamW, updates a parameter.
 
-    Muon orthogonalizes the linear maps of layers. AdamW updates vectors, tokens, and the `ENDS` of
-    a network.
+    Muon updates the weight matrices inside the network. AdamW updates vectors, learned tokens, and
+    the first and last layers in `ENDS`.
 
     Args:
-        name: The path of the parameter.
-        axes: The number of its axes.
+        name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.
+        axes: The number of axes of the parameter, including the layer axis.
     """
     matrix = len(layer_axes(name, axes)) > 1 and rule_of(name, axes).decay
     return matrix and not any(end in name for end in ENDS)
 
 
 def matrix_axes(parameters: Tree) -> Tree:
-    """Return the input and the output axis of each matrix that Muon orthogonalizes.
+    """Return the input axis and the output axis of each parameter that Muon updates.
 
-    Other axes count its matrices: of attention, the queries, keys and values of each head are
-    matrices of their own.
+    Muon orthogonalizes a separate matrix for each index of the remaining axes. For example, the
+    query, key and value kernels of each attention head are separate matrices.
     """
 
     def axes(path: tuple[Any, ...], leaf: Array) -> optax.contrib.MuonDimensionNumbers:
@@ -91,9 +93,10 @@ def matrix_axes(parameters: Tree) -> Tree:
 def lars(
     weight_decay: float, mask: Any, momentum: float = 0.9, trust_coefficient: float = 0.001
 ) -> optax.GradientTransformation:
-    """Return LARS (arXiv 1708.03888) without its learning rate.
+    """Return LARS (arXiv 1708.03888) without the multiplication by the learning rate.
 
-    Biases, norms and tokens neither decay nor have a trust ratio, as in VICReg and SimCLR.
+    Biases, normalization scales and learned tokens have no weight decay and no trust ratio, as in
+    VICReg and SimCLR.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=mask),
@@ -106,7 +109,7 @@ def lars(
 def lamb(
     b1: float, b2: float, eps: float, mu_dtype: Any, weight_decay: float, mask: Any
 ) -> optax.GradientTransformation:
-    """Return LAMB (arXiv 1904.00962) without its learning rate."""
+    """Return LAMB (arXiv 1904.00962) without the multiplication by the learning rate."""
     return optax.chain(
         optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=mask),
@@ -124,10 +127,11 @@ def muon(
     momentum: float = 0.95,
     rms: float = 0.2,
 ) -> optax.GradientTransformation:
-    """Return Muon for the matrices of layers, and AdamW for all other parameters.
+    """Return Muon for the matrices that `is_matrix` selects, and AdamW for all other parameters.
 
-    An update of Muon has the root mean square ``rms``, as that of AdamW (arXiv 2502.16982), so that
-    learning rates of AdamW are a starting point. ``b1``, ``b2`` and ``eps`` are those of AdamW.
+    Muon's updates are scaled to a root mean square of about ``rms``, which is typical of AdamW
+    (arXiv 2502.16982). Learning rates tuned for AdamW are therefore a starting point. ``b1`` and
+    ``b2`` apply to AdamW alone.
     """
 
     def scaled(path: tuple[Any, ...], update: Array) -> Array:
@@ -150,7 +154,7 @@ def muon(
 
 
 def _kinds(parameters: Tree) -> Tree:
-    """Return the optimizer of each parameter in `muon`."""
+    """Label each parameter ``muon`` or ``adam``, for `optax.partition`."""
 
     def kind(path: tuple[Any, ...], leaf: Array) -> str:
         return "muon" if is_matrix(path_name(path), leaf.ndim) else "adam"

@@ -1,4 +1,4 @@
-"""The optimizer of a run, with clipping, frozen parameters and learning rates by pattern."""
+"""The optimizer of a run: gradient clipping, frozen parameters and per-parameter learning rates."""
 
 import re
 from typing import Any
@@ -15,15 +15,16 @@ REFERENCE_BATCH = 256  # the batch size to which `optimizer.learning_rate` refer
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
-    """Return ``optimizer.learning_rate`` scaled linearly to the global batch (arXiv 1706.02677)."""
+    """Return ``optimizer.learning_rate * batch_size / 256`` (linear scaling, arXiv 1706.02677)."""
     return config.optimizer.learning_rate * config.batch_size / REFERENCE_BATCH
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Return the selected optimizer without its learning rate; frozen parameters have no state.
+    """Return the configured optimizer without the multiplication by the learning rate.
 
-    The train step applies the learning rate. Therefore the logged rate is the rate of the update,
-    and a skipped step does not shift the schedule.
+    The train step multiplies the update by the learning rate. Therefore the logged rate is the one
+    that was applied, and a skipped step does not shift the schedule. Frozen parameters have no
+    optimizer state.
     """
     settings = config.optimizer
     update = transform(settings)
@@ -46,13 +47,13 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def clipped(
     transformation: optax.GradientTransformation, norm: float
 ) -> optax.GradientTransformation:
-    """Return a transformation that first clips the gradients to a global norm.
+    """Return a transformation that clips the gradients to a global norm before the given one.
 
     The clipping adds no state, so a resumed run may change the norm or turn clipping on or off.
 
     Args:
-        transformation: The transformation of the clipped gradients.
-        norm: The maximum global norm; above 0.
+        transformation: The transformation applied to the clipped gradients.
+        norm: The maximum global norm of the gradients; positive.
     """
     clip = optax.clip_by_global_norm(norm)
 
@@ -64,12 +65,12 @@ def clipped(
 
 
 def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
-    """Return, for each parameter, the value of the first pattern that matches its path.
+    """Return a tree that holds, for each parameter, the value of the first pattern in its path.
 
     Args:
-        parameters: A tree of parameters.
-        values: The value of each pattern, a regular expression that is searched in the path.
-        default: The value of parameters that no pattern matches.
+        parameters: A tree of parameters, whose paths look like ``encoder/norm/scale``.
+        values: A dict from regular expressions, matched by `re.search`, to values.
+        default: The value for parameters that no pattern matches.
     """
 
     def value(path: tuple[Any, ...], _: Any) -> Any:
@@ -80,10 +81,11 @@ def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
 
 
 def check_patterns(config: ConfigDict, parameters: Any) -> None:
-    """Check that every pattern matches a parameter, and that some parameter is still trained.
+    """Check the patterns of ``optimizer.freeze`` and ``optimizer.learning_rate_scale``.
 
     Raises:
-        UserError: A pattern is invalid or matches nothing, or nothing is left to train.
+        UserError: A pattern is not a valid regular expression, a pattern matches no parameter, or
+            every parameter is frozen or has a learning rate of 0.
     """
     names = list(named_leaves(parameters))
     settings = config.optimizer
@@ -96,8 +98,8 @@ def check_patterns(config: ConfigDict, parameters: Any) -> None:
                 raise UserError(f"config.optimizer.{key}: {pattern!r}: {error}") from error
             if not matches:
                 raise UserError(
-                    f"config.optimizer.{key}: {pattern!r} is found in no parameter's path; paths "
-                    f"are, for example, {names[0]} and {names[-1]}"
+                    f"config.optimizer.{key}: {pattern!r} matches no parameter's path; examples of "
+                    f"paths are {names[0]} and {names[-1]}"
                 )
     factors = jax.tree.leaves(by_pattern(parameters, dict(settings.learning_rate_scale), 1.0))
     frozen = [any(re.search(pattern, name) for pattern in settings.freeze) for name in names]

@@ -1,4 +1,4 @@
-"""The learning-rate schedules that `schedule.name` selects: registered ones and optax's."""
+"""The learning-rate schedules that `schedule.name` can select, from here, plugins and optax."""
 
 import inspect
 import math
@@ -19,32 +19,32 @@ PEAK, STEPS = ("init_value", "value"), ("decay_steps", "transition_steps")  # op
 
 @SCHEDULES.register("cosine")
 def cosine(peak: float, steps: int, alpha: float = 0.0) -> optax.Schedule:
-    """Return a cosine decay to ``alpha * peak`` (arXiv 1608.03983)."""
+    """Return a cosine decay from ``peak`` to ``alpha * peak`` (arXiv 1608.03983)."""
     return optax.cosine_decay_schedule(peak, steps, alpha)
 
 
 @SCHEDULES.register("linear")
 def linear(peak: float, steps: int, end_value: float = 0.0) -> optax.Schedule:
-    """Return a linear decay to ``end_value``."""
+    """Return a linear decay from ``peak`` to ``end_value``."""
     return optax.linear_schedule(peak, end_value, steps)
 
 
 @SCHEDULES.register("constant")
 def constant(peak: float, steps: int) -> optax.Schedule:
-    """Return a schedule that stays at the peak."""
+    """Return a schedule with the constant learning rate ``peak``."""
     return optax.constant_schedule(peak)
 
 
 @SCHEDULES.register("stable")
 def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
-    """Return the peak for most of the run, then ``peak * (1 - sqrt(t))`` (arXiv 2405.18392).
+    """Return a schedule that is constant and then decays as ``1 - sqrt(t)`` (arXiv 2405.18392).
 
-    ``t`` goes from 0 to 1 over the last ``decay_share`` of the steps. With a share of 0 the rate
-    stays at the peak. To decay from such a run, resume a copy of its directory with another length
-    and share.
+    The rate is ``peak`` until the last ``decay_share`` of the steps, in which ``t`` rises from 0 to
+    1. With ``decay_share=0`` the rate never decays. To decay from an intermediate checkpoint, copy
+    the run directory and resume the copy with another run length and ``decay_share``.
 
     Raises:
-        ValueError: The share is not in [0, 1].
+        ValueError: ``decay_share`` is not in [0, 1].
     """
     if not 0 <= decay_share <= 1:
         raise ValueError(f"decay_share={decay_share}: give a number in [0, 1]")
@@ -60,17 +60,17 @@ def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
 def restarts(
     peak: float, steps: int, cycles: int = 4, growth: float = 1.0, decay: float = 1.0
 ) -> optax.Schedule:
-    """Return cosines from the peak to 0, one after the other (SGDR, arXiv 1608.03983).
+    """Return a schedule of repeated cosine decays to 0 with restarts (SGDR, arXiv 1608.03983).
 
     Args:
-        peak: The peak of the first cycle.
-        steps: The length of all cycles together.
+        peak: The learning rate at the start of the first cycle.
+        steps: The total number of steps of all cycles.
         cycles: The number of cycles; at least 1.
-        growth: The ratio of a cycle's length to the length of the cycle before.
-        decay: The ratio of a cycle's peak to the peak of the cycle before.
+        growth: The ratio of a cycle's length to that of the previous cycle.
+        decay: The ratio of a cycle's peak learning rate to that of the previous cycle.
 
     Raises:
-        ValueError: There is no cycle, or a factor is not above 0.
+        ValueError: ``cycles`` is below 1, or ``growth`` or ``decay`` is not positive.
     """
     if cycles < 1 or growth <= 0 or decay <= 0:
         raise ValueError(f"cycles={cycles}, growth={growth}, decay={decay}: all must be above 0")
@@ -84,10 +84,10 @@ def restarts(
 
 
 def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
-    """Return the function that makes a schedule from ``(peak, steps, **options)``, or None.
+    """Return a function ``(peak, steps, **options)`` that builds a schedule, or None.
 
-    Registered names take precedence over schedules of optax, whose first parameter must be the
-    initial value.
+    Registered names take precedence over the schedules of optax. An optax schedule qualifies if its
+    first parameter is the initial value.
     """
     if name in SCHEDULES:
         return SCHEDULES.get(name)
@@ -108,10 +108,10 @@ def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
 
 
 def unknown_schedule(name: str) -> UserError:
-    """Return the error for a schedule that does not exist."""
+    """Return the error for an unknown ``schedule.name``, with valid names as a hint."""
     names = [*SCHEDULES, *(name for name in dir(optax) if find_schedule(name))]
     near = nearest(name, names)
-    hint = f"did you mean {near!r}?" if near else f"such as {', '.join(SCHEDULES)}"
+    hint = f"did you mean {near!r}?" if near else f"registered are {', '.join(SCHEDULES)}"
     return UserError(
         f"config.schedule.name={name!r} is neither registered nor a schedule of optax; {hint}"
     )
@@ -120,19 +120,19 @@ def unknown_schedule(name: str) -> UserError:
 def learning_rate_schedule(
     peak: float, warmup_steps: int, total_steps: int, settings: Any = None
 ) -> optax.Schedule:
-    """Return a linear warm-up, followed by the selected schedule.
+    """Return a linear warm-up from 0 to ``peak``, followed by the configured schedule.
 
-    A run that is shorter than the warm-up ends during the warm-up.
+    A run that is shorter than the warm-up never reaches ``peak``.
 
     Args:
         peak: The learning rate at the end of the warm-up.
-        warmup_steps: The number of steps from 0 to ``peak``.
-        total_steps: The last step of the run, at which the selected schedule ends.
+        warmup_steps: The number of warm-up steps; 0 for no warm-up.
+        total_steps: The number of steps of the run, warm-up included.
         settings: The config block ``schedule``; None selects cosine decay.
 
     Raises:
-        UserError: There is no such schedule, it does not take the options, or its learning rates
-            are not finite.
+        UserError: ``schedule.name`` is unknown, ``schedule.options`` are not valid for it, or its
+            first or last learning rate is not finite.
     """
     warmup = optax.linear_schedule(0.0, peak, max(warmup_steps, 1))
     steps = max(total_steps - warmup_steps, 1)
@@ -150,6 +150,7 @@ def learning_rate_schedule(
         raise UserError(f"{form}: {one_line(error)}") from error
     if not all(map(math.isfinite, rates)):
         raise UserError(
-            f"{form} goes from a learning rate of {rates[0]} to {rates[1]}: change the options"
+            f"{form} has a learning rate that is not finite: {rates[0]} at its first step, "
+            f"{rates[1]} at its last; change the options"
         )
     return optax.join_schedules([warmup, after], [warmup_steps])

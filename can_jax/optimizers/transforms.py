@@ -1,4 +1,4 @@
-"""The optimizers that `optimizer.name` selects: AdamW, optax's and registered ones."""
+"""The optimizers that `optimizer.name` can select: registered ones and those of optax."""
 
 import inspect
 from collections.abc import Callable
@@ -27,7 +27,7 @@ BOUNDED = ("adamw", "lion")
 def adamw(
     b1: float, b2: float, eps: float, mu_dtype: Any, weight_decay: float, mask: Any
 ) -> optax.GradientTransformation:
-    """Return AdamW (arXiv 1711.05101) without its learning rate."""
+    """Return AdamW (arXiv 1711.05101) without the multiplication by the learning rate."""
     return optax.chain(
         optax.scale_by_adam(b1, b2, eps, mu_dtype=mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=mask),
@@ -40,10 +40,10 @@ OPTIMIZERS.register("muon", by_layer.muon)
 
 
 def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | None:
-    """Return the function that makes an optimizer, or None if the name is unknown.
+    """Return the function that builds the named optimizer, or None if the name is unknown.
 
-    Registered names take precedence over functions of `optax` and `optax.contrib`, which must take
-    a ``learning_rate``.
+    Registered names take precedence over functions of `optax` and `optax.contrib`. Those qualify if
+    they have a parameter ``learning_rate``.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS.get(name)
@@ -55,7 +55,7 @@ def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | N
 
 
 def is_bounded(settings: Any) -> bool:
-    """Return whether the selected optimizer turns finite gradients into finite updates.
+    """Return whether the optimizer is known to turn finite gradients into finite updates.
 
     Args:
         settings: The config block ``optimizer``.
@@ -64,10 +64,10 @@ def is_bounded(settings: Any) -> bool:
 
 
 def unknown_optimizer(name: str) -> UserError:
-    """Return the error for an optimizer that does not exist."""
+    """Return the error for an unknown ``optimizer.name``, with valid names as a hint."""
     names = [*OPTIMIZERS, *(name for name in dir(optax) if find_optimizer(name))]
     near = nearest(name, names)
-    hint = f"did you mean {near!r}?" if near else "such as adamw, lion, lamb, sgd"
+    hint = f"did you mean {near!r}?" if near else "examples are adamw, lion, lamb and sgd"
     return UserError(
         f"config.optimizer.name={name!r} is neither registered nor an optimizer of optax; {hint}"
     )
@@ -79,10 +79,10 @@ def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def unused_settings(settings: Any) -> list[str]:
-    """Return the keys of the block `optimizer` that the selected optimizer does not take.
+    """Return the keys among `PARAMETERS` that the configured optimizer has no parameter for.
 
     Args:
-        settings: The block, with a name that `find_optimizer` finds.
+        settings: The config block ``optimizer``, whose ``name`` must be valid.
     """
     function = find_optimizer(settings.name)
     assert function is not None
@@ -90,17 +90,18 @@ def unused_settings(settings: Any) -> list[str]:
 
 
 def transform(settings: Any) -> optax.GradientTransformation:
-    """Return the selected optimizer without its learning rate, weight decay included.
+    """Return the configured optimizer with weight decay, at a learning rate of 1.
 
-    The keys of the block are passed under optax's names; ``optimizer.options`` override them.
-    Weight decay is added to the update if the optimizer takes none itself. Biases, norms and tokens
-    do not decay.
+    The train step multiplies the update by the learning rate. The keys of the block are passed
+    under the names that optax uses, and ``optimizer.options`` override them. If the optimizer has
+    no parameter ``weight_decay``, decoupled weight decay is added to its update. Biases,
+    normalization scales and learned tokens have no weight decay.
 
     Args:
         settings: The config block ``optimizer``.
 
     Raises:
-        UserError: There is no such optimizer, or it does not take the options.
+        UserError: ``optimizer.name`` is unknown, or ``optimizer.options`` are not valid for it.
     """
     function = find_optimizer(settings.name)
     if function is None:

@@ -142,7 +142,7 @@ def test_clipping_can_be_set_when_a_run_resumes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer__freeze": ("encodr",)}, "freeze: 'encodr' is found in no parameter's path"),
+        ({"optimizer__freeze": ("encodr",)}, "freeze: 'encodr' matches no parameter's path"),
         ({"optimizer__learning_rate_scale": (("[", 1.0),)}, "learning_rate_scale: '\\['"),
         ({"optimizer__freeze": (".",)}, "freeze leaves nothing to train"),
         ({"optimizer__learning_rate_scale": ((".", 0.0),)}, "scale leaves nothing to train"),
