@@ -1,10 +1,10 @@
-"""The terms of the loss, as pure functions of arrays, and their weighted sum.
+"""The objectives, which are the terms of the training loss, and their weighted sum.
 
 To add an objective, register it in a recipe or in a module that ``--modules`` names:
 
     OBJECTIVES.register("entropy", Objective({"pooled"}, loss))
 
-Its config block is ``objective.entropy``; see docs/extend.md.
+The new objective is configured in the block ``objective.entropy``; see docs/extend.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ Heads = Mapping[str, Any]  # modules of flax.nnx
 
 
 class Blocks(Mapping[str, Table]):
-    """The config blocks of all objectives by name, later registrations included."""
+    """A live mapping from the name of each registered objective to its config block."""
 
     def __getitem__(self, name: str) -> Table:
         if name not in OBJECTIVES:
@@ -58,7 +58,7 @@ class Blocks(Mapping[str, Table]):
 
 
 def active(settings: Settings) -> dict[str, Objective]:
-    """Return the objectives with nonzero weight; the others are skipped, as are their heads."""
+    """Return the objectives with nonzero weight, by name; the others are not computed."""
     return {name: OBJECTIVES.get(name) for name, block in settings.items() if block["weight"]}
 
 
@@ -68,9 +68,10 @@ def reads(settings: Settings) -> frozenset[str]:
 
 
 def head_names(settings: Settings) -> dict[str, str]:
-    """Return the parameter name of each head that an active objective owns, by objective.
+    """Return a dict from each active objective that has a head to the head's parameter name.
 
-    The heads are in the order of registration, on which the initial parameters depend.
+    The order is that in which the objectives were registered, since the random initialization of
+    the heads depends on their order.
     """
     owners = active(settings)
     return {
@@ -81,16 +82,16 @@ def head_names(settings: Settings) -> dict[str, str]:
 
 
 def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, Metrics]:
-    """Compute the weighted sum of the active objectives, and their metrics.
+    """Compute the weighted sum of the active objectives, and all metrics.
 
     Args:
-        arrays: The outputs of the network and the targets of a step, over the global batch.
-        settings: A config block for each objective to compute, ``weight`` among its keys.
-        heads: The heads of the objectives that own one, by objective.
+        arrays: The network outputs and targets of one step, over the global batch.
+        settings: The config block of each objective, by name. Each block has a key ``weight``.
+        heads: The head module of each active objective that has one, by objective name.
 
     Returns:
-        The total loss, and the metrics: each loss without its weight, the total loss, and the
-            metrics that the objectives return.
+        The total loss, and a dict of metrics. The dict holds ``loss/NAME``, the unweighted loss of
+            each objective, ``loss/total``, and the metrics that the objectives return.
     """
     metrics: Metrics = {}
     total = jnp.zeros(())

@@ -1,4 +1,7 @@
-"""Barlow Twins: the cross-correlation of two views becomes the identity (arXiv 2103.03230)."""
+"""The Barlow Twins loss, which moves the cross-correlation of two views toward the identity.
+
+See arXiv 2103.03230.
+"""
 
 from collections.abc import Callable
 
@@ -21,14 +24,14 @@ from can_jax.utils.settings import Key, Number
 def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple[Loss, Metrics]:
     """Compute ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2``, averaged over view pairs.
 
-    ``C`` is the correlation of the dimensions of one view with those of another, over the images
-    (eq. 1). A dimension is divided by ``sqrt(variance + 1e-5)``, as facebookresearch/barlowtwins
-    does by a BatchNorm without parameters.
+    ``C`` is the cross-correlation matrix of the embeddings of two views over the global batch (eq.
+    1). Each embedding dimension is divided by ``sqrt(variance + 1e-5)``. This matches the BatchNorm
+    without affine parameters in facebookresearch/barlowtwins.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: The projector, a function of all rows of the global batch.
-        redundancy: The coefficient of the correlations of different dimensions.
+        arrays: The network outputs and targets of one step.
+        head: The projection head, which is applied to all rows of the global batch at once.
+        redundancy: The coefficient of the off-diagonal terms of ``C``.
     """
     z = projected_by_view(arrays, head)
     centered = z - z.mean(axis=0)
@@ -49,7 +52,7 @@ OBJECTIVE = Objective(
     loss=loss,
     keys={
         "redundancy": Key(
-            0.0051, Number(0, 1e6), "The coefficient of the correlations of different dimensions."
+            0.0051, Number(0, 1e6), "The coefficient of the squared off-diagonal correlations."
         )
     },
     head=projector,

@@ -1,4 +1,4 @@
-"""The interface of an objective: the arrays it reads, its requirements and its loss function."""
+"""The class that defines an objective, and the arrays that objectives can read."""
 
 import dataclasses
 import inspect
@@ -22,22 +22,22 @@ WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's 
 
 
 class Arrays(NamedTuple):
-    """The arrays of one step that objectives read: outputs of the network, and targets.
+    """The network outputs and targets of one training step, from which losses are computed.
 
     The views of an image are adjacent: row ``r`` is view ``r % views`` of image ``r // views``. A
     field is None unless an active objective reads it.
 
     Attributes:
-        tokens: The encoder's output, class token first.
-        pooled: The pooled embeddings.
-        prediction: The decoder's prediction of every patch.
-        clean: The pixels of every patch, normalized, without noise.
-        noise: The noise to predict, on the scale of `noise.target`; only that of visible patches
-            counts.
-        noise_scale: The factor of each row that scales ``noise`` to the noise of the input.
-        hidden: True for the patches that the encoder did not see.
-        labels: The label of each image, -1 where unknown.
-        contents: A number of each image that copies of it share; None unless
+        tokens: The output tokens of the encoder, class token first.
+        pooled: The encoder output pooled over tokens as ``objective.contrastive.pool`` selects.
+        prediction: The decoder's prediction for every patch.
+        clean: The normalized pixels of every patch, without the added noise.
+        noise: The noise to predict, in the scale that ``noise.target`` selects. Losses use the
+            values of visible patches only.
+        noise_scale: The factor by which ``noise`` is multiplied to obtain the noise in the input.
+        hidden: A mask that is True for the patches that the encoder did not see.
+        labels: The class label of each image; -1 if unknown.
+        contents: An ID of each image's content, equal for duplicates; None unless
             ``objective.contrastive.exclude_copies`` is set.
     """
 
@@ -53,43 +53,46 @@ class Arrays(NamedTuple):
 
 
 def _accept(_: Any) -> None:
-    """Accept any configuration."""
+    """Accept any configuration; the default of `Objective.check`."""
 
 
 def _never(_: Any) -> bool:
-    """Return False for any settings."""
+    """Return False, the default of `Objective.needs_labels`."""
     return False
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """A term of the total loss, with its config block, its checks and the head that it owns.
+    """A term of the training loss, with its config keys, its checks and its head.
 
     Attributes:
-        reads: The fields of `Arrays` that ``loss`` reads. The decoder is built only if an active
-            objective reads ``prediction``.
-        loss: A function; ``loss(arrays, **settings)`` returns the loss and a dict of metrics to
-            log. If the objective has a head, it is ``loss(arrays, head, **settings)``.
-        weight: The default weight, 0 if omitted. An objective with weight 0 is inactive until a
-            recipe sets its weight.
-        keys: The other keys of the config block ``objective.NAME``. Those that ``loss`` has as
-            parameters are passed to it.
-        head: A function that builds the module of the objective's own parameters, such as a
-            projector or a learned temperature: ``head(config, width, **options)``. ``width`` is
-            that of the encoder; ``options`` are ``dtype``, ``param_dtype`` and ``rngs``, which each
-            layer of `flax.nnx` takes. None for an objective without parameters.
-        head_name: The name of the head among the parameters; ``NAME_head`` by default.
-        relates_rows: Whether the loss compares rows with each other, so that it is not a mean over
-            microbatches. Then ``reads`` may hold fields of `OF_WHOLE_BATCH` only.
+        reads: The names of the fields of `Arrays` that ``loss`` reads. The decoder is built only if
+            an active objective reads ``prediction``.
+        loss: A function ``loss(arrays, **settings)`` that returns the loss and a dict of metrics to
+            log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
+        weight: The default of the config key ``weight``. An objective with weight 0 is inactive.
+        keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Keys that
+            match a parameter of ``loss`` are passed to it.
+        head: A function ``head(config, width, **options)`` that builds the objective's own module,
+            such as a projector or a learned temperature. ``width`` is the embedding dimension of
+            the encoder. ``options`` holds the arguments ``dtype``, ``param_dtype`` and ``rngs`` of
+            `flax.nnx` layers. ``head`` is None for an objective without parameters.
+        head_name: The name of the head in the parameter tree; ``NAME_head`` by default.
+        relates_rows: Whether the loss compares images of the batch with each other, so that it is
+            not a mean over microbatches. If True, ``reads`` may hold only fields in
+            `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
-        min_images: The minimum number of images in a batch or microbatch.
-        needs_labels: A function of the config block that returns whether the data must have labels.
-        check: A function of the whole configuration that raises `UserError` if this objective
-            cannot be computed with it. It is called for active objectives only.
+        min_images: The minimum number of images per batch, or per microbatch where the loss is
+            computed for each microbatch alone.
+        needs_labels: A function that takes the config block ``objective.NAME`` and returns whether
+            the training data must have labels.
+        check: A function that takes the complete configuration and raises `UserError` if this
+            objective cannot be computed with it. It is called for active objectives only.
 
     Raises:
-        ValueError: An attribute has a wrong type, ``reads`` holds an unknown field or one that
-            ``relates_rows`` excludes, or ``loss`` requires a parameter that is not in ``keys``.
+        ValueError: ``reads`` or ``keys`` has a wrong type, ``reads`` holds a field that is unknown
+            or excluded by ``relates_rows``, or ``loss`` requires a parameter that is not in
+            ``keys``.
     """
 
     reads: Set[str]
@@ -116,8 +119,8 @@ class Objective:
         for name, key in self.keys.items():
             if not isinstance(key, Key) or name == "weight":
                 raise ValueError(
-                    f"an objective with keys[{name!r}]={key!r}: give a can_jax.utils.settings.Key; "
-                    "the weight has a field of its own"
+                    f"an objective with keys[{name!r}]={key!r}: each value must be a "
+                    "can_jax.utils.settings.Key; set the weight by the argument weight"
                 )
         for parameter in self._parameters():
             required = parameter.default is parameter.empty and parameter.kind is not VAR_KEYWORD
@@ -129,22 +132,22 @@ class Objective:
 
     @property
     def table(self) -> Table:
-        """The keys of the config block."""
+        """The keys of the config block, including ``weight``."""
         return {
-            "weight": Key(self.weight, WEIGHT, "Weight of this loss in the total."),
+            "weight": Key(self.weight, WEIGHT, "The weight of this loss in the total loss."),
             **self.keys,
         }
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """The keys of the config block that ``loss`` takes."""
+        """The keys of the config block that are passed to ``loss``."""
         parameters = self._parameters()
         if any(parameter.kind is VAR_KEYWORD for parameter in parameters):
             return tuple(self.keys)
         return tuple(p.name for p in parameters if p.name in self.keys)
 
     def _parameters(self) -> list[inspect.Parameter]:
-        """Return the parameters of ``loss`` after the arrays and the head."""
+        """Return the parameters of ``loss``, except ``arrays`` and ``head``."""
         given = 1 if self.head is None else 2
         return [
             parameter
@@ -154,10 +157,10 @@ class Objective:
 
 
 def check_names(value: Any) -> None:
-    """Check that ``reads`` is a set of strings; a string alone would be iterable, too.
+    """Check that ``reads`` is a set of strings, and not, for example, a single string.
 
     Raises:
-        ValueError: The value is of another type, or holds something else.
+        ValueError: The value is not a set, or one of its elements is not a string.
     """
     if not isinstance(value, Set) or not all(isinstance(name, str) for name in value):
         raise ValueError(
@@ -166,5 +169,8 @@ def check_names(value: Any) -> None:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Cast to float32, or keep float64; losses use this type for any ``model.dtype``."""
+    """Cast to float32, or keep float64.
+
+    Losses are computed in this type for every ``model.dtype``.
+    """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

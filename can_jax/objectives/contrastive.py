@@ -1,10 +1,11 @@
-"""InfoNCE over the global batch, and its supervised form (SupCon).
+"""The InfoNCE loss over the global batch, and its supervised form (SupCon).
 
-Every device holds some rows of the batch and receives all rows as keys. The similarity matrix is
-computed in blocks of keys, forward and backward, so memory grows linearly with the batch.
+A row is the embedding of one view of an image. Every device holds a shard of the rows as queries
+and gathers all rows as keys. Both passes compute the similarity matrix in blocks of keys, so memory
+grows linearly with the batch size.
 
-The backward pass is written by hand and needs no reduction over devices. The gradient that a row
-receives as a key follows from two numbers of each query: its normalizer and its count of positives.
+The custom backward pass needs no reduction over devices. It computes the gradient of a row as a key
+from two numbers of each query: the log of its softmax denominator and its number of positives.
 """
 
 import functools
@@ -44,21 +45,22 @@ def contrast(
     temperature: float,
     block: int,
 ) -> tuple[Loss, RowStatistics]:
-    """Compute ``-log softmax``, averaged over the positives of a row, then over the rows.
+    """Compute ``-log softmax``, averaged over the positives of each row and then over all rows.
 
-    The softmax is over all other rows. With one positive per row this is InfoNCE (arXiv 2002.05709,
-    eq. 1); with several it is SupCon's ``L_out`` (arXiv 2004.11362, eq. 2).
+    The softmax of a row runs over all other rows of the global batch. With one positive per row
+    this is InfoNCE (arXiv 2002.05709, eq. 1); with several it is SupCon's ``L_out`` (arXiv
+    2004.11362, eq. 2).
 
     Args:
-        unit: Embeddings of length 1; the views of an image are adjacent.
-        label: The label of each row, -1 where unknown; rows of one label are positives of each
-            other. None for InfoNCE.
-        views: The number of views per image.
-        temperature: The divisor of the similarities.
-        block: The number of keys compared at a time.
+        unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
+        label: The class label of each row, -1 if unknown. Rows with the same label are positives of
+            each other. None for InfoNCE.
+        views: The number of augmented views per image.
+        temperature: The positive number by which similarities are divided before the softmax.
+        block: The number of key rows per block of the similarity matrix.
 
     Returns:
-        The loss, and statistics of the similarities. Only the loss has a gradient.
+        The loss, and the similarity statistics of each row. Only the loss is differentiable.
     """
     return _forward(unit, label, views, temperature, block)[0]
 
@@ -87,11 +89,11 @@ def _forward(
 
 
 def _backward(views: int, temperature: float, block: int, saved: Any, cotangent: Any) -> Any:
-    """Compute the gradient of ``unit``.
+    """Compute the gradient of the loss with respect to ``unit``.
 
-    Every pair contributes twice, once with the row as query and once as key. The gradient of
-    ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. Here ``g[i, j]`` is
-    ``(softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``.
+    Every pair of rows contributes twice, since each row of the pair is once the query and once the
+    key. The gradient with respect to ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. Here
+    ``g[i, j]`` is ``(softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``.
     """
     unit, keys, label, normalizer, positives = saved
     rows = Rows(jnp.arange(unit.shape[0]), label)
@@ -127,27 +129,28 @@ def loss(
     exclude_above: float | None = None,
     exclude_copies: bool = False,
 ) -> tuple[Loss, Metrics]:
-    """Compute InfoNCE, or SupCon if ``supervised``, and metrics of the embeddings.
+    """Compute InfoNCE, or SupCon if ``supervised``, and similarity metrics.
 
     ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
-    image. The last five settings select another treatment of the negatives; see
-    `can_jax.objectives.negatives`. With their defaults, that module adds nothing to the program.
+    image. The last five arguments change the treatment of the negatives, as
+    `can_jax.objectives.negatives` describes. With their defaults, the plain loss is compiled.
 
     Args:
-        arrays: The outputs of the network and the targets of a step. An image with label -1 forms a
-            class of its own.
-        head: The projector, a function of all rows of the global batch.
-        temperature: The divisor of the similarities.
-        directions: `mean` over all rows, or `sum` over the views of the mean over images, as in
-            google-research/simclr.
-        supervised: Whether rows of one label are positives of each other.
-        block: The number of keys compared at a time; `block_size` computes the default.
-        decoupled: Whether positives are left out of the denominator.
-        positive_prior: The assumed share of negatives that show the query's class; below 1.
-        hardness: The concentration of the weight on negatives that are similar to the query.
-        exclude_above: The similarity above which a negative counts as a false one; None for no
-            limit.
-        exclude_copies: Whether copies of the query's image count as false negatives.
+        arrays: The network outputs and targets of one step. For SupCon, an image with label -1 has
+            only its own views as positives.
+        head: The projection head, which is applied to all rows of the global batch at once.
+        temperature: The positive number by which similarities are divided before the softmax.
+        directions: ``mean`` averages the loss over all rows. ``sum`` averages over images and sums
+            over views, as in google-research/simclr.
+        supervised: Whether rows with the same class label are positives of each other (SupCon).
+        block: The number of key rows per block of the similarity matrix; None for `block_size`.
+        decoupled: Whether to exclude the positives from the softmax denominator.
+        positive_prior: The assumed fraction of negatives that have the query's class, in [0, 1).
+        hardness: How strongly the weights favor negatives similar to the query; 0 for equal
+            weights.
+        exclude_above: The cosine similarity to the query above which negatives are excluded; None
+            excludes none.
+        exclude_copies: Whether to exclude duplicates of the query's image from the negatives.
     """
     assert arrays.pooled is not None
     images, views, _ = arrays.pooled.shape
@@ -183,15 +186,15 @@ def loss(
 
 
 def check(config: Any) -> None:
-    """Check that copies can be recognized.
+    """Check that duplicate images can be recognized if ``exclude_copies`` is set.
 
     Raises:
-        UserError: The data is streamed, so that examples have no number.
+        UserError: ``exclude_copies`` is set, but the data is streamed, so examples have no index.
     """
     if config.objective.contrastive.exclude_copies and config.data.streaming:
         raise UserError(
-            "config.objective.contrastive.exclude_copies=True: streamed examples have no number; "
-            "set data.streaming=False, or use exclude_above"
+            "config.objective.contrastive.exclude_copies=True: streamed examples have no index; "
+            "set data.streaming=False, or use exclude_above instead"
         )
 
 
@@ -201,53 +204,53 @@ OBJECTIVE = Objective(
     weight=0.03,
     keys={
         "temperature": Key(
-            0.1, Number(1e-3, 100), "The temperature, by which similarities are divided."
+            0.1, Number(1e-3, 100), "The temperature, by which cosine similarities are divided."
         ),
         "pool": Key(
             "patches",
             Choice(POOLS),
-            "The tokens to average and project: patches, all, or only the class token.",
+            "The encoder tokens to average before the projector: patches, all, or the class token.",
         ),
         "directions": Key(
             "mean",
             Choice(("mean", "sum")),
-            "The reduction over the losses of the views. The sum, as in google-research/simclr, "
-            "is the mean times the number of views.",
+            "The reduction of the loss over views: mean, or sum as in google-research/simclr, "
+            "which is the mean times the number of views.",
         ),
         "supervised": Key(
             False,
             Switch(),
-            "Whether images of the same label are positives of each other (SupCon).",
+            "Whether images with the same class label are positives of each other (SupCon).",
         ),
         "block": BLOCK,
         "decoupled": Key(
             False,
             Switch(),
-            "Whether positives are left out of the denominator (DCL, arXiv 2110.06848).",
+            "Whether to exclude the positives from the denominator (DCL, arXiv 2110.06848).",
         ),
         "positive_prior": Key(
             0.0,
             Number(0, below=1),
-            "The assumed share of negatives of the query's class, for which the denominator is "
-            "corrected (debiased, arXiv 2007.00224).",
+            "The assumed fraction of negatives that have the query's class, for which the "
+            "denominator is corrected (debiased contrastive loss, arXiv 2007.00224).",
         ),
         "hardness": Key(
             0.0,
             Number(0, 100),
-            "The concentration of the weight on negatives that are similar to the query (arXiv "
-            "2010.04592); 0 weights all equally.",
+            "How strongly the weights favor negatives similar to the query (hard negative "
+            "sampling, arXiv 2010.04592); 0 for equal weights.",
         ),
         "exclude_above": Key(
             None,
             Number(-1, 1),
-            "The cosine similarity above which a row of another image is no negative; by default "
-            "none is excluded.",
+            "The cosine similarity to the query above which negatives are excluded; by default, "
+            "none are excluded.",
         ),
         "exclude_copies": Key(
             False,
             Switch(),
-            "Whether a copy of the row's image is no negative: the same example, or one of equal "
-            "content by the index.",
+            "Whether to exclude copies of the query's image from its negatives: the same example, "
+            "or one with the same content digest in the dataset index.",
         ),
     },
     head=projector,

@@ -1,4 +1,4 @@
-"""The denoising objective: prediction of the noise on visible patches (arXiv 2210.16870)."""
+"""The denoising objective, which predicts the noise added to visible patches (arXiv 2210.16870)."""
 
 from typing import Any
 
@@ -15,25 +15,25 @@ def denoising_loss(
     noise: Float[Array, "rows patches pixels"],
     hidden: Bool[Array, "rows patches"],
 ) -> Loss:
-    """Return the mean squared error of the predicted noise, over visible patches.
+    """Return the mean squared error of the predicted noise over the visible patches.
 
-    The noise is not normalized per patch, so that the network has to predict its magnitude, too.
+    The target noise is not normalized per patch, so the network must also predict its magnitude.
 
     Args:
-        prediction: The prediction of every patch.
-        noise: The noise of every patch.
-        hidden: True for the patches that the encoder did not see.
+        prediction: The noise predicted for every patch.
+        noise: The target noise of every patch.
+        hidden: A mask that is True for the patches that the encoder did not see.
     """
     errors = jnp.square(at_least_float32(prediction) - at_least_float32(noise))
     return jnp.mean(errors.mean(axis=-1), where=~hidden)
 
 
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
-    """Return the `denoising_loss` of a step, and two energies of the input's noise.
+    """Return the `denoising_loss` of a step, and two metrics of the noise.
 
     ``denoising/energy`` is the mean square of the noise on visible patches. ``denoising/residual``
-    is the mean square of the error of its prediction. Both are in normalized pixels, whatever the
-    scale of the target.
+    is the mean squared error of the predicted noise. Both are in squared normalized pixel units for
+    every ``noise.target``.
     """
     prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
     assert prediction is not None
@@ -50,16 +50,17 @@ def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
 
 
 def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> float:
-    """Return the share of the noise that the best linear denoiser of a patch explains.
+    """Return the fraction of noise energy that the optimal linear denoiser of a patch removes.
 
-    The denoiser is the Wiener filter, given the level sigma, which is uniform in
-    [0, sigma_max], and the covariance of clean patches. In a direction of variance v, it explains
-    ``sigma^4 / (v + sigma^2)`` of the noise's energy ``sigma^2``. With ``r = sqrt(v) / sigma_max``,
-    the mean over sigma is ``1 - 3 r^2 + 3 r^3 arctan(1 / r)`` of the mean energy.
+    This denoiser is the Wiener filter, which depends on the noise level sigma and on the covariance
+    of clean patches. Along an eigenvector with eigenvalue v, the noise has the energy ``sigma^2``,
+    and the filter removes ``sigma^4 / (v + sigma^2)`` of it. With sigma uniform in [0, sigma_max]
+    and ``r = sqrt(v) / sigma_max``, the removed fraction of the mean energy is ``1 - 3 r^2 + 3 r^3
+    arctan(1 / r)``.
 
     Args:
-        variances: The eigenvalues of the covariance, in squared normalized pixels.
-        sigma_max: The largest noise level.
+        variances: The eigenvalues of the covariance of clean patches, in squared normalized pixels.
+        sigma_max: The largest noise level, as a standard deviation in normalized pixels.
     """
     r = np.sqrt(np.maximum(np.asarray(variances, np.float64), 0)) / sigma_max
     # For a large r the terms nearly cancel, so two terms of the series in 1 / r are used instead.
@@ -70,14 +71,14 @@ def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> f
 
 
 def check(config: Any) -> None:
-    """Check that there is noise to predict.
+    """Check that noise is added to the input, so that there is noise to predict.
 
     Raises:
-        UserError: The noise is disabled.
+        UserError: ``noise.sigma_max`` is 0.
     """
     if not config.noise.sigma_max:
         raise UserError(
-            "config.noise.sigma_max=0: there is no noise to predict; set "
+            "config.noise.sigma_max=0: there is no noise to predict; raise it or set "
             "objective.denoising.weight=0"
         )
 

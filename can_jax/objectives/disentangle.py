@@ -1,4 +1,4 @@
-"""A penalty on dependent dimensions of the embedding: decorrelation, or total correlation."""
+"""A penalty on the statistical dependence between embedding dimensions."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -11,7 +11,7 @@ FORMS = ("decorrelation", "total_correlation")
 
 
 def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"]:
-    """Return the correlations of the dimensions; each variance is increased by 1e-5."""
+    """Return the correlation matrix of the dimensions, with 1e-5 added to each variance."""
     centered = rows - rows.mean(axis=0)
     deviations = jnp.sqrt(jnp.mean(jnp.square(centered), axis=0) + 1e-5)
     normed = centered / deviations
@@ -19,19 +19,20 @@ def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"
 
 
 def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
-    """Compute the penalty on the pooled embeddings of all rows.
+    """Compute the penalty on the pooled embeddings of the global batch.
 
-    - ``decorrelation``: the mean squared correlation of two different dimensions (DeCov, arXiv
-      1511.06068, on correlations).
-    - ``total_correlation``: the total correlation of a Gaussian with these correlations ``R``,
-      ``-log det((1 - shrinkage) R + shrinkage I) / 2``, per dimension. It is 0 for independent
-      dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the same quantity of a latent code.
+    - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
+      1511.06068, which uses the covariance matrix).
+    - ``total_correlation``: the total correlation of a Gaussian with the correlation matrix ``R``,
+      divided by the width: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``. It is 0 for
+      uncorrelated dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the total correlation of a
+      latent code.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        form: The form, of `FORMS`.
-        shrinkage: The weight of the identity, which bounds the determinant of a batch with fewer
-            rows than dimensions.
+        arrays: The network outputs and targets of one step.
+        form: The penalty, ``decorrelation`` or ``total_correlation``.
+        shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1]. It keeps
+            the determinant positive if the batch has fewer rows than dimensions.
     """
     assert arrays.pooled is not None
     width = arrays.pooled.shape[-1]
@@ -48,11 +49,11 @@ OBJECTIVE = Objective(
     reads=frozenset({"pooled"}),
     loss=loss,
     keys={
-        "form": Key("decorrelation", Choice(FORMS), "The quantity to penalize."),
+        "form": Key("decorrelation", Choice(FORMS), "The measure of dependence to penalize."),
         "shrinkage": Key(
             0.1,
             Number(1e-4, 1),
-            "The weight of the identity in the correlations of `total_correlation`.",
+            "The weight of the identity matrix in the correlation matrix of total_correlation.",
         ),
     },
     relates_rows=True,

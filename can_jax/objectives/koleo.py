@@ -1,4 +1,4 @@
-"""KoLeo: embeddings spread apart from their nearest neighbors (arXiv 1806.03198)."""
+"""The KoLeo loss, which pushes embeddings away from their nearest neighbors (arXiv 1806.03198)."""
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
 
 
 def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
-    """Return the index of the nearest other image of the same view, for each row.
+    """Return, for each row, the index of its nearest row of the same view and another image.
 
     Args:
-        unit: The embeddings; the views of an image are adjacent.
-        views: The number of views per image.
-        block: The number of keys compared at a time.
+        unit: The embeddings, in which the views of an image are adjacent rows.
+        views: The number of augmented views per image.
+        block: The number of key rows per block of the similarity matrix.
     """
     rows = Rows(jnp.arange(unit.shape[0]), None)
 
@@ -48,15 +48,15 @@ def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Arr
 
 
 def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute ``-log(distance + 1e-8)`` to the nearest other image, averaged over rows.
+    """Compute the mean over rows of ``-log(distance + 1e-8)`` to the nearest other image.
 
-    The pooled embeddings are scaled to length 1, and each view is compared within itself, as in
-    DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings do not repel each other, since the
-    distance has no derivative there.
+    The pooled embeddings are L2-normalized, and a row is compared only with rows of the same view,
+    as in DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings get no gradient, since the
+    distance is not differentiable at 0.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        block: The number of keys compared at a time; `block_size` computes the default.
+        arrays: The network outputs and targets of one step.
+        block: The number of key rows per block of the similarity matrix; None for `block_size`.
     """
     assert arrays.pooled is not None
     images, views, width = arrays.pooled.shape

@@ -1,8 +1,9 @@
-"""Maximum entropy coding, by a truncated series (MEC, arXiv 2210.11464).
+"""Maximum entropy coding with a truncated Taylor series (MEC, arXiv 2210.11464).
 
-The minimal coding length of ``m`` embeddings of width ``d`` at a distortion ``e^2`` is
-``(m + d) / 2 * log det(I + d / (m e^2) Z.T Z)``. With the embeddings of two views in place of
-``Z.T Z``, its maximum aligns the views, too. The logarithm is its Taylor series up to ``order``.
+For ``m`` embeddings ``Z`` of dimension ``d`` and a distortion ``e^2``, the minimal coding length is
+``(m + d) / 2 * log det(I + d / (m e^2) Z.T Z)``. If ``Z.T Z`` is replaced by the product of the
+embeddings of two views, maximizing the length also aligns the views. The logarithm is replaced by
+the first ``order`` terms of its Taylor series.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from can_jax.utils.settings import Key, Number, Whole
 def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Array, ""]:
     """Return ``sum_k (-1)^(k + 1) / k * trace(matrix^k)`` for k up to ``order``.
 
-    The sum approaches ``log det(I + matrix)`` if all eigenvalues are below 1 in absolute value.
+    The sum converges to ``log det(I + matrix)`` if all eigenvalues are below 1 in absolute value.
     """
     total, power = jnp.trace(matrix), matrix
     for k in range(2, order + 1):
@@ -36,17 +37,17 @@ def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Ar
 def loss(
     arrays: Arrays, head: Callable[..., Array], distortion: float, order: int
 ) -> tuple[Loss, Metrics]:
-    """Compute the negative coding length, averaged over the pairs of views.
+    """Compute the negative coding length, averaged over all pairs of views.
 
-    The length is divided by ``(m + d) / (2 distortion)``, so that the first term of the series is
-    minus the mean cosine similarity of two views. Neither the value nor its gradient then grows
-    with the batch or the width.
+    The length is divided by ``(m + d) / (2 distortion)``, so the first term of the loss is the
+    negative mean cosine similarity of two views. This keeps the loss and its gradient from growing
+    with the batch size or the embedding dimension.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: The projector, a function of all rows of the global batch.
-        distortion: The squared distortion of a dimension, ``e^2 / d``.
-        order: The number of terms of the series.
+        arrays: The network outputs and targets of one step.
+        head: The projection head, which is applied to all rows of the global batch at once.
+        distortion: The squared distortion per dimension, ``e^2 / d``; positive.
+        order: The number of terms of the Taylor series; at least 1.
     """
     z = normalize(projected_by_view(arrays, head))
     images = z.shape[0]
@@ -63,9 +64,9 @@ OBJECTIVE = Objective(
     loss=loss,
     keys={
         "distortion": Key(
-            0.06, Number(1e-3, 1e3), "The squared distortion per dimension of the code."
+            0.06, Number(1e-3, 1e3), "The squared coding distortion per embedding dimension."
         ),
-        "order": Key(4, Whole(1, 64), "The number of terms of the series of the logarithm."),
+        "order": Key(4, Whole(1, 64), "The number of Taylor terms of the logarithm."),
     },
     head=projector,
     relates_rows=True,

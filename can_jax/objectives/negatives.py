@@ -1,20 +1,21 @@
-"""Corrections of the negatives of a contrastive loss: decoupled, debiased, hard, and excluded.
+"""Contrastive losses with decoupled, hard, debiased or excluded negatives.
 
-`contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of a row and over the
-rows. Here ``s+`` is the similarity to a positive, ``t`` the temperature, and ``D`` the denominator:
+`contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of each row and then
+over all rows. Here ``s+`` is the similarity to a positive, ``t`` is the temperature, and ``D`` is
+the softmax denominator. The following options change ``D``:
 
-- ``D = P + G``. ``P`` is the sum of ``exp(s / t)`` over positives, and ``G`` that over negatives.
-  Without corrections this is InfoNCE and SupCon as `can_jax.objectives.contrastive` has them.
+- Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
+  over negatives. This is the loss of `can_jax.objectives.contrastive`.
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
-- Hard (arXiv 2010.04592, eq. 4): negatives have weights in proportion to ``exp(b s / t)``, with
-  mean 1. At a concentration ``b`` of 0 the weights are equal.
-- Debiased (arXiv 2007.00224, eq. 8): a share ``p`` of ``N`` negatives is assumed to be of the
+- Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights proportional to ``exp(b s / t)``,
+  with mean 1. The weights are equal for a hardness ``b`` of 0.
+- Debiased (arXiv 2007.00224, eq. 8): a fraction ``p`` of the ``N`` negatives is assumed to have the
   query's class. ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 / t))``.
-- Excluded: negatives above a similarity, and copies of the query's image, count as false, and are
-  left out of ``G`` and ``N``.
+- Excluded: ``G`` and ``N`` leave out negatives above a similarity threshold and duplicates of the
+  query's image.
 
-JAX differentiates the loss through a scan over blocks of keys, and recomputes their similarities in
-the backward pass. Memory grows linearly with the batch.
+The loss scans over blocks of keys with `jax.checkpoint`, which recomputes the similarities in the
+backward pass. Memory therefore grows linearly with the batch size.
 """
 
 from typing import Any, NamedTuple
@@ -38,11 +39,11 @@ LOWEST = -1e30  # the log of an empty sum; finite, so that differences are finit
 
 
 class LogSum(NamedTuple):
-    """The logarithm of a sum of exponentials, ``shift + log(total)``, taken over blocks.
+    """A log-sum-exp that accumulates over blocks, with the value ``shift + log(total)``.
 
     Attributes:
-        shift: The largest exponent so far, a constant for the derivative.
-        total: The sum of the exponentials, each divided by that of the shift.
+        shift: The largest exponent so far, which carries no gradient.
+        total: The sum of ``exp(exponent - shift)``.
     """
 
     shift: Float[Array, " rows"]
@@ -51,20 +52,20 @@ class LogSum(NamedTuple):
     def add(
         self, exponents: Float[Array, "rows keys"], where: Bool[Array, "rows keys"]
     ) -> "LogSum":
-        """Add the exponentials of a block where a condition holds."""
+        """Return the log-sum-exp that also includes the exponents for which ``where`` is True."""
         exponents = jnp.where(where, exponents, LOWEST)
         shift = jnp.maximum(self.shift, jax.lax.stop_gradient(exponents.max(axis=1)))
         terms = jnp.where(where, jnp.exp(exponents - shift[:, None]), 0.0)
         return LogSum(shift, self.total * jnp.exp(self.shift - shift) + terms.sum(axis=1))
 
     def log(self) -> Float[Array, " rows"]:
-        """Return the logarithm, or `LOWEST` for an empty sum."""
+        """Return the logarithm of the sum, or `LOWEST` if the sum is empty."""
         some = self.total > 0
         return jnp.where(some, self.shift + jnp.log(jnp.where(some, self.total, 1.0)), LOWEST)
 
 
 class _Sums(NamedTuple):
-    """The sums of each row that a scan over blocks of keys accumulates."""
+    """The statistics of each row that the scan over blocks of keys accumulates."""
 
     seen: RowStatistics
     positive: LogSum  # of s / t over positives
@@ -87,27 +88,29 @@ def contrast_corrected(
     exclude_above: float | None,
     content: UInt32[Array, " rows"] | None = None,
 ) -> tuple[Loss, RowStatistics, Float[Array, ""]]:
-    """Compute the contrastive loss of the module's docstring over the rows of the global batch.
+    """Compute a contrastive loss with modified negatives over the rows of the global batch.
 
-    A row whose negatives are all excluded has only its positives in the denominator; if the loss is
-    decoupled, too, it counts as 0.
+    The module docstring defines the loss. If all negatives of a row are excluded, its denominator
+    holds only its positives. If ``decoupled`` is also set, the loss of such a row is 0.
 
     Args:
-        unit: Embeddings of length 1; the views of an image are adjacent.
+        unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
         label: The label of each row, -1 where unknown; rows of one label are positives of each
             other. If None, only views of one image are positives.
-        views: The number of views per image.
-        temperature: The divisor of the similarities.
-        block: The number of keys compared at a time.
-        decoupled: Whether positives are left out of the denominator.
-        positive_prior: The assumed share of negatives of the query's class.
-        hardness: The concentration of the negatives' weights.
-        exclude_above: The similarity above which negatives are excluded, or None.
-        content: A number of each row that copies of its image share, which are excluded; or None.
+        views: The number of augmented views per image.
+        temperature: The positive number by which similarities are divided before the softmax.
+        block: The number of key rows per block of the similarity matrix.
+        decoupled: Whether to exclude the positives from the softmax denominator.
+        positive_prior: The assumed fraction of negatives that have the query's class, in [0, 1).
+        hardness: How strongly the weights favor negatives similar to the query; 0 for equal
+            weights.
+        exclude_above: The cosine similarity above which negatives are excluded; None excludes none.
+        content: An ID of each row's image content. Negatives with the ID of the query are excluded
+            as duplicates; None excludes none.
 
     Returns:
-        The loss, statistics of the similarities, and the mean over rows of the excluded share of
-        negatives.
+        The loss, the similarity statistics of each row, and the mean over rows of the fraction of
+        negatives that are excluded.
     """
     rows = Rows(jnp.arange(unit.shape[0]), label)
     zero = jnp.zeros_like(unit, shape=unit.shape[0])

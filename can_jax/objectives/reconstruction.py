@@ -1,4 +1,4 @@
-"""The reconstruction objective: prediction of hidden patches, as in MAE (arXiv 2111.06377)."""
+"""The reconstruction objective, which predicts hidden patches as in MAE (arXiv 2111.06377)."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ from can_jax.utils.settings import Key, Switch
 def patch_statistics(
     patches: Float[Array, "rows patches pixels"],
 ) -> tuple[Float[Array, "rows patches 1"], Float[Array, "rows patches 1"]]:
-    """Return the mean of each patch, and ``sqrt(unbiased variance + 1e-6)``."""
+    """Return the mean of each patch, and its deviation ``sqrt(unbiased variance + 1e-6)``."""
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return mean, jnp.sqrt(variance + 1e-6)
@@ -28,15 +28,15 @@ def reconstruction_loss(
     hidden: Bool[Array, "rows patches"],
     normalize: bool = True,
 ) -> Loss:
-    """Return the mean squared error to the clean pixels, over hidden patches.
+    """Return the mean squared error against the clean pixels, over the hidden patches.
 
-    The target excludes the noise that was added to the input.
+    The target is the image before noise was added to the input.
 
     Args:
-        prediction: The prediction of every patch.
-        clean: The pixels of every patch, without noise.
-        hidden: True for the patches that the encoder did not see.
-        normalize: Whether each target patch is normalized by its own mean and standard deviation.
+        prediction: The pixels predicted for every patch.
+        clean: The pixels of every patch, without the added noise.
+        hidden: A mask that is True for the patches that the encoder did not see.
+        normalize: Whether to normalize each target patch by its own mean and standard deviation.
     """
     target = at_least_float32(clean)
     if normalize:
@@ -47,7 +47,7 @@ def reconstruction_loss(
 
 
 def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
-    """Return the `reconstruction_loss` of a step."""
+    """Return the `reconstruction_loss` of a step, and no further metrics."""
     assert arrays.prediction is not None
     assert arrays.clean is not None
     assert arrays.hidden is not None
@@ -55,24 +55,24 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
 
 
 def check(config: Any) -> None:
-    """Check that a patch can be normalized and that masking hides patches to reconstruct.
+    """Check that patches can be normalized and that masking hides at least one patch.
 
     Raises:
-        UserError: A setting leaves nothing to reconstruct, or to normalize.
+        UserError: The mask ratio hides no patch, or a patch of a single value is to be normalized.
     """
     model = config.model
     values = model.patch_size**2 * config.data.channels
     if values == 1 and config.objective.reconstruction.normalize:
         raise UserError(
-            "config.model.patch_size=1 with data.channels=1: a patch of one value cannot be "
-            "normalized by its own deviation; set objective.reconstruction.normalize=False or use "
-            "larger patches"
+            "config.model.patch_size=1 with data.channels=1: a patch of a single value cannot be "
+            "normalized by its standard deviation; set objective.reconstruction.normalize=False or "
+            "use larger patches"
         )
     patches = math.prod(grid_of(config))
     if visible_count(patches, model.mask_ratio) == patches:
         raise UserError(
-            f"config.model.mask_ratio={model.mask_ratio} hides none of {patches} patches: nothing "
-            "is left to reconstruct; raise it or set objective.reconstruction.weight=0"
+            f"config.model.mask_ratio={model.mask_ratio} hides none of {patches} patches: there is "
+            "nothing to reconstruct; raise it or set objective.reconstruction.weight=0"
         )
 
 
@@ -84,7 +84,7 @@ OBJECTIVE = Objective(
         "normalize": Key(
             True,
             Switch(),
-            "Whether each target patch is normalized by its own mean and standard deviation.",
+            "Whether to normalize each target patch by its own mean and standard deviation.",
         )
     },
     check=check,

@@ -1,7 +1,8 @@
-"""Rows compared with rows: unit length, blocks of keys, and which pairs are positives.
+"""Blockwise similarities between all embeddings of the global batch, and the pairs they form.
 
-Every device holds some rows of the batch and receives all rows as keys, in blocks. The head that
-projects rows is here, too, since most objectives that compare rows own one.
+A row is the embedding of one view of an image. Every device holds a shard of the rows as queries,
+and gathers all rows as keys, which are processed in blocks. The module also builds the projection
+head, which most objectives that compare rows use.
 """
 
 from collections.abc import Callable
@@ -21,23 +22,23 @@ BLOCK_ENTRIES = 2**25
 
 
 class Rows(NamedTuple):
-    """The position and the label of each row of a batch, or of a block of keys."""
+    """The batch index and the class label of each row of a batch, or of a block of keys."""
 
     position: Int[Array, " rows"]
     label: Int[Array, " rows"] | None  # None: only views of one image are positives
 
 
 class RowStatistics(NamedTuple):
-    """Running statistics of each query row over the key blocks processed so far.
+    """The statistics of each query row over the blocks of keys processed so far.
 
     Attributes:
-        normalizer: The log of the sum of ``exp(similarity / temperature)``.
+        normalizer: The log of the softmax denominator.
         positives: The number of positive keys.
         positive_sum: The sum of the similarities to positive keys.
         pair_sum: The sum of the similarities to other views of the same image.
         other_sum: The sum of the similarities to views of other images.
-        best: The largest similarity.
-        nearest: The index of the key with the largest similarity.
+        best: The largest similarity to another row.
+        nearest: The batch index of the other row with the largest similarity.
     """
 
     normalizer: Float[Array, " rows"]
@@ -50,7 +51,7 @@ class RowStatistics(NamedTuple):
 
     @classmethod
     def empty(cls, unit: Float[Array, "rows width"]) -> "RowStatistics":
-        """Return the statistics of rows that have seen no key."""
+        """Return the initial statistics, before the first block of keys."""
         zero = jnp.zeros_like(unit, shape=unit.shape[0])
         none = jnp.zeros_like(jnp.arange(unit.shape[0]))
         return cls(zero - jnp.inf, none, zero, zero, zero, zero - jnp.inf, none)
@@ -61,14 +62,14 @@ class RowStatistics(NamedTuple):
         pair: "Pairs",
         position: Int[Array, " keys"],
     ) -> "RowStatistics":
-        """Return the statistics after a block of keys, all but the normalizer.
+        """Return the statistics updated by a block of keys, all except ``normalizer``.
 
-        Only ``positive_sum`` has a gradient.
+        Only ``positive_sum`` is differentiable.
 
         Args:
-            similarity: The similarities of all rows to the keys.
-            pair: What each row and key are to each other.
-            position: The index of each key.
+            similarity: The similarity of every row to every key of the block.
+            pair: The masks that classify each pair of a row and a key.
+            position: The batch index of each key.
         """
         fixed = jax.lax.stop_gradient(similarity)
         others = jnp.where(pair.itself, -jnp.inf, fixed)
@@ -86,10 +87,10 @@ class RowStatistics(NamedTuple):
 
 
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-    """Scale vectors to length 1 along the last axis.
+    """Normalize vectors to unit length along the last axis.
 
-    A vector shorter than 1e-12 becomes zero, with zero gradient. The gradient of the division would
-    exceed 1e12 and spoil the optimizer's second moments for many steps.
+    A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient of its division
+    would exceed 1e12 and distort Adam's second moments for many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
@@ -98,12 +99,12 @@ def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
 
 
 def block_size(rows: int, shards: int) -> int:
-    """Return the number of keys to compare at a time.
+    """Return the default number of key rows per block of the similarity matrix.
 
-    A device then computes up to `BLOCK_ENTRIES` similarities at a time, but at least one key.
+    It limits a device to `BLOCK_ENTRIES` similarities at a time. It is at least 1.
 
     Args:
-        rows: The rows of the global batch.
+        rows: The number of rows of the global batch.
         shards: The number of devices over which the rows are split.
     """
     return max(1, min(rows, BLOCK_ENTRIES * shards // rows))
@@ -112,12 +113,12 @@ def block_size(rows: int, shards: int) -> int:
 def similarities(
     rows: Float[Array, "rows width"], keys: Float[Array, "keys width"]
 ) -> Float[Array, "rows keys"]:
-    """Return the dot products of all pairs in full precision; the rows stay on their devices."""
+    """Return the dot products of all rows and keys in full precision, sharded by rows."""
     return constrain_batch_sharding(jnp.matmul(rows, keys.T, precision=jax.lax.Precision.HIGHEST))
 
 
 class Pairs(NamedTuple):
-    """The relations between rows and keys.
+    """Masks that classify each pair of a row and a key.
 
     Attributes:
         itself: True if the key is the row itself or padding, so that the pair is excluded.
@@ -131,12 +132,12 @@ class Pairs(NamedTuple):
 
 
 def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
-    """Determine the relation of every row to every key. Keys beyond the number of rows are padding.
+    """Classify every pair of a row and a key. Keys beyond the number of rows are padding.
 
     Args:
         rows: All rows of the batch.
         keys: A block of keys.
-        views: The number of views per image.
+        views: The number of augmented views per image.
     """
     itself = rows.position[:, None] == keys.position
     padding = keys.position >= rows.position.shape[0]
@@ -150,39 +151,39 @@ def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
 
 
 def blocks(x: Array, size: int) -> Array:
-    """Gather the rows on every device and cut them into blocks; zeros pad the last block."""
+    """Replicate the rows on every device and split them into blocks, the last padded with zeros."""
     count = -(-x.shape[0] // size)
     padding = [(0, count * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
     return jnp.pad(replicate(x), padding).reshape(count, size, *x.shape[1:])
 
 
 def key_blocks(rows: Rows, size: int) -> Rows:
-    """Cut the rows into blocks of keys, in the layout of `blocks`."""
+    """Split the indices and labels of the rows into blocks of keys, in the layout of `blocks`."""
     count = -(-rows.position.shape[0] // size)
     index = jnp.arange(count * size).reshape(count, size)
     return Rows(index, None if rows.label is None else blocks(rows.label, size))
 
 
 def projector(config: Any, width: int, **options: Any) -> Projector:
-    """Build the projector of ``config.model.projector``; see `can_jax.objectives.base.Objective`.
+    """Build the projection head that ``config.model.projector`` describes.
 
     Args:
         config: The configuration.
-        width: The width of the encoder.
-        **options: The types and the random numbers of each layer.
+        width: The embedding dimension of the encoder.
+        **options: The arguments ``dtype``, ``param_dtype`` and ``rngs`` of `flax.nnx` layers.
     """
     return Projector(width, **config.model.projector, **options)
 
 
 def projected(arrays: Arrays, head: Callable[..., Array]) -> Float[Array, "rows outputs"]:
-    """Return the projection of the pooled embedding of each row, in at least float32."""
+    """Apply the projection head to the pooled embedding of each row; cast to at least float32."""
     assert arrays.pooled is not None
     images, views, width = arrays.pooled.shape
     return at_least_float32(head(arrays.pooled.reshape(images * views, width), train=True))
 
 
 def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
-    """Return rows of length 1, each on its device."""
+    """Return the L2-normalized rows, sharded over devices by rows."""
     return constrain_batch_sharding(normalize(rows))
 
 
@@ -190,10 +191,11 @@ def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
 BLOCK = Key(
     None,
     Whole(1, 2**31 - 1),
-    "The number of keys compared at a time; by default 2**25 pairs per device.",
+    "The number of key rows per block of the similarity matrix; by default, as many as limit a "
+    "device to 2**25 similarities at a time.",
 )
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return the number of keys to compare at a time: ``block``, by default `block_size`."""
+    """Return the number of key rows per block: ``block``, or `block_size` if it is None."""
     return min(block or block_size(rows, row_shards()), rows)

@@ -1,4 +1,4 @@
-"""The pairwise sigmoid loss of SigLIP on views of images (arXiv 2303.15343)."""
+"""The pairwise sigmoid loss of SigLIP (arXiv 2303.15343), applied to augmented views."""
 
 from typing import Any
 
@@ -25,12 +25,12 @@ from can_jax.utils.settings import Key, Number
 
 
 class Head(nnx.Module):
-    """The projector, and the learned temperature and bias of the logits.
+    """The projection head, and the learned scale and bias of the logits.
 
     Args:
         config: The configuration.
-        width: The width of the encoder.
-        **options: The types and the random numbers of each layer.
+        width: The embedding dimension of the encoder.
+        **options: The arguments ``dtype``, ``param_dtype`` and ``rngs`` of `flax.nnx` layers.
     """
 
     def __init__(self, config: Any, width: int, **options: Any):
@@ -40,21 +40,21 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.asarray(settings.initial_bias, dtype))
 
     def __call__(self, rows: Float[Array, "rows width"], *, train: bool) -> Array:
-        """Project rows."""
+        """Apply the projection head to each row."""
         return self.projector(rows, train=train)
 
 
 def loss(arrays: Arrays, head: Any, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute ``-log sigmoid(y (t s + b))``, summed over all other rows, averaged over rows.
+    """Compute ``-log sigmoid(y (t s + b))``, summed over the keys and averaged over the queries.
 
-    ``s`` is the cosine similarity, ``y`` is 1 for two views of one image and -1 otherwise. The
-    scale ``t`` and the bias ``b`` are learned. The paper pairs an image with texts; here a row is
-    paired with the rows of all views.
+    Each row is a query, and all other rows are its keys. ``s`` is the cosine similarity, and ``y``
+    is 1 for two views of one image and -1 otherwise. The scale ``t`` and the bias ``b`` are
+    learned. The paper pairs images with texts; this loss pairs the views of all images.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: A projector with ``log_scale`` and ``bias``.
-        block: The number of keys compared at a time; `block_size` computes the default.
+        arrays: The network outputs and targets of one step.
+        head: A `Head`: a projector with the learned scalars ``log_scale`` and ``bias``.
+        block: The number of key rows per block of the similarity matrix; None for `block_size`.
     """
     assert arrays.pooled is not None
     images, views, _ = arrays.pooled.shape
@@ -81,9 +81,11 @@ OBJECTIVE = Objective(
     loss=loss,
     keys={
         "initial_scale": Key(
-            10.0, Number(1e-3, 1e3), "The initial factor of similarities, which is learned."
+            10.0, Number(1e-3, 1e3), "The initial value of the learned scale of the logits."
         ),
-        "initial_bias": Key(-10.0, Number(-1e3, 1e3), "The initial bias, which is learned."),
+        "initial_bias": Key(
+            -10.0, Number(-1e3, 1e3), "The initial value of the learned bias of the logits."
+        ),
         "block": BLOCK,
     },
     head=Head,

@@ -1,9 +1,8 @@
-"""VICReg: variance, invariance and covariance of two views (arXiv 2105.04906).
+"""The VICReg loss: variance, invariance and covariance terms (arXiv 2105.04906).
 
-    25 * invariance + 25 * variance + 1 * covariance
-
-are the paper's coefficients, for a projector of three layers of 8192. With two views the terms are
-those of facebookresearch/vicreg: the variance is the mean over views, the covariance their sum.
+The paper uses ``25 * invariance + 25 * variance + 1 * covariance`` and a projector with three
+layers of width 8192. With two views, the terms equal those of facebookresearch/vicreg: the variance
+term is averaged over the views, and the covariance term is summed over them.
 """
 
 from collections.abc import Callable
@@ -25,21 +24,21 @@ def loss(
     variance: float,
     covariance: float,
 ) -> tuple[Loss, Metrics]:
-    """Compute the weighted sum of the three terms, and log each.
+    """Compute the weighted sum of the three terms, and return each term as a metric.
 
-    - Invariance: the mean squared difference of two views, over pairs of views (eq. 5).
+    - Invariance: the mean squared difference between two views, averaged over view pairs (eq. 5).
     - Variance: the mean of ``max(0, 1 - sqrt(variance + 1e-4))`` over dimensions and views (eq. 1).
-    - Covariance: twice the mean over views of the sum of squared covariances of two different
-      dimensions, over the width (eq. 4).
+    - Covariance: twice the mean over views of the sum of squared off-diagonal covariances, divided
+      by the width (eq. 4).
 
-    Variances and covariances are unbiased.
+    Variances and covariances are unbiased estimates over the images of the global batch.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: The projector, a function of all rows of the global batch.
-        invariance: The coefficient of the invariance.
-        variance: The coefficient of the variance.
-        covariance: The coefficient of the covariance.
+        arrays: The network outputs and targets of one step.
+        head: The projection head, which is applied to all rows of the global batch at once.
+        invariance: The coefficient of the invariance term.
+        variance: The coefficient of the variance term.
+        covariance: The coefficient of the covariance term.
     """
     z = projected_by_view(arrays, head)
     images, views, width = z.shape
@@ -67,9 +66,9 @@ OBJECTIVE = Objective(
     reads=frozenset({"pooled"}),
     loss=loss,
     keys={
-        "invariance": Key(25.0, COEFFICIENT, "The coefficient of the distance of two views."),
-        "variance": Key(25.0, COEFFICIENT, "The coefficient of the hinge on the deviations."),
-        "covariance": Key(1.0, COEFFICIENT, "The coefficient of the squared covariances."),
+        "invariance": Key(25.0, COEFFICIENT, "The coefficient of the invariance term."),
+        "variance": Key(25.0, COEFFICIENT, "The coefficient of the variance term."),
+        "covariance": Key(1.0, COEFFICIENT, "The coefficient of the covariance term."),
     },
     head=projector,
     relates_rows=True,

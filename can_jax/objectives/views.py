@@ -1,6 +1,6 @@
-"""Embeddings by view, and their products, for objectives that compare dimensions with each other.
+"""Projections by view and matrix helpers, for objectives that relate embedding dimensions.
 
-The sums run over the rows of the global batch, so each is reduced over devices once.
+`products` sums over the rows of the global batch, so each call is one reduction over devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,18 +17,18 @@ Matrix = Float[Array, "width width"]
 
 
 def projected_by_view(arrays: Arrays, head: Callable[..., Array]) -> Projections:
-    """Return the projection of each view, in at least float32."""
+    """Return the projections of all rows, grouped by image and view, in at least float32."""
     assert arrays.pooled is not None
     return projected(arrays, head).reshape(*arrays.pooled.shape[:2], -1)
 
 
 def products(one: Float[Array, "images width"], other: Float[Array, "images width"]) -> Matrix:
-    """Return ``one.T @ other`` in full precision."""
+    """Return ``one.T @ other`` in full precision, a sum over the images of the global batch."""
     return jnp.matmul(one.T, other, precision=jax.lax.Precision.HIGHEST)
 
 
 def pairs_of_views(embeddings: Projections) -> Iterator[tuple[Array, Array]]:
-    """Yield the embeddings of each two different views, (images, width) each."""
+    """Yield the two (images, width) embedding matrices of each pair of different views."""
     views = embeddings.shape[1]
     for one in range(views):
         for other in range(one + 1, views):
@@ -36,10 +36,10 @@ def pairs_of_views(embeddings: Projections) -> Iterator[tuple[Array, Array]]:
 
 
 def off_diagonal(matrix: Matrix) -> Matrix:
-    """Return a matrix with zeros on its diagonal."""
+    """Return the matrix with its diagonal set to zero."""
     return jnp.where(jnp.eye(matrix.shape[0], dtype=bool), 0.0, matrix)
 
 
 def mean(terms: list[Array]) -> Array:
-    """Return the mean of arrays of one shape."""
+    """Return the elementwise mean of arrays of the same shape."""
     return sum(terms[1:], start=terms[0]) / len(terms)

@@ -337,7 +337,7 @@ def test_copies_share_a_number():
 
 
 def test_copies_of_a_stream_are_not_known():
-    with pytest.raises(UserError, match="exclude_copies=True: streamed examples have no number"):
+    with pytest.raises(UserError, match="exclude_copies=True: streamed examples have no index"):
         small_config(
             objective__contrastive__exclude_copies=True, data__source="webdataset", data__path="x",
             data__streaming=True, data__examples=64,
