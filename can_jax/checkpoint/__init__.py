@@ -1,1 +1,1 @@
-"""The contents of a run directory besides metrics: checkpoints, configurations and the lock."""
+"""Checkpoints, stored configurations and the lock of a run directory."""

@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, which a save writes last and the next start verifies."""
+"""Checksums of a checkpoint's files: a save writes them last, and the next start verifies them."""
 
 import errno
 import json
@@ -16,13 +16,13 @@ DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)  # a missing file, or a fol
 
 
 def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
-    """Write the checksums of a checkpoint's files, and the shapes of its arrays by path."""
+    """Write the sizes and checksums of a checkpoint's files, and the shapes of its arrays."""
     files = {name: list(_size_and_sum(folder / name)) for name in _files(folder)}
     (folder / NAME).write_text(json.dumps({"files": files, "shapes": shapes}))
 
 
 def saved_shapes(folder: epath.Path) -> dict[str, list[int]] | None:
-    """Return the shapes of a checkpoint's arrays by path, or None if they are not recorded."""
+    """Return the shape of each array of a checkpoint by its path, or None if none are stored."""
     try:
         shapes = json.loads((folder / NAME).read_text()).get("shapes")
     except (OSError, ValueError, AttributeError):
@@ -35,11 +35,11 @@ def find_damage(folder: epath.Path) -> str | None:
 
     Returns:
         A description of the damage, or None for a valid checkpoint. A checkpoint without checksums
-        counts as damaged, since a save writes them last.
+        is reported as damaged, since an incomplete save leaves none.
 
     Raises:
-        UserError: A file cannot be read, for example without permission or while a disk fails. The
-            content of the file may be valid.
+        UserError: A file cannot be read because of, for example, its permissions or a disk error,
+            so whether the checkpoint is valid is unknown.
     """
     try:
         return _find_damage(folder)
@@ -50,7 +50,7 @@ def find_damage(folder: epath.Path) -> str | None:
             return one_line(error)
         reason = reason_of(error)
         raise UserError(
-            f"checkpoint {folder} cannot be read: {reason}. Nothing was changed: run the same "
+            f"checkpoint {folder} cannot be read: {reason}. Nothing was changed; re-run the "
             "command once its files can be read"
         ) from error
 
@@ -65,7 +65,7 @@ def _find_damage(folder: epath.Path) -> str | None:
         return f"{NAME} lists no files"
     for name, entry in files.items():
         if not isinstance(entry, list) or len(entry) != 2:
-            return f"{NAME} holds no size and checksum of {name}"
+            return f"{NAME} holds no size and checksum for {name}"
         size, checksum = entry
         try:
             actual = _size_and_sum(folder / name)
@@ -92,7 +92,7 @@ def _files(folder: epath.Path) -> list[str]:
 def _size_and_sum(path: epath.Path) -> tuple[int, int | None]:
     """Return the size of a file in bytes and its CRC-32.
 
-    The CRC-32 is None for a file in a bucket, since buckets verify checksums of their own.
+    The CRC-32 is None for a file in a bucket, since object stores verify checksums themselves.
     """
     if "://" in str(path):
         return path.stat().length, None

@@ -1,7 +1,7 @@
-"""The dump of a failed step, with which `python -m can_jax.replay` reproduces the failure.
+"""The dump of a failed train step, which `python -m can_jax.replay` runs again to debug it.
 
-A dump is a folder with the configuration, the state before the step, and one file for each process
-with its rows of the batch. Names of files and folders call a dump a capture.
+A dump is a folder with the configuration, the parameters before the step, and one file for each
+process with its rows of the batch. File and folder names use the older term "capture".
 """
 
 import json
@@ -22,15 +22,15 @@ from can_jax.utils.errors import UserError, one_line
 def write_failed_step(
     folder: epath.Path, config: ConfigDict, step: int, state: Any, batch: Batch
 ) -> None:
-    """Write the dump of a failed step. Collective: every process must call this.
+    """Write the dump of a failed train step. Collective: every process must call this.
 
     Args:
-        folder: The folder of the dump, created if missing.
+        folder: The folder to write the dump to; created if missing.
         config: The resolved configuration.
-        step: The step whose update was not finite.
-        state: The state after the step. Its parameters equal those before the step, since the
+        step: The number of the step whose update was not finite.
+        state: The train state after the step. Its parameters equal those before the step, since the
             update was skipped.
-        batch: The batch of the step.
+        batch: The global batch on which the step failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[int, dict[str, np.ndarray]] = {}
@@ -55,10 +55,10 @@ def write_failed_step(
 
 
 def read_batch(folder: epath.Path) -> Batch:
-    """Return the batch of a dump, with the rows of all processes sorted by position.
+    """Return the batch that a dump stores, merged over processes and sorted by stream position.
 
     Raises:
-        UserError: The folder has no file of a batch, or a file cannot be read.
+        UserError: The folder contains no ``batch_*.npz`` file, or one cannot be read.
     """
     paths = sorted(folder.glob("batch_*.npz"))
     if not paths:

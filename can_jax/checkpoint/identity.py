@@ -1,7 +1,8 @@
-"""The identity of a run: the weights, data and settings of its results, stored when it begins.
+"""The identity of a fine-tuning run: its encoder, data and settings, stored in ``identity.json``.
 
-A start in a run directory with checkpoints compares its identity with the stored one. A run is
-therefore not continued with other weights, data or settings than its results state.
+A run that finds checkpoints in its run directory compares its identity with the stored one. It
+stops if they differ, so all checkpoints of a directory come from the same encoder, data and
+settings.
 """
 
 import json
@@ -22,10 +23,10 @@ Identity = dict[str, Any]
 
 
 def read_identity(workdir: epath.Path) -> Identity | None:
-    """Return the identity that a run directory holds, or None if it holds none.
+    """Return the identity stored in a run directory, or None if there is none.
 
     Raises:
-        UserError: The file cannot be read, or does not hold an identity.
+        UserError: ``identity.json`` cannot be read or is not a JSON object.
     """
     path = workdir / IDENTITY
     if not path.exists():
@@ -35,12 +36,12 @@ def read_identity(workdir: epath.Path) -> Identity | None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; give another --workdir") from error
     if not isinstance(stored, dict):
-        raise UserError(f"{path} does not hold the identity of a run; give another --workdir")
+        raise UserError(f"{path} is not a JSON object; give another --workdir")
     return stored
 
 
 def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Store the identity of a new run. If it is None, remove the identity of an earlier run."""
+    """Store the identity of a new run; if it is None, remove a stored identity."""
     path = workdir / IDENTITY
     if identity is not None:
         replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -59,20 +60,20 @@ def has_checkpoints(workdir: epath.Path) -> bool:
         return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed: run the same "
+            f"{folder} cannot be read: {reason_of(error)}. Nothing was changed; re-run the "
             "command once it can be read"
         ) from error
 
 
 def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Check that the checkpoints of a run directory belong to the run that is about to use them.
+    """Check that the checkpoints in a run directory belong to the run that is about to resume.
 
     Args:
-        workdir: The run directory. In one without checkpoints, any run can begin.
-        identity: The identity of the run; None for pretraining.
+        workdir: The run directory. If it has no checkpoints, the check passes.
+        identity: The identity of the run that is about to start; None for pretraining.
 
     Raises:
-        UserError: The checkpoints belong to another run, or have no identity to compare.
+        UserError: The checkpoints belong to another run, or their identity is not stored.
     """
     if not has_checkpoints(workdir):
         return
@@ -86,9 +87,9 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         )
     if stored is None:
         raise UserError(
-            f"--workdir={workdir} holds checkpoints without {IDENTITY}, from pretraining or from "
-            "an older version: their encoder and data are unknown; give another "
-            "--workdir"
+            f"--workdir={workdir} holds checkpoints but no {IDENTITY}, so they come from "
+            "pretraining or an older version, and their encoder and data are unknown; give "
+            "another --workdir"
         )
     if lines := differences(stored, identity):
         more = f", and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
@@ -99,13 +100,13 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
 
 
 def differences(stored: Identity, wanted: Identity) -> list[str]:
-    """Return a phrase for each key whose value differs; an empty list for the same run.
+    """Return a description of each key whose value differs between two identities.
 
-    The path and step of the weights are ignored if the checksums of the weights agree.
+    The path and step of the encoder weights are ignored if their checksums are equal.
 
     Args:
-        stored: The identity that a run directory holds.
-        wanted: The identity of the run that is about to use it.
+        stored: The identity stored in the run directory.
+        wanted: The identity of the run that is about to start.
     """
     old, new = (flatten(json.loads(json.dumps(identity))) for identity in (stored, wanted))
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -115,7 +116,7 @@ def differences(stored: Identity, wanted: Identity) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Return a value for a message, with the middle of a long one elided."""
+    """Format a value for a message, with the middle of a long text elided."""
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) == 64:  # a checksum
         return f"{text[:12]}…"

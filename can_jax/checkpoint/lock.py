@@ -1,4 +1,4 @@
-"""An exclusive lock on a run directory, renewed in the background and checked before writes."""
+"""An exclusive lock on a run directory, renewed by a thread and checked before writes."""
 
 import contextlib
 import threading
@@ -25,14 +25,14 @@ LOOK_SECONDS = 0.5  # the maximum interval between checks for a stop signal to t
 
 
 class InUse(UserError):
-    """The error that another process holds the run directory."""
+    """The error raised if another run holds the lock of the run directory."""
 
 
 class RunLock:
-    """A lock on a run directory that this job holds.
+    """The lock that this job holds on its run directory.
 
     Args:
-        lease: The lease of the job's first process; None in the other processes.
+        lease: The lease that process 0 of the job holds; None in the other processes.
     """
 
     def __init__(self, lease: Lease | None):
@@ -41,21 +41,21 @@ class RunLock:
 
     @property
     def ending(self) -> bool:
-        """True if this run is about to end, so that a new start waits for it."""
+        """True if this run is about to end. A run that starts meanwhile waits for it."""
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Announce to other starts that this run will only save and end."""
+        """Announce to runs that wait for the directory that this run only saves and then ends."""
         self._ending = True
 
     def check(self) -> None:
-        """Check that this job still holds the directory. Call it before anything is written there.
+        """Check that this job still holds the lock; call this before every write to the directory.
 
-        It blocks while the storage fails; see `Lease.check`.
+        While the lock file cannot be read, this retries and blocks; see `Lease.check`.
 
         Raises:
             LostLock: Another run has taken over the directory.
-            OSError: The directory has not been readable for some time.
+            OSError: The lock could not be read until another host may have taken it over.
         """
         if self._lease is not None:
             self._lease.check()
@@ -65,7 +65,7 @@ class RunLock:
 
         Raises:
             LostLock: Another run has taken over the directory.
-            OSError: The directory has not been readable for some time.
+            OSError: The lock could not be read until another host may have taken it over.
         """
         error: Exception | None = None
         try:
@@ -73,24 +73,27 @@ class RunLock:
         except (UserError, OSError) as lost:
             error = lost
         if gather("run lock", np.int32(error is not None))[0]:
-            raise error or LostLock("process 0 lost the lock of the run directory")
+            raise error or LostLock("process 0 lost the lock of the run directory; see its log")
 
 
 @contextlib.contextmanager
 def run_lock(
     workdir: epath.Path, wait: float | None = None, wait_ending: float | None = None
 ) -> Iterator[RunLock]:
-    """Hold the lock of a run directory in a ``with`` block. Collective: every process calls this.
+    """Hold the lock of a run directory in a ``with`` block.
+
+    Collective: every process must call this.
 
     Args:
         workdir: The run directory, which must exist.
-        wait: Seconds to wait for a run that has not announced its end; `WAIT_SECONDS` by default.
-        wait_ending: Seconds to wait for a run that has announced its end and still saves;
-            `WAIT_ENDING_SECONDS` by default.
+        wait: The time in seconds to wait for a run that holds the directory and has not announced
+            that it will end; `WAIT_SECONDS` by default.
+        wait_ending: The time in seconds to wait for a run that has announced that it will end and
+            still saves; `WAIT_ENDING_SECONDS` by default.
 
     Raises:
-        InUse: Another run holds the directory.
-        UserError: The directory cannot be locked.
+        InUse: Another run still holds the directory after the wait.
+        UserError: The lock files cannot be read or written.
     """
     claim, refusal = None, None
     if jax.process_index() == 0:
@@ -102,7 +105,7 @@ def run_lock(
         refusal = _take(claim, workdir, *waits)
     if gather("run lock", np.int32(refusal is not None))[0]:
         raise refusal or InUse(
-            f"process 0 could not lock --workdir={workdir}; see its message for the reason"
+            f"process 0 could not lock --workdir={workdir}; see its log for the reason"
         )
     done = threading.Event()
     lock = RunLock(claim)
@@ -118,7 +121,7 @@ def run_lock(
 
 
 def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) -> UserError | None:
-    """Take a lease; return None, or the error to raise if that fails."""
+    """Take a lease. Return None on success, else the error to raise."""
     try:
         holder = claim.take(wait, wait_ending)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Checkpoints, written atomically in the background. Only this module and `scopes` use Orbax."""
+"""Asynchronous, atomic checkpoints with Orbax, which only this module and `scopes` import."""
 
 import contextlib
 import shutil
@@ -23,12 +23,12 @@ TEMPORARY = "temporary"  # a file that marks a checkpoint which the next one rep
 
 
 class Restored(NamedTuple):
-    """The content of a checkpoint.
+    """The content of a restored checkpoint.
 
     Attributes:
         step: The step of the checkpoint.
-        state: The restored state.
-        run: The progress of the run, as JSON values.
+        state: The restored train state, or the requested part of it.
+        run: The progress of the run as a JSON-serializable dict.
     """
 
     step: int
@@ -37,22 +37,23 @@ class Restored(NamedTuple):
 
 
 class _OtherModel(Exception):
-    """A checkpoint's arrays have other names or shapes than the configured model's."""
+    """The arrays of a checkpoint differ in name or shape from those of the configured model."""
 
 
 class Checkpointer:
-    """The checkpoints of one run, named by step.
+    """The checkpoints of one run, in folders named by step.
 
     Args:
         directory: The folder of the checkpoints; created if missing.
-        keep_last: The number of newest checkpoints to retain; None for all.
-        keep_every_steps: Checkpoints of steps divisible by this number are retained; None for none.
-        read_only: Whether to leave the directory unchanged, since another run may be writing it.
-        check: A function called before a save is completed or remains are removed, which it
-            prevents by an error.
+        keep_last: The number of latest checkpoints to retain; None for all.
+        keep_every_steps: Checkpoints whose step is a multiple of this are also retained; None for
+            off.
+        read_only: Whether to leave the directory unchanged, because another run may write to it.
+        check: A function called before a save is finalized and before files of a failed save are
+            removed. It raises an error to prevent the write.
 
     Raises:
-        UserError: The directory cannot be read.
+        UserError: The directory cannot be listed or created.
     """
 
     def __init__(
@@ -96,24 +97,24 @@ class Checkpointer:
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the latest complete checkpoint, or None."""
+        """The step of the latest complete checkpoint, or None if there is none."""
         return self._manager.latest_step()
 
     def newest(self, up_to: int) -> int | None:
-        """Return the step of the latest checkpoint at or before ``up_to``, or None."""
+        """Return the step of the latest checkpoint at or before step ``up_to``, or None."""
         return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
 
     def set_aside_after(self, step: int, reason: str) -> None:
-        """Move the checkpoints after a step away. Collective: every process must call this."""
+        """Move all checkpoints after a step away. Collective: every process must call this."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 self._set_aside(later, reason)
         self._settle()
 
     def set_aside_refused(self) -> None:
-        """Move the checkpoints away that `latest_valid_step` and `restore` have refused.
+        """Move the checkpoints that `latest_valid_step` and `restore` rejected out of the folder.
 
-        Call it once the run is certain to resume. Collective: every process must call this.
+        Call this once the run is certain to resume. Collective: every process must call this.
         """
         refused, self._refused = self._refused, {}
         for step, reason in refused.items():
@@ -122,13 +123,13 @@ class Checkpointer:
         self._settle()
 
     def latest_valid_step(self) -> int | None:
-        """Return the latest step whose checksums verify, or None without any checkpoint.
+        """Return the latest step whose checksums verify, or None if there are no checkpoints.
 
-        Later checkpoints are damaged and are refused; see `set_aside_refused`. Collective: every
-        process must call this.
+        Later, damaged checkpoints are rejected; see `set_aside_refused`. Collective: every process
+        must call this.
 
         Raises:
-            UserError: No checkpoint verifies, or one cannot be read at the moment.
+            UserError: All checkpoints are damaged, or one cannot be read.
         """
         latest, refusal = -1, ""
         if jax.process_index() == 0:
@@ -139,17 +140,17 @@ class Checkpointer:
         latest = int(gather("newest checkpoint", np.int64(latest))[0])
         if latest == -2:
             raise UserError(
-                refusal or "process 0 cannot read the checkpoints; see its message for the reason"
+                refusal or "process 0 found no valid checkpoint; see its log for the reason"
             )
         return None if latest < 0 else latest
 
     def check_step(self, step: int) -> None:
-        """Check that there is a checkpoint of a step, and that its checksums verify.
+        """Check that a checkpoint of the given step exists and that its checksums verify.
 
         Collective: every process must call this.
 
         Raises:
-            UserError: There is no such checkpoint, or it is damaged.
+            UserError: There is no checkpoint of this step, or it is damaged.
         """
         refusal = ""
         if jax.process_index() == 0:
@@ -161,7 +162,7 @@ class Checkpointer:
                 path = self._directory / str(step)
                 refusal = f"checkpoint {path} is damaged: {reason}; give another step"
         if gather("checkpoint of a step", np.int32(bool(refusal)))[0]:
-            raise UserError(refusal or "process 0 refused the checkpoint; see its message")
+            raise UserError(refusal or f"process 0 rejected step {step}; see its log")
 
     def _verify_newest(self) -> int:
         """Return the latest step whose checksums verify; -1 if there are no checkpoints."""
@@ -177,25 +178,25 @@ class Checkpointer:
             latest = max(damaged)
             raise UserError(
                 f"no checkpoint in {self._directory} is valid; that of step {latest} is "
-                f"damaged: {damaged[latest]}. Nothing was changed: restore a copy, or give another "
-                "--workdir for a new run"
+                f"damaged: {damaged[latest]}. Nothing was changed; restore a backup, or give "
+                "another --workdir for a new run"
             )
         return -1
 
     def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
-        """Start to save a checkpoint in the background. Collective: every process must call this.
+        """Start to save a checkpoint asynchronously. Collective: every process must call this.
 
-        It blocks until the previous save is finished. The step of the latest checkpoint is not
-        saved again. If a checkpoint cannot be written, as on a full disk, a warning is logged.
+        This blocks until the previous save is finished. A step equal to the latest saved one is
+        skipped. If a checkpoint cannot be written, for example on a full disk, this logs a warning.
 
         Args:
-            step: The step of the state.
-            state: A tree of arrays.
-            run: The progress of the run, as JSON values.
-            temporary: Whether the next checkpoint replaces this one.
+            step: The step at which ``state`` was reached.
+            state: A pytree of `jax.Array`.
+            run: The progress of the run as a JSON-serializable dict.
+            temporary: Whether to delete this checkpoint when the next one is saved.
 
         Raises:
-            UserError: The third save in a row failed.
+            UserError: Three saves in a row have failed.
         """
         self.wait()
         if step == self.latest_step:
@@ -213,18 +214,18 @@ class Checkpointer:
         self._agree(failure)
 
     def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Restored:
-        """Restore a checkpoint, or the latest one before it that fits the model.
+        """Restore the latest checkpoint, up to a step, whose array shapes match the model.
 
-        Newer checkpoints that do not fit are refused; see `set_aside_refused`. Collective: every
+        Later checkpoints that do not match are rejected; see `set_aside_refused`. Collective: every
         process must call this.
 
         Args:
-            step: The step of the newest checkpoint to consider.
-            abstract: The state as shapes and types, with the shardings to restore to.
-            partial: Whether ``abstract`` is a part of the state, the rest of which is not read.
+            step: The step of the latest checkpoint to consider.
+            abstract: The state as a pytree of `jax.ShapeDtypeStruct` with shardings to restore to.
+            partial: Whether ``abstract`` is only a part of the saved state; the rest is not read.
 
         Raises:
-            UserError: No checkpoint fits, or one cannot be restored.
+            UserError: No checkpoint matches the model, or one cannot be restored.
         """
         refused: dict[int, str] = {}
         for candidate in sorted(self._manager.all_steps(), reverse=True):
@@ -240,18 +241,18 @@ class Checkpointer:
             return Restored(candidate, state, run)
         path = self._directory / str(step)
         raise UserError(
-            f"checkpoint {path} {refused[step]}; give another --workdir, or the configuration it "
-            "was made with"
+            f"checkpoint {path} {refused[step]}; give another --workdir, or the configuration "
+            "with which the checkpoint was written"
         )
 
     def wait(self) -> bool:
         """Block until pending saves are finished. Collective: every process must call this.
 
         Returns:
-            False if a save failed.
+            True if the pending save succeeded or there was none, False if it failed.
 
         Raises:
-            UserError: The third save in a row failed.
+            UserError: Three saves in a row have failed.
         """
         try:
             self._manager.wait_until_finished()
@@ -265,17 +266,17 @@ class Checkpointer:
         return True
 
     def _agree(self, failure: Exception | None) -> bool:
-        """Return whether all processes succeeded, and report a failure. Collective."""
+        """Return whether a save succeeded in all processes, and report a failure. Collective."""
         if not gather("a save", np.int32(failure is not None)).any():
             return True
-        self._report_failure(failure or OSError("another process could not write its part"))
+        self._report_failure(failure or OSError("another process failed to write its arrays"))
         return False
 
     def close(self) -> None:
-        """Wait for the pending saves of this process, and close.
+        """Wait for the pending saves of this process, and close the Orbax manager.
 
-        Not collective, since a process can end alone, such as on Ctrl-C. If all processes reach
-        this point and a failed save matters, call `wait` before.
+        This is not collective, since a process can end alone, for example on Ctrl-C. To detect a
+        failed save in all processes, call `wait` first.
         """
         with self._scope:
             try:
@@ -290,8 +291,8 @@ class Checkpointer:
             for name in sorted(wanted if partial else saved.keys() | wanted.keys()):
                 if saved.get(name) != wanted.get(name):
                     raise _OtherModel(
-                        f"belongs to another model: {name} is {saved.get(name, 'missing')}, this "
-                        f"configuration has {wanted.get(name, 'none')}"
+                        f"belongs to another model: {name} is {saved.get(name, 'missing')} in the "
+                        f"checkpoint and {wanted.get(name, 'missing')} in this configuration"
                     )
         arguments: Any = ocp.args.StandardRestore(abstract)
         if partial:
@@ -303,13 +304,13 @@ class Checkpointer:
         except Exception as error:  # Orbax raises errors of any kind
             raise UserError(
                 f"checkpoint {self._directory / str(step)} cannot be restored: "
-                f"{one_line(error)[:300]}. To use the checkpoint before it, move this one out of "
-                "the folder"
+                f"{one_line(error)[:300]}. To use the previous checkpoint, move this one out of "
+                "its folder"
             ) from error
         return restored.state, restored.run
 
     def _write_checksums(self) -> None:
-        """Write the checksums of a checkpoint just before Orbax renames it to its final name."""
+        """Write the checksums of a checkpoint before Orbax renames its folder to the final name."""
         if jax.process_index():
             return
         self._check()
@@ -320,14 +321,14 @@ class Checkpointer:
         write_checksums(folder, self._shapes)
 
     def _refuse(self, step: int, reason: str) -> None:
-        """Record that a checkpoint cannot be used; in read-only mode, also log a warning."""
+        """Record that a checkpoint is rejected; in read-only mode, also log a warning."""
         self._refused[step] = reason
         if self._read_only:
             path = self._directory / str(step)
-            logging.warning("checkpoint %s %s; the last valid one before it is used", path, reason)
+            logging.warning("checkpoint %s %s; an earlier valid one is used", path, reason)
 
     def _set_aside(self, step: int, reason: str) -> None:
-        """Move a checkpoint to `refused_checkpoints`, so that its step can be saved again."""
+        """Move a checkpoint to ``refused_checkpoints/``, so that its step can be saved again."""
         folder = self._directory.parent / "refused_checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / str(step)
@@ -335,15 +336,15 @@ class Checkpointer:
             target = folder / f"{target.name}_again"
         (self._directory / str(step)).rename(target)
         logging.warning(
-            "checkpoint %s %s; it was moved to %s, and the latest valid one before it is used",
+            "checkpoint %s %s; it was moved to %s, and an earlier valid one is used",
             self._directory / str(step), reason, target,
         )  # fmt: skip
 
     def _demand_room(self, state: Any) -> None:
-        """Raise `OSError` if the directory cannot be written or the local disk is too full.
+        """Raise `OSError` if the directory is not writable or the local disk has too little space.
 
-        Orbax would block for a long time and log many messages. Collective: every process must
-        call this.
+        Without this check, Orbax would block for a long time and log many messages. Collective:
+        every process must call this.
         """
         if "://" in str(self._directory):
             return
@@ -356,19 +357,19 @@ class Checkpointer:
             trial.rmdir()
             free = shutil.disk_usage(self._directory).free
             if needed > free:
-                refusal = f"it takes {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+                refusal = f"it needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free"
         except OSError as error:
             refusal = one_line(error).removeprefix("OSError: ")
         if gather("space for a checkpoint", np.int32(bool(refusal))).any():
-            raise OSError(refusal or "another process has no space for its part")
+            raise OSError(refusal or "another process cannot write its arrays; see its log")
 
     def _settle(self) -> None:
-        """Block until every process sees the changes of process 0. Collective."""
+        """Block until every process has reloaded the steps that process 0 changed. Collective."""
         gather("checkpoints", np.int32(0))
         self._manager.reload()
 
     def _report_failure(self, error: Exception) -> None:
-        """Log that a checkpoint was not written, and remove its remains.
+        """Log that a checkpoint could not be written, and remove its incomplete files.
 
         Raises:
             UserError: Three saves in a row have failed.
@@ -387,12 +388,12 @@ class Checkpointer:
         )
         if self._failures >= FAILED_SAVES:
             raise UserError(
-                f"{message}; it is the third failure in a row. Free space, or make the folder "
-                "writable, and run the same command to resume"
+                f"{message}; it is the third failure in a row. Free disk space or make the folder "
+                "writable, then re-run the command to resume"
             )
         logging.warning("%s; the run continues", message)
 
 
 def shapes_of(tree: Any) -> dict[str, list[int]]:
-    """Return the shape of every array of a tree, by its path."""
+    """Return a dict from the path of each array in a pytree to its shape."""
     return {name: list(leaf.shape) for name, leaf in named_leaves(tree).items()}

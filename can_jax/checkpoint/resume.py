@@ -1,7 +1,7 @@
-"""The configuration of a resumed run, and the form in which its run directory stores it.
+"""Compatibility of a resumed run with its stored configuration and checkpoint.
 
-A stored configuration lacks the keys that are newer than the run. Such a key keeps the behavior of
-the older version until the command line sets it.
+A run directory stores the configuration of its run. If a newer version of the program adds a config
+key, a resumed run keeps the old behavior until the command line sets that key.
 """
 
 import json
@@ -34,19 +34,19 @@ CHANGES = {
 def with_stored(
     config: ConfigDict, stored: str, given: Collection[str] = ()
 ) -> tuple[ConfigDict, list[str]]:
-    """Return a configuration in which keys and defaults newer than a run do not change the run.
+    """Return the configuration with which a run resumes under a newer version of the program.
 
-    A key that the stored configuration lacks gets the value with its old meaning. A key that is
-    stored with an older default keeps this default if ``config`` has the new one. All other keys
+    A key that the stored configuration lacks gets the value that keeps the old behavior. A key that
+    is stored with a former default keeps it if ``config`` has the current default. All other keys
     have the values of ``config``.
 
     Args:
-        config: The resolved configuration of a resumed run.
-        stored: The text of the configuration in the run directory.
-        given: Dotted keys that the command line sets; their values take precedence.
+        config: The resolved configuration of this start.
+        stored: The configuration in the run directory, as JSON text.
+        given: The dotted keys that the command line sets; their values in ``config`` are kept.
 
     Returns:
-        The configuration, and a message for each setting whose value differs from ``config``.
+        The configuration, and a message for each setting that differs from ``config``.
     """
     config = config.copy_and_resolve_references()
     began = from_json(stored)
@@ -61,22 +61,22 @@ def with_stored(
         with config.ignore_type():
             config.update_from_flattened_dict(old)
         kept.append(
-            f"{_said(old, name)} is used, the value with which this run began, and not "
-            f"{_said(new, name)}: to change it, give --{_said(new, name)}"
+            f"{_said(old, name)} is used, the value with which this run began, instead of "
+            f"{_said(new, name)}; to change it, give --{_said(new, name)}"
         )
     return config, kept
 
 
 def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()) -> None:
-    """Check that a resumed run keeps the settings that determine its steps and images.
+    """Check that a resumed run keeps its seed, batch size and data settings.
 
     Args:
-        config: The resolved configuration of a resumed run.
-        stored: The text of the configuration in the run directory.
-        allowed: Names in `CHANGES` whose settings may differ.
+        config: The resolved configuration of this start.
+        stored: The configuration in the run directory, as JSON text.
+        allowed: The keys of `CHANGES` whose settings may differ.
 
     Raises:
-        UserError: A setting differs.
+        UserError: A setting differs, and ``allowed`` does not name it.
     """
     began = from_json(stored)
     for name, keys in CHANGES.items():
@@ -92,24 +92,24 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
 def check_stream(
     stored: dict[str, Any], current: dict[str, Any], step: int, allowed: Collection[str] = ()
 ) -> None:
-    """Check that a resumed run continues the stream of examples of its checkpoint.
+    """Check that a resumed run uses the seed, batch size and data of its checkpoint.
 
     Args:
-        stored: The ``seed``, ``batch_size`` and fingerprint ``data`` of the checkpoint; empty if an
-            older version wrote the checkpoint.
-        current: The same values of this start.
-        step: The step of the checkpoint.
-        allowed: Names in `CHANGES` that may differ.
+        stored: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` in the
+            checkpoint; empty if an older version wrote the checkpoint.
+        current: The values of the same keys at this start.
+        step: The step of the checkpoint, for messages.
+        allowed: The keys of `CHANGES` that may differ.
 
     Raises:
-        UserError: A setting or the data differs.
+        UserError: The seed, the batch size or the data differs, and ``allowed`` does not name it.
     """
     for name in stored.keys() & CHANGES.keys() - set(allowed):
         old, new = stored[name], current[name]
         if name == "data" and (phrases := differences(old, new)):
             raise UserError(
-                f"the data of config.data is not that of the checkpoint of step {step}: it has "
-                f"{', '.join(phrases)}. Give the original data, another --workdir, or "
+                f"the data in config.data differs from that of the checkpoint of step {step}: it "
+                f"has {', '.join(phrases)}. Give the original data, another --workdir, or "
                 "--allow_changes=data to continue with the change"
             )
         if name != "data" and old != new:
@@ -121,17 +121,17 @@ def check_stream(
 
 
 def newer_keys(stored: str) -> list[str]:
-    """Return the dotted keys that a stored configuration lacks."""
+    """Return the dotted config keys that a stored configuration lacks."""
     stored_keys = flatten(with_new_names(json.loads(stored)))
     return [name for name, _ in flat_keys(RECIPE) if name not in stored_keys]
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the dotted keys that have an older default in a run and the new one in its resume.
+    """Return the keys that are stored with a former default and now have the current one.
 
     Args:
-        began: The configuration in the run directory.
-        config: The configuration with which the run resumes.
+        began: The configuration in the run directory, parsed.
+        config: The resolved configuration of this start.
     """
     return [
         name
@@ -143,19 +143,19 @@ def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether ``given`` holds a key, an element of its value, or a block around it."""
+    """Return whether ``given`` names a key, an element of its value, or a block that holds it."""
     return within(key, {name.split("[")[0] for name in given})
 
 
 def to_store(config: ConfigDict, stored: str | None) -> str:
-    """Return a configuration as JSON, for a run directory.
+    """Return the JSON text of a configuration, to be stored in a run directory.
 
-    A key that is newer than the run and has its old meaning is omitted, so that the next resume
-    keeps this meaning.
+    Keys that are newer than the run and keep the old behavior are omitted. The next resume then
+    also keeps the old behavior.
 
     Args:
         config: The resolved configuration of the run.
-        stored: The text of the configuration in the run directory; None for a new run.
+        stored: The configuration in the run directory, as JSON text; None for a new run.
     """
     values = json.loads(to_json(config))
     if stored is not None:
@@ -171,7 +171,7 @@ def to_store(config: ConfigDict, stored: str | None) -> str:
 
 
 def _said(values: dict[str, Any], name: str) -> str:
-    """Return the effective setting of a duration or key, as an option without its dashes."""
+    """Format a setting as ``config.KEY=VALUE``; for a duration, use the unit that is set."""
     given = {key: value for key, value in values.items() if value is not None}
     key, value = next(iter(given.items()), (name, None))
     return f"config.{key}={value}"

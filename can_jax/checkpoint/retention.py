@@ -1,4 +1,4 @@
-"""The retention policy of a run's checkpoints, and the removal of failed ones."""
+"""The retention policy of checkpoints, and the removal of incomplete ones."""
 
 import dataclasses
 import time
@@ -12,14 +12,15 @@ REMOVAL_SECONDS = 10.0  # the time limit for removing the remains of a failed sa
 
 @dataclasses.dataclass
 class Retention:
-    """An Orbax preservation policy, which decides the checkpoints to retain.
+    """An Orbax preservation policy that selects the checkpoints to retain.
 
-    The newest checkpoint is retained, whether regular or temporary.
+    The latest checkpoint is always retained, whether regular or temporary.
 
     Attributes:
-        last: The number of newest regular checkpoints to retain; None for all.
-        every: Checkpoints of steps divisible by this number are retained; None for no such number.
-        temporary: The steps of checkpoints that the next checkpoint replaces.
+        last: The number of latest regular checkpoints to retain; None for all.
+        every: Checkpoints whose step is a multiple of this are also retained; None for off.
+        temporary: The steps of the temporary checkpoints, which are deleted once a later one
+            exists.
     """
 
     last: int | None
@@ -27,7 +28,7 @@ class Retention:
     temporary: set[int] = dataclasses.field(default_factory=set)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Return whether to retain each of the checkpoints, which are ordered by step."""
+        """Return, for each checkpoint in order of step, whether to retain it."""
         steps = [info.step for info in checkpoints]
         regular = [step for step in steps if step not in self.temporary]
         kept = set(steps[-1:]) | set(regular if self.last is None else regular[-self.last :])
@@ -35,9 +36,9 @@ class Retention:
 
 
 def remove_remains(left: epath.Path) -> None:
-    """Remove the remains of a failed save, whose threads may still write.
+    """Remove the folder of a failed save, to which background threads may still write.
 
-    Retry for up to `REMOVAL_SECONDS`. What then remains is left there without an error.
+    This retries for up to `REMOVAL_SECONDS`, and then leaves the folder without an error.
     """
     end = time.monotonic() + REMOVAL_SECONDS
     while left.exists() and time.monotonic() < end:

@@ -1,6 +1,6 @@
-"""The files of a run directory: the configuration of each start, and the latest checkpoint.
+"""The stored configurations, the start history and the checkpoints of a run directory.
 
-`starts.jsonl` has one line for each start.
+The history `starts.jsonl` has one line for each start or resume of the run.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ CHECKPOINTS = "checkpoints"
 
 
 def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, Any]) -> None:
-    """Append a start to the history.
+    """Append this start of the run to its history.
 
     Args:
         workdir: The run directory.
         step: The step from which the run starts or resumes.
-        config: The configuration as JSON, stored if it differs from that of the previous start.
-        facts: The environment: versions, commit, devices.
+        config: The configuration as JSON text; stored if it differs from the last stored one.
+        facts: The environment, such as package versions, commit and devices, as JSON values.
 
     Raises:
         OSError: The run directory cannot be written.
@@ -53,17 +53,17 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 
 
 def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the starts of a run in order; an empty list for a run without a history.
+    """Return the starts of a run, oldest first, or an empty list if there is no history.
 
-    Damaged lines are skipped, so that they do not prevent a start.
+    Lines that are not valid JSON are skipped, so they do not prevent a start.
     """
     return [record for _, record in json_lines(workdir / STARTS) if record is not None]
 
 
 def first_config(workdir: epath.Path) -> dict[str, Any] | None:
-    """Return the configuration of a run's first start, or None for a run without a history.
+    """Return the configuration of a run's first start, or None if there is no history.
 
-    A start from step 0 begins a new run, since earlier starts saved nothing.
+    A start from step 0 counts as a new first start, since earlier ones left no checkpoint.
     """
     first = current = None
     for start in read_starts(workdir):
@@ -74,10 +74,10 @@ def first_config(workdir: epath.Path) -> dict[str, Any] | None:
 
 
 def stored_config(workdir: epath.Path) -> str | None:
-    """Return the text of a run's configuration, or None for a new run.
+    """Return the JSON text of a run's configuration, or None for a new run.
 
-    If ``config.json`` is damaged, for example by a full disk or an editor, return the configuration
-    of the last start in the history, if there is one.
+    If ``config.json`` is not valid JSON, return the last configuration in the history instead, or
+    the damaged text if there is no history.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -89,22 +89,24 @@ def stored_config(workdir: epath.Path) -> str | None:
         latest = _latest_config(read_starts(workdir))
         if latest is not None:
             logging.warning(
-                "%s: %s; the configuration of the last start is used", path, one_line(error)
+                "%s is damaged: %s; the configuration of the last start is used",
+                path,
+                one_line(error),
             )
             return json.dumps(latest)
     return text
 
 
 def _latest_config(starts: list[dict[str, Any]]) -> Any:
-    """Return the configuration of the last start that stored one, or None."""
+    """Return the last configuration in a start history, or None if there is none."""
     return next((start["config"] for start in reversed(starts) if "config" in start), None)
 
 
 def read_config(folder: epath.Path) -> ConfigDict:
-    """Return the configuration of a run directory or of the dump of a failed step.
+    """Return the configuration stored in a run directory or in the dump of a failed step.
 
     Raises:
-        UserError: The configuration is missing or cannot be read.
+        UserError: ``config.json`` is missing, unreadable or invalid.
     """
     try:
         return from_json((folder / "config.json").read_text())
@@ -117,10 +119,10 @@ def read_config(folder: epath.Path) -> ConfigDict:
 
 
 def read_encoder(folder: epath.Path) -> ConfigDict:
-    """Return the configuration of a run directory, with the encoder's settings checked.
+    """Return the configuration of a run directory, after checking the settings of the encoder.
 
     Raises:
-        UserError: The configuration cannot be read, or its encoder is invalid in this version.
+        UserError: ``config.json`` cannot be read, or this version cannot build its encoder.
     """
     config = read_config(folder)
     try:
@@ -130,14 +132,13 @@ def read_encoder(folder: epath.Path) -> ConfigDict:
 
 
 def read_run(folder: epath.Path) -> ConfigDict:
-    """Return the configuration of a pretraining run, with the encoder's settings checked.
+    """Return the configuration of a pretraining run, after checking the settings of the encoder.
 
     Raises:
-        UserError: The run directory is that of a fine-tuned classifier, or its configuration cannot
-            be read.
+        UserError: The run is a fine-tuned classifier, or its configuration cannot be read.
     """
     if (folder / "classifier.json").exists():
-        raise UserError(f"{folder} is a fine-tuned classifier; give the run of its encoder")
+        raise UserError(f"{folder} is a fine-tuned classifier; give the pretraining run instead")
     return read_encoder(folder)
 
 
@@ -149,17 +150,17 @@ def newest_state(
     step: int | None = None,
     partial: bool = False,
 ) -> tuple[int, Any]:
-    """Return the step and the state of a run's latest valid checkpoint, without changing the run.
+    """Restore the latest valid checkpoint of a run in read-only mode; return its step and state.
 
     Args:
         workdir: The run directory.
-        abstract: The state as shapes and types, with the shardings to restore to.
-        folder: The folder of the checkpoints in the run directory.
-        step: The step whose checkpoint is restored instead of the latest one.
-        partial: Whether ``abstract`` is a part of the state, the rest of which is not read.
+        abstract: The state as a pytree of `jax.ShapeDtypeStruct` with shardings to restore to.
+        folder: The name of the checkpoint folder in the run directory.
+        step: The step to restore; None for the latest valid checkpoint.
+        partial: Whether ``abstract`` is only a part of the saved state; the rest is not read.
 
     Raises:
-        UserError: There is no checkpoint of ``step``, or none that is valid and fits ``abstract``.
+        UserError: There is no checkpoint of ``step``, or no valid one that matches ``abstract``.
     """
     checkpoints = Checkpointer(workdir / folder, keep_last=None, read_only=True)
     with contextlib.closing(checkpoints):
@@ -173,34 +174,34 @@ def newest_state(
         restored, state, _ = checkpoints.restore(newest, abstract, partial=partial)
     if step not in (None, restored):
         raise UserError(
-            f"the checkpoint of step {step} in {workdir} belongs to another model than its "
+            f"the checkpoint of step {step} in {workdir} does not match the model of its "
             "config.json; give another step"
         )
     return restored, state
 
 
 def step_path(checkpoint: str, step: int | None) -> str:
-    """Return the path of a step's checkpoint in a run directory; for no step, the path as given.
+    """Return ``RUN/checkpoints/STEP`` for a run directory and a step; without a step, the path.
 
-    Functions that open a run accept both paths; see `split_step`.
+    Functions that open a run accept both kinds of paths; see `split_step`.
 
     Raises:
-        UserError: A step is given with a path that is not a run directory.
+        UserError: A step is given, but the path is not a run directory.
     """
     if step is None:
         return checkpoint
     if not (epath.Path(checkpoint) / CHECKPOINTS).is_dir():
         raise UserError(
-            f"step={step}: {checkpoint} is not a run directory, which steps need; leave out the "
+            f"step={step}: {checkpoint} is not a run directory, so it has no steps; omit the "
             "step, or give a run directory"
         )
     return f"{checkpoint.rstrip('/')}/{CHECKPOINTS}/{step}"
 
 
 def split_step(path: epath.Path) -> tuple[epath.Path, int | None]:
-    """Split the path of a checkpoint, ``RUN/checkpoints/STEP``, into run directory and step.
+    """Split a checkpoint path ``RUN/checkpoints/STEP`` into the run directory and the step.
 
-    Any other path is returned with None, which stands for the latest valid checkpoint.
+    Any other path is returned unchanged with None, which selects the latest valid checkpoint.
     """
     run = path.parent.parent
     if path.parent.name == CHECKPOINTS and path.name.isdigit() and (run / "config.json").exists():

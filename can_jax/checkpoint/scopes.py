@@ -1,4 +1,4 @@
-"""Process-wide changes while checkpoints are open: Orbax's messages and its array handler."""
+"""Context managers that change Orbax's logging and array handler while checkpoints are open."""
 
 import contextlib
 import logging as python_logging
@@ -16,7 +16,7 @@ SLICE = 2**23  # the minimum bytes of a part, if devices with copies of an array
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Leave Orbax's own messages out of the log."""
+    """Remove the log messages of Orbax."""
     logger = logging.get_absl_logger()
 
     def keep(record: python_logging.LogRecord) -> bool:
@@ -31,9 +31,10 @@ def quiet_orbax() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_threads() -> Iterator[None]:
-    """Silence the background threads of a failed save; the checkpointer reports the failure.
+    """Silence errors in the background threads of a failed save, which `Checkpointer` reports.
 
-    It changes logging, warnings and `sys.unraisablehook`, and restores them.
+    This changes logging levels, warning filters and `sys.unraisablehook`, and restores them on
+    exit.
     """
     asyncio_logger = python_logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook
@@ -59,10 +60,10 @@ def quiet_threads() -> Iterator[None]:
 
 @contextlib.contextmanager
 def small_arrays_whole() -> Iterator[None]:
-    """Let one device write each small array of which several devices have copies.
+    """Make one device write each small array that is replicated over several devices.
 
-    By default, Orbax splits such an array among its devices and compiles a program for each part.
-    For 150 small arrays on eight devices, that takes 15 s per save.
+    By default, Orbax splits the write of such an array among the devices and compiles a program for
+    each slice. For 150 small arrays on eight devices, that takes 15 s per save.
     """
     usual = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(

@@ -210,7 +210,7 @@ def test_what_cannot_be_read_now_is_not_damaged(three, tmp_path, monkeypatch, nu
     [
         ("[]", "lists no files"),
         ('{"files": {}}', "lists no files"),
-        ('{"files": {"a": 3}}', "holds no size and checksum of a"),
+        ('{"files": {"a": 3}}', "holds no size and checksum for a"),
         ('{"files": {"', "cannot be parsed"),
         (b"\xff\xfe", "cannot be parsed"),
         (None, "is missing: the save was not completed"),

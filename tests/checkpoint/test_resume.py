@@ -46,8 +46,8 @@ def test_a_key_that_is_newer_than_the_run_keeps_its_old_meaning():
     config, kept = with_stored(small_config(), text)
     assert config.noise.level_tokens == "visible"
     assert kept == [
-        "config.noise.level_tokens=visible is used, the value with which this run began, and not "
-        "config.noise.level_tokens=all: to change it, give --config.noise.level_tokens=all"
+        "config.noise.level_tokens=visible is used, the value with which this run began, instead "
+        "of config.noise.level_tokens=all; to change it, give --config.noise.level_tokens=all"
     ]
     again, kept = with_stored(small_config(), to_store(config, text))  # the next time
     assert again.noise.level_tokens == "visible" and kept
@@ -95,7 +95,7 @@ def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
     text = stored_without(recipe, *keys, warmup_epochs=40.0)
     config, kept = with_stored(recipe, text)
     assert make_run_length(config, 64).warmup == 320
-    said = "warmup_epochs=40.0 is used, the value with which this run began, and not config."
+    said = "warmup_epochs=40.0 is used, the value with which this run began, instead of c"
     assert f"config.optimizer.{said}" in kept[0]
     again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
     assert make_run_length(again, 64).warmup == 320

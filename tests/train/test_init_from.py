@@ -98,7 +98,9 @@ def test_run_directory_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         initial_weights(str(tmp_path), state.parameters, mesh)
     (tmp_path / "classifier.json").write_text("{}")
-    with pytest.raises(UserError, match="is a fine-tuned classifier; give the run of its encoder"):
+    with pytest.raises(
+        UserError, match="is a fine-tuned classifier; give the pretraining run instead"
+    ):
         initial_weights(str(tmp_path), state.parameters, mesh)
     (tmp_path / "classifier.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict() | {"novel": 1}))

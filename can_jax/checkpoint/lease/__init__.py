@@ -1,6 +1,6 @@
-"""The lease of a run directory: one process may write to it, on any number of hosts that share it.
+"""A lease that lets one process at a time write to a run directory, also across hosts.
 
-`protocol.py` has the rules, `records.py` the files they use, `owner.py` the identity of a process,
-and `files.py` the file operations on disks and buckets. Nothing here imports JAX or starts a
-thread; `can_jax.checkpoint.lock` does both.
+`protocol.py` implements the lease, `records.py` the files it uses, `owner.py` the identity of a
+process, and `files.py` the file operations on disks and buckets. This package imports no JAX and
+starts no thread; `can_jax.checkpoint.lock` does both.
 """

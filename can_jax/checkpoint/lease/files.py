@@ -1,4 +1,4 @@
-"""The file operations that the lease of a run directory needs, on disks and in buckets."""
+"""The file operations of the run-directory lease, for disks and for object-store buckets."""
 
 import contextlib
 import importlib.util
@@ -22,13 +22,13 @@ SETTLE_SECONDS = 5.0  # until competing writes to a bucket without exclusive cre
 
 @runtime_checkable
 class Files(Protocol):
-    """The file operations of a directory.
+    """The interface of the file operations on one directory.
 
-    All but `lock` and `unlock` raise `OSError` if the storage fails.
+    All methods except `lock` and `unlock` raise `OSError` if the storage fails.
     """
 
     def read(self, name: str) -> str | None:
-        """Return the text of a file, or None without the file."""
+        """Return the text of a file, or None if the file does not exist."""
         ...
 
     def names(self) -> list[str]:
@@ -36,7 +36,7 @@ class Files(Protocol):
         ...
 
     def create(self, name: str, text: str) -> bool:
-        """Create a file; return False if it exists."""
+        """Create a file; return False if it already exists."""
         ...
 
     def update(self, name: str, text: str) -> bool:
@@ -44,30 +44,30 @@ class Files(Protocol):
         ...
 
     def replace(self, name: str, text: str) -> None:
-        """Write a file atomically, whether it exists or not."""
+        """Atomically create or replace a file."""
         ...
 
     def remove(self, name: str) -> None:
-        """Remove a file if it exists."""
+        """Remove a file; do nothing if it does not exist."""
         ...
 
     def lock(self) -> bool:
-        """Take the kernel lock; return False if another process has it.
+        """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without kernel locks, return True: the records alone decide.
+        On a file system without file locks, return True. The lease records alone then decide.
         """
         ...
 
     def unlock(self) -> None:
-        """Release the kernel lock, if this process has it."""
+        """Release the kernel's file lock if this process holds it."""
         ...
 
 
 class DiskFiles:
-    """The file operations of a directory on a local or network file system.
+    """The file operations on a directory of a local or network file system.
 
     Args:
-        folder: The directory, which must exist.
+        folder: The path of the directory, which must exist.
     """
 
     def __init__(self, folder: str):
@@ -75,7 +75,10 @@ class DiskFiles:
         self._lock: filelock.BaseFileLock | None = None
 
     def read(self, name: str) -> str | None:
-        """See `Files`. On NFS, opening the file asks the server, so no stale text is read."""
+        """See `Files`.
+
+        On NFS, opening a file revalidates it with the server, so the text is not stale.
+        """
         try:
             return (self._folder / name).read_text(errors="replace")
         except FileNotFoundError:
@@ -103,7 +106,10 @@ class DiskFiles:
         return True
 
     def update(self, name: str, text: str) -> bool:
-        """See `Files`. It writes in place, so it needs no space and creates no file."""
+        """See `Files`.
+
+        The file is overwritten in place, so this needs no disk space and creates no file.
+        """
         try:
             file = os.open(self._folder / name, os.O_WRONLY)
         except FileNotFoundError:
@@ -134,9 +140,9 @@ class DiskFiles:
         return True
 
     def unlock(self) -> None:
-        """See `Files`. Also remove the lock file.
+        """See `Files`. This also removes the lock file.
 
-        A start that has just opened the file notices the removal and creates another.
+        A process that has just opened the lock file detects its removal and creates a new one.
         """
         if self._lock is not None:
             with contextlib.suppress(OSError):
@@ -146,10 +152,10 @@ class DiskFiles:
 
 
 class BucketFiles:
-    """The file operations of a folder in a bucket, which has no kernel locks.
+    """The file operations on a folder of an object-store bucket, which has no file locks.
 
     Args:
-        folder: The URL of the folder.
+        folder: The URL of the folder, such as ``gs://BUCKET/RUN``.
     """
 
     def __init__(self, folder: epath.Path):
@@ -170,9 +176,10 @@ class BucketFiles:
             return []
 
     def create(self, name: str, text: str) -> bool:
-        """See `Files`. Only the cloud itself can create an object exclusively, through `obstore`.
+        """See `Files`. With the library `obstore`, the object store creates the object atomically.
 
-        Without that library the last of several writers within `SETTLE_SECONDS` succeeds.
+        Without that library, if several processes create the file within `SETTLE_SECONDS`, the last
+        one succeeds.
         """
         path = self._folder / name
         if creates_exclusively(str(path)):
@@ -189,7 +196,7 @@ class BucketFiles:
         return self.read(name) == text
 
     def update(self, name: str, text: str) -> bool:
-        """See `Files`. An object that is removed between check and write reappears."""
+        """See `Files`. An object that is removed after the existence check is created again."""
         if self.read(name) is None:
             return False
         (self._folder / name).write_text(text)
@@ -213,22 +220,23 @@ class BucketFiles:
 
 
 def files_of(folder: epath.Path) -> Files:
-    """Return the file operations of a directory, given its path or URL."""
+    """Return the file operations for a path or a bucket URL."""
     return BucketFiles(folder) if "://" in str(folder) else DiskFiles(str(folder))
 
 
 def creates_exclusively(url: str) -> bool:
-    """Return whether objects of a URL can be created exclusively.
+    """Return whether objects under a URL can be created atomically, failing if they exist.
 
-    That requires a conditional write of the cloud, which `obstore` requests. TensorFlow's driver
-    checks whether the object exists and then writes, so another process can write in between.
+    This requires a conditional write by the object store, which the library `obstore` supports.
+    TensorFlow's file system checks whether the object exists and then writes, so another process
+    can write in between.
     """
     scheme = url.partition("://")[0]
     return scheme in remote.BUCKETS and importlib.util.find_spec("obstore") is not None
 
 
 def _write(file: int, text: str) -> None:
-    """Write a text at the start of an open file, and close it."""
+    """Write text at the start of an open file descriptor, and close it."""
     try:
         os.pwrite(file, text.encode(), 0)
     finally:

@@ -1,4 +1,4 @@
-"""The process that holds a lock: its identity, and whether it is still running."""
+"""Identification of the process that holds a lock, and a check whether it is still running."""
 
 import os
 import secrets
@@ -13,11 +13,11 @@ Owner = dict[str, Any]
 
 
 def describe() -> Owner:
-    """Describe this process for a lock, so that other starts can identify it.
+    """Return a description of this process, by which other processes can identify it.
 
-    Containers can share a host name, and a process ID is meaningless outside its PID namespace. So
-    `Host` compares ``boot`` and ``namespace``. It compares ``host`` only on a system without boot
-    IDs.
+    Containers can share a host name, and a process ID is meaningless outside its PID namespace.
+    `Host` therefore compares the keys ``boot`` and ``namespace``. On a system without boot IDs, it
+    compares ``boot`` and ``host``.
     """
     pid = os.getpid()
     return {
@@ -31,7 +31,7 @@ def describe() -> Owner:
 
 
 def boot_id() -> str | None:
-    """Return the ID of this boot of the kernel, or None on a system without one."""
+    """Return the kernel's boot ID, which is new after each boot; None on a system without one."""
     try:
         return (PROC / "sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -41,8 +41,8 @@ def boot_id() -> str | None:
 def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
-    If `/proc` belongs to another namespace, return a unique value, since no other process can then
-    look this one up.
+    If `/proc` belongs to another PID namespace, return a random value. It matches no other process,
+    since others cannot look up this process ID.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):
@@ -53,12 +53,12 @@ def pid_namespace() -> str | None:
 
 
 def started(pid: int) -> str | None:
-    """Return the start time of a process of this host in kernel ticks, or None if it has ended.
+    """Return the start time of a process on this host in clock ticks, or None if it has ended.
 
-    On a system without ``/proc``, return "running" for a process that exists.
+    On a system without ``/proc``, return "running" if the process exists.
 
     Args:
-        pid: The process ID.
+        pid: The process ID in the PID namespace of this process.
     """
     try:
         fields = (PROC / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
@@ -77,7 +77,7 @@ def started(pid: int) -> str | None:
 
 
 class Host:
-    """The lock holders as seen from this host.
+    """A class that decides whether lock holders run on this host and whether they have ended.
 
     Args:
         me: The description of this process; see `describe`.
@@ -87,15 +87,18 @@ class Host:
         self._me = me
 
     def has(self, owner: Owner) -> bool:
-        """Return whether an owner's process ID can be looked up here."""
+        """Return whether the process ID of a lock owner can be looked up on this host."""
         keys = ("boot", "namespace") if self._me["boot"] else ("boot", "host")
         return all(owner.get(key) == self._me[key] for key in keys)
 
     def shares_kernel(self, owner: Owner) -> bool:
-        """Return whether an owner runs under this kernel, so that kernel locks apply to both."""
+        """Return whether a lock owner runs under the same kernel and thus shares its file locks."""
         return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
 
     def is_gone(self, owner: Owner) -> bool:
-        """Return whether an owner has ended. Call it only for an owner for which `has` is true."""
+        """Return whether a lock owner has ended.
+
+        Call this only if `has` returns True for the owner.
+        """
         pid = owner.get("pid")
         return not isinstance(pid, int) or started(pid) != owner.get("started")

@@ -1,12 +1,13 @@
-"""The protocol by which processes hold a run directory, one at a time.
+"""The protocol by which one process at a time holds a run directory.
 
-Each holder has a record ``.lock-NUMBER`` that only it writes. A start creates the record with the
-next number, and only if the holder of the newest record is gone. The file system lets only one
-start create a record. That start then removes the older records: a holder whose record is missing
-has lost the directory.
+Each holder has a record file ``.lock-NUMBER`` that only it writes. A new process creates the record
+with the next number, but only if the holder of the newest record has ended. The file system lets
+only one process create a given file. That process then removes the older records. A holder whose
+record is missing has lost the lease.
 
-A kernel lock on ``.lock`` decides between processes of one kernel, and protects a suspended holder.
-Other hosts watch a holder's heartbeats. ``lock.json`` is a copy of the record for people.
+A kernel file lock on ``.lock`` decides between processes under the same kernel, and protects a
+suspended holder. Other hosts watch the heartbeats in a holder's record. ``lock.json`` is a copy of
+the record under a fixed name.
 """
 
 import contextlib
@@ -24,31 +25,31 @@ STALE_BEATS = 3  # missed heartbeats after which a holder on another host counts
 
 
 class Clock:
-    """A clock that includes time in which the machine is suspended, where the system has one."""
+    """A monotonic clock that, if the system supports it, includes time in suspend."""
 
     def now(self) -> float:
-        """Return seconds since an arbitrary moment."""
+        """Return the time in seconds since an arbitrary start."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def sleep(self, seconds: float) -> None:
-        """Block for some seconds."""
+        """Block for the given number of seconds."""
         time.sleep(seconds)
 
 
 class Lease:
-    """A claim on a run directory.
+    """A lease on a run directory, with methods to take, check, renew and release it.
 
     Args:
-        files: The file operations of the directory.
+        files: The file operations on the directory.
         me: The description of this process; see `can_jax.checkpoint.lease.owner.describe`.
-        name: The name of the directory in messages.
-        beat_seconds: Seconds between heartbeats, the same for all that share the directory.
-        host: The object that decides whether a holder on this host has ended; ``Host(me)`` by
-            default.
-        clock: The clock; a `Clock` by default.
+        name: The name of the directory in messages, such as ``--workdir=PATH``.
+        beat_seconds: The interval between heartbeats in seconds, which must be the same in all
+            processes that share the directory.
+        host: The object that decides whether a holder has ended; ``Host(me)`` by default.
+        clock: The clock that measures waits; a `Clock` by default.
 
     Attributes:
-        lost: The reason why the directory is no longer held, or None.
+        lost: The error that explains why the lease was lost or released, or None.
     """
 
     def __init__(
@@ -73,14 +74,15 @@ class Lease:
         return STALE_BEATS * self._beat_seconds
 
     def take(self, wait: float = 0.0, wait_ending: float = 0.0) -> Record | None:
-        """Take the directory. Blocks while its holder may end or show a heartbeat.
+        """Take the lease; block while the current holder may still end.
 
         Args:
-            wait: Seconds to wait for a holder that has not announced its end.
-            wait_ending: Seconds to wait for a holder that has announced its end and still saves.
+            wait: The time in seconds to wait for a holder that has not announced that it will end.
+            wait_ending: The time in seconds to wait for a holder that has announced that it will
+                end.
 
         Returns:
-            None if this process now holds the directory, else the record of its holder.
+            None if this process now holds the lease, else the record of the holder.
 
         Raises:
             OSError: The directory cannot be read or written.
@@ -101,13 +103,14 @@ class Lease:
         return None
 
     def check(self) -> None:
-        """Check that the directory is still held. Call it before anything is written there.
+        """Check that this process still holds the lease; call this before every write.
 
-        While the storage fails, it retries until another host could soon take over.
+        If the storage fails, this retries until shortly before another host could take over.
 
         Raises:
-            LostLock: Another process holds the directory, or the lock was released or removed.
-            OSError: The storage has failed for too long.
+            LostLock: Another process holds the lease, or the lease was released or its files
+                removed.
+            OSError: The storage failed until shortly before another host could take over.
         """
         begin = self._clock.now()
         while True:
@@ -118,14 +121,14 @@ class Lease:
                 if waited >= self.stale_seconds - self._beat_seconds and self.lost is None:
                     self.lost = OSError(
                         f"the lock of {self._name} could not be read for {waited:.0f} s: "
-                        f"{one_line(error)}; this run stops, since another may have taken over"
+                        f"{one_line(error)}; this run ends, since another may have taken over"
                     )
                 if self.lost is not None:
                     raise self.lost from error
             self._clock.sleep(self._beat_seconds / 10)
 
     def beat(self, ending: bool = False) -> None:
-        """Write a heartbeat for other hosts, if this process still holds the directory.
+        """Write a heartbeat for other hosts if this process still holds the lease.
 
         Args:
             ending: Whether to announce that the process is about to end.
@@ -147,7 +150,7 @@ class Lease:
                 )  # fmt: skip
 
     def release(self) -> None:
-        """Release the directory, if it is still held."""
+        """Release the lease if this process still holds it."""
         try:
             self.check()
             with contextlib.suppress(OSError):
@@ -161,11 +164,11 @@ class Lease:
         self._files.unlock()
 
     def _prove(self) -> None:
-        """Check once that the directory is held.
+        """Check once, without retries, that this process holds the lease.
 
         Raises:
-            LostLock: Another process holds it, or the lock was removed.
-            OSError: The storage failed.
+            LostLock: Another process holds the lease, or its files were removed.
+            OSError: The records cannot be read.
         """
         if self.lost is not None:
             raise self.lost
@@ -179,17 +182,17 @@ class Lease:
             )
         else:
             self.lost = LostLock(
-                f"{self._name}: the lock of this run was removed; it ends and writes nothing "
-                "more, since another run may use the directory"
+                f"{self._name}: the lock of this run was removed; this run ends and writes "
+                "nothing more, since another run may use the directory"
             )
         raise self.lost
 
     def _try(self) -> Record | None:
-        """Try once to take the directory.
+        """Try once to take the lease.
 
         Returns:
-            None if this process now holds the directory, else the record of its holder. The record
-            is empty if the holder is unknown.
+            None if this process now holds the lease, else the record of the holder. The record is
+            empty if the holder is unknown.
         """
         alone = self._files.lock()
         held = False
@@ -205,12 +208,13 @@ class Lease:
                 self._files.unlock()
 
     def _holder(self, number: int, newest: Record | None, alone: bool) -> Record | None:
-        """Return the holder, or None if all processes that left a record are gone.
+        """Return the record of the current holder, or None if all recorded holders have ended.
 
         Args:
-            number: The number of the newest record.
-            newest: The newest record, or None.
-            alone: Whether `Files.lock` found no other process with the kernel lock.
+            number: The number of the newest record; 0 if there is none.
+            newest: The content of the newest record, or None if there is none.
+            alone: Whether `Files.lock` returned True, so no other process is known to hold the file
+                lock.
         """
         records = {} if newest is None else {name_of(number): newest}
         copy = self._records.read(COPY)
@@ -227,7 +231,7 @@ class Lease:
         return None if alone or records else {}
 
     def _is_gone(self, name: str, record: Record, alone: bool) -> bool:
-        """Return whether the holder of a record is gone. It may block; see `_beats`."""
+        """Return whether the holder of a record has ended. This may block; see `_beats`."""
         if self._host.has(record):
             return self._host.is_gone(record)
         if not alone and ("pid" not in record or self._host.shares_kernel(record)):
@@ -235,7 +239,7 @@ class Lease:
         return not self._beats(name, record)
 
     def _beats(self, name: str, record: Record) -> bool:
-        """Return whether a holder shows a heartbeat. Blocks for up to `stale_seconds`."""
+        """Return whether a holder writes a heartbeat within `stale_seconds`; block until then."""
         logging.warning(
             "%s is held by %s; waiting up to %.0f s for its heartbeat",
             self._name, who(record), self.stale_seconds,
@@ -252,11 +256,11 @@ class Lease:
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the next record; return None on success, else the record of a faster start.
+        """Create the next record. Return None on success, else the record of a faster process.
 
         Args:
-            gone: The number of the record whose holder is gone; 0 for none.
-            judged: The content of that record, or None.
+            gone: The number of the newest record, whose holder has ended; 0 if there is none.
+            judged: The content of that record when its holder was found to have ended, or None.
         """
         number = gone + 1
         if not self._files.create(name_of(number), self._text(claiming=True)):
@@ -284,9 +288,9 @@ class Lease:
         return None
 
     def _taker(self) -> Record | None:
-        """Return the record of the process that took over from this one, or None if none did.
+        """Return the record of the process that took over the lease, or None if none did.
 
-        The record is empty if this process's own is missing and the successor is unknown.
+        The result is an empty record if this process's record is missing and its successor unknown.
         """
         copy = self._records.read(COPY)
         if copy and token(copy) != self._me["token"]:
@@ -301,5 +305,5 @@ class Lease:
         return None if token(own) == self._me["token"] else own or {}
 
     def _text(self, **state: bool) -> str:
-        """Return the text of this process's record."""
+        """Return the text of this process's record, with further state such as ``ending=True``."""
         return self._records.text(self._me | {"beat": self._beat} | state)
