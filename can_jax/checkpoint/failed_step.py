@@ -28,8 +28,8 @@ def write_failed_step(
         folder: The folder to write the dump to; created if missing.
         config: The resolved configuration.
         step: The number of the step whose update was not finite.
-        state: The train state after the step. Its parameters equal those before the step, since the
-            update was skipped.
+        state: The train state after the step, with the same parameters as before the step, since
+            the update was skipped.
         batch: The global batch on which the step failed.
     """
     folder.mkdir(parents=True, exist_ok=True)

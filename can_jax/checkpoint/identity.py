@@ -1,8 +1,8 @@
 """The identity of a fine-tuning run: its encoder, data and settings, stored in ``identity.json``.
 
-A run that finds checkpoints in its run directory compares its identity with the stored one. It
-stops if they differ, so all checkpoints of a directory come from the same encoder, data and
-settings.
+A run that finds checkpoints in its run directory compares its identity with the stored one. The run
+stops if the identities differ, so all checkpoints of a directory come from the same encoder, data
+and settings.
 """
 
 import json

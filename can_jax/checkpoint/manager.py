@@ -50,7 +50,7 @@ class Checkpointer:
             off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
         check: A function called before a save is finalized and before files of a failed save are
-            removed. It raises an error to prevent the write.
+            removed. An error that it raises prevents the write.
 
     Raises:
         UserError: The directory cannot be listed or created.

@@ -38,7 +38,7 @@ class Retention:
 def remove_remains(left: epath.Path) -> None:
     """Remove the folder of a failed save, to which background threads may still write.
 
-    This retries for up to `REMOVAL_SECONDS`, and then leaves the folder without an error.
+    The removal is retried for up to `REMOVAL_SECONDS`, and then given up without an error.
     """
     end = time.monotonic() + REMOVAL_SECONDS
     while left.exists() and time.monotonic() < end:

@@ -33,8 +33,8 @@ def quiet_orbax() -> Iterator[None]:
 def quiet_threads() -> Iterator[None]:
     """Silence errors in the background threads of a failed save, which `Checkpointer` reports.
 
-    This changes logging levels, warning filters and `sys.unraisablehook`, and restores them on
-    exit.
+    The context changes logging levels, warning filters and `sys.unraisablehook`, and restores them
+    on exit.
     """
     asyncio_logger = python_logging.getLogger("asyncio")
     level, usual = asyncio_logger.level, sys.unraisablehook

@@ -70,8 +70,8 @@ def reads(settings: Settings) -> frozenset[str]:
 def head_names(settings: Settings) -> dict[str, str]:
     """Return a dict from each active objective that has a head to the head's parameter name.
 
-    The order is that in which the objectives were registered, since the random initialization of
-    the heads depends on their order.
+    The dict has the order in which the objectives were registered, on which the random
+    initialization of the heads depends.
     """
     owners = active(settings)
     return {
@@ -86,7 +86,7 @@ def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, 
 
     Args:
         arrays: The network outputs and targets of one step, over the global batch.
-        settings: The config block of each objective, by name. Each block has a key ``weight``.
+        settings: The config block of each objective, by name, including its ``weight``.
         heads: The head module of each active objective that has one, by objective name.
 
     Returns:

@@ -25,8 +25,8 @@ def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple
     """Compute ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2``, averaged over view pairs.
 
     ``C`` is the cross-correlation matrix of the embeddings of two views over the global batch (eq.
-    1). Each embedding dimension is divided by ``sqrt(variance + 1e-5)``. This matches the BatchNorm
-    without affine parameters in facebookresearch/barlowtwins.
+    1). Each embedding dimension is divided by ``sqrt(variance + 1e-5)``, like in the BatchNorm
+    without affine parameters of facebookresearch/barlowtwins.
 
     Args:
         arrays: The network outputs and targets of one step.

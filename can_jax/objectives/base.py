@@ -82,12 +82,12 @@ class Objective:
             not a mean over microbatches. If True, ``reads`` may hold only fields in
             `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
-        min_images: The minimum number of images per batch, or per microbatch where the loss is
-            computed for each microbatch alone.
+        min_images: The minimum number of images per batch, or per microbatch if the loss is
+            computed separately for each microbatch.
         needs_labels: A function that takes the config block ``objective.NAME`` and returns whether
             the training data must have labels.
         check: A function that takes the complete configuration and raises `UserError` if this
-            objective cannot be computed with it. It is called for active objectives only.
+            objective cannot be computed with it. ``check`` is called for active objectives only.
 
     Raises:
         ValueError: ``reads`` or ``keys`` has a wrong type, ``reads`` holds a field that is unknown
@@ -171,6 +171,6 @@ def check_names(value: Any) -> None:
 def at_least_float32(x: Array) -> Array:
     """Cast to float32, or keep float64.
 
-    Losses are computed in this type for every ``model.dtype``.
+    Losses are computed in at least float32 for every ``model.dtype``.
     """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,11 +1,11 @@
 """The InfoNCE loss over the global batch, and its supervised form (SupCon).
 
 A row is the embedding of one view of an image. Every device holds a shard of the rows as queries
-and gathers all rows as keys. Both passes compute the similarity matrix in blocks of keys, so memory
-grows linearly with the batch size.
+and gathers all rows as keys. The forward and backward passes compute the similarity matrix in
+blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. It computes the gradient of a row as a key
-from two numbers of each query: the log of its softmax denominator and its number of positives.
+The custom backward pass needs no reduction over devices. The gradient of a row as a key depends
+only on two values of each query, the log of its softmax denominator and its number of positives.
 """
 
 import functools
@@ -92,7 +92,7 @@ def _backward(views: int, temperature: float, block: int, saved: Any, cotangent:
     """Compute the gradient of the loss with respect to ``unit``.
 
     Every pair of rows contributes twice, since each row of the pair is once the query and once the
-    key. The gradient with respect to ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. Here
+    key. The gradient with respect to ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. The term
     ``g[i, j]`` is ``(softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``.
     """
     unit, keys, label, normalizer, positives = saved
@@ -133,7 +133,8 @@ def loss(
 
     ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
     image. The last five arguments change the treatment of the negatives, as
-    `can_jax.objectives.negatives` describes. With their defaults, the plain loss is compiled.
+    `can_jax.objectives.negatives` describes. With the defaults of these five, the plain InfoNCE or
+    SupCon loss is compiled.
 
     Args:
         arrays: The network outputs and targets of one step. For SupCon, an image with label -1 has

@@ -24,15 +24,15 @@ def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
     - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
       1511.06068, which uses the covariance matrix).
     - ``total_correlation``: the total correlation of a Gaussian with the correlation matrix ``R``,
-      divided by the width: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``. It is 0 for
-      uncorrelated dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the total correlation of a
-      latent code.
+      divided by the width: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``. The penalty
+      is 0 for uncorrelated dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the total
+      correlation of a latent code.
 
     Args:
         arrays: The network outputs and targets of one step.
         form: The penalty, ``decorrelation`` or ``total_correlation``.
-        shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1]. It keeps
-            the determinant positive if the batch has fewer rows than dimensions.
+        shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1]. A positive
+            weight keeps the determinant positive if the batch has fewer rows than dimensions.
     """
     assert arrays.pooled is not None
     width = arrays.pooled.shape[-1]

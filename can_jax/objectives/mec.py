@@ -40,8 +40,8 @@ def loss(
     """Compute the negative coding length, averaged over all pairs of views.
 
     The length is divided by ``(m + d) / (2 distortion)``, so the first term of the loss is the
-    negative mean cosine similarity of two views. This keeps the loss and its gradient from growing
-    with the batch size or the embedding dimension.
+    negative mean cosine similarity of two views. The division keeps the loss and its gradient from
+    growing with the batch size or the embedding dimension.
 
     Args:
         arrays: The network outputs and targets of one step.

@@ -1,11 +1,11 @@
 """Contrastive losses with decoupled, hard, debiased or excluded negatives.
 
 `contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of each row and then
-over all rows. Here ``s+`` is the similarity to a positive, ``t`` is the temperature, and ``D`` is
-the softmax denominator. The following options change ``D``:
+over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the temperature, and
+``D`` is the softmax denominator. The following options change ``D``:
 
 - Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
-  over negatives. This is the loss of `can_jax.objectives.contrastive`.
+  over negatives. The result is the loss of `can_jax.objectives.contrastive`.
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
 - Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights proportional to ``exp(b s / t)``,
   with mean 1. The weights are equal for a hardness ``b`` of 0.
@@ -91,12 +91,13 @@ def contrast_corrected(
     """Compute a contrastive loss with modified negatives over the rows of the global batch.
 
     The module docstring defines the loss. If all negatives of a row are excluded, its denominator
-    holds only its positives. If ``decoupled`` is also set, the loss of such a row is 0.
+    holds only its positives. If ``decoupled`` is also set, the loss of a row without negatives is
+    0.
 
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
-        label: The label of each row, -1 where unknown; rows of one label are positives of each
-            other. If None, only views of one image are positives.
+        label: The class label of each row, -1 if unknown. Rows with the same label are positives of
+            each other. If None, only views of one image are positives.
         views: The number of augmented views per image.
         temperature: The positive number by which similarities are divided before the softmax.
         block: The number of key rows per block of the similarity matrix.

@@ -101,7 +101,7 @@ def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
 def block_size(rows: int, shards: int) -> int:
     """Return the default number of key rows per block of the similarity matrix.
 
-    It limits a device to `BLOCK_ENTRIES` similarities at a time. It is at least 1.
+    The block size is at least 1, and limits a device to `BLOCK_ENTRIES` similarities at a time.
 
     Args:
         rows: The number of rows of the global batch.
@@ -135,8 +135,8 @@ def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
     """Classify every pair of a row and a key. Keys beyond the number of rows are padding.
 
     Args:
-        rows: All rows of the batch.
-        keys: A block of keys.
+        rows: The batch indices and class labels of all rows of the batch.
+        keys: The batch indices and class labels of a block of keys.
         views: The number of augmented views per image.
     """
     itself = rows.position[:, None] == keys.position

@@ -22,9 +22,9 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the configured optimizer without the multiplication by the learning rate.
 
-    The train step multiplies the update by the learning rate. Therefore the logged rate is the one
-    that was applied, and a skipped step does not shift the schedule. Frozen parameters have no
-    optimizer state.
+    The train step multiplies the update by the learning rate. The logged learning rate is therefore
+    the one that was applied, and a skipped step does not shift the schedule. Frozen parameters have
+    no optimizer state.
     """
     settings = config.optimizer
     update = transform(settings)

@@ -42,8 +42,8 @@ OPTIMIZERS.register("muon", by_layer.muon)
 def find_optimizer(name: Any) -> Callable[..., optax.GradientTransformation] | None:
     """Return the function that builds the named optimizer, or None if the name is unknown.
 
-    Registered names take precedence over functions of `optax` and `optax.contrib`. Those qualify if
-    they have a parameter ``learning_rate``.
+    Registered names take precedence over functions of `optax` and `optax.contrib`. A function of
+    optax qualifies if it has a parameter ``learning_rate``.
     """
     if name in OPTIMIZERS:
         return OPTIMIZERS.get(name)
@@ -92,10 +92,10 @@ def unused_settings(settings: Any) -> list[str]:
 def transform(settings: Any) -> optax.GradientTransformation:
     """Return the configured optimizer with weight decay, at a learning rate of 1.
 
-    The train step multiplies the update by the learning rate. The keys of the block are passed
-    under the names that optax uses, and ``optimizer.options`` override them. If the optimizer has
-    no parameter ``weight_decay``, decoupled weight decay is added to its update. Biases,
-    normalization scales and learned tokens have no weight decay.
+    The train step multiplies the update by the learning rate. The keys of the config block
+    ``optimizer`` are passed under the names that optax uses, and ``optimizer.options`` override
+    them. If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
+    update. Biases, normalization scales and learned tokens have no weight decay.
 
     Args:
         settings: The config block ``optimizer``.

@@ -54,7 +54,7 @@ class Files(Protocol):
     def lock(self) -> bool:
         """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without file locks, return True. The lease records alone then decide.
+        On a file system without file locks, return True, so that the lease records alone decide.
         """
         ...
 
@@ -134,13 +134,13 @@ class DiskFiles:
         except filelock.Timeout:
             return False
         except (OSError, NotImplementedError) as error:
-            logging.info("%s has no kernel locks: %s", self._folder, one_line(error))
+            logging.info("%s does not support file locks: %s", self._folder, one_line(error))
             return True
         self._lock = lock
         return True
 
     def unlock(self) -> None:
-        """See `Files`. This also removes the lock file.
+        """See `Files`. Unlocking also removes the lock file.
 
         A process that has just opened the lock file detects its removal and creates a new one.
         """
@@ -227,9 +227,9 @@ def files_of(folder: epath.Path) -> Files:
 def creates_exclusively(url: str) -> bool:
     """Return whether objects under a URL can be created atomically, failing if they exist.
 
-    This requires a conditional write by the object store, which the library `obstore` supports.
-    TensorFlow's file system checks whether the object exists and then writes, so another process
-    can write in between.
+    Atomic creation requires a conditional write by the object store, which the library `obstore`
+    supports. TensorFlow's file system checks whether the object exists and then writes, so another
+    process can write in between.
     """
     scheme = url.partition("://")[0]
     return scheme in remote.BUCKETS and importlib.util.find_spec("obstore") is not None

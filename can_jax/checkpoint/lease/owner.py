@@ -41,8 +41,8 @@ def boot_id() -> str | None:
 def pid_namespace() -> str | None:
     """Return the PID namespace of this process, or None on a system without namespaces.
 
-    If `/proc` belongs to another PID namespace, return a random value. It matches no other process,
-    since others cannot look up this process ID.
+    If `/proc` belongs to another PID namespace, return a random value that matches no other
+    process, since others cannot look up this process ID.
     """
     try:
         if os.readlink(PROC / "self") != str(os.getpid()):

@@ -2,8 +2,8 @@
 
 Each holder has a record file ``.lock-NUMBER`` that only it writes. A new process creates the record
 with the next number, but only if the holder of the newest record has ended. The file system lets
-only one process create a given file. That process then removes the older records. A holder whose
-record is missing has lost the lease.
+only one process create a given file. The process that created the record then removes the older
+records. A holder whose record is missing has lost the lease.
 
 A kernel file lock on ``.lock`` decides between processes under the same kernel, and protects a
 suspended holder. Other hosts watch the heartbeats in a holder's record. ``lock.json`` is a copy of
@@ -144,7 +144,7 @@ class Lease:
             self._missed += 1
             if self._missed == STALE_BEATS - 1:
                 logging.warning(
-                    "the lock of %s could not be renewed %d times in a row: %s; a start on "
+                    "the lock of %s could not be renewed %d times in a row: %s; a run on "
                     "another host may take over the directory, and this run would then end",
                     self._name, self._missed, one_line(error),
                 )  # fmt: skip
@@ -290,7 +290,8 @@ class Lease:
     def _taker(self) -> Record | None:
         """Return the record of the process that took over the lease, or None if none did.
 
-        The result is an empty record if this process's record is missing and its successor unknown.
+        The result is an empty dict if this process's record is missing and its successor is
+        unknown.
         """
         copy = self._records.read(COPY)
         if copy and token(copy) != self._me["token"]:
