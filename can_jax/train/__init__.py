@@ -1,1 +1,1 @@
-"""Pretraining: the loss of a batch, the train step, the training loop, and the run around them."""
+"""Pretraining: the loss of a batch, the train step, the training loop, and the setup of a run."""

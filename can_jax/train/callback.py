@@ -1,7 +1,7 @@
-"""Callbacks: code that a run calls at its start, at intervals, after a rollback and at its end.
+"""Callbacks, which a run calls at its start, at intervals, after a rollback and at its end.
 
-A user's module registers a callback in `CALLBACKS`. Every pretraining and fine-tuning run of that
-process then calls the callback.
+A user's module registers a callback in `CALLBACKS`. Every pretraining or fine-tuning run in the
+same process then calls that callback.
 """
 
 import dataclasses
@@ -23,12 +23,12 @@ class PeriodicAction(NamedTuple):
     """A function that a run calls every ``every`` steps and after the last step.
 
     Attributes:
-        every: The interval in steps, at least 1.
-        act: The function; it takes the step and the state. The next step overwrites the state's
-            buffers, so the function must copy the arrays that it retains.
-        saves_first: Whether the run saves a checkpoint before each call, so that a run which is
-            killed during a long evaluation need not repeat the steps. A run that is asked to stop
-            skips these calls; ``on_train_start`` of the resumed run can repeat them.
+        every: The interval between calls in steps; at least 1.
+        act: A function ``act(step, state)``. The next step reuses the buffers of the state, so the
+            function must copy any arrays that it keeps.
+        saves_first: Whether the run saves a checkpoint before each call. A run that is killed
+            during a long evaluation then repeats no steps. A run that receives a stop signal skips
+            these calls; ``on_train_start`` of the resumed run can make up for them.
     """
 
     every: int
@@ -37,44 +37,44 @@ class PeriodicAction(NamedTuple):
 
 
 class Callback:
-    """The base class of code that a run calls; its own methods do nothing.
+    """The base class of callbacks, whose methods do nothing.
 
     Every process calls each method at the same step, so the methods can contain collective
-    operations. An exception that a method raises ends the run.
+    operations. An exception raised by a method ends the run.
     """
 
     def on_train_start(self, step: int, state: TrainState) -> None:
-        """Act before the first step.
+        """Run before the first step of a start or resume.
 
         Args:
             step: The step from which the run starts or resumes; 0 for a new run.
-            state: The state at that step.
+            state: The train state at that step.
         """
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the functions to call at intervals."""
+        """Return the functions to call periodically, with their intervals in steps."""
         return []
 
     def on_rollback(self, step: int) -> None:
-        """Act after a rollback to an earlier step; later steps are repeated."""
+        """Run after a rollback to an earlier step, from which training continues."""
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Act after the last step; ``seconds`` is the training time in seconds."""
+        """Run after the last step; ``seconds`` is the total training time over all starts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunContext:
-    """A run, as its callbacks see it.
+    """The configuration, data, train step and loggers of a run, which its callbacks can use.
 
     Attributes:
         config: The resolved configuration.
-        mesh: The device mesh over which the state is split.
-        step: The model and the optimizer.
+        mesh: The device mesh on which the state is sharded.
+        step: The train step, which holds the model's structure and the optimizer.
         source: The source of the training images.
-        times: The durations of the run in steps; ``times.total`` is the last step.
-        workdir: The run directory.
-        writer: The writer of metrics: ``writer.scalars(step, {"name": value})``.
-        report: The console: ``report.say("text")`` prints a line.
+        times: The length and intervals of the run; ``times.total`` is its number of steps.
+        workdir: The path of the run directory.
+        writer: The writer of metrics; call ``writer.scalars(step, {"name": value})``.
+        report: The console and log; ``report.say("text")`` prints a line.
     """
 
     config: ConfigDict
@@ -89,34 +89,34 @@ class RunContext:
 
 CallbackFactory = Callable[[RunContext], Callback]
 CALLBACKS: Registry[CallbackFactory] = Registry("callback")
-"""Functions or classes that return a callback, given the run."""
+"""The registered functions or classes that take a `RunContext` and return a callback."""
 
 
 class CallbackList(Callback):
-    """Several callbacks, called in order.
+    """A callback that calls several callbacks in order.
 
     Args:
-        callbacks: The callbacks.
+        callbacks: The callbacks, in the order in which they are called.
     """
 
     def __init__(self, callbacks: Sequence[Callback]):
         self._callbacks = tuple(callbacks)
 
     def on_train_start(self, step: int, state: TrainState) -> None:
-        """Act before the first step."""
+        """Run before the first step of a start or resume."""
         for callback in self._callbacks:
             callback.on_train_start(step, state)
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the functions of all callbacks."""
+        """Return the periodic functions of all callbacks."""
         return [action for callback in self._callbacks for action in callback.periodic_actions()]
 
     def on_rollback(self, step: int) -> None:
-        """Act after a rollback to an earlier step."""
+        """Run after a rollback to an earlier step."""
         for callback in self._callbacks:
             callback.on_rollback(step)
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Act after the last step."""
+        """Run after the last step."""
         for callback in self._callbacks:
             callback.on_train_end(state, seconds)

@@ -1,4 +1,4 @@
-"""Callbacks of a run: metric logging, the kNN probe and the reconstruction figures."""
+"""The standard callbacks of a run: metric logging, the kNN probe and the reconstruction figures."""
 
 import functools
 import shlex
@@ -42,15 +42,15 @@ LINEAR_BOUND = "denoising/linear_bound"
 
 
 def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
-    """Return the evaluations (`probe`, `picture`) due at a step whose output is missing.
+    """Return the evaluations, ``probe`` or ``picture``, that are due at a step but have no output.
 
-    A run saves a checkpoint before it evaluates the step. A run that is killed between the two has
-    the checkpoint, but not the output. Collective: every process must call this.
+    A run saves a checkpoint of a step before it evaluates the step. If it is killed in between, the
+    checkpoint exists but the output is missing. Collective: every process must call this.
 
     Args:
-        step: The step at which the run starts or resumes.
-        times: The durations of the run.
-        workdir: The run directory, which holds the metrics and the figures.
+        step: The step from which the run starts or resumes.
+        times: The intervals of the evaluations and the length of the run, in steps.
+        workdir: The run directory, in which metrics and figures are looked up.
     """
     probed = any(
         line["step"] == step and (PROBE in line or RANK in line) for line in read_metrics(workdir)
@@ -68,11 +68,11 @@ def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> lis
 
 
 class Log(Callback):
-    """The callback that writes the metrics of any run and prints its status lines.
+    """A callback that writes metrics and prints status lines, for pretraining and fine-tuning.
 
     Args:
-        run: The run.
-        flops: FLOPs of a step per image.
+        run: The configuration, data and loggers of the run.
+        flops: The FLOPs of a train step per image, from which the MFU is computed.
     """
 
     def __init__(self, run: RunContext, flops: int):
@@ -87,18 +87,18 @@ class Log(Callback):
 
     @functools.cached_property
     def _peak(self) -> float:
-        """The peak FLOP/s of all devices; measured, on idle devices, if their kind is unknown."""
+        """The total peak FLOP/s of all devices; measured while they are idle if unknown."""
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Roll the metrics and the progress bar back to a step; later steps are repeated."""
+        """Discard the metrics after a step, and move the progress bar back to it."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line `EARLY_SECONDS` after the first step if none was printed before.
+        """Print a status line `EARLY_SECONDS` after the first step if none was printed until then.
 
-        Call this method after every step without metrics to log. No metrics are written.
+        The training loop calls this after every step that it does not log; no metrics are written.
         """
         if self._logged or jax.process_index():
             return
@@ -113,7 +113,7 @@ class Log(Callback):
             self.report.status(step, values | self._progress(step, window), window)
 
     def _progress(self, step: int, window: Window) -> dict[str, Any]:
-        """Return the images seen, the epoch and the throughput at a step."""
+        """Return the number of images seen, the epoch and the throughput at a step."""
         images = step * self._config.batch_size
         return {
             "examples": images,
@@ -122,11 +122,11 @@ class Log(Callback):
         }
 
     def saved(self, step: int) -> None:
-        """Pass the path of a checkpoint to the trackers."""
+        """Pass the path of a step's checkpoint to the experiment trackers."""
         self._writer.checkpoint(step, self._checkpoints / str(step))
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Close the clock's interval, write the metrics of a step and print a status line."""
+        """Write the metrics and timings of a step, and print a status line."""
         window = clock.window()
         with clock.paused():
             peak = self._peak
@@ -158,9 +158,9 @@ class PretrainCallbacks(Log):
     """The callbacks of pretraining: metrics, the kNN probe and the reconstruction figures.
 
     Args:
-        run: The run.
+        run: The configuration, data and loggers of the run.
         step: The train step of ``run``.
-        moments: A function that returns the moments of the data's patches; a collective operation.
+        moments: A collective function that returns the mean and covariance of training patches.
     """
 
     def __init__(self, run: RunContext, step: Step, moments: Callable[[], Moments]):
@@ -177,7 +177,7 @@ class PretrainCallbacks(Log):
                 if has_labels(run.source):
                     raise
                 self._health = HealthProbe(*arguments)
-                logging.info("the features are probed without labels (%s)", error)
+                logging.info("statistics of the features replace the kNN probe: %s", error)
         if run.times.figures_every:
             self._panel = jax.jit(
                 functools.partial(make_panel, step), out_shardings=replicated(run.mesh)
@@ -185,13 +185,13 @@ class PretrainCallbacks(Log):
 
     @functools.cached_property
     def _pictured(self) -> np.ndarray:
-        """The images of the figures, of type uint8."""
+        """The images that the figures show, as a uint8 array."""
         config = self._step.config
         examples = EvaluationSet(config, self._source, config.figures.images, labeled=False)
         return examples.images()
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the periodic evaluations that the configuration enables."""
+        """Return the kNN probe and the figure, each if the configuration enables it."""
         periodic_actions = []
         if self._times.probe_every:
             probe = PeriodicAction(self._times.probe_every, self.probe, saves_first=True)
@@ -202,11 +202,11 @@ class PretrainCallbacks(Log):
         return periodic_actions
 
     def on_train_start(self, step: int, state: TrainState) -> None:
-        """Run the evaluations that precede the first step.
+        """Run the evaluations that are due before the first step of this start.
 
-        A new run probes raw pixels and the untrained encoder, and computes the best linear
-        denoiser. A resumed run first evaluates its checkpoint, if that evaluation was due and has
-        no output.
+        A new run evaluates raw pixels, the untrained encoder and the optimal linear denoiser. A
+        resumed run evaluates its checkpoint if an evaluation was due there and its output is
+        missing.
         """
         if not step:
             self._bound()
@@ -214,14 +214,16 @@ class PretrainCallbacks(Log):
             pixels, measured = self._probe.on_pixels(), self._probe(state)
             self._writer.scalars(0, measured | {PIXELS: pixels})
             untrained = measured[PROBE]
-            self.report.say(f"kNN: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%")
+            self.report.say(
+                f"kNN accuracy: raw pixels {pixels:.1f}%, untrained encoder {untrained:.1f}%"
+            )
         elif not step and self._health:
             self.probe(0, state)
         for name in pending_evaluations(step, self._times, self._workdir):
             getattr(self, name)(step, state)
 
     def _bound(self) -> None:
-        """Write and print the share of the noise that a linear denoiser explains, if enabled."""
+        """Log the fraction of noise that the optimal linear denoiser removes, if enabled."""
         config = self._step.config
         if config.noise.linear_bound and "noise" in reads(config.objective.to_dict()):
             variances = np.linalg.eigvalsh(self._moments().covariance)
@@ -232,9 +234,9 @@ class PretrainCallbacks(Log):
             )
 
     def probe(self, step: int, state: TrainState) -> None:
-        """Write the metrics of the probe, and print the kNN accuracy in percent.
+        """Evaluate the features, write the metrics, and print the kNN accuracy in percent.
 
-        Without labels it is the spread of the features instead.
+        Without labels, this prints statistics of the features instead of an accuracy.
         """
         if self._health is not None:
             health = self._health(state)
@@ -247,7 +249,7 @@ class PretrainCallbacks(Log):
         self.report.say(f"step {step}: kNN {measured[PROBE]:.1f}%")
 
     def picture(self, step: int, state: TrainState) -> None:
-        """Write the figure of a step as a PNG and as a TensorBoard image, if it can be drawn."""
+        """Draw the figure of a step and write it as a PNG and a TensorBoard image."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
@@ -262,7 +264,7 @@ class PretrainCallbacks(Log):
                 logging.warning("the figure of step %d was not written: %s", step, one_line(error))
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Print a summary of the finished run: its duration, its kNN accuracies and its files."""
+        """Print the run's duration, kNN accuracies and files, and commands to continue with."""
         lines = read_metrics(self._workdir)
         probes = [line for line in lines if PROBE in line]
         accuracies: dict[str, float | None] = {}
@@ -290,17 +292,18 @@ class PretrainCallbacks(Log):
 
 
 def next_steps(workdir: epath.Path, labeled: bool = True) -> list[str]:
-    """Return the commands that a finished pretraining can continue with, one a line.
+    """Return the lines that suggest commands after a finished pretraining run.
 
     Args:
         workdir: The run directory.
-        labeled: Whether the probe found labels in its data.
+        labeled: Whether the probe data has labels; if False, a command for label-free metrics is
+            added.
     """
     run = shlex.quote(str(workdir))
     look = f"can-jax evaluate --config=health --checkpoint={run} --workdir={run}_health"
     return [
         *([] if labeled else [f"see the features:     {look}"]),
-        f"see the curves:       can-jax report {run} (a page), or tensorboard --logdir {run}",
+        f"see the curves:       can-jax report {run} (HTML), or tensorboard --logdir {run}",
         f"evaluate on labels:   can-jax evaluate --config=knn --checkpoint={run} "
         f"--workdir={run}_knn --config.data.path=LABELED_IMAGES",
         f"export:               can-jax export --checkpoint={run} --format=huggingface "

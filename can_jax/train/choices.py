@@ -1,7 +1,7 @@
-"""The settings of a run that follow from its devices, its data and its time.
+"""The settings that a run chooses by its devices, its data and its time limit.
 
-`can-jax train --data=DIR` chooses them at the first start, with a reason for each. A resumed run
-keeps the settings that the run directory stores, except for `DEVICE_KEYS`.
+`can-jax train --data=DIR` chooses these settings at the first start and prints a reason for each. A
+resumed run keeps the stored settings, except for `DEVICE_KEYS`, which are chosen again.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ AUTOMATIC_EPOCHS = 100.0  # the length of a run for which neither recipe nor len
 
 
 class Choice(NamedTuple):
-    """A setting and the reason for it."""
+    """A chosen setting: its dotted key, its value and the reason for it."""
 
     key: str
     value: Any
@@ -44,7 +44,7 @@ class Choice(NamedTuple):
 
 
 def recipe_for(devices: Devices) -> str:
-    """Return the name of the shipped recipe that suits the devices."""
+    """Return a recipe name: ``small`` on a CPU, ``vit_b`` from 20 GiB on, else ``vit_s``."""
     if devices.platform == "cpu":
         return "small"
     memory = (devices.memory or 0) * devices.count
@@ -58,14 +58,15 @@ def choose(
     found: Survey | None,
     stored: bool = False,
 ) -> list[Choice]:
-    """Set the settings that follow from the devices, the data and the time; return the choices.
+    """Choose settings by the devices, the data and the time limit, set them, and return them.
 
     Args:
-        config: The configuration of a recipe or of the run directory, changed in place.
-        given: Dotted keys that the command line sets; they are not changed.
-        devices: The devices of the run.
-        found: The survey of the data; None if the settings of the data are given.
-        stored: Whether the configuration is that of the run directory; then only `DEVICE_KEYS`
+        config: The configuration of a recipe or a run directory; changed in place.
+        given: The dotted keys that the command line sets, which are not changed.
+        devices: The number, kind and memory of the devices.
+        found: The facts detected in the data, such as format, image size and labels; None to leave
+            the data settings unchanged.
+        stored: Whether ``config`` comes from a run directory, so that only `DEVICE_KEYS` may
             change.
     """
     choices: list[Choice] = []
@@ -85,28 +86,28 @@ def choose(
         take("model.dtype", "bfloat16", f"{devices.kind} has bfloat16 units")
     else:
         cpu = devices.platform == "cpu"
-        why = "computes it faster than bfloat16" if cpu else "has no bfloat16 units"
+        why = "computes float32 faster than bfloat16" if cpu else "has no bfloat16 units"
         take("model.dtype", "float32", f"{devices.kind} {why}")
     if config.total_minutes is not None:
         minutes = round(min(30.0, max(config.total_minutes / 20, 0.5)), 2)
         take(
             "checkpoint.every_minutes",
             minutes,
-            "a killed run repeats about 5 % of its time at most, or half a minute",
+            "a killed run loses at most about 5 % of its time, or half a minute if that is longer",
         )
         warm = [key for key in ("steps", "epochs", "examples") if config.optimizer[f"warmup_{key}"]]
         for unit in warm:
-            take(f"optimizer.warmup_{unit}", None, "optimizer.warmup_share replaces it")
+            take(f"optimizer.warmup_{unit}", None, "replaced by optimizer.warmup_share")
         if warm:
-            take("optimizer.warmup_share", 0.05, "the number of steps is not known")
+            take("optimizer.warmup_share", 0.05, "a timed run has no fixed number of steps")
     for choice in memory_choices(config, given, devices, found, stored):
         take(*choice)
     return choices
 
 
 def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterator[Choice]:
-    """Yield the settings that the data decides: its source, and the size of views and patches."""
-    yield Choice("data.source", found.source, "what the path holds")
+    """Yield the settings that depend on the data, such as its source, image size and patch size."""
+    yield Choice("data.source", found.source, "detected from the files in data.path")
     largest = CPU_SIZE if devices.platform == "cpu" else LARGEST_SIZE
     height, width = found.shape or (largest, largest)
     patch = patch_of(height, width)
@@ -119,23 +120,24 @@ def data_choices(config: ConfigDict, devices: Devices, found: Survey) -> Iterato
         size = max(side // 16 * 16, 16)
         height = width = size
         patch = patch_of(height, width)
-        sides = f"the images' shorter side is about {found.side} pixels" if found.side else ""
+        sides = f"the shorter image side is about {found.side} pixels" if found.side else ""
         limit = "a CPU is slow" if devices.platform == "cpu" else "the recipes' size"
         why = sides if size < largest and sides else limit
     yield Choice("data.image_size", size, why)
     yield Choice("model.patch_size", patch, f"{height // patch} x {width // patch} patches")
     if found.labeled and not value_of(config, "probe.every_epochs"):
         epochs = max(1.0, PROBE_IMAGES / (found.images or PROBE_IMAGES))
-        yield Choice("probe.every_epochs", float(round(epochs)), "the data has labels")
+        yield Choice("probe.every_epochs", float(round(epochs)), "the data is labeled")
     if not config.figures.every_steps and found.source != "shapes":
-        yield Choice("figures.every_steps", 2000, "to see what the run learns")
+        yield Choice("figures.every_steps", 2000, "to show reconstructions during the run")
 
 
 def patch_of(height: int, width: int) -> int:
-    """Return a patch size that divides both sides.
+    """Return a patch size in pixels that divides both sides of an image.
 
-    It is 16 where that gives at least 8 patches a side. Otherwise the shorter side has as close to
-    8 patches as the common divisors of the sides allow.
+    The patch size is 16 if 16 divides both sides and the shorter side has at least 8 patches.
+    Otherwise the patch size is the common divisor, up to a quarter of the greatest, for which the
+    number of patches along the shorter side is closest to 8.
     """
     side, both = min(height, width), math.gcd(height, width)
     if both % 16 == 0 and side >= 128:
@@ -151,7 +153,7 @@ def memory_choices(
     found: Survey | None,
     stored: bool,
 ) -> Iterator[Choice]:
-    """Yield the batch, the mesh, the microbatches and the remat policy that fit the memory."""
+    """Yield the mesh, batch size, microbatches and remat policy that fit the device memory."""
     plan = config.copy_and_resolve_references()
     plan.data.path = plan.data.path or "-"
     count, limit = devices.count, devices.memory
@@ -173,10 +175,10 @@ def memory_choices(
     with plan.ignore_type():
         plan.batch_size, plan.model.remat, plan.accumulation.microbatches = batch, remat, parts
     if limit is None:
-        memory = "the memory of the devices is not known"
+        memory = "the memory size of the devices is unknown"
     else:
         need = step_bytes(resolve(plan), parameters, count)
-        memory = f"an estimated {gib(need)} of {gib(limit)} on each device"
+        memory = f"uses an estimated {gib(need)} of {gib(limit)} per device"
     rate = config.optimizer.learning_rate * batch / 256
     yield Choice("batch_size", batch, f"{memory}; the peak learning rate is {rate:.3g}")
     yield Choice("accumulation.microbatches", parts, memory)
@@ -186,17 +188,19 @@ def memory_choices(
 def fit(
     config: ConfigDict, parameters: int, devices: Devices, found: Survey | None, fixed: bool
 ) -> tuple[int, str, int]:
-    """Return the batch size, the remat policy and the microbatches that fit the memory.
+    """Return a batch size, remat policy and number of microbatches that fit the device memory.
 
     Larger batches are preferred, then less recomputation. Batches below `SMALLEST_BATCH` are tried
-    after microbatches. If no combination fits, the last one tried is returned.
+    only after microbatches. If no combination fits, the smallest batch with full rematerialization
+    is returned. On a CPU or with unknown memory, only the batch size is chosen.
 
     Args:
-        config: The configuration, which is not changed.
-        parameters: The number of parameters.
-        devices: The devices of the run.
-        found: The survey of the data, or None.
-        fixed: Whether the batch size must stay.
+        config: The configuration, which is left unchanged.
+        parameters: The number of parameters of the network.
+        devices: The number, kind and memory of the devices.
+        found: The facts detected in the data, whose size limits the batch size; None for no such
+            limit.
+        fixed: Whether to keep the batch size of ``config``.
     """
     count, limit = devices.count, devices.memory
     most = config.batch_size
@@ -227,11 +231,11 @@ def fit(
 
 
 def what_fits(config: ConfigDict, devices: Devices) -> str:
-    """Return options with which a step that ran out of memory is expected to fit.
+    """Return command-line options with which a step that ran out of memory should fit.
 
     Args:
-        config: The resolved configuration that did not fit.
-        devices: The devices of the run.
+        config: The resolved configuration of the step that ran out of memory.
+        devices: The number, kind and memory of the devices.
     """
     parameters = parameter_count(config)
     needed = step_bytes(config, parameters, devices.count)

@@ -1,10 +1,10 @@
-"""The copy of the parameters that a step computes with: cast once, and gathered once.
+"""The copy of the parameters, in the compute dtype, that a train step differentiates.
 
-A layer casts its parameters to its type of computation where it uses them. A step casts the
-parameters of all layers at once, before it differentiates. Blocks then read half the bytes, their
-gradients are stacked and summed over the devices in the type of computation. Parameters that are
-split over all devices (`config.mesh.shard_state`, ZeRO of arXiv 1910.02054) are gathered in that
-type.
+By default, each layer casts its parameters to its compute dtype when it uses them. A train step
+instead casts the parameters of all linear layers once, before it differentiates. In a 16-bit dtype,
+the blocks then read half the bytes, and their gradients are stacked and summed over devices in that
+dtype. Parameters that are sharded over all devices (`config.mesh.shard_state`, ZeRO, arXiv
+1910.02054) are also gathered in the compute dtype.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,14 @@ STACKED = "blocks/layers/"  # in the paths of parameters with a layer axis
 
 
 def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any]) -> Tree:
-    """Return the parameters in the types in which their layers compute, gathered from all devices.
+    """Return the parameters in the compute dtype of their layers, gathered from their shards.
+
+    Without microbatches, the stacked block parameters stay sharded, and each block gathers its own.
 
     Args:
         config: The resolved configuration.
-        parameters: The network's parameters.
-        types: The types by the paths of parameters, from `compute_types`; parameters without a type
-            are not cast.
+        parameters: The parameters of the network, as a nested dict.
+        types: The dtypes from `compute_types`, by parameter path; other parameters are not cast.
     """
 
     def cast(path: tuple[Any, ...], parameter: jax.Array) -> jax.Array:
@@ -49,12 +50,12 @@ def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any])
 
 
 def stored_gradients(config: ConfigDict, gradients: Tree, parameters: Tree) -> Tree:
-    """Return the gradients of a copy in the types and shardings of the stored parameters.
+    """Cast and reshard the gradients of the copy to match the stored parameters.
 
     Args:
         config: The resolved configuration.
-        gradients: The gradients of `compute_copy`.
-        parameters: The stored parameters.
+        gradients: The gradients with respect to the result of `compute_copy`.
+        parameters: The stored parameters, from which the dtypes are taken.
     """
     if splits_state(config):
         gradients = constrain_parameters(gradients, over_data=True)
@@ -62,9 +63,9 @@ def stored_gradients(config: ConfigDict, gradients: Tree, parameters: Tree) -> T
 
 
 def compute_types(model: nnx.Module) -> dict[str, Any]:
-    """Return the type in which each linear layer computes, by the paths of its parameters.
+    """Return the compute dtype of each linear layer, by the paths of its parameters.
 
-    Parameters of other layers, such as LayerNorm, are not in the result, so they are not cast.
+    The result omits other layers, such as LayerNorm, whose parameters are not cast.
     """
     return {
         "/".join(map(str, (*path, name))): module.dtype

@@ -1,4 +1,4 @@
-"""The figure of a step: images, the network's input, its reconstruction and its predicted noise."""
+"""The figure of a step: images, network input, reconstruction, noise and predicted noise."""
 
 import io
 from typing import NamedTuple
@@ -20,17 +20,18 @@ NOISE_CONTRAST = 3.0
 
 
 class Panel(NamedTuple):
-    """The pictures of a figure, with values in [0, 1].
+    """The images of a figure, with values in [0, 1].
 
     Attributes:
-        clean: The images, unaugmented.
-        shown: The visible patches with their noise, as the encoder sees them; hidden patches have
-            the mean color.
-        reconstruction: The images with the predictions of the hidden patches.
-        noise: The noise of the visible patches, gray where it is 0 and in hidden patches; None
-            without the denoising objective.
-        predicted_noise: The prediction of that noise; None without the denoising objective.
-        sigma: The noise level of each row; None without noise.
+        clean: The images without augmentation and noise.
+        shown: The noisy visible patches that the encoder receives, with hidden patches in the mean
+            color.
+        reconstruction: The images with their hidden patches replaced by the predictions.
+        noise: The noise of the visible patches, with 0 in gray; None without the denoising
+            objective.
+        predicted_noise: The predicted noise, drawn like ``noise``; None without the denoising
+            objective.
+        sigma: The noise level of each image, as a standard deviation; None without noise.
     """
 
     clean: Float[Array, "rows height width channels"]
@@ -44,11 +45,10 @@ class Panel(NamedTuple):
 def make_panel(
     step: Step, state: TrainState, images: UInt8[Array, "images height width channels"]
 ) -> Panel:
-    """Run the network on unaugmented images and return the pictures of the figure.
+    """Run the network on unaugmented images, and return the images of the figure.
 
-    The masks and the noise are the same in every call. If the target was normalized, the prediction
-    of a hidden patch is scaled by that patch's own mean and deviation. The predictions of hidden
-    patches are pasted between the visible patches.
+    The masks and the noise are the same in every call. If the reconstruction target is normalized
+    per patch, each prediction is mapped back with the true mean and deviation of its patch.
     """
     config = step.config
     count = images.shape[0]
@@ -92,7 +92,7 @@ def make_panel(
 
 
 def draw(panel: Panel, title: str) -> bytes:
-    """Draw a panel as a PNG, with a row for each image and a column for each picture."""
+    """Draw a panel as a PNG, with one row per image and one column per field of `Panel`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -130,7 +130,7 @@ def draw(panel: Panel, title: str) -> bytes:
 
 
 def pixels_of(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a PNG to pixels."""
+    """Decode a PNG file to an RGB array."""
     from matplotlib.image import imread
 
     return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""The probe of a run without labels: how much of their space the encoder's features use."""
+"""The label-free probe, which measures how much of the feature space the encoder uses."""
 
 from typing import Any
 
@@ -17,13 +17,14 @@ RANK = "probe/effective_rank"
 
 
 class HealthProbe:
-    """The effective rank, the uniformity and the dead dimensions of features of training images.
+    """A probe that measures effective rank, uniformity and dead dimensions on training images.
 
     Args:
-        config: The resolved configuration; at most ``probe.bank`` images are used.
-        step: The train step, whose `features` are measured.
-        source: The training images.
-        mesh: The device mesh.
+        config: The resolved configuration. At most ``config.probe.bank`` and at most `EXAMPLES`
+            images are used.
+        step: The train step, whose method `features` computes the features.
+        source: The source of the training images.
+        mesh: The device mesh on which features are computed.
     """
 
     def __init__(self, config: ConfigDict, step: Step, source: Source, mesh: Mesh):
@@ -32,14 +33,17 @@ class HealthProbe:
         self._extract = FeatureExtractor(step.features, mesh, BATCH_SIZE * batch_shards(mesh))
 
     def __call__(self, state: Any) -> dict[str, float]:
-        """Return the metrics by name. Collective: every process must call this."""
+        """Return a dict of metrics, such as ``probe/uniformity``.
+
+        Collective: every process must call this.
+        """
         features = self._extract(state, self._examples).features
         own = np.arange(len(features))  # Without labels each image is a class of its own.
         return {f"probe/{name}": value for name, value in geometry(features, own).items()}
 
 
 def described(metrics: dict[str, Any]) -> str:
-    """Return the metrics as text for a status line."""
+    """Format the metrics for a status line."""
     uniformity = metrics.get("probe/uniformity", 0.0)
     dead = 100 * metrics["probe/dead_dimensions"]
     return (

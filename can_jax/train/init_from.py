@@ -1,7 +1,7 @@
-"""Initial weights of a new run, from another run, an export or another library.
+"""Initialization of a new run with the weights of another run, an export or another library.
 
-Only weights are loaded. The schedule, the optimizer's moments and the data order start from the
-beginning, unlike in a run that resumes.
+Only weights are loaded. Unlike in a resumed run, the learning-rate schedule, the optimizer state
+and the data order start from the beginning.
 """
 
 from typing import Any
@@ -33,24 +33,22 @@ def initial_weights(
     variant: Variant = PLAIN,
     statistics: Any = None,
 ) -> tuple[Any, list[str]]:
-    """Load the arrays of a source whose names and shapes match the parameters.
+    """Replace parameters by arrays of the same name and shape from another run or a file.
 
     Args:
-        source: A path that `can_jax.load` can open: a run directory, one of its checkpoints, an
-            export or a weights file.
-        parameters: The initialized parameters; parameters without a counterpart in the source keep
-            their values.
-        mesh: The device mesh of the parameters.
-        variant: The options of this run's encoder.
-        statistics: The batch statistics of the network. If they hold a fixed map before the patch
-            embedding, the loaded embedding is converted so that it maps plain patches to the same
-            tokens.
+        source: The path of a run directory, one of its checkpoints, an export or a weights file.
+        parameters: The initialized parameters, which keep their values where the source has no
+            match.
+        mesh: The device mesh on which the parameters are sharded.
+        variant: The options of this run's encoder, such as its GELU.
+        statistics: The batch statistics of the network. If they hold a fixed whitening map, the
+            loaded patch embedding is converted to give the same tokens for whitened patches.
 
     Returns:
-        The parameters, and the lines to print about loaded, missing and unused arrays.
+        The updated parameters, and lines to print about loaded, missing and unused arrays.
 
     Raises:
-        UserError: The source cannot be read, or none of its arrays fits.
+        UserError: The source cannot be read, or none of its arrays matches.
     """
     location, at = split_step(epath.Path(source))
     notes: list[str] = []
@@ -70,8 +68,8 @@ def initial_weights(
     taken = {name for name, array in ours.items() if _fits(theirs.get(name), array)}
     if not taken:
         raise UserError(
-            f"config.init_from={source} has no array that fits; set config.model to "
-            "the architecture of the weights, which have, for example, "
+            f"config.init_from={source} has no array that fits this model; set config.model to "
+            "the architecture of the weights, which contain, for example, "
             f"{', '.join(f'{k} {tuple(v.shape)}' for k, v in list(theirs.items())[:3])}"
         )
 
@@ -100,13 +98,13 @@ def _fits(theirs: Any, ours: Any) -> bool:
 
 
 def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Flat, list[str]]:
-    """Return the arrays of a weights file under our names, and notes to print.
+    """Return the arrays of a weights file under this project's names, and notes to print.
 
-    A parameter is included if the file holds all arrays of which it consists. Unused arrays from
-    outside the encoder keep their own names.
+    A parameter is converted if the file contains all arrays that make it up. Unused arrays outside
+    the encoder keep the names of the file.
 
     Raises:
-        UserError: An array of the file's encoder would be unused, or does not fit this encoder.
+        UserError: An encoder array of the file would be unused, or does not match this encoder.
     """
     arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
@@ -142,39 +140,40 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
         if unknown:
             notes.append(unknown[0])
         elif told:
-            notes.append(f"the weights require images normalized with {told}")
+            notes.append(f"the weights expect images normalized with {told}")
     return converted | rest, notes
 
 
 def _differences(options: dict[str, Any], variant: Variant) -> list[str]:
-    """Return notes on options without arrays that differ between the weights and this run."""
+    """Return notes on options, such as the GELU, that differ between the weights and this run."""
     notes = []
-    for name, key in (("epsilon", "layer_norm_eps"), ("gelu", "the form of GELU")):
+    for name, key in (("epsilon", "layer_norm_eps"), ("gelu", "the GELU variant")):
         theirs, ours = options.get(name, getattr(PLAIN, name)), getattr(variant, name)
         if theirs != ours:
             notes.append(
-                f"{key} is {theirs} in the weights, and {ours} is used: features may differ by "
-                "about 1e-4; config.model.backbone_options can match the weights"
+                f"{key} is {theirs} in the weights and {ours} in this run: features may differ by "
+                "about 1e-4; set config.model.backbone_options to match the weights"
             )
     return notes
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
-    """Reject weights whose norm, positions or number of heads differ from those of the parameters.
+    """Reject weights whose final norm, position embedding or number of heads differs.
 
     Args:
-        weights: The weights of the file.
-        parameters: The parameters of this run.
-        notes: Notes to print; a line is appended if the positions cannot be compared.
+        weights: The weights and the options read from the file.
+        parameters: The parameters of this run, to which the weights are compared.
+        notes: A list of notes to print, to which this appends a line if positions cannot be
+            compared.
 
     Raises:
-        UserError: The encoders differ.
+        UserError: The encoder of the weights differs from that of this run.
     """
     options = weights.facts["options"]
     if options.get("norm") == "pooled":
         raise UserError(
             "fc_norm, which normalizes the mean of the tokens, has no counterpart in this "
-            "encoder; give weights without it, such as pretrained ones"
+            "encoder; give weights without it, such as those before fine-tuning"
         )
     if options.get("positions") == "learned" and "positions" not in parameters["encoder"]:
         raise UserError(
@@ -192,11 +191,11 @@ def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> Non
     if {"patch_embed.proj.weight", "pos_embed"} & weights.arrays.keys():
         sizes(weights)
     if "pos_embed" not in weights.arrays:
-        notes.append("positions not compared with the sin-cos table: the weights have no pos_embed")
+        notes.append("positions not compared with the sin-cos table: the file has no pos_embed")
 
 
 def _nest(path: tuple[Any, ...], leaf: Any) -> Any:
-    """Return a tree with a single leaf at the given path."""
+    """Return a nested dict with a single leaf at the given path."""
     for key in reversed(path):
         leaf = {key.key: leaf}
     return leaf

@@ -1,4 +1,4 @@
-"""The kNN probe that evaluates the encoder during pretraining on a labeled split."""
+"""The kNN probe, which evaluates the encoder on labeled images during pretraining."""
 
 from typing import Any
 
@@ -24,24 +24,25 @@ from can_jax.utils.errors import UserError
 BATCH_SIZE = 64  # images per device
 EXAMPLES = 2000  # the most queries whose geometry is measured
 PIXELS = 64  # maximum side of an image whose pixels are the features
-WITHOUT = "to train without a probe set config.probe.every_steps=0"
+WITHOUT = "to train without the probe, set config.probe.every_steps=0"
 
 
 class KnnProbe:
-    """A kNN classifier of test images by labeled training images, the bank.
+    """A kNN classifier of test images, with labeled training images as its bank.
 
-    The queries are up to ``probe.queries`` images of ``probe.split``. The bank holds up to
-    ``probe.bank`` images of ``data.split``. The classes are those of the bank, and no example is in
-    both sets.
+    The queries are up to ``probe.queries`` images of the split ``probe.split``. The bank holds up
+    to ``probe.bank`` images of the split ``data.split``. The classes are those of the bank, and no
+    example is both a query and in the bank.
 
     Args:
         config: The resolved configuration.
-        step: The train step, whose `features` are evaluated.
-        bank: The training images.
-        mesh: The device mesh.
+        step: The train step, whose method `features` computes the features.
+        bank: The source of the training images, from which the bank is drawn.
+        mesh: The device mesh on which features are computed.
 
     Raises:
-        UserError: Queries or bank have no labeled image, or the queries have unknown classes.
+        UserError: The queries or the bank have no labeled images, or the queries have classes that
+            the bank has not.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
@@ -66,10 +67,10 @@ class KnnProbe:
         self._options = {"k": settings.k, "temperature": settings.temperature}
 
     def __call__(self, state: Any) -> dict[str, float]:
-        """Return the accuracy on the encoder's features in percent, and the queries' geometry.
+        """Return the kNN accuracy in percent, and `geometry` metrics of the query features.
 
-        The metrics are ``probe/knn``, and those of `geometry` with the same prefix. They are
-        comparable across objectives, and do not slow the train step down.
+        The metrics are ``probe/knn`` and those of `geometry`, with the prefix ``probe/``; all are
+        comparable between objectives.
         """
         parts = self._features(self._encoder, state)
         measured = geometry(*parts[1])
@@ -77,14 +78,14 @@ class KnnProbe:
         return {"probe/knn": accuracy} | {f"probe/{name}": v for name, v in measured.items()}
 
     def on_pixels(self) -> float:
-        """Return the accuracy on raw pixels in percent, a baseline for the encoder's features."""
+        """Return the kNN accuracy of raw pixels in percent, a baseline for the encoder."""
         parts = self._features(self._pixels, None)
         return knn_accuracy(*parts[0], *parts[1], **self._options)
 
     def _features(
         self, extractor: FeatureExtractor, state: Any
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the features and the labels of the bank and of the queries."""
+        """Return two pairs of features and labels, for the bank and for the queries."""
         parts = []
         for part, examples in self._parts:
             features, labels, _ = extractor(state, examples)
@@ -99,10 +100,10 @@ class KnnProbe:
 def geometry(
     features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, float]:
-    """Return effective rank, uniformity, tolerance and the share of dead dimensions.
+    """Return effective rank, uniformity, tolerance and the fraction of dead dimensions.
 
-    At most `EXAMPLES` examples are evaluated. Uniformity requires two examples, and tolerance two
-    of one class; otherwise these values are left out.
+    At most `EXAMPLES` examples are evaluated. Uniformity is omitted for fewer than two examples,
+    and tolerance if no two examples share a class.
     """
     at = spread(len(features), EXAMPLES)
     features, labels = features[at], labels[at]

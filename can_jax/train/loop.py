@@ -33,18 +33,17 @@ Compiled = Callable[..., tuple[TrainState, dict[str, Any]]]
 
 @dataclasses.dataclass
 class Progress:
-    """The state of a run that a checkpoint stores as JSON, beside the train state.
+    """The progress of a run, which a checkpoint stores as JSON beside the train state.
 
     Attributes:
-        seconds: Training time so far, in seconds.
-        loader: The state of the loader.
-        passed_over: The number of batches that rollbacks skipped, so that no step of the run has
-            them.
-        rewinds: The number of rollbacks so far.
-        guard: The state of the loss-spike detector.
-        order_version: The version of the order of the examples.
-        stream: The settings and the data that determine the stream of examples; see `check_stream`.
-        pace: The state of the pace of a timed run.
+        seconds: The training time so far in seconds, summed over all starts.
+        loader: The JSON-serializable state of the data loader.
+        passed_over: The number of batches that rollbacks have skipped.
+        rewinds: The number of rollbacks after loss spikes so far.
+        guard: The JSON-serializable state of the loss-spike detector.
+        order_version: The version of the algorithm that shuffles the examples.
+        stream: The seed, the batch size and the fingerprint of the data; see `check_stream`.
+        pace: The `Pace.state` of a timed run; None for other runs.
     """
 
     seconds: float = 0.0
@@ -58,7 +57,7 @@ class Progress:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """Return the progress that this or an older version stored in a checkpoint."""
+        """Return the progress stored in a checkpoint by this or an older version of the program."""
         names = {field.name for field in dataclasses.fields(cls)}
         # Runs that did not store the version of their order have version 1.
         restored = {"order_version": 1} | values
@@ -67,20 +66,20 @@ class Progress:
 
 @runtime_checkable
 class Logger(Protocol):
-    """The logger of a run."""
+    """The interface through which the training loop logs metrics and messages."""
 
     report: console.Reporter
 
     def log(self, step: int, metrics: dict[str, Any], clock: StepClock, loader: Loader) -> None:
-        """Log the metrics of a step."""
+        """Write the metrics of a step and print a status line."""
         ...
 
     def saved(self, step: int) -> None:
-        """Log that a checkpoint of a step is being saved, which is not a temporary one."""
+        """Report that a checkpoint of a step that is not temporary is being saved."""
         ...
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print a status line after a step without log, if the first log takes long."""
+        """Print an early status line if the first regular one takes long."""
         ...
 
 
@@ -89,26 +88,27 @@ class Loop:
     """The training loop of one run.
 
     Attributes:
-        step: The model and the optimizer to train, with the configuration.
-        compiled: The train step, compiled for these devices.
-        abstract: The train state as shapes with shardings, for a restore.
-        total: The last step; that of a timed run changes with its pace.
+        step: The train step, which holds the configuration, the model and the optimizer.
+        compiled: The compiled train step.
+        abstract: The train state as `jax.ShapeDtypeStruct` with shardings, for restoring
+            checkpoints.
+        total: The number of steps of the run; re-estimated during a timed run.
         workdir: The run directory.
-        lock: The lock on the run directory, checked before metrics, checkpoints and figures are
-            written.
-        loader: The loader of batches; its next batch is that of the first step.
-        checkpoints: The checkpoints of the run.
-        logger: The logger of metrics and messages.
-        callbacks: The callbacks, such as evaluations.
-        stopping: The signals that ask the job to stop.
-        watchdog: The timer that ends a run without progress.
-        replicas: The check that device copies agree; None if `check_replicas` is False.
-        progress: The progress up to the step from which the run starts or resumes.
-        startup: The measurement of the time to the first step; None after it was printed.
-        trace: The profiler's trace of some steps; None without ``--profile``.
-        pace: The pace of a timed run; None for others.
-        end_seconds: The longest time measured so far for all evaluations of a step, in seconds. A
-            timed run reserves it for the evaluations after its last step.
+        lock: The lock on the run directory, which is checked before each write.
+        loader: The iterator over training batches, positioned at the first step.
+        checkpoints: The manager that saves and restores the checkpoints of the run.
+        logger: The logger of metrics and status lines.
+        callbacks: The callbacks, which include the periodic evaluations.
+        stopping: The handler of signals that ask the job to stop, such as SIGTERM.
+        watchdog: The timer that ends the process if no step completes for too long.
+        replicas: The check that replicated arrays are equal on all devices; None if
+            ``check_replicas`` is False.
+        progress: The progress at the step from which the run starts or resumes.
+        startup: The measurement of the time to the first step; None once it is printed.
+        trace: The profiler that traces some of the steps; None without ``--profile``.
+        pace: The schedule control of a timed run; None for other runs.
+        end_seconds: The longest time so far for the evaluations of one step, in seconds. A timed
+            run reserves this time for the evaluations after its last step.
     """
 
     step: Steps
@@ -131,18 +131,19 @@ class Loop:
     end_seconds: float = 0.0
 
     def __call__(self, step: int, state: TrainState) -> tuple[int, TrainState]:
-        """Train from a step on.
+        """Train from ``step`` until the last step or a stop signal.
 
         Args:
-            step: The step of ``state``.
+            step: The number of steps already taken, at which ``state`` was reached.
             state: The train state; its buffers are donated.
 
         Returns:
-            The last completed step, which is saved or being saved, and its state. It is an earlier
-            step than ``total`` if a signal asked the job to stop.
+            The last completed step, whose save has at least started, and its state. The step is
+            below ``total`` if a signal asked the job to stop.
 
         Raises:
-            UserError: Training diverged, device copies differ, or checkpoints cannot be written.
+            UserError: Training diverged, replicated arrays differ between devices, or checkpoints
+                cannot be written.
         """
         config, clock, report = self.step.config, StepClock(), self.logger.report
         self._started = time.perf_counter() - self.progress.seconds
@@ -212,14 +213,14 @@ class Loop:
         return step, state
 
     def _seconds(self) -> float:
-        """Return the training time so far in seconds, that of earlier starts included."""
+        """Return the training time so far in seconds, summed over all starts."""
         return time.perf_counter() - self._started
 
     def _minutes_passed(self, step: int) -> bool:
-        """Return whether a checkpoint is due by time. Collective: every process must call this.
+        """Return whether a time-based checkpoint is due. Collective: every process must call this.
 
-        The clock of process 0 decides. With several processes it is read only at log steps, since
-        the exchange blocks each process until all have reached the step.
+        The clock of process 0 decides. With several processes, this returns True only at log steps,
+        since agreeing on the result blocks each process until all have reached the step.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
@@ -229,17 +230,17 @@ class Loop:
         return bool(gather("checkpoint by time", np.int32(passed))[0])
 
     def _save(self, step: int, state: TrainState, temporary: bool = False) -> None:
-        """Start to save a checkpoint of a step. Collective: every process must call this.
+        """Start to save a checkpoint asynchronously. Collective: every process must call this.
 
         Raises:
-            UserError: The copies of the state on several devices differ.
+            UserError: A replicated array of the state differs between devices.
         """
         self._saved_at = time.monotonic()
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
-                f"at step {step} {difference}: that device or its memory is faulty. Leave it "
-                "out; re-run the command to resume from the last checkpoint, at which all agreed"
+                f"at step {step} {difference}: that device or its memory is faulty. Exclude it and "
+                "re-run the command to resume from the last checkpoint, at which all were equal"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state
@@ -251,36 +252,38 @@ class Loop:
             self.logger.saved(step)
 
     def _before_spike(self, step: int) -> int | None:
-        """Log a loss spike and return the checkpoint to roll back to; None if training continues.
+        """Log a loss spike, and return the step to roll back to, or None to continue training.
 
         Raises:
-            UserError: The run has used up its rollbacks.
+            UserError: The run has already rolled back ``spike.rewinds`` times.
         """
         spike = self.step.config.spike
         message = (
-            f"the loss was more than {spike.deviations:g} deviations above its running mean for "
-            f"{spike.steps} steps, up to step {step}"
+            f"the loss was more than {spike.deviations:g} standard deviations above its running "
+            f"mean for {spike.steps} steps, up to step {step}"
         )
         if not spike.rewinds:
-            logging.warning("%s; config.spike.rewinds=3 would roll back and skip it", message)
+            logging.warning(
+                "%s; config.spike.rewinds=3 would roll back and skip these batches", message
+            )
             return None
         if self.progress.rewinds >= spike.rewinds:
             raise UserError(
-                f"{message}, after {self.progress.rewinds} rewinds (config.spike.rewinds): a lower "
-                "optimizer.learning_rate may help, from an earlier checkpoint"
+                f"{message}, after {self.progress.rewinds} rollbacks (config.spike.rewinds); a "
+                "lower optimizer.learning_rate may help"
             )
         self.checkpoints.wait()
         target = self.checkpoints.newest(step - spike.steps - STEPS_IN_FLIGHT)
         if target is None:
             logging.warning(
-                "%s, and there is no checkpoint from before it; the run continues", message
+                "%s; there is no checkpoint from before the spike, so the run continues", message
             )
         else:
             logging.warning("%s; rolling back to the checkpoint of step %d", message, target)
         return target
 
     def _go_back(self, step: int, target: int, state: TrainState) -> tuple[int, TrainState]:
-        """Restore the state of an earlier step; the images since then are skipped.
+        """Roll back to the checkpoint of step ``target``, and skip the batches since then.
 
         Collective: every process must call this.
         """
@@ -288,7 +291,7 @@ class Loop:
         for leaf in jax.tree.leaves(state):
             leaf.delete()  # the memory may not hold two states
         with barrier("restoring the checkpoint"):
-            self.checkpoints.set_aside_after(target, "was saved while the loss jumped")
+            self.checkpoints.set_aside_after(target, "was saved during a loss spike")
             restored, state, run = self.checkpoints.restore(target, self.abstract)
             self.checkpoints.set_aside_refused()
         self._guard = LossSpikeDetector(self.step.config, Progress.from_json(run).guard)
@@ -305,7 +308,7 @@ class Loop:
         return restored, state
 
     def _stop_broken(self, step: int, state: TrainState, batch: Batch) -> None:
-        """Write the dump of the failed step and raise `UserError`, which ends the run.
+        """Write the dump of a failed step, and raise `UserError` to end the run.
 
         Collective: every process must call this.
         """
@@ -314,6 +317,6 @@ class Loop:
         write_failed_step(folder, config, step, state, batch)
         raise UserError(
             f"{config.skipped_updates_limit} updates in a row were not finite, up to step "
-            f"{step - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} shows the step; a "
-            "lower optimizer.learning_rate may help, from an earlier checkpoint"
+            f"{step - STEPS_IN_FLIGHT}: python -m can_jax.replay {folder} reproduces the step; a "
+            "lower optimizer.learning_rate may help"
         )

@@ -1,9 +1,9 @@
-"""CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
+"""The CAN algorithm (arXiv 2210.16870), from a batch of images to the loss and its gradients.
 
-`prepare` augments two views of each image, adds noise and draws masks. `forward` encodes the
-visible patches, pools their embedding and decodes all patches. `losses` computes the contrastive
-loss of the projected embeddings, the reconstruction and the denoising loss, and their weighted sum.
-`loss_and_gradients` joins the three.
+`prepare` augments the views of each image and draws noise and masks. `forward` encodes the visible
+noisy patches, pools their embeddings and decodes all patches. `losses` computes the contrastive,
+reconstruction and denoising losses and their weighted sum. `loss_and_gradients` combines these
+three functions.
 """
 
 from typing import Any, NamedTuple
@@ -34,11 +34,11 @@ Embeddings = Float[Array, "rows width"]
 
 
 class Noise(NamedTuple):
-    """Gaussian noise with a level of its own for each row.
+    """Gaussian noise with a separate noise level for each row, which is one view of an image.
 
     Attributes:
-        sigma: The noise level: the standard deviation in normalized pixel units.
-        unit: The noise before scaling, from the standard normal distribution.
+        sigma: The noise level of each row, a standard deviation in normalized pixel units.
+        unit: The noise before it is scaled by ``sigma``, from the standard normal distribution.
     """
 
     sigma: Float[Array, " rows"]
@@ -46,19 +46,19 @@ class Noise(NamedTuple):
 
     @property
     def scaled(self) -> Float[Array, "rows patches pixels"]:
-        """The noise that is added to the input, in normalized pixel units."""
+        """The noise that is added to the patches, in normalized pixel units."""
         return self.sigma[:, None, None] * self.unit
 
     def target(
         self, kind: str, sigma_max: float
     ) -> tuple[Float[Array, "rows patches pixels"], Float[Array, " rows"]]:
-        """Return what the decoder predicts, and the factor of each row that makes it the noise.
+        """Return the target of the decoder, and the factor per row that rescales it to the noise.
 
         Args:
-            kind: The value of `noise.target`: ``scaled`` for the noise itself, ``normalized`` for
-                the noise over its root mean square ``sigma_max / sqrt(3)``, or ``unit`` for the
-                noise before it is scaled by sigma.
-            sigma_max: The largest noise level.
+            kind: The value of ``noise.target``: ``scaled`` for the added noise, ``normalized`` for
+                the added noise divided by its root mean square ``sigma_max / sqrt(3)``, or ``unit``
+                for the noise before it is scaled by sigma.
+            sigma_max: The largest noise level, as a standard deviation in normalized pixels.
         """
         if kind == "unit":
             return self.unit, self.sigma
@@ -67,15 +67,14 @@ class Noise(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """The inputs of the network and of its losses, after augmentation.
+    """The augmented inputs of the network and its losses; a row is one view of an image.
 
     Attributes:
-        clean: The normalized patches without noise.
-        noise: The noise to add; None if ``noise.sigma_max`` is 0.
-        shuffle: A permutation of the patches of each row; its first entries are the visible
-            patches.
-        labels: The label of each image, -1 where unknown.
-        contents: The `Batch.content` of each image, or None.
+        clean: The normalized pixels of every patch, without noise.
+        noise: The noise to add to ``clean``; None if ``noise.sigma_max`` is 0.
+        shuffle: A permutation of the patch indices of each row, visible patches first.
+        labels: The class label of each image; -1 if unknown.
+        contents: The content ID of each image from `Batch.content`, or None if not requested.
     """
 
     clean: Float[Array, "rows patches pixels"]
@@ -86,12 +85,12 @@ class Inputs(NamedTuple):
 
     @property
     def noisy(self) -> Float[Array, "rows patches pixels"]:
-        """The clean patches plus their noise."""
+        """The patches with their noise added."""
         return self.clean if self.noise is None else self.clean + self.noise.scaled
 
 
 class StepOutput(NamedTuple):
-    """The loss, metrics, updated batch statistics and gradients of one batch."""
+    """The total loss, metrics, updated BatchNorm statistics and gradients of one batch."""
 
     total: Float[Array, ""]
     metrics: Metrics
@@ -107,18 +106,18 @@ def loss_and_gradients(
     batch: Batch,
     step: Int[Array, ""],
 ) -> tuple[StepOutput, Embeddings]:
-    """Compute the losses of a batch and their gradients in one pass.
+    """Compute the losses and gradients of a batch, without microbatches.
 
     Args:
         config: The resolved configuration.
-        network: The graph definition of the network.
-        parameters: The network's parameters.
+        network: The `nnx.GraphDef` of the network.
+        parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The step from which the random keys of the batch are derived.
+        step: The training step, from which the random keys of the batch are derived.
 
     Returns:
-        The outputs, and the pooled embedding of each row.
+        The loss, metrics and gradients, and the pooled embedding of each row.
     """
     settings = Photometric.from_settings(config.augment.to_dict())
     inputs = prepare(config, batch, step, settings)
@@ -137,15 +136,15 @@ def loss_and_gradients(
 def prepare(
     config: ConfigDict, batch: Batch, step: Int[Array, ""], settings: Photometric
 ) -> Inputs:
-    """Turn bytes into inputs: augment, normalize, cut into patches, draw noise and masks.
+    """Convert uint8 images to inputs: augment, normalize, patchify, and draw noise and masks.
 
-    Rows are ordered by image, then view, so that the views of an image stay on its device.
+    Rows are ordered by image and then by view, so the views of an image are on one device.
 
     Args:
         config: The resolved configuration.
         batch: A global batch of images.
-        step: The step from which the random keys are derived.
-        settings: The photometric augmentation.
+        step: The training step, from which the random keys are derived.
+        settings: The photometric augmentation to apply to each view.
     """
     rows = to_float(batch.views).reshape(-1, *batch.views.shape[2:])
     keys = jax.vmap(lambda key: jax.random.split(key, 4))(row_keys(config.seed, step, batch))
@@ -169,13 +168,13 @@ def prepare(
 def forward(
     config: ConfigDict, model: can.CAN, inputs: Inputs, *, decode: bool = True
 ) -> can.Forward:
-    """Run the encoder on the visible patches of every row, then the decoder if there is one.
+    """Run the encoder on the visible patches of each row, and the decoder if there is one.
 
     Args:
         config: The resolved configuration.
         model: The network.
-        inputs: The inputs of the batch.
-        decode: Whether to run the decoder; True by default.
+        inputs: The inputs from `prepare`.
+        decode: Whether to run the decoder if the network has one.
     """
     patches = inputs.noisy
     if config.model.mask_ratio:
@@ -193,14 +192,14 @@ def losses(
     inputs: Inputs,
     settings: objectives.Settings | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Compute the weighted total loss of a step and the metrics of its objectives.
+    """Compute the weighted total loss of a batch and the metrics of its objectives.
 
     Args:
         config: The resolved configuration.
-        model: The network. Each objective applies its own head to the outputs.
-        outputs: The outputs of the network.
-        inputs: The inputs of the network.
-        settings: The settings of the objectives to compute; those of the configuration by default.
+        model: The network, which also holds the heads of the objectives.
+        outputs: The outputs from `forward`.
+        inputs: The inputs from `prepare`.
+        settings: The config blocks of the objectives to compute; ``config.objective`` by default.
     """
     if settings is None:
         settings = config.objective.to_dict()
@@ -228,15 +227,16 @@ def losses(
 
 
 def owned_heads(model: can.CAN, settings: objectives.Settings) -> objectives.Heads:
-    """Return the heads that the active objectives own, by objective."""
+    """Return the head module of each active objective that has one, by objective name."""
     names = objectives.head_names(settings)
     return {objective: getattr(model, name) for objective, name in names.items()}
 
 
 def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
-    """Return the functions that build the heads of the active objectives, in order of creation.
+    """Return the functions that build the heads, in the order in which the heads are created.
 
-    The initial parameters depend on the order. No other heads are built.
+    The random initialization depends on this order. Only heads and decoders that the active
+    objectives need are included.
     """
     settings = config.objective.to_dict()
     reads, active = objectives.reads(settings), objectives.active(settings)
@@ -251,14 +251,14 @@ def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
 
 
 def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
-    """Return the key of the initial parameters and the base key of the training steps."""
+    """Return two random keys, for initializing the parameters and for the training steps."""
     return jax.random.split(jax.random.key(seed))
 
 
 def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
-    """Derive a random key for each row from (seed, step, position, view).
+    """Derive a random key for each row from the seed, step, image position and view index.
 
-    The keys are the same on any mesh and after any resume.
+    The keys depend neither on the mesh nor on resumes.
     """
     views = batch.views.shape[1]
     key = jax.random.fold_in(random_streams(seed)[1], step)
@@ -268,16 +268,17 @@ def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> 
 
 
 def statistics_of(model: can.CAN) -> Tree:
-    """Return the running statistics of a model's BatchNorm layers."""
+    """Return the running statistics of all BatchNorm layers, as a nested dict."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:
-    """Compute indicators of collapse from the pooled embeddings, scaled to length 1.
+    """Compute metrics that reveal collapse from the L2-normalized pooled embeddings.
 
-    ``embedding/std`` is the standard deviation over the batch, averaged over the width and scaled.
-    It is 1 for embeddings spread evenly over the sphere and 0 for a single point.
-    `can_jax.monitoring.metrics.effective_rank` is computed from ``embedding/gram`` (width, width).
+    ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
+    multiplied by ``sqrt(width)``. The value is about 1 for embeddings spread evenly over the sphere
+    and 0 if all are equal. ``embedding/gram`` is the (width, width) matrix from which the logger
+    computes the effective rank.
     """
     unit = unit_length(pooled.astype(jnp.float32))
     rows, width = unit.shape

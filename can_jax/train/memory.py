@@ -1,9 +1,9 @@
-"""An estimate of the memory of a train step, without compiling it.
+"""An estimate of the device memory of a train step that needs no compilation.
 
-In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature,
-and 5 bytes per attention weight (arXiv 2205.05198, equation 1); in XLA's programs, 7. `FACTORS`
-makes the formula an upper bound of the memory that XLA's compiler for the H100 plans for ViT-S, B
-and L at 224 px. `can_jax.plan` compiles the step instead of estimating it.
+In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature
+and 5 bytes per attention weight (arXiv 2205.05198, equation 1). XLA's programs take 7 bytes per
+attention weight. `FACTORS` were chosen so that the estimate is an upper bound for ViT-S, B and L at
+224 px, as compiled by XLA for an H100. `can_jax.plan` compiles the step to get exact numbers.
 """
 
 import math
@@ -25,17 +25,17 @@ FIXED = 2**29  # bytes of the program, its libraries and fragmentation
 
 
 def parameter_count(config: ConfigDict) -> int:
-    """Return the number of parameters of a resolved configuration."""
+    """Return the number of parameters of the network of a resolved configuration."""
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(abstract_network(config))))
 
 
 def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
-    """Return an estimate of the bytes that a step needs on each device.
+    """Estimate the memory in bytes that a train step needs on each device.
 
     Args:
         config: The resolved configuration.
-        parameters: The number of parameters; see `parameter_count`.
-        devices: The number of devices. The batch is split over all of them.
+        parameters: The number of parameters of the network; see `parameter_count`.
+        devices: The number of devices, over which the batch is split.
     """
     model, data = config.model, config.data
     width = 2 if model.dtype == "float32" else 1  # the formula is of 16-bit types
@@ -52,9 +52,10 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
 
 
 def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
-    """Return the part of `step_bytes` that does not depend on the batch.
+    """Estimate the part of `step_bytes` that does not depend on the batch size.
 
-    With ``mesh.shard_state``, the default on accelerators, all devices share what is stored.
+    With ``mesh.shard_state``, the default on accelerators, the stored parameters and optimizer
+    state are sharded over all devices.
     """
     fsdp = max(config.mesh.fsdp, 1)
     shards = devices if config.mesh.shard_state else fsdp
@@ -62,5 +63,5 @@ def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
 
 
 def gib(size: int | float) -> str:
-    """Format a number of bytes in GiB."""
+    """Format a number of bytes in GiB, such as ``12.3 GiB``."""
     return f"{size / 2**30:.1f} GiB"

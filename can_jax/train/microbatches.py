@@ -1,17 +1,19 @@
-"""Gradients that are accumulated over microbatches.
+"""Gradient accumulation over microbatches.
 
-Losses that are means over rows can be averaged over microbatches. The contrastive loss cannot: it
-compares rows with each other, and its projector normalizes over all of them. With
-`accumulation.negatives='batch'` it is therefore split as in GradCache (arXiv 2101.06983):
+A row is one view of an image. Losses that are means over rows can be averaged over microbatches. A
+contrastive loss cannot, since it compares all rows of the batch, and BatchNorm in its projector
+normalizes over all of them. With `accumulation.negatives='batch'`, such a loss is computed as in
+GradCache (arXiv 2101.06983):
 
-1. Compute the embeddings of all microbatches without gradient.
-2. Compute the contrastive loss of the whole batch and its gradient for each embedding.
-3. Run each microbatch once more, with its own losses and the gradient of its embeddings.
+1. Compute the embeddings of all microbatches without gradients. 2. Compute the contrastive loss of
+the whole batch, and its gradient with respect to the embeddings. 3. Run each microbatch again, and
+backpropagate its other losses and the gradient of its embeddings.
 
-The result equals that of the whole batch. The method costs one more forward pass of the encoder.
+Up to rounding, the gradients equal those of the whole batch. The cost is one more forward pass of
+the encoder.
 
-`accumulation.negatives='microbatch'` saves that pass. The negatives of a row and the statistics of
-BatchNorm then come from its microbatch only. That is another loss than the paper's.
+`accumulation.negatives='microbatch'` saves that pass. The negatives of a row and the BatchNorm
+statistics then come from its microbatch only, so the loss differs from that of the paper.
 """
 
 from typing import Any, NamedTuple
@@ -51,10 +53,10 @@ def accumulate_gradients(
     batch: Batch,
     step: Int[Array, ""],
 ) -> tuple[StepOutput, Embeddings]:
-    """Compute the losses and gradients of a batch, one microbatch after another.
+    """Compute the losses and gradients of a batch, one microbatch at a time.
 
-    ``config.accumulation`` sets the number of microbatches and the source of negatives. Arguments
-    and results are those of `can_jax.train.losses.loss_and_gradients`.
+    ``config.accumulation`` sets the number of microbatches and the source of negatives. The
+    arguments and results are those of `can_jax.train.losses.loss_and_gradients`.
     """
     run = _Run(config, network, parameters, batch_stats, step)
     if config.accumulation.negatives == "batch" and run.settings(related=True):
@@ -67,7 +69,7 @@ def split_microbatches(
 ) -> Shaped[Array, "count part ..."]:
     """Split a batch into ``count`` microbatches along a new leading axis.
 
-    Every device holds rows of each microbatch, so no image moves between devices.
+    Each device splits its own images over the microbatches, so no image moves between devices.
     """
     return constrain_batch_sharding(images.reshape(-1, count, *images.shape[1:])).swapaxes(0, 1)
 
@@ -80,7 +82,7 @@ def merge_microbatches(parts: Shaped[Array, "count part ..."]) -> Shaped[Array, 
 
 
 class _Run(NamedTuple):
-    """The network and the state of one step, with two methods to accumulate gradients."""
+    """The inputs of one train step, with two methods that accumulate its gradients."""
 
     config: ConfigDict
     network: nnx.GraphDef
@@ -89,22 +91,22 @@ class _Run(NamedTuple):
     step: Int[Array, ""]
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Return the settings of active objectives that relate rows, or of those that do not."""
+        """Return the config blocks of the active objectives with the given ``relates_rows``."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}
 
     def model(self, parameters: Tree, batch_stats: Tree) -> can.CAN:
-        """Build the network from its parameters and running statistics."""
+        """Build the network from its parameters and BatchNorm statistics."""
         return nnx.merge(self.network, parameters, batch_stats, copy=True)
 
     def inputs(self, batch: Batch) -> Inputs:
-        """Return the network's inputs, with the augmentation, noise and masks of this step."""
+        """Return the network inputs, with the augmentation, noise and masks of this step."""
         settings = Photometric.from_settings(self.config.augment.to_dict())
         return prepare(self.config, batch, self.step, settings)
 
     def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Average the gradients of microbatches, with negatives from the same microbatch."""
+        """Average the gradients of microbatches that use only their own images as negatives."""
         count = self.config.accumulation.microbatches
 
         def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], Any]:
@@ -122,7 +124,7 @@ class _Run(NamedTuple):
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Compute the gradients of the whole batch in microbatches; see the module's docstring."""
+        """Compute the whole-batch gradients in microbatches, as the module docstring describes."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         settings = self.settings(related=True)
@@ -175,5 +177,5 @@ class _Run(NamedTuple):
 
 
 def _zeros(parameter: Array) -> Array:
-    """Return zeros to which the gradients of a parameter are added, in at least float32."""
+    """Return a zero-initialized gradient accumulator for a parameter, in at least float32."""
     return jnp.zeros_like(at_least_float32(parameter))

@@ -1,10 +1,9 @@
-"""The pace of a run whose length is a time: its last step and its position in the schedule.
+"""The last step and the schedule position of timed runs, which end at a time limit.
 
-Such a run ends at about the given time, with the learning rate at the end of its schedule, whatever
-the speed of its devices. The schedule has `TIMED_STEPS` virtual steps. The run's position in the
-schedule grows linearly with its steps, towards the last step that the remaining time allows. The
-last step is re-estimated at intervals of a 200th of the run's time, but not under 2 or over 60
-seconds, and at least a step apart.
+On devices of any speed, a timed run ends at about the given time, with the learning rate at the end
+of its schedule. The schedule has `TIMED_STEPS` virtual steps. The schedule position grows linearly
+with the step number and reaches the end at the estimated last step. The last step is re-estimated
+every 1/200 of the run's time, but at intervals of 2 to 60 seconds and at least one step.
 """
 
 import contextlib
@@ -30,12 +29,12 @@ LAST_STEPS = 20  # the most steps that end the schedule after the time is over
 
 
 class Used(NamedTuple):
-    """The time that a run has used, over all its starts.
+    """The time that a run has used, summed over all its starts.
 
     Attributes:
-        seconds: The time used.
-        allowed: The time that the run was allowed when this was stored.
-        last_step: The last step of the run; None until the run has reached it.
+        seconds: The time used, in seconds.
+        allowed: The time limit of the run in seconds when this was stored.
+        last_step: The last step of the run, or None if the run has not reached it.
     """
 
     seconds: float = 0.0
@@ -44,10 +43,10 @@ class Used(NamedTuple):
 
 
 def time_used(workdir: epath.Path) -> Used:
-    """Return the time that the run in a directory has used; zero for a new run.
+    """Return the time that the run in a directory has used; 0 seconds for a new run.
 
     Raises:
-        UserError: The file of the time used cannot be read.
+        UserError: The file ``time_used.json`` cannot be read.
     """
     path = workdir / FILE
     if not path.exists():
@@ -57,37 +56,37 @@ def time_used(workdir: epath.Path) -> Used:
 
 
 def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
-    """Return the last step of a timed run, or None until the run has reached it.
+    """Return the last step of a timed run, or None if the run has not reached it.
 
     Args:
         workdir: The run directory.
-        seconds: The time that the run may use now. If the stored time differs, the run continues,
-            and the result is None.
+        seconds: The time limit of this start in seconds. If it differs from the stored limit, the
+            run continues, so the result is None.
 
     Raises:
-        UserError: The file of the time used cannot be read.
+        UserError: The file ``time_used.json`` cannot be read.
     """
     used = time_used(workdir)
     return used.last_step if used.allowed == seconds else None
 
 
 class Pace:
-    """The pace of a timed run.
+    """The estimate of the last step of a timed run, and the run's schedule position.
 
     Attributes:
-        total: The estimate of the last step; `MOST_STEPS` before the first estimate.
+        total: The estimated last step; `MOST_STEPS` before the first estimate.
     """
 
     _counted = False  # Only the first run of a process counts from the start of the process.
 
     def __init__(self, workdir: epath.Path, seconds: float, step: int, stored: Any = None):
-        """Start the clock of a new or resumed run.
+        """Start the clock of a new or resumed timed run.
 
         Args:
-            workdir: The run directory, which stores the time used.
-            seconds: The time that the run may use, over all its starts.
+            workdir: The run directory, in which the time used is stored.
+            seconds: The time limit of the run in seconds, summed over all starts.
             step: The step from which the run starts or resumes.
-            stored: The `state` at that step; None for a new run.
+            stored: The result of `state` at that step; None for a new run.
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
@@ -109,7 +108,7 @@ class Pace:
         self._over = False  # the time was over before the last step
 
     def position(self, step: int) -> np.float32:
-        """Return the position in the schedule before a step, in virtual steps."""
+        """Return the schedule position, in virtual steps, after ``step`` steps."""
         start, position = self._anchor
         if step >= self.total:
             return np.float32(TIMED_STEPS)
@@ -117,36 +116,36 @@ class Pace:
         return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
 
     def state(self, step: int) -> dict[str, float]:
-        """Return the JSON values that a checkpoint of a step stores, for a resume from it."""
+        """Return the JSON values that a checkpoint of a step stores for a resume."""
         return {"position": float(self.position(step)), "allowed": self._allowed}
 
     def used(self) -> float:
-        """Return the seconds that the run has used, those of earlier starts included."""
+        """Return the seconds that the run has used, summed over all starts."""
         return time.perf_counter() - self._began
 
     def left(self) -> float:
-        """Return the seconds until the end of the run."""
+        """Return the seconds left until the time limit; at least 0."""
         return max(self._allowed - self.used(), 0.0)
 
     def share(self) -> float:
-        """Return the fraction of the time that has passed."""
+        """Return the used fraction of the time limit, at most 1."""
         return min(self.used() / self._allowed, 1.0)
 
     def rolled_back(self, step: int, to: int) -> None:
-        """Return to step ``to``, at the position in the schedule that ``step`` had reached."""
+        """Roll back from ``step`` to step ``to``, but keep the schedule position of ``step``."""
         self._anchor = (to, float(self.position(step)))
         self._next = to + FIRST_DECISION
         self._last = (to, time.perf_counter(), self._last[2])
 
     def update(self, step: int, paused: float, reserve: float) -> None:
-        """Re-estimate the last step if the interval since the last estimate is over.
+        """Re-estimate the last step if the interval between estimates has passed.
 
         Collective: every process must call this after every step. Process 0 decides.
 
         Args:
-            step: The step that was dispatched.
-            paused: The seconds so far in which the loop was paused, such as for evaluations.
-            reserve: The seconds to reserve for the evaluations after the last step.
+            step: The step that was just dispatched to the devices.
+            paused: The total seconds for which training was paused, for example by evaluations.
+            reserve: The seconds reserved for the evaluations after the last step.
         """
         if self._fixed or step < self._next:
             return
@@ -174,12 +173,12 @@ class Pace:
         self.store()
 
     def finish(self, step: int) -> None:
-        """Store that a step is the last one."""
+        """Store ``step`` as the last step of the run."""
         self.total, self._fixed = step, True
         self.store()
 
     def store(self) -> None:
-        """Write the time used so far. Only the main process writes."""
+        """Write the time used so far to ``time_used.json``. Only process 0 writes the file."""
         if jax.process_index():
             return
         used = Used(self.used(), self._allowed, self.total if self._fixed else None)

@@ -1,4 +1,4 @@
-"""Statistics of the training patches: their mean and covariance over the first batches of a run."""
+"""The mean and covariance of image patches over the first batches of a run."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ IMAGES = 2048  # with two views of 64 patches: a quarter of a million patches
 
 
 class Moments(NamedTuple):
-    """The mean and the covariance of the patches of some images, without noise, in float64."""
+    """The mean and covariance of noise-free image patches, in float64."""
 
     mean: Float[np.ndarray, " pixels"]
     covariance: Float[np.ndarray, "pixels pixels"]
@@ -32,9 +32,9 @@ class Moments(NamedTuple):
 
 
 def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
-    """Return the mean of ``x x^T`` over a batch, where ``x`` is a 1 and the pixels of a patch.
+    """Return the mean of ``x x^T`` over the patches ``p`` of a batch, where ``x`` is ``(1, p)``.
 
-    The patches are augmented as in the first step, without noise. The function can be jitted.
+    The images are augmented as in step 0, without noise. The function can be jitted.
 
     Args:
         config: The resolved configuration.
@@ -56,29 +56,29 @@ def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]
 
 
 def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
-    """Return the moments that follow from the mean of `second_moment` over some images."""
+    """Compute the moments from the mean of `second_moment` over ``images`` images."""
     mean = np.asarray(second[0, 1:], np.float64)
     covariance = np.asarray(second[1:, 1:], np.float64) - np.outer(mean, mean)
     return Moments(mean, covariance, images)
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that hold `IMAGES` images, or one epoch of a smaller set."""
+    """Return the number of batches that contain `IMAGES` images, or one epoch if it is shorter."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 
 def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
-    """Measure the patches of the first batches of a run.
+    """Compute the mean and covariance of the patches of the first batches of a run.
 
     All processes return the same values. Collective: every process must call this.
 
     Args:
         config: The resolved configuration.
-        source: The source or stream of the training images.
-        mesh: The device mesh.
+        source: The source of the training images, random-access or streamed.
+        mesh: The device mesh over which the batches are split.
 
     Returns:
-        The moments of the patches of the batches.
+        The mean and covariance of the patches, and the number of images.
     """
     from can_jax.data.pipeline.loader import open_loader  # decoders, which a study has not
 
@@ -91,18 +91,18 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
 
 
 def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:
-    """Return the arrays of the map that whitens patches of these moments, by parameter name."""
+    """Return the arrays of the whitening map for patches with the given moments, by name."""
     floor = noise_floor(config.noise.sigma_max)
     fixed = whitening(moments.mean, moments.covariance, floor)
     return {"map_mean": fixed.mean, "map": fixed.map}
 
 
 def with_map(statistics: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Return the statistics of a network with another fixed map, on the devices of the old one.
+    """Return the batch statistics with a new whitening map, sharded as the old one.
 
     Args:
-        statistics: The statistics.
-        arrays: The arrays of the map, as `whitening_of` returns them.
+        statistics: The batch statistics of the network, as a nested dict.
+        arrays: The arrays of the new map, as returned by `whitening_of`.
     """
     encoder = statistics["encoder"]
     old = encoder["patch_embed"]

@@ -1,6 +1,6 @@
-"""Pretraining with CAN: its checks, its data, its initial state and its callbacks.
+"""Pretraining with CAN: configuration checks, data, initial state and callbacks.
 
-`can_jax.train.run` contains the run itself.
+`can_jax.train.run` sets up and runs the training loop.
 """
 
 import contextlib
@@ -57,19 +57,19 @@ def pretrain(
     allowed: Collection[str] = (),
     **options: bool,
 ) -> None:
-    """Pretrain a model; resume if the run directory holds a checkpoint.
+    """Pretrain a model, and resume if the run directory holds a checkpoint.
 
     Args:
         config: The configuration of a recipe, not yet resolved.
         workdir: The run directory, created if missing.
-        given: Dotted keys that the command line sets.
-        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
-        options: ``profile`` and ``dump_hlo``; see `can_jax.train.run.run`.
+        given: The dotted config keys that the command line sets.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings a resume may change.
+        options: The flags ``profile`` and ``dump_hlo`` of `can_jax.train.run.run`.
 
     Raises:
         UserError: The configuration, the data or the run directory is invalid, or training
             diverged.
-        Preempted: A signal asked the run to stop; its state is saved.
+        Preempted: A signal such as SIGTERM stopped the run after its state was saved.
     """
     with RunLog() as log:
         training = prepare(config, workdir, given, allowed)
@@ -79,7 +79,7 @@ def pretrain(
 
 @contextlib.contextmanager
 def explained_memory(config: ConfigDict) -> Iterator[None]:
-    """Turn the out-of-memory error of a device into a `UserError` with settings that may fit.
+    """Convert an out-of-memory error of a device to a `UserError` with settings that may fit.
 
     Args:
         config: The resolved configuration of the run.
@@ -94,7 +94,7 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
             f"out of memory on {devices.kind} with config.batch_size={config.batch_size}, "
             f"config.accumulation.microbatches={config.accumulation.microbatches} and "
             f"config.model.remat={config.model.remat}; {what_fits(config, devices)}. "
-            f"can-jax plan compiles a recipe for a device to be sure ({one_line(error)[:120]})"
+            f"can-jax plan compiles the step to compute its memory ({one_line(error)[:120]})"
         ) from error
 
 
@@ -104,18 +104,19 @@ def prepare(
     given: Collection[str] = (),
     allowed: Collection[str] = (),
 ) -> "Pretraining":
-    """Check a configuration, open its data, and return the pretraining to run.
+    """Check a configuration, open its data, and return the prepared pretraining.
 
     Collective: every process must call this.
 
     Args:
         config: The configuration of a recipe, not yet resolved.
-        workdir: The run directory; it may be missing.
-        given: Dotted keys that the command line sets.
-        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may change at a resume.
+        workdir: The run directory, which need not exist yet.
+        given: The dotted config keys that the command line sets.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings a resume may change.
 
     Raises:
-        UserError: A setting is invalid, or the data does not suit it.
+        UserError: A setting is invalid, or the data cannot be opened or does not match the
+            settings.
     """
     require_input()
     config = continued(resolve(config), workdir, given, allowed)
@@ -140,7 +141,7 @@ def prepare(
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A pretraining, an implementation of `can_jax.train.training.Training`."""
+    """A prepared pretraining run, which implements `can_jax.train.training.Training`."""
 
     config: ConfigDict
     source: Any
@@ -150,35 +151,35 @@ class Pretraining:
     allowed: tuple[str, ...] = ()
 
     def identity(self) -> None:
-        """Return None: a resumed pretraining may change its settings."""
+        """Return None, since pretraining stores no identity; `check_changes` compares settings."""
 
     def stream(self) -> dict[str, Any]:
-        """Return the seed, the batch size and the fingerprint of the data."""
+        """Return the seed, the batch size and the fingerprint of the data, for `check_stream`."""
         config = self.config
         decided = {"seed": config.seed, "batch_size": config.batch_size}
         return decided | {"data": self.source.fingerprint()}
 
     def facts(self) -> dict[str, Any]:
-        """Return the batch, the durations and the cost of the run."""
+        """Return the batch size, length and cost of the run, by label, to print and store."""
         config, times = self.config, self.times
         flops = train_flops_per_image(config, heads(config))
         return {
             "effective batch (images)": config.batch_size,
             **microbatch_facts(config),
-            "views an image": config.augment.views,
+            "views per image": config.augment.views,
             "peak learning rate": f"{peak_learning_rate(config):.4g}",
             **length_facts(config, times),
-            "images of an epoch": times.examples,
-            "analytic FLOPs of a step, an image": f"{flops:.3e}",
+            "images per epoch": times.examples,
+            "analytic FLOPs per image per step": f"{flops:.3e}",
         }
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """The moments of the data's patches. Collective: every process must read it."""
+        """The patch mean and covariance of the data. Collective: every process must read this."""
         return patch_moments(self.config, self.source, self.mesh)
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state with the whitening map and the weights of ``init_from``, if configured.
+        """Return the state with the whitening map and the weights of ``init_from`` if configured.
 
         Collective: every process must call this.
         """
@@ -197,11 +198,14 @@ class Pretraining:
         return state
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return whether the last step was evaluated. Collective: every process must call this."""
+        """Return whether the last step has its evaluations.
+
+        Collective: every process must call this.
+        """
         return not pending_evaluations(self.times.total, self.times, workdir)
 
     def callbacks(self, run: RunContext) -> PretrainCallbacks:
-        """Return the callbacks: metrics, the kNN probe and the figures."""
+        """Return the callback that logs metrics and runs the kNN probe and the figures."""
         return PretrainCallbacks(run, self.step, lambda: self.moments)
 
 
@@ -213,17 +217,17 @@ def continued(
 ) -> ConfigDict:
     """Return the configuration with which a run starts or resumes.
 
-    On a resume, keys that did not exist when the run began take the former behavior.
+    On a resume, config keys that did not exist when the run began keep the old behavior.
 
     Args:
         config: The resolved configuration of this start.
-        workdir: The run directory; it may be missing.
-        given: Dotted keys that the command line sets; their values take precedence.
-        allowed: Names in `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
+        workdir: The run directory, which need not exist yet.
+        given: The dotted config keys that the command line sets; their values take precedence.
+        allowed: The keys of `can_jax.checkpoint.resume.CHANGES` whose settings may differ.
 
     Raises:
-        UserError: The stored configuration cannot be read or is invalid, or a setting that may not
-            change differs from it.
+        UserError: The stored configuration cannot be read or is invalid, or a setting differs that
+            a resume may not change.
     """
     path = workdir / "config.json"
     if not path.exists():
@@ -248,10 +252,10 @@ def continued(
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Check that the batch divides over the devices and the microbatches.
+    """Check that the batch can be split evenly over the devices and the microbatches.
 
     Raises:
-        UserError: The batch does not divide.
+        UserError: The batch size is not a multiple of devices times microbatches.
     """
     devices, parts = batch_shards(mesh), config.accumulation.microbatches
     unit = devices * parts
@@ -260,8 +264,8 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
         nearest = " and ".join(str(size) for size in (below, below + unit) if size)
         pieces = f" and {parts} microbatches" if parts > 1 else ""
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide over the {devices} devices of "
-            f"mesh.data x mesh.fsdp{pieces}; the nearest that would: {nearest}"
+            f"config.batch_size={config.batch_size} cannot be split evenly over the {devices} "
+            f"devices of mesh.data x mesh.fsdp{pieces}; the nearest valid values: {nearest}"
         )
 
 
@@ -269,7 +273,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
     """Check that the data has labels if an active objective needs them.
 
     Raises:
-        UserError: The data has no labels.
+        UserError: An active objective needs labels, but the data has none.
     """
     blocks = config.objective
     needy = [name for name, o in active(blocks.to_dict()).items() if o.needs_labels(blocks[name])]
@@ -281,13 +285,13 @@ def check_labels(config: ConfigDict, source: Any) -> None:
         if needy[0] == "contrastive":
             how, switch = ".supervised=True", "it to False"
         raise UserError(
-            f"config.objective.{needy[0]}{how} needs labels, and the data has none: give labeled "
+            f"config.objective.{needy[0]}{how} needs labels, but the data has none: give labeled "
             f"data, or set {switch}"
         )
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log a warning if a batch draws more images of the data, or of a mixture part, than exist."""
+    """Log a warning if a batch draws more images from a data set or mixture part than it has."""
     contrastive = config.objective.contrastive
     compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
     if config.accumulation.negatives == "microbatch":
@@ -300,21 +304,21 @@ def warn_of_repeats(config: ConfigDict, source: Any) -> None:
     for name, examples, share in parts:
         drawn = config.batch_size * share
         if drawn > examples:
-            negatives = ", and the contrastive loss treats copies of an image as negatives"
+            negatives = ", which the contrastive loss then treats as negatives of each other"
             logging.warning(
-                "%s has %d images, fewer than the %d that each step draws of it: a batch holds "
-                "images more than once%s; use a config.batch_size of at most %d",
+                "%s has %d images, fewer than the %d that each step draws from it: a batch "
+                "contains copies of images%s; use a config.batch_size of at most %d",
                 name, examples, round(drawn), negatives if compared * share > examples else "",
                 config.batch_size * examples / drawn,
             )  # fmt: skip
 
 
 def length_facts(config: ConfigDict, times: RunLength) -> dict[str, Any]:
-    """Return the facts to print about the length of a run and its warm-up."""
+    """Return the length of a run and of its warm-up, by label, to print and store."""
     if times.seconds is not None:
         return {
             "warm-up": f"{100 * times.warmup / times.schedule:.3g}% of the time",
-            "time, all starts together": console.duration(times.seconds),
+            "total time of all starts": console.duration(times.seconds),
         }
     return {
         "warm-up steps": times.warmup,
@@ -324,13 +328,13 @@ def length_facts(config: ConfigDict, times: RunLength) -> dict[str, Any]:
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
-    """Return the facts to print about gradient accumulation; none if it is off."""
+    """Return the facts about gradient accumulation, by label; an empty dict if it is off."""
     settings, views = config.accumulation, config.augment.views
     images = config.batch_size // settings.microbatches
     if settings.microbatches == 1:
         return {}
-    facts: dict[str, Any] = {"images of a microbatch": images}
+    facts: dict[str, Any] = {"images per microbatch": images}
     if config.objective.contrastive.weight:
         compared = config.batch_size if settings.negatives == "batch" else images
-        facts["negatives of a row"] = compared * views - views
+        facts["negatives per view"] = compared * views - views
     return facts

@@ -1,4 +1,4 @@
-"""Run a training job: start or resume, train, checkpoint and shut down."""
+"""A training job, from its start or resume to its shutdown."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ def run(
     profile: bool = False,
     dump_hlo: bool = False,
 ) -> None:
-    """Train; resume if the run directory holds a checkpoint.
+    """Train, and resume if the run directory holds a checkpoint.
 
     Collective: every process must call this.
 
@@ -70,13 +70,13 @@ def run(
         training: The model, data and schedule to train.
         mesh: The device mesh on which the state is sharded.
         workdir: The run directory, created if missing.
-        log: The log file, opened once the directory is known to be this run's.
-        profile: Whether to trace a few steps for TensorBoard.
-        dump_hlo: Whether to write the compiled step to ``hlo.txt``.
+        log: The log file, which is opened once all checks of the run directory have passed.
+        profile: Whether to trace a few steps with the JAX profiler.
+        dump_hlo: Whether to write the HLO of the compiled train step to ``hlo.txt``.
 
     Raises:
         UserError: The configuration, data or run directory is invalid, or training diverged.
-        Preempted: A signal asked the run to stop; its state is saved.
+        Preempted: A signal such as SIGTERM stopped the run after its state was saved.
     """
     config, times, step = training.config, training.times, training.step
     startup = Startup()
@@ -126,7 +126,7 @@ def run(
         )
         with section("comparing the data", longer):
             stream = training.stream()
-            hint = "let config.data show all the same files"
+            hint = "config.data must point every process to the same files"
             assert_equal_across_processes("data set", json.dumps(stream, sort_keys=True), hint)
         # Every check that can reject a setting comes before the run's files are changed.
         writer = stack.enter_context(MetricWriter(workdir, config.trackers))
@@ -208,36 +208,36 @@ def run(
 
 
 def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
-    """Block until the last checkpoint is written. Collective: every process must call this.
+    """Wait for the last checkpoint to be written. Collective: every process must call this.
 
     Raises:
-        UserError: The checkpoint could not be written.
-        Preempted: The run was stopped before its last step.
+        UserError: The last checkpoint could not be written.
+        Preempted: A signal stopped the run before its last step.
     """
     with barrier("finishing the checkpoint"), phase("writing the last checkpoint"):
         saved = checkpoints.wait()
     if not saved:
-        raise UserError(f"step {last} was reached, but could not be saved; see the line above")
+        raise UserError(f"the checkpoint of step {last} could not be saved; see the warning above")
     if last < total:
         raise Preempted(f"{handler.cause}; step {last} is saved; {RESUME}")
 
 
 def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
-    """Return the index of the first batch to draw, and an index that the run does not reach.
+    """Return the indices of the first batch to load and of one beyond the last possible batch.
 
     Args:
-        progress: The progress of the run.
-        first: The step from which it starts or resumes.
-        total: The last step.
-        rewinds: The maximum number of rollbacks, those in ``progress`` included. Each skips fewer
-            batches than the run has steps.
+        progress: The progress of the run, with the number of rollbacks and skipped batches.
+        first: The step from which the run starts or resumes.
+        total: The number of steps of the run.
+        rewinds: The maximum number of rollbacks, including those in ``progress``. Each rollback
+            skips fewer than ``total`` batches.
     """
     left = max(rewinds - progress.rewinds, 0)
     return first + progress.passed_over, total * (1 + left) + progress.passed_over
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """Compile the train step and print the compile time."""
+    """Wait for the lowered train step, compile it, and print the compile time."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

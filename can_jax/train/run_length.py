@@ -1,4 +1,4 @@
-"""The durations of a run, in steps."""
+"""The length of a run and the intervals of its evaluations, in steps."""
 
 from typing import NamedTuple
 
@@ -17,15 +17,15 @@ from can_jax.train.losses import heads
 
 
 class RunLength(NamedTuple):
-    """The durations of a run, in steps unless stated otherwise; None means never.
+    """The length, warm-up and evaluation intervals of a run.
 
     Attributes:
-        examples: The number of images in an epoch.
-        total: The last step; `MOST_STEPS` for a timed run that has not ended.
-        warmup: The number of warm-up steps.
-        probe_every: The number of steps between two probes.
-        figures_every: The number of steps between two figures.
-        seconds: The length of a timed run in seconds; None for other runs.
+        examples: The number of training images per epoch.
+        total: The number of steps of the run; `MOST_STEPS` for a timed run that has not ended.
+        warmup: The number of warm-up steps of the learning rate.
+        probe_every: The interval between kNN probes in steps; None for no probe.
+        figures_every: The interval between figures in steps; None for no figures.
+        seconds: The time limit of a timed run in seconds; None for other runs.
     """
 
     examples: int  # images of an epoch
@@ -37,16 +37,16 @@ class RunLength(NamedTuple):
 
     @property
     def schedule(self) -> int:
-        """The length of the learning-rate schedule in steps; in virtual steps for a timed run."""
+        """The length of the learning-rate schedule in steps; `TIMED_STEPS` for a timed run."""
         return self.total if self.seconds is None else TIMED_STEPS
 
 
 def make_run_length(config: ConfigDict, examples: int) -> RunLength:
-    """Return the durations of a resolved configuration.
+    """Convert the durations of a resolved configuration to steps.
 
     Args:
         config: The resolved configuration.
-        examples: The number of images of the data set.
+        examples: The number of images of the training data.
 
     Raises:
         UserError: The warm-up is not shorter than the run.

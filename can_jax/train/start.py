@@ -1,4 +1,4 @@
-"""The start of a run: its directory, its checkpoints, and the state to train from."""
+"""The start of a run: its directory, its checkpoints and its initial or restored state."""
 
 import contextlib
 import json
@@ -33,7 +33,7 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> 
     Args:
         config: The resolved configuration.
         workdir: The run directory.
-        lock: The lock on it, checked before anything is written.
+        lock: The lock on the run directory, which is checked before each write.
     """
     folder, settings = workdir / "checkpoints", config.checkpoint
     return Checkpointer(folder, settings.keep_last, settings.keep_every_steps, check=lock.check)
@@ -41,7 +41,7 @@ def open_checkpoints(config: ConfigDict, workdir: epath.Path, lock: RunLock) -> 
 
 @contextlib.contextmanager
 def writing(workdir: epath.Path) -> Iterator[None]:
-    """Turn an `OSError` of a write to the run directory into a `UserError`."""
+    """Convert an `OSError` raised by a write to the run directory to a `UserError`."""
     try:
         yield
     except OSError as error:
@@ -49,10 +49,10 @@ def writing(workdir: epath.Path) -> Iterator[None]:
 
 
 def make_directory(workdir: epath.Path) -> None:
-    """Create the run directory and check that files can be written to it.
+    """Create the run directory, and check that it is writable.
 
     Raises:
-        UserError: The directory cannot be written.
+        UserError: The run directory cannot be created or written.
     """
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -68,13 +68,14 @@ def first_step(checkpoints: Checkpointer, times: RunLength, workdir: epath.Path)
     Collective: every process must call this.
 
     Raises:
-        UserError: The checkpoint is past the end of this run, or none of the checkpoints is valid.
+        UserError: The checkpoint is from a step after the end of this run, or all checkpoints are
+            damaged.
     """
     done = checkpoints.latest_valid_step() or 0
     if done > times.total:
         raise UserError(
             f"--workdir={workdir} holds a checkpoint of step {done}, past the end of this run at "
-            f"{times.total}: make the run longer, or give another --workdir"
+            f"step {times.total}: make the run longer, or give another --workdir"
         )
     return done
 
@@ -88,23 +89,24 @@ def restore_or_begin(
     report: console.Reporter,
     timeout: float,
 ) -> tuple[int, TrainState, Progress]:
-    """Restore a checkpoint, or begin a new run. Collective: every process must call this.
+    """Restore a checkpoint, or initialize a new run. Collective: every process must call this.
 
     Args:
         training: The model, data and schedule to train.
-        checkpoints: The checkpoints of the run directory.
-        first: The step to restore; 0 begins a new run.
-        abstract: The shapes and shardings of the state.
-        stream: The settings and the data of this start; those of the checkpoint must be equal.
+        checkpoints: The manager of the checkpoints in the run directory.
+        first: The step of the checkpoint to restore; 0 to initialize a new run.
+        abstract: The train state as `jax.ShapeDtypeStruct` with shardings.
+        stream: The seed, batch size and data fingerprint of this start, to be compared with those
+            of the checkpoint.
         report: The console.
-        timeout: The longest time that the initialization or the restoration may take, in seconds.
+        timeout: The time limit in seconds for initializing or restoring the state.
 
     Returns:
-        The step, the train state and the progress. The step is earlier than ``first`` if the
-        checkpoint of ``first`` does not fit the model and an earlier one does.
+        The step, the train state and the progress. The step is below ``first`` if only an earlier
+        checkpoint matches the model.
 
     Raises:
-        UserError: No checkpoint fits the model, or its stream of examples differs.
+        UserError: No checkpoint matches the model, or the seed, batch size or data differs.
     """
     if not first:
         with section("initializing the state", timeout):
@@ -129,16 +131,16 @@ def record_start(
     facts: dict[str, Any],
     report: console.Reporter,
 ) -> None:
-    """Store the configuration and the environment of this start, and print changed settings.
+    """Store the configuration and environment of this start, and print changed settings.
 
-    Settings are compared with those of the run's first start. Only the main process acts.
+    Settings are compared with those of the run's first start. Processes other than 0 do nothing.
 
     Args:
         config: The resolved configuration.
         workdir: The run directory.
         first: The step from which the run starts or resumes.
-        facts: The environment and the facts of the run, as JSON values.
-        report: The reporter that prints the changes.
+        facts: The environment and the run facts to store in ``environment.json``.
+        report: The console that prints the changed settings.
     """
     if jax.process_index():
         return
@@ -158,7 +160,7 @@ def record_start(
 
 
 def record_parameters(parameters: Any, workdir: epath.Path) -> None:
-    """Store the shape of every parameter and the mesh axes over which it is split."""
+    """Write the shape and sharding of every parameter to ``parameters.txt``."""
     if jax.process_index() == 0:
         overview = parameter_overview.get_parameter_overview(parameters, include_stats="sharding")
         replace_text(workdir / "parameters.txt", overview + "\n")

@@ -1,4 +1,4 @@
-"""The train state, and the jitted train step from bytes to the updated state."""
+"""The train state, and the train step that updates it with a batch of uint8 images."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -36,17 +36,16 @@ LARGEST_RATE = 1e30  # The updates of larger learning rates can overflow.
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """The complete training state between two steps.
+    """The arrays of a training run between two steps.
 
-    The data position is a function of ``step``, so it is not stored. The leaves are arrays, shapes
-    or shardings.
+    A `TrainState` can hold arrays, `jax.ShapeDtypeStruct` or shardings as its leaves.
 
     Attributes:
-        step: The number of steps taken, those with skipped updates included.
-        parameters: The trained arrays, as a nested dict.
+        step: The number of steps taken, including those whose update was skipped.
+        parameters: The trainable parameters, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
-        optimizer: The state of the optimizer.
-        skipped: The number of updates that were skipped because a value was not finite.
+        optimizer: The optimizer state, with the moving average of the parameters if there is one.
+        skipped: The number of updates skipped because a value was not finite.
     """
 
     step: Tree
@@ -64,18 +63,18 @@ class TrainState:
         *,
         bounded: bool = False,
     ) -> "TrainState":
-        """Return the state after a step; an update with a value that is not finite is skipped.
+        """Return the state after a step, without the update if one of its values is not finite.
 
-        A finite gradient can still end in parameters or moments from which no later step recovers.
-        Therefore the results of the update are checked, too.
+        A finite gradient can still produce parameters or moments that are not finite, so the
+        results of the update are also checked.
 
         Args:
-            finite: Whether the loss and the norm of the gradient are finite.
+            finite: Whether the loss and the gradient norm are finite, as a boolean scalar.
             parameters: The updated parameters.
             batch_stats: The updated running statistics.
-            optimizer: The updated state of the optimizer.
-            bounded: Whether a finite gradient always gives a finite update, so that the values of
-                parameters and optimizer need no check.
+            optimizer: The updated optimizer state.
+            bounded: Whether a finite gradient always gives a finite update, so that parameters and
+                optimizer state need no check.
         """
         finite &= all_finite(batch_stats if bounded else (parameters, batch_stats, optimizer))
         return TrainState(
@@ -88,12 +87,12 @@ class TrainState:
 
 
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
-    """Return ``new`` where the condition holds, else ``old``, for every leaf."""
+    """Return ``new`` if the condition is True, else ``old``, for every leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def all_finite(tree: Tree) -> Bool[Array, ""]:
-    """Return whether all values of all arrays are finite."""
+    """Return whether all values of all arrays in a pytree are finite."""
     finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
     # Not `jnp.all`: XLA turns it into a chain of ANDs and copies that into each operation that
     # depends on it. The smallest CAN then has 22,600 ANDs and takes twice as long to compile.
@@ -109,15 +108,15 @@ def gradients(
     batch: Batch,
     step: Int[Array, ""],
 ) -> StepOutput:
-    """Compute the loss and the gradients of a batch, at once or in microbatches.
+    """Compute the loss and gradients of a batch, at once or in microbatches.
 
     Args:
         config: The resolved configuration.
-        network: The graph definition of the network.
-        parameters: The network's parameters.
+        network: The `nnx.GraphDef` of the network.
+        parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The step from which the random keys of the batch are derived.
+        step: The training step, from which the random keys of the batch are derived.
     """
     compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients
     types = compute_types(nnx.merge(network, parameters, batch_stats, copy=True))
@@ -131,7 +130,7 @@ def gradients(
 
 @runtime_checkable
 class Steps(Protocol):
-    """The interface of a train step; `Step` implements it for CAN."""
+    """The interface of a train step, which `Step` implements for CAN."""
 
     @property
     def config(self) -> ConfigDict:
@@ -139,11 +138,11 @@ class Steps(Protocol):
         ...
 
     def fresh(self) -> TrainState:
-        """Initialize the state before the first step."""
+        """Initialize the train state at step 0."""
         ...
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step. The metrics hold at least ``loss/total`` and ``skipped_steps``."""
+        """Take one step; return metrics that include ``loss/total`` and ``skipped_steps``."""
         ...
 
 
@@ -151,7 +150,7 @@ class Steps(Protocol):
 class Step:
     """A train step: the network's structure, the optimizer and the learning-rate schedule.
 
-    It holds no arrays: the `TrainState` holds them.
+    The arrays are in a `TrainState`, not in this class.
     """
 
     config: ConfigDict
@@ -160,18 +159,19 @@ class Step:
     schedule: optax.Schedule
 
     def model(self, state: TrainState) -> can.CAN:
-        """Build the network with the parameters of a state."""
+        """Build the network with the parameters and statistics of a train state."""
         return nnx.merge(self.network, state.parameters, state.batch_stats, copy=True)
 
     def train(
         self, state: TrainState, batch: Batch, position: Float[Array, ""] | None = None
     ) -> tuple[TrainState, Metrics]:
-        """Take one step. An update with a value that is not finite is skipped and counted.
+        """Take one step; skip and count the update if one of its values is not finite.
 
         Args:
             state: The train state.
             batch: A global batch of images.
-            position: The position in the learning-rate schedule; by default the state's step.
+            position: The position in the learning-rate schedule in steps; by default
+                ``state.step``.
         """
         outputs = gradients(
             self.config, self.network, state.parameters, state.batch_stats, batch, state.step
@@ -201,7 +201,7 @@ class Step:
         return new, metrics
 
     def fresh(self) -> TrainState:
-        """Initialize the state before the first step from the configuration's seed."""
+        """Initialize the train state at step 0 from ``config.seed``."""
         rngs = nnx.Rngs(random_streams(self.config.seed)[0])
         network = can.CAN(self.config, heads(self.config), rngs)
         parameters = nnx.to_pure_dict(nnx.state(network, nnx.Param))
@@ -218,14 +218,14 @@ class Step:
 
     @property
     def averages(self) -> bool:
-        """Whether the state holds a moving average of the parameters beside the moments."""
+        """Whether the state also holds an exponential moving average of the parameters."""
         return bool(self.config.optimizer.ema_decay)
 
     def _average(self, average: Tree, parameters: Tree, step: Int[Array, ""]) -> Tree:
-        """Return the updated moving average.
+        """Return the exponential moving average updated with new parameters.
 
-        The decay rate after ``t`` steps is at most ``(1 + t) / (10 + t)``, so that the average soon
-        forgets the initial parameters.
+        At step ``t`` the decay is ``min(ema_decay, (1 + t) / (10 + t))``, so the initial parameters
+        are soon forgotten.
         """
         decay = jnp.minimum(self.config.optimizer.ema_decay, (1 + step) / (10 + step))
         return jax.tree.map(
@@ -233,11 +233,11 @@ class Step:
         )
 
     def evaluated(self, state: TrainState) -> Tree:
-        """Return the parameters to evaluate: the moving average if there is one."""
+        """Return the parameters to evaluate, which are the moving average if there is one."""
         return state.optimizer["average"] if self.averages else state.parameters
 
     def started(self, state: TrainState, parameters: Tree) -> TrainState:
-        """Return a state that starts from other parameters, its moving average included."""
+        """Return the state with its parameters, and their moving average, replaced."""
         state = dataclasses.replace(state, parameters=parameters)
         if self.averages:
             copied = jax.tree.map(jnp.copy, parameters)  # the step donates both
@@ -245,7 +245,7 @@ class Step:
         return state
 
     def features(self, state: TrainState, images: Array) -> Float[Array, "images width"]:
-        """Return the mean patch token of whole, unaugmented images given as bytes."""
+        """Return the mean patch token of the encoder for unmasked, unaugmented uint8 images."""
         augment = self.config.augment
         pixels = normalize(to_float(images), augment.mean, augment.std)
         state = dataclasses.replace(state, parameters=self.evaluated(state))
@@ -253,12 +253,12 @@ class Step:
 
 
 def abstract_network(config: ConfigDict) -> can.CAN:
-    """Return the network of a configuration, with shapes in place of arrays."""
+    """Return the network of a configuration with `jax.ShapeDtypeStruct` in place of arrays."""
     return nnx.eval_shape(lambda: can.CAN(config, heads(config), nnx.Rngs(0)))
 
 
 def encoder_network(config: ConfigDict) -> can.CAN:
-    """Return the encoder of a configuration without heads, with shapes in place of arrays."""
+    """Return the network without heads, with `jax.ShapeDtypeStruct` in place of arrays."""
     return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 
@@ -266,15 +266,16 @@ NOT_TRAINED = optax.constant_schedule(0.0)
 
 
 def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Step:
-    """Return the train step of a validated configuration; no array is allocated.
+    """Return the train step of a validated configuration, without allocating arrays.
 
     Args:
         config: The resolved configuration.
-        schedule: A function from the step to the learning rate. The default, 0, is for steps that
-            are compiled, timed or restored but not trained.
+        schedule: A function from the step number to the learning rate. The default, a constant 0,
+            is for train steps that are compiled, timed or restored but not trained.
 
     Raises:
-        UserError: A pattern of the optimizer matches no parameter, or nothing is left to train.
+        UserError: A pattern in ``config.optimizer`` matches no parameter, or all parameters are
+            frozen.
     """
     network = abstract_network(config)
     check_patterns(config, nnx.to_pure_dict(nnx.state(network, nnx.Param)))
@@ -282,17 +283,17 @@ def make_step(config: ConfigDict, schedule: optax.Schedule = NOT_TRAINED) -> Ste
 
 
 def stored_step(config: ConfigDict) -> Step:
-    """Return the step of a stored configuration, to restore its states but not to train.
+    """Return the train step of a stored configuration, for restoring states but not for training.
 
     Args:
-        config: The configuration that `can_jax.config.resolve_encoder` returned.
+        config: A configuration returned by `can_jax.config.resolve.resolve_encoder`.
     """
     network = nnx.graphdef(abstract_network(config))
     return Step(config, network, make_optimizer(config), NOT_TRAINED)
 
 
 def abstract_state(step: Steps, mesh: Mesh) -> TrainState:
-    """Return a train state of `jax.ShapeDtypeStruct`, with the sharding of each array."""
+    """Return the train state as `jax.ShapeDtypeStruct` with the sharding of each array."""
     shapes = jax.eval_shape(lambda: step.fresh())
     with jax.set_mesh(mesh):
         over_data = splits_state(step.config)
@@ -309,20 +310,20 @@ QUICKLY = {"xla_backend_optimization_level": 1}
 
 
 def initialize(step: Steps, abstract: TrainState) -> TrainState:
-    """Initialize a train state, every array directly on the devices of its sharding.
+    """Initialize a train state with every array created directly in its sharding.
 
     Args:
         step: The train step.
-        abstract: The state as shapes with shardings; see `abstract_state`.
+        abstract: The train state as `jax.ShapeDtypeStruct` with shardings; see `abstract_state`.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda: step.fresh(), out_shardings=layout, compiler_options=QUICKLY)()
 
 
 def initial_encoder(step: Steps) -> Tree:
-    """Initialize the parameters of the encoder alone, on the default device.
+    """Initialize only the parameters of the encoder, on the default device.
 
-    The values equal those of `initialize` bit for bit. Without jit, some values would be rounded
+    The values equal those of `initialize` bit for bit. Without `jax.jit`, some would be rounded
     differently.
     """
     return jax.jit(lambda: step.fresh().parameters["encoder"], compiler_options=QUICKLY)()
@@ -331,17 +332,17 @@ def initial_encoder(step: Steps) -> Tree:
 def lower_train_step(
     step: Steps, state: TrainState, batch: Batch, mesh: Mesh, timed: bool = False
 ) -> jax.stages.Lowered:
-    """Trace and lower the train step, ``(state, batch) -> (state, metrics)``.
+    """Trace and lower the jitted train step ``(state, batch) -> (state, metrics)``.
 
-    The compiled step donates the state's buffers. The step of a timed run takes the position in the
-    schedule as a third argument.
+    The compiled step donates the buffers of the state. For a timed run, its third argument is the
+    position in the learning-rate schedule.
 
     Args:
         step: The train step.
-        state: The train state, as arrays or shapes with shardings.
-        batch: A batch, as arrays or shapes with shardings.
-        mesh: The device mesh of these shardings.
-        timed: Whether the run's length is a time; see `can_jax.train.pace`.
+        state: The train state, as arrays or as `jax.ShapeDtypeStruct` with shardings.
+        batch: A batch, as arrays or as `jax.ShapeDtypeStruct` with shardings.
+        mesh: The device mesh to which the shardings refer.
+        timed: Whether the step is for a timed run; see `can_jax.train.pace`.
     """
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     position = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
@@ -359,5 +360,5 @@ def lower_train_step(
 def compile_train_step(
     step: Steps, state: TrainState, batch: Batch, mesh: Mesh
 ) -> jax.stages.Compiled:
-    """Lower the train step with `lower_train_step`, and compile it."""
+    """Lower the train step with `lower_train_step` and compile it."""
     return lower_train_step(step, state, batch, mesh).compile()

@@ -1,4 +1,4 @@
-"""The protocol `Training`: the model, data and schedule that a run trains."""
+"""The protocol `Training`, which defines the model, data and schedule of a run."""
 
 from collections.abc import Collection
 from typing import Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from can_jax.train.step import Steps, TrainState
 
 @runtime_checkable
 class Training(Protocol):
-    """A model, its data and its schedule, which `run` trains."""
+    """A model, its data and its schedule, to be trained by `can_jax.train.run.run`."""
 
     @property
     def config(self) -> ConfigDict:
@@ -30,42 +30,42 @@ class Training(Protocol):
 
     @property
     def times(self) -> RunLength:
-        """The durations of the run."""
+        """The length and evaluation intervals of the run."""
         ...
 
     @property
     def step(self) -> Steps:
-        """The train step, with the model and its optimizer."""
+        """The train step, which holds the model's structure and the optimizer."""
         ...
 
     def identity(self) -> Identity | None:
-        """Return the values that a resume requires to be equal; None if all may change."""
+        """Return the run's identity, which must be equal at a resume; None skips the check."""
         ...
 
     @property
     def allowed(self) -> Collection[str]:
-        """The names in `CHANGES` whose settings may differ from those of the checkpoint."""
+        """The keys of `can_jax.checkpoint.resume.CHANGES` whose settings a resume may change."""
         ...
 
     def stream(self) -> dict[str, Any]:
-        """Return the settings and the data that determine the stream of examples.
+        """Return the seed, the batch size and the fingerprint of the data.
 
         See `can_jax.checkpoint.resume.check_stream`.
         """
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts to print and store before the run begins, by name."""
+        """Return the facts to print and store before the run begins, by label."""
         ...
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state of a new run before its first step, given a freshly initialized one."""
+        """Return the state at step 0 of a new run, given a randomly initialized one."""
         ...
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return whether a run at its last step is complete, its last evaluation included."""
+        """Return whether a run that has taken its last step also has its last evaluation."""
         ...
 
     def callbacks(self, run: RunContext) -> Log:
-        """Return the logger of the run, which is also its first callback."""
+        """Return the object that is both the logger of the run and its first callback."""
         ...

@@ -23,7 +23,7 @@ def test_batches_that_hold_an_image_twice_are_told_before_the_first_step(caplog)
     (line,) = told_of_repeats(caplog, mixed)
     assert "part 0 of the mixture has 5 images" in line and "batch_size of at most 6" in line
     assert not told_of_repeats(caplog, many)
-    assert "treats copies of an image as negatives" in line
+    assert "treats as negatives of each other" in line
     parts = {"accumulation__microbatches": 2, "accumulation__negatives": "microbatch"}
     for changes in (
         {"objective__contrastive__weight": 0.0}, {"objective__contrastive__supervised": True}, parts

@@ -229,7 +229,7 @@ def test_last_good_checkpoint_survives_a_full_disk(recipe, whole, tmp_path):
     shutil.copytree(whole, workdir)
     done = limited(recipe, workdir, 40_000, "total_steps=9")
     assert done.returncode == 1
-    assert "step 9 was reached, but could not be saved" in done.stderr
+    assert "the checkpoint of step 9 could not be saved" in done.stderr
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4", "6"]
 
 
@@ -345,7 +345,9 @@ def test_loss_that_jumps_is_a_warning_by_default(recipe, tmp_path):
         done = run_in_process(recipe, tmp_path, *QUIET, *options, "checkpoint.every_steps=1000")
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert line.startswith("WARNING: the loss was more than 6 deviations above its running mean")
+    assert line.startswith(
+        "WARNING: the loss was more than 6 standard deviations above its running "
+    )
     assert "for 2 steps, up to step 118" in line
     assert "config.spike.rewinds=3 would roll back" in line
     assert [line["step"] for line in metrics(tmp_path)] == [40, 80, 120]
@@ -400,7 +402,7 @@ def test_run_goes_back_to_before_the_loss_jumped_and_passes_over_the_images(reci
     assert steps == list(range(1, len(steps) + 1))
     # The third time is too often; or the loss did not jump again.
     if done.returncode:
-        assert "after 2 rewinds (config.spike.rewinds)" in lines[-1]
+        assert "after 2 rollbacks (config.spike.rewinds)" in lines[-1]
     # A run that is stopped on its way goes back at the same steps.
     part = run(recipe, tmp_path / "part", *options, "checkpoint.keep_last=99")
     shutil.rmtree(tmp_path / "part/checkpoints" / str(max(

@@ -62,7 +62,7 @@ def test_chosen_batch_fits_one_card_by_the_estimate(name, gib):
     config, choices = chosen(name, devices)
     assert step_bytes(config, parameter_count(config), 1) <= gib * GIB
     assert config.batch_size >= 256 and config.model.dtype == "bfloat16"
-    assert "GiB on each device" in choices["batch_size"].reason
+    assert "GiB per device" in choices["batch_size"].reason
 
 
 def test_settings_of_the_command_line_stay():

@@ -69,7 +69,7 @@ def test_output_tells_what_runs_and_what_came_of_it(finished):
     output = finished[1]
     for part in (
         "Parameters", "Mesh: data 1, fsdp 1, tensor 1", "peak learning rate", "compiled the train",
-        "kNN: raw pixels", "step 6/6 | ", "| epoch 1.50 | loss", "| lr ", "| contrastive",
+        "kNN accuracy: raw pixels", "step 6/6 | ", "| epoch 1.50 | loss", "| lr ", "| contrastive",
         "| denoising", "MFU", "data wait", "ETA", "kNN, trained encoder", "figure to open",
     ):  # fmt: skip
         assert part in output, part
@@ -193,7 +193,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
     done = run_in_process(recipe, workdir, "total_steps=4")
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    assert "checkpoint of step 6, past the end of this run at 4" in done.stderr
+    assert "checkpoint of step 6, past the end of this run at step 4" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_help_and_debug(recipe, tmp_path):
 def test_batch_that_does_not_divide_names_the_nearest(recipe, tmp_path):
     done = run_in_process(recipe, tmp_path, "batch_size=12", devices=8)
     assert done.returncode == 1
-    assert "batch_size=12 does not divide over the 8 devices" in done.stderr
+    assert "batch_size=12 cannot be split evenly over the 8 devices" in done.stderr
     assert "8 and 16" in done.stderr
 
 
