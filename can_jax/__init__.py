@@ -1,4 +1,5 @@
-"""CAN in JAX: contrastive, masked autoencoding and noise prediction in one pretraining step."""
+"""A JAX implementation of CAN: contrastive learning, masked autoencoding and noise prediction in
+one pretraining step."""
 
 from can_jax.api import (
     default_config,

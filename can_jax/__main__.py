@@ -1,4 +1,5 @@
-"""`python -m can_jax COMMAND`, as the console script `can-jax COMMAND`."""
+"""The entry point of `python -m can_jax COMMAND`, which equals the console script `can-jax
+COMMAND`."""
 
 from can_jax.cli.start import console
 

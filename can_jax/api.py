@@ -1,7 +1,7 @@
 """The public functions of the package.
 
-Each imports its dependencies when it is called, so that `import can_jax` stays cheap and changes no
-global state of the process.
+Each function imports its dependencies when it is called. Therefore `import can_jax` is fast and
+changes no global state of the process.
 """
 
 import os
@@ -24,27 +24,31 @@ def load(
     step: "SupportsIndex | None" = None,
     batch_size: "SupportsIndex" = 256,
 ) -> "Encoder":
-    """Load a pretrained encoder onto the devices of this process, to be called with images.
+    """Load a pretrained encoder onto the devices of this process; call the result with images.
 
         encoder = can_jax.load("runs/vit_l")
         images = [encoder.preprocess(path) for path in ("a.jpg", "b.jpg")]
         features = encoder(images)  # float32 (2, width)
 
     Args:
-        path: A run directory, one of its checkpoints, an export, a folder of Hugging Face or timm,
-            or a file of weights.
-        image_size: The size in pixels, or (height, width). Defaults to that of pretraining.
-        heads: The number of attention heads. Required only if neither the files nor the size of the
-            ViT determine it.
-        mean: The mean of images in [0, 1], one for all channels or one for each. Defaults to the
-            value that the files state, else to ImageNet's with a warning.
-        std: The standard deviation, in the form of ``mean`` and with the same defaults.
-        step: The step of a run's checkpoint. Defaults to the latest valid one.
-        batch_size: The largest number of images in a forward pass, over all devices.
+        path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, or
+            a file of weights.
+        image_size: The size of the input images in pixels: the side of a square, or (height,
+            width). Defaults to the image size of pretraining.
+        heads: The number of attention heads of the encoder, required only if neither the files nor
+            the width and depth of the ViT determine it.
+        mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
+            channel. Defaults to the mean stated in the files, else to ImageNet's mean, with a
+            warning.
+        std: The standard deviation that normalizes images, with the same forms and defaults as
+            ``mean``.
+        step: The step of the checkpoint to load from a run directory. By default, the latest valid
+            checkpoint is loaded.
+        batch_size: The maximum number of images in a forward pass, summed over all devices.
 
     Raises:
-        can_jax.errors.UserError: The weights cannot be read, or this encoder would not compute
-            their model's features.
+        can_jax.errors.UserError: The weights cannot be read, or belong to a model that this package
+            cannot compute.
     """
     from can_jax.encoders.encoder import load_encoder
 
@@ -54,9 +58,10 @@ def load(
 
 
 def default_config() -> "ConfigDict":
-    """Return the default configuration: CAN as in the paper, ViT-B/16 at 224 px.
+    """Return the default configuration: CAN with a ViT-B/16.
 
-    `can_jax/config/defaults.py` documents every key.
+    The defaults follow the paper, except for the denoising branch. The data, the image size and the
+    length of the run must be set. `can_jax/config/defaults.py` documents every key.
     """
     from can_jax.config.resolve import default_config as make
 
@@ -69,19 +74,19 @@ def pretrain(
     *,
     allow_changes: Collection[str] = (),
 ) -> None:
-    """Train as configured; resume from the latest checkpoint of the run directory, if any.
+    """Pretrain an encoder, or resume from the latest valid checkpoint of the run directory.
 
     Collective: every process must call this.
 
     Args:
-        config: The configuration of a recipe.
+        config: The configuration of the run, as returned by ``get_config()`` of a recipe.
         workdir: The run directory, created if missing; a local path, or a URL such as ``gs://…``.
-        allow_changes: Names among ``seed``, ``batch_size`` and ``data`` whose settings may differ
-            from those of the checkpoint.
+        allow_changes: The settings in which a resumed run may differ from its checkpoint: any of
+            ``seed``, ``batch_size`` and ``data``; none by default.
 
     Raises:
         can_jax.errors.UserError: The configuration, data or run directory is invalid.
-        can_jax.errors.Preempted: A signal asked the process to stop; the state is saved.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run after it was saved.
     """
     from etils import epath
 
@@ -103,11 +108,13 @@ def evaluate_encoder(
     Collective: every process must call this.
 
     Args:
-        checkpoint: A run directory, an export, or a file or folder of weights.
-        config: The configuration of a protocol, such as `configs/eval/knn.py` returns.
-        workdir: The directory of ``results.json`` and ``report.html``.
-        untrained: Evaluate the randomly initialized encoder.
-        step: The step of a run's checkpoint. Defaults to the latest valid one.
+        checkpoint: The encoder: a run directory, an export, or a file or folder of weights.
+        config: The configuration of an evaluation, for example as returned by ``get_config()`` of
+            `configs/eval/knn.py`.
+        workdir: The directory to which ``results.json`` and ``report.html`` are written.
+        untrained: Whether to evaluate the encoder with its random initial weights instead.
+        step: The step of the checkpoint to evaluate, for a run directory. By default, the latest
+            valid checkpoint is evaluated.
 
     Raises:
         can_jax.errors.UserError: The weights, the data or the settings are invalid.
@@ -137,25 +144,29 @@ def export_encoder(
     data: str | None = None,
     push: str | None = None,
 ) -> dict[str, Any]:
-    """Export weights to another library, and return the manifest.
+    """Export weights in the format of another library; return the content of ``manifest.json``.
 
     Args:
         checkpoint: A run directory, an export, or a file or folder of weights to convert.
-        format: ``timm``, ``huggingface``, ``big_vision``, ``safetensors``, ``stablehlo`` or
-            ``onnx``.
-        output: The directory to create.
-        contents: ``encoder``, ``full`` with the decoder, or ``classifier``. Defaults to the
-            classifier of a fine-tuned run, else to the encoder.
-        step: The step of the run's checkpoint. Defaults to the latest valid one.
-        heads: The number of attention heads, if files of weights do not state it, as for `load`.
-        mean: The mean of images, if files of weights do not state it, as for `load`.
-        std: The standard deviation, if files of weights do not state it, as for `load`.
-        license: The license of the weights, for the model card.
-        data: What the weights were trained on, for the model card.
-        push: The repository to which the directory is uploaded, ``hf://user/name``.
+        format: The format of the export: ``timm``, ``huggingface``, ``big_vision``,
+            ``safetensors``, ``stablehlo`` or ``onnx``.
+        output: The directory to create, which must not exist.
+        contents: The part to export: ``encoder``, ``full`` (encoder and decoder) or ``classifier``.
+            Defaults to the classifier of a fine-tuned run, else to the encoder.
+        step: The step of the checkpoint to export, for a run directory. By default, the latest
+            valid checkpoint is exported.
+        heads: The number of attention heads, for weights that do not determine it; see `load`.
+        mean: The mean that normalizes images, for weights that do not state it; see `load`.
+        std: The standard deviation that normalizes images, for weights that do not state it; see
+            `load`.
+        license: The license of the weights to state on the model card, such as ``apache-2.0``.
+        data: A description of the training data for the model card.
+        push: The Hugging Face repository to which the directory is uploaded, as
+            ``hf://user/name``. By default, nothing is uploaded.
 
     Raises:
-        can_jax.errors.UserError: The run cannot be read, or the verification failed.
+        can_jax.errors.UserError: The weights cannot be read, the directory exists, or the
+            verification or the upload failed.
     """
     from etils import epath
 
@@ -174,23 +185,27 @@ def export_encoder(
 def plan_run(
     config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float | None = None
 ) -> dict[str, Any]:
-    """Compile a train step for devices that are not attached, and estimate its cost.
+    """Compile the train step for devices that are not attached, and estimate its memory and time.
 
-    A child process compiles, because JAX cannot change its devices once initialized.
+    The call blocks until a child process has compiled the step. A child process is needed because
+    JAX cannot change its devices after initialization.
 
     Args:
-        config: The configuration of a recipe. Its data is not read.
-        topology: The devices, such as ``v5e:16x16`` or ``h100:8x4``.
+        config: The configuration of a run. The data set that it names is not read.
+        topology: The devices, such as the TPU slice ``v5e:16x16``, or ``h100:8x4`` for four hosts
+            of eight GPUs.
         slices: The number of slices with this topology, which slower links connect.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
-            0.4. It is refused for TPUs, whose compiler estimates the time of a step.
+            0.4. The argument is rejected if the compiler for these devices is installed, since the
+            time is then estimated from the compiled program.
 
     Returns:
-        The memory, collectives, times and run length, as ``python -m can_jax.plan --json`` prints
-        them.
+        The memory, collectives, times and length of the run, as printed by
+        ``python -m can_jax.plan --json``.
 
     Raises:
-        can_jax.errors.UserError: The topology is unknown, or the settings are invalid.
+        can_jax.errors.UserError: The topology is unknown, the settings are invalid, or ``mfu`` is
+            rejected.
     """
     from can_jax.plan.child import plan_in_child
 

@@ -1,4 +1,4 @@
-"""`python -m can_jax.doctor`; see `can_jax.cli.commands.doctor`."""
+"""The entry point of `python -m can_jax.doctor`, which `can_jax.cli.commands.doctor` implements."""
 
 from can_jax.cli.start import Entry
 

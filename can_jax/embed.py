@@ -1,4 +1,4 @@
-"""`python -m can_jax.embed`; see `can_jax.cli.commands.embed`."""
+"""The entry point of `python -m can_jax.embed`, which `can_jax.cli.commands.embed` implements."""
 
 from can_jax.cli.start import Entry
 

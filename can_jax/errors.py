@@ -1,4 +1,4 @@
-"""The errors that functions of this package raise for their callers."""
+"""The exceptions that the public functions of this package raise."""
 
 from can_jax.utils.errors import Preempted, UserError
 

@@ -1,4 +1,4 @@
-"""`python -m can_jax.main`; see `can_jax.cli.commands.train`."""
+"""The entry point of `python -m can_jax.main`, which `can_jax.cli.commands.train` implements."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,5 @@
-"""`python -m can_jax.recipes`; see `can_jax.cli.commands.recipes`."""
+"""The entry point of `python -m can_jax.recipes`, which `can_jax.cli.commands.recipes`
+implements."""
 
 from can_jax.cli.start import Entry
 

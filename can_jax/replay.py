@@ -1,4 +1,4 @@
-"""`python -m can_jax.replay`; see `can_jax.cli.commands.replay`."""
+"""The entry point of `python -m can_jax.replay`, which `can_jax.cli.commands.replay` implements."""
 
 from can_jax.cli.start import Entry
 

@@ -1,4 +1,4 @@
-"""`python -m can_jax.report`; see `can_jax.cli.commands.report`."""
+"""The entry point of `python -m can_jax.report`, which `can_jax.cli.commands.report` implements."""
 
 from can_jax.cli.start import Entry
 

@@ -1,1 +1,1 @@
-"""The command line: one module per command in `commands/`, and the code that they share."""
+"""The command-line interface: one module per command in `commands/`, and their shared code."""

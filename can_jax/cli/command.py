@@ -1,4 +1,5 @@
-"""The `Command` class: flags, the function to run, error messages and exit codes."""
+"""The `Command` class, which parses flags, runs a function, and turns errors into messages and exit
+codes."""
 
 import contextlib
 import copy
@@ -40,17 +41,17 @@ class OneLine(python_logging.Formatter):
     """A formatter that renders a log record as one printable line."""
 
     def format(self, record: python_logging.LogRecord) -> str:
-        """Return the level and the message of a record."""
+        """Return the level and the message of a record as one line."""
         end_line()
         return f"{record.levelname}: {printable(record.getMessage())}"
 
 
 class _Ended(Exception):
-    """An exception that ends a command after an option such as ``--help`` was handled."""
+    """An exception that ends a command with exit code 0 after an option such as ``--help``."""
 
 
 class Command:
-    """A command: a function of its command line that returns the exit code.
+    """A command of `can-jax`: a callable that takes a list of arguments and returns an exit code.
 
         COMMAND = Command(__doc__)
         WORKDIR = COMMAND.flags.path("workdir", "The run directory.")
@@ -60,18 +61,19 @@ class Command:
 
         code = main(["--workdir=runs/l"])
 
-    The exit code is 0 on success, 1 for a `UserError`, and 70 for an unexpected error. It is 75 if
-    the command was preempted and has saved its state, and 130 if that was by Ctrl-C.
+    The exit code is 0 on success, 1 for a `UserError`, 70 for an unexpected error, 75 if a signal
+    such as SIGTERM stopped the command, and 130 if Ctrl-C stopped it.
 
     Args:
         usage: The text that ``--help`` prints above the flags.
         arguments: The names of the positional arguments; brackets mark optional arguments. If the
             last name ends in `...`, that argument takes all remaining values.
-        complete: A function that completes a command line before it is parsed.
+        complete: A function that adds missing options to the list of arguments before it is parsed.
+            By default, no option is added.
         more_help: A function that returns the text that ``--help`` prints after the flags.
 
     Attributes:
-        given_argv: The arguments of the current call, before they were completed.
+        given_argv: The arguments of the current call, before ``complete`` was applied.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Command:
         self.flags.switch("debug", False, "On an error, print the full traceback.")
         self.flags.items(
             MODULES, None,
-            "Python files or modules to import first, with commas between. They can register "
+            "Comma-separated Python files or modules to import first. Such modules can register "
             "objectives, data sources, callbacks and more; see docs/extend.md.",
         )  # fmt: skip
         self._usage, self._arguments = usage or "", arguments
@@ -95,7 +97,8 @@ class Command:
         self._defined: dict[str, object] | None = None
 
     def runs(self, function: Callable[..., None]) -> "Command":
-        """Set the function to run, which reads the flags and receives the positional arguments."""
+        """Register the function that the command runs with the positional arguments; for use as a
+        decorator."""
         self._function = function
         functools.update_wrapper(self, function)
         return self
@@ -104,7 +107,7 @@ class Command:
         """Run the command, and return its exit code.
 
         Args:
-            argv: The arguments without the program. Defaults to those of this process.
+            argv: The arguments without the program name; by default ``sys.argv[1:]``.
         """
         self.given_argv = list(map(str, sys.argv[1:] if argv is None else argv))
         arguments = self._complete(self.given_argv)
@@ -137,7 +140,7 @@ class Command:
                 gone = "another process of the job, or its host, has died"
                 message = f"{gone} ({one_line(error)[:200]}); {RESUME} from the last checkpoint"
             else:
-                message = f"{one_line(error)} (unexpected; --debug shows where)"
+                message = f"{one_line(error)} (unexpected error; --debug prints the traceback)"
         if any(map(DEBUG.fullmatch, argv)):
             traceback.print_exception(reported)
         print(f"error: {printable(message)}", file=sys.stderr)
@@ -172,15 +175,16 @@ class Command:
             raise UserError(plain_message(values, error, argv)) from error
         for missing in self._arguments[len(rest) :]:
             if not missing.startswith("["):
-                raise UserError(f"{missing} is missing; see --help")
+                raise UserError(f"the argument {missing} is missing; see --help")
         many = self._arguments and self._arguments[-1].endswith("...")
         for extra in rest[len(self._arguments) :] if not many else ():
-            form = nearest_option(values, extra) or "; options look like --name=value, see --help"
+            form = nearest_option(values, extra) or "; write options as --name=value, see --help"
             raise UserError(f"unexpected argument {extra!r}{form}")
         return [expand_home(argument) for argument in rest]
 
     def _fresh(self) -> flags.FlagValues:
-        """Return the flags as they were defined, without the values of an earlier call."""
+        """Reset all flags to their defaults, without the values of an earlier call, and return
+        them."""
         values = self.flags.values
         memo = {id(values): values}  # The flag of a recipe refers to them.
         if self._defined is None:
@@ -193,7 +197,7 @@ class Command:
 
 @contextlib.contextmanager
 def _lines_of_messages() -> Iterator[None]:
-    """Print logged warnings and errors as single lines, within the context."""
+    """Print logged warnings and errors as single lines on stderr while the context is active."""
     if not flags.FLAGS.is_parsed():  # No command uses absl's global flags, but absl would warn.
         flags.FLAGS.mark_as_parsed()
     handler_of_absl = logging.get_absl_handler()

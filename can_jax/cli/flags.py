@@ -18,7 +18,7 @@ Holder = flags.FlagHolder[Any]
 
 
 class PathParser(flags.ArgumentParser[str]):
-    """A parser of a path that expands a leading ``~``."""
+    """A flag parser for a path, which expands a leading ``~`` to the home directory."""
 
     def parse(self, argument: str) -> str:
         """Return the path with the home directory expanded."""
@@ -29,15 +29,15 @@ class PathParser(flags.ArgumentParser[str]):
 
 
 class PathListParser(flags.ListParser):
-    """A parser of comma-separated paths."""
+    """A flag parser for comma-separated paths, which expands each leading ``~``."""
 
     def parse(self, argument: Any) -> list[str]:
-        """Return the paths with the home directory expanded."""
+        """Return the list of paths with the home directory expanded."""
         return [PathParser().parse(path) for path in super().parse(argument)]
 
 
 class RecipeParser(flags.ArgumentParser[ConfigDict]):
-    """A parser of a recipe, given as a file or by the name of a shipped one."""
+    """A flag parser that loads a recipe, given as a file or as the name of a shipped recipe."""
 
     def __init__(self, kind: str):
         self.kind = kind
@@ -50,11 +50,11 @@ class RecipeParser(flags.ArgumentParser[ConfigDict]):
 
 
 class OrNone(flags.ArgumentParser[Any]):
-    """A parser for a key of a recipe that also accepts None.
+    """A flag parser for a key of a recipe that accepts None in addition to other values.
 
     Args:
         parser: The parser of values other than None.
-        words: The words that stand for None.
+        words: The words on the command line that stand for None.
     """
 
     def __init__(self, parser: flags.ArgumentParser[Any], words: tuple[str, ...]):
@@ -66,14 +66,14 @@ class OrNone(flags.ArgumentParser[Any]):
         return None if argument in self.words else self.parser.parse(argument)
 
     def flag_type(self) -> str:
-        """Return the name of the type for the help."""
+        """Return the name of the value's type for ``--help``."""
         return self.parser.flag_type()
 
 
 class OptionalTupleParser(tuple_parser.TupleParser):
-    """A parser for a tuple-valued key of a recipe; None yields the empty tuple.
+    """A flag parser for a key of a recipe whose value is a tuple; None is parsed as ``()``.
 
-    Words with commas between, such as ``tensorboard,wandb``, need no quotes.
+    Comma-separated words, such as ``tensorboard,wandb``, need no quotes and no parentheses.
     """
 
     def parse(self, argument: Any) -> tuple[Any, ...]:
@@ -91,7 +91,8 @@ class Flags:
     command line is parsed.
 
     Attributes:
-        values: The flag values of this command only, because commands share names of flags.
+        values: The absl flags of this command, separate from absl's global flags because several
+            commands define flags of the same name.
     """
 
     def __init__(self) -> None:
@@ -120,7 +121,7 @@ class Flags:
         return flags.DEFINE_string(name, default, help, flag_values=self.values)
 
     def choice(self, name: str, default: str | None, values: Sequence[str], help: str) -> Holder:
-        """Define a flag that takes one of the given words."""
+        """Define a flag that takes one of ``values``."""
         return flags.DEFINE_enum(name, default, values, help, flag_values=self.values)
 
     def integer(
@@ -134,17 +135,18 @@ class Flags:
     def number(
         self, name: str, default: float | None, help: str, lower_bound: float | None = None
     ) -> Holder:
-        """Define a flag that takes a number."""
+        """Define a flag that takes a floating-point number."""
         return flags.DEFINE_float(
             name, default, help, lower_bound=lower_bound, flag_values=self.values
         )
 
     def recipe(self, kind: str, prefix: str = "") -> "Recipe":
-        """Define the flag ``--config``, whose keys ``--config.key=value`` overrides.
+        """Define the flag ``--config``, which selects a recipe; ``--config.key=value`` overrides a
+        key.
 
         Args:
             kind: The kind of configuration, a key of `can_jax.config.shipped.KINDS`.
-            prefix: A prefix of the help text.
+            prefix: A text that precedes the help text of the flag.
         """
         number_parsers = ((int, flags.IntegerParser()), (float, flags.FloatParser()))
         for kind_of_key, parser in number_parsers:
@@ -162,7 +164,7 @@ class Flags:
 
 
 class Recipe:
-    """The recipe that a command line selects, with the keys that it overrides.
+    """The recipe that ``--config`` selects, with the keys that the command line overrides.
 
     Args:
         values: The flag values of the command.
@@ -183,10 +185,11 @@ class Recipe:
         return self._values[CONFIG].value is not None
 
     def read(self) -> ConfigDict:
-        """Return the recipe; a duration set on the command line replaces the recipe's own.
+        """Return the recipe with the overrides; a duration on the command line replaces the
+        recipe's.
 
         Raises:
-            UserError: No recipe was given, or the command line sets a duration twice.
+            UserError: No recipe was given, or the command line sets one duration in several units.
         """
         recipe: ConfigDict | None = self._values[CONFIG].value
         if recipe is None:

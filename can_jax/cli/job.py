@@ -5,7 +5,7 @@ from can_jax.distributed.runtime import start
 
 
 class Job:
-    """The connection of this process to the other processes of its job.
+    """The distributed job of this process, with the flags that locate its other processes.
 
     Args:
         flags: The flags of the command, to which the flags of the job are added.
@@ -14,16 +14,20 @@ class Job:
     def __init__(self, flags: Flags):
         self._coordinator = flags.text(
             "coordinator", None,
-            "HOST:PORT of process 0; detected on Cloud TPU, GKE, SLURM and Open MPI.",
+            "HOST:PORT of process 0; detected automatically on Cloud TPU, GKE, SLURM and Open MPI.",
         )  # fmt: skip
         self._processes = flags.integer(
-            "processes", None, "The number of processes; detected like the coordinator."
+            "processes", None, "The number of processes; detected automatically like --coordinator."
         )
         self._process = flags.integer(
-            "process", None, "The index of this process, from 0; detected like the coordinator."
+            "process",
+            None,
+            "The index of this process, from 0; detected automatically like --coordinator.",
         )
         self._timeout = flags.integer(
-            "start_timeout", 300, "The seconds to wait for the other processes."
+            "start_timeout",
+            300,
+            "The maximum time to wait for the other processes to start, in seconds.",
         )
 
     def join(self) -> None:

@@ -17,7 +17,7 @@ COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) *([a-z]+)")
 
 
 def parse_length(text: str) -> tuple[str, Any]:
-    """Return the key of the recipe and the value that a length sets.
+    """Return the recipe key that a length sets, such as ``total_epochs``, and its value.
 
     Args:
         text: The length, such as ``2h``, ``1h30m``, ``100epochs``, ``5000steps`` or ``1e7images``.

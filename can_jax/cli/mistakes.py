@@ -25,14 +25,14 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
     Args:
         values: The flag values of the command.
         error: The exception raised while the flags were parsed.
-        argv: The command line without the program.
+        argv: The arguments without the program name.
     """
     if swallowed := missing_value(values, argv):
         return swallowed
     if isinstance(error, flags.UnrecognizedFlagError):
         name = error.flagname
         if CONFIG in values and name.startswith(f"{CONFIG}.") and _recipe(values) is None:
-            return f"--{CONFIG}=NAME is missing; --{name} changes a key of it"
+            return f"--{CONFIG}=NAME is missing; --{name} sets a key of that recipe"
         return f"unknown option --{name}{_did_you_mean(values, name)}"
     if type(error).__name__ == "FlagOrderError":  # ml_collections does not export it.
         return f"--{CONFIG}=NAME must come before the options --{CONFIG}.key=value"
@@ -52,11 +52,13 @@ def plain_message(values: flags.FlagValues, error: Exception, argv: list[str]) -
 
 
 def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
-    """Return a message about the first option that consumes the next option as its value, or None.
+    """Return a message about the first option whose value is missing, so that the next option would
+    be taken as its value; None if there is none.
 
     Args:
         values: The flag values of the command.
-        argv: The command line without the program. The types of keys are known once it is parsed.
+        argv: The arguments without the program name. Options that set recipe keys are checked only
+            after the arguments were parsed.
     """
     for argument, after in itertools.pairwise(argv):
         if argument == "--":
@@ -68,14 +70,14 @@ def missing_value(values: flags.FlagValues, argv: list[str]) -> str | None:
 
 
 def _takes_value(values: flags.FlagValues, name: str) -> bool:
-    """Return True if an option is known to require a value. Boolean options do not."""
+    """Return True if an option is known and requires a value, unlike Boolean options."""
     if name.startswith(f"{CONFIG}."):
         return _kind_of_key(values, name.removeprefix(f"{CONFIG}.")) not in (None, bool, ConfigDict)
     return name in values and not values[name].boolean
 
 
 def nearest_option(values: flags.FlagValues, text: str) -> str:
-    """Return a suggestion, for the end of a message about an argument that is not an option."""
+    """Return a suggestion for an argument that resembles an option; empty if none is similar."""
     name, equals, value = text.lstrip("-–—").partition("=")
     near = _nearest(values, name.removeprefix(f"{CONFIG}."))
     return f"; did you mean --{near}={value}?" if equals and near else ""
@@ -97,13 +99,13 @@ def _overrides(argv: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _recipe(values: flags.FlagValues) -> ConfigDict | None:
-    """Return the recipe that was given, or None."""
+    """Return the recipe that the command line selects, or None."""
     parser = values[CONFIG].parser if CONFIG in values else None
     return parser.config if isinstance(parser, RecipeParser) else None
 
 
 def _keys(values: flags.FlagValues) -> list[str]:
-    """Return the dotted keys of the given recipe, or else of a shipped one of its kind."""
+    """Return the dotted keys of the selected recipe, or of a shipped recipe if none is selected."""
     parser = values[CONFIG].parser if CONFIG in values else None
     if not isinstance(parser, RecipeParser):
         return []

@@ -1,4 +1,5 @@
-"""Import of Python files that a user names: recipes, and modules that register their own parts."""
+"""Import of the Python files that a user names: recipes, and modules that register objectives, data
+sources and other extensions."""
 
 import hashlib
 import importlib
@@ -25,10 +26,11 @@ def import_modules(argv: Sequence[str]) -> None:
     Keys of a recipe can be set only once the modules that define them are imported.
 
     Args:
-        argv: The command line without the program.
+        argv: The arguments without the program name.
 
     Raises:
-        UserError: A module is missing, or fails; the message states where.
+        UserError: A module does not exist, or its import fails; the message names the file and
+            line.
     """
     for position, argument in enumerate(argv):
         if argument == "--":
@@ -43,7 +45,7 @@ def import_file(path: str) -> ModuleType:
     """Execute a Python file as a new module, and return the module.
 
     Args:
-        path: The file.
+        path: The path of the Python file, which may lack the suffix ``.py``.
     """
     digest = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:8]
     loader = importlib.machinery.SourceFileLoader(f"{Path(path).stem}_{digest}", path)
@@ -56,7 +58,7 @@ def import_file(path: str) -> ModuleType:
 
 
 def place_of(error: Exception, path: str) -> str:
-    """Return the file and line at which a user's file failed."""
+    """Return the file and line of a user's code at which an import failed, as text."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     # The innermost frame of the file, or of its base recipe, but not of a library that it calls.
@@ -67,7 +69,7 @@ def place_of(error: Exception, path: str) -> str:
 
 
 def reason_for(error: Exception) -> str:
-    """Return the reason of a failure, without Python's type names where possible."""
+    """Return the message of an exception, without Python's type names where possible."""
     if isinstance(error, SyntaxError):
         return error.msg
     text = str(error.args[0]) if error.args else ""
@@ -97,7 +99,7 @@ def _import_module(name: str) -> None:
         if error.name != path.partition(".")[0]:
             raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error
         raise UserError(
-            f"{option}: there is no such module; give a .py file or install it"
+            f"{option}: there is no such module; give a .py file, or install the module"
         ) from None
     except Exception as error:
         raise UserError(f"{option}: {place_of(error, path)}: {reason_for(error)}") from error

@@ -1,6 +1,6 @@
-"""Standard streams whose failures never end a run.
+"""Standard output streams that report a failed write instead of raising an error.
 
-The program that reads a stream may have exited, or the disk may be full.
+A write fails, for example, if the program that reads a pipe has exited, or if the disk is full.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ from typing import Any, TextIO, cast
 
 
 class Forgiving:
-    """A text stream that never raises on writes.
+    """A text stream that ignores failed writes.
 
-    A line that cannot be written is lost, and the first such loss is reported once.
+    Text that cannot be written is lost. The first failed write is reported on stderr, later ones
+    are not.
 
     Args:
-        stream: The stream to write to.
-        name: The name of the stream in the report.
+        stream: The text stream to write to, such as ``sys.stdout``.
+        name: The name of the stream in the warning, such as ``stdout``.
     """
 
     def __init__(self, stream: Any, name: str):
@@ -25,7 +26,7 @@ class Forgiving:
         self._failed = self._gone = False
 
     def write(self, text: str) -> int:
-        """Write a text, and return its length."""
+        """Write a text, unless the write fails, and return the length of the text."""
         if not self._gone:
             try:
                 self._stream.write(text)
@@ -56,7 +57,7 @@ class Forgiving:
 
 
 def forgive_streams() -> None:
-    """Replace the standard streams, so that failed prints never end this process."""
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that ignore failed writes."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # It was closed before the program started.
@@ -76,5 +77,5 @@ def give_up_buffers() -> None:
 
 
 def stream_of(stream: Any) -> Any:
-    """Return the underlying stream of a `Forgiving` one, or the stream itself."""
+    """Return the stream that a `Forgiving` wraps; return any other stream itself."""
     return stream._stream if isinstance(stream, Forgiving) else stream

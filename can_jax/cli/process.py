@@ -17,9 +17,10 @@ NEW_OBJECTS = 100_000
 
 
 def prepare() -> None:
-    """Prepare this process for a command. It must be called before any heavy import.
+    """Prepare this process for a command, before heavy imports such as JAX.
 
-    Restarts the program once to enable huge pages, and installs the preemption handler.
+    This function restarts the program once to enable huge pages, and installs the preemption
+    handler.
     """
     bound_threads()
     _ask_for_huge_pages()
@@ -28,7 +29,8 @@ def prepare() -> None:
 
 
 def bound_threads() -> None:
-    """Limit XLA to as many threads as a container's CPU quota allows; it counts all cores."""
+    """Limit XLA's threads to the CPU quota of the container; by default, XLA starts one per
+    core."""
     cores = usable_cores()
     if cores < schedulable_cores():
         os.environ.setdefault("NPROC", str(cores))  # XLA reads it.
@@ -37,11 +39,12 @@ def bound_threads() -> None:
 def _ask_for_huge_pages() -> None:
     """Re-execute this program with huge pages enabled, if the system supports them.
 
-    A ``GLIBC_TUNABLES`` that is already set, even to an empty string, is respected.
+    If the environment variable ``GLIBC_TUNABLES`` is set, even to an empty string, nothing is done.
 
-    XLA's CPU backend allocates a step's temporaries from the kernel, and frees them after it. With
-    pages of 4 KiB, clearing and mapping them costs a fifth of the step. The C library requests
-    pages of 2 MiB only if the variable is set before a program starts.
+    In each train step, XLA's CPU backend allocates its temporary buffers from the kernel, and frees
+    them afterwards. With pages of 4 KiB, clearing and mapping these buffers takes a fifth of the
+    step. The C library requests pages of 2 MiB only if ``GLIBC_TUNABLES`` is set before the program
+    starts.
     """
     if TUNABLES in os.environ or not on_demand():
         return
@@ -54,8 +57,8 @@ def _ask_for_huge_pages() -> None:
 def on_demand() -> bool:
     """Return True if huge pages can be requested.
 
-    The kernel must provide them on request (``madvise``), and the C library must be glibc 2.35 or
-    newer.
+    The kernel must provide huge pages on request (``madvise``), and the C library must be glibc
+    2.35 or newer.
     """
     try:
         kind, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()

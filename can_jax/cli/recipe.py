@@ -15,12 +15,12 @@ CONFIG = "config"  # The name of the flag.
 
 def refuse_missing(kind: str) -> UserError:
     """Return the error for a command that requires a recipe and was given none."""
-    forms = f"a file, or one of {', '.join(names_of(kind))}"
-    return UserError(f"--{CONFIG}=NAME is missing: the {KINDS[kind].title}, {forms}")
+    forms = f"as a file, or by one of the names {', '.join(names_of(kind))}"
+    return UserError(f"--{CONFIG}=NAME is missing: give {KINDS[kind].one}, {forms}")
 
 
 def load(name: str, kind: str) -> ConfigDict:
-    """Return the configuration of a recipe.
+    """Load a recipe, a protocol or a study, and return its configuration.
 
     Args:
         name: A path or a shipped name, optionally followed by a colon and the argument of its
@@ -28,7 +28,8 @@ def load(name: str, kind: str) -> ConfigDict:
         kind: The expected kind, a key of `can_jax.config.shipped.KINDS`.
 
     Raises:
-        UserError: The recipe is missing, is of another kind, or fails; the message states where.
+        UserError: The recipe does not exist, is of another kind, or raises an exception; the
+            message names the file.
     """
     option = f"--{CONFIG}={name}"
     try:
@@ -39,7 +40,7 @@ def load(name: str, kind: str) -> ConfigDict:
         raise refuse_missing(kind)
     path = str(find(given, kind, option))
     if path.endswith((".json", ".yaml", ".yml", ".toml")):
-        raise UserError(f"{option}: {KINDS[kind].one} is a Python file with get_config()")
+        raise UserError(f"{option}: {KINDS[kind].one} must be a Python file with get_config()")
     try:
         get_config = getattr(import_file(path), "get_config", None)
         if get_config is None:

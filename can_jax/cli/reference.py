@@ -1,4 +1,4 @@
-"""The reference of recipes and keys for ``--help``, and a configuration as text."""
+"""Functions that return the recipes and their keys for ``--help``, and a configuration, as text."""
 
 import textwrap
 
@@ -8,7 +8,7 @@ from can_jax.config.shipped import find_shipped, names_of, summary
 
 
 def recipes_help(kind: str = "recipe") -> str:
-    """Return the shipped recipes of a kind with their summaries."""
+    """Return a text for ``--help`` with the shipped recipes of a kind and their summaries."""
     names = names_of(kind)
     width = max(map(len, names))
     lines = []
@@ -19,7 +19,7 @@ def recipes_help(kind: str = "recipe") -> str:
 
 
 def keys_help() -> str:
-    """Return the keys of a recipe with defaults and meanings."""
+    """Return a text for ``--help`` with the keys of a recipe, their defaults and meanings."""
     from can_jax.config.defaults import RECIPE
     from can_jax.utils.settings import flat_keys
 
@@ -32,7 +32,7 @@ def keys_help() -> str:
 
 
 def settings_text(config: ConfigDict) -> str:
-    """Return a configuration as lines ``key = value``, resolved and checked.
+    """Resolve and check a configuration, and return it as lines ``key = value``.
 
     Raises:
         UserError: A setting is invalid.

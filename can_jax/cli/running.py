@@ -1,4 +1,4 @@
-"""Execution of a command as this process, up to its exit code."""
+"""The function `run`, which runs a command and exits this process with the command's code."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ FAILED_EXIT_SECONDS = 5.0  # The same for a process that ends without the others
 
 
 def run(command: Command) -> NoReturn:
-    """Run a command on this process's arguments, and exit with its code."""
+    """Run a command with the arguments of this process, and exit with the code of the command."""
     logging.use_absl_handler()  # Must precede the replacement of `sys.stderr`.
     forgive_streams()
     spare_absent_tpu()
@@ -41,12 +41,12 @@ def run(command: Command) -> NoReturn:
 def bound_exit(code: int) -> None:
     """Force this process to exit after a timeout if it does not end by itself.
 
-    Background threads of checkpoint writes or libraries can block forever. In a job of
-    several processes, one that stops alone has a shorter timeout, because the others notice only
+    Background threads of checkpoint writes or libraries can block forever. A process that stops
+    without the other processes of its job has a shorter timeout, because the others notice only
     when it exits.
 
     Args:
-        code: The exit code.
+        code: The exit code of the process after the timeout.
     """
     alone = code in (EXIT_REFUSED, EXIT_UNEXPECTED) or handler.stopped_alone
     hurry = alone and jax.distributed.is_initialized()
@@ -59,9 +59,9 @@ def bound_exit(code: int) -> None:
 def keep_compiled() -> None:
     """Enable JAX's persistent compilation cache in the user's cache directory.
 
-    Each kind of processor has its own folder, because programs for one may not run on another. A
-    JAX_COMPILATION_CACHE_DIR that is set takes precedence; an empty one disables the cache. If the
-    folder cannot be written, each start compiles.
+    Each processor model has its own folder, because programs for one model may not run on another.
+    The environment variable JAX_COMPILATION_CACHE_DIR takes precedence; if it is empty, the cache
+    is disabled. If the folder is not writable, programs are compiled at each start.
     """
     cache = user_cache()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or cache is None:

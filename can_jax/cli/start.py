@@ -1,7 +1,7 @@
 """Entry points of commands, to run as processes or to call as functions.
 
-Each module that users start by `python -m` holds an `Entry`. No heavy module is imported before the
-process is prepared.
+Each module that users start by `python -m` holds an `Entry`. Heavy modules such as JAX are imported
+only after `can_jax.cli.process.prepare`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ PACKAGE = "can_jax.cli.commands"
 
 
 class Place(NamedTuple):
-    """The module that starts a command, and the command's purpose."""
+    """The module that starts a command by `python -m`, and a summary of the command."""
 
     module: str
     purpose: str
@@ -30,12 +30,16 @@ PLACES = {
     "export": Place("can_jax.export", "export weights to another library, and verify them"),
     "index": Place("can_jax.data.index", "build the index of a data set"),
     "imagenet": Place("can_jax.data.imagenet", "write indexed shards of ImageNet-1k"),
-    "plan": Place("can_jax.plan", "compile a recipe for devices that are not attached"),
-    "plan-table": Place("can_jax.plan.table", "write the table of slices of a recipe"),
-    "plan-contrastive": Place("can_jax.plan.contrastive", "plan the contrastive loss alone"),
+    "plan": Place("can_jax.plan", "estimate memory and time on devices that are not attached"),
+    "plan-table": Place("can_jax.plan.table", "update the table of plans in a recipe's docstring"),
+    "plan-contrastive": Place(
+        "can_jax.plan.contrastive", "estimate the memory of the contrastive loss"
+    ),
     "benchmark": Place("can_jax.benchmark", "time the train step or the input pipeline"),
     "study": Place("can_jax.study", "train and evaluate the arms of a study"),
-    "check-curve": Place("can_jax.study.healthy", "compare a run with its reference ranges"),
+    "check-curve": Place(
+        "can_jax.study.healthy", "compare the metrics of a run with reference ranges"
+    ),
     "selfcheck": Place("can_jax.selfcheck", "compare this installation with reference vectors"),
     "doctor": Place("can_jax.doctor", "check this machine and this installation"),
     "replay": Place("can_jax.replay", "recompute a failed step from its dump"),
@@ -44,7 +48,7 @@ PLACES = {
 
 
 class Entry:
-    """A command as a function. The command's module is imported when it is called.
+    """A callable that runs a command, whose module is imported when it is called.
 
     Args:
         name: The name of the command, a key of `PLACES`.
@@ -57,12 +61,12 @@ class Entry:
         """Run the command in this process, and return its exit code.
 
         Args:
-            argv: The arguments without the program. Defaults to those of this process.
+            argv: The arguments without the program name; by default ``sys.argv[1:]``.
         """
         return self._load()(argv)
 
     def run(self) -> NoReturn:
-        """Run the command as this process, and exit with its code."""
+        """Prepare this process, run the command, and exit with the command's code."""
         process.prepare()
         command = self._load()
         from can_jax.cli.running import run
@@ -74,7 +78,7 @@ class Entry:
 
 
 def console() -> NoReturn:
-    """Run `can-jax COMMAND`, the console script."""
+    """Run the console script `can-jax`, and exit with the code of the command."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in PLACES:
         sys.argv[:2] = [f"can-jax {name}"]

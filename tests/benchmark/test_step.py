@@ -63,7 +63,7 @@ def test_command_with_mistakes():
     def run(*arguments):
         return main_in_process("can_jax.benchmark", "step", *arguments)
 
-    assert run().stderr.startswith("error: --config=NAME is missing: the pretraining recipe")
+    assert run().stderr.startswith("error: --config=NAME is missing: give a pretraining recipe")
     done = run("--config=configs/quickstart.py", "--batch=0")
     assert done.returncode and "batch" in done.stderr
 

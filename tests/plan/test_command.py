@@ -134,7 +134,7 @@ def test_what_does_not_fit_ends_with_advice(recipe):
         (row["fits"] for row in found["tried"]), reverse=True
     )
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: it does not fit: ") and found["advice"] in last
+    assert last.startswith("error: the step does not fit into memory: ") and found["advice"] in last
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """`python -m can_jax.benchmark input --path=DIR [--json]`
 `python -m can_jax.benchmark step --config=RECIPE [--batch=IMAGES] [--parts] [--peer] [--json]`
 
-`input` measures how many images per second the host can prepare: decoding alone, cropping alone,
-the whole pipeline, and the pipeline with the transfer to the device. The baseline is a two-view
-pipeline in Pillow, as PyTorch users write it, with as many processes as there are threads. The
-stages take turns, several times.
+`input` measures the images per second of the input pipeline, stage by stage: decoding alone,
+cropping alone, the whole pipeline on the host, and the pipeline with the transfer to the device.
+The baseline is a two-view pipeline with Pillow, as is common with PyTorch, in one process per
+thread. The measurements of all stages alternate over several rounds.
 
-`step` measures the compiled train step on a batch in device memory, relative to a matrix product
-timed in the same rounds. `--parts` also measures MAE's and SimCLR's step, and the cost of each part
-of CAN's. `--peer` also measures, in turns, the baseline in PyTorch
-(`can_jax/benchmark/torch_reference.py`). The step of CAN then does the same work: it has no
-photometric augmentation, and the paper's form of the denoising branch.
+`step` measures the images per second of the compiled train step on a batch in device memory. The
+MFU is relative to a matrix product that is measured in the same rounds. `--parts` also measures the
+train steps of MAE and SimCLR, and the cost of each part of CAN's train step. `--peer` also measures
+the same train step in PyTorch (`can_jax/benchmark/torch_reference.py`), alternating with can_jax.
+With `--peer`, CAN's step has no color jitter, grayscale or blur, and the paper's form of the
+denoising branch, so that both libraries do the same work.
 """
 
 import json
@@ -34,36 +35,57 @@ ENCODED = [name for name, kind in SOURCES.items() if kind.holds_files]
 
 COMMAND = Command(__doc__, "SUBJECT")
 FLAGS = COMMAND.flags
-_PATH = FLAGS.path("path", "input: the path of the data, as in `config.data.path`.")
+_PATH = FLAGS.path("path", "For `benchmark input`: the path of the data, as in `config.data.path`.")
 _SOURCE = FLAGS.choice(
-    "source", "folder", ENCODED, "input: the source, as in `config.data.source`."
+    "source",
+    "folder",
+    ENCODED,
+    "For `benchmark input`: the kind of source, as in `config.data.source`.",
 )
-_NAME = FLAGS.text("name", None, "input: the TFDS name, as in `config.data.name`.")
+_NAME = FLAGS.text(
+    "name", None, "For `benchmark input`: the name of a TFDS data set, as in `config.data.name`."
+)
 _IMAGE_SIZE = FLAGS.integer(
-    "image_size", 224, "input: the side length of the views, in pixels.", lower_bound=1
+    "image_size",
+    224,
+    "For `benchmark input`: the side length of the views, in pixels.",
+    lower_bound=1,
 )
-_BATCH_SIZE = FLAGS.integer("batch_size", 64, "input: the images per batch.", lower_bound=1)
+_BATCH_SIZE = FLAGS.integer(
+    "batch_size", 64, "For `benchmark input`: the number of images per batch.", lower_bound=1
+)
 _THREADS = FLAGS.integer(
-    "threads", None, "input: the threads of each pipeline; by default one per core."
+    "threads",
+    None,
+    "For `benchmark input`: the number of threads of each pipeline; by default one per core.",
 )
-_CONFIG = FLAGS.recipe("recipe", prefix="step: ")
+_CONFIG = FLAGS.recipe("recipe", prefix="For `benchmark step`: ")
 _BATCH = FLAGS.integer(
-    "batch", None, "step: the images per batch; by default those of the recipe.", lower_bound=1
+    "batch",
+    None,
+    "For `benchmark step`: the number of images per batch; by default that of the recipe.",
+    lower_bound=1,
 )
-_PEER = FLAGS.switch("peer", False, "step: also measure the baseline in PyTorch.")
+_PEER = FLAGS.switch("peer", False, "For `benchmark step`: also measure the baseline in PyTorch.")
 _PEER_COMPILED = FLAGS.switch(
-    "peer_compiled", False, "step: compile the baseline of --peer by torch.compile."
+    "peer_compiled",
+    False,
+    "For `benchmark step`: compile the PyTorch baseline of --peer with torch.compile.",
 )
-_PARTS = FLAGS.switch("parts", False, "step: also measure MAE, SimCLR, and each part of the step.")
-_ROUNDS = FLAGS.integer("rounds", 5, "The number of turns of each measurement.", lower_bound=1)
+_PARTS = FLAGS.switch(
+    "parts", False, "For `benchmark step`: also measure MAE, SimCLR, and each part of the step."
+)
+_ROUNDS = FLAGS.integer(
+    "rounds", 5, "The number of repetitions of each measurement.", lower_bound=1
+)
 _SECONDS = FLAGS.number(
-    "seconds", 3.0, "The shortest duration of a turn, in seconds.", lower_bound=0.1
+    "seconds", 3.0, "The minimum duration of each repetition, in seconds.", lower_bound=0.1
 )
 _JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
 
 
 def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure the input pipeline; return the results and the rows of the table."""
+    """Measure the input pipeline; return the results, and the rows of the table to print."""
     config = default_config()
     config.data.update(
         source=_SOURCE.value, path=_PATH.value, name=_NAME.value, threads=_THREADS.value
@@ -84,7 +106,7 @@ def measure_input_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Measure the train step; return the results and the rows of the table."""
+    """Measure the train step; return the results, and the rows of the table to print."""
     recipe = _CONFIG.read()
     if _PEER_COMPILED.value and not _PEER.value:
         raise UserError("--peer_compiled has no effect without --peer: add --peer")
@@ -102,8 +124,8 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
         "analytic FLOPs per image": f"{results['analytic_flops_per_image']:.3e}",
         "FLOPs per image, counted by the compiler": f"{results['counted_flops_per_image']:.3e}",
         f"a {results['dtype']} matrix product, FLOP/s": f"{results['measured_peak_flops']:.3e}",
-        "MFU relative to that product": f"{results['mfu_of_measured_peak']:.1%}",
-        "memory per device, bytes": f"{results['peak_memory_bytes']:.3e}",
+        "MFU relative to the matrix product": f"{results['mfu_of_measured_peak']:.1%}",
+        "peak memory per device, bytes": f"{results['peak_memory_bytes']:.3e}",
         "compiled in": f"{results['compile_seconds']:.1f} s",
         "devices": ", ".join(results["environment"]["devices"]),
     }
@@ -122,7 +144,7 @@ def measure_step_of_flags() -> tuple[dict[str, Any], dict[str, Any]]:
 
 @COMMAND.runs
 def main(subject: str) -> None:
-    """Run a benchmark, and print its results."""
+    """Run the benchmark that ``subject`` names, `input` or `step`, and print its results."""
     jax.config.update("jax_enable_compilation_cache", False)  # The compile time is measured.
     measures = {"input": measure_input_of_flags, "step": measure_step_of_flags}
     if subject not in measures:

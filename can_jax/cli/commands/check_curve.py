@@ -1,9 +1,10 @@
 """`python -m can_jax.study.healthy RANGES --run=DIR [--json]`
 
-Compares the metrics of a run, finished or not, with the reference ranges of a few successful runs
-of its recipe. Exits with 1 if a metric is outside of its range. RANGES is a file of reference
-ranges, or the name of a shipped one: `quickstart`. With `--write` and several runs,
-`--run=DIR1,DIR2,DIR3`, writes RANGES from these runs instead.
+Compares the metrics of a run, finished or in progress, with reference ranges from a few successful
+runs of the same recipe. The exit code is 1 if a metric is outside its range. RANGES is the JSON
+file of the reference ranges, or `quickstart` for the ranges that the package ships. With `--write`
+and several runs (`--run=DIR1,DIR2,DIR3`), the command derives reference ranges from these runs and
+writes them to RANGES.
 """
 
 import json
@@ -21,16 +22,18 @@ from can_jax.utils.files import replace_text
 
 COMMAND = Command(__doc__, "RANGES")
 FLAGS = COMMAND.flags
-_RUN = FLAGS.paths("run", "Run directories, with commas between.")
-_WRITE = FLAGS.switch("write", False, "Write reference ranges from these runs.")
+_RUN = FLAGS.paths("run", "The run directories, separated by commas.")
+_WRITE = FLAGS.switch(
+    "write", False, "Derive reference ranges from the runs of --run, and write them."
+)
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
 
 @COMMAND.runs
 def main(curves: str) -> None:
-    """Compare runs with reference ranges, or write the ranges."""
+    """Compare runs with reference ranges, or derive and write such ranges."""
     if not _RUN.value:
-        raise UserError("the option --run=DIR is required: a run directory")
+        raise UserError("--run=DIR is missing: give a run directory")
     runs = [read_metrics(epath.Path(run)) for run in _RUN.value]
     for name, run in zip(_RUN.value, runs, strict=True):
         if not run:
@@ -39,7 +42,7 @@ def main(curves: str) -> None:
         path = epath.Path(curves)
         if len(runs) < 2:
             raise UserError(
-                "--write requires several runs: their spread gives the reference ranges"
+                "--write requires several runs, from whose spread the ranges are derived"
             )
         origin = json.loads((epath.Path(_RUN.value[0]) / "environment.json").read_text())
         content = {"runs": len(runs), "commit": origin["commit"], "bands": ranges_of(runs)}
@@ -55,12 +58,14 @@ def main(curves: str) -> None:
         print(json.dumps(left, indent=2))
     else:
         rows = {
-            n: "\n".join(f["outside"]) or f"all {f['values']} values are within"
+            n: "\n".join(f["outside"]) or f"all {f['values']} values are in range"
             for n, f in left.items()
         }
         table = fact_table("Comparison with the reference ranges", rows)
         plain_console(width=120, highlight=False).print(table)
     if wrong := [name for name, check in left.items() if check["outside"]]:
-        raise UserError(f"{', '.join(wrong)}: outside the reference ranges of this recipe")
+        raise UserError(f"{', '.join(wrong)}: some metrics are outside their reference ranges")
     if empty := [name for name, check in left.items() if not check["values"]]:
-        raise UserError(f"{', '.join(empty)}: no step of the reference ranges is logged yet")
+        raise UserError(
+            f"{', '.join(empty)}: no metric is logged yet at a step with a reference range"
+        )

@@ -1,7 +1,8 @@
 """`python -m can_jax.evaluate.compare --runs=OUT1,OUT2 [--output=report.html]`
 
-Prints a matrix of weights by protocol and data, with a star at the best of each column, and writes
-a page with it. Values are compared only where the test examples are the same.
+Prints a table of evaluations and writes it as an HTML page. Each row is a set of weights, and each
+column is a metric on one data set, with a star at the best value. Values on different test examples
+are in different columns.
 """
 
 from etils import epath
@@ -16,13 +17,13 @@ from can_jax.utils.files import replace_text
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_RUNS = FLAGS.paths("runs", "The directories of the evaluations, with commas between.")
-_OUTPUT = FLAGS.path("output", "The file of the page.", default="report.html")
+_RUNS = FLAGS.paths("runs", "The directories of the evaluations, separated by commas.")
+_OUTPUT = FLAGS.path("output", "The HTML file to write.", default="report.html")
 
 
 @COMMAND.runs
 def main() -> None:
-    """Print the matrix of several `results.json` files, and write their page."""
+    """Print the table of several evaluations, and write it as an HTML page."""
     if not _RUNS.value:
         raise UserError("--runs=OUT1,OUT2 is missing: give the directories of evaluations")
     paths = [epath.Path(run) for run in _RUNS.value]
@@ -31,7 +32,7 @@ def main() -> None:
     runs = {label: read_results(path) for label, path in zip(labels, paths, strict=True)}
     output = epath.Path(_OUTPUT.value)
     if output.is_dir():
-        raise UserError(f"--output={output} is a directory: give the file of the page")
+        raise UserError(f"--output={output} is a directory: give the path of an HTML file")
     output.parent.mkdir(parents=True, exist_ok=True)
     replace_text(output, comparison(runs))
     rows = matrix(runs)

@@ -1,8 +1,9 @@
 """`python -m can_jax.doctor [--json]`
 
-Prints the properties of this machine that matter to a run: devices, drivers, versions, file
-systems, limits, and the speed of a matrix product, a copy and a decode. Then prints remedies for
-problems, and the result of the self-check. The exit code is 1 if the self-check fails.
+Prints the properties of this machine that affect a run: devices, drivers, package versions, limits,
+file systems, and the measured speed of a matrix product, of a copy to the device and of decoding an
+image. Then the command runs the self-check, which compares this installation with reference
+vectors, and prints remedies for the problems found. The exit code is 1 if the self-check fails.
 """
 
 import json
@@ -26,7 +27,7 @@ GROUPS = {
 
 @COMMAND.runs
 def main() -> None:
-    """Print the properties by group, the result of the self-check, and remedies."""
+    """Print the machine's properties, the result of the self-check, and remedies for problems."""
     console = plain_console(width=120, soft_wrap=True, highlight=False)
     findings = []
     for title, find in GROUPS.items():
@@ -35,7 +36,7 @@ def main() -> None:
         findings += group
         if not _JSON.value:
             console.print(fact_table(title, {finding.name: finding.value for finding in group}))
-    with apart(_JSON.value), phase("comparing with the reference vectors"):
+    with apart(_JSON.value), phase("comparing this installation with reference vectors"):
         report = check(str(SHIPPED), x64=False)
     mend = {finding.name: finding.mend for finding in findings if finding.mend}
     if _JSON.value:
@@ -54,4 +55,6 @@ def main() -> None:
         if not mend and report["passed"]:
             console.print("nothing to mend")
     if not report["passed"]:
-        raise UserError("the self-check failed: can-jax selfcheck prints each quantity")
+        raise UserError(
+            "the self-check failed: run can-jax selfcheck to print the error of each quantity"
+        )

@@ -1,9 +1,10 @@
 """`python -m can_jax.embed --checkpoint=FROM --data=DIR --output=features.parquet`
 
-Writes the features of every image of a data set to a Parquet, npz or CSV file, with the image's
-name and, if it has one, its label. FROM is a run directory, an export, or a folder or file of
-weights. DIR is a folder of images; `--config=knn --config.data.…` selects any other source, as for
-`can_jax.evaluate`. Re-running an interrupted command resumes it.
+Writes the features of all images of a data set to a Parquet, npz or CSV file, with the name and the
+label, if any, of each image. Images that cannot be decoded are listed in a separate file. FROM is a
+run directory, an export, or a folder or file of weights. DIR is a folder of images. For another
+kind of data, use `--config=knn` and `--config.data.…`, as for `can_jax.evaluate`. Re-running an
+interrupted command resumes it.
 """
 
 from pathlib import Path
@@ -25,21 +26,27 @@ from can_jax.utils.progress import phase
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
-_CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
-_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
-_DATA = FLAGS.path("data", "A folder of images; by default the data of the run.")
-_SPLIT = FLAGS.text("split", None, "The split to read; by default the only one.")
-_FEATURES = FLAGS.choice("features", None, list(FEATURES), "The features; by default patches.")
-_OUTPUT = FLAGS.path("output", "The file to make: .parquet, .npz or .csv.")
+_CHECKPOINT = FLAGS.path(
+    "checkpoint", "The encoder: a run directory, an export, or a file of weights."
+)
+_STEP = FLAGS.integer(
+    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+)
+_DATA = FLAGS.path("data", "The folder of images; by default the data set of the run.")
+_SPLIT = FLAGS.text("split", None, "The split to read; required if the data has several splits.")
+_FEATURES = FLAGS.choice(
+    "features", None, list(FEATURES), "The tokens whose mean is the feature; by default patches."
+)
+_OUTPUT = FLAGS.path("output", "The file to create, with the suffix .parquet, .npz or .csv.")
 
 
 @COMMAND.runs
 def main() -> None:
-    """Compute the features, and print their number and their file."""
+    """Compute the features, and print their number, their width and their file."""
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint=FROM is missing: a run directory, an export, or a file")
+        raise UserError("--checkpoint=FROM is missing: give a run directory, an export, or a file")
     if _OUTPUT.value is None:
-        raise UserError("--output=FILE is missing: the .parquet, .npz or .csv file to make")
+        raise UserError("--output=FILE is missing: give the .parquet, .npz or .csv file to create")
     output = Path(_OUTPUT.value)
     check_output(output)
     config = _CONFIG.read() if _CONFIG.given else default_evaluation()

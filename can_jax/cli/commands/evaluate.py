@@ -1,10 +1,10 @@
 """`python -m can_jax.evaluate --config=PROTOCOL --checkpoint=FROM --workdir=OUT`
 
-Evaluates an encoder with an evaluation protocol on any labeled data set; `health` also accepts data
-without labels. FROM is a run directory, an export, or a folder or file of weights of MAE, timm,
-Hugging Face or big_vision. The command writes
-`results.json` and `report.html` to OUT. The data defaults to that of the run; set
-`--config.data.…` for another data set.
+Evaluates an encoder by an evaluation protocol on a labeled data set; the protocol `health` also
+accepts data without labels. FROM is the encoder: a run directory, an export, or a folder or file of
+weights of MAE, timm, Hugging Face or big_vision. The command writes `results.json` and
+`report.html` to OUT. By default, it evaluates on the data set of the run; `--config.data.…` selects
+another data set.
 """
 
 import json
@@ -30,11 +30,15 @@ from can_jax.utils.progress import apart, phase
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("protocol")
-_CHECKPOINT = FLAGS.path("checkpoint", "A run directory, an export, or a file of weights.")
-_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
-_WORKDIR = FLAGS.path("workdir", "The directory for the results.")
+_CHECKPOINT = FLAGS.path(
+    "checkpoint", "The encoder: a run directory, an export, or a file of weights."
+)
+_STEP = FLAGS.integer(
+    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+)
+_WORKDIR = FLAGS.path("workdir", "The directory to which results.json and report.html are written.")
 _UNTRAINED = FLAGS.switch(
-    "untrained", False, "Evaluate the encoder with its initial weights, before training."
+    "untrained", False, "Evaluate the encoder with its random initial weights instead."
 )
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 JOB = Job(FLAGS)
@@ -49,7 +53,7 @@ def main() -> None:
             "--checkpoint=FROM is missing: give a run directory, an export, or a file of weights"
         )
     if _WORKDIR.value is None:
-        raise UserError("--workdir=DIR is missing: give the directory of the results")
+        raise UserError("--workdir=DIR is missing: give the directory for the results")
     checkpoint = step_path(_CHECKPOINT.value, _STEP.value)
     config = resolve_evaluation(protocol)
     JOB.join()

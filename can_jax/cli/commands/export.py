@@ -1,11 +1,12 @@
 """`python -m can_jax.export --checkpoint=RUN --format=FORMAT --output=DIR [--contents=full]`
 
-Exports the weights of a run to another library: timm, huggingface, big_vision, safetensors,
-stablehlo or onnx. RUN can also be an export, or weights of another library to convert. Before the
-directory gets its name, other code reads the files and compares their outputs with the run.
-`manifest.json` holds the errors of that comparison and the facts required to use the weights.
-`README.md` is a model card, with the results of `--results=OUT1,OUT2` if given.
-`--push=hf://user/name` uploads the directory to the Hugging Face Hub.
+Exports the weights of a run as timm, huggingface, big_vision, safetensors, stablehlo or onnx. RUN
+can also be an export, or weights of another library to convert. Before the command creates DIR, it
+verifies the exported files. Separate code, and the target library if it is installed, must compute
+the same outputs from these files as the run. The file `manifest.json` in DIR holds the errors of
+this verification and the facts required to use the weights, such as the normalization of images.
+The file `README.md` in DIR is a model card; `--results=OUT1,OUT2` adds the results of evaluations.
+`--push=hf://user/name` uploads DIR to the Hugging Face Hub.
 """
 
 from etils import epath
@@ -23,9 +24,11 @@ from can_jax.utils.progress import phase
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CHECKPOINT = FLAGS.path(
-    "checkpoint", "A run directory, an export, or a file or folder of weights."
+    "checkpoint", "The weights: a run directory, an export, or a file or folder of weights."
 )
-_STEP = FLAGS.integer("step", None, "The step of the run's checkpoint; by default the latest.", 0)
+_STEP = FLAGS.integer(
+    "step", None, "The step of the checkpoint of a run; by default the latest.", 0
+)
 _FORMAT = FLAGS.choice("format", None, list(FORMATS), "The format of the export.")
 _CONTENTS = FLAGS.choice(
     "contents",
@@ -35,20 +38,27 @@ _CONTENTS = FLAGS.choice(
     "encoder.",
 )
 _RESULTS = FLAGS.paths(
-    "results", "Evaluation directories whose results the model card lists, with commas between."
+    "results", "Directories of evaluations to list on the model card, separated by commas."
 )
 _OUTPUT = FLAGS.path("output", "The directory to create.")
-_LICENSE = FLAGS.text("license", None, "The license of the weights, such as apache-2.0.")
-_DATA = FLAGS.text("data", None, "What the weights were trained on, for the model card.")
-_PUSH = FLAGS.text("push", None, "Where to upload the directory: hf://user/name.")
-_HEADS = FLAGS.integer("heads", None, "The attention heads, if files of weights do not state them.")
+_LICENSE = FLAGS.text(
+    "license", None, "The license of the weights for the model card, such as apache-2.0."
+)
+_DATA = FLAGS.text("data", None, "A description of the training data for the model card.")
+_PUSH = FLAGS.text("push", None, "The Hugging Face repository to upload to, as hf://user/name.")
+_HEADS = FLAGS.integer(
+    "heads", None, "The number of attention heads, if the weights do not state it."
+)
 _MEAN = FLAGS.items(
     "mean",
     None,
-    "The mean of each channel of images in [0, 1], if files of weights do not state it.",
+    "The mean of each channel of images in [0, 1], separated by commas, if the weights do not "
+    "state it.",
 )
 _STD = FLAGS.items(
-    "std", None, "The standard deviation of each channel, if files of weights do not state it."
+    "std",
+    None,
+    "The standard deviation of each channel, separated by commas, if the weights do not state it.",
 )
 
 
@@ -56,12 +66,14 @@ def _numbers(name: str, words: list[str] | None) -> list[float] | None:
     try:
         return None if words is None else [float(word) for word in words]
     except ValueError:
-        raise UserError(f"--{name}={','.join(words or [])}: give numbers with commas") from None
+        raise UserError(
+            f"--{name}={','.join(words or [])}: give numbers separated by commas"
+        ) from None
 
 
 @COMMAND.runs
 def main() -> None:
-    """Export the weights, and print the errors measured by the verification."""
+    """Export the weights, and print the errors that the verification measured."""
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint=DIR is missing: give a run directory")
     if _FORMAT.value is None:

@@ -1,9 +1,10 @@
 """`python -m can_jax.data.index PATH [--split=train] [--source=…] [--verify=decode|read|none]`
 
-Writes an index of a data set: the location of each example, for random access. The command decodes
-every image, leaves out those that cannot be decoded, and lists duplicates by content. PATH is the
-`data.path` of a recipe. The index is written beside the data, where training finds it, or to --out.
-Re-running the command resumes where it stopped.
+Writes an index of a data set, which holds the location of each example for random access. By
+default, the command decodes every image, leaves undecodable images out of the index, and lists
+images with identical content. PATH has the form of `config.data.path` in a recipe. The index is
+written to a subfolder of the data, where training finds it, or to the folder of `--out`. Re-running
+an interrupted command resumes it.
 """
 
 import os
@@ -33,7 +34,9 @@ SOURCES = ("folder", "tfrecord", "webdataset", "tfds")
 
 COMMAND = Command(__doc__, "PATH")
 FLAGS = COMMAND.flags
-_SOURCE = FLAGS.choice("source", None, SOURCES, "The kind of data; by default inferred from PATH.")
+_SOURCE = FLAGS.choice(
+    "source", None, SOURCES, "The kind of source; by default inferred from PATH."
+)
 _SPLIT = FLAGS.text("split", "train", "The split, as in `config.data.split`.")
 _NAME = FLAGS.text("name", None, "The name of a TFDS data set; PATH is then its data_dir.")
 _OUT = FLAGS.path("out", f"The folder of the index; by default PATH/{FOLDER}/SPLIT.")
@@ -41,22 +44,28 @@ _VERIFY = FLAGS.choice(
     "verify",
     "decode",
     VERIFY,
-    "decode: decode each image. read: read and hash each file or record, and decode the header of "
-    "its image only, which misses truncated images. none: trust the headers of shards.",
+    "How to verify the images. decode: decode each image. read: read and hash each file or record, "
+    "but decode only the header of its image, which misses truncated images. none: do not read the "
+    "images, and trust the headers of shards.",
 )
-_WORKERS = FLAGS.integer("workers", usable_cores(), "The number of processes.", lower_bound=1)
+_WORKERS = FLAGS.integer(
+    "workers", usable_cores(), "The number of worker processes.", lower_bound=1
+)
 _DROP = FLAGS.switch(
-    "drop_duplicates", False, "Leave out duplicate images; by default they are only listed."
+    "drop_duplicates", False, "Leave duplicates out of the index; by default they are only listed."
 )
-_IMAGE_KEY = FLAGS.text("image_key", "image/encoded", "The TFRecord feature of the encoded image.")
-_LABEL_KEY = FLAGS.text("label_key", "image/class/label", "The TFRecord feature of the label.")
+_IMAGE_KEY = FLAGS.text(
+    "image_key", "image/encoded", "The TFRecord feature with the encoded image."
+)
+_LABEL_KEY = FLAGS.text("label_key", "image/class/label", "The TFRecord feature with the label.")
 _MAX_PIXELS = FLAGS.integer(
-    "max_pixels", 50_000_000, "The area in pixels above which an image is left out."
+    "max_pixels", 50_000_000, "The maximum area of an image in pixels; larger images are left out."
 )
 _RANGE = FLAGS.items(
     "range",
     None,
-    "LOW,HIGH: black and white of images of more than 8 bits, as `config.data.range`.",
+    "LOW,HIGH: the values that become black and white in images of more than 8 bits, as in "
+    "`config.data.range`.",
 )
 
 
@@ -107,7 +116,7 @@ def main(path: str) -> None:
 
 
 def _value_range(values: list[str] | None) -> Range:
-    """Return the value of `--range` as a pair of floats, or None."""
+    """Return the value of `--range` as (low, high), or None if the flag is not set."""
     try:
         return check_range(None if values is None else tuple(map(float, values)))
     except ValueError as error:
@@ -115,12 +124,12 @@ def _value_range(values: list[str] | None) -> Range:
 
 
 def guess_source(path: str) -> str:
-    """Return the kind of data at a path, which an index can be of.
+    """Infer the kind of data at a path, one of `SOURCES`.
 
     Raises:
-        UserError: There is no such data, or it needs no index.
+        UserError: The path holds no data, or data of a kind that has no index.
     """
     kind = kind_of(path)
     if kind.source not in SOURCES:
-        raise UserError(f"{shown(path)} holds {kind.source}, which have no index")
+        raise UserError(f"{shown(path)} holds {kind.source}, for which no index can be built")
     return kind.source

@@ -1,15 +1,19 @@
 """`python -m can_jax.plan --config=RECIPE --topology=v5e:16x16 [--search] [--json]`
 
-Compiles the train step of a recipe for devices that are not attached. Prints whether it fits their
-memory, the collectives of a step, and an estimate of the duration of the run. TPUs: `v5e:16x16`,
-`v4:4x4x4`, `v5p:4x4x4`, `v6e:16x16`, which needs `pip install 'jax[tpu]'` but no TPU. GPUs:
-`h100:8x4`, four hosts of eight, which is exact with `pip install 'jax[cuda13]'` and needs no GPU.
-If the step does not fit, searches for settings that fit, and exits with 1.
+Compiles the train step of a recipe for devices that are not attached. The command prints whether
+the step fits into the memory of these devices, the collectives of a step, and the estimated time of
+a step and of the whole run. If the step does not fit, the command searches for settings that fit,
+and the exit code is 1.
 
-For TPUs the time of a step is that of the compiler's own clock. For GPUs each kernel takes the time
-of its memory traffic or of its FLOPs, whichever is longer. The time is also listed by part of the
-step. `--top=20` lists the most expensive instructions with their source lines, `--dump_hlo=FILE`
-writes the program.
+TPU slices are, for example, `v5e:16x16`, `v4:4x4x4`, `v5p:4x4x4` and `v6e:16x16`. Their compiler is
+installed by `pip install 'jax[tpu]'`, and no TPU is needed. GPUs are given as the number per host
+and the number of hosts, such as `h100:8x4` for four hosts of eight GPUs. Without their compiler,
+`pip install 'jax[cuda13]'`, the plan is less exact, because CPU devices stand in for GPUs.
+
+For TPUs, the time of a step is the sum of the compiler's estimates for all instructions. For GPUs,
+each kernel takes the time of its memory traffic or of its FLOPs, whichever is longer. The command
+also lists the time of each part of the step. `--top=20` lists the 20 most expensive instructions
+with their source lines. `--dump_hlo=FILE` writes the compiled program as text.
 """
 
 import json
@@ -40,27 +44,33 @@ COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
 _TOPOLOGY = FLAGS.text("topology", None, "The devices to plan for, such as v5e:16x16.")
-_SLICES = FLAGS.integer("slices", 1, "The number of slices, which slower links connect.")
+_SLICES = FLAGS.integer(
+    "slices", 1, "The number of slices of the topology, which slower links connect."
+)
 _MFU = FLAGS.number(
     "mfu",
     None,
-    "The fraction of peak FLOP/s to assume, if no compiler estimates it; 0.4 by default.",
+    "The assumed fraction of peak FLOP/s for devices whose compiler is not installed; by default "
+    "0.4.",
 )
 _EXAMPLES = FLAGS.integer(
-    "examples", IMAGENET, "The images per epoch; by default those of ImageNet-1k."
+    "examples", IMAGENET, "The number of images per epoch; by default that of ImageNet-1k."
 )
-_SEARCH = FLAGS.switch("search", False, "Search for the fastest settings that fit.")
+_SEARCH = FLAGS.switch(
+    "search", False, "Search for the fastest remat, microbatches and mesh that fit."
+)
 _TRIES = FLAGS.integer(
-    "tries", None, "The most settings to compile; by default 12 with --search, else 4."
+    "tries", None, "The maximum number of settings to compile; by default 12 with --search, else 4."
 )
 _TOP = FLAGS.integer("top", 0, "The number of most expensive instructions to list.", lower_bound=0)
-_DUMP_HLO = FLAGS.path("dump_hlo", "The file for the text of the compiled step.")
+_DUMP_HLO = FLAGS.path("dump_hlo", "The file to which the text of the compiled step is written.")
 _JSON = FLAGS.switch("json", False, "Print JSON instead of tables.")
 
 
 @COMMAND.runs
 def main() -> None:
-    """Compile and print a plan; search for better settings on request, or if it does not fit."""
+    """Compile a train step and print its plan; search for settings on request or if it does not
+    fit."""
     config = _CONFIG.read()
     if _TOPOLOGY.value is None:
         raise UserError("--topology=NAME is missing, such as --topology=v5e:16x16")
@@ -75,8 +85,8 @@ def main() -> None:
     topology = open_topology(_TOPOLOGY.value, _SLICES.value)
     if _MFU.value is not None and topology.exact:
         raise UserError(
-            f"--mfu={mfu} has no effect on {topology.name}: its compiler states the time of a "
-            "step; leave --mfu out"
+            f"--mfu={mfu} has no effect on {topology.name}: the time of a step is estimated from "
+            "the compiled program; leave --mfu out"
         )
     out = plain_console(width=None if sys.stdout.isatty() else 120)
     progress = plain_console(stderr=True)
@@ -110,14 +120,14 @@ def main() -> None:
         print(json.dumps(values, indent=2))
     if not plan.fits:
         needed = f"{gib(plan.memory.total)} of {gib(plan.memory.limit)} on each device"
-        raise UserError(f"it does not fit: {needed}. {values['advice']}")
+        raise UserError(f"the step does not fit into memory: {needed}. {values['advice']}")
 
 
 def writable(path: str) -> Path:
-    """Return the path of an output file that can be written.
+    """Check that a file can be written, without changing its content, and return its path.
 
     Raises:
-        UserError: The path is a folder, its folder does not exist, or it may not be written.
+        UserError: The path is a folder, its parent folder does not exist, or permission is denied.
     """
     file = Path(path)
     existed = file.exists()
@@ -131,12 +141,13 @@ def writable(path: str) -> Path:
 
 
 def advice(search: Search) -> str:
-    """Return the outcome of a search in a sentence."""
+    """Return a sentence with the best settings of a search, or with advice if none fits."""
     if search.best:
-        return f"The best that fits: {search.best.choice.options} ({attempt_line(search.best)})"
+        options = search.best.choice.options
+        return f"The fastest settings that fit: {options} ({attempt_line(search.best)})"
     smallest = search.smallest
     return (
-        f"None of {len(search.attempts)} settings fits; the smallest needs "
-        f"{gib(smallest.plan.memory.total)} ({attempt_line(smallest)}). Take more devices, or a "
+        f"None of the {len(search.attempts)} settings tried fits; the smallest needs "
+        f"{gib(smallest.plan.memory.total)} ({attempt_line(smallest)}). Use more devices, or a "
         "smaller config.batch_size or model"
     )

@@ -1,7 +1,8 @@
 """`python -m can_jax.plan.contrastive [--topology=v5e:16x16]`
 
-Prints the memory per device of the contrastive loss and its gradient, for several batch sizes: in
-blocks of keys, as the step computes it, and with the full similarity matrix.
+Prints the memory per device of the contrastive loss and its gradient, for several batch sizes. The
+loss is compiled in two forms, with blocks of keys as in the train step and with the full similarity
+matrix.
 """
 
 from typing import Any
@@ -23,19 +24,19 @@ from can_jax.plan.topology import open_topology
 
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
-_TOPOLOGY = FLAGS.text("topology", "v5e:16x16", "The devices to plan for, as in can_jax.plan.")
+_TOPOLOGY = FLAGS.text("topology", "v5e:16x16", "The devices to plan for, such as v5e:16x16.")
 _WIDTH = FLAGS.integer("width", 128, "The width of the embeddings.")
 IMAGES = (4096, 16384, 65536, 262144)
 
 
 def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
-    """Return the bytes of temporaries of the loss and its gradient on one device, with two views.
+    """Return the bytes of temporary buffers of the loss and its gradient on one device.
 
     Args:
-        mesh: The device mesh.
-        images: The number of images in the global batch.
-        width: The width of the projections.
-        block: The number of keys compared at a time.
+        mesh: The device mesh over which the images are split.
+        images: The number of images in the global batch, each with two views.
+        width: The width of the projected embeddings.
+        block: The number of keys with which all rows are compared at a time.
     """
 
     def value(projection: jax.Array) -> jax.Array:
@@ -57,7 +58,7 @@ def loss_bytes(mesh: Mesh, images: int, width: int, block: int) -> int:
 
 @COMMAND.runs
 def main() -> None:
-    """Compile the loss for several batch sizes, and print the table."""
+    """Compile the loss for several batch sizes, and print a table of its memory."""
     topology = open_topology(_TOPOLOGY.value)
     mesh = make_mesh(ConfigDict({"data": -1, "fsdp": 1, "tensor": 1}), topology.devices)
     table = Table(

@@ -1,7 +1,7 @@
 """`python -m can_jax.plan.table configs/vit_l.py …`
 
-Plans a recipe on each slice of the table in its docstring, and updates the table. A row begins with
-the slice and the settings that differ from the recipe, `-` if none:
+Updates the table of plans in the docstring of a recipe, by running the planner for each row. A row
+begins with the devices and with the settings that differ from the recipe, or `-` if none differ:
 
     slice      settings             memory of a device  step     images/s
     v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    43,000
@@ -30,7 +30,7 @@ COMMAND = Command(__doc__, "RECIPE", *["[RECIPE]"] * 9)
 
 @COMMAND.runs
 def main(*paths: str) -> None:
-    """Update the tables in the docstrings of recipes."""
+    """Update the table of plans in the docstring of each recipe."""
     for path in (str(find(path, "recipe", path)) for path in paths):
         text = Path(path).read_text()
         old, rows = rows_of(text, path)
@@ -52,7 +52,7 @@ def rows_of(text: str, path: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
-    """Return a row with newly computed values."""
+    """Run the planner for a row of the table, and return the row with its results."""
     values = plan(path, *row)
     memory = values["bytes_per_device"]
     return (
@@ -64,9 +64,9 @@ def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
 
 
 def plan(path: str, topology: str, settings: str) -> dict[str, Any]:
-    """Return the output of `python -m can_jax.plan --json`.
+    """Run `python -m can_jax.plan --json`, and return its output.
 
-    A child process runs it, because JAX cannot change its devices once initialized.
+    The planner runs in a child process, because JAX cannot change its devices after initialization.
     """
     options = [] if settings == "-" else [f"--config.{option}" for option in settings.split()]
     arguments = [f"--config={path}", f"--topology={topology}", "--json", *options]

@@ -1,7 +1,7 @@
 """`python -m can_jax.recipes [NAME]`
 
-Lists the shipped recipes, evaluation protocols, studies, reference ranges and launchers. Given a
-name, prints the path of that file. Copy the file to change it, or run a launcher as
+Lists the shipped recipes, evaluation protocols, studies, reference ranges and launchers. With NAME,
+prints the path of the file of that name. To change a recipe, copy its file. To run a launcher, use
 `bash "$(python -m can_jax.recipes launch/local)" --config=NAME --workdir=DIR`.
 """
 
@@ -13,7 +13,7 @@ COMMAND = Command(__doc__, "[NAME]")
 
 @COMMAND.runs
 def main(name: str | None = None) -> None:
-    """Print the list, or the path of one file."""
+    """Print the list of shipped files, or the path of one of them."""
     if name is not None:
         kinds = [k for k in KINDS if find_shipped(name, k)]
         print(find(name, kinds[0] if kinds else "recipe", name).absolute())

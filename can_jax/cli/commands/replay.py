@@ -1,8 +1,8 @@
 """`python -m can_jax.replay CAPTURE`
 
-Recomputes a failed step on this machine from its dump. Prints each loss and the gradient norm of
-each part of the network, and marks values that are not finite. CAPTURE is the dump, which a run
-writes when its updates are not finite.
+Recomputes a failed train step from its dump, on one device of this machine. Prints each loss and
+the gradient norm of each part of the network, and marks values that are not finite. CAPTURE is the
+folder of the dump, which a run writes when it stops because its updates are not finite.
 """
 
 import json
@@ -52,14 +52,15 @@ def main(capture: str) -> None:
     first, last = facts["positions"]
     console = plain_console(width=100, soft_wrap=True)
     console.print(
-        f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last}"
+        f"step {facts['step']}, {len(batch.position)} images at positions {first} to {last} of the "
+        "data order"
     )
     console.print(_table("loss", {k: v for k, v in outputs.metrics.items() if jnp.ndim(v) == 0}))
     console.print(_table("gradient", _norms(outputs.gradients)))
 
 
 def _norms(tree: Any) -> dict[str, Any]:
-    """Return the gradient norm of each part of the network."""
+    """Return the gradient norm of each part of the network, by the name of the part."""
     squares: dict[str, float] = {}
     for name, leaf in named_leaves(tree).items():
         part = "/".join(name.split("/")[:2])

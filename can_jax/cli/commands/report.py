@@ -1,8 +1,9 @@
 """`python -m can_jax.report RUN... [--output=run_report.html]`
 
-Writes one page about a run: curves, throughput, figures, settings and their changes, starts and
-environment. With several runs the page shows them side by side. The page is one file, which loads
-nothing and opens without a server. A run in progress is shown up to its latest metrics.
+Writes an HTML page about a run, with its curves, throughput, figures, settings and their changes,
+starts and environment. For several runs, the page shows them side by side. The page is a single
+file that loads no other files and opens without a web server. A run in progress is shown up to its
+latest metrics.
 """
 
 import os
@@ -17,12 +18,12 @@ from can_jax.utils.files import replace_text
 
 COMMAND = Command(__doc__, "RUN...")
 FLAGS = COMMAND.flags
-_OUTPUT = FLAGS.path("output", "The file of the page.", default="run_report.html")
+_OUTPUT = FLAGS.path("output", "The HTML file to write.", default="run_report.html")
 
 
 @COMMAND.runs
 def main(*runs: str) -> None:
-    """Write a page about run directories."""
+    """Write an HTML page about one or several run directories."""
     paths = [os.path.normpath(run) if "://" not in run else run.rstrip("/") for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"a run is given twice: {' '.join(runs)}")

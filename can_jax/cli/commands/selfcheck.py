@@ -1,9 +1,10 @@
 """`python -m can_jax.selfcheck [--reference=FILE.npz] [--weights=FILE] [--x64] [--json]`
 
-Verifies this installation against reference vectors: loads the file's weights, runs the network,
-losses and gradients on its inputs, and compares each quantity with the file's. The file is by
-default a small one in the package, which a NumPy implementation has written. `--weights` takes the
-weights from another file, in any known layout, to verify that the file is read correctly.
+Verifies this installation against a file of reference vectors. The command loads the weights and
+inputs in the file, computes outputs, losses and gradients from them, and compares these with the
+values in the file. By default, it uses a small file in the package, whose values an independent
+NumPy implementation computed. `--weights` loads the weights from another file, in any supported
+layout, to verify that this file is read correctly.
 """
 
 import json
@@ -20,9 +21,9 @@ from can_jax.utils.progress import apart, phase
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _REFERENCE = FLAGS.path(
-    "reference", "The file of reference vectors, npz; by default that of the package."
+    "reference", "The npz file of reference vectors; by default the one in the package."
 )
-_WEIGHTS = FLAGS.path("weights", "A file of weights, instead of the reference's.")
+_WEIGHTS = FLAGS.path("weights", "A file of weights to use instead of those in the reference file.")
 _X64 = FLAGS.switch("x64", False, "Compute in double precision.")
 _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 
@@ -31,7 +32,7 @@ _JSON = FLAGS.switch("json", False, "Print JSON instead of a table.")
 def main() -> None:
     """Compare and print all quantities, and fail if an error exceeds its tolerance."""
     jax.config.update("jax_enable_x64", _X64.value)
-    with apart(_JSON.value), phase("comparing with the reference vectors"):
+    with apart(_JSON.value), phase("comparing this installation with reference vectors"):
         report = check(_REFERENCE.value or str(SHIPPED), _X64.value, _WEIGHTS.value)
     if _JSON.value:
         print(json.dumps(report, indent=2))
@@ -44,10 +45,14 @@ def main() -> None:
         plain_console().print(table)
         if _WEIGHTS.value is not None:
             weights = report["weights"]
-            print(f"{weights['taken']} of {weights['of']} arrays are from {_WEIGHTS.value}")
+            print(
+                f"{weights['taken']} of {weights['of']} arrays of weights are from {_WEIGHTS.value}"
+            )
             if weights["left_over"]:
                 print(f"left over: {', '.join(weights['left_over'])}")
     if not report["passed"]:
         worst = report["max_relative_error"]
         off = [name for name, error in worst.items() if error > report["tolerance"][name]]
-        raise UserError(f"{len(off)} of {len(worst)} quantities are off: {', '.join(off)}")
+        raise UserError(
+            f"{len(off)} of {len(worst)} quantities exceed their tolerance: {', '.join(off)}"
+        )

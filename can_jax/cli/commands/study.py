@@ -1,10 +1,10 @@
 """`python -m can_jax.study --config=STUDY --workdir=RUNS [--results=DIR]`
 
-Trains and evaluates every run of a study in turn, and writes a JSON file for each to
-`RUNS/results`, or to the folder of `--results`. A run that has such a file is skipped. Re-running
-the command after SIGTERM or a kill resumes the interrupted run. Several such commands at once share
-the runs. `--pending` lists the remaining runs; `--report=PAGE.md` writes tables and plots of the
-available results.
+Trains and evaluates the runs of a study one after another. The result of each run is a JSON file in
+`RUNS/results`, or in the folder of `--results`. Runs that already have a result are skipped.
+Re-running the command after SIGTERM or a kill resumes the interrupted run. If several processes run
+the command at the same time, they divide the runs among themselves. `--pending` lists the remaining
+runs without training. `--report=PAGE.md` writes tables and plots of the available results.
 """
 
 from etils import epath
@@ -19,21 +19,21 @@ from can_jax.utils.errors import UserError
 COMMAND = Command(__doc__)
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("study")
-_WORKDIR = FLAGS.path("workdir", "The parent of the run directories.")
-_RESULTS = FLAGS.path("results", "The folder of the results; by default WORKDIR/results.")
+_WORKDIR = FLAGS.path("workdir", "The folder in which the run directories are created.")
+_RESULTS = FLAGS.path("results", "The folder of the result files; by default WORKDIR/results.")
 _PENDING = FLAGS.switch(
     "pending", False, "List the finished and the remaining runs, without training."
 )
-_REPORT = FLAGS.path("report", "Write a page of the available results, without training.")
+_REPORT = FLAGS.path("report", "The Markdown file for the available results; nothing is trained.")
 
 
 @COMMAND.runs
 def main() -> None:
-    """Run the study, or list or report its results."""
+    """Run the study, or list its runs, or write a report of its results."""
     study = _CONFIG.read()
     only_read = _PENDING.value or _REPORT.value
     if _WORKDIR.value is None and not only_read:
-        raise UserError("--workdir=DIR is missing: give the parent of the run directories")
+        raise UserError("--workdir=DIR is missing: give the folder for the run directories")
     if _WORKDIR.value is None and _RESULTS.value is None:
         raise UserError("--workdir=DIR or --results=DIR is missing: give the folder of the results")
     study.recipe.data.path = study.recipe.data.path or ("-" if only_read else None)
@@ -51,5 +51,5 @@ def main() -> None:
         console.print(f"wrote {_REPORT.value}")
         return
     if not any(driver.missing()):
-        console.print(f"every run has its result in {results}; nothing to do")
+        console.print(f"all runs already have results in {results}; nothing to do")
     driver.work()

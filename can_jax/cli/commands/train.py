@@ -1,12 +1,13 @@
 """`python -m can_jax.main --data=DIR --for=2h`, or `… --config=RECIPE --workdir=DIR`
 
-Pretrains an encoder on images, in a run directory. Re-running the command resumes from the latest
-checkpoint. With `--data` the recipe, the batch, the memory settings and the precision are chosen
-for the devices and the images, and printed with the reasons; `--for` also takes `100epochs`,
-`5000steps` or `1e7images`. Any key of the recipe can be set by `--config.key=value`.
+Pretrains an encoder on images, and writes checkpoints and metrics to a run directory. Re-running
+the command resumes from the latest checkpoint. With `--data`, the command chooses the recipe, the
+batch size, the memory settings and the precision for the devices and the images, and prints each
+choice with its reason. `--for` sets the length of the run: a time, or a number such as `100epochs`,
+`5000steps` or `1e7images`. `--config.key=value` sets any key of the recipe.
 
-For several hosts, run the same command on each host; on Cloud TPU, GKE, SLURM and Open MPI the
-processes connect without further options.
+To train on several hosts, run the same command on each of them. On Cloud TPU, GKE, SLURM and Open
+MPI, the processes find each other without further options.
 """
 
 import json
@@ -26,16 +27,16 @@ from can_jax.utils.errors import UserError
 
 
 def named(argv: list[str], *names: str) -> bool:
-    """Return whether a command line gives one of some options."""
+    """Return whether a command line contains at least one of the named options."""
     given = {argument.lstrip("-").split("=")[0] for argument in argv if argument[:1] == "-"}
     return not given.isdisjoint(names)
 
 
 def with_recipe(argv: list[str]) -> list[str]:
-    """Return a command line with a recipe, for `--data` without one.
+    """Add a provisional ``--config`` to a command line that has ``--data`` but no recipe.
 
-    The options ``--config.KEY`` can be parsed only if a recipe is given. `chosen` replaces the
-    recipe once the devices are known.
+    The options ``--config.KEY`` can be parsed only if a recipe is given. The function `chosen`
+    later replaces the provisional recipe by the one for the devices.
     """
     if named(argv, "data") and not named(argv, "config"):
         return ["--config=vit_s", *argv]
@@ -45,24 +46,28 @@ def with_recipe(argv: list[str]) -> list[str]:
 COMMAND = Command(__doc__, complete=with_recipe, more_help=lambda: recipes_help() + keys_help())
 FLAGS = COMMAND.flags
 _CONFIG = FLAGS.recipe("recipe")
-_DATA = FLAGS.path("data", "The images: a folder, shards or arrays. Settings are chosen for them.")
+_DATA = FLAGS.path(
+    "data", "The path of the images: a folder, shards or arrays, for which settings are chosen."
+)
 _FOR = FLAGS.text(
     "for", None, "The length of the run, such as 2h, 100epochs, 5000steps or 1e7images."
 )
 _WORKDIR = FLAGS.path(
     "workdir",
-    "The run directory, one for all hosts; may be gs://…. With --data the default is runs/NAME, "
-    "NAME being that of the data.",
+    "The run directory, the same for all hosts; it may be a URL such as gs://…. With --data, the "
+    "default is runs/NAME, where NAME is that of the data.",
 )
 _PRINT_CONFIG = FLAGS.switch("print_config", False, "Print the resolved configuration, and exit.")
 _QUIET = FLAGS.switch("quiet", False, "Print warnings and errors only; log.txt has the rest.")
 _JSON_LOGS = FLAGS.switch("json_logs", False, "Print every line as a JSON object.")
-_PROFILE = FLAGS.switch("profile", False, "Trace a few steps for TensorBoard's profiler.")
-_DUMP_HLO = FLAGS.switch("dump_hlo", False, "Write the compiled train step to hlo.txt.")
+_PROFILE = FLAGS.switch("profile", False, "Write a profiler trace of five steps for TensorBoard.")
+_DUMP_HLO = FLAGS.switch(
+    "dump_hlo", False, "Write the compiled train step to hlo.txt in the run directory."
+)
 _ALLOW_CHANGES = FLAGS.items(
     "allow_changes",
     [],
-    f"Settings that a resume may change, with commas between: {', '.join(CHANGES)}.",
+    f"Settings that a resumed run may change, separated by commas: {', '.join(CHANGES)}.",
 )
 JOB = Job(FLAGS)
 
@@ -77,18 +82,22 @@ def main() -> None:
     if _FOR.value is not None:
         key, value = parse_length(_FOR.value)
         if other := next((key for key in given if key.startswith("total_")), None):
-            raise UserError(f"--for={_FOR.value} and --config.{other} both set the length")
+            raise UserError(
+                f"--for={_FOR.value} and --config.{other} both set the length of the run: give one"
+            )
         given[key] = value
     if _DATA.value is not None:
         if "data.path" in given:
-            raise UserError("--data and --config.data.path name the same: give one of them")
+            raise UserError(
+                "--data and --config.data.path both set the path of the data: give one of them"
+            )
         given["data.path"] = _DATA.value
     workdir = _WORKDIR.value
     if workdir is None and _DATA.value is not None:
         workdir = os.path.join("runs", name_of(_DATA.value))
     if workdir is None and not _PRINT_CONFIG.value:
         raise UserError(
-            "--workdir=DIR is missing: give the run directory, or --data=DIR, which chooses one"
+            "--workdir=DIR is missing: give the run directory, or --data=DIR for a default one"
         )
     if unknown := [name for name in _ALLOW_CHANGES.value if name not in CHANGES]:
         raise UserError(f"--allow_changes={unknown[0]}: choose from {', '.join(CHANGES)}")
@@ -99,12 +108,12 @@ def main() -> None:
 
 
 def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> None:
-    """Join the job, choose the remaining settings, and train or print the configuration.
+    """Connect to the job, choose the remaining settings, and train or print the configuration.
 
     Args:
-        config: The recipe with the command line's settings.
-        given: The values that the command line sets, by dotted key.
-        workdir: The run directory; None if the configuration is printed only.
+        config: The configuration of the recipe, with the values from the command line.
+        given: The values that the command line sets, by dotted configuration key.
+        workdir: The path of the run directory; it may be None with ``--print_config``.
     """
     from can_jax.train.pretrain import pretrain
 
@@ -120,14 +129,18 @@ def train(config: ConfigDict, given: dict[str, Any], workdir: str | None) -> Non
 
 
 def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> ConfigDict:
-    """Return the configuration with the settings that follow from devices, data and time.
+    """Choose settings for the devices, the data and the time; print them, and return the result.
 
-    A resumed run keeps its stored settings, except for those that only adapt to the devices.
+    A resumed run keeps its stored settings, except for those that adapt the run to other devices
+    without changing its results.
 
     Args:
-        recipe: The recipe with the command line's settings.
-        given: The values that the command line sets, by dotted key.
-        workdir: The run directory; it may be missing.
+        recipe: The configuration of the recipe, with the values from the command line.
+        given: The values that the command line sets, by dotted configuration key.
+        workdir: The path of the run directory, which may not exist yet.
+
+    Returns:
+        The configuration with the chosen settings.
     """
     from can_jax.checkpoint.run_directory import read_config
     from can_jax.cli.recipe import load
@@ -143,7 +156,7 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
     choices: list[Choice] = []
     if stored:
         recipe = read_config(workdir)
-        choices.append(Choice("config", "as stored", "the run began with it"))
+        choices.append(Choice("config", "as stored", "stored when the run began"))
     elif not named_by_user:
         name = recipe_for(devices)
         recipe = load(name, "recipe")
@@ -151,7 +164,7 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
         if devices.platform != "cpu" and not any(key.startswith("total_") for key in given):
             given = given | {"total_epochs": AUTOMATIC_EPOCHS}
     if (elements := [key for key in given if "[" in key]) and (stored or not named_by_user):
-        raise UserError(f"--config.{elements[0]}: with --data give the whole value, not an element")
+        raise UserError(f"--config.{elements[0]}: with --data, set the whole tuple, not an element")
     with recipe.unlocked(), recipe.ignore_type():
         recipe.update_from_flattened_dict({k: v for k, v in given.items() if "[" not in k})
     keep_overrides(recipe, given)
@@ -159,9 +172,9 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
     choices += choose(recipe, given, devices, found, stored)
     facts = {key: f"{value}: {reason}" for key, value, reason in choices}
     title = (
-        "Resumed; --config.KEY=VALUE overrides"
+        "Settings of the resumed run; --config.KEY=VALUE overrides them"
         if stored
-        else "Chosen; --config.KEY=VALUE overrides"
+        else "Chosen settings; --config.KEY=VALUE overrides them"
     )
     if facts and not jax.process_index():
         facts["run directory"] = str(workdir)
@@ -174,7 +187,8 @@ def chosen(recipe: ConfigDict, given: dict[str, Any], workdir: epath.Path) -> Co
 
 
 def name_of(path: str) -> str:
-    """Return the name of data for its run directory."""
+    """Return the name of the default run directory for a data path, such as ``photos`` for
+    ``/data/photos/train``."""
     parts = [part for part in path.split("/") if part and not set(part) & set("*?{}[]:")]
     generic = ("train", "images", "data", ".", "..")
     own = [part for part in parts if part not in generic] or parts or ["run"]
