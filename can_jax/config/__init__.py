@@ -1,4 +1,5 @@
-"""Configuration: the keys with defaults and documentation, their checks, recipes and durations."""
+"""The configuration of a run: its keys with defaults and documentation, and the code that loads,
+checks and stores it."""
 
 from can_jax.config.resolve import (
     default_config,

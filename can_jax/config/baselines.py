@@ -1,7 +1,7 @@
-"""The methods beside CAN, as changes to a CAN recipe; zero-weight branches are not built.
+"""MAE, SimCLR and other methods, each defined as changes to the configuration of CAN.
 
-Each has the settings of its paper for the loss and the projector; docs/objectives.md lists those of
-the optimizer, too, which a recipe chooses.
+The changes set the loss and the projector as in the paper of the method. Optimizer settings belong
+to a recipe; docs/objectives.md lists those of the papers. Branches with zero weight are not built.
 """
 
 import copy

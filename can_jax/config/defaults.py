@@ -1,4 +1,5 @@
-"""The table of all keys that a recipe can set: default, allowed values, meaning and unit."""
+"""The table of all keys that a recipe can set, with their defaults, allowed values, meanings and
+units."""
 
 import functools
 
@@ -28,14 +29,14 @@ from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch
 # For an optional key without a default, the description states the behavior if it is not set.
 DATA: Table = {
     "source": Key("folder", Choice(SOURCES), "The kind of data source."),
-    "path": Key(None, Text(), "The folder or the glob pattern of the files."),
-    "name": Key(None, Text(), "The name of a TFDS data set."),
-    "split": Key("train", Text(), "The split to train on."),
+    "path": Key(None, Text(), "The path of the data: a folder, or a glob pattern of files."),
+    "name": Key(None, Text(), "The name of the data set, for the source `tfds`."),
+    "split": Key("train", Text(), "The name of the split to train on."),
     "image_size": Key(
-        None, SIZE, "The size of the views; required for pretraining.",
+        None, SIZE, "The size of views: a side, or (height, width); required for pretraining.",
         unit="pixels", required=True,
     ),
-    "channels": Key(3, Whole(1, 8), "The number of channels of each image."),
+    "channels": Key(3, Whole(1, 8), "The number of channels to which images are decoded."),
     "shapes_count": Key(8192, COUNT, "The number of images of the source `shapes`.", unit="images"),
     "image_key": Key("image/encoded", Text(), "The TFRecord feature that holds the encoded image."),
     "label_key": Key("image/class/label", Text(), "The TFRecord feature that holds the label."),
@@ -43,72 +44,74 @@ DATA: Table = {
         (),
         Special("a dict for each part: keys of this block to change, and `weight`", are_blocks,
                 tuple),
-        "The data sets of the source `mixture`.",
+        "The parts of the source `mixture`, one dict for each data set.",
     ),
-    "options": Key((), OPTIONS, "The options of a registered source, passed to its function."),
+    "options": Key((), OPTIONS, "The options of a data source that a module registers."),
     "labels": Key(None, Text(), "A CSV or JSON-lines list of file names and labels, for a folder."),
-    "index": Key(None, Text(), "The folder of the index; by default beside the data."),
+    "index": Key(None, Text(), "The folder of the index; by default inside the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "shards_at_once": Key(
-        8, Whole(1, 1024), "The number of shards whose streamed examples are mixed.", before=1
+        8, Whole(1, 1024), "The number of shards that are streamed and mixed at once.", before=1
     ),
-    "window": Key(4096, COUNT, "The number of streamed examples in the shuffle buffer."),
+    "window": Key(4096, COUNT, "The number of streamed examples that are shuffled together."),
     "examples": Key(
-        None, COUNT, "The approximate size of a streamed data set, which defines its epochs."
+        None, COUNT, "The approximate number of images in an epoch of streamed data."
     ),
     "exif_orientation": Key(
         False, Switch(), "Whether to rotate photographs upright by their EXIF orientation."
     ),
     "max_pixels": Key(
-        50_000_000, COUNT, "The largest area of an image; larger images count as broken.",
+        50_000_000, COUNT, "The maximum area of an image; larger images count as undecodable.",
         unit="pixels",
     ),
     "range": Key(
         None,
         Special(RANGE, is_range),
-        "The values that become black and white in images of more than 8 bits. By default such "
-        "images must use all 16 bits; other images count as broken.",
+        "The pixel values (low, high) that become black and white in images of more than 8 bits. "
+        "By default, such images must use all 16 bits; others count as undecodable.",
     ),
-    "skip_limit": Key(0.25, SHARE, "The fraction of broken images above which the run stops."),
+    "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "The memory of each process for a cache of encoded images.",
+        0.0, Number(0, 1e6), "The memory of each process for caching encoded images; 0 for none.",
         unit="GB",
     ),
-    "disk_cache": Key(None, Text(), "A cache folder for remote images, which hosts may share."),
-    "disk_cache_gb": Key(100.0, Number(0, 1e6), "The size of `disk_cache`.", unit="GB"),
+    "disk_cache": Key(None, Text(), "A folder for caching images on disk, which hosts may share."),
+    "disk_cache_gb": Key(100.0, Number(0, 1e6), "The approximate size of `disk_cache`.", unit="GB"),
     "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; by default one per core."),
 }  # fmt: skip
 
 AUGMENT: Table = {
-    "views": Key(2, Whole(1, 64), "The number of random views of each image."),
+    "views": Key(2, Whole(1, 64), "The number of random augmented views of each image in a step."),
     "crop_area": Key(
         (0.2, 1.0), Several(Number(1e-4, 1), length=2, ascending=True),
-        "The range of the fraction of the image area that a view covers.",
+        "The range of the fraction of the image area that a random crop covers.",
     ),
     "crop_aspect": Key(
         (3 / 4, 4 / 3), Several(Number(0.01, 100), length=2, ascending=True),
-        "The range of the aspect ratio (width / height) of a view.",
+        "The range of the aspect ratio (width / height) of a random crop, relative to the view's.",
     ),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
-    "brightness": Key(0.4, STRENGTH, "Strength s; factors are drawn from [max(0, 1 - s), 1 + s]."),
-    "contrast": Key(0.4, STRENGTH, "Strength of the contrast factor, as for `brightness`."),
-    "saturation": Key(0.4, STRENGTH, "Strength of the saturation factor, as for `brightness`."),
-    "hue": Key(0.1, Number(0, 0.5), "Strength s; shifts are drawn from [-s, s].", unit="turns"),
+    "brightness": Key(
+        0.4, STRENGTH, "The jitter strength s; brightness factors are in [max(0, 1 - s), 1 + s]."
+    ),
+    "contrast": Key(0.4, STRENGTH, "The jitter strength of contrast, as for `brightness`."),
+    "saturation": Key(0.4, STRENGTH, "The jitter strength of saturation, as for `brightness`."),
+    "hue": Key(0.1, Number(0, 0.5), "Jitter strength s; hue shifts are in [-s, s].", unit="turns"),
     "grayscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
     "blur": Key(0.5, SHARE, "The probability of a Gaussian blur."),
     "blur_sigma": Key(
         (0.1, 2.0), Several(Number(0.01, 1000), length=2, ascending=True),
-        "The range of the blur's standard deviation.", unit="pixels",
+        "The range of the standard deviation of the Gaussian blur.", unit="pixels",
     ),
     "solarize": Key(0.0, SHARE, "The probability of inverting all pixel values of at least 0.5."),
     "mean": Key(
         (0.485, 0.456, 0.406), Several(Number(-10, 10)),
-        "The mean of each channel of images in [0, 1].",
+        "The mean of each channel, with which images in [0, 1] are normalized.",
     ),
     "std": Key(
         (0.229, 0.224, 0.225), Several(Number(1e-3, 10)),
-        "The standard deviation of each channel of images in [0, 1].",
+        "The standard deviation of each channel, with which images in [0, 1] are normalized.",
     ),
 }  # fmt: skip
 
@@ -120,43 +123,45 @@ NOW_ON = functools.partial(Key, True, Switch(), before=False, was_default=True) 
 
 MODEL: Table = {
     "size": Key("B", Choice(tuple(SIZES)), "The preset of the encoder's width, depth and heads."),
-    "width": Key(None, WIDTH, "The encoder's width; by default that of `size`."),
+    "width": Key(None, WIDTH, "The width of the encoder; by default that of `size`."),
     "depth": Key(None, DEPTH, "The encoder's depth; by default that of `size`.", unit="blocks"),
     "heads": Key(None, HEADS, "The encoder's attention heads; by default those of `size`."),
-    "backbone": Key("vit", Choice(BACKBONES), "The kind of encoder."),
+    "backbone": Key("vit", Choice(BACKBONES), "The architecture of the encoder."),
     "backbone_options": Key(
-        (), OPTIONS, "The options of the backbone, passed to its function."
+        (), OPTIONS, "The options of the encoder architecture that `backbone` selects."
     ),
-    "patch_size": Key(16, Whole(1, 2**15), "The side length of a patch.", unit="pixels"),
+    "patch_size": Key(16, Whole(1, 2**15), "The side length of a square patch.", unit="pixels"),
     "patch_embed": Key(
         "auto", Choice(PATCH_EMBEDS),
-        "The fixed map before the embedding: none (linear), whitening of the data's patches "
-        "(whitened) or scaling of DCT coefficients (dct); auto whitens if a ViT predicts noise.",
+        "The fixed linear map before the learned patch embedding: none (linear), whitening of the "
+        "data's patches (whitened), or scaling of DCT coefficients (dct). `auto` is whitened for a "
+        "ViT that predicts noise, and linear otherwise.",
         before="linear", was_default=True,
     ),
     "mask_ratio": Key(0.5, Number(0, below=1), "The fraction of masked patches."),
     "decoder": {
-        "width": Key(512, WIDTH, "The decoder's width."),
-        "depth": Key(8, DEPTH, "The decoder's depth.", unit="blocks"),
-        "heads": Key(16, HEADS, "The decoder's attention heads."),
-        "noise_output": NOW_ON("Whether a separate layer, zero at the start, predicts the noise."),
-        "zero_output": NOW_ON("Whether the output layer of pixels starts at zero."),
+        "width": Key(512, WIDTH, "The width of the decoder."),
+        "depth": Key(8, DEPTH, "The number of blocks of the decoder.", unit="blocks"),
+        "heads": Key(16, HEADS, "The number of attention heads of the decoder."),
+        "noise_output": NOW_ON("Whether a separate zero-initialized layer predicts the noise."),
+        "zero_output": NOW_ON("Whether the pixel output layer is initialized with zeros."),
     },
     "projector": {
-        "layers": Key(3, Whole(1, 64), "The number of the projector's linear layers."),
-        "hidden": Key(4096, Whole(2, 2**20), "The width of the projector's hidden layers."),
+        "layers": Key(3, Whole(1, 64), "The number of linear layers of the projector."),
+        "hidden": Key(4096, Whole(2, 2**20), "The width of the hidden layers of the projector."),
         "outputs": Key(
-            128, Whole(2, 2**20), "The width of the projector's output, the embedding."
+            128, Whole(2, 2**20), "The width of the output of the projector."
         ),
-        "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each hidden layer."),
+        "batch_norm": Key(True, Switch(), "Whether BatchNorm follows each hidden projector layer."),
         "final_norm": Key(
             False, Switch(),
-            "Whether BatchNorm without bias follows the last layer, as in google-research/simclr.",
+            "Whether BatchNorm without bias follows the last layer of the projector, as in "
+            "google-research/simclr.",
         ),
     },
     "dtype": Key(
         "bfloat16", Choice(DTYPES),
-        "The type of activations and matrix products; parameters and losses are float32.",
+        "The type of activations and matrix products; parameters and losses are at least float32.",
     ),
     "residual_dtype": Key(
         None, Choice(DTYPES),
@@ -164,8 +169,9 @@ MODEL: Table = {
     ),
     "scan": Key(
         AUTO, AUTO_OR_SWITCH,
-        "Whether to compile one block and loop over it, for short compile times. `auto` is True on "
-        "CPUs, and False on accelerators, where a loop copies parameters and activations.",
+        "Whether to compile one transformer block and loop over it, which compiles faster. `auto` "
+        "is True on CPUs, and False on accelerators, where a loop copies parameters and "
+        "activations.",
     ),
     "attention": Key(
         AUTO, Choice(ATTENTION),
@@ -180,10 +186,10 @@ MODEL: Table = {
 
 OPTIMIZER: Table = {
     "name": Key(
-        "adamw", Text(), "The optimizer: adamw, or another one of optax or of a module."
+        "adamw", Text(), "The optimizer: adamw, another one of optax, or a registered one."
     ),
     "options": Key(
-        (), OPTIONS, "Further arguments of the optimizer, by parameter name."
+        (), OPTIONS, "Further arguments of the optimizer, by name."
     ),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
@@ -192,44 +198,45 @@ OPTIMIZER: Table = {
     "weight_decay": Key(0.05, Number(0, 1e6), "The weight decay, which applies to matrices only."),
     "learning_rate_scale": Key(
         (), SCALES,
-        "Factors of the learning rate, such as (('encoder/', 0.1),). The first pattern that occurs "
-        "in a parameter's path applies.",
+        "Factors of the learning rate for parameters by path, such as (('encoder/', 0.1),). The "
+        "first regular expression that matches part of a parameter's path applies.",
     ),
-    "freeze": Key((), Several(Text()), "Patterns of the paths of parameters that are not trained."),
+    "freeze": Key((), Several(Text()), "Regular expressions of the paths of parameters to freeze."),
     "warmup_share": Key(
         0.05, Number(0, below=1),
-        "The length of the linear warm-up as a fraction of the run. Only one warmup_* can be set.",
+        "The length of the linear learning-rate warm-up as a fraction of the run. Only one of the "
+        "keys warmup_* can be set.",
         optional=True, before=None,
     ),
     "warmup_steps": Key(None, OR_NEVER, "The length of the warm-up.", unit="steps"),
     "warmup_epochs": Key(None, Number(0, 1e9), "The length of the warm-up.", unit="epochs"),
     "warmup_examples": Key(None, Whole(0, 10**15), "The length of the warm-up.", unit="images"),
-    "beta1": Key(0.9, Number(0, 0.99999), "The decay rate of the first moment."),
-    "beta2": Key(0.95, Number(0, 0.99999), "The decay rate of the second moment."),
+    "beta1": Key(0.9, Number(0, 0.99999), "The decay rate of the first moment in the optimizer."),
+    "beta2": Key(0.95, Number(0, 0.99999), "The decay rate of the second moment in the optimizer."),
     "epsilon": Key(1e-8, Number(1e-16, 1), "The constant added to the root of the second moment."),
     "clip_norm": Key(
         None, Number(1e-6, 1e15),
-        "The global norm to which gradients are clipped; by default they are not clipped.",
+        "The maximum global norm of gradients; by default, they are not clipped.",
     ),
     "moment_dtype": Key(
-        "float32", Choice(("float32", "bfloat16")), "The type of the first moment."
+        "float32", Choice(("float32", "bfloat16")), "The type of the optimizer's first moment."
     ),
     "ema_decay": Key(
         0.0, Number(0, below=1),
-        "The decay rate of a moving average of all parameters, which the probe, evaluations and "
-        "exports then read; 0 disables it.",
+        "The decay rate of an exponential moving average of all parameters, which the probe, "
+        "evaluations and exports use if it is enabled; 0 disables it.",
     ),
 }  # fmt: skip
 
 MESH: Table = {
-    "data": Key(-1, AXIS, "Devices over which the batch is split; -1 means all remaining devices."),
-    "fsdp": Key(1, AXIS, "Devices over which the batch and the parameters are split."),
-    "tensor": Key(1, AXIS, "Devices over which each matrix product is split (tensor parallelism)."),
+    "data": Key(-1, AXIS, "The number of devices to split the batch over; -1 means all remaining."),
+    "fsdp": Key(1, AXIS, "The number of devices over which batch and parameters are split."),
+    "tensor": Key(1, AXIS, "The number of devices over which matrix products are split."),
     "shard_state": Key(
         AUTO,
         AUTO_OR_SWITCH,
-        "Whether parameters and optimizer state are split over `data`, too (ZeRO). A step gathers "
-        "the parameters once, in the type of computation. `auto` is True on accelerators.",
+        "Whether parameters and optimizer state are also split over the mesh axis `data` (ZeRO). "
+        "Each step then gathers the parameters in `model.dtype`. `auto` is True on accelerators.",
     ),
 }
 
@@ -243,7 +250,7 @@ RECIPE: Table = {
         "folder, or an npz, safetensors, pth, pt or bin file.",
     ),
     "batch_size": Key(
-        4096, Whole(1, 2**24), "The global batch size; a step sees all views of each image.",
+        4096, Whole(1, 2**24), "The number of images in a batch, summed over all devices.",
         unit="images",
     ),
     "total_steps": Key(None, COUNT, "The length of the run.", unit="steps"),
@@ -251,18 +258,18 @@ RECIPE: Table = {
     "total_examples": Key(None, Whole(1, 10**15), "The length of the run.", unit="images"),
     "total_minutes": Key(
         None, Number(above=0, high=1e7),
-        "The length of the run as a time, over all its starts. The learning rate follows the time, "
-        "so such a run cannot be reproduced bit for bit.",
+        "The length of the run as a time, summed over all its starts. The learning rate follows "
+        "the time, so such a run cannot be reproduced bit for bit.",
         unit="minutes",
     ),
-    "log_every_steps": Key(50, COUNT, "The interval of log lines.", unit="steps"),
+    "log_every_steps": Key(50, COUNT, "The interval at which metrics are logged.", unit="steps"),
     "trackers": Key(
         ("tensorboard",), Several(Text()),
         "Trackers besides metrics.jsonl: tensorboard, wandb, mlflow, aim, or a registered one.",
     ),
     "skipped_updates_limit": Key(
         20, OR_NEVER,
-        "The number of consecutive non-finite updates at which the run stops; 0 disables this.",
+        "The number of consecutive non-finite updates at which the run stops; 0 means never.",
     ),
     "spike": {
         "deviations": Key(
@@ -270,21 +277,21 @@ RECIPE: Table = {
             "The threshold of a loss spike, in running standard deviations above the running mean.",
         ),
         "steps": Key(
-            10, OR_NEVER, "The consecutive steps above the threshold of a spike; 0 disables this.",
+            10, OR_NEVER, "How many steps in a row above the threshold form a spike; 0 for none.",
             unit="steps",
         ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "How many times the run rewinds to a checkpoint before a spike and skips the images "
-            "since, before it stops.",
+            "The number of spikes after which the run returns to a checkpoint before the spike and "
+            "skips the images since; at the next spike, it stops. With 0, spikes are only logged.",
         ),
     },
     "check_replicas": Key(
-        True, Switch(), "Whether to compare the replicas of the state before each checkpoint."
+        True, Switch(), "Whether to check that state replicas are equal before each checkpoint."
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
-        "The time without a completed step after which the run aborts; 0 disables this.",
+        "The time without a completed step after which the run aborts; 0 means never.",
         unit="seconds",
     ),
     "data": DATA,
@@ -297,7 +304,7 @@ RECIPE: Table = {
         ),
         "negatives": Key(
             "batch", Choice(("batch", "microbatch")),
-            "The source of the contrastive loss's negatives; `microbatch` is cheaper.",
+            "Whether negatives come from the whole batch or, at less cost, from the microbatch.",
         ),
     },
     "noise": {
@@ -306,11 +313,11 @@ RECIPE: Table = {
             "The largest standard deviation of the noise, in normalized pixels; 0 disables noise.",
         ),
         "embed_level": Key(
-            True, Switch(), "Whether the decoder is conditioned on the noise level."
+            True, Switch(), "Whether the decoder is conditioned on the noise's standard deviation."
         ),
         "level_scale": Key(
             None, Number(1e-3, 1e9),
-            "The factor of the level before its sin-cos embedding; by default 1000 / sigma_max.",
+            "The factor on the noise level before its embedding; by default 1000 / sigma_max.",
         ),
         "level_tokens": Key(
             "all",
@@ -320,10 +327,11 @@ RECIPE: Table = {
         ),
         "target": Key(
             "normalized", Choice(("scaled", "normalized", "unit")),
-            "The target: sigma * e (scaled), sigma * e over its rms (normalized), or e (unit).",
+            "The target of denoising, for the noise sigma * e with standard normal e: the noise "
+            "(scaled), the noise divided by its root mean square (normalized), or e (unit).",
             before="scaled", was_default=True,
         ),
-        "linear_bound": NOW_ON("Whether to log how much noise a linear denoiser explains."),
+        "linear_bound": NOW_ON("Whether to log the noise share that a linear denoiser explains."),
     },
     "optimizer": OPTIMIZER,
     "schedule": {
@@ -332,23 +340,23 @@ RECIPE: Table = {
             "The learning-rate schedule after the warm-up: cosine, linear, constant, another of "
             "optax, or one that is registered.",
         ),
-        "options": Key((), OPTIONS, "Further arguments of the schedule."),
+        "options": Key((), OPTIONS, "Further arguments of the learning-rate schedule, by name."),
     },
     "mesh": MESH,
     "checkpoint": {
         "every_steps": Key(
-            1000, COUNT, "The interval of checkpoints; each probe and figure saves one, too.",
+            1000, COUNT, "The interval of checkpoints, besides those before probes and figures.",
             unit="steps",
         ),
         "every_minutes": Key(
             30.0, Number(0.01, 1e6, also=(0,)),
-            "The time after which a temporary checkpoint is saved, which the next one replaces; "
-            "0 disables this.",
+            "The time since the last checkpoint after which a temporary checkpoint is saved, which "
+            "the next checkpoint replaces; 0 disables temporary checkpoints.",
             before=0.0, unit="minutes",
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints at multiples of this step are never deleted.", unit="steps"
+            None, COUNT, "Checkpoints of steps divisible by this number are retained.", unit="steps"
         ),
     },
     "probe": {
@@ -360,22 +368,22 @@ RECIPE: Table = {
         ),
         "split": Key(
             "test", Text(),
-            "The labeled split to classify; `val` or `validation` if `test` does not exist.",
+            "The labeled split to classify by kNN; `val` or `validation` if `test` does not exist.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
-            "The fraction of data.split to classify if there is no other split.",
+            "The fraction of data.split that the kNN probe classifies if there is no other split.",
         ),
-        "bank": Key(10000, COUNT, "The largest number of images of data.split in the bank."),
-        "queries": Key(5000, COUNT, "The largest number of images of probe.split to classify."),
-        "k": Key(20, COUNT, "The number of neighbors that vote."),
-        "temperature": Key(0.07, Number(1e-3, 1000), "The softmax temperature of the votes."),
+        "bank": Key(10000, COUNT, "The maximum number of training images that serve as neighbors."),
+        "queries": Key(5000, COUNT, "The maximum number of images that the kNN probe classifies."),
+        "k": Key(20, COUNT, "The number of nearest neighbors that vote on the class of an image."),
+        "temperature": Key(0.07, Number(1e-3, 1000), "The softmax temperature of the kNN votes."),
     },
     "figures": {
         "every_steps": Key(
             None, OR_NEVER, "The interval of figures of reconstructions; 0 disables them.",
             unit="steps",
         ),
-        "images": Key(6, Whole(1, 1000), "The number of images in a figure."),
+        "images": Key(6, Whole(1, 1000), "The number of images in a figure of reconstructions."),
     },
 }  # fmt: skip

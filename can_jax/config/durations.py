@@ -35,7 +35,7 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
     Args:
         config: The configuration to change in place.
         keys: The keys of the duration, an entry of `DURATIONS`.
-        but: The key to retain.
+        but: The key whose value is retained.
         prefix: The dotted prefix of the keys, if ``config`` contains the recipe as a block.
     """
     for key in keys:
@@ -49,7 +49,7 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Unset all but the first unit that is set, for each duration, as older versions did."""
+    """Keep only the first unit that is set for each duration, as older versions did."""
     for keys in DURATIONS:
         set_keys = [key for key in keys if value_of(config, key) is not None]
         if len(set_keys) > 1:
@@ -57,11 +57,11 @@ def keep_first(config: ConfigDict) -> None:
 
 
 def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Unset the default unit of each duration for which another unit is set.
+    """Set the default unit of a duration to None if another unit is set.
 
     Args:
         config: The configuration to change in place.
-        defaults: The configuration before the recipe's changes.
+        defaults: The default configuration, before the recipe's changes.
 
     Raises:
         UserError: A duration is set in several units.
@@ -77,7 +77,7 @@ def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
-    """Unset the other units of each duration that the command line sets.
+    """Set to None the other units of each duration that the command line sets.
 
     Args:
         config: A recipe to which the overrides have been applied; changed in place.
@@ -103,13 +103,13 @@ def exact_steps(
 ) -> float | None:
     """Return a duration in steps before rounding, or None if none of its keys is set.
 
-    A run whose length is a time has `TIMED_STEPS` (virtual) steps.
+    A run whose length is a time counts as `TIMED_STEPS` virtual steps.
 
     Args:
         config: A checked configuration, in which at most one of the keys is set.
         keys: The keys of the duration, an entry of `DURATIONS`.
         examples: The number of images in an epoch.
-        total: The number of steps in the run, required for durations that are a share of the run.
+        total: The number of steps in the run, required if the duration is a fraction of the run.
 
     Raises:
         UserError: The duration exceeds `MOST_STEPS`.
@@ -159,7 +159,7 @@ def warmup_steps(config: ConfigDict, examples: int, total: int) -> int:
     if exact and exact >= max(length, total):
         key = next(key for key in WARMUP if value_of(config, key) is not None)
         raise UserError(
-            f"config.{key}={value_of(config, key)} is a warm-up of {exact:,.0f} steps, not shorter "
-            f"than the run of {total:,}: shorten it, or set config.{WARMUP[-1]} instead"
+            f"config.{key}={value_of(config, key)} is a warm-up of {exact:,.0f} steps, but the run "
+            f"has {total:,} steps: shorten the warm-up, or set config.{WARMUP[-1]} instead"
         )
     return min(round(exact), total - 1)

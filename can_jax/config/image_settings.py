@@ -1,11 +1,11 @@
-"""Settings of images: their size, and the values of black and white."""
+"""Checks of the image size, and of the pixel values that become black and white."""
 
 from typing import Any
 
 from can_jax.data.decoding.depth import Range
 from can_jax.utils.settings import Number, Several, Special, Whole, shown
 
-RANGE = "two numbers (low, high) with low < high, neither beyond 1e+300"
+RANGE = "two numbers (low, high) with low < high, both between -1e300 and 1e300"
 LIMITS = Number(-1e300, 1e300)  # the difference of two such numbers is finite
 
 

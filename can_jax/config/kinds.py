@@ -1,4 +1,4 @@
-"""Kinds of values that several keys of a configuration take."""
+"""Kinds of values, such as positive integers, that several configuration keys share."""
 
 from typing import Any
 
@@ -24,9 +24,7 @@ def _is_scale(value: Any) -> bool:
     return Text().accepts(value[0]) and Number(0, 1000).accepts(value[1])
 
 
-SCALES = Several(
-    Special("(pattern, factor) pairs, each factor at least 0, at most 1,000", _is_scale, tuple)
-)
+SCALES = Several(Special("(pattern, factor) pairs with factors from 0 to 1,000", _is_scale, tuple))
 
 
 def _are_options(value: Any) -> bool:

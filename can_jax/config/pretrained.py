@@ -1,6 +1,8 @@
-"""The keys of an evaluation for the encoder, its data and its devices, and their checks.
+"""The configuration keys of an evaluation for the encoder, the data and the devices, and checks of
+these keys.
 
-`can_jax.evaluate.config` adds the keys of the protocols. `can_jax.load` takes these keys alone.
+`can_jax.evaluate.config` adds the keys of the evaluation protocols. `can_jax.load` uses only the
+keys of this module.
 """
 
 import dataclasses
@@ -48,31 +50,32 @@ def encoder_table() -> Table:
             "image_size": dataclasses.replace(DATA["image_size"], required=False),
             "test_split": Key(
                 None, Text(),
-
-            "The split to test on; by default that of the run's probe, `test`, `val` or "
-            "`validation`, whichever exists first.",
+                "The split to test on; by default the first existing one of the split of the run's "
+                "probe, `test`, and `val` (or `validation`).",
             ),
             "held_out": Key(
-                None, INSIDE, "The fraction of training examples to hold out without a test split."
+                None, INSIDE,
+                "The fraction of the training examples to test on if there is no test split.",
             ),
             "train_examples": Key(
                 None, COUNT,
-                "The largest number of training examples, evenly spaced; by default all.",
+                "The maximum number of training examples, chosen at even spacing; by default all.",
             ),
             "test_examples": Key(None, COUNT,
-            "The largest number of test examples, evenly spaced; by default all."),
+            "The maximum number of test examples, chosen at even spacing; by default all."),
         },
         "mesh": MESH,
         # Settings that a weights file may lack; by default its own, or those of its library.
         "model": {
-            "heads": Key(None, HEADS, "The encoder's attention heads."),
-            "mean": Key(None, _per_channel(Number(0, 1)), "The mean that normalizes images."),
+            "heads": Key(None, HEADS, "The number of attention heads of the encoder."),
+            "mean": Key(None, _per_channel(Number(0, 1)),
+            "The mean with which images are normalized."),
             "std": Key(None, _per_channel(Number(1e-3, 1)),
-            "The standard deviation that divides images."),
+            "The standard deviation with which images are normalized."),
             "dtype": Key(None, MODEL["dtype"].kind, "The type of activations and matrix products."),
             "average": Key(
                 True, Switch(),
-                "Whether to evaluate the moving average of a run's parameters, where it has one.",
+                "Whether to evaluate the moving average of a run's parameters, if it exists.",
             ),
         },
     }  # fmt: skip
@@ -83,8 +86,8 @@ def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
 
     Args:
         config: The configuration.
-        table: The table of all its keys.
-        origin: The function that returns the defaults, for messages.
+        table: The table of all keys of the configuration.
+        origin: The name of the function that returns the defaults, for error messages.
 
     Raises:
         UserError: A setting is invalid; the one-line message names the first one.
@@ -111,8 +114,8 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
         for name, key in flat_keys(table):
             check(
                 name in OF_ANY_DATA or data[name] == key.default,
-                f"data.{name}={data[name]} has no effect without config.data.source: the data is "
-                "that of the run",
+                f"data.{name}={data[name]} has no effect unless config.data.source is set: the "
+                "data set of the run is used",
             )
         return
     check_data(config)

@@ -1,4 +1,4 @@
-"""Configurations: defaults, resolution with all checks, and conversion to and from JSON."""
+"""Functions that create, check and resolve configurations, and convert them to and from JSON."""
 
 import json
 import runpy
@@ -32,10 +32,10 @@ ENCODER = (
 def default_config() -> ConfigDict:
     """Return the default configuration, CAN with ViT-B/16, for recipes to change.
 
-    The defaults are those of the paper, except for the noise branch; see docs/method.md.
-    `can_jax.config.defaults` describes every key. Each duration is set in one unit, such as
-    `total_steps`, `total_epochs`, `total_examples` or `total_minutes`. Required keys may be None
-    until `resolve` checks them.
+    The defaults follow the paper, except for the denoising branch; see docs/method.md.
+    `can_jax.config.defaults` describes every key. A recipe sets each duration in one unit, such as
+    the length of the run by `total_steps`, `total_epochs`, `total_examples` or `total_minutes`.
+    Required keys may be None until `resolve` checks the configuration.
     """
     return configuration(RECIPE).lock()
 
@@ -44,7 +44,7 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
     """Return the configuration of another recipe, which the calling recipe then changes.
 
     Args:
-        beside: The file of the calling recipe.
+        beside: The path of the calling recipe, usually ``__file__``.
         name: The name, without suffix, of a file in the same folder or else of a shipped recipe.
     """
     path = Path(beside).parent / f"{name}.py"
@@ -59,7 +59,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     In the copy, ``data.image_size`` is (height, width), and each duration is set in one unit.
 
     Raises:
-        UserError: A setting is wrong; the one-line message names the first one.
+        UserError: A setting is invalid; the one-line message names the first invalid setting.
     """
     check_table(config, RECIPE, "can_jax.config.default_config()")
     config = expand_paths(config)
@@ -73,13 +73,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
 
 
 def resolve_encoder(config: ConfigDict) -> ConfigDict:
-    """Return a checked copy of a stored configuration, for reading its encoder.
+    """Return a copy of a stored configuration, in which the settings of the encoder are checked.
 
     Settings that only training uses are not checked, because older versions accepted values that
     are rejected now.
 
     Raises:
-        UserError: A setting of the encoder is wrong; the one-line message names the first one.
+        UserError: A setting of the encoder is invalid; the one-line message names the first one.
     """
     check_keys(config, ENCODER)
     config = config.copy_and_resolve_references()
@@ -92,7 +92,7 @@ def resolve_encoder(config: ConfigDict) -> ConfigDict:
 
 
 def check_keys(config: ConfigDict, names: Collection[str]) -> None:
-    """Check the values of some keys, and of all keys of some blocks, against the table.
+    """Check the values of the named keys, and of all keys in the named blocks.
 
     Args:
         config: The configuration of a recipe.
@@ -111,7 +111,7 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
 
     Args:
         config: The configuration of a run, possibly of an older version.
-        but: The dotted keys and blocks that are left unchanged.
+        but: The dotted keys and blocks whose values are not replaced.
 
     Returns:
         The copy, and a sentence for each replaced value.
@@ -128,17 +128,18 @@ def without_refused(config: ConfigDict, but: Collection[str]) -> tuple[ConfigDic
 
 
 def within(name: str, names: Collection[str]) -> bool:
-    """Return whether a dotted key is among some names of keys, or in a block among them."""
+    """Return whether a dotted key is one of ``names``, or belongs to a block in ``names``."""
     return name in names or any(name.startswith(f"{block}.") for block in names)
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
     """Return a copy in which a leading ``~`` of every string is replaced by the home directory.
 
-    Among values, only paths begin with ``~``. Mixtures and lists of data sets are included.
+    It is assumed that only paths begin with ``~``. Strings inside tuples and dicts, such as those
+    of ``data.mixture``, are included.
 
     Raises:
-        UserError: There is no such home directory; the message names the key.
+        UserError: The home directory of a path does not exist; the message names the key.
     """
 
     def expanded(value: Any, key: str) -> Any:
@@ -169,7 +170,7 @@ def as_size(value: Any) -> tuple[int, int]:
     """Return an image size, an int or a pair, as (height, width).
 
     Raises:
-        UserError: The value is not a size.
+        UserError: The value is not a valid image size.
     """
     refuse("data.image_size", value, SIZE)
     sides = tuple(value) if isinstance(value, tuple | list) else (value,)
@@ -180,7 +181,7 @@ def as_range(value: Any) -> Range:
     """Return a value of `data.range` as a pair of floats, or None.
 
     Raises:
-        UserError: The value is not a range.
+        UserError: The value is not a valid range of pixel values.
     """
     refuse("data.range", value, DATA["range"])
     return check_range(value)
@@ -201,7 +202,7 @@ def from_json(text: str) -> ConfigDict:
     """
     values = with_new_names(json.loads(text))
     if not isinstance(values, dict):
-        raise UserError(f"it holds a {type(values).__name__}, not a configuration")
+        raise UserError(f"the JSON text holds a {type(values).__name__}, not a configuration")
     config = default_config()
 
     def fill(block: ConfigDict, values: dict[str, Any], table: Table, prefix: str) -> None:
@@ -213,7 +214,7 @@ def from_json(text: str) -> ConfigDict:
                 )
             if isinstance(table[key], Mapping) != isinstance(value, dict):
                 raise UserError(
-                    f"config.{prefix}{key}={value!r} does not fit this version of can_jax"
+                    f"config.{prefix}{key}={value!r} is of another kind in this version of can_jax"
                 )
             if isinstance(value, dict):
                 fill(block[key], value, table[key], f"{prefix}{key}.")
@@ -228,9 +229,11 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return values for keys that a stored configuration lacks, if the default has changed.
+    """Return values for the keys that a stored configuration lacks, where a default would change
+    it.
 
-    Such a value reproduces the behavior of the version that stored the configuration; see `Key`.
+    These values reproduce the behavior of the version that stored the configuration; see
+    `can_jax.utils.settings.Key`.
     """
     present = flatten(stored)
     return {

@@ -1,9 +1,9 @@
 """Lookup of the recipes, protocols, studies, reference ranges and launchers shipped with the
 package.
 
-In a checkout, these files are in the top-level folders `configs/` and `launch/`; in a wheel, in the
-package. The same names are valid in both, such as `vit_l`, `eval/knn`, `study/cifar10`,
-`healthy/quickstart` and `launch/slurm`.
+In a checkout, these files are in the top-level folders `configs/` and `launch/`; in a wheel, they
+are inside the package. The same names are valid in both, such as `vit_l`, `eval/knn`,
+`study/cifar10`, `healthy/quickstart` and `launch/slurm`.
 """
 
 import ast
@@ -16,13 +16,13 @@ from can_jax.utils.errors import UserError
 
 
 class Kind(NamedTuple):
-    """A kind of shipped file.
+    """A kind of file that is shipped with the package, such as recipes.
 
     Attributes:
         title: The name of this kind of file in messages.
-        prefix: The prefix of the names of its files.
-        suffix: The suffix of its files.
-        command: The command that takes such a file: a module, or `bash`.
+        prefix: The prefix of the names of these files, such as ``eval/``; empty for recipes.
+        suffix: The suffix of these files, such as ``.py``.
+        command: The program that takes such a file: a module of can_jax, or ``bash``.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     @property
     def one(self) -> str:
-        """The title with its indefinite article."""
+        """The title with its indefinite article, for messages."""
         return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
 
 
@@ -46,7 +46,7 @@ KINDS = {
 
 
 def folder_of(prefix: str) -> Path:
-    """Return the folder of the files whose names have a prefix."""
+    """Return the folder of the shipped files whose names have a prefix, such as ``eval/``."""
     package = Path(__file__).parents[1]
     # A wheel contains the folders inside the package, a checkout beside it.
     top = package if (package / "configs").is_dir() else package.parent
@@ -60,10 +60,10 @@ def names_of(kind: str) -> list[str]:
 
 
 def find_shipped(name: str, kind: str) -> Path | None:
-    """Return the shipped file with a name, or None.
+    """Return the path of the shipped file with a name, or None.
 
-    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The prefix of the kind can be
-    omitted. Files of other kinds are considered last.
+    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The name can omit the prefix of
+    the kind, such as ``eval/``. Files of this kind take precedence over files of other kinds.
     """
     suffix = KINDS[kind].suffix
     parts = PurePosixPath(name.removesuffix(suffix)).parts
@@ -82,13 +82,13 @@ def find(name: str, kind: str, option: str) -> Path:
     """Return the file identified by a path or by the name of a shipped file.
 
     Args:
-        name: The path or name. A path takes precedence if it has the suffix of the kind; otherwise
-            a shipped name does.
+        name: The path of a file, or the name of a shipped file. If both exist, the path takes
+            precedence only if it has the suffix of the kind.
         kind: The kind of file, a key of `KINDS`.
         option: The option as it appears in messages, such as ``--config=vit_x``.
 
     Raises:
-        UserError: There is no such file. The message names the most similar one, if any.
+        UserError: There is no such file; the message names the most similar file, if any.
     """
     path, shipped = Path(name), find_shipped(name, kind)
     if shipped and not (path.is_file() and name.endswith(KINDS[kind].suffix)):
@@ -105,7 +105,7 @@ def find(name: str, kind: str, option: str) -> Path:
 
 
 def _nearest(name: str, kind: str) -> str | None:
-    """Return the most similar name of a shipped file, or path of a file, or None."""
+    """Return the name of a shipped file or the path of a file that is most similar, or None."""
     _, prefix, suffix, _ = KINDS[kind]
     path = Path(name)
     if path.with_name(path.name + suffix).is_file():
@@ -126,7 +126,7 @@ def _nearest(name: str, kind: str) -> str | None:
 
 
 def summary(path: Path) -> str:
-    """Return the summary line of a shipped file."""
+    """Return the one-line summary that a shipped file contains."""
     text = path.read_text()
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]

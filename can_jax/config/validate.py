@@ -1,6 +1,6 @@
-"""Checks of how the keys of a configuration relate to each other.
+"""Checks of a configuration that involve several keys.
 
-`can_jax.config.defaults` states the values that a single key can have.
+The table in `can_jax.config.defaults` limits the values of each key by itself.
 """
 
 import math
@@ -42,10 +42,10 @@ def check(condition: Any, message: str) -> None:
 
 
 def check_source(data: ConfigDict) -> None:
-    """Check that a `data` block states where its images are, and that its source fits the rest.
+    """Check that a `data` block sets the keys that its source requires, and none that it rejects.
 
     Raises:
-        UserError: A key is not set, or a setting is invalid for this source.
+        UserError: A required key is not set, or a setting is invalid for this source.
     """
     kind = SOURCES.get(data.source)
     for key, remedy in kind.needs.items():
@@ -77,7 +77,7 @@ def check_source(data: ConfigDict) -> None:
 
 
 def check_data(config: ConfigDict) -> None:
-    """Check the source and, if it is a mixture, each of its parts."""
+    """Check the data source and, if it is a mixture, each of its parts."""
     data = config.data
     check_source(data)
     if data.source != "mixture":
@@ -92,7 +92,7 @@ def check_data(config: ConfigDict) -> None:
 
 
 def check_part(name: str, key: Any, value: Any) -> None:
-    """Check one key of a part of a mixture.
+    """Check the value of one key in a part of a mixture.
 
     Args:
         name: The name of the key in messages.
@@ -124,7 +124,7 @@ def check_encoder(config: ConfigDict) -> None:
         )
     check(
         model.attention != "cudnn" or model.dtype in ("bfloat16", "float16"),
-        f"model.attention='cudnn' needs model.dtype bfloat16 or float16, not {model.dtype}",
+        f"model.attention='cudnn' needs model.dtype=bfloat16, not {model.dtype}",
     )
     check(
         height % model.patch_size == 0 and width % model.patch_size == 0,
@@ -132,7 +132,8 @@ def check_encoder(config: ConfigDict) -> None:
     )
     check(
         model.patch_embed in ("auto", "linear") or model.backbone == "vit",
-        f"model.patch_embed={model.patch_embed!r}: the backbone {model.backbone} has 'linear' only",
+        f"model.patch_embed={model.patch_embed!r}: the backbone {model.backbone} supports only "
+        "'linear'",
     )
     BACKBONES.get(model.backbone).check(config)
     for name in ("mean", "std"):
@@ -144,7 +145,7 @@ def check_encoder(config: ConfigDict) -> None:
 
 
 def check_variant(config: ConfigDict) -> None:
-    """Check that the encoder has no option that only encoders of weights files can have."""
+    """Check that the encoder has no option that only imported encoders support."""
     if config.model.backbone == "vit":
         check(
             variant_of(config.model).norm == "tokens",
@@ -159,19 +160,20 @@ def check_masking(config: ConfigDict) -> None:
     decoder_size(model).check("model.decoder")
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, model.mask_ratio)
-    check(visible > 0, f"model.mask_ratio={model.mask_ratio} hides all {patches} patches; lower it")
+    check(visible > 0, f"model.mask_ratio={model.mask_ratio} masks all {patches} patches; lower it")
 
 
 def check_objectives(config: ConfigDict) -> None:
-    """Check that at least one objective has a nonzero weight, and run the checks of these."""
+    """Check that an objective has a nonzero weight, and run the checks of each such objective."""
     objectives = active(config.objective.to_dict())
-    check(objectives, "objective: all weights are 0; give at least one loss a weight")
+    check(objectives, "objective: all weights are 0; set the weight of at least one objective")
     for objective in objectives.values():
         objective.check(config)
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Check that microbatches divide the batch, and that every objective gets enough images."""
+    """Check that microbatches divide the batch, and that all objectives get enough images and
+    views."""
     settings = config.accumulation
     count = settings.microbatches
     check(
@@ -229,13 +231,13 @@ def check_optimizer(config: ConfigDict) -> None:
 
 
 def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
-    """Check the learning rate, the weight decay and AdamW's moments.
+    """Check the learning rate, the weight decay, and the decay rates of AdamW's moments.
 
     If beta2 exceeds the square of beta1, the Cauchy-Schwarz inequality bounds the ratio of Adam's
     moments. Otherwise a small gradient after larger ones can cause an arbitrarily large step.
 
     Args:
-        name: The name of the block in messages.
+        name: The name of the optimizer's config block in messages, such as ``optimizer``.
         settings: The block.
         peak: The largest learning rate of any parameter.
     """
@@ -261,11 +263,11 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Check that the run has a length, and that a streamed data set is not evaluated."""
+    """Check that the run has a length, and that no probe or figure reads a streamed data set."""
     check(
         any(value_of(config, key) is not None for key in TOTAL),
-        "total_steps, config.total_epochs, config.total_examples and config.total_minutes: set one "
-        "of them",
+        "total_steps, config.total_epochs, config.total_examples, config.total_minutes: none is "
+        "set; set one of them",
     )
     if config.total_minutes is not None:
         for key in WARMUP:
@@ -279,8 +281,8 @@ def check_schedule(config: ConfigDict) -> None:
             every = config[block].get(unit)
             check(
                 not config.data.streaming or not every,
-                f"{block}.{unit}={every}: a streamed data set has no random access, which this "
-                "requires; set it to 0",
+                f"{block}.{unit}={every}: a streamed data set has no random access, which probes "
+                "and figures require; set it to 0",
             )
 
 

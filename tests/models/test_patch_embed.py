@@ -80,5 +80,8 @@ def test_other_backbones_have_no_map():
     from can_jax.models.backbones import BACKBONES, BackboneType
 
     other = BackboneType(lambda *_: None, lambda *_: 0)
-    with BACKBONES.temporarily("other", other), pytest.raises(UserError, match="has 'linear' only"):
+    with (
+        BACKBONES.temporarily("other", other),
+        pytest.raises(UserError, match="supports only 'linear'"),
+    ):
         small_config(model__backbone="other", model__patch_embed="dct")

@@ -197,7 +197,7 @@ def test_settings_that_are_missing(reference, tmp_path, name):
     [
         ({"heads": 5}, "'meta' has heads=5|config.model.heads=5 does not divide"),
         ({"patch_size": 3}, "'meta' has patch_size=3, which does not divide the views"),
-        ({"mask_ratio": 0.999}, "'meta' has mask_ratio=0.999 hides all"),
+        ({"mask_ratio": 0.999}, "'meta' has mask_ratio=0.999 masks all"),
         ({"images": 1}, "array 'in/views' has shape|array 'out/"),
         ({"depth": 1}, r"param/blocks\.\d.* has no counterpart in the network"),
         ({"depth": 9}, r"the weights have no blocks\.\d"),

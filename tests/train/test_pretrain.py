@@ -202,7 +202,7 @@ def test_checkpoint_past_the_end_is_refused(finished, recipe, tmp_path):
         (["modle.size=L"], "did you mean --config.model.size?"),
         (["batch_size=many"], "batch_size=many"),
         (["model.patch_size=5"], "does not divide data.image_size"),
-        (["model.mask_ratio=0.999"], "hides all 16 patches"),
+        (["model.mask_ratio=0.999"], "masks all 16 patches"),
         (["mesh.data=3"], "does not fit 1 devices"),
         (["data.source=folder", "data.path=/no/such/place"], "/no/such/place is not a folder"),
         (["data.source=arrays", "data.path=/no/such/place"], "/no/such/place does not exist"),
