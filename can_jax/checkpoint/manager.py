@@ -162,7 +162,7 @@ class Checkpointer:
                 path = self._directory / str(step)
                 refusal = f"checkpoint {path} is damaged: {reason}; give another step"
         if gather("checkpoint of a step", np.int32(bool(refusal)))[0]:
-            raise UserError(refusal or f"process 0 rejected step {step}; see its log")
+            raise UserError(refusal or f"process 0 rejected checkpoint {step}; see its log")
 
     def _verify_newest(self) -> int:
         """Return the latest step whose checksums verify; -1 if there are no checkpoints."""

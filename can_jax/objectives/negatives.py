@@ -5,7 +5,7 @@ over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the t
 ``D`` is the softmax denominator. The following options change ``D``:
 
 - Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
-  over negatives. The result is the loss of `can_jax.objectives.contrastive`.
+  over negatives. Without further options, this gives the loss of `can_jax.objectives.contrastive`.
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
 - Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights proportional to ``exp(b s / t)``,
   with mean 1. The weights are equal for a hardness ``b`` of 0.
@@ -43,7 +43,7 @@ class LogSum(NamedTuple):
 
     Attributes:
         shift: The largest exponent so far, which carries no gradient.
-        total: The sum of ``exp(exponent - shift)``.
+        total: The sum of ``exp(exponent - shift)`` over the exponents so far.
     """
 
     shift: Float[Array, " rows"]
@@ -97,7 +97,7 @@ def contrast_corrected(
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
         label: The class label of each row, -1 if unknown. Rows with the same label are positives of
-            each other. If None, only views of one image are positives.
+            each other; with None, only the views of one image are.
         views: The number of augmented views per image.
         temperature: The positive number by which similarities are divided before the softmax.
         block: The number of key rows per block of the similarity matrix.

@@ -67,7 +67,7 @@ def unknown_optimizer(name: str) -> UserError:
     """Return the error for an unknown ``optimizer.name``, with valid names as a hint."""
     names = [*OPTIMIZERS, *(name for name in dir(optax) if find_optimizer(name))]
     near = nearest(name, names)
-    hint = f"did you mean {near!r}?" if near else "examples are adamw, lion, lamb and sgd"
+    hint = f"did you mean {near!r}?" if near else "valid names are, e.g., adamw, lion and sgd"
     return UserError(
         f"config.optimizer.name={name!r} is neither registered nor an optimizer of optax; {hint}"
     )

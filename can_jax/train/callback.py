@@ -26,9 +26,9 @@ class PeriodicAction(NamedTuple):
         every: The interval between calls in steps; at least 1.
         act: A function ``act(step, state)``. The next step reuses the buffers of the state, so the
             function must copy any arrays that it keeps.
-        saves_first: Whether the run saves a checkpoint before each call. A run that is killed
-            during a long evaluation then repeats no steps. A run that receives a stop signal skips
-            these calls; ``on_train_start`` of the resumed run can make up for them.
+        saves_first: Whether the run saves a checkpoint before each call. With this checkpoint, a
+            run that is killed during a long evaluation repeats no steps. A run that receives a stop
+            signal skips these calls; ``on_train_start`` of the resumed run can make up for them.
     """
 
     every: int

@@ -2,8 +2,8 @@
 
 `prepare` augments the views of each image and draws noise and masks. `forward` encodes the visible
 noisy patches, pools their embeddings and decodes all patches. `losses` computes the contrastive,
-reconstruction and denoising losses and their weighted sum. `loss_and_gradients` combines these
-three functions.
+reconstruction and denoising losses and their weighted sum. `loss_and_gradients` calls `prepare`,
+`forward` and `losses`, and differentiates the total loss.
 """
 
 from typing import Any, NamedTuple
@@ -258,7 +258,7 @@ def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
 def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
     """Derive a random key for each row from the seed, step, image position and view index.
 
-    The keys depend neither on the mesh nor on resumes.
+    The random keys depend on neither the mesh nor resumes.
     """
     views = batch.views.shape[1]
     key = jax.random.fold_in(random_streams(seed)[1], step)

@@ -1,9 +1,10 @@
 """An estimate of the device memory of a train step that needs no compilation.
 
 In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature
-and 5 bytes per attention weight (arXiv 2205.05198, equation 1). XLA's programs take 7 bytes per
-attention weight. `FACTORS` were chosen so that the estimate is an upper bound for ViT-S, B and L at
-224 px, as compiled by XLA for an H100. `can_jax.plan` compiles the step to get exact numbers.
+and 5 bytes per attention weight (arXiv 2205.05198, equation 1). Programs compiled by XLA take 7
+bytes per attention weight. `FACTORS` were chosen so that the estimate is an upper bound for ViT-S,
+B and L at 224 px, as compiled by XLA for an H100. `can_jax.plan` compiles the step to get exact
+numbers.
 """
 
 import math

@@ -1,19 +1,20 @@
 """Gradient accumulation over microbatches.
 
 A row is one view of an image. Losses that are means over rows can be averaged over microbatches. A
-contrastive loss cannot, since it compares all rows of the batch, and BatchNorm in its projector
-normalizes over all of them. With `accumulation.negatives='batch'`, such a loss is computed as in
-GradCache (arXiv 2101.06983):
+contrastive loss cannot be averaged, since it compares all rows of the batch, and BatchNorm in its
+projector normalizes over all of them. With `accumulation.negatives='batch'`, such a loss is
+computed as in GradCache (arXiv 2101.06983):
 
 1. Compute the embeddings of all microbatches without gradients. 2. Compute the contrastive loss of
 the whole batch, and its gradient with respect to the embeddings. 3. Run each microbatch again, and
 backpropagate its other losses and the gradient of its embeddings.
 
-Up to rounding, the gradients equal those of the whole batch. The cost is one more forward pass of
-the encoder.
+Up to rounding, the gradients equal those of the whole batch. GradCache costs one more forward pass
+of the encoder.
 
-`accumulation.negatives='microbatch'` saves that pass. The negatives of a row and the BatchNorm
-statistics then come from its microbatch only, so the loss differs from that of the paper.
+`accumulation.negatives='microbatch'` needs no extra forward pass. Each row is compared only with
+its own microbatch, over which BatchNorm also normalizes, so the loss differs from that of the
+paper.
 """
 
 from typing import Any, NamedTuple

@@ -34,7 +34,7 @@ class Moments(NamedTuple):
 def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
     """Return the mean of ``x x^T`` over the patches ``p`` of a batch, where ``x`` is ``(1, p)``.
 
-    The images are augmented as in step 0, without noise. The function can be jitted.
+    The images are augmented as in step 0, without noise. `second_moment` can be jitted.
 
     Args:
         config: The resolved configuration.

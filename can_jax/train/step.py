@@ -334,8 +334,8 @@ def lower_train_step(
 ) -> jax.stages.Lowered:
     """Trace and lower the jitted train step ``(state, batch) -> (state, metrics)``.
 
-    The compiled step donates the buffers of the state. For a timed run, its third argument is the
-    position in the learning-rate schedule.
+    The compiled step donates the buffers of the state. The step of a timed run takes the position
+    in the learning-rate schedule as a third argument.
 
     Args:
         step: The train step.

@@ -256,7 +256,9 @@ class Lease:
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the next record. Return None on success, else the record of a faster process.
+        """Create the record with the next number.
+
+        Return None on success, else a faster process's record.
 
         Args:
             gone: The number of the newest record, whose holder has ended; 0 if there is none.
