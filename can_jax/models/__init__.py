@@ -1,1 +1,2 @@
-"""The network, from patches to predictions; it is independent of data, steps and checkpoints."""
+"""The network, which maps patches to predictions; it does not depend on data, training or
+checkpoints."""

@@ -1,4 +1,5 @@
-"""The encoders that `model.backbone` selects, and the sizes of the Vision Transformer.
+"""The registry of encoders from which `model.backbone` selects, and the sizes of the Vision
+Transformer.
 
 To add a backbone, register a `BackboneType` in a recipe or in a module that ``--modules`` names;
 see docs/extend.md.
@@ -29,18 +30,19 @@ class Backbone(Protocol):
     """The interface of an encoder: a `flax.nnx.Module` that encodes a subset of the patches.
 
     Attributes:
-        width: The width of the output tokens.
+        width: The number of features of an output token.
     """
 
     width: int
 
     def __call__(self, patches: Patches, index: Positions, grid: tuple[int, int]) -> Tokens:
-        """Encode patches; a class token, or another summary of the row, comes first.
+        """Encode patches to tokens. The first token is a class token or another summary of the
+        image.
 
         Args:
-            patches: The pixels of the visible patches, noise included.
-            index: The index of each patch in the grid, in row-major order.
-            grid: The number of patches along (height, width).
+            patches: The pixels of the visible patches, with the noise of the run added, if any.
+            index: The index of each visible patch in the grid, in row-major order.
+            grid: The number of patches of the whole image along (height, width).
         """
         ...
 
@@ -51,16 +53,16 @@ def _accept(_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneType:
-    """A kind of encoder.
+    """A kind of encoder, as registered under the name that `model.backbone` selects.
 
     Attributes:
-        build: A function that builds the encoder: ``build(config, pixels, **options)``. ``config``
-            is the whole configuration. ``pixels`` is the number of values of a patch. ``options``
-            are ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
+        build: A function ``build(config, pixels, **options)`` that builds the encoder. ``config``
+            is the whole configuration, and ``pixels`` the number of pixel values per patch. The
+            options are ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
         flops: A function ``flops(config, pixels, visible)`` that returns the FLOPs of the forward
-            pass for one row with that many visible patches; a multiply-add counts as 2.
-        check: A function of the configuration that raises `UserError` if the encoder cannot be
-            built with it.
+            pass for one view of an image with ``visible`` patches. A multiply-add counts as 2.
+        check: A function that takes the configuration, and raises `UserError` if the encoder cannot
+            be built with it.
     """
 
     build: Callable[..., Any]
@@ -70,12 +72,12 @@ class BackboneType:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a transformer. The MLP width is always 4 times the width.
+    """The size of a transformer. Its MLPs are 4 times as wide as the residual stream.
 
     Attributes:
         width: The width of the residual stream.
-        depth: The number of blocks.
-        heads: The number of attention heads.
+        depth: The number of transformer blocks.
+        heads: The number of attention heads per block.
     """
 
     width: int
@@ -91,10 +93,10 @@ class Size:
         """Check that the number of heads divides the width.
 
         Args:
-            name: The config block of the size, for the message.
+            name: The name of the config block with the size, such as `model`, for the message.
 
         Raises:
-            UserError: The heads do not divide the width.
+            UserError: The number of heads does not divide the width.
         """
         if self.width % self.heads:
             raise UserError(
@@ -102,9 +104,10 @@ class Size:
             )
 
     def flops(self, tokens: int) -> int:
-        """Return the forward FLOPs of all blocks for one row of ``tokens`` tokens.
+        """Return the FLOPs of the forward pass of all blocks, for one sequence of ``tokens``
+        tokens.
 
-        With t tokens of width D they are ``depth * (24 t D^2 + 4 t^2 D)``.
+        For t tokens of width D, this is ``depth * (24 t D^2 + 4 t^2 D)``.
         """
         return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
 
@@ -119,20 +122,22 @@ SIZES = {
 
 
 def encoder_size(model: Any) -> Size:
-    """Return the size of the encoder: the preset ``model.size`` with the keys that override it."""
+    """Return the size of the encoder: the preset ``model.size``, with overrides from ``width``,
+    ``depth`` and ``heads``."""
     size = SIZES[model.size]
     own = {name: model[name] for name in ("width", "depth", "heads") if model[name] is not None}
     return dataclasses.replace(size, **own)
 
 
 def decoder_size(model: Any) -> Size:
-    """Return the size of the decoder."""
+    """Return the size of the decoder from the config block `model`."""
     decoder = model.decoder
     return Size(decoder.width, decoder.depth, decoder.heads)
 
 
 def compute_options(model: Any) -> dict[str, Any]:
-    """Return the options of `can_jax.models.vit.Transformer` for its compilation and types."""
+    """Return the keyword arguments of `can_jax.models.vit.Transformer` that set its compilation and
+    dtype."""
     return {
         "scan": model.scan,
         "attention": model.attention,
@@ -142,7 +147,7 @@ def compute_options(model: Any) -> dict[str, Any]:
 
 
 def vit(config: Any, pixels: int, **options: Any) -> Encoder:
-    """Build the Vision Transformer of a configuration (arXiv 2010.11929)."""
+    """Build the Vision Transformer encoder that a configuration describes (arXiv 2010.11929)."""
     size, variant = encoder_size(config.model).arguments, variant_of(config.model)
     if variant != PLAIN:
         options |= {"variant": variant, "grid": position_grid(config)}
@@ -151,20 +156,21 @@ def vit(config: Any, pixels: int, **options: Any) -> Encoder:
 
 
 def position_grid(config: Any) -> tuple[int, int]:
-    """Return the grid (height, width) of the learned positions of a Vision Transformer."""
+    """Return the (height, width) of the grid of learned positions, in patches."""
     own = variant_of(config.model).position_grid
     return own or patch_grid(config.data.image_size, config.model.patch_size)
 
 
 def keep_position_grid(config: Any) -> None:
-    """Store the grid of learned positions in a configuration, before its image size changes."""
+    """Store the grid of learned positions in a configuration, so that a new image size does not
+    change it."""
     if config.model.backbone == "vit" and variant_of(config.model).positions == "learned":
         options = dict(config.model.backbone_options) | {"position_grid": position_grid(config)}
         config.model.backbone_options = tuple(options.items())
 
 
 def vit_flops(config: Any, pixels: int, visible: int) -> int:
-    """Return the forward FLOPs of the Vision Transformer for one row."""
+    """Return the FLOPs of the forward pass of the Vision Transformer for one view of an image."""
     size = encoder_size(config.model)
     return (
         size.flops(visible + 1 + variant_of(config.model).registers)
@@ -173,10 +179,10 @@ def vit_flops(config: Any, pixels: int, visible: int) -> int:
 
 
 def check_vit(config: Any) -> None:
-    """Check the options, and that the number of heads divides the width.
+    """Check the options of the Vision Transformer, and that the number of heads divides the width.
 
     Raises:
-        UserError: The heads do not divide the width, or an option is invalid.
+        UserError: The number of heads does not divide the width, or an option is invalid.
     """
     variant_of(config.model)
     encoder_size(config.model).check("model")
@@ -187,23 +193,24 @@ BACKBONES.register("vit", BackboneType(vit, vit_flops, check_vit))
 
 
 def build_backbone(config: Any, pixels: int, **options: Any) -> Any:
-    """Build the encoder of a configuration.
+    """Build the encoder that a configuration selects.
 
     Raises:
-        UserError: The backbone's function does not return a `Backbone`.
+        UserError: The registered function does not return a `flax.nnx.Module` with the interface
+            `Backbone`.
     """
     name = config.model.backbone
     backbone = BACKBONES.get(name).build(config, pixels, **options)
     if not isinstance(backbone, nnx.Module) or not isinstance(backbone, Backbone):
         raise UserError(
-            f"config.model.backbone={name!r} builds a {type(backbone).__name__}: it has to be a "
-            "flax.nnx.Module with an attribute width, called with (patches, index, grid)"
+            f"config.model.backbone={name!r} builds a {type(backbone).__name__}: it must be a "
+            "flax.nnx.Module with an attribute `width` and a call (patches, index, grid)"
         )
     return backbone
 
 
 def encoder_width(config: Any) -> int:
-    """Return the width of the encoder's tokens."""
+    """Return the number of features of an encoder token."""
     if config.model.backbone == "vit":
         return encoder_size(config.model).width
     options = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -214,7 +221,7 @@ def encoder_width(config: Any) -> int:
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Return the kind or size of the encoder and its options, for results and records."""
+    """Return the size and options of the encoder as a dict, for result files."""
     options = dict(config.model.backbone_options)
     if config.model.backbone == "vit":
         return dataclasses.asdict(encoder_size(config.model)) | options
@@ -222,7 +229,8 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def require_vit(config: Any, purpose: str) -> None:
-    """Check that the backbone is the Vision Transformer, which a purpose requires.
+    """Check that the backbone is the Vision Transformer; ``purpose`` names the feature that
+    requires it.
 
     Raises:
         UserError: The configuration has another backbone.

@@ -1,4 +1,4 @@
-"""The network of CAN: one encoder, and the heads that objectives with nonzero weight require."""
+"""The network of CAN: one encoder, and the heads that the active objectives require."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -25,9 +25,9 @@ def pool(
     """Pool the tokens of each row to one vector.
 
     Args:
-        latent: The encoder's output; the class token comes first.
-        kind: `patches` for the mean of the patch tokens, `all` for the mean of all tokens, `class`
-            for the class token.
+        latent: The encoder's output tokens, class token first.
+        kind: ``patches`` for the mean of the patch tokens, ``all`` for the mean of all tokens,
+            ``class`` for the class token.
     """
     if kind == "class":
         return latent[:, 0]
@@ -36,7 +36,8 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """The outputs of one forward pass; the last two are None if their head was not built or run."""
+    """The outputs of one forward pass; ``noise_level`` and ``prediction`` are None if not
+    computed."""
 
     latent: Float[Array, "rows tokens width"]
     pooled: Float[Array, "rows width"]
@@ -48,7 +49,7 @@ HeadBuilder = Callable[..., nnx.Module]  # (config, width of the encoder, **opti
 
 
 def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
-    """Build the decoder of a configuration."""
+    """Build the decoder that a configuration describes, for an encoder of the given width."""
     model = config.model
     return Decoder(
         width,
@@ -63,15 +64,16 @@ def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
 
 
 def has_noise_output(config: ConfigDict) -> bool:
-    """Return whether the decoder has a second output layer, for the noise.
+    """Return whether the decoder has a second output layer, which predicts the noise.
 
-    Without the denoising objective that layer would have no gradient, so it is not built.
+    Without the denoising objective, the second layer would get no gradient, so it is not built.
     """
     return predicts_noise(config) and config.model.decoder.noise_output
 
 
 def build_noise_level(config: ConfigDict, width: int, **options: Any) -> NoiseLevel:
-    """Build the noise-level embedding of a configuration."""
+    """Build the noise-level embedding that a configuration describes, for an encoder of the given
+    width."""
     return NoiseLevel(width, level_scale(config), **options)
 
 
@@ -81,14 +83,14 @@ BUILDERS: dict[str, HeadBuilder] = {"noise_level": build_noise_level, "decoder":
 class CAN(nnx.Module):
     """An encoder with the heads that the active objectives require.
 
-    The rows of a batch are independent of each other, and they may come in any order. Each head is
-    an attribute; ``decoder`` and ``noise_level`` are run with the encoder. Objectives run the other
-    heads.
+    The forward pass treats the rows of a batch independently. Each head is an attribute of the
+    network. `__call__` runs the heads ``decoder`` and ``noise_level``; the objectives run the
+    others.
 
     Args:
-        config: The validated configuration.
-        heads: The functions that build the heads, by attribute name.
-        rngs: The random numbers of the initialization, a ``params`` stream.
+        config: The resolved configuration.
+        heads: A mapping from attribute names to the functions that build the heads.
+        rngs: The `nnx.Rngs` for the initialization, with a stream ``params``.
     """
 
     def __init__(self, config: ConfigDict, heads: Mapping[str, HeadBuilder], rngs: nnx.Rngs):
@@ -99,7 +101,9 @@ class CAN(nnx.Module):
         self.encoder = build_backbone(config, pixels_per_patch(config), **options)
         for name, build_head in heads.items():
             if hasattr(self, name):
-                raise ValueError(f"the head {name!r} has the name of another part of the network")
+                raise ValueError(
+                    f"the head {name!r} has the name of another attribute of the network"
+                )
             setattr(self, name, build_head(config, self.encoder.width, **options))
 
     def __call__(
@@ -114,11 +118,13 @@ class CAN(nnx.Module):
         """Run the encoder and, if the network has one, the decoder.
 
         Args:
-            patches: The visible patches, noise included, in the order of ``shuffle``.
-            shuffle: A permutation of all patches per row; its first entries are the visible ones.
-            sigma: The noise level of each row; unused without a noise-level embedding.
+            patches: The pixels of the visible patches with noise, in the order of ``shuffle``.
+            shuffle: A permutation of the patch indices of each row. The first entries are the
+                visible patches.
+            sigma: The standard deviation of the noise of each row; None if the network has no
+                noise-level embedding.
             grid: The number of patches along (height, width).
-            decode: Whether to run the decoder; True by default.
+            decode: Whether to run the decoder, if the network has one.
         """
         visible = patches.shape[1]
         latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
@@ -126,7 +132,9 @@ class CAN(nnx.Module):
         noise_level = prediction = None
         if decode and hasattr(self, "noise_level"):
             # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
-            assert sigma is not None, "sigma is required: this network embeds the noise level"
+            assert sigma is not None, (
+                "sigma is required, because this network has a noise-level embedding"
+            )
             noise_level = self.noise_level(sigma)
         if decode and hasattr(self, "decoder"):
             prediction = self.decoder(latent, shuffle, grid, noise_level)
@@ -135,11 +143,13 @@ class CAN(nnx.Module):
     def encode(
         self, images: Float[Array, "rows height width channels"], **options: Any
     ) -> Float[Array, "rows tokens features"]:
-        """Return the encoder's tokens of whole images without masks or noise, class token first.
+        """Return the encoder's output tokens for whole images, class token first. No patch is
+        masked.
 
         Args:
-            images: Normalized images.
-            **options: The options of `can_jax.models.encoder.Encoder`: ``drop`` and ``norm``.
+            images: Images that are normalized by the mean and standard deviation of their channels.
+            **options: The keyword arguments ``drop`` and ``norm`` of
+                `can_jax.models.encoder.Encoder`.
         """
         grid = patch_grid(images.shape[1:3], self.patch_size)
         patches = patchify(images, self.patch_size)
@@ -148,7 +158,7 @@ class CAN(nnx.Module):
 
 
 def layer_options(config: ConfigDict) -> dict[str, Any]:
-    """Return the types of a layer's computation and of its parameters."""
+    """Return the ``dtype`` and ``param_dtype`` of the layers of a network."""
     dtype = jnp.dtype(config.model.dtype)
     return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
 
@@ -159,11 +169,12 @@ def grid_of(config: ConfigDict) -> tuple[int, int]:
 
 
 def pixels_per_patch(config: ConfigDict) -> int:
-    """Return the number of values of a patch, all channels included."""
+    """Return the number of pixel values per patch, over all channels."""
     return config.model.patch_size**2 * config.data.channels
 
 
 def level_scale(config: ConfigDict) -> float:
-    """Return ``noise.level_scale``; the default scales sigma to [0, 1000]."""
+    """Return ``noise.level_scale``, by default the factor that scales the noise level to [0,
+    1000]."""
     scale = config.noise.level_scale
     return 1000.0 / config.noise.sigma_max if scale is None else scale

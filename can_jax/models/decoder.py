@@ -1,4 +1,4 @@
-"""The decoder, which predicts the pixels of hidden patches and the noise of visible ones."""
+"""The decoder, which predicts the pixels of masked patches and the noise of visible patches."""
 
 from typing import Any
 
@@ -12,26 +12,26 @@ from can_jax.models.vit import Linear, Transformer
 
 
 class Decoder(Transformer):
-    """MAE's decoder (arXiv 2111.06377): narrow blocks over all patches, with mask tokens.
+    """A decoder as in MAE (arXiv 2111.06377): a small transformer over the tokens of all patches.
 
-    The inputs are the encoder's latents of the class token and the visible patches. A learned mask
-    token replaces each hidden patch.
+    Its inputs are the encoder's output tokens. A learned mask token stands for each masked patch.
 
     Args:
-        encoder_width: The width of the encoder.
-        pixels: Pixel values per patch, all channels included.
-        width: The width of the decoder.
-        depth: The number of blocks.
-        heads: The number of attention heads.
+        encoder_width: The width of the encoder's output tokens.
+        pixels: The number of pixel values per patch, over all channels.
+        width: The width of the decoder's residual stream.
+        depth: The number of transformer blocks.
+        heads: The number of attention heads per block.
         mlp_width: The width of the hidden layer of each MLP.
-        level_tokens: The patch tokens that get the noise-level embedding: `all` or `visible`.
-        zero_output: Whether the kernel of the output layer of pixels starts at zero.
-        noise_output: Whether a separate output layer, which starts at zero, predicts the noise of
+        level_tokens: The patch tokens to which the noise-level embedding is added: ``all`` or
+            ``visible``.
+        zero_output: Whether the kernel of the output layer for pixels is initialized to zero.
+        noise_output: Whether a separate output layer, initialized to zero, predicts the noise of
             visible patches.
-        rngs: The random numbers of the initialization.
-        dtype: The type of activations and matrix products.
-        param_dtype: The type of the parameters.
-        **run: The other options of `can_jax.models.vit.Transformer`.
+        rngs: The `nnx.Rngs` for the initialization.
+        dtype: The dtype of activations and matrix products.
+        param_dtype: The dtype of the parameters.
+        **run: Further keyword arguments of `can_jax.models.vit.Transformer`.
     """
 
     def __init__(
@@ -67,19 +67,18 @@ class Decoder(Transformer):
         grid: tuple[int, int],
         level: Float[Array, "rows encoder_width"] | None = None,
     ) -> Float[Array, "rows patches pixels"]:
-        """Predict every patch from the class token and the visible patches' latents.
+        """Predict the pixels of each masked patch and the noise of each visible patch.
 
-        The decoder predicts the noise of a visible patch and the pixels of a hidden patch. Without
-        ``noise_output``, the same layer predicts both.
+        Without ``noise_output``, the same output layer predicts both.
 
         Args:
-            latent: The encoder's output, class token first, then the visible patches.
-            shuffle: A permutation of all patches per row; the visible ones come first.
+            latent: The encoder's output tokens: the class token, then the visible patches.
+            shuffle: A permutation of the patch indices of each row, visible patches first.
             grid: The number of patches along (height, width).
-            level: The noise-level embedding of each row, never added to the class token. With
-                `visible` it is added to the latents of the visible patches. With `all`, as in the
-                figure of arXiv 2210.16870, its product with the input layer's kernel is added to
-                all patch tokens.
+            level: The noise-level embedding of each row, or None. If ``level_tokens`` is
+                ``visible``, the embedding is added to the input tokens of the visible patches. If
+                ``level_tokens`` is ``all``, as in the figure of arXiv 2210.16870, the embedding is
+                multiplied by the input layer's kernel and added to all patch tokens.
         """
         if level is not None and self.level_tokens == "visible":
             latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))

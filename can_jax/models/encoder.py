@@ -1,4 +1,4 @@
-"""The encoder of the visible patches: a Vision Transformer, with its class token and positions."""
+"""The Vision Transformer that encodes the visible patches, with a class token and positions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,21 +14,22 @@ from can_jax.models.vit import Linear, Transformer, layer_norm
 
 
 class Encoder(Transformer):
-    """A ViT encoder of a subset of the patches, with a class token.
+    """A ViT encoder that processes a subset of the patches of an image and a class token.
 
     Args:
-        pixels: Pixel values per patch, all channels included.
+        pixels: The number of pixel values per patch, over all channels.
         width: The width of the residual stream.
-        depth: The number of blocks.
-        heads: The number of attention heads.
+        depth: The number of transformer blocks.
+        heads: The number of attention heads per block.
         mlp_width: The width of the hidden layer of each MLP.
-        embed: A function ``(pixels, width, **options)`` that builds the patch embedding.
-        rngs: The random numbers of the initialization.
-        dtype: The type of activations and matrix products.
-        param_dtype: The type of the parameters.
-        variant: The options in which the encoder differs from MAE's.
-        grid: The number of patches along (height, width) of learned positions; None without them.
-        **run: The other options of `Transformer`.
+        embed: A function of (pixels, width, **options) that builds the patch embedding layer.
+        rngs: The `nnx.Rngs` for the initialization.
+        dtype: The dtype of activations and matrix products.
+        param_dtype: The dtype of the parameters.
+        variant: The architecture options, by default those of MAE.
+        grid: The (height, width) of the grid of learned positions, in patches; None if positions
+            are not learned.
+        **run: Further keyword arguments of `Transformer`.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Encoder(Transformer):
         self.class_token = nnx.Param(token)
         self.variant, self.position_grid = variant, grid
         if variant.positions == "learned":
-            assert grid is not None, "learned positions need a grid"
+            assert grid is not None, "learned positions require the argument grid"
             shape = (grid[0] * grid[1], width)
             self.positions = nnx.Param(normal(rngs.params(), shape, param_dtype))
         if variant.registers:
@@ -66,7 +67,8 @@ class Encoder(Transformer):
         super().__init__(width, depth, heads, mlp_width, variant=variant, **run, **options)
 
     def positions_of(self, grid: tuple[int, int]) -> Float[Array, "patches width"]:
-        """Return the position of each patch of a grid, to which learned positions are resized."""
+        """Return the position embedding of each patch of a grid. Learned embeddings are resized to
+        the grid."""
         if self.variant.positions == "sincos":
             return jnp.asarray(sincos_2d(grid, self.width), self.residual_dtype)
         assert self.position_grid is not None
@@ -82,15 +84,15 @@ class Encoder(Transformer):
         drop: Float[Array, "depth rows 2"] | None = None,
         norm: bool = True,
     ) -> Float[Array, "rows visible+1 width"]:
-        """Encode patches; the class token comes first.
+        """Encode patches, and return the output tokens, class token first.
 
         Args:
-            patches: The patches of each row.
-            index: The index of each patch in the grid, in row-major order.
-            grid: The number of patches along (height, width).
-            drop: The factors of each block's branches, from `drop_path`; None for 1.
-            norm: Whether to apply the final LayerNorm. A LayerNorm of the mean token (variant
-                ``norm="pooled"``) is never applied here.
+            patches: The pixels of the visible patches of each row.
+            index: The index of each visible patch in the grid, in row-major order.
+            grid: The number of patches of the whole image along (height, width).
+            drop: The factors for stochastic depth that `drop_path` returns; None to drop nothing.
+            norm: Whether to apply the final LayerNorm to the tokens. With the architecture option
+                ``norm="pooled"``, the LayerNorm follows the pooling and is not applied here.
         """
         tokens = self.patch_embed(patches).astype(self.residual_dtype)
         rows, _, width = tokens.shape

@@ -1,4 +1,4 @@
-"""The analytic FLOPs of a training step."""
+"""The number of FLOPs of a training step, computed from the configuration."""
 
 import math
 from collections.abc import Mapping
@@ -17,18 +17,19 @@ from can_jax.models.can import (
     pixels_per_patch,
 )
 from can_jax.models.masking import visible_count
+from can_jax.models.variant import variant_of
 
 
 def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> int:
-    """Return the FLOPs of a training step per image, all its views included.
+    """Return the FLOPs of a training step per image, for all of its views.
 
-    They are 3 times those of the forward pass. Matrix products count, except for recomputed ones
-    and the noise-level embedding. A head that an objective owns counts as applied once to the
-    pooled embedding of each view.
+    The count is 3 times that of the forward pass. The count includes matrix products, except those
+    of rematerialization and of the noise-level embedding. It assumes that each objective applies
+    its own heads once to the pooled embedding of each view.
 
     Args:
         config: The resolved configuration.
-        heads: The heads that are built; see `can_jax.train.losses.heads`.
+        heads: The heads of the network, as `can_jax.train.losses.heads` returns them.
     """
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
@@ -45,21 +46,23 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
 
 
 def transformers(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[tuple[Size, int]]:
-    """Return the size and the tokens of a row of the encoder, and of the decoder if it is built.
+    """Return the size and the sequence length of the encoder, and of the decoder if there is one.
 
     Args:
-        config: The resolved configuration of a Vision Transformer.
-        heads: The heads that are built; see `can_jax.train.losses.heads`.
+        config: The resolved configuration, whose backbone is a Vision Transformer.
+        heads: The heads of the network, as `can_jax.train.losses.heads` returns them.
     """
     patches = math.prod(grid_of(config))
-    found = [(encoder_size(config.model), visible_count(patches, config.model.mask_ratio) + 1)]
+    visible = visible_count(patches, config.model.mask_ratio)
+    tokens = visible + 1 + variant_of(config.model).registers
+    found = [(encoder_size(config.model), tokens)]
     if "decoder" in heads:
         found.append((decoder_size(config.model), patches + 1))
     return found
 
 
 def kernel_sizes(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[int]:
-    """Return the number of entries of each 2-D parameter of some heads."""
+    """Return the number of entries of each 2-D parameter (matrix) of the given heads."""
     width, options = encoder_width(config), layer_options(config)
 
     def build() -> nnx.Dict:

@@ -1,4 +1,4 @@
-"""The heads without a transformer: the contrastive projector and the noise-level embedding."""
+"""The heads that are MLPs: the contrastive projector and the noise-level embedding."""
 
 from typing import Any
 
@@ -12,20 +12,21 @@ from can_jax.models.vit import Linear
 
 
 class Projector(nnx.Module):
-    """An MLP with ReLU, and optionally BatchNorm, between its linear layers.
+    """An MLP with ReLU, and optionally BatchNorm, between its linear layers, for contrastive
+    learning.
 
-    BatchNorm's statistics are over all given rows; under a mesh, over the rows of all devices. A
-    layer before BatchNorm has no bias, since the normalization would remove it.
+    BatchNorm computes its statistics over all input rows, across all devices of the mesh. A linear
+    layer before BatchNorm has no bias, since the normalization would cancel it.
 
     Args:
-        inputs: The width of a row.
-        hidden: The width of all layers but the last.
-        outputs: The width of the last layer.
+        inputs: The width of an input row.
+        hidden: The output width of all linear layers except the last.
+        outputs: The output width of the last linear layer.
         layers: The number of linear layers.
-        batch_norm: Whether BatchNorm follows each layer but the last.
-        final_norm: Whether BatchNorm without bias follows the last layer, as in
+        batch_norm: Whether BatchNorm follows each linear layer except the last.
+        final_norm: Whether BatchNorm without bias follows the last linear layer, as in
             google-research/simclr.
-        **options: The types and the random numbers of each layer.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class Projector(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows width"], *, train: bool
     ) -> Float[Array, "rows outputs"]:
-        """Project rows.
+        """Project each row, for example a pooled embedding, to ``outputs`` values.
 
         Args:
-            x: The rows.
-            train: Whether BatchNorm uses the statistics of these rows and updates its running ones.
+            x: The input rows, of shape (rows, inputs).
+            train: True to normalize with the statistics of the batch and update the running
+                statistics; False to use the running statistics.
         """
         x = x.astype(self.dtype)
         for i, layer in enumerate(self.layers):
@@ -71,12 +73,13 @@ class Projector(nnx.Module):
 
 
 class NoiseLevel(nnx.Module):
-    """A 2-layer MLP over sinusoids of sigma, on which the decoder is conditioned.
+    """An embedding of the noise level sigma for the decoder: sinusoidal features and a 2-layer MLP.
 
     Args:
-        width: The encoder's width, which the embedding shares.
-        scale: The factor on sigma before the sinusoids. At 1.0, the literal form, a sigma of at
-            most 0.05 turns every angle by at most 0.05 rad, and the embedding is nearly constant.
+        width: The width of the embedding, which equals that of the encoder.
+        scale: The factor by which sigma is multiplied before the sinusoids. With a scale of 1.0 and
+            sigma at most 0.05, no angle exceeds 0.05 rad, so the embedding would be nearly
+            constant.
     """
 
     def __init__(self, width: int, scale: float, **options: Any):
@@ -86,9 +89,9 @@ class NoiseLevel(nnx.Module):
         self.scale = scale
 
     def sinusoid(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """Return the fixed sinusoidal features of sigma that the MLP reads."""
+        """Return the sinusoidal features of sigma, the input of the MLP."""
         return sincos_level(sigma * jnp.asarray(self.scale, sigma.dtype), self.width)
 
     def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """Embed the noise level of each row."""
+        """Return the embedding of the noise level of each row."""
         return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))

@@ -1,7 +1,7 @@
-"""Patches, and the random masks that hide some of them from the encoder.
+"""Conversion of images to patches, and random masking of patches.
 
-A mask is a permutation of the patches of each row, ``shuffle``. The encoder sees the patches of its
-first ``visible`` entries; the others are hidden.
+A mask is given by ``shuffle``, a permutation of the patch indices of each row. The encoder
+processes the patches of the first ``visible`` entries; the other patches are masked.
 """
 
 import jax
@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
 def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
-    """Return the number of patches along (height, width).
+    """Return the number of patches of an image along (height, width).
 
     Args:
-        size: The height and the width of an image in pixels.
-        patch_size: The side of a patch in pixels.
+        size: The (height, width) of the image in pixels.
+        patch_size: The side length of a patch in pixels.
     """
     height, width = size
     return height // patch_size, width // patch_size
@@ -23,7 +23,8 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
 def patchify(
     images: Float[Array, "rows height width channels"], patch_size: int
 ) -> Float[Array, "rows patches pixels"]:
-    """Cut images into patches in row-major order; a patch's pixels are (row, column, channel)."""
+    """Split images into patches in row-major order. Within a patch, values are in the order (row,
+    column, channel)."""
     rows, *size, channels = images.shape
     grid = patch_grid(tuple(size), patch_size)
     blocks = images.reshape(rows, grid[0], patch_size, grid[1], patch_size, channels)
@@ -33,12 +34,12 @@ def patchify(
 def unpatchify(
     patches: Float[Array, "rows patches pixels"], grid: tuple[int, int], patch_size: int
 ) -> Float[Array, "rows height width channels"]:
-    """Assemble images from patches; the inverse of `patchify`.
+    """Assemble images from patches. This is the inverse of `patchify`.
 
     Args:
-        patches: The patches in row-major order.
+        patches: All patches of each image in row-major order.
         grid: The number of patches along (height, width).
-        patch_size: The side of a patch in pixels.
+        patch_size: The side length of a patch in pixels.
     """
     rows = patches.shape[0]
     blocks = patches.reshape(rows, *grid, patch_size, patch_size, -1)
@@ -47,23 +48,23 @@ def unpatchify(
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
-    """Return the number of visible patches, ``floor(patches * (1 - mask_ratio))``."""
+    """Return the number of visible patches per image, ``floor(patches * (1 - mask_ratio))``."""
     # Rounded first, so that hiding 0.9 of 10 patches does not leave 0.99999 patches, hence none.
     return int(round(patches * (1 - mask_ratio), 6))
 
 
 def random_shuffle(keys: Key[Array, " rows"], patches: int) -> Int[Array, "rows patches"]:
-    """Draw an independent, uniformly random permutation of the patches for each row."""
+    """Draw a uniformly random permutation of the patch indices for each row, independently."""
     return jax.vmap(lambda key: jax.random.permutation(key, patches))(keys)
 
 
 def gather_patches(
     values: Shaped[Array, "rows patches width"], index: Int[Array, "rows chosen"]
 ) -> Shaped[Array, "rows chosen width"]:
-    """Gather ``values[row, index[row]]`` for every row."""
+    """Return ``values[row, index[row]]`` for each row, stacked along the first axis."""
     return jnp.take_along_axis(values, index[:, :, None], axis=1)
 
 
 def hidden_mask(shuffle: Int[Array, "rows patches"], visible: int) -> Bool[Array, "rows patches"]:
-    """Return True for each patch that is hidden from the encoder."""
+    """Return a boolean mask (rows, patches) that is True for each patch hidden from the encoder."""
     return jnp.argsort(shuffle, axis=1) >= visible

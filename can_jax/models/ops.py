@@ -1,6 +1,6 @@
-"""Operations with custom derivatives, or with a separate implementation for a platform.
+"""Operations with custom derivatives, or with an implementation for one platform, for speed.
 
-Each docstring states the reason. All but cuDNN's kernel support forward mode (`jax.jvp`).
+All of them except cuDNN attention support forward-mode differentiation (`jax.jvp`).
 """
 
 import functools
@@ -29,12 +29,11 @@ TPU_LOGITS_BYTES = 32 * 2**20
 def matrix_product(
     x: Float[Array, "rows inputs"], kernel: Float[Array, "inputs outputs"]
 ) -> Float[Array, "rows outputs"]:
-    """Return ``x @ kernel``, with a gradient of the kernel that is faster on CPUs.
+    """Return ``x @ kernel``, with a faster gradient of the kernel on CPUs.
 
-    The gradient of the kernel, ``x.T @ gradient``, contracts the rows of both matrices. The CPU
-    backend computes such a product with a slower routine than a product of rows with columns.
-    Therefore the narrower matrix is transposed first, and a barrier keeps the compiler from merging
-    the transpose.
+    The gradient of the kernel is ``x.T @ gradient``. XLA's CPU backend computes a product with a
+    transposed left matrix by a slower routine. Therefore the narrower matrix is transposed first,
+    and an optimization barrier keeps XLA from merging the transpose into the product.
     """
     return x @ kernel
 
@@ -50,7 +49,8 @@ def _product_tangent(
 # Rematerialized, so that the backward pass saves ``x`` itself.
 @jax.checkpoint
 def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
-    """Return ``x @ dkernel`` in a form whose transpose first transposes the narrower matrix."""
+    """Return ``x @ dkernel``, written so that its backward pass transposes the narrower matrix
+    first."""
     barrier = jax.lax.optimization_barrier
     if x.shape[1] <= dkernel.shape[1]:  # The transpose is barrier(x.T) @ gradient.
         return jax.lax.dot_general(barrier(x.T), dkernel, (((0,), (0,)), ((), ())))
@@ -60,11 +60,12 @@ def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
 
 
 def linear_product(x: Array, kernel: Array) -> Array:
-    """Return the product of the last axis of ``x`` with a kernel.
+    """Return ``x @ kernel``, the product along the last axis of ``x``, in the fastest form for the
+    platform.
 
-    On CPUs all leading axes are merged into one, which halves the time of the backward pass. TPUs
-    store the last two axes in tiles of 8 x 128, so that merging 32 rows of 99 tokens would copy
-    the array. GPUs leave additions to the next kernel, see `unfused`.
+    On CPUs, all leading axes are merged into one, which halves the time of the backward pass. On
+    TPUs, the axes are not merged, since the merge would copy the array, for example with 32 rows of
+    99 tokens. On GPUs, `unfused` is applied to the product.
     """
     if platform() != "cpu":
         return unfused(jnp.matmul(x, kernel))
@@ -73,13 +74,13 @@ def linear_product(x: Array, kernel: Array) -> Array:
 
 @jax.custom_jvp
 def unfused(product: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return a product; on GPUs a barrier keeps additions to it out of the product's kernel.
+    """Return a matrix product unchanged. On GPUs, keep XLA from fusing later additions into it.
 
-    Without the barrier, XLA lets cuBLAS add a bias or the residual stream. XLA then first copies
-    the stream, which is used again, and the layer's kernel, out of those of all layers. With the
-    barrier, the next operation, such as the statistics of a LayerNorm, includes the addition. That
-    saves 7 GB of memory traffic and 160 launches in ViT-L's step with 64 images. The backward pass
-    has no such copies.
+    Without the optimization barrier, cuBLAS adds the bias or the residual stream to the product.
+    Before that, XLA copies the residual stream and the weights of the layer. With the barrier, the
+    addition is fused into the next operation, such as a LayerNorm. In a training step of ViT-L with
+    64 images, this saves 7 GB of memory traffic and 160 kernel launches. The backward pass has no
+    such copies and no barrier.
     """
     return jax.lax.optimization_barrier(product) if platform() == "gpu" else product
 
@@ -91,17 +92,17 @@ def _unfused_tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return the exact GELU, ``x · Φ(x)``, computed in at least float32.
+    """Return the exact GELU, ``x · Φ(x)``, which is computed in float32 or wider.
 
-    Φ is computed by erf, which evaluates one polynomial; `jax.nn.gelu` uses erfc, with two. The
-    backward pass saves ``x`` only.
+    Φ is computed with erf, which evaluates one polynomial; `jax.nn.gelu` uses erfc, which evaluates
+    two. Only ``x`` is saved for the backward pass.
     """
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return (wide * normal_cdf(wide)).astype(x.dtype)
 
 
 def normal_cdf(x: Array) -> Array:
-    """Return Φ, the distribution function of the standard normal distribution."""
+    """Return Φ(x), the cumulative distribution function of the standard normal distribution."""
     return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
 
 
@@ -124,10 +125,11 @@ def _times_gelu_slope(x: Array, tangent: Array) -> Array:
 def attention_logits(
     query: Float[Array, "rows tokens heads width"], key: Float[Array, "rows tokens heads width"]
 ) -> Float[Array, "rows heads tokens tokens"]:
-    """Return the products of all queries and keys, in float32, or float64 for float64 inputs.
+    """Return the inner products of all queries and keys, in float32, or in float64 for float64
+    inputs.
 
-    The gradient of the products is rounded to the type of the queries before it is multiplied. The
-    default backward pass would multiply in float32, several times slower on CPUs and GPUs.
+    In the backward pass, the gradient is cast to the dtype of the queries before it is multiplied.
+    JAX's default would multiply in float32, which is several times slower on CPUs and GPUs.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
@@ -150,7 +152,7 @@ def attend(
     key: Float[Array, "rows tokens heads width"],
     value: Float[Array, "rows tokens heads width"],
 ) -> Float[Array, "rows tokens heads width"]:
-    """Apply scaled dot-product attention; logits and softmax are at least float32."""
+    """Apply scaled dot-product attention, with logits and softmax in float32 or wider."""
     weights = jax.nn.softmax(attention_logits(query, key) * query.shape[-1] ** -0.5)
     return jnp.einsum("rhqk,rkhw->rqhw", weights.astype(value.dtype), value)
 
@@ -158,12 +160,13 @@ def attend(
 def attend_on_gpu(
     query: Array, key: Array, value: Array, kernel: str, tokens: int | None = None
 ) -> Array:
-    """Apply scaled dot-product attention by cuDNN's fused kernel, or by `attend`.
+    """Apply scaled dot-product attention with cuDNN's fused kernel or with `attend`.
 
     Args:
         query, key, value: Arrays of shape (rows, tokens, heads, width).
-        kernel: One of `ATTENTION`; see `attention_kernel`.
-        tokens: The number of first tokens that are not padding; None for all.
+        kernel: The implementation, ``auto``, ``xla`` or ``cudnn``; see `attention_kernel`.
+        tokens: The number of tokens without padding, which is at the end; None if there is no
+            padding.
     """
     if attention_kernel(kernel, query.dtype, query.shape[-1]) == "xla":
         return attend(query, key, value)
@@ -175,12 +178,13 @@ def attend_on_gpu(
 
 
 def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
-    """Return the implementation of attention for the target devices of the compilation.
+    """Return the implementation of attention, ``xla`` or ``cudnn``, for the devices to compile for.
 
     Args:
-        setting: One of `ATTENTION`.
-        dtype: The type of queries, keys and values.
-        head_width: The width of a query, key or value of one head.
+        setting: The value of `model.attention`: ``auto``, ``xla`` or ``cudnn``. On a GPU, ``auto``
+            selects ``cudnn`` where it is supported.
+        dtype: The dtype of queries, keys and values.
+        head_width: The number of features of a query, key or value in one head.
     """
     kind = device_kind()
     newer = "NVIDIA" in kind and not any(name in kind for name in BEFORE_AMPERE)
@@ -190,15 +194,17 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
 
 
 def compiles_as_loop(scan: bool | str) -> bool:
-    """Return whether blocks are compiled as a loop, for a value of ``model.scan``."""
+    """Return whether to compile blocks as a loop, given ``model.scan``; ``auto`` selects a loop on
+    CPUs."""
     return platform() == "cpu" if scan == "auto" else bool(scan)
 
 
 def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
-    """Apply scaled dot-product attention to heads that precede the tokens.
+    """Apply scaled dot-product attention to arrays (rows, heads, tokens, width), for TPUs.
 
-    The logits of a few heads at a time are computed, and recomputed for the backward pass, so that
-    they stay in the vector memory. Their gradient needs no rule: TPUs multiply float32 as bfloat16.
+    The logits are computed for a few heads at a time, and rematerialized in the backward pass, so
+    that they fit into vector memory. Unlike in `attention_logits`, no custom gradient is needed,
+    since TPUs multiply float32 at bfloat16 precision.
     """
     size = query.shape[1] // _parts(query, key)
     parts = [
@@ -209,10 +215,11 @@ def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
 
 
 def _parts(query: Heads, key: Heads) -> int:
-    """Return the number of equal parts of the heads to compute one after another.
+    """Return the number of equal parts into which to split the heads.
 
-    The logits of a part take at most `TPU_LOGITS_BYTES`, or the part is a single head. The result
-    is 1 for heads that are split over devices, and for an export with an unknown number of rows.
+    This is the smallest number for which the logits of a part take at most `TPU_LOGITS_BYTES`, but
+    there is at most one part per head. The result is 1 if heads are sharded over devices, or if the
+    number of rows is symbolic in an export.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

@@ -1,13 +1,13 @@
-"""Patch embeddings that follow a fixed linear map, which conditions their input.
+"""Patch embeddings with a fixed linear map before the learned layer, which whitens the patches.
 
-The covariance of patches of natural images is ill-conditioned: a few smooth patterns hold nearly
-all variance, while noise dominates the other patterns. A learned embedding passes the other
-patterns on too weakly. Here a map ``x -> (x - mean) @ map``, the inverse square root of a
-covariance, precedes the embedding. `whitening` takes the measured covariance of the data,
-`dct_scaling` the covariance of a model of natural images.
+The covariance of image patches is ill-conditioned: a few smooth patterns hold nearly all of the
+variance, and noise dominates the other patterns. A plain learned embedding passes on too little of
+these other patterns. Therefore a fixed map ``x -> (x - mean) @ map`` precedes the embedding, where
+``map`` is the inverse square root of a covariance. `whitening` uses the measured covariance of the
+data, and `dct_scaling` the covariance of a model of natural images.
 
-The map is not trained. Checkpoints store it beside the running statistics of BatchNorm. Since the
-map and the embedding are linear, `fold` merges them into one embedding of plain patches.
+The map is not trained. Checkpoints store it beside the running statistics of BatchNorm. Since map
+and embedding are linear, `fold` merges them into one ordinary patch embedding.
 """
 
 import functools
@@ -33,21 +33,23 @@ Square = Float[np.ndarray, "pixels pixels"]
 
 
 class InputMap(NamedTuple):
-    """A fixed map of patches, ``x -> (x - mean) @ map``."""
+    """A fixed affine map of flattened patches, ``x -> (x - mean) @ map``."""
 
     mean: Pixels
     map: Square
 
 
 def predicts_noise(config: ConfigDict) -> bool:
-    """Return whether the images get noise and the denoising objective predicts it."""
+    """Return whether noise is added to the images and the denoising objective has a nonzero
+    weight."""
     return bool(config.noise.sigma_max and config.objective.denoising.weight)
 
 
 def embedding_kind(config: ConfigDict) -> str:
-    """Return the kind of the patch embedding: linear, whitened or dct.
+    """Return the kind of the patch embedding: ``linear``, ``whitened`` or ``dct``.
 
-    `auto` is whitened for a Vision Transformer that predicts noise, and linear otherwise.
+    ``auto`` selects ``whitened`` for a Vision Transformer that predicts noise, otherwise
+    ``linear``.
     """
     if config.model.patch_embed != "auto":
         return config.model.patch_embed
@@ -55,10 +57,12 @@ def embedding_kind(config: ConfigDict) -> str:
 
 
 def noise_floor(sigma_max: float) -> float:
-    """Return the variance added to each direction: that of the noise, but at least `FLOOR`.
+    """Return the variance to add to all directions of a covariance: the noise variance, at least
+    `FLOOR`.
 
     Args:
-        sigma_max: The largest noise level; the level is uniform in [0, sigma_max].
+        sigma_max: The largest standard deviation of the noise, which is drawn uniformly from [0,
+            sigma_max].
     """
     return max(sigma_max**2 / 3, FLOOR)
 
@@ -66,30 +70,30 @@ def noise_floor(sigma_max: float) -> float:
 def inverse_root(covariance: Square, floor: float) -> Square:
     """Return the symmetric matrix ``(covariance + floor * I) ** -0.5``, in float64.
 
-    Unlike whitening in the basis of eigenvectors, the result does not depend on their signs and
-    order.
+    Unlike PCA whitening, the result does not depend on the signs and the order of eigenvectors.
     """
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     return (vectors * (np.maximum(values, 0) + floor) ** -0.5) @ vectors.T
 
 
 def whitening(mean: Pixels, covariance: Square, floor: float) -> InputMap:
-    """Return the map that whitens patches of these moments plus noise of variance ``floor``."""
+    """Return the map that whitens patches with the given mean and covariance, plus noise of
+    variance ``floor``."""
     return InputMap(np.asarray(mean, np.float64), inverse_root(covariance, floor))
 
 
 def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
-    """Return the map that scales the DCT coefficients of a patch, in all three axes.
+    """Return the map that scales the 3-D DCT coefficients of a patch to equal variance under a
+    model.
 
-    The variances of the coefficients follow from a model. Pixels at a distance d along a spatial
-    axis have correlation ``SPATIAL ** d``, as is common in image coding. Different channels have
-    correlation ``SPECTRAL``. For patches of 4 x 4 pixels of CIFAR-10, the map lowers the condition
-    number of the covariance from 4e4 to 48.
+    In the model, pixels at a distance d along a spatial axis have correlation ``SPATIAL ** d``, as
+    is common in image coding. Different channels have correlation ``SPECTRAL``. For CIFAR-10
+    patches of 4 x 4 pixels, the map lowers the condition number of the covariance from 4e4 to 48.
 
     Args:
-        patch_size: The side of a patch in pixels.
-        channels: The number of channels.
-        floor: The variance to add to each coefficient.
+        patch_size: The side length of a patch in pixels.
+        channels: The number of channels of the images.
+        floor: The noise variance to add to the variance of each coefficient.
     """
     distance = np.abs(np.subtract.outer(np.arange(patch_size), np.arange(patch_size)))
     bases, variances = [dct(patch_size), dct(patch_size), dct(channels)], []
@@ -102,7 +106,8 @@ def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
 
 
 def dct(size: int) -> Float[np.ndarray, "size size"]:
-    """Return the orthonormal matrix of the discrete cosine transform (DCT-II), a basis per row."""
+    """Return the orthonormal matrix of the discrete cosine transform (DCT-II), one basis vector per
+    row."""
     frequency, position = np.arange(size)[:, None], np.arange(size)[None]
     basis = np.sqrt(2 / size) * np.cos(np.pi * (position + 0.5) * frequency / size)
     basis[0] /= np.sqrt(2)
@@ -110,16 +115,17 @@ def dct(size: int) -> Float[np.ndarray, "size size"]:
 
 
 class PatchEmbed(Linear):
-    """A fixed linear map of patches, followed by a learned linear embedding.
+    """A learned linear patch embedding with a fixed linear map before it.
 
-    The map is multiplied with the embedding's kernel before the patches are embedded, so its cost
-    does not depend on the number of patches. That product is in at least float32.
+    The map is multiplied with the kernel of the embedding, in float32 or wider, and the product is
+    applied to the patches. The cost of the map thus does not depend on the number of patches.
 
     Args:
-        inputs: Pixel values per patch, all channels included.
-        outputs: The width of a token.
-        start: The initial value of the fixed map, which data may replace.
-        **options: The types and the random numbers of the layer.
+        inputs: The number of pixel values per patch, over all channels.
+        outputs: The width of an output token.
+        start: The initial value of the fixed map. For the kind ``whitened``, a new run replaces the
+            map by one measured on its data.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of the layer.
     """
 
     def __init__(self, inputs: int, outputs: int, *, start: InputMap, **options: Any):
@@ -131,7 +137,7 @@ class PatchEmbed(Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Embed patches of plain pixels."""
+        """Embed flattened patches, to which the fixed map has not been applied."""
         assert self.bias is not None
         dot = functools.partial(jnp.matmul, precision="highest")
         kernel = dot(self.map[...], self.kernel[...])
@@ -141,9 +147,11 @@ class PatchEmbed(Linear):
 
 
 def patch_embedding(config: ConfigDict, pixels: int) -> Any:
-    """Return the function ``(pixels, width, **options)`` that builds a patch embedding.
+    """Return a function ``(pixels, width, **options)`` that builds the patch embedding of a
+    configuration.
 
-    The map of ``whitened`` starts as the identity; a new run then measures it on its data.
+    The map of a ``whitened`` embedding is initialized to the identity; a new run then replaces it
+    by one measured on its data.
     """
     kind = embedding_kind(config)
     if kind == "linear":
@@ -156,7 +164,8 @@ def patch_embedding(config: ConfigDict, pixels: int) -> Any:
 
 
 def fixed_map(statistics: Any) -> InputMap | None:
-    """Return the fixed map among the statistics of a network, in float64; None without a map."""
+    """Return the fixed map from the batch statistics of a network, in float64; None if there is
+    none."""
     stored = statistics.get("encoder", {}).get("patch_embed")
     if stored is None:
         return None
@@ -164,14 +173,15 @@ def fixed_map(statistics: Any) -> InputMap | None:
 
 
 def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
-    """Fold the fixed map into the embedding, which then reads plain patches.
+    """Merge the fixed map into the learned patch embedding, which becomes an ordinary one.
 
     Args:
         parameters: The parameters of a network.
-        statistics: The batch statistics of the network.
+        statistics: The batch statistics of the network, which hold the fixed map, if any.
 
     Returns:
-        The parameters of a network with ``model.patch_embed="linear"``, and its statistics.
+        The parameters and the batch statistics of an equivalent network with
+        ``model.patch_embed="linear"``.
     """
     fixed = fixed_map(statistics)
     if fixed is None:
@@ -188,11 +198,14 @@ def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
 def unfold(
     kernel: Float[np.ndarray, "pixels width"], bias: Float[np.ndarray, " width"], fixed: InputMap
 ) -> tuple[Float[np.ndarray, "pixels width"], Float[np.ndarray, " width"]]:
-    """Return the embedding that, after a fixed map, equals an embedding of plain patches.
+    """Return the kernel and bias that, combined with a fixed map, equal an ordinary patch
+    embedding.
+
+    The function is the inverse of `fold`.
 
     Args:
-        kernel, bias: The parameters of the embedding of plain patches.
-        fixed: The fixed map.
+        kernel, bias: The parameters of the ordinary patch embedding.
+        fixed: The fixed map to combine with the result.
     """
     plain = np.asarray(kernel, np.float64)
     return np.linalg.solve(fixed.map, plain), np.asarray(bias, np.float64) + fixed.mean @ plain

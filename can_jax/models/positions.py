@@ -1,4 +1,4 @@
-"""Sinusoidal features: fixed 2-D positions of patches, and the features of a noise level."""
+"""Position embeddings of patches, and sinusoidal features of a noise level."""
 
 import functools
 
@@ -10,17 +10,18 @@ from jaxtyping import Array, Float
 
 @functools.lru_cache(maxsize=16)
 def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches width"]:
-    """Return fixed sin-cos positions of a (height, width) grid of patches in row-major order.
+    """Return fixed sin-cos position embeddings of a (height, width) grid of patches in row-major
+    order.
 
-    The convention is that of MAE's code (arXiv 2111.06377). The first half of the width encodes the
-    column, the second half the row. Each half is all sines, then all cosines, at frequencies
-    ``10000 ** (-i / (width / 4))``. The class token has no position (zero).
+    The layout is that of MAE's code (arXiv 2111.06377). The first half of the width encodes the
+    column, the second half the row. Each half holds all sines, then all cosines, at the frequencies
+    ``10000 ** (-i / (width / 4))``. The class token is not part of the table.
 
     Raises:
         ValueError: ``width`` is not divisible by 4.
     """
     if width % 4:
-        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, got {width}")
+        raise ValueError(f"2-D sin-cos positions require a width divisible by 4, got {width}")
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     frequencies = 10000.0 ** (-np.arange(width // 4) / (width / 4))
 
@@ -35,7 +36,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
 
 
 def positions_with_class(grid: tuple[int, int], width: int) -> Float[np.ndarray, "tokens width"]:
-    """Return `sincos_2d` after the position of the class token, zero, as MAE's files have them."""
+    """Return the table of `sincos_2d` with a zero row for the class token before it, as in MAE's
+    files."""
     table = sincos_2d(grid, width)
     return np.concatenate([np.zeros_like(table[:1]), table])
 
@@ -43,10 +45,10 @@ def positions_with_class(grid: tuple[int, int], width: int) -> Float[np.ndarray,
 def resized_positions(
     table: Float[Array, "patches width"], grid: tuple[int, int], to: tuple[int, int]
 ) -> Float[Array, "resized width"]:
-    """Resize learned positions from one (height, width) grid to another, bicubic with antialiasing.
+    """Resize learned position embeddings from one (height, width) grid of patches to another.
 
-    The method is that of timm's `resample_abs_pos_embed`. If the grids are equal, positions are
-    returned unchanged.
+    The interpolation is bicubic with antialiasing, as in timm's `resample_abs_pos_embed`. If the
+    grids are equal, the table is returned unchanged.
     """
     if grid == to:
         return table
@@ -57,7 +59,8 @@ def resized_positions(
 
 
 def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
-    """Return sines, then cosines, of ``level`` at frequencies ``10000 ** (-i / (width / 2))``."""
+    """Return the sines, then the cosines, of ``level`` times the frequencies ``10000 ** (-i /
+    (width / 2))``."""
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

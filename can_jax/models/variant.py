@@ -1,4 +1,5 @@
-"""The options of a Vision Transformer, in which encoders of other libraries differ from MAE's."""
+"""Architecture options of the Vision Transformer, by which encoders of other libraries differ from
+MAE's."""
 
 import dataclasses
 from typing import Any
@@ -12,37 +13,42 @@ LAYER_NORM_EPS = 1e-6
 OPTIONS: dict[str, Key] = {
     "positions": Key(
         "sincos", Choice(("sincos", "learned")),
-        "The positions of the patches: MAE's fixed table, or a parameter.",
+        "The position embeddings of the patches: fixed sin-cos as in MAE, or learned.",
     ),
     "position_grid": Key(
         None, Several(Whole(1, 2**15), length=2),
-        "The (height, width) of the grid of learned positions, which are resized to any other; by "
-        "default the grid of the images.",
+        "The (height, width) of the grid of learned positions, in patches. They are resized if the "
+        "images have another grid. By default it is the grid of the images.",
     ),
     "registers": Key(
-        0, Whole(0, 1024), "The number of register tokens (arXiv 2309.16588), which are no outputs."
+        0, Whole(0, 1024),
+        "The number of register tokens (arXiv 2309.16588), which are dropped from the output.",
     ),
     "layer_scale": Key(
         None, Number(0, 1e3),
-        "The initial factor of each channel of each branch (LayerScale, arXiv 2103.17239); by "
-        "default there is none.",
+        "The initial value of the LayerScale parameters (arXiv 2103.17239). By default there is no "
+        "LayerScale.",
     ),
     "qk_norm": Key(
-        False, Switch(), "Whether LayerNorms normalize queries and keys (arXiv 2302.05442)."
+        False, Switch(), "Whether to apply a LayerNorm to queries and keys (arXiv 2302.05442)."
     ),
-    "pre_norm": Key(False, Switch(), "Whether a LayerNorm precedes the blocks, as in CLIP."),
+    "pre_norm": Key(False, Switch(), "Whether to apply a LayerNorm before the blocks, as in CLIP."),
     "norm": Key(
         "tokens", Choice(("tokens", "pooled")),
-        "The input of the final LayerNorm: each token, or the mean of the patch tokens (fc_norm).",
+        "Whether the final LayerNorm is applied to each token, or to the pooled embedding (timm's "
+        "fc_norm).",
     ),
-    "epsilon": Key(LAYER_NORM_EPS, Number(above=0, high=1e-2), "The epsilon of the LayerNorms."),
-    "gelu": Key("exact", Choice(("exact", "tanh")), "The form of GELU."),
+    "epsilon": Key(LAYER_NORM_EPS, Number(above=0, high=1e-2), "The epsilon of all LayerNorms."),
+    "gelu": Key(
+        "exact", Choice(("exact", "tanh")), "The GELU activation, exact or approximated by tanh."
+    ),
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The options of an encoder, which `OPTIONS` documents. The defaults are those of MAE."""
+    """The architecture options of a ViT encoder, which `OPTIONS` documents. The defaults are those
+    of MAE."""
 
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None
@@ -59,7 +65,7 @@ PLAIN = Variant()
 
 
 def variant_of(model: Any) -> Variant:
-    """Return the options of a Vision Transformer from the config block `model`.
+    """Read the architecture options of a Vision Transformer from the config block `model`.
 
     Raises:
         UserError: An option is unknown, or has a value that is not allowed.

@@ -1,4 +1,4 @@
-"""The Vision Transformer: pre-norm blocks, and the stack of them."""
+"""The layers of the Vision Transformer: attention, MLP, pre-norm blocks and the stack of blocks."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,9 +34,10 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 
 
 class Linear(nnx.Linear):
-    """A linear layer over the last axis, initialized as in MAE: Xavier uniform, zero bias.
+    """A linear layer over the last axis, initialized as in MAE, with a Xavier-uniform kernel and
+    zero bias.
 
-    ``zero=True`` starts with a kernel of zeros instead.
+    With ``zero=True``, the kernel is initialized to zero instead.
     """
 
     def __init__(self, inputs: int, outputs: int, *, zero: bool = False, **options: Any):
@@ -46,7 +47,8 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Apply the layer; the bias may have axes for rows and tokens, from `biases_by_row`."""
+        """Apply the layer. The bias may have additional axes for rows and tokens, which
+        `biases_by_row` adds."""
         bias = None if self.bias is None else self.bias[...]
         given = (inputs, self.kernel[...], bias)
         inputs, kernel, bias = self.promote_dtype(given, dtype=self.dtype)
@@ -57,11 +59,11 @@ class Linear(nnx.Linear):
 def layer_norm(
     width: int, epsilon: float = LAYER_NORM_EPS, *, dtype: Any, **options: Any
 ) -> nnx.LayerNorm:
-    """Return a LayerNorm with float32 statistics.
+    """Return a LayerNorm that computes its statistics in float32 or wider.
 
-    In bfloat16 mean and variance are computed in one pass, as E[x²] - E[x]². If the mean is m
-    standard deviations, the variance then has a relative error of m² 2^-24. That is small beside
-    the error from rounding the inputs to 8 bits, m² 2^-18 / 3. Inputs of float32 take two passes.
+    For bfloat16 inputs, mean and variance are computed in one pass, as E[x²] - E[x]². If the mean
+    is m standard deviations, this gives the variance a relative error of m² 2^-24. Rounding the
+    inputs to 8 bits has a larger effect, m² 2^-18 / 3. Float32 inputs take two passes.
     """
     narrow = jnp.finfo(dtype).bits < 32
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=narrow, dtype=dtype, **options)
@@ -70,30 +72,32 @@ def layer_norm(
 def drop_path(
     key: Key[Array, ""], rate: float, depth: int, rows: int
 ) -> Float[Array, "depth rows 2"]:
-    """Draw the factors of stochastic depth for each block, row and branch (arXiv 1603.09382).
+    """Draw the random factors for stochastic depth, per block, row and branch (arXiv 1603.09382).
 
-    A factor is 0 with the drop probability p of its block, else ``1 / (1 - p)``. The probability
-    rises linearly from 0 at the first block to ``rate`` at the last.
+    The branches of a block are attention and MLP. A factor is 0 with the block's drop probability
+    p, and ``1 / (1 - p)`` otherwise. The drop probability increases linearly from 0 in the first
+    block to ``rate`` in the last.
 
     Args:
-        key: The random key.
+        key: The random key for all factors.
         rate: The drop probability of the last block, in [0, 1).
-        depth: The number of blocks.
-        rows: The number of rows.
+        depth: The number of transformer blocks.
+        rows: The number of rows in the batch.
     """
     keep = 1 - jnp.linspace(0, rate, depth)[:, None, None]
     return jax.random.bernoulli(key, keep, (depth, rows, 2)) / keep
 
 
 class Attention(nnx.Module):
-    """A multi-head self-attention over all tokens of a row.
+    """A multi-head self-attention layer over all tokens of a row.
 
     Args:
-        width: The width of the input and the output.
-        heads: The number of heads.
-        kernel: The implementation of attention, one of `can_jax.models.ops.ATTENTION`.
-        variant: The options of the encoder, such as norms of queries and keys.
-        **options: The types and the random numbers of each layer.
+        width: The width of the input and output tokens.
+        heads: The number of attention heads.
+        kernel: The implementation, ``auto``, ``xla`` or ``cudnn``; see
+            `can_jax.models.ops.attention_kernel`.
+        variant: The architecture options, such as LayerNorms of queries and keys.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
 
     def __init__(
@@ -117,11 +121,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows tokens width"], tokens: int | None = None
     ) -> Float[Array, "rows tokens width"]:
-        """Attend from every token to all tokens of its row.
+        """Apply self-attention within each row.
 
         Args:
-            x: The tokens.
-            tokens: The number of first tokens that are not padding; None for all.
+            x: The input tokens, of shape (rows, tokens, width).
+            tokens: The number of tokens without padding, which is at the end; None if there is no
+                padding.
         """
         if platform() == "tpu":
             return self._merge_heads(attend_on_tpu(*self._normalize(*self._project(x))))
@@ -135,21 +140,22 @@ class Attention(nnx.Module):
         return self.out(attended.reshape(x.shape))
 
     def computed_by(self) -> str:
-        """Return the implementation of attention for the target devices of the compilation."""
+        """Return the implementation of attention on the target devices, ``xla`` or ``cudnn``."""
         width = self.qkv.kernel.shape[-1]
         return attention_kernel(self.kernel, self.qkv.dtype, width)
 
     def _normalize(self, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
-        """Normalize queries and keys over the width of a head, if the variant has these norms."""
+        """Apply the LayerNorms of queries and keys, if the variant has them."""
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         return query, key, value
 
     def _project(self, x: Array) -> Iterator[Array]:
-        """Yield query, key and value with heads before tokens, the layout in which TPUs use them.
+        """Yield query, key and value of shape (rows, heads, tokens, head width), the layout for
+        TPUs.
 
-        The axes are r(ow), t(oken), h(ead), d(imension). A single product for the three is faster,
-        but each of the three results is then copied.
+        The axes in the code are r(ow), t(oken), h(ead), d(imension). A single product for all three
+        would be faster, but each of its three parts would then be copied.
         """
         kernel, bias = self._qkv_parameters()
         for i in range(3):
@@ -157,9 +163,11 @@ class Attention(nnx.Module):
             yield product + bias[i, :, None]
 
     def _project_at_once(self, x: Array) -> Iterator[Array]:
-        """Yield query, key and value with tokens before heads, from one product, for GPUs.
+        """Yield query, key and value of shape (rows, tokens, heads, head width), the layout for
+        GPUs.
 
-        cuDNN needs a copy of each; a single GPU kernel makes the three copies.
+        One product computes all three. The copies that cuDNN requires are made by a single GPU
+        kernel.
         """
         kernel, bias = self._qkv_parameters()
         product = jnp.einsum("rtw,wihd->rtihd", x.astype(kernel.dtype), kernel)
@@ -168,13 +176,14 @@ class Attention(nnx.Module):
             yield product[:, :, i]
 
     def _qkv_parameters(self) -> tuple[Array, Array]:
-        """Return the kernel and the bias in the type of the computation."""
+        """Return the kernel and the bias of the input layer, cast to the computation dtype."""
         assert self.qkv.bias is not None
         kernel, bias = (p[...].astype(self.qkv.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         return kernel, bias
 
     def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
-        """Apply the output layer to arrays with heads before tokens, without a transpose."""
+        """Apply the output layer to an array (rows, heads, tokens, head width) without
+        transposing."""
         dtype = attended.dtype
         assert self.out.bias is not None
         kernel = self.out.kernel[...].astype(dtype)
@@ -183,7 +192,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """A two-layer perceptron with GELU, the exact one by default."""
+    """A 2-layer MLP with the GELU activation, by default the exact form."""
 
     def __init__(self, width: int, hidden: int, variant: Variant = PLAIN, **options: Any):
         self.expand = Linear(width, hidden, **options)
@@ -191,12 +200,12 @@ class Mlp(nnx.Module):
         self.activation = gelu if variant.gelu == "exact" else jax.nn.gelu
 
     def __call__(self, x: Float[Array, "rows tokens width"]) -> Float[Array, "rows tokens width"]:
-        """Apply the MLP to every token."""
+        """Apply the MLP to each token independently."""
         return self.contract(self.activation(self.expand(x)))
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block, whose LayerNorms compute in ``residual_dtype``."""
+    """A pre-norm transformer block. The LayerNorms of the block compute in ``residual_dtype``."""
 
     def __init__(
         self,
@@ -225,12 +234,14 @@ class Block(nnx.Module):
         drop: Float[Array, "rows 2"] | None = None,
         tokens: int | None = None,
     ) -> Float[Array, "rows tokens width"]:
-        """Add attention, then the MLP, each to its input.
+        """Apply attention and the MLP, each with a residual connection.
 
         Args:
-            x: The residual stream.
-            drop: The factor of each row's attention and MLP branch, from `drop_path`; None for 1.
-            tokens: The number of first tokens that are not padding; None for all.
+            x: The residual stream, of shape (rows, tokens, width).
+            drop: The factors of this block that `drop_path` returns, for the attention and the MLP
+                branch of each row; None to drop nothing.
+            tokens: The number of tokens without padding, which is at the end; None if there is no
+                padding.
         """
         attended = self.attention(self.attention_norm(x), tokens).astype(x.dtype)
         if self.scaled:
@@ -243,19 +254,20 @@ class Block(nnx.Module):
 
 
 def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
-    """Split the parameters of blocks: repeat the biases of linear layers for each row.
+    """Separate the biases of linear layers from the other parameters, and repeat them for each row.
 
-    XLA's GPU compiler sums the gradient of a bias over all tokens in two kernels per layer. With a
-    bias for each row, the sum over the tokens of a row is part of the kernel that computes the
-    gradient. The sum over rows is then taken once for all layers.
+    The separation speeds up the gradients of biases on GPUs. XLA's GPU compiler sums the gradient
+    of a bias over all tokens with two kernels per layer. With a bias for each row, the sum over the
+    tokens of a row is fused into the kernel that computes the gradient. The sum over rows is then
+    computed once for all layers.
 
     Args:
-        layers: The parameters of all blocks, with a leading layer axis.
-        rows: The number of rows, which is symbolic in an export.
+        layers: The parameters of all blocks, whose first axis is the layer.
+        rows: The number of rows in the batch, which may be symbolic in an export.
 
     Returns:
-        The parameters without these biases, and the biases in the shape (layers, rows, 1, …). The
-            axis of size 1 broadcasts over tokens.
+        The parameters without the biases of linear layers, and these biases with shape (layers,
+        rows, 1, …). The axis of size 1 broadcasts over tokens.
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}
@@ -268,17 +280,17 @@ def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
 
 
 def merged(first: Any, second: Any) -> Any:
-    """Merge two nested dicts that share no path."""
+    """Merge two nested dicts without common leaves."""
     flat = map(traverse_util.flatten_dict, (first, second))
     return traverse_util.unflatten_dict({**next(flat), **next(flat)})
 
 
 class Blocks(nnx.Module):
-    """A stack of ``depth`` blocks, whose parameters share a leading layer axis.
+    """A stack of transformer blocks, whose parameters are stacked along a leading layer axis.
 
-    ``scan=True`` compiles a single block and loops over it, for short compile times. ``scan=False``
-    unrolls the loop, so that XLA can optimize across blocks. ``"auto"`` unrolls it on accelerators.
-    Checkpoints are the same, and results are equal up to rounding.
+    ``scan=True`` compiles one block and loops over it, for short compile times. ``scan=False``
+    unrolls the loop, so that XLA can optimize across blocks. ``scan="auto"`` unrolls the loop on
+    GPUs and TPUs. Checkpoints do not depend on ``scan``, and results differ by rounding only.
     """
 
     def __init__(
@@ -313,11 +325,11 @@ class Blocks(nnx.Module):
         x: Float[Array, "rows tokens width"],
         drop: Float[Array, "depth rows 2"] | None = None,
     ) -> Float[Array, "rows tokens width"]:
-        """Apply the blocks one after the other.
+        """Apply all blocks in sequence.
 
         Args:
-            x: The residual stream.
-            drop: The factors of each block's branches, from `drop_path`; None for 1.
+            x: The residual stream, of shape (rows, tokens, width).
+            drop: The factors for stochastic depth that `drop_path` returns; None to drop nothing.
         """
         attention, tokens = self.layers.attention, None
         if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # needs an even number
@@ -343,22 +355,22 @@ class Blocks(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks on a residual stream of ``residual_dtype``, with a final LayerNorm.
+    """The base class of encoder and decoder: a stack of transformer blocks with a final LayerNorm.
 
-    A subclass creates its input layers before it calls this constructor, since initial parameters
-    depend on the order of creation.
+    A subclass must create its input layers before it calls this constructor, since initial
+    parameters depend on the order of creation.
 
     Args:
         width: The width of the residual stream.
-        depth: The number of blocks.
-        heads: The number of attention heads.
+        depth: The number of transformer blocks.
+        heads: The number of attention heads per block.
         mlp_width: The width of the hidden layer of each MLP.
-        scan: Whether the blocks are compiled as a loop; see `Blocks`.
-        attention: The implementation of attention; see `Attention`.
-        remat: The rematerialization policy of a block, a key of `REMAT_POLICIES`.
-        residual_dtype: The type of the residual stream and the LayerNorms.
-        variant: The options in which the blocks differ from MAE's.
-        **options: The types and the random numbers of each layer.
+        scan: Whether to compile the blocks as a loop: True, False or ``auto``; see `Blocks`.
+        attention: The implementation of attention: ``auto``, ``xla`` or ``cudnn``.
+        remat: The name of the rematerialization policy, a key of `REMAT_POLICIES`.
+        residual_dtype: The dtype of the residual stream and the LayerNorms.
+        variant: The architecture options of the blocks, by default those of MAE.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
 
     def __init__(

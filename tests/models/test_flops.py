@@ -5,7 +5,7 @@ from flax import nnx
 
 from can_jax.distributed.hardware import matmul_flops, peak_flops
 from can_jax.models.backbones import SIZES, Size
-from can_jax.models.flops import train_flops_per_image
+from can_jax.models.flops import train_flops_per_image, transformers
 from can_jax.models.vit import Blocks
 from can_jax.train.losses import heads
 from tests.helpers.configs import small_config
@@ -37,6 +37,13 @@ def test_known_costs():
     assert gigaflops(model__size="B") == pytest.approx(169, rel=0.01)
     assert gigaflops(model__size="L", **mae) == pytest.approx(124, rel=0.01)
     assert gigaflops(model__size="L", **simclr) / can == pytest.approx(1.71, abs=0.02)
+
+
+def test_register_tokens_count():
+    config = small_config(model__backbone_options=(("registers", 4),))
+    plain, _ = transformers(small_config(), heads(small_config()))
+    registers, _ = transformers(config, heads(config))
+    assert registers == (plain[0], plain[1] + 4)
 
 
 def test_formula_is_what_the_compiler_counts():
