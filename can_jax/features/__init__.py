@@ -1,1 +1,1 @@
-"""Feature extraction, and metrics of features as functions of arrays."""
+"""Feature extraction, and classifiers, maps and quality metrics that are computed from features."""

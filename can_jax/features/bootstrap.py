@@ -1,4 +1,4 @@
-"""Bootstrap intervals of accuracies."""
+"""Bootstrap confidence intervals of accuracies."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ LEVEL = 0.95  # the probability that an interval covers
 
 
 def interval(values: Shaped[np.ndarray, " examples"]) -> tuple[float, float]:
-    """Return the bootstrap interval of the mean of some values over examples.
+    """Return the lower and upper bound of a 95 % bootstrap confidence interval of a mean.
 
-    The examples are resampled with replacement, and the interval holds `LEVEL` of the means. The
-    values may have few distinct levels only, such as right and wrong: a resample is then a draw of
-    how often each level occurs.
+    The function resamples the values 10,000 times with replacement, and takes quantiles of the
+    means. It draws how often each distinct value occurs in a resample, which is fast if there are
+    few distinct values, such as 0 and 1.
 
     Args:
-        values: One value for each example, such as whether its prediction is right.
+        values: One value per example, such as whether its prediction is correct.
     """
     levels, counts = np.unique(values.astype(np.float64), return_counts=True)
     rng: Any = np.random.default_rng(0)

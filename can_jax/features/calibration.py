@@ -1,4 +1,5 @@
-"""Calibration metrics of a classifier: ECE, negative log-likelihood and Brier score."""
+"""Calibration metrics of a classifier: expected calibration error, negative log-likelihood and
+Brier score."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,16 +12,15 @@ def calibration(
     """Return three calibration metrics of a classifier; smaller is better.
 
     Args:
-        logits: The logits of each example.
-        labels: The true class of each example.
-        bins: The number of equal confidence intervals in (0, 1] for ``ece``.
+        logits: The logits of each example, of shape (examples, classes).
+        labels: The index of the true class of each example.
+        bins: The number of equally wide confidence bins in (0, 1] for ``ece``.
 
     Returns:
-        ``ece``: The expected calibration error in percent: |accuracy - confidence| of each bin,
-        weighted by the number of examples in it (arXiv 1706.04599).
-        ``nll``: The mean negative log-likelihood in nats.
-        ``brier``: The mean squared distance between the probabilities and the one-hot truth, summed
-        over classes (0 to 2).
+        ``ece``: The expected calibration error in percent, the mean of |accuracy - confidence| over
+        bins, weighted by the number of examples in each (arXiv 1706.04599). ``nll``: The mean
+        negative log-likelihood in nats. ``brier``: The mean squared distance between the predicted
+        probabilities and the one-hot label, from 0 to 2.
     """
     probs = softmax(logits.astype(np.float64), axis=1)
     confidence, right = probs.max(axis=1), probs.argmax(axis=1) == labels

@@ -1,4 +1,4 @@
-"""A 2-D map of some hundred features by exact t-SNE (van der Maaten and Hinton, 2008)."""
+"""A 2-D map of a few hundred feature vectors by exact t-SNE (van der Maaten and Hinton, 2008)."""
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,15 @@ EXAGGERATION = 12.0
 def embedding_map(
     features: Float[np.ndarray, "examples width"], perplexity: float = 30.0
 ) -> Float[np.ndarray, "examples 2"]:
-    """Return points in the plane whose neighbors are the neighbors of the features on the sphere.
+    """Return a point in the plane for each feature vector, by t-SNE of the vectors scaled to length
+    1.
 
-    The optimization starts from the first two principal components, so the result is reproducible.
+    The optimization starts from the first two principal components, and uses no random numbers.
 
     Args:
-        features: The features of each example.
-        perplexity: The approximate number of neighbors of each example, at most a third of the
-            examples.
+        features: The feature vector of each example.
+        perplexity: The effective number of neighbors of each example. The value is limited to a
+            third of the number of examples.
     """
     if len(features) < 3:  # no neighborhoods to compare
         return np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)
@@ -41,9 +42,10 @@ def embedding_map(
 def _neighborhood(
     squared: Float[Array, "examples examples"], perplexity: Float[Array, ""]
 ) -> Float[Array, "examples examples"]:
-    """Return the joint probabilities of neighbors.
+    """Return the joint neighbor probabilities of t-SNE, given the squared distances.
 
-    They are Gaussian, with widths found by bisection that give every example the same perplexity.
+    The probabilities come from Gaussian kernels. For each example, bisection finds the kernel width
+    at which the perplexity equals ``perplexity``.
     """
     count = squared.shape[0]
     other = 1 - jnp.eye(count)
@@ -69,8 +71,8 @@ def _neighborhood(
 def _descend(
     start: Float[Array, "examples 2"], joint: Float[Array, "examples examples"]
 ) -> Float[Array, "examples 2"]:
-    """Minimize the KL divergence of the two neighborhoods, by gradient descent with momentum and
-    gains."""
+    """Minimize the KL divergence of t-SNE by gradient descent with momentum and adaptive step
+    sizes."""
     count = start.shape[0]
     rate = max(count / EXAGGERATION, 50.0)
 

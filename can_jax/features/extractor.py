@@ -1,4 +1,4 @@
-"""Extraction of features over the device mesh, with every image processed exactly once."""
+"""Extraction of image features on a device mesh, in which every image counts exactly once."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ from can_jax.utils.progress import phase
 
 
 class Features(NamedTuple):
-    """The features of every valid example, on the host.
+    """The features of all valid examples, as NumPy arrays on the host.
 
     Attributes:
-        features: The features.
-        labels: The labels; -1 where unknown.
-        indices: The indices of the examples in their source.
+        features: The feature vector of each example.
+        labels: The label of each example; -1 if unknown.
+        indices: The index of each example in its data source.
     """
 
     features: Float[np.ndarray, "examples width"]
@@ -32,14 +32,14 @@ Change = Callable[[np.ndarray, np.ndarray], np.ndarray]  # maps images and their
 
 
 class FeatureExtractor:
-    """A feature function that is compiled once and applied to any number of images.
+    """A compiled feature function that can be applied to any number of images.
 
     Args:
-        function: A function ``function(state, images)`` that maps uint8 images to an array (images,
-            width).
+        function: A function of (state, images) that maps uint8 images (images, height, width,
+            channels) to features (images, width).
         mesh: The device mesh over which each batch is split.
-        batch_size: The number of images in a batch, rounded up to a multiple of the mesh's batch
-            shards.
+        batch_size: The number of images in a global batch. The number is rounded up to a multiple
+            of the number of batch shards of the mesh.
     """
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
@@ -56,14 +56,16 @@ class FeatureExtractor:
     def __call__(
         self, state: Any, examples: EvaluationSet, change: Change | None = None
     ) -> Features:
-        """Return the features of all examples. Collective: every process must call this.
+        """Return the features of all valid examples. Collective: every process must call this.
 
-        Every process passes the same examples, and loads its slice of them.
+        Every process must pass the same ``examples``, of which it loads its slice.
 
         Args:
-            state: The first argument of the feature function.
-            examples: The examples to read.
-            change: A function applied to the host's images first, which must keep their shape.
+            state: The first argument of the feature function, for example the parameters of an
+                encoder.
+            examples: The set of images to read.
+            change: A function of (images, indices) that changes the images on the host first. The
+                function must keep the shape and dtype of the images.
         """
         parts, done = [], 0
         with jax.set_mesh(self._mesh), phase("computing features") as progress:
@@ -76,5 +78,7 @@ class FeatureExtractor:
                 done += int(valid.sum())
                 progress.detail(f"{done:,} images")
         whole = Features(*map(np.concatenate, zip(*parts, strict=True)))
-        assert len(np.unique(whole.indices)) == len(whole.indices), "every example counts once"
+        assert len(np.unique(whole.indices)) == len(whole.indices), (
+            "an example was read more than once"
+        )
         return whole

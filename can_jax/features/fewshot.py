@@ -10,7 +10,8 @@ BIAS = 100.0  # the constant feature; its size makes the penalty on its weight n
 def draw_shots(
     labels: Int[np.ndarray, " examples"], shots: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " drawn"]:
-    """Return the indices of ``shots`` random examples of each class, or all if it has fewer."""
+    """Return the indices of ``shots`` random examples of each class; of all its examples if it has
+    fewer."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
@@ -26,19 +27,21 @@ def ridge_predictions(
     queries: Float[np.ndarray, "queries width"],
     ridge: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Return the class of each query, by ridge regression to targets 1 (its class) and -1 (others).
+    """Return the predicted class of each query, by ridge regression to targets 1 (the true class)
+    and -1.
 
-    The regression minimizes the squared error plus ``ridge`` times the squared weights. Features
-    are standardized by the statistics of the examples, and a constant is appended.
+    The regression minimizes the squared error plus ``ridge`` times the sum of the squared weights.
+    Features are standardized with the mean and standard deviation of ``features``, and a constant
+    is appended for the bias.
 
-    With fewer examples than features, the dual form gives the same solution. In the primal form no
-    array of examples by classes is needed.
+    If there are fewer examples than features, the dual form of the problem is solved, which has the
+    same solution.
 
     Args:
-        features: The features of the labeled examples.
-        labels: Their classes, any integers.
-        queries: The features to classify.
-        ridge: The factor of the squared weights.
+        features: The feature vectors of the labeled examples.
+        labels: The class of each labeled example; any integers.
+        queries: The feature vectors to classify.
+        ridge: The strength of the L2 penalty on the weights, above 0.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-5
 

@@ -1,4 +1,5 @@
-"""Metrics of representation quality: alignment, uniformity, tolerance and dead dimensions."""
+"""Metrics of representation quality: alignment, uniformity, tolerance and the number of dead
+dimensions."""
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,16 +13,17 @@ PAIRS = 2**20  # pairs of examples evaluated, at most
 def alignment(
     one: Float[np.ndarray, "images width"], other: Float[np.ndarray, "images width"]
 ) -> float:
-    """Return the mean squared distance on the sphere between two views of an image (arXiv
-    2005.10242).
+    """Return the alignment of the features of two views of each image (arXiv 2005.10242).
 
-    It is 0 if the views coincide, 2 if they are orthogonal, and at most 4.
+    Alignment is the mean squared distance of the two feature vectors of an image, scaled to length
+    1. It is 0 for equal vectors, 2 for orthogonal ones, and at most 4.
     """
     return float(((unit(one) - unit(other)) ** 2).sum(axis=1).mean())
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs of different examples: all of them, or `PAIRS` at random."""
+    """Return the indices of pairs of different examples: all pairs, or `PAIRS` random ones if there
+    are more."""
     if count * (count - 1) // 2 <= PAIRS:
         return np.triu_indices(count, 1)
     rng = np.random.default_rng(seed)
@@ -30,7 +32,7 @@ def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the inner products of pairs, computed in blocks to save memory."""
+    """Return the inner product of each pair, computed in blocks to save memory."""
     parts = [
         np.einsum("pw,pw->p", on_sphere[one[i : i + 65536]], on_sphere[other[i : i + 65536]])
         for i in range(0, len(one), 65536)
@@ -39,9 +41,11 @@ def _products(on_sphere: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.n
 
 
 def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> float:
-    """Return ``log mean exp(-2 |x - y|²)`` over pairs on the sphere (arXiv 2005.10242).
+    """Return the uniformity of features scaled to length 1: ``log mean exp(-2 |x - y|²)`` over
+    pairs (arXiv 2005.10242).
 
-    It is 0 for a single point, and about -4 for a uniform distribution in many dimensions.
+    The value is 0 if all features are equal, and about -4 for a uniform distribution in many
+    dimensions.
     """
     products = _products(unit(features), *_pairs(len(features), seed))
     return float(np.log(np.mean(np.exp(-4.0 * (1.0 - products)))))
@@ -50,11 +54,11 @@ def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> 
 def tolerance(
     features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
 ) -> float | None:
-    """Return the mean cosine over pairs of the same class (arXiv 2012.09740), or None without a
-    pair.
+    """Return the mean cosine similarity of pairs of the same class (arXiv 2012.09740); None if no
+    class has two examples.
 
-    The ordered pairs of a class sum to the squared length of its sum minus the squared lengths of
-    its members.
+    The sum over all pairs of a class is computed from the sum of its feature vectors, without a
+    loop over pairs.
     """
     _, class_index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     on_sphere = unit(features)
@@ -65,6 +69,7 @@ def tolerance(
 
 
 def dead_dimensions(features: Float[np.ndarray, "examples width"]) -> int:
-    """Return the number of features that hardly vary: at most `DEAD` of the median deviation."""
+    """Return the number of dimensions whose standard deviation is at most `DEAD` times the median
+    over dimensions."""
     deviations = features.astype(np.float64).std(axis=0)
     return int((deviations <= DEAD * np.median(deviations)).sum())

@@ -15,11 +15,12 @@ VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
 
 class Neighbors(NamedTuple):
-    """The bank features most similar to each query, nearest first.
+    """The feature vectors of a bank that are most similar to each query, in order of decreasing
+    similarity.
 
     Attributes:
-        similarity: The cosine similarity.
-        indices: The indices of the features in the bank.
+        similarity: The cosine similarity of each neighbor to the query.
+        indices: The index of each neighbor in the bank.
     """
 
     similarity: Float[np.ndarray, "queries k"]
@@ -33,13 +34,14 @@ def _nearest(
     queries: Float[Array, "queries width"],
     k: int,
 ) -> tuple[Float[Array, "queries k"], Int[Array, "queries k"]]:
-    """Return the similarities and indices of the ``k`` nearest bank features, merged over chunks.
+    """Return the similarities and indices of the ``k`` nearest neighbors, merged over chunks of the
+    bank.
 
     Args:
-        bank: The bank of unit features, padded to whole chunks.
-        count: The number of features in the bank without padding.
-        queries: The unit features to compare with it.
-        k: The number of neighbors of a query.
+        bank: The feature vectors to search, scaled to length 1, padded and split into chunks.
+        count: The number of feature vectors in the bank without padding.
+        queries: The feature vectors for which to find neighbors, scaled to length 1.
+        k: The number of neighbors per query, at most ``count``.
     """
     chunks, size, _ = bank.shape
 
@@ -69,14 +71,16 @@ def nearest(
     chunk: int = 1024,
     bank_chunk: int = BANK_CHUNK,
 ) -> Neighbors:
-    """Return the ``k`` bank features with the highest cosine similarity to each query; exact.
+    """Return the ``k`` feature vectors of a bank with the highest cosine similarity to each query.
+
+    The search is exact.
 
     Args:
-        bank: The features to search.
-        queries: The features to compare with them.
-        k: The number of neighbors of a query; at most the size of the bank.
-        chunk: The number of queries compared at a time.
-        bank_chunk: The number of bank features compared at a time.
+        bank: The feature vectors to search.
+        queries: The feature vectors for which to find neighbors.
+        k: The number of neighbors per query. The number is limited to the size of the bank.
+        chunk: The number of queries to process at a time.
+        bank_chunk: The number of bank vectors to compare at a time.
     """
     unit_bank, unit_queries = (unit(x, x.dtype).astype(np.float32) for x in (bank, queries))
     count, size = len(bank), min(bank_chunk, len(bank))
@@ -93,7 +97,7 @@ def nearest(
 def vote(
     neighbors: Neighbors, labels: Int[np.ndarray, " bank"], k: int, temperature: float
 ) -> Int[np.ndarray, " queries"]:
-    """Return the class of each query by a weighted vote of its ``k`` nearest neighbors.
+    """Return the predicted label of each query, by a weighted vote of its ``k`` nearest neighbors.
 
     The weight of a vote is ``exp(similarity / temperature)`` (arXiv 1805.01978). Ties go to the
     smallest label. Memory grows with ``k``, not with the number of classes.
@@ -111,7 +115,7 @@ def _vote(
     labels: Int[np.ndarray, "queries k"],
     temperature: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Return the label with the largest sum of weights in each row."""
+    """Return the label with the largest sum of weights for each query."""
     weights = np.exp(
         (similarity - similarity[:, :1]) / temperature
     )  # normalized so that the largest is 1
@@ -135,9 +139,10 @@ def knn_predictions(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[np.ndarray, " queries"]:
-    """Return the class of each query by a `vote` of its `nearest` neighbors.
+    """Return the predicted label of each query, by a weighted vote of its ``k`` nearest neighbors
+    in a bank.
 
-    A ``k`` above the size of the bank stands for the whole bank.
+    If ``k`` exceeds the size of the bank, the whole bank votes.
     """
     return vote(nearest(bank, queries, k), labels, k, temperature)
 

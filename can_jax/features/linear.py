@@ -1,4 +1,5 @@
-"""Linear classifiers on frozen features, one for each setting of a grid, trained together."""
+"""Linear classifiers on frozen features. One classifier is trained for each setting of a
+hyperparameter grid, all in the same loop."""
 
 import functools
 import itertools
@@ -15,18 +16,18 @@ MOMENTUM = 0.9
 
 
 class Setting(NamedTuple):
-    """The hyperparameters of one head."""
+    """The learning rate and weight decay with which one linear classifier is trained."""
 
     learning_rate: float
     weight_decay: float
 
 
 class Heads(NamedTuple):
-    """A linear classifier for each setting, on standardized features.
+    """Several linear classifiers ("heads") on standardized features.
 
     Attributes:
-        kernel, bias: The parameters of the heads.
-        mean, deviation: The mean and standard deviation of the training features.
+        kernel, bias: The weights (heads, width, classes) and the biases (heads, classes).
+        mean, deviation: The mean and standard deviation by which features are standardized.
     """
 
     kernel: Float[np.ndarray, "heads width classes"]
@@ -37,11 +38,11 @@ class Heads(NamedTuple):
     def logits(
         self, features: Float[np.ndarray, "examples width"], chunk: int = 4096
     ) -> Float[np.ndarray, "heads examples classes"]:
-        """Return the logits of every head.
+        """Return the logits of every head, of shape (heads, examples, classes).
 
         Args:
-            features: The features of the examples.
-            chunk: The number of examples computed at a time.
+            features: The feature vectors of the examples, not standardized.
+            chunk: The number of examples to process at a time.
         """
         standard = (features - self.mean) / self.deviation
         parts = [
@@ -53,12 +54,12 @@ class Heads(NamedTuple):
     def predictions(
         self, features: Float[np.ndarray, "examples width"], numbers: int = 2**28
     ) -> Int[np.ndarray, "heads examples"]:
-        """Return the class that every head predicts for each example.
+        """Return the class index that each head predicts for each example.
 
         Args:
-            features: The features of the examples.
-            numbers: The number of logits computed at a time, at most. The logits of one example are
-                always computed together.
+            features: The feature vectors of the examples, not standardized.
+            numbers: The maximum number of logits to compute at a time, over all heads. At least one
+                example is processed at a time.
         """
         chunk = max(1, numbers // self.bias.size)
         parts = [
@@ -68,24 +69,24 @@ class Heads(NamedTuple):
         return np.concatenate(parts, axis=1)
 
     def pick(self, head: int) -> "Heads":
-        """Return a single head, as `Heads`."""
+        """Return a `Heads` that holds only the head with the given index."""
         return self._replace(kernel=self.kernel[head : head + 1], bias=self.bias[head : head + 1])
 
 
 @jax.jit
 def _logits(kernel: Array, bias: Array, standard: Array) -> Array:
-    """Return the logits of every head for standardized features."""
+    """Return the logits of every head, given features that are standardized already."""
     products = jnp.einsum("ew,hwc->hec", standard, kernel, precision="highest")
     return products + bias[:, None]
 
 
 def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) -> list[Setting]:
-    """Return every combination of a learning rate and a weight decay."""
+    """Return a `Setting` for every combination of a learning rate and a weight decay."""
     return list(itertools.starmap(Setting, itertools.product(learning_rates, weight_decays)))
 
 
 def _optimizer(rate: Any, decay: Any) -> optax.GradientTransformation:
-    """Return SGD with momentum; the weight decay applies to the kernel alone."""
+    """Return SGD with momentum, and weight decay of the kernel but not of the bias."""
     only_kernel = optax.add_decayed_weights(decay, mask={"kernel": True, "bias": False})
     return optax.chain(only_kernel, optax.sgd(rate, MOMENTUM))
 
@@ -100,10 +101,10 @@ def _epoch(
     rates: Float[Array, "steps heads"],
     decays: Float[Array, " heads"],
 ) -> tuple[dict[str, Array], optax.OptState]:
-    """Train every head on the batches of an epoch; return the new heads and optimizer states.
+    """Train every head for one epoch, and return the new heads and optimizer states.
 
-    The learning rates come from the host, since `optax.cosine_decay_schedule` rounds them to
-    float32 at each operation.
+    The host computes the learning rates in double precision; `optax.cosine_decay_schedule` would
+    round to float32 at each operation.
     """
 
     def loss(head: dict[str, Array], x: Array, y: Array) -> Array:
@@ -135,22 +136,22 @@ def train_heads(
     batch_size: int,
     seed: int = 0,
 ) -> Heads:
-    """Train a linear head for each setting, by SGD with momentum and a cosine schedule.
+    """Train a linear classifier for each setting, by SGD with momentum and a cosine schedule.
 
-    The loss is the cross-entropy plus ``weight_decay / 2`` times the squared kernel. Training
-    starts from zero. All heads see the same batches and are independent, so the result of a setting
-    does not depend on the rest of the grid.
+    The loss is the cross-entropy plus ``weight_decay / 2`` times the sum of the squared kernel. All
+    parameters start at zero. All classifiers are trained on the same batches and independently, so
+    the result of a setting does not depend on the other settings.
 
     Args:
-        features: The features of the examples. They are standardized as by a BatchNorm without
-            parameters.
-        labels: The classes, from 0 to ``classes`` - 1.
+        features: The feature vectors of the training examples, which are standardized to mean 0 and
+            standard deviation 1.
+        labels: The class index of each example, from 0 to ``classes`` - 1.
         classes: The number of classes.
-        settings: The hyperparameters of each head.
+        settings: The hyperparameters of each classifier.
         epochs: The number of passes over the examples.
-        batch_size: The number of examples in a batch, at most all. The rest of an epoch that fills
-            no batch is dropped.
-        seed: The seed of the order of examples.
+        batch_size: The number of examples in a batch, limited to the number of examples. An
+            incomplete last batch of an epoch is dropped.
+        seed: The seed of the order of the examples.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     standard = jnp.asarray((features - mean) / deviation, jnp.float32)

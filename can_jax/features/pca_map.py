@@ -1,4 +1,4 @@
-"""Maps of patch tokens in colors: their first three principal components."""
+"""Color maps of patch tokens, which show their first three principal components."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,16 +9,17 @@ TAIL = 2.0  # percent of the values at either end that share the darkest or the 
 def pca_colors(
     tokens: Float[np.ndarray, "images patches width"],
 ) -> Float[np.ndarray, "images patches 3"]:
-    """Return a color for each patch, from the principal components of the patches of all images.
+    """Return a color for each patch, from the first three principal components of the patches of
+    all images.
 
-    Patches whose tokens are alike have like colors, within an image and between images. A component
-    without variance is gray.
+    Patches with similar tokens get similar colors, within an image and across images. A component
+    without variance gets the constant value 0.5.
 
     Args:
-        tokens: The patch tokens of some images.
+        tokens: The patch tokens of several images, of shape (images, patches, width).
 
     Returns:
-        Red, green and blue in [0, 1]: the first, the second and the third component.
+        The colors, in [0, 1]. Red, green and blue show the first, second and third component.
     """
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     rows = rows - rows.mean(axis=0)

@@ -1,4 +1,4 @@
-"""Raw pixels as features, a baseline for those of an encoder."""
+"""Raw pixels as features, a baseline for the features of an encoder."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 
 def pixels(most: int) -> Callable[[Any, Any], Any]:
-    """Return a feature function that resizes images to at most ``most`` pixels along each side.
+    """Return a function that computes pixel features: it resizes images to at most ``most`` pixels
+    along each side.
 
-    It maps a state, which it ignores, and images (images, height, width, channels) to features
-    (images, values).
+    The function takes a state, which it ignores, and images (images, height, width, channels). The
+    function returns an array (images, values).
     """
 
     def features(state: Any, images: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Features scaled to length 1."""
+"""Scaling of feature vectors to length 1."""
 
 import numpy as np
 from jaxtyping import Float
@@ -8,14 +8,13 @@ from numpy.typing import DTypeLike
 def unit(
     features: Float[np.ndarray, "examples width"], dtype: DTypeLike = np.float64
 ) -> Float[np.ndarray, "examples width"]:
-    """Return features scaled to length 1; those shorter than 1e-12 are divided by that.
+    """Scale each feature vector to length 1; a vector shorter than 1e-12 is divided by 1e-12.
 
-    `can_jax.objectives.rows.normalize` does so with bounded gradients.
+    `can_jax.objectives.rows.normalize` is the differentiable version, with bounded gradients.
 
     Args:
-        features: The features of each example.
-        dtype: The precision of the computation and of the result. Double precision doubles the
-            memory of a bank of a million features.
+        features: The feature vector of each example.
+        dtype: The dtype of the computation and of the result, by default float64.
     """
     features = features.astype(dtype, copy=False)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
