@@ -1,1 +1,1 @@
-"""Pretrained encoders, opened from a run, an export or the weights of another library."""
+"""Pretrained encoders, which are loaded from a run, an export or the weights of another library."""

@@ -1,8 +1,9 @@
-"""Features of all images of a data set, written to one file; interrupted work resumes.
+"""Extraction of the features of all images of a data set to one file, resumable after
+interruptions.
 
-Features are computed part by part into a folder beside the output, so that memory stays bounded.
-The parts are merged when all are complete. Pillow decodes the images, and TensorFlow is not
-imported for image files, arrays and tars.
+To bound memory, features are computed in parts of 4096 images and stored in the folder
+`OUTPUT.parts`. When all parts are complete, they are merged to the output file. Pillow decodes the
+images, and TensorFlow is not imported for image files, arrays and tars.
 """
 
 import csv
@@ -33,7 +34,8 @@ Advance = Callable[[int, int], None]  # Called with the numbers of images done, 
 
 
 class Summary(NamedTuple):
-    """The result of `embed`: the numbers of images written and skipped, and the features' width."""
+    """The result of `embed`: the number of images written, the number skipped, and the feature
+    width."""
 
     images: int
     skipped: int
@@ -41,14 +43,15 @@ class Summary(NamedTuple):
 
 
 def chosen_split(data: ConfigDict, split: str | None) -> str:
-    """Return the split to read: the given one, or the only one that the data has.
+    """Return the name of the split to read: ``split`` if given, otherwise the only split of the
+    data.
 
     Args:
-        data: The checked config block of the data.
-        split: The name of the split, or None.
+        data: The validated config block that names the data set.
+        split: The name of the split; None for the only one.
 
     Raises:
-        UserError: No split is given, and there are several.
+        UserError: ``split`` is None, and the data has several splits.
     """
     if split is not None:
         return split
@@ -68,22 +71,25 @@ def embed(
     features: str = "patches",
     advance: Advance = lambda done, total: None,
 ) -> Summary:
-    """Write the features of every image of a split, with its name, and its label if it has one.
+    """Compute the features of all images of a split, and write them to a file with names and
+    labels.
 
-    Images that cannot be decoded are skipped, and listed with the reason in a file beside the
-    output. The same call after an interruption continues with the parts that are missing.
+    Undecodable images are skipped, and listed with the reason in `OUTPUT.skipped.csv`. After an
+    interruption, the same call computes only the missing parts.
 
     Args:
-        encoder: The encoder.
-        data: The checked config block of the data.
-        split: The name of the split; None for the only one there is.
+        encoder: The pretrained encoder that computes the features.
+        data: The validated config block that names the data set.
+        split: The name of the split; None for the only one.
         output: The file to create, whose suffix selects the format: .parquet, .npz or .csv.
-        features: The kind of features: ``patches``, ``all``, ``class`` or ``both``.
-        advance: A function called whenever images are done.
+        features: The kind of features: ``patches``, ``all``, ``class`` or ``both``; see
+            `Encoder.__call__`.
+        advance: A function of (number of images done, number of all images) that is called after
+            each batch, for example to show progress.
 
     Raises:
-        UserError: The output exists or has another suffix, the data cannot be read, too many images
-            are broken, or the parts of an earlier call are of other weights, data or settings.
+        UserError: The output exists or has an unknown suffix, the data cannot be read, too many
+            images are undecodable, or stored parts come from other settings.
     """
     check_output(output)
     name = chosen_split(data, split)
@@ -125,14 +131,15 @@ def embed(
 
 
 def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
-    """Check that stored parts have the identity of this call; store it if there are none."""
+    """Check that stored parts come from the same weights, data and settings, as described by
+    ``identity``. If there are no parts, store ``identity``."""
     stored = read_identity(epath.Path(folder))
     if stored is None:
         store_identity(epath.Path(folder), identity)
     elif lines := differences(stored, identity):
         raise UserError(
-            f"{folder} holds features of an interrupted call that differs: {lines[0]}; remove that "
-            "folder, or give another --output"
+            f"{folder} holds features of an interrupted call with other settings: {lines[0]}; "
+            "remove that folder, or give another --output"
         )
 
 
@@ -144,7 +151,7 @@ def _compute_parts(
     folder: Path,
     advance: Advance,
 ) -> list[Path]:
-    """Compute the missing parts, and return the paths of all of them in order."""
+    """Compute the missing parts, and return the paths of all parts in the order of the examples."""
     settings = data.copy_and_resolve_references()
     with settings.unlocked(), settings.ignore_type():
         settings.update(image_size=encoder.image_size, channels=encoder.channels)
@@ -172,7 +179,7 @@ def _batches(
     pool: ThreadPoolExecutor,
     advance: Advance,
 ) -> Iterator[Part]:
-    """Yield the features of some examples; one batch is decoded while another is computed."""
+    """Yield the features of a range of examples in batches, and decode the next batch meanwhile."""
     size = encoder.batch_size
     chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
     loading: Future[_Loaded] | None = None
@@ -193,7 +200,8 @@ def _batches(
 
 
 class _Loaded(NamedTuple):
-    """The decoded views of a batch, an error in place of each broken one, and the labels."""
+    """A decoded batch: a center crop per image, or an error message if it is undecodable, and the
+    labels."""
 
     views: list[Any]
     labels: np.ndarray
@@ -219,23 +227,24 @@ def _load(source: Source, data: ConfigDict, examples: range, pool: ThreadPoolExe
 
 
 def _name(source: Source, example: int) -> str:
-    """Return the name of an example: the path of its file relative to the data, if it has one."""
+    """Return the name of an example; for an image file, its path relative to the data directory."""
     root = getattr(source, "root", None)
     name = source.describe(example)
     return name.removeprefix(f"{root}/") if root else name
 
 
 def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial: bool) -> int:
-    """Return the number of images that could not be decoded.
+    """Return the number of undecodable images, and check that it does not exceed the limit.
 
     Args:
-        paths: The parts computed so far.
-        source: The source of the images.
-        data: The config block of the data, whose ``skip_limit`` is the allowed fraction.
-        partial: Whether parts are missing.
+        paths: The paths of the parts computed so far.
+        source: The data source from which the images are read.
+        data: The config block of the data set, whose ``skip_limit`` is the allowed fraction of
+            undecodable images.
+        partial: Whether parts are missing. If True, the limit applies only after `LEAST` images.
 
     Raises:
-        UserError: The number exceeds the allowed fraction.
+        UserError: The fraction of undecodable images exceeds ``data.skip_limit``.
     """
     skipped, done, first = 0, 0, ""
     for path in paths:
@@ -253,7 +262,8 @@ def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial:
 
 
 def _write_skipped(output: Path, paths: list[Path]) -> None:
-    """List the images that could not be decoded, if any, in a file beside the output."""
+    """Write the names of undecodable images and the reasons to `OUTPUT.skipped.csv`, if there are
+    any."""
     rows = []
     for path in paths:
         part = Part.load(path)

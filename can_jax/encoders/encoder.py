@@ -1,4 +1,4 @@
-"""The encoder object that `can_jax.load` returns, with checks of its input."""
+"""The encoder object that `can_jax.load` returns, which checks its input images."""
 
 import os
 import warnings
@@ -30,30 +30,30 @@ TOKENS = ("patch_tokens", "tokens")  # The kinds of features that are not pooled
 
 
 class Encoder:
-    """A pretrained encoder that maps images to features.
+    """A pretrained encoder that computes features of images.
 
     Attributes:
         image_size: The (height, width) of the input images in pixels.
         patch_size: The side length of a patch in pixels.
         grid: The number of patches along (height, width).
-        channels: The number of channels of the images.
-        width: The width of the tokens.
-        depth, heads: The numbers of blocks and of attention heads of the Vision Transformer; None
-            for another backbone.
-        mean, std: The mean and standard deviation of each channel, which normalize images in [0,
-            1].
-        step: The step of the checkpoint; None if the files do not state it.
-        batch_size: The number of images in a forward pass.
+        channels: The number of channels of the input images.
+        width: The number of features of a token.
+        depth, heads: The numbers of transformer blocks and of attention heads in each block; None
+            if the backbone is not a ViT.
+        mean, std: The mean and standard deviation per channel by which images in [0, 1] are
+            normalized.
+        step: The training step of the weights; None if unknown.
+        batch_size: The maximum number of images in a forward pass.
     """
 
     def __init__(self, subject: PretrainedEncoder, mesh: Mesh, batch_size: int):
-        """Wrap an open encoder.
+        """Wrap a `PretrainedEncoder`, and compile its functions on first use.
 
         Args:
-            subject: The pretrained encoder: its configuration and parameters.
-            mesh: The device mesh of the parameters, over which batches are split.
-            batch_size: The largest number of images in a forward pass, rounded up to divide evenly
-                over the mesh.
+            subject: The configuration and parameters of the encoder.
+            mesh: The device mesh that holds the parameters, over which batches are split.
+            batch_size: The maximum number of images in a forward pass. The number is rounded up to
+                a multiple of the number of batch shards.
         """
         config = subject.config
         vit = config.model.backbone == "vit"
@@ -87,53 +87,52 @@ class Encoder:
 
     @property
     def path(self) -> str:
-        """The path from which the parameters were read."""
+        """The path from which the weights were read."""
         path: str = self._subject.identity["path"]
         return path
 
     @property
     def sha256(self) -> str:
-        """The checksum that identifies the parameters."""
+        """The SHA-256 checksum of the parameters, as a hexadecimal string."""
         digest: str = self._subject.identity["sha256"]
         return digest
 
     @property
     def data(self) -> ConfigDict:
-        """A copy of the config block `data`, by which images are decoded and cropped."""
+        """A copy of the config block `data`, which sets how images are decoded and cropped."""
         return self._subject.config.data.copy_and_resolve_references()
 
     def preprocess(self, image: Any) -> UInt8[np.ndarray, "height width channels"]:
-        """Return the view of one image that evaluations use: resized, and cut at the center.
+        """Decode, resize and center-crop one image, as evaluations do.
 
-        A batch is a list of such views. Pillow decodes and resizes, without TensorFlow.
+        A list of such crops is a valid batch. TensorFlow is not used.
 
         Args:
-            image: The path of an image file, its content as bytes, an image of Pillow, or a uint8
+            image: The path of an image file, its content as bytes, a `PIL.Image.Image`, or a uint8
                 array (height, width) or (height, width, channels).
 
         Raises:
-            UserError: The image cannot be read or decoded, or is of another type or shape.
+            UserError: The image cannot be read or decoded, or its type or shape is not supported.
         """
         return preprocess(image, self._subject.config.data)
 
     def __call__(self, images: Any, features: str = "patches") -> np.ndarray:
-        """Compute features of any number of images, in batches over the devices.
+        """Compute features of any number of images, in batches of up to `batch_size`.
 
         Args:
-            images: The images, values 0 to 255 of type uint8 and shape (n, height, width,
-                channels): an array, or an object that NumPy converts to one, such as a list of
-                results of `preprocess`.
-            features: The kind of features: the mean of the patch tokens (``patches``) or of all
-                tokens (``all``), the class token (``class``), or the class token and the mean patch
-                token concatenated (``both``). Not pooled: the patch tokens in row-major order
-                (``patch_tokens``), or the class token and the patch tokens (``tokens``).
+            images: A uint8 array (n, height, width, channels) of values from 0 to 255, or an object
+                that NumPy converts to one, such as a list of results of `preprocess`.
+            features: The kind of features. ``patches`` and ``all`` are the mean of the patch tokens
+                and of all tokens. ``class`` is the class token. ``both`` is the class token and the
+                mean patch token, concatenated. ``patch_tokens`` are the patch tokens in row-major
+                order, without pooling. ``tokens`` are the class token followed by the patch tokens.
 
         Returns:
-            The features, float32 (n, width), or (n, 2 * width) for ``both``; (n, patches, width)
-            for ``patch_tokens``, and (n, 1 + patches, width) for ``tokens``.
+            A float32 array (n, width), or (n, 2 * width) for ``both``. Its shape is (n, patches,
+            width) for ``patch_tokens``, and (n, 1 + patches, width) for ``tokens``.
 
         Raises:
-            UserError: The images have another type, range, shape or layout.
+            UserError: The images are not uint8, or their shape does not match the encoder.
         """
         if features not in (*FEATURES, *TOKENS):
             kinds = ", ".join((*FEATURES, *TOKENS))
@@ -150,10 +149,10 @@ class Encoder:
         return self._subject.select(outputs, features)
 
     def _batch(self, compute: Callable[..., Any], images: np.ndarray) -> np.ndarray:
-        """Return the outputs for at most `batch_size` images.
+        """Return the outputs of ``compute`` for at most `batch_size` images.
 
-        The images are padded to the next power of two, limited to `batch_size` and rounded up to
-        divide over the mesh, so that few batch sizes are compiled.
+        The batch is padded to the next power of two, at most `batch_size`, and then to a multiple
+        of the number of batch shards. This limits the number of compiled batch sizes.
         """
         rows = min(1 << (len(images) - 1).bit_length(), self.batch_size)
         rows = -(-rows // self._shards) * self._shards
@@ -164,7 +163,7 @@ class Encoder:
 
 
 def _plain(value: Any) -> Any:
-    """Convert scalars and arrays of NumPy and JAX to Python numbers and tuples."""
+    """Convert NumPy or JAX scalars to Python numbers, and arrays and lists to tuples."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
@@ -180,7 +179,7 @@ def load_encoder(
     step: Any = None,
     batch_size: Any = 256,
 ) -> Encoder:
-    """Open a pretrained encoder; see `can_jax.load`. All arguments are checked."""
+    """Implement `can_jax.load`: check all arguments, and open the pretrained encoder."""
     location = expand_home(os.fspath(path))
     image_size, heads, mean, std = map(_plain, (image_size, heads, mean, std))
     step, batch_size = map(_plain, (step, batch_size))

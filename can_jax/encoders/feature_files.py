@@ -1,4 +1,4 @@
-"""Files of features: the parts that are computed, and their merging to Parquet, npz or CSV."""
+"""Files of features: intermediate parts, and the final Parquet, npz or CSV file."""
 
 import csv
 import importlib.util
@@ -15,14 +15,14 @@ from can_jax.utils.files import replacing
 
 
 class Part(NamedTuple):
-    """The features of a range of examples.
+    """The features of a range of examples, and the names of the undecodable ones.
 
     Attributes:
-        features: The features, float32 (images, width).
-        labels: The label of each image, or -1.
-        names: The name of each image.
-        broken: The names of the images that could not be decoded.
-        reasons: The reason for each name in ``broken``.
+        features: The features of the decoded images, float32 (images, width).
+        labels: The label of each decoded image; -1 if unknown.
+        names: The name of each decoded image.
+        broken: The names of the undecodable images.
+        reasons: The reason why each image in ``broken`` is undecodable.
     """
 
     features: np.ndarray
@@ -33,36 +33,37 @@ class Part(NamedTuple):
 
     @staticmethod
     def joined(parts: "Sequence[Part]") -> "Part":
-        """Join several parts into one."""
+        """Concatenate several parts into one."""
         filled = [part for part in parts if len(part.features)] or parts[:1]
         features = np.concatenate([part.features for part in filled])
         rest = (np.concatenate(column) for column in list(zip(*parts, strict=True))[1:])
         return Part(features, *rest)
 
     def save(self, path: Path) -> None:
-        """Write the part; the file at ``path`` is written last and marks the part as complete."""
+        """Write the part to ``path`` and a `.npy` file beside it; ``path`` is written last and
+        marks the part as complete."""
         np.save(path.with_suffix(".npy"), self.features)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(self, name) for name in self._fields[1:]})
 
     @staticmethod
     def load(path: Path) -> "Part":
-        """Read a part, whose features stay on the disk until they are used."""
+        """Read a part; its features are memory-mapped."""
         rest = read_npz(path)
         features = map_npy(path.with_suffix(".npy"))
         return Part(features, *(rest[name] for name in Part._fields[1:]))
 
 
 class Table:
-    """The features of all images, read part by part.
+    """The features of all images of a data set, which are read one part at a time.
 
     Attributes:
-        images: The number of images.
-        width: The width of the features; 0 if there are no images.
-        label_names: The names of the classes; empty if unknown.
-        labeled: Whether any image has a label.
-        longest: The number of characters of the longest name.
-        identity: The weights, data and settings of the features, as JSON values.
+        images: The number of images that have features.
+        width: The number of features per image; 0 if there are no images.
+        label_names: The names of the classes, indexed by label; empty if unknown.
+        labeled: Whether at least one image has a label.
+        longest: The number of characters of the longest image name.
+        identity: A description of the weights, the data and the settings, as JSON values.
     """
 
     def __init__(self, paths: list[Path], label_names: tuple[str, ...], identity: dict[str, Any]):
@@ -75,14 +76,14 @@ class Table:
             self.width = part.features.shape[1]
 
     def parts(self) -> Iterator[Part]:
-        """Yield the parts that hold any image."""
+        """Yield the parts that hold at least one decoded image."""
         for path in self._paths:
             part = Part.load(path)
             if len(part.labels):
                 yield part
 
     def classes(self, labels: np.ndarray) -> list[str]:
-        """Return the names of the classes of some labels, empty where unknown."""
+        """Return the class name of each label; an empty string if it is unknown."""
         names, count = self.label_names, len(self.label_names)
         return [names[label] if 0 <= label < count else "" for label in labels]
 
@@ -154,16 +155,19 @@ WRITERS: dict[str, Callable[[Path, Table], None]] = {
 
 
 def check_output(output: Path) -> None:
-    """Check that a file of features can be written, before anything is computed.
+    """Check that a feature file may be written to ``output``.
 
     Raises:
-        UserError: The file exists, its suffix is unknown, or a required package is missing.
+        UserError: The file exists, is not local, has an unknown suffix, or requires a missing
+            package.
     """
     if output.suffix not in WRITERS:
-        raise UserError(f"--output={output}: give a file of the type {', '.join(WRITERS)}")
+        raise UserError(f"--output={output}: the suffix must be one of {', '.join(WRITERS)}")
     if "://" in str(output) or ":/" in str(output):
-        raise UserError(f"--output={output}: give a local file")
+        raise UserError(f"--output={output}: give a path of the local file system")
     if output.exists():
         raise UserError(f"--output={output} exists already: remove it, or give another file")
     if output.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"--output={output}: pip install pyarrow, or give an .npz or .csv")
+        raise UserError(
+            f"--output={output}: Parquet needs pyarrow: pip install pyarrow, or choose .npz or .csv"
+        )

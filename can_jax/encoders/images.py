@@ -1,4 +1,4 @@
-"""The images that an encoder takes: checks of arrays, and preprocessing as in an evaluation."""
+"""Preprocessing of single images for an encoder, and checks of batches of images."""
 
 import os
 from typing import Any
@@ -19,18 +19,16 @@ Pixels = UInt8[np.ndarray, "height width channels"]
 
 
 def preprocess(image: Any, data: ConfigDict) -> Pixels:
-    """Return the view of an image that evaluations use: resized, and cut at the center.
-
-    TensorFlow is not used.
+    """Decode, resize and center-crop one image as evaluations do, without TensorFlow.
 
     Args:
-        image: The path of an image file, its content as bytes, an image of Pillow, or a uint8 array
-            (height, width) or (height, width, channels).
-        data: The config block `data` of the encoder: the size of the view, its channels, and the
+        image: The path of an image file, its content as bytes, a `PIL.Image.Image`, or a uint8
+            array (height, width) or (height, width, channels).
+        data: The config block `data` of the encoder, with the size and channels of the crop and the
             settings of decoding.
 
     Raises:
-        UserError: The image cannot be read or decoded, or is of another type or shape.
+        UserError: The image cannot be read or decoded, or its type or shape is not supported.
     """
     if isinstance(image, str | os.PathLike):
         path = expand_home(os.fspath(image))
@@ -48,7 +46,8 @@ def preprocess(image: Any, data: ConfigDict) -> Pixels:
 
 
 def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
-    """Return the pixels of an image file."""
+    """Decode the bytes of an image file to pixels; ``name`` is the name of the image in
+    messages."""
     if data.channels not in FILE_CHANNELS:
         raise UserError(f"{name}: files are decoded to 1, 3 or 4 channels, not {data.channels}")
     try:
@@ -60,14 +59,15 @@ def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
 
 
 def _of_pillow(image: Image.Image, channels: int) -> Pixels:
-    """Return the pixels of an image of Pillow."""
+    """Convert a `PIL.Image.Image` to pixels with the given number of channels."""
     if channels not in MODES:
         raise UserError(
-            f"an image of Pillow has 1, 3 or 4 channels, the encoder {channels}: give a uint8 array"
+            f"a PIL.Image has 1, 3 or 4 channels, but the encoder takes {channels}: give a uint8 "
+            "array"
         )
     if image.mode.startswith("I") or image.mode == "F":
         raise UserError(
-            f"the image has the mode {image.mode}, more than 8 bits a channel: give the path of "
+            f"the image has mode {image.mode}, with more than 8 bits a channel: give the path of "
             "its file, or a uint8 array"
         )
     if image.mode in BEFORE:
@@ -77,14 +77,15 @@ def _of_pillow(image: Image.Image, channels: int) -> Pixels:
 
 
 def _of_array(image: Any, channels: int) -> Pixels:
-    """Return the pixels of a single image given as an array."""
+    """Check a single image that is given as an array, and convert it to the given number of
+    channels."""
     try:
         array = np.asarray(image)
     except Exception as error:  # An arbitrary object can raise any type of exception.
         raise UserError(f"the image cannot be converted to an array: {one_line(error)}") from error
     expected = f"uint8 (height, width, {channels})"
     if array.dtype != np.uint8:
-        given = "" if array.dtype.kind in "fiub" else ", a path or an image of Pillow"
+        given = "" if array.dtype.kind in "fiub" else ", the path of an image file, or a PIL.Image"
         raise UserError(f"the image is {array.dtype}: give {expected}{given}")
     if array.ndim == 2:
         array = array[:, :, None]
@@ -100,21 +101,19 @@ def _of_array(image: Any, channels: int) -> Pixels:
 
 
 def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
-    """Return a batch of images as a uint8 array.
+    """Return a batch of images as a uint8 array, after checking its dtype and shape.
 
     Args:
-        images: An array, or an object that NumPy converts to one.
-        expected: The (height, width, channels) that the encoder requires.
+        images: An array (n, height, width, channels), or an object that NumPy converts to one.
+        expected: The (height, width, channels) of the images that the encoder takes.
 
     Raises:
-        UserError: The images have another type, range, shape or layout.
+        UserError: The images are not uint8, or have another shape.
     """
     try:
         array = np.asarray(images)
     except ValueError as error:
-        raise UserError(
-            "images do not form an array of one shape: give images of one size"
-        ) from error
+        raise UserError("the images have different shapes: give images of one size") from error
     except Exception as error:  # an arbitrary object can raise any type of exception
         raise UserError(f"images cannot be converted to an array: {one_line(error)}") from error
     if array.dtype == np.uint8 and array.ndim == 4 and array.size and array.shape[1:] == expected:
@@ -125,12 +124,13 @@ def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
 
 
 def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
-    """Return an error message on images, with an expression that corrects them if there is one.
+    """Return an error message about images of a wrong dtype or shape, if possible with code that
+    corrects them.
 
     Args:
-        array: The images.
-        expected: The (height, width, channels) that the encoder requires.
-        name: An expression for the array.
+        array: The rejected images.
+        expected: The (height, width, channels) of the images that the encoder takes.
+        name: Python code of the array, as the message shows it.
     """
     shape = f"(n, {', '.join(map(str, expected))})"
     if array.size == 0:
@@ -140,7 +140,7 @@ def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
     if len(converted) == 4 and converted[3] != expected[2]:
         hints.append(f"the encoder takes {expected[2]} channels")
     elif len(converted) == 4 and not fits:
-        hints.append("resize the images by encoder.preprocess, or give can_jax.load the image_size")
+        hints.append("resize the images with encoder.preprocess, or set image_size in can_jax.load")
     if array.dtype != np.uint8:
         start = f"images are {array.dtype}, not uint8 {shape}"
         if array.shape[1:] != expected:
@@ -156,12 +156,13 @@ def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
 def _layout(
     shape: tuple[int, ...], channels: int, code: str
 ) -> tuple[list[str], str, tuple[int, ...]]:
-    """Return hints on a layout, an expression for images with channels last, and its shape.
+    """Return hints about the shape of images, code that corrects their layout, and the shape after
+    it.
 
     Args:
-        shape: The shape of the images.
-        channels: The number of channels that the encoder requires.
-        code: An expression for the images.
+        shape: The shape of the rejected images.
+        channels: The number of channels that the encoder takes.
+        code: Python code of the array, as the message shows it.
     """
     hints = []
     if len(shape) == 3 and channels in (shape[0], shape[2]):
@@ -174,11 +175,11 @@ def _layout(
 
 
 def _as_bytes(array: np.ndarray, code: str) -> str:
-    """Return a hint on how to convert the values of an array to uint8.
+    """Return a hint about the conversion of images to uint8.
 
     Args:
-        array: The images.
-        code: An expression for the array in the right layout.
+        array: The rejected images.
+        code: Python code of the images in the correct layout.
     """
     if array.dtype.kind not in "fiub":
         return "give values 0 to 255"
@@ -187,4 +188,4 @@ def _as_bytes(array: np.ndarray, code: str) -> str:
         return f"values in [0, 1] become uint8 by (255 * {code}).round().astype('uint8')"
     if array.dtype.kind != "b" and low >= 0 and high <= 255:
         return f"values in [0, 255] become uint8 by {code}.round().astype('uint8')"
-    return f"values reach from {low} to {high}; give values 0 to 255, not normalized"
+    return f"values range from {low} to {high}; give values from 0 to 255, not normalized"

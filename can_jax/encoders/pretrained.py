@@ -1,4 +1,4 @@
-"""Pretrained encoders for evaluation: opening them from any source, and extracting features."""
+"""Pretrained encoders for evaluation: loading of weights, and extraction of features."""
 
 import dataclasses
 import math
@@ -42,13 +42,13 @@ from can_jax.weights.torch_layout import from_torch
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedEncoder:
-    """A pretrained encoder.
+    """A pretrained encoder: its configuration, parameters and network.
 
     Attributes:
-        config: The configuration of its run, or an equivalent one if there is no run.
-        parameters: The parameters of the encoder alone, placed over the mesh.
-        graph: The structure of the encoder's network, without arrays.
-        identity: The description of the weights that is written to `results.json`.
+        config: The configuration of the training run, or an equivalent one for other weights.
+        parameters: The parameters of the encoder without heads, placed on the device mesh.
+        graph: The `nnx.GraphDef` of the encoder's network, which holds no arrays.
+        identity: The description of the weights that evaluations write to `results.json`.
     """
 
     config: ConfigDict
@@ -59,32 +59,37 @@ class PretrainedEncoder:
     def tokens(
         self, parameters: Any, images: UInt8[Array, "images height width channels"]
     ) -> Float[Array, "images tokens units"]:
-        """Return the encoder's tokens of unmasked uint8 images; the class token comes first."""
+        """Return the encoder's output tokens for uint8 images without masking; the class token is
+        first."""
         model = nnx.merge(self.graph, parameters, {}, copy=True)
         augment = self.config.augment
         tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
         patches = math.prod(patch_grid(images.shape[1:3], model.patch_size))
-        assert tokens.shape[1] == patches + 1, "no patch is masked in an evaluation"
+        assert tokens.shape[1] == patches + 1, "an evaluation must not mask patches"
         return tokens
 
     def features(self, parameters: Any, images: Any) -> Float[Array, "images features"]:
-        """Return the class token and the mean patch token, from which `select` makes features."""
+        """Return the class token and the mean patch token of each image, concatenated for
+        `select`."""
         tokens = self.tokens(parameters, images).astype(jnp.float32)
         return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
 
     @property
     def patches(self) -> int:
-        """The number of patches in an image."""
+        """The number of patches per image."""
         return math.prod(grid_of(self.config))
 
     def select(
         self, outputs: Float[np.ndarray, "images features"], kind: str
     ) -> Float[np.ndarray, "images width"]:
-        """Return features of one kind of `FEATURES`, from the output of `features`.
+        """Compute features of one kind of `FEATURES` from the output of `features`.
 
         Args:
-            outputs: The class token and the mean patch token of each image, concatenated.
-            kind: The kind of features, ``class``, ``patches``, ``all`` or ``both``.
+            outputs: The class token and the mean patch token of each image, concatenated; an array
+                (images, 2 * width).
+            kind: ``class`` for the class token, ``patches`` for the mean patch token, ``all`` for
+                the mean of all tokens, or ``both`` for the concatenation of ``class`` and
+                ``patches``.
         """
         first, mean = np.split(outputs, 2, axis=1)
         if kind == "all":
@@ -103,7 +108,7 @@ class PretrainedEncoder:
     def _normalized(
         self, x: Float[np.ndarray, "images width"]
     ) -> Float[np.ndarray, "images width"]:
-        """Apply the encoder's final LayerNorm to pooled tokens, on the host."""
+        """Apply the encoder's final LayerNorm to pooled tokens, with NumPy on the host."""
         norm = jax.device_get(self.parameters["encoder"]["norm"])
         x = x - x.mean(axis=1, keepdims=True)
         x = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + variant_of(self.config.model).epsilon)
@@ -117,19 +122,20 @@ def open_encoder(
     mesh: Mesh,
     warn: Callable[[str], None] = logging.warning,
 ) -> PretrainedEncoder:
-    """Open the encoder of a run, of an export, or of weights of another library.
+    """Load the encoder of a training run, of an export, or from the weights of another library.
 
     Args:
-        checkpoint: The path of a run directory, of one of its checkpoints, of an export, of a
-            folder of Hugging Face or timm, or of a file.
-        untrained: Whether to return the randomly initialized encoder.
-        changes: The resolved configuration of an evaluation. Its blocks ``data`` and ``model``
+        checkpoint: The path of a run directory, of one of its checkpoints, of an export, of a model
+            folder of Hugging Face or timm, or of a weight file.
+        untrained: Whether to return the encoder with its random initial parameters instead.
+        changes: The resolved configuration of the evaluation, whose blocks ``data`` and ``model``
             override those of the run.
-        mesh: The device mesh over which the parameters are placed.
-        warn: A function called with each message about an assumption.
+        mesh: The device mesh on which to place the parameters.
+        warn: A function that is called with each warning about an assumption, for example about an
+            unstated normalization.
 
     Raises:
-        UserError: The weights cannot be read, or are incompatible with the requested model.
+        UserError: The weights cannot be read, or do not match the requested model or image size.
     """
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():
@@ -196,13 +202,13 @@ def _abstract(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
 def identity_of(
     path: epath.Path, step: int | None, config: ConfigDict, parameters: Any
 ) -> dict[str, Any]:
-    """Return the description that identifies a set of weights.
+    """Return the description of an encoder's weights that is written to `results.json`.
 
     Args:
         path: The path from which the weights were read.
-        step: The training step of the weights, or None if unknown.
+        step: The training step of the weights; None if unknown.
         config: The configuration of the encoder.
-        parameters: The parameters of the encoder, which are hashed.
+        parameters: The tree of the encoder's parameters, which is hashed.
     """
     return {
         "path": str(path),
@@ -216,14 +222,14 @@ def identity_of(
 
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
-    """Return a tree of parameters from arrays with the names of MAE or of can_jax.
+    """Convert named arrays to a tree of parameters; the names are those of MAE or of can_jax.
 
     Args:
-        arrays: The arrays by name.
-        like: A tree of the expected parameters, which gives structure, shapes and dtypes.
+        arrays: A mapping from names to arrays.
+        like: A tree with the structure, shapes and dtypes of the expected parameters.
 
     Raises:
-        UserError: An array is missing, has another shape, or is not used.
+        UserError: An array is missing, has an unexpected shape, or has no place in the tree.
     """
     leaves = named_leaves(like)
     if next(iter(leaves)) not in arrays:
@@ -240,11 +246,11 @@ def from_arrays(arrays: Arrays, like: Any) -> Any:
 
 
 def config_of_facts(facts: Facts) -> ConfigDict:
-    """Return the equivalent configuration of weights that come without a run.
+    """Return a configuration that describes weights of another library as if they came from a run.
 
     Args:
-        facts: The complete facts on the weights, as `can_jax.weights.read_weights.complete` returns
-            them.
+        facts: The architecture and normalization of the weights, as
+            `can_jax.weights.read_weights.complete` returns them.
     """
     config = default_config()
     config.total_steps = 1
@@ -261,26 +267,28 @@ def config_of_facts(facts: Facts) -> ConfigDict:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of JSON as the configuration holds it: lists as tuples."""
+    """Convert a JSON list to a tuple, as configurations hold sequences, and return other values
+    unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
-    """Return a run's configuration, with the mean and std that an evaluation sets, if any.
+    """Return a run's configuration with the mean and std of an evaluation, where it sets them.
 
     Args:
         run: The configuration of the run.
-        given: The block `model` of the evaluation's configuration.
-        path: The path of the run, for messages.
+        given: The config block `model` of the evaluation.
+        path: The path of the run directory, for messages.
 
     Raises:
-        UserError: The block requests another number of heads than the run has.
+        UserError: ``given.heads`` differs from the run's number of heads, or mean or std is
+            invalid.
     """
     if given.heads is not None:
         require_vit(run, f"{path}: heads={given.heads}")
     heads = encoder_size(run.model).heads
     if given.heads not in (None, heads):
-        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; leave it out")
+        raise UserError(f"{path}: heads={given.heads}: the run has {heads} heads; omit heads")
     config = run.copy_and_resolve_references()
     with config.ignore_type():
         for name in ("mean", "std"):
@@ -294,10 +302,10 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
 
 
 def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
-    """Return the configuration of a run, overridden by an evaluation's data, size, dtype and mesh.
+    """Return a run's configuration, with the data, image size, dtype and mesh of an evaluation.
 
     Raises:
-        UserError: The evaluation's images have another number of channels.
+        UserError: The evaluation's images do not have as many channels as the run's.
     """
     config = run.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
@@ -314,6 +322,7 @@ def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
         config.init_from = None
     if config.data.channels != run.data.channels:
         raise UserError(
-            f"config.data.channels={config.data.channels}: the encoder takes {run.data.channels}"
+            f"config.data.channels={config.data.channels}: the encoder takes "
+            f"{run.data.channels} channels"
         )
     return resolve_encoder(config)

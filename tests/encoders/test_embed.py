@@ -149,7 +149,7 @@ def raising(*_):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output=a.txt"], "give a file of the type .parquet, .npz, .csv"),
+        (["--output=a.txt"], "the suffix must be one of .parquet, .npz, .csv"),
         ([], "the data has the splits train, val: choose one with --split=NAME"),
         (["--split=train", "--data=/no/such"], "config.data.path=/no/such is not a folder"),
         (["--step=8"], "no checkpoint of step 8"),
