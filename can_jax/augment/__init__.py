@@ -1,1 +1,2 @@
-"""Augmentation: crops on the host, photometric operations and mixing on the device."""
+"""Image augmentation: random crops on the host; photometric operations, mixup and CutMix on the
+device."""

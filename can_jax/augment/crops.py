@@ -1,4 +1,4 @@
-"""Crops on the host: boxes that are a function of the seed and the position, and their resizing."""
+"""Crops on the host: random boxes, seeded by the run and the stream position, and resizing."""
 
 from typing import Any
 
@@ -14,15 +14,16 @@ ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fall
 
 
 def uniforms(seed: int, positions: Any, count: int) -> Any:
-    """Return numbers in [0, 1) as a function of (seed, position, index), vectorized over positions.
+    """Return pseudorandom numbers in [0, 1), which are a function of (seed, position, index).
 
-    Counters go through the SplitMix64 mixer (Steele, Lea and Flood, 2014). TensorFlow's stateless
-    random functions take one seed per call, so they would need one call per image.
+    The numbers are hashed counters, from SplitMix64 (Steele, Lea and Flood, 2014). One call
+    computes the numbers of many positions. TensorFlow's stateless random functions take one seed
+    per call, so they would need a call per image.
 
     Args:
         seed: Any integer.
-        positions: An int64 tensor (...,).
-        count: The number of values per position.
+        positions: Positions in the stream of examples, an int64 tensor (...,).
+        count: The number of values to return per position.
 
     Returns:
         A float32 tensor (..., count).
@@ -43,12 +44,12 @@ def uniforms(seed: int, positions: Any, count: int) -> Any:
 
 
 def mix_key(seed: int) -> int:
-    """Spread a seed over 64 bits, so that neighboring seeds give unrelated numbers."""
+    """Hash a seed to 64 bits, so that consecutive seeds give unrelated random numbers."""
     return int(np.random.SeedSequence(seed % 2**63).generate_state(1, np.uint64)[0])
 
 
 def shifted(values: Any, bits: int) -> Any:
-    """Shift bits to the right, filling up with zeros."""
+    """Shift a uint64 tensor to the right by ``bits``, filling with zeros."""
     tf = tensorflow()
     return tf.bitwise.right_shift(values, tf.constant(bits, tf.uint64))
 
@@ -61,21 +62,21 @@ def random_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Any:
-    """Draw the boxes of random resized crops (arXiv 1409.4842), sampled as in torchvision.
+    """Draw the boxes of random resized crops (arXiv 1409.4842), with torchvision's sampling.
 
-    A box covers a fraction of the image drawn uniformly from ``area``. Its width-to-height ratio is
-    drawn log-uniformly from ``aspect``.
+    The fraction of the image that a box covers is drawn uniformly from ``area``. The
+    width-to-height ratio is drawn log-uniformly from ``aspect``.
 
     Args:
         seed: The seed of the run.
-        positions: An int64 tensor (...,) of positions in the stream of examples.
-        image_size: The (height, width) of the images, as ints or scalar tensors.
+        positions: Positions in the stream of examples, an int64 tensor (...,).
+        image_size: The (height, width) of the images in pixels, as ints or scalar tensors.
         views: The number of boxes per position.
-        area: The range of the area of a box, as a fraction of the image.
-        aspect: The range of the width-to-height ratio.
+        area: The smallest and largest area of a box, as a fraction of the image.
+        aspect: The smallest and largest width-to-height ratio of a box.
 
     Returns:
-        A float32 tensor (..., views, 4) of whole pixels: top, left, height, width.
+        The boxes (top, left, height, width) in whole pixels, a float32 tensor (..., views, 4).
     """
     tf = tensorflow()
     height, width = (tf.cast(side, tf.float32) for side in image_size)
@@ -107,15 +108,15 @@ def random_boxes(
 
 
 def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """Cut boxes from an image and resize them bilinearly, with pixel centers at half integers.
+    """Cut boxes from an image, and resize each bilinearly with half-pixel centers.
 
-    A box that shrinks by more than a factor of 2 along both sides is resized with antialiasing.
+    Antialiasing is applied to boxes that are more than twice as large as ``size`` along both sides.
 
     Args:
         image: A uint8 tensor (height, width, channels).
-        boxes: An int32 tensor (views, 4) of top, left, height, width in pixels. The number of views
-            is static.
-        size: The (height, width) of the result.
+        boxes: The boxes (top, left, height, width) in pixels, an int32 tensor (views, 4) of static
+            shape.
+        size: The (height, width) to which to resize, in pixels.
 
     Returns:
         A uint8 tensor (views, *size, channels).
@@ -134,27 +135,29 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
 
 
 def enlarged(size: tuple[int, int]) -> Int[np.ndarray, "2"]:
-    """Return the (height, width) of which an evaluation cuts out the center.
+    """Return the (height, width) to which an image is resized before its center crop.
 
-    As in MAE it is 8/7 of the size up to 224 pixels (256 for 224), and the size itself above.
+    As in MAE, it is 8/7 of ``size`` if the shorter side of ``size`` is at most 224 pixels (256 for
+    224), and ``size`` itself otherwise.
 
     Args:
-        size: The (height, width) of the view.
+        size: The (height, width) of the center crop in pixels.
     """
     sides = np.array(size)
     return np.round(sides * 8 / 7).astype(int) if min(size) <= PUBLISHED else sides
 
 
 def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
-    """Resize and crop an image for evaluation, as torchvision's `Resize` and `CenterCrop` do.
+    """Resize and center-crop an image for evaluation, as torchvision's `Resize` and `CenterCrop`
+    do.
 
-    The side that is shorter in proportion to ``size`` is resized to `enlarged`, bicubic with
-    antialiasing. The center is cut out.
+    The image is resized until it just covers `enlarged`, bicubically with antialiasing. Then the
+    center is cut out.
 
     Args:
-        image: A uint8 tensor (height, width, channels). An image of the target size is returned
+        image: A uint8 tensor (height, width, channels). An image of exactly ``size`` is returned
             unchanged.
-        size: The (height, width) of the result.
+        size: The (height, width) of the result in pixels.
 
     Returns:
         A uint8 tensor (*size, channels).
@@ -186,13 +189,14 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
 def center_crop(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "rows columns channels"]:
-    """Resize and crop an image for evaluation with Pillow, as `resize_and_center_crop` does.
+    """Resize and center-crop an image with Pillow; the result equals that of
+    `resize_and_center_crop` up to rounding.
 
-    Its sums equal those of TensorFlow up to rounding, so that a pixel differs by at most 1.
+    The two results differ by at most 1 in a uint8 value.
 
     Args:
-        image: The image. An image of the target size is returned unchanged.
-        size: The (height, width) of the result.
+        image: A uint8 array. An image of exactly ``size`` is returned unchanged.
+        size: The (height, width) of the result in pixels.
     """
     given, wanted = np.array(image.shape[:2], np.float64), np.array(size, np.float64)
     if (given == wanted).all():

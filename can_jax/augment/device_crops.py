@@ -1,7 +1,7 @@
 """Random resized crops of images that are already on the device.
 
-They have the distribution of `can_jax.augment.crops`, which crops on the host, and draw their boxes
-from JAX's random numbers.
+Boxes have the same distribution as those of `can_jax.augment.crops`, which crops on the host, but
+their random numbers come from JAX.
 """
 
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fallback is centered
-DRAWS = 2 * ATTEMPTS + 2  # numbers in [0, 1) that a box is made of
+DRAWS = 2 * ATTEMPTS + 2  # random numbers per box
 Box = Float[Array, " 4"]  # top, left, height, width, in whole pixels
 
 
@@ -23,18 +23,18 @@ def random_crops(
     aspect: tuple[float, float],
     size: tuple[int, int],
 ) -> UInt8[Array, "views rows columns channels"]:
-    """Cut random boxes from an image, and resize them bilinearly without antialiasing.
+    """Cut random boxes from an image, and resize each bilinearly without antialiasing.
 
     Args:
-        image: The image, at most twice as large as ``size`` along each side.
-        key: The random key of the image.
-        views: The number of crops.
-        area: The range of the fraction of the image's area that a box covers.
-        aspect: The range of the width-to-height ratio of a box.
-        size: The (height, width) of the crops.
+        image: The image; each side is at most twice as long as that of ``size``.
+        key: The random key that determines the crops.
+        views: The number of crops to return.
+        area: The smallest and largest area of a box, as a fraction of the image.
+        aspect: The smallest and largest width-to-height ratio of a box.
+        size: The (height, width) of the crops in pixels.
     """
     small = all(side <= 2 * new for side, new in zip(image.shape, size, strict=False))
-    assert small, "crops of images more than twice as large need antialiasing"
+    assert small, "images more than twice as large as their crops need antialiasing"
     drawn = jax.random.uniform(key, (views, DRAWS))
 
     def view(drawn: Array) -> Array:
@@ -49,14 +49,13 @@ def box_of(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Box:
-    """Return the box that numbers in [0, 1) stand for, as `can_jax.augment.crops.random_boxes`
-    does.
+    """Convert uniform random numbers to a crop box, as `can_jax.augment.crops.random_boxes` does.
 
     Args:
-        drawn: `DRAWS` uniform numbers.
-        image_size: The (height, width) of the image.
-        area: The range of the area of a box, as a fraction of the image.
-        aspect: The range of the width-to-height ratio.
+        drawn: `DRAWS` random numbers, uniform in [0, 1).
+        image_size: The (height, width) of the image in pixels.
+        area: The smallest and largest area of a box, as a fraction of the image.
+        aspect: The smallest and largest width-to-height ratio of a box.
     """
     height, width = image_size
     share = area[0] + (area[1] - area[0]) * drawn[:ATTEMPTS]
@@ -83,10 +82,10 @@ def box_of(
 def crop(
     image: UInt8[Array, "height width channels"], box: Box, size: tuple[int, int]
 ) -> UInt8[Array, "rows columns channels"]:
-    """Resize a box of an image bilinearly, with pixel centers at half integers.
+    """Cut a box from an image and resize it bilinearly with half-pixel centers.
 
-    The interpolation is a product with a matrix along each axis, so that boxes of different sizes
-    are one batch.
+    The interpolation is a matrix product along each axis, so that `jax.vmap` can batch boxes of
+    different sizes.
     """
     vertical = _interpolation(box[0], box[2], image.shape[0], size[0])
     horizontal = _interpolation(box[1], box[3], image.shape[1], size[1])
@@ -100,7 +99,8 @@ def crop(
 def _interpolation(
     start: Float[Array, ""], extent: Float[Array, ""], pixels: int, size: int
 ) -> Float[Array, "size pixels"]:
-    """Return the matrix that interpolates ``size`` values in a box from an axis of ``pixels``."""
+    """Return the matrix (size, pixels) that interpolates ``size`` values within a part of an axis
+    of ``pixels`` pixels."""
     centers = (jnp.arange(size) + 0.5) * (extent / size) - 0.5
     centers = start + jnp.clip(centers, 0.0, extent - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(centers[:, None] - jnp.arange(pixels)))

@@ -1,8 +1,8 @@
-"""Photometric augmentation on the device: flip, color jitter, grayscale, blur, solarize.
+"""Flip, color jitter, grayscale, blur and solarization of images on the device.
 
-Each operation takes one image with values in [0, 1]; `augment` maps all of them over a batch. The
-definitions are torchvision's, so recipes carry over. Operations of probability or strength 0 are
-not compiled.
+Each operation takes one image with values in [0, 1], and `augment` applies all of them to a batch.
+Probabilities and strengths have the same meaning as in torchvision. An operation of probability or
+strength 0 is not compiled.
 """
 
 import dataclasses
@@ -18,20 +18,25 @@ Scalar = Float[Array, ""]
 
 @dataclasses.dataclass(frozen=True)
 class Photometric:
-    """The probabilities and strengths of the operations, under their keys of `config.augment`.
+    """The probabilities and strengths of the photometric operations, with the same names as in
+    `config.augment`.
 
     Attributes:
         flip: The probability of a horizontal flip.
-        jitter: The probability of color jitter, whose four operations come in random order.
-        brightness: The strength s; the factor is drawn from [max(0, 1 - s), 1 + s].
-        contrast: The strength s, with the same range of factors.
-        saturation: The strength s, with the same range of factors.
-        hue: The maximum shift of the hue; the shift is drawn from [-hue, hue], in turns of the
-            color circle.
+        jitter: The probability of color jitter, which changes brightness, contrast, saturation and
+            hue in random order.
+        brightness: The jitter strength s of the brightness. The factor of the brightness is drawn
+            uniformly from [max(0, 1 - s), 1 + s].
+        contrast: The jitter strength of the contrast, with the same range of factors as
+            ``brightness``.
+        saturation: The jitter strength of the saturation, with the same range of factors as
+            ``brightness``.
+        hue: The maximum shift of the hue, as a fraction of the color circle. The shift is drawn
+            uniformly from [-hue, hue].
         grayscale: The probability of conversion to grayscale.
         blur: The probability of a Gaussian blur.
-        blur_sigma: The range of the blur's standard deviation, in pixels.
-        solarize: The probability of inverting all values of at least 0.5.
+        blur_sigma: The smallest and largest standard deviation of the blur, in pixels.
+        solarize: The probability of solarization, which inverts all values of at least 0.5.
     """
 
     flip: float = 0.0
@@ -47,17 +52,17 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Select the settings from ``config.augment``; those of crops, for example, are ignored."""
+        """Select the photometric settings from ``config.augment``, and ignore the others."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def needs_color(self) -> bool:
-        """True if an enabled operation is defined for RGB images only."""
+        """Whether an enabled operation is defined for RGB images only."""
         return bool((self.jitter and (self.saturation or self.hue)) or self.grayscale)
 
 
 def luminance(image: Image) -> Float[Array, "height width"]:
-    """Return the ITU-R 601 luma of an RGB image; the mean of the channels of another image."""
+    """Return the ITU-R 601 luma of an RGB image; for another number of channels, their mean."""
     if image.shape[0] != 3:
         return image.mean(axis=0)
     red, green, blue = image
@@ -65,13 +70,13 @@ def luminance(image: Image) -> Float[Array, "height width"]:
 
 
 def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
-    """Add the weighted image, its luminance and its mean luminance, and clip to [0, 1].
+    """Return a weighted sum of an image, its luminance and its mean luminance, clipped to [0, 1].
 
-    Brightness, contrast and saturation all have this form. So jitter can draw which of them to
-    apply without computing each.
+    Brightness, contrast and saturation all have this form. Color jitter can therefore choose one at
+    random without computing all three.
 
     Args:
-        image: The image.
+        image: An image (channels, height, width) with values in [0, 1].
         parts: The weights of the image, of its luminance and of its mean luminance.
     """
     luma = luminance(image)
@@ -79,22 +84,22 @@ def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
 
 
 def brightness_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights of a blend with black."""
+    """Return the weights for `blend` that multiply the brightness by ``factor``."""
     return jnp.stack([factor, jnp.zeros_like(factor), jnp.zeros_like(factor)])
 
 
 def contrast_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights of a blend with the mean luminance of the image."""
+    """Return the weights for `blend` that multiply the contrast by ``factor``."""
     return jnp.stack([factor, jnp.zeros_like(factor), 1 - factor])
 
 
 def saturation_parts(factor: Scalar) -> Float[Array, " 3"]:
-    """Return the weights of a blend with the grayscale image."""
+    """Return the weights for `blend` that multiply the saturation by ``factor``."""
     return jnp.stack([factor, 1 - factor, jnp.zeros_like(factor)])
 
 
 def adjust_hue(image: Image, shift: Scalar) -> Image:
-    """Rotate the HSV hue of an RGB image by ``shift`` turns."""
+    """Shift the HSV hue of an RGB image by ``shift``, a fraction of the color circle."""
     red, green, blue = image
     value = image.max(axis=0)
     chroma = value - image.min(axis=0)
@@ -116,7 +121,7 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
 
 
 def color_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
-    """Change brightness, contrast, saturation and hue in random order."""
+    """Change brightness, contrast, saturation and hue by random amounts and in random order."""
     order_key, hue_index_key, hue_key, *keys = jax.random.split(key, 6)
     kinds = (
         (brightness_parts, settings.brightness),
@@ -144,14 +149,14 @@ def color_jitter(image: Image, key: Key[Array, ""], settings: Photometric) -> Im
 
 
 def blur_matrix(size: int, sigma: Scalar) -> Float[Array, "size size"]:
-    """Return a Gaussian blur along one axis as a matrix.
+    """Return the matrix of a Gaussian blur along one axis.
 
-    Borders are mirrored, without repeating the edge pixel. A matrix product applies an individual
-    width to each image at full matrix speed, where a convolution would need one kernel per image.
+    Borders are mirrored without repeating the edge pixel. As a matrix product, the blur can have a
+    different width for each image of a batch; a convolution would need a separate kernel per image.
 
     Args:
         size: The number of pixels along the axis.
-        sigma: The standard deviation in pixels.
+        sigma: The standard deviation of the blur in pixels.
     """
     index = jnp.arange(size)
 
@@ -165,18 +170,18 @@ def blur_matrix(size: int, sigma: Scalar) -> Float[Array, "size size"]:
 
 
 def blur(image: Image, sigma: Scalar) -> Image:
-    """Apply a separable Gaussian blur with standard deviation ``sigma`` in pixels."""
+    """Blur an image with a Gaussian whose standard deviation is ``sigma`` pixels."""
     vertical, horizontal = (blur_matrix(size, sigma) for size in image.shape[1:])
     return vertical @ image @ horizontal.T
 
 
 def solarize(image: Image) -> Image:
-    """Invert the values of at least 0.5."""
+    """Replace each value x of at least 0.5 by 1 - x."""
     return jnp.where(image >= 0.5, 1 - image, image)
 
 
 def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
-    """Apply each operation to one image with its own probability."""
+    """Apply each enabled operation to one image, at random with the operation's probability."""
     flip_key, jitter_key, gray_key, blur_key, solarize_key = jax.random.split(key, 5)
 
     def sometimes(key: Array, probability: float, changed: Image, image: Image) -> Image:
@@ -205,7 +210,7 @@ def augment(
     keys: Key[Array, " rows"],
     settings: Photometric,
 ) -> Float[Array, "rows height width channels"]:
-    """Augment each row by its own key. Values stay in [0, 1]."""
+    """Augment each image of a batch with its own random key. Values stay in [0, 1]."""
 
     def one(image: Array, key: Array) -> Array:
         return jnp.moveaxis(augment_one(jnp.moveaxis(image, -1, 0), key, settings), 0, -1)
@@ -214,19 +219,19 @@ def augment(
 
 
 def to_float(images: UInt8[Array, "*batch channels"]) -> Float[Array, "*batch channels"]:
-    """Convert bytes to float32 in [0, 1]."""
+    """Convert uint8 images to float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255.0
 
 
 def normalize(
     images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch channels"]:
-    """Return ``(images - mean) / std``, by channel."""
+    """Return ``(images - mean) / std``, with one mean and standard deviation per channel."""
     return (images - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def denormalize(
     images: Float[Array, "*batch channels"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Array, "*batch channels"]:
-    """Return ``images * std + mean``, by channel; the inverse of `normalize`."""
+    """Return ``images * std + mean``, the inverse of `normalize`."""
     return images * jnp.asarray(std, images.dtype) + jnp.asarray(mean, images.dtype)

@@ -1,4 +1,4 @@
-"""Named augmentations, as changes to the defaults, which are those of CAN.
+"""Presets of `config.augment`, each given by its differences from the default, the preset of CAN.
 
 A recipe applies one with ``config.augment.update(PRESETS["mae"])``.
 """

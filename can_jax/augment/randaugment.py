@@ -1,11 +1,11 @@
-"""RandAugment, random erasing and the mixing of images on the device, for fine-tuning.
+"""RandAugment, random erasing, mixup and CutMix on the device, for fine-tuning.
 
-RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm. Mixing is mixup
-(arXiv 1710.09412) or CutMix (arXiv 1905.04899).
+RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm. Mixup is described
+in arXiv 1710.09412, and CutMix in arXiv 1905.04899.
 
-Of the fifteen operations of ``rand-m9-mstd0.5-inc1`` five move pixels and ten change them. A map
-over a batch would compute each operation for every image. So those that move pixels are one affine
-map, and those that change them are selected among results that are cheap to compute.
+The operations are the fifteen of timm's ``rand-m9-mstd0.5-inc1``. Under `jax.vmap`, a choice among
+the operations would compute all fifteen for every image. Therefore the five geometric operations
+share one affine warp. The ten others are cheap, so all ten are computed and one result is selected.
 """
 
 from collections.abc import Callable
@@ -29,13 +29,13 @@ APPLIED = 0.5  # the probability that a drawn operation is applied
 
 
 def autocontrast(image: Image) -> Image:
-    """Stretch each channel from its smallest value to its largest."""
+    """Rescale each channel linearly, so that its smallest value becomes 0 and its largest 1."""
     low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
     return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1.0), image)
 
 
 def equalize(image: Image) -> Image:
-    """Equalize the histogram of each channel, over 256 values as Pillow does."""
+    """Equalize the histogram of each channel with 256 bins, as Pillow does."""
 
     def channel(values: Int[Array, "height width"]) -> Float[Array, "height width"]:
         counts = jnp.zeros(256, jnp.int32).at[values.reshape(-1)].add(1)
@@ -49,9 +49,10 @@ def equalize(image: Image) -> Image:
 
 
 def sharpened(image: Image, factor: Scalar) -> Image:
-    """Blend the image with its smoothed version; a factor above 1 sharpens it.
+    """Change the sharpness of an image: ``factor`` 0 smooths it, 1 changes nothing, and more
+    sharpens it.
 
-    The smoothing is Pillow's 3 x 3 kernel, which leaves the border unchanged.
+    The smoothing filter is Pillow's 3 x 3 kernel, which leaves the border pixels unchanged.
     """
     kernel = jnp.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], image.dtype) / 13
     smooth = jax.vmap(lambda x: jax.scipy.signal.convolve2d(x, kernel, mode="valid"))(image)
@@ -60,13 +61,13 @@ def sharpened(image: Image, factor: Scalar) -> Image:
 
 
 def change(image: Image, index: Int[Array, ""], strength: Scalar, factor: Scalar) -> Image:
-    """Apply one of `CHANGES`.
+    """Apply one of the color operations in `CHANGES` to an image.
 
     Args:
         image: An image with values in [0, 1].
         index: The index of the operation in `CHANGES`.
-        strength: The magnitude, in [0, 1].
-        factor: The factor of color, contrast, brightness and sharpness; 1 changes nothing.
+        strength: The magnitude in [0, 1] for posterize, solarize and solarize_add.
+        factor: The factor for color, contrast, brightness and sharpness; 1 changes nothing.
     """
     bits = 4 - jnp.floor(4 * strength)  # the high bits that posterize keeps
     levels = 2.0 ** (8 - bits)
@@ -90,15 +91,16 @@ def change(image: Image, index: Int[Array, ""], strength: Scalar, factor: Scalar
 def move_matrix(
     index: Int[Array, ""], amount: Scalar, size: tuple[int, ...]
 ) -> Float[Array, "2 3"]:
-    """Return the affine map from a pixel of the result to its origin in the image.
+    """Return the affine map from the coordinates of an output pixel to those of its source in the
+    image.
 
-    Both are (x, y), relative to the center. Shears leave the upper left corner where it is, as
-    those of Pillow do.
+    Coordinates are (x, y) in pixels, relative to the center. Shears leave the upper left corner
+    fixed, as in Pillow.
 
     Args:
         index: The index of the operation in `MOVES`.
-        amount: The signed strength in [-1, 1]. 1 is 30 degrees, a shear of 0.3, or 0.45 of the
-            image's side.
+        amount: The signed magnitude in [-1, 1]. A magnitude of 1 rotates by 30 degrees, shears by
+            0.3, or translates by 0.45 of the image's side.
         size: The (height, width) of the image.
     """
     height, width = size
@@ -115,12 +117,12 @@ def move_matrix(
 
 
 def moved(image: Image, matrix: Float[Array, "2 3"], fill: Float[Array, " channels"]) -> Image:
-    """Apply an affine map with bilinear interpolation.
+    """Warp an image by an affine map, with bilinear interpolation.
 
     Args:
         image: An image with values in [0, 1].
-        matrix: The map from result to origin; see `move_matrix`.
-        fill: The color of pixels from outside the image.
+        matrix: The affine map from output to source coordinates; see `move_matrix`.
+        fill: The color of output pixels whose source lies outside the image.
     """
     _, height, width = image.shape
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
@@ -144,15 +146,15 @@ def randaugment(
     deviation: float,
     fill: Float[Array, " channels"],
 ) -> Image:
-    """Apply randomly drawn operations, each with a probability of `APPLIED`.
+    """Draw RandAugment operations at random, and apply each with probability `APPLIED`.
 
     Args:
         image: An image with values in [0, 1].
-        key: The random key of this image.
-        operations: The number of operations to draw.
-        magnitude: The mean strength, in [0, 10].
-        deviation: The standard deviation of the strength.
-        fill: The color of pixels that are moved in from outside, in timm the mean of the images.
+        key: The random key of the image.
+        operations: The number of operations to draw, with replacement.
+        magnitude: The mean magnitude of an operation, from 0 to 10.
+        deviation: The standard deviation of the magnitude.
+        fill: The color of pixels that geometric operations move in from outside the image.
     """
     for i in range(operations):
         choice_key, chance_key, strength_key, sign_key = jax.random.split(
@@ -177,15 +179,16 @@ def randaugment(
 def random_erasing(
     image: Float[Array, "height width channels"], key: Key[Array, ""], probability: float
 ) -> Float[Array, "height width channels"]:
-    """Fill a random box of a normalized image with noise, with the given probability.
+    """Replace a random box of a normalized image by Gaussian noise, with probability
+    ``probability``.
 
-    The area of the box is drawn from 2 % to a third of the image. A box that exceeds the image
-    along one side is clipped, and covers less.
+    The area of the box is drawn uniformly from 2 % to 33.3 % of the image. A box that is longer
+    than a side of the image is clipped, so it covers less.
 
     Args:
-        image: A normalized image.
-        key: The random key of this image.
-        probability: The probability of erasing.
+        image: An image whose channels have mean 0 and standard deviation 1.
+        key: The random key of the image.
+        probability: The probability of erasing a box, from 0 to 1.
     """
     chance, area_key, aspect_key, top_key, left_key, noise_key = jax.random.split(key, 6)
     height, width, _ = image.shape
@@ -210,10 +213,11 @@ def mix(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix images in groups of `GROUP`, the batch of a device in MAE.
+    """Apply mixup or CutMix to a batch, in groups of `GROUP` images.
 
-    Each group has its own draw: mixup or CutMix, and the ratio. A batch that does not divide into
-    groups is a single one. Takes and returns what `mix_group` does.
+    Each group draws its own method and mixing ratio; MAE draws them per device, with 32 images. A
+    batch whose size is not a multiple of `GROUP` is one group. Arguments and result are those of
+    `mix_group`.
     """
     rows, classes = targets.shape
     groups = rows // GROUP if rows % GROUP == 0 else 1
@@ -235,17 +239,17 @@ def mix_group(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix each image with the image at the mirrored index of its group, and targets likewise.
+    """Mix each image and its target with those at the mirrored index, for example first with last.
 
-    Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled,
-    each mixes half of the groups on average. One ratio applies to the whole group.
+    Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled, one
+    is chosen at random with equal probability. The whole group has the same mixing ratio.
 
     Args:
-        images: A group of images.
-        targets: The class probabilities of each image.
-        key: The random key of this group.
-        mixup: The alpha of mixup's Beta distribution; 0 disables it.
-        cutmix: The alpha of CutMix's Beta distribution; 0 disables it.
+        images: The images of a group.
+        targets: The target class probabilities of each image.
+        key: The random key of the group.
+        mixup: The parameter alpha of mixup's Beta distribution; 0 disables mixup.
+        cutmix: The parameter alpha of CutMix's Beta distribution; 0 disables CutMix.
 
     Returns:
         The mixed images and targets.
