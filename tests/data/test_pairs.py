@@ -220,7 +220,9 @@ def test_split_without_a_known_class_is_passed_over(tmp_path):
     root = folder(tmp_path, {"train": CLASSES, "val": CLASSES, "test": ["unknown"]})
     found = pair("folder", root)
     assert found.test.name == "val"
-    said = "the split 'test' has no known class, only 'unknown'; 'val' is used instead"
+    said = (
+        "the split 'test' has no class of the training split, only 'unknown'; 'val' is used instead"
+    )
     assert said in found.notes
     with pytest.raises(UserError, match="has the class 'unknown' that"):
         pair("folder", root, "test")
@@ -245,7 +247,7 @@ def test_copies_among_held_out_examples_are_counted(tmp_path):
             (root / "train" / name / f"{i}.png").write_bytes(encoded("n", 0))
     notes = " ".join(pair("folder", root).notes)
     assert "3 of 3 examples of the split 'train (held out)'" in notes
-    assert "also among the other examples" in notes
+    assert "also among the examples kept for training" in notes
 
 
 def test_parts_of_a_mixture_that_are_shared_are_counted(tmp_path):

@@ -1,1 +1,2 @@
-"""Labeled examples for evaluations: matched pairs of training and test splits."""
+"""Selection of the examples for evaluations, and pairs of training and test splits with the same
+classes."""

@@ -1,4 +1,4 @@
-"""The labeled examples selected from a source, and the classes of that source."""
+"""Selection of labeled examples from a data source, and the classes of that source."""
 
 from typing import NamedTuple
 
@@ -26,11 +26,11 @@ class Chosen(NamedTuple):
 
     Attributes:
         name: The name of the split.
-        source: The source that holds the images.
-        source_labels: The labels of all examples of the source, or None if only reading the source
-            reveals them.
+        source: The data source from which to read the images.
+        source_labels: The labels of all examples of the source; None if the labels are stored in
+            the records and not listed elsewhere.
         examples: The indices of the selected examples in the source.
-        labels: The label of each selected example, in the source's own numbering.
+        labels: The label of each selected example, as numbered in the source.
     """
 
     name: str
@@ -41,13 +41,12 @@ class Chosen(NamedTuple):
 
     @property
     def display_name(self) -> str:
-        """The name of the split as it appears in messages."""
+        """The quoted name of the split, as messages show it."""
         return f"the split {self.name!r}"
 
     @property
     def distinct_labels(self) -> Labels:
-        """The distinct labels of the source, ascending; of the selected examples if
-        ``source_labels`` is None."""
+        """The distinct labels in ``source_labels``, or else in ``labels``, in ascending order."""
         return distinct(self.labels if self.source_labels is None else self.source_labels)
 
 
@@ -55,9 +54,9 @@ def choose(source: Source, split: str, count: int | None) -> Chosen:
     """Select labeled examples, spread evenly over a source.
 
     Args:
-        source: The source that holds the examples.
+        source: The data source from which to select examples.
         split: The name of the split.
-        count: The number of examples to select; None for all.
+        count: The maximum number of examples to select; None for all.
 
     Raises:
         UserError: The source holds no labeled example.
@@ -86,15 +85,16 @@ def choose_and_hold_out(
     """Select training examples, and hold out examples of the same split for testing.
 
     Args:
-        source: The source that holds the examples.
+        source: The data source from which to select examples.
         split: The name of the split.
-        counts: The numbers of training and test examples to select; None for all.
-        share: The fraction of the labeled examples to hold out if ``counts`` gives no test count.
+        counts: The maximum numbers of training and test examples to select; None for no maximum.
+        share: The maximum fraction of the labeled examples to hold out, above 0 and below 1.
         seed: The seed that selects the held-out examples.
-        notes: The reasons for holding out examples; the number held out is appended.
+        notes: The list of notes for the user, which gives the reasons for holding out. A note with
+            the number of held-out examples is appended.
 
     Raises:
-        UserError: No class has two examples.
+        UserError: No class has two labeled examples, or the source has no labels.
     """
     all_labels = known_labels(source)
     labeled = source.examples if all_labels is None else int((all_labels >= 0).sum())
@@ -113,14 +113,14 @@ def choose_and_hold_out(
 
 
 def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
-    """Return the classes of a source, and whether the list is certain to be complete.
+    """Return the classes of a source, and True if no class can be missing from them.
 
     Args:
-        chosen: The chosen examples of the source.
-        count: The number of examples requested; None for all.
+        chosen: The examples selected from the source.
+        count: The number of examples that were requested; None if all were.
 
     Raises:
-        UserError: A label exceeds the list of class names.
+        UserError: A label is not an index of the list of class names.
     """
     label_names = chosen.source.label_names
     complete = True

@@ -1,4 +1,4 @@
-"""Evaluation images: center crops in a fixed order, every example exactly once."""
+"""Batches of center crops for evaluation, in a fixed order and with every example exactly once."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from can_jax.utils.tensorflow import tensorflow
 
 
 class EvaluationBatch(NamedTuple):
-    """The rows of a batch that this process loads.
+    """The rows of an evaluation batch that this process loads, padded to a fixed size.
 
     Attributes:
-        images: The center crops; zeros for padding.
+        images: The center crops, uint8 (rows, height, width, channels); zeros for padding.
         label: The label of each image; -1 where unknown.
-        valid: False for padding, for images that cannot be decoded, and for rows excluded for want
-            of a label.
+        valid: False for padding, for images that cannot be decoded, and for unlabeled images if
+            labels are required.
         example: The index of each example in its source; -1 for padding.
     """
 
@@ -31,14 +31,15 @@ class EvaluationBatch(NamedTuple):
 
 
 class EvaluationSet:
-    """A fixed set of up to ``count`` examples, spread evenly over a source.
+    """A fixed set of evaluation examples, by default spread evenly over a data source.
 
     Args:
-        config: The resolved configuration.
-        source: The source that holds the images.
-        count: The number of examples; all of them if the source has fewer.
+        config: The resolved configuration, of which `config.data` is used.
+        source: The data source from which to read the images.
+        count: The maximum number of examples to select.
         labeled: Whether to exclude examples without a label.
-        only: The indices of the examples to use, in this order; overrides ``count``.
+        only: The indices of the examples to use, in this order; None to select up to ``count``
+            examples.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class EvaluationSet:
         """Yield this process's rows of every batch.
 
         Args:
-            batch_size: The size of the global batch.
-            rows: The rows of the global batch to load, ascending.
+            batch_size: The number of examples in the global batch.
+            rows: The indices of the rows of the global batch to load, in ascending order.
         """
         tf = tensorflow()
         local = len(rows)
@@ -99,12 +100,12 @@ class EvaluationSet:
             yield EvaluationBatch(images, label, valid, index)
 
     def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
-        """Return all valid images in memory."""
+        """Return all valid images as one array."""
         (batch,) = self.batches(len(self), np.arange(len(self)))
         return batch.images[batch.valid]
 
 
 def spread(examples: int, count: int) -> Int[np.ndarray, " chosen"]:
-    """Return up to ``count`` evenly spread indices below ``examples``."""
+    """Return at most ``count`` indices, spread evenly over the range from 0 to ``examples`` - 1."""
     chosen = min(examples, count)
     return (np.arange(chosen, dtype=np.int64) * 2 + 1) * examples // max(1, 2 * chosen)

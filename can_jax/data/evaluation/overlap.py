@@ -1,4 +1,4 @@
-"""Duplicate examples shared by two splits, and a random held-out part of one split."""
+"""Detection of duplicate images in two splits, and random hold-out of examples of one split."""
 
 import numpy as np
 
@@ -20,14 +20,15 @@ def copies(
 ) -> tuple[int, int]:
     """Count the test examples that duplicate a training example.
 
-    If both indexes hold digests, all examples are compared. Otherwise a sample of the test files is
-    compared with training files of the same size.
+    Files are duplicates if their bytes are equal. If the indexes of both splits hold content
+    digests, all examples are compared. Otherwise a sample of the test files is compared with up to
+    `CANDIDATES` training files of the same size in bytes.
 
-    Of these, no more than `CANDIDATES` are read. Of arrays, as many images as fit into
-    `HASHED_BYTES` are compared by their pixels. Mixtures are compared part by part.
+    If one of the splits is an in-memory array, a sample of the images is compared by pixels
+    instead. Mixtures are compared part by part.
 
     Returns:
-        The number of duplicates, and the number of test examples compared.
+        The number of duplicates, and the number of test examples that were compared.
     """
     duplicates = compared = 0
     for part, chosen in _parts(test, test_examples):
@@ -46,7 +47,8 @@ def copies(
 
 
 def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
-    """Return the parts of a mixture, or the source itself, with the selected indices of each."""
+    """Return each part of a mixture with the selected indices in it; for another source, the source
+    and its indices."""
     if not source.parts:
         return [(source, examples)]
     parts, start = [], 0
@@ -60,7 +62,8 @@ def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
 def _copied(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
-    """Return the indices of the test examples that are duplicates, and of those compared."""
+    """Return the indices of the duplicate test examples, and of all test examples that were
+    compared."""
     decoded = test.images if train.images is None else train.images
     if decoded is None:
         return _copied_files(train, train_examples, test, test_examples)
@@ -78,7 +81,8 @@ def _copied(
 def _copied_files(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
-    """Compare two sources of encoded images; return the same pair as `_copied`."""
+    """Compare two sources of encoded images by the bytes of their files, and return the same pair
+    as `_copied`."""
     none = np.zeros(0, np.int64)
     if train.content_digests is not None and test.content_digests is not None:
         chosen = test.content_digests[test_examples]
@@ -96,14 +100,16 @@ def _copied_files(
 
 
 def _pixel_digests(source: Source, examples: Numbers, shape: tuple[int, ...]) -> list[bytes]:
-    """Return a digest of the pixels of each example; empty for a file of another image size."""
+    """Return a digest of the pixels of each example; empty bytes for a file whose image does not
+    have the given shape."""
     if source.images is not None:
         return [digest_of_bytes(source.images[i].tobytes()) for i in examples]
     return [_digest_of_file(encoded, shape) for encoded in source.read(examples)[0]]
 
 
 def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
-    """Return the digest of a file's pixels; empty if they do not decode to ``shape``."""
+    """Return a digest of the pixels of an encoded image; empty bytes if it does not decode to
+    ``shape``."""
     height, width, channels = shape
     try:
         with open_image(encoded, height * width) as image:
@@ -115,12 +121,12 @@ def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
 
 
 def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
-    """Split the examples at random into those to keep and up to ``count`` to hold out.
+    """Split examples at random into those to keep and at most ``count`` to hold out.
 
     The same seed gives the same split. Each class keeps at least one example.
 
     Returns:
-        The indices of the examples to keep, and of those held out.
+        The indices of the examples to keep, and of the examples to hold out, both ascending.
 
     Raises:
         UserError: No class has two examples.

@@ -1,6 +1,6 @@
-"""Training and test splits for evaluation: opened, matched by class, and checked for duplicates.
+"""Pairs of training and test splits, which are matched by class and checked for duplicate images.
 
-The probe of a training run and every evaluation protocol open their examples here.
+The kNN probe during training and the evaluation protocols select their examples with this module.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ TEST_SPLITS = ("test", "val")  # tried in this order, in any spelling, if the us
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Labeled examples selected from a split, not yet read.
+    """Examples selected from a split, with their labels; the images are not read yet.
 
     Attributes:
-        name: The name of the split, for messages and results.
+        name: The name of the split, as messages and results show it.
         data: The config block from which the source was opened.
-        source: The source that holds the images.
+        source: The data source from which to read the images.
         examples: The indices of the selected examples in the source.
-        labels: The label of each selected example, in the source's own numbering.
-        numbering: The translation of the source's labels to class indices.
-        classes: The classes of the training source.
+        labels: The label of each selected example, as numbered in the source.
+        numbering: The callable that maps the source's labels to class indices.
+        classes: The classes to which the class indices refer.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Part:
     classes: Classes
 
     def labeled(self) -> Source:
-        """Return a source of the selected examples only, labeled by class index."""
+        """Return a source that holds only the selected examples, labeled with class indices."""
         labels = self.numbering(self.labels)
         return self.source.selection(self.examples, labels, self.classes.names)
 
@@ -62,9 +62,9 @@ class Pair:
     """A training and a test set with the same classes.
 
     Attributes:
-        train, test: The selected examples.
-        classes: The classes of the training source.
-        notes: Caveats for the user, a sentence each.
+        train, test: The selected training and test examples.
+        classes: The classes of the training set.
+        notes: Remarks for the user about the data, such as duplicates or missing classes.
     """
 
     train: Part
@@ -85,21 +85,23 @@ def open_pair(
 ) -> Pair:
     """Open training and test examples with the same classes.
 
-    A fraction of the training examples is held out if no test split exists, or if it reads the
-    training files.
+    If no test split exists, or if the test split consists of the training files, examples of the
+    training split are held out instead.
 
     Args:
-        data: The config block that names the data.
-        splits: The test splits to try, the preferred one first; see `open_test`.
-        chosen: Whether the user chose the test split explicitly. Such a split is used even if it
-            reads the training files.
-        counts: The numbers of training and test examples to select, evenly spread; None for all.
-        share: The fraction of the training examples to hold out if no test split exists.
+        data: The config block that names the data set and its training split.
+        splits: The names of the test splits to try, in order of preference; see `open_test`.
+        chosen: Whether the user chose the test split. If True, the test split is used even if it
+            consists of the training files.
+        counts: The maximum numbers of training and test examples to select, evenly spread; None for
+            all.
+        share: The maximum fraction of the training split's examples to hold out.
         seed: The seed that selects the held-out examples.
-        train: The training source, if it is already open.
+        train: The source of the training split if it is open already; None to open it.
 
     Raises:
-        UserError: A split is missing, has no labels or has unknown classes.
+        UserError: A split does not exist, has no labels, or has classes that the training split
+            lacks.
     """
     notes: list[str] = []
     source = train or open_source(data, data.split)
@@ -114,9 +116,8 @@ def open_pair(
     if other is None or held:
         if not 0 < share < 1:  # stored by an older version of the package
             raise UserError(
-                f"there is no split to test on but {data.split!r}, and config.probe.held_out="
-                f"{share} is not a fraction of it: set config.data.held_out or "
-                "config.data.test_split"
+                f"there is no test split besides {data.split!r}, and config.probe.held_out={share} "
+                "is not between 0 and 1: set config.data.held_out or config.data.test_split"
             )
         learned, tested = choose_and_hold_out(source, data.split, counts, share, seed, notes)
     else:
@@ -139,13 +140,14 @@ def open_pair(
 def _match(
     learned: Chosen, tested: Chosen, count: int | None, held: bool, notes: list[str]
 ) -> tuple[Classes, Numbering]:
-    """Return the classes of the training examples, and the translation of the test labels.
+    """Return the classes of the training set, and the callable that maps test labels to class
+    indices.
 
     Args:
         learned, tested: The training and the test examples.
-        count: The number of training examples requested; None for all.
-        held: Whether the test examples are held out of the training split.
-        notes: The list to which caveats about the classes are appended.
+        count: The number of training examples that were requested; None if all were.
+        held: Whether the test examples were held out of the training split.
+        notes: The list of notes for the user, to which notes about the classes are appended.
     """
     classes, complete = classes_of(learned, count)
     test_labels = tested.distinct_labels
@@ -163,7 +165,7 @@ def _match(
         notes.append(f"no training example of {absent} is selected")
     if bool(names) != bool(other_names):
         nameless = tested.display_name if names else learned.display_name
-        notes.append(f"{nameless} has no label_names, so classes are matched by number")
+        notes.append(f"{nameless} has no class names, so classes are matched by number")
     return classes, numbering
 
 
@@ -174,9 +176,9 @@ def _compare_images(
 
     Args:
         learned, tested: The training and the test examples.
-        same: Whether both read the same files.
-        held: Whether the test examples are held out of the training split.
-        notes: The list to which the note is appended.
+        same: Whether training and test examples are read from the same files.
+        held: Whether the test examples were held out of the training split.
+        notes: The list of notes for the user, to which the note is appended.
     """
     if same and not held:
         notes.append(
@@ -186,7 +188,7 @@ def _compare_images(
         return
     duplicates, compared = copies(learned.source, learned.examples, tested.source, tested.examples)
     if duplicates:
-        where = "among the other examples" if held else f"in {learned.display_name}"
+        where = "among the examples kept for training" if held else f"in {learned.display_name}"
         notes.append(
             f"{duplicates} of {compared} examples of {tested.display_name} that were compared are "
             f"also {where}, byte for byte: accuracies are too high"
@@ -199,14 +201,17 @@ def open_test(
     """Return the name and source of the first listed split that has labels.
 
     Args:
-        data: The config block that names the data.
-        splits: The test splits to try, the preferred one first. A single split must exist.
-        notes: The list to which caveats for the user are appended.
-        names: The known class names. A split with none of them is skipped, such as a `test` whose
-            images are all in `unknown/`.
+        data: The config block that names the data set.
+        splits: The names of the test splits to try, in order of preference. If only one name is
+            listed, that split must exist.
+        notes: The list of notes for the user, to which the reasons for skipping splits are
+            appended.
+        names: The class names of the training split; empty if unknown. A test split with none of
+            these classes is skipped, such as one whose images are all in `unknown/`.
 
     Returns:
-        The name of the split and its source. The source is None if no split qualifies.
+        The name of the split and its source. If no split qualifies, the function returns the first
+        name and None.
 
     Raises:
         UserError: The only listed split does not exist, or a source cannot be opened.
@@ -225,7 +230,9 @@ def open_test(
             missing = missing or f"the split {name!r} has no labels"
             continue
         if strange := without_known_class(source, names):
-            missing = missing or f"the split {name!r} has no known class, only {strange}"
+            missing = (
+                missing or f"the split {name!r} has no class of the training split, only {strange}"
+            )
             continue
         if missing:
             notes.append(f"{missing}; {name!r} is used instead")
@@ -237,22 +244,22 @@ def open_test(
 def open_part(
     data: ConfigDict, split: str, source: Source, count: int | None, classes: Classes, called: str
 ) -> tuple[Part, str]:
-    """Select examples of one split for a classifier of known classes.
+    """Select examples of one split to test a classifier whose classes are known.
 
     Args:
         data: The config block from which the source was opened.
         split: The name of the split.
-        source: The source that holds the images.
-        count: The number of examples to select, evenly spread; None for all.
-        classes: The classes of the classifier.
-        called: The name of the split as it appears in messages.
+        source: The data source from which to read the images.
+        count: The maximum number of examples to select, evenly spread; None for all.
+        classes: The classes that the classifier predicts.
+        called: The name of the split for messages.
 
     Returns:
-        The selected examples, and a phrase that names the classes without examples, empty if all
-        classes have examples.
+        The selected examples, and a phrase for messages that names the classes without examples;
+        the phrase is empty if there are none.
 
     Raises:
-        UserError: The split has no labels or has unknown classes.
+        UserError: The split has no labels, or has classes that the classifier does not predict.
     """
     chosen = choose(source, split, count)
     split_labels = chosen.distinct_labels
@@ -263,13 +270,13 @@ def open_part(
 
 
 def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool = True) -> Part:
-    """Open a split with its own classes, or without classes.
+    """Open a split on its own, so that its classes need not match those of another split.
 
     Args:
-        data: The config block that names the data.
+        data: The config block that names the data set.
         split: The name of the split.
-        count: The number of examples to select, evenly spread; None for all.
-        labeled: Whether to select only examples with a label; otherwise labels are ignored.
+        count: The maximum number of examples to select, evenly spread; None for all.
+        labeled: True to select only examples with a label; False to ignore all labels.
     """
     source = open_source(data, split)
     if not labeled:
@@ -283,7 +290,7 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
 
 
 def _part(chosen: Chosen, data: ConfigDict, numbering: Numbering, classes: Classes) -> Part:
-    """Return selected examples together with the classes that label them."""
+    """Return the `Part` of selected examples and the classes to which their labels refer."""
     return Part(
         chosen.name, data, chosen.source, chosen.examples, chosen.labels, numbering, classes
     )
