@@ -33,7 +33,7 @@ def test_other_formats_are_not_opened(kind):
     buffer = io.BytesIO()
     mode = {"msp": "1", "xbm": "1", "spider": "F"}.get(kind, "RGB")
     Image.new(mode, (16, 16)).save(buffer, kind)
-    with pytest.raises(ValueError, match="cannot identify one of the formats JPEG, PNG"):
+    with pytest.raises(ValueError, match="cannot identify the format as one of JPEG, PNG"):
         images.open_image(buffer.getvalue())
     assert why_undecodable(buffer.getvalue(), LIMIT, whole=True)
 
@@ -63,7 +63,7 @@ def large(kind):
 def test_too_many_pixels_are_refused_before_they_are_decoded(kind, monkeypatch):
     content = large(kind)
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(ValueError, match="40 x 40 pixels are more than 1000"):
+    with pytest.raises(ValueError, match="40 x 40 pixels, more than the limit of 1000"):
         images.open_image(content, LIMIT)
     assert decode.orientation(content, LIMIT) == 1
 
@@ -74,7 +74,7 @@ def test_icon_of_another_size_than_its_list_states_is_refused(inner):
     if inner == "bmp":
         content = content[:8] + struct.pack("<i", 80) + content[12:]
     entry = struct.pack("<4B2H2I", 16, 16, 0, 0, 1, 32, len(content), 22)
-    with pytest.raises(ValueError, match="40 x 40 pixels are more than 1000"):
+    with pytest.raises(ValueError, match="40 x 40 pixels, more than the limit of 1000"):
         images.open_image(struct.pack("<3H", 0, 1, 1) + entry + content, LIMIT)
 
 
@@ -96,7 +96,7 @@ def test_text_is_limited():
     gif = encode(PIXELS, "gif")
     end = 13 + 3 * 2 ** (gif[10] % 8 + 1)
     comment = b"!\xfe" + (b"\xff" + b"a" * 255) * 5000 + b"\0"
-    with pytest.raises(ValueError, match="bytes of text in front of its image"):
+    with pytest.raises(ValueError, match="bytes of text before its first image"):
         images.open_image(gif[:end] + comment + gif[end:])
     images.open_image(gif[:end] + b"!\xfe\3abc\0" + gif[end:]).load()
 

@@ -1,4 +1,7 @@
-"""The encoding of arrays that share a stream with image files: lossless, of any channels."""
+"""A lossless byte encoding of image arrays with any number of channels.
+
+With it, a mixture of in-memory arrays and image files yields only byte strings.
+"""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -8,6 +11,6 @@ ARRAY_HEADER = len(ARRAY) + 3 * 4
 
 
 def encode_array(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
-    """Encode an array of pixels as bytes that `can_jax.data.decoding.decode.native_pixels` decodes
-    unchanged."""
+    """Encode an image array as bytes, from which `can_jax.data.decoding.decode.native_pixels`
+    restores the same pixels."""
     return ARRAY + np.array(image.shape, "<i4").tobytes() + image.tobytes()

@@ -1,13 +1,14 @@
 """Decoders that turn encoded images into uint8 pixels.
 
-TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow then tries the files
-that TensorFlow rejects: GIF, BMP, TIFF, AVIF, animations and unusual variants of all formats.
+TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow decodes what TensorFlow
+rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
 `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
 Both decoders drop alpha unless four channels are requested, and take the first frame of an
-animation. `depth.py` describes images of more than 8 bits a channel.
+animation. `can_jax.data.decoding.depth` describes how images of more than 8 bits a channel are
+converted.
 
-Arrays that share a stream with files are encoded by `can_jax.data.decoding.array_bytes`.
+The TensorFlow functions also decode the arrays that `can_jax.data.decoding.array_bytes` encodes.
 """
 
 import functools
@@ -37,9 +38,11 @@ ORIENTATION = 0x0112  # EXIF tag
 
 
 def native_size(encoded: Any, max_pixels: int) -> Any:
-    """Return the (height, width) stated in the header of a JPEG, PNG, WebP or array, an int32 (2,).
+    """Return the (height, width) in the header of a JPEG, PNG, WebP or encoded array, as an int32
+    tensor (2,).
 
-    Evaluating the tensor fails for any other content, and for more than ``max_pixels`` pixels.
+    Evaluating the tensor raises a TensorFlow error for any other content, and for more than
+    ``max_pixels`` pixels.
     """
     tf = tensorflow()
 
@@ -66,8 +69,9 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
 def reduction(encoded: Any, largest: Any) -> Any:
     """Return the factor by which to downscale an image during decoding.
 
-    For a JPEG it is the largest of `REDUCTIONS` up to the int32 scalar ``largest``; otherwise 1.
-    The reduced sides are the original sides divided by the factor, rounded up.
+    For a JPEG, the factor is the largest of 1, 2, 4 and 8 that does not exceed the int32 scalar
+    ``largest``. For other formats, the factor is 1. The sides of the downscaled image are the
+    original sides divided by the factor, rounded up.
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
@@ -82,17 +86,19 @@ def native_pixels(
     window: Any = None,
     value_range: Range = None,
 ) -> Any:
-    """Decode a JPEG, PNG, WebP or array, or a part of it, to a uint8 tensor (height, width,
+    """Decode a JPEG, PNG, WebP or encoded array, or a part of it, to a uint8 tensor (height, width,
     channels).
 
     Args:
-        encoded: The content of the file.
-        channels: The number of channels, 1, 3 or 4; any number if only arrays are decoded.
-        ratio: The downscaling factor that `reduction` returned; a reduced image decodes faster.
-        window: The top, left, height and width of the part of the reduced image to decode, an int32
-            tensor (4,); by default the whole image. A smaller part of a JPEG decodes faster.
-        value_range: The values of black and white in images of more than 8 bits; see
-            `can_jax.data.decoding.depth`.
+        encoded: The bytes of the image file or of the encoded array.
+        channels: The number of channels of the result; 1, 3 or 4 for image files, any number for
+            encoded arrays.
+        ratio: The downscaling factor that `reduction` returned. Downscaled JPEGs decode faster.
+        window: The (top, left, height, width) of the part to decode, in pixels of the downscaled
+            image, as an int32 tensor (4,). None decodes the whole image. A smaller part of a JPEG
+            decodes faster.
+        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
+            or None if unset; see `can_jax.data.decoding.depth`.
     """
     tf = tensorflow()
     colors = min(channels, 3)
@@ -139,7 +145,7 @@ def native_pixels(
 
 
 def _kind_switch(encoded: Any, **branches: Any) -> Any:
-    """Evaluate the branch for the format that the first bytes of a file identify."""
+    """Return the result of the branch whose format matches the first two bytes of ``encoded``."""
     tf = tensorflow()
     start = tf.strings.substr(encoded, 0, 2)
     tags = {"jpeg": b"\xff\xd8", "png": b"\x89P", "webp": b"RI", "array": ARRAY}
@@ -150,14 +156,14 @@ def _kind_switch(encoded: Any, **branches: Any) -> Any:
 
 
 def _array_shape(encoded: Any) -> Any:
-    """Return the height, width and channels of an encoded array, an int32 tensor (3,)."""
+    """Return the (height, width, channels) of an encoded array, as an int32 tensor (3,)."""
     tf = tensorflow()
     shape = tf.io.decode_raw(tf.strings.substr(encoded, len(ARRAY), ARRAY_HEADER - 2), tf.int32)
     return tf.ensure_shape(shape, (3,))
 
 
 def _webp_sides(encoded: Any) -> tuple[Any, Any]:
-    """Return the height and width in a WebP header (RFC 9649): lossy, lossless or extended."""
+    """Return the height and width from a lossy, lossless or extended WebP header (RFC 9649)."""
     tf = tensorflow()
     byte = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
 
@@ -174,11 +180,12 @@ def _webp_sides(encoded: Any) -> tuple[Any, Any]:
 
 
 def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
-    """Return the EXIF orientation of a file, from 1 to 8; 1 (upright) if it has none.
+    """Return the EXIF orientation of an image file, from 1 to 8; 1 (upright) if it has no valid
+    one.
 
     Args:
-        encoded: The content of the file.
-        max_pixels: The limit on width times height, as in `open_image`.
+        encoded: The bytes of the image file.
+        max_pixels: The maximum number of pixels, width times height, that `open_image` accepts.
     """
     try:
         with open_image(encoded, max_pixels) as image:
@@ -189,8 +196,8 @@ def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
 
 
 def orient(pixels: Any, value: Any) -> Any:
-    """Rotate and mirror an image tensor (height, width, channels) upright, given its EXIF
-    orientation."""
+    """Rotate and mirror an image tensor (height, width, channels) to upright, given its EXIF
+    orientation, 1 to 8."""
     tf = tensorflow()
     mirrored = (value == 2) | (value == 4) | (value == 5) | (value == 7)
     quarter_turns = tf.gather([0, 0, 0, 2, 2, 1, 3, 3, 1], value)  # counterclockwise
@@ -201,18 +208,19 @@ def orient(pixels: Any, value: Any) -> Any:
 def pillow_pixels(
     encoded: bytes, channels: int, max_pixels: int, exif: bool, value_range: Range = None
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Decode a file of one of `FORMATS` with Pillow.
+    """Decode an image file with Pillow to a uint8 array (height, width, channels).
 
     Args:
-        encoded: The content of the file.
-        channels: The number of channels, 1, 3 or 4.
-        max_pixels: The limit on width times height, as in `open_image`.
-        exif: Whether to turn the image upright by its EXIF orientation.
-        value_range: The values of black and white in images of more than 8 bits, or None.
+        encoded: The bytes of the image file.
+        channels: The number of channels of the result: 1, 3 or 4.
+        max_pixels: The maximum number of pixels, width times height, that `open_image` accepts.
+        exif: Whether to rotate and mirror the image by its EXIF orientation.
+        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
+            or None if unset; see `can_jax.data.decoding.depth`.
 
     Raises:
-        Exception: The file cannot be decoded, or its values violate the rules of
-            `can_jax.data.decoding.depth`. Pillow raises many types.
+        Exception: The file cannot be decoded, or `can_jax.data.decoding.depth` rejects its values.
+            Pillow raises exceptions of many types.
     """
     with open_image(encoded, max_pixels) as image:
         stored = stored_as(image, encoded)

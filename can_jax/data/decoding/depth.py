@@ -1,15 +1,17 @@
 """Conversion of images of more than 8 bits a channel to 8 bits.
 
-One rule applies to all images of a data set, so that they are scaled alike. With ``value_range``
-(`config.data.range`), its two values become 0 and 255. Values between them are scaled linearly, and
-values outside are clipped.
+All images of a data set are scaled by the same rule. ``value_range`` (`config.data.range`) holds
+the two values that become 0 and 255. Values between them are scaled linearly, and values outside
+are clipped.
 
-Without a range, only images that fill 16 bits are accepted, and their upper byte is used. Scans of
-10 to 14 bits stored in 16, floating-point values and 32-bit integers would come out black, dark or
-wrapped around. They count as undecodable until the range is set.
+Without a range, only 16-bit images with a value of 2**15 or more are accepted, and the upper byte
+of each value is used. Other images, such as 12-bit scans stored in 16 bits, floats and 32-bit
+integers, would become too dark or wrap around. Such images are treated as undecodable until
+`config.data.range` is set.
 
-Images of 8 bits are used as they are. `can_jax.data.decoding.stored` determines the depth where
-Pillow's mode does not reveal it.
+Images of unsigned 8-bit values are used unchanged, with or without a range.
+`can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
+it.
 """
 
 from typing import Any
@@ -20,18 +22,19 @@ from jaxtyping import Shaped, UInt8
 from can_jax.utils.tensorflow import tensorflow
 
 Range = tuple[float, float] | None
-ADVICE = "set config.data.range=(low, high) to the values of black and white"
-TOP_BIT = 2**15  # an image that fills 16 bits has a value of at least this
+ADVICE = "set config.data.range=(low, high) to the values that are black and white"
+TOP_BIT = 2**15  # images whose values are all below it do not use the full range of 16 bits
 WHITE = 2**16 - 1
 
 
 def to_eight_bits(
     values: Shaped[np.ndarray, "*shape"], value_range: Range
 ) -> UInt8[np.ndarray, "*shape"]:
-    """Scale values of more than 8 bits to uint8.
+    """Scale the values of an image of more than 8 bits a channel to uint8.
 
     Raises:
-        ValueError: The values are not finite, or require a range that is not set.
+        ValueError: The values are not finite, or ``value_range`` is None and the largest value is
+            not from 2**15 to 2**16 - 1.
     """
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise ValueError("has values that are not finite")
@@ -44,16 +47,17 @@ def to_eight_bits(
     smallest, largest = int(values.min()), int(values.max())
     if smallest < 0 or values.dtype.itemsize == 1 or not TOP_BIT <= largest < 2 * TOP_BIT:
         raise ValueError(
-            f"has values from {smallest} to {largest}, which do not fill 16 bits; {ADVICE}"
+            f"has values from {smallest} to {largest}, not the full range of 16 bits; {ADVICE}"
         )
     return (values >> 8).astype(np.uint8)
 
 
 def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
-    """Scale a uint16 tensor (height, width, channels) to uint8; the tensor form of `to_eight_bits`.
+    """Scale a uint16 tensor (height, width, channels) to uint8, as `to_eight_bits` does with
+    arrays.
 
-    A fourth channel is alpha, of which the upper byte is used. Evaluating the result fails where
-    `to_eight_bits` raises.
+    A fourth channel is alpha; its upper byte is used with any range. Evaluating the result raises a
+    TensorFlow error if ``value_range`` is None and all color values are below 2**15.
     """
     tf = tensorflow()
     upper = tf.cast(tf.bitwise.right_shift(values, tf.constant(8, tf.uint16)), tf.uint8)
@@ -65,23 +69,23 @@ def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
         return tf.concat([scaled, upper[..., 3:]], axis=-1)
     largest = tf.reduce_max(tf.cast(colors, tf.int32))
     filled = tf.debugging.Assert(
-        largest >= TOP_BIT, ["values up to", largest, "do not fill 16 bits"]
+        largest >= TOP_BIT, ["no value is 2**15 or more; the largest is", largest]
     )
     with tf.control_dependencies([filled] if filled is not None else []):
         return tf.identity(upper)
 
 
 def check_reduced(pixels: UInt8[np.ndarray, "*shape"], value_range: Range) -> None:
-    """Reject a 16-bit image that cannot be used from its upper bytes, which are all that Pillow
+    """Reject a 16-bit color image that needs more than the upper bytes, which are all that Pillow
     returns.
 
     Raises:
-        ValueError: The range requires the lower bytes, or the image does not fill 16 bits.
+        ValueError: ``value_range`` is neither None nor (0, 65535), or all values are below 2**15.
     """
     if value_range not in (None, (0.0, 65535.0)):
         raise ValueError(
-            f"has 16 bits a channel, which config.data.range={value_range} can scale only in a "
-            "PNG, or in a gray image"
+            f"has 16 bits a channel, and config.data.range={value_range} supports such color "
+            "images only as PNG"
         )
     if pixels.max(initial=0) < TOP_BIT >> 8:
-        raise ValueError(f"has values that do not fill its 16 bits a channel; {ADVICE}")
+        raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")

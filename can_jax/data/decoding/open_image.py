@@ -1,7 +1,7 @@
-"""A restricted way to open images with Pillow: a few formats, and a limited number of pixels.
+"""A restricted `PIL.Image.open` that accepts only a few formats and a limited number of pixels.
 
-All images that Pillow decodes are opened here. Pillow detects the format from the content and
-supports more than forty formats; for PostScript it starts another program. Only the first image of
+All images that Pillow decodes are opened by this module. Pillow detects the format from the content
+and supports more than forty formats; for PostScript it starts Ghostscript. Only the first image of
 an animation or multi-image file is decoded.
 """
 
@@ -21,7 +21,7 @@ TEXT = 2**20  # bytes of text before a GIF's first image; Pillow's own limit for
 
 @functools.cache
 def _known() -> tuple[str, ...]:
-    """Return the formats that the installed Pillow supports; an old Pillow lacks the newest."""
+    """Return those of `FORMATS` that the installed Pillow supports; old versions lack AVIF."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -30,13 +30,13 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
     """Open a file with Pillow, without decoding its pixels.
 
     Args:
-        encoded: The content of the file.
-        max_pixels: The limit on width times height. If it exceeds Pillow's own limit, that limit is
-            raised for this process.
+        encoded: The bytes of the image file.
+        max_pixels: The maximum number of pixels, width times height. If it exceeds
+            `PIL.Image.MAX_IMAGE_PIXELS`, that limit is raised for the whole process.
 
     Raises:
-        Exception: The file has another format, is too large, or is damaged. Pillow raises many
-            types.
+        Exception: The format is not supported, the image is too large, or the file is damaged.
+            Pillow raises exceptions of many types.
     """
     if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow applies it later, such as to tiles of a TIFF
@@ -48,9 +48,9 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
     except Image.UnidentifiedImageError:
         if encoded[:4] in TIFF:
             raise ValueError(
-                "is a TIFF that Pillow does not read, such as one of many bands or 64-bit values"
+                "is a TIFF that Pillow cannot read, such as one with many bands or 64-bit values"
             ) from None
-        raise ValueError(f"cannot identify one of the formats {', '.join(FORMATS)}") from None
+        raise ValueError(f"cannot identify the format as one of {', '.join(FORMATS)}") from None
     _check_size(image.width, image.height, max_pixels)
     return image
 
@@ -58,14 +58,14 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     """Raise ValueError if an image has more than ``max_pixels`` pixels."""
     if width * height > max_pixels:
-        raise ValueError(f"{width} x {height} pixels are more than {max_pixels}")
+        raise ValueError(f"has {width} x {height} pixels, more than the limit of {max_pixels}")
 
 
 def _check_text(encoded: bytes) -> None:
-    """Reject a GIF with much text before its first image, which Pillow takes minutes to
-    concatenate.
+    """Reject a GIF with more than 1 MiB of text before its first image.
 
-    Pillow itself limits the texts of a PNG to 1 MiB each and 64 MiB together.
+    Pillow would take minutes to concatenate such text. For a PNG, Pillow itself limits each text to
+    1 MiB, and all texts together to 64 MiB.
     """
     if encoded[:3] != b"GIF" or len(encoded) < 13:
         return
@@ -76,15 +76,15 @@ def _check_text(encoded: bytes) -> None:
         while at < len(encoded) and encoded[at]:
             at += 1 + encoded[at]
             if at - start > TEXT:
-                raise ValueError(f"has more than {TEXT} bytes of text in front of its image")
+                raise ValueError(f"has more than {TEXT} bytes of text before its first image")
         at += 1
 
 
 def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
     """Yield the (width, height) stated in the headers of a WebP and of the images in an ICO.
 
-    Pillow gets the size of a WebP only from the decoder. For an ICO, Pillow trusts the directory of
-    the file, which may differ from the headers of the images.
+    Pillow learns the size of a WebP only from its decoder. For an ICO, Pillow trusts the file's
+    directory, whose sizes may differ from those in the headers of the images.
     """
     if encoded[:4] == b"RIFF" and encoded[12:16] == b"VP8X" and len(encoded) >= 30:
         yield (

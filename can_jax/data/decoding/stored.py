@@ -1,4 +1,4 @@
-"""The representation of an image's values in its file, where Pillow's mode does not reveal it."""
+"""The bit depth and value scale of image files, which Pillow's mode does not always reveal."""
 
 from typing import NamedTuple
 
@@ -12,14 +12,17 @@ SIZ = b"\xff\x4f\xff\x51"  # the first markers of a JPEG 2000 codestream, SOC an
 
 
 class Stored(NamedTuple):
-    """The representation of an image's values in its file.
+    """The bit depth and value scale of an image in its file.
 
     Attributes:
-        bits: The bits per channel.
-        deep: Whether Pillow retains more than the upper 8 bits.
-        kind: The numpy type as which to reinterpret Pillow's values, or None.
-        inverted: Whether 0 is white, which Pillow ignores above 8 bits.
-        maximum: The value in the file that Pillow scales to 65535.
+        bits: The number of bits per channel.
+        deep: Whether Pillow returns more than the upper 8 bits of each value.
+        kind: The NumPy type as which to reinterpret the bytes of Pillow's array; None to keep its
+            dtype.
+        inverted: Whether 0 means white. Pillow ignores this inversion in images of more than 8 bits
+            a channel.
+        maximum: The largest value that the file can hold. Pillow scales it to 65535 if ``deep`` is
+            True.
     """
 
     bits: int
@@ -29,9 +32,10 @@ class Stored(NamedTuple):
     maximum: int = WHITE
 
     def values(self, pixels: np.ndarray, value_range: Range) -> np.ndarray:
-        """Return the values stored in the file, given those that Pillow returns.
+        """Return the values stored in the file, given the array that Pillow returns.
 
-        A range of (0, 65535) keeps Pillow's scaling, in which each file's own maximum is white.
+        If ``value_range`` is None or (0, 65535), Pillow's scaling is kept; it maps each file's own
+        maximum to white.
         """
         if self.kind is not None:
             return pixels.view(self.kind)
@@ -41,14 +45,14 @@ class Stored(NamedTuple):
 
 
 def stored_as(image: Image.Image, encoded: bytes) -> Stored:
-    """Return how an image is stored, before its pixels are loaded.
+    """Return the stored bit depth and value scale of an image whose pixels are not loaded yet.
 
     Args:
         image: The image, opened by Pillow from ``encoded``.
-        encoded: The content of the file.
+        encoded: The bytes of the image file.
 
     Raises:
-        ValueError: Pillow would misread the values.
+        ValueError: The image is a TIFF with several signed channels, which Pillow misreads.
     """
     assert isinstance(image, ImageFile.ImageFile)
     deep = image.mode.startswith("I") or image.mode == "F"
@@ -71,13 +75,13 @@ def stored_as(image: Image.Image, encoded: bytes) -> Stored:
 
 
 def _tiff(image: Image.Image, plain: Stored) -> Stored:
-    """Return how a TIFF is stored, from its tags."""
+    """Return the stored bit depth and value scale of a TIFF, read from its tags."""
     tags = image.tag_v2  # type: ignore[attr-defined]
     bits = int(np.max(tags.get(BITS, 1)))
     signed = int(np.max(tags.get(SAMPLE_FORMAT, 1))) == 2
     if signed and not plain.deep:
         if image.mode != "L":
-            raise ValueError(f"has signed values of {bits} bits in several channels")
+            raise ValueError(f"has several signed channels of {bits} bits, which Pillow misreads")
         return Stored(bits, True, np.int8, tags.get(PHOTOMETRIC) == 0)
     unsigned = image.mode == "I" and bits == 32 and not signed
     inverted = plain.deep and tags.get(PHOTOMETRIC) == 0
