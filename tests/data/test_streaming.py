@@ -81,7 +81,7 @@ def test_each_epoch_shows_every_example_once_and_goes_on_anywhere(
 def test_another_number_of_processes_begins_the_next_epoch(caplog):
     assert resumed([[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]], 1, 2) == (4, 0, 0, 9)
     assert resumed([[9, 1, 3, 1, 2, 4], [9, 0, 4, 0, 0, 9]], 0, 3) == (5, 0, 0, 0)
-    assert "begun with 2 processes and resumes with 3, from epoch 5 on" in caplog.text
+    assert "is from 2 processes, but this run has 3: streaming resumes at epoch 5" in caplog.text
     assert resumed(None, 0, 1) == START
 
 

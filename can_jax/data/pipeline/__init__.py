@@ -1,1 +1,1 @@
-"""The input pipeline: from positions in the stream of examples to batches on the devices."""
+"""The input pipeline, which turns positions in the training stream into batches on the devices."""

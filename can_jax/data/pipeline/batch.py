@@ -1,4 +1,4 @@
-"""The batch that the host transfers to the devices each step."""
+"""The batch that the host transfers to the devices at each step."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,15 @@ from ml_collections import ConfigDict
 
 
 class Batch(NamedTuple):
-    """A batch of uint8 crops.
+    """A batch of uint8 crops, with the stream position and label of each image.
 
     Attributes:
         views: The crops of each image, uint8 (images, views, height, width, channels).
-        position: The position of each example in the stream of the whole run, modulo 2**32. It
-            seeds all randomness of the example on the device.
+        position: The position of each example in the training stream, modulo 2**32. The position is
+            folded into the random keys of the example on the device.
         label: The label of each image; -1 where unknown.
-        content: A number of each image that equal images share; None unless `needs_content`.
+        content: An identifier that copies of an image share; None unless `needs_content` returns
+            True.
     """
 
     views: UInt8[Array, "images views height width channels"]
@@ -26,7 +27,8 @@ class Batch(NamedTuple):
 
 
 def needs_content(config: ConfigDict) -> bool:
-    """Return whether an objective has to know which images of a batch are copies."""
+    """Return whether a batch must carry content identifiers, by which an objective recognizes
+    copies of an image."""
     return bool(config.objective.contrastive.exclude_copies)
 
 
@@ -35,7 +37,7 @@ def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
 
     Args:
         config: The resolved configuration.
-        sharding: The sharding of every array.
+        sharding: The `jax.sharding.Sharding` of every array of the batch.
     """
     images, data = config.batch_size, config.data
 

@@ -1,7 +1,8 @@
-"""The part of the input pipeline that runs in tf.data: reading, decoding and cropping in chunks.
+"""The tf.data part of the input pipeline, which reads, decodes and crops images in chunks.
 
-One thread processes a chunk of images without Python. Python handles only images that TensorFlow
-cannot decode: it tries Pillow, and then substitutes another image.
+One thread of tf.data decodes and crops a chunk of up to 64 images. Cropping and decoding run Python
+only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow decodes these
+if it can; otherwise another image replaces them.
 """
 
 import functools
@@ -38,25 +39,25 @@ def batches(
     replacement: Replacement | None = None,
     attempts: int = 1,
 ) -> Any:
-    """Return a `tf.data.Dataset` of batches of views, in the order of the positions.
+    """Return a `tf.data.Dataset` of batches of views, in the order of ``pairs``.
 
-    An image that cannot be decoded is replaced by another that depends on the position alone. The
-    stream is therefore the same on every machine, and no other row moves.
+    An undecodable image is replaced by another example, which depends on the position alone. The
+    stream is therefore the same on every machine, and the other rows of a batch do not change.
 
     Args:
-        source: The source that holds the images.
-        views: The views to crop from each image.
-        pairs: A `tf.data.Dataset` of int64 pairs: a position in the stream, and the example there.
-        rows: The number of rows in a batch; the last batch may have fewer.
-        threads: The number of tf.data threads; by default one per core.
-        replacement: A function that returns a substitute for an undecodable example; None to try
-            the same example again.
-        attempts: The number of examples tried at a position, including the first.
+        source: The data source from which to read the images.
+        views: The description of the views to crop from each image.
+        pairs: A `tf.data.Dataset` of int64 pairs (position in the stream, index of the example).
+        rows: The number of examples in a batch; the last batch may have fewer.
+        threads: The number of tf.data threads; None for one per usable CPU core.
+        replacement: A function of (position, attempt) that returns the index of the example to try
+            instead of an undecodable one. If None, the same example is read again.
+        attempts: The maximum number of examples to try at a position, including the first.
 
     Returns:
         A data set of dicts: ``views`` uint8 (rows, views, height, width, channels), ``position``
-        (rows,), ``label`` (rows,) and ``attempt`` (rows,). ``attempt`` is the number of examples
-        skipped; if it equals ``attempts``, the views are black.
+        (rows,), ``label`` (rows,) and ``attempt`` (rows,). ``attempt`` is the number of undecodable
+        examples skipped in a row of the batch; if it equals ``attempts``, the views are black.
     """
     repair = Repair(views)
     failed: list[UserError] = []
@@ -86,15 +87,16 @@ def batches(
 
 
 def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the elements of a data set from this package as NumPy arrays.
+    """Yield the elements of a data set as NumPy arrays, and raise the original error if reading
+    fails.
 
     Args:
-        dataset: A data set whose attribute ``failed`` collects the errors of its Python functions,
-            and whose attribute ``rows`` is the batch size. tf.data wraps such errors or mistakes
-            them for the end of the data.
+        dataset: The data set, with two additional attributes. ``rows`` is the batch size.
+            ``failed`` is the list of errors raised by the data set's Python functions, which
+            tf.data wraps or mistakes for the end of the data.
 
     Raises:
-        UserError: The first error in ``failed``.
+        UserError: The first error in ``dataset.failed``.
     """
     batches = dataset.as_numpy_iterator()
     while True:
@@ -120,18 +122,19 @@ def in_parallel(
     first: tuple[Callable[..., Any], int] | None = None,
     grouped: bool = False,
 ) -> Any:
-    """Return batches of ``rows`` elements, made in parallel by ``chunk`` from a few elements at a
-    time.
+    """Apply ``chunk`` to groups of elements in parallel, and return the results as batches of
+    ``rows``.
 
     Args:
-        elements: The `tf.data.Dataset` of single elements.
-        chunk: A function that maps a batch of elements to a data set of one chunk; it runs in one
-            thread.
-        rows: The number of rows in a batch.
-        threads: The number of tf.data threads; by default one per core.
-        first: A function of a batch of elements, whose result ``chunk`` gets instead, and the
-            number of threads that run it ahead of ``chunk``. It may wait, as for a store.
-        grouped: Whether ``elements`` are batches of a few elements already, of different sizes.
+        elements: The `tf.data.Dataset` to process; its elements are single examples unless
+            ``grouped``.
+        chunk: A function that maps a group of elements to a `tf.data.Dataset` with one element, the
+            processed group. Each call of ``chunk`` runs in one thread.
+        rows: The number of examples in a batch.
+        threads: The number of tf.data threads; None for one per usable CPU core.
+        first: A function that preprocesses a group for ``chunk``, and the number of threads that
+            run it. This function may block, for example while it reads from a remote store.
+        grouped: Whether the elements already are groups of examples, possibly of different sizes.
     """
     tf = tensorflow()
     threads = threads or usable_cores()
@@ -156,7 +159,8 @@ def in_parallel(
 
 
 def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) -> Any:
-    """Return the views of a chunk of decoded images, as a data set of one element."""
+    """Return a data set with one element: the views of a chunk of images from an in-memory
+    array."""
     tf = tensorflow()
     # TensorFlow never releases the function, so the function must not keep the images alive.
     source_ref = weakref.ref(source)
@@ -165,7 +169,7 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
 
     def take(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alive = source_ref()
-        assert alive is not None, "the data set holds it"
+        assert alive is not None, "the data set keeps its source alive"
         assert alive.images is not None
         assert alive.labels is not None
         return alive.images[examples], alive.labels[examples]
@@ -178,7 +182,7 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
 
 
 def _read(read: Read, examples: Any) -> Any:
-    """Return the encoded images and the labels of a chunk as tensors."""
+    """Return the encoded images and the labels of the given examples as tensors."""
     tf = tensorflow()
 
     def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +195,7 @@ def _read(read: Read, examples: Any) -> Any:
 def _mend(
     read: Read, repair: "Repair", replacement: Replacement | None, attempts: int
 ) -> Callable[..., tuple[np.ndarray, ...]]:
-    """Return the function that `decoded` calls for a chunk with an undecodable image."""
+    """Return the function that `decoded` calls if TensorFlow cannot decode an image of a chunk."""
 
     def mend(
         pixels: Any, rows: Any, positions: Any, labels: Any, examples: Any
@@ -216,15 +220,16 @@ def decoded(
     mend: Callable[..., tuple],
     extra: Sequence[Any] = (),
 ) -> Any:
-    """Return the views of a chunk of encoded images, as a data set of one element.
+    """Return a data set with one element: the views of a chunk of encoded images.
 
     Args:
-        views: The views to crop from each image.
-        images, positions, labels: The encoded images, positions and labels of the chunk.
-        mend: A Python function, called only if an image cannot be decoded natively. It takes the
-            views of the decoded images, their rows, all positions, all labels and the ``extra``
-            tensors. It returns the pixels, labels and numbers of skipped examples of all rows.
-        extra: Further tensors to pass to ``mend``.
+        views: The description of the views to crop from each image.
+        images, positions, labels: The encoded image, stream position and label of each example.
+        mend: A Python function that is called only if TensorFlow cannot decode an image. ``mend``
+            takes the views of the decoded images, their rows, all positions, all labels and
+            ``extra``. It returns the views, the labels and the numbers of skipped examples of all
+            rows.
+        extra: Additional tensors to pass to ``mend``.
     """
     tf = tensorflow()
     images, labels = tf.ensure_shape(images, (None,)), tf.ensure_shape(labels, (None,))
@@ -251,7 +256,7 @@ def decoded(
 
 
 def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: Any) -> dict:
-    """Return the dict that describes a chunk, with static shapes."""
+    """Return the dict that `batches` describes, for one chunk."""
     tf = tensorflow()
     return {
         "views": tf.ensure_shape(pixels, (None, *views.shape)),
@@ -263,10 +268,10 @@ def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: An
 
 @functools.lru_cache(maxsize=16)
 def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return `from_bytes` and `from_pixels` as TensorFlow functions.
+    """Return the methods `from_bytes` and `from_pixels` of ``views``, traced as `tf.function`.
 
-    All data sets with the same views share them, since building their graphs takes a second.
-    AutoGraph takes seconds more, and neither needs it.
+    Data sets with equal ``views`` share the traced functions, since tracing takes about a second.
+    AutoGraph is disabled: it would add seconds, and neither method needs it.
     """
     tf = tensorflow()
     encoded, position = tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)
@@ -279,10 +284,10 @@ def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class Repair:
-    """A function that fills in the rows of a chunk whose images TensorFlow cannot decode.
+    """A callable that fills in the rows of a chunk whose images TensorFlow cannot decode.
 
     Args:
-        views: The views to crop from each image.
+        views: The description of the views to crop from each image.
     """
 
     def __init__(self, views: Views):
@@ -302,15 +307,16 @@ class Repair:
         Int32[np.ndarray, " rows"],
         Int32[np.ndarray, " rows"],
     ]:
-        """Return the views and labels of all rows, and the number of candidates that each row
-        skipped.
+        """Return the views and the labels of all rows, and the number of candidates that failed in
+        each row.
 
         Args:
-            good_pixels, good: The views of the decoded images, and their rows.
-            positions, labels: The positions and labels of all rows.
-            candidate: A function that returns the image to try at (row, attempt); attempt 0 is the
-                image that failed.
-            attempts: The number of candidates of a row; if all of them fail, the row is black.
+            good_pixels, good: The views of the images that TensorFlow decoded, and their rows.
+            positions, labels: The stream position and the label of each row.
+            candidate: A function of (row, attempt) that returns the encoded image to try and its
+                label. Attempt 0 is the image that TensorFlow could not decode.
+            attempts: The maximum number of candidates to try for a row. If all candidates fail, the
+                views are black and the label is -1.
         """
         pixels = np.zeros((len(positions), *self._views.shape), np.uint8)
         pixels[good], labels = good_pixels, labels.astype(np.int32, copy=True)
@@ -329,9 +335,9 @@ class Repair:
         """Return the views of an encoded image, or None if it cannot be decoded.
 
         Args:
-            encoded: The content of the image file.
-            position: The position in the stream.
-            natively: Whether to try TensorFlow before Pillow.
+            encoded: The bytes of the image file.
+            position: The position in the stream, which seeds the crops.
+            natively: Whether to try TensorFlow before Pillow; otherwise only Pillow is used.
         """
         views = self._views
         if not encoded:

@@ -1,4 +1,4 @@
-"""The function that opens the loader for a source, random-access or streaming."""
+"""A function that opens the training loader for a random-access source or a stream of shards."""
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,14 +18,14 @@ def open_loader(
     states: States | None = None,
     order_version: int = VERSION,
 ) -> Loader:
-    """Return a loader of the batches from a step on.
+    """Return a loader of the training batches from ``first_step`` on.
 
     Args:
         config: The resolved configuration.
-        source: The source or stream that holds the images.
+        source: The random-access source or the stream of shards to read.
         mesh: The device mesh over which batches are split.
-        first_step, total_steps: The range of steps to load, without ``total_steps`` itself.
-        states: The checkpointed `state` of the loader to resume; None for a new run.
+        first_step, total_steps: The first step to load, and the total number of steps of the run.
+        states: The `Loader.state` stored in the checkpoint; None for a new run.
         order_version: The version of the run's example order; see `can_jax.data.pipeline.order`.
     """
     if isinstance(source, ShardStream):

@@ -1,8 +1,8 @@
 """The order of examples in the training stream, a pure function of (seed, position).
 
-The stream of a run is endless. Each pass over a data set is a permutation of its examples that is
-computed, never stored. Resuming, or splitting the stream over any number of hosts, therefore needs
-no state except the position.
+The stream of a run is endless. Each pass over a data set is a pseudorandom permutation of its
+examples, which is computed on demand and not stored. Resuming, or splitting the stream over any
+number of hosts, therefore needs no state except the position.
 """
 
 import dataclasses
@@ -15,26 +15,27 @@ from can_jax.data.pipeline.permutation import fold, permute, permute_by_tensorfl
 from can_jax.utils.errors import UserError
 
 VERSION = 2  # the order of new runs; runs that began with version 1 keep its weak permutations
-CYCLE = 10_000  # about as many positions after which the turns of a mixture's parts repeat
+CYCLE = 10_000  # the approximate length of a mixture's cycle, in positions
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The stream of one data set, or of a mixture of several.
+    """The order of examples in the stream of one data set, or of a mixture of several.
 
     In a single data set, position ``p`` belongs to epoch ``p // examples``. In a mixture, each part
-    has its own stream, and the parts take turns in a fixed cycle. Each part thus shows every
-    example once before it repeats one.
+    has its own stream, and the streams are interleaved in a fixed cycle. Each part thus yields all
+    of its examples once before it repeats any.
 
     Attributes:
-        seed: The seed of all permutations, any integer.
+        seed: The seed of all permutations; any integer.
         sizes: The number of examples in each part.
-        weights: The weight of each part, above 0. The shares of the parts in the stream follow the
-            weights to about 1 / `CYCLE`, which is also the least share of a part.
-        version: The version of the order, by default `VERSION`.
+        weights: The relative sampling weight of each part, above 0. The fraction of a part in the
+            stream matches its weight to about 1 / `CYCLE`, which is also the smallest possible
+            fraction.
+        version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:
-        UserError: The version is newer than this version of the package.
+        UserError: ``version`` is not supported by this release, for example because it is newer.
     """
 
     seed: int
@@ -45,8 +46,8 @@ class Order:
     def __post_init__(self) -> None:
         if self.version not in range(1, VERSION + 1):
             raise UserError(
-                f"the checkpoint uses version {self.version} of the example order, and this "
-                f"version of can_jax supports up to {VERSION}: use the version that wrote it"
+                f"the checkpoint uses version {self.version} of the example order, but this "
+                f"release of can_jax supports 1 to {VERSION}: use the release that wrote it"
             )
 
     def examples_at(
@@ -55,13 +56,13 @@ class Order:
         """Return the indices of the examples at positions of the stream.
 
         Args:
-            positions: The positions in the stream, from 0 on.
-            attempt: 0 for the stream itself; higher values select substitutes for an undecodable
-                example.
+            positions: The positions in the stream, at least 0.
+            attempt: 0 for the examples of the stream; 1 and more for substitutes, if these cannot
+                be decoded.
 
         Returns:
-            The indices of the examples. The examples of a part are numbered after those of earlier
-            parts.
+            The indices of the examples. In a mixture, the indices of a part begin after those of
+            the part before it.
         """
         part, local = self._turn(positions)
         sizes = np.array(self.sizes, np.int64)
@@ -81,7 +82,8 @@ class Order:
     def _turn(
         self, positions: Int64[np.ndarray, " n"]
     ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Return the part of each position, and the position within that part's own stream."""
+        """Return the part at each position of the stream, and the position within that part's own
+        stream."""
         if len(self.sizes) == 1:
             return np.zeros_like(positions), positions
         parts, ranks, counts = turns(self.weights)
@@ -94,11 +96,12 @@ class Order:
 def turns(
     weights: tuple[float, ...],
 ) -> tuple[Int[np.ndarray, " cycle"], Int[np.ndarray, " cycle"], Int[np.ndarray, " parts"]]:
-    """Return the cycle in which the parts of a mixture take turns, each spread evenly over it.
+    """Return the cycle in which the parts of a mixture alternate, each spread evenly over the
+    cycle.
 
     Returns:
-        The part at each slot of the cycle, how often that part occurs before the slot, and how
-        often each part occurs in all.
+        The part at each slot of the cycle, the number of earlier slots with the same part, and the
+        total number of slots of each part.
     """
     exact = np.array(weights) / sum(weights) * CYCLE
     counts = np.maximum(1, np.floor(exact)).astype(int)
@@ -112,8 +115,7 @@ def turns(
 
 
 def shares(weights: tuple[float, ...]) -> list[tuple[float, float]]:
-    """Return, for each part, the fraction of the stream that its weight requests and its actual
-    one."""
+    """Return the requested and the actual fraction of the stream for each part of a mixture."""
     counts = turns(weights)[2]
     requested = np.array(weights) / sum(weights)
     return list(zip(requested.tolist(), (counts / counts.sum()).tolist(), strict=True))

@@ -23,7 +23,7 @@ MASK = 2**64 - 1
 
 
 def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
-    """Mix 64-bit integers bijectively, by the output function of SplitMix64.
+    """Hash 64-bit integers bijectively, with the output function of SplitMix64.
 
     Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators, 2014.
     """
@@ -33,19 +33,20 @@ def mix(values: UInt64[np.ndarray, "*shape"]) -> UInt64[np.ndarray, "*shape"]:
 
 
 def fold(key: UInt64[np.ndarray, " n"], value: Any) -> UInt64[np.ndarray, " n"]:
-    """Derive a new key from a key and an integer, unrelated to the keys of other pairs."""
+    """Hash a key and an integer to a new pseudorandom key."""
     return mix(mix(key + np.uint64(GOLDEN)) ^ np.asarray(value).astype(np.uint64))
 
 
 def permute(
     index: Int64[np.ndarray, " n"], size: Int64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " n"]:
-    """Return the image of each index under the permutation of its row's key.
+    """Permute each index by the pseudorandom permutation that its size and key define.
 
     Args:
-        index: The elements to permute, from 0 to ``size`` - 1.
-        size: The number of elements of each row's permutation, from 1 to 2^62.
-        key: The key of each row's permutation; equal keys give equal permutations.
+        index: The indices to permute, each from 0 to its ``size`` - 1.
+        size: The size of the permutation that applies to each index, from 1 to 2^62.
+        key: The key of the permutation that applies to each index. Equal keys and sizes give equal
+            permutations.
     """
     height = np.ceil(np.sqrt(size)).astype(np.uint64)
     width = -(-size // height.astype(np.int64)).astype(np.uint64)
@@ -72,10 +73,11 @@ def _encrypt(cells: Any, height: Any, width: Any, key: Any) -> Any:
 
 
 def permute_by_tensorflow(index: Any, size: Any, seeds: Any) -> Any:
-    """Permute as in orders of version 1, for the runs that began with it.
+    """Permute indices with TensorFlow's cipher, as runs that began with order version 1 do.
 
-    With its four rounds, TensorFlow's cipher leaves epochs related. In epochs of 50,000 images in
-    batches of 256, 28 times as many pairs as chance share a batch in two successive epochs.
+    The cipher has only four rounds, so the orders of successive epochs are correlated. With 50,000
+    images in batches of 256, two images share a batch in two successive epochs 28 times as often as
+    by chance.
     """
     # The Python wrapper of this operation pads a matrix of seeds along the wrong axis.
     shuffle = tensorflow().raw_ops.RandomIndexShuffle

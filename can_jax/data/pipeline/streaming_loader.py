@@ -1,15 +1,18 @@
-"""A loader that streams shards sequentially, for data without an index.
+"""A loader that reads shards sequentially, for data without an index.
 
-It reads compressed shards and remote stores with slow random access. Its guarantees are weaker than
-those of the indexed order:
+The loader supports compressed shards, and remote stores with slow random access. Compared to the
+loader of indexed data, it guarantees less about the order of examples.
 
-- In each epoch, a process reads each of its shards once, in a new order. Processes divide shards,
-  not examples: a process with smaller shards begins its next epoch earlier.
-- Examples are shuffled within windows of `data.window` examples. A window takes turns among
-  `data.shards_at_once` shards, so that shards of one class each are mixed.
-- A run resumed with the same number of processes sees the same stream as without the interruption.
-  With another number, each process starts at the beginning of the next epoch, and logs it.
-- An image that cannot be decoded is replaced by the next image of its chunk or its window.
+- In each epoch, a process reads each of its shards once, in a new order. Whole shards are divided
+  among the processes, so a process with smaller shards begins its next epoch earlier.
+
+- Examples are shuffled within windows of `data.window` examples. The examples of a window come
+  alternately from `data.shards_at_once` shards, which mixes shards that hold one class each.
+
+- A run resumed with the same number of processes reads the same stream as an uninterrupted run.
+  With another number, all processes start at the beginning of the next epoch and log a warning.
+
+- An image that cannot be decoded is replaced by another image of its chunk or its window.
 """
 
 import itertools
@@ -39,27 +42,27 @@ from can_jax.distributed.process_slice import ProcessSlice, slice_of_process
 from can_jax.utils.errors import UserError
 from can_jax.utils.tensorflow import tensorflow
 
-# The position of a process: epoch, index in the epoch of the first of the shards that it reads
-# together, index among their records at which the window begins, and the number of examples of the
-# window already used.
+# The stream position of a process, four integers: the epoch; the index of the first shard of the
+# group that is read concurrently; the index of the window's first record among the interleaved
+# records of the group; and the number of examples of the window already used.
 Place = Int[np.ndarray, "4"]
 START = (0, 0, 0, 0)
 SPARES = 16  # the minimum number of substitutes for a broken image, if the window has as many
 NOTHING = 2**30  # the `attempt` of a row if no image of its chunk can be decoded
 
 
-# The place of a record: the first of the shards read together, its index among their records, and
-# the index of its shard; and the record.
+# A record of a window: the index of its group's first shard, its index among the interleaved
+# records of the group, the index of its shard, and the record itself.
 Windowed = tuple[int, int, int, Record]
 
 
 class Streamed(NamedTuple):
-    """An example of a stream.
+    """An example that a `ShardStream` yields.
 
     Attributes:
-        image, label, name: The encoded image, its label, and its place for messages.
-        place: The `Place` after it.
-        window: The records of its window, in the order in which they were read.
+        image, label, name: The encoded image, its label, and its shard and record for messages.
+        place: The position in the stream after this example, as a `Place`.
+        window: All records of the example's shuffle window, in the order in which they were read.
     """
 
     image: bytes
@@ -74,9 +77,10 @@ class ShardStream:
 
     Args:
         paths: The paths of the shards.
-        read: A function that yields the encoded images and labels of a shard.
-        examples: The approximate number of examples, which defines the length of an epoch.
-        at_once: The number of shards that are read at the same time.
+        read: A function that takes the path of a shard and yields its (encoded image, label) pairs.
+        examples: The approximate number of examples in all shards, from which the run computes the
+            number of steps in an epoch.
+        at_once: The number of shards that a process reads concurrently.
     """
 
     labels = None
@@ -88,16 +92,17 @@ class ShardStream:
     def stream(
         self, seed: int, window: int, process: int, processes: int, place: tuple[int, ...]
     ) -> Iterator[Streamed]:
-        """Yield examples forever, each with the position after it.
+        """Yield examples without end, epoch after epoch.
 
         Args:
-            seed: The seed of the order of shards and of the shuffling.
+            seed: The seed of the order of the shards and of the shuffling within windows.
             window: The number of examples in a shuffle window.
             process, processes: The index of this process, and the number of processes.
-            place: The position at which to start.
+            place: The position in the stream at which to start, as a `Place`.
 
         Raises:
-            UserError: No shard yields an image any more, for example because its store was removed.
+            UserError: No shard yields an image any more, for example because the files were
+                removed.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image
@@ -121,7 +126,7 @@ class ShardStream:
             if len(barren) == len(self.paths):
                 raise UserError(
                     f"no image in any of {len(barren)} shards any more, such as {shown(mine[0])}; "
-                    "warnings above say why"
+                    "the warnings above give the reasons"
                 )
 
     def fingerprint(self) -> Fingerprint:
@@ -132,12 +137,13 @@ class ShardStream:
         return {"names": digest_of_names(names), "sizes": sizes}
 
     def _from(self, paths: list[str], shard: int, record: int) -> Iterator[Windowed]:
-        """Yield the records from a position to the end of the shards.
+        """Yield the records of this process's shards from a position to the end of the epoch.
 
         Args:
-            paths: The paths of the process's shards.
-            shard: The index of the first of the shards that are read together.
-            record: The index among their records.
+            paths: The paths of the shards that this process reads, in the order of the epoch.
+            shard: The index in ``paths`` of the first shard of the group to read concurrently.
+            record: The index of the first record to yield, among the interleaved records of the
+                group.
         """
         for first in range(shard, len(paths), self._at_once):
             together = in_turns(self._read, paths[first : first + self._at_once])
@@ -147,13 +153,18 @@ class ShardStream:
 
 
 def open_stream(data: ConfigDict, split: str) -> ShardStream:
-    """Open the shards that a checked config block names, for streaming.
+    """Open the shards of a split for sequential reading.
+
+    Args:
+        data: The validated config block `data`.
+        split: The name of the split.
 
     Raises:
-        UserError: There are fewer shards than processes, or the first records hold no image.
+        UserError: There are fewer shards than processes, or the first records of the shards hold no
+            image.
     """
     shards = SOURCES.get(data.source).shards
-    assert shards is not None, "checked by can_jax.config.validate"
+    assert shards is not None, "can_jax.config.validate rejects sources without shards"
     root, names = shards.locate(data, split)
     paths = [os.path.join(root, name) for name in names]
     if len(paths) < jax.process_count():
@@ -167,18 +178,20 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
             return ShardStream(paths, read, data.examples, data.shards_at_once)
         if first and shards.no_image:
             raise UserError(f"{path} {shards.no_image.format(**data)}")
-    raise UserError(f"no image in any of {len(paths)} shards, such as {paths[0]}")
+    raise UserError(
+        f"no image in any of {len(paths)} shards, such as {paths[0]}: check config.data.path"
+    )
 
 
 class StreamingLoader(Loader):
-    """A loader of the batches of a streamed run, from a step on.
+    """A loader of training batches from a stream of shards.
 
     Args:
         config: The resolved configuration.
-        source: The stream that yields the images.
+        source: The stream of shards to read.
         mesh: The device mesh over which batches are split.
-        first_step, total_steps: The first step to load, and the step after the last one.
-        states: The checkpointed `state` of the loader to resume; None for a new run.
+        first_step, total_steps: The first step to load, and the total number of steps of the run.
+        states: The `Loader.state` stored in the checkpoint; None for a new run.
     """
 
     def __init__(
@@ -200,34 +213,35 @@ class StreamingLoader(Loader):
         super().__init__(dataset, share, config.data.skip_limit, states)
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Record the position after a batch, and count the replaced images.
+        """Store the stream position after a batch, and count the images replaced in it.
 
         Raises:
-            UserError: No image of a chunk could be decoded.
+            UserError: Neither an image of a chunk nor any of their substitutes can be decoded.
         """
         self._last = host["place"][-1]
         self.skipped += int((host["attempt"] > 0).sum())
         if (host["attempt"] == NOTHING).any():
             raise UserError(
-                "no image of a whole chunk of the stream can be decoded, nor one of its window; "
-                "the log lists their names"
+                "no image of a whole chunk can be decoded, and no substitute from its shuffle "
+                "window; the log names the images"
             )
 
     @property
     def place(self) -> list[int]:
-        """The position after the last row of the batch returned last, as a `Place`."""
+        """The position in the stream after the most recently returned batch, as a `Place`."""
         return self._last.tolist()
 
 
 def resumed(states: States | None, process: int, processes: int) -> tuple[int, ...]:
-    """Return the position at which a process resumes, given the states of all processes."""
+    """Return the stream position at which a process resumes, given the states of all processes from
+    the checkpoint."""
     if not states:
         return START
     if len(states) == processes:
         return tuple(states[process][2:])
     epoch = max(state[2] for state in states) + 1
     logging.warning(
-        "streaming was begun with %d processes and resumes with %d, from epoch %d on",
+        "the checkpoint is from %d processes, but this run has %d: streaming resumes at epoch %d",
         len(states), processes, epoch,
     )  # fmt: skip
     return (epoch, 0, 0, 0)
@@ -241,7 +255,8 @@ def _batches(
     share: ProcessSlice,
     start: tuple[int, ...],
 ) -> Any:
-    """Return batches as `chunks.batches` does, with the position after each row as ``place``."""
+    """Return the data set of batches that `chunks.batches` describes. Its dicts have one more
+    entry: ``place``, the stream position after each row."""
     tf = tensorflow()
     failed: list[UserError] = []
 
@@ -297,14 +312,14 @@ def _batches(
             mended = repair(pixels, rows, positions, labels, candidate, attempts)
             mended[2][mended[2] == attempts] = NOTHING
             for row in np.flatnonzero(mended[2]):
-                logging.warning("skipped, cannot be decoded: %s", names[row].decode())
+                logging.warning("skipped an image that cannot be decoded: %s", names[row].decode())
             return mended
 
         extra = [images, names, *spares]
         cut = chunks.decoded(views, images, positions, labels, mend, extra=extra)
         return cut.map(lambda element: element | {"place": following})
 
-    # Handing over a chunk costs as much as an element: 0.6 ms of the interpreter.
+    # Passing a chunk to tf.data holds the GIL for 0.6 ms, as long as passing a single element.
     elements = tf.data.Dataset.from_generator(groups, output_signature=signature)
     dataset = chunks.in_parallel(
         elements, chunk, len(share.rows), config.data.threads, grouped=True
@@ -314,7 +329,8 @@ def _batches(
 
 
 def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
-    """Return images and labels of a window, with which a small chunk replaces broken images."""
+    """Return up to ``count`` images and labels of a window, as substitutes for undecodable images
+    of a small chunk."""
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]

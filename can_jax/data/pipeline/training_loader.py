@@ -1,4 +1,5 @@
-"""Loaders of training batches: tf.data makes this host's rows, which become sharded arrays."""
+"""Loaders of training batches. In each process, tf.data produces a part of the rows of a batch, and
+the parts become globally sharded arrays."""
 
 import functools
 import math
@@ -39,9 +40,9 @@ States = list[list[int]]  # a row for each process: images seen, images skipped,
 
 
 def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
-    """Return the numbers of images that a resuming process has seen and skipped.
+    """Return the numbers of images that a process has loaded and skipped before it resumes.
 
-    If the number of processes has changed, process 0 takes over the counts of all.
+    If the number of processes has changed, process 0 gets the sums over all, and the others get 0.
     """
     if states and len(states) == processes:
         return states[process][0], states[process][1]
@@ -51,13 +52,14 @@ def counts_of(states: States | None, process: int, processes: int) -> tuple[int,
 
 
 def order_of(seed: int, source: Source, version: int = VERSION) -> Order:
-    """Return the order of a source; logs the parts of a mixture whose share is inexact."""
+    """Return the order of a source's examples, and log each part of a mixture whose fraction of the
+    stream deviates from its weight."""
     if source.parts:
         for index, (requested, real) in enumerate(shares(source.weights)):
             if abs(real / requested - 1) > SHARE_ERROR:
                 logging.warning(
-                    "part %d of config.data.mixture is drawn with the share %.2g instead of %.2g: "
-                    "shares are multiples of 1/%d", index, real, requested, CYCLE,
+                    "part %d of config.data.mixture gets the fraction %.2g of the stream instead "
+                    "of %.2g: fractions are multiples of 1/%d", index, real, requested, CYCLE,
                 )  # fmt: skip
         sizes = tuple(part.examples for part in source.parts)
         return Order(seed, sizes, source.weights, version)
@@ -71,17 +73,17 @@ def host_batches(
     rows: Int[np.ndarray, " local"],
     order: Order | None = None,
 ) -> Any:
-    """Return the given rows of the batches of a range of steps, as a `tf.data.Dataset`.
+    """Return a process's rows of the batches of a range of steps, as a `tf.data.Dataset`.
 
     Args:
         config: The resolved configuration.
-        source: The source that holds the images.
-        steps: The first step, and the step after the last one.
-        rows: The rows of the global batch that this process loads.
-        order: The order of the examples; by default that of a new run.
+        source: The random-access source from which to read the images.
+        steps: The first step to load, and the step at which to stop, exclusive.
+        rows: The indices of the rows of the global batch to load.
+        order: The order of the examples; None for the order of a new run with `config.seed`.
 
     Returns:
-        Batches as `chunks.batches` describes them.
+        The data set of batches that `chunks.batches` describes.
     """
     order = order or order_of(config.seed, source)
 
@@ -124,18 +126,21 @@ def _places(
 
 
 class Loader(Iterator[Batch]):
-    """An iterator over batches as global arrays split over the mesh, prefetched to the devices.
+    """An iterator over batches of globally sharded arrays, which a thread prefetches to the
+    devices.
 
     Args:
-        dataset: This process's rows of each batch, as `chunks.batches` returns them.
-        share: The slice of the global batch that these rows form.
-        skip_limit: The fraction of undecodable images above which `UserError` is raised.
-        states: The checkpointed `state` of the loader to resume; None for a new run.
-        contents: A function from positions to the `Batch.content` of their images, or None.
+        dataset: A data set with this process's rows of each batch, as `chunks.batches` returns it.
+        share: The slice of the global batch that this process loads.
+        skip_limit: The fraction of undecodable images, from 0 to 1, above which `UserError` is
+            raised; see `check_share`.
+        states: The `state` stored in the checkpoint; None for a new run.
+        contents: A function that maps stream positions to `Batch.content`; None for batches without
+            it.
 
     Attributes:
-        seen, skipped: The number of images that this process has loaded, and of those skipped as
-            undecodable.
+        seen, skipped: The number of images that this process has loaded, and the number of images
+            that it skipped as undecodable.
     """
 
     def __init__(
@@ -165,27 +170,31 @@ class Loader(Iterator[Batch]):
 
     @property
     def state(self) -> States:
-        """The per-process loader state to checkpoint: images seen, images skipped, and `place`.
+        """The loader state to checkpoint. The state has one row per process: images seen, images
+        skipped, and `place`.
 
         Collective: every process must call this.
         """
         mine = np.array([self.seen, self.skipped, *self.place], np.int64)
-        return gather("state of the input", mine).tolist()
+        return gather("state of the data loader", mine).tolist()
 
     @property
     def place(self) -> list[int]:
-        """The position of this process in its data; empty if the step determines it."""
+        """The position of this process in its stream, as a list of ints; empty if the step
+        determines it."""
         return []
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count the images skipped in a batch of this process."""
+        """Count the images skipped in a batch of this process, given as a dict of its host
+        arrays."""
         raise NotImplementedError
 
 
 def _place_next(
     batches: list[Any], share: ProcessSlice, contents: Contents | None
 ) -> tuple[dict[str, Any], Batch]:
-    """Return the next host batch without its images, and the batch as global arrays."""
+    """Load the next batch. Return its host arrays without the images, and the batch as global
+    arrays."""
     host = next(batches[0])
     local: Any = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
     if contents is not None:
@@ -194,7 +203,8 @@ def _place_next(
 
 
 class TrainingLoader(Loader):
-    """A loader of the batches of a run from a step on, in the order that its seed determines."""
+    """A loader of training batches from a random-access source, in the order that `config.seed`
+    determines."""
 
     def __init__(
         self,
@@ -216,14 +226,15 @@ class TrainingLoader(Loader):
         self._named: set[int] = set()
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count the images skipped in a batch of this process."""
+        """Count the images skipped in a batch of this process, and log their names."""
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
 
     def _contents(self, positions: Int[np.ndarray, " local"]) -> UInt32[np.ndarray, " local"]:
-        """Return the digest of each image where the index has one, else the example's number.
+        """Return the `Batch.content` of images: the digest of the file if the index has one, else
+        the index of the example.
 
-        An image that took the place of one that cannot be decoded has the number of the latter.
+        A substitute for an undecodable image gets the value of the undecodable one.
         """
         examples = self._order.examples_at(np.asarray(positions, np.int64))
         numbers = examples.astype(np.uint64)
@@ -233,10 +244,10 @@ class TrainingLoader(Loader):
         return numbers.astype(np.uint32)
 
     def _report(self, position: int, attempts: int) -> None:
-        """Count the images skipped at a position, and log each of them once.
+        """Count the images skipped at a position, and log the name of each image at most once.
 
         Raises:
-            UserError: No image could be decoded at the position.
+            UserError: None of the `DECODE_ATTEMPTS` images tried at the position can be decoded.
         """
         for attempt in range(attempts):
             example = int(self._order.examples_at(np.array([position]), attempt)[0])
@@ -244,24 +255,24 @@ class TrainingLoader(Loader):
             if example not in self._named and len(self._named) < NAMED:
                 self._named.add(example)
                 logging.warning(
-                    "%s cannot be decoded (%s); another image takes its place",
+                    "%s cannot be decoded (%s); another image replaces it",
                     self._source.describe(example), self._reason(example),
                 )  # fmt: skip
         if attempts == DECODE_ATTEMPTS:
             raise UserError(
-                f"none of {attempts} images drawn at position {position} can be decoded as "
+                f"none of {attempts} images tried at position {position} can be decoded to "
                 f"{self._config.data.channels} channels; the last was "
                 f"{self._source.describe(example)}. Check the files and config.data.channels"
             )
 
     def _reason(self, example: int) -> str:
-        """Return the reason why an example cannot be decoded."""
+        """Return the reason why an example cannot be decoded, as a phrase for the log."""
         data = self._config.data
         (encoded,), _ = self._source.read(np.array([example]))
         if not encoded:
             return "cannot be read, or is empty"
         reason = why_undecodable(encoded, data.max_pixels, data.range, whole=True)
-        return reason or f"as {data.channels} channels"
+        return reason or f"not to {data.channels} channels"
 
 
 def check_share(skipped: int, seen: int, limit: float) -> None:
@@ -272,14 +283,14 @@ def check_share(skipped: int, seen: int, limit: float) -> None:
 
     Args:
         skipped: The number of undecodable images.
-        seen: The number of all images so far.
+        seen: The number of images loaded so far, with or without success.
         limit: The allowed fraction, from 0 to 1.
 
     Raises:
-        UserError: The fraction is above the limit.
+        UserError: The fraction is significantly above the limit.
     """
     if skipped - 2 * math.sqrt(skipped) > limit * seen:
         raise UserError(
-            f"{skipped} of the first {seen} images cannot be decoded, more than the "
-            f"config.data.skip_limit={limit} of them; their names are logged above"
+            f"{skipped} of the first {seen} images cannot be decoded, a larger fraction than "
+            f"config.data.skip_limit={limit}; the log names the images"
         )

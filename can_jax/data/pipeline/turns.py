@@ -1,4 +1,4 @@
-"""Several shards read at the same time, whose records take turns."""
+"""Concurrent reading of several shards, whose records are interleaved."""
 
 import queue
 import threading
@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from can_jax.data.sources.shard_reader import Read
 
-BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # of the records that a thread hands over together
+BLOCK_RECORDS, BLOCK_BYTES = 32, 2**22  # limits of the records that a thread hands over
 BLOCKS = 2  # the maximum number of blocks of a shard that wait in memory
 POLL = 0.2  # seconds after which a waiting thread checks whether its shard is still needed
 
 
 class Record(NamedTuple):
-    """A record of a shard: the index of its shard, its number within it, its image and label."""
+    """A record: the index of its shard, its index within the shard, the encoded image and the
+    label."""
 
     shard: int
     number: int
@@ -22,10 +23,10 @@ class Record(NamedTuple):
 
 
 def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
-    """Yield the records of several shards, one of each in turn, until all have ended.
+    """Yield the records of several shards in round-robin order, until all shards have ended.
 
-    The order depends on the shards alone. Of several shards, each is read ahead by a thread, which
-    releases the interpreter while it reads and expands.
+    The order depends on the shards alone, and not on the timing of threads. If there is more than
+    one shard, a thread per shard reads ahead; it releases the GIL while it reads and decompresses.
     """
     if len(paths) == 1:
         for number, (image, label) in enumerate(read(paths[0])):
@@ -46,10 +47,11 @@ def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
 
 
 def _ahead(read: Read, path: str, ended: threading.Event) -> Iterator[tuple[bytes, int]]:
-    """Yield the records of a shard, which a thread reads ahead until ``ended`` is set.
+    """Yield the records of a shard. A background thread reads them ahead, and stops when ``ended``
+    is set.
 
     Raises:
-        BaseException: The error that the reader raised.
+        BaseException: Any error that ``read`` raised in the thread.
     """
     blocks: queue.Queue[list[tuple[bytes, int]] | BaseException] = queue.Queue(BLOCKS)
 

@@ -1,4 +1,4 @@
-"""Crops of an image: the random views of training, and the single center view of an evaluation."""
+"""Crops of an image: several random views for training, or one center view for evaluation."""
 
 import abc
 import dataclasses
@@ -14,15 +14,16 @@ from can_jax.utils.tensorflow import tensorflow
 
 @dataclasses.dataclass(frozen=True)
 class Views(abc.ABC):
-    """A recipe that crops views from an image, determined by the image and its stream position
-    alone.
+    """A description of the views to crop from an image. The crops depend on the image and its
+    stream position alone.
 
     Attributes:
         size: The (height, width) of a view in pixels.
-        channels: The number of channels.
-        max_pixels: The limit on width times height of an image.
-        exif: Whether to turn images upright by their EXIF orientation.
-        value_range: The values of black and white in images of more than 8 bits a channel, or None.
+        channels: The number of channels of a view.
+        max_pixels: The maximum number of pixels, width times height, of an image that is decoded.
+        exif: Whether to rotate and mirror images by their EXIF orientation.
+        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
+            or None if unset; see `can_jax.data.decoding.depth`.
     """
 
     size: tuple[int, int]
@@ -42,11 +43,14 @@ class Views(abc.ABC):
 
     @abc.abstractmethod
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the views of an encoded image; evaluating them fails if TensorFlow cannot decode
-        it."""
+        """Return the uint8 views of an encoded image, of shape `shape`.
+
+        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
+        """
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
-        """Return the size after the EXIF rotation, and the orientation; without `exif`, 1."""
+        """Return the (height, width) after the EXIF rotation, and the EXIF orientation. If `exif`
+        is False, the orientation is 1."""
         tf = tensorflow()
         size = native_size(encoded, self.max_pixels)
         if not self.exif:
@@ -62,7 +66,7 @@ class Views(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class CenterView(Views):
-    """The center crop of an image, as `resize_and_center_crop` makes it."""
+    """A description of a single view, the center crop that `resize_and_center_crop` returns."""
 
     @staticmethod
     def from_config(config: ConfigDict) -> "CenterView":
@@ -86,9 +90,9 @@ class CenterView(Views):
         return resize_and_center_crop(image, self.size)[None]
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the view of an encoded image.
+        """Return the view of an encoded image, of shape `shape`.
 
-        Evaluating the view fails if TensorFlow cannot decode the image.
+        Evaluating the view raises a TensorFlow error if TensorFlow cannot decode the image.
         """
         _, turn = self._header(encoded)
         image = native_pixels(encoded, self.channels, value_range=self.value_range)
@@ -97,7 +101,7 @@ class CenterView(Views):
 
 @dataclasses.dataclass(frozen=True)
 class RandomViews(Views):
-    """Random resized crops, seeded by the position in the stream.
+    """A description of random resized crops, seeded by the run's seed and the stream position.
 
     Attributes:
         seed: The seed of the run.
@@ -140,9 +144,10 @@ class RandomViews(Views):
         return crop_and_resize(image, boxes, self.size)
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the views of an encoded image, decoded once at the smallest sufficient resolution.
+        """Return the views of an encoded image, which is decoded once at the smallest sufficient
+        resolution.
 
-        Evaluating the views fails if TensorFlow cannot decode the image.
+        Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
         """
         tf = tensorflow()
         size, turn = self._header(encoded)
@@ -161,7 +166,8 @@ class RandomViews(Views):
         return crop_and_resize(image, boxes - tf.pad(start, [[0, 2]]), self.size)
 
     def _boxes(self, size: Any, position: Any) -> Any:
-        """Return the crop boxes of a position, an int32 tensor (views, 4)."""
+        """Return the crop boxes at a stream position: top, left, height and width, as an int32
+        tensor (views, 4)."""
         tf = tensorflow()
         sides = tf.unstack(size, num=2)
         boxes = random_boxes(self.seed, position, sides, self.views, self.area, self.aspect)
@@ -169,12 +175,13 @@ class RandomViews(Views):
 
 
 def _sides(image: Any) -> Any:
-    """Return the height and width of an image tensor, an int32 tensor (2,)."""
+    """Return the (height, width) of an image tensor, as an int32 tensor (2,)."""
     return tensorflow().shape(image)[:2]
 
 
 def _reduced(boxes: Any, size: Any, ratio: Any) -> Any:
-    """Scale boxes to an image reduced by a factor, rounded to whole pixels within the image."""
+    """Scale boxes to an image that is downscaled by ``ratio``, rounded to whole pixels inside the
+    image."""
     tf = tensorflow()
     scaled = tf.cast(tf.round(boxes / ratio), tf.int32)
     sides = (size + ratio - 1) // ratio
