@@ -1,1 +1,1 @@
-"""Data sources, the order of examples, and the loaders that bring batches to the devices."""
+"""Data sources, the order of examples, and the loaders that transfer batches to the devices."""

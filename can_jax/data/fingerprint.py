@@ -1,10 +1,11 @@
-"""The comparison of fingerprints, by which a resumed run detects that the data has changed.
+"""Comparison of data fingerprints, by which a resumed run detects that its data has changed.
 
-`Source.fingerprint` computes them. Images in memory are compared by content. Files are compared by
-name, size and the offsets of their examples, whichever folder contains them.
+`Source.fingerprint` computes them. Images in memory are compared by content. Image files and shards
+are compared by their paths relative to the data folder, their sizes, and the byte offsets of their
+examples. Their content is compared only if both fingerprints come from an index with digests.
 
 The order of examples is a function of the seed and the number of examples. Adding or removing one
-file therefore changes the images of every step.
+file therefore changes the images of nearly every step.
 """
 
 from can_jax.data.sources.base import Fingerprint
@@ -13,7 +14,7 @@ from can_jax.data.sources.base import Fingerprint
 WORDS = {
     "names": "other files",
     "sizes": "files of other sizes",
-    "places": "examples at other offsets in the files",
+    "places": "examples at other byte offsets",
     "labels": "other labels",
     "content": "other content",
     "weights": "other sampling weights of the mixture",
@@ -21,9 +22,10 @@ WORDS = {
 
 
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
-    """Return a phrase for each entry in which two fingerprints differ.
+    """Return a phrase for each difference between two fingerprints; an empty list if they agree.
 
-    Entries present in only one of them are not compared, such as digests after an index was built.
+    Entries present in only one of the fingerprints are ignored, such as content digests after an
+    index was built.
     """
     if ("parts" in stored) != ("parts" in current):
         return [

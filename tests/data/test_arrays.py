@@ -77,4 +77,4 @@ def test_labels_beyond_32_bits_are_unknown_and_named(tmp_path, caplog):
     labels = np.array([3, 2**40 + 3, 2**31], np.uint64)
     np.savez(tmp_path / "train.npz", images=images(3), labels=labels)
     assert open_arrays(str(tmp_path), "train", 3).labels.tolist() == [3, -1, -1]
-    assert "2 labels, such as 1099511627779, are beyond 32 bits" in caplog.text
+    assert "2 labels, such as 1099511627779, are outside the range of int32" in caplog.text

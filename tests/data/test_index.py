@@ -177,7 +177,7 @@ def test_cut_off_shard_is_indexed_as_far_as_it_goes(tmp_path, capsys):
     path = tmp_path / "train-1.tfrecord"
     path.write_bytes(path.read_bytes()[:-9])
     index(tmp_path, "tfrecord")
-    assert "train-1.tfrecord is truncated: its record at byte" in capsys.readouterr().out
+    assert "train-1.tfrecord is truncated: the record at byte" in capsys.readouterr().out
     assert open_tfrecord(str(tmp_path), "train").examples == 7
 
 

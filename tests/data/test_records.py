@@ -34,13 +34,13 @@ def test_record_whose_checksum_is_wrong_is_no_image(tmp_path, caplog):
     source = open_tfrecord(str(tmp_path), "train")
     images, labels = source.read(np.arange(7))
     assert images == [*IMAGES[:3], b"", *IMAGES[4:]] and labels.tolist() == [0, 1, 2, -1, 4, 5, 6]
-    told = f"{path}, at byte {offsets(path)[3] + 12}: the checksum of its record is wrong"
+    told = f"{path}, at byte {offsets(path)[3] + 12}: the checksum of the record is wrong"
     assert told in caplog.text
     streamed = list(read_tfrecord(str(path), PARSE, set()))
     assert streamed == list(zip(images, labels.tolist(), strict=True))
     plan = Plan("tfrecord", str(tmp_path), "read")
     build_index(plan, [path.name], tmp_path / "index", workers=1)
-    assert "checksum of its record is wrong" in (tmp_path / "index/undecodable.txt").read_text()
+    assert "checksum of the record is wrong" in (tmp_path / "index/undecodable.txt").read_text()
     indexed = open_tfrecord(str(tmp_path), "train", index=str(tmp_path / "index"))
     assert indexed.read(np.arange(6))[1].tolist() == [0, 1, 2, 4, 5, 6]
 
@@ -53,7 +53,7 @@ def test_damaged_header_costs_one_record(tmp_path, place, zipped, caplog):
     third, fourth = offsets(path)[2:4]
     damage(path, third + place)
     found = scan_tfrecord(str(path))
-    told = f"no TFRecord at byte {third} to {fourth}, which is skipped"
+    told = f"no valid TFRecord at byte {third} to {fourth}, which is skipped"
     assert len(found.offset) == 6 and told in found.problem
     if zipped:
         path.write_bytes(gzip.compress(path.read_bytes()))
@@ -79,7 +79,7 @@ def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
     source = open_tfrecord(str(tmp_path), "train", label_key="image/class/label")
     assert source.read(np.arange(3))[1].tolist() == [-1, 5, -1]
     assert [label for _, label in read_tfrecord(str(path), PARSE, set())] == [-1, 5, -1]
-    assert caplog.text.count("has labels beyond 32 bits; they count as unknown") <= 1
+    assert caplog.text.count("has labels outside the range of int32; they count as unknown") <= 1
     build_index(Plan("tfrecord", str(tmp_path)), [path.name], tmp_path / "index", workers=1)
     assert open_tfrecord(str(tmp_path), "train", index=str(tmp_path / "index")).examples == 3
 

@@ -65,7 +65,7 @@ def test_second_images_of_an_example_are_counted(tmp_path, names, used, second):
     write_tar(tmp_path / "train.tar", images(names))
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert [image.decode() for image, _ in examples] == used
-    assert examples == streamed and found.unused == {"extra images of an example": second}
+    assert examples == streamed and found.unused == {"extra images of the same example": second}
 
 
 def test_labels_of_names_with_dots(tmp_path):
@@ -77,7 +77,7 @@ def test_labels_of_names_with_dots(tmp_path):
     write_tar(tmp_path / "train.tar", members)
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert examples == [(b"a0", 3), (b"a1", 4), (b"b0", 7), (b"b1", 7), (b"c", 9)] == streamed
-    assert found.unused == {".json": 1, ".cls without an image beside it": 1}
+    assert found.unused == {".json": 1, ".cls members without an image": 1}
 
 
 @pytest.mark.parametrize("order", ["in pairs", "images first", "labels first"])
@@ -103,7 +103,7 @@ def test_labels_behind_too_many_bytes_of_images_are_counted(tmp_path, monkeypatc
     for name, labels in [("a", [-1, -1, -1, 3, 4]), ("b", [-1, -1, -1, 7, 7])]:
         streamed = read_tar(str(tmp_path / f"{name}.tar"), set())
         assert [label for _, label in streamed] == labels
-    assert caplog.text.count("not used: 3 labels that come too late behind their images") == 2
+    assert caplog.text.count("not used: 3 labels too far behind their images in the tar") == 2
     assert scan_tar(str(tmp_path / "a.tar")).label.tolist() == [0, 1, 2, 3, 4]
 
 
@@ -116,7 +116,7 @@ def test_labels_of_other_names_in_a_group_are_counted(tmp_path):
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert examples == [(b"a0", -1), (b"a2", 5), (b"c", 1)] == streamed
     assert found.unused == {
-        ".cls without an image beside it": 1, "extra labels of an image": 1
+        ".cls members without an image": 1, "extra labels of the same image": 1
     }  # fmt: skip
 
 
@@ -178,8 +178,8 @@ def test_links_lead_to_the_bytes_of_their_targets(tmp_path):
     examples, streamed, found = read_both(tmp_path / "train.tar")
     assert [image for image, _ in examples] == [b"one", b"two", b"one", b"one", b"nine", b"nine"]
     assert found.unused == {
-        "without a suffix": 1, "members that are not files": 1,
-        "links that lead to no file in the tar": 3,
+        "without a suffix": 1, "members that are not regular files": 1,
+        "links whose target is not a file in the tar": 3,
     }  # fmt: skip
     assert [image for image, _ in streamed] == [b"one", b"nine"]
 
@@ -263,7 +263,7 @@ def test_damage_costs_what_it_touches_and_is_said(tmp_path, damage, which, form)
     ]
     used = [image for image, _ in examples]
     assert [image for image in used if image in whole] == whole and len(whole) >= 3
-    assert "no valid header in" in found.problem and "which is skipped" in found.problem
+    assert "skipped" in found.problem and "bytes at offset" in found.problem
 
 
 def test_damage_is_logged_with_its_byte(tmp_path, caplog):
@@ -273,7 +273,7 @@ def test_damage_is_logged_with_its_byte(tmp_path, caplog):
     flip(data, third)
     (tmp_path / "train.tar").write_bytes(data)
     assert open_webdataset(str(tmp_path), "train").examples == 5
-    told = f"is damaged: no valid header in {fourth - third} bytes from byte {third} on"
+    told = f"is damaged: skipped {fourth - third} bytes at offset {third} without a valid header"
     assert told in caplog.text and "5 examples of it are used" in caplog.text
     caplog.clear()
     assert len(list(read_tar(str(tmp_path / "train.tar"), set()))) == 5
@@ -285,8 +285,8 @@ def test_what_follows_the_last_member_must_be_zeros(tmp_path):
     content = (tmp_path / "train.tar").read_bytes()
     end = headers(tmp_path / "train.tar")[2] + 512 + 1536
     for rest, told in [
-        (b"", None), (bytes(2048), None), (b"x" * 700, f"bytes from byte {end} on"),
-        (bytes(2**21), f"only zeros from byte {end} on"),
+        (b"", None), (bytes(2048), None), (b"x" * 700, f"bytes at offset {end}"),
+        (bytes(2**21), f"bytes, from byte {end} on"),
     ]:  # fmt: skip
         (tmp_path / "train.tar").write_bytes(content + rest)
         examples, streamed, found = read_both(tmp_path / "train.tar")
@@ -325,7 +325,7 @@ def test_zeros_between_members_are_no_damage_but_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(one[:end] + bytes(512 * 7) + one)
     examples, streamed, found = read_both(tmp_path / "a.tar")
     assert len(examples) == len(streamed) == 6 and "damaged" not in found.problem
-    told = f"has no valid header in 3584 bytes from byte {end} on, which is skipped: only zeros"
+    told = f"has only zeros in 3584 bytes at offset {end}, which are skipped"
     assert told in found.problem
 
 
@@ -391,4 +391,4 @@ def test_labels_beyond_int32_count_as_unknown(tmp_path, caplog):
     assert examples == streamed
     logging.set_verbosity(logging.WARNING)
     open_webdataset(str(tmp_path), "train")
-    assert "3 labels beyond 32 bits, which count as unknown" in caplog.text
+    assert "3 labels outside the range of int32, which count as unknown" in caplog.text

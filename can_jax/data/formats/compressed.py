@@ -1,4 +1,4 @@
-"""Compressed files as streams: gzip, zlib, bzip2, xz and zstd."""
+"""Readers of gzip, zlib, bzip2, xz and zstd files as streams of decompressed bytes."""
 
 import bz2
 import gzip
@@ -11,17 +11,18 @@ from can_jax.data.formats.tar import compression_of
 from can_jax.utils.errors import UserError
 from can_jax.utils.extras import install_command
 
-BLOCK = 2**18  # compressed bytes read at once
+BLOCK = 2**18  # bytes read at once
 
 
 def expanded(file: io.BufferedReader) -> Any:
-    """Return a stream of the content of a file, expanded if its first bytes show a compression.
+    """Return a stream of a file's content, decompressed if its first bytes identify a supported
+    compression.
 
     Args:
-        file: The open file, at its start.
+        file: The open file, positioned at its start; compressed or not.
 
     Raises:
-        UserError: The compression needs a package that is not installed, or is not supported.
+        UserError: The compression is not supported, or needs a package that is not installed.
     """
     start = file.peek(8)[:8]
     kind = compression_of(start)
@@ -31,7 +32,9 @@ def expanded(file: io.BufferedReader) -> Any:
         return _zstd(file)
     openers = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File, "xz": lzma.LZMAFile, "zlib": _Zlib}
     if kind not in openers:
-        raise UserError(f"{kind} is not read: compress the shards with gzip or zstd")
+        raise UserError(
+            f"{kind} compression is not supported: compress the shards with gzip or zstd"
+        )
     opened = openers[kind](fileobj=file) if kind == "gzip" else openers[kind](file)
     return _buffered(opened)
 
@@ -41,7 +44,7 @@ def _zstd(file: io.BufferedReader) -> Any:
         from backports.zstd import ZstdFile
     except ModuleNotFoundError as error:
         raise UserError(
-            f"backports.zstd is not installed, which reads zstd: {install_command('zstd')}"
+            f"reading zstd requires backports.zstd: {install_command('zstd')}"
         ) from error
     return _buffered(ZstdFile(file))
 
@@ -51,13 +54,13 @@ def _buffered(stream: Any) -> io.BufferedReader:
 
 
 class _Blocks(io.RawIOBase):
-    """A stream that is read by at most `BLOCK` bytes at once.
+    """A stream that reads at most `BLOCK` bytes at once from another stream.
 
-    The readers of Python's compressions first allocate as much as they are asked for, and a damaged
+    Python's decompressors allocate a buffer of the requested size before they read, and a damaged
     record may state a length of gigabytes.
 
     Args:
-        stream: The stream of the expanded content.
+        stream: The stream of decompressed bytes.
     """
 
     def __init__(self, stream: Any):
@@ -71,10 +74,11 @@ class _Blocks(io.RawIOBase):
 
 
 class _Zlib(io.RawIOBase):
-    """A stream of the content of a file in the format of zlib, as TensorFlow's option ZLIB writes.
+    """A stream of the decompressed content of a zlib file, which TensorFlow writes with the option
+    ZLIB.
 
     Args:
-        file: The compressed file.
+        file: The compressed file, positioned at its start.
     """
 
     def __init__(self, file: io.BufferedReader):

@@ -1,4 +1,4 @@
-"""Lists of file names and labels, as CSV, TSV or JSON lines."""
+"""Label lists in CSV, TSV or JSON lines, which map file names to labels."""
 
 import csv
 import json
@@ -31,14 +31,15 @@ KAGGLE = "predictionstring"  # a class and boxes, separated by blanks
 
 
 def read_label_list(path: str) -> dict[str, str]:
-    """Return the label of each file name in a list, as text.
+    """Return the label of each file name in a label list; labels remain text.
 
     Args:
-        path: The path of the list: JSON lines if it ends in .jsonl or .json, tab-separated if it
-            ends in .tsv, and otherwise comma-separated, with the names of the columns first.
+        path: The path of the list. A file ending in .jsonl or .json holds JSON lines, one ending in
+            .tsv is tab-separated, and any other is comma-separated. The first line of a CSV or TSV
+            file names the columns.
 
     Raises:
-        UserError: The list cannot be read, or has no column of file names or of labels.
+        UserError: The list cannot be read, or lacks a column of file names or of labels.
     """
     try:
         with open_file(path) as file:
@@ -58,20 +59,21 @@ def _json_rows(lines: Iterator[str]) -> Iterator[dict]:
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("a line is not a JSON object")
+                raise ValueError("one of its lines is not a JSON object")
             yield row
 
 
 def _pairs(path: str, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
-    """Yield the file name and the label of each row."""
+    """Yield the file name and the label in each row of a label list."""
     for row in rows:
         columns = {str(name).strip().lower(): value for name, value in row.items()}
         file = next((name for name in FILES if columns.get(name) is not None), None)
         label = next((name for name in LABELS if columns.get(name) is not None), None)
         if file is None or label is None:
             raise UserError(
-                f"{shown(path)} has the columns {', '.join(map(shown, columns))}; it needs one of "
-                f"file names, such as {FILES[0]!r}, and one of labels, such as {LABELS[0]!r}"
+                f"{shown(path)} has the columns {', '.join(map(shown, columns))}; "
+                f"it needs a column of file names, such as {FILES[0]!r}, and one of labels, "
+                f"such as {LABELS[0]!r}"
             )
         value = str(columns[label]).strip()
         if label == KAGGLE:
@@ -82,18 +84,19 @@ def _pairs(path: str, rows: Iterator[dict]) -> Iterator[tuple[str, str]]:
 def labels_from(
     listed: dict[str, str], names: Names | Sequence[str]
 ) -> tuple[Int[np.ndarray, " files"], tuple[str, ...], int]:
-    """Return the labels of files by a list.
+    """Look up the labels of files in a label list.
 
-    The entries of a list are paths or bare file names. Paths are compared with whole names, and
-    bare names with the last component of each name. Entries may lack suffixes.
+    If any entry of the list contains a slash, entries are compared with the relative paths of the
+    files. Otherwise they are compared with the last components of these paths. An entry may omit
+    the suffix of the file name.
 
     Args:
-        listed: The result of `read_label_list`.
-        names: The names of the files.
+        listed: The label of each file name, as returned by `read_label_list`.
+        names: The paths of the files, relative to the data folder.
 
     Returns:
-        The label of each file, -1 if it is not listed; the names of the classes, empty if all
-        labels are integers; and the number of entries without a file.
+        The label of each file, -1 if the list does not contain it; the class names, empty if all
+        labels are integers; and the number of entries that match no file.
     """
     bare = not any(os.sep in name for name in listed)
     texts: list[str | None] = []
@@ -107,7 +110,7 @@ def labels_from(
     values = set(listed.values())
     if all(value.removeprefix("-").isdecimal() for value in values):
         numbers = np.array([-1 if text is None else int(text) for text in texts], object)
-        return as_labels(numbers.astype(np.int64), "the list of labels"), (), missing
+        return as_labels(numbers.astype(np.int64), "config.data.labels"), (), missing
     classes = tuple(sorted(values))
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index.get(text or "", -1) for text in texts], np.int32), classes, missing

@@ -1,4 +1,4 @@
-"""Conversion of class labels to int32; labels that do not fit become -1 (unknown)."""
+"""Conversion of class labels to int32. Labels outside its range become -1, which means unknown."""
 
 import functools
 
@@ -6,17 +6,18 @@ import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-BEYOND = "labels beyond 32 bits, which count as unknown"
+BEYOND = "labels outside the range of int32, which count as unknown"
 LIMITS = np.iinfo(np.int32)
 
 
 def is_label(value: int) -> bool:
-    """Return whether an integer fits int32."""
+    """Return whether an integer is within the range of int32."""
     return LIMITS.min <= value <= LIMITS.max
 
 
 def as_label(value: int, where: str) -> int:
-    """Return a label, or -1 if it does not fit int32; log the first such label per ``where``."""
+    """Return a label, or -1 if it is outside the range of int32; a warning is logged once per
+    ``where``."""
     if is_label(value):
         return value
     _log_once(where)
@@ -24,14 +25,14 @@ def as_label(value: int, where: str) -> int:
 
 
 def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
-    """Return labels as int32, with -1 for those that do not fit; logs how many do not."""
+    """Return labels as int32. Labels outside its range become -1, and their number is logged."""
     labels = np.asarray(labels)
     if labels.dtype == np.int32:
         return labels
     beyond = (labels < LIMITS.min) | (labels > LIMITS.max)
     if beyond.any():
         logging.warning(
-            "%s: %d labels, such as %d, are beyond 32 bits and count as unknown",
+            "%s: %d labels, such as %d, are outside the range of int32 and count as unknown",
             where, beyond.sum(), labels[beyond][0],
         )  # fmt: skip
     within = np.where(beyond, 0, labels).astype(np.int32)  # unsigned labels have no -1
@@ -40,4 +41,4 @@ def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
 
 @functools.cache
 def _log_once(where: str) -> None:
-    logging.warning("%s has labels beyond 32 bits; they count as unknown (-1)", where)
+    logging.warning("%s has labels outside the range of int32; they count as unknown (-1)", where)

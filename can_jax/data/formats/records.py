@@ -11,11 +11,12 @@ from can_jax.data.storage.reading import open_random
 
 HEADER, FOOTER = 12, 4  # bytes before the content, length and checksum; and after it, checksum
 SEARCH = 2**20  # bytes searched for the next record at once
-WRONG_SUM = "the checksum of its record is wrong"
+WRONG_SUM = "the checksum of the record is wrong"
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Return the checksum of TFRecord files: CRC-32C (RFC 3720), masked as in TensorFlow."""
+    """Return the masked CRC-32C (RFC 3720) of some bytes, which is the checksum in TFRecord
+    files."""
     import google_crc32c  # Deferred: recipes are read on machines that read no TFRecords.
 
     crc = google_crc32c.value(data)
@@ -23,8 +24,8 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def record_length(header: bytes) -> int | None:
-    """Return the length stated in a record's first `HEADER` bytes, or None if they are not a
-    valid header."""
+    """Return the content length in bytes that a TFRecord header states, or None if the header is
+    incomplete or its checksum is wrong."""
     if len(header) < HEADER:
         return None
     length, check = struct.unpack("<QI", header)
@@ -32,7 +33,8 @@ def record_length(header: bytes) -> int | None:
 
 
 def intact_content(record: bytes) -> bytes | None:
-    """Return the content of a record given with its footer, or None if its checksum is wrong."""
+    """Return the content of a record without its trailing checksum, or None if this checksum is
+    wrong."""
     content = record[:-FOOTER]
     if len(record) < FOOTER or struct.unpack("<I", record[-FOOTER:])[0] != masked_crc32c(content):
         return None
@@ -40,7 +42,11 @@ def intact_content(record: bytes) -> bytes | None:
 
 
 def scan_tfrecord(path: str) -> ScanResult:
-    """Return the offset and length of every intact record of an uncompressed TFRecord file."""
+    """Return the byte range of every complete record with a valid header in an uncompressed
+    TFRecord file.
+
+    The checksum of a record's content is not verified here but when the record is read.
+    """
     file = open_random(path)
     offsets: list[int] = []
     lengths: list[int] = []
@@ -54,14 +60,14 @@ def scan_tfrecord(path: str) -> ScanResult:
             position = end
             continue
         if position == 0 and (kind := compression_of(file.read(0, 8))):
-            problems.ending = f"is compressed ({kind}): set config.data.streaming, or expand it"
+            problems.ending = f"is compressed ({kind}): set config.data.streaming, or decompress it"
             break
         resumed = next_record(file.read, position + 1, file.size)
         if resumed is None and length is not None:
-            problems.ending = f"is truncated: its record at byte {position} is incomplete"
+            problems.ending = f"is truncated: the record at byte {position} is incomplete"
         elif resumed is None:
             problems.ending = (
-                f"has no TFRecord at byte {position} (truncated, damaged, or compressed)"
+                f"has no valid TFRecord from byte {position} on (truncated, damaged, or compressed)"
             )
         else:
             problems.gaps.append((position, resumed))
@@ -70,11 +76,11 @@ def scan_tfrecord(path: str) -> ScanResult:
 
 
 class Problems:
-    """The damage found in a TFRecord file; its string describes all of it.
+    """The damage found in a TFRecord file; ``str()`` of it is a phrase for messages.
 
     Attributes:
-        gaps: The damaged byte ranges, (start, end).
-        ending: A phrase that describes a damaged end, or "".
+        gaps: The damaged byte ranges, as pairs of start and exclusive end.
+        ending: A phrase that describes why scanning stopped before the end of the file, or "".
     """
 
     def __init__(self) -> None:
@@ -85,16 +91,17 @@ class Problems:
         phrases = []
         if self.gaps:
             ranges = name_gaps(self.gaps, "byte {} to {}".format)
-            phrases.append(f"has no TFRecord at {ranges}, which is skipped")
+            phrases.append(f"has no valid TFRecord at {ranges}, which is skipped")
         return "; it ".join([*phrases, *filter(None, [self.ending])])
 
 
 def next_record(read: Callable[[int, int], bytes], position: int, size: int) -> int | None:
-    """Return the offset of the next record with a valid header, or None.
+    """Return the offset of the next complete record with a valid header, or None if there is none.
 
     Args:
-        read: A function that returns the bytes at (offset, length).
-        position: The offset at which the search starts.
+        read: A function that takes an offset and a length, and returns the bytes there; fewer at
+            the end of the file.
+        position: The offset in bytes at which the search starts.
         size: The size of the file in bytes.
     """
     while position + HEADER + FOOTER <= size:
@@ -108,7 +115,8 @@ def next_record(read: Callable[[int, int], bytes], position: int, size: int) -> 
 
 
 def candidates(block: bytes) -> list[int]:
-    """Return the offsets in a block at which a header of a record of less than 4 GiB can begin."""
+    """Return the offsets in a block of bytes at which the header of a record shorter than 4 GiB can
+    start."""
     zero = np.frombuffer(block, np.uint8) == 0
     if len(zero) < HEADER:
         return []

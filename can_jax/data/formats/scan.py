@@ -1,4 +1,4 @@
-"""The result of scanning a shard's headers: byte offsets, lengths and labels of its examples."""
+"""The result of scanning the headers of a shard: the byte range and label of each example."""
 
 import collections
 from collections.abc import Callable
@@ -11,14 +11,14 @@ NAMED_GAPS = 3  # damaged byte ranges that a message names
 
 
 class ScanResult(NamedTuple):
-    """The examples of one shard.
+    """The examples found in one shard.
 
     Attributes:
-        offset: The offset of each example in the file, in bytes.
+        offset: The byte offset of each example in the file.
         length: The length of each example in bytes.
-        label: The label of each example; -1 if the headers do not hold it.
-        problem: A phrase that describes the damage and the byte at which it starts, or None.
-        unused: The number of members that are not examples, by kind.
+        label: The label of each example; -1 if it is unknown or stored within a TFRecord.
+        problem: A phrase that describes the damage of the shard, or None if it is intact.
+        unused: The number of tar members that belong to no example, by kind.
     """
 
     offset: Int[np.ndarray, " examples"]
@@ -35,7 +35,7 @@ def found(
     problem: str | None = None,
     unused: collections.Counter[str] | None = None,
 ) -> ScanResult:
-    """Return the examples of a shard as arrays; see `ScanResult`."""
+    """Return a `ScanResult` whose columns are converted from lists to arrays."""
     return ScanResult(
         np.array(offsets, np.int64),
         np.array(lengths, np.int64),
@@ -46,12 +46,13 @@ def found(
 
 
 def name_gaps(gaps: list[tuple[int, int]], describe: Callable[[int, int], str]) -> str:
-    """Describe the first damaged ranges of a file, and count the others.
+    """Return a phrase that names the first `NAMED_GAPS` damaged ranges of a file and counts the
+    others.
 
     Args:
-        gaps: The byte ranges, (start, end) with an exclusive end.
-        describe: A function that returns a phrase for one range.
+        gaps: The damaged byte ranges, as pairs of start and exclusive end.
+        describe: A function that takes the start and end of a range, and returns a phrase for it.
     """
     more = len(gaps) - NAMED_GAPS
     phrases = [describe(*gap) for gap in gaps[:NAMED_GAPS]]
-    return ", ".join([*phrases, f"{more} more places"] if more > 0 else phrases)
+    return ", ".join([*phrases, f"{more} more ranges"] if more > 0 else phrases)

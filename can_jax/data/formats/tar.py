@@ -1,4 +1,4 @@
-"""The members of a tar, intact or damaged: headers, links, and bytes that belong to no member."""
+"""A reader of the members of a tar, which also reads past damaged headers."""
 
 import re
 import sys
@@ -25,23 +25,24 @@ COMPRESSED = {
 
 
 def compression_of(start: bytes) -> str | None:
-    """Return the compression that the first bytes of a file identify, or None."""
+    """Return the name of the compression that the first bytes of a file identify, or None."""
     return next((kind for magic, kind in COMPRESSED.items() if re.match(magic, start)), None)
 
 
 def open_tar(file: Any, mode: str) -> tarfile.TarFile:
-    """Open a tar for `Members`.
+    """Open a tar such that `Members` can read it.
 
     Args:
-        file: The file object that holds the tar.
-        mode: The mode of `tarfile`, `r:` to seek or `r|*` to stream.
+        file: The binary file object of the tar, positioned at its start.
+        mode: The mode for `tarfile.open`: `r:` for a seekable file, `r|` for a stream.
 
     Raises:
-        tarfile.TarError: The tar is empty.
+        tarfile.TarError: The file is empty, or its first header is incomplete or malformed.
     """
 
     class Header(tarfile.TarInfo):
-        """A member of a tar. Its offset is that of its first header, global attributes included."""
+        """A tar member whose ``offset`` is that of its first header block, including preceding pax
+        and GNU long-name headers."""
 
         invalid = False  # whether any block was not a valid header
 
@@ -67,26 +68,26 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
 
 
 class _Bounded:
-    """A file object that limits the bytes read for one header.
+    """A file object that limits how many bytes `tarfile` reads for one header.
 
-    A header may be followed by names, attributes or sparse maps of any stated length, which
-    `tarfile` would read into memory. A few compressed megabytes can state gigabytes.
+    A header may be followed by long names, attributes or sparse maps of any stated length, which
+    `tarfile` would read into memory. A compressed tar of a few megabytes can state gigabytes.
 
     Args:
-        file: The file object to wrap.
+        file: The binary file object of the tar.
     """
 
     def __init__(self, file: Any):
         self._file, self.left = file, sys.maxsize
 
     def read(self, size: int = -1) -> bytes:
-        """Return bytes of the file.
+        """Return up to ``size`` bytes, or all remaining bytes if it is negative.
 
         Raises:
-            tarfile.SubsequentHeaderError: The read exceeds the limit of one header.
+            tarfile.SubsequentHeaderError: The headers of one member exceed `LONGEST_HEADER` bytes.
         """
         if not 0 <= size <= self.left and self.left < sys.maxsize:
-            raise tarfile.SubsequentHeaderError("a header is too long")  # type: ignore[attr-defined]
+            raise tarfile.SubsequentHeaderError("the header is too long")  # type: ignore[attr-defined]
         content = self._file.read(size)
         if self.left < sys.maxsize:
             self.left -= len(content)
@@ -97,18 +98,19 @@ class _Bounded:
 
 
 def _bytes_from(start: int, end: int) -> str:
-    return f"{end - start} bytes from byte {start} on"
+    return f"{end - start} bytes at offset {start}"
 
 
 class Members:
-    """The members of a tar, read once from start to end.
+    """An iterator over the members of a tar, in a single pass.
 
-    `tarfile` ends at a header that is damaged or overwritten with zeros. This class resumes at the
-    next header with a valid checksum.
+    `tarfile` alone stops at a damaged header. This class resumes at the next header with a valid
+    checksum.
 
     Args:
-        tar: The tar that `open_tar` returned.
-        size: The size of the file in bytes, if known. Members beyond it are left out.
+        tar: The open tar, as returned by `open_tar`.
+        size: The size of the file in bytes, if known. Iteration ends at a regular member that
+            extends beyond the file.
     """
 
     def __init__(self, tar: tarfile.TarFile, size: int = sys.maxsize):
@@ -133,31 +135,31 @@ class Members:
             end, self._damaged = self.tar.offset, False
             whole = not member.isreg() or member.offset_data + member.size <= self._size
             if not whole and not member.issparse():  # which takes fewer bytes than its size
-                self._ending = f"is truncated: its member at byte {member.offset} is incomplete"
+                self._ending = f"is truncated: the member at byte {member.offset} is incomplete"
                 return
             yield member
         self._finish(end)
 
     @property
     def problem(self) -> str | None:
-        """A phrase that describes the damage and its byte ranges, or None; complete after the
+        """A phrase that describes all damage and its byte ranges, or None; complete only after the
         iteration."""
         phrases = []
         if self._gaps:
             ranges = name_gaps(self._gaps, _bytes_from)
-            phrases.append(f"is damaged: no valid header in {ranges}, which is skipped")
+            phrases.append(f"is damaged: skipped {ranges} without a valid header")
         if self._zeros:
             ranges = name_gaps(self._zeros, _bytes_from)
             phrases.append(
-                f"has no valid header in {ranges}, which is skipped: only zeros, which are the "
-                "padding between joined tars, or a hole in which members were lost"
+                f"has only zeros in {ranges}, which are skipped: either padding between "
+                "concatenated tars, or overwritten members"
             )
         if self._ending:
             phrases.append(self._ending)
         return "; it ".join(phrases) or None
 
     def _next(self) -> tarfile.TarInfo | None:
-        """Return the next member with a valid header, or None at the end."""
+        """Return the next member with a valid header, or None at the end of the tar."""
         tar = self.tar
         tar.members = []  # otherwise `tarfile` retains every header in memory
         if tar.firstmember is not None:
@@ -180,7 +182,7 @@ class Members:
         return None
 
     def _seek(self) -> bool:
-        """Seek to the next expected header; return whether the file extends that far."""
+        """Seek to the offset of the next header; return whether the file extends that far."""
         file, offset = self.tar.fileobj, self.tar.offset
         if file.tell() >= offset:
             return bool(file.tell() == offset)  # beyond it, the file ends within a block
@@ -188,20 +190,21 @@ class Members:
         return bool(file.read(1))
 
     def _is_padded(self, start: int, end: int, after: int) -> bool:
-        """Return whether the zeros between two concatenated tars pad the first to whole records."""
+        """Return whether zeros between two concatenated tars merely pad the first to a multiple of
+        a usual tar record size."""
         padding = after - end
         return not padding or any(
             padding < record and (after - start) % record == 0 for record in RECORDS
         )
 
     def _finish(self, end: int) -> None:
-        """Record damage after the last member, where an intact tar holds only zeros."""
+        """Record damage after the last member, where an intact tar contains only zeros."""
         rest = self.tar.fileobj.tell() - end
         if not end and self.tar.tarinfo.invalid:
-            self._ending = "is not a tar: no valid header in it"
+            self._ending = "is not a tar: it has no valid header"
         elif self._damaged:
             self._gaps.append((end, end + rest))
         elif rest < BLOCK:
-            self._ending = f"is truncated: it has no end mark at byte {end}"
+            self._ending = f"is truncated: the end-of-archive marker is missing at byte {end}"
         elif rest > END_ZEROS:
-            self._ending = f"has only zeros from byte {end} on, {rest} bytes"
+            self._ending = f"has only zeros in its last {rest} bytes, from byte {end} on"

@@ -1,7 +1,6 @@
-"""Security checks of a TFDS data set's files before TFDS reads them and imports the classes they
-name.
+"""Security checks of the files of a TFDS data set, which run before TFDS reads them.
 
-`features.json` names the class of each feature, and TFDS imports its module unconditionally. A
+`features.json` names the class of each feature, and TFDS imports the module of that class. A
 third-party data set could therefore execute arbitrary code. The name of a data set can likewise
 refer to code that TFDS downloads.
 """
@@ -29,27 +28,27 @@ LARGEST = 2**26  # the maximum bytes of `features.json`
 
 
 def check_name(name: str) -> None:
-    """Reject a data set name for which TFDS would download code, or which passes options to TFDS.
+    """Reject a data set name that contains options, or for which TFDS would download code.
 
     Raises:
-        UserError: The name is not NAME or NAME/CONFIG, optionally with :VERSION.
+        UserError: The name is not NAME or NAME/CONFIG, optionally followed by :VERSION.
     """
     if not NAME.fullmatch(name):
         raise UserError(
             f"config.data.name={name!r}: give NAME, NAME/CONFIG, NAME:VERSION or "
-            "NAME/CONFIG:VERSION of a TFDS data set; others would run code that is not of TFDS"
+            "NAME/CONFIG:VERSION of a TFDS data set; other forms could run third-party code"
         )
 
 
 def check_features(data_dir: str, name: str) -> None:
-    """Reject a data set whose files name a class that TFDS itself does not define.
+    """Reject a data set whose files name a feature class that is not part of TFDS.
 
     Args:
-        data_dir: The folder of data sets.
+        data_dir: The TFDS data directory, which contains one folder per data set.
         name: The name of the data set's folder in ``data_dir``.
 
     Raises:
-        UserError: A file names another class, or cannot be read.
+        UserError: A `features.json` cannot be read, or names a class that is not part of TFDS.
     """
     folder = os.path.join(os.path.expanduser(data_dir), name)
     try:
@@ -61,13 +60,13 @@ def check_features(data_dir: str, name: str) -> None:
             if not isinstance(class_name, str) or not OWN.fullmatch(class_name):
                 raise UserError(
                     f"{shown(path)} names the class {class_name!r}, which is not part of TFDS; "
-                    "its code was not run: prepare the data set with features of TFDS, or as "
-                    "TFRecords (config.data.source=tfrecord)"
+                    "its code was not run. Prepare the data set with the feature classes of TFDS, "
+                    "or as TFRecords (config.data.source=tfrecord)"
                 )
 
 
 def _files(folder: str, depth: int) -> Iterator[str]:
-    """Yield the path of every `features.json` below a folder, to the depth that TFDS searches."""
+    """Yield the path of every `features.json` in a folder, at most ``depth`` levels below it."""
     if not is_folder(folder):
         return
     if exists(path := os.path.join(folder, FEATURES)):
@@ -78,10 +77,10 @@ def _files(folder: str, depth: int) -> Iterator[str]:
 
 
 def _read(path: str) -> Any:
-    """Return the JSON content of a file.
+    """Return the parsed content of a `features.json`.
 
     Raises:
-        UserError: The file cannot be read, is too large, or is not valid JSON.
+        UserError: The file cannot be read, exceeds `LARGEST` bytes, or is not valid JSON.
     """
     try:
         with open_file(path) as file:
@@ -94,7 +93,8 @@ def _read(path: str) -> Any:
 
 
 def _classes(content: Any) -> Iterator[Any]:
-    """Yield the class names anywhere in a file, including those in strings that hold JSON."""
+    """Yield each class name in the content of a `features.json`, also from strings that contain
+    JSON."""
     todo = [content]
     while todo:
         part = todo.pop()

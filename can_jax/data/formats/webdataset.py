@@ -1,4 +1,4 @@
-"""The WebDataset layout: which members of a tar form an example, and which are unused."""
+"""The WebDataset layout, which determines how members of a tar form labeled examples."""
 
 import collections
 import posixpath
@@ -29,19 +29,22 @@ ROLES = frozenset(
     """.split()  # noqa: SIM905
 )
 Unused = collections.Counter[str]  # the number of unused members, by kind
-SECOND, LINKS = "extra images of an example", "links that lead to no file in the tar"
-SPARSE, SPECIAL = "sparse members", "members that are not files"
-LONE, LATE = ".cls without an image beside it", "labels that come too late behind their images"
-SECOND_LABELS = "extra labels of an image"
+SECOND, LINKS = "extra images of the same example", "links whose target is not a file in the tar"
+SPARSE, SPECIAL = "sparse members", "members that are not regular files"
+LONE, LATE = ".cls members without an image", "labels too far behind their images in the tar"
+SECOND_LABELS = "extra labels of the same image"
 NO_INTEGER = "labels that are not integers and count as unknown"
 SUCH_AS = ", such as "  # between a kind and an example of it
 
 
 def scan_tar(path: str) -> ScanResult:
-    """Return every example of an uncompressed tar; a link has the byte range of its target."""
+    """Return the byte range and label of every image in an uncompressed tar; the byte range of a
+    link is that of its target."""
     file = open_random(path)
     if kind := compression_of(file.read(0, 8)):
-        return found([], [], [], f"is compressed ({kind}): set config.data.streaming, or expand it")
+        return found(
+            [], [], [], f"is compressed ({kind}): set config.data.streaming, or decompress it"
+        )
     images: list[tarfile.TarInfo] = []
     labels: list[int] = []
     unused: Unused = collections.Counter()
@@ -65,7 +68,8 @@ def scan_tar(path: str) -> ScanResult:
 
 
 def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[int, int]]:
-    """Return the (offset, length) of each image or of its link target; (0, 0) if there is none."""
+    """Return the offset and length of each image, or of the file to which it links; (0, 0) if there
+    is no such file."""
     ranges: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with open_file(path) as stream, open_tar(stream, "r:") as tar:
@@ -91,7 +95,7 @@ def _resolve(path: str, size: int, images: list[tarfile.TarInfo]) -> list[tuple[
 
 
 def _target(link: tarfile.TarInfo) -> str:
-    """Return the name of the member to which a link refers."""
+    """Return the name of the tar member to which a link refers."""
     base = posixpath.dirname(link.name) if link.issym() else ""
     return posixpath.normpath(posixpath.join(base, link.linkname))
 
@@ -104,15 +108,17 @@ def examples_of_tar(
 ) -> Iterator[tuple[Any, int]]:
     """Yield the result of ``take`` for the image of each example, and the example's label.
 
-    Consecutive members that share a name up to the first dot form one example, as in WebDataset.
-    Images with different names, such as `a.2019.jpg` and `a.2020.jpg`, form separate examples.
+    Consecutive members whose names agree up to the first dot form a group, as in WebDataset. A
+    group can contain several examples, such as `a.2019.jpg` and `a.2020.jpg`. An image that
+    accompanies another one, such as the mask `a.seg.png` of `a.jpg`, is not an example.
 
     Args:
         members: The members of the tar, in order.
         tar: The open tar, seekable or streamed.
-        take: A function called with the member of an image, or a link to one, while the tar is at
-            that member. It returns None for an unusable image.
-        unused: The counts of unused members, updated in place.
+        take: A function that takes an image member, which may be a link, and returns a value for
+            it, or None if the image is unusable. In a stream, the member's content can be read only
+            during this call.
+        unused: The number of unused members by kind; updated in place.
     """
     group = _Group("", "", unused)
     for member in members:
@@ -144,7 +150,7 @@ def examples_of_tar(
 
 
 class _Group:
-    """Consecutive members whose names are the same up to the first dot."""
+    """Consecutive members of a tar whose names agree up to the first dot."""
 
     def __init__(self, folder: str, key: str, unused: Unused):
         self.folder, self.key = folder, key
@@ -157,7 +163,8 @@ class _Group:
         self._unused = unused
 
     def takes(self, name: str) -> bool:
-        """Return whether an image is an example, and not a second image of an earlier example."""
+        """Return whether an image is an example of its own, not a companion of an earlier image
+        such as its mask."""
         stem = posixpath.splitext(name)[0]
         if stem in self._stems or (self._stems and self._accompanies(stem)):
             return False
@@ -165,7 +172,7 @@ class _Group:
         return True
 
     def _accompanies(self, stem: str) -> bool:
-        """Return whether an image, such as a mask, belongs to an earlier image of the group."""
+        """Return whether an image, such as a mask, accompanies an earlier image of the group."""
         middle = stem[len(self.key) + 1 :]
         if middle.lower() in ROLES:
             return True
@@ -175,7 +182,7 @@ class _Group:
         return not middle and re.fullmatch(r"[^\W\d_]+", first) is not None
 
     def add_label(self, name: str, content: bytes) -> None:
-        """Record the integer in a `.cls` member."""
+        """Record the integer label in a `.cls` member; -1 if the content is not an int32."""
         pattern = rb"\s*([+-]?\d+)(\.0*)?\s*"
         match = re.fullmatch(pattern, content) if len(content) < LABEL else None
         label = int(match[1]) if match else -1
@@ -189,7 +196,8 @@ class _Group:
         self._labels[stem] = label
 
     def _count_no_integer(self, name: str, content: bytes) -> None:
-        """Count a label that is not an integer; all share one kind, which quotes the first."""
+        """Count a label that is not an integer. All are counted as one kind, whose name quotes the
+        first such label."""
         kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
         text = content[:20].decode(errors="backslashreplace")
         self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
@@ -200,7 +208,8 @@ class _Group:
         self._bytes += len(image) if isinstance(image, bytes) else 0
 
     def overflow(self) -> Iterator[tuple[Any, int]]:
-        """Yield the oldest images, labeled as far as known, while too many bytes wait in memory."""
+        """Yield the oldest images and their labels while the group's images exceed `PENDING` bytes;
+        labels read later are counted as unused."""
         while self._bytes > PENDING:
             stem, image = self._images.popleft()
             self._bytes -= len(image)
@@ -208,14 +217,19 @@ class _Group:
             yield image, self._given[stem]
 
     def _label_of(self, stem: str) -> int:
-        """Return an image's label: its own, that of the key, or the last one of the only image."""
+        """Return the label of an image, or -1.
+
+        A `.cls` member with the name of the image comes first, then one with the key of the group.
+        If the group has a single image, its last `.cls` member of any name applies.
+        """
         label = self._labels.get(stem, self._labels.get(self.key))
         if label is None and len(self._stems) == 1:
             return next(reversed(self._labels.values()), -1)
         return -1 if label is None else label
 
     def close(self) -> Iterator[tuple[Any, int]]:
-        """Yield the waiting images with their labels, and count the unused labels."""
+        """Yield the remaining images of the group with their labels, and count its unused
+        labels."""
         yield from ((image, self._label_of(stem)) for stem, image in self._images)
         late = sum(self._label_of(stem) != label for stem, label in self._given.items())
         lone = len(self._labels.keys() - self._stems.keys() - {self.key})
@@ -231,12 +245,13 @@ class _Group:
 
 
 def _kind(name: str) -> str:
-    """Return the suffix of a name in lower case, as the kind of an unused member."""
+    """Return the lower-case suffix of a member's name, by which unused members are counted."""
     return posixpath.splitext(name)[1].lower() or "without a suffix"
 
 
 def list_unused(unused: Unused) -> str:
-    """Return a list of the kinds of unused members with their counts, the most frequent first."""
+    """Return a phrase that lists the kinds of unused members with their counts, the most frequent
+    first."""
     firsts: dict[str, str] = {}
     total: Unused = collections.Counter()
     for kind, count in unused.items():
@@ -246,17 +261,18 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return a kind of unused members without the example that it quotes."""
+    """Return the name of a kind of unused members, without an example that it may quote."""
     return kind.split(SUCH_AS)[0]
 
 
 def as_text(unused: Unused) -> np.ndarray:
-    """Return the counts as an array of `kind=count` strings, to be stored."""
+    """Return the counts of unused members as an array of `kind=count` strings, which npz files can
+    store."""
     return np.array([f"{kind}={count}" for kind, count in unused.items()], str)
 
 
 def from_text(lines: Iterable[str]) -> Unused:
-    """Return the sum of the counts that `as_text` stored."""
+    """Return the counts that `as_text` converted to strings, summed by kind."""
     unused: Unused = collections.Counter()
     for line in lines:
         kind, count = str(line).rsplit("=", 1)

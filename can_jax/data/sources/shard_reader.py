@@ -150,7 +150,9 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
                 if not _skip_to_record(stream):
                     log(f" is truncated or damaged at byte {start}")
                     break
-                log.place(f" has no TFRecord at byte {start} to {stream.place}, which is skipped")
+                log.place(
+                    f" has no valid TFRecord at byte {start} to {stream.place}, which is skipped"
+                )
     except UserError:
         raise
     except Exception as error:  # raised by the file system, a remote store, gzip or zlib
