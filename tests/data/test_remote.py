@@ -1,5 +1,6 @@
 """Object stores: the same data as on a disk, without a network, through a store in memory."""
 
+import sys
 import uuid
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_ranges_at_the_end_of_an_object_and_missing_objects(store):
     assert remote.read_range("memory://ranges/x", 8, 5) == b"89"
     assert remote.read_range("memory://ranges/x", 10, 5) == b""
     assert remote.read_range("memory://ranges/x", 3, -1) == b"3456789"
-    with pytest.raises(ValueError, match="more than 9"):
+    with pytest.raises(ValueError, match="limit of 9"):
         remote.read_range("memory://ranges/x", 0, -1, most=9)
     with pytest.raises(FileNotFoundError):
         remote.size("memory://ranges/y")
@@ -119,10 +120,18 @@ def test_stores_that_cannot_be_read_are_one_line():
     for url, message in (
         ("ftp://host/{split}-*.tar", "ftp:// cannot be read; supported are gs://, s3://"),
         ("hf://user/name/x.tar", "give hf://datasets/USER/NAME/PATH"),
-        ("https://host/x-*.tar", "does not list its files; name them by a range"),
+        ("https://host/x-*.tar", "does not list its files; give their names as a range"),
     ):
         with pytest.raises(UserError, match=message):
             find_shards(url, "train", "tar")
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "https://host/x.tar", "hf://datasets/a/b/x.tar"])
+def test_without_the_library_the_message_names_its_extra(monkeypatch, url):
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    for request in (remote.size, remote.exists, lambda url: remote.read_range(url, 0, 9)):
+        with pytest.raises(UserError, match=r"reading URLs requires obstore: .*can_jax\[remote\]"):
+            request(url)
 
 
 def test_a_mirror_follows_its_folder(tmp_path, store):
