@@ -90,7 +90,7 @@ def test_what_is_no_readable_file_is_counted_with_its_cause(tmp_path, capsys):
     os.mkfifo(tmp_path / "b/pipe.jpg")
     names = find_images(str(tmp_path))[0]
     build_index(Plan("folder", str(tmp_path)), names, tmp_path / FOLDER / "train", workers=1)
-    assert "3 undecodable, left out" in capsys.readouterr().out
+    assert "3 undecodable images are left out" in capsys.readouterr().out
     lines = (tmp_path / FOLDER / "train/undecodable.txt").read_text().splitlines()
     assert lines == [
         "a/gone.jpg: cannot be read: No such file or directory",
@@ -128,7 +128,7 @@ def test_what_may_not_be_read_is_counted_with_its_cause(tmp_path, caplog, capsys
     with bound_by_permissions():
         names = find_images(str(data))[0]
         assert names == ["a/open.png", "b/closed.png"]
-        assert "1 folders below it cannot be read and are left out" in caplog.text
+        assert "1 of its subfolders cannot be read and are left out" in caplog.text
         assert f"{data}/c: Permission denied" in caplog.text
         build_index(Plan("folder", str(data)), names, out / "a", workers=1)
         assert "closed.png: cannot be read: Permission" in (out / "a/undecodable.txt").read_text()

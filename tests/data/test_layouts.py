@@ -82,7 +82,7 @@ def test_kaggles_imagenet(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x-00000-of-00001.parquet", "Parquet, which is not read: write its images to tars"),
+        ("x-00000-of-00001.parquet", "Parquet, which is not supported: write its images to tars"),
         ("shard.00000.mds", "MosaicML's MDS"),
         ("a.zip", "unpack it with `unzip`"),
         ("a.dcm", "DICOM.*config.data.range"),

@@ -1,1 +1,2 @@
-"""Access to files on disks and in buckets: reading with retries, listing, patterns and splits."""
+"""Access to files on disks and in object stores: reading with retries, listing, patterns and
+splits."""

@@ -1,4 +1,4 @@
-"""Digests of columns and of names, from which the fingerprint of a source is made."""
+"""Hashes of arrays, file names and bytes, of which the fingerprint of a source consists."""
 
 import hashlib
 
@@ -10,9 +10,9 @@ BLOCK = 2**24  # bytes hashed at once, because an index can be larger than memor
 
 
 def digest_of_columns(*columns: np.ndarray) -> str:
-    """Return the BLAKE2b hash of arrays of integers.
+    """Return the 8-byte BLAKE2b hash of integer arrays, in hexadecimal.
 
-    Equal integers have the same hash in all types but uint8.
+    Arrays with equal integers have the same hash whatever their type, except uint8.
     """
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:
@@ -27,11 +27,11 @@ def digest_of_columns(*columns: np.ndarray) -> str:
 
 
 def digest_of_names(names: Names) -> str:
-    """Return the hash of a list of names."""
+    """Return the 8-byte BLAKE2b hash of a list of file names, in hexadecimal."""
     ends = names.ends
     return digest_of_columns(names.text[: int(ends[-1]) if len(ends) else 0], ends)
 
 
 def digest_of_bytes(content: bytes) -> bytes:
-    """Return the BLAKE2b hash of a file's content."""
+    """Return the 8-byte BLAKE2b hash of some bytes."""
     return hashlib.blake2b(content, digest_size=8).digest()

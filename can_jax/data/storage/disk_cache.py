@@ -16,18 +16,22 @@ SPREAD = 2**64
 
 
 class DiskCache:
-    """A cache that holds a fixed fraction of the examples, chosen by a hash of their names.
+    """A cache that holds a fixed fraction of the examples, chosen by a hash of their indices.
 
     Each epoch reads every example once, so a cache that replaces old entries by new ones would
-    evict each before its next use. The hash needs no record of the space in use, and all hosts
-    that share the folder choose the same examples. A host whose folder is on its own disk finds
-    only the examples that it has read: one of 8 hosts reads an eighth of the examples in an epoch.
+    evict each entry before its next use. Choosing by hash needs no record of the disk space in use,
+    and all hosts that share the folder choose the same examples.
+
+    If each host uses a folder on its own disk, the folder holds only examples that this host has
+    read. One of 8 hosts then has an eighth of the chosen examples in its cache after the first
+    epoch.
 
     Args:
-        folder: The folder of the cache; created if missing.
-        limit: The size of the full cache in bytes, approximately.
-        total: The size of all examples in bytes.
-        version: A text that identifies the data. Entries of another version are not used.
+        folder: The path of the cache folder; created if missing.
+        limit: The approximate size in bytes that the full cache may have.
+        total: The estimated size of all examples in bytes.
+        version: A string that identifies the data. Cache files written with another version are
+            ignored.
     """
 
     def __init__(self, folder: str, limit: int, total: int, version: str):
@@ -36,7 +40,8 @@ class DiskCache:
         self._working = True
 
     def path(self, example: int) -> Path | None:
-        """Return the file of an example, or None if the cache does not hold the example."""
+        """Return the path of an example's cache file, which may not exist yet; None if the cache
+        does not hold this example."""
         text = f"{self._version} {example}".encode()
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         if not self._working or int(name[:16], 16) >= self._below:
@@ -44,7 +49,7 @@ class DiskCache:
         return self._folder / name[16:18] / name[18:20] / name
 
     def get(self, path: Path) -> bytes | None:
-        """Return the content of an entry; None if it is missing or damaged."""
+        """Return the image bytes in a cache file, or None if the file is missing or damaged."""
         try:
             stored = path.read_bytes()
         except OSError:
@@ -53,7 +58,11 @@ class DiskCache:
         return content if digest == digest_of_bytes(content) else None
 
     def put(self, path: Path, content: bytes) -> None:
-        """Write an entry atomically. After an error, such as a full disk, `path` returns None."""
+        """Write an image to a cache file atomically.
+
+        After an error, such as a full disk, the cache is disabled: `path` returns None from then
+        on.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path, f".{os.getpid()}-{threading.get_ident()}") as own:
@@ -62,6 +71,6 @@ class DiskCache:
             if self._working:
                 self._working = False
                 logging.warning(
-                    "config.data.disk_cache=%s is not used any more: %s",
+                    "config.data.disk_cache=%s is no longer used, because writing to it failed: %s",
                     shown(str(self._folder)), shown(reason_of(error)),
                 )  # fmt: skip

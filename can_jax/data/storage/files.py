@@ -1,4 +1,4 @@
-"""File names, types and sizes of a data set, local or remote."""
+"""Names, types and sizes of the files of a data set, on disks and in object stores."""
 
 import itertools
 import os
@@ -32,11 +32,13 @@ Result = TypeVar("Result")
 
 
 def size_of(path: str) -> int:
-    """Return the size of a file in bytes. The file need not be readable.
+    """Return the size in bytes of a local or remote file.
+
+    Read permission for the file is not needed.
 
     Raises:
-        UserError: The file system fails.
-        OSError: The file does not exist, or its folder is not accessible.
+        UserError: The request fails with an I/O error, even after retries.
+        OSError: The file does not exist, or access to its folder is denied.
     """
     try:
         if is_remote(path):
@@ -48,10 +50,12 @@ def size_of(path: str) -> int:
 
 
 def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size of each file in bytes. One listing gives all sizes in a folder of a store.
+    """Return the size in bytes of each file.
+
+    The sizes of remote files in the same folder come from one listing of this folder.
 
     Raises:
-        UserError, OSError: The errors of `size_of`.
+        UserError, OSError: A size cannot be determined; see `size_of`.
     """
     if paths and is_remote(paths[0]):
         sizes = _reachable(paths[0], lambda: remote.existing(paths))
@@ -61,14 +65,15 @@ def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
 
 
 def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
-    """Return the size of each file in bytes; -1 if it is not a regular file or does not exist.
+    """Return the size in bytes of each file; -1 for a file that does not exist or is not a regular
+    file.
 
     Args:
-        root: The folder to which the names are relative.
-        names: The names of the files.
+        root: The path or URL of the folder to which ``names`` are relative.
+        names: The relative paths of the files.
 
     Raises:
-        UserError: The file system fails.
+        UserError: The request fails with an I/O error, even after retries.
     """
     if is_remote(root):
         tree = _tree(root.rstrip("/"))
@@ -91,12 +96,12 @@ def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
 
 
 class Names:
-    """Millions of file names in two arrays, which can be memory-mapped; a list would take
-    gigabytes.
+    """A sequence of file names stored in two arrays, which can be memory-mapped and take less
+    memory than strings.
 
     Args:
-        text: The concatenated names, uint8.
-        ends: The index in ``text`` at which each name ends.
+        text: The encoded names, concatenated without separators, uint8 (bytes,).
+        ends: The index in ``text`` after the last byte of each name, integers (names,).
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray):
@@ -104,7 +109,7 @@ class Names:
 
     @staticmethod
     def of(names: list[str]) -> "Names":
-        """Return the names of a list of strings."""
+        """Return the `Names` that represent a list of strings."""
         encoded = [os.fsencode(name) for name in names]
         ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
         return Names(np.frombuffer(b"".join(encoded), np.uint8), ends)
@@ -120,11 +125,12 @@ class Names:
 
 
 def find_images(root: str) -> tuple[list[str], list[str]]:
-    """Return the visible files below a folder, sorted and relative to it.
+    """Return the visible files below a folder, divided into images and other files.
+
+    A file is an image by its suffix or, without a suffix, by its first bytes.
 
     Returns:
-        The list of images and the list of all other files. An image is identified by its suffix or,
-        without a suffix, by its first bytes.
+        The list of images and the list of other files, each as sorted paths relative to ``root``.
     """
     images: list[str] = []
     others: list[str] = []
@@ -139,7 +145,7 @@ def find_images(root: str) -> tuple[list[str], list[str]]:
 
 
 def starts_as_image(path: str) -> bool:
-    """Return whether a file begins with the first bytes of an image format."""
+    """Return whether the first bytes of a file are those of a known image format."""
     try:
         if not is_remote(path) and not os.path.isfile(
             path
@@ -152,7 +158,7 @@ def starts_as_image(path: str) -> bool:
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the root and each folder below it, with the names of the visible files in it."""
+    """Yield the root and each folder below it, each with the names of its visible files."""
     if is_remote(root):
         yield from ((folder, list(sizes)) for folder, sizes in _tree(root.rstrip("/")).items())
         return
@@ -163,13 +169,13 @@ _TREES: dict[str, tuple[float, dict[str, dict[str, int]]]] = {}
 
 
 def _tree(root: str) -> dict[str, dict[str, int]]:
-    """Return the sizes of the visible files in each folder below a folder of a store.
+    """Return the size of each visible file below a remote folder, by folder and file name.
 
-    Opening a data set reads its folders many times. A listing can take minutes for millions of
-    objects, so its result is cached for `LISTING_SECONDS`.
+    Opening a data set reads its folders many times. Listing millions of objects can take minutes,
+    so the result is cached for `LISTING_SECONDS`.
 
     Args:
-        root: The URL of the folder, without a slash at its end.
+        root: The URL of the remote folder, without a trailing slash.
     """
     for known, (until, tree) in list(_TREES.items()):
         if time.monotonic() > until:
@@ -191,7 +197,7 @@ def _tree(root: str) -> dict[str, dict[str, int]]:
 
 
 def folders_in(path: str) -> list[str]:
-    """Return the sorted names of the visible folders in a folder."""
+    """Return the sorted names of the visible subfolders of a folder."""
     if is_remote(path):
         start = len(path.rstrip("/")) + 1
         inner = (folder[start:] for folder in _tree(path.rstrip("/")))
@@ -201,36 +207,37 @@ def folders_in(path: str) -> list[str]:
 
 
 def folders_of(path: str) -> set[str]:
-    """Return the names of the folders in a folder of a store, hidden ones included.
+    """Return the names of all subfolders of a remote folder, including hidden ones.
 
-    A web server has no listing, so the result is empty.
+    The result is empty for a folder on a web server, which does not list its files.
     """
     return set(_reachable(path, lambda: remote.inside(path))[0]) if remote.can_list(path) else set()
 
 
 def files_in(path: str) -> list[str]:
-    """Return the names of the visible files in a folder; on a disk, also those of its folders."""
+    """Return the names of the visible files in a folder and, if the folder is local, the names of
+    its subfolders."""
     if is_remote(path):
         return list(_tree(path.rstrip("/")).get(path.rstrip("/"), ()))
     return [name for name in os.listdir(path) if not name.startswith(".")]
 
 
 def is_folder(path: str) -> bool:
-    """Return whether a path is a folder."""
+    """Return whether a local path or URL is a folder."""
     if is_remote(path):
         return _reachable(path, lambda: remote.is_folder(path))
     return os.path.isdir(path)
 
 
 def exists(path: str) -> bool:
-    """Return whether a path exists."""
+    """Return whether a local path or URL exists."""
     if is_remote(path):
         return _reachable(path, lambda: remote.exists(path))
     return os.path.exists(path)
 
 
 def listed(path: str) -> list[str]:
-    """Return the names in a folder."""
+    """Return the names of all files and subfolders in a folder, including hidden ones."""
     if is_remote(path):
         folders, files = _reachable(path, lambda: remote.inside(path))
         return [*folders, *(entry.url.rsplit("/", 1)[-1] for entry in files)]
@@ -238,7 +245,8 @@ def listed(path: str) -> list[str]:
 
 
 def existing(paths: Sequence[str]) -> set[str]:
-    """Return which of some files exist; one listing answers for all files of a folder."""
+    """Return those of the given paths that exist. Several paths in the same folder are checked with
+    one listing."""
     if paths and is_remote(paths[0]):
         return set(_reachable(paths[0], lambda: remote.existing(paths)))
     names: dict[str, set[str]] = {}
@@ -248,10 +256,11 @@ def existing(paths: Sequence[str]) -> set[str]:
 
 
 def _reachable(url: str, call: Callable[[], Result]) -> Result:
-    """Return the result of a request, which is retried.
+    """Return the result of a request to an object store or web server, retried after transient
+    errors.
 
     Raises:
-        UserError: The store refuses the request, or cannot be reached.
+        UserError: The server refuses the request, or cannot be reached.
     """
     try:
         return patiently(call)

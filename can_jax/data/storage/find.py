@@ -1,4 +1,4 @@
-"""The search for shards, by a file, a pattern, a list or a folder, and their selection by split."""
+"""The search for the shards of a split, given a file, a pattern, a list of these, or a folder."""
 
 import glob
 import itertools
@@ -35,20 +35,21 @@ NO_RECORDS = re.compile(
 
 
 def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> list[str]:
-    """Return the shards of a split, sorted by path.
+    """Return the paths of the shards of a split, sorted.
 
     Args:
-        path: A shard, a pattern, a folder, or several of these joined by `::`. Patterns have `*`,
-            `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`; `{split}` stands for the
-            split. Brackets are literal if a file or folder has such a name. A folder stands for the
-            shards in its subfolder of the split. Without such a subfolder, it stands for the shards
-            whose names state the split; see `choose_files`.
-        split: The name of the split.
+        path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
+            contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. The
+            placeholder `{split}` is replaced by the split, in any of its spellings. Square brackets
+            are literal if a file or folder with such a name exists. A folder stands for the shards
+            in its subfolder named after the split. A folder without such a subfolder stands for the
+            shards in it whose names contain the split; see `choose_files`.
+        split: The name of the split, such as `train`.
         kind: The kind of shard, `tfrecord` or `tar`.
-        compressed: Whether to accept compressed tars in a folder.
+        compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: No shard of the split exists.
+        UserError: There is no shard of the split, or the data spells the split in several ways.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
@@ -68,10 +69,11 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
 
 
 def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a path in which `{split}` stands for any spelling of the split.
+    """Return the shards that match a path in which `{split}` is replaced by any spelling of the
+    split.
 
     Raises:
-        UserError: No spelling leads to a shard, or several do.
+        UserError: No spelling of the split leads to a shard, or several lead to different shards.
     """
     missing = None
     shards = {}
@@ -97,7 +99,8 @@ def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder, or in its folder of the split.
+    """Return the shards of a split in a folder: those in its subfolder of the split, or those that
+    `choose_files` selects.
 
     Raises:
         UserError: There is no shard of the split.
@@ -128,10 +131,11 @@ def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
 
 
 def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards in a folder or, if there are none, in the folders below it.
+    """Return the shards directly in a folder or, if there are none, those in its subfolders, as
+    relative paths.
 
     Raises:
-        UserError: All of them are compressed, and ``compressed`` is false.
+        UserError: All of the shards are compressed tars, and ``compressed`` is false.
     """
     here = listed(folder)
     names = [name for name in here if is_shard(name, kind)]
@@ -141,7 +145,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     deep = [name for name in below if is_shard(os.path.basename(name), kind)]
     if direct and deep:
         logging.warning(
-            "%s: %d shards in folders below it are left out, such as %s; the pattern %s/**/* "
+            "%s: %d shards in its subfolders are left out, such as %s; the pattern %s/**/* "
             "selects all", shown(folder), len(deep), shown(deep[0]), shown(folder),
         )  # fmt: skip
     if not direct:
@@ -157,12 +161,12 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; they are left out", message)
+        logging.warning("%s; without this setting they are left out", message)
     return sorted(names)
 
 
 def is_shard(name: str, kind: str) -> bool:
-    """Return whether a file has the name of a shard."""
+    """Return whether a file name is that of a shard; ``kind`` is `tfrecord` or `tar`."""
     name = name.lower()
     if name.startswith("."):
         return False
@@ -172,22 +176,25 @@ def is_shard(name: str, kind: str) -> bool:
 
 
 def _no_shard(folder: str, kind: str, split: str) -> str:
-    """Return the error message for a folder without a shard of the split."""
+    """Return the error message for a folder that contains no shard of the split."""
     names = listed(folder)
     there = some(sorted(names), 6) or "nothing"
     hint = f"; {remedy(names)}".rstrip("; ")
-    return f"no {kind} shard of the split {split!r} in {shown(folder)}, which has {there}{hint}"
+    return (
+        f"no {kind} shard of the split {split!r} in {shown(folder)}, which contains {there}{hint}"
+    )
 
 
 def _relative(paths: list[str]) -> list[str]:
-    """Return paths relative to their common folder."""
+    """Return paths relative to the deepest folder that contains all of them."""
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])
     start = len(shared.rstrip("/")) + 1 if not is_remote(paths[0]) else 0
     return [path[start:] if start else path.split("://", 1)[1] for path in paths]
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that match a pattern; logs missing members of a range or list.
+    """Return the files that match a path or pattern; log the expansions of its braces that match no
+    file.
 
     Raises:
         UserError: No file matches.
@@ -219,7 +226,8 @@ def matches(pattern: str) -> list[str]:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the expansions of `a-{00..02}` and `{a,b{0..1}}`, as shells and WebDataset do."""
+    """Yield the expansions of braces such as `a-{00..02}` and `{a,b{0..1}}`, with the syntax of
+    shells and WebDataset."""
     for start, end in _braces(pattern):
         inside = pattern[start + 1 : end]
         choices = _range(inside) or _alternatives(inside)
@@ -231,7 +239,8 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def _braces(pattern: str) -> Iterator[tuple[int, int]]:
-    """Yield the positions of each pair of braces, sorted by the opening one."""
+    """Yield the positions of each matching pair of braces, sorted by the position of the opening
+    brace."""
     pairs, open_at = [], []
     for position, character in enumerate(pattern):
         if character == "{":
@@ -242,7 +251,8 @@ def _braces(pattern: str) -> Iterator[tuple[int, int]]:
 
 
 def _range(inside: str) -> list[str]:
-    """Return the members of a range `000..127`, `0..10..2` or `a..e`; empty if there is none."""
+    """Return the members of a brace range `000..127`, `0..10..2` or `a..e`; an empty list for any
+    other text."""
     match = re.fullmatch(r"(\d+|[A-Za-z])\.\.(\d+|[A-Za-z])(?:\.\.-?(\d+))?", inside)
     if not match or match[1].isdigit() != match[2].isdigit():
         return []
@@ -254,7 +264,8 @@ def _range(inside: str) -> list[str]:
 
 
 def _alternatives(inside: str) -> list[str]:
-    """Return the parts between the top-level commas of a pair of braces; [] without a comma."""
+    """Return the alternatives between the top-level commas inside braces; an empty list without a
+    comma."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(inside):
         depth += (character == "{") - (character == "}")
@@ -265,7 +276,8 @@ def _alternatives(inside: str) -> list[str]:
 
 
 def _glob(pattern: str) -> list[str]:
-    """Return the files that match a pattern; a path component that exists is taken literally."""
+    """Return the files that match a pattern. A path component that exists under its literal name is
+    not treated as a pattern."""
     if is_remote(pattern):
         return _glob_remote(pattern)
     folders = ["/" if pattern.startswith("/") else ""]
@@ -284,7 +296,8 @@ def _glob(pattern: str) -> list[str]:
 
 
 def _glob_remote(pattern: str) -> list[str]:
-    """Return the objects of a store that match a pattern, from one listing."""
+    """Return the remote objects that match a pattern, from one listing of the folder before the
+    first wildcard."""
     parts = pattern.split("/")
     first = next(i for i, part in enumerate(parts) if i > 2 and WILD.search(part))
     root = "/".join(parts[:first])
@@ -294,7 +307,7 @@ def _glob_remote(pattern: str) -> list[str]:
 
 
 def _expression(part: str) -> str:
-    """Return the regular expression of one component of a pattern; `**` stays as it is."""
+    """Return the regular expression for one component of a pattern; `**` is returned unchanged."""
     if part == "**":
         return part
     pieces = re.split(r"(\*|\?|\[[^]]+\])", part)
@@ -306,10 +319,11 @@ def _expression(part: str) -> str:
 
 
 def _glob_part(folder: str, part: str) -> list[str]:
-    """Return the matches of one path component in a folder.
+    """Return the paths in a folder that match one component of a pattern.
 
-    Brackets can be literal. Readings are tried from all literal to all wildcards, and the first one
-    with a match is used. `MOST_BRACKETS` or more brackets are wildcards.
+    An opening bracket can be literal, or start a character class. All combinations of these two
+    readings are tried, from all literal to all classes, and the first that matches a path is used.
+    With `MOST_BRACKETS` or more opening brackets, all of them start character classes.
     """
     start = glob.escape(folder)
     pieces = part.split("[")
@@ -323,7 +337,7 @@ def _glob_part(folder: str, part: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[str]:
-    """Return the visible files in the subfolders of a folder, relative to it."""
+    """Return the visible files in all subfolders of a folder, relative to the folder."""
     start = len(folder.rstrip("/")) + 1
     nested = ((inner.rstrip("/")[start:], files) for inner, files in walk(folder))
     return sorted(f"{inner}/{name}" for inner, files in nested if inner for name in files)

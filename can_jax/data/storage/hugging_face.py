@@ -1,4 +1,4 @@
-"""Addresses and listings of data sets on the Hugging Face Hub, `hf://datasets/USER/NAME/PATH`."""
+"""URLs and listings of data sets on the Hugging Face Hub, `hf://datasets/USER/NAME/PATH`."""
 
 import json
 import os
@@ -19,30 +19,33 @@ Entry = tuple[str, int, str]  # the URL, the size in bytes and the version of a 
 
 
 def headers() -> tuple[tuple[str, str], ...]:
-    """Return the headers of requests: the user's token, if there is one."""
+    """Return the HTTP headers of requests to the Hub, with the token in the variable `HF_TOKEN` if
+    it is set."""
     token = os.environ.get("HF_TOKEN")
     return (("Authorization", f"Bearer {token}"),) if token else ()
 
 
 def resolve(url: str) -> tuple[str, str]:
-    """Return the web address of a data set's files, and the name of a file below it.
+    """Return the HTTP URL below which the Hub serves a data set's files, and the path of a file
+    relative to it.
 
     Raises:
-        UserError: The URL does not name a data set.
+        UserError: The URL is not of the form `hf://datasets/USER/NAME/PATH`.
     """
     repository, revision, path = _parts(url)
     return f"{_hub()}/{repository}/resolve/{revision}", path
 
 
 def below(url: str) -> Iterator[Entry]:
-    """Yield all files below a folder of a data set."""
+    """Yield the URL, size and version of every file below a folder of a data set."""
     for entry in _tree(url, recursive=True):
         if entry["type"] == "file":
             yield _file(url, entry)
 
 
 def inside(url: str) -> tuple[list[str], list[Entry]]:
-    """Return the names of the folders directly in a folder, and the files directly in it."""
+    """Return the names of a folder's subfolders, and the URL, size and version of each file
+    directly in it."""
     entries = list(_tree(url, recursive=False))
     folders = [e["path"].rsplit("/", 1)[-1] for e in entries if e["type"] == "directory"]
     return folders, [_file(url, entry) for entry in entries if entry["type"] == "file"]
@@ -51,7 +54,9 @@ def inside(url: str) -> tuple[list[str], list[Entry]]:
 def _parts(url: str) -> tuple[str, str, str]:
     match = ADDRESS.fullmatch(url)
     if not match:
-        raise UserError(f"{url}: give hf://datasets/USER/NAME/PATH; only data sets are read")
+        raise UserError(
+            f"{url}: give hf://datasets/USER/NAME/PATH; the Hub's other repositories are not read"
+        )
     return match[1], match[2] or "main", (match[3] or "").strip("/")
 
 
@@ -66,7 +71,8 @@ def _file(url: str, entry: dict[str, Any]) -> Entry:
 
 
 def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
-    """Yield the entries of the Hub's listing, page by page; none if there is no such folder.
+    """Yield the entries of the Hub's listing of a folder, requested page by page; none if the
+    folder does not exist.
 
     Raises:
         UserError: The Hub cannot be reached, or refuses the request.

@@ -1,4 +1,4 @@
-"""Local copies of folders on a store, such as an index, which is memory-mapped."""
+"""Local copies of folders in object stores. An index is copied so that it can be memory-mapped."""
 
 import functools
 import os
@@ -19,21 +19,22 @@ COPIED = 2**22  # bytes copied at once
 
 
 def work_folder(url: str, kind: str) -> Path:
-    """Return the path of the local folder for files of a folder on a store.
+    """Return the path of the local cache folder for files of a remote folder.
 
     Args:
-        url: The URL of the folder.
-        kind: The purpose of the local folder, which is a component of its path.
+        url: The URL of the remote folder.
+        kind: The purpose of the cache folder, such as `mirrors`, which is a component of its path.
     """
     cache = user_cache() or Path(tempfile.gettempdir()) / "can_jax"
     return cache / kind / digest_of_bytes(url.rstrip("/").encode()).hex()
 
 
 def mirrored(url: str) -> Path:
-    """Return a local copy of the files directly in a folder on a store, renewed if one changed.
+    """Return a local copy of the files directly in a remote folder; it is renewed after one of them
+    has changed.
 
     Raises:
-        UserError: The store fails, or the local folder cannot be written.
+        UserError: A file cannot be read, or the local folder cannot be written.
     """
     try:
         files = sorted(patiently(lambda: remote.inside(url))[1])
@@ -63,15 +64,15 @@ def mirrored(url: str) -> Path:
 
 
 def upload(folder: Path, url: str, last: str) -> None:
-    """Copy the files directly in a local folder to a store.
+    """Copy the visible files directly in a local folder to an object store.
 
     Args:
-        folder: The local folder.
-        url: The URL of the folder on the store.
-        last: The name of the file to write last, which marks the others as complete.
+        folder: The local folder that contains the files.
+        url: The URL of the remote folder to which the files are written.
+        last: The name of the file to write last, whose presence marks the upload as complete.
 
     Raises:
-        UserError: The store refuses a file.
+        UserError: The object store refuses a file, or cannot be reached.
     """
     files = (path for path in folder.iterdir() if path.is_file() and path.name[0] != ".")
     for path in sorted(files, key=lambda path: (path.name == last, path.name)):

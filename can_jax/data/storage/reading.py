@@ -1,7 +1,6 @@
-"""Reading of local and remote files, with retries after transient errors.
+"""Readers of local and remote files, which retry after transient errors.
 
-Local files are read by the operating system alone; URLs go through
-`can_jax.data.storage.remote`.
+Local files are read through the operating system, and URLs through `can_jax.data.storage.remote`.
 """
 
 import collections
@@ -45,12 +44,13 @@ TRANSIENT = (
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """Return the result of a call, retried after transient errors. Blocks for up to 31 seconds of
-    waits.
+    """Return the result of a call, which is repeated after transient errors.
+
+    Sleeps for up to 31 seconds in total between the attempts.
 
     Raises:
-        UserError: The process has no free file descriptor.
-        OSError: The error is permanent, or persisted through all retries.
+        UserError: The limit of open files is reached.
+        OSError: The error is permanent, or persists after all retries.
     """
     for wait in (*WAITS, None):
         try:
@@ -66,7 +66,7 @@ def patiently(call: Callable[[], Result]) -> Result:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise UserError(
                     f"{error.filename or 'a file'} cannot be opened: this process has reached its "
-                    "limit of open files; raise it (ulimit -n)"
+                    "limit of open files; raise the limit with `ulimit -n`"
                 ) from error
             raise
     raise AssertionError
@@ -78,41 +78,44 @@ def passes(error: Exception) -> bool:
 
 
 def of_storage(error: Exception) -> bool:
-    """Return whether an error comes from the file system, and not from the content of a file."""
+    """Return whether an error came from the file system or object store, rather than from damaged
+    content."""
     # gzip and bz2 raise OSError without errno.
     return isinstance(error, OSError) and error.errno is not None
 
 
 def unreadable(where: str, error: Exception) -> UserError:
-    """Return the error that stops a run whose data cannot be read.
+    """Return the error that ends a run whose data cannot be read.
 
     Args:
-        where: The file, and the location in it.
-        error: The error of the last try.
+        where: The path of the file, and optionally the location in it.
+        error: The error of the last attempt.
     """
     reason = reason_of(error)
     return UserError(
-        f"{shown(where)} cannot be read: {shown(reason)}. No other image replaces it: the same "
-        "command resumes once it can be read"
+        f"{shown(where)} cannot be read: {shown(reason)}. Run the same command again once it can "
+        "be read"
     )
 
 
 def stop_if_storage_fails(where: str, error: Exception) -> None:
-    """Raise the error that stops a run, if an error is one of the `TRANSIENT` ones of a storage.
+    """Raise `UserError` if an error is in `TRANSIENT`, which means that it persisted through all
+    retries.
 
     Args:
-        where: The file, and the location in it.
-        error: The error of the last try.
+        where: The path of the file, and optionally the location in it.
+        error: The error of the last attempt.
 
     Raises:
-        UserError: The storage failed. Nothing is raised for other errors, such as a missing file.
+        UserError: The error is in `TRANSIENT`, such as an I/O error. Nothing is raised for other
+            errors, such as a missing file.
     """
     if passes(error):
         raise unreadable(where, error) from error
 
 
 def demand_regular(path: str) -> None:
-    """Reject a file that is not regular, such as a FIFO, without opening it, which could block
+    """Reject a file that is not a regular file, such as a FIFO, because opening it could block
     forever.
 
     Raises:
@@ -123,7 +126,7 @@ def demand_regular(path: str) -> None:
 
 
 class LocalFile:
-    """A local file with random access, shared by many threads.
+    """A local file with random access, which many threads can share.
 
     Args:
         path: The path of the file.
@@ -142,14 +145,14 @@ class LocalFile:
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from an offset on; fewer at the end of the file.
+        """Return bytes of the file; fewer than requested at its end.
 
         Args:
-            offset: The offset of the first byte.
-            length: The number of bytes; -1 for all up to the end.
+            offset: The offset of the first byte, at least 0.
+            length: The number of bytes; -1 for all bytes up to the end of the file.
 
         Raises:
-            ValueError: The bytes are more than `LARGEST`, or the offset is negative.
+            ValueError: More than `LARGEST` bytes are requested, or the offset is negative.
         """
         _check_offset(offset)
         rest = max(0, self.size - offset)
@@ -185,7 +188,8 @@ class LocalFile:
 
 
 class RemoteFile:
-    """An object of a store with random access; each read is one ranged request.
+    """A remote object with random access. Each read sends one ranged request, repeated after
+    transient errors.
 
     Args:
         url: The URL of the object.
@@ -196,11 +200,11 @@ class RemoteFile:
 
     @functools.cached_property
     def size(self) -> int:
-        """The size of the object in bytes; the first use sends a request."""
+        """The size of the object in bytes; its first use sends a request."""
         return patiently(lambda: remote.size(self._url))
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes from an offset on; see `LocalFile.read`."""
+        """Return bytes of the object; see `LocalFile.read` for the arguments."""
         _check_offset(offset)
         _check_length(length)
         return patiently(lambda: remote.read_range(self._url, offset, length, LARGEST))
@@ -210,10 +214,11 @@ RandomFile = LocalFile | RemoteFile
 
 
 def open_random(path: str) -> RandomFile:
-    """Open a local file, or an object of a store, for random access.
+    """Open a local path or a URL for random access.
 
     Raises:
-        OSError: A local file cannot be opened. A missing object fails when it is read.
+        OSError: The local file cannot be opened. A missing remote object causes an error only when
+            it is read.
     """
     return RemoteFile(path) if is_remote(path) else LocalFile(path)
 
@@ -229,7 +234,8 @@ def _check_length(length: int) -> None:
 
 
 class _Raw(io.RawIOBase):
-    """A raw, seekable stream, whose reads are retried."""
+    """An unbuffered, seekable stream over a local or remote file, which repeats reads after
+    transient errors."""
 
     def __init__(self, path: str):
         self._file, self._at = open_random(path), 0
@@ -257,7 +263,8 @@ class _Raw(io.RawIOBase):
 
 
 class _RemoteRaw(_Raw):
-    """A stream from a store, which requests the next blocks while one is in use."""
+    """An unbuffered stream over a remote object, which requests the next blocks ahead of sequential
+    reads."""
 
     _threads = functools.cache(lambda: ThreadPoolExecutor(AHEAD_THREADS, "read-ahead"))
 
@@ -279,16 +286,18 @@ class _RemoteRaw(_Raw):
 
 
 def open_file(path: str) -> io.BufferedReader:
-    """Open a file as a buffered stream, whose reads are retried.
+    """Open a local path or a URL as a buffered stream, which repeats reads after transient errors.
 
     Raises:
-        OSError: The file cannot be opened. Reads of the stream can raise this error, too.
+        OSError: The local file cannot be opened. Reading from the stream can raise this error as
+            well.
     """
     return io.BufferedReader(_RemoteRaw(path) if is_remote(path) else _Raw(path), BLOCK)
 
 
 class OpenFiles:
-    """A cache of open files; all instances together hold no more than `open_limit` files."""
+    """A cache of open files by path. All instances together keep at most `open_limit` files
+    open."""
 
     _all: ClassVar["weakref.WeakSet[OpenFiles]"] = weakref.WeakSet()
     _lock = threading.Lock()
@@ -318,7 +327,8 @@ class OpenFiles:
 
     @classmethod
     def release(cls) -> None:
-        """Drop all cached files of the process; each closes when its last reader releases it."""
+        """Empty the caches of all instances. A file in use is closed once its last reader releases
+        it."""
         with cls._lock:
             closing = [files._files for files in cls._all]
             for files in cls._all:
@@ -327,6 +337,6 @@ class OpenFiles:
 
 
 def open_limit() -> int:
-    """Return the maximum number of files to keep open."""
+    """Return the maximum number of files that all `OpenFiles` together keep open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return OPEN_FILES if soft == resource.RLIM_INFINITY else max(1, min(OPEN_FILES, soft // SHARE))

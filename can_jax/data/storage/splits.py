@@ -1,4 +1,4 @@
-"""Names of splits: which files and folders belong to `train`, `val` or `test`."""
+"""Recognition of the splits `train`, `val` and `test` in the names of files and folders."""
 
 import os
 import re
@@ -19,22 +19,25 @@ STANDARD = {word: split for split, words in SPELLINGS.items() for word in words}
 FILLERS = "sets?|data|images?|imgs?|split|files"
 COMPOUND = re.compile(rf"({'|'.join(STANDARD)})(?:{FILLERS})")
 HINT = (
-    "put {split} into config.data.path where the split's name belongs, or set config.data.split, "
+    "write the placeholder {split} in config.data.path, or set config.data.split, "
     "config.probe.split or config.data.test_split to a split that exists"
 )
 
 
 class AmbiguousSplitError(UserError):
-    """An error because a split has several spellings, none of which is the requested one."""
+    """An error raised if the data spells a split in several ways, such as `val` and `dev`, but not
+    as requested."""
 
 
 def standard(split: str) -> str:
-    """Return the standard name of a split: `val` for `Validation`; other names in lower case."""
+    """Return the standard name of a split, such as `val` for `Validation`; any other name in lower
+    case."""
     return STANDARD.get(split.lower(), split.lower())
 
 
 def spellings(split: str) -> list[str]:
-    """Return the split as given, then its other spellings in every usual case."""
+    """Return all spellings of a split, the given one first, each in the usual combinations of upper
+    and lower case."""
     words = [split, *SPELLINGS.get(standard(split), ())]
     cases = (str, str.lower, str.title, str.upper)
     return list(dict.fromkeys(case(word) for case in cases for word in words))
@@ -43,21 +46,21 @@ def spellings(split: str) -> list[str]:
 def words_of(name: str) -> list[str]:
     """Return the words of a name in lower case; digits and punctuation separate words.
 
-    A compound word such as `trainset` is reduced to the split.
+    A compound word such as `trainset` becomes the name of its split, here `train`.
     """
     words = re.findall(r"[^\W\d_]+", name.lower())
     return [match[1] if (match := COMPOUND.fullmatch(word)) else word for word in words]
 
 
 def split_of_file(name: str) -> str | None:
-    """Return the standard split that a file name states, or None; the last word that states one
-    counts."""
+    """Return the standard split that a file name contains as a word, or None. If several words name
+    a split, the last one counts."""
     return next((STANDARD[word] for word in reversed(words_of(name)) if word in STANDARD), None)
 
 
 def split_of_folder(name: str) -> str | None:
-    """Return the standard split of a folder named by it alone, such as `Test set` or `val2017`, or
-    None."""
+    """Return the standard split after which alone a folder is named, such as `test` for `Test set`
+    and `val` for `val2017`; else None."""
     words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
     return STANDARD.get(words[0]) if len(words) == 1 else None
 
@@ -67,15 +70,17 @@ def split_folders(
 ) -> dict[str, list[str]]:
     """Group the folders that are named after splits by their standard split.
 
-    These are folders named by the split alone, and folders whose names differ only in the split,
-    such as `images_train` and `images_val`. A class named `train station` is neither.
+    Folders named after a split alone are included, such as `val`. So are folders whose names differ
+    only in the split, such as `images_train` and `images_val`. A folder such as `train station` is
+    a class instead.
 
     Args:
-        names: The names of the folders.
-        beside: Whether there are other folders with images, whose names state no split. If so,
-            names that differ only in the split are classes, such as `crash test` and `crash train`.
-            So is `train`, the vehicle, if its images are directly in it and it is the only split.
-        flat: The folders with images directly in them.
+        names: The names of all folders in one folder.
+        beside: Whether there are other folders with images, whose names contain no split. If so,
+            folders whose names differ only in the split are classes, such as `crash test` and
+            `crash train`. A folder `train` is then a class too, such as of vehicles, if it is the
+            only split and its images are directly in it.
+        flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
     rests: dict[str, set[str]] = {}
@@ -94,17 +99,18 @@ def split_folders(
 
 
 def _rest(name: str) -> str:
-    """Return a name without its split."""
+    """Return a folder's name in lower case, after removing the word for its split."""
     split = split_of_file(name)
     words = "|".join(SPELLINGS[split]) if split else ""
     return re.sub(rf"(?<![^\W\d_])({words})({FILLERS})?(?![^\W\d_])", "", name.lower())
 
 
 def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | None:
-    """Return the folder of a split among those that `split_folders` found in ``path``, or None.
+    """Return the name of a split's folder in ``path``, or None if the split has no folder there.
 
     Raises:
-        AmbiguousSplitError: Several folders spell the split, and none as requested.
+        AmbiguousSplitError: Several folders are named after the split, and none has exactly the
+            requested name.
     """
     there = groups.get(standard(split), [])
     chosen = [split] if split in there else _of_one_spelling(path, there, split)
@@ -119,20 +125,20 @@ def choose_folder(path: str, groups: dict[str, list[str]], split: str) -> str | 
 
 
 def choose_files(path: str, names: Sequence[str], split: str, what: str, *, listed: bool) -> list:
-    """Return the files of a split, in the order given.
+    """Return the files of a split, in the order of ``names``.
 
     Args:
         path: The file, pattern or folder that the user gave.
-        names: The files, relative to a common folder.
-        split: The requested split.
-        what: The kind of the files, for messages.
-        listed: Whether the path lists these files itself. Then `train` consists of the files that
-            state no other split or, without such files, of all. Otherwise the files are those of a
-            folder, and `train` consists of the files that state it or, without such files, of those
-            that state no split.
+        names: The paths of the candidate files, relative to a common folder.
+        split: The requested split, in any spelling.
+        what: A noun for one of these files in messages, such as `tar shard`.
+        listed: Whether ``path`` selects these files itself, as a pattern or list. If so, `train`
+            consists of all files without another split in their names or, if there are none, of all
+            files. If ``path`` is a folder, `train` consists of the files with `train` in their
+            names or, if there are none, of those with no split in their names.
 
     Raises:
-        UserError: No file belongs to the split, or the split has several spellings.
+        UserError: No file belongs to the split, or the files spell it in several ways.
     """
     requested = standard(split)
     splits = {name: split_of_file(name) for name in names}
@@ -160,10 +166,11 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
 
 
 def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
-    """Return the names that spell a split alike, preferring the requested spelling.
+    """Return those of the names that spell a split as requested, or all names if their spellings
+    agree.
 
     Raises:
-        AmbiguousSplitError: There are several spellings, and none is the requested one.
+        AmbiguousSplitError: The spellings differ, and none is the requested one.
     """
     spelled: dict[str, list[str]] = {}
     for name in names:
@@ -183,9 +190,9 @@ def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
 def choose_images(path: str, names: list[str], split: str) -> list[str]:
     """Return the images of a split below a folder that has no folder for the split itself.
 
-    A top-level folder named after another split, such as `val/` beside the classes, belongs to that
-    split. Deeper folders count only if they state several splits, such as `cat/train/` and
-    `cat/val/`.
+    A top-level folder named after another split, such as `val/` beside the folders of classes,
+    belongs to that split. Deeper folders determine the split only if they name several splits, such
+    as `cat/train/` and `cat/val/`.
 
     Raises:
         UserError: No image belongs to the split.
@@ -224,23 +231,26 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
 
 
 def _folder_of(path: str, listed: bool) -> str:
-    """Return the name of the folder that contains the files."""
+    """Return the name of the folder at a path, or, with ``listed``, of the folder that contains the
+    files."""
     path = path.rstrip("/")
     return os.path.basename(os.path.dirname(path) if listed else path)
 
 
 def _overview(splits: dict[str, str | None]) -> str:
-    """Return a list of the splits that files state, each with an example."""
+    """Return a phrase that lists the splits of some files, each with one file as an example."""
     examples = {key: name for name, key in reversed(splits.items())}
     undivided = examples.pop(None, None)
     stated = [f"{key} ({shown(name)})" for key, name in sorted(examples.items(), key=str)]
     if undivided is not None:
-        stated.append(f"{'' if stated else 'only '}files that state no split ({shown(undivided)})")
+        stated.append(
+            f"{'' if stated else 'only '}files without a split in their names ({shown(undivided)})"
+        )
     return ", ".join(stated) or "none"
 
 
 def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "files") -> None:
-    """Log the files or folders that do not belong to the requested split."""
+    """Log a warning about the files or folders that do not belong to the requested split."""
     if names:
         logging.warning(
             "%s: %d %s do not belong to the split %r and are left out: %s; to use them, set "
@@ -250,7 +260,7 @@ def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "file
 
 
 def some(names: Sequence[str], most: int = 4) -> str:
-    """Return the first names, and the number of others."""
+    """Return a phrase with the first ``most`` names and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more
 

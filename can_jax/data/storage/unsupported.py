@@ -1,10 +1,10 @@
-"""The formats of data that cannot be read, each with a way to convert it."""
+"""Data formats that are not supported, each with a way to convert it."""
 
 import os
 from collections import Counter
 from collections.abc import Iterable
 
-TARS = "write its images to tars, for example with the package webdataset"
+TARS = "write its images to tars, for example with the Python package webdataset"
 JPEG = "convert it to JPEG, for example with `magick mogrify -format jpg`"
 REMEDIES = {
     ".parquet": ("Parquet", TARS),
@@ -25,18 +25,22 @@ REMEDIES = {
     ".nii": ("NIfTI", "convert its slices to 16-bit PNG, and set config.data.range"),
     ".heic": ("HEIC", JPEG),
     ".heif": ("HEIC", JPEG),
-    ".jxl": ("JPEG XL", "convert it to JPEG with `djxl`, lossless for files made from a JPEG"),
+    ".jxl": (
+        "JPEG XL",
+        "convert it to JPEG with `djxl`, which is lossless if it was made from a JPEG",
+    ),
     ".svg": ("SVG", JPEG),
-    ".mp4": ("video", "extract frames with `ffmpeg`"),
+    ".mp4": ("video", "extract frames from it with `ffmpeg`"),
 }
 
 
 def remedy(names: Iterable[str]) -> str:
-    """Return a phrase on the most frequent unsupported format among file names, or ""."""
+    """Return a phrase on the most frequent unsupported format among some files and its conversion;
+    "" if there is none."""
     suffixes = (os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in names)
     counts = Counter(suffix for suffix in suffixes if suffix in REMEDIES)
     if not counts:
         return ""
     suffix, count = counts.most_common(1)[0]
     kind, help_ = REMEDIES[suffix]
-    return f"{count} files are {kind}, which is not read: {help_}"
+    return f"{count} files are {kind}, which is not supported: {help_}"

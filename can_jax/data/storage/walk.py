@@ -1,4 +1,5 @@
-"""A walk of the folders below a folder that follows links and survives cycles of links."""
+"""A walk through a folder's subfolders that follows symbolic links, and ends even if they form
+cycles."""
 
 import functools
 import os
@@ -14,33 +15,35 @@ NESTED_LINKS = 5  # links followed on a path; nested links multiply the paths to
 
 
 class _Folder(NamedTuple):
-    """The content of a real folder: names of files, and folders by name, including links."""
+    """The visible content of one folder: its files by name, and its subfolders and links to folders
+    by name."""
 
     files: list[str]
     folders: dict[str, "_Way"]
 
 
 class _Way(NamedTuple):
-    """An entry for a folder: the folder's path without links, and whether the entry is a link."""
+    """An entry that leads to a folder: the real path of the folder, and whether the entry is a
+    symbolic link."""
 
     real: str
     link: bool
 
 
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each visible folder, including the root, with the names of its visible files.
+    """Yield the root and each visible folder below it, each with the names of its visible files.
 
-    Links to folders are followed, at most five on one path. Unreadable folders are logged and left
-    out.
+    Symbolic links to folders are followed, up to `NESTED_LINKS` nested ones. Folders that cannot be
+    read are logged and left out.
 
-    A link on a cycle is followed only if nothing else leads to its target. A link to its own
-    folder, or to one above it, is not followed.
+    A link that is part of a cycle is followed only if its target was not reached in another way. A
+    link to the folder that contains it, or to one above, is not followed.
     """
     start = os.path.realpath(root)
     contents, unreadable = _scan(start)
     if unreadable:
         logging.warning(
-            "%s: %d folders below it cannot be read and are left out: %s",
+            "%s: %d of its subfolders cannot be read and are left out: %s",
             shown(root), len(unreadable), some(unreadable),
         )  # fmt: skip
     component = _circles(start, contents)
@@ -63,13 +66,14 @@ def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
-    """Return the content of every reachable real folder, and the folders that cannot be read.
+    """Return the content of each folder that can be reached, by its real path, and the folders that
+    cannot be read.
 
     Args:
-        start: The path of the first folder, without links.
+        start: The real path of the root folder.
 
     Raises:
-        UserError: The file system fails.
+        UserError: The file system reports an I/O error, even after retries.
     """
     contents: dict[str, _Folder] = {}
     unreadable: list[str] = []
@@ -98,13 +102,13 @@ def _scan(start: str) -> tuple[dict[str, _Folder], list[str]]:
 
 
 def _visible(folder: str) -> list[os.DirEntry]:
-    """Return the entries of a folder that are not hidden, sorted by name."""
+    """Return the entries of a folder whose names do not start with a dot, sorted by name."""
     with os.scandir(folder) as entries:
         return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def is_folder_entry(entry: os.DirEntry) -> bool:
-    """Return whether an entry is a folder or a link to one."""
+    """Return whether an entry is a folder or a symbolic link to one."""
     try:
         return entry.is_dir()
     except OSError:  # the target of the link is not accessible
@@ -112,10 +116,11 @@ def is_folder_entry(entry: os.DirEntry) -> bool:
 
 
 def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
-    """Return the index of each folder's cycle: equal for folders that lead to each other.
+    """Return a number for each folder, which is the same for folders that can be reached from each
+    other.
 
-    The cycles are the strongly connected components of the folder graph, by Tarjan's algorithm
-    (Tarjan, Depth-First Search and Linear Graph Algorithms, 1972).
+    These sets of folders are the strongly connected components of the graph of folders, found with
+    Tarjan's algorithm (Tarjan, Depth-First Search and Linear Graph Algorithms, 1972).
     """
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
