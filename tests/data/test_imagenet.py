@@ -96,7 +96,7 @@ def test_official_tars_become_indexed_shards(official, tmp_path, prepare):
     lost.unlink()
     prepare(official, out, shards=3, partial=True)
     assert lost.read_bytes() == before and kept.stat().st_mtime_ns == time
-    with pytest.raises(UserError, match="belongs to other images or shards"):
+    with pytest.raises(UserError, match="describes other images or shards"):
         prepare(official, out, shards=2, partial=True)
 
 
@@ -176,10 +176,10 @@ def test_official_tars_with_other_counts_are_refused(official, tmp_path, prepare
 
 def test_records_that_cannot_be_indexed_are_refused(tmp_path, prepare):
     (tmp_path / "train-00000-of-00001").write_bytes(b"no record")
-    with pytest.raises(UserError, match="nothing in .* can be decoded"):
+    with pytest.raises(UserError, match="no image in .* can be decoded"):
         prepare(tmp_path)
     (tmp_path / "train-00000-of-00001").rename(tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(UserError, match="there is neither"):
+    with pytest.raises(UserError, match="neither .* nor .* exists"):
         prepare(tmp_path)
 
 

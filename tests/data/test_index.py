@@ -191,7 +191,7 @@ def test_index_that_is_not_of_the_data_is_refused(tmp_path):
         open_tfrecord(str(tmp_path), "train")
     path.write_bytes(content)
     write_tfrecord(tmp_path / "train-2.tfrecord", IMAGES[:1])
-    with pytest.raises(UserError, match=r"train-2\.tfrecord is in one of them only"):
+    with pytest.raises(UserError, match=r"only one of them contains train-2\.tfrecord"):
         open_tfrecord(str(tmp_path), "train")
 
 
@@ -220,7 +220,7 @@ def test_nothing_to_index_is_one_line(tmp_path):
     (tmp_path / "a.png").write_bytes(b"broken")
     run = main_in_process("can_jax.data.index", tmp_path)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f"error: nothing in {tmp_path} can be decoded")
+    assert run.stderr.splitlines()[-1].startswith(f"error: no image in {tmp_path} can be decoded")
     for arguments, message in [((), "PATH is missing"), (("none",), "none does not exist")]:
         run = main_in_process("can_jax.data.index", *arguments)
         assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
-"""The index builder: one table of all usable examples, with lists of broken and duplicate ones."""
+"""The index builder: it writes a table of all usable examples, and lists undecodable and duplicate
+ones."""
 
 import hashlib
 import json
@@ -33,22 +34,23 @@ def build_index(
     label_names: tuple[str, ...] = (),
     drop_duplicates: bool = False,
 ) -> None:
-    """Examine all files, write their index, and print a summary.
+    """Examine all files of a data set, write their index, and print a summary.
 
-    Blocks while another process writes the same index, and then uses the index of that process if
-    it was built from the same request.
+    While another process writes the same index, this call blocks. It then reuses the index of that
+    process, if this was built from the same files with the same options.
 
     Args:
-        plan: The data to index, and how to verify it.
-        names: The files, relative to the plan's root.
-        out: The folder of the index; created if missing.
-        workers: The number of processes.
-        file_labels: The label of each file, if its path determines the label.
-        label_names: The names of the classes; empty if unknown.
-        drop_duplicates: Whether to keep only the first of several examples with the same content.
+        plan: The kind and location of the data, and how thoroughly to check each image.
+        names: The paths of the files to index, relative to ``plan.root``.
+        out: The folder to which the index is written; created if missing.
+        workers: The number of processes that examine files; 1 uses only this process.
+        file_labels: The label of each file, integers (files,), if labels follow from the paths of
+            the files; else None.
+        label_names: The class names in the order of the labels; empty if unknown.
+        drop_duplicates: Whether to index only the first of several examples with the same content.
 
     Raises:
-        UserError: There is no file, no example can be decoded, or the folder cannot be written.
+        UserError: ``names`` is empty, no image can be decoded, or the folder cannot be written.
     """
     if not names:
         raise UserError(f"there is no image below {plan.root}")
@@ -76,7 +78,8 @@ def build_index(
 
 
 def _request_of(out: Path) -> str | None:
-    """Return the digest of the request from which an index was built, or None without an index."""
+    """Return the digest of the files and options from which an index was built, or None if there is
+    no index."""
     try:
         return json.loads((out / FACTS).read_text()).get("request")
     except (OSError, ValueError):
@@ -93,7 +96,7 @@ def _build(
     drop_duplicates: bool,
     request: str,
 ) -> None:
-    """Write an index into a folder to which no other process writes."""
+    """Write an index to a folder on which this process holds the lock."""
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
@@ -104,7 +107,7 @@ def _build(
     if problems := whole.problems:
         print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/cut_off.txt")
     if whole.unused:
-        print(f"members of tars that are not used: {list_unused(whole.unused)}")
+        print(f"tar members that are not used: {list_unused(whole.unused)}")
     _write_lines(out / "cut_off.txt", problems)
     copies, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if plan.verify != "none":
@@ -116,7 +119,9 @@ def _build(
     pairs = zip(map(int, copies), map(int, firsts), strict=True)
     _write_lines(out / "duplicates.txt", (f"{place(row)} = {place(first)}" for row, first in pairs))
     if not len(columns["file"]):
-        raise UserError(f"nothing in {plan.root} can be decoded; see {out}/undecodable.txt")
+        raise UserError(
+            f"no image in {plan.root} can be decoded; {out}/undecodable.txt lists the reasons"
+        )
     sizes = {}
     if plan.source != "folder":
         paths = [os.path.join(plan.root, name) for name in names]
@@ -133,25 +138,28 @@ def _build(
     write_facts(out, facts | counts, examples, label_names)
     shutil.rmtree(work)
     print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")
-    print(f"{counts['undecodable']} undecodable, left out; see {shown(str(out))}/undecodable.txt")
+    undecodable = f"{shown(str(out))}/undecodable.txt"
+    print(f"{counts['undecodable']} undecodable images are left out; see {undecodable}")
     kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
-    print(f"{counts['duplicates']} duplicates, {kept}; see {shown(str(out))}/duplicates.txt")
+    print(f"{counts['duplicates']} duplicates are {kept}; see {shown(str(out))}/duplicates.txt")
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write lines to a file; names that are not UTF-8 are preserved."""
+    """Write lines to a text file, preserving the bytes of file names that are not UTF-8."""
     with path.open("w", errors="surrogateescape") as file:
         file.writelines(f"{line}\n" for line in lines)
 
 
 class Progress:
-    """A progress callback that prints the percentage done at most every `PROGRESS_SECONDS`."""
+    """A callback that prints the percentage of finished work, at most once every
+    `PROGRESS_SECONDS`."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + PROGRESS_SECONDS
 
     def __call__(self, done: int, units: int) -> None:
-        """Print the progress if it is due: ``done`` of ``units`` are finished."""
+        """Print the percentage of finished units if `PROGRESS_SECONDS` have passed since the last
+        line."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + PROGRESS_SECONDS
             print(f"{100 * done / units:.0f}% done", flush=True)

@@ -1,7 +1,7 @@
-"""Examination of every example of a data set: read, decoded once and hashed, by many processes.
+"""The examination of a data set: several processes read, decode and hash each of its examples.
 
-The work is split into units: one shard, or `UNIT` files of a folder. The result of each finished
-unit is stored in a file until all units are finished, so that an interrupted command can resume.
+The work is divided into units: one shard, or `UNIT` image files of a folder. The result of each
+unit is stored in a file until all units are finished, so an interrupted command can resume.
 """
 
 import collections
@@ -42,18 +42,19 @@ VERIFY = ("decode", "read", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The data to index, and how thoroughly to verify it.
+    """The kind and location of the data to index, and how thoroughly to check each image.
 
     Attributes:
-        source: The kind of data, `folder`, `tfrecord` or `webdataset`.
-        root: The folder to which file names are relative.
-        verify: `decode` decodes every image. `read` reads and hashes every byte but decodes only
-            the header, which misses truncated images. `none` trusts the headers of shards and the
-            names of files.
-        image_key, label_key: The features of TFRecords that hold the image and the label.
-        max_pixels: The limit on width times height; a larger image counts as undecodable.
-        value_range: The values of black and white in images of more than 8 bits, or None; images
-            that violate the rules of `can_jax.data.decoding.depth` count as undecodable.
+        source: The kind of data: `folder`, `tfrecord` or `webdataset`.
+        root: The path or URL of the folder to which the names of files are relative.
+        verify: The check of each image. `decode` decodes every image. `read` reads and hashes every
+            image but decodes only its header, so truncated images are not detected. `none` reads
+            only the headers of shards and the names of files.
+        image_key, label_key: The names of the TFRecord features that contain the encoded image and
+            the integer label.
+        max_pixels: The maximum width times height in pixels; a larger image counts as undecodable.
+        value_range: The values of black and white in images of more than 8 bits, or None. Images
+            that `can_jax.data.decoding.depth` rejects count as undecodable.
     """
 
     source: str
@@ -66,22 +67,25 @@ class Plan:
 
     @property
     def unit(self) -> int:
-        """The number of files examined together: `UNIT` for a folder, one shard otherwise."""
+        """The number of files in a unit of work: `UNIT` for image files in a folder, 1 for
+        shards."""
         return UNIT if self.source == "folder" else 1
 
 
 class Part(NamedTuple):
-    """The examples found in the files of one unit.
+    """The result of a unit of work: its examples and its damaged shards.
 
     Attributes:
-        which: The file of each example, counted from the first file of the unit.
-        offset: The offset of each example in its file, in bytes.
-        length: The length of each example in bytes; -1 is the whole file.
-        label: The label of each example; -1 where unknown.
-        digest: The first 8 bytes of BLAKE2b of each example's content; 0 if it was not read.
-        reason: The reason why each example cannot be decoded; "" if it can.
-        problems: A description of each damaged shard.
-        unused: The number of members that are not examples, as `kind=count` strings.
+        which: The index of each example's file among the files of the unit.
+        offset: The byte offset of each example in its file.
+        length: The length of each example in bytes; -1 for a whole file.
+        label: The label of each example; -1 if unknown.
+        digest: The 8-byte BLAKE2b hash of each example's content as an integer; 0 if the content
+            was not read.
+        reason: The reason why each example cannot be decoded; "" if it can be decoded or was not
+            checked.
+        problems: One sentence for each damaged shard.
+        unused: The number of tar members that belong to no example, as `kind=count` strings.
     """
 
     which: np.ndarray
@@ -95,7 +99,7 @@ class Part(NamedTuple):
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
-    """Examine every example in some files."""
+    """Check every example in some files as ``plan.verify`` requires, and return a row for each."""
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
     unused: collections.Counter[str] = collections.Counter()
@@ -132,7 +136,8 @@ def _examine_one(
     label: int,
     parse: ParseRecord | None,
 ) -> tuple[int, int, str]:
-    """Return the label and digest of one example, and the reason why it cannot be decoded or ""."""
+    """Return the label and digest of one example, and the reason why it cannot be decoded, or
+    ""."""
     try:
         content = read_example(files[path], offset, length, parse)
     except UserError:
@@ -143,7 +148,7 @@ def _examine_one(
     if parse:
         content, label = parse(content)
         if not content:
-            return label, 0, f"has no feature {plan.image_key!r}"
+            return label, 0, f"has no image in the feature {plan.image_key!r}"
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     whole = plan.verify == "decode"
     return label, digest, why_undecodable(content, plan.max_pixels, plan.value_range, whole=whole)
@@ -152,13 +157,14 @@ def _examine_one(
 def why_undecodable(
     encoded: bytes, max_pixels: int, value_range: Range = None, *, whole: bool
 ) -> str:
-    """Return the reason why neither decoder can read an image, or "" if one of them can.
+    """Return the reason why neither Pillow nor TensorFlow can decode an image, or "" if one of them
+    can.
 
     Args:
-        encoded: The content of the image file.
-        max_pixels: The limit on width times height.
+        encoded: The bytes of the image file.
+        max_pixels: The maximum width times height in pixels.
         value_range: The values of black and white in images of more than 8 bits, or None.
-        whole: Whether to decode the whole image; otherwise only its header is read.
+        whole: Whether to decode the whole image with Pillow, rather than only its header.
     """
     try:
         if whole:
@@ -183,14 +189,16 @@ def examine_all(
 ) -> Iterator[Part]:
     """Examine all files in several processes, reusing the stored parts of an interrupted call.
 
-    The files are looked up before only if there are such parts.
+    The fingerprints of all files are computed first only if there are stored parts to compare them
+    with.
 
     Args:
-        plan: The data to index, and how to verify it.
-        names: The files, relative to the plan's root.
-        parts: The folder that stores finished parts.
-        workers: The number of processes.
-        progress: A callback that takes the numbers of finished units and of all units.
+        plan: The kind and location of the data, and how thoroughly to check each image.
+        names: The paths of the files, relative to ``plan.root``.
+        parts: The existing folder in which the results of finished units are stored.
+        workers: The number of processes; 1 uses only this process.
+        progress: A callback that is called with the number of finished units and the number of all
+            units.
     """
     units = [names[start : start + plan.unit] for start in range(0, len(names), plan.unit)]
     prints = [""] * len(units)
@@ -212,19 +220,21 @@ def examine_all(
 
 
 def _path(parts: Path, fingerprint: str) -> Path:
-    """Return the path of a stored part."""
+    """Return the path of the file that stores the result of a unit with this fingerprint."""
     return parts / f"{fingerprint}.npz"
 
 
 def _examine_unit(plan: Plan, names: list[str]) -> tuple[str, Part]:
-    """Return the fingerprint of a unit before its examination, and the result."""
+    """Examine the files of a unit; return the unit's fingerprint from before the examination, and
+    the result."""
     return _fingerprint(plan, names), examine(plan, names)
 
 
 def _in_processes(
     plan: Plan, units: list[list[str]], todo: list[int], workers: int
 ) -> Iterator[tuple[int, tuple[str, Part]]]:
-    """Yield the index, the fingerprint and the result of each unit as it finishes."""
+    """Yield the index, fingerprint and result of each unit in ``todo``, in the order in which they
+    finish."""
     if workers == 1 or len(todo) < 2:
         yield from ((index, _examine_unit(plan, units[index])) for index in todo)
         return
@@ -241,16 +251,16 @@ def _in_processes(
 
 
 def _start_worker() -> None:
-    """Prepare a worker process: end it with its parent, and silence Pillow's warnings."""
+    """Prepare a worker process: end it when its parent ends, and silence Pillow's warnings."""
     end_with_parent()
     warnings.filterwarnings("ignore", module="PIL")  # undecodable images are listed anyway
 
 
 def _load(path: Path) -> Part:
-    """Return a stored part.
+    """Return the result of a unit from the file that stores it.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: The file cannot be read, or is damaged.
     """
     try:
         content = read_npz(path)
@@ -260,7 +270,8 @@ def _load(path: Path) -> Part:
 
 
 def _fingerprint(plan: Plan, names: list[str]) -> str:
-    """Return a digest of a unit and its plan, which changes with any file's name, size or mtime."""
+    """Return a digest of a plan and a unit's files, which changes with the name, size or, for local
+    files, modification time of any file."""
     digest = hashlib.blake2b(repr((PARTS, plan)).encode(), digest_size=16)
     for name in names:
         path = os.path.join(plan.root, name)

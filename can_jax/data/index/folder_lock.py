@@ -1,4 +1,5 @@
-"""A lock that admits one writer to a folder at a time, across all hosts that share it."""
+"""A lock that admits one writer to a folder at a time, also across hosts if their shared file
+system supports it."""
 
 import contextlib
 import fcntl
@@ -13,13 +14,13 @@ LOCK = ".lock"  # an empty file that is never deleted; the lock on it ends with 
 
 @contextlib.contextmanager
 def only_writer(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on a folder. Blocks while another process holds it.
+    """Hold an exclusive lock on a folder, and block while another process holds it.
 
-    On a file system without locks, a warning is logged and nothing is locked.
+    If the file system does not support locks, a warning is logged and nothing is locked.
 
     Args:
         folder: The folder to lock, which must exist.
-        wait: A callback, called once if another process holds the lock.
+        wait: A callback that is called once, before blocking, if another process holds the lock.
     """
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -39,5 +40,7 @@ def _lock(file: int, wait: Callable[[], None], folder: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:  # the file system does not support locks
         logging.warning(
-            "%s cannot be locked: %s; run one command at a time", folder, error.strerror
+            "%s cannot be locked: %s; run only one command at a time that writes to it",
+            folder,
+            error.strerror,
         )

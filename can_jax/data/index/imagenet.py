@@ -1,4 +1,5 @@
-"""Conversion of ImageNet-1k to indexed shards, from the official tars or from class folders."""
+"""Conversion of ImageNet-1k to indexed TFRecord shards, from the official tars or from class
+folders."""
 
 import contextlib
 import io
@@ -38,14 +39,14 @@ SPLITS_OF_RECORDS = ("train", "validation", "val", "test")
 
 
 class Image(NamedTuple):
-    """The location and class of an image.
+    """The location and class of one image.
 
     Attributes:
-        path: The file that holds the image.
-        offset: The offset of the image in the file, in bytes.
-        length: The length of the image in bytes; -1 is the whole file.
-        name: The file name of the image.
-        class_name: The name of its class.
+        path: The path of the image file, or of the tar that contains the image.
+        offset: The byte offset of the image in the file at ``path``.
+        length: The length of the image in bytes; -1 if the whole file is the image.
+        name: The file name of the image, without folders.
+        class_name: The name of the image's class; "" if it is not known yet.
     """
 
     path: str
@@ -58,19 +59,22 @@ class Image(NamedTuple):
 def write_imagenet(
     root: Path, target: Path | None, shards: int | None = None, partial: bool = False
 ) -> None:
-    """Write indexed shards of ImageNet-1k, or of a data set with the same layout.
+    """Write indexed TFRecord shards of ImageNet-1k, or of a data set with the same layout.
 
-    TFRecords are indexed in place and not rewritten.
+    If ``root`` contains TFRecords, they are indexed in place instead.
 
     Args:
-        root: The folder with the official tars, with `train/` and `val/`, with Kaggle's archive
-            unpacked, or with TFRecords.
-        target: The folder to which the shards are written.
-        shards: The number of shards of each split; by default one for every 140 MB.
-        partial: Whether to accept official tars with other numbers of images than ImageNet-1k has.
+        root: The folder that contains the official tars, `train/` and `val/`, the unpacked archive
+            of Kaggle, or TFRecords.
+        target: The folder to which the shards are written; may be None only if ``root`` contains
+            TFRecords.
+        shards: The number of shards of each split; None for about one per 140 MB.
+        partial: Whether to accept official tars whose number of images differs from that of
+            ImageNet-1k.
 
     Raises:
-        UserError: The data is missing, damaged, or not in the expected layout.
+        UserError: The data is missing, damaged, or not in an expected layout, or ``target`` is
+            missing.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; see --help for its required content")
@@ -81,7 +85,7 @@ def write_imagenet(
         root = root / KAGGLE
     splits = {"train": find_train(root), "val": find_val(root)}
     if target is None:
-        raise UserError("TO is missing: the folder in which to write the shards")
+        raise UserError("TO is missing: give the folder in which to write the shards")
     classes = sorted({image.class_name for image in splits["train"]})
     for split, images in splits.items():
         _compare_with_official(root, split, images, set(classes), partial)
@@ -94,10 +98,12 @@ def write_imagenet(
 def _compare_with_official(
     root: Path, split: str, images: list["Image"], classes: set[str], partial: bool
 ) -> None:
-    """Print the number of images in a split, and reject an official tar with another number.
+    """Print the number of images of a split, and reject an official tar with another number than
+    ImageNet-1k.
 
     Raises:
-        UserError: The numbers differ, or the split has a class that the training split lacks.
+        UserError: An official tar has another number of images and ``partial`` is false, or the
+            split has a class that the training split lacks.
     """
     official = OFFICIAL[split]
     same = "as in ImageNet-1k" if len(images) == official else f"where ImageNet-1k has {official}"
@@ -114,10 +120,10 @@ def _compare_with_official(
 
 
 def _index_records(root: str) -> None:
-    """Index TFRecords in place, for each split that their names state.
+    """Index TFRecords in place, for each split named in their file names.
 
     Raises:
-        UserError: There is no such split.
+        UserError: No TFRecord file belongs to any split.
     """
     indexed: list[list[str]] = []
     refused = None
@@ -135,34 +141,36 @@ def _index_records(root: str) -> None:
 
 
 def _index(root: str, shards: list[str], split: str, classes: tuple[str, ...] = ()) -> None:
-    """Write the index of shards to its default folder."""
+    """Build the index of some shards in the default folder of their split."""
     out = Path(root) / FOLDER / split
     build_index(Plan("tfrecord", root, "read"), shards, out, usable_cores(), label_names=classes)
 
 
 def find_train(root: Path) -> list[Image]:
-    """Return the training images of the official tar, which is a tar of tars, or of `train/`.
+    """Return the training images, from the official tar of tars if it exists, else from the folder
+    `train/`.
 
     Raises:
-        UserError: There is neither, or the tar is damaged.
+        UserError: Neither the tar nor an image in `train/` exists, or the tar is damaged.
     """
     if (root / TRAIN_TAR).exists():
         return list(_images_of_tars(root / TRAIN_TAR))
     otherwise = (
-        f"there is neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/…; give their folder"
+        f"neither {root / TRAIN_TAR} nor {root / 'train'}/CLASS/… exists; FROM must contain one"
     )
     return list(_images_of_folder(root / "train", otherwise))
 
 
 def find_val(root: Path) -> list[Image]:
-    """Return the validation images; empty if there are none, or no labels for them.
+    """Return the validation images; an empty list if there are none, or if the labels of the
+    official tar are missing.
 
     Raises:
-        UserError: The tar is damaged, or its labels do not match its images.
+        UserError: The tar is damaged, an image has no label, or the number of labels is wrong.
     """
     if (root / VAL_TAR).exists():
         if not (root / DEVKIT).exists():
-            print(f"no split val: {root / DEVKIT}, with the labels of {VAL_TAR}, does not exist")
+            print(f"no split val: {root / DEVKIT} with the labels of {VAL_TAR} does not exist")
             return []
         labels = labels_of_devkit(root / DEVKIT)
         images = sorted(_members(root / VAL_TAR), key=lambda member: member.name)
@@ -182,7 +190,7 @@ def find_val(root: Path) -> list[Image]:
         listed = read_label_list(str(solution))
         labels = [listed.get(path.stem, listed.get(path.name, "")) for path in loose]
         if missing := [path.name for path, label in zip(loose, labels, strict=True) if not label]:
-            raise UserError(f"{solution} has no label of {missing[0]}")
+            raise UserError(f"{solution} has no label for {missing[0]}")
     elif (root / DEVKIT).exists():
         labels = labels_of_devkit(root / DEVKIT)
         if len(labels) != len(loose):
@@ -198,11 +206,11 @@ def find_val(root: Path) -> list[Image]:
 
 
 def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
-    """Yield the images of a folder of class folders.
+    """Yield the images in the class folders of a folder.
 
     Args:
-        folder: The folder that contains the class folders.
-        otherwise: The error message if the folder holds no image; None if that is not an error.
+        folder: The folder that contains one folder per class.
+        otherwise: The error message if the folder contains no image; None if that is not an error.
 
     Raises:
         UserError: There is no image, or an image is in no class folder.
@@ -212,12 +220,12 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
         raise UserError(otherwise)
     for name in names:
         if os.sep not in name:
-            raise UserError(f"{folder / name} is in no class folder; expected is {folder}/CLASS/…")
+            raise UserError(f"{folder / name} is in no class folder; move it to {folder}/CLASS/…")
         yield Image(str(folder / name), 0, -1, os.path.basename(name), name.split(os.sep)[0])
 
 
 def _images_of_tars(path: Path) -> Iterator[Image]:
-    """Yield the images of a tar of tars, each named by its class, without unpacking any."""
+    """Yield the images of a tar that contains one tar per class, without unpacking it."""
     with open(path, "rb") as file:
         for outer in _members(path):
             for image in _members(path, _Slice(file, outer.offset, outer.length)):
@@ -226,7 +234,7 @@ def _images_of_tars(path: Path) -> Iterator[Image]:
 
 
 class _Slice(io.RawIOBase):
-    """A read-only file object for a part of another file."""
+    """A read-only file object for a byte range of another file."""
 
     def __init__(self, file: io.BufferedReader, start: int, length: int):
         self._file, self.start, self._length, self._place = file, start, length, 0
@@ -254,14 +262,14 @@ class _Slice(io.RawIOBase):
 
 
 def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
-    """Yield the regular files in a tar, or in a tar nested in it.
+    """Yield the regular files in a tar, or in a tar nested in it, as `Image` without a class.
 
     Args:
         path: The path of the outer tar.
-        part: The nested tar to read instead of the outer one.
+        part: The nested tar to read; None for the outer one.
 
     Raises:
-        UserError: The tar is damaged, or holds a link or a sparse file.
+        UserError: The tar is damaged, or contains a link or a sparse file.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -280,7 +288,7 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
             f"{path} is not a complete tar: {error}; check that the download is complete"
         ) from error
     if members.problem:
-        where = f"{path}, in the tar at byte {part.start} of it," if part else str(path)
+        where = f"{path}, in the inner tar at byte {part.start}," if part else str(path)
         raise UserError(f"{where} {members.problem}; check that the download is complete")
 
 
@@ -297,7 +305,7 @@ DEVKIT_FILES = {"meta.mat": 2**17, "ILSVRC2012_validation_ground_truth.txt": 2**
 
 
 def labels_of_devkit(path: Path) -> list[str]:
-    """Return the class of each validation image, in the order of the image names.
+    """Return the class name of each validation image, in the order of the image names.
 
     Raises:
         UserError: The file is not the development kit of ImageNet-1k.
@@ -326,20 +334,21 @@ def labels_of_devkit(path: Path) -> list[str]:
 def write_shards(
     target: Path, split: str, images: list[Image], classes: list[str], shards: int | None = None
 ) -> list[str]:
-    """Write the images to shards in a shuffled order, and return the names of the shards.
+    """Write images to TFRecord shards, shuffled with a fixed seed, and return the names of the
+    shards.
 
-    The order is the same each time. Existing shards are not rewritten, so an interrupted call can
-    resume.
+    Existing shards are not rewritten, so an interrupted call can resume.
 
     Args:
         target: The folder to which the shards are written.
-        split: The name of the split, which begins the names of the shards.
-        images: The images to write.
-        classes: The names of the classes, in the order of their labels.
-        shards: The number of shards; by default one for every 140 MB.
+        split: The name of the split, with which the names of the shards begin.
+        images: The location and class of each image.
+        classes: The class names, in the order of their labels.
+        shards: The number of shards; None for about one per 140 MB.
 
     Raises:
-        UserError: The disk is too full, or the folder holds shards of other images.
+        UserError: The disk has too little free space, or the folder contains shards of other
+            images.
     """
     target.mkdir(parents=True, exist_ok=True)
     sizes = [i.length if i.length >= 0 else os.path.getsize(i.path) for i in images]
@@ -349,10 +358,12 @@ def write_shards(
     plan = {"images": len(images), "bytes": sum(sizes), "shards": count, "classes": len(classes)}
     note = target / f"{split}.json"
     if note.exists() and json.loads(note.read_text()) != plan:
-        raise UserError(f"{note} belongs to other images or shards; give another folder")
+        raise UserError(f"{note} describes other images or shards; give another folder")
     needed, free = sum(sizes) * len(todo) / count, shutil.disk_usage(target).free
     if needed > free:
-        raise UserError(f"{target} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed")
+        raise UserError(
+            f"{target} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB are needed"
+        )
     replace_text(note, json.dumps(plan))
     labels = {name: i for i, name in enumerate(classes)}
     order = np.random.default_rng(0).permutation(len(images))
@@ -370,7 +381,7 @@ def write_shards(
 
 
 def _write_shard(path: Path, images: list[Image], labels: dict[str, int]) -> None:
-    """Write a shard atomically."""
+    """Write one TFRecord shard atomically."""
     tf = tensorflow()
     files = OpenFiles()
     with replacing(path) as unfinished, tf.io.TFRecordWriter(str(unfinished)) as writer:

@@ -1,7 +1,7 @@
-"""The table of an index, written part by part: its memory does not grow with the number of rows.
+"""The table of an index, which is assembled from the results of all units with little memory.
 
-At 10^8 rows the columns take 3.2 GB on disk. Only a bit for each row and the duplicates are in
-memory.
+At 10^8 rows the columns take 3.2 GB on disk. Memory holds one byte for each row, the duplicates,
+and a few million rows at a time.
 """
 
 import collections
@@ -28,13 +28,14 @@ Rows = Int[np.ndarray, " copies"]
 
 
 class Joined(NamedTuple):
-    """The usable rows of all parts, in raw files, and what was left out.
+    """The usable rows of all parts in memory-mapped columns, and the numbers of examples and
+    members left out.
 
     Attributes:
-        columns: The memory-mapped columns.
+        columns: The memory-mapped array of each column, by name.
         undecodable: The number of examples that cannot be decoded.
-        problems: A description of each damaged shard.
-        unused: The number of members of tars that are not examples, by kind.
+        problems: One sentence for each damaged shard.
+        unused: The number of tar members that belong to no example, by kind.
     """
 
     columns: dict[str, np.ndarray]
@@ -46,14 +47,14 @@ class Joined(NamedTuple):
 def join_parts(
     parts: Iterable[Part], names: Sequence[str], unit: int, folder: Path, undecodable: Path
 ) -> Joined:
-    """Write the usable rows of all parts to raw files, and list the others.
+    """Write the decodable rows of all parts to raw files, and the undecodable ones to a text file.
 
     Args:
-        parts: The parts, in the order of their files.
-        names: The names of all files.
-        unit: The number of files of each part.
-        folder: The folder for the raw files.
-        undecodable: The file to which the undecodable examples are listed, with reasons.
+        parts: The result of each unit of work, in the order of the files.
+        names: The relative paths of all files.
+        unit: The number of files in each part; the last part may have fewer.
+        folder: The folder in which the raw files are written.
+        undecodable: The path of the text file for the undecodable examples and the reasons.
     """
     problems: list[str] = []
     unused: Unused = collections.Counter()
@@ -78,18 +79,20 @@ def join_parts(
 
 
 def map_raw(path: Path, kind: type) -> np.ndarray:
-    """Return the memory-mapped values of a raw file, which may be empty."""
+    """Return a memory-mapped array of the values in a raw file, which may be empty."""
     return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
 def copies_of(digest: UInt64[np.ndarray, " rows"], folder: Path) -> tuple[Rows, Rows]:
-    """Return the rows whose content an earlier row has, ascending, and the first row of each.
+    """Return the rows whose content equals that of an earlier row, and for each the first row with
+    this content.
 
-    The rows are distributed by their digests to files that are small enough to sort.
+    Both arrays are sorted by the row of the duplicate. Rows are distributed by digest to temporary
+    files that are small enough to sort in memory.
 
     Args:
-        digest: The digest of each row's content, which may be memory-mapped.
-        folder: The folder for these files.
+        digest: The digest of each row's content; may be memory-mapped.
+        folder: The folder for the temporary files.
     """
     bits = max(0, (max(1, len(digest)) - 1) // SORTED_AT_ONCE).bit_length()
     pair = np.dtype([("digest", np.uint64), ("row", np.int64)])
@@ -121,13 +124,15 @@ def copies_of(digest: UInt64[np.ndarray, " rows"], folder: Path) -> tuple[Rows, 
 def write_columns(
     columns: dict[str, np.ndarray], out: Path, dropped: Rows, file_labels: np.ndarray | None
 ) -> int:
-    """Write the columns of an index without the dropped rows, and return the number of rows.
+    """Write the columns of an index without the dropped rows, and return the number of rows
+    written.
 
     Args:
-        columns: The columns of all rows.
-        out: The folder of the index.
-        dropped: The rows to leave out.
-        file_labels: The label of each file, which replaces those of the rows; or None.
+        columns: The array of each column, by name, with all rows.
+        out: The folder of the index, to which one .npy file per column is written.
+        dropped: The indices of the rows to leave out.
+        file_labels: The label of each file, which replaces the labels of its rows; None to keep
+            those.
     """
     keep = np.ones(len(columns["file"]), bool)
     keep[dropped] = False
