@@ -94,6 +94,15 @@ def test_selection_and_mixture_take_any_source():
     assert not mixture.same_files(MixtureSource([some, listed], (1.0, 2.0)))
 
 
+def test_selection_of_all_arrays_keeps_the_order_of_the_selection():
+    images = pictures(3)
+    source = ArraySource(images, np.arange(3, dtype=np.int32))
+    every, names = np.array([2, 0, 1]), ("a", "b", "c")
+    chosen = source.selection(every, every.astype(np.int32), names)
+    np.testing.assert_array_equal(chosen.images, images[every])
+    assert source.selection(np.arange(3), source.labels, names).images is images
+
+
 def test_registered_source_is_accepted_with_what_it_needs(registered):
     with pytest.raises(UserError, match="config.data.name is not set: give a name"):
         resolve(small_config(data__source="mine"))

@@ -1,4 +1,4 @@
-"""The interface of a source, the source of arrays in memory, and selections of a source."""
+"""The interface of data sources, the source of images in memory, and selections of examples."""
 
 import abc
 import dataclasses
@@ -16,19 +16,21 @@ SAMPLE = 256  # examples whose content the default fingerprint of a source cover
 
 
 class Source(abc.ABC):
-    """Images with random access, encoded (JPEG, PNG, WebP, GIF, …) or decoded.
+    """A data set with random access to its images: encoded (JPEG, PNG, …), or decoded in memory.
 
-    A subclass defines ``examples`` and ``read``. Each read of an example returns the same image and
-    label. Several threads read at the same time.
+    A subclass defines ``examples`` and ``read``. Each read of an example must return the same image
+    and label. Several threads can call ``read`` at the same time.
 
     Attributes:
-        labels: The label of each example, -1 where unknown; None if only ``read`` returns labels.
-        label_names: The names of the classes; empty if unknown.
-        images: The decoded images, if they are of one size and in memory; else None. With images in
-            memory, ``labels`` are in memory, too.
-        parts: The sources of a mixture, whose examples follow each other; else empty.
-        weights: The sampling weight of each part.
-        chunks_ahead: The number of chunks of images to read ahead, to hide the latency of a store.
+        labels: The label of each example, -1 if unknown; None if only ``read`` returns labels.
+        label_names: The class names, indexed by label; empty if unknown.
+        images: All decoded images, if they have the same size and are in memory; else None. If
+            ``images`` is set, ``labels`` is set as well.
+        parts: The sources of which a mixture consists, in the order of their examples; empty for
+            any other source.
+        weights: The sampling weight of each part; only ratios matter.
+        chunks_ahead: The number of chunks of images that the input pipeline reads ahead, to hide
+            the latency of remote storage; 0 for local data.
     """
 
     labels: Int[np.ndarray, " examples"] | None = None
@@ -45,37 +47,38 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return the encoded images, and their labels as int32. The image of a damaged record is
-        empty."""
+        """Return the encoded images of some examples, and their labels as int32; a damaged record
+        has an empty image."""
 
     def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
+        """Return a phrase for messages that says where an example is stored."""
         return f"example {example}"
 
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"] | None:
-        """The labels that an index holds; None without an index.
+        """The label of each example as stored in an index, -1 if unknown; None without an index.
 
-        They may differ from those that ``read`` returns. `labels.known_labels` uses them if
+        These labels can differ from those that ``read`` returns. `labels.known_labels` uses them if
         ``labels`` is None and they agree with a sample of records.
         """
         return None
 
     @property
     def content_digests(self) -> UInt64[np.ndarray, " examples"] | None:
-        """The digest of each encoded image, 0 where unknown; None if they are not stored."""
+        """The hash of each encoded image as an integer, 0 where unknown; None if no hashes are
+        stored."""
         return None
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of each encoded image in bytes; None if that requires reading them."""
+        """Return the size of some encoded images in bytes; None if that would require reading
+        them."""
         return None
 
     def fingerprint(self) -> Fingerprint:
-        """Return values that change with the examples, by the keys of `fingerprint.WORDS`.
+        """Return JSON-serializable values by which a resumed run detects that the data has changed.
 
-        A resumed run compares these values with the stored ones. By default they cover the number
-        of examples, a sample of the images, and all labels; if ``labels`` is None, the labels of
-        the sample only.
+        By default they consist of the number of examples and of hashes of a sample of the images
+        and of all labels. If ``labels`` is None, only the labels of the sample are hashed.
         """
         count = min(SAMPLE, self.examples)
         images, labels = self.read(np.linspace(0, self.examples - 1, count).astype(np.int64))
@@ -94,24 +97,24 @@ class Source(abc.ABC):
         labels: Int[np.ndarray, " chosen"],
         label_names: tuple[str, ...],
     ) -> "Source":
-        """Return a source of some examples, with other labels.
+        """Return a source that contains only the selected examples, with new labels.
 
         Args:
-            examples: The indices of the examples in this source.
-            labels: The label of each selected example.
-            label_names: The names of the classes.
+            examples: The indices of the selected examples in this source.
+            labels: The new label of each selected example.
+            label_names: The class names, indexed by the new labels.
         """
         return SelectedSource(self, examples, labels, label_names)
 
 
 class SelectedSource(Source):
-    """A selection of the examples of an encoded source, with other labels.
+    """A selection of the examples of another source, with new labels.
 
     Args:
-        source: The source that holds the images.
-        chosen: The indices of the selected examples in the source.
-        labels: The label of each selected example.
-        label_names: The names of the classes.
+        source: The source that contains the encoded images.
+        chosen: The indices of the selected examples in ``source``.
+        labels: The new label of each selected example.
+        label_names: The class names, indexed by the new labels.
     """
 
     def __init__(
@@ -131,24 +134,25 @@ class SelectedSource(Source):
         return len(self._chosen)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; the image of a damaged record is empty."""
+        """Return the encoded images of some examples, and their new labels; a damaged record has an
+        empty image."""
         assert self.labels is not None
         return self._source.read(self._chosen[examples])[0], self.labels[examples]
 
     def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
+        """Return a phrase for messages that says where an example is stored."""
         return self._source.describe(int(self._chosen[example]))
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource(Source):
-    """A source of decoded images of one size, in memory.
+    """A source of decoded images of the same size, in memory.
 
     Attributes:
         images: The images, uint8 (examples, height, width, channels).
-        labels: The labels, int32 (examples,); -1 where unknown.
-        label_names: The names of the classes; empty if unknown.
-        files: The files from which the images were read, if any.
+        labels: The labels, int32 (examples,); -1 if unknown.
+        label_names: The class names, indexed by label; empty if unknown.
+        files: The paths of the files from which the images were read; empty for other images.
     """
 
     images: UInt8[np.ndarray, "examples height width channels"] = dataclasses.field()
@@ -162,20 +166,21 @@ class ArraySource(Source):
         return len(self.images)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels, for mixtures with files."""
+        """Return images encoded as bytes, and their labels; used if the source is part of a
+        mixture."""
         return [encode_array(self.images[i]) for i in examples], self.labels[examples]
 
     def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
+        """Return a phrase for messages that contains the index of an image."""
         return f"array, image {example}"
 
     def fingerprint(self) -> Fingerprint:
-        """Return the number of images, and digests of all of them and of the labels."""
+        """Return the number of images, a hash of all images, and a hash of all labels."""
         content, labels = digest_of_columns(self.images), digest_of_columns(self.labels)
         return {"examples": self.examples, "content": content, "labels": labels}
 
     def same_files(self, other: Source) -> bool:
-        """Return whether both were read from the same files."""
+        """Return whether another source was read from the same files, or is this source."""
         if self is other:
             return True
         return isinstance(other, ArraySource) and bool(self.files) and self.files == other.files
@@ -186,6 +191,7 @@ class ArraySource(Source):
         labels: Int[np.ndarray, " chosen"],
         label_names: tuple[str, ...],
     ) -> Source:
-        """Return a source of some of the images; a selection of all images is not a copy."""
-        whole = len(examples) == self.examples
+        """Return a source of the selected images; if all are selected in order, it shares this
+        source's array."""
+        whole = np.array_equal(examples, np.arange(self.examples))
         return ArraySource(self.images if whole else self.images[examples], labels, label_names)
