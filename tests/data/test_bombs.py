@@ -146,19 +146,19 @@ def test_names_of_an_index_stay_below_its_folder(tmp_path, name, caplog):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"file": np.array([0, 2], np.int32)}, "an example is in none of its files"),
-        ({"file": np.array([-1, 0], np.int32)}, "an example is in none of its files"),
+        ({"file": np.array([0, 2], np.int32)}, "an example refers to a missing file name"),
+        ({"file": np.array([-1, 0], np.int32)}, "an example refers to a missing file name"),
         ({"file": np.array([0.0, 1.0])}, "file.npy is float64"),
         ({"offset": np.zeros((2, 1), np.int64)}, "offset.npy is int64 of shape"),
         ({"length": np.zeros(3, np.int64)}, "its columns differ in length"),
         ({"label": np.array([0, 1], np.int32), "label_names": ("a",)}, "a label has no name"),
         (
             {"names": Names(np.zeros(4, np.uint8), np.array([9, 4]))},
-            "the offsets of its names are invalid",
+            "the offsets of its file names are invalid",
         ),
         (
             {"names": Names(np.zeros(4, np.uint8), np.array([2, 99]))},
-            "the offsets of its names are invalid",
+            "the offsets of its file names are invalid",
         ),
     ],
 )

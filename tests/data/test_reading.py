@@ -147,7 +147,7 @@ def test_tar_that_was_cut_since_it_was_opened_is_an_error(tmp_path):
     source = open_source(config.data, "train")
     os.truncate(tmp_path / "train-0.tar", 3000)
     with pytest.raises(
-        UserError, match=r"train-0\.tar, at byte \d+ cannot be read: it ends before"
+        UserError, match=r"train-0\.tar, at byte \d+ cannot be read: the file is shorter"
     ):
         source.read(np.arange(16))
 

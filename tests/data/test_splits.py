@@ -235,7 +235,7 @@ def test_classes_below_the_splits_of_several_folders(tmp_path, caplog):
     put(tmp_path, "x/train/a/0.png", "x/val/a/1.png", "y/train/b/2.png", "y/val/a/3.png")
     assert open_folder(str(tmp_path), "train").label_names == ("a", "b")
     assert open_folder(str(tmp_path), "val").label_names == ("a",)
-    assert "the folders below the split's folders are classes, such as a in" in caplog.text
+    assert "the folders directly below those of the split are classes, such as a in" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_arrays_that_name_two_splits(tmp_path):
     pixels = np.zeros((3, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "mnist.npz", images=pixels)
     assert open_arrays(str(tmp_path), "train", 3).examples == 3
-    with pytest.raises(UserError, match="no npz of the split 'test' .*only files that state no"):
+    with pytest.raises(UserError, match="no npz of the split 'test' .*only files without a split"):
         open_arrays(str(tmp_path), "test", 3)
     np.savez(tmp_path / "train_train.npz", images=pixels[:1])
     np.savez(tmp_path / "train_test.npz", images=pixels[:2])

@@ -159,7 +159,9 @@ def test_broken_images_and_shards_are_passed_over(tmp_path, kind, contents, capl
 def test_what_cannot_be_streamed_is_said_before(tmp_path, contents):
     config = shards(tmp_path, "tfrecord", contents)
     config.data.image_key = "other"
-    with pytest.raises(UserError, match=r"holds no 'other'; set config\.data\.image_key"):
+    with pytest.raises(
+        UserError, match=r"no image in the feature 'other'; set config\.data\.image_key"
+    ):
         open_stream(config.data, "train")
     for path in tmp_path.iterdir():
         path.write_bytes(b"no record")

@@ -187,7 +187,7 @@ def test_links_lead_to_the_bytes_of_their_targets(tmp_path):
 def test_links_are_counted_in_a_stream(tmp_path, caplog):
     write_links(tmp_path / "train.tar")
     list(read_tar(str(tmp_path / "train.tar"), set()))
-    assert "7 links, which a stream does not follow" in caplog.text
+    assert "7 links, which are not followed in a stream" in caplog.text
 
 
 def sparse_member(name, size, parts):
@@ -274,7 +274,7 @@ def test_damage_is_logged_with_its_byte(tmp_path, caplog):
     (tmp_path / "train.tar").write_bytes(data)
     assert open_webdataset(str(tmp_path), "train").examples == 5
     told = f"is damaged: skipped {fourth - third} bytes at offset {third} without a valid header"
-    assert told in caplog.text and "5 examples of it are used" in caplog.text
+    assert told in caplog.text and "5 of its examples are used" in caplog.text
     caplog.clear()
     assert len(list(read_tar(str(tmp_path / "train.tar"), set()))) == 5
     assert told in caplog.text

@@ -1,1 +1,1 @@
-"""Data sources, one kind a file; `registry.py` opens them by name."""
+"""Data sources, one module for each kind; `registry.py` opens them by name."""

@@ -1,4 +1,4 @@
-"""The source `arrays`: npz shards of decoded images in one folder, such as `train-0.npz`."""
+"""The source `arrays`: decoded images in npz files, such as `train-0.npz`."""
 
 import os
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ from can_jax.utils.errors import UserError, one_line
 
 
 def open_arrays(path: str, split: str, channels: int) -> ArraySource:
-    """Read the shards of a split into memory, in the order of their names.
+    """Read the npz files of a split into memory, in the order of their names.
 
-    A shard holds ``images``, uint8 (n, height, width, channels). It may hold ``labels``, integers
-    (n,), and ``label_names``. Pickled objects are rejected.
+    A file contains ``images``, uint8 (n, height, width, channels), and optionally ``labels``,
+    integers (n,), and ``label_names``. Files with pickled objects are rejected.
 
     Args:
-        path: The folder of the shards, or a single npz file.
-        split: The name of the split.
+        path: The folder that contains the npz files, or the path of a single one.
+        split: The name of the split, such as `train`.
         channels: The number of channels that the images must have.
 
     Raises:
-        UserError: There is no shard, or a shard does not have the expected content.
+        UserError: There is no npz file of the split, or one does not have the expected content.
     """
     root = Path(path)
     if not root.exists():
@@ -46,15 +46,17 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
 def one_numbering(
     shards: Sequence[Path], labels: Sequence[np.ndarray], names: Sequence[tuple[str, ...]]
 ) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Renumber the labels of all shards by a common list of class names.
+    """Renumber the labels of all npz files such that each class name has one label.
 
-    A shard without names is assumed to number its classes like the first shard with names.
+    A file without class names is assumed to number its classes like the first file with class
+    names.
 
     Returns:
-        The labels of each shard, and the names of all classes.
+        The new labels of each file, and the names of all classes.
 
     Raises:
-        UserError: The names of shards differ, and some label has no name of its own.
+        UserError: The files have different class names, and a label has no name or shares its name
+            with another label.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
@@ -74,10 +76,10 @@ def one_numbering(
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
-    """Return the npz files of a split in a folder, sorted by name.
+    """Return the paths of a split's npz files in a folder, sorted by name.
 
     Raises:
-        UserError: The folder has no file of the split.
+        UserError: There is no npz file of the split.
     """
     if root.is_file():
         choose_files(str(root), [root.name], split, "npz file", listed=True)
@@ -90,7 +92,7 @@ def shards_of_split(root: Path, split: str) -> list[Path]:
 
 
 def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Return the images, labels and label names of one shard.
+    """Return the images, labels and class names in one npz file.
 
     Raises:
         UserError: The file cannot be read, or an array has the wrong type or shape.
@@ -107,7 +109,7 @@ def _read(shard: Path, channels: int) -> tuple[np.ndarray, np.ndarray, tuple[str
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != channels:
         raise UserError(
             f"{shard}: 'images' is {images.dtype} {images.shape}; expected is uint8 "
-            f"(images, height, width, {channels}), the last as in config.data.channels"
+            f"(images, height, width, {channels}), with config.data.channels={channels}"
         )
     labels = arrays.get("labels", np.full(len(images), -1))
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):

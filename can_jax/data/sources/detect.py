@@ -1,4 +1,4 @@
-"""Detection of the kind of data at a path, for commands that are not given `data.source`."""
+"""Detection of the kind of data at a path, for commands to which `data.source` is not given."""
 
 import os
 from collections import Counter
@@ -17,11 +17,11 @@ LOOKED = 64  # the maximum number of images whose paths are returned
 
 
 class Kind(NamedTuple):
-    """The kind of data at a path.
+    """The result of detecting the kind of data at a path.
 
     Attributes:
-        source: The value of ``data.source``.
-        images: The number of image files, at most `MOST`.
+        source: The value of ``data.source`` that reads the data.
+        images: The number of image files among the first `MOST` files.
         files: The paths of the first `LOOKED` image files.
     """
 
@@ -31,13 +31,14 @@ class Kind(NamedTuple):
 
 
 def kind_of(path: str) -> Kind:
-    """Return the kind of data at a path: a folder, a file, or a pattern of shards.
+    """Return the kind of data at a path, which can be a folder, a file, or a pattern of shards.
 
-    A folder is one of shards or arrays if it holds at least as many of them as images, so that an
-    archive beside the images of a folder does not count.
+    If a folder contains files of several kinds, the most frequent kind counts, so an archive among
+    many images is ignored. If there are as many images as files of another kind, the other kind
+    counts.
 
     Raises:
-        UserError: The path does not exist, or holds no data of a known kind.
+        UserError: The path does not exist, or contains no data of a supported kind.
     """
     if "::" in path or "{split}" in path or not is_folder(path):
         return _of_files(path)
@@ -59,18 +60,18 @@ def kind_of(path: str) -> Kind:
         reason = remedy(others)
         raise UserError(
             f"{shown(path)} holds no images, shards (.tar, .tfrecord) or arrays (.npz); "
-            f"{reason or 'another layout is set by --config.data.source, see docs/data.md'}"
+            f"{reason or 'set --config.data.source for another layout, see docs/data.md'}"
         )
     source = max(counts, key=lambda kind: (counts[kind], kind != "folder"))
     return Kind(source, counts["folder"], tuple(images))
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind of a file or a pattern, from its own name or that of the first match.
+    """Return the kind of a file or pattern, from its own name or that of the first matching file.
 
     Raises:
-        UserError: No file matches, the first match is in a format that is not supported, or the
-            path is that of a single image.
+        UserError: No file matches, the format of the first match is not supported, or the path is a
+            single image.
     """
     first = path.split("::")[0]
     kind = _kind_of_name(os.path.basename(first))
@@ -83,12 +84,12 @@ def _of_files(path: str) -> Kind:
         if reason := remedy([first]):
             raise UserError(f"{shown(path)}: {reason}")
     if kind == "folder":
-        raise UserError(f"{shown(path)}: give the folder of the images")
+        raise UserError(f"{shown(path)} is an image: give the folder that contains the images")
     return Kind(kind or "tfrecord")
 
 
 def _kind_of_name(name: str) -> str:
-    """Return the source to which a file belongs by its name, or ""."""
+    """Return the data source that reads files with such a name, or ""."""
     if name.lower().endswith(".npz"):
         return "arrays"
     if IMAGE_NAME.search(name):
@@ -99,7 +100,8 @@ def _kind_of_name(name: str) -> str:
 
 
 def _files_below(path: str) -> Iterator[str]:
-    """Yield the visible files below a folder; a local folder is listed only as far as needed."""
+    """Yield the paths of the visible files below a folder; a local folder is listed only as far as
+    needed."""
     if is_remote(path):
         yield from (f"{folder}/{name}" for folder, names in walk(path) for name in names)
         return

@@ -1,8 +1,8 @@
-"""The table that locates every example of a data set, used by all encoded sources.
+"""The table that locates every example of a data set, which all sources of encoded images use.
 
-A table is a few columns of integers. It comes from scanning the files (`scan.py`), or is
-memory-mapped from an index that `python -m can_jax.data.index` wrote. Memory-mapped, hundreds of
-millions of rows take address space, and memory only for the parts in use.
+A table consists of a few columns of integers. It comes from scanning the files of the data set, or
+is memory-mapped from an index that `python -m can_jax.data.index` wrote. A memory-mapped table
+occupies memory only for the pages in use, even with hundreds of millions of rows.
 """
 
 import dataclasses
@@ -27,16 +27,18 @@ FOLDER = ".can_jax_index"  # the folder beside the data that holds an index for 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The examples of a data set, ordered by file and by offset within it.
+    """The location and label of each example of a data set, ordered by file and by offset within
+    it.
 
     Attributes:
-        names: The names of the files, relative to the root of the data.
-        file: The index into ``names`` of each example.
-        offset, length: The byte range of each example in its file; a length of -1 is the whole
+        names: The paths of the files, relative to the root folder of the data.
+        file: The index into ``names`` of each example's file.
+        offset, length: The byte range of each example in its file. A length of -1 means the whole
             file.
-        label: The label of each example; -1 where unknown.
-        label_names: The names of the classes; empty if unknown.
-        digest: The first 8 bytes of BLAKE2b of each example's content; None if it was not read.
+        label: The label of each example; -1 if unknown.
+        label_names: The class names, indexed by label; empty if unknown.
+        digest: The 8-byte BLAKE2b hash of each example's content as an integer; None if contents
+            were not hashed.
         size: The size of each file in bytes; None if the sizes are unknown.
     """
 
@@ -53,11 +55,12 @@ class Table:
         return len(self.file)
 
     def describe(self, index: int) -> str:
-        """Return the file and offset of an example, for messages."""
+        """Return the name of an example's file and the byte offset in it, for messages."""
         return place_of(self.names[int(self.file[index])], int(self.offset[index]))
 
     def select(self, rows: np.ndarray) -> "Table":
-        """Return a table of some rows, given by indices or a mask; ``names`` stays the same."""
+        """Return a table of the rows that an array of indices or a mask selects; ``names`` stays
+        the same."""
         return dataclasses.replace(
             self,
             file=self.file[rows],
@@ -68,12 +71,13 @@ class Table:
         )
 
     def save(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Write an index. The facts are written last, because their file marks the index as
-        complete.
+        """Write this table as an index, one .npy file for each column.
+
+        `index.json` is written last, because its presence marks the index as complete.
 
         Args:
             folder: The folder of the index; created if missing.
-            facts: Further entries for the file of facts, serializable as JSON.
+            facts: Further JSON-serializable entries of `index.json`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for column, values in self._columns().items():
@@ -81,7 +85,7 @@ class Table:
         write_facts(folder, facts, len(self), self.label_names)
 
     def _columns(self) -> dict[str, np.ndarray]:
-        """Return the arrays to store, by file name."""
+        """Return the arrays to store, by the names of their files without suffix."""
         columns = {
             "names": self.names.text,
             "name_ends": self.names.ends,
@@ -94,30 +98,32 @@ class Table:
 
 
 def place_of(name: str, offset: int) -> str:
-    """Return the location of an example, for messages."""
+    """Return the name of an example's file and the byte offset in it, for messages."""
     return f"{name}, at byte {offset}" if offset else name
 
 
 def write_facts(
     folder: Path, facts: dict[str, Any], examples: int, label_names: tuple[str, ...]
 ) -> None:
-    """Write the facts of an index, which marks it as complete."""
+    """Write `index.json`, the metadata of an index, whose presence marks the index as complete."""
     own = {"format": FORMAT, "examples": examples, "label_names": list(label_names)}
     replace_text(folder / FACTS, json.dumps(facts | own, indent=1))
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Return the facts stored with an index.
+    """Return the metadata of an index, the content of its `index.json`.
 
     Raises:
-        UserError: The folder holds no valid index.
+        UserError: The folder contains no valid index.
     """
     try:
         facts = read_json(epath.Path(folder / FACTS))
     except UserError as error:
         raise UserError(f"{folder} holds no complete index of can_jax: {error}") from error
     if facts.get("format") != FORMAT:
-        raise UserError(f"{folder} is an index of format {facts.get('format')!r}, not {FORMAT}")
+        raise UserError(
+            f"{folder} is an index of format {facts.get('format')!r}, not {FORMAT}; rebuild it"
+        )
     names, sizes = facts.get("label_names"), facts.setdefault("sizes", {})
     if (
         type(facts.get("examples")) is not int
@@ -133,10 +139,10 @@ def facts_of(folder: Path) -> dict[str, Any]:
 
 
 def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
-    """Return the memory-mapped table of an index, and the facts stored with it.
+    """Return the memory-mapped table of an index, and the content of its `index.json`.
 
     Raises:
-        UserError: There is no index, or it is incomplete or damaged.
+        UserError: There is no index in the folder, or it is incomplete or damaged.
     """
     facts = facts_of(folder)
     try:
@@ -166,16 +172,16 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
 
 
 def _problem(table: Table) -> str | None:
-    """Return a description of an impossible value in a table, or None if it is consistent."""
+    """Return a phrase that describes an invalid value in a table, or None if there is none."""
     names, ends = table.names, table.names.ends
     if names.text.dtype != np.uint8:
-        return "its names are not bytes"
+        return "its file names are not stored as bytes"
     if len(ends) and (ends[0] < 0 or ends[-1] > len(names.text) or (ends[1:] < ends[:-1]).any()):
-        return "the offsets of its names are invalid"
+        return "the offsets of its file names are invalid"
     if not len(table):
         return "it has no examples"
     if table.file.min() < 0 or table.file.max() >= len(names):
-        return "an example is in none of its files"
+        return "an example refers to a missing file name"
     if table.label_names and table.label.max() >= len(table.label_names):
         return "a label has no name"
     return None

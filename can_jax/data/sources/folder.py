@@ -1,4 +1,4 @@
-"""The source `folder`: image files anywhere below a directory, with optional labels."""
+"""The source `folder`: image files anywhere below a folder, with optional labels."""
 
 import dataclasses
 import itertools
@@ -53,20 +53,22 @@ def open_folder(
     cache_bytes: int = 0,
     labels: str | None = None,
 ) -> IndexedSource:
-    """Open the images of a split in its folder or, without such a folder, among all images.
+    """Open the images of a split below a folder.
 
-    `place_of_splits` finds the folders of the splits, and `choose_images` selects among all images.
+    If the split has a folder of its own, which `place_of_splits` finds, all images in that folder
+    are used. Otherwise `choose_images` selects the images of the split.
 
     Args:
-        path: The folder of the data set.
-        split: The name of the split.
-        index: The folder of the index; None for its default folder.
-        cache_bytes: The number of bytes of encoded images to cache in memory.
-        labels: The path of a list of file names and labels, which replace the labels by folder.
+        path: The path or URL of the folder that contains the data set.
+        split: The name of the split, such as `train`.
+        index: The folder of the index; None for the default folder below the images.
+        cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
+        labels: The path of a list of file names and labels, which replaces the labels given by
+            folders; or None.
 
     Raises:
-        UserError: The folder does not exist, or holds no image of the split; or the list of labels
-            cannot be read.
+        UserError: The folder does not exist or contains no image of the split, or the list of
+            labels cannot be read.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -87,20 +89,21 @@ def open_folder(
 
 
 def _labeled(table: Table, path: str, root: str) -> Table:
-    """Return a table with the labels of a list; unchanged if the list names none of its files."""
+    """Return a table with the labels of a label list; unchanged if the list contains none of its
+    files."""
     by_file, classes, missing = labels_from(read_label_list(path), table.names)
     labels = by_file[np.asarray(table.file)]
     count = int((labels < 0).sum())
     if count == len(labels):
         logging.warning(
-            "config.data.labels=%s names no image in %s, whose labels stay as they are",
+            "config.data.labels=%s names no image in %s, so it is not used",
             shown(path), shown(root),
         )  # fmt: skip
         return table
     if count or missing:
         logging.warning(
             "config.data.labels=%s: %d of %d images in %s are not listed and have no label; %d "
-            "entries have no image", shown(path), count, len(labels), shown(root), missing,
+            "entries match no image", shown(path), count, len(labels), shown(root), missing,
         )  # fmt: skip
     return dataclasses.replace(table, label=labels, label_names=classes)
 
@@ -108,10 +111,10 @@ def _labeled(table: Table, path: str, root: str) -> Table:
 def _refuse_splits_as_classes(
     path: str, split: str, groups: Groups, classes: tuple[str, ...]
 ) -> None:
-    """Reject an index of an older version in which the folder of another split is a class.
+    """Reject an index of an older version in which the folder of another split counts as a class.
 
     Raises:
-        UserError: There is such a class.
+        UserError: A class of the index is the folder of another split.
     """
     for other, folders in groups.items():
         for name in set(folders) & set(classes):
@@ -123,7 +126,8 @@ def _refuse_splits_as_classes(
 
 
 def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
-    """Return the folder of a split, its images and its other files, relative to that folder.
+    """Return the folder of a split, and the paths of its images and other files relative to that
+    folder.
 
     Raises:
         UserError: ``path`` is not a folder, or none of its images belongs to the split.
@@ -138,7 +142,7 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
 
 
 def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
-    """Log which folders are treated as classes or left out, if their names are ambiguous."""
+    """Log which folders are treated as classes or left out, where their names are ambiguous."""
     folders = folders_in(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
@@ -154,18 +158,18 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
         beside += sorted(_loose_images(parent))
         if beside:
             logging.warning(
-                "%s: images beside the folder %s of the split %r are left out: %s; set "
-                "config.data.path to the folder to read",
+                "%s: images beside the folder %s of the split %r are left out: %s; to "
+                "use them, set config.data.path to their folder",
                 shown(parent), shown(os.path.relpath(inner, parent)), split, some(beside),
             )  # fmt: skip
 
 
 def place_of_splits(path: str) -> tuple[str, Groups]:
-    """Return the folder that contains the folders of the splits, and those folders by split.
+    """Return the folder that contains the folders of the splits, and the names of those by split.
 
-    The folder that contains them is the given folder or, if only one folder in it holds images, a
-    folder below. For example, it is `images` for `images/train` and `images/val`. If no split has a
-    folder, it is the given folder.
+    The search descends from ``path`` as long as all images are in a single subfolder, so it finds
+    `images` for `images/train` and `images/val`. If no split has a folder, ``path`` and an empty
+    dict are returned.
     """
     parent = path
     for _ in range(DEEPEST):
@@ -191,7 +195,8 @@ def _loose_images(folder: str) -> Iterator[str]:
 
 
 def holds_image(parent: str, name: str) -> bool:
-    """Return whether a folder holds an image at any depth; stops at the first one."""
+    """Return whether a subfolder contains an image at any depth; the search ends at the first
+    image."""
     inside = os.path.join(parent, name)
     walked = walk(inside) if is_remote(inside) else ((p, files) for p, _, files in os.walk(inside))
     return any(
@@ -203,19 +208,19 @@ def holds_image(parent: str, name: str) -> bool:
 
 
 def _is_image(folder: str, name: str) -> bool:
-    """Return whether a file is an image by its suffix or, without a suffix, by its first bytes."""
+    """Return whether a file is an image, by its suffix or, without a suffix, by its first bytes."""
     if "." in name:
         return bool(IMAGE_NAME.search(name))
     return starts_as_image(os.path.join(folder, name))
 
 
 def split_folder(path: str, split: str) -> str | None:
-    """Return the folder of a split within a folder, or None if the split has no folder."""
+    """Return the path of a split's folder below a folder, or None if the split has no folder."""
     return _folder_of_split(*place_of_splits(path), split)
 
 
 def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
-    """Return what `split_folder` does, for the folder of the splits and its groups."""
+    """Return the path of a split's folder, or None, from the result of `place_of_splits`."""
     inner = os.path.join(parent, split)
     if standard(split) not in SPELLINGS and is_folder(inner):
         return inner
@@ -226,10 +231,10 @@ def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
 def scan_folder(path: str, split: str) -> Table:
     """Return a table of the images of a split, sorted by name.
 
-    The classes are those of `classes_of`; images directly in the folder have no label.
+    Labels follow from the folders; see `classes_of`. Images in no class folder have the label -1.
 
     Raises:
-        UserError: There is no image.
+        UserError: The split contains no image.
     """
     root, names, others = images_of_split(path, split)
     if others:
@@ -271,19 +276,19 @@ def scan_folder(path: str, split: str) -> Table:
 def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     """Return the label of each file, and the names of the classes.
 
-    The first folder of a file's path is its class. A file in no folder has the label -1. If at
-    least half of the files are in no folder, folders are not classes.
+    The first folder in a file's path is its class. A file in no folder has the label -1. If at
+    least half of the files are in no folder, there are no classes.
 
-    If every file is below a folder of its split, as in `site/train/cat/0.png`, the class is the
-    folder below that one.
+    If every file is below a folder named after a split, as in `site/train/cat/0.png`, its class is
+    the folder directly below that one, here `cat`.
     """
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
     below = [_folder_below_split(name) for name in names]
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "the folders below the split's folders are classes, such as %s in %s; the folders "
-                "above them are not: set config.data.path to one of these to read it alone",
+                "the folders directly below those of the split are classes, such as %s in %s; the "
+                "top-level folders are not: set config.data.path to one to read only that folder",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below
@@ -295,18 +300,19 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _log_no_classes(classes: list[str], names: list[str]) -> None:
-    """Log classes that may not be classes, such as `images` and `masks`, or folders of splits."""
+    """Log folders that are treated as classes but may not be, such as `images` and `masks`, or the
+    folders of splits."""
     inner = {os.path.basename(os.path.dirname(name)) for name in names}
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
         logging.warning(
             "the folders %s are treated as classes, with images such as %s; set config.data.path "
-            "to one of them to read it alone", some(classes), shown(names[0]),
+            "to one of them to read only that folder", some(classes), shown(names[0]),
         )  # fmt: skip
 
 
 def _folder_below_split(name: str) -> str:
-    """Return the first folder below one that is named after a split, or ""."""
+    """Return the first folder in a path that is directly below one named after a split, or ""."""
     folders = name.split(os.sep)[:-1]
     below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
     return next(below, "")

@@ -1,4 +1,4 @@
-"""A source of encoded images that are read from files by a table of byte ranges."""
+"""The source of encoded images that are located by a table of byte ranges in files."""
 
 import dataclasses
 import errno
@@ -38,15 +38,16 @@ REMOTE_CHUNKS = 16  # chunks of the input pipeline that are read ahead of the de
 
 
 class IndexedSource(Source):
-    """A source that reads examples by their byte range in a file.
+    """A source of encoded images, each stored as a file, as a byte range of a file, or in a record
+    of a TFRecord file.
 
     Args:
-        root: The folder to which the names in the table are relative.
+        root: The path or URL of the folder to which the file names in ``table`` are relative.
         table: The table that locates the examples.
-        parse: A function that returns the encoded image and label of a record. None if the bytes
-            are the image and the table holds the label.
-        cache_bytes: The bytes of a cache in memory. Examples are added when they are read, and
-            stay, until the cache is full.
+        parse: A function that returns the encoded image and the label of a record. If None, the
+            byte ranges are the images themselves, and ``table`` contains their labels.
+        cache_bytes: The size of a cache of encoded images in memory, in bytes. Images are added as
+            they are read, until the cache is full, and are never removed.
     """
 
     def __init__(
@@ -69,11 +70,11 @@ class IndexedSource(Source):
         return len(self.table)
 
     def cache_on_disk(self, folder: str, limit: int) -> None:
-        """Cache encoded images in a folder, from now on.
+        """Enable a cache of encoded images in a folder.
 
         Args:
-            folder: The folder, which other processes and hosts may use, too.
-            limit: The size of the full cache in bytes, approximately.
+            folder: The path of the folder, which several processes and hosts can share.
+            limit: The approximate size in bytes that the full cache may have.
         """
         every = np.arange(0, self.examples, max(1, self.examples // SIZED))
         sizes = self.byte_sizes(every)
@@ -84,18 +85,20 @@ class IndexedSource(Source):
 
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"]:
-        """The labels of the index, which may have been built with another `label_key`."""
+        """The labels in the table; those of an index may come from another `label_key` than the
+        configured one."""
         return self.table.label
 
     @property
     def content_digests(self) -> UInt64[np.ndarray, " examples"] | None:
-        """The digest of each example, if the index stores them."""
+        """The hash of each example's content as an integer; None if the table has none."""
         return self.table.digest
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
-        """Return the size of each example in bytes, -1 where unknown.
+        """Return the size of each example in bytes, -1 if unknown.
 
-        Return None if that requires requests to a store, or more than `STATED` system calls.
+        The result is None if finding the sizes requires requests to an object store, or system
+        calls for more than `STATED` files.
         """
         table, length = self.table, np.asarray(self.table.length[examples])
         if (length >= 0).all():
@@ -113,7 +116,8 @@ class IndexedSource(Source):
         return np.array([size(int(example)) for example in examples], np.int64)
 
     def fingerprint(self) -> Fingerprint:
-        """Return digests of the table, and of the sizes, content and labels that it holds."""
+        """Return hashes of the file names and byte ranges in the table, and of the sizes, content
+        digests and labels if known."""
         table = self.table
         result: Fingerprint = {
             "examples": self.examples,
@@ -129,7 +133,8 @@ class IndexedSource(Source):
         return result
 
     def same_files(self, other: Source) -> bool:
-        """Return whether both have the same root and the same examples in the same order."""
+        """Return whether another source has the same root folder, and the same examples in the same
+        order."""
         if self is other:
             return True
         return (
@@ -143,15 +148,16 @@ class IndexedSource(Source):
 
     @property
     def _place(self) -> str:
-        """The canonical root; a local root is resolved through links."""
+        """The URL of the root folder, or its local path after resolving symbolic links."""
         return self.root if is_remote(self.root) else os.path.realpath(self.root)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; the image of a damaged record is empty.
+        """Return the encoded images of some examples, and their labels; a damaged record has an
+        empty image.
 
         Raises:
-            UserError: A file cannot be read, even after retries. No other image replaces it, since
-                that would change the stream of examples.
+            UserError: A file cannot be read, even after retries. No other image replaces it,
+                because that would change the order of the data.
         """
         apply = _remote_readers().map if self._remote else map
         contents = list(apply(self._content, map(int, examples)))
@@ -161,14 +167,14 @@ class IndexedSource(Source):
         return [image for image, _ in pairs], np.array([label for _, label in pairs], np.int32)
 
     def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
+        """Return the path of an example's file and the byte offset in it, for messages."""
         return os.path.join(self.root, self.table.describe(example))
 
     def _path(self, file: int) -> str:
-        """Return the path of a file.
+        """Return the path of a file in the table, given its index.
 
         Raises:
-            ValueError: The name leads out of the root, which only a foreign index can contain.
+            ValueError: The file name leads out of the root folder, as only a manipulated index can.
         """
         name = self.table.names[file]
         if os.path.isabs(name) or os.pardir in name.split(os.sep) or "\0" in name:
@@ -176,7 +182,8 @@ class IndexedSource(Source):
         return os.path.join(self.root, name)
 
     def _content(self, example: int) -> bytes:
-        """Return the bytes of an example, from the cache if possible."""
+        """Return the bytes of an example, from the caches in memory or on disk if they contain
+        it."""
         cached = self._cache.get(example)
         if cached is not None:
             return cached
@@ -210,30 +217,28 @@ class IndexedSource(Source):
 
 @functools.cache
 def _remote_readers() -> ThreadPoolExecutor:
-    """Return the threads that wait for stores, shared by all sources."""
+    """Return the thread pool for requests to object stores, which all sources share."""
     return ThreadPoolExecutor(REMOTE_READERS, "remote-reader")
 
 
 def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord | None) -> bytes:
-    """Return the bytes of an example; a record is verified by its checksum.
+    """Return the bytes of an example; the checksum of a record is verified.
 
     Args:
-        file: The open file that holds the example.
-        offset: The offset of the example in bytes.
-        length: The length in bytes; -1 is the whole file.
-        parse: The parser of the example's record; None if the example is not a record.
+        file: The open file that contains the example.
+        offset: The byte offset of the example in the file.
+        length: The length of the example in bytes; -1 for the whole file.
+        parse: The function that parses the record; None if the example is not a record.
 
     Raises:
-        ValueError: The checksum is wrong.
-        OSError: The file ends before the example does.
-        Exception: The file system fails with an error of its own type.
+        ValueError: The checksum of the record is wrong.
+        OSError: The file is too short to contain the example.
+        Exception: A storage library raises an error of its own type.
     """
     expected = length if parse is None else length + FOOTER
     content = file.read(offset, expected)
     if len(content) < expected:
-        raise OSError(
-            errno.EIO, "it ends before this example, and was truncated after it was indexed"
-        )
+        raise OSError(errno.EIO, "the file is shorter than when it was indexed or scanned")
     if parse is None:
         return content
     intact = intact_content(content)
@@ -245,18 +250,18 @@ def read_example(file: RandomFile, offset: int, length: int, parse: ParseRecord 
 def stored_table(
     source: str, root: str, split: str, index: str | None, shards: Sequence[str] | None = None
 ) -> Table | None:
-    """Return the table of a data set from its index; None if it has none.
+    """Return the table in the index of a data set, or None if it has no index.
 
     Args:
-        source: The kind of data, as stored in the index.
-        root: The folder of the data.
-        split: The name of the split.
-        index: The folder of the index; None for its default folder below the root.
-        shards: The names of the shards relative to the root, with which an index must agree. None
-            if each file is an example; files added after the index was built are then left out.
+        source: The kind of data that the index must be of, such as `tfrecord`.
+        root: The path or URL of the folder that contains the data.
+        split: The name of the split, such as `train`.
+        index: The folder of the index; None for the default folder below ``root``.
+        shards: The names of the shards relative to ``root``, which the index must contain. If None,
+            each file is one example, and files that were added after indexing are left out.
 
     Raises:
-        UserError: The index is damaged, or older than the data.
+        UserError: The index is damaged, of another kind of data, or does not match the shards.
     """
     folder = local_copy(index) if index else _usual_place(root, split, shards)
     if folder is None:
@@ -271,7 +276,7 @@ def stored_table(
     sizes = dict(zip(shards, current.tolist(), strict=True))
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(
-            f"{folder} is not the index of this data: {name} is in one of them only; rebuild it "
+            f"{folder} does not match the data: only one of them contains {name}; rebuild it "
             "with python -m can_jax.data.index"
         )
     for name, size in sizes.items():
@@ -285,13 +290,14 @@ def stored_table(
 
 
 def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | None:
-    """Return the default folder of a split's index, under any spelling of the split, or None.
+    """Return the existing default folder of a split's index, under any spelling of the split, or
+    None.
 
     Args:
-        root: The folder of the data.
-        split: The name of the split.
-        shards: The names of the shards, or None. An index of other shards is ignored, unless it has
-            exactly the name of the split.
+        root: The path or URL of the folder that contains the data.
+        split: The name of the split, such as `train`.
+        shards: The names of the shards, or None if the data has no shards. An index of other shards
+            is ignored, unless its folder has exactly the name of the split.
     """
     place = os.path.join(root, FOLDER)
     if is_remote(root):
@@ -308,19 +314,19 @@ def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | 
 
 
 def local_copy(index: str) -> Path:
-    """Return the local folder of an index; one on a store is copied first."""
+    """Return the local folder of an index; a remote index is copied first."""
     return mirrored(index) if is_remote(index) else Path(index)
 
 
 def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> None:
-    """Log which data an index leaves out.
+    """Log warnings about the data that an index leaves out.
 
     Args:
-        index: The folder of the index.
-        facts: The facts stored with the index.
-        folder: The folder of class folders that was indexed; None for shards.
+        index: The folder of the index, for messages.
+        facts: The content of the index's `index.json`.
+        folder: The indexed folder that contains the folders of the classes; None for shards.
     """
-    advice = "python -m can_jax.data.index rebuilds it"
+    advice = "rebuild it with python -m can_jax.data.index"
     if "request" not in facts and facts.get("source") != "tfrecord":
         logging.warning(
             "%s was written by an older version, which missed images in tars and distinguished "
@@ -337,6 +343,6 @@ def _log_left_out(index: Path, facts: dict[str, Any], folder: str | None) -> Non
         if new := sorted(name for name in folders - classes if not name.startswith(".")):
             names = [shown(name) for name in new[:NAMED_FOLDERS]]
             logging.warning(
-                "%s does not have %d folders beside its classes, such as %s; %s",
+                "%s lacks %d folders that are now beside those of its classes, such as %s; %s",
                 index, len(new), ", ".join(names), advice,
             )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Class matching between two sources: by name, or by label if names are missing.
+"""Matching of the classes of two sources: by name, or by label if a source has no names.
 
-Each source numbers its own classes, so equal labels of two sources may be different classes.
-`Classes` holds the classes of a training source. `Classes.match` translates the labels of another
-source to them.
+Each source numbers its own classes, so the same label can denote different classes in two sources.
+`Classes` describes the classes of a training source. `Classes.match` translates the labels of
+another source to class indices of the training source.
 """
 
 import dataclasses
@@ -28,18 +28,19 @@ Numbers = Int[np.ndarray, "_"]  # indices of examples in a source
 
 @dataclasses.dataclass(frozen=True)
 class Numbering:
-    """A translation of labels to class indices.
+    """A translation of the labels of a source to class indices.
 
     Attributes:
-        labels: The known labels, ascending.
-        indices: The class index of each known label.
+        labels: The labels that can be translated, ascending.
+        indices: The class index of each entry of ``labels``.
     """
 
     labels: Labels
     indices: Labels
 
     def __call__(self, labels: Labels) -> Labels:
-        """Return the class index of each label as int32; -1 for an unknown label."""
+        """Return the class index of each label as int32; -1 for a label that cannot be
+        translated."""
         if not len(self.labels):
             return np.full(len(labels), -1, np.int32)
         at = np.minimum(np.searchsorted(self.labels, labels), len(self.labels) - 1)
@@ -51,8 +52,9 @@ class Classes:
     """The classes of a training source, in the order of a classifier's outputs.
 
     Attributes:
-        labels: The label of each class in the training source, ascending; any integers.
-        names: The name of each class; empty if the source has no names.
+        labels: The label of each class in the training source, ascending; not necessarily
+            consecutive.
+        names: The name of each class; empty if the source has no class names.
     """
 
     labels: Labels
@@ -63,29 +65,31 @@ class Classes:
 
     @property
     def display_names(self) -> tuple[str, ...]:
-        """The names of the classes, or their labels if they have no names."""
+        """The names of the classes, or their labels as text if they have no names."""
         return self.names or tuple(map(str, self.labels.tolist()))
 
     @property
     def numbering(self) -> Numbering:
-        """The translation of the training source's own labels."""
+        """The translation of the training source's own labels to class indices."""
         return Numbering(self.labels, np.arange(len(self)))
 
     def match(
         self, labels: Labels, label_names: Sequence[str], split: str, train: str
     ) -> Numbering:
-        """Return the translation of another source's labels to class indices.
+        """Return the translation of another source's labels to the class indices of this source.
 
-        Classes are matched by name. If one source has no names, its labels are compared with the
-        other's names if those are numbers, and otherwise with the other's labels.
+        Classes are matched by name. If only one source has class names and all of them are numbers,
+        these are compared with the labels of the other source. Otherwise, if either source has no
+        class names, the labels themselves are compared.
 
         Args:
             labels: The distinct labels that occur in the other source, ascending.
-            label_names: The names of its classes; empty if unknown.
-            split, train: The names of the other and the training source in messages.
+            label_names: The class names of the other source, indexed by label; empty if unknown.
+            split, train: Phrases that denote the other source and the training source in messages.
 
         Raises:
-            UserError: A class is not among these classes, or names are ambiguous.
+            UserError: The other source has a class that this source lacks, or class names are
+                ambiguous.
         """
         indices = self.numbering(labels)
         as_text = [str(label) for label in labels]
@@ -112,8 +116,8 @@ class Classes:
         return Numbering(np.asarray(labels), indices)
 
     def absent(self, labels: Labels) -> str:
-        """Return a phrase that counts and names the classes that are not in ``labels``, class
-        indices."""
+        """Return a phrase that counts and names the classes without an entry in ``labels`` (class
+        indices); "" if there are none."""
         absent = np.setdiff1d(np.arange(len(self)), labels)
         if not len(absent):
             return ""
@@ -121,8 +125,8 @@ class Classes:
         return f"{len(absent)} of {len(self)} classes, such as {some}"
 
     def alike(self) -> str:
-        """Return a phrase that names two classes which differ only in case or surrounding blanks,
-        or ""."""
+        """Return a phrase that names two classes whose names differ only in case, blanks or
+        slashes, or ""."""
         seen: dict[str, str] = {}
         for name in self.names:
             if (other := seen.setdefault(_folded(name), name)) != name:
@@ -130,7 +134,8 @@ class Classes:
         return ""
 
     def _unknown(self, unknown: list[str], split: str, train: str) -> str:
-        """Return the message that names unknown classes and suggests a similar known one."""
+        """Return the message about classes that the training source lacks; it suggests a class with
+        a similar name."""
         what = f"the class {unknown[0]!r}"
         if len(unknown) > 1:
             what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
@@ -141,10 +146,10 @@ class Classes:
 
 
 def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str]:
-    """Return the name of each label; the labels must ascend.
+    """Return the class name of each label; ``labels`` must be ascending.
 
     Raises:
-        UserError: A label exceeds the list of names.
+        UserError: A label is not a valid index into ``label_names``.
     """
     if len(labels) and labels[-1] >= len(label_names):
         raise UserError(
@@ -155,17 +160,18 @@ def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str
 
 
 def _folded(name: str) -> str:
-    """Return a name without surrounding blanks and slashes, case-folded."""
+    """Return a class name in lower case (case-folded), without surrounding blanks and slashes."""
     return _composed(name).strip(" /\\").casefold()
 
 
 def _composed(name: str) -> str:
-    """Return a name in Unicode form NFC, because some systems decompose accents."""
+    """Return a class name in Unicode form NFC, because some file systems store accents
+    separately."""
     return unicodedata.normalize("NFC", name)
 
 
 def _refuse_duplicates(names: Sequence[str], key: Callable[[str], Any], split: str) -> None:
-    """Raise `UserError` if two classes have the same name under ``key``."""
+    """Raise `UserError` if ``key`` maps the names of two classes to the same value."""
     seen: set[Any] = set()
     for name in names:
         if key(name) in seen:
@@ -177,12 +183,12 @@ def _refuse_duplicates(names: Sequence[str], key: Callable[[str], Any], split: s
 
 
 def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels:
-    """Return the labels of some examples; -1 where unknown.
+    """Return the labels of some examples, -1 if unknown.
 
     Args:
-        source: The source that holds the examples. They are read if ``known`` is None.
+        source: The source that contains the examples; it is read only if ``known`` is None.
         examples: The indices of the examples in the source.
-        known: The result of `known_labels` for the source.
+        known: The labels of all examples of the source, as returned by `known_labels`, or None.
     """
     if known is not None:
         return np.asarray(known[examples])
@@ -194,9 +200,10 @@ def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels
 
 
 def known_labels(source: Source) -> Labels | None:
-    """Return the labels of a source if they are known without reading it, else None.
+    """Return the label of each example of a source, or None if the labels are stored only in its
+    records.
 
-    Labels of an index are returned if they agree with a sample of records.
+    The labels of an index are returned if they agree with a sample of records.
     """
     labels = source.stored_labels
     if source.labels is not None or labels is None:
@@ -208,7 +215,8 @@ def known_labels(source: Source) -> Labels | None:
 
 
 def has_labels(source: Source) -> bool:
-    """Return whether a source has labels, as far as is known or a sample of records shows."""
+    """Return whether a source has labels, according to its known labels or else to a sample of its
+    records."""
     labels = known_labels(source)
     if labels is None:
         labels = source.read(_sample(source))[1]
@@ -216,12 +224,12 @@ def has_labels(source: Source) -> bool:
 
 
 def _sample(source: Source) -> Numbers:
-    """Return the indices of examples, spread over a source, that are read to characterize it."""
+    """Return the indices of up to `COMPARED` examples, evenly spaced over a source."""
     return np.linspace(0, source.examples - 1, min(COMPARED, source.examples)).astype(np.int64)
 
 
 def without_known_class(source: Source, names: Sequence[str]) -> str:
-    """Return the classes of a source if none of them is among ``names``, else nothing."""
+    """Return some class names of a source if none of its classes is among ``names``, else ""."""
     labels = known_labels(source)
     if labels is None or not names or not source.label_names:
         return ""
@@ -233,7 +241,7 @@ def without_known_class(source: Source, names: Sequence[str]) -> str:
 
 
 def distinct(labels: Labels) -> Labels:
-    """Return the labels that occur, ascending, without unknown (negative) ones."""
+    """Return the distinct labels in ascending order, without negative ones, which mean unknown."""
     parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]
     occurring = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
     return occurring[occurring >= 0]

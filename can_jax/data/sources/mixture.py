@@ -1,4 +1,4 @@
-"""The source `mixture`: several sources in one stream, each with a weight."""
+"""The source `mixture`, which samples from several sources with a weight for each."""
 
 from collections.abc import Sequence
 
@@ -11,21 +11,21 @@ from can_jax.utils.errors import UserError
 
 
 class MixtureSource(Source):
-    """A source that concatenates others: the examples of each follow those of earlier parts.
+    """A source that concatenates the examples of several sources, its parts.
 
-    No two parts share a class. The name of a class consists of its part and its name there, such as
-    `0/cat`. It is `1/label 7` if the part has no names, so that it is the same class in every
-    split.
+    No two parts share a class. The name of a class consists of the number of its part and its name
+    there, such as `0/cat`. If the part has no class names, it consists of the part and the label,
+    such as `1/label 7`.
 
-    Labels stored in records are used if the part has names or an index. Otherwise they are unknown,
-    which is logged.
+    Labels stored in records are used only if the part has class names or an index. Otherwise they
+    count as unknown, which is logged.
 
     Args:
-        parts: The sources.
+        parts: The sources of which the mixture consists.
         weights: The sampling weight of each part; only their ratios matter.
 
     Raises:
-        UserError: A label of a part exceeds its list of names.
+        UserError: A label of a part is not a valid index into its class names.
     """
 
     def __init__(self, parts: Sequence[Source], weights: Sequence[float]):
@@ -47,7 +47,8 @@ class MixtureSource(Source):
         return int(self._starts[-1])
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return encoded images and labels; the image of a damaged record is empty."""
+        """Return the encoded images of some examples, and their labels; a damaged record has an
+        empty image."""
         images, labels = [b""] * len(examples), np.full(len(examples), -1, np.int32)
         owners = np.searchsorted(self._starts, examples, side="right") - 1
         for i, part in enumerate(self.parts):
@@ -59,17 +60,17 @@ class MixtureSource(Source):
         return images, labels
 
     def describe(self, example: int) -> str:
-        """Return the location of an example, for messages."""
+        """Return a phrase for messages that says where an example is stored."""
         i = int(np.searchsorted(self._starts, example, side="right")) - 1
         return self.parts[i].describe(example - int(self._starts[i]))
 
     def fingerprint(self) -> Fingerprint:
-        """Return the fingerprint of each part, and the share of each."""
+        """Return the fingerprint and the normalized weight of each part."""
         shares = [round(weight / sum(self.weights), 6) for weight in self.weights]
         return {"parts": [part.fingerprint() for part in self.parts], "weights": shares}
 
     def same_files(self, other: Source) -> bool:
-        """Return whether both have the same parts."""
+        """Return whether another source is a mixture whose parts read the same files."""
         if len(self.parts) != len(other.parts):
             return False
         pairs = zip(self.parts, other.parts, strict=True)
@@ -77,7 +78,7 @@ class MixtureSource(Source):
 
 
 def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
-    """Return the used labels of a part, ascending, and the name of each."""
+    """Return the class labels of a part in ascending order, and the name of each class."""
     labels = known_labels(part)
     occurring = distinct(labels) if labels is not None else np.zeros(0, np.int32)
     if part.label_names:

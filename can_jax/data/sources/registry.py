@@ -1,6 +1,6 @@
-"""The registry of sources, one of which `data.source` names in a configuration.
+"""The registry of data sources, from which `data.source` in a configuration selects one by name.
 
-A user's module adds one with ``SOURCES.register("name", SourceKind(…))``.
+A user's module adds a source with ``SOURCES.register("name", SourceKind(…))``.
 """
 
 import dataclasses
@@ -28,15 +28,16 @@ from can_jax.utils.settings import Key
 
 @dataclasses.dataclass(frozen=True)
 class ShardFormat:
-    """A format of shards, which `data.streaming` can stream.
+    """A format of shards that can be read sequentially, as `data.streaming` requires.
 
     Attributes:
-        locate: A function of a config block and a split. It returns the folder that holds the
-            shards, and the names of the shards' files.
-        reader: A function from a config block to the reader of a shard, which yields the encoded
-            image and the label of each record.
-        no_image: The error message if the first records of a shard hold no image; `{key}` in it is
-            replaced by the value of that key of `data`. If it is empty, the next shard is tried.
+        locate: A function of a config block `data` and a split. The function returns the folder
+            that contains the shards of the split, and their file names.
+        reader: A function of a config block `data`. The function returns another one, which takes
+            the path of a shard, and yields the encoded image and the label of each record.
+        no_image: The error message if the first records of a shard contain no image, which follows
+            the path of the shard. Each `{key}` in the message is replaced by that key of `data`. If
+            the message is empty, the next shard is tried.
     """
 
     locate: Callable[[ConfigDict, str], tuple[str, list[str]]]
@@ -46,16 +47,18 @@ class ShardFormat:
 
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
-    """A kind of source.
+    """A kind of data source, as `data.source` names it.
 
     Attributes:
-        open: A function from a config block `data` and a split to the source. It raises `UserError`
-            if there is no such data or no such split.
-        locate: A cheaper function that raises the same errors; by default ``open``.
-        needs: The keys of `data` that must be set, each with the end of the message if it is not.
-        options: The source's own settings, which `data.options` sets by name; see `options_of`.
-        holds_files: Whether the images are image files, which are decoded to 1, 3 or 4 channels.
-        shards: The format of the shards, if they can be streamed.
+        open: A function that opens a source, given a config block `data` and a split. The function
+            raises `UserError` if the data or the split does not exist.
+        locate: A cheaper function of the same arguments that raises the same errors; ``open`` if
+            None.
+        needs: The keys of `data` that must be set, each with the advice that the error message
+            gives if it is not set.
+        options: The source's own settings by name, which `data.options` sets; see `options_of`.
+        holds_files: Whether the images are encoded files, which are decoded to 1, 3 or 4 channels.
+        shards: The format of the shards; None if the source cannot be streamed.
     """
 
     open: Callable[[ConfigDict, str], Source]
@@ -71,36 +74,39 @@ SOURCES: Registry[SourceKind] = Registry("data source")
 
 
 def options_of(data: ConfigDict) -> dict[str, Any]:
-    """Return the options of a checked config block by name, with defaults where it sets none."""
+    """Return the options of a validated config block by name, including the defaults of unset
+    ones."""
     defaults = {name: key.default for name, key in SOURCES.get(data.source).options.items()}
     return defaults | dict(data.options)
 
 
 def open_source(data: ConfigDict, split: str) -> Source:
-    """Open the source that a checked config block names.
+    """Open the data source that a validated config block selects.
 
     Args:
-        data: The config block.
-        split: The name of the split.
+        data: The config block `data`.
+        split: The name of the split, such as `train`.
 
     Raises:
-        UserError: The data does not exist, or has no example of the split.
+        UserError: The data does not exist, or contains no example of the split.
     """
     source = SOURCES.get(data.source).open(data, split)
     if not source.examples:
-        raise UserError(f"config.data.path={data.path} holds no example of the split {split!r}")
+        raise UserError(f"config.data.path={data.path} contains no example of the split {split!r}")
     return source
 
 
 def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -> tuple[str, ...]:
-    """Return which of the splits `train`, `val` and `test` a checked config block has.
+    """Return which of the splits `train`, `val` and `test` exist in the data of a validated config
+    block.
 
-    Each can be opened by this name, even if the data spells it otherwise. A split with several
-    spellings cannot be opened and is not returned.
+    A returned split can be opened by this name, even if the data spells it otherwise. A split that
+    the data spells in several ways cannot be opened, and is not returned.
 
     Args:
-        data: The config block.
-        problems: A dict that receives the error message of each ambiguous split.
+        data: The config block `data`.
+        problems: A dict to which the error message of each ambiguous split is added, by split; None
+            to discard the messages.
     """
     level = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)  # warnings about files of other splits are expected
@@ -111,7 +117,8 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
 
 
 def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
-    """Return whether the data has a split; an ambiguous split adds its message to ``problems``."""
+    """Return whether the data has a split; if its spelling is ambiguous, add the error message to
+    ``problems``."""
     kind = SOURCES.get(data.source)
     try:
         (kind.locate or kind.open)(data, split)
@@ -179,10 +186,11 @@ def _mixture(data: ConfigDict, split: str) -> Source:
 
 
 def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
-    """Return the config block and the weight of each part of a mixture.
+    """Return the config block and the sampling weight of each part of a mixture.
 
-    The block is that of the mixture, updated by the settings of the part. A part is a folder by
-    default. Its ``split`` overrides the requested one.
+    The config block of a part is that of the mixture, updated with the settings of the part. The
+    source of a part is `folder` by default. A ``split`` in the settings of a part replaces the
+    requested split.
     """
     parts = []
     defaults = {"source": "folder", "split": None, "mixture": (), "index": None, "options": ()}
@@ -194,12 +202,12 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
 
 
 def cache_bytes(data: ConfigDict) -> int:
-    """Return the number of bytes of encoded images that a process may cache in memory."""
+    """Return the maximum size in bytes of a process's cache of encoded images in memory."""
     return int(data.cache_gb * 1e9)
 
 
 def _cached(data: ConfigDict, source: IndexedSource) -> Source:
-    """Return a source after attaching the cache on disk that ``data`` sets, if any."""
+    """Enable the cache on disk that ``data`` configures, if any, and return the source."""
     if data.disk_cache:
         source.cache_on_disk(data.disk_cache, int(data.disk_cache_gb * 1e9))
     return source
@@ -210,11 +218,13 @@ def _stream(source: str) -> Callable[[ConfigDict, str], tuple[str, list[str]]]:
 
 
 def _path(source: str) -> dict[str, str]:
-    return {"path": f"give the location of the {source} data"}
+    return {"path": f"give the path of the data for config.data.source={source}"}
 
 
 TFRECORDS = ShardFormat(
-    _stream("tfrecord"), tfrecord_reader, "holds no {image_key!r}; set config.data.image_key"
+    _stream("tfrecord"),
+    tfrecord_reader,
+    "has no image in the feature {image_key!r}; set config.data.image_key",
 )
 SOURCES.register("shapes", SourceKind(_shapes, lambda data, split: None))
 SOURCES.register("arrays", SourceKind(_arrays, _locate_arrays, _path("arrays")))
@@ -235,7 +245,7 @@ SOURCES.register(
     SourceKind(
         _tfds,
         _locate_tfds,
-        {"name": "name the TFDS data set, such as imagenet2012"},
+        {"name": "give the name of the TFDS data set, such as imagenet2012"},
         holds_files=True,
     ),
 )

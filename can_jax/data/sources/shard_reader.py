@@ -1,4 +1,4 @@
-"""Sequential readers of shards: compressed or not, intact or damaged."""
+"""Sequential readers of shards, compressed or not, which resume reading after damage."""
 
 import collections
 import functools
@@ -31,28 +31,28 @@ from can_jax.utils.errors import UserError, one_line
 FIRST_SEARCH = 2**12  # bytes of the first search after damage; later ones grow up to SEARCH
 Read = Callable[[str], Iterator[tuple[bytes, int]]]
 TOO_LARGE = f"images of more than {LARGEST} bytes"
-NOT_FOLLOWED = "links, which a stream does not follow"
+NOT_FOLLOWED = "links, which are not followed in a stream"
 
 
 def tar_reader(data: ConfigDict) -> Read:
-    """Return the reader of the source `webdataset`."""
+    """Return the function that reads a shard of the source `webdataset`."""
     return functools.partial(read_tar, reported=set())
 
 
 def tfrecord_reader(data: ConfigDict) -> Read:
-    """Return the reader of the source `tfrecord`."""
+    """Return the function that reads a shard of the source `tfrecord`."""
     parse = example_parser(data.image_key, data.label_key)
     return functools.partial(read_tfrecord, parse=parse, reported=set())
 
 
 class _Ahead:
-    """A stream that can take back the last bytes read from it.
+    """A stream that can be moved back over the last bytes read from it.
 
     Args:
-        stream: The stream to read, which need not be seekable.
+        stream: The binary stream to read, which need not be seekable.
 
     Attributes:
-        place: The offset of the next byte.
+        place: The byte offset at which the next read starts.
     """
 
     def __init__(self, stream: Any):
@@ -60,8 +60,11 @@ class _Ahead:
         self.place = 0
 
     def holds(self, length: int, back: int = 0) -> bool:
-        """Return whether ``length`` bytes exist, starting ``back`` bytes before the next one. Reads
-        ahead."""
+        """Return whether the stream contains ``length`` bytes, counted from ``back`` bytes before
+        the next byte.
+
+        Bytes that are not buffered yet are read into the buffer.
+        """
         missing = length - back - (len(self._ahead) - self._at)
         if missing > 0 and (more := self._stream.read(missing)):
             kept = max(0, self._at - back)
@@ -78,39 +81,39 @@ class _Ahead:
         return content
 
     def give_back(self, count: int) -> None:
-        """Move the stream back by ``count`` bytes, which are read again."""
+        """Move the stream back by ``count`` bytes, so that they are read again."""
         self._at -= count
         self.place -= count
 
 
 class _Log:
-    """The log of one shard, which does not repeat lines in later epochs.
+    """A log of the problems of one shard, which repeats no line in later epochs.
 
     Args:
-        path: The path of the shard.
-        reported: The lines logged so far, shared by all shards; updated in place.
+        path: The path of the shard, with which each line begins.
+        reported: The set of lines already logged for any shard; updated in place.
     """
 
     def __init__(self, path: str, reported: set[str]):
         self._path, self._reported, self._places = path, reported, 0
 
     def __call__(self, text: str) -> None:
-        """Log a line, unless it has been logged before."""
+        """Log a line as a warning, unless it was logged before."""
         line = f"{shown(self._path)}{text}"
         if line not in self._reported:
             self._reported.add(line)
             logging.warning("%s", line)
 
     def place(self, text: str) -> None:
-        """Log a damaged byte range, up to `NAMED_GAPS` of a shard."""
+        """Log a damaged byte range, unless `NAMED_GAPS` ranges of this shard have been logged."""
         self._places += 1
         if self._places <= NAMED_GAPS:
             self(text)
 
     def finish(self) -> None:
-        """Log the number of damaged byte ranges that were not logged one by one."""
+        """Log the number of damaged byte ranges beyond the first `NAMED_GAPS`."""
         if self._places > NAMED_GAPS:
-            self(f": {self._places - NAMED_GAPS} more damaged places")
+            self(f": {self._places - NAMED_GAPS} more damaged byte ranges")
 
 
 def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator[tuple[bytes, int]]:
@@ -120,12 +123,12 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
     the next valid header.
 
     Args:
-        path: The path of the file.
-        parse: A function that returns the encoded image and label of a record.
-        reported: The lines logged so far; updated in place.
+        path: The path or URL of the file.
+        parse: A function that returns the encoded image and the label of a record.
+        reported: The set of lines already logged for any shard; updated in place.
 
     Raises:
-        UserError: The storage fails.
+        UserError: The file cannot be read, even after retries.
     """
     log = _Log(path, reported)
     try:
@@ -163,7 +166,8 @@ def read_tfrecord(path: str, parse: ParseRecord, reported: set[str]) -> Iterator
 
 
 def _skip_to_record(stream: _Ahead) -> bool:
-    """Move to the next complete record with a valid header; return whether there is one."""
+    """Move the stream to the next complete record with a valid header; return whether there is
+    one."""
     size = FIRST_SEARCH
     while len(block := stream.read(size)) >= HEADER:
         for start in candidates(block):
@@ -181,14 +185,15 @@ def _skip_to_record(stream: _Ahead) -> bool:
 
 
 def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
-    """Yield the image and label of each example of a tar, compressed or not.
+    """Yield the encoded image and label of each example in a tar, compressed or not.
 
     Args:
-        path: The path of the tar.
-        reported: The lines and kinds of unused members logged so far; updated in place.
+        path: The path or URL of the tar.
+        reported: The set of lines and of kinds of unused members already logged for any shard;
+            updated in place.
 
     Raises:
-        UserError: The storage fails.
+        UserError: The file cannot be read, even after retries.
     """
     log = _Log(path, reported)
     unused: Unused = collections.Counter()
@@ -224,6 +229,6 @@ def read_tar(path: str, reported: set[str]) -> Iterator[tuple[bytes, int]]:
     if kinds - reported:
         reported.update(kinds)
         logging.warning(
-            "%s: not used: %s; further members of these kinds are not logged",
+            "%s: members not used: %s; further members of these kinds are not logged",
             shown(path), list_unused(unused),
         )  # fmt: skip

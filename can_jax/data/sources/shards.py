@@ -1,4 +1,4 @@
-"""The sources `tfrecord` and `webdataset`: examples packed into shards and read by byte range."""
+"""The sources `tfrecord` and `webdataset`, which read examples from shards by byte range."""
 
 import collections
 import dataclasses
@@ -41,18 +41,20 @@ def open_tfrecord(
     image_key: str = "image/encoded",
     label_key: str | None = "image/class/label",
 ) -> IndexedSource:
-    """Open TFRecord shards of `tf.train.Example`.
+    """Open TFRecord shards whose records are `tf.train.Example` messages.
 
     Args:
-        path: The path of the shards; see `find_shards`.
-        split: The name of the split.
-        index: The folder of the index; None for its default folder.
-        cache_bytes: The number of bytes of encoded images to cache in memory.
-        image_key: The feature that holds the encoded image.
-        label_key: The feature that holds the label, an integer; it may be missing.
+        path: The folder, file or pattern of the shards; see `find_shards`.
+        split: The name of the split, such as `train`.
+        index: The folder of the index; None for the default folder beside the shards.
+        cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
+        image_key: The name of the feature that contains the encoded image.
+        label_key: The name of the feature that contains the integer label; a record without it has
+            the label -1.
 
     Raises:
-        UserError: There is no shard or no intact record, or the first records hold no image.
+        UserError: There is no shard or no intact record, or none of the first records contains an
+            image.
     """
     root, table = _table("tfrecord", path, split, index)
     source = IndexedSource(root, table, example_parser(image_key, label_key), cache_bytes)
@@ -60,8 +62,8 @@ def open_tfrecord(
     if not any(source.read(first)[0]):
         features = example_features(IndexedSource(root, table).read(first)[0][0])
         raise UserError(
-            f"the first records below {root} have no feature {image_key!r} with an image, but "
-            f"{', '.join(features) or 'none'}; set config.data.image_key"
+            f"the first records below {root} have no image in the feature {image_key!r}; the first "
+            f"has the features {', '.join(features) or 'none'}: set config.data.image_key"
         )
     return source
 
@@ -69,17 +71,18 @@ def open_tfrecord(
 def open_webdataset(
     path: str, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
-    """Open shards in the WebDataset layout: tars of images, with labels in `.cls` members.
+    """Open WebDataset shards: tars of images, with optional labels in `.cls` members.
 
     Raises:
-        UserError: There is no shard, or no image in any shard.
+        UserError: There is no shard of the split, or no image in any of them.
     """
     root, table = _table("webdataset", path, split, index)
     return IndexedSource(root, table, cache_bytes=cache_bytes)
 
 
 def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, Table]:
-    """Return the folder of the shards, and the table of their examples."""
+    """Return the folder of a split's shards, and the table of their examples from the index or a
+    scan."""
     root, names = locate_shards(source, path, split)
     stored = stored_table(source, root, split, index, names)
     return root, scan_shards(source, root, names) if stored is None else stored
@@ -88,13 +91,14 @@ def _table(source: str, path: str, split: str, index: str | None) -> tuple[str, 
 def locate_shards(
     source: str, path: str, split: str, *, compressed: bool = False
 ) -> tuple[str, list[str]]:
-    """Return the folder that contains all shards of a split, and their names relative to it.
+    """Return the deepest folder that contains all shards of a split, and their paths relative to
+    it.
 
     Args:
         source: The kind of data, `tfrecord` or `webdataset`.
-        path: The path of the shards; see `find_shards`.
-        split: The name of the split.
-        compressed: Whether to accept compressed tars in a folder.
+        path: The folder, file or pattern of the shards; see `find_shards`.
+        split: The name of the split, such as `train`.
+        compressed: Whether to include the compressed tars of a folder.
 
     Raises:
         UserError: There is no shard of the split.
@@ -107,12 +111,13 @@ def locate_shards(
 
 
 def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
-    """Return the table of the shards' examples, from their headers.
+    """Scan the headers of some shards, and return a table of their examples.
 
-    Of a truncated or damaged shard, the readable examples are used, and a warning is logged.
+    The readable examples of a truncated or damaged shard are used, and the damage is logged.
 
     Raises:
-        UserError: There is no example in any shard.
+        UserError: None of the shards contains an example, or a shard cannot be read, even after
+            retries.
     """
     with ThreadPoolExecutor(SCAN_THREADS) as threads:
         paths = [os.path.join(root, name) for name in names]
@@ -124,7 +129,7 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
     if problems:
         logging.warning("%s", first_of(problems))
     if unused:
-        logging.warning("%s: not used: %s", shown(root), list_unused(unused))
+        logging.warning("%s: tar members not used: %s", shown(root), list_unused(unused))
     if not sum(len(shard.offset) for shard in scans):
         raise UserError(f"no example in {len(names)} shards: {cut_off(paths[0], scans[0])}")
     table = join(list(names), scans)
@@ -132,10 +137,13 @@ def scan_shards(source: str, root: str, names: Sequence[str]) -> Table:
 
 
 def scan_shard(source: str, path: str) -> ScanResult:
-    """Return the examples of a shard. An inaccessible shard has none, and a ``problem``.
+    """Scan the headers of a shard, and return its examples.
+
+    If the shard cannot be opened, for example without read permission, the result has no examples,
+    and its ``problem`` gives the reason.
 
     Raises:
-        UserError: The storage fails.
+        UserError: Reading fails with an I/O error, even after retries.
     """
     try:
         return SCANNERS[source](path)
@@ -147,21 +155,23 @@ def scan_shard(source: str, path: str) -> ScanResult:
 
 
 def cut_off(path: str, shard: ScanResult) -> str:
-    """Return a sentence on the problem of a shard and the number of examples used from it."""
-    empty = f"holds no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
+    """Return a phrase that describes the damage of a shard and the number of examples used from
+    it."""
+    empty = f"contains no image, but {list_unused(shard.unused)}" if shard.unused else "is empty"
     count = len(shard.offset)
-    return f"{shown(path)} {shard.problem or empty}; {count} examples of it are used"
+    return f"{shown(path)} {shard.problem or empty}; {count} of its examples are used"
 
 
 def first_of(problems: Sequence[str]) -> str:
-    """Return the first problems of shards on one line, and the number of others."""
+    """Return a line with the problems of the first `NAMED` damaged shards and the number of
+    others."""
     more = len(problems) - NAMED
     rest = [f"{more} more shards have such problems"] if more > 0 else []
     return "; ".join([*problems[:NAMED], *rest])
 
 
 def join(names: list[str], shards: Sequence[ScanResult]) -> Table:
-    """Return one table of the examples of several shards."""
+    """Return a single table of the examples of several shards."""
     counts = [len(shard.offset) for shard in shards]
     return Table(
         names=Names.of(names),
@@ -173,9 +183,10 @@ def join(names: list[str], shards: Sequence[ScanResult]) -> Table:
 
 
 def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
-    """Return a parser of `tf.train.Example` records.
+    """Return a function that parses a `tf.train.Example` record.
 
-    It returns the encoded image, or b"" if it is missing, and the label, or -1 if it is missing.
+    The function returns the encoded image, b"" if it is missing, and the label, -1 if it is
+    missing.
     """
     where = f"the feature {label_key!r}"
 
@@ -189,7 +200,8 @@ def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
 
 
 def example_features(record: bytes) -> dict:
-    """Return the features of a record by name; none if it is not a `tf.train.Example`."""
+    """Return the features of a `tf.train.Example` record by name; an empty dict for any other
+    record."""
     try:
         return dict(tensorflow().train.Example.FromString(record).features.feature)
     except Exception:  # protobuf raises several types of its own

@@ -1,4 +1,4 @@
-"""A quick survey of data: its source, and the size and a lower bound of the number of images."""
+"""A quick survey of a data set: its kind, and the number and size of its images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,14 +14,16 @@ from can_jax.utils.errors import UserError
 
 
 class Survey(NamedTuple):
-    """The result of a survey of data.
+    """The result of a survey of a data set.
 
     Attributes:
-        source: The kind of source, a value of ``data.source``.
-        images: The number of images among the first `MOST` files; None if it was not counted.
-        side: The median of the shorter sides of some images in pixels; None if unknown.
-        shape: The height and width that all images have; None if they may differ.
-        labeled: Whether the images have labels, as far as known.
+        source: The value of ``data.source`` that reads the data.
+        images: The number of images, at most `MOST`; None if they were not counted.
+        side: The shorter side of the images in pixels, for image files the median over a sample;
+            None if unknown.
+        shape: The common height and width of all images in pixels; None if they may differ.
+        labeled: Whether all npz files contain labels; False for other data, which is not examined
+            for labels.
     """
 
     source: str
@@ -32,14 +34,14 @@ class Survey(NamedTuple):
 
 
 def survey(path: str, split: str = "train") -> Survey:
-    """Survey the data at a path: images below a folder, shards, or arrays.
+    """Survey the data at a path without reading all of it.
 
     Args:
-        path: A folder, a file, or a pattern of shards.
-        split: The name of the split, for arrays.
+        path: The path of a folder or file, or a pattern of shards.
+        split: The split to which the npz files must belong; not used for other data.
 
     Raises:
-        UserError: The path does not exist, or holds no data of a known kind.
+        UserError: The path does not exist, or contains no data of a supported kind.
     """
     try:
         kind = kind_of(path)
@@ -54,12 +56,12 @@ def survey(path: str, split: str = "train") -> Survey:
 
 
 def _of_arrays(path: str, split: str) -> Survey:
-    """Read the shape of the arrays from the header of the first shard."""
+    """Return the survey of the npz files of a split, from the headers of their arrays."""
     images, labeled, shape = 0, True, (0, 0)
     for shard in shards_of_split(Path(path), split):
         shapes = npz_shapes(shard)
         if len(shapes.get("images", ())) != 4:
-            raise UserError(f"{shard} holds no images (n, height, width, channels)")
+            raise UserError(f"{shard} has no array 'images' of shape (n, height, width, channels)")
         count, height, width, _ = shapes["images"]
         labeled &= "labels" in shapes
         images, shape = images + count, (height, width)

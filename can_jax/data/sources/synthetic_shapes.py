@@ -1,8 +1,9 @@
-"""The source `shapes`: synthetic images of ten kinds of figures, for a first run without downloads.
+"""The source `shapes`: synthetic images of geometric figures in ten classes, which need no
+download.
 
-An image shows nine figures of one kind. Only the outline distinguishes the classes. Position, size,
-angle and color of each figure, the background and its shading vary at random. Nearest neighbors in
-pixel space can therefore be of any class.
+An image shows nine figures of the same class. Only the outline of the figures distinguishes the
+classes. Position, size, angle and color of each figure, the background and its shading vary at
+random. The nearest neighbor of an image in pixel space can therefore be of any class.
 """
 
 import contextlib
@@ -35,11 +36,12 @@ Plane = Float[np.ndarray, "images height width"]
 
 
 def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
-    """Return whether points are inside a figure, which spans about [-1, 1] in both coordinates.
+    """Return which points are inside a figure; a figure extends over about [-1, 1] in both
+    coordinates.
 
     Args:
-        label: The class of the figure.
-        x, y: The coordinates of the points; y points down.
+        label: The class of the figure, an index into `LABEL_NAMES`.
+        x, y: The coordinates of the points relative to the center of the figure; y points down.
     """
     match LABEL_NAMES[label]:
         case "disc":
@@ -65,21 +67,23 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
 
 
 class Appearance(NamedTuple):
-    """The random appearance of synthetic images.
+    """The random properties of a batch of synthetic images.
 
-    The first axis is the image. Geometry and color have one value per figure, and the noise one per
-    pixel and channel.
+    The first axis of each array indexes the images. Geometry and color have one value per figure,
+    and the noise has one per pixel and channel.
 
     Attributes:
-        rows, columns: The position of each point on the grid of figures, in cells.
-        scale: The size of each figure as a fraction of its cell.
+        rows, columns: The coordinates of the image's points on the grid of figures, in grid cells.
+        scale: The size of each figure as a fraction of its grid cell.
         turn: The rotation of each figure in radians.
-        dy, dx: The displacement of each figure from the center of its cell, in half cells.
-        slope: The change of the background's color from center to border, along rows and columns.
-        back: The color of the background, from 0 to 1.
-        shift: The difference between the colors of a figure and the background. Its sign flips if
-            the sum is outside 0 to 1.
-        noise: The noise of each pixel.
+        dy, dx: The displacement of each figure from the center of its cell, in units of half a
+            cell.
+        slope: The change of the background's color from the center of the image to its border,
+            vertically and horizontally.
+        back: The color of the background, from 0 (black) to 1 (white) in each channel.
+        shift: The color of each figure relative to that of the background. `paint` reverses its
+            sign where the figure's color would leave the range 0 to 1.
+        noise: The noise that is added to each pixel and channel, where 1 is white.
     """
 
     rows: Float[np.ndarray, "images points"]
@@ -97,7 +101,10 @@ class Appearance(NamedTuple):
 def sample_appearance(
     rng: np.random.Generator, count: int, size: tuple[int, int], channels: int
 ) -> Appearance:
-    """Sample the appearance of ``count`` images. The grid starts anywhere, and wraps around."""
+    """Sample the random properties of ``count`` images.
+
+    The grid of figures has a random offset, and wraps around at the borders of the image.
+    """
     rows, columns = (
         (np.linspace(0, CELLS, n * SUPERSAMPLING) + rng.uniform(0, CELLS, (count, 1))) % CELLS
         for n in size
@@ -115,7 +122,8 @@ def sample_appearance(
 def paint(
     labels: Int[np.ndarray, " images"], looks: Appearance
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """Render an image for each label: a grid of figures of that class, each looking different."""
+    """Render one image for each label: a grid of figures of that class, which differ in size, angle
+    and color."""
     height, width = looks.noise.shape[1:3]
     y, x = looks.rows[:, :, None], looks.columns[:, None, :]
     cell = np.arange(CELLS)
@@ -158,7 +166,7 @@ def draw(
     size: tuple[int, int],
     channels: int,
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """Render an image for each label, on all cores."""
+    """Render one image for each label, with random properties, on all available cores."""
     count = len(labels)
     images = np.empty((count, *size, channels), np.uint8)
 
@@ -179,16 +187,17 @@ def draw(
 
 
 def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """Return the synthetic data set: ``count`` images for the split `train`, 2000 for any other.
+    """Return the synthetic data set: ``count`` images for the split `train`, `TEST_COUNT` for any
+    other.
 
-    The same arguments give the same images on every machine. Large sets are cached in the user's
-    cache folder, from which the next start reads them a hundred times faster.
+    The images depend only on the arguments, up to rounding differences between machines. Large sets
+    are cached in the user's cache folder, because reading them is much faster than rendering.
 
     Args:
         count: The number of training images.
-        size: The (height, width) of an image in pixels.
-        channels: The number of channels.
-        split: The name of the split.
+        size: The height and width of the images in pixels.
+        channels: The number of color channels.
+        split: The name of the split; only `train` is distinguished from others.
     """
     count = count if split == "train" else TEST_COUNT
     begin = [0 if split == "train" else 1, *size, channels]
@@ -212,7 +221,8 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
 
 
 def keep(path: Path, images: np.ndarray) -> None:
-    """Write images to the cache atomically, and delete all but the latest files of the folder.
+    """Write images to the cache atomically, and delete all but the `KEPT_FILES` newest files in the
+    cache folder.
 
     Raises:
         OSError: The file cannot be written.

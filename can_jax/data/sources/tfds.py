@@ -1,4 +1,4 @@
-"""The source `tfds`: a prepared TensorFlow data set, whose records are read by byte range."""
+"""The source `tfds`: a data set that TFDS has prepared, whose records are read by byte range."""
 
 import dataclasses
 import os
@@ -19,16 +19,16 @@ EXPRESSION = re.compile(r"[\[+]")  # in a split expression of TFDS, such as trai
 
 
 class Located(NamedTuple):
-    """The location of a split's records, and the features used from them.
+    """The location of a split's records, and the names of the features to use.
 
     Attributes:
-        root: The folder of the shards.
-        shards: The names of the shards.
-        image_key: The feature that holds the image.
-        label_key: The feature that holds the label, or None.
-        label_names: The names of the classes; empty if there is no label.
-        ranges: The shard, the first record and the number of records of each part of a split
-            expression; empty for a whole split.
+        root: The folder that contains the shards.
+        shards: The file names of the shards.
+        image_key: The name of the feature that contains the image.
+        label_key: The name of the feature that contains the label; None if there is none.
+        label_names: The class names, indexed by label; empty without a label.
+        ranges: The shard, the index of the first record and the number of records for each part of
+            a split expression such as `train[:90%]`; empty for a whole split.
     """
 
     root: str
@@ -42,14 +42,15 @@ class Located(NamedTuple):
 def open_tfds(
     name: str, data_dir: str | None, split: str, index: str | None = None, cache_bytes: int = 0
 ) -> IndexedSource:
-    """Open a split of a data set that TFDS has prepared; see `locate_tfds`.
+    """Open a split of a data set that TFDS has already prepared; see `locate_tfds`.
 
     Args:
-        name: The name of the data set, as in `tfds.builder`.
-        data_dir: The folder of prepared data sets; None for TFDS's default.
-        split: The name of the split.
-        index: The folder of the index; None for its default folder.
-        cache_bytes: The number of bytes of encoded images to cache in memory.
+        name: The name of the data set, in the syntax of `tfds.builder`.
+        data_dir: The TFDS data directory; None for the default of TFDS.
+        split: The name of the split, or a split expression such as `train[:90%]`.
+        index: The folder of the index; None for the default folder. An index is not used for a
+            split expression.
+        cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
     """
     located = locate_tfds(name, data_dir, split)
     table = None
@@ -65,7 +66,7 @@ def open_tfds(
 
 
 def _selected(table: Table, located: Located) -> Table:
-    """Return the rows of a table that a split expression selects, in the order of its parts."""
+    """Return a table of the records that a split expression selects, in the order of its parts."""
     starts = np.searchsorted(table.file, np.arange(len(located.shards) + 1))
     rows = []
     for shard, first, count in located.ranges:
@@ -75,12 +76,13 @@ def _selected(table: Table, located: Located) -> Table:
 
 
 def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
-    """Locate a split of a data set that TFDS has prepared as TFRecords below ``data_dir``.
+    """Locate a split of a data set that TFDS has prepared as TFRecords in a data directory.
 
-    The first image feature and the first class label are used. Nothing is downloaded.
+    The first image feature and the first class label of the data set are used. Nothing is
+    downloaded.
 
     Raises:
-        UserError: The data set is not prepared, or has no such split or no usable feature.
+        UserError: The data set is not prepared, or has no such split or no suitable image feature.
     """
     check_name(name)
     tensorflow()  # hides the GPUs before TFDS imports TensorFlow
