@@ -161,7 +161,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; without this setting they are left out", message)
+        logging.warning("%s; without these settings they are left out", message)
     return sorted(names)
 
 
