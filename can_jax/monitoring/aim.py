@@ -22,7 +22,7 @@ class Aim(Tracker):
     """The tracker that writes a run to Aim. A resumed run continues the same Aim run.
 
     Args:
-        workdir: The run directory. Its name becomes the name of the Aim run.
+        workdir: The run directory, whose name becomes the name of the Aim run.
     """
 
     in_background = True
@@ -74,7 +74,7 @@ class Aim(Tracker):
                 self._run.track(float(value), name=name, **at)
 
     def figure(self, step: int, name: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Write a figure. It replaces an earlier figure of the same name and step."""
+        """Write a figure, which replaces an earlier figure of the same name and step."""
         self._run.track(self._client.Image(image), name=name, step=step)
 
     def table(

@@ -1,4 +1,4 @@
-"""A background thread for the calls of a tracker, so that training does not wait for them."""
+"""A background thread that calls the methods of a tracker, so that training does not wait."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ class Lane:
     """A background thread that executes queued calls in the order in which they were added.
 
     Args:
-        name: The name of the tracker. The thread is named after it.
+        name: The name of the tracker, which is also part of the thread's name.
     """
 
     def __init__(self, name: str):

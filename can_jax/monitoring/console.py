@@ -76,7 +76,7 @@ def contents(table: Table) -> tuple[str, list[str], list[list[str]]]:
 
 
 def device_table(mesh: Mesh) -> Table:
-    """Return a table with the devices of each process. Its title shows the shape of the mesh."""
+    """Return a table with the devices of each process, titled with the shape of the mesh."""
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table("process", "devices", "kind", title=f"Mesh: {shape}")
     owners = np.array([device.process_index for device in mesh.devices.flat])
@@ -191,7 +191,7 @@ class Reporter:
             self._bar.start()
 
     def advance(self, step: int) -> None:
-        """Show a step, and the progress of the run at it, in the progress bar."""
+        """Update the progress bar to the given step."""
         if self.clock:
             done, text = self.clock.share(), f"training, step {step}"
         else:

@@ -25,8 +25,8 @@ class Metric(NamedTuple):
 METRICS = {
     "loss/total": Metric(
         "The weighted sum of all losses.",
-        "It falls quickly during the warm-up, then slowly. Compare it only between runs with the "
-        "same loss weights.",
+        "The total loss falls quickly during the warm-up, then slowly. Compare it only between "
+        "runs with the same loss weights.",
     ),
     "loss/contrastive": Metric(
         "The InfoNCE loss.",
@@ -39,16 +39,16 @@ METRICS = {
     ),
     "loss/denoising": Metric(
         "The mean squared error of the predicted noise, in the units that `noise.target` sets.",
-        "`denoising/explained` compares it with the error of predicting zeros.",
+        "`denoising/explained` compares this error with that of predicting zeros.",
     ),
     "loss/vicreg": Metric(
         "The weighted sum of VICReg's three terms.",
-        "Read its three terms separately, since one can rise while another falls.",
+        "Read the three terms separately, since one can rise while another falls.",
     ),
     "vicreg/invariance": Metric("The mean squared difference of two views' projections."),
     "vicreg/variance": Metric(
         "The mean shortfall of the projection's standard deviations below 1, over dimensions.",
-        "It falls to near 0. A value near 1 means that the embedding collapses.",
+        "The shortfall decreases to near 0. A value near 1 means that the embedding collapses.",
     ),
     "vicreg/covariance": Metric(
         "The sum of squared covariances of different dimensions, summed over two views and divided "
@@ -56,7 +56,7 @@ METRICS = {
     ),
     "loss/barlow_twins": Metric(
         "The weighted squared distance of the views' cross-correlation matrix from the identity.",
-        "It starts near the width of the projection, and falls.",
+        "The loss starts near the width of the projection, and falls.",
     ),
     "barlow_twins/invariance": Metric(
         "The part of the Barlow Twins loss from the diagonal of the cross-correlation matrix."
@@ -65,32 +65,32 @@ METRICS = {
         "The part of the Barlow Twins loss from the off-diagonal entries, before its coefficient."
     ),
     "barlow_twins/correlation": Metric(
-        "The mean correlation of a dimension between two views.", "It rises towards 1."
+        "The mean correlation of a dimension between two views.", "The correlation rises towards 1."
     ),
     "loss/mec": Metric(
         "The negative coding length of MEC, scaled so that its first-order term is minus "
         "`mec/similarity`.",
-        "It falls towards minus `mec/similarity` as the terms of higher order shrink.",
+        "The loss falls towards minus `mec/similarity` as the terms of higher order shrink.",
     ),
     "mec/similarity": Metric("The mean cosine similarity of two views of an image."),
     "loss/siglip": Metric(
         "The pairwise sigmoid loss of a view, summed over all other views in the batch.",
-        "With the default bias and two views it starts near 10 if similarities are near 0.",
+        "With two views and the default bias, the loss starts near 10 if similarities are near 0.",
     ),
     "siglip/scale": Metric("The learned factor by which cosine similarities are multiplied."),
     "siglip/bias": Metric("The learned bias that is added to the logits."),
     "loss/koleo": Metric(
         "The mean of minus the logarithm of an embedding's distance to its nearest neighbor.",
-        "It falls as embeddings spread. It is 18.4 if all embeddings are equal.",
+        "The loss falls as embeddings spread, and is 18.4 if all embeddings are equal.",
     ),
     "koleo/nearest": Metric(
         "The mean distance of a normalized embedding to its nearest neighbor in the batch.",
-        "It is at most 2. A value near 0 means that embeddings collapse.",
+        "The distance is at most 2. A value near 0 means that embeddings collapse.",
     ),
     "loss/disentangle": Metric("The penalty on dependent dimensions of the pooled embedding."),
     "disentangle/mean_square_correlation": Metric(
         "The mean squared correlation of two dimensions of the pooled embedding.",
-        "It is 0 if the dimensions are uncorrelated, and 1 if all are copies of one dimension.",
+        "The value is 0 if dimensions are uncorrelated, and 1 if all are copies of one dimension.",
     ),
     "contrastive/excluded_negatives": Metric(
         "The fraction of negatives that are excluded as copies or as too similar.",
@@ -98,17 +98,17 @@ METRICS = {
     ),
     "contrastive/top1": Metric(
         "The fraction of views whose most similar other view shows the same image.",
-        "It rises from near 0. A value near 1 after a few epochs means that the task is too easy, "
-        "often because the augmentations are too weak.",
+        "The fraction rises from near 0. A value near 1 after a few epochs means that the task is "
+        "too easy, often because the augmentations are too weak.",
     ),
     "contrastive/positive_similarity": Metric(
         "The mean cosine similarity of two views of one image.",
-        "Untrained embeddings are similar, so it starts high. Its difference from "
+        "Untrained embeddings are similar, so the value starts high. The difference from "
         "`contrastive/negative_similarity` grows. If both approach 1, the embedding collapses.",
     ),
     "contrastive/negative_similarity": Metric(
         "The mean cosine similarity of views of different images.",
-        "It falls towards 0.",
+        "The similarity falls towards 0.",
     ),
     "denoising/energy": Metric(
         "The mean square of the noise in the visible patches, in normalized pixels.",
@@ -123,18 +123,18 @@ METRICS = {
     ),
     "denoising/linear_bound": Metric(
         "The fraction of the noise energy that the best linear denoiser of a patch explains.",
-        "It is logged once, before the first step, if `noise.linear_bound` is on.",
+        "The value is logged once, before the first step, if `noise.linear_bound` is on.",
     ),
     "embedding/std": Metric(
         "The standard deviation of the embeddings at unit length, scaled by the square root of "
         "their width.",
-        "It is 1 if embeddings are spread evenly over the sphere, and 0 if they are all equal. A "
-        "fall to 0 is collapse.",
+        "The value is 1 if embeddings are spread evenly over the sphere, and 0 if they are all "
+        "equal. A fall to 0 is collapse.",
     ),
     "embedding/effective_rank": Metric(
         "The exponential of the entropy of the normalized singular values of the embeddings.",
-        "It can fall in the warm-up, then grows. A value near 1 means collapse: all embeddings lie "
-        "on a line.",
+        "The rank can fall in the warm-up, then grows. A value near 1 means collapse: all "
+        "embeddings lie on a line.",
     ),
     "probe/knn": Metric(
         "The accuracy of a k-nearest-neighbor (kNN) classifier on frozen features.",
@@ -143,21 +143,21 @@ METRICS = {
     ),
     "probe/effective_rank": Metric(
         "The effective rank of the features of the kNN probe, which come from unmasked images.",
-        "It is at most the encoder's width. A fall to a few dimensions is a collapse.",
+        "The rank is at most the encoder's width. A fall to a few dimensions is a collapse.",
     ),
     "probe/uniformity": Metric(
         "The logarithm of the mean of exp(-2 d^2), where d is the distance between the normalized "
         "features of two test images.",
-        "It is 0 if all features are equal, and near -4 if they are spread evenly.",
+        "The value is 0 if all features are equal, and near -4 if they are spread evenly.",
     ),
     "probe/tolerance": Metric(
         "The mean cosine similarity of the features of two test images of the same class.",
-        "A low temperature of the contrastive loss lowers it, since it pushes images of the same "
-        "class apart.",
+        "A low temperature of the contrastive loss reduces this similarity, since it pushes images "
+        "of the same class apart.",
     ),
     "probe/dead_dimensions": Metric(
         "The fraction of feature dimensions that hardly vary over the test images.",
-        "It is 0 in a healthy run.",
+        "The fraction is 0 in a healthy run.",
     ),
     "probe/knn_pixels": Metric(
         "The accuracy of the kNN classifier on raw pixels, measured at step 0.", unit="%"
@@ -172,15 +172,15 @@ METRICS = {
     ),
     "param_norm": Metric(
         "The global norm of the parameters.",
-        "It changes slowly.",
+        "The norm changes slowly.",
     ),
     "skipped_steps": Metric(
         "The number of updates skipped so far because a loss or gradient was not finite.",
-        "It is 0, or small with 16-bit types.",
+        "The number is 0, or small with 16-bit types.",
     ),
     "images_per_second": Metric(
         "The throughput of training over all devices. An image with several views counts once.",
-        "It is steady. A slow file system or another program can cause dips.",
+        "The throughput is steady. A slow file system or another program can cause dips.",
         unit="images/s",
     ),
     "mfu": Metric(

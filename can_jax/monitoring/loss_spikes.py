@@ -17,7 +17,8 @@ Verdict = Literal["broken", "spike"]
 class LossSpikeDetector:
     """A detector of loss spikes and of updates that are not finite.
 
-    It reads each loss `STEPS_IN_FLIGHT` steps later, so that the host does not wait for the step.
+    The detector reads each loss `STEPS_IN_FLIGHT` steps later, so that the host does not wait for
+    the step.
 
     Args:
         config: The resolved configuration. The detector reads ``skipped_updates_limit`` and
@@ -61,8 +62,8 @@ class LossSpikeDetector:
 
         Returns:
             `broken` once ``skipped_updates_limit`` updates in a row were skipped. `spike` once the
-            loss exceeded its running mean by the threshold for ``spike.steps`` steps in a row.
-            Otherwise None.
+            loss exceeded its running mean by ``spike.deviations`` running standard deviations for
+            ``spike.steps`` steps in a row. Otherwise None.
         """
         self._pending.append((loss, skipped))
         if len(self._pending) <= STEPS_IN_FLIGHT:
@@ -82,10 +83,11 @@ class LossSpikeDetector:
         return self._row
 
     def _above_course(self, loss: float) -> int:
-        """Return the number of consecutive steps whose loss exceeds the mean by the threshold.
+        """Return the number of consecutive losses that are far above the running mean.
 
-        The threshold is ``spike.deviations`` running standard deviations. The running statistics
-        ignore such losses until ``spike.steps`` of them in a row establish a new level.
+        A loss is far above the mean if it exceeds the mean by more than ``spike.deviations``
+        running standard deviations. The running statistics ignore such losses until ``spike.steps``
+        of them in a row establish a new level.
         """
         away = loss - self._mean
         limit = self._spike.deviations * math.sqrt(self._variance)

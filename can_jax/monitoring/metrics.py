@@ -40,8 +40,7 @@ def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
     2210.02885).
 
     Args:
-        gram: ``E.T @ E`` of the embeddings ``E``, up to a positive factor. Its eigenvalues are the
-            squared singular values of ``E``.
+        gram: ``E.T @ E`` of the embeddings ``E``, up to a positive factor.
     """
     if not np.isfinite(gram).all():
         return math.nan
@@ -54,7 +53,7 @@ def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
     """Fetch the metrics of a step to the host, and compute the metrics that depend on others.
 
     ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
-    a perfect prediction of the noise, 0 for a prediction of zeros, and less for a worse one.
+    a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a worse one.
     """
     host = dict(jax.device_get(metrics))
     if energy := host.get("denoising/energy"):
@@ -78,10 +77,10 @@ def figures_by_step(workdir: epath.Path) -> dict[int, epath.Path]:
 
 
 class MetricWriter:
-    """A writer that passes the metrics of a run to its trackers. It does so on process 0 only.
+    """A writer that passes the metrics of a run to its trackers, on process 0 only.
 
-    Call `truncate_after` before anything else; it starts the trackers. If a tracker fails, its
-    first error is logged as a warning, and the run continues.
+    Call `truncate_after`, which starts the trackers, before any other method. If a tracker fails,
+    its first error is logged as a warning, and the run continues.
 
     As a context manager it also reports to the trackers how the run ended.
 

@@ -34,7 +34,7 @@ class MLflow(Tracker):
     again. A parameter keeps its first value; ``config.json`` holds the current configuration.
 
     Args:
-        workdir: The run directory. Its name becomes the name of the MLflow run.
+        workdir: The run directory, whose name becomes the name of the MLflow run.
     """
 
     in_background = True

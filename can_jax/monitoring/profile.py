@@ -11,10 +11,10 @@ class TraceWindow:
     """A profiler trace of `TRACED_STEPS` steps, after the first `WARM_STEPS` of a run.
 
     Args:
-        workdir: The run directory. The trace is stored in its folder ``tensorboard``.
+        workdir: The run directory, in whose folder ``tensorboard`` the trace is stored.
         first: The step from which the run starts or resumes.
         total: The last step of the run. If fewer than `WARM_STEPS` + `TRACED_STEPS` steps remain,
-            the trace begins with the first of them.
+            the trace begins without warm-up steps.
     """
 
     def __init__(self, workdir: epath.Path, first: int, total: int):
@@ -25,7 +25,7 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace if ``step`` is the first traced one. Call it before the dispatch."""
+        """Start the trace if ``step`` is the first traced one. Call this before dispatching it."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True

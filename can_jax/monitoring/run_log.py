@@ -94,7 +94,7 @@ class RunLog(python_logging.Handler):
 
 
 def _append(path: epath.Path, text: str) -> None:
-    """Append a text to a local file. If that fails, restore the file's previous length."""
+    """Append a text to a local file. If the write fails, restore the file's previous length."""
     with open(path, "ab") as file:
         before = file.tell()
         try:

@@ -47,7 +47,7 @@ class TensorBoard(Tracker):
     """The tracker that writes event files for TensorBoard.
 
     Args:
-        workdir: The run directory. The event files are written to its folder ``tensorboard``.
+        workdir: The run directory, in whose folder ``tensorboard`` the event files are written.
     """
 
     def __init__(self, workdir: epath.Path):

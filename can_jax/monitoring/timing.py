@@ -150,11 +150,13 @@ class InputWatch:
     def __call__(self, share: float, images_per_second: float) -> str | None:
         """Return a message the first time that a window is input-bound, otherwise None.
 
+        The first window is ignored, since the pipeline is still filling.
+
         Args:
             share: The fraction of the window's time spent waiting for images, between 0 and 1.
             images_per_second: The throughput in the window.
         """
-        self._windows += 1  # the first one is ignored, since the pipeline is still filling
+        self._windows += 1
         if self._said or self._windows == 1 or share < INPUT_BOUND:
             return None
         self._said = True

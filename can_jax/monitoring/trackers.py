@@ -1,7 +1,7 @@
 """The base class and the registry of trackers, which record the metrics and settings of a run.
 
-`config.trackers` selects the built-in trackers. A module of the user can register another one in
-`TRACKERS`. All pretraining and fine-tuning runs of the same process then use it.
+`config.trackers` selects the built-in trackers. A user's module can register another tracker in
+`TRACKERS`, which all pretraining and fine-tuning runs of the same process then use.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ class Tracker:
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     ) -> None:
-        """Track a table, such as the parameter table. It replaces earlier tables of its name."""
+        """Track a table, which replaces earlier tables of the same name."""
 
     def checkpoint(self, step: int, path: str) -> None:
         """Track the path of a step's checkpoint."""
@@ -83,7 +83,8 @@ TRACKERS: Registry[TrackerFactory] = Registry("tracker")
 def selected(names: Collection[str]) -> dict[str, TrackerFactory]:
     """Return the trackers of a run by name.
 
-    They are `jsonl`, the trackers in ``names``, and all trackers that modules of the user register.
+    The result holds `jsonl`, the trackers in ``names``, and all trackers that a user's modules
+    have registered.
 
     Args:
         names: The names of trackers, from ``config.trackers``.
@@ -100,8 +101,8 @@ def check_trackers(names: Collection[str]) -> None:
     """Check that trackers exist and that their client libraries are installed.
 
     Raises:
-        UserError: A tracker does not exist, or its client is not installed. The message names the
-            command that installs it.
+        UserError: A tracker does not exist, or its client is not installed. For a missing client,
+            the message has the install command.
     """
     for name in names:
         try:
@@ -136,7 +137,7 @@ def store_id(workdir: epath.Path, name: str, identifier: str) -> None:
 
 
 def run_id(workdir: epath.Path) -> str:
-    """Return the random identifier of a run. The first call creates it in the run directory."""
+    """Return the random identifier of a run, which the first call stores in the run directory."""
     if (known := stored_id(workdir, "run")) is None:
         known = uuid.uuid4().hex[:24]
         store_id(workdir, "run", known)

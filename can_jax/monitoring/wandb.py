@@ -29,7 +29,7 @@ class WandB(Tracker):
     sent again.
 
     Args:
-        workdir: The run directory. If it is local, the client writes its folder ``wandb`` there.
+        workdir: The run directory. The client writes its folder ``wandb`` into a local directory.
     """
 
     in_background = True

@@ -16,8 +16,8 @@ MARGIN_SECONDS = 60.0  # beyond the limit, until the timer in C prints the stack
 class Watchdog:
     """A background thread that aborts the program if no step completes in time.
 
-    The thread cannot run while a C extension holds the GIL. In that case a timer in C, which the
-    thread otherwise resets, prints the stacks.
+    The thread regularly resets a timer in C. While a C extension holds the GIL, the thread cannot
+    run, and the timer prints the stacks instead.
 
     Args:
         seconds: The maximum time between steps; 0 disables the watchdog.
