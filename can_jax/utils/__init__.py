@@ -1,2 +1,1 @@
-"""Utilities independent of training: errors, files, archives, CPU cores, and the import of
-TensorFlow."""
+"""General utilities: errors, files, archives, registries, settings, CPU cores and TensorFlow."""

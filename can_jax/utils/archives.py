@@ -1,8 +1,8 @@
 """Safe readers of untrusted npz and npy files: bounded in size, without pickled objects.
 
-Every npz and npy file is read here. A compressed file of a few megabytes can state gigabytes.
-Before anything is unpacked, the stated sizes are therefore compared with the file's own size and
-the machine's memory.
+The package reads all npz and npy files with this module. A compressed file of a few megabytes can
+expand to gigabytes. `read_npz` therefore first compares the sizes in the headers with the size of
+the file and the machine's memory.
 """
 
 import io
@@ -31,13 +31,14 @@ def memory() -> int:
 
 
 class Budget:
-    """A limit on the bytes to which the content of a file can expand.
+    """A limit on the number of bytes to which a compressed file may expand.
 
     Args:
         size: The size of the file in bytes.
 
     Attributes:
-        most: The limit in bytes.
+        most: The limit in bytes: 100 times ``size``, at least 256 MiB, and at most the machine's
+            memory.
     """
 
     def __init__(self, size: int):
@@ -46,32 +47,36 @@ class Budget:
         self._used = 0
 
     def spend(self, count: int) -> None:
-        """Subtract bytes that are about to be allocated.
+        """Count bytes that are about to be allocated.
+
+        Args:
+            count: The number of bytes, at least 0.
 
         Raises:
-            UserError: The limit is exceeded.
+            UserError: All bytes counted so far exceed the limit, or ``count`` is negative.
         """
         self._used += count
         if count < 0 or self._used > self.most:
             raise UserError(
-                f"its content states {self._used} bytes or more, which is too much for a file of "
-                f"{self._size} bytes: the limit is {self.most}"
+                f"its content would expand to at least {self._used} bytes, which is too much for a "
+                f"file of {self._size} bytes: the limit is {self.most} bytes"
             )
 
 
 def check_members(archive: zipfile.ZipFile, budget: Budget) -> None:
-    """Reject an archive whose members state too large a total size.
+    """Reject a zip archive whose members would expand to too large a total size.
 
-    `zipfile` never reads more of a member than its stated size.
+    The sizes are those in the archive's directory. `zipfile` does not read more of a member than
+    this size.
 
     Raises:
-        UserError: The total is too large, or a member uses a compression method without a bound.
+        UserError: The total exceeds the budget, or a member is neither stored nor deflated.
     """
     for member in archive.infolist():
         if member.compress_type not in METHODS:
             raise UserError(
                 f"{member.filename!r} is compressed by zip's method {member.compress_type}; only "
-                "stored and deflated members are read"
+                "stored and deflated members can be read"
             )
         budget.spend(member.file_size)
 
@@ -84,7 +89,7 @@ def read_npz(source: Any) -> dict[str, np.ndarray]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        UserError: The file is damaged, states too much content for its size, or holds objects.
+        UserError: The file is damaged, would expand too much, or holds Python objects.
     """
     with _stream(source) as file:
         try:
@@ -96,11 +101,12 @@ def read_npz(source: Any) -> dict[str, np.ndarray]:
         except UserError:
             raise
         except Exception as error:  # an untrusted file can cause any type of exception
-            raise UserError(f"it is not an npz file of plain arrays: {one_line(error)}") from error
+            message = f"the file is not an npz file of plain arrays: {one_line(error)}"
+            raise UserError(message) from error
 
 
 def npz_shapes(path: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the arrays of an npz file by name, from their headers alone.
+    """Return the shapes of the arrays of an npz file by name, without reading the arrays.
 
     Raises:
         OSError: The file cannot be read.
@@ -122,7 +128,7 @@ def npz_shapes(path: Any) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def _stream(source: Any) -> Iterator[Any]:
-    """Yield the content of a path or of bytes as a binary stream."""
+    """Open a path, or wrap bytes, as a binary stream."""
     if isinstance(source, bytes):
         yield io.BytesIO(source)
         return
@@ -131,7 +137,7 @@ def _stream(source: Any) -> Iterator[Any]:
 
 
 def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name and content of each array, after comparing its stated with its actual size."""
+    """Yield the name and content of each array, if its shape agrees with the size of its data."""
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         with archive.open(member) as file:
@@ -141,14 +147,14 @@ def _arrays(archive: zipfile.ZipFile) -> Iterator[tuple[str, np.ndarray]]:
                 raise UserError(f"array {name!r}: {error}") from error
         stated = math.prod(shape) * dtype.itemsize
         if stated != member.file_size - length:
-            raise UserError(f"{name!r} states {stated} bytes, and has {member.file_size - length}")
+            held = member.file_size - length
+            raise UserError(f"array {name!r} should hold {stated} bytes, but holds {held}")
         with archive.open(member) as file:
             yield name, np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Return the shape and dtype of the array in an npy file, and the length of the header in
-    bytes.
+    """Return the shape and dtype in the header of an npy file, and the header's length in bytes.
 
     Raises:
         ValueError: The header is invalid.
@@ -165,14 +171,14 @@ def _header(file: Any) -> tuple[tuple[int, ...], np.dtype, int]:
         read = np.lib.format.read_array_header_1_0
     shape, _, dtype = read(content)
     if dtype.hasobject:
-        raise UserError("it holds Python objects, which are not read")
+        raise UserError("arrays of Python objects are not loaded, for safety")
     if any(side < 0 for side in shape):
-        raise ValueError(f"{shape} is not the shape of an array")
+        raise ValueError(f"the shape {shape} has a negative dimension")
     return shape, dtype, content.tell()
 
 
 def map_npy(path: Any) -> np.ndarray:
-    """Return the array in an npy file, memory-mapped; unused parts take no memory.
+    """Return the array in an npy file, memory-mapped for reading.
 
     Raises:
         OSError: The file cannot be read.
@@ -187,7 +193,12 @@ def map_npy(path: Any) -> np.ndarray:
 
 
 def create_npy(path: Any, dtype: Any, rows: int) -> np.ndarray:
-    """Create an npy file of one column, and return it memory-mapped, to be written.
+    """Create an npy file of a one-dimensional array, and return it memory-mapped for writing.
+
+    Args:
+        path: The local path of the file.
+        dtype: The dtype of the array.
+        rows: The length of the array.
 
     Raises:
         OSError: The file cannot be written.
@@ -196,7 +207,7 @@ def create_npy(path: Any, dtype: Any, rows: int) -> np.ndarray:
 
 
 class Column(NamedTuple):
-    """An array to write: its type, its shape, and its parts along the first axis."""
+    """An array for `write_npz`: its dtype, its shape, and its parts along the first axis."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -204,11 +215,11 @@ class Column(NamedTuple):
 
 
 def write_npz(path: Any, columns: Mapping[str, Column]) -> None:
-    """Write an npz file of arrays that do not fit into memory.
+    """Write an npz file part by part, so that its arrays need not fit into memory.
 
     Args:
         path: The local path of the file.
-        columns: The arrays by name.
+        columns: The arrays by name, each with its parts.
 
     Raises:
         OSError: The file cannot be written.

@@ -13,25 +13,26 @@ PROCESS = Path("/proc/self")
 def usable_cores() -> int:
     """Return the number of CPU cores that this process can use.
 
-    It is the smaller of the process's affinity and its container's CPU quota, which is rounded up.
+    The number is the minimum of the process's CPU affinity and its container's CPU quota, rounded
+    up.
     """
     return max(1, math.ceil(min(schedulable_cores(), cpu_quota())))
 
 
 def schedulable_cores() -> int:
-    """Return the number of cores on which this process can be scheduled."""
+    """Return the number of cores in the CPU affinity of this process."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def cpu_quota(process: Path = PROCESS) -> float:
-    """Return the CPU quota of a process in cores; infinity if it has none.
+    """Return the CPU quota of a process in cores, or infinity if it has none.
 
-    A control group is limited by all groups that contain it. The result is therefore the smallest
-    quota between the group and the root.
+    The quotas of all parent groups also limit a Linux control group (cgroup). The result is
+    therefore the smallest quota of the process's group and its parents.
 
     Args:
-        process: The process's folder in ``/proc``.
+        process: The folder of the process in ``/proc``.
     """
     quotas = [math.inf]
     for group, mount in _control_groups(process):
@@ -44,7 +45,7 @@ def cpu_quota(process: Path = PROCESS) -> float:
 
 
 def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the folder and the mount point of each control group that may limit a process."""
+    """Yield the folder and the mount point of each control group that can limit a process's CPU."""
     try:
         lines = (process / "cgroup").read_text(errors="replace").splitlines()
         mounts = (process / "mountinfo").read_text(errors="replace").splitlines()
@@ -66,13 +67,13 @@ def _control_groups(process: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _split3(line: str) -> tuple[str, str, str]:
-    """Return the three fields of a line of ``/proc/*/cgroup``; missing ones are empty."""
+    """Return the three fields of a line of ``/proc/*/cgroup``. Missing fields are empty strings."""
     hierarchy, names, path = [*line.split(":", 2), "", ""][:3]
     return hierarchy, names, path
 
 
 def _quotas_of(group: Path) -> Iterator[float]:
-    """Yield the quota of a control group in cores, from the files of version 2 and of version 1."""
+    """Yield the CPU quota of a control group in cores, from the files of cgroup v2 and of v1."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # no quota: no file, or "max"
         quota, period = (group / "cpu.max").read_text().split()
         yield int(quota) / int(period)
@@ -83,7 +84,7 @@ def _quotas_of(group: Path) -> Iterator[float]:
 
 
 def end_with_parent() -> None:
-    """End this worker process when its parent process ends, for any reason. Starts a thread."""
+    """Start a thread that ends this worker process as soon as its parent process has ended."""
     import multiprocessing.connection  # not at the top, because every start imports this module
 
     parent = multiprocessing.parent_process()

@@ -10,20 +10,19 @@ EXIT_INTERRUPTED = 130  # Ctrl-C, by the convention of shells
 
 
 class UserError(Exception):
-    """An error that the user can correct; its one-line message states what failed, where, and
-    what to do."""
+    """An error that the user can correct, such as a wrong setting, with a one-line message."""
 
 
 class LostLock(UserError):
-    """An error because this process no longer holds the lock on the run directory."""
+    """An error that is raised when this process no longer holds the lock on its run directory."""
 
 
 class Preempted(Exception):
-    """An exception raised after a preempted run has saved its state."""
+    """An exception that is raised after a preempted run has saved its state."""
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters escaped, because a terminal would execute them."""
+    """Return a text with its control characters escaped, since terminals interpret them."""
     text = text.encode(errors="backslashreplace").decode()
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
@@ -31,7 +30,7 @@ def printable(text: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return the first 400 characters of an exception's message on one line.
 
-    The exception's type comes first, unless it is a `UserError`.
+    The name of the exception's type precedes the message, except for a `UserError`.
     """
     bare = isinstance(error, KeyError) and len(error.args) == 1  # its `str` is a `repr`
     text = " ".join(str(error.args[0] if bare else error).split())[:400]
@@ -39,5 +38,8 @@ def one_line(error: BaseException) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the reason why a file or store failed: the system's message if there is one."""
+    """Return the operating system's text of an error, such as `Permission denied`.
+
+    An error without such a text is formatted by `one_line`.
+    """
     return getattr(error, "strerror", None) or one_line(error)

@@ -1,4 +1,4 @@
-"""The extras of this package's installation, and which of them fits this machine."""
+"""Checks of the installed extras, and the choice of the extra that fits this machine."""
 
 import glob
 import importlib.util
@@ -24,7 +24,7 @@ QUERY = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def nvidia_driver() -> str | None:
-    """Return the version of NVIDIA's driver on this machine, or None if it has none."""
+    """Return the version of this machine's NVIDIA driver, or None without a driver."""
     try:
         text = DRIVER.read_text()
     except OSError:
@@ -39,12 +39,12 @@ def nvidia_driver() -> str | None:
 
 
 def tpu_chips() -> list[str]:
-    """Return the device files of this machine's TPU chips."""
+    """Return the paths of the device files of this machine's TPU chips."""
     return glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
 
 
 def fitting_extra() -> str:
-    """Return the name of the extra that fits this machine's devices."""
+    """Return the extra that fits this machine: `tpu`, `cuda`, `cuda12` or `cpu`."""
     if tpu_chips():
         return "tpu"
     driver = nvidia_driver()
@@ -54,15 +54,17 @@ def fitting_extra() -> str:
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra to this installation."""
+    """Return the pip command that installs this package with an extra."""
     return f"pip install 'can_jax[{extra}]'"
 
 
 def missing_package(module: str | None) -> UserError | None:
-    """Return the error for a module that could not be imported, or None if no extra has it.
+    """Return an error with the command that installs a missing module.
+
+    Return None if the module does not belong to an extra for training.
 
     Args:
-        module: The dotted name of the module.
+        module: The dotted name of the module that could not be imported.
     """
     package = (module or "").partition(".")[0]
     if package not in PACKAGES:
@@ -74,10 +76,11 @@ def missing_package(module: str | None) -> UserError | None:
 
 
 def require_input() -> None:
-    """Check that the input pipeline of training and evaluation is installed.
+    """Check that the packages of the input pipeline are installed.
 
     Raises:
-        UserError: It is not; the message names the extra that fits this machine.
+        UserError: A package is missing. The message has the command that installs the extra for
+            this machine.
     """
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None and (lacks := missing_package(package)):
@@ -85,12 +88,13 @@ def require_input() -> None:
 
 
 def unused_accelerator(platforms: str | None) -> str | None:
-    """Return a line about an accelerator that JAX does not use, or None if it has none.
+    """Return a warning if the machine has an accelerator that JAX does not use, or None.
 
-    Call it only if JAX runs on the CPU.
+    Call this function only if JAX runs on the CPU.
 
     Args:
-        platforms: The value of ``jax_platforms``, by which a user can select the CPU.
+        platforms: The value of JAX's option ``jax_platforms``. If the option contains ``cpu``, None
+            is returned.
     """
     if "cpu" in (platforms or "").split(","):
         return None
@@ -101,10 +105,10 @@ def unused_accelerator(platforms: str | None) -> str | None:
     elif driver := nvidia_driver():
         name, extra = f"NVIDIA's driver {driver} is present", fitting_extra()
     elif os.path.exists(AMD):
-        return "an AMD GPU is present, but JAX runs on the CPU: it needs JAX's plugin for ROCm"
+        return "an AMD GPU is present, but JAX runs on the CPU: install JAX's plugin for ROCm"
     else:
         return None
     return (
-        f"{name}, but JAX runs on the CPU: {install_command(extra)} adds the support, "
-        "JAX_PLATFORMS=cpu selects the CPU without this warning"
+        f"{name}, but JAX runs on the CPU: run {install_command(extra)} to use it, or set "
+        "JAX_PLATFORMS=cpu to use the CPU without this warning"
     )

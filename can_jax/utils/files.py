@@ -16,28 +16,27 @@ LARGEST_JSON = 2**28  # the maximum bytes of a JSON file
 
 
 def user_cache() -> Path | None:
-    """Return the folder for files that speed up the next start, in the user's cache; it may not
-    exist.
+    """Return this package's folder in the user's cache, such as ``~/.cache/can_jax``.
 
     Returns:
-        The folder, or None if there is no home directory, as in a container whose user has no name.
+        The folder, which may not exist yet; None if the user has no home directory.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache", must=False)
     return Path(cache) / "can_jax" if os.path.isabs(cache) else None
 
 
 def expand_home(path: str, must: bool = True) -> str:
-    """Replace a leading ``~`` or ``~user`` of a path by that home directory.
+    """Replace a leading ``~`` or ``~user`` of a path by the home directory of the user.
 
-    Shells do not expand it within options such as ``--config.data.path=~/x``.
+    Shells do not expand the ``~`` of an option such as ``--config.data.path=~/x``.
 
     Args:
         path: The path of a file or folder, or a URL.
-        must: Whether to raise an error if there is no such home; otherwise the path is returned as
-            is.
+        must: Whether to raise an error if the home directory is unknown. Otherwise the function
+            returns the path unchanged.
 
     Raises:
-        UserError: There is no such home directory.
+        UserError: The home directory is unknown.
     """
     if not path.startswith("~"):
         return path
@@ -57,15 +56,16 @@ def read_json(path: epath.Path, of: type | None = dict) -> Any:
     """Return the content of a JSON file.
 
     Args:
-        path: The path of the file.
-        of: The expected type of the content; None for any.
+        path: The path of the file, local or a URL.
+        of: The required type of the content; None to allow any type.
 
     Raises:
-        UserError: The file cannot be read, or its content has another type.
+        UserError: The file cannot be read, is larger than `LARGEST_JSON` bytes, is not valid JSON,
+            or its content has another type.
     """
     try:
         if path.stat().length > LARGEST_JSON:
-            raise UserError(f"it is larger than {LARGEST_JSON} bytes")
+            raise UserError(f"the file is larger than {LARGEST_JSON} bytes")
         content = json.loads(path.read_text())
     except (UserError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {one_line(error)}") from error
@@ -75,9 +75,9 @@ def read_json(path: epath.Path, of: type | None = dict) -> Any:
 
 
 def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]]:
-    """Yield each line of a file with the JSON object in it; nothing if the file does not exist.
+    """Yield each line of a file of JSON lines, and the JSON object in it.
 
-    The object is None for a truncated or damaged line.
+    The object is None if the line is truncated or damaged. A missing file has no lines.
     """
     for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
@@ -89,20 +89,20 @@ def json_lines(path: epath.Path) -> Iterator[tuple[bytes, dict[str, Any] | None]
 
 @contextlib.contextmanager
 def replacing(path: PathT, suffix: str = ".tmp") -> Iterator[PathT]:
-    """Write a file atomically: the body writes a temporary file, which then gets the file's name.
+    """Replace a file atomically by a temporary file that the body of the context writes.
 
     If the body or the renaming fails, the old file remains and the temporary one is removed.
 
     Args:
-        path: The path of the file, local or a URL.
-        suffix: The ending of the temporary file's name. Processes that may write the same file at
-            the same time need different ones.
+        path: The path of the file to replace, local or a URL.
+        suffix: The suffix of the temporary file's name. Processes that may write the same file at
+            the same time need different suffixes.
 
     Yields:
         The path of the temporary file, in the same folder.
 
     Raises:
-        OSError: The file cannot be renamed.
+        OSError: The temporary file cannot be renamed.
     """
     temporary = path.with_name(f"{path.name}{suffix}")
     try:
@@ -115,7 +115,7 @@ def replacing(path: PathT, suffix: str = ".tmp") -> Iterator[PathT]:
 
 
 def replace_text(path: epath.Path | Path, text: str) -> None:
-    """Write a text file atomically. If the write fails, the old file remains.
+    """Write a text file atomically. If the write fails, the old file remains unchanged.
 
     Raises:
         OSError: The file cannot be written.
@@ -124,7 +124,7 @@ def replace_text(path: epath.Path | Path, text: str) -> None:
 
 
 def replace_bytes(path: epath.Path | Path, content: bytes) -> None:
-    """Write a file atomically. If the write fails, the old file remains.
+    """Write bytes to a file atomically. If the write fails, the old file remains unchanged.
 
     Raises:
         OSError: The file cannot be written.

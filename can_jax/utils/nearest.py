@@ -1,4 +1,4 @@
-"""Suggestions for a mistyped option, or for another library's name of an option."""
+"""Suggestions for a mistyped option, or for an option under its name in another library."""
 
 import difflib
 from collections.abc import Collection, Iterable, Sequence
@@ -41,14 +41,15 @@ def nearest(
 ) -> str | None:
     """Return the option that a name most likely means, or None.
 
-    An option with the name, or with a synonym of it, is preferred; next is one that contains its
-    words, then one with a similar spelling. Options in the given block are preferred.
+    The candidates are, in this order: options with the same name or a synonym, options that contain
+    the words of the name, and options with a similar spelling. If the name is dotted, options in
+    the same block come first.
 
     Args:
-        name: The name as given, dotted or not.
-        options: All options.
-        prefix: The prefix of the options that are keys, such as ``config.``; names can omit it.
-        others: Blocks of low relevance; their options come last unless the name contains the block.
+        name: The name that the user gave, such as ``lr`` or ``config.optimizer.lr``.
+        options: The valid options.
+        prefix: A prefix of options, such as ``config.``, which the name can omit.
+        others: The names of blocks whose options come last unless the name begins with the block.
     """
     name = name.replace("-", "_").lower().removeprefix(prefix)
     keys = {option.removeprefix(prefix): option for option in options}
@@ -83,7 +84,7 @@ def nearest(
 
 
 def _ends(key: str, end: str) -> bool:
-    """Return whether a dotted key equals a name or ends with it."""
+    """Return whether the last components of a dotted key are ``end``."""
     return key == end or key.endswith(f".{end}")
 
 
@@ -93,5 +94,5 @@ def _contains(key: str, name: str) -> bool:
 
 
 def _alike(name: str, forms: Iterable[str]) -> list[str]:
-    """Return a list of the form with the most similar spelling; empty if none is similar."""
+    """Return a list with the most similar of the forms, or an empty list if none is similar."""
     return difflib.get_close_matches(name, sorted(set(forms)), n=1, cutoff=LIKE)

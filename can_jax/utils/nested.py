@@ -1,4 +1,4 @@
-"""Nested dicts, such as configurations, as flat ones."""
+"""The flattening of nested dicts, such as configurations."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ from flax.traverse_util import flatten_dict
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a nested dict as a flat dict with dotted keys."""
+    """Return a nested dict as a flat dict with dotted keys, such as ``model.width``."""
     return flatten_dict(values, sep=".")

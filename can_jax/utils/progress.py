@@ -1,9 +1,10 @@
-"""Messages during long operations, so that a command is never silent for long.
+"""Progress messages for long operations, such as compilation.
 
-Each operation has a name, and prints how long it has taken and how long it usually takes. Its line
-begins once the operation has lasted for `FIRST_SECONDS`. On a terminal it is rewritten, elsewhere
-it grows. The usual length is that of the last time on this machine, from the user's cache. The
-innermost of nested operations prints.
+A message starts once the operation has lasted for `FIRST_SECONDS`. The message has the name of the
+operation, the elapsed seconds, and the seconds that the operation took the last time on this
+machine, which are stored in the user's cache. On a terminal the line is rewritten. In a file or
+pipe the elapsed times are appended to the line. If operations are nested, only the innermost
+prints.
 """
 
 import contextlib
@@ -30,11 +31,11 @@ _active: list["Phase"] = []  # those under way, the innermost last
 
 
 class Phase:
-    """A long operation, which prints signs of life in a background thread.
+    """A long operation whose progress a background thread prints.
 
     Args:
-        name: What is being done, such as ``compiling the train step``.
-        usual: The seconds that it usually takes; None if unknown.
+        name: The name of the operation, such as ``compiling the train step``.
+        usual: The seconds that the operation took the last time; None if unknown.
     """
 
     quiet = False  # set by `--quiet`
@@ -46,7 +47,7 @@ class Phase:
         self._detail = ""
 
     def start(self) -> None:
-        """Begin to print signs of life."""
+        """Start the thread that prints the progress."""
         with _output:
             _active.append(self)
         threading.Thread(target=self._live, daemon=True).start()
@@ -56,7 +57,7 @@ class Phase:
         self._detail = text
 
     def end(self) -> float:
-        """End the line, and return the seconds that the operation took."""
+        """Stop printing, end the line, and return the seconds that the operation took."""
         self._done.set()
         seconds = time.perf_counter() - self._started
         with _output:
@@ -66,7 +67,11 @@ class Phase:
         return seconds
 
     def end_line(self, text: str = "") -> None:
-        """End the line that is begun, so that another message can be printed."""
+        """End the unfinished line, if it belongs to this operation.
+
+        Args:
+            text: The last words of the line, such as ``done in 5s``.
+        """
         global _open
         if _open is not self:
             return
@@ -89,7 +94,7 @@ class Phase:
                 return
 
     def _sign(self) -> None:
-        """Write a sign of life, unless an inner operation does."""
+        """Print the elapsed time, unless a nested operation is active."""
         global _open
         if _active and _active[-1] is not self:
             return
@@ -118,7 +123,7 @@ class Phase:
 
 
 def end_line() -> None:
-    """End the line of an operation that is under way; call it before printing anything else."""
+    """End an unfinished progress line. Call this function before printing anything else."""
     with _output:
         if _open is not None:
             _open.end_line()
@@ -126,11 +131,12 @@ def end_line() -> None:
 
 @contextlib.contextmanager
 def phase(name: str, kind: str = "") -> Iterator[Phase]:
-    """Print signs of life while the body runs, in the main process only.
+    """Print the progress of the operation in this context, in the main process only.
 
     Args:
-        name: What is being done, for people.
-        kind: What the usual length depends on besides the name, such as the model.
+        name: The name of the operation in the message, such as ``compiling the train step``.
+        kind: A further text, such as the model, that tells operations with the same name apart
+            when their durations are stored.
     """
     key = f"{name} {kind}".strip()
     shown = Phase(name, _usual(key))
@@ -149,7 +155,7 @@ def phase(name: str, kind: str = "") -> Iterator[Phase]:
 
 @contextlib.contextmanager
 def apart(json: bool) -> Iterator[None]:
-    """Send what the body prints to stderr if ``json``, so that stdout holds nothing but JSON."""
+    """Redirect stdout to stderr in this context if ``json``, so that stdout gets only JSON."""
     with contextlib.redirect_stdout(sys.stderr) if json else contextlib.nullcontext():
         yield
 
@@ -169,7 +175,7 @@ def _usual(key: str) -> float | None:
 
 
 def _record(key: str, seconds: float) -> None:
-    """Store the length of an operation for the next time, as far as the cache can be written."""
+    """Store the duration of an operation in the user's cache. Errors of the cache are ignored."""
     cache = user_cache()
     if cache is None:
         return

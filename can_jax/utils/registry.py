@@ -1,4 +1,4 @@
-"""Registries of the values that a configuration names, such as the sources of `data.source`."""
+"""Registries, which map the names in a configuration to objects, such as data sources."""
 
 import contextlib
 import sys
@@ -16,12 +16,12 @@ MISSING: Any = object()
 
 
 class Registry(Generic[T]):
-    """A collection of values by name, to which a user's module can add.
+    """A mapping from names to values, to which a user's modules can add values.
 
-    It iterates over its names, in the order of their registration.
+    Iteration yields the names in the order of their registration.
 
     Args:
-        kind: The noun for a value in messages, such as ``data source``.
+        kind: The noun by which messages call a value, such as ``data source``.
     """
 
     all: ClassVar[list["Registry[Any]"]] = []  # every registry
@@ -39,14 +39,15 @@ class Registry(Generic[T]):
     def register(self, name: str, value: Any = MISSING) -> Any:
         """Add a value and return it, or return a decorator that adds a function or class.
 
-        A module that is executed again replaces its own values.
+        A module can register its own names again, as when it is executed a second time.
 
         Args:
-            name: The name by which a configuration selects the value; a Python identifier.
-            value: The value to add; none to get the decorator.
+            name: The name by which a configuration selects the value, a Python identifier.
+            value: The value to add. Without a value, a decorator is returned.
 
         Raises:
-            ValueError: The name is not an identifier, or another module has registered it.
+            ValueError: The name is not an identifier, or another module has already registered a
+                different value under this name.
         """
         origin = _importing_file()
 
@@ -65,7 +66,7 @@ class Registry(Generic[T]):
 
     @contextlib.contextmanager
     def temporarily(self, name: str, value: T) -> Iterator[None]:
-        """Register a value within the context, in place of one with its name if there is one."""
+        """Register a value while the context is active, in place of any other of this name."""
         before = dict(self._values), dict(self._origins)
         self._values[name], self._origins[name] = value, _importing_file()
         try:
@@ -74,7 +75,7 @@ class Registry(Generic[T]):
             self._values, self._origins = before
 
     def remove(self, name: str) -> None:
-        """Remove a value that is registered."""
+        """Remove the value with a name, which must be registered."""
         del self._values[name], self._origins[name]
 
     def names(self) -> tuple[str, ...]:
@@ -85,12 +86,12 @@ class Registry(Generic[T]):
         """Return the value with a name.
 
         Raises:
-            UserError: No value has this name; the message suggests another one.
+            UserError: No value has this name. The message suggests a similar name, or lists all.
         """
         if name in self:
             return self._values[name]
         near = nearest(str(name), self.names())
-        hint = f"did you mean {near!r}?" if near else f"it is one of {', '.join(self)}"
+        hint = f"did you mean {near!r}?" if near else f"choose one of {', '.join(self)}"
         raise UserError(f"there is no {self.kind} {name!r}; {hint}")
 
     def items(self) -> tuple[tuple[str, T], ...]:
@@ -98,7 +99,7 @@ class Registry(Generic[T]):
         return tuple(self._values.items())
 
     def origin(self, name: str) -> str:
-        """Return the file that registered a name, or the module's name if it has no file."""
+        """Return the file that registered a name, or the name of a module without a file."""
         return self._origins[name]
 
     def __contains__(self, name: object) -> bool:
@@ -115,9 +116,9 @@ class Registry(Generic[T]):
 
 
 def user_modules() -> list[str]:
-    """Return the files outside this package that have registered something, sorted.
+    """Return the sorted paths of the files outside this package that registered a value.
 
-    A module of a notebook or of an interactive session has no file, and is named instead.
+    A module without a file, as in a notebook, is listed by its name.
     """
     package = str(Path(__file__).parents[1])
     origins = {origin for registry in Registry.all for origin in registry._origins.values()}
@@ -125,7 +126,7 @@ def user_modules() -> list[str]:
 
 
 def _importing_file() -> str:
-    """Return the file of the module that is being executed, or its name in a notebook."""
+    """Return the file of the module that is being imported, or the name of a module without one."""
     frame = sys._getframe(1)
     while frame.f_code.co_name != "<module>" and frame.f_back:
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Old names of configuration keys, which are accepted for one release after they were renamed."""
+"""The old names of renamed configuration keys, which are accepted for one more release."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ RENAMED = {"greyscale": "grayscale"}
 
 @functools.cache
 def _warn(name: str) -> None:
-    """Log that a key was renamed, once per process."""
+    """Log a warning that a key was renamed, once per process."""
     logging.warning("the configuration key %s is now called %s", name, RENAMED[name])
 
 
@@ -28,12 +28,12 @@ class Block(ConfigDict):
         super().__setitem__(RENAMED.get(key, key), value)
 
     def get_type(self, key: str) -> Any:
-        """Return the type of a key, for an option of the command line."""
+        """Return the type of a key, which the command line parses."""
         return super().get_type(RENAMED.get(key, key))
 
 
 def with_new_names(values: Any) -> Any:
-    """Return stored configuration values with the new names of their keys, recursively."""
+    """Return a stored configuration in which old names of keys are replaced by the new names."""
     if isinstance(values, dict):
         return {RENAMED.get(key, key): with_new_names(value) for key, value in values.items()}
     return values

@@ -1,7 +1,7 @@
 """Declarations of configuration keys: default, allowed values, meaning and unit.
 
-A table is a nested dict of `Key`. `configuration` builds a `ConfigDict` of its defaults, and
-`check_table` checks a configuration against it.
+A table of keys is a nested dict of `Key`. `configuration` builds a `ConfigDict` of the defaults,
+and `check_table` checks a configuration against the table.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ MOST_SHOWN = 200  # characters of a value in a message
 
 
 def is_finite(value: int | float) -> bool:
-    """Return whether a number is finite as a float; integers of 400 digits are not."""
+    """Return whether a number is finite as a float, unlike integers of 400 digits."""
     try:
         return math.isfinite(value)
     except OverflowError:
@@ -30,23 +30,23 @@ def is_finite(value: int | float) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message, with the middle of a long one left out."""
+    """Return the `repr` of a value for a message. The middle of a long text is omitted."""
     try:
         text = repr(value)
     except ValueError:  # Python does not print integers of more than 4,300 digits
-        return "a number of thousands of digits"
+        return "a number with thousands of digits"
     half = MOST_SHOWN // 2
     return text if len(text) <= MOST_SHOWN else f"{text[:half]}...{text[-half:]}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A kind of value: a finite number in a range.
+    """The type of a key whose value is a finite number in a range.
 
     Attributes:
-        low, high: The inclusive bounds.
-        above, below: The exclusive bounds.
-        also: Single values allowed outside the range, such as 0 for "off".
+        low, high: The inclusive bounds of the range; infinite by default.
+        above, below: The exclusive bounds of the range; infinite by default.
+        also: Further allowed values outside the range, such as 0 for "off".
     """
 
     low: int | float = -math.inf
@@ -71,7 +71,7 @@ class Number:
         )
 
     def describe(self, plural: bool = False) -> str:
-        """Return the range in words, such as ``numbers above 0, at most 1``."""
+        """Describe the range, such as ``a number above 0, at most 1``."""
         bounds = (
             ("at least", self.low), ("above", self.above),
             ("at most", self.high), ("below", self.below),
@@ -88,10 +88,10 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Whole(Number):
-    """A kind of value: an integer in a range.
+    """The type of a key whose value is an integer in a range.
 
     Attributes:
-        multiple: The number that must divide the value, by default 1.
+        multiple: A number by which the value must be divisible; 1 by default.
     """
 
     _: dataclasses.KW_ONLY
@@ -100,51 +100,51 @@ class Whole(Number):
     noun: ClassVar[str] = "whole number"
 
     def holds(self, value: int | float) -> bool:
-        """Return whether a number is an integer in the range and divisible by ``multiple``."""
+        """Return whether a value is an integer in the range and divisible by ``multiple``."""
         return isinstance(value, int) and super().holds(value) and value % self.multiple == 0
 
     def describe(self, plural: bool = False) -> str:
-        """Return the range in words."""
+        """Describe the range and the divisor."""
         words = super().describe(plural)
         return words if self.multiple == 1 else f"{words}, divisible by {self.multiple}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Switch:
-    """A kind of value: True or False."""
+    """The type of a key whose value is True or False."""
 
     type: ClassVar[type] = bool
 
     def accepts(self, value: Any) -> bool:
-        """Return whether a value is allowed."""
+        """Return whether a value is a bool."""
         return isinstance(value, bool)
 
     def describe(self, plural: bool = False) -> str:
-        """Return the values in words."""
+        """Describe the allowed values."""
         return "True or False"
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A kind of value: a nonempty string."""
+    """The type of a key whose value is a nonempty string."""
 
     type: ClassVar[type] = str
 
     def accepts(self, value: Any) -> bool:
-        """Return whether a value is allowed."""
+        """Return whether a value is a nonempty string."""
         return isinstance(value, str) and bool(value)
 
     def describe(self, plural: bool = False) -> str:
-        """Return the values in words."""
+        """Describe the allowed values."""
         return "strings" if plural else "a string that is not empty"
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A kind of value: one of a few strings.
+    """The type of a key whose value is one of several strings.
 
     Attributes:
-        choices: The strings; a registry, to allow all names that it has when a value is checked.
+        choices: The allowed strings. A registry stands for its names at the time of the check.
     """
 
     choices: Collection[str]
@@ -155,19 +155,19 @@ class Choice:
         return isinstance(value, str) and value in self.choices
 
     def describe(self, plural: bool = False) -> str:
-        """Return the choices in words."""
+        """Describe the choices."""
         others = f", {MAY_BE_REGISTERED}" if isinstance(self.choices, Registry) else ""
         return f"one of {', '.join(self.choices)}{others}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A kind of value: a tuple.
+    """The type of a key whose value is a tuple.
 
     Attributes:
-        of: The kind of its elements.
-        length: The number of elements; None for any number.
-        ascending: Whether elements must be in ascending order; equal neighbors are allowed.
+        of: The type of each element, such as a `Number`.
+        length: The required number of elements; None for any number.
+        ascending: Whether the elements must be sorted. Equal elements are allowed.
         empty: Whether the tuple can be empty.
     """
 
@@ -187,7 +187,7 @@ class Several:
         return not self.ascending or list(value) == sorted(value)
 
     def describe(self, plural: bool = False) -> str:
-        """Return the length, elements and order in words."""
+        """Describe the length, the elements and their order."""
         count = "a tuple of" if self.length is None else f"a tuple of {self.length}"
         order = ", in ascending order" if self.ascending else ""
         return f"{count} {self.of.describe(plural=True)}{order}"
@@ -195,12 +195,12 @@ class Several:
 
 @dataclasses.dataclass(frozen=True)
 class Special:
-    """A kind of value that a custom function checks.
+    """The type of a key whose value a custom function checks.
 
     Attributes:
-        words: A description of the allowed values.
+        words: A description of the allowed values, for messages.
         accepts: A function that returns whether a value is allowed.
-        type: The type that the command line parses; `object` stands for any Python literal.
+        type: The type that the command line parses. `object` stands for any Python literal.
     """
 
     words: str
@@ -208,18 +208,19 @@ class Special:
     type: type = object
 
     def describe(self, plural: bool = False) -> str:
-        """Return the values in words."""
+        """Describe the allowed values."""
         return self.words
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """A kind of value: a tuple of dicts whose keys are those of a table.
+    """The type of a key whose value is a tuple of dicts, such as a list of datasets.
 
     Attributes:
-        table: The keys that a dict can have.
-        needed: The keys that each dict must have.
-        elsewhere: Keys that apply to all dicts, each with the dotted key that sets it.
+        table: The `Key` of each entry that a dict can have, by name.
+        needed: The names of the entries that each dict must have.
+        elsewhere: The names of settings that a dict cannot have because they are the same for all
+            dicts, each with the dotted configuration key that sets it.
     """
 
     table: Table
@@ -235,13 +236,13 @@ class Blocks:
         return not any(map(self.complaint, value))
 
     def complaint(self, block: dict[Any, Any]) -> str:
-        """Return a message on a dict's first fault and its correction, or "" if it is allowed."""
+        """Return a message about the first error in a dict, or "" if the dict is valid."""
         for name in self.needed:
             if block.get(name) is None:
                 return f"{name} is missing: give {self.table[name].describe()}"
         for name, value in block.items():
             if name in self.elsewhere:
-                return f"{name!r} applies to all of them: set config.{self.elsewhere[name]}"
+                return f"{name!r} is the same for all entries: set config.{self.elsewhere[name]}"
             if name not in self.table:
                 near = nearest(str(name), list(self.table))
                 hint = f"did you mean {near!r}?" if near else f"keys are {', '.join(self.table)}"
@@ -251,7 +252,7 @@ class Blocks:
         return ""
 
     def describe(self, plural: bool = False) -> str:
-        """Return the keys in words."""
+        """Describe the keys of a dict."""
         return f"a tuple of dicts, each with some of the keys {', '.join(self.table)}"
 
 
@@ -263,15 +264,16 @@ class Key:
     """A key of a configuration.
 
     Attributes:
-        default: The value unless a recipe sets another; None for a key without a default.
-        kind: The kind of value that is allowed.
-        meaning: The description in the reference of keys.
-        unit: The unit of the value.
-        optional: Whether the key can be None; implied if that is the default.
+        default: The default value; None if the key has no default.
+        kind: The type and range of the allowed values.
+        meaning: The description of the key in the documentation.
+        unit: The unit of the value; empty if it has none.
+        optional: Whether None is allowed. A key with the default None always allows None.
         required: Whether a recipe must replace the default None.
-        before: The value in stored configurations that are older than this key, which reproduces
-            the behavior of their version; by default ``default``.
-        was_default: Whether ``before`` has been the default. A run that stores it keeps it.
+        before: The value that is assumed for stored configurations without this key, so that older
+            runs keep their behavior. Unless given, it equals ``default``.
+        was_default: Whether ``before`` was the default of an older version. A run that stored this
+            value keeps it when it resumes.
     """
 
     default: Any
@@ -294,15 +296,15 @@ class Key:
         return self.may_be_none if value is None else self.kind.accepts(value)
 
     def describe(self) -> str:
-        """Return the allowed values in words."""
+        """Describe the allowed values."""
         or_none = self.may_be_none and not self.required
         return self.kind.describe() + (", or None" if or_none else "")
 
 
 class Value(FieldReference):
-    """The value of a key in a `ConfigDict`, which it protects from silent type conversion.
+    """The value of a key in a `ConfigDict`, without the silent type conversion of `FieldReference`.
 
-    A tuple that can be empty but not None becomes empty if it is set to None.
+    If a tuple that can be empty but not None is set to None, it becomes empty.
     """
 
     def __init__(self, key: Key):
@@ -311,8 +313,10 @@ class Value(FieldReference):
         super().__init__(key.default, field_type=key.kind.type)
 
     def set(self, value: Any, type_safe: bool = True) -> None:
-        """Set the value. A key of floats keeps a value that is not a float, for `check_table` to
-        reject."""
+        """Set the value.
+
+        A float key stores a bool or a huge integer unchanged, so that `check_table` rejects it.
+        """
         odd = isinstance(value, bool) or (isinstance(value, int) and not is_finite(value))
         if odd and self.get_type() is float:
             super().set(FieldReference(value), type_safe=False)
@@ -326,9 +330,9 @@ class Value(FieldReference):
 
 
 def configuration(table: Table) -> ConfigDict:
-    """Return the defaults of a table as a `ConfigDict`, in which every key keeps its type.
+    """Return the defaults of a table as a `ConfigDict` in which each key has a fixed type.
 
-    Old names of keys are accepted, too; see `can_jax.utils.renamed`.
+    The `ConfigDict` also accepts the old names of renamed keys (`can_jax.utils.renamed`).
     """
 
     def value(entry: Any) -> Any:
@@ -349,7 +353,7 @@ def flat_keys(table: Table, prefix: str = "") -> Iterator[tuple[str, Key]]:
 
 
 def refuse(key: str, value: Any, kind: Key | Kind) -> None:
-    """Raise `UserError` unless a key or a kind accepts the value."""
+    """Raise a `UserError` that names a dotted configuration key unless its value is allowed."""
     if kind.accepts(value):
         return
     own = kind.kind if isinstance(kind, Key) else kind
@@ -365,12 +369,12 @@ def check_table(config: Any, table: Table, origin: str, prefix: str = "") -> Non
 
     Args:
         config: The configuration of a recipe, a `ConfigDict` or a dict.
-        table: The table from which its defaults were made.
-        origin: The function that returns the defaults, for messages.
-        prefix: The dotted prefix of the keys.
+        table: The nested dict of the allowed keys.
+        origin: The name of the function that returns the default configuration, for messages.
+        prefix: The dotted name of the block that is checked, such as ``model.``.
 
     Raises:
-        UserError: A key or value is wrong; the message names the first one and a correction.
+        UserError: A key or value is wrong. The message names the first wrong one and what to do.
     """
     for name in config:
         if name not in table:

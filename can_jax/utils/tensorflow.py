@@ -1,4 +1,4 @@
-"""The only import of TensorFlow: deferred until it is needed, and without access to GPUs."""
+"""The import of TensorFlow, deferred until it is needed and without access to GPUs."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """Return the TensorFlow module, from which accelerators are hidden to leave them to JAX.
+    """Import TensorFlow without access to GPUs, which JAX uses, and return the module.
 
     Raises:
         UserError: TensorFlow is not installed.
@@ -40,7 +40,7 @@ def tensorflow() -> ModuleType:
 
 
 def import_ahead() -> None:
-    """Import TensorFlow in a background thread, to hide its start-up time."""
+    """Import TensorFlow in a background thread, so that other startup work can overlap with it."""
 
     def quietly() -> None:
         # A later call of `tensorflow` raises the error again. The import also fails if the process
@@ -53,10 +53,11 @@ def import_ahead() -> None:
 
 @contextlib.contextmanager
 def _without_keras() -> Iterator[None]:
-    """Skip the import of Keras, which takes most of the time of TensorFlow's import.
+    """Let TensorFlow skip the import of Keras, which takes most of its import time.
 
-    During the import, the environment requests the legacy Keras. It is not installed, and
-    TensorFlow continues without it. `tf.keras` remains available later.
+    The context sets an environment variable that makes TensorFlow look for the legacy Keras. The
+    legacy Keras is not installed, so TensorFlow imports no Keras. `tf.keras` remains available
+    later.
     """
     if LEGACY_KERAS in os.environ:
         yield

@@ -23,7 +23,7 @@ REAL = {"kind": "real", "path": "/d"}
         ("fewshot__datasets", [{"source": "folders"}],
          r"fewshot.datasets\[0\]: source='folders': give one of"),
         ("fewshot__datasets", ({"path": "/d", "image_size": 32},),
-         r"fewshot.datasets\[0\]: 'image_size' applies to all of them: set config.data.image_size"),
+         r"datasets\[0\]: 'image_size' is the same for all entries: set config.data.image_size"),
         ("fewshot__datasets", ({"path": "/d", "test_examples": 3},), "set config.data.test_exampl"),
         ("fewshot__datasets", ({"path": "/d"}, {"path": "/d"}), r"\[1\]: another data set is cal"),
         ("fewshot__datasets", ({"path": "/d", "range": (5, 1)},), r"\[0\]: range=\(5, 1\): give"),

@@ -79,10 +79,10 @@ def test_no_archive_may_exceed_the_memory(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (npy((2**40,), b"abc"), "'a' states 1099511627776 bytes, and has 3"),
-        (npy((2**62, 2**62), b"abc"), "states .* bytes, and has 3"),
-        (npy((2,), b"abc"), "states 2 bytes, and has 3"),
-        (npy((-3,), b"abc"), "shape|states"),
+        (npy((2**40,), b"abc"), "array 'a' should hold 1099511627776 bytes, but holds 3"),
+        (npy((2**62, 2**62), b"abc"), "should hold .* bytes, but holds 3"),
+        (npy((2,), b"abc"), "should hold 2 bytes, but holds 3"),
+        (npy((-3,), b"abc"), "negative dimension"),
         (npy((3,), b"abc", "|O"), "Python objects"),
         (b"no array", "array 'a': the magic string is not correct"),
     ],

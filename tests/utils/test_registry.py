@@ -33,7 +33,7 @@ def test_value_is_found_by_its_name(sources):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("foldr", "did you mean 'folder'?"), ("x9", "it is one of folder")]
+    ("name", "hint"), [("foldr", "did you mean 'folder'?"), ("x9", "choose one of folder")]
 )
 def test_unknown_name_gets_a_hint(sources, name, hint):
     with pytest.raises(UserError) as error:
