@@ -1,1 +1,1 @@
-"""Processes of a job, the device mesh, and the shardings of batches and parameters on it."""
+"""Multi-process jobs, the device mesh, and the sharding of batches and parameters over it."""

@@ -24,7 +24,7 @@ _handlers: list[object] = []  # keeps the handlers alive, to which C holds no re
 
 
 def keep_stacks_in(folder: str, label: str) -> None:
-    """Write the stacks of later aborts to a folder, too.
+    """Set a folder to which `abort` also writes the thread stacks.
 
     Args:
         folder: A local folder; a URL is ignored.
@@ -35,14 +35,15 @@ def keep_stacks_in(folder: str, label: str) -> None:
 
 
 def abort(message: str, stacks: bool = True) -> NoReturn:
-    """Print a message and exit with code 70, without waiting for other threads.
+    """Print a message and exit at once with code 70.
 
-    A blocked collective operation cannot be interrupted. Each write takes `WRITE_SECONDS` or less.
+    The process does not wait for other threads, since a blocked collective operation cannot be
+    interrupted. Writing takes at most `WRITE_SECONDS` for the file and for stderr each.
 
     Args:
         message: The last line to print.
-        stacks: Whether to print the stack of every thread before the message. The file that
-            `keep_stacks_in` sets always gets the stacks.
+        stacks: Whether to print the stack of every thread before the message. The folder that
+            `keep_stacks_in` sets always gets a file with the stacks.
     """
     dump = _places()
     for write in (_to_file, _to_stderr):
@@ -55,14 +56,15 @@ def abort(message: str, stacks: bool = True) -> NoReturn:
 
 
 def abort_on_sigabrt(message: str) -> None:
-    """Print a message and the stacks before SIGABRT from a C++ library ends this process.
+    """Print a message and the thread stacks when SIGABRT from a C++ library ends this process.
 
-    JAX's service aborts every process of a job, from a thread of its own, once one of them is gone.
-    Python's handlers run in the main thread, which then waits for the other processes.
+    JAX's coordination service raises SIGABRT in every process of a job once one process is lost.
+    The handler is a C callback, since Python would run its handlers in the main thread, which may
+    be blocked in a collective operation.
 
-    Call it in a job of several processes only, since it also ends a process that is suspended for
-    `DEAD_SECONDS`. JAX counts such a process as gone after a minute. A later call replaces the
-    message.
+    Call this function only in jobs of several processes, since it also ends a process that was
+    suspended for `DEAD_SECONDS`. JAX treats such a process as lost after a minute. A later call
+    replaces the message.
     """
     if not _handlers:
         threading.Thread(target=_prove_alive, daemon=True).start()
@@ -78,13 +80,11 @@ def abort_on_sigabrt(message: str) -> None:
 
 
 def dump_stacks_after(seconds: float | None) -> None:
-    """Print the stack of every thread if Python does not run for some time.
+    """Start a timer that prints the stack of every thread, or restart it.
 
-    Each call restarts the timer.
-
-    The timer is in C, so that it expires while a C extension holds the interpreter, where no thread
-    of Python can act. It does not end the process, since a process that was suspended looks the
-    same to it. In a job of several processes, the timer of `abort_on_sigabrt` is armed instead.
+    The timer is in C, so it also expires while a C extension holds the GIL and no Python thread can
+    run. The timer does not end the process, which may only have been suspended. In a job of several
+    processes this function has no effect, since `abort_on_sigabrt` uses the same timer.
 
     Args:
         seconds: The time until the stacks are printed; None cancels the timer.
@@ -99,10 +99,10 @@ def dump_stacks_after(seconds: float | None) -> None:
 
 @functools.cache
 def _stderr() -> int:
-    """Return a descriptor of the standard error on which no write waits.
+    """Return a file descriptor of stderr whose writes do not block.
 
-    A write that blocks would stop the whole program: a thread that resets the timer waits until the
-    timer's dump is written, and holds the interpreter meanwhile.
+    A blocked write of the stack dump would stop the whole program. The thread that resets the timer
+    would wait for the write while holding the GIL.
     """
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY
@@ -112,10 +112,10 @@ def _stderr() -> int:
 
 
 def _prove_alive() -> None:
-    """Reset a timer in C that ends this process if Python does not run for `DEAD_SECONDS`.
+    """Keep resetting a C timer, which ends this process once Python has not run for `DEAD_SECONDS`.
 
-    The timer is for an abort while a thread in C holds the interpreter, where its handler never
-    runs.
+    While a C thread holds the GIL, the SIGABRT handler of `abort_on_sigabrt` cannot run. This timer
+    then ends the process.
     """
     while True:
         faulthandler.dump_traceback_later(DEAD_SECONDS, exit=True)
@@ -123,10 +123,10 @@ def _prove_alive() -> None:
 
 
 def _places() -> str:
-    """Return the stack of every thread.
+    """Return the stack of every thread as text.
 
-    `faulthandler` lets no other thread run while it writes. It writes to memory, since a full pipe
-    or a hung disk would block it forever.
+    No other thread runs while `faulthandler` writes. The dump is therefore written to memory, since
+    a full pipe or a hung disk would block the process.
     """
     in_memory = getattr(os, "memfd_create", None)  # on Linux
     with open(in_memory("stacks"), "w+b") if in_memory else tempfile.TemporaryFile() as file:

@@ -1,6 +1,7 @@
 """Peak FLOP/s, memory and bandwidth of a device, from its data sheet or measured.
 
-A device is a chip, except on TPU v2 and v3, where JAX counts each of the two cores as one.
+A device is a chip, except on TPU v2 and v3, where JAX treats each of a chip's two cores as a
+device.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ class Chip:
     """The properties of one kind of device.
 
     Attributes:
-        name: A prefix of JAX's ``device_kind``.
-        peak_flops: The peak dense bfloat16 FLOP/s with float32 sums; float16 on GPUs without
-            bfloat16.
-        memory: The bytes that a program may use: the compiler's limit on TPUs, nine tenths of
-            the memory on GPUs. None if unknown.
-        link: The bytes/s that a device sends over the fast interconnect. On a TPU this is one axis
-            of the torus, in both directions at once. On a GPU it is the NVLink of its host.
-        network: The bytes/s of one device to other slices or hosts.
+        name: A prefix of JAX's ``device_kind``, such as ``NVIDIA H100``.
+        peak_flops: The peak FLOP/s of dense bfloat16 matrix products with float32 accumulation; of
+            float16 products on GPUs without bfloat16.
+        memory: The bytes of device memory that a program may use: the compiler's limit on TPUs,
+            nine tenths of the memory on GPUs. None if unknown.
+        link: The bytes/s that a device sends to others over the fast interconnect. On a TPU this is
+            one axis of the torus, both directions added. On a GPU this is NVLink or else PCIe.
+        network: The bytes/s that one device sends to other TPU slices or hosts.
     """
 
     name: str
@@ -66,7 +67,7 @@ CHIPS = (
 
 
 def chip_of(kind: str) -> Chip | None:
-    """Return the chip of a ``device_kind``, or None if it is unknown."""
+    """Return the entry of `CHIPS` for JAX's ``device_kind``, or None for an unknown device."""
     matching = [chip for chip in CHIPS if kind.startswith(chip.name)]
     return max(matching, key=lambda chip: len(chip.name), default=None)
 
@@ -77,10 +78,10 @@ class Devices:
 
     Attributes:
         platform: JAX's name of the platform: ``cpu``, ``gpu`` or ``tpu``.
-        kind: The kind of device.
-        count: The number of devices, those of all processes included.
-        memory: The bytes that a program may use on each; None if unknown.
-        bfloat16: Whether they have units for products of bfloat16.
+        kind: JAX's ``device_kind``, such as ``NVIDIA H100 80GB HBM3``.
+        count: The number of devices of all processes.
+        memory: The bytes of memory that a program may use on each device; None if unknown.
+        bfloat16: Whether the devices have hardware for bfloat16 matrix products.
     """
 
     platform: str
@@ -91,7 +92,7 @@ class Devices:
 
 
 def attached_devices() -> Devices:
-    """Return the devices of this process and of the others of its job."""
+    """Return a description of the devices of all processes of this job."""
     device = jax.local_devices()[0]
     chip = chip_of(device.device_kind)
     try:
@@ -109,12 +110,12 @@ def attached_devices() -> Devices:
 
 
 def peak_flops(dtype: str) -> tuple[float, str]:
-    """Return the peak FLOP/s of one device, and the source of the number.
+    """Return the peak FLOP/s of one device, and a text that names the source of the number.
 
-    For an unknown kind of device, such as a CPU, the rate of a matrix product is measured.
+    If `CHIPS` lacks the device, as for a CPU, the rate of a matrix product is measured.
 
     Args:
-        dtype: The type of the measured product.
+        dtype: The dtype of the matrices if the rate is measured.
     """
     kind = jax.devices()[0].device_kind
     if chip := chip_of(kind):
@@ -124,12 +125,12 @@ def peak_flops(dtype: str) -> tuple[float, str]:
 
 
 def matmul_flops(dtype: str, size: int = 2048, repeats: int = 4) -> float:
-    """Measure the FLOP/s of a square matrix product on one device, the best of several repeats.
+    """Measure the FLOP/s of a product of square matrices on one device.
 
     Args:
-        dtype: The type of the matrices.
-        size: The number of rows of a matrix.
-        repeats: The number of measurements.
+        dtype: The dtype of the matrices.
+        size: The number of rows and columns of each matrix.
+        repeats: The number of measurements, of which the fastest counts.
     """
     matrix = jnp.ones((size, size), dtype)
     multiply = jax.jit(jnp.matmul)

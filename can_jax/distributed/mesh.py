@@ -1,4 +1,4 @@
-"""The device mesh `(data, fsdp, tensor)`, and the shardings of batches on it."""
+"""The device mesh `(data, fsdp, tensor)`, and the shardings of batches over it."""
 
 import functools
 import math
@@ -22,19 +22,22 @@ BATCH_AXES = ("data", "fsdp")
 
 
 def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
-    """Return the shape of the mesh of ``config.mesh`` on a number of devices.
+    """Return the sizes of the mesh axes `(data, fsdp, tensor)` on a number of devices.
 
     Args:
-        config: The block ``config.mesh``. One axis may be -1 and takes the remaining devices.
-        devices: The number of devices.
+        config: The block ``config.mesh``. One axis may be -1, which stands for all remaining
+            devices.
+        devices: The number of devices over which the mesh is laid out.
 
     Raises:
-        UserError: The product of the axes is not the number of devices.
+        UserError: An axis is invalid, or the product of the axes is not the number of devices.
     """
     shape = [config[axis] for axis in AXES]
     wanted = ", ".join(f"mesh.{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise UserError(f"{wanted}: set each axis to 1 or more, or one of them to -1 for the rest")
+        raise UserError(
+            f"{wanted}: set each axis to 1 or more; one axis may be -1 for all remaining devices"
+        )
     fixed = math.prod(size for size in shape if size != -1)
     shape = [devices // fixed if size == -1 else size for size in shape]
     if math.prod(shape) != devices:
@@ -43,14 +46,14 @@ def mesh_shape(config: ConfigDict, devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
-    """Build the mesh of ``config.mesh``.
+    """Build the device mesh that ``config.mesh`` describes.
 
-    Neighbors in the mesh are neighbors in the chips' network. With several slices, which are
-    connected by slow links, `slice_shape` decides which axes cross these links.
+    The devices are ordered by `jax.experimental.mesh_utils` to suit the physical network. If the
+    devices form several TPU slices, `slice_shape` decides which axes cross their slower links.
 
     Args:
         config: The block ``config.mesh``.
-        devices: The devices of the mesh; all devices of all processes by default.
+        devices: The devices of the mesh. The default is all devices of all processes.
     """
     if devices is None:
         devices = jax.devices()
@@ -68,14 +71,14 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
 
 def selected_platforms() -> str | None:
-    """Return the platforms that the user has selected, with commas between, or None."""
+    """Return JAX's option ``jax_platforms``: a comma-separated list, or None if not set."""
     selected: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
     return selected
 
 
 @functools.cache
 def warn_of_unused_accelerator() -> None:
-    """Log a warning, once, if JAX runs on the CPU of a machine that has an accelerator."""
+    """Log a warning once if JAX runs on the CPU although the machine has an accelerator."""
     if jax.default_backend() != "cpu":
         return
     if line := unused_accelerator(selected_platforms()):
@@ -83,51 +86,51 @@ def warn_of_unused_accelerator() -> None:
 
 
 def slice_shape(shape: tuple[int, int, int], slices: int) -> tuple[int, int, int]:
-    """Return the shape in which slices form the mesh.
+    """Return how many slices lie along each axis of the mesh.
 
-    The axis `data` is divided among as many slices as possible, since its only traffic is the
-    gradients of a step. The axis `fsdp`, which also sends the parameters, is divided among the
-    remaining slices.
+    A slice is a group of TPU chips with fast links. As many slices as possible are placed along the
+    axis `data`, which needs the least communication, only the gradients of a step. The remaining
+    slices are placed along `fsdp`, which also communicates the parameters.
 
     Args:
-        shape: The shape of the mesh.
+        shape: The sizes of the mesh axes `(data, fsdp, tensor)`.
         slices: The number of slices.
 
     Raises:
-        UserError: The slices do not divide `data` and `fsdp`, so that `tensor` would cross slow
-            links.
+        UserError: The slices cannot be placed along `data` and `fsdp` alone, so that `tensor` would
+            cross slow links.
     """
     data, fsdp, _ = shape
     across = math.gcd(data, slices)
     rest = slices // across
     if fsdp % rest:
         raise UserError(
-            f"mesh.data={data}, mesh.fsdp={fsdp} do not divide over {slices} slices; let mesh.data "
-            f"be a multiple of {slices}"
+            f"mesh.data={data}, mesh.fsdp={fsdp} cannot be divided over {slices} slices; set "
+            f"mesh.data to a multiple of {slices}"
         )
     return across, rest, 1
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch, which is split along its first axis."""
+    """Return the sharding of a batch: its first axis is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of an array that every device holds in full."""
+    """Return the sharding of a replicated array, which every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """Return the number of parts into which a batch is split."""
+    """Return the number of parts into which a mesh splits a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def constrain_batch_sharding(x: Array) -> Array:
-    """Constrain activations to the batch sharding: the first axis split, the others whole.
+    """Constrain an array to the batch sharding, in which only the first axis is split.
 
-    Without constraints between blocks the compiler may choose to replicate activations. Outside a
-    `jax.set_mesh` context this does nothing.
+    Without such constraints between blocks, the compiler may replicate activations. Outside a
+    `jax.set_mesh` context the array is returned unchanged.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -135,27 +138,28 @@ def constrain_batch_sharding(x: Array) -> Array:
 
 
 def replicate(x: Array) -> Array:
-    """Constrain an array to be replicated. Outside a `jax.set_mesh` context this does nothing."""
+    """Constrain an array to be replicated, or return it unchanged outside of `jax.set_mesh`."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def row_shards() -> int:
-    """Return how many parts `constrain_batch_sharding` makes; 1 without `jax.set_mesh`."""
+    """Return the number of parts of a batch on the mesh of `jax.set_mesh`; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else batch_shards(mesh)
 
 
 def axis_size(name: str) -> int:
-    """Return the number of devices along an axis of the mesh; 1 without `jax.set_mesh`."""
+    """Return the size of an axis of the mesh of `jax.set_mesh`; 1 without a mesh."""
     return int(jax.sharding.get_abstract_mesh().shape.get(name, 1))
 
 
 def platform() -> str:
-    """Return the platform that is compiled for: `cpu`, `gpu` or `tpu`.
+    """Return the platform for which JAX compiles: `cpu`, `gpu` or `tpu`.
 
-    That is the platform of the mesh of `jax.set_mesh`, or else of the default backend.
+    JAX compiles for the platform of the mesh of `jax.set_mesh`, or for the default backend without
+    a mesh.
     """
     device = _abstract_device()
     name = jax.default_backend() if device is None else device.platform
@@ -163,7 +167,7 @@ def platform() -> str:
 
 
 def device_kind() -> str:
-    """Return the kind of device that is compiled for, such as `NVIDIA H100 80GB HBM3`."""
+    """Return the kind of device for which JAX compiles, such as `NVIDIA H100 80GB HBM3`."""
     device = _abstract_device()
     return str(jax.devices()[0].device_kind if device is None else device.device_kind)
 

@@ -1,4 +1,4 @@
-"""The preemption handler: SIGTERM, SIGHUP and Ctrl-C from the start of a command to its end.
+"""The handler of SIGTERM, SIGHUP and Ctrl-C, which a command installs when it starts.
 
 A command installs `handler` before its slow imports, so this module imports only the standard
 library and `can_jax.utils.errors`.
@@ -22,24 +22,25 @@ RESUME = "run the same command to resume"
 
 
 class Stopped(SystemExit):
-    """The exit of a command that had nothing to save when a signal arrived."""
+    """The exception that ends a command when a signal arrives and there is nothing to save."""
 
 
 class PreemptionHandler:
-    """The handler of this process for the signals that ask it to stop.
+    """The handler of this process for SIGTERM, SIGHUP and SIGINT.
 
-    A signal raises `Stopped` in the main thread, which ends the process. Once a training loop has
-    called `defer`, a signal only sets `requested`, and the loop saves and ends. A second Ctrl-C
-    ends the process at once.
+    A signal raises `Stopped` in the main thread, which ends the process. After a call of `defer`, a
+    signal only sets `requested`; the training loop polls it, saves and ends. A second Ctrl-C ends
+    the process at once.
 
-    Python runs its own signal handlers in the main thread only, which may be inside a compiler for
-    minutes. So a second thread reads the signals from a pipe as they arrive.
+    Python runs signal handlers only in the main thread, which may be compiling for minutes. A
+    second thread therefore reads the signals from a pipe as they arrive.
 
     Attributes:
-        requested: The signal that asked this process to stop, or None.
+        requested: The signal that requested this process to stop, or None.
         installed: Whether `install` was called in this process.
-        fixed_code: The exit code that `finish` fixed, or None.
-        stopped_alone: Whether `Stopped` was raised, without the other processes of the job.
+        fixed_code: The exit code set by `finish`, or None.
+        stopped_alone: Whether this process raised `Stopped`, which does not stop the other
+            processes of its job.
     """
 
     def __init__(self) -> None:
@@ -56,21 +57,20 @@ class PreemptionHandler:
 
     @property
     def exit_code(self) -> int:
-        """The exit code of a stopped command: 130 after Ctrl-C, else 75."""
+        """The exit code of a stopped command: 130 after Ctrl-C, otherwise 75."""
         return EXIT_INTERRUPTED if self.requested == signal.SIGINT else EXIT_PREEMPTED
 
     @property
     def cause(self) -> str:
-        """The beginning of the message of a stopped command."""
+        """The cause in the message of a stopped command, such as ``stopped by SIGTERM``."""
         interrupted = self.requested == signal.SIGINT
         name = "Ctrl-C" if interrupted else (self.requested or signal.SIGTERM).name
         return f"stopped by {name}"
 
     def install(self) -> None:
-        """Install the handlers. Call it in the main thread.
+        """Install the signal handlers. Call this method in the main thread.
 
-        Signals that this process was started to ignore, as by ``nohup``, stay ignored, except
-        SIGTERM.
+        SIGHUP and SIGINT stay ignored if this process was started so, for example by ``nohup``.
         """
         self.installed = True
         received, sent = os.pipe()
@@ -85,29 +85,29 @@ class PreemptionHandler:
         self._usual_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
 
     def defer(self) -> None:
-        """Leave the response to the caller, who polls `requested` and saves."""
+        """Make signals only set `requested`. The caller must poll `requested`, save and end."""
         self._deferred = True
 
     def resume(self) -> None:
-        """End what `defer` began. A signal that arrived meanwhile counts as handled."""
+        """Undo `defer`. A signal that arrived since `defer` counts as handled."""
         self._deferred, self._ending = False, self.requested is not None
 
     def finish(self, code: int) -> None:
-        """Fix the exit code. Later signals have no effect, but a second Ctrl-C exits at once.
+        """Set the final exit code. Later signals have no effect, but a second Ctrl-C exits at once.
 
-        Call it in the main thread.
+        Call this method in the main thread.
         """
         self.fixed_code = code
         if self.installed:
             _ignore_further()
 
     def request(self, signum: signal.Signals) -> None:
-        """Record a signal. Ctrl-C takes precedence, since a launcher also sends SIGTERM."""
+        """Record a signal. Ctrl-C takes precedence over SIGTERM, since a launcher may send both."""
         if self.requested is None or signum == signal.SIGINT:
             self.requested = signum
 
     def _raise_stopped(self, signum: int, _frame: FrameType | None) -> None:
-        """Raise `Stopped` in the main thread, once, unless a loop has deferred that."""
+        """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called."""
         self.request(signal.Signals(signum))
         if not (self._deferred or self._ending) and self.fixed_code is None:
             self._ending = self.stopped_alone = True
@@ -116,9 +116,9 @@ class PreemptionHandler:
             raise Stopped(self.exit_code)
 
     def _raise_again(self, unraisable: Any) -> None:
-        """Raise `Stopped` once more if Python dropped it, as in a garbage collector's callback.
+        """Make `_read` send the signal again if Python ignored `Stopped`, as in a destructor.
 
-        It cannot be raised here, where Python would drop it, too. `_read` sends the signal again.
+        Python would also ignore an exception that this method, an `unraisablehook`, raises.
         """
         if not isinstance(unraisable.exc_value, Stopped):
             self._usual_hook(unraisable)
@@ -128,7 +128,7 @@ class PreemptionHandler:
         self._swallowed = True
 
     def _read(self, received: int) -> None:
-        """Record every signal, and end the process if its main thread does not respond."""
+        """Record all signals, and end the process if the main thread does not react in time."""
         unanswered: float | None = None  # the time of the first signal without a response
         while True:
             ready, _, _ = select.select([received], [], [], 0.2 if self.requested else None)
@@ -148,7 +148,7 @@ class PreemptionHandler:
                 os._exit(self.exit_code)
 
     def _note(self, signum: signal.Signals) -> None:
-        """Record a signal; exit at once on a second Ctrl-C."""
+        """Record a signal, or exit at once on a second Ctrl-C."""
         if signum == signal.SIGINT:
             now = time.monotonic()
             if self._ctrl_c_at is None:
@@ -160,14 +160,14 @@ class PreemptionHandler:
             self.request(signum)
 
     def _say_nothing_to_save(self) -> None:
-        """Print, once, that there was nothing to save."""
+        """Print once that there was nothing to save."""
         if not self._said:
             self._said = True
             os.write(2, f"{self.cause}: there was nothing new to save; {RESUME}\n".encode())
 
 
 def _ignore_further() -> None:
-    """Ignore SIGTERM and SIGHUP, since Python drops its handlers before the process has ended."""
+    """Ignore SIGTERM and SIGHUP, since Python removes its handlers before the process has ended."""
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -186,7 +186,7 @@ def _release() -> None:
 
 
 def _forget() -> None:
-    """Restore the default signal actions in a forked child, and leave the pipe to its parent."""
+    """Restore the default signal actions in a forked child, which does not write to the pipe."""
     signal.set_wakeup_fd(-1)
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:

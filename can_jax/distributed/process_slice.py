@@ -1,4 +1,4 @@
-"""The rows of a batch that each process loads, and their assembly to one global array."""
+"""The rows of a batch that each process loads, and their assembly into one global array."""
 
 import dataclasses
 from typing import Any
@@ -13,14 +13,14 @@ from can_jax.distributed.mesh import batch_sharding
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSlice:
-    """The rows of a global batch that a process loads, which are those of its devices.
+    """The rows of a global batch that a process loads because its devices compute them.
 
-    Row ``r`` of the batch is the same on any mesh and any number of processes. The devices of a
-    process need not be adjacent in the mesh, so its rows need not be, either. Processes whose
-    devices differ along `tensor` only load the same rows.
+    The content of a global batch does not depend on the mesh or the number of processes. The rows
+    of a process need not be contiguous. Processes whose devices differ only along the mesh axis
+    `tensor` load the same rows.
 
     Attributes:
-        rows: The indices of the rows, ascending.
+        rows: The indices of the rows in the global batch, ascending.
         index: The index of this slice among the distinct slices of all processes.
         count: The number of distinct slices.
         batch_size: The number of rows of the global batch.
@@ -34,10 +34,10 @@ class ProcessSlice:
     sharding: NamedSharding
 
     def place(self, local: Any) -> Array:
-        """Assemble the global array from the rows of each process.
+        """Return a global array of which this process contributes its rows.
 
         Args:
-            local: The rows of this process on the host, of shape (local, …).
+            local: A host array with the rows of this process, of shape ``(len(rows), ...)``.
         """
 
         def shard(index: Any) -> Any:
@@ -53,7 +53,7 @@ RowRanges = dict[int, set[tuple[int, int]]]  # by process: (first row, row after
 
 
 def row_ranges_of_processes(sharding: NamedSharding, batch_size: int) -> RowRanges:
-    """Return the row ranges of the devices of each process."""
+    """Return the ranges of batch rows that the devices of each process hold."""
     ranges: RowRanges = {}
     indices: dict[Any, Any] = dict(sharding.devices_indices_map((batch_size,)))
     for device, index in indices.items():
@@ -66,9 +66,9 @@ def slice_of_process(mesh: Mesh, batch_size: int, process: int | None = None) ->
     """Return the rows of a batch that a process loads.
 
     Args:
-        mesh: The device mesh, over all processes.
-        batch_size: The number of rows of the global batch, which divides over the mesh.
-        process: The index of the process; this one by default.
+        mesh: The device mesh of all processes.
+        batch_size: The number of rows of the global batch, a multiple of `batch_shards`.
+        process: The index of the process. The default is this process.
     """
     sharding = batch_sharding(mesh)
     ranges = row_ranges_of_processes(sharding, batch_size)

@@ -1,7 +1,7 @@
-"""A check that devices with copies of the same array hold the same values.
+"""A check that the copies of a replicated array are equal on all devices.
 
-Parameters that are not split are stored on every device, which updates its own copy. On a faulty
-device the copy drifts without any error, and training continues with damaged weights.
+Every device updates its own copy of the replicated parameters. On a faulty device, the copy can
+become wrong without an error, and training continues with corrupted weights.
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ from can_jax.distributed.sharding_rules import named_leaves
 
 
 def checksum(array: Array) -> UInt32[Array, ""]:
-    """Sum the bits of an array, weighted so that every bit and its position count."""
+    """Return a checksum of the bits of an array, which also depends on the order of elements."""
     kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[array.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(array, kind).astype(jnp.uint32).reshape(-1)
     weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
@@ -26,11 +26,11 @@ def checksum(array: Array) -> UInt32[Array, ""]:
 
 
 class ReplicaCheck:
-    """A comparison of the copies of every array of a tree, over all devices and hosts.
+    """A comparison of all copies of every array in a pytree, over all devices and hosts.
 
     Args:
-        abstract: The tree, as shapes with shardings.
-        mesh: The device mesh of the tree.
+        abstract: The pytree with `jax.ShapeDtypeStruct` leaves that have shardings.
+        mesh: The device mesh of the shardings.
     """
 
     def __init__(self, abstract: Any, mesh: Mesh):
@@ -55,7 +55,7 @@ class ReplicaCheck:
 
     @property
     def coverage(self) -> float:
-        """The fraction of the tree's bytes of which several devices hold a copy."""
+        """The fraction of the pytree's bytes of which more than one device holds a copy."""
         copied = sum(
             size
             for size, groups in zip(self._bytes, self._copies, strict=True)
@@ -64,10 +64,10 @@ class ReplicaCheck:
         return copied / max(1, sum(self._bytes))
 
     def __call__(self, tree: Any) -> str | None:
-        """Return a description of a difference, or None if all copies agree.
+        """Return a message about the first array whose copies differ, or None if all are equal.
 
-        It names an array and the devices whose copy differs from most copies. Collective: every
-        process must call this.
+        The message names the array and the devices whose copies are in the minority.
+        Collective: every process must call this.
         """
         table = np.asarray(jax.device_get(self._sums(*jax.tree.leaves(tree))))
         devices = list(self._mesh.devices.flat)
@@ -89,7 +89,7 @@ class ReplicaCheck:
 
 
 def _copies(leaf: Any, mesh: Mesh) -> list[list[int]]:
-    """Return the indices of the devices that hold the same part of an array, for each part."""
+    """Return, for each part of a sharded array, the indices of the devices that hold it."""
     parts = leaf.sharding.devices_indices_map(leaf.shape)
     groups: dict[str, list[int]] = defaultdict(list)
     for index, device in enumerate(mesh.devices.flat):

@@ -1,4 +1,4 @@
-"""The processes of a job: their start, barriers with timeouts, stop signals and environment."""
+"""Functions for the processes of a job: startup, barriers, stop signals and environment."""
 
 import contextlib
 import hashlib
@@ -36,10 +36,10 @@ BARRIER_SECONDS = 7200.0
 
 
 def detect_launcher() -> str | None:
-    """Detect the launcher of several processes from the environment.
+    """Detect from the environment the launcher that started several processes.
 
     Returns:
-        `SLURM`, `Open MPI` or `Cloud TPU`; None if there is none.
+        `SLURM`, `Open MPI` or `Cloud TPU`; None if no launcher is detected.
     """
     environment = os.environ
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
@@ -52,10 +52,10 @@ def detect_launcher() -> str | None:
 
 
 def spare_absent_tpu() -> None:
-    """Keep libtpu from querying the network for a TPU that this machine does not have.
+    """Keep libtpu from querying the network for a TPU on a machine without one.
 
-    The library may be installed without a TPU, as for `can_jax.plan`, and would log long errors.
-    Call it before JAX starts a backend.
+    The planner `can_jax.plan` uses libtpu on such machines, where it would log long errors. Call
+    this function before JAX starts a backend.
     """
     if not tpu_chips():
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -67,20 +67,20 @@ def spare_absent_tpu() -> None:
 def start(
     coordinator: str | None, processes: int | None, process: int | None, timeout: int
 ) -> None:
-    """Join this process with the others of its job. Call it before anything else of JAX.
+    """Connect this process to the others of its job. Call this before any other function of JAX.
 
-    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects all arguments but the timeout, which can then
-    be None. Elsewhere, None for all three stands for a single process, and nothing is done.
+    On Cloud TPU, GKE, SLURM and Open MPI, JAX detects the arguments that are None. Elsewhere, if
+    the first three arguments are None, the process is alone and the function does nothing.
     Collective: every process of the job must call this.
 
     Args:
         coordinator: The ``host:port`` of process 0, reachable from all processes.
         processes: The number of processes.
-        process: The index of this process.
-        timeout: Seconds to wait for the others.
+        process: The index of this process, from 0.
+        timeout: The number of seconds to wait for the other processes.
 
     Raises:
-        UserError: Arguments are missing or invalid, or some processes did not join in time.
+        UserError: Arguments are missing or invalid, or the connection failed.
     """
     given = {"coordinator": coordinator, "processes": processes, "process": process}
     missing = [f"--{name}" for name, value in given.items() if value is None]
@@ -94,7 +94,8 @@ def start(
         return
     if processes is not None and process is not None and not 0 <= process < processes:
         raise UserError(
-            f"--process={process}: give a number from 0 to {processes - 1}, below --processes"
+            f"--process={process}: give a number from 0 to {processes - 1}, since --processes="
+            f"{processes}"
         )
     where = f"as detected from {launcher}" if missing else f"at --coordinator={coordinator}"
     hint = (
@@ -102,10 +103,10 @@ def start(
         f"{timeout} s: check that all of them were started, and can reach that host and port"
     )
     if proxies := [name for name in os.environ if name.lower() in ("http_proxy", "https_proxy")]:
-        hint += f" {' and '.join(proxies)} in the environment may block the connection"
+        hint += f"; the environment variables {' and '.join(proxies)} may block the connection"
     gone = (
         "another process of the job, or its host, has died or sent no heartbeat for "
-        f"{HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
+        f"{HEARTBEAT_SECONDS} s. Re-run the command to resume from the last checkpoint"
     )
     abort_on_sigabrt(f"this process exits: {gone}")  # a process may fail before all have joined
     try:
@@ -126,12 +127,12 @@ def start(
 
 @contextlib.contextmanager
 def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[None]:
-    """Abort the program with a message if the body takes longer than a timeout.
+    """Abort the program with a message if the body of this context exceeds a timeout.
 
     Args:
-        seconds: The timeout.
+        seconds: The timeout in seconds.
         message: The message to print.
-        stacks: Whether to print the stack of every thread, too.
+        stacks: Whether to print the stack of every thread before the message.
     """
     watch = threading.Timer(seconds, abort, [message, stacks])
     watch.daemon = True
@@ -144,13 +145,13 @@ def abort_after(seconds: float, message: str, stacks: bool = False) -> Iterator[
 
 @contextlib.contextmanager
 def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
-    """Bound the time of a collective operation in the body; abort the program if it takes longer.
+    """Abort the program if the collective operation in this context exceeds a timeout.
 
-    Collective: every process must call this. A single process does not wait.
+    The context itself does not synchronize processes, and has no effect in a single process.
 
     Args:
         name: The name of the operation, for messages.
-        seconds: The timeout.
+        seconds: The timeout in seconds.
     """
     if jax.process_count() == 1:
         yield
@@ -159,7 +160,8 @@ def barrier(name: str, seconds: float = BARRIER_SECONDS) -> Iterator[None]:
     started = time.perf_counter()
     with abort_after(
         seconds,
-        f"{me} waited {seconds:.0f} s at {name!r} for the others; one of them has died or hangs",
+        f"{me} waited {seconds:.0f} s at {name!r} for the other processes; one of them has died or "
+        "hangs",
         stacks=True,
     ):
         yield
@@ -171,7 +173,7 @@ def gather(name: str, value: Any) -> np.ndarray:
 
     Args:
         name: The name of this operation, for messages.
-        value: An array of the same shape in every process.
+        value: The value of this process, an array of the same shape in every process.
     """
     if jax.process_count() == 1:
         return np.asarray(value)[None]
@@ -180,10 +182,11 @@ def gather(name: str, value: Any) -> np.ndarray:
 
 
 class StopSignals:
-    """The stop signals of a job, for a loop that polls them after each step and saves.
+    """The stop signals of a job, which the training loop polls after each step.
 
-    All processes of a job stop after the same step, whichever of them received the signal. Inside
-    another program, such as a notebook, only SIGTERM is handled, and only in the main thread.
+    All processes of a job stop after the same step, even if only one of them received the signal.
+    Inside another program, such as a notebook, only SIGTERM is handled, and only if this object is
+    created in the main thread.
     """
 
     def __init__(self) -> None:
@@ -195,11 +198,11 @@ class StopSignals:
             self._before = signal.signal(signal.SIGTERM, lambda *_: handler.request(signal.SIGTERM))
 
     def begin(self) -> None:
-        """Defer signals to `after`, instead of ending the process at once."""
+        """Make signals wait for the next call of `after` instead of ending the process."""
         handler.defer()
 
     def after(self, step: int) -> bool:
-        """Return whether to stop after this step. Collective: every process must call this."""
+        """Return whether to stop after ``step``. Collective: every process must call this."""
         if not self._several:
             return handler.requested is not None
         if handler.requested and not self._forwarded:
@@ -208,7 +211,7 @@ class StopSignals:
         return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def close(self) -> None:
-        """Restore the previous signal handlers."""
+        """Restore the previous signal handling."""
         handler.resume()
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
@@ -218,15 +221,15 @@ class StopSignals:
 def assert_equal_across_processes(
     name: str, text: str, hint: str = "start all of them with the same command"
 ) -> None:
-    """Check that every process has the same value. Collective: every process must call this.
+    """Check that a text is equal in all processes. Collective: every process must call this.
 
     Args:
-        name: The name of the value, for messages.
-        text: The value of this process.
-        hint: The advice to print if they differ.
+        name: The name of the text, for messages, such as ``configuration``.
+        text: The text of this process.
+        hint: The last part of the error message: what to do if the texts differ.
 
     Raises:
-        UserError: A process has another value than process 0.
+        UserError: The text of a process differs from that of process 0.
     """
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
     others = gather(f"same {name}", digest)
@@ -247,9 +250,9 @@ def version_of(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Return the git commit of this package's checkout, or None if there is none.
+    """Return the git commit of this package's checkout, or None outside of a checkout.
 
-    `+changes` follows it if there are uncommitted changes.
+    The suffix `+changes` marks uncommitted changes.
     """
     root = Path(__file__).parents[2]
 
@@ -266,7 +269,7 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """Return the name of this machine's processor, and the number of cores this process may use."""
+    """Return a text with the name of the CPU and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     if (listing := Path("/proc/cpuinfo")).exists():
         names = re.findall(r"^model name\s*: (.*)$", listing.read_text(), re.MULTILINE)
@@ -275,7 +278,7 @@ def processor() -> str:
 
 
 def environment(mesh: Mesh) -> dict[str, Any]:
-    """Return versions, devices, mesh and commit as JSON values."""
+    """Return the versions, the commit, the machine, the devices and the mesh as JSON values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

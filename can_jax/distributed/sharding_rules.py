@@ -1,11 +1,11 @@
-"""Rules by parameter path: the sharding of a parameter, and whether weight decay applies.
+"""Rules that map the path of a parameter to its sharding and its weight decay.
 
-A parameter is identified by its path, such as `encoder/blocks/layers/mlp/expand/kernel`. The first
-rule whose pattern matches the end of the path applies. Parameters of stacked blocks have a leading
-layer axis. The same rules cover optimizer state, whose paths end as those of its parameters do.
+A path is for example `encoder/blocks/layers/mlp/expand/kernel`. The first rule in `RULES` whose
+pattern matches the end of the path applies. Parameters of transformer blocks are stacked and have a
+leading layer axis. The rules also apply to the optimizer state, whose paths end with the paths of
+the parameters.
 
-A registered head or backbone needs no rule: `OF_MATRICES` or `OF_VECTORS` applies to a parameter
-without one.
+If no rule matches, as for a user's own backbone, `OF_MATRICES` or `OF_VECTORS` applies.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ class Rule:
     """The sharding and the weight decay of parameters whose path ends in a pattern.
 
     Attributes:
-        pattern: A regular expression.
-        spec: For each axis of the parameter, the mesh axis over which it is split, or None.
-        decay: Whether weight decay applies.
+        pattern: A regular expression for the last components of a path.
+        spec: The mesh axis over which each axis of the parameter is split, or None for no split.
+        decay: Whether weight decay applies to the parameter.
     """
 
     pattern: str
@@ -61,27 +61,27 @@ OF_MATRICES, OF_VECTORS = Rule("", P("fsdp"), decay=True), Rule("", P(), decay=F
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """Return a tree path as the rules match it: keys joined by `/`."""
+    """Return a JAX key path as text, with its keys joined by `/`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Return the leaves of any tree by their `path_name`, in the order of `jax.tree.leaves`.
+    """Return the leaves of a pytree by their `path_name`, in the order of `jax.tree.leaves`.
 
-    `flax.traverse_util.flatten_dict` takes dicts alone, and keeps the order of their insertion.
+    `flax.traverse_util.flatten_dict` accepts only dicts, and returns leaves in insertion order.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = {path_name(path): leaf for path, leaf in leaves}
-    assert len(named) == len(leaves), "two leaves of a tree have one name"
+    assert len(named) == len(leaves), "two leaves of the pytree have the same path"
     return named
 
 
 def rule_of(name: str, axes: int) -> Rule:
-    """Return the rule of a parameter.
+    """Return the first rule that matches a parameter, or the default rule.
 
     Args:
-        name: The path of the parameter.
-        axes: The number of its axes.
+        name: The path of the parameter, with components joined by `/`.
+        axes: The number of axes of the parameter.
     """
     for rule in RULES:
         if re.search(rf"(^|/){rule.pattern}$", name):
@@ -90,22 +90,25 @@ def rule_of(name: str, axes: int) -> Rule:
 
 
 def map_with_rule(function: Callable[[Rule, Any], Any], tree: Any) -> Any:
-    """Apply ``function(rule, leaf)`` to every parameter of a tree."""
+    """Return a pytree of ``function(rule, leaf)`` for every leaf of a pytree of parameters."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(rule_of(path_name(path), leaf.ndim), leaf), tree
     )
 
 
 def decay_mask(parameters: Any) -> Any:
-    """Return a mask of weight decay: True for matrices, False for biases, norms and tokens."""
+    """Return the weight decay mask: a pytree of bools, True for kernels and other matrices.
+
+    The mask is False for biases, scales, tokens and position embeddings.
+    """
     return map_with_rule(lambda rule, _: rule.decay, parameters)
 
 
 def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
-    """Return the sharding of each leaf of a train state; scalars are replicated.
+    """Return the sharding of each leaf of a train state. Scalars are replicated.
 
     Args:
-        tree: The arrays or shapes.
+        tree: A pytree of arrays or of `jax.ShapeDtypeStruct`.
         mesh: The device mesh.
         over_data: Whether axes that are split over `fsdp` are also split over `data`.
     """
@@ -114,12 +117,12 @@ def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
 
 
 def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = True) -> Any:
-    """Constrain parameters to their `shardings`; without `jax.set_mesh`, return them unchanged.
+    """Constrain parameters to their `shardings`, or return them unchanged without `jax.set_mesh`.
 
     Args:
-        tree: The parameters.
+        tree: The pytree of parameters.
         over_data: Whether axes that are split over `fsdp` are also split over `data`.
-        stacked: Whether the parameters of blocks have their leading layer axis.
+        stacked: Whether the parameters of transformer blocks have the leading layer axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -129,13 +132,16 @@ def constrain_parameters(tree: Any, *, over_data: bool = False, stacked: bool = 
 
 
 def splits_state(config: ConfigDict) -> bool:
-    """Return whether the state is split over `data`: ``mesh.shard_state``, on these devices."""
+    """Return whether the train state is also split over `data`, from ``config.mesh.shard_state``.
+
+    The setting `auto` stands for True on GPUs and TPUs, and for False on a CPU.
+    """
     setting = config.mesh.shard_state
     return platform() != "cpu" if setting == "auto" else bool(setting)
 
 
 def _specs(tree: Any, mesh: Mapping[str, int], *, over_data: bool, stacked: bool = True) -> Any:
-    """Return how each leaf is split on a mesh of a given shape."""
+    """Return the `PartitionSpec` of each leaf on a mesh with the given axis sizes."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
         if leaf.ndim == 0:
@@ -161,7 +167,7 @@ def _dividing(
 ) -> tuple[str, ...] | str | None:
     """Return the mesh axes over which an axis of a parameter is split, or None.
 
-    The last mesh axes are left out until the number of parts divides the size.
+    Mesh axes are dropped from the end until the number of parts divides ``size``, the axis size.
     """
     while axes and size % math.prod(mesh[axis] for axis in axes):
         axes = axes[:-1]

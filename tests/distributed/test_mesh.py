@@ -56,5 +56,5 @@ def test_without_a_mesh_nothing_is_pinned():
 def test_data_crosses_the_slow_links_between_slices():
     assert slice_shape((8, 4, 1), 2) == (2, 1, 1)
     assert slice_shape((2, 64, 1), 4) == (2, 2, 1)
-    with pytest.raises(UserError, match=r"be a multiple of 4"):
+    with pytest.raises(UserError, match=r"to a multiple of 4"):
         slice_shape((2, 1, 16), 4)
