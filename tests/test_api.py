@@ -81,7 +81,7 @@ def test_plan_is_made_by_the_code_of_the_command(monkeypatch):
 
 
 def test_plan_for_unknown_devices_is_refused():
-    with pytest.raises(UserError, match="no 'h10' is known; did you mean h100"):
+    with pytest.raises(UserError, match="unknown device 'h10'; did you mean h100"):
         can_jax.plan_run(small_config(), "h10:2")
 
 

@@ -1,1 +1,1 @@
-"""The planner: memory and time of a training run on devices that are not attached."""
+"""The planner: estimates of memory and time of a training run on devices that are not attached."""

@@ -1,4 +1,4 @@
-"""The estimated time of a step, instruction by instruction."""
+"""The estimated time of a train step, as the sum of the times of its HLO instructions."""
 
 import collections
 import dataclasses
@@ -8,21 +8,22 @@ from can_jax.plan.parts import PARTS
 
 @dataclasses.dataclass(frozen=True)
 class Charge:
-    """The time of one instruction in a step.
+    """The estimated time of one HLO instruction in a train step.
 
     Attributes:
-        name, opcode: The instruction.
+        name, opcode: The name and the HLO opcode of the instruction.
         part: The part of the step, one of `can_jax.plan.parts.PARTS`.
-        kind: ``products``, ``copies``, ``collectives``, ``custom`` or ``elementwise``.
+        kind: ``products`` (matrix products), ``copies``, ``collectives``, ``custom`` or
+            ``elementwise``.
         seconds: The time of one execution.
         times: The number of executions in a step.
-        basis: The origin of the time: ``compiler``, ``memory`` (its bytes or FLOPs at the device's
-            peak) or ``link``.
-        line: The line of source that it comes from, or None.
-        launched: Whether it is launched as a kernel; scalars and the rest of a transfer are not.
-        note: A fact that is missing in the text of the program, or None.
-        moved: The bytes that one execution reads and writes.
-        flops: The FLOPs of its matrix products.
+        basis: The origin of ``seconds``: ``compiler`` (its cycles), ``memory`` (a roofline of bytes
+            and FLOPs) or ``link`` (the bandwidth of a network).
+        line: The source line that traced the instruction, or None if unknown.
+        launched: Whether the instruction is launched as a kernel, unlike operations on scalars.
+        note: The property that the program does not state, such as a loop's trip count, or None.
+        moved: The bytes that one execution reads and writes; 0 unless a roofline gives the time.
+        flops: The FLOPs of one execution's matrix products; 0 unless a roofline gives the time.
     """
 
     name: str
@@ -40,63 +41,66 @@ class Charge:
 
     @property
     def total(self) -> float:
-        """The seconds of all executions in a step."""
+        """The total seconds of all executions in a step."""
         return self.seconds * self.times
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The estimate of a step: the time of each instruction."""
+    """The estimate of a train step: a `Charge` for each instruction."""
 
     charges: tuple[Charge, ...]
 
     @property
     def seconds(self) -> float:
-        """The time of a step."""
+        """The estimated seconds of a step."""
         return sum(charge.total for charge in self.charges)
 
     @property
     def computing(self) -> float:
-        """The time of a step without collectives."""
+        """The estimated seconds of a step without its collectives."""
         return sum(charge.total for charge in self.charges if charge.kind != "collectives")
 
     @property
     def kernels(self) -> int:
-        """The number of instructions launched in a step, loops multiplied out."""
+        """The number of kernel launches in a step. Each iteration of a loop counts."""
         return sum(charge.times for charge in self.charges if charge.launched)
 
     @property
     def traffic(self) -> int:
-        """The bytes that a step reads from memory and writes to it, without collectives."""
+        """The bytes that a step reads from and writes to memory, without collectives."""
         return self._traffic("products") + self.traffic_outside_products
 
     @property
     def traffic_outside_products(self) -> int:
-        """The bytes that a step moves in instructions that are no matrix products."""
+        """The part of `traffic` from instructions that are not matrix products."""
         return self._traffic("copies", "custom", "elementwise")
 
     def _traffic(self, *kinds: str) -> int:
         return sum(charge.moved * charge.times for charge in self.charges if charge.kind in kinds)
 
     def parts(self) -> dict[str, float]:
-        """Return the seconds of each part of the step that takes time."""
+        """Return the seconds of each part of the step, without parts that take no time."""
         by_part = self._sums("part")
         return {part: by_part[part] for part in PARTS if by_part[part]}
 
     def kinds(self) -> dict[str, float]:
-        """Return the seconds by the kind of work; see `Charge.kind`."""
+        """Return the seconds of each `Charge.kind`, the largest first."""
         return dict(sorted(self._sums("kind").items(), key=lambda item: -item[1]))
 
     def bases(self) -> dict[str, float]:
-        """Return the seconds by their origin; see `Charge.basis`."""
+        """Return the seconds of each `Charge.basis`."""
         return dict(self._sums("basis"))
 
     def top(self, number: int) -> list[Charge]:
-        """Return the most expensive instructions."""
+        """Return the ``number`` instructions that take the most time in a step."""
         return sorted(self.charges, key=lambda charge: -charge.total)[:number]
 
     def unknown(self) -> list[Charge]:
-        """Return custom calls without an estimate and instructions with a note, longest first."""
+        """Return the instructions whose times are uncertain, the slowest first.
+
+        These are instructions with a note, and custom calls without a compiler estimate.
+        """
         found = (
             charge
             for charge in self.charges

@@ -1,4 +1,4 @@
-"""Planning in a child process, for programs whose JAX backend is already initialized."""
+"""The planner in a child process, for programs whose JAX backend is already initialized."""
 
 import json
 import subprocess
@@ -27,16 +27,16 @@ def get_config():
 def plan_in_child(
     config: ConfigDict, topology: str, slices: int, mfu: float | None
 ) -> dict[str, Any]:
-    """Run the planner in a child process, and return the JSON that it prints.
+    """Run the planner in a child process, and return the plan as in `can-jax plan --json`.
 
     The call blocks until the child has compiled the train step.
 
     Args:
         config: The configuration of a recipe.
         topology: The name of the devices, such as ``v5e:16x16``.
-        slices: The number of slices with this topology.
-        mfu: The assumed model FLOPs utilization, a fraction of the devices' peak FLOP/s; None for
-            the default.
+        slices: The number of TPU slices of this topology.
+        mfu: The assumed model FLOPs utilization, above 0 and at most 1, for devices whose compiler
+            estimates no times; None for the default of 0.4.
 
     Raises:
         UserError: The topology is unknown, or the settings are invalid.
@@ -53,7 +53,7 @@ def plan_in_child(
         command = [sys.executable, "-m", "can_jax.plan", f"--config={recipe}", *options, "--json"]
         done = subprocess.run(command, capture_output=True, text=True)
     if not done.stdout.strip():  # The planner also prints a plan that does not fit.
-        lines = done.stderr.strip().splitlines() or ["error: the planner ended without a message"]
+        lines = done.stderr.strip().splitlines() or ["error: the planner failed without a message"]
         raise UserError(lines[-1].removeprefix("error: "))
     plan: dict[str, Any] = json.loads(done.stdout)
     return plan

@@ -1,4 +1,4 @@
-"""Clocks and memory bandwidths of accelerators, and a calibration of their compilers' estimates."""
+"""Clock rates and memory bandwidths of accelerators, and the calibration of time estimates."""
 
 import dataclasses
 
@@ -8,13 +8,13 @@ from can_jax.plan.gpus import GPUS
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """The speeds of one kind of device that a compiler's estimate is converted with.
+    """The speeds of one kind of device, which convert cycles and bytes to seconds.
 
     Attributes:
-        hertz: The cycles per second of the compiler's estimates; None if it makes none, as that of
-            GPUs.
-        memory_bandwidth: The bytes/s of the device's main memory.
-        source: The publication or derivation of the clock.
+        hertz: The clock rate of the compiler's estimated cycles; None for GPUs, whose compiler
+            estimates no cycles.
+        memory_bandwidth: The bandwidth of the device's main memory in bytes/s.
+        source: The publication or derivation of ``hertz``.
     """
 
     hertz: float | None
@@ -25,10 +25,10 @@ class Clock:
 _BOOK = "jax-ml.github.io/scaling-book/tpus"
 _TABLE = "arXiv:2304.01433, table of TPU v3 and v4"
 _V5E = Clock(1.5e9, 819e9, _BOOK)
-_V5P = Clock(1.75e9, 2765e9, "peak / (8 units x 2 x 128^2 FLOPs a cycle)")
+_V5P = Clock(1.75e9, 2765e9, "peak FLOP/s / (8 matrix units x 2 x 128^2 FLOPs per cycle)")
 # Some pages count two matrix units in v6e. Its compiler schedules 369,000 FLOPs a cycle of a large
 # product, which takes more than two of 256 x 256.
-_V6E = Clock(1.75e9, 1640e9, "peak / (4 units x 2 x 256^2 FLOPs a cycle)")
+_V6E = Clock(1.75e9, 1640e9, "peak FLOP/s / (4 matrix units x 2 x 256^2 FLOPs per cycle)")
 CLOCKS = {
     "TPU v3": Clock(0.94e9, 450e9, _TABLE),  # A device is one of two cores.
     "TPU v4": Clock(1.05e9, 1228e9, _TABLE),
@@ -43,11 +43,11 @@ CLOCKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """The rate of published steps on real devices, relative to the compiler's estimate.
+    """The measured speed of train steps on real devices relative to the estimated speed.
 
     Attributes:
-        ratio: The rate on real devices over the estimated rate, positive.
-        source: The published steps.
+        ratio: The measured steps per second divided by the estimated steps per second.
+        source: The measurements from which the ratio is computed.
     """
 
     ratio: float
@@ -55,15 +55,15 @@ class Calibration:
 
 
 # The geometric mean of 0.78 and 1.02; docs/plan.md has the two runs.
-TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, 0.78 and 1.02")
+TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, ratios 0.78 and 1.02")
 
 
 # The one measured step, of ViT-L with 64 images: docs/plan.md has it.
-GPU_CALIBRATION = Calibration(0.60, "one step of can_jax on an H200, 48 ms estimated, 80 measured")
+GPU_CALIBRATION = Calibration(0.60, "can_jax on an H200, 48 ms estimated, 80 ms measured")
 
 
 def clock_of(chip: Chip) -> Clock | None:
-    """Return the clock of a kind of device, or None if it is unknown."""
+    """Return the speeds of a kind of device, or None for an unknown kind."""
     for gpu in GPUS.values():
         if chip_of(gpu.kind) == chip:
             return Clock(None, gpu.bandwidth, "data sheet")
@@ -71,5 +71,5 @@ def clock_of(chip: Chip) -> Clock | None:
 
 
 def calibration_of(chip: Chip) -> Calibration:
-    """Return the calibration of the estimates for a kind of device."""
+    """Return the calibration for a kind of device: one for TPUs, another for GPUs."""
     return TPU_CALIBRATION if chip.name in CLOCKS else GPU_CALIBRATION

@@ -1,10 +1,11 @@
-"""The time of a compiled step by its compiler's own clock.
+"""The estimated time of a compiled train step, from the compiler's cycle estimates and a roofline.
 
-The TPU compiler writes the cycles that it expects of an instruction into the program's text
-(``estimated_cycles``). This module sums them along the schedule, loops multiplied by their trip
-counts. It adds the time of instructions without an estimate: collectives at the bandwidth of their
-links, the others at the bandwidth of the memory. A transfer that overlaps other instructions adds
-only the time that they do not hide.
+The TPU compiler writes the expected cycles of an instruction into the text of the program
+(``estimated_cycles``). This module sums the cycles along the schedule, and multiplies those of a
+loop's body by the trip count. An instruction without cycles is estimated by a roofline, which is
+the longer of its bytes at the memory bandwidth and its FLOPs at the device's peak. A collective is
+estimated by its bytes at the bandwidth of its network. If a transfer overlaps other instructions,
+only the part of its time without overlap counts.
 """
 
 import dataclasses
@@ -28,13 +29,14 @@ _BEGIN, _END = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 def estimate_step(program: Program, mesh: Mesh, topology: Topology, clock: Clock) -> Estimate:
-    """Return the time of a program for TPUs, instruction by instruction.
+    """Return the estimated time of each instruction of a program.
 
     Args:
-        program: The compiled program, with its compiler's cycles.
-        mesh: The mesh over whose devices, in this order, it is partitioned.
-        topology: The devices and links that it is compiled for.
-        clock: The clock of these devices.
+        program: The compiled program. Programs for TPUs contain the compiler's cycles.
+        mesh: The device mesh over which the program is partitioned. Partition ``i`` runs on device
+            ``i`` of the flattened mesh.
+        topology: The devices and networks for which the program is compiled.
+        clock: The speeds of these devices.
     """
     walk = _Walk(program, mesh, topology, clock)
     return Estimate(tuple(walk.charges(program.entry.name, 1, None)))
@@ -42,16 +44,16 @@ def estimate_step(program: Program, mesh: Mesh, topology: Topology, clock: Clock
 
 @dataclasses.dataclass
 class _Transfer:
-    """A transfer that runs beside other instructions.
+    """An asynchronous transfer, which can overlap other instructions.
 
     Attributes:
-        instruction: The instruction that starts it.
-        part: The part of the step that it belongs to.
+        instruction: The instruction that starts the transfer.
+        part: The part of the step to which the transfer belongs.
         kind: ``collectives`` or ``copies``.
-        needed: The seconds of the transfer.
-        finish: The time at which it ends, on the clock of its computation.
-        hidden: The seconds of the instructions that overlap it so far, which are the fusions that
-            advance it; None if all instructions after its start overlap it.
+        needed: The duration of the transfer in seconds.
+        finish: The seconds from the start of the computation to the end of the transfer.
+        hidden: The seconds of the fusions that have advanced the transfer so far; None if all later
+            instructions overlap the transfer.
     """
 
     instruction: Instruction
@@ -63,18 +65,18 @@ class _Transfer:
 
 
 class _Walk:
-    """A walk over the schedule of a program, which charges each instruction."""
+    """A traversal of a program in the order of its schedule, which estimates each instruction."""
 
     def __init__(self, program: Program, mesh: Mesh, topology: Topology, clock: Clock):
         self.program, self._mesh, self._topology, self._clock = program, mesh, topology, clock
 
     def charges(self, name: str, times: int, context: str | None) -> list[Charge]:
-        """Return the charges of a computation and all that it calls.
+        """Return a `Charge` for each instruction of a computation and of those that it calls.
 
         Args:
-            name: The computation.
-            times: The number of its executions in a step.
-            context: The part of the step to which its caller belongs.
+            name: The name of the computation.
+            times: The number of executions of the computation in a step.
+            context: The part of the step to which the calling instruction belongs.
         """
         schedule = _Schedule(self, times)
         computation = self.program.computations[name]
@@ -85,9 +87,9 @@ class _Walk:
         return schedule.charges
 
     def called(self, instruction: Instruction, times: int, part: str | None) -> list[Charge]:
-        """Return the charges of a loop, a conditional or a call.
+        """Return a `Charge` for each instruction that a loop, a conditional or a call executes.
 
-        Of the branches of a conditional, the one that takes longest is charged.
+        A conditional is assumed to take its slowest branch.
         """
         trips = self.program.trips(instruction) if instruction.opcode == "while" else 1
         branches = [
@@ -107,7 +109,7 @@ class _Walk:
     def single(
         self, computation: Computation, instruction: Instruction, times: int, part: str | None
     ) -> Charge:
-        """Return the charge of a computation: the compiler's estimate, or else by a roofline."""
+        """Return the `Charge` of an instruction, from the compiler's cycles or from a roofline."""
         kind = kind_of(self.program, instruction)
         if part is None and kind != "copies":
             part = self._origin(computation, instruction)
@@ -138,7 +140,7 @@ class _Walk:
         launched: bool = True,
         note: str | None = None,
     ) -> Charge:
-        """Return a charge; collectives are a part of their own, as are copies of no other part."""
+        """Return the `Charge` of an instruction. All collectives form a part of their own."""
         if kind == "collectives":
             part = kind
         elif part is None:
@@ -152,7 +154,7 @@ class _Walk:
     def collectives(
         self, computation: Computation, instruction: Instruction
     ) -> list[tuple[str, float]]:
-        """Return the channel and the seconds of each collective in an instruction."""
+        """Return the channel ID and the seconds of each collective in an instruction."""
         found = [(computation, instruction)]
         if instruction.opcode == "fusion" or instruction.opcode.startswith("async-"):
             found = list(inside(self.program, instruction))
@@ -164,15 +166,16 @@ class _Walk:
         return result
 
     def copy_seconds(self, instruction: Instruction) -> float:
-        """Return the seconds of a copy that runs beside other instructions.
+        """Return the seconds of an asynchronous copy.
 
-        Its start returns the destination, the source and flags. The smaller array is moved.
+        The start instruction returns the destination, the source and flags. The copy moves the
+        bytes of the smaller of the two arrays.
         """
         large = [array.bytes for array in instruction.arrays if array.shape]
         return min(large[:2], default=0) / self._clock.memory_bandwidth
 
     def _origin(self, computation: Computation, instruction: Instruction) -> str | None:
-        """Return the part of the argument that an instruction casts, through copies of it."""
+        """Return the part of the step argument that an instruction casts or copies, or None."""
         found: Instruction | None = instruction
         while found is not None and found.opcode in _CASTS and found.operands:
             found = computation.by_name.get(found.operands[0])
@@ -187,15 +190,15 @@ class _Walk:
 
 
 def _counted(instruction: Instruction) -> bool:
-    """Return whether a collective is part of a fusion that is charged by its compiler's cycles."""
+    """Return whether an instruction is a fusion with a cycle estimate by the compiler."""
     return instruction.opcode == "fusion" and bool(_CYCLES.search(instruction.attributes))
 
 
 class _Schedule:
-    """The schedule of one computation: its charges, its clock, and the transfers under way.
+    """The schedule of one computation: its `Charge` list, elapsed time and open transfers.
 
     Args:
-        walk: The walk over the program.
+        walk: The traversal of the program.
         times: The number of executions of the computation in a step.
     """
 
@@ -208,7 +211,7 @@ class _Schedule:
         self._sent: set[str] = set()  # Channels whose collective is charged.
 
     def run(self, computation: Computation, instruction: Instruction, part: str | None) -> None:
-        """Add an instruction."""
+        """Add the next instruction of the schedule."""
         opcode = instruction.opcode
         if opcode in ("while", "conditional", "call"):
             self._add(*self._walk.called(instruction, self._times, part))
@@ -229,7 +232,7 @@ class _Schedule:
             self._add(self._walk.single(computation, instruction, self._times, part))
 
     def end(self) -> None:
-        """Charge the transfers that end elsewhere, since nothing is known to hide them."""
+        """Count the full time of transfers that another computation finishes."""
         for transfer in self._pending.values():
             self._finish(dataclasses.replace(transfer, hidden=0.0))
 
@@ -240,7 +243,7 @@ class _Schedule:
         part: str | None,
         moves: list[tuple[str, float]],
     ) -> None:
-        """Add a fusion, which may also begin, advance, end or perform a collective."""
+        """Add a fusion, which may also start, advance, finish or perform a collective."""
         seconds = 0.0
         if not moves or _counted(instruction):
             self._add(self._walk.single(computation, instruction, self._times, part))
@@ -271,14 +274,14 @@ class _Schedule:
         *,
         stepwise: bool,
     ) -> None:
-        """Begin a transfer; its engine has to end the earlier ones first.
+        """Start a transfer, which begins after the earlier transfers of its kind have ended.
 
         Args:
-            key: The name under which it ends.
-            instruction: The instruction that starts it.
-            part: The part of the step that it belongs to.
-            moves: The collectives that it performs; none for a copy.
-            stepwise: Whether only the fusions that advance it hide it.
+            key: The instruction name or channel ID by which a later instruction ends the transfer.
+            instruction: The instruction that starts the transfer.
+            part: The part of the step to which the transfer belongs.
+            moves: The channel ID and the seconds of each collective; empty for a copy.
+            stepwise: Whether only the fusions that advance the transfer overlap it.
         """
         kind = "collectives" if moves else "copies"
         needed = sum(seconds for _, seconds in moves)
@@ -288,7 +291,7 @@ class _Schedule:
         self._pending[key] = _Transfer(instruction, part, kind, needed, self._free[kind], hidden)
 
     def _finish(self, transfer: _Transfer | None) -> None:
-        """Charge the time of a transfer that does not overlap other instructions."""
+        """Count the time of a transfer that other instructions do not overlap."""
         if transfer is None:  # It was charged in the computation that starts it.
             return
         if transfer.hidden is None:
@@ -306,7 +309,7 @@ class _Schedule:
     def _send(
         self, instruction: Instruction, part: str | None, moves: list[tuple[str, float]]
     ) -> None:
-        """Charge collectives that nothing hides, each channel once."""
+        """Count the full time of collectives without overlap, once for each channel ID."""
         for channel, seconds in moves:
             if channel not in self._sent:
                 self._sent.add(channel)

@@ -1,4 +1,4 @@
-"""Memory and time of one configuration on one topology, from ahead-of-time compilation."""
+"""The memory and time of one configuration on one topology, from ahead-of-time compilation."""
 
 import dataclasses
 import math
@@ -31,9 +31,9 @@ class Memory:
     """The memory use of one device in bytes.
 
     Attributes:
-        parameters, optimizer: The shards of the parameters and of the optimizer state.
-        temporaries: The activations, gradients and other buffers of a step, and the program.
-        total: The peak of a step, with the batch.
+        parameters, optimizer: The device's shards of the parameters and of the optimizer state.
+        temporaries: The activations, gradients and other buffers of a step, and the machine code.
+        total: The memory that a step needs in total, with the train state and the batch.
         limit: The memory of the device that a program may use.
     """
 
@@ -49,21 +49,21 @@ class Plan:
     """The estimated memory, traffic and time of a training run.
 
     Attributes:
-        fits: Whether the memory of a device suffices.
-        mesh: The number of devices along each axis.
+        fits: Whether a step fits into the memory of a device.
+        mesh: The number of devices along each mesh axis.
         parameters: The number of parameters of the model.
         memory: The memory use of one device.
-        flops_per_image: The analytic FLOPs per image per step.
+        flops_per_image: The FLOPs per image per step, computed from the layer sizes.
         recomputed_flops_per_image: The FLOPs per image per step that are recomputed to save memory.
         collectives: The collectives of one step; empty if compilation ran out of memory.
         compile_seconds: The compile time on this machine.
-        compute_seconds: The time of a step without collectives: the compiler's estimate, or else
-            the FLOPs at the assumed utilization.
-        communication_seconds: The time of all collectives; see the function of this name.
-        estimate: The estimate of each instruction, by the TPU compiler's cycles or by a GPU's
-            roofline; None for CPU stand-ins, or if compilation ran out of memory.
-        calibration: The rate on real devices relative to such estimates; None without an estimate.
-        compiled: Whether there is a program; False if compilation ran out of memory.
+        compute_seconds: The time of a step without collectives, from ``estimate``; or the time of
+            the FLOPs at the assumed utilization if there is no estimate.
+        communication_seconds: The time of all collectives if none of them overlaps computation.
+        estimate: The estimated time of each instruction, from the TPU compiler's cycles or from a
+            roofline of a GPU; None for CPU devices, or if compilation ran out of memory.
+        calibration: The measured speed of steps relative to estimates; None without an estimate.
+        compiled: Whether compilation succeeded instead of running out of memory.
     """
 
     fits: bool
@@ -84,8 +84,8 @@ class Plan:
     def step_seconds(self) -> float:
         """The expected time of a step in seconds.
 
-        It is the compiler's estimate divided by the calibrated ratio. Without an estimate it is a
-        conservative sum, in which no communication overlaps.
+        The expected time is the estimate divided by the calibrated ratio. Without an estimate, it
+        is the sum of `compute_seconds` and `communication_seconds`, as if they did not overlap.
         """
         if self.estimate is not None and self.calibration is not None:
             return self.estimate.seconds / self.calibration.ratio
@@ -96,24 +96,25 @@ ASSUMED_MFU = 0.4  # of devices whose compiler estimates no times
 
 
 def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | None = None) -> Plan:
-    """Compile the train step for devices that are not attached.
+    """Compile the train step for devices that are not attached, and estimate its memory and time.
 
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times, a
-            fraction of the devices' peak FLOP/s.
-        dump: A file for the text of the compiled program; None for none.
+        mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed if no times can be
+            estimated from the program.
+        dump: A file to which the text of the compiled program is written, if given.
 
     Raises:
-        UserError: The mesh does not match the devices, or the batch does not divide over the mesh.
+        UserError: The mesh does not match the devices, the batch size is not divisible by the
+            number of shards and microbatches, or ``dump`` cannot be written.
     """
     mesh = make_mesh(config.mesh, topology.devices)
     parts = batch_shards(mesh) * config.accumulation.microbatches
     if config.batch_size % parts:
         raise UserError(
-            f"config.batch_size={config.batch_size} does not divide into {parts} parts: "
-            f"{batch_shards(mesh)} devices of mesh.data x mesh.fsdp, "
+            f"config.batch_size={config.batch_size} is not divisible by {parts}: "
+            f"{batch_shards(mesh)} devices (mesh.data x mesh.fsdp) times "
             f"{config.accumulation.microbatches} microbatches"
         )
     step = make_step(config, lambda _: 1e-3)
@@ -176,7 +177,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file.
+    """Write a text file.
 
     Raises:
         UserError: The file cannot be written.
@@ -188,10 +189,10 @@ def write(path: Path, text: str) -> None:
 
 
 def needed_temporaries(error: Exception) -> int:
-    """Parse the bytes that the compiler failed to allocate from its error message.
+    """Return the bytes that a program needs, from the compiler's out-of-memory message.
 
     Raises:
-        Exception: ``error`` itself, if it reports another problem.
+        Exception: ``error`` itself, if it is not an out-of-memory error.
     """
     match = re.search(r"(?:required|Used|used)[^()]*?\(?([\d.]+)([KMGT])", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) or match is None:
@@ -200,7 +201,7 @@ def needed_temporaries(error: Exception) -> int:
 
 
 def bytes_on_device(tree: Any) -> int:
-    """Return the bytes of one device's shards of a tree of shapes with shardings."""
+    """Return the bytes of one device's shards of a pytree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -208,10 +209,11 @@ def bytes_on_device(tree: Any) -> int:
 
 
 def recomputed_flops(config: ConfigDict) -> int:
-    """Return the FLOPs per image per step that are computed a second time.
+    """Return the FLOPs per image per step that are recomputed to save memory.
 
-    They are the products that `model.remat` discards. With microbatches that share all negatives,
-    the encoder's forward pass is also repeated.
+    The backward pass recomputes the matrix products that the remat policy does not store. If
+    microbatches share the negatives of the whole batch, the encoder's forward pass is also
+    recomputed.
     """
     model, views = config.model, config.augment.views
     blocks = transformers(config, heads(config))
@@ -235,14 +237,14 @@ def recomputed_flops(config: ConfigDict) -> int:
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """Return the time of a step's FLOPs, recomputed ones included, at the assumed utilization."""
+    """Return the seconds of a step's FLOPs, with recomputed ones, at an assumed utilization."""
     flops = train_flops_per_image(config, heads(config)) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate
 
 
 def communication_seconds(moved: list[Collective], topology: Topology) -> float:
-    """Return the time of a step's collectives at the bandwidth of their networks."""
+    """Return the total seconds of a step's collectives at the bandwidth of their networks."""
     return sum(
         collective.times * collective.moved / topology.bandwidth(collective.devices)
         for collective in moved

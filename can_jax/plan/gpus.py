@@ -1,4 +1,4 @@
-"""Data sheets of GPUs, for XLA's GPU compiler on machines without one."""
+"""The properties of GPUs, with which XLA's GPU compiler runs on machines without a GPU."""
 
 import dataclasses
 import importlib.util
@@ -19,19 +19,20 @@ _MIB = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """The properties of a GPU that its compiler depends on.
+    """The properties of a GPU that XLA's GPU compiler requires.
 
     Attributes:
-        kind: JAX's ``device_kind``.
-        capability: CUDA's compute capability, such as 9.0.
+        kind: JAX's ``device_kind``, such as ``NVIDIA H200``.
+        capability: The CUDA compute capability, such as 9.0.
         cores: The number of streaming multiprocessors.
-        lanes: The number of float32 units of a multiprocessor.
-        gigahertz: The boost clock.
-        bandwidth: The bytes/s of the memory.
-        memory: The bytes of the memory.
-        cache: The bytes of the second-level cache.
-        shared: The bytes of shared memory of a multiprocessor; a block may use 1 KiB less.
-        threads: The threads that are resident on a multiprocessor.
+        lanes: The number of float32 units per multiprocessor.
+        gigahertz: The boost clock in GHz.
+        bandwidth: The memory bandwidth in bytes/s.
+        memory: The size of the memory in bytes.
+        cache: The size of the L2 cache in bytes.
+        shared: The shared memory per multiprocessor in bytes. A thread block may use 1 KiB less
+            from compute capability 8.0 on.
+        threads: The maximum number of resident threads per multiprocessor.
     """
 
     kind: str
@@ -47,12 +48,12 @@ class Gpu:
 
     @property
     def accelerated(self) -> bool:
-        """Whether the compiler may use the instructions of this generation alone."""
+        """Whether the compiler may use architecture-specific instructions, as for ``sm_90a``."""
         return self.capability in (9.0, 10.0)
 
 
 def _gpu(kind: str, memory: int | float, cache: int | float, shared: int, **properties: Any) -> Gpu:
-    """Return a GPU whose sizes are given in GB, MiB and KiB."""
+    """Return a GPU, given its memory in GB, its L2 cache in MiB and its shared memory in KiB."""
     return Gpu(
         kind, memory=int(memory * 1e9), cache=int(cache * _MIB), shared=shared * 1024, **properties
     )
@@ -107,7 +108,7 @@ GPUS = {
 
 
 def target_config(gpu: Gpu) -> str:
-    """Return the description of a GPU for XLA, a ``GpuTargetConfigProto`` as text."""
+    """Return the description of a GPU for XLA: a ``GpuTargetConfigProto`` in text format."""
     major, minor = divmod(round(10 * gpu.capability), 10)
     block = gpu.shared - (1024 if gpu.capability >= 8 else 0)
     feature = "feature_extension: ACCELERATED_FEATURES" if gpu.accelerated else ""
@@ -140,17 +141,20 @@ device_description_str: "{gpu.kind}"
 
 
 def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | None, str]:
-    """Return devices to compile for, or None and the reason why there is no compiler.
+    """Return the devices for XLA's GPU compiler, which can compile on a machine without a GPU.
 
-    It must be called before JAX initializes a backend.
+    Call this function before JAX initializes a backend.
 
     Args:
         name: The name of the GPU, a key of `GPUS`.
         hosts: The number of hosts.
-        per_host: The number of GPUs of a host.
+        per_host: The number of GPUs per host.
+
+    Returns:
+        The devices and an empty text; or None and the reason why the compiler is not available.
     """
     if not any(map(importlib.util.find_spec, PLUGINS)):
-        return None, "pip install 'jax[cuda13]' for the GPU's own compiler; it needs no GPU"
+        return None, "install the GPU compiler, which needs no GPU: pip install 'jax[cuda13]'"
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     given = os.environ.get("XLA_FLAGS", "")
     added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
@@ -163,7 +167,7 @@ def compiler_devices(name: str, hosts: int, per_host: int) -> tuple[list[Any] | 
             topology=f"1x{hosts}x{per_host}",
         )
     except Exception as error:  # Of several types, as of a plugin that does not fit JAX.
-        return None, f"the GPU's compiler cannot be used: {one_line(error)[:200]}"
+        return None, f"the GPU compiler cannot be started: {one_line(error)[:200]}"
     devices = list(description.devices)
     assert len(devices) == math.prod((hosts, per_host))
     return devices, ""

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, loops included."""
+"""The collective operations in a compiled program, counted with the trip counts of loops."""
 
 import dataclasses
 import math
@@ -25,15 +25,15 @@ _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """A collective operation, which moves arrays between devices.
+    """A collective operation in a compiled program.
 
     Attributes:
         kind: The operation, one of `KINDS`.
-        axes: The mesh axes that it crosses, such as ``data`` or ``data+fsdp``.
-        devices: The number of devices in each group of participants.
-        arrays: The type and shape of its results on one device, such as ``bf16[1024,4096]``.
-        bytes: The size of the results in bytes for one execution.
-        times: The number of executions in one step.
+        axes: The mesh axes along which devices communicate, such as ``data`` or ``data+fsdp``.
+        devices: The number of devices in each group that communicates.
+        arrays: The dtype and shape of each result on one device, such as ``bf16[1024,4096]``.
+        bytes: The size of the results of one execution on one device in bytes.
+        times: The number of executions in one train step.
     """
 
     kind: str
@@ -45,7 +45,7 @@ class Collective:
 
     @property
     def moved(self) -> float:
-        """The bytes that one device sends for one execution, by the usual ring algorithm."""
+        """The bytes that one device sends in one execution of a ring algorithm."""
         others = (self.devices - 1) / self.devices
         if self.kind == "all-reduce":
             return 2 * others * self.bytes
@@ -59,7 +59,8 @@ def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
 
     Args:
         program: The program, or its text from ``compiled.as_text()``.
-        mesh: The mesh whose devices, in this order, run the partitions of the program.
+        mesh: The mesh over which the program is partitioned. Partition ``i`` runs on device ``i``
+            of the flattened mesh.
     """
     if isinstance(program, str):
         program = Program(program)
@@ -79,22 +80,22 @@ def collectives(program: Program | str, mesh: Mesh) -> list[Collective]:
 
 
 def channel_of(instruction: Instruction) -> str | None:
-    """Return the channel that the parts of one collective share, or None."""
+    """Return the channel ID, which the parts of one collective share, or None without an ID."""
     return instruction.attribute(r"channel_id=(\d+)")
 
 
 def collective_of(
     instruction: Instruction, computation: Computation, mesh: Mesh
 ) -> Collective | None:
-    """Return the collective that an instruction performs or starts, executed once.
+    """Return the collective that an instruction performs or starts, with ``times`` set to 1.
 
     Args:
         instruction: The instruction.
-        computation: The computation that contains it.
-        mesh: The mesh whose devices, in this order, run the partitions of the program.
+        computation: The computation that contains the instruction.
+        mesh: The mesh over which the program is partitioned, as for `collectives`.
 
     Returns:
-        The collective, or None if the instruction moves nothing between devices.
+        The collective, or None if the instruction does not communicate between devices.
     """
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
@@ -110,9 +111,9 @@ def collective_of(
 
 
 def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
-    """Return the result arrays of an operation.
+    """Return the dtypes and shapes of the results in the text of a result type.
 
-    An asynchronous start operation also returns its operands, which come first and are left out.
+    The result of an asynchronous start operation also contains its operands, which are omitted.
     """
     types = _ARRAY.findall(_LAYOUT.sub("", kind_of))
     arrays = tuple(f"{name}[{shape}]" for name, shape in types)
@@ -124,13 +125,13 @@ def _results(kind_of: str, kind: str, *, started: bool) -> tuple[str, ...]:
 
 
 def bytes_of(array: str) -> int:
-    """Return the bytes of an array such as ``bf16[1024,4096]``."""
+    """Return the size in bytes of an array such as ``bf16[1024,4096]``."""
     name, shape = array.rstrip("]").split("[")
     return math.prod(int(size) for size in shape.split(",") if size) * bits(name) // 8
 
 
 def _group(line: str, mesh: Mesh) -> Int[np.ndarray, " devices"]:
-    """Return the indices of the devices in the first group of participants."""
+    """Return the indices of the devices in the first group of an HLO collective."""
     everyone = np.arange(mesh.size)
     if named := _NAMED_MESH.search(line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
@@ -155,7 +156,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _ordered(devices: np.ndarray, grid: str | None, transposed: str | None) -> np.ndarray:
-    """Return the devices in the order given by a grid of them and its transposition."""
+    """Return the devices, reshaped to ``grid`` and transposed by ``transposed``, if given."""
     if grid:
         devices = devices.reshape(_numbers(grid))
     return devices.transpose(_numbers(transposed)) if transposed else devices

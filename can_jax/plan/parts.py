@@ -1,4 +1,4 @@
-"""The assignment of a program's instructions to parts of the train step, by source location."""
+"""The assignment of HLO instructions to parts of the train step, by their source locations."""
 
 from collections.abc import Sequence
 
@@ -49,12 +49,12 @@ _SHARED = ("gradients", "loss_and_gradients", "forward", "CAN.", "accumulate_gra
 
 
 def part_of(stack: Sequence[Frame], operation: str) -> str | None:
-    """Return the part of the step that traced an instruction, one of `PARTS`.
+    """Return the part of the train step to which an instruction belongs, one of `PARTS`.
 
     Args:
-        stack: The Python stack that traced the instruction, outermost first.
-        operation: The instruction's ``op_name``. It contains ``transpose`` in a backward pass and
-            ``rematted_computation`` where values are recomputed.
+        stack: The Python stack that traced the instruction, the outermost frame first.
+        operation: The instruction's ``op_name``, which contains ``transpose(`` in a backward pass
+            and ``rematted_computation`` where values are recomputed.
 
     Returns:
         The part, or None if the stack does not determine it.
@@ -72,10 +72,10 @@ def part_of(stack: Sequence[Frame], operation: str) -> str | None:
 
 
 def part_of_argument(operation: str) -> str | None:
-    """Return the part that reads an argument of the step, given its ``op_name``.
+    """Return the part that first reads an argument of the train step, given its ``op_name``.
 
-    The compiler casts and copies parameters in instructions without a stack. They belong to the
-    part whose parameters they are.
+    If the compiler casts or copies a parameter, that instruction has no Python stack. The
+    instruction is then assigned to the part that uses the parameter.
     """
     for name, part in ARGUMENTS.items():
         if operation.replace("\\'", "'").startswith(name):
@@ -84,7 +84,10 @@ def part_of_argument(operation: str) -> str | None:
 
 
 def line_of(stack: Sequence[Frame]) -> str | None:
-    """Return the innermost line of this package in a stack, as ``path:line function``."""
+    """Return the innermost source line of this package in a stack, as ``path:line function``.
+
+    Without such a line, return the innermost line of the stack; None for an empty stack.
+    """
     own = [frame for frame in stack if "can_jax/" in frame.file]
     for frame in reversed(own or list(stack)):
         path = frame.file

@@ -1,4 +1,4 @@
-"""A parser of compiled HLO text: computations, instructions, and the source lines behind them."""
+"""A parser of compiled HLO text: computations, instructions, and their source lines."""
 
 import dataclasses
 import functools
@@ -20,12 +20,12 @@ _TRIPS = re.compile(r'known_trip_count"?:\{"n":"(\d+)"')
 
 
 class Array(NamedTuple):
-    """An array of a program.
+    """The type of an array in HLO text.
 
     Attributes:
         type: The element type, such as ``bf16``.
         shape: The number of elements along each axis.
-        padded: The number of elements with the padding of the layout's tiles, as stored on TPUs.
+        padded: The number of stored elements, including the padding of tiles in TPU layouts.
     """
 
     type: str
@@ -34,12 +34,12 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """The stored bytes, with padding."""
+        """The number of stored bytes, including padding."""
         return self.padded * bits(self.type) // 8
 
 
 class Frame(NamedTuple):
-    """A frame of the Python stack that traced an instruction."""
+    """A frame of the Python stack from which an instruction was traced."""
 
     file: str
     function: str
@@ -48,15 +48,15 @@ class Frame(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """An instruction of a program.
+    """An HLO instruction.
 
     Attributes:
-        name, opcode: Its name, and its operation, such as ``fusion``.
-        result: The text of its result type.
-        operands: The names of its operands.
-        attributes: The text after the operands.
-        arguments: The text of the operands, which is the value of a constant.
-        root: Whether its result is that of its computation.
+        name, opcode: The name of the instruction, and its operation, such as ``fusion``.
+        result: The text of the result type, such as ``f32[3,8]{1,0}``.
+        operands: The names of the instructions whose results are the operands.
+        attributes: The text after the closing parenthesis of the operands.
+        arguments: The text between the parentheses: the operands, or the value of a constant.
+        root: Whether the result of the instruction is the result of its computation.
     """
 
     name: str
@@ -69,34 +69,34 @@ class Instruction:
 
     @functools.cached_property
     def arrays(self) -> tuple[Array, ...]:
-        """The arrays of the result, in order."""
+        """The arrays of the result, of which a tuple has several."""
         return arrays(self.result)
 
     @functools.cached_property
     def bytes(self) -> int:
-        """The bytes of all arrays of the result."""
+        """The total number of stored bytes of the result."""
         return sum(array.bytes for array in self.arrays)
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """The names of the computations that the instruction calls."""
+        """The names of the computations that the instruction calls, such as a loop's body."""
         return tuple(_called(self.attributes))
 
     def attribute(self, pattern: str) -> str | None:
-        """Return the first group of a regular expression that matches the attributes, or None."""
+        """Search the attributes for a regular expression; return its first group, or None."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else None
 
 
 @dataclasses.dataclass
 class Computation:
-    """A computation of a program; its instructions are in the order of execution.
+    """An HLO computation.
 
     Attributes:
-        name: Its name.
-        entry: Whether the program starts in it.
-        result: The text of its result type.
-        instructions: Its instructions.
+        name: The name of the computation.
+        entry: Whether this is the entry computation of the program.
+        result: The text of the result type.
+        instructions: The instructions in the order of execution.
     """
 
     name: str
@@ -106,17 +106,17 @@ class Computation:
 
     @functools.cached_property
     def by_name(self) -> dict[str, Instruction]:
-        """The instructions by name."""
+        """The instructions of the computation by name."""
         return {instruction.name: instruction for instruction in self.instructions}
 
     @property
     def root(self) -> Instruction:
-        """The instruction whose result is that of the computation."""
+        """The instruction whose result is the result of the computation."""
         return next(i for i in reversed(self.instructions) if i.root)
 
 
 class Program:
-    """A compiled program.
+    """A compiled program, parsed from its HLO text.
 
     Args:
         text: The text of the optimized program, from ``compiled.as_text()``.
@@ -132,20 +132,25 @@ class Program:
 
     @property
     def entry(self) -> Computation:
-        """The computation that the program starts in."""
+        """The entry computation, in which the program starts."""
         return next(c for c in self.computations.values() if c.entry)
 
     def executed(self, instruction: Instruction) -> int:
-        """Return how often a called computation runs for one run of its caller.
+        """Return how often an instruction executes each computation that it calls.
 
-        That is a loop's trip count: the compiler's, or else the largest constant of its condition.
+        The result is the trip count of a loop, and 1 for other instructions or if the trip count is
+        unknown.
         """
         if instruction.opcode != "while":
             return 1
         return self.trips(instruction) or 1
 
     def trips(self, loop: Instruction) -> int | None:
-        """Return the trip count of a loop, or None if the text does not contain it."""
+        """Return the trip count of a loop, or None if it is unknown.
+
+        If the compiler does not state the trip count, the largest constant in the loop's condition
+        is assumed.
+        """
         if match := _TRIPS.search(loop.attributes):
             return int(match[1]) or None
         condition = loop.attribute(r"condition=%?([\w.\-]+)")
@@ -174,7 +179,10 @@ class Program:
         return times
 
     def stack(self, instruction: Instruction) -> tuple[Frame, ...]:
-        """Return the Python stack that traced an instruction, outermost first; empty if unknown."""
+        """Return the Python stack that traced an instruction, the outermost frame first.
+
+        The stack is empty if it is unknown.
+        """
         if number := instruction.attribute(r"stack_frame_id=(\d+)"):
             return self._stack(int(number))
         file = instruction.attribute(r'source_file="([^"]*)"')
@@ -183,7 +191,7 @@ class Program:
 
     @functools.cached_property
     def _own_parent(self) -> int:
-        """1 if the text numbers parents from 1, so that a frame without one names itself."""
+        """An offset of ``parent_frame_id``: 1 if a frame without a parent names itself, else 0."""
         frames = self._tables["StackFrames"].items()
         return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
 
@@ -201,7 +209,7 @@ class Program:
         return stack
 
     def _parent(self, number: int) -> int:
-        """Return the number of the frame around a frame; 0 without one."""
+        """Return the ID of the parent of a stack frame, or 0 without a parent."""
         text = self._tables["StackFrames"][number]
         return _number(text, "parent_frame_id") - self._own_parent
 
@@ -233,7 +241,7 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def bits(name: str) -> int:
-    """Return the bits of an element type such as ``bf16``."""
+    """Return the number of bits of an element type such as ``bf16``."""
     digits = re.search(r"\d+", name)
     return BITS.get(name) or (int(digits[0]) if digits else 8)
 
@@ -272,13 +280,13 @@ def _called(attributes: str) -> Iterator[str]:
 
 
 def _table(text: str, name: str) -> dict[int, str]:
-    """Return a numbered table of the text's head, such as ``FileNames``."""
+    """Return a table from the head of the HLO text, such as ``FileNames``, as rows by number."""
     found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
     rows = (line.split(" ", 1) for line in found[1].splitlines()) if found else ()
     return {int(number): value for number, value in rows}
 
 
 def _number(text: str, key: str) -> int:
-    """Return the value of ``key=NUMBER`` in a row of a table, or 0."""
+    """Return the number after ``key=`` in a row of a table, or 0 if the row lacks the key."""
     match = re.search(rf"\b{key}=(\d+)", text)
     return int(match[1]) if match else 0

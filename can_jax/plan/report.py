@@ -1,4 +1,4 @@
-"""The presentation of a plan as tables and as JSON."""
+"""The formatting of a plan as tables and as JSON."""
 
 import collections
 import dataclasses
@@ -28,13 +28,18 @@ def gib(size: int | float) -> str:
 
 
 def rounded(value: float) -> str:
-    """Format an estimate with three significant digits."""
+    """Format a number with three significant digits and thousands separators."""
     return f"{float(f'{value:.3g}'):,.0f}"
 
 
 def length(config: ConfigDict, examples: int, rate: float) -> int:
-    """Return the number of images of the whole run, given the ``examples`` of an epoch and the
-    ``rate`` in images per second."""
+    """Return the number of images on which the whole run trains.
+
+    Args:
+        config: The planned configuration.
+        examples: The number of images in an epoch.
+        rate: The expected throughput in images per second.
+    """
     if config.total_minutes is not None:
         return round(60 * config.total_minutes * rate)
     if config.total_steps is not None:
@@ -45,7 +50,7 @@ def length(config: ConfigDict, examples: int, rate: float) -> int:
 
 
 def by_kind(moved: list[Collective]) -> list[dict[str, Any]]:
-    """Sum collectives of one kind over the same axes; return rows, the most bytes first."""
+    """Sum the collectives by kind and mesh axes. Return rows, the one with the most bytes first."""
     groups: dict[tuple[str, str], list[Collective]] = collections.defaultdict(list)
     for collective in moved:
         groups[collective.kind, collective.axes].append(collective)
@@ -73,17 +78,18 @@ def as_json(
     examples: int,
     top: int = 0,
 ) -> dict[str, Any]:
-    """Return all values of a plan.
+    """Return all values of a plan, as `can-jax plan --json` prints them.
 
     Sizes are bytes per device, and times are seconds unless the key names another unit.
 
     Args:
         plan: The plan.
         config: The planned configuration.
-        topology: The devices that it was compiled for.
-        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times.
+        topology: The devices for which the step was compiled.
+        mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed without an estimate
+            of times.
         examples: The number of images in an epoch.
-        top: The number of instructions to list, the most expensive first.
+        top: The number of the slowest instructions to list.
     """
     rate = config.batch_size / plan.step_seconds
     memory, images = plan.memory, length(config, examples, rate)
@@ -130,13 +136,13 @@ def as_json(
 
 
 def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) -> dict[str, Any]:
-    """Return the compiler's estimate of a step; None for each value that it does not give.
+    """Return the values of a plan's estimate. Without an estimate, the main values are None.
 
     Args:
         plan: The plan.
         config: The planned configuration.
-        topology: The devices that it was compiled for.
-        top: The number of instructions to list, the most expensive first.
+        topology: The devices for which the step was compiled.
+        top: The number of the slowest instructions to list.
     """
     estimate, clock = plan.estimate, clock_of(topology.chip)
     if estimate is None or clock is None or plan.calibration is None:
@@ -164,7 +170,7 @@ def clock_as_json(plan: Plan, config: ConfigDict, topology: Topology, top: int) 
 
 
 def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
-    """Return the memory traffic of a step on a GPU, and the two bounds of its roofline."""
+    """Return the memory traffic of a step on a GPU, the time of this traffic, and the FLOPs."""
     traffic = estimate.traffic, estimate.traffic_outside_products
     return {
         **dict(zip(TRAFFIC, traffic, strict=True)),
@@ -174,7 +180,7 @@ def gpu_as_json(estimate: Estimate, clock: Clock) -> dict[str, Any]:
 
 
 def charge_as_json(charge: Charge) -> dict[str, Any]:
-    """Return time, bytes and FLOPs of an instruction, summed over its executions in a step."""
+    """Return the estimate of an instruction as JSON values, summed over all executions."""
     return {
         "instruction": charge.name,
         "opcode": charge.opcode,
@@ -206,12 +212,12 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
         "  optimizer": gib(memory["optimizer"]),
         "  temporaries": gib(memory["temporaries"]),
         "to spare": gib(memory["spare"]),
-        "FLOPs of an image": f"{values['flops_per_image']:.3e}, analytic",
-        "computed again": f"{values['recomputed_flops_per_image']:.3e} (remat {values['remat']})",
+        "FLOPs per image and step": f"{values['flops_per_image']:.3e}",
+        "  recomputed": f"{values['recomputed_flops_per_image']:.3e} (remat {values['remat']})",
         "compiled in": f"{values['compile_seconds']:.0f} s",
     }
     if not topology.exact:
-        facts["temporaries are"] = "those of the CPU compiler: more than on the real device"
+        facts["note"] = "temporaries by the CPU compiler are usually larger than on the real device"
         if topology.stand_in:
             facts["to plan exactly"] = topology.stand_in
     if values["fits"]:
@@ -221,8 +227,8 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
             "the whole run": f"{values['images']:,} images, {duration(values['days'] * 86400)}, "
             f"{rounded(values['chip_hours'])} device-hours",
             "assuming": f"{_peak(values)}, "
-            f"links of {assumed['link_bytes_per_second'] / 1e9:.0f} GB/s, "
-            f"between slices or hosts {assumed['network_bytes_per_second'] / 1e9:.1f} GB/s",
+            f"{assumed['link_bytes_per_second'] / 1e9:.0f} GB/s over fast links, "
+            f"{assumed['network_bytes_per_second'] / 1e9:.1f} GB/s between slices or hosts",
         }
     result = [fact_table(f"Plan: {values['topology']}", facts)]
     if values["collectives"]:
@@ -234,19 +240,21 @@ def tables(values: dict[str, Any], topology: Topology) -> list[Table]:
     if values["parts"]:
         result.append(parts_table(values))
     if values.get("unestimated"):
-        result.append(instructions_table("Without the compiler's estimate", values["unestimated"]))
+        title = "Instructions whose time is uncertain"
+        result.append(instructions_table(title, values["unestimated"]))
     if values.get("top"):
         result.append(instructions_table("The most expensive instructions", values["top"]))
     return result
 
 
 def clock_facts(values: dict[str, Any]) -> dict[str, str]:
-    """Return the facts of a plan about the time of a step."""
+    """Return the rows of a plan's table that are about the time of a step."""
     versions = ", ".join(f"{name} {version or '-'}" for name, version in values["versions"].items())
     if values["estimated_seconds"] is None:
         return {
-            "step": f"{values['step_seconds']:.3g} s: {values['compute_seconds']:.3g} s computing, "
-            f"{values['communication_seconds']:.3g} s sending, if nothing overlaps",
+            "step": f"{values['step_seconds']:.3g} s without overlap: "
+            f"{values['compute_seconds']:.3g} s of computation, "
+            f"{values['communication_seconds']:.3g} s of communication",
             "no estimate": "the compiler for these devices estimates no times",
             "versions": versions,
         }
@@ -258,13 +266,14 @@ def clock_facts(values: dict[str, Any]) -> dict[str, str]:
     facts = {}
     if traffic := values.get(TRAFFIC[0]):
         facts["memory traffic"] = (
-            f"{traffic / 1e9:.1f} GB, {values[TRAFFIC[1]] / 1e9:.1f} GB of it outside products"
+            f"{traffic / 1e9:.1f} GB, of which {values[TRAFFIC[1]] / 1e9:.1f} GB outside matrix "
+            "products"
         )
     return {
         "step, estimated": f"{1e3 * values['estimated_seconds']:.1f} ms by {basis}: "
         f"{values['estimated_mfu']:.1%} MFU",
-        "step, expected": f"{1e3 * values['expected_seconds']:.1f} ms: published steps reach "
-        f"{calibration['ratio']} of the estimated rate ({calibration['source']})",
+        "step, expected": f"{1e3 * values['expected_seconds']:.1f} ms: measured steps reach "
+        f"{calibration['ratio']} of the estimated speed ({calibration['source']})",
         "kernels": f"{values['kernels']:,}",
         **facts,
         "versions": versions,
@@ -278,7 +287,7 @@ def _peak(values: dict[str, Any]) -> str:
 
 
 def parts_table(values: dict[str, Any]) -> Table:
-    """Return the estimated times of the parts of a step."""
+    """Return a table of the estimated times of the parts of a step."""
     table = Table("part", "ms", "share", title="The step's parts")
     for name, seconds in values["parts"].items():
         share = seconds / values["estimated_seconds"]
@@ -287,7 +296,7 @@ def parts_table(values: dict[str, Any]) -> Table:
 
 
 def instructions_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    """Return instructions with their times in a step and the lines that they come from."""
+    """Return a table of instructions with their times in a step and their source lines."""
     table = Table("instruction", "part", "times", "ms", "from", "line", title=title)
     for row in rows:
         table.add_row(
@@ -298,7 +307,7 @@ def instructions_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def attempt_line(attempt: Attempt) -> str:
-    """Return a line that describes a compiled choice and its outcome."""
+    """Return a line with the settings of an attempt, its memory, and its time if it fits."""
     plan, choice = attempt.plan, attempt.choice
     shape = "x".join(map(str, choice.mesh))
     verdict = f"fits, {plan.step_seconds:.3f} s a step" if plan.fits else "does not fit"
@@ -309,7 +318,11 @@ def attempt_line(attempt: Attempt) -> str:
 
 
 def attempts_table(rows: list[dict[str, Any]]) -> Table:
-    """Return the attempts of a search as a table, ordered as by `attempts_as_json`."""
+    """Return a table of the attempts of a search.
+
+    Args:
+        rows: The attempts, as returned by `attempts_as_json`.
+    """
     table = Table("remat", "microbatches", "mesh", "memory", "step", title="Tried, best first")
     for row in rows:
         step = f"{row['step_seconds']:.3g} s" if row["fits"] else "does not fit"
@@ -319,9 +332,10 @@ def attempts_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def attempts_as_json(attempts: list[Attempt]) -> list[dict[str, Any]]:
-    """Return the attempts of a search, the best first.
+    """Return the attempts of a search as JSON values, the best first.
 
-    Choices that fit come first, ordered by the time of a step. The others are ordered by memory.
+    Attempts that fit come first, ordered by the time of a step. Those that do not fit follow,
+    ordered by memory.
     """
 
     def order(attempt: Attempt) -> tuple[bool, float]:

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs of single instructions of a program, for those without a compiler's estimate."""
+"""The bytes and FLOPs of HLO instructions, for those that have no estimate by the compiler."""
 
 import math
 import re
@@ -35,7 +35,7 @@ MOVES = FREE | {
 
 
 def is_free(instruction: Instruction) -> bool:
-    """Return whether an instruction launches nothing."""
+    """Return whether an instruction neither computes nor moves anything."""
     return instruction.opcode in FREE or target(instruction) in FREE_TARGETS
 
 
@@ -45,11 +45,13 @@ def target(instruction: Instruction) -> str | None:
 
 
 def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-    """Yield an instruction, or all instructions of a fusion, each with its computation if fused.
+    """Yield the instructions in the computations that an instruction calls, such as a fusion's.
+
+    Nested fusions are expanded. Each instruction comes with the computation that contains it.
 
     Args:
-        program: The program.
-        instruction: An instruction of it.
+        program: The program that contains the instruction.
+        instruction: The calling instruction, such as a fusion.
     """
     for name in instruction.called:
         computation = program.computations.get(name)
@@ -61,10 +63,10 @@ def inside(program: Program, instruction: Instruction) -> Iterator[tuple[Computa
 
 
 def origin_of(program: Program, instruction: Instruction) -> Instruction:
-    """Return the instruction whose metadata states the origin of an instruction.
+    """Return the instruction whose metadata states the source location of an instruction.
 
-    For a fusion without metadata, as around a library's product, that is the last instruction
-    inside it with metadata.
+    An instruction usually has metadata of its own. For a fusion without metadata, as around a call
+    of cuBLAS, return the last instruction inside the fusion that has metadata.
     """
     if instruction.opcode != "fusion" or instruction.attribute('op_name="([^"]*)"'):
         return instruction
@@ -75,7 +77,8 @@ def origin_of(program: Program, instruction: Instruction) -> Instruction:
 def kind_of(program: Program, instruction: Instruction) -> str:
     """Return the kind of an instruction: ``products``, ``copies``, ``custom`` or ``elementwise``.
 
-    A fusion that contains a matrix product is a product, and one that only moves elements a copy.
+    A fusion with a matrix product is of the kind ``products``. A fusion that only moves elements is
+    of the kind ``copies``.
     """
     parts = [instruction]
     if instruction.opcode == "fusion":
@@ -96,11 +99,11 @@ def _is_library_product(instruction: Instruction) -> bool:
 def moved_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
     """Return the bytes that an instruction reads and writes if nothing is cached.
 
-    A slice counts the elements that it takes, not the array that it takes them from; an update in
-    place counts the elements that it replaces, read once and written once.
+    For a slice, only the elements of the slice count as read. For an in-place update, only the
+    replaced elements count, read once and written once.
 
     Args:
-        program: The program.
+        program: The program that contains the instruction.
         computation: The computation that contains the instruction.
         instruction: The instruction.
     """
@@ -124,7 +127,7 @@ def moved_bytes(program: Program, computation: Computation, instruction: Instruc
 
 
 def _workspace(instruction: Instruction) -> int:
-    """Return the bytes of the results of a library's call that only reserve memory for it."""
+    """Return the bytes of the results of a cuBLAS or cuDNN call that are only its workspace."""
     if "__cu" not in (target(instruction) or ""):
         return 0
     reserved = (a for a in instruction.arrays[1:] if a.type in ("s8", "u8") and len(a.shape) == 1)
@@ -137,7 +140,13 @@ def _size(computation: Computation, name: str) -> int:
 
 
 def _read(called: Computation, position: int, size: int) -> int:
-    """Return the bytes that a fused computation reads of an operand of the given size."""
+    """Return the bytes that a fused computation reads of one operand.
+
+    Args:
+        called: The fused computation.
+        position: The index of the operand.
+        size: The size of the operand in bytes.
+    """
     names = {
         i.name
         for i in called.instructions
@@ -160,7 +169,7 @@ def _read(called: Computation, position: int, size: int) -> int:
 
 
 def _written(called: Computation, root: Instruction) -> int:
-    """Return the bytes that a fused computation writes, given its root or an element of it."""
+    """Return the bytes that a fused computation writes for its root, or for an element of it."""
     if root.opcode == "tuple":
         return sum(_written(called, called.by_name[name]) for name in root.operands)
     if root.opcode == "bitcast" and root.operands[0] in called.by_name:
@@ -171,13 +180,14 @@ def _written(called: Computation, root: Instruction) -> int:
 
 
 def flops(program: Program, computation: Computation, instruction: Instruction) -> float | None:
-    """Return the FLOPs of the matrix products of an instruction, or None if they are not known.
+    """Return the FLOPs of the matrix products of an instruction, or None if they are unknown.
 
-    Elementwise operations count nothing: they are bound by memory. The FLOPs of a custom call are
-    known if its author stated them (Pallas' ``cost_estimate``) or if it is a library's product.
+    Elementwise operations count as 0 FLOPs, since their time depends on memory traffic. The FLOPs
+    are known for custom calls with a ``cost_estimate``, as in Pallas, for calls of cuBLAS, and for
+    cuDNN's attention.
 
     Args:
-        program: The program.
+        program: The program that contains the instruction.
         computation: The computation that contains the instruction.
         instruction: The instruction.
     """
@@ -197,7 +207,7 @@ def _single_flops(computation: Computation, instruction: Instruction) -> float |
 
 
 def _product_flops(computation: Computation, instruction: Instruction) -> float:
-    """Return the FLOPs of a ``dot`` or a ``convolution``: two for each multiply-add."""
+    """Return the FLOPs of a ``dot`` or ``convolution``. A multiply-add counts as two FLOPs."""
     results = math.prod(instruction.arrays[0].shape)
     left, right = (_shape(computation, name) for name in instruction.operands[:2])
     if contracted := instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}"):
@@ -210,7 +220,7 @@ def _product_flops(computation: Computation, instruction: Instruction) -> float:
 
 
 def _library_flops(computation: Computation, instruction: Instruction) -> float | None:
-    """Return the FLOPs of a matrix product of cuBLAS or an attention of cuDNN, else None."""
+    """Return the FLOPs of a cuBLAS matrix product or of cuDNN's attention, otherwise None."""
     name = target(instruction) or ""
     if "fmha" in name:
         return _attention_flops(computation, instruction, backward="Backward" in name)
@@ -227,9 +237,10 @@ def _library_flops(computation: Computation, instruction: Instruction) -> float 
 def _attention_flops(
     computation: Computation, instruction: Instruction, backward: bool
 ) -> float | None:
-    """Return the FLOPs of an attention of cuDNN, or None if the text does not tell its logits.
+    """Return the FLOPs of cuDNN's attention, or None if the shape of its logits is unknown.
 
-    The backward pass has five products, one of which computes the logits again.
+    The forward pass has two products. The backward pass has five, one of which recomputes the
+    logits.
     """
     stated = r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([^\]]*)\]'
     logits = instruction.attribute(stated)

@@ -1,4 +1,4 @@
-"""A search over remat policies, microbatches and meshes for the fastest choice that fits."""
+"""A search for the remat policy, microbatches and mesh of the fastest step that fits in memory."""
 
 import dataclasses
 import itertools
@@ -23,15 +23,14 @@ LARGEST_FSDP = 64
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The settings of a configuration that a search may change; the mesh is (data, fsdp,
-    tensor)."""
+    """The settings that a search may change. The mesh has the sizes (data, fsdp, tensor)."""
 
     remat: str
     microbatches: int
     mesh: tuple[int, int, int]
 
     def apply(self, config: ConfigDict) -> ConfigDict:
-        """Return a copy of a configuration with this choice applied."""
+        """Return a copy of a configuration with these settings."""
         changed = config.copy_and_resolve_references()
         changed.model.remat = self.remat
         changed.accumulation.microbatches = self.microbatches
@@ -40,7 +39,7 @@ class Choice:
 
     @property
     def options(self) -> str:
-        """The command-line options that select this choice."""
+        """The command-line options that select these settings."""
         data, fsdp, tensor = self.mesh
         return (
             f"--config.model.remat={self.remat} "
@@ -51,23 +50,30 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A compiled choice and its plan."""
+    """A choice of settings for which the step was compiled, and the resulting plan."""
 
     choice: Choice
     plan: Plan
 
 
 def choice_of(config: ConfigDict, devices: int) -> Choice:
-    """Return the choice that a configuration already makes."""
+    """Return the current values of the searched settings in a configuration."""
     shape = mesh_shape(config.mesh, devices)
     return Choice(config.model.remat, config.accumulation.microbatches, shape)
 
 
 def fit_mesh(config: ConfigDict, devices: int) -> str | None:
-    """Change a mesh that does not match the number of devices to the nearest one that does.
+    """Change the mesh of a configuration in place if it does not match the number of devices.
+
+    The sizes of `tensor` and `fsdp` are reduced to divisors of the number of devices. The axis
+    `data` gets the remaining devices.
+
+    Args:
+        config: The configuration, whose block ``config.mesh`` may be changed.
+        devices: The number of devices that the mesh must cover.
 
     Returns:
-        A line that describes the change, or None if the mesh already matched.
+        A message about the change, or None if the mesh already matched.
     """
     mesh = config.mesh
     try:
@@ -76,12 +82,16 @@ def fit_mesh(config: ConfigDict, devices: int) -> str | None:
         mesh.tensor = math.gcd(max(mesh.tensor, 1), devices)
         mesh.fsdp = math.gcd(max(mesh.fsdp, 1), devices // mesh.tensor)
         mesh.data = devices // mesh.tensor // mesh.fsdp
-        return f"{error}; planned with {mesh.data}, {mesh.fsdp}, {mesh.tensor}"
+        changed = f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}"
+        return f"{error}; the planner uses {changed} instead"
     return None
 
 
 def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
-    """Yield all choices that divide the devices and the batch; `mesh.tensor` is unchanged."""
+    """Yield the choices that divide the devices and the batch evenly.
+
+    `mesh.fsdp` is a power of two up to `LARGEST_FSDP`, and `mesh.tensor` is unchanged.
+    """
     tensor = mesh_shape(config.mesh, devices)[2]
     rows = devices // tensor
     sizes = [size for size in (2**i for i in range(rows.bit_length())) if size <= LARGEST_FSDP]
@@ -91,12 +101,15 @@ def choices(config: ConfigDict, devices: int) -> Iterator[Choice]:
 
 
 class Search:
-    """A search that compiles the predicted fastest choices first, and refines its predictions.
+    """A search that compiles the choices with the shortest predicted step first.
+
+    Each compilation refines the predictions for the remaining choices.
 
     Args:
         config: The resolved configuration.
         topology: The devices to compile for.
-        mfu: The model FLOPs utilization that is assumed if the compiler estimates no times.
+        mfu: The model FLOPs utilization, above 0 and at most 1, that is assumed without an estimate
+            of times.
         first: The plan of the unchanged configuration.
     """
 
@@ -109,12 +122,15 @@ class Search:
         self._open = [c for c in choices(config, devices) if c != self.attempts[0].choice]
 
     def run(self, tries: int, say: Callable[[Attempt], None], *, first_fit: bool) -> None:
-        """Compile choices until the limit is reached or none is expected to fit.
+        """Compile choices one after another.
+
+        The search ends after ``tries`` choices, or once no other choice is predicted to fit and the
+        choice with the smallest predicted memory has turned out not to fit.
 
         Args:
             tries: The maximum number of choices to compile.
-            say: A function that is called with each attempt.
-            first_fit: Stop at the first choice that fits, instead of searching for a faster one.
+            say: A function that is called with each attempt, for example to print it.
+            first_fit: Whether to stop at the first choice that fits.
         """
         for _ in range(min(tries, len(self._open))):
             fitting = [
@@ -133,13 +149,13 @@ class Search:
 
     @property
     def best(self) -> Attempt | None:
-        """The fastest attempt that fits, or None."""
+        """The attempt with the fastest step that fits, or None if no attempt fits."""
         fitting = [attempt for attempt in self.attempts if attempt.plan.fits]
         return min(fitting, key=lambda attempt: attempt.plan.step_seconds, default=None)
 
     @property
     def smallest(self) -> Attempt:
-        """The attempt that needs the least memory."""
+        """The attempt whose step needs the least memory."""
         return min(self.attempts, key=lambda attempt: attempt.plan.memory.total)
 
     @property
@@ -148,7 +164,7 @@ class Search:
         return self.attempts[0].plan.memory.limit
 
     def predicted_bytes(self, choice: Choice) -> float:
-        """Predict the memory per device in bytes, scaled from the last compiled choice."""
+        """Predict the bytes of memory per device by scaling those of the last compiled choice."""
         last = self.attempts[-1]
         scale = self._activations(choice) / self._activations(last.choice)
         gradients = self._gradients(last.choice)
@@ -156,7 +172,7 @@ class Search:
         return self._state(choice) + self._gradients(choice) + activations
 
     def predicted_seconds(self, choice: Choice) -> float:
-        """Predict the time of a step: its FLOPs, and the traffic of gradients and parameters."""
+        """Predict the seconds of a step: computation, and traffic of gradients and parameters."""
         data, fsdp, _ = choice.mesh
         weights = 2 * self.attempts[0].plan.parameters  # Bytes in bfloat16.
         sent = 2 * weights / fsdp / self._topology.bandwidth(data * fsdp)
@@ -166,14 +182,14 @@ class Search:
 
     @property
     def _slowness(self) -> float:
-        """The last estimated compute time over that of the assumed utilization."""
+        """The estimated compute time of the last choice divided by that at the assumed MFU."""
         last = self.attempts[-1]
         if last.plan.estimate is None:
             return 1.0
         return last.plan.compute_seconds / self._assumed_seconds(last.choice)
 
     def _assumed_seconds(self, choice: Choice) -> float:
-        """Return the time of a step's FLOPs at the assumed utilization, on any mesh."""
+        """Return the seconds of computation at the assumed MFU, the same on all meshes."""
         key = choice.remat, choice.microbatches
         if key not in self._seconds:
             changed = choice.apply(self._config)

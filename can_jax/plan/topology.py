@@ -1,7 +1,7 @@
 """Topologies of devices that are not attached.
 
-TPU slices come from the TPU compiler, GPUs from the GPU compiler. Where that is not installed, CPU
-devices stand in for GPUs.
+The TPU compiler describes TPU slices, and the GPU compiler describes GPUs. If the GPU compiler is
+not installed, the step is compiled for CPU devices instead of GPUs.
 """
 
 import dataclasses
@@ -27,23 +27,23 @@ TPUS = {
     "v5p": ("v5p", {}),
     "v6e": ("v6e", {}),
 }
-MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs of a host x hosts) or cpu:8"
+MEASURE = "v5e:16x16, v4:4x4x4, h100:8x4 (GPUs per host x hosts) or cpu:8"
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """The devices and networks that a run is planned for.
+    """The devices and networks for which a run is planned.
 
     Attributes:
         name: The name that the user gave, such as ``v5e:16x16``.
-        devices: The devices to compile for.
-        chip: The capabilities of each device.
-        shape: The shape of a slice's network. For GPUs, the number per host and the number of
-            hosts.
-        slices: The number of slices, which slow links connect.
-        exact: Whether the devices are of the real kind, instead of CPU stand-ins.
-        hosts: Whether the fast network ends at a host, as that of GPUs does.
-        stand_in: The reason why the devices are not of the real kind; empty if they are.
+        devices: The JAX devices for which the step is compiled.
+        chip: The speed, memory and bandwidths of each device.
+        shape: The shape of a TPU slice's torus. For GPUs, the number of GPUs per host and the
+            number of hosts.
+        slices: The number of slices, which slower links connect.
+        exact: Whether the step is compiled for the real kind of device instead of CPU devices.
+        hosts: Whether the fast network ends at the boundary of a host, as for GPUs.
+        stand_in: The reason why GPUs are replaced by CPU devices; empty if they are not.
     """
 
     name: str
@@ -57,19 +57,19 @@ class Topology:
 
     @property
     def fast_devices(self) -> int:
-        """The number of devices that one fast network connects."""
+        """The number of devices that a fast network connects: those of a host or a TPU slice."""
         if self.hosts or not self.exact:
             return self.shape[0]
         return len(self.devices) // self.slices
 
     def bandwidth(self, devices: int) -> float:
-        """Return the bandwidth in bytes/s of each device in a group that communicates.
+        """Return the bandwidth in bytes/s of each device in a collective operation.
 
-        On a torus, a collective uses as many axes as are needed to reach that many chips. Beyond a
-        slice, or a host of GPUs, the slower network bounds it.
+        On a TPU torus, a collective uses the smallest number of axes that connect its devices. A
+        collective across slices, or across hosts of GPUs, is limited by the slower network.
 
         Args:
-            devices: The number of devices in the group.
+            devices: The number of devices in the group that communicates.
         """
         assert self.chip.link is not None
         assert self.chip.network is not None
@@ -85,19 +85,27 @@ class Topology:
 
 
 def open_topology(name: str, slices: int = 1) -> Topology:
-    """Return the topology of a name such as `v5e:16x16`.
+    """Return the topology with a name such as `v5e:16x16`.
 
-    The function selects the CPU platform, and must be called before JAX initializes a backend.
+    The function sets JAX's platform to the CPU. Call this function before JAX initializes a
+    backend.
+
+    Args:
+        name: The kind of device and the shape, such as `v5e:16x16` or `h100:8x4`.
+        slices: The number of TPU slices of this shape. For GPUs, the number of hosts is multiplied
+            by this number.
 
     Raises:
-        UserError: The name is unknown, or its compiler is not installed.
+        UserError: The name is invalid, or the TPU compiler is not installed.
     """
     parsed = re.fullmatch(r"([a-z0-9-]+):(\d+(?:x\d+)*)", name)
     if parsed is None:
-        raise UserError(f"--topology={name!r}: write it like {MEASURE}")
+        raise UserError(f"--topology={name!r} is not a topology: write it like {MEASURE}")
     kind, shape = parsed[1], tuple(int(size) for size in parsed[2].split("x"))
     if slices < 1 or 0 in shape:
-        raise UserError(f"--topology={name}, --slices={slices}: at least 1 of each")
+        raise UserError(
+            f"--topology={name}, --slices={slices}: give at least 1 slice, and sizes of at least 1"
+        )
     jax.config.update("jax_platforms", "cpu")  # Programs are compiled but never run.
     if kind in TPUS:
         return _tpu(name, kind, shape, slices)
@@ -108,12 +116,12 @@ def open_topology(name: str, slices: int = 1) -> Topology:
         return Topology(name, jax.devices(), _this_cpu(), shape, slices, exact=False)
     near = difflib.get_close_matches(kind, [*TPUS, *GPUS, "cpu"], n=1, cutoff=0.0)[0]
     raise UserError(
-        f"--topology={name}: no {kind!r} is known; did you mean {near}, as in {MEASURE}?"
+        f"--topology={name}: unknown device {kind!r}; did you mean {near}, as in {MEASURE}?"
     )
 
 
 def _this_cpu() -> Chip:
-    """Return the chip of a CPU device: an equal share of the memory, and guessed links."""
+    """Return a CPU device's properties: measured FLOP/s, share of memory, and guessed links."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.device_count()
     return Chip("CPU", peak_flops("float32")[0], memory, 10e9, 1e9)
 
@@ -144,8 +152,8 @@ def _tpu(name: str, kind: str, shape: tuple[int, ...], slices: int) -> Topology:
     except RuntimeError as error:
         if "not installed" in str(error):
             raise UserError(
-                f"--topology={name}: the compiler for TPUs is not installed; it needs no TPU: "
-                "pip install 'jax[tpu]' (Linux, x86-64)"
+                f"--topology={name}: the TPU compiler is not installed; install it, which requires "
+                "no TPU, by pip install 'jax[tpu]' (Linux, x86-64)"
             ) from error
         raise UserError(f"--topology={name}: {one_line(error)[:200]}") from error
     devices: list[Any] = list(description.devices)

@@ -46,7 +46,7 @@ def test_any_factor_of_a_slice_is_a_mesh():
     [
         ("v5e", "write it like v5e:16x16"),
         ("v5e:16*16", "write it like"),
-        ("v5x:2x2", "no 'v5x' is known; did you mean v5"),
+        ("v5x:2x2", "unknown device 'v5x'; did you mean v5"),
         ("v5e:3x5", "not divisible"),
         ("v5e:0x2", "at least 1"),
     ],
