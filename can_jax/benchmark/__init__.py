@@ -1,1 +1,1 @@
-"""Benchmarks of the input pipeline and of the train step, beside baseline implementations."""
+"""Benchmarks of the input pipeline and the train step, with Pillow and PyTorch baselines."""

@@ -1,10 +1,11 @@
-"""Training of a study's configurations (cells) on one device, with the images in its memory.
+"""Training of the cells of a study on one device, with all images in the device's memory.
 
-The host only computes the order of the examples. Crops and augmentation run on the device, and a
-whole epoch is one call of a compiled loop over `can_jax.train.step.Step.train`. The seeds of a cell
-train side by side, as one vectorized program, so that even a small network occupies an accelerator.
+A cell is a configuration that is trained with several seeds. The seeds train in parallel in one
+`jax.vmap` program, so that even a small network occupies an accelerator. An epoch is one call of a
+compiled loop over `can_jax.train.step.Step.train`. The host only computes the order of examples.
 
-`can_jax.augment.device_crops` draws the crops. Otherwise training is that of `can_jax.main`.
+`can_jax.augment.device_crops` crops the images on the device. The train step is the same as in
+`can-jax train`.
 """
 
 import dataclasses
@@ -60,12 +61,12 @@ Metrics = dict[str, float]
 
 
 class Images(NamedTuple):
-    """The images and labels of a study, in memory.
+    """The images and labels of a study, in host memory.
 
     Attributes:
-        train, test: The images of the two splits.
-        train_labels, test_labels: The labels of the two splits; every image has one.
-        origin: The folder, or a description of synthetic images.
+        train, test: The uint8 images of the two splits.
+        train_labels, test_labels: The label of each image of the two splits, at least 0.
+        origin: The path of the folder, or ``synthetic shapes``.
     """
 
     train: UInt8[np.ndarray, "examples height width channels"]
@@ -76,7 +77,7 @@ class Images(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """A hash of all images and labels."""
+        """The first 16 hex digits of a SHA-256 hash of all images and labels."""
         hashed = hashlib.sha256()
         for array in self[:4]:
             hashed.update(np.asarray(array).tobytes())
@@ -84,16 +85,16 @@ class Images(NamedTuple):
 
 
 def read_images(path: str | None, count: int | None, size: int) -> Images:
-    """Return the images of a folder of npz files, or synthetic ones.
+    """Return the images of a folder of npz files, or synthetic shapes.
 
     Args:
-        path: A folder as of the source ``arrays``; None for labeled synthetic shapes.
-        count: The largest number of training images; all by default. For synthetic shapes, the
-            number of images of each split; 50,000 by default.
-        size: The side of synthetic images in pixels.
+        path: A folder that the data source ``arrays`` can read; None for synthetic shapes.
+        count: The maximum number of training images; None for all. For synthetic shapes, the
+            number of images per split; None for 50,000.
+        size: The height and width of synthetic images in pixels.
 
     Raises:
-        UserError: The folder holds no such files, or its images have no labels.
+        UserError: The folder holds no such files, or an image has no label.
     """
     if path is None:
         count = count or 50_000
@@ -109,19 +110,19 @@ def read_images(path: str | None, count: int | None, size: int) -> Images:
     for source, most in zip(splits, (count, None), strict=True):
         labels = np.asarray(source.labels, np.int32)[:most]
         if (labels < 0).any():
-            raise UserError(f"--data={path}: every image needs a label, for the kNN accuracy")
+            raise UserError(f"--data={path}: the kNN accuracy requires a label for every image")
         arrays += [np.asarray(source.images)[:most], labels]
     return Images(arrays[0], arrays[1], arrays[2], arrays[3], origin)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A configuration to train with several seeds.
+    """A configuration that is trained with several seeds.
 
     Attributes:
-        name: The name of the cell.
-        config: The resolved configuration; its length is a whole number of `epoch_steps`.
-        seeds: The seeds, which train side by side.
+        name: The name of the cell in results and file names.
+        config: The resolved configuration, whose number of steps is a multiple of `epoch_steps`.
+        seeds: The random seeds, which train in parallel.
         images: The images of the study.
     """
 
@@ -132,17 +133,17 @@ class Cell:
 
     @property
     def epoch_steps(self) -> int:
-        """The number of whole batches in an epoch; other images begin the next epoch."""
+        """The number of whole batches in an epoch. Images that are left over begin the next one."""
         return len(self.images.train) // self.config.batch_size
 
     @property
     def epochs(self) -> int:
-        """The number of epochs."""
+        """The number of epochs for which the cell trains."""
         return int(self.config.total_steps) // self.epoch_steps
 
     @property
     def key(self) -> str:
-        """A hash of everything that determines the result."""
+        """A hash of the configuration, the seeds, the images and the labels."""
         determining = json.dumps([to_json(self.config), self.seeds, self.images.digest])
         return hashlib.sha256(determining.encode()).hexdigest()[:16]
 
@@ -150,25 +151,25 @@ class Cell:
 def make_cell(
     name: str, recipe: ConfigDict, changes: dict[str, Any], epochs: int, seeds: int, images: Images
 ) -> Cell:
-    """Return the cell of a recipe with changes.
+    """Return a cell whose configuration is a recipe with changes.
 
     Args:
         name: The name of the cell.
-        recipe: The configuration of a recipe, not resolved.
-        changes: The values of dotted keys.
+        recipe: The configuration of a recipe before `resolve`.
+        changes: The new values by dotted configuration key.
         epochs: The number of epochs.
-        seeds: The number of seeds, which are counted from 0.
+        seeds: The number of seeds. The seeds are 0, 1, and so on.
         images: The images of the study.
 
     Raises:
-        UserError: A setting is invalid, or an epoch has no whole batch.
+        UserError: A setting is invalid, or the batch size exceeds the number of images.
     """
     recipe = changed(recipe, changes)
     steps = len(images.train) // recipe.batch_size
     if not steps:
         raise UserError(
-            f"cell {name!r}: config.batch_size={recipe.batch_size} is more than the "
-            f"{len(images.train)} images"
+            f"cell {name!r}: config.batch_size={recipe.batch_size} exceeds the "
+            f"{len(images.train)} training images: reduce it"
         )
     lengths = dict.fromkeys(TOTAL) | {"total_steps": epochs * steps}
     recipe = changed(recipe, lengths | {"data.path": recipe.data.path or "-"})
@@ -176,15 +177,15 @@ def make_cell(
 
 
 class Training:
-    """The training of one configuration with all its seeds in parallel, epoch by epoch.
+    """The training of a cell, with all seeds in parallel.
 
     Args:
-        cell: The cell.
-        placed: The training images and their labels on the device.
+        cell: The cell to train.
+        placed: The training images and their labels as arrays on the device.
 
     Attributes:
-        linear_bound: The share of the noise that the best linear denoiser of a patch explains, for
-            each seed; None if `start` has not measured it.
+        linear_bound: For each seed, the fraction of the noise energy that the best linear denoiser
+            of a patch explains; None if `start` has not measured it.
     """
 
     linear_bound: list[float] | None = None
@@ -201,7 +202,7 @@ class Training:
         self.epoch = 0
 
     def compile(self) -> "Training":
-        """Compile the programs, and return this object."""
+        """Compile the program of an epoch, and return this object."""
         states = jax.eval_shape(self._fresh, self._seeds)
         order = jax.ShapeDtypeStruct(
             (self.cell.epoch_steps, len(self._seeds), self.cell.config.batch_size), jnp.int32
@@ -213,7 +214,7 @@ class Training:
         return self
 
     def start(self) -> None:
-        """Initialize the state of each seed."""
+        """Initialize the train state of each seed, and measure patch statistics if needed."""
         quickly = {"xla_backend_optimization_level": 1}
         self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
         config = self.cell.config
@@ -230,9 +231,9 @@ class Training:
         self.epoch = 0
 
     def train(self, epochs: int) -> Iterator[list[Metrics]]:
-        """Train up to an epoch; after each epoch, yield the mean metrics of each seed.
+        """Train up to epoch ``epochs``. Yield the mean metrics of each seed after each epoch.
 
-        The order of the next epoch is computed while the device is busy.
+        The host computes the order of the next epoch while the device trains.
         """
         order = self._order(self.epoch)
         while self.epoch < epochs:
@@ -247,7 +248,7 @@ class Training:
             ]
 
     def accuracies(self) -> list[float]:
-        """Return each seed's kNN accuracy on the test images, in percent."""
+        """Return the kNN accuracy on the test images for each seed, in percent."""
         images, settings = self.cell.images, self.cell.config.probe
         bank, queries = (self._encoded(split) for split in (images.train, images.test))
         return [
@@ -259,7 +260,7 @@ class Training:
         ]  # fmt: skip
 
     def save(self, folder: Path) -> None:
-        """Write the state of each seed, one file each."""
+        """Write the train state of each seed to its own npz file in a folder."""
         stacked = named_leaves(jax.device_get(self.states))
         for i, seed in enumerate(self.cell.seeds):
             arrays = {name: leaf[i] for name, leaf in stacked.items()}
@@ -268,7 +269,7 @@ class Training:
                 np.savez(stream, epoch=np.int64(self.epoch), **arrays)
 
     def restore(self, folder: Path) -> bool:
-        """Restore the states that `save` wrote for this cell; return False if there are none."""
+        """Restore the train states that `save` wrote. Return False if this cell has none."""
         files = [self._file(folder, seed) for seed in self.cell.seeds]
         if not all(file.exists() for file in files):
             return False
@@ -283,9 +284,10 @@ class Training:
         return True
 
     def save_encoder(self, path: Path) -> None:
-        """Write the encoder of the first seed under MAE's names, for plain patches.
+        """Write the encoder of the first seed as an npz file with the parameter names of MAE.
 
-        `can_jax.load` reads the file, given ``heads``, ``mean`` and ``std`` of the configuration.
+        `can_jax.load` reads the file if its arguments ``heads``, ``mean`` and ``std`` are set to
+        the values of the configuration.
         """
         states = jax.tree.map(lambda leaf: leaf[0], jax.device_get(self.states))
         parameters, _ = fold(states.parameters, states.batch_stats)
@@ -297,7 +299,7 @@ class Training:
             np.savez(stream, **arrays)
 
     def discard(self, folder: Path) -> None:
-        """Delete the states of a finished cell."""
+        """Delete the train states that `save` wrote for this cell."""
         for seed in self.cell.seeds:
             self._file(folder, seed).unlink(missing_ok=True)
 
@@ -306,7 +308,7 @@ class Training:
         return folder / f"{words}-{seed}.npz"
 
     def _seeded(self, seed: Array) -> Step:
-        """Return the step with another seed, which may be traced."""
+        """Return the train step with another seed, which can be a traced value."""
         config = ConfigDict(self._step.config.copy_and_resolve_references())
         with config.ignore_type():
             config.seed = seed
@@ -316,7 +318,7 @@ class Training:
         return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
 
     def _moments(self) -> list[Moments]:
-        """Return the moments of each seed's patches before the first step."""
+        """Return the first and second moments of the patches for each seed, before training."""
         config = self.cell.config
         count = batches_to_measure(config, len(self.cell.images.train))
         images = count * config.batch_size
@@ -338,7 +340,7 @@ class Training:
         positions: Array,
         examples: Int[Array, "steps seeds batch"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Take the steps of an epoch; return the means of the metrics of each seed."""
+        """Train for an epoch. Return the states and the mean metrics of each seed."""
 
         def one(seed: Array, state: TrainState, position: Array, example: Array) -> Any:
             batch = self._batch(seed, *images, position, example)
@@ -353,7 +355,7 @@ class Training:
     def _batch(
         self, seed: Array, images: Array, labels: Array, position: Array, example: Array
     ) -> Batch:
-        """Return the batch of some examples, cropped on the device."""
+        """Return a batch with random crops of the given examples."""
         augment, (height, width) = self.cell.config.augment, self.cell.config.data.image_size
         key = jax.random.fold_in(jax.random.key(seed), CROPS)
         low, high = augment.crop_aspect
@@ -367,7 +369,7 @@ class Training:
         return Batch(jax.vmap(views)(images[example], position), position, labels[example])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions and the examples of an epoch, (steps, seeds, batch)."""
+        """Return the positions and example indices of an epoch, of shape (steps, seeds, batch)."""
         steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
         positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
         sizes = (len(self.cell.images.train),)
@@ -390,7 +392,7 @@ class Training:
         return jax.vmap(encode)(states)
 
     def _encoded(self, images: np.ndarray) -> np.ndarray:
-        """Return the features of images for each seed, (seeds, images, width)."""
+        """Return the features of images for each seed, of shape (seeds, images, width)."""
         padding = -len(images) % min(FEATURE_BATCH, len(images))
         padded = np.concatenate([images, images[:padding]])
         return np.asarray(self._encode(self.states, padded))[:, : len(images)]

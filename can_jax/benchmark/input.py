@@ -1,4 +1,4 @@
-"""A benchmark of the host's input pipeline, stage by stage, beside a Pillow baseline."""
+"""A benchmark of each stage of the host's input pipeline, compared with a Pillow baseline."""
 
 import contextlib
 import dataclasses
@@ -33,27 +33,28 @@ Turn = Callable[[float], float]  # Measures for some seconds; returns images per
 
 
 def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, float]:
-    """Measure the throughput of each stage in images per second, over all threads.
+    """Measure the throughput of each stage in images per second, with all threads.
 
     Args:
-        config: The resolved configuration; its source holds encoded images.
-        rounds: The number of turns of each stage. The stages alternate.
-        seconds: The duration of a turn.
+        config: The resolved configuration, whose data source must hold encoded images.
+        rounds: The number of measurements of each stage. The stages take turns.
+        seconds: The duration of a measurement.
 
     Returns:
-        The medians over turns: ``decode_only``, ``crops`` (of decoded images), ``host_pipeline``
-            (files to uint8 batches), ``to_device`` and ``pil_two_view``; and the settings.
+        The median throughputs: ``decode_only``, ``crops`` (of decoded images), ``host_pipeline``
+            (from files to uint8 batches), ``to_device`` (to arrays on the devices) and
+            ``pil_two_view`` (the Pillow baseline). The dict also holds the settings.
 
     Raises:
-        UserError: TensorFlow can decode no image of the sample.
+        UserError: TensorFlow cannot decode any of the sampled images.
     """
     source = open_source(config.data, config.data.split)
     sample, _ = source.read(spread(source.examples, SAMPLE))
     encoded = [image for image in sample if _decodes(image, config)]
     if not encoded:
         raise UserError(
-            f"none of {len(sample)} images in {config.data.path} is a JPEG, PNG or WebP that "
-            "TensorFlow decodes; there is nothing to measure"
+            f"none of {len(sample)} sampled images in {config.data.path} is a JPEG, PNG or WebP "
+            "file that TensorFlow can decode, which this benchmark requires"
         )
     threads = config.data.threads or usable_cores()
     rates: dict[str, list[float]] = {}
@@ -78,8 +79,7 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
 
 
 def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[Any, int]:
-    """Return a data set repeated forever, with ``work`` mapped over its elements, and the count
-    1."""
+    """Return an endless `tf.data` data set that applies ``work``, and the images per element: 1."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -89,14 +89,14 @@ def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[A
 
 
 def _decoded(encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Return a data set of fully decoded images, one per element."""
+    """Return a data set whose elements are decoded images, and the number of images per element."""
     tf = tensorflow()
     images = tf.data.Dataset.from_tensor_slices(encoded)
     return _one_by_one(images, lambda image: native_pixels(image, 3), threads)
 
 
 def _cropped(config: ConfigDict, encoded: list[bytes], threads: int) -> tuple[Any, int]:
-    """Return a data set of random views of decoded images, one image per element."""
+    """Return a data set of random views of decoded images, and the number of images per element."""
     tf = tensorflow()
     views = RandomViews.from_config(config)
     decoded = [native_pixels(image, 3).numpy() for image in encoded[:32]]
@@ -121,19 +121,23 @@ def _decodes(image: bytes, config: ConfigDict) -> bool:
 
 
 def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
-    """Return a data set of host batches as the devices receive them, and the batch size."""
+    """Return a data set of the batches that the host sends to the devices, and the batch size."""
     rows = np.arange(config.batch_size)
     return host_batches(config, source, (0, FOREVER), rows), config.batch_size
 
 
 def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
-    """Return a function that measures a data set, given with its number of images per element."""
+    """Return a function that measures a data set for some seconds, in images per second.
+
+    Args:
+        dataset_and_count: The data set, and the number of images in each of its elements.
+    """
     dataset, images = dataset_and_count
     return lambda seconds: _rate(iter(dataset), images, seconds)
 
 
 def _to_device(config: ConfigDict, source: Source) -> Turn:
-    """Return a turn that loads batches until they are on the devices."""
+    """Return a function that measures how many images per second reach the devices."""
     mesh = make_mesh(config.mesh)
 
     def turn(seconds: float) -> float:
@@ -145,7 +149,7 @@ def _to_device(config: ConfigDict, source: Source) -> Turn:
 
 
 def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
-    """Return the images per second of an iterator; each element holds ``images`` images."""
+    """Measure the images per second of an iterator whose elements hold ``images`` images."""
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)
     count, started = 0, time.perf_counter()
@@ -158,9 +162,9 @@ def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
 def _pillow(
     config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
 ) -> Turn:
-    """Return a turn of the Pillow baseline, with as many processes as there are threads.
+    """Return a function that measures the Pillow baseline with ``threads`` worker processes.
 
-    The processes return only counts, so that no time is spent on transfers.
+    The workers return only the number of images, so that no time is spent on transfers.
     """
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}

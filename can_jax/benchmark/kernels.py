@@ -1,4 +1,4 @@
-"""The custom operations of the network, each beside the library's form of the same operation."""
+"""A benchmark of the network's custom operations against those of JAX and Flax."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ class Shape:
     """The shape of the tokens to which an operation is applied.
 
     Attributes:
-        rows: The number of rows, all views included.
-        tokens: The number of tokens of a row.
+        rows: The number of rows: images times views.
+        tokens: The number of tokens per row.
         heads: The number of attention heads.
         width: The width of the residual stream.
     """
@@ -45,7 +45,7 @@ Inputs = tuple[jax.Array, ...]
 
 
 def attention_operations() -> dict[str, Operation]:
-    """Return implementations of attention over (rows, tokens, heads, head width)."""
+    """Return implementations of attention by name, for (rows, tokens, heads, head width) inputs."""
     library = jax.nn.dot_product_attention
     return {
         "ours": functools.partial(ops.attend_on_gpu, kernel="auto"),
@@ -56,27 +56,31 @@ def attention_operations() -> dict[str, Operation]:
 
 
 def gelu_operations() -> dict[str, Operation]:
-    """Return implementations of the exact GELU."""
+    """Return implementations of the exact GELU by name."""
     return {"ours": ops.gelu, "jax.nn": functools.partial(jax.nn.gelu, approximate=False)}
 
 
 def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operation]:
-    """Return implementations of LayerNorm with scale 1 and bias 0, which compute in a type."""
+    """Return implementations of LayerNorm by name, which compute in ``dtype``."""
     options = {"dtype": dtype, "rngs": nnx.Rngs(0)}
     library = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, **options)
     return {"ours": layer_norm(width, **options), "nnx.LayerNorm": library}
 
 
 def product_operations() -> dict[str, Operation]:
-    """Return implementations of the product of an MLP's first layer."""
+    """Return implementations of the matrix product of a linear layer by name."""
     return {"ours": ops.linear_product, "jnp.matmul": jnp.matmul}
 
 
 def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operation, Inputs]]:
-    """Yield the operations: name, implementations by name, a float32 implementation, inputs.
+    """Yield each operation with its implementations and random bfloat16 inputs.
 
     Args:
         shape: The shape of the tokens.
+
+    Yields:
+        The name of the operation, its implementations by name, an implementation that computes in
+            float32 for float32 inputs, and the inputs.
     """
     rng = np.random.default_rng(0)
 
@@ -98,20 +102,19 @@ def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operat
 def measure_kernels(
     shapes: dict[str, Shape], rounds: int, repeats: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Time each operation forward and backward, its implementations in turns.
-
-    An implementation that the device does not support gets an error message instead of a time.
+    """Time the forward and backward pass of each operation, with its implementations in turns.
 
     Args:
         shapes: The shapes of the inputs, by label, such as ``encoder``.
-        rounds: The number of turns.
-        repeats: The number of executions of a turn.
+        rounds: The number of measurements of each implementation.
+        repeats: The number of executions per measurement.
 
     Yields:
-        The operation with the label of its shape, such as ``attention, encoder``; and for each
-            implementation a dict with ``unsupported``, or with two values: the median
-            ``milliseconds``, and ``error``, the largest deviation from float32 relative to the
-            largest value of the output and of each gradient.
+        The operation with the label of its shape, such as ``attention, encoder``, and a dict of
+            results for each implementation. ``milliseconds`` is the median time of an execution.
+            ``error`` is the largest deviation from float32, relative to the largest value of the
+            output or gradient. For an implementation that the device does not support, the dict
+            holds only the message ``unsupported``.
     """
     for place, shape in shapes.items():
         for name, implementations, wide, inputs in operations(shape):
@@ -136,7 +139,7 @@ def measure_kernels(
 def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
     """Return a function that returns an operation's output and its vector-Jacobian products.
 
-    The vector is fixed and not constant. A constant one has a gradient of zero through LayerNorm.
+    The elements of the vector differ, since LayerNorm has zero gradients for equal elements.
     """
 
     def both(*inputs: jax.Array) -> tuple[jax.Array, Inputs]:
@@ -148,7 +151,7 @@ def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
 
 
 def _exact(operation: Operation, inputs: Inputs) -> list[np.ndarray]:
-    """Return the output and the gradients of an operation in float32, without reduced products."""
+    """Return the output and the gradients of an operation in float32 at full matmul precision."""
     wide = tuple(value.astype(jnp.float32) for value in inputs)
     with jax.default_matmul_precision("highest"):
         return [np.asarray(x, np.float32) for x in jax.tree.leaves(_gradient(operation)(*wide))]
@@ -157,7 +160,17 @@ def _exact(operation: Operation, inputs: Inputs) -> list[np.ndarray]:
 def _prepare(
     operation: Operation, inputs: Inputs, repeats: int, exact: list[np.ndarray]
 ) -> tuple[Callable[[], float], float]:
-    """Compile an operation; return its turn, in seconds per execution, and its relative error."""
+    """Compile an operation, and compute its relative error.
+
+    Args:
+        operation: The implementation to measure.
+        inputs: The inputs of the operation.
+        repeats: The number of executions per measurement.
+        exact: The output and the gradients in float32.
+
+    Returns:
+        A function that returns the seconds per execution, and the largest relative error.
+    """
     both = jax.jit(_gradient(operation))
     found = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]
     for _ in range(WARM_UPS):

@@ -1,8 +1,7 @@
-"""The baseline: two views of an image as PyTorch users make them, with Pillow.
+"""The Pillow baseline: random views of an image as torchvision makes them from Pillow images.
 
-Crops, jitter, grayscale, blur and normalization have the parameters of `config.augment`. The
-operations are those of torchvision on Pillow images. Neither JAX nor TensorFlow is imported, so
-that the processes start quickly.
+The crops, color jitter, grayscale, blur and normalization use the settings of `config.augment`.
+This module imports neither JAX nor TensorFlow, so that worker processes start quickly.
 """
 
 import contextlib
@@ -22,7 +21,10 @@ _encoded: list[bytes] = []  # The images of this worker process.
 
 @dataclasses.dataclass(frozen=True)
 class TwoViews:
-    """An augmentation that makes the views of an image, with the settings of `config.augment`."""
+    """A random augmentation that returns several views of an image.
+
+    ``size`` is the height and width of a view. The other fields are keys of `config.augment`.
+    """
 
     size: tuple[int, int]
     views: int
@@ -41,7 +43,7 @@ class TwoViews:
     std: tuple[float, float, float]
 
     def __call__(self, encoded: bytes) -> np.ndarray:
-        """Return normalized views of an encoded image, float32 (views, 3, height, width)."""
+        """Return normalized float32 views of an encoded image: (views, 3, height, width)."""
         with open_image(encoded) as image:
             whole = image.convert("RGB")
         return np.stack([self._normalized(self._view(whole)) for _ in range(self.views)])
@@ -97,7 +99,7 @@ class TwoViews:
 
 
 def start_worker(encoded: list[bytes]) -> None:
-    """Initialize a worker process with the images that Pillow can decode."""
+    """Initialize a worker process with those encoded images that Pillow can decode."""
     end_with_parent()
     for image in encoded:
         with contextlib.suppress(Exception), open_image(image) as opened:
@@ -106,7 +108,7 @@ def start_worker(encoded: list[bytes]) -> None:
 
 
 def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:
-    """Make views for some seconds; return the number of images and the elapsed seconds."""
+    """Augment images for some seconds. Return the number of images and the elapsed seconds."""
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         views(_encoded[count % len(_encoded)])

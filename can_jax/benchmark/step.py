@@ -1,4 +1,4 @@
-"""A benchmark of the compiled train step, without the input, beside a PyTorch baseline."""
+"""A benchmark of the compiled train step without data loading, compared with PyTorch."""
 
 import dataclasses
 import importlib.util
@@ -51,12 +51,12 @@ def model_name(config: ConfigDict) -> str:
     """Return the name of a resolved configuration's model, such as ``ViT-B/16, 224 px``."""
     model, sides = config.model, sorted(set(config.data.image_size), reverse=True)
     own = any(model[key] for key in ("width", "depth", "heads"))
-    name = "ViT of its own" if own else f"ViT-{model.size}"
+    name = "custom ViT" if own else f"ViT-{model.size}"
     return f"{name}/{model.patch_size}, {' x '.join(map(str, sides))} px"
 
 
 def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
-    """Return a random batch on the devices; the time of a step does not depend on its content."""
+    """Return a batch of random values on the devices, with the shapes of a training batch."""
     shapes = batch_shapes(config, batch_sharding(mesh))
     rng = np.random.default_rng(0)
 
@@ -68,13 +68,13 @@ def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> Turn:
-    """Return a turn that runs a step repeatedly.
+    """Return a function that measures a train step for some seconds, in images per second.
 
-    Short steps are dispatched in groups, so that the devices do not wait for the host between them.
+    The function dispatches short steps in groups, so that the devices do not wait for the host.
 
     Args:
-        step: The step, which may return before the devices have finished.
-        finish: A function that blocks until all steps have finished.
+        step: A function that dispatches a step, and may return before the step is computed.
+        finish: A function that blocks until all dispatched steps are computed.
         images: The number of images per step.
     """
 
@@ -97,11 +97,10 @@ class CompiledStep:
     """A compiled train step of can_jax.
 
     Attributes:
-        turn: A function that runs the step for some seconds, and returns images per second.
+        turn: A function that runs the step for the given seconds, and returns images per second.
         compile_seconds: The time of tracing and compiling.
-        memory: The peak memory of a device in bytes, as measured if the device reports it.
-            Otherwise, it is the compiler's plan. The measured peak includes all programs of this
-            process.
+        memory: The peak memory use of a device in bytes, measured over all programs of this
+            process; or `planned_memory` if the device reports no measurement.
         program: The compiled program.
     """
 
@@ -112,13 +111,13 @@ class CompiledStep:
 
     @property
     def planned_memory(self) -> int:
-        """The memory of a device in bytes by the compiler's plan: arguments and temporaries."""
+        """The bytes of the step's arguments and temporaries on a device, from the compiler."""
         plan: Any = self.program.memory_analysis()
         return int(plan.argument_size_in_bytes + plan.temp_size_in_bytes)
 
 
 def our_step(config: ConfigDict) -> CompiledStep:
-    """Compile the step of a resolved configuration, and run it once to warm up."""
+    """Compile the train step of a resolved configuration, and run it once to warm up."""
     mesh = make_mesh(config.mesh)
     step = make_step(config, lambda _: 1e-4)
     abstract = abstract_state(step, mesh)
@@ -141,9 +140,10 @@ def our_step(config: ConfigDict) -> CompiledStep:
 
 
 def counted_flops(config: ConfigDict) -> float:
-    """Return the FLOPs per image of a step, as the compiler counts them before optimization.
+    """Return the FLOPs per image of a train step, as XLA counts them before optimization.
 
-    The count covers all operations. Blocks are unrolled and nothing is rematerialized.
+    XLA counts all operations of the step. For the count, the loop over the blocks is unrolled and
+    rematerialization is off.
     """
     config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
     step, mesh = make_step(config), make_mesh(config.mesh, jax.devices()[:1])
@@ -154,24 +154,24 @@ def counted_flops(config: ConfigDict) -> float:
 
 
 def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
-    """Build the same step in PyTorch on the same device.
+    """Build the train step of a configuration in PyTorch, on the same kind of device.
 
-    It omits photometric augmentation, which PyTorch users do in the workers of their input
-    pipeline.
+    The step omits color augmentation, which PyTorch programs usually do in data loader workers.
 
     Args:
         config: The resolved configuration.
-        compiled: Whether to compile it by `torch.compile`.
+        compiled: Whether to compile the losses by `torch.compile`.
 
     Returns:
-        The turn, and a description of the baseline.
+        A function that measures the step for some seconds, in images per second; and a description
+            of the baseline with the version of PyTorch.
 
     Raises:
-        UserError: PyTorch is not installed.
+        UserError: PyTorch is not installed, or the backbone is not a ViT.
     """
     require_vit(config, "--peer")
     if not importlib.util.find_spec("torch"):
-        raise UserError("--peer needs PyTorch: pip install torch")
+        raise UserError("--peer requires PyTorch: pip install torch")
     import torch
 
     reference = SimpleNamespace(**runpy.run_path(str(BASELINE), run_name=BASELINE.stem))
@@ -208,20 +208,20 @@ def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
 def measure_step(
     recipe: ConfigDict, *, rounds: int, seconds: float, peer: bool, peer_compiled: bool, parts: bool
 ) -> dict[str, Any]:
-    """Measure the throughput of consecutive steps on one batch that stays on the device.
+    """Measure the throughput of consecutive train steps on one batch that stays on the device.
 
     Args:
-        recipe: The configuration, not resolved.
-        rounds: The number of turns. The steps and a matrix product alternate.
-        seconds: The duration of a turn.
-        peer: Whether to measure the PyTorch baseline, too. Both steps then omit photometric
-            augmentation and have the paper's denoising branch.
+        recipe: The configuration of a recipe before `resolve`.
+        rounds: The number of measurements of each step and of a matrix product, which take turns.
+        seconds: The duration of a measurement.
+        peer: Whether to also measure the PyTorch baseline. Both steps then omit color augmentation
+            and use the paper's denoising branch.
         peer_compiled: Whether to compile the baseline by `torch.compile`.
-        parts: Whether to measure MAE and SimCLR, too, and the step without each of its parts.
+        parts: Whether to also measure MAE, SimCLR, and CAN without each of its `ABLATIONS`.
 
     Returns:
-        A dict for JSON. Rates are medians over rounds, and ``ratio`` is the median of the rounds'
-            ratios.
+        A dict of JSON values. Throughputs are medians over the rounds. ``ratio`` is the median over
+            the rounds of can_jax's throughput divided by PyTorch's.
     """
     config = resolve(recipe)
     if peer:  # Both sides do the same work.

@@ -1,8 +1,8 @@
-"""CAN in idiomatic PyTorch: the baseline for speed, and a reference for the mathematics.
+"""CAN in idiomatic PyTorch: a baseline for speed, and a reference for the mathematics.
 
-Parameters have MAE's names and layouts, so a state dict is a file of weights that `can_jax.weights`
-reads. It uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to bfloat16 and
-`torch.compile` are options.
+Parameters have the names and layouts of MAE, so that `can_jax.weights` can read a saved state dict.
+The model uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to bfloat16 and
+`torch.compile` are optional.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Sizes(NamedTuple):
-    """The sizes of the network. ``projector`` holds the output widths of the projector's layers."""
+    """The sizes of the network. ``projector`` holds the output width of each projector layer."""
 
     width: int
     depth: int
@@ -94,7 +94,10 @@ class PatchEmbed(nn.Module):
 
 
 def sincos(grid: tuple[int, int], width: int) -> Tensor:
-    """Return MAE's fixed positions, zero for the class token: (1, 1 + patches, width)."""
+    """Return MAE's fixed position embeddings, of shape (1, 1 + patches, width).
+
+    The embedding of the class token is zero.
+    """
     frequencies = 10000 ** -(np.arange(width // 4) / (width // 4))
     rows, columns = np.meshgrid(*(np.arange(n) for n in grid), indexing="ij")
     halves = []
@@ -106,7 +109,7 @@ def sincos(grid: tuple[int, int], width: int) -> Tensor:
 
 
 def sincos_level(level: Tensor, width: int) -> Tensor:
-    """Return the sinusoidal embedding of noise levels: (rows, width)."""
+    """Return the sinusoidal embeddings of noise levels, of shape (rows, width)."""
     half = width // 2
     frequencies = torch.exp(
         -math.log(10000) / half * torch.arange(half, device=level.device, dtype=level.dtype)
@@ -123,18 +126,20 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def full(x: Tensor) -> Tensor:
-    """Promote a tensor to float32 at least, the precision of the losses."""
+    """Convert a tensor to float32, in which losses are computed; float64 remains float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
-    """Gather the tokens at each row's own indices."""
+    """Return the tokens of each row at the indices of that row."""
     return torch.gather(x, 1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 class CAN(nn.Module):
-    """The encoder, projector, noise-level embedding and decoder of CAN. Rows are ordered by
-    view."""
+    """The encoder, projector, noise-level embedding and decoder of CAN.
+
+    A batch holds the first views of all images, followed by the second views.
+    """
 
     def __init__(self, sizes: Sizes, settings: Settings):
         super().__init__()
@@ -167,7 +172,12 @@ class CAN(nn.Module):
         self.register_buffer("decoder_pos_embed", sincos(sizes.grid, small))
 
     def encode(self, patches: Tensor, indices: Tensor) -> Tensor:
-        """Return the tokens of patches at the given grid indices, class token first."""
+        """Return the encoder's tokens, the class token first.
+
+        Args:
+            patches: The pixels of the visible patches, (rows, visible, pixels).
+            indices: The position of each visible patch in the grid, (rows, visible).
+        """
         positions = self.pos_embed[0, 1:][indices]
         x = self.patch_embed(patches) + positions
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
@@ -176,7 +186,7 @@ class CAN(nn.Module):
         return self.norm(x)
 
     def decode(self, latent: Tensor, level: Tensor, shuffle: Tensor) -> Tensor:
-        """Return the predicted pixels of every patch."""
+        """Return the predicted pixels of every patch, (rows, patches, pixels)."""
         of_all = self.settings.level_tokens == "all"
         if not of_all:
             latent = torch.cat(
@@ -196,13 +206,13 @@ class CAN(nn.Module):
     def forward(
         self, clean: Tensor, sigma: Tensor, unit_noise: Tensor, shuffle: Tensor
     ) -> dict[str, Tensor]:
-        """Compute the losses and outputs of a step.
+        """Return the losses, the encoder's tokens, the projections and the predictions.
 
         Args:
             clean, unit_noise: The patches and standard normal noise, (rows, patches, pixels).
-            sigma: The noise level of each row, (rows,).
-            shuffle: A permutation of the patches, (rows, patches). Its first entries are the
-                visible ones.
+            sigma: The standard deviation of the noise of each row, (rows,).
+            shuffle: A permutation of the patch indices, (rows, patches), whose first
+                ``settings.visible`` entries are the visible patches.
         """
         settings = self.settings
         noise = sigma[:, None, None] * unit_noise
@@ -235,9 +245,9 @@ class CAN(nn.Module):
 
 
 def info_nce(projection: Tensor, temperature: float) -> Tensor:
-    """Return the InfoNCE loss over all rows.
+    """Return the InfoNCE loss, averaged over all rows.
 
-    The positive of a row is the same image in the other half of the rows.
+    The positive of a row is the row of the same image in the other half of the batch.
     """
     unit = F.normalize(projection, dim=1)
     logits = unit @ unit.T / temperature
@@ -248,13 +258,13 @@ def info_nce(projection: Tensor, temperature: float) -> Tensor:
 
 
 class Trainer:
-    """A train step from bytes: normalization, noise and masks, losses, gradients and AdamW.
+    """A train step on uint8 images: normalization, noise, masks, losses, gradients and AdamW.
 
     Args:
         network: The network, already on its device.
-        mean, std: The normalization of each channel, for images in [0, 1].
-        learning_rate, weight_decay: The settings of AdamW.
-        bfloat16: Whether to compute matrix products in bfloat16 by autocast.
+        mean, std: The mean and standard deviation of each channel, for pixels between 0 and 1.
+        learning_rate, weight_decay: The learning rate and weight decay of AdamW.
+        bfloat16: Whether to use autocast to bfloat16 for the forward pass.
         compiled: Whether to compile the losses by `torch.compile`.
     """
 
@@ -294,7 +304,8 @@ class Trainer:
         """Apply one update, and return the loss.
 
         Args:
-            views: The views as bytes, (rows, height, width, channels), ordered by view.
+            views: The uint8 images, (rows, height, width, channels). The first views of all images
+                come first.
         """
         loss = self.losses(views)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A comparison of variants of the train step with PyTorch on one device, within a time limit."""
+"""A timed comparison of variants of the train step, and of PyTorch, on one device."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -43,22 +43,24 @@ def measure_variants(
     report: Callable[[Result], None],
     left: Callable[[], float],
 ) -> None:
-    """Measure variants of a step, and PyTorch's, in turns.
+    """Measure variants of the train step, and optionally PyTorch, in turns.
 
-    A failure, such as too little memory, is stored in the result of its variant, and the other
-    variants are still measured. Compilations that are not finished in time are abandoned.
+    If a variant fails, for example by running out of memory, the error is stored in its result and
+    the other variants are still measured. Compilations that do not finish in time are abandoned.
 
     Args:
-        recipe: The configuration, not resolved.
-        variants: The changes of each variant, by dotted key.
-        peers: Whether to measure PyTorch, plain and compiled, and `SAME_WORK` beside it.
-        rounds: The number of turns of each.
-        seconds: The duration of a turn.
-        product: The rows of the matrix product whose rate is measured in each round.
-        describe: A function that returns further facts of a compiled step.
-        report: A function that receives all results so far, after each new one.
-        left: A function that returns the seconds that are left. Once there are none, the remaining
-            turns are skipped.
+        recipe: The configuration of a recipe before `resolve`.
+        variants: The changes of each variant by name, as dicts from dotted configuration keys to
+            values.
+        peers: Whether to also measure PyTorch with and without `torch.compile`, and a variant named
+            `SAME_WORK`, whose step does the same work as PyTorch's.
+        rounds: The number of measurements of each variant.
+        seconds: The duration of a measurement.
+        product: The number of rows of the square matrix product that is measured in each round.
+        describe: A function that returns further results for a compiled step.
+        report: A function that receives all results so far after each new one.
+        left: A function that returns the remaining seconds. Measurements are skipped once no time
+            remains.
     """
     if peers:
         variants = {**variants, SAME_WORK: PEER_WORK}
@@ -117,7 +119,7 @@ def measure_variants(
         report(rated(whole))
     for _ in range(rounds):
         if left() < 0:
-            whole["stopped"] = "no time was left for further turns"
+            whole["stopped"] = "no time was left for further measurements"
             break
         rate = matmul_flops(config.model.dtype, product)
         whole.setdefault("measured_product_flops", []).append(rate)
@@ -131,9 +133,10 @@ def take_turns(
     seconds: float,
     left: Callable[[], float],
 ) -> None:
-    """Append a rate in images per second to ``rates`` of each result, while time is left.
+    """Measure each step once, and append the images per second to ``rates`` in its result.
 
-    A turn that fails, such as for lack of memory, adds ``error`` to its result instead.
+    Measurements are skipped when no time is left. A measurement that fails, for example by running
+    out of memory, adds ``error`` to the result instead.
     """
     for name, turn in turns.items():
         if left() > 0 and "error" not in results[name]:
@@ -144,7 +147,7 @@ def take_turns(
 
 
 def rated(whole: Result) -> Result:
-    """Add the medians over turns, MFU, and ratios to PyTorch to the results; return them."""
+    """Add median throughputs, MFU, and speed ratios to PyTorch to the results; return them."""
     steps = whole["steps"]
     for step in steps.values():
         if rates := step.get("rates"):
