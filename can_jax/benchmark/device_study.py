@@ -94,7 +94,7 @@ def read_images(path: str | None, count: int | None, size: int) -> Images:
         size: The height and width of synthetic images in pixels.
 
     Raises:
-        UserError: The folder holds no such files, or an image has no label.
+        UserError: The folder holds no npz files of images, or an image has no label.
     """
     if path is None:
         count = count or 50_000

@@ -225,7 +225,7 @@ def assert_equal_across_processes(
 
     Args:
         name: The name of the text, for messages, such as ``configuration``.
-        text: The text of this process.
+        text: The text of this process, which is compared with that of process 0.
         hint: The last part of the error message: what to do if the texts differ.
 
     Raises:

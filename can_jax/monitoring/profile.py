@@ -25,13 +25,13 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace if ``step`` is the first traced one. Call this before dispatching it."""
+        """Start the trace if ``step``, which must not be dispatched yet, is the first traced one."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
 
     def after(self, step: int, done: jax.Array) -> str | None:
-        """Stop the trace if ``step`` is the last traced one. Blocks until that step is finished.
+        """Stop the trace if ``step`` is the last traced one, after waiting for it to finish.
 
         Args:
             step: The step that was dispatched.

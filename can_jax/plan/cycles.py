@@ -168,8 +168,8 @@ class _Walk:
     def copy_seconds(self, instruction: Instruction) -> float:
         """Return the seconds of an asynchronous copy.
 
-        The start instruction returns the destination, the source and flags. The copy moves the
-        bytes of the smaller of the two arrays.
+        The result of a ``copy-start`` instruction holds the destination, the source and flags. The
+        number of copied bytes is the size of the smaller array.
         """
         large = [array.bytes for array in instruction.arrays if array.shape]
         return min(large[:2], default=0) / self._clock.memory_bandwidth

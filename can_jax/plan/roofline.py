@@ -239,8 +239,8 @@ def _attention_flops(
 ) -> float | None:
     """Return the FLOPs of cuDNN's attention, or None if the shape of its logits is unknown.
 
-    The forward pass has two products. The backward pass has five, one of which recomputes the
-    logits.
+    The forward pass of attention has two matrix products. The backward pass has five, one of which
+    recomputes the logits.
     """
     stated = r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([^\]]*)\]'
     logits = instruction.attribute(stated)

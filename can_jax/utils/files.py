@@ -32,8 +32,8 @@ def expand_home(path: str, must: bool = True) -> str:
 
     Args:
         path: The path of a file or folder, or a URL.
-        must: Whether to raise an error if the home directory is unknown. Otherwise the function
-            returns the path unchanged.
+        must: Whether to raise an error if the home directory is unknown, instead of returning the
+            path unchanged.
 
     Raises:
         UserError: The home directory is unknown.
