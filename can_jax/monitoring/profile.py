@@ -25,7 +25,7 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace if ``step``, which must not be dispatched yet, is the first traced one."""
+        """Start the trace if ``step`` is the first traced one. The step must not be dispatched yet."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
