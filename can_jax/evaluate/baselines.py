@@ -1,4 +1,4 @@
-"""Baselines of features: the untrained encoder and raw pixels, on the same examples."""
+"""Feature baselines on the same examples: the untrained encoder, and raw pixels."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -20,24 +20,24 @@ Features = Float[np.ndarray, "examples width"]
 
 @dataclasses.dataclass(frozen=True)
 class _Pixels:
-    """Raw pixels in the role of an encoder; see `PretrainedEncoder`."""
+    """A stand-in for `PretrainedEncoder` whose features are raw pixels."""
 
     config: ConfigDict
     parameters: Any = None
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Return the pixels of images given as bytes."""
+        """Return the flattened pixels of images, resized to at most `SIDE` pixels per side."""
         return pixels(SIDE)(parameters, images)
 
 
 def baselines(task: EvalContext, pair: Pair) -> Iterator[tuple[str, Features, Features]]:
-    """Yield the name of each baseline, and its features of training and of test examples.
+    """Yield each baseline as its name, its training features and its test features.
 
-    Collective: every process must iterate over it.
+    Collective: every process must run the whole iteration.
 
     Args:
-        task: The evaluation context, whose setting ``baselines`` may switch them off.
-        pair: The training and test examples.
+        task: The evaluation context, whose setting ``baselines`` can disable the baselines.
+        pair: The opened training and test sets.
     """
     size = len(pair.train.examples) + len(pair.test.examples)
     wanted = task.config.baselines

@@ -1,4 +1,4 @@
-"""The table of all keys that an evaluation recipe can set, and their checks."""
+"""The table of all configuration keys of an evaluation, and their checks."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ from can_jax.utils.settings import Choice, Key, Table, Whole, configuration
 
 
 def evaluation_table() -> Table:
-    """Return the keys of an evaluation: those of all protocols, and one block for each of them.
+    """Return the configuration keys of an evaluation: common keys, and a block for each protocol.
 
     Raises:
-        UserError: A protocol has the name of another key.
+        UserError: The name of a registered protocol is also a common key.
     """
     common: dict[str, Any] = {
         "protocol": Key("knn", Choice(PROTOCOLS), "The evaluation protocol."),
@@ -24,29 +24,31 @@ def evaluation_table() -> Table:
         ),
         "features": Key(
             "patches", Choice(FEATURES),
-            "The tokens whose mean is the feature; `both` concatenates `class` and `patches`.",
+            "The tokens that are averaged into the feature vector: the class token, the patch "
+            "tokens or all tokens; `both` concatenates `class` and `patches`.",
         ),
         "held_out": Key(
             0.1, INSIDE,
-            "The fraction of the training examples on which hyperparameters are selected."
+            "The fraction of the training examples held out to select hyperparameters."
         ),
         "baselines": Key(
             "auto", Choice(("auto", "on", "off")),
-            "Whether kNN is also measured on the untrained encoder and on raw pixels; `auto` does "
-            "up to 100,000 images."
+            "Whether `knn` also evaluates the untrained encoder and raw pixels; `auto` does so for "
+            "at most 100,000 training and test images in total."
         ),
     }  # fmt: skip
     common |= encoder_table()
     blocks = {name: protocol.settings for name, protocol in PROTOCOLS.items()}
     if taken := common.keys() & blocks:
         raise UserError(
-            f"the evaluation protocol {min(taken)!r} has the name of a key: give it another name"
+            f"the evaluation protocol {min(taken)!r} has the name of a configuration key: register "
+            "it under another name"
         )
     return common | {name: block for name, block in blocks.items() if block}
 
 
 def default_evaluation() -> ConfigDict:
-    """Return the default evaluation: kNN on the data and at the image size of pretraining."""
+    """Return the default configuration: kNN on the pretraining data at its image size."""
     return configuration(evaluation_table()).lock()
 
 
@@ -54,7 +56,7 @@ def resolve_evaluation(config: ConfigDict) -> ConfigDict:
     """Return a checked copy of an evaluation's configuration, with sizes and ranges as tuples.
 
     Raises:
-        UserError: A setting is invalid; the one-line message names the first one.
+        UserError: A setting is invalid; the message has one line and names the first such setting.
     """
     origin = "can_jax.evaluate.config.default_evaluation()"
     config = resolve_blocks(config, evaluation_table(), origin)

@@ -1,4 +1,4 @@
-"""The functions that evaluate an encoder by a protocol."""
+"""Functions that evaluate an encoder or a classifier with an evaluation protocol."""
 
 import functools
 from typing import Any
@@ -31,16 +31,17 @@ MAP = "Map of the embedding (t-SNE)"  # The title of a picture in the report.
 def evaluate(
     config: ConfigDict, checkpoint: str, workdir: epath.Path, untrained: bool = False
 ) -> dict[str, Any]:
-    """Evaluate an encoder by a protocol, and write the results.
+    """Evaluate an encoder with the protocol that ``config`` selects, and write the results.
 
     Collective: every process must call this.
 
     Args:
         config: The resolved configuration of the evaluation.
-        checkpoint: The path of the encoder, or of a trained classifier.
-        workdir: The directory for `results.json` and `report.html`, and for a protocol's training
-            run.
-        untrained: Evaluate the randomly initialized encoder instead of the trained one.
+        checkpoint: The path of a pretraining run, an export, weights of another library, or a
+            classifier that the protocol `classify` has trained.
+        workdir: The directory for `results.json` and `report.html`, and for the run of a protocol
+            that trains.
+        untrained: Whether to evaluate the encoder with random instead of trained weights.
 
     Returns:
         The content of `results.json`.
@@ -59,17 +60,19 @@ def measure(
     untrained: bool = False,
     pictures: bool = True,
 ) -> tuple[EvalResults, Any]:
-    """Evaluate an encoder by a protocol, without writing results.
+    """Evaluate an encoder with the protocol that ``config`` selects, without writing results.
 
     A protocol that trains still writes its run into ``workdir``. Collective: every process must
     call this.
 
     Args:
         config: The resolved configuration of the evaluation.
-        checkpoint: The path of the encoder, or of a trained classifier.
-        workdir: The directory for the training run of a protocol; it is created.
-        untrained: Evaluate the randomly initialized encoder instead of the trained one.
-        pictures: Whether to draw the pictures of the report for protocols on frozen features.
+        checkpoint: The path of a pretraining run, an export, weights of another library, or a
+            classifier that the protocol `classify` has trained.
+        workdir: The directory for the run of a protocol that trains; it is created if missing.
+        untrained: Whether to evaluate the encoder with random instead of trained weights.
+        pictures: Whether to draw the nearest neighbors and the embedding map, for protocols that
+            use frozen features.
 
     Returns:
         The results, and the evaluated encoder or classifier.
@@ -84,7 +87,8 @@ def measure(
     protocol = PROTOCOLS.get(config.protocol)
     if not protocol.trains and is_run(workdir):
         raise UserError(
-            f"--workdir={workdir} is the directory of a run: give another one for the results"
+            f"--workdir={workdir} is a run directory; set --workdir to another directory for the "
+            "results"
         )
     import_ahead()
     make_directory(workdir)
@@ -95,8 +99,13 @@ def measure(
         if not protocol.takes_classifier:
             takers = ", ".join(name for name, p in PROTOCOLS.items() if p.takes_classifier)
             raise UserError(
-                f"--checkpoint={checkpoint} is a classifier, which only the protocol {takers} "
-                "takes; give the run of its encoder"
+                f"--checkpoint={checkpoint} is a trained classifier, which only the protocol "
+                f"{takers} accepts; set --checkpoint to the run of its encoder"
+            )
+        if untrained:
+            raise UserError(
+                f"--untrained applies to encoders, but --checkpoint={checkpoint} is a trained "
+                "classifier"
             )
         subject = open_classifier(path, config, mesh, step)
     else:
@@ -119,11 +128,11 @@ def measure(
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
-    """Check the settings of a run that a protocol uses, beyond those of the encoder.
+    """Check a run's data settings, and the other run settings that a protocol reads.
 
     Args:
         run: The configuration of the run, with the data block of the evaluation.
-        protocol: The protocol.
+        protocol: The protocol, whose `run_settings` list the settings that it reads.
         path: The run directory, for the error message.
 
     Raises:
@@ -139,12 +148,12 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
 
 
 def illustrate(task: EvalContext, findings: EvalResults) -> None:
-    """Add pictures of the examples that a protocol has read, if ``pictured_splits`` is set."""
+    """Add the nearest neighbors and the embedding map of ``findings.pictured_splits``, if set."""
     if findings.pictured_splits is None:
         return
     grid = neighbor_grid(task, *findings.pictured_splits)
     title = "Nearest neighbors"
     if (findings.pictured_splits[1].labels >= 0).any():
-        title += ": green of the same class, red of another"
+        title += " (green frame: same class, red frame: other class)"
     findings.pictures[title] = picture(grid, "nearest neighbors")
     findings.pictures[MAP] = map_chart(task, findings.pictured_splits[1])

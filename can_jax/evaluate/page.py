@@ -1,8 +1,8 @@
 """Self-contained HTML pages: templates, inlined pictures and inlined charts.
 
-Values of a page come from files that anybody may have written. Jinja escapes every value that is
-not `Html`, and `Html.format` escapes the values of elements made here. Only this module creates
-`Html`, so any other value appears as text.
+The values on a page come from untrusted files. Jinja escapes every value that is not `Html`, and
+`Html.format` escapes the values of elements that this module creates. No other module creates
+`Html`, so every other value is shown as text.
 """
 
 import base64
@@ -22,7 +22,7 @@ SCHEME = {INK: "var(--ink)", EDGE: "var(--edge)", GRID: "var(--grid)"}
 
 @functools.cache
 def _templates() -> jinja2.Environment:
-    """Return the templates of this package."""
+    """Return the Jinja environment that loads `templates/` and escapes values."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("can_jax.evaluate"),
         autoescape=True,
@@ -35,18 +35,18 @@ def _templates() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page that loads no resources and runs no scripts.
+    """Render a template to an HTML page without scripts and without external resources.
 
     Args:
         template: The name of a file in `templates/`.
-        values: The template's variables. Every text is escaped unless it is `Html`.
+        values: The template's variables. Strings are escaped unless they are `Html`.
     """
     text = _templates().get_template(template).render(values)
     return text.encode(errors="backslashreplace").decode()  # File names need not be UTF-8.
 
 
 def number(value: Any) -> str:
-    """Format a value for a table cell: rounded floats, and integers with separators."""
+    """Format a value for a table cell: round floats, and separate the thousands of integers."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
     if value is None:
@@ -55,14 +55,14 @@ def number(value: Any) -> str:
 
 
 def coded(text: str) -> Html:
-    """Return a text whose parts between backticks become `<code>` elements."""
+    """Return escaped text as HTML, with the parts between backticks as `<code>` elements."""
     parts = text.split("`")
     code = Html("<code>{}</code>")
     return Html("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
 
 
 def columns(rows: list[dict[str, Any]]) -> list[tuple[str, bool]]:
-    """Return the names of the columns of some rows, and whether each holds only numbers."""
+    """Return the column names of table rows, and whether each column holds only numbers."""
     names = dict.fromkeys(name for row in rows for name in row)
     numbers = int | float | None  # None is an empty cell.
     return [(n, all(isinstance(row.get(n), numbers) for row in rows)) for n in names]
@@ -75,13 +75,13 @@ def picture(png: bytes, title: str) -> Html:
 
 
 def inline_svg(svg: bytes, label: str, titles: Sequence[str] = ()) -> Html:
-    """Return a file of matplotlib as an `<svg>` element that is as wide as its section.
+    """Return a matplotlib SVG file as an `<svg>` element that fills the width of its section.
 
     Args:
-        svg: The content of the file.
-        label: The description for screen readers.
-        titles: The titles of the markers in the group named `MARKED`, in their order. Browsers show
-            them as tooltips.
+        svg: The bytes of the SVG file.
+        label: The description of the chart for screen readers.
+        titles: The tooltips of the markers in the SVG group with the id `MARKED`, one for each
+            marker, in order.
     """
     for color, variable in SCHEME.items():
         svg = svg.replace(color.encode(), variable.encode())

@@ -20,18 +20,18 @@ from can_jax.utils.errors import UserError
 
 @runtime_checkable
 class Featurizer(Protocol):
-    """The members of `PretrainedEncoder` that an extractor uses."""
+    """The interface of the models from which `SplitFeatureExtractor` extracts features."""
 
     @property
     def config(self) -> ConfigDict:
-        """The configuration of the encoder."""
+        """The configuration of the model."""
 
     @property
     def parameters(self) -> Any:
-        """The parameters of the encoder."""
+        """The parameters of the model, which `features` receives."""
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Return the features of uint8 images."""
+        """Return the features (images, width) of uint8 images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Split:
     """The features, labels and provenance of the examples of one split.
 
     Attributes:
-        name: The name of the split.
-        outputs: The encoder's outputs: the class token and the mean patch token, concatenated. For
-            a trained classifier, the logits.
+        name: The name of the split, such as ``test``.
+        outputs: The encoder's outputs: the class token and the mean patch token, concatenated; the
+            logits of a trained classifier.
         labels: The class index of each example; -1 where unknown.
         indices: The index of each example in its source.
         source: The source that the examples were read from.
         skipped: The number of examples that could not be decoded.
-        training_classes: The classes of the training examples.
-        fingerprint: A digest that identifies the data set; see `fingerprint`.
+        training_classes: The classes of the training data, which define the class indices.
+        fingerprint: A digest that identifies the images and labels; see `fingerprint`.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Split:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes for tables, in the order of class indices."""
+        """The display name of each class, in the order of class indices."""
         return self.training_classes.display_names
 
 
@@ -79,11 +79,10 @@ def fingerprint(source: Source, labels: Int[np.ndarray, " examples"]) -> str:
 
 
 class SplitFeatureExtractor:
-    """A feature extractor for splits that compiles the encoder once for all of them.
+    """A feature extractor that compiles the encoder once and uses it for several splits.
 
     Args:
-        subject: The pretrained encoder, or another object with its configuration, parameters and
-            feature function.
+        subject: The pretrained encoder, or another model with the interface `Featurizer`.
         mesh: The device mesh over which each batch of images is split.
         batch_size: The number of images per batch, rounded up to divide evenly over the mesh.
     """
@@ -93,18 +92,18 @@ class SplitFeatureExtractor:
         self._extract = FeatureExtractor(subject.features, mesh, batch_size)
 
     def __call__(self, part: Part, change: Change | None = None, labeled: bool = True) -> Split:
-        """Return the features of a split's chosen examples, each example exactly once.
+        """Return the features of the selected examples of a split, each example exactly once.
 
         Collective: every process must call this.
 
         Args:
-            part: The chosen examples.
-            change: A function applied to each batch of images before the encoder, such as a
-                corruption.
+            part: The selected examples.
+            change: A function, such as a corruption, that maps a batch of images and their indices
+                to the images for the encoder; None for no change.
             labeled: Whether to skip examples without a label.
 
         Raises:
-            UserError: No example remains, or the labels changed while the split was read.
+            UserError: No selected example can be used, or labels changed while the split was read.
         """
         config = self._subject.config.copy_and_resolve_references()
         with config.unlocked(), config.ignore_type():

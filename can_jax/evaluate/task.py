@@ -26,15 +26,16 @@ class EvalResults:
     """The results of one evaluation protocol.
 
     Attributes:
-        metrics: The metrics by name. Accuracies are in percent.
-        intervals: The bootstrap interval of some metrics, by name, over the test examples.
-        examples: The numbers of training, test and undecodable examples, by name.
-        data: The split names and fingerprints that identify the data sets, by role.
-        chosen: The hyperparameters selected on held-out examples.
+        metrics: The value of each metric, by name. Accuracies are in percent.
+        intervals: The 95 % bootstrap interval of some metrics over the test examples, by name.
+        examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
+        data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
+        chosen: The hyperparameters selected on held-out examples; for `classify`, its training
+            time.
         tables: The tables of the report: rows of values, by title.
         pictures: The pictures of the report: HTML elements, by title.
         pictured_splits: The training and test splits from which the report draws pictures, if any.
-        warnings: Caveats on the metrics, one sentence each.
+        warnings: Warnings about the metrics, such as a class without test examples.
     """
 
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -48,19 +49,19 @@ class EvalResults:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, *sentences: str) -> None:
-        """Log caveats on the metrics, each one once, and add them to the results."""
+        """Log warnings about the metrics and add them to the results, except repeated ones."""
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
                 logging.warning("%s", sentence)
 
     def score(self, name: str, right: Shaped[np.ndarray, " examples"]) -> float:
-        """Record an accuracy in percent with its interval, and return it.
+        """Record an accuracy in percent with its bootstrap interval, and return the accuracy.
 
         Args:
             name: The name of the metric.
-            right: Whether the prediction of each test example is right, or the share of several
-                predictions that are.
+            right: Whether each test example is classified correctly, or the fraction of several
+                predictions for it that are correct.
         """
         self.metrics[name] = 100.0 * float(np.mean(right))
         low, high = interval(right)
@@ -68,7 +69,7 @@ class EvalResults:
         return self.metrics[name]
 
     def count(self, name: str, split: Split) -> None:
-        """Record the size, the skipped examples and the fingerprint of a split."""
+        """Record the size, the number of undecodable examples and the fingerprint of a split."""
         self.examples[name] = len(split)
         if split.skipped:
             self.examples[f"{name}_skipped"] = split.skipped
@@ -83,10 +84,10 @@ class EvalContext:
         config: The resolved configuration of the evaluation.
         subject: The pretrained encoder, or the trained classifier.
         mesh: The device mesh.
-        read: The feature extractor that reads splits of the data.
-        workdir: The directory of the results, in which a protocol can train.
-        untrained: A function that opens the same encoder with initial weights; None where this is
-            no baseline.
+        read: The feature extractor, which reads selected examples and returns their features.
+        workdir: The directory for the results, and for the run of a protocol that trains.
+        untrained: A function that opens the same encoder with random weights, as a baseline; None
+            if the model is a classifier or already untrained.
     """
 
     config: ConfigDict
@@ -98,7 +99,7 @@ class EvalContext:
 
     @property
     def data(self) -> ConfigDict:
-        """The ``data`` block of the configuration, which locates the data set."""
+        """The ``data`` block of the encoder's configuration, overridden by the evaluation's."""
         return self.subject.config.data
 
     @property
@@ -109,8 +110,8 @@ class EvalContext:
     def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
         """Return the candidate test splits in order of preference.
 
-        A configured split is the only candidate. Otherwise the candidates are the split of the
-        run's probe and the usual names, without the training split.
+        If ``data.test_split`` is set, it is the only candidate. Otherwise the candidates are the
+        split of the run's probe and `TEST_SPLITS`, without the training split.
         """
         if self.config.data.test_split:
             return (self.config.data.test_split,)
@@ -127,10 +128,11 @@ class EvalContext:
         """Open training and test examples with matching classes, without extracting features.
 
         Args:
-            findings: The results, which receive the warnings.
-            data: The data block of the examples. Defaults to that of the evaluation.
-            test_split: The split to test on. Defaults to the first available of `test_splits`.
-            name: A prefix for warnings that names the data set; empty where there is only one.
+            findings: The results, to which warnings are added.
+            data: The config block that names the data; by default the attribute ``data``.
+            test_split: The name of the test split; by default the first available one of
+                `test_splits`.
+            name: The name of the data set, as a prefix of warnings; empty for no prefix.
 
         Raises:
             UserError: A split is missing, has no labels or has unknown classes.
@@ -151,7 +153,7 @@ class EvalContext:
         """Open test examples for a classifier whose classes are already fixed.
 
         Args:
-            findings: The results, which receive the warnings.
+            findings: The results, to which warnings are added.
             classes: The classes of the classifier.
 
         Raises:
@@ -174,12 +176,12 @@ class EvalContext:
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
-        """Return the features of a kind, by default the configured one, from a split's outputs."""
+        """Return features of one kind from a split's outputs; by default ``config.features``."""
         return self.subject.select(split.outputs, kind or self.config.features)
 
 
 def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
-    """Read the training and test examples of the evaluation, and record their counts.
+    """Extract features of the training and test examples, and record the example counts.
 
     Collective: every process must call this.
     """
@@ -189,7 +191,7 @@ def both(task: EvalContext) -> tuple[Split, Split, EvalResults]:
 
 
 def read_pair(task: EvalContext, pair: Pair, findings: EvalResults) -> tuple[Split, Split]:
-    """Read training and test examples that are open already, and record their counts.
+    """Extract features of an opened training and test set, and record the example counts.
 
     Collective: every process must call this.
     """
@@ -208,14 +210,13 @@ def held_out(
 ) -> tuple[Int[np.ndarray, " most"], Int[np.ndarray, " few"]]:
     """Split example indices into a training and a held-out subset.
 
-    The held-out subset serves to select hyperparameters. It is deterministic in ``seed``, and does
-    not depend on the order of the examples: they are first sorted by a random projection of their
-    outputs.
+    Hyperparameters are selected on the held-out subset. The split depends on ``seed`` but not on
+    the order of the examples, which are first sorted by a random projection of their outputs.
 
     Args:
-        labels: The labels of the examples.
-        outputs: Features that identify the examples.
-        share: The fraction to hold out, at least one example.
+        labels: The class index of each example.
+        outputs: The features by which the examples are sorted.
+        share: The fraction to hold out, between 0 and 1. At least one example is held out.
         seed: The seed of the projection and of the permutation.
 
     Raises:
@@ -228,7 +229,7 @@ def held_out(
     if count >= len(labels):
         raise UserError(
             f"config.held_out={share} of {len(labels)} labeled training examples leaves none to "
-            "train on: give more examples, or a smaller share"
+            "train on; use more training examples or a smaller fraction"
         )
     return np.sort(order[count:]), np.sort(order[:count])
 
@@ -241,8 +242,10 @@ def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
 def right_predictions(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, Bool[np.ndarray, " examples"]]:
-    """Return whether the label is the best prediction, ``top1``, or with more than five classes one
-    of the five best, ``top5``."""
+    """Return whether the label of each example has the highest logit, under ``top1``.
+
+    With more than five classes, ``top5`` states whether it has one of the five highest logits.
+    """
     right = {"top1": logits.argmax(axis=1) == labels}
     if logits.shape[1] > 5:
         best = np.argpartition(-logits, 5, axis=1)[:, :5]

@@ -162,14 +162,16 @@ def test_health_looks_at_examples_spread_over_the_classes(places, tmp_path):
     # Of three classes there is no pair of one class.
     assert "health/tolerance" not in findings.metrics
     assert all(np.isfinite(value) for value in findings.metrics.values())
-    assert any("health/tolerance is left out" in line for line in findings.warnings)
+    assert any("health/tolerance is omitted" in line for line in findings.warnings)
     few = samples.arrays(tmp_path / "few", train=2, val=1)
     findings, _ = measure(recipe("health", few), str(run), out, pictures=False)
     assert findings.examples["test"] == 3 and "health/uniformity" in findings.metrics
     with np.load(few / "val.npz") as content:
         one = {name: content[name][:1] for name in ("images", "labels")}
     np.savez(few / "val.npz", **one, label_names=samples.CLASSES)
-    with pytest.raises(UserError, match="health compares pairs of images: the split 'val' has 1"):
+    with pytest.raises(
+        UserError, match="health compares pairs of images, but the split 'val' has 1"
+    ):
         measure(recipe("health", few), str(run), out, pictures=False)
 
 
@@ -282,8 +284,12 @@ def test_robustness_takes_a_classifier(places, evaluated, tmp_path):
     config = recipe("robustness", data, robustness__corruptions="none")
     findings, _ = measure(config, str(workdir), epath.Path(tmp_path / "out"))
     assert findings.metrics["clean/top1"] == trained["metrics"]["finetune/top1"]
-    with pytest.raises(UserError, match="is a classifier, which only the protocol robustness"):
+    with pytest.raises(
+        UserError, match="is a trained classifier, which only the protocol robustness"
+    ):
         evaluate(recipe("knn", data), str(workdir), epath.Path(tmp_path / "knn"))
+    with pytest.raises(UserError, match="--untrained applies to encoders"):
+        evaluate(config, str(workdir), epath.Path(tmp_path / "untrained"), untrained=True)
 
 
 def test_held_out_examples_do_not_depend_on_the_order():
@@ -344,7 +350,7 @@ def test_probe_without_labels_measures_the_spread_of_features(tmp_path):
 
 def test_directory_of_a_run_is_refused_for_results(places):
     run, data = places
-    with pytest.raises(UserError, match="is the directory of a run: give another one"):
+    with pytest.raises(UserError, match="is a run directory; set --workdir to another"):
         evaluate(recipe("knn", data), str(run), epath.Path(run))
 
 

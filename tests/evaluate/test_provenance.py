@@ -184,7 +184,7 @@ def test_card_takes_results_of_the_run_beside_them_alone(place):
         results_of(model, [str(place / "ft")])
     changed(lambda results: None)
     (place / "ft" / IDENTITY).unlink()
-    with pytest.raises(UserError, match=r"has no identity\.json, so its results may"):
+    with pytest.raises(UserError, match=r"has no identity\.json, so results.json may"):
         results_of(model, [str(place / "ft")])
     untrained = dataclasses.replace(PROTOCOLS.get("classify"), trains=False)
     with PROTOCOLS.temporarily("classify", untrained):  # the flag decides, not the name
@@ -199,6 +199,6 @@ def test_results_that_are_replaced_are_named(place, caplog):
     results.say_replaced(epath.Path(place / "ft"), new)
     (record,) = caplog.records
     assert record.getMessage().endswith("held results of classify of " + old["checkpoint"]["path"]
-                                        + ", step 3: replaced")  # fmt: skip
+                                        + ", step 3; they are overwritten")  # fmt: skip
     (place / "ft/results.json").write_text("[")
     results.say_replaced(epath.Path(place / "ft"), new)

@@ -170,7 +170,7 @@ def test_frost_that_is_drawn_is_said_wherever_its_numbers_are(places, tmp_path):
         places, tmp_path, (), robustness__corruptions="frost", robustness__severities=(3,),
         data__test_examples=3,
     )  # fmt: skip
-    (said,) = [line for line in found["warnings"] if line.startswith("frost is drawn")]
+    (said,) = [line for line in found["warnings"] if line.startswith("frost is generated")]
     assert said in samples.results_of(tmp_path / "out")["warnings"]
     assert said.split("authors")[0] in (tmp_path / "out/report.html").read_text()
     assert said.split("authors")[0] in comparison({"one": found, "two": found})
@@ -203,7 +203,7 @@ def test_test_sets_of_one_name_are_refused(names):
         shifts = tuple(shift | {"path": "/data"} for shift in shifts)
         resolve_evaluation(samples.evaluation("robustness", robustness__shifts=shifts))
 
-    with pytest.raises(UserError, match="another test set is called"):
+    with pytest.raises(UserError, match="is already used in the results"):
         resolve(*({"kind": "classes", "name": name} for name in names))
     resolve({"kind": "classes"}, {"kind": "numbered"}, {"kind": "classes", "name": "b"})
 
@@ -241,8 +241,11 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
             {"kind": "objectnet", "path": "{imagenet}"},
             "folder_to_objectnet_label.json does not exist",
         ),
-        ({"kind": "imagenet_c", "path": "{imagenet}"}, "holds none of its folders"),
-        ({"kind": "numbered", "path": "{imagenet}/val"}, "are not numbers below 3"),
+        ({"kind": "imagenet_c", "path": "{imagenet}"}, "has no corruption folder"),
+        (
+            {"kind": "numbered", "path": "{imagenet}/val"},
+            "are not all integer labels of the training data, at most 2",
+        ),
     ],
 )
 def test_wrong_test_set_is_one_line_before_anything_is_read(

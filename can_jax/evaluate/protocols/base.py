@@ -1,4 +1,4 @@
-"""The interface of an evaluation protocol, and kinds of values that several protocols use."""
+"""The interface of evaluation protocols, and value ranges that their settings share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,19 +23,18 @@ class EvalProtocol:
     """An evaluation protocol.
 
     Attributes:
-        run: A function from the evaluation context to the results. Collective: every process calls
-            it.
-        settings: The keys of the protocol's config block, which has the protocol's name; by default
-            there is no block.
-        check: A function that checks the settings and may replace their values by equivalent ones.
-            It raises `UserError` if a setting is invalid. The checks of all registered protocols
-            are called before every evaluation.
-        run_settings: The dotted keys and blocks of the pretraining run, besides ``data``, that the
-            protocol reads. Older runs may hold values that are no longer valid.
-        takes_classifier: Whether the protocol can evaluate a trained classifier as well as an
-            encoder.
-        trains: Whether the protocol runs a training in the directory of its results. An export then
-            accepts the results only if they belong to the run in that directory.
+        run: A function that evaluates an `EvalContext` and returns the results. Collective: every
+            process calls it.
+        settings: The keys of the protocol's config block, which has the protocol's name. The
+            default is an empty table, for a protocol without a config block.
+        check: A function that checks the evaluation's configuration and may replace values by
+            equivalent ones; it raises `UserError` if a setting is invalid. The checks of all
+            registered protocols run before every evaluation.
+        run_settings: The dotted keys and blocks of the pretraining configuration, besides ``data``,
+            that the protocol reads; they are validated before the evaluation.
+        takes_classifier: Whether the protocol can also evaluate a trained classifier.
+        trains: Whether the protocol trains a model in the results directory. An export then accepts
+            the results only if they belong to the run in that directory.
     """
 
     run: Callable[[EvalContext], EvalResults]

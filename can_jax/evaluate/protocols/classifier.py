@@ -1,4 +1,4 @@
-"""A trained classifier as the model under evaluation."""
+"""Restoring a trained classifier as the model under evaluation."""
 
 import dataclasses
 import json
@@ -23,20 +23,20 @@ CARD = "classifier.json"  # Describes the head of a finished run, so that it can
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSubject(PretrainedEncoder):
-    """A trained classifier in the role of an encoder: its features are its logits.
+    """A trained classifier with the interface of an encoder: its features are its logits.
 
-    The inherited `parameters` hold the classifier's training state.
+    The inherited attribute `parameters` holds the classifier's training state.
 
     Attributes:
-        step: The train step that defines the classifier's forward pass.
-        classes: The classes of its training data, in the order of the logits.
+        step: The object that defines the classifier's forward pass.
+        classes: The classes of the classifier's training data, in the order of the logits.
     """
 
     step: ClassifierStep
     classes: Classes
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Return the logits of images given as bytes."""
+        """Return the logits of uint8 images."""
         return self.step.logits(parameters, images)
 
 
@@ -46,13 +46,14 @@ def open_classifier(
     """Restore the classifier of a finished `classify` run.
 
     Args:
-        workdir: The run directory; it contains a `CARD`.
-        changes: The resolved configuration of the evaluation.
+        workdir: The run directory, which contains the file `CARD`.
+        changes: The resolved configuration of the evaluation, whose data and model settings
+            override those of the run.
         mesh: The device mesh over which the parameters are placed.
-        at: The step whose checkpoint is restored; by default the latest.
+        at: The step of the checkpoint to restore; by default the latest.
 
     Raises:
-        UserError: The `CARD` belongs to an earlier run in the same directory.
+        UserError: The file `CARD` was written by an earlier run in the same directory.
     """
     card = json.loads((workdir / CARD).read_text())
     run = with_normalization(read_encoder(workdir), changes.model, workdir)
@@ -70,7 +71,7 @@ def open_classifier(
         if lines := differences(card.get("identity", {}), trained):
             raise UserError(
                 f"{workdir}: {CARD} belongs to an earlier run in this directory: {lines[0]}; "
-                "finish the current run"
+                "finish the current run, which replaces it"
             )
         identity["trained_from"] = trained["encoder"]
     graph = nnx.graphdef(encoder_network(config))

@@ -35,9 +35,10 @@ class ClassifierStep:
     """The train step of a classifier; the counterpart of `can_jax.train.step.Step`.
 
     Attributes:
-        config: The configuration in the form of a pretraining run: data, model sizes, batch size.
-        settings: The ``classify`` block of the evaluation.
-        features: The kind of features that the head reads; see `PretrainedEncoder.select`.
+        config: The configuration of the classifier's run, with the keys of a pretraining run.
+        settings: The ``classify`` block of the evaluation's configuration.
+        features: The input of the head: ``class``, ``patches``, ``all`` or ``both``; see
+            `PretrainedEncoder.select`.
         classes: The number of classes.
         schedule: The learning rate as a function of the step.
     """
@@ -50,12 +51,12 @@ class ClassifierStep:
 
     @property
     def width(self) -> int:
-        """The width of the features that the head reads."""
+        """The number of input features of the head."""
         return encoder_width(self.config) * (2 if self.features == "both" else 1)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
-        """The gradient transformation without the learning rate, which `train` applies."""
+        """The gradient transformation; `train` multiplies its updates by the learning rate."""
         settings = self.settings
         decayed = optax.add_decayed_weights(settings.weight_decay, mask=decay_mask)
         if settings.optimizer == "lars":
@@ -75,8 +76,8 @@ class ClassifierStep:
     def _by_layer(self, updates: Tree, _: Any) -> Tree:
         """Scale updates by layer-wise learning-rate decay (arXiv 2106.08254).
 
-        The factor is ``layer_decay`` to the power of the distance to the head. That distance is 1
-        for the last block, ``depth`` for the first one, and ``depth + 1`` for the embedding.
+        The factor is ``layer_decay`` to the power of a layer's distance to the head: 1 for the last
+        block, ``depth`` for the first block, and ``depth + 1`` for the embeddings.
         """
         depth, decay = encoder_size(self.config.model).depth, self.settings.layer_decay
 
@@ -91,9 +92,10 @@ class ClassifierStep:
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     def fresh(self) -> TrainState:
-        """Initialize a state with a random head on an encoder of zeros; see `starting_from`.
+        """Initialize a state with a random head and a zero encoder; see `starting_from`.
 
-        The standard deviations of the head's kernel are MAE's.
+        The standard deviation of the head's kernel is MAE's: 0.01 if the encoder is frozen, else
+        2e-5.
         """
         key = random_streams(self.config.seed)[0]
         deviation = 0.01 if self.settings.freeze_encoder else 2e-5
@@ -117,9 +119,10 @@ class ClassifierStep:
         )
 
     def starting_from(self, encoder: Tree, state: TrainState) -> TrainState:
-        """Return a fresh state with the parameters of a pretrained encoder.
+        """Return ``state`` with the parameters of a pretrained encoder.
 
-        Positions that are trained begin as MAE's table, unless the encoder has its own.
+        If position embeddings are trained and ``encoder`` has none, they start from MAE's
+        sine-cosine table.
         """
         own = state.parameters["encoder"]
         if "positions" in own and "positions" not in encoder:
@@ -137,10 +140,10 @@ class ClassifierStep:
         return dataclasses.replace(state, parameters=put(state.parameters), optimizer=optimizer)
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Apply one optimizer step to a batch after augmentation and mixing.
+        """Augment and mix the images of a batch, and apply one optimizer step.
 
         The update is skipped if the loss or the gradient norm is not finite. Gradients are averaged
-        over ``config.accumulation.microbatches`` parts of the batch.
+        over ``config.accumulation.microbatches`` equal parts of the batch.
         """
         copied = compute_copy(self.config, state.parameters, {})
 
@@ -194,9 +197,9 @@ class ClassifierStep:
         }
 
     def logits(self, state: TrainState, images: Array) -> Float[Array, "images classes"]:
-        """Return the logits of unaugmented images given as bytes.
+        """Return the logits of unaugmented uint8 images.
 
-        The parameters are the exponential moving average if the state holds one.
+        The moving average (EMA) of the parameters is used if the state holds one.
         """
         parameters = state.optimizer.get("average", state.parameters)
         pixels = normalize(to_float(images), self.config.augment.mean, self.config.augment.std)
@@ -208,9 +211,9 @@ class ClassifierStep:
         """Return augmented and mixed images, their soft targets, and a random key.
 
         Args:
-            batch: The images of a microbatch.
-            step: The step.
-            part: The number of the microbatch.
+            batch: The images and labels of a microbatch.
+            step: The training step, which seeds the random draws.
+            part: The index of the microbatch in its batch.
         """
         settings, means = self.settings, self.config.augment
         keys = jax.vmap(lambda key: jax.random.split(key, 3))(
@@ -246,8 +249,8 @@ class ClassifierStep:
     ) -> tuple[Float[Array, "images classes"], Tree]:
         """Return the logits and the updated BatchNorm running statistics.
 
-        A ``key`` selects training mode: stochastic depth is drawn and BatchNorm uses batch
-        statistics.
+        With a ``key``, the network runs in training mode: stochastic depth is active, and the
+        head's BatchNorm uses batch statistics.
         """
         settings = self.settings
         network = nnx.graphdef(encoder_network(self.config))

@@ -1,9 +1,10 @@
 """The fifteen corruptions of ImageNet-C and CIFAR-10-C (arXiv 1903.12261), for images of any size.
 
-Each corruption takes an image in [0, 1], the constants of a severity and a random generator. The
-constants are those of the authors' code: of CIFAR-10-C if the shorter side has at most 64 px, of
-ImageNet-C otherwise. Frost is drawn (`DRAWN`), because the authors' photographs of frost cannot be
-shipped. Motion blur follows a line of whole pixels with repeated borders, as in ImageMagick.
+Each corruption is a function of an image in [0, 1], the constants of one severity and a random
+generator. The constants come from the authors' code: the CIFAR-10-C constants if the shorter side
+has at most 64 px, the ImageNet-C constants otherwise. Frost is generated (`DRAWN`), because the
+authors' photographs of frost cannot be redistributed. Motion blur averages whole pixels along a
+line and repeats the border pixels, as ImageMagick does.
 """
 
 import io
@@ -29,12 +30,12 @@ def gaussian_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
 
 
 def shot_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Apply Poisson noise of ``c`` photons at full brightness."""
+    """Apply Poisson noise; white has an expected count of ``c`` photons."""
     return rng.poisson(x * c) / c
 
 
 def impulse_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Set a fraction ``c`` of all values to black or white."""
+    """Set a random fraction ``c`` of all channel values to 0 or 1."""
     hit, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(hit, white.astype(x.dtype), x)
 
@@ -52,23 +53,23 @@ def disk(radius: Number, alias_blur: Number) -> Float[np.ndarray, "size size"]:
 
 
 def defocus_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Blur as a lens out of focus; ``c`` holds the disk's radius and the softness of its edge."""
+    """Apply defocus blur; ``c`` holds the radius of the disk kernel and its edge softness."""
     return ndimage.correlate(x, disk(*c)[..., None], mode="mirror")
 
 
 def blurred(x: np.ndarray, sigma: Number, truncate: float = 4.0) -> np.ndarray:
-    """Apply a Gaussian blur within the image plane."""
+    """Apply a Gaussian blur along height and width, but not across channels."""
     return ndimage.gaussian_filter(
         x, (sigma, sigma, 0)[: x.ndim], mode="nearest", truncate=truncate
     )
 
 
 def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator) -> Picture:
-    """Replace pixels by near ones between two Gaussian blurs.
+    """Replace pixels by random nearby pixels, between two Gaussian blurs.
 
-    ``c`` holds the blur's standard deviation, the reach in pixels and the number of rounds. The
-    authors' code intends to swap two pixels, but aliasing copies one onto the other. This
-    implementation reproduces that behavior.
+    ``c`` holds the standard deviation of the blurs, the maximum displacement in pixels, and the
+    number of rounds. The authors' code intends to swap two pixels, but aliasing copies one onto the
+    other. This implementation also copies the pixel.
     """
     sigma, reach, rounds = c
     x = np.floor(255 * blurred(x, sigma)) / 255
@@ -87,7 +88,7 @@ def along_line(x: np.ndarray, radius: Number, sigma: Number, angle: Number) -> n
 
     Args:
         x: The image, (height, width, …).
-        radius: The reach of the blur. The line has ``2 ceil(radius) + 1`` pixels.
+        radius: The radius of the blur in pixels. The line has ``2 ceil(radius) + 1`` pixels.
         sigma: The standard deviation of the Gaussian in pixels.
         angle: The angle of the line, in degrees from the x axis.
     """
@@ -119,7 +120,7 @@ def motion_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) 
 
 
 def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
-    """Return the center of an image, enlarged by a factor to the size of the whole."""
+    """Return the center of an image, enlarged by ``factor`` to the size of the whole image."""
     height, width = x.shape[:2]
     rows, columns = int(np.ceil(height / factor)), int(np.ceil(width / factor))
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -132,17 +133,17 @@ def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
 def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """Average an image with enlargements of its center.
 
-    ``c`` holds the largest zoom factor, which is excluded, and the increment between factors.
+    ``c`` holds the upper bound of the zoom factors, which is exclusive, and their increment.
     """
     zooms = [zoomed(x, factor) for factor in np.arange(1, *c)]
     return (x + sum(zooms)) / (len(zooms) + 1)
 
 
 def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture:
-    """Whiten an image, and add flakes with motion blur.
+    """Whiten an image, and add snowflakes with motion blur.
 
     ``c`` holds the mean, standard deviation, zoom and threshold of the flakes, then the radius and
-    standard deviation of the motion blur. Last is the weight of the original image.
+    standard deviation of the motion blur, then the weight of the original image.
     """
     mean, deviation, zoom, threshold, radius, sigma, keep = c
     flakes = zoomed(rng.normal(mean, deviation, x.shape[:2]), zoom)
@@ -155,7 +156,7 @@ def snow(x: Picture, c: tuple[Number, ...], rng: np.random.Generator) -> Picture
 
 
 def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
-    """Draw window frost: bright, bluish ridges of a fractal, thicker in some regions."""
+    """Generate an image of window frost: bluish ridges of a fractal, denser in some regions."""
     ridges = np.zeros((height, width))
     for decay in (1.25, 1.4, 1.6):
         ridges += (1 - np.abs(2 * fractal(height, width, decay, rng) - 1)) ** 4
@@ -165,23 +166,24 @@ def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
 
 
 def frost(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
-    """Overlay drawn frost; ``c`` holds the weights of the image and of the frost."""
+    """Overlay generated frost; ``c`` holds the weights of the image and of the frost."""
     return c[0] * x + c[1] * frost_picture(x.shape[0], x.shape[1], rng)
 
 
 def fractal(
     height: int, width: int, decay: Number, rng: np.random.Generator
 ) -> Float[np.ndarray, "height width"]:
-    """Return a plasma fractal in [0, 1], drawn by the diamond-square algorithm on a torus.
+    """Return a plasma fractal in [0, 1], by the diamond-square algorithm with periodic borders.
 
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
-    The amplitude of the noise therefore falls by the square of ``decay``. The plane has 32 points
-    along a side for CIFAR-10-C and 256 for ImageNet-C; larger images get a larger plane.
+    The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The grid has
+    32 x 32 points if the shorter side of the image has at most 64 px, and 256 x 256 otherwise. If a
+    side of the image is longer, the grid has the next power of two instead.
 
     Args:
-        height, width: The size of the image in pixels, which gets the upper left part of the plane.
-        decay: The divisor of ``wibble`` from one grid to the next finer one.
+        height, width: The size of the returned array, which is the upper left part of the grid.
+        decay: The divisor of ``wibble`` at each finer grid.
         rng: The random generator of the noise.
     """
     least = 32 if min(height, width) <= SMALL else 256
@@ -214,14 +216,14 @@ def fog(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Pictu
 
 
 def brightness(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Add ``c`` to the value of HSV. Hue and saturation are unchanged."""
+    """Add ``c`` to the value channel of HSV. Hue and saturation are unchanged."""
     value = x.max(axis=2, keepdims=True)
     target = np.clip(value + c, 0, 1)
     return np.where(value > 0, x * target / np.maximum(value, 1e-12), target)
 
 
 def contrast(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Multiply the distances to each channel's mean by ``c``."""
+    """Multiply the deviations from each channel's mean by ``c``."""
     mean = x.mean(axis=(0, 1))
     return (x - mean) * c + mean
 
@@ -231,8 +233,8 @@ def elastic_transform(
 ) -> Picture:
     """Apply a random affine map, then a smooth random displacement.
 
-    ``c`` holds the displacement's strength, its smoothness, and how far the affine map moves each
-    of three reference points. All are in pixels.
+    ``c`` holds the amplitude of the displacement, the standard deviation of its smoothing, and the
+    maximum shift of the three points that define the affine map, all in pixels.
     """
     strength, smoothness, moved = c
     height, width = x.shape[:2]
@@ -263,7 +265,7 @@ def as_image(x: Picture) -> Image.Image:
 
 
 def pixelate(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Shrink an image to a fraction ``c`` of its sides, and enlarge it to its size."""
+    """Downsample an image to a fraction ``c`` of its sides, and upsample it to its full size."""
     height, width = x.shape[:2]
     small = as_image(x).resize((int(width * c), int(height * c)), Image.Resampling.BOX)
     return np.asarray(small.resize((width, height), Image.Resampling.BOX)) / 255
@@ -277,7 +279,7 @@ def jpeg_compression(x: Picture, c: int, rng: np.random.Generator) -> Picture:
 
 
 def _elastic(size: int, *rows: tuple[Number, ...]) -> list[tuple[Number, ...]]:
-    """Convert constants from fractions of an image's side to pixels."""
+    """Convert the constants of `elastic_transform` from fractions of ``size`` to pixels."""
     return [(size * a, size * b, size * c) for a, b, c in rows]
 
 
@@ -345,13 +347,13 @@ CORRUPTIONS: dict[str, tuple[Corruption, list[Any], list[Any]]] = {
 def corrupt(
     image: UInt8[np.ndarray, "height width 3"], name: str, severity: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return an image after a corruption, truncated to bytes as in the authors' code.
+    """Return a corrupted image; its values are truncated to uint8, as in the authors' code.
 
     Args:
-        image: An RGB image of bytes.
+        image: The RGB image.
         name: The name of the corruption, a key of `CORRUPTIONS`.
-        severity: The severity, 1 to 5.
-        rng: The random generator, which determines the result.
+        severity: The severity, from 1 to 5.
+        rng: The random generator of the corruption.
     """
     function, small, large = CORRUPTIONS[name]
     constants = small if min(image.shape[:2]) <= SMALL else large

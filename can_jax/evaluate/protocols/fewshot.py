@@ -22,31 +22,35 @@ SHARED = (
     "train_examples", "window",
 )  # fmt: skip
 DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
-    "test_split": Key(None, Text(), "The split to test on."),
-    "name": Key(None, Text(), "The name in the results; for the source `tfds` also in TFDS."),
+    "test_split": Key(None, Text(), "The name of the test split."),
+    "name": Key(
+        None, Text(), "The data set's name in the results; for the source `tfds` also in TFDS."
+    ),
 }
 SETTINGS: Table = {
     "shots": Key((1, 5, 10, 25), Several(COUNT, empty=False),
-            "The numbers of training images per class."),
-    "draws": Key(5, Whole(1, 10**6), "The number of random draws of the training images."),
+            "The numbers of training images per class to evaluate."),
+    "draws": Key(5, Whole(1, 10**6),
+            "The number of random draws of the training images; accuracies are their mean."),
     "ridge": Key(1024.0, Number(1e-6, 1e15),
-            "The L2 penalty of ridge regression, as in big_vision."),
+            "The L2 penalty of ridge regression; the default is big_vision's."),
     "datasets": Key(
         (), Blocks(DATASET, elsewhere={name: f"data.{name}" for name in SHARED}),
-        "Data sets to use instead of `data`: for each, changes to `data` and a `name`.",
+        "The data sets to use instead of `data`. Each entry overrides keys of `data` and can set a "
+        "`name`.",
     ),
 }  # fmt: skip
 
 
 def check_fewshot(config: ConfigDict) -> None:
-    """Check that no two data sets write their results under the same name, and resolve ranges."""
+    """Check that data sets have different names, and convert each ``range`` to floats."""
     taken: set[str] = set()
     for index, block in enumerate(config.fewshot.datasets):
         name = dataset_name(index, block)
         check(
             name not in taken,
-            f"fewshot.datasets[{index}]: another data set is called {name!r}; give each a `name` "
-            "of its own",
+            f"fewshot.datasets[{index}]: another data set is named {name!r}; set a different "
+            "`name`",
         )
         taken.add(name)
     with config.ignore_type():
@@ -57,15 +61,16 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name under which results report an entry of `fewshot.datasets`."""
+    """Return the name that an entry of `fewshot.datasets` has in metric names."""
     name = block.get("name") or block.get("path") or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 
 
 def fewshot(task: EvalContext) -> EvalResults:
-    """Evaluate ridge regression on a few examples of each class.
+    """Evaluate ridge regression on a few training examples per class, for each data set.
 
-    The accuracy is the mean over several draws of examples, for each data set.
+    An accuracy is the mean over several random draws of the training examples. Collective: every
+    process must call this.
     """
     settings, findings, rows = task.config.fewshot, EvalResults(), []
     opened = [
@@ -81,8 +86,8 @@ def fewshot(task: EvalContext) -> EvalResults:
         smallest = int(counts[counts > 0].min())
         if smallest < max(settings.shots):
             findings.warn(
-                f"{name}: a class has {smallest} training examples, fewer than the "
-                f"{max(settings.shots)} shots: all of them are used"
+                f"{name}: a class has only {smallest} training examples, fewer than "
+                f"{max(settings.shots)} shots, so all of its examples are used"
             )
         for shots in settings.shots:
             right = []
@@ -106,10 +111,10 @@ def fewshot(task: EvalContext) -> EvalResults:
 def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
-    A test split of None stands for that of the evaluation.
+    A test split of None means the default choice of `EvalContext.pair`.
 
     Raises:
-        UserError: The source of a data set is invalid.
+        UserError: The data settings of an entry are invalid.
     """
     datasets: list[tuple[str, ConfigDict, str | None]] = []
     if not task.config.fewshot.datasets:

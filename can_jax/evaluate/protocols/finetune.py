@@ -1,5 +1,4 @@
-"""Fine-tuning or linear probing as a run: it trains a classifier on an encoder and can be
-resumed."""
+"""The protocol `classify`: fine-tuning or linear probing as a training run that can be resumed."""
 
 import contextlib
 import dataclasses
@@ -51,7 +50,7 @@ ALPHA = Number(1e-3, 1e3, also=(0,))
 
 
 def _is_randaugment(value: Any) -> bool:
-    """Return whether a value is (operations, magnitude, deviation)."""
+    """Return whether a value holds valid RandAugment settings; see `SETTINGS`."""
     kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
     return (
         isinstance(value, tuple | list)
@@ -61,14 +60,19 @@ def _is_randaugment(value: Any) -> bool:
 
 
 SETTINGS: Table = {
-    "freeze_encoder": Key(False, Switch(), "Whether only the head is trained."),
+    "freeze_encoder": Key(
+        False, Switch(), "Whether to freeze the encoder, so that only the head is trained."
+    ),
     "head_norm": Key(
-        "layer", Choice(("layer", "batch", "none")), "The normalization between features and head."
+        "layer", Choice(("layer", "batch", "none")),
+        "The normalization of the features before the head.",
     ),
     "total_epochs": Key(
         100.0, Number(above=0, high=1e9), "The length of the training.", unit="epochs"
     ),
-    "warmup_epochs": Key(5.0, Number(0, 1e9), "The length of the warm-up.", unit="epochs"),
+    "warmup_epochs": Key(
+        5.0, Number(0, 1e9), "The length of the learning-rate warm-up.", unit="epochs"
+    ),
     "optimizer": Key("adamw", Choice(("adamw", "lars")), "The optimizer."),
     "learning_rate": Key(
         5e-4, RATE,
@@ -76,44 +80,54 @@ SETTINGS: Table = {
             "size."
     ),
     "min_learning_rate": Key(
-        1e-6, FACTOR, "The learning rate at the end of the schedule, before the layers' factors."
+        1e-6, FACTOR,
+        "The learning rate at the end of the schedule, before scaling by `layer_decay`."
     ),
     "weight_decay": Key(0.05, FACTOR, "The weight decay."),
     "layer_decay": Key(
         0.75, Number(above=0, high=1),
-        "The ratio of a block's learning rate to that of the block above it.",
+        "The ratio of a block's learning rate to that of the next block toward the head.",
     ),
-    "beta2": Key(0.999, RECIPE["optimizer"]["beta2"].kind, "The decay rate of the second moment."),
+    "beta2": Key(
+        0.999, RECIPE["optimizer"]["beta2"].kind, "The decay rate of AdamW's second moment."
+    ),
     "clip_norm": Key(0.0, Number(0, 1e9),
-            "The largest global norm of the gradient; 0 disables clipping."),
+            "The maximum global norm of the gradient; 0 disables clipping."),
     "drop_path": Key(
         0.1, BELOW_ONE,
-            "The drop probability of the last block, falling linearly to 0 at the first."
+            "The stochastic-depth rate of the last block; it falls linearly to 0 at the first."
     ),
     "mixup": Key(0.8, ALPHA, "The alpha of mixup's Beta distribution; 0 disables mixup."),
     "cutmix": Key(1.0, ALPHA, "The alpha of CutMix's Beta distribution; 0 disables CutMix."),
-    "label_smoothing": Key(0.1, BELOW_ONE, "The probability mass that is spread over all classes."),
-    "randaugment": Key(
-        (2, 9.0, 0.5), Special("(operations, magnitude up to 10, its deviation)",
-                               _is_randaugment, tuple),
-        "The parameters of RandAugment; 0 operations disable it.",
+    "label_smoothing": Key(
+        0.1, BELOW_ONE, "The probability mass of a label that is spread evenly over all classes."
     ),
-    "random_erasing": Key(0.25, BELOW_ONE, "The probability of erasing a random rectangle."),
+    "randaugment": Key(
+        (2, 9.0, 0.5),
+        Special("(operations up to 15, magnitude up to 10, standard deviation of the magnitude)",
+                _is_randaugment, tuple),
+        "The number of RandAugment operations, their magnitude and its standard deviation; 0 "
+        "operations disable RandAugment.",
+    ),
+    "random_erasing": Key(
+        0.25, BELOW_ONE, "The probability of erasing a random rectangle of an image."
+    ),
     "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
     "ema_decay": Key(
         0.0, BELOW_ONE,
-            "The decay rate of the parameters' moving average, which is evaluated; 0 "
-            "disables it."
+            "The decay rate of the moving average (EMA) of the parameters, which is used for "
+            "tests; 0 disables it."
     ),
     "test_every_epochs": Key(
-        5.0, Number(0, 1e9), "The interval of tests; 0 disables them.", unit="epochs"
+        5.0, Number(0, 1e9), "The interval between tests during training; 0 disables them.",
+        unit="epochs"
     ),
-    "save_every_steps": Key(500, COUNT, "The interval of checkpoints.", unit="steps"),
+    "save_every_steps": Key(500, COUNT, "The interval between checkpoints.", unit="steps"),
     "trackers": RECIPE["trackers"],
     "microbatches": Key(
         1, COUNT,
-        "The number of parts of a batch whose gradients are accumulated; BatchNorm, mixup and "
-            "CutMix take each for itself."
+        "The number of microbatches per batch, whose gradients are accumulated; BatchNorm, mixup "
+            "and CutMix act on each microbatch separately."
     ),
     "remat": Key("none", MODEL["remat"].kind,
             "The rematerialization policy; see `model.remat` of pretraining."),
@@ -127,7 +141,7 @@ OWN_KEYS = {
 
 
 def check_classifier(config: ConfigDict) -> None:
-    """Check the schedule and the learning rates of classifier training."""
+    """Check the schedule and the learning rates if the protocol is `classify`."""
     settings = config.classify
     if config.protocol != "classify":
         return
@@ -139,21 +153,21 @@ def check_classifier(config: ConfigDict) -> None:
     peak = settings.learning_rate * config.batch_size / REFERENCE_BATCH
     check(
         settings.min_learning_rate <= peak,
-        f"classify.min_learning_rate={settings.min_learning_rate:g} is above the peak of {peak:g}, "
-        "which config.classify.learning_rate sets for a batch of 256",
+        f"classify.min_learning_rate={settings.min_learning_rate:g} is above the peak learning "
+        f"rate {peak:g}, which is config.classify.learning_rate * batch_size / {REFERENCE_BATCH}",
     )
     if settings.optimizer == "adamw":
         check_rates("classify", settings, peak)
 
 
 def classify(task: EvalContext) -> EvalResults:
-    """Train a classifier head, with the encoder or on frozen features, and test it.
+    """Train a classifier head, with or without the encoder, and test the classifier.
 
     Collective: every process must call this.
 
     Args:
-        task: The evaluation context. Its directory is the run directory: an interrupted run in it
-            is resumed.
+        task: The evaluation context, in whose ``workdir`` the classifier's run is started or
+            resumed.
 
     Raises:
         UserError: The data, the batch size or the durations are invalid.
@@ -167,8 +181,8 @@ def classify(task: EvalContext) -> EvalResults:
     unlabeled = pair.train.source.examples - source.examples
     if unlabeled and task.counts[0] is None and pair.train.source is not pair.test.source:
         findings.warn(
-            f"{unlabeled} images of the split {config.data.split!r} have no label: the classifier "
-            f"is trained on the other {source.examples}"
+            f"{unlabeled} images of the split {config.data.split!r} have no label, so the "
+            f"classifier is trained on the other {source.examples}"
         )
     try:
         times = make_run_length(config, source.examples)
@@ -192,7 +206,7 @@ def classify(task: EvalContext) -> EvalResults:
 
 @contextlib.contextmanager
 def explained_memory(config: ConfigDict) -> Iterator[None]:
-    """Turn the error of a device that is out of memory into a `UserError` with what may help."""
+    """Convert the out-of-memory error of a device to a `UserError` that suggests settings."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -201,13 +215,13 @@ def explained_memory(config: ConfigDict) -> Iterator[None]:
         parts = config.accumulation.microbatches
         raise UserError(
             f"out of memory with config.batch_size={config.batch_size} and config.classify."
-            f"microbatches={parts}: try --config.classify.microbatches={2 * parts}, which leaves "
-            f"the batch as it is, or --config.classify.remat=dots ({one_line(error)[:120]})"
+            f"microbatches={parts}: try --config.classify.microbatches={2 * parts}, which keeps "
+            f"the batch size, or --config.classify.remat=dots ({one_line(error)[:120]})"
         ) from error
 
 
 def with_own_keys(message: str) -> str:
-    """Return an error message with keys of durations replaced by those of an evaluation."""
+    """Replace the duration keys of pretraining in an error message by those of `classify`."""
     for key, own in OWN_KEYS.items():
         message = message.replace(f"config.{key}=", f"config.classify.{own}=")
     return message
@@ -265,16 +279,15 @@ class Classification:
     allowed: tuple[str, ...] = ()
 
     def identity(self) -> Identity:
-        """Return the encoder, the data and the settings that the results depend on."""
+        """Return the encoder, the data and the settings on which the results depend."""
         return self.depends_on
 
     def stream(self) -> dict[str, Any]:
-        """Return an empty dict, because the identity already holds data and settings."""
+        """Return an empty dict, because `identity` already determines the stream of examples."""
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """Return the facts printed before training: batch, durations, and how the head is
-        trained."""
+        """Return the facts to print before training, such as the batch size and the steps."""
         settings = flatten(self.task.config.classify.to_dict())
         return {
             "batch (images)": self.config.batch_size,
@@ -291,16 +304,16 @@ class Classification:
         return self.step.starting_from(self.task.subject.parameters["encoder"], state)
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return False, so that a completed run is tested and its results are rewritten."""
+        """Return False, so that re-running a completed run tests it again."""
         return False
 
     def callbacks(self, run: RunContext) -> "Tester":
-        """Return the callbacks that log metrics and test at intervals."""
+        """Return the callback that logs metrics and tests the classifier at intervals."""
         return Tester(self, run)
 
 
 class Tester(Log):
-    """Callbacks that test a classifier on the chosen examples of the test split."""
+    """A callback that logs metrics and tests a classifier on examples of the test split."""
 
     def __init__(self, training: Classification, run: RunContext):
         config, task = training.config, training.task
@@ -317,15 +330,15 @@ class Tester(Log):
         self._logits = FeatureExtractor(step.logits, task.mesh, task.config.batch_size)
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the periodic test, or nothing if testing is disabled.
+        """Return the periodic test, or an empty list if ``test_every_epochs`` is 0.
 
-        Nothing is tested before the first step, because the head is still random.
+        The classifier is not tested before the first step, because its head is still random.
         """
         every = self._times.probe_every
         return [PeriodicAction(every, self.test, saves_first=True)] if every else []
 
     def test(self, step: int, state: TrainState) -> None:
-        """Log the accuracy on the test split.
+        """Log the top-1 accuracy on the test split.
 
         Collective: every process must call this.
         """
@@ -340,9 +353,9 @@ class Tester(Log):
         return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Run the final test, and write the `CARD` from which the classifier can be evaluated.
+        """Run the final test, and write `CARD`, from which `open_classifier` restores the model.
 
-        Collective: every process must call this. The main process writes the file.
+        Collective: every process must call this. Only the main process writes `CARD`.
         """
         logits, own_labels, labels = self._predict(state)
         findings, task = self._training.findings, self._training.task

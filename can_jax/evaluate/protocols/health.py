@@ -1,4 +1,4 @@
-"""The protocol `health`: the geometry of a representation, and the accuracy of each class."""
+"""The protocol `health`: the geometry of a representation, and the kNN accuracy by class."""
 
 from typing import Any
 
@@ -27,9 +27,11 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Table, Whole
 
 SETTINGS: Table = {
-    "examples": Key(5000, Whole(2, 2**31 - 1), "The largest number of test images."),
-    "k": Key(20, COUNT, "The number of neighbors that vote."),
-    "temperature": Key(0.07, TEMPERATURE, "The softmax temperature of the votes."),
+    "examples": Key(
+        5000, Whole(2, 2**31 - 1), "The maximum number of images for the geometry metrics."
+    ),
+    "k": Key(20, COUNT, "The number of nearest neighbors that vote on the class."),
+    "temperature": Key(0.07, TEMPERATURE, "The softmax temperature of the kNN votes."),
 }  # fmt: skip
 
 
@@ -40,7 +42,8 @@ UNLABELED = 4  # Images without labels among which neighbors are searched, per m
 def representation_health(task: EvalContext) -> EvalResults:
     """Measure the geometry of the representation, and the kNN accuracy of each class.
 
-    Data without labels has the geometry alone.
+    If the training split has no labels, only the geometry is measured. Collective: every process
+    must call this.
 
     Raises:
         UserError: Fewer than two test examples are available.
@@ -60,7 +63,7 @@ def representation_health(task: EvalContext) -> EvalResults:
     tolerance = health.tolerance(few, test.labels[chosen])
     if tolerance is None:
         findings.warn(
-            f"health/tolerance is left out: no two of the {len(few)} examples have the same class"
+            f"health/tolerance is omitted: no two of the {len(few)} examples have the same class"
         )
     else:
         findings.metrics["health/tolerance"] = tolerance
@@ -70,9 +73,9 @@ def representation_health(task: EvalContext) -> EvalResults:
 
 
 def without_labels(task: EvalContext) -> EvalResults:
-    """Measure the geometry of the representation of training images without labels.
+    """Measure the geometry of the representation of unlabeled training images.
 
-    The pictures show their neighbors among themselves.
+    The report shows the nearest neighbors of some of the images. Collective.
 
     Raises:
         UserError: Fewer than two examples can be decoded.
@@ -83,7 +86,7 @@ def without_labels(task: EvalContext) -> EvalResults:
     few = task.select(split)[spread(len(split), settings.examples)]
     measure_geometry(task, few, f"the split {split.name!r}", findings)
     findings.count("images", split)
-    findings.warn("the data has no labels: accuracies and the tolerance are left out")
+    findings.warn("the data has no labels: accuracies and health/tolerance are omitted")
     findings.pictured_splits = (split, split)
     findings.pictures[PCA] = picture(pca_maps(task, split), "principal components of patch tokens")
     return findings
@@ -92,22 +95,22 @@ def without_labels(task: EvalContext) -> EvalResults:
 def measure_geometry(
     task: EvalContext, few: Float[np.ndarray, "examples width"], called: str, findings: EvalResults
 ) -> None:
-    """Record the metrics of features that need no labels.
+    """Record the geometry metrics of features, which need no labels.
 
     Args:
-        task: The evaluation context.
-        few: The features.
-        called: The name of their split in messages.
-        findings: The results, which receive the metrics.
+        task: The evaluation context: configuration, model and data.
+        few: The features of at least two examples.
+        called: The name of the split in messages.
+        findings: The results, to which metrics are added.
 
     Raises:
-        UserError: There are fewer than two examples.
+        UserError: ``few`` holds fewer than two examples.
     """
     settings = task.config.health
     if len(few) < 2:
         raise UserError(
-            f"health compares pairs of images: {called} has {len(few)} of them, and "
-            f"config.health.examples={settings.examples}; both have to be 2 or more"
+            f"health compares pairs of images, but {called} has {len(few)} usable images "
+            f"(config.health.examples={settings.examples}); at least 2 are required"
         )
     on_sphere = unit(few)
     one, other = two_views(task, settings.examples)
@@ -127,13 +130,14 @@ def by_class(
     names: tuple[str, ...],
     most: int = 1000,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return a table of the accuracy of each class, under its title.
+    """Return a report table of the kNN accuracy of each class, in a dict under its title.
 
     Args:
         right: Whether the prediction for each example is correct.
         labels: The class index of each example.
-        names: The names of the classes; empty where unknown.
-        most: The maximum number of rows. With more classes, the table holds the best and the worst.
+        names: The name of each class by class index; empty if unknown.
+        most: The maximum number of rows, an even number. With more classes, the table holds the
+            ``most / 2`` classes of highest accuracy and the ``most / 2`` of lowest accuracy.
     """
     classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)
@@ -154,9 +158,10 @@ def by_class(
 
 
 def two_views(task: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of two augmented views of about ``count`` training images.
+    """Return the features of two views of training images, augmented as in pretraining.
 
-    The augmentation is that of pretraining. The number of images is a multiple of the batch size.
+    The number of images is ``count``, or the size of the training split if smaller, rounded down to
+    whole batches, but at least one batch.
     """
     config = task.subject.config.copy_and_resolve_references()
     with config.unlocked():

@@ -13,23 +13,25 @@ from can_jax.utils.settings import Key, Several, Table
 
 SETTINGS: Table = {
     "k": Key((1, 5, 10, 20, 50, 100, 200), Several(COUNT, empty=False),
-            "The numbers of neighbors to compare."),
+            "The numbers of nearest neighbors to evaluate."),
     "temperature": Key(
-        (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False), "The temperatures to compare."
+        (0.02, 0.07, 0.2), Several(TEMPERATURE, empty=False),
+        "The softmax temperatures of the kNN votes to evaluate."
     ),
 }  # fmt: skip
 
 
 K, FIXED_TEMPERATURE = 20, 0.07  # The fixed setting, as of DINO.
 TRIED = 10_000  # The most held-out examples on which settings are compared.
-NAMES = {"untrained": "the encoder, untrained", "pixels": "raw pixels"}
+NAMES = {"untrained": "untrained encoder", "pixels": "raw pixels"}
 
 
 def knn(task: EvalContext) -> EvalResults:
     """Evaluate weighted kNN accuracy for each k and temperature.
 
-    ``knn/top1_fixed`` is that at k = 20 and a temperature of 0.07. ``knn/top1`` uses the pair that
-    is most accurate on held-out training examples.
+    ``knn/top1_fixed`` is the accuracy at k = 20 and temperature 0.07. ``knn/top1`` uses the k and
+    temperature with the highest accuracy on held-out training examples. Collective: every process
+    must call this.
     """
     settings, findings = task.config.knn, EvalResults()
     pair = task.pair(findings)
@@ -60,14 +62,14 @@ def knn(task: EvalContext) -> EvalResults:
         findings.score(f"knn/top1_fixed_{name}", votes == test.labels)
         beside.append(_row(NAMES[name], f"knn/top1_fixed_{name}", findings))
     findings.score("knn/top1_largest_class", test.labels == np.bincount(train.labels).argmax())
-    beside.append(_row("always the largest class", "knn/top1_largest_class", findings))
-    findings.tables[f"Beside baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = beside
+    beside.append(_row("none (majority class)", "knn/top1_largest_class", findings))
+    findings.tables[f"Baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = beside
     findings.tables["Nearest neighbors: every setting"] = rows
     return findings
 
 
 def _row(name: str, metric: str, findings: EvalResults) -> dict[str, Any]:
-    """Return a row of the table of baselines."""
+    """Return a row of the baseline table: features, accuracy and bootstrap interval."""
     low, high = findings.intervals[metric]
     return {
         "features": name,

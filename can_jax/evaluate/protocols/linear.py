@@ -1,4 +1,4 @@
-"""The protocol `linear`: linear heads on frozen features, the best of a grid."""
+"""The protocol `linear`: the best linear head of a hyperparameter grid, on frozen features."""
 
 from typing import Any
 
@@ -21,27 +21,28 @@ from can_jax.utils.settings import Choice, Key, Several, Table, Whole
 SETTINGS: Table = {
     "learning_rates": Key(
         (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),
-            "The learning rates to compare."
+            "The learning rates of the hyperparameter grid."
     ),
     "weight_decays": Key(
-        (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False), "The weight decays to compare."
+        (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False),
+        "The weight decays of the hyperparameter grid."
     ),
     "features": Key(
         ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
-        "The features to compare.",
+        "The kinds of features of the hyperparameter grid.",
     ),
-    "batch_size": Key(1024, COUNT, "The number of features per step.", unit="images"),
-    "epochs": Key(50, Whole(1, 10**6), "The length of the training.", unit="epochs"),
+    "batch_size": Key(1024, COUNT, "The number of images per optimizer step.", unit="images"),
+    "epochs": Key(50, Whole(1, 10**6), "The training length of each head.", unit="epochs"),
 }  # fmt: skip
 
 
 def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
-    """Train linear heads over the hyperparameter grid, and refit the best one on all examples.
+    """Train linear heads over the hyperparameter grid, and retrain the best on all examples.
 
-    The best setting is the most accurate one on held-out training examples.
+    The best setting has the highest accuracy on held-out training examples.
 
     Returns:
-        The refitted head, the kind of features that it reads, and a table of the grid.
+        The retrained head, the kind of features that it reads, and the table rows of the grid.
     """
     settings, config = task.config.linear, task.config
     classes = len(train.training_classes)
@@ -64,7 +65,7 @@ def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[s
 def linear(task: EvalContext) -> EvalResults:
     """Select a linear head on held-out training examples, and test it once.
 
-    The features are extracted once for the whole grid.
+    The features are extracted once for the whole grid. Collective: every process must call this.
     """
     train, test, findings = both(task)
     heads, kind, rows = best_heads(task, train)

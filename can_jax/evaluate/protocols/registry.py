@@ -1,6 +1,6 @@
 """The registry of evaluation protocols.
 
-A user's module adds one with ``PROTOCOLS.register("name", EvalProtocol(…))``.
+User code adds a protocol with ``PROTOCOLS.register("name", EvalProtocol(…))``.
 """
 
 from can_jax.evaluate.protocols import fewshot, finetune, health, knn, linear, robustness

@@ -1,6 +1,6 @@
 """The robustness protocol: accuracy and calibration of a classifier under distribution shift.
 
-Separate test sets are defined in `shifts.py`.
+`shifts.py` defines the additional test sets.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ RESULTS = ("train", "test", "clean", "corrupted")
 
 
 def corruptions_of(value: Any) -> tuple[str, ...]:
-    """Return the corruptions that `robustness.corruptions` names.
+    """Return the names of the corruptions that `robustness.corruptions` selects.
 
     Args:
         value: ``all``, ``none``, or comma-separated names.
@@ -53,12 +53,12 @@ def corruptions_of(value: Any) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in value.split(",")))
     for name in names:
         if name not in available:
-            raise UserError(f"{name!r} is none of all, none, {', '.join(available)}")
+            raise UserError(f"{name!r} is not a corruption; choose from {', '.join(available)}")
     return names
 
 
 def _are_corruptions(value: Any) -> bool:
-    """Return whether a value names corruptions."""
+    """Return whether a value is valid for `robustness.corruptions`."""
     try:
         corruptions_of(value)
     except (UserError, AttributeError):
@@ -69,40 +69,46 @@ def _are_corruptions(value: Any) -> bool:
 SETTINGS: Table = {
     "corruptions": Key(
         "all",
-        Special(f"all, none, or some of {', '.join(CORRUPTIONS)} with commas between",
+        Special(f"all, none, or a comma-separated list of {', '.join(CORRUPTIONS)}",
                 _are_corruptions, str),
-        "The corruptions of the test split.",
+        "The corruptions to apply to the test split.",
     ),
     "severities": Key(
-        (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False), "The severities of each corruption."
+        (1, 2, 3, 4, 5), Several(Whole(1, 5), empty=False),
+        "The severities at which to evaluate each corruption."
     ),
     "shifts": Key(
         (), Blocks(SHIFT, needed=("kind", "path")),
-        "Further test sets; see `can_jax.evaluate.protocols.shifts`.",
+        "Additional test sets; see `can_jax.evaluate.protocols.shifts`.",
     ),
-    "bins": Key(15, Whole(1, 10**6), "The number of bins of the calibration error."),
+    "bins": Key(
+        15, Whole(1, 10**6), "The number of confidence bins of the expected calibration error."
+    ),
 }  # fmt: skip
 
 
 def check_robustness(config: ConfigDict) -> None:
-    """Check that test sets have unique names, and label files exactly where they are needed."""
+    """Check that test sets have unique names, and ``labels`` only for the kind `real`."""
     taken = {*RESULTS, *CORRUPTIONS}
     for index, shift in enumerate(config.robustness.shifts):
         called, kind = f"robustness.shifts[{index}]", shift["kind"]
         name = shift.get("name") or kind
         check(
             name not in taken,
-            f"{called}: another test set is called {name!r}; give each a `name` of its own",
+            f"{called}: the name {name!r} is already used in the results; set a different `name`",
         )
         taken.add(name)
         if kind == "real":
-            check(shift.get("labels"), f"{called}: labels is missing: give the file of labels")
+            check(shift.get("labels"), f"{called}: set `labels` to the path of real.json")
         else:
-            check("labels" not in shift, f"{called}: labels: only kind='real' reads them")
+            check("labels" not in shift, f"{called}: only kind='real' reads `labels`; remove it")
 
 
 def evaluate_robustness(task: EvalContext) -> EvalResults:
-    """Measure a trained classifier, or a linear head that is trained on frozen features."""
+    """Evaluate a trained classifier, or a linear head that is trained on frozen features.
+
+    Collective: every process must call this.
+    """
     findings = EvalResults()
     if isinstance(task.subject, ClassifierSubject):
         clean, train = task.test_part(findings, task.subject.classes), None
@@ -114,12 +120,13 @@ def evaluate_robustness(task: EvalContext) -> EvalResults:
 
 
 def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[str, float]]:
-    """Return the mean corruption error and that of each corruption (arXiv 1903.12261).
+    """Return the mean corruption error (mCE), and the error of each corruption.
 
-    The error of a corruption is its mean over the severities, in percent of AlexNet's.
+    The error of a corruption is the mean top-1 error over severities, in percent of AlexNet's mean
+    (arXiv 1903.12261). The mCE is the mean over corruptions.
 
     Args:
-        errors: The top-1 errors in percent, by corruption, at each of the five severities.
+        errors: The top-1 errors in percent at the five severities, by corruption.
     """
     relative = {
         name: 100.0 * float(np.mean(values)) / ALEXNET[name] for name, values in errors.items()
@@ -132,17 +139,18 @@ def robustness(
 ) -> None:
     """Measure accuracy and calibration on the test split, corrupted images and other test sets.
 
-    All test sets are opened, and their classes matched, before any are encoded or a head is
+    All test sets are opened, and their classes matched, before features are extracted or a head is
     trained. Collective: every process must call this.
 
     Args:
-        task: The evaluation context.
-        clean: The examples of the test split.
-        fit: A function that returns the classifier, which maps a split to logits.
-        findings: The results, which receive the metrics and warnings.
+        task: The evaluation context: configuration, model and data.
+        clean: The uncorrupted examples of the test split.
+        fit: A function that restores or trains the classifier, and returns a function from a split
+            to its logits.
+        findings: The results, to which metrics and warnings are added.
 
     Raises:
-        UserError: A test set is missing or has other classes.
+        UserError: A test set is missing, or its classes do not match.
     """
     settings, classes = task.config.robustness, clean.classes
     corrupted = on_the_fly(task, clean)
@@ -158,13 +166,13 @@ def robustness(
     curves(task, logits_of, findings, corrupted, relative=False)
     if corrupted:
         findings.warn(
-            "corruptions were computed on the test images; published numbers, such as "
-            "mCE, are those of the distributed files of ImageNet-C or CIFAR-10-C"
+            "corruptions were computed on the test images; published numbers, such as mCE, refer "
+            "to the distributed files of ImageNet-C or CIFAR-10-C"
         )
     if DRAWN in corrupted:
         findings.warn(
-            "frost is drawn from a fractal, not taken from the authors' photographs: its numbers, "
-            "and means that contain it, are not comparable with published ones"
+            "frost is generated from a fractal, not from the authors' photographs: accuracies "
+            "under frost, and means that include it, are not comparable with published numbers"
         )
     for shift, opened in shifts:
         kind, name = shift["kind"], shift.get("name") or shift["kind"]
@@ -194,16 +202,16 @@ def curves(
     *,
     relative: bool,
 ) -> None:
-    """Measure the accuracy at every corruption and severity, and their mean.
+    """Measure the accuracy for each corruption and severity, and the mean accuracy.
 
     Args:
-        task: The evaluation context.
-        logits_of: A function from a split to logits.
-        findings: The results, which receive the metrics and a table.
-        read: For each corruption, a function that reads the split at a severity.
+        task: The evaluation context: configuration, model and data.
+        logits_of: A function from a split to its logits.
+        findings: The results, to which metrics and a table are added.
+        read: For each corruption, a function that reads the test images at a given severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
-        relative: Whether to compute errors relative to those of AlexNet, which were measured on
-            ImageNet-C as distributed.
+        relative: Whether to compute the mean corruption error, if all corruptions and severities
+            are present. The reference errors of AlexNet hold only for the distributed ImageNet-C.
     """
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}
@@ -231,10 +239,13 @@ def curves(
 
 
 def on_the_fly(task: EvalContext, clean: Part) -> Reads:
-    """Return readers of the test split under each corruption, computed while reading."""
+    """Return, for each corruption, a function that reads and corrupts the test split."""
     names = corruptions_of(task.config.robustness.corruptions)
     if names and task.data.channels != 3:
-        raise UserError("config.robustness.corruptions: they are defined for RGB; set 'none'")
+        raise UserError(
+            "config.robustness.corruptions requires RGB images, but config.data.channels="
+            f"{task.data.channels}: set --config.robustness.corruptions=none"
+        )
 
     def reader(name: str) -> Callable[[int], Split]:
         def read(severity: int) -> Split:
@@ -258,12 +269,12 @@ def on_the_fly(task: EvalContext, clean: Part) -> Reads:
 
 
 def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:
-    """Return a function from splits to logits.
+    """Return a function from a split to its logits; train a linear head if there is no classifier.
 
     Args:
-        task: The evaluation context.
-        train: The examples for a linear head on frozen features; None for a trained classifier.
-        findings: The results, which receive the counts and the selected kind of features.
+        task: The evaluation context: configuration, model and data.
+        train: The training examples of the linear head; None for a trained classifier.
+        findings: The results, to which example counts and the selected features are added.
     """
     if train is None:
         return lambda split: split.outputs

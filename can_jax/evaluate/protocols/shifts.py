@@ -2,10 +2,10 @@
 
 `robustness.shifts` lists test sets as dicts with a `path`, an optional `name`, and a `kind`:
 
-- `classes`: The class folders are named as in training. Where some classes are missing, the
-  classifier chooses among those present. ImageNet-A, -R and -Sketch are of this kind.
-- `numbered`: Class folders are named by the class's number, as in ImageNet-V2.
-- `real`: The validation images, judged by the labels in the file `real.json`, given as `labels`.
+- `classes`: The class folders are named as in training. Predictions are restricted to the classes
+  of the test set. ImageNet-A, -R and -Sketch are of this kind.
+- `numbered`: The class folders are named by integer labels, as in ImageNet-V2.
+- `real`: The ImageNet validation images with ReaL labels; `labels` is the path of `real.json`.
 - `objectnet`: A folder with `images/` and `mappings/`, as ObjectNet is distributed.
 - `imagenet_c`: Folders `CORRUPTION/SEVERITY/CLASS/`, as ImageNet-C is distributed.
 """
@@ -34,12 +34,12 @@ WHOLE = "train"  # The split name of a folder without subfolders for splits.
 
 
 class Judged(NamedTuple):
-    """An opened test set, and the answers that are accepted for it.
+    """An opened test set, and the predictions that count as correct.
 
     Attributes:
         part: The examples, not yet read.
-        accepted: A function from the read split to the correct classes of each example.
-        among: A mask of the classes that the classifier may choose.
+        accepted: A function from the split to a mask of the correct classes of each example.
+        among: A mask of the classes to which predictions are restricted.
     """
 
     part: Part
@@ -56,13 +56,13 @@ def open_shift(
     """Open a test set of `robustness.shifts`.
 
     Args:
-        task: The evaluation context.
-        shift: The entry of `robustness.shifts`.
+        task: The evaluation context: configuration, model and data.
+        shift: An entry of `robustness.shifts`, with the keys of `SHIFT`.
         classes: The classes of the classifier.
-        findings: The results, which receive the warnings.
+        findings: The results, to which warnings are added.
 
     Raises:
-        UserError: The test set is missing, or has other classes.
+        UserError: The test set is missing, or its classes do not match the classifier's.
     """
     if shift["kind"] == "imagenet_c":
         return distributed(task, shift, classes, findings)
@@ -70,7 +70,7 @@ def open_shift(
 
 
 def folder_of(task: EvalContext, path: str) -> ConfigDict:
-    """Return a data block for a folder of images."""
+    """Return the evaluation's data block with the source set to a folder of images."""
     data = ConfigDict(task.data.to_dict())
     with data.ignore_type():
         data.update(source="folder", path=path, index=None)
@@ -78,7 +78,7 @@ def folder_of(task: EvalContext, path: str) -> ConfigDict:
 
 
 def path_of(shift: dict[str, Any], key: str = "path") -> str:
-    """Return an existing path that an entry of `robustness.shifts` names.
+    """Return the path that an entry of `robustness.shifts` holds under ``key``.
 
     Raises:
         UserError: The key is not set, or the path does not exist.
@@ -94,13 +94,19 @@ def path_of(shift: dict[str, Any], key: str = "path") -> str:
 def distributed(
     task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
 ) -> Reads:
-    """Open the folders of ImageNet-C as distributed; return a reader for each corruption."""
+    """Open the distributed ImageNet-C files.
+
+    Return, for each corruption, a function that reads the images of a given severity.
+    """
     root = Path(path_of(shift))
     # Some archives of ImageNet-C group the corruptions into four folders by kind.
     folders = {path.name: path for path in [*root.glob("*"), *root.glob("*/*")] if path.is_dir()}
     present = [name for name in CORRUPTIONS if name in folders]
     if not present:
-        raise UserError(f"config.robustness.shifts: imagenet_c: {root} holds none of its folders")
+        raise UserError(
+            f"config.robustness.shifts: imagenet_c: {root} has no corruption folder such as "
+            f"{next(iter(CORRUPTIONS))}"
+        )
     parts: dict[tuple[str, int], Part] = {}
     for name in present:
         for severity in task.config.robustness.severities:
@@ -120,7 +126,8 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
     """Open a folder whose class folders are named as in training.
 
     Returns:
-        The examples, and a phrase that names the missing classes, empty if there are none.
+        The examples, and a phrase that names the missing classes. The phrase is empty if no class
+        is missing.
 
     Raises:
         UserError: The classes do not match those of training.
@@ -131,25 +138,27 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
     numeric = all(name.isdecimal() for name in source.label_names)
     if source.label_names and not classes.names and not numeric:
         raise UserError(
-            f"{called} has class folders, but the classes of the training data have no names"
+            f"{called} has class folders, but the classes of the training data have no names to "
+            "match them"
         )
     return open_part(data, WHOLE, source, count, classes, called)
 
 
 def named_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open class folders named as in training; the choice is among the classes present."""
+    """Open class folders named as in training; restrict predictions to the classes present."""
     part, _ = same_classes(task, path_of(shift), classes)
     return judged(part, part.numbering.indices, len(classes))
 
 
 def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open class folders that are named by numbers.
+    """Open class folders that are named by integers.
 
-    Folders are sorted as words, so 10 precedes 2 and the names are parsed. A number is a label of
-    the training data, unless a training class has it as its name.
+    The class follows from the integer, because folders are sorted as strings, with 10 before 2. The
+    integer is a label of the training data, unless all folder names are names of training classes.
 
     Raises:
-        UserError: A folder is not a label of the training data, or two folders are the same number.
+        UserError: A folder name is not a label of the training data, or two names are the same
+            integer.
     """
     data = folder_of(task, path_of(shift))
     part = open_own(data, WHOLE, task.config.data.test_examples)
@@ -160,12 +169,12 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     indices = classes.numbering(folder_labels) if len(folder_labels) else np.array([-1])
     if indices.min() < 0:
         raise UserError(
-            f"config.robustness.shifts: the folders of {shift['path']} are not numbers below "
-            f"{classes.labels[-1] + 1} that are labels of the training data"
+            f"config.robustness.shifts: the folder names in {shift['path']} are not all integer "
+            f"labels of the training data, at most {classes.labels[-1]}"
         )
     if len(set(indices.tolist())) < len(indices):
         raise UserError(
-            f"config.robustness.shifts: two folders of {shift['path']} are the same number"
+            f"config.robustness.shifts: two folder names in {shift['path']} are the same integer"
         )
     translated = Numbering(part.numbering.labels, indices)
     return judged(
@@ -178,7 +187,7 @@ def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judg
 
     Args:
         part: The examples.
-        there: The indices of the classes present, among which the classifier chooses.
+        there: The indices of the classes present, to which predictions are restricted.
         classes: The number of classes of the classifier.
     """
     among = np.zeros(classes, bool)
@@ -187,10 +196,10 @@ def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judg
 
 
 def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open the validation images with the reassessed labels of ReaL (arXiv 2006.07159).
+    """Open the ImageNet validation images with the ReaL labels (arXiv 2006.07159).
 
-    `real.json` holds a list of labels for each image, ordered by the number in the image's file
-    name. Images without labels are not judged.
+    `real.json` holds a list of labels for each image, in the order of the numbers in the file
+    names. Images with an empty list are excluded from the accuracy.
     """
     labels = json.loads(Path(path_of(shift, "labels")).read_text())
     data, count = folder_of(task, path_of(shift)), task.config.data.test_examples
@@ -202,7 +211,10 @@ def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> J
             name = split.source.describe(int(index))
             match = re.search(r"(\d{8})\.\w+", name)
             if not match or not 1 <= int(match[1]) <= len(labels):
-                raise UserError(f"config.robustness.shifts: real: {name} is not a numbered image")
+                raise UserError(
+                    f"config.robustness.shifts: real: {name} has no eight-digit image number from "
+                    f"1 to {len(labels)}"
+                )
             right[row, places_of(classes, labels[int(match[1]) - 1])] = True
         return right
 
@@ -210,16 +222,16 @@ def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> J
 
 
 def places_of(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
-    """Return the class indices of ImageNet labels, without those that training does not have."""
+    """Return the class indices of ImageNet labels; drop labels that are not training classes."""
     indices = classes.numbering(np.array(labels, np.int64))
     return indices[indices >= 0]
 
 
 def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open ObjectNet (Barbu et al., 2019), with its own mappings to ImageNet classes.
+    """Open ObjectNet (Barbu et al., 2019) with its own mapping to ImageNet classes.
 
-    Objects without an ImageNet class are not judged. The classifier chooses among all classes, as
-    in the authors' code.
+    Images of objects without an ImageNet class are excluded from the accuracy. Predictions are not
+    restricted to the classes present, as in the authors' code.
     """
     root = Path(path_of(shift))
     tables = {}
@@ -253,9 +265,9 @@ SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
 SHIFT: Table = {
     "kind": Key(
         "classes", Choice((*SHIFTS, "imagenet_c")),
-        "The relation of the test set's classes to those of the training set.",
+        "How the test set's classes correspond to the training classes.",
     ),
-    "path": Key(None, Text(), "The folder of the images."),
-    "name": Key(None, Text(), "The name in the results; by default the kind."),
-    "labels": Key(None, Text(), "The file of labels; only for the kind `real`."),
+    "path": Key(None, Text(), "The folder of the test set."),
+    "name": Key(None, Text(), "The test set's name in the results; by default its `kind`."),
+    "labels": Key(None, Text(), "The path of the ReaL label file; only for the kind `real`."),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The charts of pages, drawn by matplotlib: accuracy by severity, metrics by step, and points."""
+"""Matplotlib charts for HTML pages: accuracy by severity, metrics by step, and 2D embeddings."""
 
 import contextlib
 import io
@@ -43,18 +43,19 @@ STYLE: dict[Any, Any] = {
 
 @contextlib.contextmanager
 def chart_style() -> Iterator[None]:
-    """Draw charts in the style of the pages, within a ``with`` statement."""
+    """Apply the chart style of the pages to matplotlib inside a ``with`` statement."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # The browser has the font.
         yield
 
 
 def as_svg(figure: Figure, tight: bool = True) -> bytes:
-    """Return a figure as the content of an SVG file, without a date and on no background.
+    """Return a figure as SVG, with a transparent background and without a date.
 
     Args:
         figure: The figure.
-        tight: Whether to cut the margins off; equal figures need them to have axes of equal size.
+        tight: Whether to crop the margins. Without cropping, figures of equal size and layout have
+            axes of equal size.
     """
     box = "tight" if tight else None
     buffer = io.BytesIO()
@@ -63,7 +64,7 @@ def as_svg(figure: Figure, tight: bool = True) -> bytes:
 
 
 def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
-    """Draw accuracy against severity, one line for each curve."""
+    """Plot accuracy against corruption severity, with one line for each named curve."""
     top = max(value for curve in curves.values() for value in curve.values())
     severities = sorted({severity for curve in curves.values() for severity in curve})
     with chart_style():
@@ -96,15 +97,18 @@ def metric_chart(
     log: bool = False,
     restarts: Sequence[int] = (),
 ) -> Html:
-    """Draw a metric, one line for each run; a long line as means and ranges of its parts.
+    """Plot a metric over training, with one line for each run.
+
+    For a run with more than `PARTS` points, the line shows the means of `PARTS` sections, and a
+    band shows their minima and maxima.
 
     Args:
-        runs: The points of each run in ascending order; a run without points has no line.
-        references: A value of each run to draw as a dashed line.
+        runs: The (x, value) points of each run, with ascending x. A run without points has no line.
+        references: A reference value of each run, drawn as a dashed horizontal line.
         title: The name of the metric.
         xlabel, ylabel: The labels of the axes.
-        log: Whether the vertical axis is logarithmic, if all values are above 0.
-        restarts: The positions of dotted vertical lines, as values of the horizontal axis.
+        log: Whether to use a logarithmic vertical axis; ignored unless all values are above 0.
+        restarts: The x positions of dotted vertical lines, which mark restarts of the run.
     """
     colors = colors_of(list(runs))
     with chart_style():
@@ -140,7 +144,7 @@ def metric_chart(
 def _parts(
     points: Sequence[tuple[float, float]],
 ) -> tuple[Any, Any, Any, Any]:
-    """Return the position, minimum, mean and maximum of at most `PARTS` parts of a curve."""
+    """Split a curve into up to `PARTS` sections; return their mean x, minima, means and maxima."""
     pieces = np.array_split(np.asarray(points, np.float64), min(PARTS, len(points)))
     statistics = [(p[:, 0].mean(), p[:, 1].min(), p[:, 1].mean(), p[:, 1].max()) for p in pieces]
     x, low, mean, high = zip(*statistics, strict=True)
@@ -152,12 +156,12 @@ def scatter(
     labels: Int[np.ndarray, " examples"],
     classes: Sequence[str],
 ) -> Html:
-    """Draw points in the plane, the first ten classes in colors and the rest in gray.
+    """Plot examples in 2D. The ten smallest labels have colors, and all others are gray.
 
     Args:
-        points: The position of each example.
-        labels: The class of each example.
-        classes: The names of the classes; empty if they have none.
+        points: The coordinates of each example.
+        labels: The class index of each example; -1 without a label.
+        classes: The name of each class by class index; empty if unknown.
     """
     names = {
         label: printable(classes[label] if classes and label >= 0 else str(label))

@@ -1,4 +1,4 @@
-"""The comparison of several evaluations: a matrix of weights by protocol and data."""
+"""The HTML page that compares evaluations: a table of weights by metric and test data."""
 
 import json
 import re
@@ -23,13 +23,13 @@ LESS = re.compile(r"(.*/)?(ece|mce|nll|brier)|health/dead_dimensions")
 
 
 def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
-    """Return the rows of the matrix: for each set of weights, its value of each headline metric.
+    """Return the comparison table: a row for each set of weights, a column for each main metric.
 
-    A column is a metric of a protocol on certain test examples, so values of different data never
-    share one. A cell is a dict of its `text`, and of whether it is the `best` of its column.
+    A metric has a separate column for each set of test examples. A cell is a dict with the keys
+    ``text`` and ``best``, which is True for the best value of the column.
 
     Args:
-        runs: The results by the name of their directory.
+        runs: The content of each `results.json`, by the name of its evaluation.
     """
     columns: dict[tuple[str, Any], dict[str, tuple[float, str]]] = {}
     titles: dict[tuple[str, Any], str] = {}
@@ -69,7 +69,10 @@ def weights_of(results: Results) -> str:
 
 
 def best_of(metric: str, values: list[float]) -> float | None:
-    """Return the best of at least two values of a metric; None if none is best."""
+    """Return the best value of a metric.
+
+    Return None for a single value, or if neither high nor low values of the metric are better.
+    """
     if len(values) < 2:
         return None
     if MORE.fullmatch(metric):
@@ -78,7 +81,11 @@ def best_of(metric: str, values: list[float]) -> float | None:
 
 
 def comparison(runs: dict[str, Results]) -> str:
-    """Return the HTML page that compares several evaluations, given their results by name."""
+    """Return the HTML page that compares evaluations.
+
+    Args:
+        runs: The content of each `results.json`, by the name of its evaluation.
+    """
     facts = [
         {
             "run": name, "protocol": r["protocol"]["protocol"], "step": r["checkpoint"]["step"],

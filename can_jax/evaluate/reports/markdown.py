@@ -1,7 +1,7 @@
-"""Markdown pages with safely escaped values.
+"""Functions that write Markdown pages with escaped values.
 
-As in `can_jax.evaluate.page`, each value that is not `Markdown` is escaped where it is inserted. A
-value therefore cannot add lines, cells, links, pictures or HTML.
+As in `can_jax.evaluate.page`, each value that is not `Markdown` is escaped when it is inserted. A
+value therefore cannot add lines, table cells, links, images or HTML.
 """
 
 import re
@@ -25,18 +25,18 @@ def escape(value: Any) -> Markdown:
 
 
 def fill(template: str, **values: Any) -> Markdown:
-    """Return a literal template whose names in braces are replaced by the escaped values."""
+    """Replace the names in braces of a trusted template by escaped values."""
     return Markdown(template.format_map({name: escape(value) for name, value in values.items()}))
 
 
 def code(value: Any) -> Markdown:
-    """Return a value as inline code."""
+    """Return a value as inline Markdown code."""
     text = " ".join(str(value).encode(errors="backslashreplace").decode().split())
     return Markdown("`" + text.replace("`", "'").replace("|", r"\|") + "`")
 
 
 def link(text: Any, target: str) -> Markdown:
-    """Return a link to a file beside the page."""
+    """Return a Markdown link to a path relative to the page."""
     return fill("[{text}]({target})", text=text, target=Markdown(quote(target)))
 
 
@@ -44,9 +44,9 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[Any], right: bool = Fals
     """Return a Markdown table.
 
     Args:
-        rows: The cells of each row.
-        head: The cells of the header row.
-        right: Whether to align all columns but the first to the right.
+        rows: The cells of each row, escaped on insertion.
+        head: The cells of the header row, escaped on insertion.
+        right: Whether to right-align all columns except the first.
     """
     rule = ["---", *(["--:" if right else "---"] * (len(head) - 1))]
     first, *others = (" | ".join(map(escape, row)) for row in [head, *rows])

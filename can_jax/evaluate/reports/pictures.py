@@ -25,22 +25,28 @@ SIDE = 72  # The side of an image in the grid, in pixels.
 def images_of(
     task: EvalContext, split: Split, rows: Int[np.ndarray, " chosen"]
 ) -> UInt8[np.ndarray, "chosen height width channels"]:
-    """Return images of a split, preprocessed as for the encoder."""
+    """Return images of a split as center crops of the encoder's input size."""
     config = task.subject.config
     return EvaluationSet(config, split.source, 0, labeled=False, only=split.indices[rows]).images()
 
 
 def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
-    """Return an image as RGB at the size of a grid cell."""
+    """Return an image as RGB, resized to `SIDE` pixels."""
     pixels = image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
 def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
-    """Draw test images, each beside its nearest neighbors in the bank, as PNG bytes.
+    """Draw test images, each beside its nearest training images, and return PNG bytes.
 
-    Neighbors of the same class are framed in green, others in red, and those without a label in
-    gray. An image of the bank itself is not its own neighbor.
+    A neighbor has a green frame if its class is that of the test image, and a red frame otherwise.
+    Without a label of the test image, the frames are gray. If ``bank`` is ``test``, an image is not
+    its own neighbor.
+
+    Args:
+        task: The evaluation context: configuration, model and data.
+        bank: The split in which neighbors are searched.
+        test: The split from which up to `QUERIES` evenly spaced images are drawn.
     """
     queries = np.linspace(0, len(test) - 1, min(QUERIES, len(test))).astype(int)
     own = bank is test
@@ -68,7 +74,7 @@ def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
 
 
 def pca_maps(task: EvalContext, split: Split) -> bytes:
-    """Draw images, each above the map of its patch tokens in colors, as PNG bytes.
+    """Draw images, each above a color map of its patch tokens, and return PNG bytes.
 
     The colors are the first three principal components of the tokens of all drawn images.
     """
@@ -96,7 +102,7 @@ def png_of(sheet: Image.Image) -> bytes:
 
 
 def map_chart(task: EvalContext, test: Split) -> Html:
-    """Draw test examples in the plane, the first ten classes in colors and the rest in gray."""
+    """Plot a 2D map of the features of up to `MAPPED` test examples, colored by class."""
     from can_jax.evaluate.reports.charts import scatter  # imports matplotlib, in 0.7 s
 
     chosen = np.linspace(0, len(test) - 1, min(MAPPED, len(test))).astype(int)
@@ -110,8 +116,10 @@ def figures_of(workdir: epath.Path) -> list[epath.Path]:
 
 
 def newest_panel(workdir: epath.Path, step: int | None = None) -> bytes | None:
-    """Return the PNG bytes of a run's latest reconstruction figure, up to a step if given, or
-    None."""
+    """Return the PNG bytes of a run's latest reconstruction figure, or None if it has none.
+
+    If ``step`` is given, figures of later steps are ignored.
+    """
     figures = figures_of(workdir)
     if step is not None:
         figures = [figure for figure in figures if figure.name <= f"step_{step:08d}.png"]

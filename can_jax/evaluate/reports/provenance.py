@@ -23,13 +23,13 @@ PACE = ("save_every_steps", "test_every_epochs", "remat", "trackers")
 def classifier_identity(
     task: EvalContext, config: ConfigDict, findings: EvalResults, pair: Pair
 ) -> Identity:
-    """Return the identity of a run that trains a classifier.
+    """Return the encoder, data and settings that identify a run which trains a classifier.
 
     Args:
-        task: The evaluation context.
-        config: The configuration of the run.
-        findings: The results, which hold the fingerprints of the examples.
-        pair: The training and test examples.
+        task: The evaluation context: configuration, model and data.
+        config: The resolved configuration of the run.
+        findings: The results, which hold the fingerprints of both splits.
+        pair: The opened training and test sets.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
     sampled = {
@@ -45,7 +45,7 @@ def classifier_identity(
 
 
 def digest_of(source: Source) -> str:
-    """Return a checksum of a source's size and of the bytes of images spread over it."""
+    """Return a checksum of a source's size and of `SAMPLED` images spread evenly over it."""
     images, _ = source.read(spread(source.examples, SAMPLED))
     digest = hashlib.sha256(str(source.examples).encode())
     for image in images:
@@ -54,10 +54,10 @@ def digest_of(source: Source) -> str:
 
 
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings on which the results of a protocol that trains depend.
+    """Return the evaluation settings on which the results of a protocol that trains depend.
 
-    The location of the data and the numerical type also follow from the run, so they are left out.
-    `classifier_identity` holds their resolved values.
+    The data source and the dtype are omitted, because an unset value defaults to that of the
+    pretraining run. `classifier_identity` holds the resolved values.
 
     Args:
         protocol: The configuration of the evaluation, as a dict.
@@ -76,16 +76,16 @@ def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
 
     Args:
         results: The content of `results.json`.
-        workdir: The directory of the results.
+        workdir: The directory that holds the results and the run.
 
     Raises:
-        UserError: The results belong to another run, or their run is unknown.
+        UserError: The results belong to another run, or the directory has no file `IDENTITY`.
     """
     stored = read_identity(workdir)
     if stored is None:
         raise UserError(
-            f"{workdir} has no {IDENTITY}, so its results may belong to other weights than they "
-            "state; repeat the evaluation in another --workdir"
+            f"{workdir} has no {IDENTITY}, so results.json may belong to other weights than it "
+            "states; repeat the evaluation in another --workdir"
         )
     compared = [{name: stored.get(name) for name in ("encoder", "protocol")}]
     compared.append(

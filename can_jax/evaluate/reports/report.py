@@ -12,17 +12,17 @@ PERCENT = re.compile(r"(.*/)?(top\d.*|\d+shot(_std)?|ece|mce)")  # Metrics in pe
 
 
 def headlines(metrics: dict[str, float]) -> dict[str, float]:
-    """Return the metrics without details such as the accuracy at each severity."""
+    """Return the main metrics; omit details such as the accuracy at each severity."""
     return {name: value for name, value in metrics.items() if not DETAIL.search(name)}
 
 
 def unit_of(metric: str) -> str:
-    """Return the unit of a metric, `` %`` or nothing."""
+    """Return `` %`` for a metric in percent, else an empty string."""
     return " %" if PERCENT.fullmatch(metric) else ""
 
 
 def shown_interval(results: dict[str, Any], metric: str) -> str:
-    """Return the bootstrap interval of a metric as text; empty if it has none."""
+    """Return the bootstrap interval of a metric as text, or an empty string without one."""
     low, high = results.get("intervals", {}).get(metric, (None, None))
     return "" if low is None else f"{low:.2f} to {high:.2f}"
 
@@ -38,19 +38,19 @@ def splits_of(results: dict[str, Any]) -> list[str]:
 
 
 def chosen_of(results: dict[str, Any]) -> str:
-    """Return the settings that were chosen on held-out examples as text."""
+    """Return the hyperparameters that were selected on held-out examples as text."""
     return ", ".join(f"{key} = {value}" for key, value in results["chosen"].items())
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
-    """Return the mean accuracy over all corruptions at each severity; severity 0 is uncorrupted.
+    """Return curves of the mean accuracy over corruptions at each severity, by label.
 
-    Values that are not a percentage are left out.
+    Severity 0 means uncorrupted images. Values outside 0 to 100 are omitted.
 
     Args:
         results: The content of `results.json`.
-        run: The name of the run, which labels the curve of corruptions computed on the test split.
-            The curve of a distributed set is labeled with that set's name too.
+        run: The name of the evaluation, which labels the curve of corruptions computed on the test
+            split. Curves of other corrupted test sets are labeled with this name and the set's.
     """
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
@@ -68,13 +68,13 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
 
 
 def data_of(results: dict[str, Any]) -> str:
-    """Return a description of an evaluation's data: its location, and split fingerprints."""
+    """Return the location of an evaluation's data and the fingerprint of each split as text."""
     splits = results["data"].get("fingerprints", {}).items()
     return ", ".join([location_of(results), *(f"{name} {digest}" for name, digest in splits)])
 
 
 def location_of(results: dict[str, Any]) -> str:
-    """Return the source, the name and the path of an evaluation's data."""
+    """Return the source, the name and the path of an evaluation's data, separated by blanks."""
     data = results["data"]
     return " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
 
@@ -86,7 +86,7 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
 
 
 def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
-    """Return the chart of `curves_of` several runs; empty without a curve."""
+    """Return the chart of the results of `curves_of`, or an empty string without curves."""
     if not curves:
         return ""
     from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s
@@ -99,7 +99,7 @@ def report_of(results: dict[str, Any], pictures: dict[str, Html]) -> str:
 
     Args:
         results: The content of `results.json`.
-        pictures: The HTML elements of pictures, by title.
+        pictures: The images of the page as HTML elements, by title.
     """
     metrics, intervals = results["metrics"], results.get("intervals", {})
     curves = curves_of(results, "this run")

@@ -18,14 +18,14 @@ from can_jax.utils.files import read_json, replace_text
 
 
 def read_results(workdir: epath.Path) -> dict[str, Any]:
-    """Return the content of `results.json`, validated as far as its pages require.
+    """Read `results.json`, and validate the keys that the HTML pages use.
 
     Raises:
         UserError: The file is missing or malformed.
     """
     path = workdir / "results.json"
     if not path.exists():
-        raise UserError(f"{workdir} holds no results.json: give the --workdir of an evaluation")
+        raise UserError(f"{workdir} holds no results.json; use the --workdir of an evaluation")
     content = read_json(path)
     if missing := _lacks(content):
         raise UserError(f"{path} is not a result file: {missing} is missing or malformed")
@@ -82,15 +82,15 @@ def say_replaced(workdir: epath.Path, content: dict[str, Any]) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return  # There are no results, or none that can be identified.
     if not same:
-        logging.warning("%s held results of %s: replaced", workdir, whose)
+        logging.warning("%s held results of %s; they are overwritten", workdir, whose)
 
 
 def write_results(
     workdir: epath.Path, findings: EvalResults, config: ConfigDict, subject: PretrainedEncoder
 ) -> dict[str, Any]:
-    """Write `results.json` and `report.html`; return the content of the first.
+    """Write `results.json` and `report.html`, and return the content of `results.json`.
 
-    Only the main process writes.
+    Only the main process writes the two files.
     """
     data = subject.config.data.to_dict()
     content = {

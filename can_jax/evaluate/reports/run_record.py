@@ -1,4 +1,4 @@
-"""The content of a run directory: metrics, configuration, starts, figures and warnings."""
+"""Reading a run directory: metrics, configuration, starts, figures and warnings."""
 
 import functools
 import json
@@ -24,14 +24,14 @@ class RunRecord(NamedTuple):
     """The content of a run directory.
 
     Attributes:
-        name: The name of the run on the page.
+        name: The display name of the run.
         path: The run directory.
-        series: For each metric, its (step, value) pairs in the order of steps.
-        config: The configuration of the last start, by dotted key.
-        environment: The environment of the last start.
-        starts: The starts, the earliest first.
-        figures: The paths of the figures, the latest last.
-        warnings: The warnings and errors of the log.
+        series: For each metric, its (step, value) pairs with ascending steps.
+        config: The configuration in `config.json`, by dotted key.
+        environment: The content of `environment.json`; empty if the file is missing.
+        starts: The records of the first start and of each resumption, the earliest first.
+        figures: The paths of the reconstruction figures, the latest last.
+        warnings: The lines of `log.txt` that contain a warning or an error.
     """
 
     name: str
@@ -45,22 +45,22 @@ class RunRecord(NamedTuple):
 
     @property
     def last_step(self) -> int:
-        """The last step with metrics."""
+        """The last step for which metrics were logged."""
         return max(values[-1][0] for values in self.series.values())
 
     @property
     def total(self) -> int | None:
-        """The length of the run in steps, or None if its history does not state it."""
+        """The length of the run in steps, or None if `environment.json` does not hold it."""
         steps = block(self.environment, "run").get("steps")
         return steps if isinstance(steps, int) else None
 
     def last(self, metric: str) -> float | None:
-        """Return the last value of a metric, or None."""
+        """Return the last value of a metric, or None if the metric was not logged."""
         return self.series[metric][-1][1] if metric in self.series else None
 
 
 def block(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a JSON file if it is a dict, else an empty dict."""
+    """Return the value of a key if it is a dict, else an empty dict."""
     part = content.get(name)
     return part if isinstance(part, dict) else {}
 
@@ -70,7 +70,7 @@ def read_record(path: epath.Path, name: str) -> RunRecord:
 
     Args:
         path: The run directory.
-        name: The name of the run on the page.
+        name: The display name of the run.
 
     Raises:
         UserError: The directory has no configuration or no metrics.
@@ -102,12 +102,12 @@ def read_record(path: epath.Path, name: str) -> RunRecord:
 
 @functools.cache
 def defaults() -> dict[str, Any]:
-    """Return the default configuration as it is stored, by dotted key."""
+    """Return the default configuration with JSON values, by dotted key."""
     return flatten(json.loads(to_json(default_config())))
 
 
 def settings_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the keys of a run that differ from the defaults, as rows of a table."""
+    """Return the configuration keys of a run that differ from the defaults, as table rows."""
     return [
         {"key": key, "value": json.dumps(value), "default": _shown(defaults(), key)}
         for key, value in sorted(record.config.items())
@@ -116,7 +116,7 @@ def settings_of(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def differences(records: list[RunRecord]) -> list[dict[str, Any]]:
-    """Return the keys in which the configurations of runs differ, as rows of a table."""
+    """Return the configuration keys in which runs differ, as table rows."""
     keys = sorted({key for record in records for key in record.config})
     rows = [
         {"key": key} | {record.name: _shown(record.config, key) for record in records}
@@ -126,7 +126,7 @@ def differences(records: list[RunRecord]) -> list[dict[str, Any]]:
 
 
 def changes_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the keys that starts of a run changed, as rows of a table."""
+    """Return the configuration keys that changed when a run was resumed, as table rows."""
     rows: list[dict[str, Any]] = []
     before: dict[str, Any] | None = None
     for number, start in enumerate(record.starts, 1):
@@ -142,7 +142,7 @@ def changes_of(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def starts_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the starts of a run as rows of a table."""
+    """Return the first start and the resumptions of a run as table rows."""
     rows = []
     for number, start in enumerate(record.starts, 1):
         facts = block(start, "environment")
@@ -164,7 +164,7 @@ def starts_of(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def environment_of(record: RunRecord) -> list[dict[str, Any]]:
-    """Return the environment of the last start as rows of a table."""
+    """Return the content of `environment.json` as table rows."""
     flat = flatten(record.environment)
     return [
         {"fact": key, "value": value if isinstance(value, str | int) else json.dumps(value)}
@@ -173,5 +173,5 @@ def environment_of(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _shown(values: dict[str, Any], key: str) -> str:
-    """Return a value for a table; empty for a key that is not set there."""
+    """Return a value as JSON text, or an empty string if the key is missing."""
     return json.dumps(values[key]) if key in values else ""

@@ -42,9 +42,13 @@ HEADLINES = {  # By title: a metric, and the reduction of its values over the ru
 
 
 def headline(record: RunRecord, metric: str, kind: str) -> float | None:
-    """Return one value of a metric for a whole run, or None if the run has no values.
+    """Return one value that summarizes a metric over a run, or None if the run has no values.
 
-    Medians leave out the first of several values, which includes the start of the pipeline.
+    Args:
+        record: The run.
+        metric: The name of the metric, such as ``images_per_second``.
+        kind: ``last``, ``median``, or ``percent``, which is 100 times the median. Medians exclude
+            the first of several values, because it includes the startup of the input pipeline.
     """
     values = [value for _, value in record.series.get(metric, ())]
     if not values:
@@ -56,7 +60,7 @@ def headline(record: RunRecord, metric: str, kind: str) -> float | None:
 
 
 def headlines(record: RunRecord) -> dict[str, Any]:
-    """Return the progress and the headline values of a run."""
+    """Return the progress and the main metrics of a run, by title."""
     total = record.total
     step = f"{record.last_step:,}" + (f" of {total:,}" if total else "")
     epoch = record.last("epoch")
@@ -68,21 +72,25 @@ def headlines(record: RunRecord) -> dict[str, Any]:
 
 
 def notices(record: RunRecord) -> list[str]:
-    """Return the observations on a run that need attention, each a sentence or two."""
+    """Return warnings about a run, such as skipped updates or a collapsed embedding."""
     lines = []
     wait = headline(record, "data_wait", "median") or 0.0
     if wait > INPUT_BOUND:
         lines.append(
             f"The devices waited for images for {wait:.0%} of the time. `can-jax benchmark input` "
-            "measures each stage of the input."
+            "measures each stage of the input pipeline."
         )
     if skipped := record.last("skipped_steps"):
         lines.append(
-            f"{skipped:.0f} updates were skipped because a value was not finite. A lower "
-            "optimizer.learning_rate or optimizer.clip_norm may help."
+            f"{skipped:.0f} updates were skipped because the loss, the gradient norm or the "
+            "learning rate was not finite. A lower optimizer.learning_rate or optimizer.clip_norm "
+            "may help."
         )
     if images := record.last("skipped_images"):
-        lines.append(f"{images:.0f} images could not be decoded. log.txt names them.")
+        lines.append(
+            f"{images:.0f} images could not be decoded and were replaced by others. log.txt names "
+            "the first of them."
+        )
     std, rank = record.last("embedding/std"), record.last("embedding/effective_rank")
     if (std is not None and std < COLLAPSED_STD) or (rank is not None and rank < COLLAPSED_RANK):
         lines.append(
@@ -92,7 +100,8 @@ def notices(record: RunRecord) -> list[str]:
     explained = record.last("denoising/explained")
     if explained is not None and explained < 0:
         lines.append(
-            f"The predicted noise is worse than zeros (denoising/explained is {explained:.2g}). "
+            "The predicted noise is worse than zeros, because denoising/explained is negative "
+            f"({explained:.2g}). "
             "This is usual in short runs with noise.target=scaled."
         )
     probe = record.series.get("probe/knn", [])
@@ -105,7 +114,7 @@ def notices(record: RunRecord) -> list[str]:
 
 
 def charts_of(records: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
-    """Return the charts by section, each with the metric's name and meaning."""
+    """Return a chart and a caption for each metric, by section of the page."""
     from can_jax.evaluate.reports.charts import metric_chart  # imports matplotlib, in 0.7 s
 
     by_images = len({record.config.get("batch_size") for record in records}) > 1
@@ -134,7 +143,7 @@ def charts_of(records: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
 
 
 def figures_of_page(records: list[RunRecord]) -> dict[str, Html]:
-    """Return the figures over the course of one run, or the latest of each of several runs."""
+    """Return evenly spaced figures of one run, or the latest figure of each of several runs."""
     if len(records) > 1:
         chosen = [(f"{r.name}, ", r.figures[-1]) for r in records if r.figures]
     else:
@@ -150,7 +159,7 @@ def run_report(records: list[RunRecord]) -> str:
     """Return the HTML page of one or several runs.
 
     Args:
-        records: The runs, with different names.
+        records: The runs, with unique names.
     """
     from can_jax.evaluate.reports.charts import colors_of
 
@@ -186,7 +195,7 @@ def run_report(records: list[RunRecord]) -> str:
 
 
 def _sections(records: list[RunRecord]) -> dict[str, list[str]]:
-    """Return the metrics of runs by section."""
+    """Return the names of the metrics that the runs have logged, by section of the page."""
     known = list(METRICS)
     names = {name for record in records for name in record.series}
     names -= {*NO_CHARTS, *(n for n, target in REFERENCES.items() if target in names)}
