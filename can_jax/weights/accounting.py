@@ -1,4 +1,4 @@
-"""Accounting for every array of a foreign encoder: used, outside of the encoder, or refused."""
+"""Checks that an encoder uses every array of a weight file, except known arrays outside of it."""
 
 import re
 from collections.abc import Collection
@@ -39,8 +39,7 @@ def refuse_unused(arrays: Collection[str], used: Collection[str]) -> None:
 
 
 def _tolerance(positions: np.ndarray) -> float:
-    """Return the rounding error allowed for values in [-1, 1], given the narrowest type they
-    fit."""
+    """Return the rounding error to allow for positions, given the narrowest type that fits them."""
     for dtype, bound in ((ml_dtypes.bfloat16, 2.5e-3), (np.float16, 3e-4)):
         if np.array_equal(positions.astype(dtype).astype(positions.dtype), positions):
             return bound
@@ -53,24 +52,27 @@ def grid_of_positions(positions: np.ndarray, width: int) -> tuple[int, int]:
     Args:
         positions: Positions of shape (1, tokens, width), with or without a first row for the class
             token.
-        width: The width of the encoder.
+        width: The embedding width of the encoder.
 
     Raises:
-        UserError: The positions are learned or of another kind, which this encoder cannot use.
+        UserError: The positions are not the sin-cos table of any grid.
     """
     if positions.dtype.kind != "f" or positions.ndim != 3 or positions.shape[::2] != (1, width):
         raise UserError(
-            f"pos_embed is {positions.dtype} of shape {positions.shape}, not (1, tokens, {width})"
+            f"pos_embed is {positions.dtype} of shape {positions.shape}; floating-point numbers of "
+            f"shape (1, tokens, {width}) are required"
         )
     if width % 4:
-        raise UserError(f"the encoder is {width} wide; 2-D sin-cos positions need a multiple of 4")
+        raise UserError(
+            f"the encoder has width {width}, but 2-D sin-cos positions need a multiple of 4"
+        )
     if not positions.any():
         raise UserError("pos_embed holds zeros instead of the fixed sin-cos positions")
     grid, error = _nearest_table(positions, width)
     if grid is None:
         raise UserError(
             "pos_embed is not the fixed 2-D sin-cos table (it differs by up to "
-            f"{error:.2g}): learned and other positions are not supported here"
+            f"{error:.2g}): learned and other positions are not supported for these weights"
         )
     return grid
 
@@ -81,7 +83,10 @@ def fits_table(positions: np.ndarray, width: int) -> bool:
 
 
 def _nearest_table(positions: np.ndarray, width: int) -> tuple[tuple[int, int] | None, float]:
-    """Return the grid whose table positions are, or None, and the smallest error of any table."""
+    """Return the grid (height, width) of the sin-cos table that ``positions`` match, and the error.
+
+    If no grid matches, return None and the smallest error over all grids.
+    """
     best = np.inf
     for first in (1, 0):
         patches = positions[0, first:].astype(np.float64)

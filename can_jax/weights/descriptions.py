@@ -1,4 +1,4 @@
-"""Location of weights in a folder, and the facts that files beside them state."""
+"""Locating weights in a folder, and reading model facts from the other files of the folder."""
 
 from typing import Any
 
@@ -25,13 +25,13 @@ EXPORTED = ("model.safetensors", "model.npz")
 
 
 def stated_beside(file: epath.Path) -> Stated:
-    """Return the facts that other files in a weight file's folder state about it.
+    """Return the model facts that other files in the folder of a weight file state.
 
     Args:
-        file: The file of weights.
+        file: The path of the weight file.
 
     Raises:
-        UserError: A file is malformed, describes another kind of model, or contradicts another.
+        UserError: A file is malformed, describes an unsupported model, or contradicts another file.
     """
     folder, parts = file.parent, []
     manifest = _manifest(folder) or {}
@@ -49,17 +49,17 @@ def stated_beside(file: epath.Path) -> Stated:
 
 
 def stated_by_export(facts: dict[str, Any], prefix: str) -> Stated:
-    """Return the facts that an export of can_jax stores.
+    """Return the model facts that an export of can_jax stores, after a check of ``gelu``.
 
     Args:
-        facts: The facts by name.
+        facts: The facts by name, such as ``width`` and ``heads``.
         prefix: The prefix of a fact's name in messages, which identifies the file.
 
     Raises:
         UserError: The model uses a form of GELU that this encoder does not compute.
     """
     if (gelu := facts.get("gelu", EXACT)) not in (EXACT, TANH):
-        raise UserError(f"{prefix}gelu={gelu!r}: this encoder computes {EXACT} or {TANH}")
+        raise UserError(f"{prefix}gelu={gelu!r} is not supported; supported are {EXACT} and {TANH}")
     return Stated(facts, {name: f"{prefix}{name}" for name in facts})
 
 
@@ -71,22 +71,22 @@ def is_run(path: epath.Path) -> bool:
 
 
 def file_of_folder(folder: epath.Path) -> epath.Path:
-    """Return the path of the weights in an export, or in a folder of Hugging Face or timm.
+    """Return the path of the weight file in an export, or in a folder of Hugging Face or timm.
 
     Raises:
-        UserError: The folder is of another kind, or holds no weights.
+        UserError: The folder is of another type, or holds no weight file.
     """
     if _manifest(folder):
         files = [folder / name for name in EXPORTED if (folder / name).exists()]
         if not files:
             raise UserError(
-                f"{folder} has neither {' nor '.join(EXPORTED)}, as in an export to stablehlo or "
-                "onnx: its weights cannot be read; export the run with another --format"
+                f"{folder} is an export without {' or '.join(EXPORTED)}, as with --format="
+                "stablehlo or onnx; export the run with another --format"
             )
         return files[0]
     files = [folder / name for name in FILES if (folder / name).exists()]
     if not (folder / CONFIG).exists():
-        hint = f"; give the file itself: {files[0]}" if files else ""
+        hint = f"; use the path of the file itself: {files[0]}" if files else ""
         raise UserError(
             f"{folder} is neither a run directory, nor an export ({MANIFEST}), nor a folder of "
             f"Hugging Face or timm: {CONFIG} is missing{hint}"

@@ -1,6 +1,6 @@
-"""Conversions between MAE's parameter names and shapes and those of other libraries.
+"""Conversions of parameter names and shapes between MAE and other libraries.
 
-All conversions are to or from the layout of MAE and timm (`torch_layout.py`).
+Each conversion is to or from the layout of MAE and timm; see `torch_layout.py`.
 """
 
 import re
@@ -50,7 +50,7 @@ PROJECTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:
-    """Return the name that a table assigns to an array, with its suffix; None if it has none."""
+    """Return the new name of an array according to a table of patterns; None without a match."""
     for ours, theirs in table.items():
         pattern = re.escape(ours).replace(r"\{\}", r"(\d+)")
         if match := re.fullmatch(rf"{pattern}((?:\.weight|\.bias)?)", name):
@@ -60,7 +60,7 @@ def _renamed(name: str, table: dict[str, str]) -> str | None:
 
 
 def _decoder(table: dict[str, str]) -> dict[str, str]:
-    """Return the rename rules of a decoder's blocks, derived from those of the encoder's."""
+    """Return the name patterns of decoder blocks, derived from those of encoder blocks."""
     return {
         ours.replace("blocks.", "decoder_blocks."): theirs.replace(
             "encoder.layer.", "decoder.decoder_layers."
@@ -74,7 +74,7 @@ def to_huggingface(arrays: Arrays, *, with_decoder: bool, dinov2: bool = False) 
     """Rename arrays for transformers' `ViTModel`, `ViTMAEForPreTraining` or `Dinov2Model`.
 
     Args:
-        arrays: The arrays under MAE's names. Those that the target model lacks are dropped.
+        arrays: The arrays under MAE's names. Arrays that the target model lacks are dropped.
         with_decoder: Whether to include the decoder, for `ViTMAEForPreTraining`.
         dinov2: Whether to use the names of `Dinov2Model` and `Dinov2WithRegistersModel`.
     """
@@ -134,9 +134,9 @@ def from_huggingface(arrays: Arrays) -> Arrays:
 
 
 def _file_name(name: str) -> str:
-    """Return the name of an array of transformers as its files have it, without a prefix.
+    """Return the name that an array of transformers has in weight files, without model prefix.
 
-    Since version 5 the modules of a model have shorter names than the arrays of its files.
+    Since version 5 of transformers, some parameters have shorter names in memory than in files.
     """
     plain = re.sub(r"^layers\.", "encoder.layer.", PREFIX.sub("", name, count=1))
     for part, projection in PROJECTION.items():
@@ -244,10 +244,10 @@ def layout_of(arrays: Arrays) -> str | None:
 def to_mae(arrays: Arrays) -> Arrays:
     """Convert arrays of a known layout, such as big_vision's, to MAE's names and shapes.
 
-    Unknown arrays keep their names, in big_vision's layout without the prefix `params/`.
+    Unknown arrays keep their names; in big_vision's layout, they lose the prefix `params/`.
 
     Raises:
-        UserError: An array that the layout requires is missing, or has another number of axes.
+        UserError: An array that the layout requires is missing, or has an unexpected shape.
     """
     layout = layout_of(arrays)
     if layout is None:

@@ -1,6 +1,6 @@
 """Parsers of the JSON files in which Hugging Face and timm describe a model.
 
-Models with a structure that this encoder does not have are rejected.
+Models with a structure that can_jax's encoder does not support are rejected.
 """
 
 import json
@@ -68,12 +68,12 @@ TIMM_ARCHITECTURES: dict[str, Facts] = {
 
 
 class Stated(NamedTuple):
-    """The facts that files state about an encoder.
+    """The facts that files state about an encoder, such as its width and its number of heads.
 
     Attributes:
-        facts: The facts by the names of an export's manifest. A mean of None means that the stated
-            normalization cannot be applied by this encoder.
-        keys: The file and key that state each fact, for messages. For a mean of None, the reason.
+        facts: The value of each fact, by its name in an export's manifest. A mean or std of None
+            means that the stated normalization is missing or does not apply to images in [0, 1].
+        keys: The file and key that state each fact, or the reason for a value of None.
     """
 
     facts: Facts
@@ -81,15 +81,15 @@ class Stated(NamedTuple):
 
 
 def is_of_library(config: dict[str, Any]) -> bool:
-    """Return True if a `config.json` was written by Hugging Face or timm."""
+    """Return True if the content of a `config.json` is that of a Hugging Face or timm model."""
     return any(key in config for key in ("model_type", "architectures", "architecture"))
 
 
 def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
-    """Return the facts stated by the `config.json` of Hugging Face or timm and files beside it.
+    """Return the facts that Hugging Face or timm states in `config.json` and a processor file.
 
     Args:
-        folder: The folder of the file.
+        folder: The folder that holds `config.json`.
         config: The content of `config.json`.
 
     Raises:
@@ -104,10 +104,10 @@ def stated_by_library(folder: epath.Path, config: dict[str, Any]) -> Stated:
 
 
 def merged(*parts: Stated) -> Stated:
-    """Merge the facts of several statements.
+    """Merge the facts that several files state.
 
     Raises:
-        UserError: Two statements contradict each other.
+        UserError: Two files state different values of a fact.
     """
     facts: Facts = {}
     keys: dict[str, str] = {}
@@ -115,8 +115,8 @@ def merged(*parts: Stated) -> Stated:
         for name, value in part.facts.items():
             if name in facts and not _equal(value, facts[name]):
                 raise UserError(
-                    f"{part.keys[name]}={value}, but {keys[name]}={facts[name]}: correct the file "
-                    "that does not belong to these weights"
+                    f"{part.keys[name]}={value}, but {keys[name]}={facts[name]}: correct or remove "
+                    "the file that does not belong to these weights"
                 )
         facts = part.facts | facts
         keys = part.keys | keys
@@ -148,16 +148,16 @@ def _huggingface(config: Facts) -> Stated:
         kind = "vit"
     if kind not in HUGGINGFACE_DEFAULTS:
         raise UserError(
-            f"a model of type {kind or names[0]!r} has another structure; supported are "
+            f"a model of type {kind or names[0]!r} is not supported; supported are "
             f"{', '.join(HUGGINGFACE_DEFAULTS)}"
         )
     activation = config.get("hidden_act", "gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(
-            f"hidden_act={activation!r}: this encoder computes one of {', '.join(ACTIVATIONS)}"
+            f"hidden_act={activation!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
         )
     if config.get("use_swiglu_ffn"):
-        raise UserError("use_swiglu_ffn=true: this encoder has MLPs with GELU")
+        raise UserError("use_swiglu_ffn=true is not supported: this encoder has MLPs with GELU")
     defaults = HUGGINGFACE_DEFAULTS[kind]
     stated = _named(defaults | config, HUGGINGFACE_KEYS)
     for name, key in HUGGINGFACE_KEYS.items():
@@ -170,7 +170,7 @@ def _huggingface(config: Facts) -> Stated:
 
 
 def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
-    """Return the facts that a configuration states under the keys of a table."""
+    """Return the facts that a configuration states, given the library's key for each fact."""
     facts = {ours: config[key] for ours, key in table.items() if key in config}
     if "patch_size" in facts:
         facts["patch_size"] = _side(facts["patch_size"])
@@ -182,10 +182,10 @@ def _named(config: Facts, table: dict[str, str], prefix: str = "") -> Stated:
 
 
 def _side(value: Any) -> int:
-    """Return the side of a square that is stored as a number or as a pair."""
+    """Return the side of square patches, which is stored as a number or as a pair."""
     sides = value if isinstance(value, list | tuple) else [value]
     if not sides or any(side != sides[0] for side in sides):
-        raise UserError(f"patch_size={value}: patches have to be square")
+        raise UserError(f"patch_size={value}: patches must be square")
     return sides[0]
 
 
@@ -196,7 +196,7 @@ def _processor(config: Facts) -> Stated:
             raise UserError(f"{key}={config[key]!r} is neither true nor false")
     names = {"mean": "image_mean", "std": "image_std"}
     if reason := _not_in_unit_range(config):
-        reason = f"{PROCESSOR} has {reason}, so its normalization is not of images in [0, 1]"
+        reason = f"{PROCESSOR} has {reason}, so its mean and std do not apply to images in [0, 1]"
         return Stated(dict.fromkeys(names), dict.fromkeys(names, reason))
     if not config.get("do_normalize", True):
         keys = {ours: f"{PROCESSOR}: do_normalize=false, so {ours}" for ours in names}
@@ -210,7 +210,7 @@ def _processor(config: Facts) -> Stated:
 
 
 def _not_in_unit_range(config: Facts) -> str | None:
-    """Return the setting that makes a processor normalize images outside [0, 1], or None."""
+    """Return the setting for which a processor normalizes images outside [0, 1], or None."""
     if not config.get("do_rescale", True):
         return f"do_rescale={json.dumps(config['do_rescale'])}"
     factor = config.get("rescale_factor", 1 / 255)
@@ -232,8 +232,8 @@ def _timm(config: Facts) -> Stated:
     ]
     if not implied:
         raise UserError(
-            f"the architecture {name!r} is not supported; supported are deit and plain ViTs such "
-            "as vit_…_patch…_…, also of dinov2 and clip"
+            f"the architecture {name!r} is not supported; supported are vit_…_patch…_…, also with "
+            "dinov2 or clip in the name, and deit_…_patch…_… or deit3_…_patch…_…"
         )
     arguments = config.get("model_args") or {}
     unknown = arguments.keys() - HARMLESS

@@ -1,4 +1,4 @@
-"""Reading of a pretrained encoder from a file or folder, with the facts required to use it."""
+"""Reading a pretrained encoder's weights, with the facts that are required to use them."""
 
 import json
 import math
@@ -27,12 +27,12 @@ class Weights(NamedTuple):
     """The weights of an encoder.
 
     Attributes:
-        place: The path of the file.
-        arrays: The arrays under MAE's names, or under can_jax's own.
-        facts: The known facts about the encoder, by the names of an export's manifest, and the
-            `options` of `can_jax.models.variant` that it requires.
+        place: The path of the weight file.
+        arrays: The arrays under MAE's names or can_jax's names.
+        facts: The known facts about the encoder, such as ``heads``, by their names in an export's
+            manifest. The fact ``options`` holds the required options of `can_jax.models.variant`.
         keys: The file and key that state each fact, for messages.
-        warnings: Lines to print about assumptions and about weights that are not used.
+        warnings: Warnings to print about assumptions, and about weights that are not used.
     """
 
     place: epath.Path
@@ -43,13 +43,13 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: epath.Path) -> Weights:
-    """Read a file, an export, or a folder of Hugging Face or timm, and the facts stated about it.
+    """Read weights, and the facts that their file and its folder state about the encoder.
 
     Args:
-        path: The file or folder.
+        path: The path of a weight file, an export, or a folder of Hugging Face or timm.
 
     Raises:
-        UserError: The file cannot be read, or this encoder cannot compute its model.
+        UserError: A file cannot be read, or the model has a structure that is not supported.
     """
     file = file_of_folder(path) if path.is_dir() else path
     contents = read_contents(file)
@@ -70,7 +70,7 @@ def read_weights(path: epath.Path) -> Weights:
 
 
 def _stated(file: epath.Path, contents: Contents) -> Stated:
-    """Return the facts stated by a file itself and by the files beside it."""
+    """Return the facts that a weight file and the other files of its folder state."""
     parts = []
     if contents.heads is not None:
         heads = {"heads": contents.heads}
@@ -97,13 +97,14 @@ def complete(
     """Add the facts that the arrays determine and those that the caller states.
 
     Args:
-        weights: The weights as they were read.
-        heads: The number of attention heads; it must agree with the files, if they state it.
+        weights: The result of `read_weights`.
+        heads: The number of attention heads, which must agree with the files if they state it.
         mean, std: The normalization of images in [0, 1]: one number, or one for each channel.
-        image_size: The size (height, width) in pixels, used if the arrays hold no positions.
+        image_size: The size (height, width) in pixels, used only if neither positions nor files
+            determine the size.
 
     Raises:
-        UserError: A required fact is unknown, or two statements contradict each other.
+        UserError: A required fact is unknown, or a stated fact contradicts another or the arrays.
     """
     try:
         return _complete(weights, heads, mean, std, image_size)
@@ -125,11 +126,11 @@ def _complete(
     if "image_size" not in facts:
         if OWN not in arrays:
             raise UserError(
-                "there is no pos_embed, so the positions are unknown: give a file that holds it"
+                "there is no pos_embed, so the positions are unknown: use a file that holds it"
             )
         size = stated.get("image_size") or image_size
         if size is None:
-            raise UserError(f"the image size is not known: give it ({_how('image_size')})")
+            raise UserError(f"the image size is not known: set it ({_how('image_size')})")
         facts["image_size"] = list(size)
     facts["heads"] = _heads(facts["width"], facts["depth"], weights, heads)
     guessed = []
@@ -139,28 +140,28 @@ def _complete(
         if value is None:
             if facts["channels"] != 3 or name in stated:
                 why = weights.keys.get(name, f"{name} of the channels is not known")
-                raise UserError(f"{why}: give mean and std of images in [0, 1] ({_how(name)})")
+                raise UserError(f"{why}: set mean and std of images in [0, 1] ({_how(name)})")
             value = IMAGENET[name]
             guessed.append(name)
         facts[name] = channel_values(key, value, facts["channels"])
     warnings = weights.warnings
     if stated.get("options", {}).get("pre_norm") and "gelu" not in stated:
         warnings += (
-            f"{weights.place} does not state its activation, and models with a norm before their "
-            "blocks have several: the exact GELU is used; for another, give the folder with its "
-            "config.json",
+            f"{weights.place} does not state its activation, so the exact GELU is used. Some "
+            "models with a norm before their blocks have another activation: use a folder with the "
+            "model's config.json",
         )
     if guessed:
         warnings += (
-            f"{weights.place} does not state {' and '.join(guessed)} of its images: ImageNet's "
-            f"{' and '.join(str(IMAGENET[name]) for name in guessed)} are used; to give others: "
+            f"{weights.place} does not state {' and '.join(guessed)} of its images, so ImageNet's "
+            f"{' and '.join(str(IMAGENET[name]) for name in guessed)} are used; to set others: "
             f"{_how(guessed[0])}",
         )
     return weights._replace(facts={**stated, **facts}, warnings=warnings)
 
 
 def _how(name: str) -> str:
-    """Return the argument and the option with which a user can state a fact, for messages."""
+    """Return the function argument, config key and flag that set a fact, for messages."""
     key = "data.image_size" if name == "image_size" else f"model.{name}"
     flag = "" if name == "image_size" else f", or --{name}=… of an export"
     return f"can_jax.load(path, {name}=…), --config.{key}=…{flag}"
@@ -170,7 +171,7 @@ def sizes(weights: Weights) -> Facts:
     """Return the sizes of an encoder, read from the shapes of its arrays.
 
     Raises:
-        UserError: Another size is stated, or the arrays are of another kind of encoder.
+        UserError: A file states a different size, or the arrays are not those of a ViT.
     """
     arrays, stated = weights.arrays, weights.facts
     if OWN in arrays:
@@ -178,7 +179,7 @@ def sizes(weights: Weights) -> Facts:
         facts: Facts = {"width": width, "depth": depth}
         for name in ("patch_size", "channels"):
             if name not in stated:
-                raise UserError(f"{name} is not known: give the folder of the export instead")
+                raise UserError(f"{name} is not known: use the folder of the export instead")
             facts[name] = stated[name]
     else:
         facts = encoder_sizes(arrays)._asdict()
@@ -197,7 +198,7 @@ def sizes(weights: Weights) -> Facts:
 
 
 def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
-    """Raise `UserError` for a stated size that differs from the arrays' actual one."""
+    """Raise `UserError` for a stated size that differs from the actual size of the arrays."""
     for name, value in actual.items():
         stated = weights.facts.get(name, value)
         if stated != value or isinstance(stated, bool):
@@ -207,7 +208,7 @@ def _refuse_contradictions(weights: Weights, actual: Facts) -> None:
 
 
 def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
-    """Return the number of heads: stated, given, or that of a standard ViT of this size."""
+    """Return the number of heads: that of a file, of the caller, or of a ViT of this size."""
     stated = weights.facts.get("heads")
     if given is not None and stated is not None and given != stated:
         raise UserError(f"heads={given}: the weights have {stated} heads; leave it out")
@@ -217,12 +218,15 @@ def _heads(width: int, depth: int, weights: Weights, given: Any) -> int:
     if heads is None:
         raise UserError(
             f"the number of attention heads of a ViT of width {width} and depth {depth} is not "
-            f"known: give it ({_how('heads')})"
+            f"known: set it ({_how('heads')})"
         )
     whole = isinstance(heads, Integral) and not isinstance(heads, bool)
     if not whole or heads < 1 or width % int(heads):
         key = "heads" if stated is None else weights.keys["heads"]
-        raise UserError(f"{key}={heads!r} is not a number of heads for the width {width}")
+        raise UserError(
+            f"{key}={heads!r} is not a number of heads for the width {width}: it must be a "
+            "positive integer that divides the width"
+        )
     return int(heads)
 
 
@@ -235,7 +239,8 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
         channels: The number of channels.
 
     Raises:
-        UserError: The value has another length, is not finite, or is on the scale of bytes.
+        UserError: The value has a wrong length or is not finite, is outside [0, 1], or is a
+            standard deviation of 0.
     """
     values = list(value) if isinstance(value, list | tuple) else [value] * channels
     if len(values) != channels:
@@ -247,7 +252,9 @@ def channel_values(name: str, value: Any, channels: int) -> list[float]:
         if not is_number or not math.isfinite(one):
             raise UserError(f"{name}={value}: {one!r} is not a finite number")
         if name.endswith("std") and one == 0:
-            raise UserError(f"{name}={value}: a channel cannot have a deviation of 0")
+            raise UserError(f"{name}={value}: a channel cannot have a standard deviation of 0")
         if not 0 <= one <= 1:
-            raise UserError(f"{name}={value}: give values for images in [0, 1], not for bytes")
+            raise UserError(
+                f"{name}={value}: the values must be for images in [0, 1], not for bytes"
+            )
     return [float(one) for one in values]

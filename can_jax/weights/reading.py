@@ -1,4 +1,4 @@
-"""Reading of arrays from files of weights, without executing any code in them."""
+"""Reading arrays from weight files without executing any code in them."""
 
 import json
 import re
@@ -28,14 +28,15 @@ SHARD = re.compile(r".*-\d+-of-(\d+)\.\w+")
 
 
 class Contents(NamedTuple):
-    """The contents of a file of weights.
+    """The contents of a weight file.
 
     Attributes:
-        arrays: The arrays by name, converted to MAE's names if the layout is known.
-        layout: The library whose names the file uses; None for the names of MAE or can_jax.
-        heads: The number of attention heads, if the layout has an axis for them.
-        metadata: The text that a safetensors file stores beside its arrays.
-        notes: Lines about weights in the file that are not used.
+        arrays: The arrays by name. Names of Hugging Face and big_vision are converted to MAE's.
+        layout: The library whose names the file uses, ``Hugging Face`` or ``big_vision``; None for
+            all other names.
+        heads: The number of attention heads; None if no array has an axis for them.
+        metadata: The metadata strings of a safetensors file; empty for other files.
+        notes: Warnings about weights in the file that are not used.
     """
 
     arrays: Arrays
@@ -46,7 +47,7 @@ class Contents(NamedTuple):
 
 
 class OneFile(NamedTuple):
-    """The arrays of one file under their original names, and the rest as in `Contents`."""
+    """The contents of one file, with arrays under their original names; see `Contents`."""
 
     arrays: Arrays
     metadata: dict[str, str]
@@ -94,11 +95,11 @@ def _one_file(path: epath.Path) -> OneFile:
     """Read one file with the reader for its suffix, and widen 16-bit floats."""
     if path.suffix not in READERS:
         kinds = ", ".join([*READERS, f"*{INDEX}"])
-        raise UserError(f"{path}: a file of weights is one of {kinds}")
+        raise UserError(f"{path} is not a supported weight file; supported are {kinds}")
     try:
         with path.open("rb") as file:
             if file.read(len(LFS)) == LFS:
-                raise UserError("it is a pointer of Git LFS: fetch the file by `git lfs pull`")
+                raise UserError("it is a Git LFS pointer: fetch the file with `git lfs pull`")
         contents = READERS[path.suffix](path)
         return contents._replace(
             arrays={name: _plain(name, a) for name, a in contents.arrays.items()}
@@ -119,14 +120,14 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _shards(path: epath.Path) -> Arrays:
-    """Read and merge all shards that an index file names."""
+    """Read and merge all shards that an index file lists."""
     try:
         files = read_json(path)["weight_map"]
         names = sorted(set(files.values()))
         if not all(isinstance(name, str) for name in names):
             raise UserError("weight_map has a value that is not a file name")
     except Exception as error:  # A malformed file can raise any exception.
-        raise UserError(f"{path} is not a table of shards: {one_line(error)}") from error
+        raise UserError(f"{path} is not a valid index of shards: {one_line(error)}") from error
     arrays: Arrays = {}
     for name in names:
         shard = path.parent / name
@@ -139,17 +140,17 @@ def _shards(path: epath.Path) -> Arrays:
 
 
 def read_contents(path: epath.Path) -> Contents:
-    """Read a file of weights, or all shards that a ``*.index.json`` names.
+    """Read a weight file, or all shards that a ``*.index.json`` lists.
 
     Raises:
-        UserError: The file is of another kind, is one shard of several, cannot be read, or holds a
-            value that is not finite.
+        UserError: The file has an unsupported suffix, is one shard of several, cannot be read, or
+            holds a value that is not finite.
     """
     if path.name.endswith(INDEX):
         contents = OneFile(_shards(path), {})
     elif (shard := SHARD.fullmatch(path.name)) and int(shard[1]) > 1:
         raise UserError(
-            f"{path} is one of {int(shard[1])} shards: give its folder, or the *{INDEX} beside it"
+            f"{path} is one of {int(shard[1])} shards: use its folder, or the *{INDEX} beside it"
         )
     else:
         contents = _one_file(path)

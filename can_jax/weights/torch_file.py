@@ -1,8 +1,9 @@
 """A reader for PyTorch files that needs no PyTorch and executes no code in them.
 
-A `.pth` is a zip archive of a pickle that describes the tensors, and one file for each storage. A
-pickle may call any function by name. This reader admits only the functions that describe tensors,
-and refuses all others with a one-line error. It checks all offsets and sizes against the data.
+A `.pth` file is a zip archive of a pickle that describes the tensors, and one file for each
+storage. A pickle can call any function by name. This reader allows only a few names, which describe
+tensors and options, and refuses all others with a one-line error. The reader checks the offset and
+size of each tensor against the data.
 """
 
 import io
@@ -48,7 +49,7 @@ DEEPEST = 100  # The limit on the nesting of dicts.
 
 
 class _Type(NamedTuple):
-    """The type of a storage, which a pickle can name but, unlike NumPy's type, cannot call."""
+    """The name of a storage type, which a pickle cannot call, unlike a NumPy type."""
 
     name: str
 
@@ -61,14 +62,14 @@ class _Storage(NamedTuple):
 
 
 class _Storages:
-    """The storages of a file, and the memory budget for tensors made of them.
+    """The storages of a file, and the memory budget for the tensors that use them.
 
     Args:
         content: The bytes of the file.
-        archive: The archive in the file, with validated members.
+        archive: The zip archive in the file, with validated members.
         folder: The archive folder of the storages, ending in a slash.
-        budget: The memory budget of the whole file. It is needed because a few bytes can describe
-            any number of tensors.
+        budget: The memory budget of the whole file. Without a budget, a few bytes could describe
+            tensors of any total size.
     """
 
     def __init__(self, content: bytes, archive: zipfile.ZipFile, folder: str, budget: Budget):
@@ -77,7 +78,7 @@ class _Storages:
         self._verified: set[str] = set()  # Members with verified checksums.
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.ndarray:
-        """Return a tensor as PyTorch's `_rebuild_tensor_v2` describes it.
+        """Return the tensor for a call of PyTorch's `_rebuild_tensor_v2`.
 
         Raises:
             ValueError: The description is malformed, or the tensor exceeds its storage.
@@ -89,7 +90,7 @@ class _Storages:
         values = (offset, *size, *stride)
         # NumPy's integers wrap around, and would pass the comparison below.
         if len(size) != len(stride) or any(type(value) is not int for value in values):
-            raise ValueError("a tensor's offset, size and stride are not whole numbers")
+            raise ValueError("a tensor's offset, size and stride are not integers")
         dtype = np.dtype(TYPES[storage.type.name])
         member = self._archive.getinfo(f"{self._folder}{storage.key}")
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
@@ -107,7 +108,7 @@ class _Storages:
         return np.array(view)
 
     def _bytes(self, member: zipfile.ZipInfo) -> bytes | memoryview:
-        """Return the content of a storage, which many tensors may share."""
+        """Return the content of a storage, and check it on the first call."""
         if member.filename in self._verified:
             lengths = self._content[member.header_offset + 26 : member.header_offset + 30]
             start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
@@ -120,12 +121,12 @@ class _Storages:
         return content
 
     def parameter(self, tensor: Any, *_: Any) -> Any:
-        """Return the tensor of a parameter, as `_rebuild_parameter` does."""
+        """Return the tensor for a call of PyTorch's `_rebuild_parameter`."""
         return tensor
 
 
 class _Unpickler(pickle.Unpickler):
-    """An unpickler restricted to dicts, lists, numbers, strings and tensors."""
+    """An unpickler restricted to tensors, `argparse.Namespace` and Python's basic types."""
 
     def __init__(self, file: io.BytesIO, storages: _Storages):
         super().__init__(file)
@@ -144,38 +145,38 @@ class _Unpickler(pickle.Unpickler):
         """Return an allowed global, or raise `UserError` for any other name."""
         if (module, name) not in self._allowed:
             raise UserError(
-                f"it requires {module}.{name}, which is not a tensor; none of its code was run"
+                f"it requires {module}.{name}, which is not a tensor; no code of the file was run"
             )
         return self._allowed[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """Return the storage of an id `("storage", type, key, device, elements)`."""
+        """Return the storage for a persistent id `("storage", type, key, device, elements)`."""
         _, kind, key, *_ = pid
         return _Storage(kind, str(key))
 
 
 def _check_pickle(content: bytes) -> None:
-    """Reject a pickle that would make Python reserve memory for more objects than it has bytes.
+    """Reject a pickle with a memo index above its size, for which Python would reserve memory.
 
     Raises:
-        ValueError: The pickle is damaged, or would reserve that memory.
+        ValueError: The pickle is damaged, or has a memo index above its size.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
-            raise ValueError(f"its pickle stores an object at memo index {argument}")
+            raise ValueError(f"its pickle has the memo index {argument}, which exceeds its size")
 
 
 def read_torch(content: bytes) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the arrays of a PyTorch file by name, and notes on other models in it.
 
-    From a training checkpoint, the arrays are those of its `model`, `state_dict` or `module`, or of
-    its only model.
+    From a training checkpoint, the arrays under `model`, `state_dict` or `module` are returned. A
+    checkpoint without these three keys must hold a single model.
 
     Args:
         content: The bytes of the file.
 
     Raises:
-        UserError: The file holds an object that is not an array, or several models to choose from.
+        UserError: The file refers to a name that is not allowed, or holds several models or none.
         ValueError, KeyError, zipfile.BadZipFile, pickle.UnpicklingError: The file is damaged.
     """
     if not zipfile.is_zipfile(io.BytesIO(content)):
@@ -222,13 +223,13 @@ def _check_tree(tree: dict[Any, Any]) -> None:
         items += len(inner)
         if items > MOST_ITEMS or depth > DEEPEST:
             raise ValueError(
-                "its dicts hold each other too often: it is damaged, or not a checkpoint"
+                "its dicts are nested too deeply or too large: it is damaged, or not a checkpoint"
             )
         todo += [(value, depth + 1) for value in inner.values() if isinstance(value, dict)]
 
 
 def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
-    """Return the weights to use from a training checkpoint, and notes on the others in it.
+    """Return the weights to use from a training checkpoint, and notes on other weights in it.
 
     Raises:
         UserError: The checkpoint holds several models, and none or more than one under a usual key.
@@ -252,8 +253,8 @@ def _model_in(tree: dict[Any, Any]) -> tuple[dict[Any, Any], tuple[str, ...]]:
         (used,) = usual
         if others := [str(key) for key in models if key != used]:
             notes += (
-                f"its weights {used!r} are used, and {', '.join(map(repr, others))} not; to use "
-                f"those: torch.save(torch.load(file){path}[{others[0]!r}], other_file)",
+                f"its weights {used!r} are used, but not {', '.join(map(repr, others))}; to use "
+                f"{others[0]!r}: torch.save(torch.load(file){path}[{others[0]!r}], other_file)",
             )
         tree, path = inner[used], f"{path}[{used!r}]"
     return tree, notes
@@ -272,7 +273,7 @@ def _holds(tree: dict[Any, Any], names: str) -> bool:
 
 
 def _arrays_in(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield all arrays of a tree of dicts by dotted names."""
+    """Yield the dotted name and the array of each leaf in nested dicts."""
     for key, value in tree.items():
         if isinstance(value, np.ndarray):
             yield f"{prefix}{key}", value

@@ -1,8 +1,8 @@
 """Conversion of can_jax parameters to and from MAE's names and PyTorch's layout.
 
-MAE and timm name a ViT's arrays alike. PyTorch stores a Linear weight as (out, in) and a
-convolution as (out, in, height, width). MAE stores the arrays of each block separately; can_jax
-stacks them along a layer axis.
+MAE and timm use the same names for the arrays of a ViT. PyTorch stores a Linear weight as (out, in)
+and a convolution as (out, in, height, width). MAE stores the arrays of each block separately;
+can_jax stacks them along a layer axis.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,13 @@ SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
 
 class Entry(NamedTuple):
-    """A foreign array, and its location in the tree: a path, and the layer index if stacked."""
+    """The MAE name of an array, and its location in can_jax's parameter tree.
+
+    Attributes:
+        name: MAE's name of the array.
+        path: The path of the leaf in the parameter tree.
+        layer: The index along the leaf's layer axis; None if the leaf has no such axis.
+    """
 
     name: str
     path: tuple[Any, ...]
@@ -60,7 +66,7 @@ class Entry(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """The sizes of an encoder, read from the shapes of its arrays; the patch size in pixels."""
+    """The sizes of an encoder: width, number of blocks, patch size in pixels, and channels."""
 
     width: int
     depth: int
@@ -69,10 +75,10 @@ class Sizes(NamedTuple):
 
 
 def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
-    """Infer the sizes of an encoder from the shapes of foreign arrays.
+    """Infer the sizes of an encoder from the shapes of arrays under MAE's names.
 
     Raises:
-        UserError: The arrays are not those of a ViT in a known layout.
+        UserError: The arrays are not those of a ViT under MAE's names.
     """
     embed = arrays.get("patch_embed.proj.weight")
     depth = len({name.split(".")[1] for name in arrays if name.startswith("blocks.")})
@@ -85,14 +91,15 @@ def encoder_sizes(arrays: dict[str, np.ndarray]) -> Sizes:
         )
     if embed.ndim != 4 or embed.shape[2] != embed.shape[3]:
         raise UserError(
-            f"patch_embed.proj.weight has shape {embed.shape}, not (width, channels, patch, patch)"
+            f"patch_embed.proj.weight has shape {embed.shape}; the shape (width, channels, "
+            "patch, patch) is required"
         )
     width, channels, patch_size, _ = embed.shape
     return Sizes(width, depth, patch_size, channels)
 
 
 def encoder_names(depth: int, options: Mapping[str, Any]) -> set[str]:
-    """Return the foreign names of all arrays of an encoder.
+    """Return MAE's names of all arrays of an encoder, except the positions.
 
     Args:
         depth: The number of blocks.
@@ -113,10 +120,10 @@ def encoder_names(depth: int, options: Mapping[str, Any]) -> set[str]:
 
 
 def entries(parameters: Any) -> Iterator[Entry]:
-    """Yield the foreign name and location of each array of a parameter tree.
+    """Yield MAE's name and the location of each array of a can_jax parameter tree.
 
     Raises:
-        KeyError: A parameter has no foreign name.
+        KeyError: A parameter has no counterpart in MAE.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters):
         name = path_name(path)
@@ -133,7 +140,7 @@ def entries(parameters: Any) -> Iterator[Entry]:
 
 
 def _in_block(name: str) -> str:
-    """Return the foreign name of a block's parameter; name and path start within the block."""
+    """Return MAE's name of a block's parameter; both names are relative to the block."""
     names = BLOCK_NAMES | OPTIONAL_BLOCK_NAMES
     if name in names:
         return names[name]
@@ -156,12 +163,13 @@ def _to_torch(name: str, array: np.ndarray, patch_size: int) -> np.ndarray:
 
 
 def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Convert one foreign array to the given shape in can_jax's layout.
+    """Convert an array from PyTorch's layout to the given shape in can_jax's layout.
 
-    The exact foreign shape is required. A matching element count would accept a transposed matrix.
+    The array must have the exact shape of PyTorch's layout. A check of the number of elements alone
+    would accept a transposed matrix.
 
     Raises:
-        UserError: The array has another shape, or is not of floating-point numbers.
+        UserError: The array has a different shape, or a type other than floating-point.
     """
     embed = name == "patch_embed.proj.weight"
     if name in ("pos_embed", "reg_token") and array.ndim == 3 and len(array) == 1:
@@ -177,7 +185,7 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
     else:
         wanted = (int(np.prod(shape[1:])), shape[0])
     if array.shape != wanted or array.size != np.prod(shape):
-        raise UserError(f"{name} has shape {array.shape}, which does not match {wanted} here")
+        raise UserError(f"{name} has shape {array.shape}, but this encoder requires {wanted}")
     if array.dtype.kind != "f":
         raise UserError(f"{name} has the type {array.dtype}: floating-point numbers are required")
     if array.shape == shape and len(shape) == 2 and name.endswith(("_embed", "_token")):
@@ -186,7 +194,7 @@ def _from_torch(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
-    """Convert a tree of parameters, or of their gradients, to arrays under foreign names."""
+    """Convert a tree of parameters, or of their gradients, to PyTorch arrays by MAE's names."""
     leaves = dict(jax.tree_util.tree_leaves_with_path(parameters))
     arrays = {}
     for name, path, layer in entries(parameters):
@@ -196,14 +204,14 @@ def to_torch(parameters: Any, patch_size: int) -> dict[str, np.ndarray]:
 
 
 def from_torch(arrays: dict[str, np.ndarray], like: Any) -> Any:
-    """Convert foreign arrays to a tree of parameters.
+    """Convert arrays in PyTorch's layout to a can_jax parameter tree.
 
     Args:
-        arrays: The arrays by foreign name. Arrays without a counterpart in the tree are ignored.
+        arrays: The arrays by MAE's names. Arrays without a counterpart in the tree are ignored.
         like: A tree of arrays or shapes with the structure of the result.
 
     Raises:
-        UserError: An array is missing, or has another shape.
+        UserError: An array is missing, or has a wrong shape or type.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     layers: dict[tuple[Any, ...], list[np.ndarray]] = {path: [] for path, _ in leaves}

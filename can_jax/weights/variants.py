@@ -1,4 +1,4 @@
-"""The options of an encoder that the arrays of another library require, beyond MAE's structure."""
+"""Inference of encoder options, such as LayerScale and registers, from another library's arrays."""
 
 import re
 from typing import Any
@@ -25,8 +25,8 @@ ARRAYS_OF_OPTIONS = {
 def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]]:
     """Return arrays under the names that `torch_layout` expects, and the options they require.
 
-    Biases that the library leaves out become zeros. The learned positions of the class token and
-    the registers are added to these tokens.
+    Biases that the library omits become zeros. The learned positions of the class token and of the
+    registers are added to the tokens themselves.
 
     Args:
         arrays: The arrays under MAE's names.
@@ -73,8 +73,11 @@ def plain_arrays(arrays: Arrays, stated: Stated) -> tuple[Arrays, dict[str, Any]
 
 
 def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> None:
-    """Add zeros for the biases of queries, keys and values that no block has, and of the patches
-    that a norm follows."""
+    """Add zeros for absent biases, so that all encoders have the same arrays.
+
+    The biases of queries, keys and values are added if no block has them. A bias of the patch
+    embedding is added if a norm follows the embedding.
+    """
     weights = [f"blocks.{i}.attn.qkv.weight" for i in range(depth)]
     biases = sorted(n for n in arrays if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", n))
     if stated.facts.get("qkv_bias") is False and biases:
@@ -88,7 +91,7 @@ def _add_biases(arrays: Arrays, depth: int, stated: Stated, pre_norm: bool) -> N
 
 
 def _has_learned_positions(arrays: Arrays) -> bool:
-    """Return whether positions are a parameter: neither MAE's table, nor of an impossible shape."""
+    """Return whether `pos_embed` has a valid shape, and is neither zero nor a sin-cos table."""
     table, embed = arrays.get("pos_embed"), arrays.get("patch_embed.proj.weight")
     if table is None or embed is None or embed.ndim != 4:
         return False
@@ -99,8 +102,10 @@ def _has_learned_positions(arrays: Arrays) -> bool:
 def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
     """Reduce learned positions to those of the patches, and return their grid (height, width).
 
+    The positions of the class token and of the registers are added to the tokens themselves.
+
     Raises:
-        UserError: The grid is not square, and no file states the image size.
+        UserError: The rows form no square grid, and do not fit a stated image size.
     """
     table, (width, _, patch, _) = arrays["pos_embed"][0], arrays["patch_embed.proj.weight"].shape
     registers = arrays["reg_token"].size // width if "reg_token" in arrays else 0
@@ -118,8 +123,8 @@ def _fold_positions(arrays: Arrays, stated: Stated) -> tuple[int, int]:
                 break
         else:
             raise UserError(
-                f"pos_embed has {len(table)} learned rows, which no square grid has, and the image "
-                "size is not stated: give a folder with config.json"
+                f"pos_embed has {len(table)} learned rows, which do not form a square grid, and no "
+                "file states a matching image size: use a folder with config.json"
             )
     # The class token and the registers always have the same position, so it is added here.
     if prefix:

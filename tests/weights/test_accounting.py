@@ -72,7 +72,7 @@ def test_other_positions_are_refused_and_their_distance_told(make):
     [
         (np.zeros((1, 17, 24), np.float32), "holds zeros"),
         (np.zeros((17, 24), np.float32), r"shape \(17, 24\)"),
-        (positions(4, 4), r"not \(1, tokens, 28\)"),
+        (positions(4, 4), r"shape \(1, tokens, 28\) are required"),
         (positions(4, 4).astype(np.int32), "is int32"),
     ],
 )

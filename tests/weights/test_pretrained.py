@@ -60,9 +60,9 @@ def test_folder_of_timm_states_them_too(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (HF | {"model_type": "clip"}, "type 'clip' has another structure"),
-        ({"architectures": ["CLIPModel"]}, "'CLIPModel' has another structure"),
-        (HF | {"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu': this encoder computes"),
+        (HF | {"model_type": "clip"}, "type 'clip' is not supported"),
+        ({"architectures": ["CLIPModel"]}, "'CLIPModel' is not supported"),
+        (HF | {"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' is not supported"),
         (
             HF | {"layer_norm_eps": 0.1},
             "config.json: layer_norm_eps=0.1: give a number above 0, at most 0.01",
@@ -73,7 +73,7 @@ def test_folder_of_timm_states_them_too(tmp_path):
             "config.json: num_hidden_layers=12, but the arrays have 2",
         ),
         (HF | {"num_attention_heads": 5}, "num_attention_heads=5 is not a number of heads for"),
-        (HF | {"patch_size": [4, 8]}, "patches have to be square"),
+        (HF | {"patch_size": [4, 8]}, "patches must be square"),
         (HF | {"patch_size": 16}, "config.json: patch_size=16, but the arrays have 4"),
         (HF | {"intermediate_size": 64}, "intermediate_size=64, but the arrays have 96"),
         (HF | {"num_channels": 1}, "num_channels=1, but the arrays have 3"),
@@ -81,7 +81,7 @@ def test_folder_of_timm_states_them_too(tmp_path):
         (HF | {"image_size": 224}, r"image_size=\[224, 224\], but the arrays hold .* for 16x16"),
         (HF | {"image_size": [8, 32]}, r"image_size=\[8, 32\], but"),
         (HF | {"qkv_bias": False}, "qkv_bias=False, but the arrays have blocks.0.attn.qkv.bias"),
-        (HF | {"hidden_act": None}, "hidden_act=None: this encoder"),
+        (HF | {"hidden_act": None}, "hidden_act=None is not supported"),
         (HF | {"layer_norm_eps": "1e-6"}, "layer_norm_eps='1e-6': give a number"),
         (HF | {"architectures": 3, "model_type": None}, "malformed"),
         (TIMM | {"architecture": "swin_tiny"}, "'swin_tiny' is not supported"),
@@ -109,7 +109,7 @@ def test_folder_that_is_nothing_or_incomplete_is_refused(tmp_path):
     place = folder(tmp_path / "a", vit())
     refused(
         place,
-        r"neither a run directory, nor an export .*: config\.json is missing; give the file itself",
+        r"neither a run directory, nor an export .*: config\.json is missing; use the path",
     )
     (place / "model.safetensors").unlink()
     refused(place, r"config\.json is missing$")
@@ -165,10 +165,10 @@ def test_epsilon_of_the_file_is_used(tmp_path, epsilon):
     ("processor", "message"),
     [
         ({"rescale_factor": 1 / 127.5}, "has rescale_factor=0.00784.* instead of 1/255, so its"),
-        ({"do_rescale": False}, "preprocessor_config.json has do_rescale=false, so its normaliz"),
+        ({"do_rescale": False}, "preprocessor_config.json has do_rescale=false, so its mean and"),
         ({"do_rescale": False, "do_normalize": False}, "do_rescale=false"),
         ({"offset": True}, "has offset=true"),
-        ({"image_std": None}, "preprocessor_config.json has no image_std: give mean and std"),
+        ({"image_std": None}, "preprocessor_config.json has no image_std: set mean and std"),
     ],
 )
 def test_normalization_that_cannot_be_applied_is_demanded(tmp_path, processor, message):
@@ -189,7 +189,7 @@ def test_normalization_that_cannot_be_applied_is_demanded(tmp_path, processor, m
         ('{"image_mean": [0.5, 0.5], "image_std": 1}', "json: image_mean=.* has 2 values"),
         ('{"image_mean": 0.5, "image_std": [1, 0, 1]}', "json: image_std=.* deviation of 0"),
         ('{"image_mean": "half", "image_std": 1}', "json: image_mean=half: 'half' is not a fin"),
-        ('{"image_mean": 0.5, "image_std": 58}', "image_std=58: give values for images in"),
+        ('{"image_mean": 0.5, "image_std": 58}', "image_std=58: the values must be for"),
     ],
 )
 def test_malformed_processor_is_named_itself(tmp_path, processor, message):
@@ -224,7 +224,7 @@ def test_files_that_contradict_each_other_are_refused(tmp_path, change, message)
 
 def test_bare_file_says_what_it_does_not_state(tmp_path):
     place = folder(tmp_path / "a", vit(), name="mae.safetensors") / "mae.safetensors"
-    refused(place, r"heads of a ViT of width 24 and depth 2 is not known: give it \(can_jax\.load")
+    refused(place, r"heads of a ViT of width 24 and depth 2 is not known: set it \(can_jax\.load")
     found = opened(place, heads=6)
     assert found.facts["heads"] == 6 and found.facts["image_size"] == [16, 16]
     assert found.facts["mean"] == list(IMAGENET["mean"])

@@ -40,7 +40,7 @@ def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
     found = read_arrays(index)
     assert found.keys() == arrays.keys()
     np.testing.assert_array_equal(found["norm.bias"], arrays["norm.bias"])
-    with pytest.raises(UserError, match=r"00001-of-00002\.safetensors is one of 2 shards: give"):
+    with pytest.raises(UserError, match=r"00001-of-00002\.safetensors is one of 2 shards: use"):
         read_arrays(epath.Path(tmp_path / "model-00001-of-00002.safetensors"))
 
 
@@ -51,7 +51,7 @@ def test_shards_are_read_together_and_one_alone_is_refused(tmp_path):
         (lambda place, table: table["weight_map"].update(x="../secret.npz"), "not in its folder"),
         (lambda place, table: table["weight_map"].update(x="model-00001-of-00002.safetensors"),
          "names x, which is not in"),
-        (lambda place, table: table.pop("weight_map"), "is not a table of shards"),
+        (lambda place, table: table.pop("weight_map"), "is not a valid index of shards"),
     ],
 )  # fmt: skip
 def test_incomplete_shards_are_refused(tmp_path, damage, message):
@@ -67,7 +67,7 @@ def test_incomplete_shards_are_refused(tmp_path, damage, message):
 def test_pointer_of_git_lfs_is_told(tmp_path):
     place = epath.Path(tmp_path / "model.safetensors")
     place.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(UserError, match="pointer of Git LFS"):
+    with pytest.raises(UserError, match="Git LFS pointer"):
         read_arrays(place)
 
 
@@ -89,6 +89,6 @@ def test_a_table_of_shards_that_names_no_files_is_refused(tmp_path):
     place = epath.Path(tmp_path / "model.safetensors.index.json")
     place.write_text('{"weight_map": {"a": 3}}')
     with pytest.raises(
-        UserError, match="is not a table of shards: weight_map has a value that is not"
+        UserError, match="is not a valid index of shards: weight_map has a value that is not"
     ):
         read_arrays(place)

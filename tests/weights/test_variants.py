@@ -90,10 +90,12 @@ def test_epsilon_and_gelu_come_from_the_configuration(tmp_path):
             theirs[f"encoder.layer.{inner.replace('ls2.gamma', 'layer_scale2.lambda1')}"] = array
     encoder = loaded(tmp_path, theirs, config)
     assert_features(encoder, plain.encode(arrays, PIXELS, heads=3, eps=1e-3, tanh=True))
-    with pytest.raises(UserError, match="use_swiglu_ffn=true: this encoder has MLPs with GELU"):
+    with pytest.raises(
+        UserError, match="use_swiglu_ffn=true is not supported: this encoder has MLPs"
+    ):
         loaded(tmp_path, theirs, config | {"use_swiglu_ffn": True})
     for change, message in (
-        ({"hidden_act": "relu"}, "hidden_act='relu': this encoder computes one of gelu"),
+        ({"hidden_act": "relu"}, "hidden_act='relu' is not supported; supported are gelu"),
         ({"layer_norm_eps": 0.5}, "layer_norm_eps=0.5: give a number above 0, at most 0.01"),
         ({"qkv_bias": False}, r"qkv_bias=False, but the arrays have blocks\.0\.attn\.qkv\.bias"),
     ):
