@@ -1,4 +1,4 @@
-"""The head of a fine-tuned classifier, in the form that other libraries apply it."""
+"""The head of a fine-tuned classifier, with its arrays in the form that other libraries use."""
 
 import dataclasses
 from typing import Any
@@ -20,13 +20,13 @@ class Head:
     """A linear head on pooled tokens.
 
     Attributes:
-        step: The train step that defines the classifier.
+        step: The object that defines the classifier's forward pass.
         state: The training state of the classifier, on the host.
         pool: The features that the head reads: ``patches``, ``all``, ``class`` or ``both``.
-        normalizes: Whether the head has a LayerNorm of the pooled tokens.
-        kernel, bias: The linear layer, in which BatchNorm's statistics are folded.
-        norm: The scale and bias of the head's LayerNorm, if any.
-        names: The names of the classes; numbers if they have none.
+        normalizes: Whether the head applies a LayerNorm to the pooled tokens.
+        kernel, bias: The parameters of the linear layer, with BatchNorm folded into them.
+        norm: The scale and bias of the head's LayerNorm; None without LayerNorm.
+        names: The name of each class, or its label as text if classes have no names.
     """
 
     step: ClassifierStep
@@ -40,11 +40,11 @@ class Head:
 
     @property
     def normalizes_tokens(self) -> bool:
-        """Whether the encoder's final LayerNorm normalizes tokens; see `ClassifierStep`."""
+        """Whether the encoder's final LayerNorm is applied to the tokens before pooling."""
         return not (self.normalizes and self.pool in ("patches", "all"))
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Return the run's own logits of images given as bytes."""
+        """Return the logits of uint8 images, computed by the run's own network."""
         with jax.default_matmul_precision("highest"):
             return np.asarray(jax.jit(self.step.logits)(self.state, images))
 
@@ -64,11 +64,11 @@ class Head:
         """Return the arguments of timm's `VisionTransformer` for this head.
 
         Raises:
-            UserError: timm has no such head.
+            UserError: timm has no equivalent head.
         """
         if self.pool not in ("patches", "class") or (self.normalizes and self.normalizes_tokens):
             raise UserError(
-                f"--format=timm has no head on features={self.pool} with head_norm="
+                f"--format=timm does not support a head on features={self.pool} with head_norm="
                 f"{self.step.settings.head_norm}; use --format=stablehlo"
             )
         pool = "avg" if self.pool == "patches" else "token"

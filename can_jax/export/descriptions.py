@@ -1,4 +1,4 @@
-"""The files in which timm and Hugging Face describe a model and its preprocessing."""
+"""The configuration files of timm and Hugging Face for a model and its preprocessing."""
 
 from typing import Any
 
@@ -43,25 +43,25 @@ def refuse_options(model: Model, format: str, supported: set[str]) -> None:
 
 
 def is_dinov2(model: Model) -> bool:
-    """Return whether only the DINOv2 classes of Hugging Face have all options of the encoder."""
+    """Return whether only the DINOv2 classes of Hugging Face support the encoder's options."""
     return bool({"layer_scale", "registers"} & model.facts()["options"].keys())
 
 
 def huggingface_class(model: Model, contents: str) -> str:
-    """Return the name of the class of transformers for some contents."""
+    """Return the name of the transformers class that holds the exported contents."""
     name: str = huggingface_config(model, contents)["architectures"][0]
     return name
 
 
 def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
-    """Return the `config.json` of Hugging Face.
+    """Return the content of the `config.json` of Hugging Face.
 
     Args:
         model: The model to export.
-        contents: The exported part, ``encoder``, ``full`` with the decoder, or ``classifier``.
+        contents: The exported part: ``encoder``, ``full`` with the decoder, or ``classifier``.
 
     Raises:
-        UserError: The encoder has an option that no class of transformers has.
+        UserError: The encoder or its head has an option that no transformers class supports.
     """
     config, size, facts = model.config, encoder_size(model.config.model), model.facts()
     refuse_options(model, "huggingface", {"epsilon", "gelu", "layer_scale", "registers"})
@@ -79,8 +79,8 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
     if is_dinov2(model):
         if contents != "encoder":
             raise UserError(
-                f"--format=huggingface has no {contents} with layer_scale or registers: set "
-                "--contents=encoder"
+                f"--format=huggingface does not support --contents={contents} for an encoder with "
+                "layer_scale or registers: set --contents=encoder"
             )
         registers = facts["options"].get("registers", 0)
         name = "Dinov2WithRegistersModel" if registers else "Dinov2Model"
@@ -93,9 +93,10 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
         head = head_of(model)
         if head.pool != "class" or head.normalizes:
             raise UserError(
-                "--format=huggingface has no head but on the class token alone, and this one is on "
-                f"features={head.pool} with head_norm={head.step.settings.head_norm}; use "
-                "--format=stablehlo, or timm for features=patches"
+                "--format=huggingface supports only a head on the class token without LayerNorm, "
+                f"but this head has features={head.pool} and head_norm="
+                f"{head.step.settings.head_norm}; use --format=stablehlo, or timm for "
+                "features=patches"
             )
         settings["architectures"] = ["ViTForImageClassification"]
         settings["id2label"] = dict(enumerate(head.names))
@@ -115,9 +116,9 @@ def huggingface_config(model: Model, contents: str) -> dict[str, Any]:
 
 
 def pooler(width: int) -> dict[str, np.ndarray]:
-    """Return a pooler that leaves the class token unchanged.
+    """Return the arrays of a pooler that returns the class token unchanged.
 
-    `AutoModel` always builds a pooler. If the file lacks it, it is initialized at random.
+    `AutoModel` always builds a pooler, and initializes it at random if the file lacks it.
     """
     return {
         "pooler.dense.weight": np.eye(width, dtype=np.float32),
@@ -126,7 +127,7 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 
 
 def huggingface_processor(model: Model) -> dict[str, Any]:
-    """Return the `preprocessor_config.json` that reproduces the views of an evaluation."""
+    """Return the content of `preprocessor_config.json`: resizing and crop as in evaluations."""
     side, augment = model.config.data.image_size[0], model.config.augment
     return {
         "image_processor_type": "BitImageProcessor", "do_resize": True,
@@ -139,12 +140,12 @@ def huggingface_processor(model: Model) -> dict[str, Any]:
 
 
 def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
-    """Return the arguments of timm's `VisionTransformer`, beyond its defaults.
+    """Return the arguments of timm's `VisionTransformer` that differ from its defaults.
 
     The output of the timm model is the pooled feature of the run, or the logits of a classifier.
 
     Raises:
-        UserError: The encoder has an option that timm lacks.
+        UserError: The encoder or its head has an option that timm does not support.
     """
     refuse_options(
         model, "timm", {"layer_scale", "registers", "qk_norm", "pre_norm", "norm", "gelu"}
@@ -171,13 +172,13 @@ def timm_arguments(model: Model, contents: str = "encoder") -> dict[str, Any]:
 
 
 def has_timm_names(model: Model) -> bool:
-    """Return whether the encoder's arrays under MAE's names are those of timm, too."""
+    """Return whether timm can load the encoder's arrays under MAE's names unchanged."""
     shared = {"layer_scale", "qk_norm", "gelu", "positions", "position_grid"}
     return model.facts()["options"].keys() <= shared
 
 
 def timm_config(model: Model, contents: str) -> dict[str, Any]:
-    """Return the `config.json` of timm, for `create_model("local-dir:…", pretrained=True)`."""
+    """Return the content of `config.json` for `timm.create_model("local-dir:…")`."""
     facts, side = model.facts(), model.config.data.image_size[0]
     names = head_of(model).names if contents == CLASSIFIER else ()
     return {
@@ -214,7 +215,7 @@ def timm_arrays(model: Model, contents: str = "encoder") -> dict[str, np.ndarray
         bias = arrays.pop("patch_embed.proj.bias")
         if bias.any():
             raise UserError(
-                "--format=timm cannot express a bias of the patches before pre_norm; "
+                "--format=timm cannot express a bias of the patch embedding before pre_norm; "
                 "--format=safetensors and stablehlo can"
             )
     if "reg_token" in arrays:  # Registers have no positions of their own.

@@ -39,9 +39,9 @@ ONE_FILE = 2**30  # The most bytes of weights inside an ONNX file; protobuf allo
 
 
 def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Model) -> None:
-    """Write a safetensors file as libraries for PyTorch expect it.
+    """Write a safetensors file with the metadata that PyTorch libraries expect.
 
-    Its metadata repeats the facts that arrays do not determine, for copies without `manifest.json`.
+    The metadata also holds the facts of `manifest.json`, so that the file is usable on its own.
     """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     facts = {name: fact for name, fact in model.facts().items() if name != "source"}
@@ -50,13 +50,15 @@ def write_safetensors(path: epath.Path, arrays: dict[str, np.ndarray], model: Mo
 
 
 def encoder_only(format: str, contents: str) -> None:
-    """Raise `UserError` if more than the encoder is requested from an encoder-only format."""
+    """Raise `UserError` unless only the encoder is exported, as ``format`` requires."""
     if contents != "encoder":
-        raise UserError(f"--format={format} holds only an encoder: set --contents=encoder")
+        raise UserError(
+            f"--format={format} does not support --contents={contents}: set --contents=encoder"
+        )
 
 
 def write_timm(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write a folder for timm's `create_model("local-dir:…")`; return the name of its weights."""
+    """Write files for `timm.create_model("local-dir:…")`; return the name of the weight file."""
     if contents != CLASSIFIER:
         encoder_only("timm", contents)
     write_json(folder / "config.json", timm_config(model, contents))
@@ -70,14 +72,15 @@ def write_json(path: epath.Path, content: dict[str, Any]) -> None:
 
 
 def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write a directory for `from_pretrained` of transformers; return the name of its weight file.
+    """Write files for `from_pretrained` of transformers; return the name of the weight file.
 
-    The model is `ViTModel`, `Dinov2Model` if the encoder has LayerScale or registers,
-    `ViTMAEForPreTraining` with the decoder, or `ViTForImageClassification`.
+    The model is `ViTModel` for an encoder, or `Dinov2Model` or `Dinov2WithRegistersModel` for one
+    with LayerScale or registers. The model for ``full`` is `ViTMAEForPreTraining`, and for a
+    classifier `ViTForImageClassification`.
 
     Raises:
-        UserError: The images are not square, there is no decoder, or the encoder has an option that
-            no class has.
+        UserError: The images are not square, there is no decoder, or no class supports an option of
+            the encoder.
     """
     full = contents == "full"
     height, width = model.config.data.image_size
@@ -98,7 +101,7 @@ def write_huggingface(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the npz of big_vision's `vit.Model` (`pool_type="tok"`, no head); return its name."""
+    """Write an npz file for big_vision's `vit.Model` (`pool_type="tok"`); return its name."""
     encoder_only("big_vision", contents)
     refuse_options(model, "big_vision", {"gelu"})
     with (folder / "model.npz").open("wb") as file:
@@ -108,7 +111,10 @@ def write_big_vision(model: Model, contents: str, folder: epath.Path) -> str:
 
 
 def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the encoder under MAE's names, or all arrays under can_jax's; return the file name."""
+    """Write the encoder under MAE's names, or all arrays under can_jax's names, as safetensors.
+
+    Return the name of the file.
+    """
     if contents == CLASSIFIER:
         encoder_only("safetensors", contents)
     arrays = model.everything() if contents == "full" else model.encoder()
@@ -119,10 +125,10 @@ def write_plain(model: Model, contents: str, folder: epath.Path) -> str:
 def write_stablehlo(model: Model, contents: str, folder: epath.Path) -> str:
     """Write the encoder as a `jax.export` program and its weights; return the program's file name.
 
-    The program runs on CPU, CUDA and TPU for any number of images. It maps weights by name and
-    uint8 images to features, the class token and the mean patch token concatenated, or to the
-    logits of a classifier. The weights are a separate file, because those of a large model exceed
-    what one program can hold.
+    The program runs on CPU, CUDA and TPU for any number of images. The program's arguments are a
+    dict of weights and uint8 images. The result is the class token and the mean patch token,
+    concatenated, or the logits of a classifier. The weights are in a separate file, because one
+    program cannot hold those of a large model.
     """
     if contents != CLASSIFIER:
         encoder_only("stablehlo", contents)
@@ -161,11 +167,12 @@ ONNX_PACKAGES = ("torch", "transformers", "onnxscript", "onnxruntime")
 
 
 def write_onnx(model: Model, contents: str, folder: epath.Path) -> str:
-    """Write the encoder as an ONNX graph by PyTorch's exporter; return its file name.
+    """Write the encoder as an ONNX graph with PyTorch's exporter; return its file name.
 
-    The graph is the model of transformers after the normalization of images. It maps `images`,
-    uint8 of shape (n, height, width, channels), to `tokens` and to `features`, the class token and
-    the mean patch token concatenated. The number of images is arbitrary.
+    The graph normalizes images and applies the transformers model. The input `images` is uint8 of
+    shape (n, height, width, channels), with any n. The output `tokens` holds the class token and
+    the patch tokens. The output `features` is the class token and the mean patch token,
+    concatenated.
 
     Raises:
         UserError: A required package is not installed.

@@ -17,7 +17,7 @@ from can_jax.models.backbones import Size
 
 
 class Mlp(nn.Module):
-    """The MLP of a block. Its layers have the names that Linen assigns to them by default."""
+    """The MLP of a block, whose layers have Linen's default names."""
 
     width: int
     approximate: bool
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
 class ViT(nn.Module):
     """A ViT that returns the tokens of images; the class token comes first.
 
-    It adds learned positions to the patches only.
+    The class token gets no position embedding.
     """
 
     width: int
@@ -92,15 +92,15 @@ def encode(
     """Return the tokens of normalized images.
 
     Args:
-        arrays: The arrays of the file, by path.
+        arrays: The arrays of the exported file, by name such as ``params/cls``.
         pixels: The normalized images.
-        size: The size of the encoder.
+        size: The width, depth and number of heads of the encoder.
         patch_size: The side of a patch in pixels.
         approximate: Whether to compute GELU by tanh, as big_vision does, instead of exactly.
 
     Raises:
         KeyError: An array is missing or unexpected.
-        ValueError: An array has another shape.
+        ValueError: An array has a wrong shape.
     """
     network = ViT(size.width, size.depth, size.heads, patch_size, approximate)
     wanted = jax.eval_shape(network.init, jax.random.key(0), pixels)

@@ -29,8 +29,8 @@ from can_jax.weights.library_configs import EXACT, TANH
 from can_jax.weights.read_weights import complete, read_weights
 from can_jax.weights.torch_layout import to_torch
 
-FIXED = "fixed 2-D sin-cos, columns in the first half; none for the class token"
-LEARNED = "learned; that of the class token is part of it"
+FIXED = "fixed 2-D sin-cos: first half of the width for the column; zero for the class token"
+LEARNED = "learned; the class token already includes its own position"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Model:
     """A pretrained model on the host.
 
     Attributes:
-        config: The configuration of the run, or an equivalent one of imported weights.
+        config: The configuration of the run, or an equivalent one for imported weights.
         step: The step of the checkpoint; None if unknown.
         parameters, batch_stats: The complete trees of parameters and BatchNorm statistics. A fixed
-            map before the patch embedding is folded into the embedding.
+            linear map before the patch embedding is folded into the embedding.
         source: The run directory, or the path of the imported weights.
         imported: Whether the weights come without a run, so that their training is unknown.
         head: The head of a fine-tuned classifier; None for other models.
@@ -61,19 +61,19 @@ class Model:
         return encoder_size(self.config.model).heads
 
     def encoder(self) -> dict[str, np.ndarray]:
-        """Return the encoder under MAE's names, including its fixed positions."""
+        """Return the encoder's arrays under MAE's names, including the positions."""
         parameters = {"encoder": self.parameters["encoder"]}
         arrays = to_torch(parameters, self.config.model.patch_size)
         return {"pos_embed": self._positions(encoder_size(self.config.model).width), **arrays}
 
     def autoencoder(self) -> dict[str, np.ndarray]:
-        """Return encoder and decoder under MAE's names.
+        """Return the arrays of encoder and decoder under MAE's names.
 
-        MAE's decoder predicts pixels only, so an output layer for the noise is left out. MAE's
+        MAE's decoder predicts pixels only, so an output layer for the noise is omitted. MAE's
         decoder has no noise level, so the level is fixed at zero. If the level's embedding is added
-        to all patches, the positions absorb it. If the embedding is added to visible patches only,
-        the bias of ``decoder_embed`` absorbs it, and the position of the class token cancels it
-        there.
+        to all patches, it is folded into the positions. If the embedding is added to visible
+        patches only, it is folded into the bias of ``decoder_embed``, and subtracted from the
+        position of the class token.
 
         Raises:
             UserError: The run has no decoder.
@@ -127,14 +127,14 @@ class Model:
         """Return the facts required to compute the losses of the pretraining."""
         return {
             "mask_ratio": self.config.model.mask_ratio,
-            "patch_targets": "each patch by its own mean and deviation",
+            "patch_targets": "each patch normalized by its own mean and standard deviation",
         }
 
     def network(self, *modules: str) -> tuple[Any, Any]:
         """Return the graph and the parameters of the encoder in float32, for `nnx.merge`.
 
         Args:
-            modules: The names of further heads to include, ``decoder`` or ``noise_level``.
+            modules: The names of other modules to include, ``decoder`` or ``noise_level``.
         """
         config = self.config.copy_and_resolve_references()
         with config.unlocked():
@@ -145,14 +145,14 @@ class Model:
         return nnx.graphdef(network), self._trees("encoder", *modules)
 
     def _trees(self, *modules: str) -> dict[str, Any]:
-        """Return the parameters of some modules, without the decoder's output for the noise."""
+        """Return the parameters of some modules, without the decoder's noise output layer."""
         return {
             module: {k: v for k, v in self.parameters[module].items() if k != "predict_noise"}
             for module in modules
         }
 
     def _no_noise(self) -> np.ndarray:
-        """Return the embedding of noise level zero, of shape (width,)."""
+        """Return the embedding (width,) of the noise level zero."""
         network = nnx.merge(*self.network("noise_level"), {}, copy=True)
         with jax.default_matmul_precision("highest"):
             return np.asarray(network.noise_level(jnp.zeros(1)))[0]
@@ -176,10 +176,10 @@ def open_model(checkpoint: str, given: Given = Given()) -> Model:  # noqa: B008,
     Args:
         checkpoint: A run directory, whose latest valid checkpoint is used; the path of one of its
             checkpoints; an export; or a folder or file of weights.
-        given: Facts that the files of weights do not state.
+        given: Facts that the weight files do not state, such as the number of heads.
 
     Raises:
-        UserError: The model cannot be read, or a fact about it is unknown.
+        UserError: The model cannot be read, or a required fact about it is unknown.
     """
     path, step = split_step(epath.Path(checkpoint))
     if not path.exists():

@@ -19,7 +19,7 @@ from can_jax.weights.digest import sha256_of
 
 
 class Statement(NamedTuple):
-    """The license and the data, as the user states them; None where not stated."""
+    """The license and the training data as stated by the user; None if not stated."""
 
     license: str | None = None
     data: str | None = None
@@ -37,14 +37,14 @@ FILES = {
 
 
 def results_of(model: Model, paths: list[str]) -> list[dict[str, Any]]:
-    """Return the results of evaluations of exactly these weights.
+    """Read the results of evaluations, and check that they are of the exported weights.
 
     Args:
         model: The model to export.
-        paths: The directories of the evaluations.
+        paths: The results directories of the evaluations.
 
     Raises:
-        UserError: A directory holds no results, or results of other weights or settings.
+        UserError: A directory holds no results, or results of different weights or settings.
     """
     facts = model.facts()
     expected, matching = sha256_of({"encoder": model.parameters["encoder"]}), []
@@ -79,22 +79,22 @@ def recipe_rows(model: Model, data: str | None) -> list[tuple[str, ...]]:
 
     Args:
         model: The exported model.
-        data: The data, as the user states it; None for the kind of its source.
+        data: The training data as stated by the user; None to name the type of the data source.
     """
     config = model.config
     weights = config.objective
     kind = " ".join(str(part) for part in (config.data.source, config.data.name) if part)
     rows = {
-        "data": data or f"not stated (a source of the kind {kind})",
-        "images a step": config.batch_size,
-        "views of an image": config.augment.views,
+        "data": data or f"not stated (type of the data source: {kind})",
+        "images per step": config.batch_size,
+        "views per image": config.augment.views,
         "steps": model.step,
         "mask ratio": config.model.mask_ratio,
-        "noise, largest sigma": config.noise.sigma_max,
-        "weights of the losses": ", ".join(
+        "maximum noise sigma": config.noise.sigma_max,
+        "loss weights": ", ".join(
             f"{name} {weights[name].weight}" for name in OBJECTIVES if weights[name].weight
         ),
-        "optimizer": f"{config.optimizer.name}, rate {config.optimizer.learning_rate}, "
+        "optimizer": f"{config.optimizer.name}, learning rate {config.optimizer.learning_rate}, "
         f"weight decay {config.optimizer.weight_decay}",
     }
     return [(name, str(value)) for name, value in rows.items()]
@@ -122,7 +122,7 @@ def without_path(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def warnings_of(results: list[dict[str, Any]]) -> list[str]:
-    """Return the warnings of all evaluations as one Markdown list, or nothing without warnings."""
+    """Return a list of one Markdown list with all warnings, or an empty list without warnings."""
     lines = [
         fill("- {protocol}: {text}", protocol=result["protocol"]["protocol"], text=text)
         for result in results
@@ -139,15 +139,15 @@ def card_of(
     results: list[dict[str, Any]],
     statement: Statement = Statement(),  # noqa: B008, it is immutable
 ) -> str:
-    """Return the text of `README.md`.
+    """Return the model card, which is the text of `README.md`.
 
     Args:
         model: The exported model.
         format: The name of the format, a key of `FORMATS` in `formats.py`.
         contents: The exported part: ``encoder``, ``full`` or ``classifier``.
         manifest: The manifest, with the results of the verification and of the usage snippets.
-        results: The results of evaluations of these weights.
-        statement: The license and the data, as the user states them.
+        results: The content of `results.json` of each evaluation of these weights.
+        statement: The license and the training data as stated by the user.
     """
     facts = model.facts()
     size = f"({facts['width']} wide, {facts['depth']} blocks, {facts['heads']} heads)"
@@ -179,7 +179,7 @@ def card_of(
         )
         training = [
             table(recipe_rows(model, statement.data), ("setting", "value")),
-            "The configuration, without local paths, is in `manifest.json`.",
+            "`manifest.json` holds the configuration, without local paths.",
         ]
     height, width = facts["image_size"]
     parts = [
@@ -190,35 +190,36 @@ def card_of(
         "## Model",
         table([(n.replace("_", " "), v) for n, v in facts.items()], ("fact", "value")),
         "## Preprocessing",
-        "The side that is shorter in proportion is resized to that of {} x {} pixels, bicubic with "
-        "antialiasing; ".format(*enlarged((height, width)))
-        + f"the center of {height} x {width} pixels is cut out. An image of exactly "
-        "that size is used unchanged in evaluations. Values in [0, 1] are normalized by mean and "
-        "std.",
+        "An image is resized with a constant aspect ratio to the smallest size that covers {} x {} "
+        "pixels, by bicubic interpolation with antialiasing. ".format(*enlarged((height, width)))
+        + f"Then the image is cropped to its center of {height} x {width} pixels. Evaluations do "
+        "not resize an image that already has the size of the crop. Values in [0, 1] are "
+        "normalized by mean and std.",
         "## Pretraining",
         *training,
         "## Results",
         table(result_rows(results), ("protocol", "metric", "value (95 % interval)", "data"))
         if results
-        else "No evaluation was given to the export (`--results`).",
+        else "No results of evaluations were passed to the export (`--results`).",
         *warnings_of(results),
         "## Use",
         "Run these lines in this directory.",
     ]
     for library, code in snippets(model, format, contents).items():
         ran = manifest["usage"][library]
-        parts += [f"With {library} ({ran} when this was written):", f"```python\n{code}\n```"]
+        parts += [f"With {library} ({ran} when this card was written):", f"```python\n{code}\n```"]
     checked = manifest["checked"]
     errors = [(name, f"{error:.1e}") for name, error in checked["largest_error"].items()]
     parts += [
         "## Checked",
-        f"Other code read these files and computed features of {checked['images']} images. The "
-        "error is the largest difference from the run's features over the largest value.",
+        f"Independent code read these files and computed the outputs for {checked['images']} "
+        "images. The error is the largest absolute difference from the outputs of the original "
+        "model, divided by their largest absolute value.",
         table(errors, ("read by", "error")),
     ]
     if "with_gelu_by_tanh" in checked:
         parts.append(
-            "These weights were trained with the exact GELU. big_vision computes it with tanh: its "
-            f"features differ by {checked['with_gelu_by_tanh']:.1e}."
+            "big_vision computes GELU with tanh. Relative to the original model, its features have "
+            f"an error of {checked['with_gelu_by_tanh']:.1e}."
         )
     return "\n\n".join(parts) + "\n"

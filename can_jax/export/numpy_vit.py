@@ -1,7 +1,7 @@
-"""A NumPy reference of a ViT and MAE's decoder, computed from the arrays of a file alone.
+"""A NumPy reference of a ViT and of MAE's decoder, which requires only the arrays of a file.
 
-It shares no code with the network. A wrong name, axis, position or epsilon therefore changes its
-output.
+The reference shares no code with can_jax's network. A wrong name, axis, position or epsilon in a
+file therefore changes the output.
 """
 
 import re
@@ -15,7 +15,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def norm(x: np.ndarray, arrays: Arrays, name: str, eps: float = EPS) -> np.ndarray:
-    """Apply the LayerNorm of a name to the last axis."""
+    """Apply the LayerNorm with the parameters ``name`` to the last axis."""
     x = x - x.mean(axis=-1, keepdims=True)
     x = x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
     return x * arrays[f"{name}.weight"] + arrays[f"{name}.bias"]
@@ -103,11 +103,11 @@ def encode(
 def decode(
     arrays: Arrays, latent: Float[np.ndarray, "images visible units"], heads: int
 ) -> Float[np.ndarray, "images patches pixels"]:
-    """Return the predictions of MAE's decoder for all patches, with the first ones visible.
+    """Return the predictions of MAE's decoder for all patches, of which the first are visible.
 
     Args:
         arrays: The arrays under MAE's names.
-        latent: The encoded class token and visible patches.
+        latent: The encoder's output for the class token and the visible patches.
         heads: The number of attention heads of the decoder.
 
     Raises:

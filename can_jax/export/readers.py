@@ -1,7 +1,8 @@
-"""Verifiers of exported files: other implementations that compute tokens and predictions from them.
+"""Verifiers of exported files: other implementations that compute a model's outputs from them.
 
-Each computes the array `TOKENS`, and `PREDICTION` if it has a decoder, from the images of a
-`Sample`. `reference` computes both as the run does.
+Each verifier returns a dict with the key `TOKENS`, `PREDICTION` (of a decoder) or `LOGITS` (of a
+classifier), for the images of a `Sample`. `reference` computes the expected values with the run's
+own network.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ class Sample:
     """A small deterministic batch of images.
 
     Attributes:
-        images: The images as bytes, (images, height, width, channels).
-        pixels: The normalized images.
+        images: The uint8 images, (images, height, width, channels).
+        pixels: The normalized float32 images, of the same shape.
         visible: The number of leading patches that are visible to the decoder.
     """
 
@@ -64,7 +65,7 @@ class Sample:
 
 
 def sample_of(model: Model) -> Sample:
-    """Return random images of the model's size, equal in every call."""
+    """Return random images of the model's input size, the same in every call."""
     shape = (IMAGES, *model.config.data.image_size, model.config.data.channels)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     augment = model.config.augment
@@ -75,9 +76,9 @@ def sample_of(model: Model) -> Sample:
 
 @functools.cache
 def installed(*packages: str) -> bool:
-    """Return whether all of these packages can be imported.
+    """Import the packages, and return whether this succeeded for all of them.
 
-    They are imported, since an installed package may be broken.
+    An import is required, because an installed package may be broken.
     """
     try:
         modules = [importlib.import_module(package) for package in packages]
@@ -88,8 +89,7 @@ def installed(*packages: str) -> bool:
 
 
 def reference(model: Model, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs of the run's own network in float32, with a decoder at noise level
-    zero."""
+    """Compute the outputs of the run's own network in float32; the decoder's noise level is 0."""
     if contents == CLASSIFIER:
         return {LOGITS: head_of(model).logits(sample.images)}
     modules = [name for name in BUILDERS if contents == "full" and name in model.parameters]
@@ -134,13 +134,13 @@ def by_plain(model: Model, arrays: Arrays, sample: Sample, contents: str) -> Arr
 def by_plain_reader(
     model: Model, file: epath.Path, sample: Sample, contents: str, *, pooled: bool = False
 ) -> Arrays:
-    """Compute the outputs by NumPy, from a file in MAE's layout or that of another library.
+    """Compute the outputs by `numpy_vit.py`, from a file in the layout of any library.
 
     Args:
         model: The exported model.
-        file: The file.
+        file: The path of the weight file.
         sample: The images.
-        contents: The exported part.
+        contents: The exported part: ``encoder``, ``full`` or ``classifier``.
         pooled: Whether the file must hold a pooler that returns the class token.
 
     Raises:
@@ -155,18 +155,18 @@ def by_plain_reader(
 
 
 def by_own_names(model: Model, file: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the tokens by NumPy, for a file of all arrays under can_jax's names.
+    """Check that a file holds all arrays of the run, and compute the tokens by `numpy_vit.py`.
 
     Raises:
-        UserError: An array of the file is not identical to the run's.
+        UserError: An array of the file is missing, unexpected, or differs from that of the run.
     """
     expected, arrays = model.everything(), read_arrays(file)
     if wrong := sorted(expected.keys() ^ arrays.keys()):
         verb = "lack" if wrong[0] in expected else "have"
-        raise UserError(f"{file}: the weights {verb} {wrong[0]}")
+        raise UserError(f"{file}: unlike the run, the weights {verb} {wrong[0]}")
     for name, array in arrays.items():
         if not np.array_equal(array, expected[name]):
-            raise UserError(f"{file}: the weights have a different {name}")
+            raise UserError(f"{file}: {name} differs from that of the run")
     return by_plain(model, model.encoder(), sample, "encoder")
 
 
@@ -204,12 +204,12 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
     """Load a model of transformers from a directory, offline.
 
     Args:
-        kind: The name of the model's class.
+        kind: The name of the transformers class.
         folder: The directory of the export.
-        options: Further arguments of `from_pretrained`.
+        options: Additional arguments of `from_pretrained`.
 
     Raises:
-        UserError: An array of the directory is missing, unexpected, or of another shape.
+        UserError: An array of the directory is missing, unexpected, or has a wrong shape.
     """
     import transformers
 
@@ -227,7 +227,7 @@ def from_pretrained(kind: str, folder: epath.Path, **options: Any) -> Any:
 
 
 def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: str) -> Arrays:
-    """Compute the outputs by `ViTModel`, or by `ViTMAEForPreTraining` with the decoder."""
+    """Compute the outputs by the transformers class of the exported contents."""
     import torch
 
     with torch.no_grad():
@@ -248,7 +248,7 @@ def by_transformers(model: Model, folder: epath.Path, sample: Sample, contents: 
 
 
 def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute the tokens by ONNX Runtime, for one image and for all."""
+    """Compute the tokens by ONNX Runtime, and check them for a batch of one image."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -260,7 +260,7 @@ def by_onnxruntime(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
-    """Compute class token and mean patch token by the program, for one image and for all."""
+    """Compute features or logits by the program, and check them for a batch of one image."""
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     weights = read_npz(file.parent / "weights.npz")
     features = each_and_all(lambda images: program.call(weights, images), sample.images, file)
@@ -268,12 +268,12 @@ def by_stablehlo(model: Model, file: epath.Path, sample: Sample) -> Arrays:
 
 
 def each_and_all(call: Any, images: np.ndarray, file: epath.Path) -> np.ndarray:
-    """Return a program's outputs for all images.
+    """Return a program's outputs for a batch of images.
 
     Raises:
-        UserError: The output for the first image alone differs from that in the batch.
+        UserError: The output for the first image alone differs from its output in the batch.
     """
     whole, one = np.asarray(call(images)), np.asarray(call(images[:1]))
     if one.shape != whole[:1].shape or np.abs(one - whole[:1]).max() > LIMIT * np.abs(whole).max():
-        raise UserError(f"{file} gives other features for one image than for several")
+        raise UserError(f"{file} computes different outputs for an image alone and in a batch")
     return whole

@@ -1,6 +1,7 @@
 """Usage snippets for exported weights: a few lines of Python for each format.
 
-The export runs them in its directory. Each assigns the features of two images to `features`.
+The export runs the snippets in its directory. Each snippet assigns the features or logits of two
+images to `features`.
 """
 
 import os
@@ -23,12 +24,12 @@ from can_jax.utils.errors import UserError
 
 TORCH_INPUT = """
 mean, std = torch.tensor({mean}), torch.tensor({std})
-images = torch.randint(0, 256, (2, {height}, {width_px}, {channels}))  # yours, as bytes
+images = torch.randint(0, 256, (2, {height}, {width_px}, {channels}))  # your images, 0 to 255
 pixels = ((images / 255 - mean) / std).permute(0, 3, 1, 2)
 """
 PHOTOS = """
 noise = np.random.default_rng(0).integers(0, 256, (2, 300, 400, {channels}), np.uint8)
-images = [Image.fromarray(array.squeeze()) for array in noise]  # yours
+images = [Image.fromarray(array.squeeze()) for array in noise]  # your images
 """
 TIMM = (
     """
@@ -149,13 +150,13 @@ SNIPPETS: dict[tuple[str, str], list[tuple[tuple[str, ...], str]]] = {
 
 
 def _snippets_of(model: Model, format: str, contents: str) -> list[tuple[tuple[str, ...], str]]:
-    """Return the packages and the code of each snippet that fits a model."""
+    """Return the imported packages and the code of each snippet that works for a model."""
     chosen = SNIPPETS[format, contents]
     return [pair for pair in chosen if pair[1] != STATE_DICT or has_timm_names(model)]
 
 
 def snippets(model: Model, format: str, contents: str) -> dict[str, str]:
-    """Return the usage snippets of a format by library name, filled in for a model."""
+    """Return the usage snippets of a format by library name, with the values of a model."""
     facts = model.facts()
     height, width = facts["image_size"]
     fields = facts | {"height": height, "width_px": width}
@@ -175,7 +176,7 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
         The outcome of each snippet by library name, for the manifest.
 
     Raises:
-        UserError: A snippet failed, or its features have another shape.
+        UserError: A snippet failed, or its features have a wrong shape.
     """
     outcomes = {}
     codes = snippets(model, format, contents)
@@ -184,7 +185,7 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
     for packages, _ in _snippets_of(model, format, contents):
         name = packages[-1]
         if not installed(*packages):
-            outcomes[name] = "not run: it cannot be imported here"
+            outcomes[name] = "not run, because its packages could not be imported"
             continue
         width = model.facts()["width"]
         shape = (2, len(head_of(model).names) if contents == CLASSIFIER else width)
@@ -195,6 +196,6 @@ def run_snippets(model: Model, format: str, contents: str, folder: epath.Path) -
         )  # fmt: skip
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["it printed nothing"]
-            raise UserError(f"{folder}: the lines of the model card for {name} fail: {last[0]}")
+            raise UserError(f"{folder}: the usage snippet for {name} failed: {last[0]}")
         outcomes[name] = "run"
     return outcomes

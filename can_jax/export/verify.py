@@ -1,4 +1,4 @@
-"""Verification of an exported file: other code reads it and must compute the same outputs."""
+"""Verification of an export: independent code must compute the same outputs from its files."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,9 +22,9 @@ from can_jax.utils.errors import UserError, one_line
 def readers_of(
     model: Model, format: str, contents: str, folder: epath.Path, file: str, sample: Sample
 ) -> Iterator[tuple[str, Callable[[], Arrays]]]:
-    """Yield the names and functions of all available verifiers of a file.
+    """Yield the name and the function of each available verifier of a file.
 
-    Verifiers are the installed libraries that read the format, and reference code of can_jax.
+    Verifiers use the installed libraries that read the format, and reference code of can_jax.
     """
     path = folder / file
     if format == "safetensors" and contents == "full":
@@ -63,11 +63,11 @@ def error_of(outputs: Arrays, expected: Arrays) -> float:
 
 
 def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> dict[str, float]:
-    """Return how much a library's own preprocessing differs from that of an evaluation.
+    """Compare the preprocessing of the format's library with that of an evaluation.
 
     Returns:
-        The mean difference in levels of 0 to 255, by the library's name; empty if the library has
-        no preprocessing, or is not installed.
+        The mean absolute pixel difference, on the scale of 0 to 255, by the library's name. The
+        dict is empty if the format has no preprocessing, or its library is not installed.
 
     Raises:
         UserError: The difference exceeds `LEVELS`.
@@ -85,14 +85,14 @@ def preprocessing_differences(model: Model, format: str, folder: epath.Path) -> 
     difference = 255 * np.abs((pixels - ours) * config.augment.std).mean()
     if not difference <= LEVELS:
         raise UserError(
-            f"{folder}: {packages[-1]} and an evaluation preprocess images differently: pixels "
-            f"differ by {difference:.1f} of 255 on average"
+            f"{folder}: {packages[-1]} preprocesses images differently than an evaluation: pixels "
+            f"differ by {difference:.1f} on average, on the scale of 0 to 255"
         )
     return {packages[-1]: round(float(difference), 3)}
 
 
 def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
-    """Return images of several sizes that are as smooth as photographs, as bytes.
+    """Return random uint8 images of several sizes that are smooth, like photographs.
 
     Args:
         channels: The number of channels.
@@ -113,8 +113,8 @@ def photographs(channels: int, count: int = 3) -> list[np.ndarray]:
 def image_processor(folder: epath.Path) -> Any:
     """Return the image processor of an export to transformers, with the crop of evaluations.
 
-    MAE, timm and evaluations round an odd margin to even, as torchvision does. transformers rounds
-    it down, which moves a quarter of all photographs by a pixel.
+    MAE, timm and evaluations round half of an odd margin to even, as torchvision does. The default
+    of transformers is to round down, which shifts some crops by one pixel.
     """
     import transformers
     from torchvision.transforms.v2.functional import center_crop
@@ -155,13 +155,13 @@ def check(
 
     Args:
         model: The exported model.
-        format: The name of the format.
+        format: The name of the format, a key of `FORMATS` in `formats.py`.
         contents: The exported part: ``encoder``, ``full`` or ``classifier``.
         folder: The directory of the export.
-        file: The name of the main file in it.
+        file: The name of the weight or program file in ``folder``.
 
     Returns:
-        The number of images, the limit, and the error of each verifier, for the manifest.
+        The number of images, the limit, and the relative error of each verifier, for the manifest.
 
     Raises:
         UserError: An error exceeds `LIMIT`, or the file cannot be read.
@@ -180,11 +180,11 @@ def check(
         except UserError:
             raise
         except Exception as error:  # The reading library can raise any exception.
-            raise UserError(f"{folder / file}: the {name} fails: {one_line(error)}") from error
+            raise UserError(f"{folder / file}: {name} failed: {one_line(error)}") from error
         if not errors[name] <= LIMIT:
             raise UserError(
-                f"{folder / file} does not match the exported model: by the {name}, features "
-                f"differ by {errors[name]:.1e}, more than {LIMIT}"
+                f"{folder / file} does not match the exported model: the outputs of {name} have a "
+                f"relative error of {errors[name]:.1e}, more than {LIMIT}"
             )
     checked: dict[str, Any] = {"images": IMAGES, "limit": LIMIT, "largest_error": errors}
     if differences := preprocessing_differences(model, format, folder):

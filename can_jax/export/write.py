@@ -1,4 +1,4 @@
-"""The writer of an export: weights, manifest and model card, which it verifies first."""
+"""Writing and verifying an export: weights, manifest and model card."""
 
 import hashlib
 import json
@@ -34,18 +34,21 @@ def export_run(
 ) -> dict[str, Any]:
     """Export the weights of a run, or convert other weights to a format.
 
-    The files are written to a temporary directory, which is removed on failure.
+    The files are written to a temporary directory, which is renamed after verification and removed
+    on failure.
 
     Args:
-        checkpoint: The path of the run directory, or of weights; see `open_model`.
+        checkpoint: The path of a run directory, a checkpoint, an export or a weight file; see
+            `open_model`.
         format: The name of the format, a key of `FORMATS`.
         output: The directory to create.
-        contents: The part to export: ``encoder``, ``full`` with the decoder, or ``classifier``. By
-            default it is the classifier of a fine-tuned run, else the encoder.
-        results: Directories of evaluations of these weights, for the model card.
-        given: Facts that files of weights do not state.
-        statement: The user's statements for the model card.
-        push: The repository to which the directory is uploaded, ``hf://user/name``.
+        contents: The part to export: ``encoder``, ``full`` with the decoder, or ``classifier``. The
+            default is ``classifier`` for a fine-tuned run, else ``encoder``.
+        results: Results directories of evaluations of these weights, for the model card.
+        given: Facts that weight files do not state, such as the number of heads.
+        statement: The license and the training data as stated by the user, for the model card.
+        push: The Hugging Face repository to which the directory is uploaded, ``hf://user/name``.
+            None uploads nothing.
 
     Returns:
         The manifest.
@@ -56,13 +59,19 @@ def export_run(
     """
     repository = Repository(push) if push else None
     if output.exists():
-        raise UserError(f"--output={output} already exists: remove it, or give another directory")
+        raise UserError(f"--output={output} already exists: remove it, or set another directory")
     model = open_model(checkpoint, given)
     contents = contents or ("encoder" if model.head is None else CLASSIFIER)
     if (format, contents) not in SNIPPETS:
-        raise UserError(f"--format={format} holds only an encoder: set --contents=encoder")
+        raise UserError(
+            f"--format={format} does not support --contents={contents}: set --contents="
+            + " or ".join(part for name, part in SNIPPETS if name == format)
+        )
     if model.imported and contents != "encoder":
-        raise UserError(f"{checkpoint} holds only an encoder: set --contents=encoder")
+        raise UserError(
+            f"--checkpoint={checkpoint} is not a run, so only its encoder can be exported: set "
+            "--contents=encoder"
+        )
     measured = results_of(model, list(results))
     folder = output.with_name(f"{output.name}.tmp")
     if folder.exists():
@@ -109,7 +118,7 @@ def _write(
         The manifest.
 
     Raises:
-        UserError: The format does not fit the model, or the verification failed.
+        UserError: The format does not support the model, or the verification failed.
     """
     file = FORMATS[format](model, contents, folder)
     written = sorted(folder.iterdir())

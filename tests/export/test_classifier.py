@@ -70,7 +70,7 @@ def test_logits_are_those_of_the_run(classifier, tmp_path, features, settings):
     config = json.loads((tmp_path / "timm/config.json").read_text())
     assert config["label_names"] == ["cat", "dog", "emu"] and config["num_classes"] == 3
     if features == "patches":
-        with pytest.raises(UserError, match="no head but on the class token alone"):
+        with pytest.raises(UserError, match="supports only a head on the class token"):
             exported(place, "huggingface", tmp_path)
 
 

@@ -402,7 +402,10 @@ def test_command_and_a_program_that_needs_nothing_of_ours(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--format=timm", "--contents=full"], "holds only an encoder: set --contents=encoder"),
+        (
+            ["--format=timm", "--contents=full"],
+            "does not support --contents=full: set --contents=encoder or classifier",
+        ),
         (["--format=pickle"], "pickle"),
         (["--format=timm", "--checkpoint=/no/such"], "--checkpoint=/no/such does not exist"),
     ],

@@ -88,7 +88,7 @@ def test_folder_is_uploaded_as_one_commit(hub, tmp_path):
 def test_refusal_is_one_line(hub, tmp_path, word):
     _, refused = hub
     refused.append(word)
-    message = "nobody is logged in" if word == "whoami" else "is complete, but was not uploaded"
+    message = "not logged in to" if word == "whoami" else "is complete, but was not uploaded"
     with pytest.raises(UserError, match=message) as error:
         Repository("hf://user/name").upload(folder(tmp_path))
     assert "\n" not in str(error.value)
@@ -96,5 +96,5 @@ def test_refusal_is_one_line(hub, tmp_path, word):
 
 @pytest.mark.parametrize("url", ["user/name", "hf://name", "hf://a/b/c", "https://hub/a/b"])
 def test_address_of_another_form_is_refused(url):
-    with pytest.raises(UserError, match="give hf://user/name"):
+    with pytest.raises(UserError, match="is not of the form hf://user/name"):
         Repository(url)
