@@ -1,1 +1,1 @@
-"""Studies: sets of similar pretraining runs, evaluated alike and compared in a report."""
+"""Studies: sets of similar pretraining runs with one evaluation protocol and one report."""

@@ -1,7 +1,7 @@
-"""The configurations of the noise study: the methods, and forms of CAN's denoising branch.
+"""The configurations of the noise study: methods, and variants of CAN's denoising branch.
 
-A cell is a dict of changes to a CAN recipe by dotted key, like the values of
-`can_jax.config.baselines.METHODS`.
+A cell is a dict of changes to a CAN recipe, by dotted key. The values of
+`can_jax.config.baselines.METHODS` have the same form.
 """
 
 from typing import Any

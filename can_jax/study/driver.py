@@ -1,4 +1,4 @@
-"""The driver of a study: it trains and evaluates missing runs, and stores their results."""
+"""The driver of a study, which trains and evaluates missing runs and stores their results."""
 
 import json
 import statistics
@@ -35,7 +35,7 @@ CURVES = (
 
 
 def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return the logged values of `CURVES`, one record per step, rounded to five digits."""
+    """Return the logged values of `CURVES`, one record per step, with five significant digits."""
     merged: dict[int, dict[str, float]] = {}
     for line in logged:
         record = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
@@ -47,12 +47,13 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     """Evaluate a finished run.
 
     Args:
-        plan: The plan of the study.
-        run: The run.
+        plan: The plan of the study, which holds the configuration of the evaluation.
+        run: The finished run.
         workdir: The run directory.
 
     Returns:
-        The result, and pictures by file name. Only the first seed of a pictured arm has pictures.
+        The result to store as JSON, and the content of each picture by file name. Only the run with
+        seed 0 of a pictured arm has pictures.
     """
     folder, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
     findings, subject = measure(
@@ -89,8 +90,10 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try if the best measured one is an outermost rate, else
-    None."""
+    """Return the next learning rate to try if the best one is the smallest or largest, else None.
+
+    Return None until all rates have been measured.
+    """
     measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
     if len(measured) < max(2, len(accuracies)):
         return None
@@ -99,11 +102,11 @@ def _beyond(accuracies: dict[float, float | None]) -> float | None:
 
 
 class Driver:
-    """A driver that trains the runs of a study, and resumes where it stopped.
+    """A driver that trains the runs of a study, and resumes an interrupted study.
 
     Args:
-        plan: The plan of the study.
-        workdir: The parent of the run directories.
+        plan: The plan of the study: its arms, recipe and evaluation.
+        workdir: The directory in which each run has its run directory.
         results: The directory of result files, one JSON file per run. A run with a result is
             skipped.
     """
@@ -112,10 +115,10 @@ class Driver:
         self.plan, self.workdir, self.results = plan, workdir, results
 
     def name_of(self, run: Run) -> str | None:
-        """Return the name of a run's result, or None if there is none.
+        """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The name has a hash of all settings. Results of versions with fewer settings have other
-        hashes, so they are identified by comparing their settings.
+        The name contains a hash of all settings. A result of an older version, which had fewer
+        settings, has a different hash and is identified by its stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -125,25 +128,28 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run, with the name of its file under ``file``, or None."""
+        """Return the stored result of a run, plus its file name under ``file``, or None."""
         name = self.name_of(run)
         if name is None:
             return None
         return json.loads((self.results / f"{name}.json").read_text()) | {"file": name}
 
     def work(self) -> None:
-        """Train all missing runs; blocks until the study is complete.
+        """Train all missing runs, and block until the study is complete.
 
-        Several processes may call this at once. Each process holds a lock on the run that it
-        trains.
+        Several processes may call this method at once, and train different runs. Each process holds
+        a lock on the run that it trains.
         """
         while missing := list(self.missing()):
             if not any(map(self._make, missing)):
                 time.sleep(WAIT_SECONDS)  # Other processes hold all of them.
 
     def missing(self) -> Iterator[Run]:
-        """Yield the runs that can be trained now: those that tune learning rates, then the
-        seeds."""
+        """Yield the runs without a result whose learning rate is known.
+
+        A tuned arm first has a run for each learning rate, with seed 0. Once the best learning rate
+        of an arm is known, the arm has a run for each seed at this rate.
+        """
         for arm in self.plan.arms.values():
             runs = [self.plan.run(arm, rate, seed=0) for rate in self.tried(arm) if arm.tuned]
             if first := self.chosen(arm):
@@ -151,8 +157,10 @@ class Driver:
             yield from (run for run in runs if self.name_of(run) is None)
 
     def _make(self, run: Run) -> bool:
-        """Train and evaluate a run, and store its result; return False if another process holds
-        it."""
+        """Train and evaluate a run, and store its result.
+
+        Return False without training if another process holds the lock on the run.
+        """
         workdir = self.workdir / run.name
         make_directory(workdir / "claim")
         try:
@@ -178,10 +186,10 @@ class Driver:
         plain_console(width=120, soft_wrap=True, highlight=False).print(line, style="bold")
 
     def chosen(self, arm: Arm) -> Run | None:
-        """Return the first-seed run of an arm at its best learning rate, or None if not all are
-        tried.
+        """Return the run of an arm at its best learning rate with seed 0.
 
-        The best rate is the most accurate one on held-out training examples.
+        The best rate has the highest accuracy on held-out training examples. Return None until all
+        learning rates have results.
         """
         accuracies = self.tried(arm)
         measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
@@ -190,10 +198,10 @@ class Driver:
         return self.plan.run(arm, max(measured, key=lambda rate: measured[rate]), seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Return the accuracy on held-out training examples (%) by learning rate; None where
-        missing.
+        """Return the accuracy on held-out training examples in percent, by learning rate.
 
-        The study's rates are extended by doubling or halving while the best is an outermost one.
+        The accuracy is None for a rate without a result. While the best rate is the largest or the
+        smallest, twice or half that rate is added.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -211,7 +219,7 @@ class Driver:
         return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 
     def made(self, arm: Arm) -> list[Result]:
-        """Return the available results of an arm at its best learning rate."""
+        """Return the stored results of an arm at its best learning rate, in the order of seeds."""
         if (first := self.chosen(arm)) is None:
             return []
         runs = self._seeds(arm, first)

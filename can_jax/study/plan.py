@@ -25,19 +25,20 @@ SEEDS = Whole(1, 10**6)
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """A variant of the recipe that a study compares with others.
+    """A variant of the recipe that a study compares with other variants.
 
     Attributes:
         name: The unique name of the arm.
         group: The group under which the report lists the arm.
         changes: The changes to the study's recipe, by dotted key.
-        like: The name of the arm whose changes and learning rate it inherits, if any.
-        tuned: Whether to try all learning rates of the study, on the first seed.
+        like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
+            not tuned also inherits the learning rate.
+        tuned: Whether to try all learning rates of the study, with seed 0.
         seeds: The number of runs with different seeds.
         equal_flops: Whether to train for as many FLOPs as the study's reference, instead of as many
             images.
-        untrained: Whether to evaluate the randomly initialized encoder.
-        pictured: Whether to store the pictures of the first seed's run with its result.
+        untrained: Whether to evaluate the encoder with random instead of trained weights.
+        pictured: Whether to store pictures with the result of the run with seed 0.
     """
 
     name: str
@@ -57,8 +58,9 @@ class Run:
 
     Attributes:
         arm: The arm.
-        config: The resolved configuration.
-        key: A hash of all settings that affect the result, without the location of the data.
+        config: The resolved configuration of the run.
+        key: A hash of the settings of the run and of its evaluation, without the location of the
+            data.
     """
 
     arm: Arm
@@ -76,7 +78,7 @@ class Plan:
     """The ordered arms of a study, and the configurations of their runs.
 
     Args:
-        study: A configuration of `configs/study`.
+        study: The configuration of a study, such as those in `configs/study`.
 
     Raises:
         UserError: An arm is invalid, or refers to an arm that does not precede it.
@@ -96,14 +98,16 @@ class Plan:
                 raise UserError(f"config.arms: {entry}: {error}") from error
             refuse(f"arms: {arm.name}: seeds", arm.seeds, SEEDS)
             if arm.name in self.arms:
-                raise UserError(f"config.arms: two arms are called {arm.name!r}")
+                raise UserError(f"config.arms: two arms are named {arm.name!r}")
             if arm.like is not None and arm.like not in self.arms:
                 raise UserError(
-                    f"config.arms: {arm.name!r} is like {arm.like!r}, not an earlier arm"
+                    f"config.arms: {arm.name!r}: like={arm.like!r} is not the name of an earlier "
+                    "arm"
                 )
             if not arm.tuned and arm.like is None:
                 raise UserError(
-                    f"config.arms: {arm.name!r}: set tuned=True, or like to the name of an arm"
+                    f"config.arms: {arm.name!r}: set tuned=True, or set like to the name of an "
+                    "earlier arm"
                 )
             self.arms[arm.name] = arm
         if study.reference not in self.arms:
@@ -115,12 +119,12 @@ class Plan:
         return arm if arm.tuned else self.tuned_like(self.arms[str(arm.like)])
 
     def changes(self, arm: Arm) -> dict[str, Any]:
-        """Return the changes of an arm to the recipe, including inherited ones."""
+        """Return the changes of an arm to the recipe by dotted key, including inherited ones."""
         inherited = self.changes(self.arms[arm.like]) if arm.like else {}
         return inherited | arm.changes
 
     def run(self, arm: Arm, learning_rate: float, seed: int) -> Run:
-        """Return the run of an arm at a learning rate and a seed."""
+        """Return the run of an arm for a learning rate and a seed, with its configuration."""
         own = {"optimizer.learning_rate": learning_rate, "seed": seed}
         config = resolve(changed(self._recipe, self.changes(arm) | own))
         if arm.equal_flops:
@@ -143,7 +147,7 @@ class Plan:
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
     """Return True if a stored result has the settings of a run and an evaluation.
 
-    Keys that an older result lacks are filled in with values that reproduce its behavior.
+    Keys that an older result lacks get the values that reproduce its behavior.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:

@@ -30,7 +30,10 @@ def save(figure: Figure, path: epath.Path) -> None:
 
 
 def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
-    """Plot kNN accuracy against images and against FLOPs: the mean over seeds, and the range."""
+    """Plot the kNN accuracy of each arm against images and against FLOPs.
+
+    A line shows the mean over seeds, and a band shows the minimum and maximum.
+    """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 3.4))
         by_images, by_flops = figure.subplots(1, 2, sharey=True)
@@ -74,7 +77,7 @@ def bars(
 
     Args:
         arms: The name and the results of each arm.
-        reference: The results of the reference.
+        reference: The results of the reference arm.
         measure: A function that returns the plotted value of a result, in percent.
         path: The path of the SVG file.
     """
@@ -91,5 +94,5 @@ def bars(
         )  # fmt: skip
         axis.set_yticks(range(len(arms)), [name for name, _ in arms])
         axis.invert_yaxis()
-        axis.set_xlabel("linear top-1, points against the reference (shaded: its seeds)")
+        axis.set_xlabel("gain in linear top-1 over the reference, in points (shaded: its seeds)")
         save(figure, path)

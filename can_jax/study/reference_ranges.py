@@ -1,4 +1,4 @@
-"""Reference ranges around the curves of successful runs, and a check of other runs against them."""
+"""Reference ranges around the metrics of successful runs, and a check of other runs."""
 
 import statistics
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
     """Return a line for each value outside its reference range.
 
     Values at steps without a range are ignored. A value that was not finite, which metrics.jsonl
-    stores as null, is outside.
+    stores as null, counts as outside its range.
     """
     violations = []
     for line in run:
@@ -52,8 +52,8 @@ def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
             if value is None or not low <= value <= high:
                 found = "not finite" if value is None else f"{value:.4g}"
                 violations.append(
-                    f"{metric} at step {line['step']} is {found}, not within {low:.4g} and "
-                    f"{high:.4g}"
+                    f"{metric} at step {line['step']} is {found}, outside the range "
+                    f"[{low:.4g}, {high:.4g}]"
                 )
     return violations
 

@@ -29,7 +29,7 @@ def neighbours(result: Result) -> float:
 
 
 def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
-    """Format the mean over seeds, with the standard deviation if there are several."""
+    """Format the mean over seeds, with the standard deviation if there are several seeds."""
     values = [measure(result) for result in results]
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.1f}"
@@ -39,11 +39,11 @@ class Report:
     """The report of a study, with plots in a folder beside the page.
 
     Args:
-        driver: The driver of the study, which only reads results here.
+        driver: The driver of the study, from which the report reads results.
         page: The path of the Markdown file. The folder of plots has the same name without suffix.
 
     Raises:
-        UserError: The study's reference has no result.
+        UserError: The study's reference arm has no result at its best learning rate.
     """
 
     def __init__(self, driver: Driver, page: epath.Path):
@@ -53,8 +53,8 @@ class Report:
         self._reference = self._results[self._plan.reference]
         if not self._reference:
             raise UserError(
-                f"{driver.results} lacks {self._plan.reference!r} at some learning rate: "
-                "run the study first"
+                f"{driver.results} lacks results of the arm {self._plan.reference!r} at some "
+                "learning rate: run the study first"
             )
 
     def write(self) -> None:
@@ -67,10 +67,10 @@ class Report:
         sections = {
             "Setting": self._setting(),
             "Methods": self._methods(),
-            "What a step costs": self._costs(),
+            "Cost of a step": self._costs(),
             "Learning rates": self._rates(),
             "Choices": self._choices(),
-            "What the networks draw": self._pictures(),
+            "Reconstructions and embedding maps": self._pictures(),
             "Files": self._files(),
         }
         parts = [f"# The study `{self._plan.name}`"]
@@ -88,10 +88,11 @@ class Report:
             f"--report={self._page}"
         )
         return fill(
-            "Images of {side} px; an encoder {width} wide and {depth} deep, patches of {patch} px; "
-            "{steps} steps with batches of {batch}. Linear heads learn from {train} images and are "
-            "tested on {test}. This page is made by {command} from the files in {results}, each "
-            "with its configuration, commit and machine. ± is the standard deviation over seeds.",
+            "Images have {side} x {side} px. The encoder has width {width}, depth {depth} and "
+            "patches of {patch} px. Runs take {steps} steps with batches of {batch}. Linear heads "
+            "are trained on {train} images and tested on {test}. {command} writes this page from "
+            "the files in {results}, which hold configuration, commit and machine of each run. ± "
+            "is the standard deviation over seeds.",
             side=side, width=model["width"], depth=model["depth"], patch=model["patch_size"],
             steps=first["steps"], batch=config["batch_size"], train=f"{examples['train']:,}",
             test=f"{examples['test']:,}", command=code(command),
@@ -103,13 +104,13 @@ class Report:
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _method_results(self) -> dict[str, list[Result]]:
-        """Return the results of all arms that are not variations of the reference, by name."""
+        """Return the results of all arms that are not variants of the reference arm, by name."""
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
         return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}
 
     def _singles(self) -> list[Arm]:
-        """Return the arms with results that vary the reference."""
+        """Return the trained variants of the reference arm that have results."""
         arms = self._plan.arms.values()
         reference = self._plan.reference
         return [
@@ -118,8 +119,8 @@ class Report:
 
     def _methods(self) -> str:
         head = [
-            "method", "seeds", "linear top-1 (%)", "kNN (%)", "steps", "MFLOP an image and step",
-            "TFLOP in all",
+            "method", "seeds", "linear top-1 (%)", "kNN (%)", "steps", "MFLOP per image and step",
+            "total TFLOP",
         ]  # fmt: skip
         rows = []
         for name, results in self._method_results().items():
@@ -135,7 +136,7 @@ class Report:
         return f"{table(rows, head, right=True)}\n\n{plot}"
 
     def _costs(self) -> str:
-        """Return the table of step times of methods, and of CAN without a part, from `COST`."""
+        """Return the table of step times of the methods, and of CAN without each part."""
         path = self._driver.results / COST
         if not path.exists():
             return ""
@@ -147,12 +148,12 @@ class Report:
         ]
         ratio = cost["simclr_over_can"]
         return fill(
-            "Step times, measured by {command} on {machine}, the steps in turns. A step of SimCLR "
+            "{command} measured these step times on {machine}, in alternation. A step of SimCLR "
             "has {flops} times the FLOPs of a step of CAN and takes {time} times as long."
             "\n\n{table}",
             command=code(cost["command"]), machine=cost["environment"]["processor"],
             flops=f"{ratio['analytic_flops']:.2f}", time=f"{ratio['time']:.2f}",
-            table=table(rows, ["step", "ms an image", "of CAN's"], right=True),
+            table=table(rows, ["step", "ms per image", "time relative to CAN"], right=True),
         )  # fmt: skip
 
     def _rates(self) -> str:
@@ -181,11 +182,11 @@ class Report:
             shown = f"{round(gain, 1) + 0.0:+.1f}"  # Adding 0.0 avoids "-0.0".
             row = [arm.group, arm.name, spread(results, linear), shown]
             rows.append([*row, spread(results, neighbours)])
-        head = ["choice", "", "linear top-1 (%)", "to the reference", "kNN (%)"]
+        head = ["choice", "", "linear top-1 (%)", "gain over the reference", "kNN (%)"]
         return f"{table(rows, head, right=True)}\n\n![Choices]({self._folder.name}/choices.svg)"
 
     def _pictures(self) -> str:
-        """Copy the stored figures and maps beside the report, and return links to them."""
+        """Copy the stored figures and embedding maps to the plot folder, and return links."""
         lines = []
         for arm in self._plan.arms.values():
             run = self._driver.chosen(arm)

@@ -19,10 +19,10 @@ def test_bands_hold_their_runs_and_not_one_that_fails():
     assert outside(bands, run_of(0.1)) == [] and compared(bands, run_of(0.1)) == 3
     (line, *rest) = outside(bands, run_of(1.0))
     assert len(rest) == 2
-    assert line == "loss/contrastive at step 0 is 6, not within 4.481 and 5.718"
+    assert line == "loss/contrastive at step 0 is 6, outside the range [4.481, 5.718]"
     assert compared(bands, [{"step": 7, "loss/contrastive": 99.0}]) == 0
     (line,) = outside(bands, [{"step": 10, "loss/contrastive": None}])
-    assert line == "loss/contrastive at step 10 is not finite, not within 3.583 and 4.617"
+    assert line == "loss/contrastive at step 10 is not finite, outside the range [3.583, 4.617]"
 
 
 def test_command(tmp_path):

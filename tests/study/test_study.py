@@ -78,9 +78,15 @@ def test_lengths_in_epochs_are_scaled_or_replaced_too():
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
-        ({"name": "CAN", "group": "", "tuned": True}, "two arms are called 'CAN'"),
-        ({"name": "a", "group": "", "like": "b"}, "'a' is like 'b', not an earlier arm"),
-        ({"name": "a", "group": ""}, "'a': set tuned=True, or like to the name of an arm"),
+        ({"name": "CAN", "group": "", "tuned": True}, "two arms are named 'CAN'"),
+        (
+            {"name": "a", "group": "", "like": "b"},
+            "'a': like='b' is not the name of an earlier arm",
+        ),
+        (
+            {"name": "a", "group": ""},
+            "'a': set tuned=True, or set like to the name of an earlier arm",
+        ),
         ({"name": "a", "group": "", "colour": 1}, "unexpected keyword argument"),
         ({"name": "a", "group": "", "like": "CAN", "seeds": 0}, "a: seeds=0: give a whole number"),
     ],
@@ -161,7 +167,7 @@ def test_runs_are_made_once_and_laid_out_on_a_page(tmp_path, capsys):
     plan = Plan(study)
     driver = Driver(plan, epath.Path(tmp_path / "runs"), epath.Path(tmp_path / "results"))
     assert list(driver.progress())[2].endswith(": 0 of 1 learning rates of 'CAN' tried")
-    with pytest.raises(UserError, match="lacks 'CAN' at some learning rate"):
+    with pytest.raises(UserError, match="lacks results of the arm 'CAN' at some learning rate"):
         Report(driver, epath.Path(tmp_path / "study.md"))
     driver.work()
     found = {arm.name: driver.made(arm) for arm in plan.arms.values()}
