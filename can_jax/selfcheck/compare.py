@@ -1,6 +1,6 @@
 """A comparison of this installation with a file of reference vectors.
 
-The network, losses and gradients run on the file's weights and inputs.
+Outputs, losses and gradients are computed from the weights and inputs in the file.
 """
 
 from pathlib import Path
@@ -30,19 +30,19 @@ SHIPPED = Path(__file__).with_name("reference.npz")  # from `tests/helpers/write
 
 
 def tolerance(quantity: str, x64: bool) -> float:
-    """Return the largest relative error allowed for a quantity."""
+    """Return the largest relative error at which a quantity passes the comparison."""
     if x64:
         return 1e-8
     return 1e-3 if quantity.startswith("grad/") else 1e-4
 
 
 def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
-    """Return the inputs of a reference file.
+    """Return the network inputs that a reference file holds, with rows ordered by image.
 
     Args:
         config: The configuration of the file's network.
-        file: The arrays of the file.
-        order: The indices that sort the file's rows, ordered by view, into rows ordered by image.
+        file: The arrays of the file, with rows ordered by view.
+        order: The row indices that sort the rows of the file by image.
     """
     dtype = jnp.dtype(config.model.dtype)
 
@@ -58,7 +58,7 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
 
 def statistics_of(config: ConfigDict, file: File) -> Any:
-    """Return the statistics of the network: the fixed map before the patch embedding, if any."""
+    """Return the network's state that is not trained: a fixed linear map of patches, if any."""
     if config.model.patch_embed == "linear":
         return {}
     dtype = jnp.dtype(config.model.dtype)
@@ -112,24 +112,28 @@ def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> dict[str, float]:
-    """Return the largest relative error of each quantity: largest difference over largest value.
+    """Return the relative error of each quantity.
 
-    Gradients are compared array by array, and reported by group: a block, or a module outside
-    blocks.
+    A relative error is the largest absolute difference, divided by the largest absolute reference
+    value. Gradients are compared array by array, and reported as the largest error of each block or
+    module.
 
     Args:
         computed: The quantities of this installation, by name.
         wanted: The quantities of the file, by name.
 
     Raises:
-        UserError: A quantity of the file is unknown, or has another shape here.
+        UserError: A quantity of the file is unknown, or its shape differs from the computed one.
     """
     missing = sorted(set(wanted) - set(computed))
     if missing:
         raise UserError(f"{missing[0]} is not a quantity that this version computes")
     for name, reference in wanted.items():
         if computed[name].shape != reference.shape:
-            raise UserError(f"{name} is {reference.shape} in the file, {computed[name].shape} here")
+            raise UserError(
+                f"{name} has shape {reference.shape} in the file, but this version computes "
+                f"{computed[name].shape}"
+            )
     largest_gradient = max(
         (np.abs(array).max() for name, array in wanted.items() if name.startswith("grad/")),
         default=0.0,
@@ -147,7 +151,7 @@ def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> di
 
 
 def group_of(name: str) -> str:
-    """Return the name under which a quantity is reported."""
+    """Return the name under which a quantity is reported: for a gradient, its block or module."""
     if not name.startswith("grad/"):
         return name
     parts = name.removeprefix("grad/").split(".")
@@ -163,7 +167,10 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
             ours = positions_with_class(can.grid_of(config), width)
             theirs = file[f"param/{name}"]
             if theirs.shape != (1, *ours.shape):
-                raise UserError(f"{name} is {theirs.shape} in the file, {(1, *ours.shape)} here")
+                raise UserError(
+                    f"{name} has shape {theirs.shape} in the file, but this version computes "
+                    f"{(1, *ours.shape)}"
+                )
             worst[name] = float(np.abs(ours - theirs[0]).max())
     return worst
 
@@ -172,7 +179,9 @@ def refuse_strange(weights: File, names: list[str]) -> None:
     """Raise `UserError` for a parameter that the network does not have."""
     positions = ("pos_embed", "decoder_pos_embed")
     if strange := sorted(weights.keys() - {*names, *positions}):
-        raise UserError(f"param/{strange[0]} has no counterpart in the network of this size")
+        raise UserError(
+            f"param/{strange[0]} has no counterpart in the network that the file describes"
+        )
 
 
 def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, Any]:
@@ -181,15 +190,16 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
     Args:
         path: The path of the reference file.
         x64: Whether to compute in double precision, which the caller must have enabled in JAX.
-        weights_path: The path of a file of weights that replace those of the reference file, if
-            any.
+        weights_path: The path of a weight file whose arrays replace those of the reference file, or
+            None.
 
     Returns:
-        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``. ``weights`` holds the
-            number of arrays ``taken`` from the other file, and the names ``left_over`` there.
+        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``. In ``weights``,
+            ``taken`` is the number of arrays from ``weights_path``, ``of`` the number of all arrays
+            of weights, and ``left_over`` the names in ``weights_path`` that were not used.
 
     Raises:
-        UserError: A file cannot be used.
+        UserError: A file cannot be read, or does not match the network.
     """
     meta, file = read(path)
     check_arrays(path, meta, file)
@@ -212,7 +222,8 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
         names = [entry.name for entry in entries(like)]
     except KeyError as error:
         raise UserError(
-            f"--reference={path}: no layout of weights has a name for the parameter {error}"
+            f"--reference={path}: the network that the file describes has the parameter {error}, "
+            "which has no name in MAE's layout"
         ) from error
     weights = {
         name.removeprefix("param/"): a for name, a in file.items() if name.startswith("param/")

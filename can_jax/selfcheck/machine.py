@@ -1,4 +1,4 @@
-"""The properties of this machine that matter to a run, with remedies for problems."""
+"""The properties of this machine that affect a run, with remedies for problems."""
 
 import importlib.util
 import io
@@ -48,9 +48,9 @@ class Finding(NamedTuple):
     """A property of the machine.
 
     Attributes:
-        name: The name of the property.
+        name: The display name of the property, such as ``file descriptors``.
         value: The value as text.
-        mend: The remedy for a problem; empty if there is no problem.
+        mend: The problem and its remedy as text; empty if there is no problem.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Finding(NamedTuple):
 
 
 def devices() -> list[Finding]:
-    """Return the devices, drivers and versions."""
+    """Return the devices, the driver, and the versions of Python and of installed packages."""
     attached = attached_devices()
     memory = f", {gb(attached.memory)} each" if attached.memory else ""
     unused = ""
@@ -85,11 +85,11 @@ def devices() -> list[Finding]:
 
 
 def limits() -> list[Finding]:
-    """Return the limits of the process and of the machine's memory."""
+    """Return the numbers of cores and file descriptors, and the sizes of memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = ""
     if 0 <= soft < FEWEST_DESCRIPTORS:
-        few = f"ulimit -n {FEWEST_DESCRIPTORS} before a run; checkpoints open many files"
+        few = f"run `ulimit -n {FEWEST_DESCRIPTORS}` before a run: checkpoints open many files"
         if 0 <= hard < FEWEST_DESCRIPTORS:
             few = (
                 f"the hard limit is {hard}: raise it in /etc/security/limits.conf or the container"
@@ -107,13 +107,13 @@ def limits() -> list[Finding]:
         size = shutil.disk_usage(shm).total
         small = ""
         if size < SMALLEST_SHM and jax.local_device_count() > 1 and jax.default_backend() == "gpu":
-            small = "several GPUs need more: docker run --shm-size=8g"
+            small = "NCCL needs more shared memory for several GPUs: docker run --shm-size=8g"
         found.append(Finding("shared memory", gb(size), small))
     return found
 
 
 def file_systems() -> list[Finding]:
-    """Return the kind and the free space of the file systems that a run uses."""
+    """Return the type and the free space of the file systems that a run uses."""
     found = []
     places = {"current folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
     if cache := user_cache():
@@ -126,11 +126,11 @@ def file_systems() -> list[Finding]:
             if name.startswith("temporary"):
                 mend += ": set TMPDIR to a writable folder"
             elif name.startswith("current"):
-                mend += ": give each command a writable --workdir or --output"
+                mend += ": set a writable --workdir or --output for each command"
             else:
-                mend += "; each start compiles. Set XDG_CACHE_HOME to a writable folder"
+                mend += ", so each start compiles: set XDG_CACHE_HOME to a writable folder"
         elif usage.free < SMALLEST_DISK:
-            mend = "a checkpoint of ViT-B has 1.6 GB, and three are retained: free some space"
+            mend = "a checkpoint of ViT-B takes 1.6 GB, and three are retained: free some space"
         elif name.startswith("cache") and kind.startswith(REMOTE):
             mend = "the cache is faster on a local disk: set XDG_CACHE_HOME"
         found.append(Finding(name, f"{path} ({kind}), {gb(usage.free)} free", mend))
@@ -138,7 +138,7 @@ def file_systems() -> list[Finding]:
 
 
 def speeds() -> list[Finding]:
-    """Measure a matrix product, a copy to a device and the decoding of a photograph."""
+    """Measure the speed of a matrix product, of a copy to a device and of JPEG decoding."""
     attached = attached_devices()
     dtype = "bfloat16" if attached.bfloat16 else "float32"
     size = 1024 if attached.platform == "cpu" else 8192
@@ -148,7 +148,7 @@ def speeds() -> list[Finding]:
         peak = peak_flops(dtype)[0]
         of_peak = f", {100 * rate / peak:.0f} % of the peak"
         if rate < SLOW_SHARE * peak:
-            slow = "another process may use the device, or its clock is lowered (heat, power)"
+            slow = "another process may use the device, or heat or power may throttle its clock"
     block = np.zeros(2**25, np.uint8)
     device = jax.local_devices()[0]
     copies = repeated(lambda: jax.block_until_ready(jax.device_put(block, device)))
@@ -164,13 +164,13 @@ def speeds() -> list[Finding]:
         Finding("matrix product", f"{rate / 1e12:.3g} TFLOP/s in {dtype}{of_peak}", slow),
         Finding("copy to a device", f"{copies * block.nbytes / 1e9:.3g} GB/s"),
         Finding(
-            "decoding", f"{decoded:.0f} photographs/s a core by Pillow, {PHOTO[0]} x {PHOTO[1]}"
+            "decoding", f"{decoded:.0f} JPEGs/s per core by Pillow, {PHOTO[0]} x {PHOTO[1]} px"
         ),
     ]
 
 
 def repeated(action: Callable[[], Any]) -> float:
-    """Return how often an action runs per second, without a first run to warm up."""
+    """Return the number of calls of an action per second, after one call to warm up."""
     action()
     start, times = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < SECONDS:
@@ -180,7 +180,7 @@ def repeated(action: Callable[[], Any]) -> float:
 
 
 def file_system(path: Path) -> str:
-    """Return the kind of file system of a path, such as ``ext4``; ``unknown`` outside of Linux."""
+    """Return the type of a path's file system, such as ``ext4``; ``unknown`` outside of Linux."""
     try:
         lines = Path("/proc/mounts").read_text().splitlines()
     except OSError:

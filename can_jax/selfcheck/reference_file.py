@@ -51,7 +51,7 @@ OUTPUTS = ("out/", "loss/", "grad/")
 
 
 def read(path: str) -> tuple[dict[str, Any], File]:
-    """Return the validated settings and the arrays of a reference file.
+    """Return the validated settings of a reference file, and its arrays by name.
 
     Raises:
         UserError: The file cannot be read, or a setting is missing or invalid.
@@ -73,7 +73,7 @@ def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
     text = array.item() if array.size == 1 else None
     if not isinstance(text, str | bytes):
         raise UserError(
-            f"{where} is {array.dtype} of shape {array.shape}: give one string, a JSON object"
+            f"{where} is {array.dtype} of shape {array.shape}: give one string with a JSON object"
         )
     try:
         meta = json.loads(text)
@@ -97,7 +97,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
     """Validate inputs against the settings, and check that all arrays hold finite numbers.
 
     Raises:
-        UserError: An array is missing or invalid; the message names it and the file.
+        UserError: An array is missing or invalid; the message names the array and the file.
     """
     where = f"--reference={path}"
     rows = meta["images"] * meta["views"]
@@ -107,7 +107,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
             raise UserError(f"{where} has no array {name!r}")
     if not any(name.startswith(OUTPUTS) for name in file):
         raise UserError(
-            f"{where} has no array to compare: their names begin with out/, loss/, grad/"
+            f"{where} has no array to compare, whose name begins with out/, loss/ or grad/"
         )
     for name, array in file.items():
         if array.dtype.kind not in "fiub":
@@ -117,15 +117,15 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
         if not np.isfinite(array).all():
             raise UserError(f"{where}: array {name!r} has values that are not finite")
         if name.startswith("out/") and array.shape[:1] != (rows,):
-            raise _misshapen(path, name, array, f"({rows}, ...), images times views first")
+            raise _misshapen(path, name, array, f"({rows}, ...), with images times views rows")
     views = file["in/views"]
     if views.ndim != 4 or len(views) != rows:
         raise _misshapen(path, "in/views", views, f"({rows}, height, width, channels)")
     size = views.shape[1:3]
     if any(side % meta["patch_size"] for side in size):
         raise UserError(
-            f"{where}: 'meta' has patch_size={meta['patch_size']}, which does not divide the views "
-            f"of {size[0]}x{size[1]} in 'in/views'"
+            f"{where}: 'meta' has patch_size={meta['patch_size']}, which does not divide the size "
+            f"{size[0]}x{size[1]} of the images in 'in/views'"
         )
     patches = views.shape[1] // meta["patch_size"] * (views.shape[2] // meta["patch_size"])
     pixels = meta["patch_size"] ** 2 * views.shape[3]
@@ -138,7 +138,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
     shuffle = np.sort(file["in/shuffle"], axis=-1)
     if shuffle.dtype.kind not in "iu" or (shuffle != np.arange(patches)).any():
         raise UserError(
-            f"{where}: array 'in/shuffle' has a row that is not an order of the whole numbers "
+            f"{where}: array 'in/shuffle' has a row that is not a permutation of the integers "
             f"from 0 to {patches - 1}"
         )
 
@@ -148,7 +148,7 @@ def _misshapen(path: str, name: str, array: np.ndarray, wanted: str) -> UserErro
 
 
 def _projector(path: str, file: File) -> list[np.ndarray]:
-    """Return the weights of the projector's layers, whose indices count the activations too."""
+    """Return the weights of the projector's linear layers, which have even indices in the file."""
     weights: list[np.ndarray] = []
     while (name := f"param/projection_head.{2 * len(weights)}.weight") in file:
         if file[name].ndim != 2:
@@ -160,16 +160,16 @@ def _projector(path: str, file: File) -> list[np.ndarray]:
 
 
 def config_of(path: str, meta: dict[str, Any], file: File, dtype: str) -> ConfigDict:
-    """Return the configuration whose network has the file's sizes.
+    """Return the configuration of the network that a reference file describes.
 
     Args:
         path: The path of the file, for messages.
         meta: The settings from `read`.
         file: The arrays, validated by `check_arrays`.
-        dtype: The data type of the computation.
+        dtype: The type of the computation, ``float32`` or ``float64``.
 
     Raises:
-        UserError: The settings contradict each other; the message names those of `meta`.
+        UserError: The settings contradict each other; the message names the keys of `meta`.
     """
     config = default_config()
     height, width, channels = file["in/views"].shape[1:]
