@@ -25,7 +25,7 @@ class TraceWindow:
         self._tracing = False
 
     def before(self, step: int) -> None:
-        """Start the trace if ``step`` is the first traced one. The step must not be dispatched yet."""
+        """Start the trace before ``step`` is dispatched, if it is the first traced step."""
         if step == self._begin + 1:
             jax.profiler.start_trace(str(self._folder))
             self._tracing = True
