@@ -108,7 +108,7 @@ def test_an_archive_beside_images_does_not_make_a_folder_shards(tmp_path):
     for i in range(2):
         with tarfile.open(tmp_path / "shards" / f"{i}.tgz", "w:gz"):
             pass
-    assert kind_of(str(tmp_path / "shards"))[::3] == ("webdataset", True)
-    assert kind_of(f"{tmp_path}/shards/{{0..1}}.tgz").compressed
+    assert kind_of(str(tmp_path / "shards")).source == "webdataset"
+    assert kind_of(f"{tmp_path}/shards/{{0..1}}.tgz").source == "webdataset"
     (tmp_path / "loop").symlink_to(tmp_path)
     assert kind_of(str(tmp_path)).images == 3
