@@ -166,11 +166,11 @@ class Pretraining:
         return {
             "effective batch (images)": config.batch_size,
             **microbatch_facts(config),
-            "views per image": config.augment.views,
+            "views an image": config.augment.views,
             "peak learning rate": f"{peak_learning_rate(config):.4g}",
             **length_facts(config, times),
-            "images per epoch": times.examples,
-            "analytic FLOPs per image per step": f"{flops:.3e}",
+            "images of an epoch": times.examples,
+            "analytic FLOPs of a step, an image": f"{flops:.3e}",
         }
 
     @functools.cached_property
@@ -318,7 +318,7 @@ def length_facts(config: ConfigDict, times: RunLength) -> dict[str, Any]:
     if times.seconds is not None:
         return {
             "warm-up": f"{100 * times.warmup / times.schedule:.3g}% of the time",
-            "total time of all starts": console.duration(times.seconds),
+            "time, all starts together": console.duration(times.seconds),
         }
     return {
         "warm-up steps": times.warmup,
@@ -333,8 +333,8 @@ def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
     images = config.batch_size // settings.microbatches
     if settings.microbatches == 1:
         return {}
-    facts: dict[str, Any] = {"images per microbatch": images}
+    facts: dict[str, Any] = {"images of a microbatch": images}
     if config.objective.contrastive.weight:
         compared = config.batch_size if settings.negatives == "batch" else images
-        facts["negatives per view"] = compared * views - views
+        facts["negatives of a row"] = compared * views - views
     return facts
