@@ -22,9 +22,8 @@ from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.models.backbones import encoder_size, require_vit
 from can_jax.models.can import grid_of, level_scale
-from can_jax.models.flops import train_flops_per_image
 from can_jax.models.masking import visible_count
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image
 from can_jax.train.step import abstract_state, compile_train_step, initialize, make_step
 from can_jax.utils.errors import UserError
 
@@ -241,7 +240,7 @@ def measure_step(
         for name, turn in turns.items():
             rates.setdefault(name, []).append(turn(seconds))
     rate = {name: statistics.median(values) for name, values in rates.items()}
-    analytic = {name: train_flops_per_image(v, heads(v)) for name, v in variants.items()}
+    analytic = {name: train_flops_per_image(v) for name, v in variants.items()}
     can, counted = built["can"], counted_flops(config)
     results |= {
         "images_per_second": rate["can"],

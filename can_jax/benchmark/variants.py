@@ -18,8 +18,7 @@ from can_jax.benchmark.step import (
 from can_jax.config.baselines import changed
 from can_jax.config.resolve import resolve
 from can_jax.distributed.hardware import matmul_flops, peak_flops
-from can_jax.models.flops import train_flops_per_image
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image
 from can_jax.utils.errors import UserError, one_line
 
 Result = dict[str, Any]
@@ -87,7 +86,7 @@ def measure_variants(
         turns[name] = ours.turn
         results[name] |= {
             "changes": variants[name],
-            "analytic_flops_per_image": train_flops_per_image(configs[name], heads(configs[name])),
+            "analytic_flops_per_image": train_flops_per_image(configs[name]),
             "compile_seconds": ours.compile_seconds,
             "planned_memory_bytes": ours.planned_memory,
         }

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from can_jax.data.pipeline.batch import batch_shapes
 from can_jax.distributed.mesh import batch_sharding, batch_shards, make_mesh
-from can_jax.models.flops import train_flops_per_image, transformers
 from can_jax.objectives import active
 from can_jax.plan.charges import Estimate
 from can_jax.plan.clocks import Calibration, calibration_of, clock_of
@@ -20,7 +19,7 @@ from can_jax.plan.cycles import estimate_step
 from can_jax.plan.hlo import Collective, collectives
 from can_jax.plan.program import Program
 from can_jax.plan.topology import Topology
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image, transformers
 from can_jax.train.step import abstract_state, compile_train_step, make_step
 from can_jax.utils.errors import UserError
 from can_jax.utils.progress import phase
@@ -162,7 +161,7 @@ def make_plan(config: ConfigDict, topology: Topology, mfu: float, dump: Path | N
             total,
             limit,
         ),
-        flops_per_image=train_flops_per_image(config, heads(config)),
+        flops_per_image=train_flops_per_image(config),
         recomputed_flops_per_image=recomputed_flops(config),
         collectives=moved,
         compile_seconds=compile_time,
@@ -216,7 +215,7 @@ def recomputed_flops(config: ConfigDict) -> int:
     recomputed.
     """
     model, views = config.model, config.augment.views
-    blocks = transformers(config, heads(config))
+    blocks = transformers(config)
     recomputed = 0
     for size, tokens in blocks:
         logits = size.depth * 2 * tokens**2 * size.width
@@ -237,8 +236,8 @@ def recomputed_flops(config: ConfigDict) -> int:
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """Return the seconds of a step's FLOPs, with recomputed ones, at an assumed utilization."""
-    flops = train_flops_per_image(config, heads(config)) + recomputed_flops(config)
+    """Return the time of a step's FLOPs, recomputed ones included, at the assumed utilization."""
+    flops = train_flops_per_image(config) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate
 

@@ -12,8 +12,7 @@ from can_jax.config.defaults import RECIPE
 from can_jax.config.durations import TOTAL, WARMUP, unset
 from can_jax.config.resolve import from_json, resolve, to_json
 from can_jax.evaluate.config import default_evaluation, resolve_evaluation
-from can_jax.models.flops import train_flops_per_image
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image
 from can_jax.utils.errors import UserError
 from can_jax.utils.nested import flatten
 from can_jax.utils.settings import Several, Whole, refuse
@@ -176,4 +175,4 @@ def settings_of(config: ConfigDict) -> dict[str, Any]:
 
 def flops(config: ConfigDict) -> int:
     """Return the analytic FLOPs per image of a train step."""
-    return train_flops_per_image(config, heads(config))
+    return train_flops_per_image(config)

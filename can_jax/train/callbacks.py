@@ -18,7 +18,6 @@ from can_jax.data.sources.labels import has_labels
 from can_jax.distributed.hardware import peak_flops
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
-from can_jax.models.flops import train_flops_per_image
 from can_jax.monitoring import console
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.monitoring.metrics import FIGURE, figure_path, to_scalars
@@ -27,9 +26,9 @@ from can_jax.objectives import reads
 from can_jax.objectives.denoising import linear_bound
 from can_jax.train.callback import Callback, PeriodicAction, RunContext
 from can_jax.train.figures import draw, make_panel, pixels_of
+from can_jax.train.flops import train_flops_per_image
 from can_jax.train.health_probe import RANK, HealthProbe, described
 from can_jax.train.knn_probe import KnnProbe
-from can_jax.train.losses import heads
 from can_jax.train.patch_statistics import Moments
 from can_jax.train.run_length import RunLength
 from can_jax.train.step import Step, TrainState
@@ -164,7 +163,7 @@ class PretrainCallbacks(Log):
     """
 
     def __init__(self, run: RunContext, step: Step, moments: Callable[[], Moments]):
-        super().__init__(run, train_flops_per_image(step.config, heads(step.config)))
+        super().__init__(run, train_flops_per_image(step.config))
         self._step, self._source, self._moments = step, run.source, moments
         self._mesh, self._workdir = run.mesh, run.workdir
         self._probe: KnnProbe | None = None

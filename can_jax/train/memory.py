@@ -13,8 +13,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from can_jax.models.flops import transformers
-from can_jax.train.losses import heads
+from can_jax.train.flops import transformers
 from can_jax.train.step import abstract_network
 
 STORED_BYTES = 12  # per parameter: its value and two moments, in float32
@@ -44,7 +43,7 @@ def step_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     weights = 7 if model.attention == "xla" or width == 2 else 0
     view = sum(
         size.depth * tokens * (34 * size.width + weights * size.heads * tokens)
-        for size, tokens in transformers(config, heads(config))
+        for size, tokens in transformers(config)
     )
     view = int(view * width * FACTORS[model.remat])
     view += PIXEL_BYTES * math.prod(data.image_size) * data.channels

@@ -25,7 +25,6 @@ from can_jax.data.sources.registry import open_source
 from can_jax.distributed.hardware import attached_devices
 from can_jax.distributed.mesh import batch_shards, make_mesh
 from can_jax.distributed.runtime import assert_equal_across_processes
-from can_jax.models.flops import train_flops_per_image
 from can_jax.models.patch_embed import embedding_kind
 from can_jax.models.variant import PLAIN, variant_of
 from can_jax.monitoring import console
@@ -38,8 +37,8 @@ from can_jax.optimizers.schedules import learning_rate_schedule
 from can_jax.train.callback import RunContext
 from can_jax.train.callbacks import PretrainCallbacks, pending_evaluations
 from can_jax.train.choices import what_fits
+from can_jax.train.flops import train_flops_per_image
 from can_jax.train.init_from import initial_weights
-from can_jax.train.losses import heads
 from can_jax.train.pace import known_last_step
 from can_jax.train.patch_statistics import Moments, patch_moments, whitening_of, with_map
 from can_jax.train.run import run
@@ -162,7 +161,7 @@ class Pretraining:
     def facts(self) -> dict[str, Any]:
         """Return the batch size, length and cost of the run, by label, to print and store."""
         config, times = self.config, self.times
-        flops = train_flops_per_image(config, heads(config))
+        flops = train_flops_per_image(config)
         return {
             "effective batch (images)": config.batch_size,
             **microbatch_facts(config),

@@ -12,8 +12,7 @@ from can_jax.benchmark.step import BASELINE, counted_flops, measure_step
 from can_jax.config.baselines import METHODS, changed
 from can_jax.config.resolve import resolve
 from can_jax.distributed.hardware import matmul_flops
-from can_jax.models.flops import train_flops_per_image
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image
 from tests.helpers.configs import small_config
 from tests.helpers.oracle import write_reference
 from tests.helpers.runs import main_in_process
@@ -37,7 +36,7 @@ def test_rates_and_parts():
 
 
 def train_flops(config):
-    return train_flops_per_image(config, heads(config))
+    return train_flops_per_image(config)
 
 
 def test_counted_flops_are_the_analytic_ones_and_what_they_leave_out():

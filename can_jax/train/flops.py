@@ -17,11 +17,11 @@ from can_jax.models.can import (
     pixels_per_patch,
 )
 from can_jax.models.masking import visible_count
-from can_jax.models.variant import variant_of
+from can_jax.train.losses import heads
 
 
-def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> int:
-    """Return the FLOPs of a training step per image, for all of its views.
+def train_flops_per_image(config: ConfigDict) -> int:
+    """Return the FLOPs of a training step per image, all its views included.
 
     The count is 3 times that of the forward pass. The count includes matrix products, except those
     of rematerialization and of the noise-level embedding. It assumes that each objective applies
@@ -29,46 +29,43 @@ def train_flops_per_image(config: ConfigDict, heads: Mapping[str, HeadBuilder]) 
 
     Args:
         config: The resolved configuration.
-        heads: The heads of the network, as `can_jax.train.losses.heads` returns them.
     """
     patches = math.prod(grid_of(config))
     visible = visible_count(patches, config.model.mask_ratio)
     pixels = pixels_per_patch(config)
+    built = heads(config)
     view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)
-    if "decoder" in heads:
+    if "decoder" in built:
         decoder, outputs = decoder_size(config.model), 2 if has_noise_output(config) else 1
         view += decoder.flops(patches + 1)
         inner = (visible + 1) * encoder_width(config) + outputs * patches * pixels
         view += 2 * decoder.width * inner
-    owned = {name: build for name, build in heads.items() if name not in BUILDERS}
+    owned = {name: build for name, build in built.items() if name not in BUILDERS}
     view += 2 * sum(kernel_sizes(config, owned))
     return 3 * config.augment.views * view
 
 
-def transformers(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[tuple[Size, int]]:
-    """Return the size and the sequence length of the encoder, and of the decoder if there is one.
+def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
+    """Return the size and the tokens of a row of the encoder, and of the decoder if it is built.
 
     Args:
-        config: The resolved configuration, whose backbone is a Vision Transformer.
-        heads: The heads of the network, as `can_jax.train.losses.heads` returns them.
+        config: The resolved configuration of a Vision Transformer.
     """
     patches = math.prod(grid_of(config))
-    visible = visible_count(patches, config.model.mask_ratio)
-    tokens = visible + 1 + variant_of(config.model).registers
-    found = [(encoder_size(config.model), tokens)]
-    if "decoder" in heads:
+    found = [(encoder_size(config.model), visible_count(patches, config.model.mask_ratio) + 1)]
+    if "decoder" in heads(config):
         found.append((decoder_size(config.model), patches + 1))
     return found
 
 
-def kernel_sizes(config: ConfigDict, heads: Mapping[str, HeadBuilder]) -> list[int]:
-    """Return the number of entries of each 2-D parameter (matrix) of the given heads."""
+def kernel_sizes(config: ConfigDict, builders: Mapping[str, HeadBuilder]) -> list[int]:
+    """Return the number of entries of each 2-D parameter of some heads."""
     width, options = encoder_width(config), layer_options(config)
 
     def build() -> nnx.Dict:
         rngs = nnx.Rngs(0)
         return nnx.Dict(
-            {name: head(config, width, **options, rngs=rngs) for name, head in heads.items()}
+            {name: build(config, width, **options, rngs=rngs) for name, build in builders.items()}
         )
 
     leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(build), nnx.Param))

@@ -5,9 +5,8 @@ from flax import nnx
 
 from can_jax.distributed.hardware import matmul_flops, peak_flops
 from can_jax.models.backbones import SIZES, Size
-from can_jax.models.flops import train_flops_per_image, transformers
 from can_jax.models.vit import Blocks
-from can_jax.train.losses import heads
+from can_jax.train.flops import train_flops_per_image
 from tests.helpers.configs import small_config
 
 
@@ -17,7 +16,7 @@ def gigaflops(**changes):
     config.model.projector.update(hidden=4096, outputs=128)
     size = SIZES[config.model.size]
     config.model.update(width=size.width, depth=size.depth, heads=size.heads)
-    return train_flops_per_image(config, heads(config)) / 1e9
+    return train_flops_per_image(config) / 1e9
 
 
 def test_known_costs():
