@@ -4,9 +4,9 @@
         --config.data.path=/data/cifar10
 
 The variants are those of `can_jax.config.baselines.METHODS`: `simclr` (the default), `dcl`,
-`debiased`, `hard_negatives`, `siglip`, `vicreg`, `barlow_twins`, `mec`, `can_koleo`. The encoder,
-the data and the schedule are those of `configs/cifar10.py`, for three epochs. The projector is
-narrower than in the papers, whose settings docs/objectives.md lists.
+`debiased`, `hard_negatives`, `siglip`, `vicreg`, `barlow_twins`, `mec`, `can_koleo`, `latents`,
+`can_latents`. The encoder, the data and the schedule are those of `configs/cifar10.py`, for three
+epochs. The projector is narrower than in the papers, whose settings docs/objectives.md lists.
 
 Hardware: two CPU cores, about seven minutes per variant.
 Result: not measured; `configs/study/objectives.py` compares the methods.

@@ -28,19 +28,26 @@ JOINT: dict[str, Any] = {
     "objective.denoising.weight": 0.0,
 }
 SIMCLR = JOINT | {"objective.contrastive.weight": 1.0}
+MAE: dict[str, Any] = {
+    **{f"augment.{name}": value for name, value in PRESETS["mae"].items()},
+    "model.mask_ratio": 0.75,
+    "model.decoder.zero_output": False,  # Xavier, as MAE has it
+    "noise.sigma_max": 0.0,
+    "objective.contrastive.weight": 0.0,
+    "objective.reconstruction.weight": 1.0,
+    "objective.denoising.weight": 0.0,
+}
+# The teacher's latents as the target of the reconstruction, in place of pixels.
+LATENTS: dict[str, Any] = {
+    "objective.reconstruction.weight": 0.0,
+    "objective.latents.weight": 1.0,
+    "optimizer.ema_decay": 0.999,
+}
 WIDE = {"model.projector.hidden": 8192, "model.projector.outputs": 8192}
 
 METHODS: dict[str, dict[str, Any]] = {
     "can": {},
-    "mae": {
-        **{f"augment.{name}": value for name, value in PRESETS["mae"].items()},
-        "model.mask_ratio": 0.75,
-        "model.decoder.zero_output": False,  # Xavier, as MAE has it
-        "noise.sigma_max": 0.0,
-        "objective.contrastive.weight": 0.0,
-        "objective.reconstruction.weight": 1.0,
-        "objective.denoising.weight": 0.0,
-    },
+    "mae": MAE,
     "simclr": SIMCLR,
     "dcl": SIMCLR | {"objective.contrastive.decoupled": True},
     "debiased": SIMCLR
@@ -55,6 +62,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "vicreg": JOINT | WIDE | {"objective.vicreg.weight": 1.0},
     "barlow_twins": JOINT | WIDE | {"objective.barlow_twins.weight": 1.0},
     "mec": JOINT | {"objective.mec.weight": 1.0, "model.projector.outputs": 2048},
+    "latents": MAE | LATENTS,
+    "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # that of the pixels
     "can_koleo": {"objective.koleo.weight": 0.1},  # the weight of DINOv2
     "simclr_disentangled": SIMCLR | {"objective.disentangle.weight": 1.0},
 }

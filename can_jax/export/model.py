@@ -76,10 +76,12 @@ class Model:
         position of the class token.
 
         Raises:
-            UserError: The run has no decoder.
+            UserError: The run has no decoder, or none that predicts pixels.
         """
-        if "decoder" not in self.parameters:
-            raise UserError(f"{self.source} has no decoder: set --contents=encoder")
+        if "predict" not in self.parameters.get("decoder", {}):
+            raise UserError(
+                f"{self.source} has no decoder that predicts pixels: set --contents=encoder"
+            )
         arrays = to_torch(self._trees("decoder"), self.config.model.patch_size)
         positions = self._positions(self.config.model.decoder.width)
         if "noise_level" in self.parameters:

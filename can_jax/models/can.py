@@ -36,20 +36,28 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """The outputs of one forward pass; ``noise_level`` and ``prediction`` are None if not
-    computed."""
+    """The outputs of one forward pass; the last three are None if their head was not built or run.
+
+    Attributes:
+        latent: The encoder's tokens, class token first.
+        pooled: The pooled embeddings.
+        noise_level: The embedding of the noise level.
+        prediction: The decoder's prediction of every patch.
+        decoded: The decoder's tokens before its output layers, class token first.
+    """
 
     latent: Float[Array, "rows tokens width"]
     pooled: Float[Array, "rows width"]
     noise_level: Float[Array, "rows width"] | None
     prediction: Float[Array, "rows patches pixels"] | None
+    decoded: Float[Array, "rows tokens decoder_width"] | None = None
 
 
 HeadBuilder = Callable[..., nnx.Module]  # (config, width of the encoder, **options)
 
 
-def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
-    """Build the decoder that a configuration describes, for an encoder of the given width."""
+def build_decoder(config: ConfigDict, width: int, predicts: bool = True, **options: Any) -> Decoder:
+    """Build the decoder of a configuration, with its output layers if it ``predicts``."""
     model = config.model
     return Decoder(
         width,
@@ -58,6 +66,7 @@ def build_decoder(config: ConfigDict, width: int, **options: Any) -> Decoder:
         level_tokens=config.noise.level_tokens,
         zero_output=model.decoder.zero_output,
         noise_output=has_noise_output(config),
+        predicts=predicts,
         **compute_options(model),
         **options,
     )
@@ -129,7 +138,7 @@ class CAN(nnx.Module):
         visible = patches.shape[1]
         latent = self.encoder(patches.astype(self.dtype), shuffle[:, :visible], grid)
         pooled = pool(latent, self.pool)
-        noise_level = prediction = None
+        noise_level = prediction = decoded = None
         if decode and hasattr(self, "noise_level"):
             # Sigma stays float32: bf16 has 8 bits, too few for angles up to 1000 rad.
             assert sigma is not None, (
@@ -137,8 +146,8 @@ class CAN(nnx.Module):
             )
             noise_level = self.noise_level(sigma)
         if decode and hasattr(self, "decoder"):
-            prediction = self.decoder(latent, shuffle, grid, noise_level)
-        return Forward(latent, pooled, noise_level, prediction)
+            decoded, prediction = self.decoder(latent, shuffle, grid, noise_level)
+        return Forward(latent, pooled, noise_level, prediction, decoded)
 
     def encode(
         self, images: Float[Array, "rows height width channels"], **options: Any

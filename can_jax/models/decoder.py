@@ -1,6 +1,6 @@
 """The decoder, which predicts the pixels of masked patches and the noise of visible patches."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -9,6 +9,18 @@ from jaxtyping import Array, Float, Int
 from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models.positions import sincos_2d
 from can_jax.models.vit import Linear, Transformer
+
+
+class Decoded(NamedTuple):
+    """The outputs of the decoder.
+
+    Attributes:
+        tokens: The tokens after the final LayerNorm, class token first.
+        prediction: The prediction of every patch; None without an output layer for it.
+    """
+
+    tokens: Float[Array, "rows tokens width"]
+    prediction: Float[Array, "rows patches pixels"] | None
 
 
 class Decoder(Transformer):
@@ -28,10 +40,11 @@ class Decoder(Transformer):
         zero_output: Whether the kernel of the output layer for pixels is initialized to zero.
         noise_output: Whether a separate output layer, initialized to zero, predicts the noise of
             visible patches.
-        rngs: The `nnx.Rngs` for the initialization.
-        dtype: The dtype of activations and matrix products.
-        param_dtype: The dtype of the parameters.
-        **run: Further keyword arguments of `can_jax.models.vit.Transformer`.
+        predicts: Whether there is an output layer at all. Without one, only tokens are computed.
+        rngs: The random numbers of the initialization.
+        dtype: The type of activations and matrix products.
+        param_dtype: The type of the parameters.
+        **run: The other options of `can_jax.models.vit.Transformer`.
     """
 
     def __init__(
@@ -46,6 +59,7 @@ class Decoder(Transformer):
         level_tokens: str,
         zero_output: bool = False,
         noise_output: bool = False,
+        predicts: bool = True,
         rngs: nnx.Rngs,
         dtype: Any,
         param_dtype: Any,
@@ -56,7 +70,7 @@ class Decoder(Transformer):
         normal = nnx.initializers.normal(0.02)
         self.mask_token = nnx.Param(normal(rngs.params(), (width,), param_dtype))
         super().__init__(width, depth, heads, mlp_width, **run, **options)
-        self.predict = Linear(width, pixels, zero=zero_output, **options)
+        self.predict = Linear(width, pixels, zero=zero_output, **options) if predicts else None
         self.predict_noise = Linear(width, pixels, zero=True, **options) if noise_output else None
         self.level_tokens = level_tokens
 
@@ -66,8 +80,8 @@ class Decoder(Transformer):
         shuffle: Int[Array, "rows patches"],
         grid: tuple[int, int],
         level: Float[Array, "rows encoder_width"] | None = None,
-    ) -> Float[Array, "rows patches pixels"]:
-        """Predict the pixels of each masked patch and the noise of each visible patch.
+    ) -> Decoded:
+        """Decode every patch from the class token and the visible patches' latents.
 
         Without ``noise_output``, the same output layer predicts both.
 
@@ -98,8 +112,10 @@ class Decoder(Transformer):
         patch_tokens = patch_tokens + jnp.asarray(sincos_2d(grid, width), tokens.dtype)
         x = constrain_batch_sharding(jnp.concatenate([tokens[:, :1], patch_tokens], axis=1))
         x = self.norm(self.blocks(x))
+        if self.predict is None:
+            return Decoded(x, None)
         prediction = self.predict(x)[:, 1:]
-        if self.predict_noise is None:
-            return prediction
-        visible = (restore < patches - hidden)[:, :, None]
-        return jnp.where(visible, self.predict_noise(x)[:, 1:], prediction)
+        if self.predict_noise is not None:
+            visible = (restore < patches - hidden)[:, :, None]
+            prediction = jnp.where(visible, self.predict_noise(x)[:, 1:], prediction)
+        return Decoded(x, prediction)

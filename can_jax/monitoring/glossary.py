@@ -87,6 +87,15 @@ METRICS = {
         "The mean distance of a normalized embedding to its nearest neighbor in the batch.",
         "The distance is at most 2. A value near 0 means that embeddings collapse.",
     ),
+    "loss/latents": Metric(
+        "The squared error of the predicted latents of masked patches.",
+        "Predicting the mean of all targets costs the square of `latents/deviation`. The loss can "
+        "rise while the teacher learns.",
+    ),
+    "latents/deviation": Metric(
+        "The standard deviation of a feature of the teacher's latents over masked patches.",
+        "A fall to 0 is a collapse: all patches have equal latents.",
+    ),
     "loss/disentangle": Metric("The penalty on dependent dimensions of the pooled embedding."),
     "disentangle/mean_square_correlation": Metric(
         "The mean squared correlation of two dimensions of the pooled embedding.",

@@ -18,6 +18,7 @@ from can_jax.objectives import (
     denoising,
     disentangle,
     koleo,
+    latents,
     mec,
     reconstruction,
     siglip,
@@ -37,6 +38,7 @@ OBJECTIVES.register("mec", mec.OBJECTIVE)
 OBJECTIVES.register("siglip", siglip.OBJECTIVE)
 OBJECTIVES.register("koleo", koleo.OBJECTIVE)
 OBJECTIVES.register("disentangle", disentangle.OBJECTIVE)
+OBJECTIVES.register("latents", latents.OBJECTIVE)
 
 Settings = dict[str, dict[str, Any]]
 Heads = Mapping[str, Any]  # modules of flax.nnx

@@ -31,6 +31,9 @@ class Arrays(NamedTuple):
         tokens: The output tokens of the encoder, class token first.
         pooled: The encoder output pooled over tokens as ``objective.contrastive.pool`` selects.
         prediction: The decoder's prediction for every patch.
+        decoded: The decoder's tokens before its output layers, class token first.
+        teacher: The patch tokens of the moving average of the encoder, for whole views without
+            noise; a constant for the derivative.
         clean: The normalized pixels of every patch, without the added noise.
         noise: The noise to predict, in the scale that ``noise.target`` selects. Losses use the
             values of visible patches only.
@@ -44,6 +47,8 @@ class Arrays(NamedTuple):
     tokens: Float[Array, "images views tokens width"] | None = None
     pooled: Float[Array, "images views width"] | None = None
     prediction: Float[Array, "rows patches pixels"] | None = None
+    decoded: Float[Array, "rows tokens decoder_width"] | None = None
+    teacher: Float[Array, "rows patches width"] | None = None
     clean: Float[Array, "rows patches pixels"] | None = None
     noise: Float[Array, "rows patches pixels"] | None = None
     noise_scale: Float[Array, " rows"] | None = None
@@ -67,7 +72,8 @@ class Objective:
 
     Attributes:
         reads: The names of the fields of `Arrays` that ``loss`` reads. The decoder is built only if
-            an active objective reads ``prediction``.
+            an active objective reads ``prediction`` or ``decoded``. ``teacher`` requires
+            `optimizer.ema_decay`.
         loss: A function ``loss(arrays, **settings)`` that returns the loss and a dict of metrics to
             log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
         weight: The default of the config key ``weight``. An objective with weight 0 is inactive.

@@ -54,6 +54,24 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
     return reconstruction_loss(arrays.prediction, arrays.clean, arrays.hidden, normalize), {}
 
 
+def check_masking(config: Any, name: str) -> None:
+    """Check that masking hides patches, which an objective predicts.
+
+    Args:
+        config: The configuration.
+        name: The name of the objective.
+
+    Raises:
+        UserError: All patches are visible.
+    """
+    patches, ratio = math.prod(grid_of(config)), config.model.mask_ratio
+    if visible_count(patches, ratio) == patches:
+        raise UserError(
+            f"config.model.mask_ratio={ratio} hides none of {patches} patches: there is nothing "
+            f"to predict; raise it or set objective.{name}.weight=0"
+        )
+
+
 def check(config: Any) -> None:
     """Check that patches can be normalized and that masking hides at least one patch.
 
@@ -68,12 +86,7 @@ def check(config: Any) -> None:
             "normalized by its standard deviation; set objective.reconstruction.normalize=False or "
             "use larger patches"
         )
-    patches = math.prod(grid_of(config))
-    if visible_count(patches, model.mask_ratio) == patches:
-        raise UserError(
-            f"config.model.mask_ratio={model.mask_ratio} hides none of {patches} patches: there is "
-            "nothing to reconstruct; raise it or set objective.reconstruction.weight=0"
-        )
+    check_masking(config, "reconstruction")
 
 
 OBJECTIVE = Objective(

@@ -1,15 +1,14 @@
 """The number of FLOPs of a training step, computed from the configuration."""
 
 import math
-from collections.abc import Mapping
 
 import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from can_jax import objectives
 from can_jax.models.backbones import BACKBONES, Size, decoder_size, encoder_size, encoder_width
 from can_jax.models.can import (
-    BUILDERS,
     HeadBuilder,
     grid_of,
     has_noise_output,
@@ -23,9 +22,9 @@ from can_jax.train.losses import heads
 def train_flops_per_image(config: ConfigDict) -> int:
     """Return the FLOPs of a training step per image, all its views included.
 
-    The count is 3 times that of the forward pass. The count includes matrix products, except those
-    of rematerialization and of the noise-level embedding. It assumes that each objective applies
-    its own heads once to the pooled embedding of each view.
+    They are 3 times those of the forward pass, and once those of a teacher. Matrix products count,
+    except for recomputed ones and the noise-level embedding. A head that an objective owns counts
+    as applied once to the pooled embedding of each view, or to each patch token that it reads.
 
     Args:
         config: The resolved configuration.
@@ -34,15 +33,22 @@ def train_flops_per_image(config: ConfigDict) -> int:
     visible = visible_count(patches, config.model.mask_ratio)
     pixels = pixels_per_patch(config)
     built = heads(config)
+    settings = config.objective.to_dict()
+    reads = objectives.reads(settings)
     view = BACKBONES.get(config.model.backbone).flops(config, pixels, visible)
     if "decoder" in built:
-        decoder, outputs = decoder_size(config.model), 2 if has_noise_output(config) else 1
+        decoder = decoder_size(config.model)
+        outputs = int(has_noise_output(config)) + ("prediction" in reads)
         view += decoder.flops(patches + 1)
         inner = (visible + 1) * encoder_width(config) + outputs * patches * pixels
         view += 2 * decoder.width * inner
-    owned = {name: build for name, build in built.items() if name not in BUILDERS}
-    view += 2 * sum(kernel_sizes(config, owned))
-    return 3 * config.augment.views * view
+    active = objectives.active(settings)
+    for name, head in objectives.head_names(settings).items():
+        tokens = {"tokens": visible, "decoded": patches}
+        applied = max([tokens.get(field, 1) for field in active[name].reads])
+        view += 2 * applied * sum(kernel_sizes(config, built[head]))
+    taught = BACKBONES.get(config.model.backbone).flops(config, pixels, patches)
+    return config.augment.views * (3 * view + ("teacher" in reads) * taught)
 
 
 def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
@@ -58,15 +64,9 @@ def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
     return found
 
 
-def kernel_sizes(config: ConfigDict, builders: Mapping[str, HeadBuilder]) -> list[int]:
-    """Return the number of entries of each 2-D parameter of some heads."""
+def kernel_sizes(config: ConfigDict, build: HeadBuilder) -> list[int]:
+    """Return the number of entries of each 2-D parameter of a head."""
     width, options = encoder_width(config), layer_options(config)
-
-    def build() -> nnx.Dict:
-        rngs = nnx.Rngs(0)
-        return nnx.Dict(
-            {name: build(config, width, **options, rngs=rngs) for name, build in builders.items()}
-        )
-
-    leaves = jax.tree.leaves(nnx.state(nnx.eval_shape(build), nnx.Param))
+    head = nnx.eval_shape(lambda: build(config, width, **options, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(head, nnx.Param))
     return [math.prod(leaf.shape) for leaf in leaves if leaf.ndim == 2]

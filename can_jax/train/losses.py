@@ -6,10 +6,12 @@ reconstruction and denoising losses and their weighted sum. `loss_and_gradients`
 `forward` and `losses`, and differentiates the total loss.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt32
 from ml_collections import ConfigDict
@@ -70,11 +72,13 @@ class Inputs(NamedTuple):
     """The augmented inputs of the network and its losses; a row is one view of an image.
 
     Attributes:
-        clean: The normalized pixels of every patch, without noise.
-        noise: The noise to add to ``clean``; None if ``noise.sigma_max`` is 0.
-        shuffle: A permutation of the patch indices of each row, visible patches first.
-        labels: The class label of each image; -1 if unknown.
-        contents: The content ID of each image from `Batch.content`, or None if not requested.
+        clean: The normalized patches without noise.
+        noise: The noise to add; None if ``noise.sigma_max`` is 0.
+        shuffle: A permutation of the patches of each row; its first entries are the visible
+            patches.
+        labels: The label of each image, -1 where unknown.
+        contents: The `Batch.content` of each image, or None.
+        teacher: The result of `teacher_tokens`; None unless an objective reads it.
     """
 
     clean: Float[Array, "rows patches pixels"]
@@ -82,6 +86,7 @@ class Inputs(NamedTuple):
     shuffle: Int[Array, "rows patches"]
     labels: Int[Array, " images"]
     contents: UInt32[Array, " images"] | None = None
+    teacher: Float[Array, "rows patches width"] | None = None
 
     @property
     def noisy(self) -> Float[Array, "rows patches pixels"]:
@@ -105,6 +110,7 @@ def loss_and_gradients(
     batch_stats: Tree,
     batch: Batch,
     step: Int[Array, ""],
+    teacher: Tree | None = None,
 ) -> tuple[StepOutput, Embeddings]:
     """Compute the losses and gradients of a batch, without microbatches.
 
@@ -114,13 +120,17 @@ def loss_and_gradients(
         parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The training step, from which the random keys of the batch are derived.
+        step: The step from which the random keys of the batch are derived.
+        teacher: The parameters of the teacher's encoder, if an objective reads its tokens.
 
     Returns:
         The loss, metrics and gradients, and the pooled embedding of each row.
     """
     settings = Photometric.from_settings(config.augment.to_dict())
     inputs = prepare(config, batch, step, settings)
+    if teacher is not None:
+        encoder = nnx.merge(network, parameters | teacher, batch_stats, copy=True).encoder
+        inputs = inputs._replace(teacher=teacher_tokens(config, encoder, inputs.clean))
 
     def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
         model = nnx.merge(network, parameters, batch_stats, copy=True)
@@ -163,6 +173,21 @@ def prepare(
     else:
         shuffle = jnp.broadcast_to(jnp.arange(clean.shape[1]), clean.shape[:2])
     return Inputs(clean, noise, shuffle, batch.label, batch.content)
+
+
+def teacher_tokens(
+    config: ConfigDict, encoder: Any, clean: Float[Array, "rows patches pixels"]
+) -> Float[Array, "rows patches width"]:
+    """Return the patch tokens of a teacher for whole views without noise, in row-major order.
+
+    Args:
+        config: The resolved configuration.
+        encoder: The encoder with the teacher's parameters.
+        clean: All patches of each row.
+    """
+    index = jnp.broadcast_to(np.arange(clean.shape[1]), clean.shape[:2])
+    patches = constrain_batch_sharding(clean.astype(config.model.dtype))
+    return encoder(patches, index, can.grid_of(config))[:, 1:]
 
 
 def forward(
@@ -215,6 +240,8 @@ def losses(
         tokens=by_image(outputs.latent),
         pooled=by_image(outputs.pooled),
         prediction=outputs.prediction,
+        decoded=outputs.decoded,
+        teacher=inputs.teacher,
         clean=inputs.clean,
         noise=noise,
         noise_scale=scale,
@@ -247,6 +274,8 @@ def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
         needed["noise_level"] = can.BUILDERS["noise_level"]
     if "prediction" in reads:
         needed["decoder"] = can.BUILDERS["decoder"]
+    elif "decoded" in reads:
+        needed["decoder"] = functools.partial(can.BUILDERS["decoder"], predicts=False)
     return needed
 
 

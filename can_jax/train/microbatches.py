@@ -43,6 +43,7 @@ from can_jax.train.losses import (
     owned_heads,
     prepare,
     statistics_of,
+    teacher_tokens,
 )
 
 
@@ -53,13 +54,14 @@ def accumulate_gradients(
     batch_stats: Tree,
     batch: Batch,
     step: Int[Array, ""],
+    teacher: Tree | None = None,
 ) -> tuple[StepOutput, Embeddings]:
     """Compute the losses and gradients of a batch, one microbatch at a time.
 
     ``config.accumulation`` sets the number of microbatches and the source of negatives. The
     arguments and results are those of `can_jax.train.losses.loss_and_gradients`.
     """
-    run = _Run(config, network, parameters, batch_stats, step)
+    run = _Run(config, network, parameters, batch_stats, step, teacher)
     if config.accumulation.negatives == "batch" and run.settings(related=True):
         return run.with_all_negatives(batch)
     return run.one_by_one(batch)
@@ -90,6 +92,7 @@ class _Run(NamedTuple):
     parameters: Tree
     batch_stats: Tree
     step: Int[Array, ""]
+    teacher: Tree | None
 
     def settings(self, *, related: bool) -> objectives.Settings:
         """Return the config blocks of the active objectives with the given ``relates_rows``."""
@@ -106,6 +109,14 @@ class _Run(NamedTuple):
         settings = Photometric.from_settings(self.config.augment.to_dict())
         return prepare(self.config, batch, self.step, settings)
 
+    def targets(self, batch: Batch) -> Inputs:
+        """Return the inputs, and the teacher's tokens for them if an objective reads these."""
+        inputs = self.inputs(batch)
+        if self.teacher is None:
+            return inputs
+        encoder = self.model(self.parameters | self.teacher, self.batch_stats).encoder
+        return inputs._replace(teacher=teacher_tokens(self.config, encoder, inputs.clean))
+
     def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Average the gradients of microbatches that use only their own images as negatives."""
         count = self.config.accumulation.microbatches
@@ -113,8 +124,9 @@ class _Run(NamedTuple):
         def add(carry: tuple[Tree, Tree], part: Batch) -> tuple[tuple[Tree, Tree], Any]:
             total, batch_stats = carry
             outputs, pooled = loss_and_gradients(
-                self.config, self.network, self.parameters, batch_stats, part, self.step
-            )
+                self.config, self.network, self.parameters, batch_stats, part, self.step,
+                self.teacher,
+            )  # fmt: skip
             total = jax.tree.map(lambda a, b: a + b / count, total, outputs.gradients)
             return (total, outputs.batch_stats), ((outputs.total, outputs.metrics), pooled)
 
@@ -155,7 +167,7 @@ class _Run(NamedTuple):
             return total, (metrics, statistics_of(model))
 
         def separable(parameters: Tree, part: Batch, pull: Array) -> tuple[Array, Any]:
-            inputs, model = self.inputs(part), self.model(parameters, self.batch_stats)
+            inputs, model = self.targets(part), self.model(parameters, self.batch_stats)
             outputs = forward(self.config, model, inputs)
             others = self.settings(related=False)
             total, metrics = losses(self.config, model, outputs, inputs, others)

@@ -13,7 +13,7 @@ from can_jax.config.durations import (
     value_of,
     warmup_steps,
 )
-from can_jax.train.losses import heads
+from can_jax.objectives import reads
 
 
 class RunLength(NamedTuple):
@@ -53,7 +53,7 @@ def make_run_length(config: ConfigDict, examples: int) -> RunLength:
     """
     total = steps_of(config, TOTAL, examples) or 0
     minutes = value_of(config, "total_minutes")
-    draws = "decoder" in heads(config)  # without a decoder there are no figures
+    draws = "prediction" in reads(config.objective.to_dict())  # else there are no figures
     return RunLength(
         examples=examples,
         total=total if minutes is None else MOST_STEPS,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
+from can_jax import objectives
 from can_jax.augment.photometric import normalize, to_float
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, replicated
@@ -107,6 +108,7 @@ def gradients(
     batch_stats: Tree,
     batch: Batch,
     step: Int[Array, ""],
+    teacher: Tree | None = None,
 ) -> StepOutput:
     """Compute the loss and gradients of a batch, at once or in microbatches.
 
@@ -116,12 +118,15 @@ def gradients(
         parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The training step, from which the random keys of the batch are derived.
+        step: The step from which the random keys of the batch are derived.
+        teacher: The parameters from `Step.teacher`.
     """
     compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients
     types = compute_types(nnx.merge(network, parameters, batch_stats, copy=True))
     copied = compute_copy(config, parameters, types)
-    outputs, pooled = compute(config, network, copied, batch_stats, batch, step)
+    if teacher is not None:
+        teacher = compute_copy(config, teacher, types)
+    outputs, pooled = compute(config, network, copied, batch_stats, batch, step, teacher)
     return outputs._replace(
         metrics=outputs.metrics | embedding_metrics(pooled),
         gradients=stored_gradients(config, outputs.gradients, parameters),
@@ -174,8 +179,9 @@ class Step:
                 ``state.step``.
         """
         outputs = gradients(
-            self.config, self.network, state.parameters, state.batch_stats, batch, state.step
-        )
+            self.config, self.network, state.parameters, state.batch_stats, batch, state.step,
+            self.teacher(state),
+        )  # fmt: skip
         rate = self.schedule(state.step if position is None else position)
         moments = state.optimizer["transform"] if self.averages else state.optimizer
         updates, optimizer = self.optimizer.update(outputs.gradients, moments, state.parameters)
@@ -231,6 +237,12 @@ class Step:
         return jax.tree.map(
             lambda a, b: a + (1 - decay).astype(a.dtype) * (b - a), average, parameters
         )
+
+    def teacher(self, state: TrainState) -> Tree | None:
+        """Return the moving average of the encoder if an objective reads its tokens, else None."""
+        if "teacher" not in objectives.reads(self.config.objective.to_dict()):
+            return None
+        return {"encoder": state.optimizer["average"]["encoder"]}
 
     def evaluated(self, state: TrainState) -> Tree:
         """Return the parameters to evaluate, which are the moving average if there is one."""

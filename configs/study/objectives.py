@@ -20,7 +20,7 @@ from can_jax.evaluate.config import default_evaluation
 NARROW = {"model.projector.hidden": 512, "model.projector.outputs": 512}
 NAMES = (
     "simclr", "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
-    "can_koleo",
+    "can_koleo", "latents", "can_latents",
 )  # fmt: skip
 
 

@@ -150,3 +150,14 @@ def gradient(function, z, step=1e-30):
         moved[index] += 1j * step
         slopes[index] = np.imag(function(moved)) / step
     return slopes
+
+
+def latents(decoded, kernel, bias, teacher, hidden):
+    """The squared error of hidden patches' tokens, for arrays of rows, patches and features."""
+    total, count = 0, 0
+    for row, patch in np.argwhere(hidden):
+        target = teacher[row, patch] - teacher[row, patch].mean()
+        target = target / np.sqrt((target**2).mean() + 1e-5)
+        total = total + ((decoded[row, patch + 1] @ kernel + bias - target) ** 2).mean()
+        count += 1
+    return total / count

@@ -15,7 +15,7 @@ def make(**changes):
 
 @jax.jit
 def predict(latent, shuffle):
-    return make()(latent, shuffle, (2, 3))
+    return make()(latent, shuffle, (2, 3)).prediction
 
 
 def test_one_prediction_a_patch_whatever_the_order_of_the_visible():
@@ -34,14 +34,14 @@ def test_hidden_patches_are_told_apart_by_their_place_alone():
 def test_noise_of_visible_patches_has_an_output_of_its_own_that_starts_at_zero():
     latent = jax.random.normal(jax.random.key(0), (1, 3, 8))
     given = (latent, jnp.array([[4, 1, 0, 2, 3, 5]]), (2, 3))
-    shared, own = make()(*given), make(noise_output=True)(*given)
+    shared, own = (make(noise_output=own)(*given).prediction for own in (False, True))
     visible = np.isin(np.arange(6), (4, 1))
     assert not own[0, visible].any() and np.abs(own[0, ~visible]).min() > 0
     np.testing.assert_array_equal(own[0, ~visible], shared[0, ~visible])  # and no other start
     both = make(noise_output=True, zero_output=True)
-    assert not both(*given).any()
+    assert not both(*given).prediction.any()
     both.predict_noise.bias[...] = jnp.ones(12)
-    np.testing.assert_array_equal(both(*given)[0, :, 0], visible)
+    np.testing.assert_array_equal(both(*given).prediction[0, :, 0], visible)
 
 
 @pytest.mark.parametrize(("tokens", "reached"), [("all", 6), ("visible", 2)])

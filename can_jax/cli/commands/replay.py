@@ -44,10 +44,10 @@ def main(capture: str) -> None:
     step_index = jnp.int32(facts["step"] - 1)  # The step's random keys derive from it.
     with jax.set_mesh(mesh), phase("recomputing the step"):
         outputs = jax.jit(
-            lambda parameters, statistics, batch: gradients(
-                config, step.network, parameters, statistics, batch, step_index
+            lambda parameters, statistics, batch, teacher: gradients(
+                config, step.network, parameters, statistics, batch, step_index, teacher
             )
-        )(state.parameters, state.batch_stats, batch)
+        )(state.parameters, state.batch_stats, batch, step.teacher(state))
         jax.block_until_ready(outputs)
     first, last = facts["positions"]
     console = plain_console(width=100, soft_wrap=True)
