@@ -5,8 +5,9 @@
 
 The variants are those of `can_jax.config.baselines.METHODS`: `simclr` (the default), `dcl`,
 `debiased`, `hard_negatives`, `siglip`, `vicreg`, `barlow_twins`, `mec`, `can_koleo`, `latents`,
-`can_latents`. The encoder, the data and the schedule are those of `configs/cifar10.py`, for three
-epochs. The projector is narrower than in the papers, whose settings docs/objectives.md lists.
+`can_latents`, `densecl`. The encoder, the data and the schedule are those of `configs/cifar10.py`,
+for three epochs. The heads are narrower than in the papers, whose settings docs/objectives.md
+lists.
 
 Hardware: two CPU cores, about seven minutes per variant.
 Result: not measured; `configs/study/objectives.py` compares the methods.
@@ -25,6 +26,7 @@ def get_config(method: str = "simclr") -> ConfigDict:
     config = changed(load_recipe(__file__, "cifar10"), METHODS[method])
     config.total_epochs = 3
     config.model.projector.update(layers=2, hidden=512, outputs=128)
+    config.objective.dense.hidden = 512
     if method in ("vicreg", "barlow_twins", "mec"):
         config.model.projector.outputs = 512
     return config

@@ -62,6 +62,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "vicreg": JOINT | WIDE | {"objective.vicreg.weight": 1.0},
     "barlow_twins": JOINT | WIDE | {"objective.barlow_twins.weight": 1.0},
     "mec": JOINT | {"objective.mec.weight": 1.0, "model.projector.outputs": 2048},
+    "densecl": SIMCLR
+    | {
+        "objective.contrastive.weight": 0.5,
+        "objective.contrastive.temperature": 0.2,
+        "objective.dense.weight": 0.5,
+        "model.projector.layers": 2,
+        "model.projector.hidden": 2048,
+        "model.projector.batch_norm": False,
+    },
     "latents": MAE | LATENTS,
     "can_latents": LATENTS | {"objective.latents.weight": 0.67},  # that of the pixels
     "can_koleo": {"objective.koleo.weight": 0.1},  # the weight of DINOv2

@@ -87,6 +87,17 @@ METRICS = {
         "The mean distance of a normalized embedding to its nearest neighbor in the batch.",
         "The distance is at most 2. A value near 0 means that embeddings collapse.",
     ),
+    "loss/dense": Metric(
+        "The InfoNCE loss of patch tokens matched between two views.",
+        "A uniform guess costs the logarithm of one more than the views of other images.",
+    ),
+    "dense/top1": Metric(
+        "The fraction of patch tokens that are more similar to their match than to any negative.",
+        "It rises towards 1.",
+    ),
+    "dense/positive_similarity": Metric(
+        "The mean cosine similarity of a projected patch token to its match in another view."
+    ),
     "loss/latents": Metric(
         "The squared error of the predicted latents of masked patches.",
         "Predicting the mean of all targets costs the square of `latents/deviation`. The loss can "

@@ -16,6 +16,7 @@ from can_jax.objectives import (
     barlow_twins,
     contrastive,
     denoising,
+    dense,
     disentangle,
     koleo,
     latents,
@@ -39,6 +40,7 @@ OBJECTIVES.register("siglip", siglip.OBJECTIVE)
 OBJECTIVES.register("koleo", koleo.OBJECTIVE)
 OBJECTIVES.register("disentangle", disentangle.OBJECTIVE)
 OBJECTIVES.register("latents", latents.OBJECTIVE)
+OBJECTIVES.register("dense", dense.OBJECTIVE)
 
 Settings = dict[str, dict[str, Any]]
 Heads = Mapping[str, Any]  # modules of flax.nnx

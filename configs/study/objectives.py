@@ -17,10 +17,14 @@ from can_jax.config import load_recipe
 from can_jax.config.baselines import METHODS
 from can_jax.evaluate.config import default_evaluation
 
-NARROW = {"model.projector.hidden": 512, "model.projector.outputs": 512}
+NARROW = {
+    "model.projector.hidden": 512,
+    "model.projector.outputs": 512,
+    "objective.dense.hidden": 512,
+}
 NAMES = (
     "simclr", "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
-    "can_koleo", "latents", "can_latents",
+    "can_koleo", "densecl", "latents", "can_latents",
 )  # fmt: skip
 
 

@@ -161,3 +161,23 @@ def latents(decoded, kernel, bias, teacher, hidden):
         total = total + ((decoded[row, patch + 1] @ kernel + bias - target) ** 2).mean()
         count += 1
     return total / count
+
+
+def dense(tokens, temperature=0.2):
+    """DenseCL on tokens of the axes images, views, tokens, width; the class token is first."""
+    tokens = tokens[:, :, 1:]
+    images, views, patches, _ = tokens.shape
+    unit, total, count = on_sphere(tokens), 0, 0
+    pooled = on_sphere(tokens.mean(2))
+    for i in range(images):
+        negatives = rows_of(pooled[np.arange(images) != i])
+        for v in range(views):
+            pushes = np.exp(unit[i, v] @ negatives.T / temperature).sum(-1)
+            for w in range(views):
+                if v == w:
+                    continue
+                match = (unit[i, v].real @ unit[i, w].real.T).argmax(-1)
+                s = (unit[i, v] * unit[i, w][match]).sum(-1) / temperature
+                total = total + (np.log(np.exp(s) + pushes) - s).sum()
+                count += patches
+    return total / count

@@ -60,18 +60,25 @@ TABLE = {
     "barlow_twins": ("barlow_twins", {}, oracle.barlow_twins),
     "mec": ("mec", {}, oracle.mec),
     "koleo": ("koleo", {"block": 5}, oracle.koleo),
+    "dense": ("dense", {"block": 5}, oracle.dense),
     "decorrelation": ("disentangle", {}, oracle.decorrelation),
     "total_correlation": ("disentangle", {"form": "total_correlation"}, oracle.total_correlation),
 }
 
 
-def batches(views):
-    """Random embeddings, such with a row of zeros, and such with duplicates."""
-    z = np.random.default_rng(views).normal(size=(IMAGES, views, WIDTH))
+def batches(views, field):
+    """Random embeddings or tokens, such with a row of zeros, and such with duplicates."""
+    width = (3, WIDTH) if field == "tokens" else (WIDTH,)
+    z = np.random.default_rng(views).normal(size=(IMAGES, views, *width))
     zero, twice = z.copy(), z.copy()
     zero[2, 1] = 0
     twice[3], twice[5, 1] = twice[1], twice[5, 0]
     return {"random": z, "zero row": zero, "duplicates": twice}
+
+
+def field_of(name):
+    """The field of the arrays that the objective of a row reads."""
+    return min(OBJECTIVES.get(TABLE[name][0]).reads & {"pooled", "tokens"})
 
 
 def program(name):
@@ -84,7 +91,7 @@ def program(name):
     def loss(z):
         head = (Plain(jnp.log(jnp.asarray(10.0, z.dtype)), jnp.asarray(-10.0, z.dtype)),)
         given = (
-            Arrays(pooled=z, labels=labels, contents=jnp.asarray(CONTENTS)),
+            Arrays(**{field_of(name): z}, labels=labels, contents=jnp.asarray(CONTENTS)),
             *(head if objective.head else ()),
         )
         return objective.loss(*given, **keys | settings)
@@ -104,12 +111,12 @@ def folded(gradient, kind):
 
 @functools.cache
 def expected(name, views, kind):
-    z, function = batches(views)[kind], TABLE[name][2]
+    z, function = batches(views, field_of(name))[kind], TABLE[name][2]
     return function(z), oracle.gradient(function, z)
 
 
 def compare(name, compute, views, dtype, value_error, gradient_error, place=lambda z: z):
-    for kind, z in batches(views).items():
+    for kind, z in batches(views, field_of(name)).items():
         value, slopes = expected(name, views, kind)
         (found, metrics), gradient = compute(place(jnp.asarray(z, dtype)))
         assert found.dtype == dtype and gradient.dtype == dtype
@@ -142,7 +149,7 @@ def test_in_double_precision(name):
 
 
 def test_no_correction_is_info_nce_and_the_share_excluded_is_logged():
-    z = jnp.asarray(batches(2)["duplicates"], np.float32)
+    z = jnp.asarray(batches(2, "pooled")["duplicates"], np.float32)
     objective, _, _ = family()
     loss = functools.partial(
         OBJECTIVES.get(objective).loss, Arrays(pooled=z), Plain(), 0.3, "mean", False, 5
@@ -154,7 +161,7 @@ def test_no_correction_is_info_nce_and_the_share_excluded_is_logged():
         assert float(others[key]) == pytest.approx(float(value), rel=1e-5), key
     assert others["contrastive/excluded_negatives"] == 0
     _, some = jax.jit(lambda: loss(exclude_above=0.4))()
-    share = oracle.contrastive(batches(2)["duplicates"], temperature=0.3, above=0.4)[1]
+    share = oracle.contrastive(batches(2, "pooled")["duplicates"], temperature=0.3, above=0.4)[1]
     assert float(some["contrastive/excluded_negatives"]) == pytest.approx(share, rel=1e-5)
     assert share > 0
 

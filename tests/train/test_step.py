@@ -439,6 +439,7 @@ OTHERS = {
             "alike",
             "label",
             "contrastive",
+            "dense",
             "siglip",
             "vicreg",
             "barlow_twins",
