@@ -33,6 +33,23 @@ def test_outlines_tell_the_classes_apart():
     assert max(spread) > 1.2 * min(spread)
 
 
+def test_factors_are_those_of_the_images():
+    source = open_shapes(300, (32, 32), 3, "train")  # more than one chunk
+    found = source.factors()
+    assert {len(values) for values in found.values()} == {source.examples}
+    np.testing.assert_array_equal(found["class"], source.labels)
+    pixels = source.images / 255
+    for channel, name in enumerate(("red", "green", "blue")):
+        # Figures cover less than half of an image.
+        median = np.median(pixels[..., channel], axis=(1, 2))
+        assert np.corrcoef(median, found[f"background {name}"])[0, 1] > 0.97
+    # The shading is the slope of the image; figures add noise to it.
+    rows = np.linspace(-1, 1, 32) @ pixels.mean(axis=(2, 3)).T
+    assert np.corrcoef(rows, found["shading of rows"])[0, 1] > 0.5
+    selected = source.selection(np.arange(9), source.labels[:9], source.label_names)
+    assert not selected.factors()  # of a part of the examples they are not known
+
+
 def test_other_channels():
     assert open_shapes(20, (16, 16), 5, "train").images.shape == (20, 16, 16, 5)
 

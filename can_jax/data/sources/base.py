@@ -69,6 +69,14 @@ class Source(abc.ABC):
         stored."""
         return None
 
+    def factors(self) -> dict[str, np.ndarray]:
+        """Return the known generating factors of all examples, by name; empty without any.
+
+        Integers are classes; other values are continuous. `can_jax.evaluate` measures the
+        disentanglement of features by them.
+        """
+        return {}
+
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
         """Return the size of some encoded images in bytes; None if that would require reading
         them."""

@@ -7,8 +7,10 @@ random. The nearest neighbor of an image in pixel space can therefore be of any 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -176,19 +178,70 @@ def draw(
 
     parts = []
     with ThreadPoolExecutor(usable_cores()) as threads:
-        for start in range(0, count, CHUNK):
-            looks = sample_appearance(rng, min(CHUNK, count - start), size, channels)
+        for begin, looks in sampled(rng, count, size, channels):
             for first in range(0, len(looks.noise), PAINTED):
                 few = Appearance(*(values[first : first + PAINTED] for values in looks))
-                parts.append(threads.submit(fill, start + first, few))
+                parts.append(threads.submit(fill, begin + first, few))
     for part in parts:
         part.result()  # re-raises an exception of the thread
     return images
 
 
+@dataclasses.dataclass(frozen=True)
+class ShapesSource(ArraySource):
+    """The synthetic data set, with the factors of its images.
+
+    Attributes:
+        split: The name of the split.
+    """
+
+    split: str = "train"
+
+    def factors(self) -> dict[str, np.ndarray]:
+        """Return the factors that have one value for an image.
+
+        They are the class, the position of the grid within a cell, the color of the background, its
+        mean shading along rows and columns, and the mean size of the figures. Their appearance is
+        sampled again as for the images, which takes a tenth of the time of rendering.
+        """
+        count, *size, channels = self.images.shape
+        rng, labels = start(count, (size[0], size[1]), channels, self.split)
+        looks = [look for _, look in sampled(rng, count, (size[0], size[1]), channels)]
+
+        def joined(value: Callable[[Appearance], np.ndarray]) -> np.ndarray:
+            return np.concatenate([value(look) for look in looks])
+
+        names = ("red", "green", "blue") if channels == 3 else tuple(map(str, range(channels)))
+        background = joined(lambda look: look.back[:, 0, 0])
+        return {
+            "class": labels,
+            "row": joined(lambda look: look.rows[:, 0] % 1),
+            "column": joined(lambda look: look.columns[:, 0] % 1),
+            **{f"background {name}": background[:, i] for i, name in enumerate(names)},
+            "shading of rows": joined(lambda look: look.slope[:, 0].mean(axis=(1, 2, 3))),
+            "shading of columns": joined(lambda look: look.slope[:, 1].mean(axis=(1, 2, 3))),
+            "size": joined(lambda look: look.scale.mean(axis=(1, 2))),
+        }
+
+
+def start(
+    count: int, size: tuple[int, int], channels: int, split: str
+) -> tuple[np.random.Generator, Int[np.ndarray, " images"]]:
+    """Return the generator of a split's random appearance, and its labels."""
+    rng = np.random.default_rng([0 if split == "train" else 1, *size, channels])
+    return rng, rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
+
+
+def sampled(
+    rng: np.random.Generator, count: int, size: tuple[int, int], channels: int
+) -> Iterator[tuple[int, Appearance]]:
+    """Yield the appearance of `CHUNK` images at a time, with the index of the first one."""
+    for first in range(0, count, CHUNK):
+        yield first, sample_appearance(rng, min(CHUNK, count - first), size, channels)
+
+
 def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """Return the synthetic data set: ``count`` images for the split `train`, `TEST_COUNT` for any
-    other.
+    """Return the synthetic data set: ``count`` images for the split `train`, 2000 for any other.
 
     The images depend only on the arguments, up to rounding differences between machines. Large sets
     are cached in the user's cache folder, because reading them is much faster than rendering.
@@ -201,23 +254,26 @@ def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) ->
     """
     count = count if split == "train" else TEST_COUNT
     begin = [0 if split == "train" else 1, *size, channels]
-    rng = np.random.default_rng(begin)
-    labels = rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
+    rng, labels = start(count, size, channels, split)
+
+    def source(images: np.ndarray) -> ShapesSource:
+        return ShapesSource(images, labels, LABEL_NAMES, split=split)
+
     # The images depend on the code of this file, so each version of it has its own cache.
     version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     cache = user_cache()
     if cache is None:
-        return ArraySource(draw(labels, rng, size, channels), labels, LABEL_NAMES)
+        return source(draw(labels, rng, size, channels))
     path = cache / "shapes" / f"{'x'.join(map(str, [count, *begin]))}-{version}.npy"
     with contextlib.suppress(OSError, EOFError, ValueError):  # missing or damaged: rendered again
         images = np.array(map_npy(path))
         if images.shape == (count, *size, channels) and images.dtype == np.uint8:
-            return ArraySource(images, labels, LABEL_NAMES)
+            return source(images)
     images = draw(labels, rng, size, channels)
     if images.nbytes >= KEPT_BYTES:
         with contextlib.suppress(OSError):  # without a cache, each start renders
             keep(path, images)
-    return ArraySource(images, labels, LABEL_NAMES)
+    return source(images)
 
 
 def keep(path: Path, images: np.ndarray) -> None:
