@@ -3,6 +3,8 @@
 The numbers are those of a small network; a change of them wants an explanation, not a new number.
 """
 
+import collections
+import copy
 import math
 import re
 from types import SimpleNamespace
@@ -60,6 +62,36 @@ def fully_sharded():
 @pytest.fixture(scope="module")
 def split_state():
     return built(mesh__shard_state=True)
+
+
+# The operations of `small_config`, as they were before there were other objectives. They depend on
+# the method, not on how a version of JAX writes a function of it.
+CAN = {"dot_general": 72, "sort": 2, "rsqrt": 10}
+
+
+def operations(config):
+    """The text of the lowered step on one device, and how often it has each operation."""
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    step = make_step(config, lambda _: 1e-3)
+    batch = batch_shapes(config, batch_sharding(mesh))
+    text = lower_train_step(step, abstract_state(step, mesh), batch, mesh).as_text()
+    return text, collections.Counter(re.findall(r"stablehlo\.(\w+)", text))
+
+
+def test_program_of_can_has_nothing_of_other_objectives_and_options():
+    """A change of the numbers of `CAN` is a change of the method, or of JAX."""
+    config = small_config()
+    text, counted = operations(config)
+    assert {name: counted[name] for name in CAN} == CAN
+    bare = copy.deepcopy(config)
+    with bare.unlocked():
+        for name in set(bare.objective) - {"contrastive", "reconstruction", "denoising"}:
+            del bare.objective[name]
+    assert operations(bare)[0] == text
+    # A teacher would be seen: one block without gradient has six products.
+    taught = {"objective__latents__weight": 1.0, "optimizer__ema_decay": 0.9}
+    more = operations(small_config(**taught))[1]
+    assert more["dot_general"] >= CAN["dot_general"] + 6 and more["rsqrt"] > CAN["rsqrt"]
 
 
 def test_split_state_is_gathered_block_by_block(split_state):
