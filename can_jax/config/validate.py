@@ -166,7 +166,7 @@ def check_masking(config: ConfigDict) -> None:
 def check_objectives(config: ConfigDict) -> None:
     """Check that an objective has a nonzero weight, and run the checks of each such objective."""
     objectives = active(config.objective.to_dict())
-    check(objectives, "objective: all weights are 0; give at least one loss a weight")
+    check(objectives, "objective: all weights are 0; set the weight of at least one objective")
     for name, objective in objectives.items():
         check(
             "teacher" not in objective.reads or config.optimizer.ema_decay,

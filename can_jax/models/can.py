@@ -36,13 +36,14 @@ def pool(
 
 
 class Forward(NamedTuple):
-    """The outputs of one forward pass; the last three are None if their head was not built or run.
+    """The outputs of one forward pass; ``noise_level``, ``prediction`` and ``decoded`` are None if
+    not computed.
 
     Attributes:
         latent: The encoder's tokens, class token first.
         pooled: The pooled embeddings.
         noise_level: The embedding of the noise level.
-        prediction: The decoder's prediction of every patch.
+        prediction: The decoder's prediction for every patch.
         decoded: The decoder's tokens before its output layers, class token first.
     """
 
@@ -57,7 +58,14 @@ HeadBuilder = Callable[..., nnx.Module]  # (config, width of the encoder, **opti
 
 
 def build_decoder(config: ConfigDict, width: int, predicts: bool = True, **options: Any) -> Decoder:
-    """Build the decoder of a configuration, with its output layers if it ``predicts``."""
+    """Build the decoder that a configuration describes, for an encoder of the given width.
+
+    Args:
+        config: The configuration.
+        width: The width of the encoder.
+        predicts: Whether the decoder has output layers.
+        **options: The types and the random numbers of each layer.
+    """
     model = config.model
     return Decoder(
         width,

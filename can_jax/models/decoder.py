@@ -41,10 +41,10 @@ class Decoder(Transformer):
         noise_output: Whether a separate output layer, initialized to zero, predicts the noise of
             visible patches.
         predicts: Whether there is an output layer at all. Without one, only tokens are computed.
-        rngs: The random numbers of the initialization.
-        dtype: The type of activations and matrix products.
-        param_dtype: The type of the parameters.
-        **run: The other options of `can_jax.models.vit.Transformer`.
+        rngs: The `nnx.Rngs` for the initialization.
+        dtype: The dtype of activations and matrix products.
+        param_dtype: The dtype of the parameters.
+        **run: Further keyword arguments of `can_jax.models.vit.Transformer`.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Decoder(Transformer):
         grid: tuple[int, int],
         level: Float[Array, "rows encoder_width"] | None = None,
     ) -> Decoded:
-        """Decode every patch from the class token and the visible patches' latents.
+        """Predict the pixels of each masked patch and the noise of each visible patch.
 
         Without ``noise_output``, the same output layer predicts both.
 

@@ -236,7 +236,7 @@ def recomputed_flops(config: ConfigDict) -> int:
 
 
 def compute_seconds(config: ConfigDict, topology: Topology, mfu: float) -> float:
-    """Return the time of a step's FLOPs, recomputed ones included, at the assumed utilization."""
+    """Return the seconds of a step's FLOPs, with recomputed ones, at an assumed utilization."""
     flops = train_flops_per_image(config) + recomputed_flops(config)
     rate = len(topology.devices) * topology.chip.peak_flops * mfu
     return config.batch_size * flops / rate

@@ -16,15 +16,17 @@ from can_jax.models.can import (
     pixels_per_patch,
 )
 from can_jax.models.masking import visible_count
+from can_jax.models.variant import variant_of
 from can_jax.train.losses import heads
 
 
 def train_flops_per_image(config: ConfigDict) -> int:
-    """Return the FLOPs of a training step per image, all its views included.
+    """Return the FLOPs of a training step per image, for all of its views.
 
-    They are 3 times those of the forward pass, and once those of a teacher. Matrix products count,
-    except for recomputed ones and the noise-level embedding. A head that an objective owns counts
-    as applied once to the pooled embedding of each view, or to each patch token that it reads.
+    The count is 3 times that of the forward pass, and once that of a teacher. The count includes
+    matrix products, except those of rematerialization and of the noise-level embedding. It assumes
+    that each objective applies its own heads once to the pooled embedding of each view, or to each
+    patch token that it reads.
 
     Args:
         config: The resolved configuration.
@@ -52,20 +54,22 @@ def train_flops_per_image(config: ConfigDict) -> int:
 
 
 def transformers(config: ConfigDict) -> list[tuple[Size, int]]:
-    """Return the size and the tokens of a row of the encoder, and of the decoder if it is built.
+    """Return the size and the sequence length of the encoder, and of the decoder if there is one.
 
     Args:
-        config: The resolved configuration of a Vision Transformer.
+        config: The resolved configuration, whose backbone is a Vision Transformer.
     """
     patches = math.prod(grid_of(config))
-    found = [(encoder_size(config.model), visible_count(patches, config.model.mask_ratio) + 1)]
+    visible = visible_count(patches, config.model.mask_ratio)
+    tokens = visible + 1 + variant_of(config.model).registers
+    found = [(encoder_size(config.model), tokens)]
     if "decoder" in heads(config):
         found.append((decoder_size(config.model), patches + 1))
     return found
 
 
 def kernel_sizes(config: ConfigDict, build: HeadBuilder) -> list[int]:
-    """Return the number of entries of each 2-D parameter of a head."""
+    """Return the number of entries of each 2-D parameter (matrix) of a head."""
     width, options = encoder_width(config), layer_options(config)
     head = nnx.eval_shape(lambda: build(config, width, **options, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(head, nnx.Param))

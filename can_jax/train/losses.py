@@ -72,12 +72,11 @@ class Inputs(NamedTuple):
     """The augmented inputs of the network and its losses; a row is one view of an image.
 
     Attributes:
-        clean: The normalized patches without noise.
-        noise: The noise to add; None if ``noise.sigma_max`` is 0.
-        shuffle: A permutation of the patches of each row; its first entries are the visible
-            patches.
-        labels: The label of each image, -1 where unknown.
-        contents: The `Batch.content` of each image, or None.
+        clean: The normalized pixels of every patch, without noise.
+        noise: The noise to add to ``clean``; None if ``noise.sigma_max`` is 0.
+        shuffle: A permutation of the patch indices of each row, visible patches first.
+        labels: The class label of each image; -1 if unknown.
+        contents: The content ID of each image from `Batch.content`, or None if not requested.
         teacher: The result of `teacher_tokens`; None unless an objective reads it.
     """
 
@@ -120,7 +119,7 @@ def loss_and_gradients(
         parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The step from which the random keys of the batch are derived.
+        step: The training step, from which the random keys of the batch are derived.
         teacher: The parameters of the teacher's encoder, if an objective reads its tokens.
 
     Returns:

@@ -118,7 +118,7 @@ def gradients(
         parameters: The parameters of the network, as a nested dict.
         batch_stats: The running statistics of BatchNorm.
         batch: A global batch of images.
-        step: The step from which the random keys of the batch are derived.
+        step: The training step, from which the random keys of the batch are derived.
         teacher: The parameters from `Step.teacher`.
     """
     compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients

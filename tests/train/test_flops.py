@@ -6,7 +6,7 @@ from flax import nnx
 from can_jax.distributed.hardware import matmul_flops, peak_flops
 from can_jax.models.backbones import SIZES, Size
 from can_jax.models.vit import Blocks
-from can_jax.train.flops import train_flops_per_image
+from can_jax.train.flops import train_flops_per_image, transformers
 from tests.helpers.configs import small_config
 
 
@@ -40,8 +40,8 @@ def test_known_costs():
 
 def test_register_tokens_count():
     config = small_config(model__backbone_options=(("registers", 4),))
-    plain, _ = transformers(small_config(), heads(small_config()))
-    registers, _ = transformers(config, heads(config))
+    plain, _ = transformers(small_config())
+    registers, _ = transformers(config)
     assert registers == (plain[0], plain[1] + 4)
 
 

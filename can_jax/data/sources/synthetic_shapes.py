@@ -241,7 +241,8 @@ def sampled(
 
 
 def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """Return the synthetic data set: ``count`` images for the split `train`, 2000 for any other.
+    """Return the synthetic data set: ``count`` images for the split `train`, `TEST_COUNT` for any
+    other.
 
     The images depend only on the arguments, up to rounding differences between machines. Large sets
     are cached in the user's cache folder, because reading them is much faster than rendering.
