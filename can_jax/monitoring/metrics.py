@@ -1,4 +1,4 @@
-"""The conversion of metrics to scalars, and the writer that passes them to all trackers."""
+"""The writer that passes the metrics of a run to all trackers."""
 
 import math
 import time
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from can_jax.data.decoding.open_image import open_image
 from can_jax.monitoring.aim import Aim
 from can_jax.monitoring.background import Lane
+from can_jax.monitoring.figures import FIGURE, figures_by_step
 from can_jax.monitoring.jsonl import CLOCK, JsonLines, read_metrics
 from can_jax.monitoring.mlflow import MLflow
 from can_jax.monitoring.tensorboard import TensorBoard
@@ -24,56 +25,12 @@ from can_jax.utils.errors import Preempted, one_line
 from can_jax.utils.progress import phase
 
 FINISH_SECONDS = 60.0  # that trackers in the background may take at the end
-FIGURE = "panel"  # the name of the figures in the run directory
 
 TRACKERS.register("jsonl", JsonLines)
 TRACKERS.register("tensorboard", TensorBoard)
 TRACKERS.register("wandb", WandB)
 TRACKERS.register("mlflow", MLflow)
 TRACKERS.register("aim", Aim)
-
-
-def effective_rank(gram: Float[np.ndarray, "width width"]) -> float:
-    """Return the effective rank of embeddings: the exponential of the entropy of singular values.
-
-    The singular values are first normalized to sum to 1 (Roy and Vetterli, 2007; RankMe, arXiv
-    2210.02885).
-
-    Args:
-        gram: ``E.T @ E`` of the embeddings ``E``, up to a positive factor.
-    """
-    if not np.isfinite(gram).all():
-        return math.nan
-    values = np.sqrt(np.clip(np.linalg.eigvalsh(gram.astype(np.float64)), 0.0, None))
-    shares = values / max(values.sum(), 1e-30)
-    return float(np.exp(-np.sum(shares * np.log(np.maximum(shares, 1e-30)))))
-
-
-def to_scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Fetch the metrics of a step to the host, and compute the metrics that depend on others.
-
-    ``embedding/gram`` is replaced by ``embedding/effective_rank``. ``denoising/explained`` is 1 for
-    a perfect prediction of the noise, 0 for a prediction of zeros, and negative for a worse one.
-    """
-    host = dict(jax.device_get(metrics))
-    if energy := host.get("denoising/energy"):
-        host["denoising/explained"] = 1 - host["denoising/residual"] / energy
-    if "embedding/gram" in host:
-        host["embedding/effective_rank"] = effective_rank(host.pop("embedding/gram"))
-    return {name: float(value) for name, value in host.items()}
-
-
-def figure_path(workdir: epath.Path, step: int) -> epath.Path:
-    """Return the path of the figure that a run writes at a step."""
-    return workdir / "figures" / f"step_{step:08d}.png"
-
-
-def figures_by_step(workdir: epath.Path) -> dict[int, epath.Path]:
-    """Return the figures in a run directory, as paths by step."""
-    folder = workdir / "figures"
-    stems = [path.stem for path in folder.glob("step_*.png")] if folder.exists() else []
-    steps = [int(stem.removeprefix("step_")) for stem in stems]
-    return {step: figure_path(workdir, step) for step in steps}
 
 
 class MetricWriter:

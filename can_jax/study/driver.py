@@ -13,9 +13,9 @@ from can_jax.checkpoint.lock import InUse, run_lock
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.runtime import environment
 from can_jax.evaluate.measure import MAP, measure
-from can_jax.evaluate.reports.pictures import figures_of
 from can_jax.evaluate.reports.results import write_results
 from can_jax.monitoring.console import plain_console
+from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import read_metrics
 from can_jax.objectives import OBJECTIVES
 from can_jax.study.plan import KEY_DIGITS, Arm, Plan, Run, flops, same_settings, settings_of
@@ -67,7 +67,8 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
     held_out = [row for rows in results["tables"].values() for row in rows]
     pictures = {}
     if pictured:
-        pictures = {f"{path.stem}.png": path.read_bytes() for path in figures_of(workdir)}
+        figures = figures_by_step(workdir).values()
+        pictures = {path.name: path.read_bytes() for path in figures}
         pictures["map.svg"] = findings.pictures[MAP].encode()
     result = {
         "arm": run.arm.name,

@@ -19,8 +19,9 @@ from can_jax.distributed.hardware import peak_flops
 from can_jax.distributed.mesh import replicated
 from can_jax.distributed.runtime import gather
 from can_jax.monitoring import console
+from can_jax.monitoring.figures import FIGURE, figure_path
 from can_jax.monitoring.jsonl import read_metrics
-from can_jax.monitoring.metrics import FIGURE, figure_path, to_scalars
+from can_jax.monitoring.scalars import to_scalars
 from can_jax.monitoring.timing import InputWatch, StepClock, Window
 from can_jax.objectives import reads
 from can_jax.objectives.denoising import linear_bound

@@ -17,7 +17,7 @@ from can_jax.features.extractor import FeatureExtractor
 from can_jax.features.knn import knn_accuracy
 from can_jax.features.pixels import pixels
 from can_jax.features.unit_length import unit
-from can_jax.monitoring.metrics import effective_rank
+from can_jax.monitoring.scalars import effective_rank
 from can_jax.train.step import Step
 from can_jax.utils.errors import UserError
 

@@ -7,7 +7,8 @@ import pytest
 from etils import epath
 
 from can_jax.monitoring.jsonl import read_metrics
-from can_jax.monitoring.metrics import MetricWriter, effective_rank, to_scalars
+from can_jax.monitoring.metrics import MetricWriter
+from can_jax.monitoring.scalars import effective_rank, to_scalars
 from can_jax.monitoring.trackers import TRACKERS, Tracker
 
 

@@ -17,6 +17,7 @@ from can_jax.features.embedding_map import embedding_map
 from can_jax.features.knn import nearest
 from can_jax.features.pca_map import pca_colors
 from can_jax.models.can import grid_of
+from can_jax.monitoring.figures import figures_by_step
 
 QUERIES, NEIGHBORS, MAPPED = 8, 7, 800
 SIDE = 72  # The side of an image in the grid, in pixels.
@@ -110,17 +111,11 @@ def map_chart(task: EvalContext, test: Split) -> Html:
     return scatter(points, test.labels[chosen], test.classes)
 
 
-def figures_of(workdir: epath.Path) -> list[epath.Path]:
-    """Return the paths of a run's reconstruction figures, the latest last."""
-    return sorted((workdir / "figures").glob("step_*.png")) if workdir.is_dir() else []
-
-
 def newest_panel(workdir: epath.Path, step: int | None = None) -> bytes | None:
     """Return the PNG bytes of a run's latest reconstruction figure, or None if it has none.
 
     If ``step`` is given, figures of later steps are ignored.
     """
-    figures = figures_of(workdir)
-    if step is not None:
-        figures = [figure for figure in figures if figure.name <= f"step_{step:08d}.png"]
-    return figures[-1].read_bytes() if figures else None
+    figures = figures_by_step(workdir)
+    steps = [at for at in figures if step is None or at <= step]
+    return figures[steps[-1]].read_bytes() if steps else None

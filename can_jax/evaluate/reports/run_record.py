@@ -10,7 +10,7 @@ from etils import epath
 
 from can_jax.checkpoint.run_directory import read_starts
 from can_jax.config.resolve import default_config, to_json
-from can_jax.evaluate.reports.pictures import figures_of
+from can_jax.monitoring.figures import figures_by_step
 from can_jax.monitoring.jsonl import CLOCK, read_metrics
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import read_json
@@ -95,7 +95,7 @@ def read_record(path: epath.Path, name: str) -> RunRecord:
         config=flatten(read_json(path / "config.json")),
         environment=read_json(environment) if environment.exists() else {},
         starts=read_starts(path),
-        figures=figures_of(path),
+        figures=list(figures_by_step(path).values()),
         warnings=[line for line in lines if WARNING.search(line)],
     )
 
