@@ -89,7 +89,11 @@ def one_minus_entropy(
     return 1 + (shares * logs).sum(axis=1) / np.log(max(count, 2))
 
 
-def dci(train: tuple[Codes, Factors], test: tuple[Codes, Factors], penalty: float = 0.02) -> Dci:
+def dci(
+    train: tuple[Float[np.ndarray, "train dimensions"], Factors],
+    test: tuple[Float[np.ndarray, "test dimensions"], Factors],
+    penalty: float = 0.02,
+) -> Dci:
     """Return the scores of DCI.
 
     Dimensions and factors are standardized by the training examples. Scores of dimensions and of

@@ -19,6 +19,7 @@ from can_jax.objectives.rows import BLOCK, blocks, keys_at_a_time, normalize, si
 from can_jax.utils.settings import Key, Number, Whole
 
 Tokens = Float[Array, "images views patches width"]
+Projected = Float[Array, "images views patches outputs"]
 
 
 def head(config: Any, width: int, **options: Any) -> Projector:
@@ -28,7 +29,7 @@ def head(config: Any, width: int, **options: Any) -> Projector:
 
 
 def matched(
-    features: Tokens, unit: Tokens, view: int, other: int
+    features: Tokens, unit: Projected, view: int, other: int
 ) -> Float[Array, "images patches"]:
     """Return the similarity of each token of a view to its match in another view.
 

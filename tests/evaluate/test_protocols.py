@@ -348,6 +348,27 @@ def test_probe_without_labels_measures_the_spread_of_features(tmp_path):
     assert found["probe/dead_dimensions"] == 0 and found.keys() <= METRICS.keys()
 
 
+def test_disentanglement_is_measured_where_factors_are_known(places, tmp_path):
+    run, data = places
+    with pytest.raises(UserError, match=r"source='arrays': the factors .* not known; set config"):
+        evaluate(recipe("disentanglement", data), str(run), epath.Path(tmp_path / "none"))
+    counts = {"data__train_examples": 100, "data__test_examples": 60, "data__test_split": "test"}
+    config = recipe("disentanglement", data, data__source="shapes", data__path=None, **counts)
+    results = evaluate(config, str(run), epath.Path(tmp_path / "shapes"))
+    scores = {k: v for k, v in results["metrics"].items() if k.startswith("disentanglement/")}
+    assert set(scores) == {
+        f"disentanglement/{name}" for name in ("dci", "completeness", "informativeness", "mig")
+    }
+    assert all(
+        0 <= scores[f"disentanglement/{name}"] <= 1 for name in ("dci", "completeness", "mig")
+    )
+    rows = results["tables"]["Disentanglement by factor"]
+    background = [row for row in rows if row["factor"].startswith("background")]
+    assert len(background) == 3
+    # A random encoder keeps the mean color.
+    assert min(row["explained variance"] for row in background) > 0.5
+
+
 def test_directory_of_a_run_is_refused_for_results(places):
     run, data = places
     with pytest.raises(UserError, match="is a run directory; set --workdir to another"):
