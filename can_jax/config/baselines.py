@@ -43,6 +43,8 @@ LATENTS: dict[str, Any] = {
     "objective.latents.weight": 1.0,
     "optimizer.ema_decay": 0.999,
 }
+# The projector of chingyaoc/DCL and joshr17/HCL.
+TWO_LAYERS = {"model.projector.layers": 2, "model.projector.hidden": 512}
 WIDE = {"model.projector.hidden": 8192, "model.projector.outputs": 8192}
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,8 +53,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "simclr": SIMCLR,
     "dcl": SIMCLR | {"objective.contrastive.decoupled": True},
     "debiased": SIMCLR
+    | TWO_LAYERS
     | {"objective.contrastive.positive_prior": 0.1, "objective.contrastive.temperature": 0.5},
     "hard_negatives": SIMCLR
+    | TWO_LAYERS
     | {
         "objective.contrastive.positive_prior": 0.1,
         "objective.contrastive.hardness": 1.0,
@@ -61,12 +65,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "siglip": JOINT | {"objective.siglip.weight": 1.0},
     "vicreg": JOINT | WIDE | {"objective.vicreg.weight": 1.0},
     "barlow_twins": JOINT | WIDE | {"objective.barlow_twins.weight": 1.0},
-    "mec": JOINT | {"objective.mec.weight": 1.0, "model.projector.outputs": 2048},
+    "mec": JOINT
+    | {
+        "objective.mec.weight": 1.0,
+        "model.projector.hidden": 2048,
+        "model.projector.outputs": 2048,
+        "model.projector.final_norm": True,
+    },
     "densecl": SIMCLR
     | {
         "objective.contrastive.weight": 0.5,
         "objective.contrastive.temperature": 0.2,
         "objective.dense.weight": 0.5,
+        "objective.dense.hidden": 2048,
         "model.projector.layers": 2,
         "model.projector.hidden": 2048,
         "model.projector.batch_norm": False,

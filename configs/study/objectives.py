@@ -17,11 +17,8 @@ from can_jax.config import load_recipe
 from can_jax.config.baselines import METHODS
 from can_jax.evaluate.config import default_evaluation
 
-NARROW = {
-    "model.projector.hidden": 512,
-    "model.projector.outputs": 512,
-    "objective.dense.hidden": 512,
-}
+WIDEST = 512
+WIDTHS = ("model.projector.hidden", "model.projector.outputs", "objective.dense.hidden")
 NAMES = (
     "simclr", "dcl", "debiased", "hard_negatives", "siglip", "vicreg", "barlow_twins", "mec",
     "can_koleo", "densecl", "latents", "can_latents",
@@ -29,8 +26,8 @@ NAMES = (
 
 
 def changes(name: str) -> dict:
-    wide = any(key.startswith("model.projector.") for key in METHODS[name])
-    return METHODS[name] | (NARROW if wide else {})
+    widths = {key: min(METHODS[name][key], WIDEST) for key in WIDTHS if key in METHODS[name]}
+    return METHODS[name] | widths
 
 
 def get_config() -> ConfigDict:

@@ -95,7 +95,7 @@ def test_mistake_in_training(arguments, message):
     ("module", "arguments", "message"),
     [
         ("evaluate", ["--config=quickstart"], "a pretraining recipe, for python -m can_jax.main; "
-         "here an evaluation protocol is needed, such as eval/fewshot"),
+         "here an evaluation protocol is needed, such as eval/disentanglement"),
         ("evaluate", ["--config=configs/vit_l.py"], "is a pretraining recipe"),
         ("evaluate", ["--config=knm"], "did you mean knn?"),
         ("evaluate", ["--config=KNN"], "did you mean knn?"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from can_jax.config.baselines import METHODS
 from can_jax.config.resolve import resolve
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.losses import heads
@@ -90,6 +91,11 @@ def test_the_long_run_needs_a_number_of_epochs(epochs):
 def test_every_recipe_is_in_the_table():
     rows = " ".join(row for row in PAGE.splitlines() if row.startswith("| `"))
     assert [p.stem for p in CONFIGS.glob("*.py") if not re.search(rf"`{p.stem}[:`]", rows)] == []
+
+
+def test_every_method_is_a_valid_recipe():
+    for name in METHODS:
+        assert recipe("cifar10_methods", name).total_epochs == 3
 
 
 def test_baselines_build_only_what_they_need():
