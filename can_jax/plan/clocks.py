@@ -54,8 +54,10 @@ class Calibration:
     source: str
 
 
-# The geometric mean of 0.78 and 1.02; docs/plan.md has the two runs.
-TPU_CALIBRATION = Calibration(0.89, "two runs of deit3-jax on v4-64, ratios 0.78 and 1.02")
+# The geometric mean of three ratios; docs/plan.md has the steps.
+TPU_CALIBRATION = Calibration(
+    0.89, "deit3-jax on v4, ratios 0.78 and 1.02, and big_vision on v3, ratio 0.89"
+)
 
 
 # The one measured step, of ViT-L with 64 images: docs/plan.md has it.
