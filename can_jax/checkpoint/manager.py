@@ -13,10 +13,11 @@ from etils import epath
 
 from can_jax.checkpoint.checksums import find_damage, saved_shapes, write_checksums
 from can_jax.checkpoint.retention import Retention, remove_remains
-from can_jax.checkpoint.scopes import quiet_orbax, quiet_threads, small_arrays_whole
+from can_jax.checkpoint.scopes import quiet_orbax, small_arrays_whole
 from can_jax.distributed.runtime import gather
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.utils.errors import UserError, one_line, reason_of
+from can_jax.utils.quiet import quiet_threads
 
 FAILED_SAVES = 3  # the number of failures in a row at which a run stops
 TEMPORARY = "temporary"  # a file that marks a checkpoint which the next one replaces

@@ -2,10 +2,7 @@
 
 import contextlib
 import logging as python_logging
-import sys
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,35 +24,6 @@ def quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-@contextlib.contextmanager
-def quiet_threads() -> Iterator[None]:
-    """Silence errors in the background threads of a failed save, which `Checkpointer` reports.
-
-    The context changes logging levels, warning filters and `sys.unraisablehook`, and restores them
-    on exit.
-    """
-    asyncio_logger = python_logging.getLogger("asyncio")
-    level, usual = asyncio_logger.level, sys.unraisablehook
-
-    def hook(raised: Any) -> None:
-        if str(raised.exc_value) != "Event loop is closed":  # an abandoned write
-            usual(raised)
-
-    asyncio_logger.setLevel(python_logging.CRITICAL)
-    sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", message="coroutine '.*' was never awaited")
-    filters: Any = warnings.filters
-    entry = filters[0]
-    try:
-        yield
-    finally:
-        asyncio_logger.setLevel(level)
-        with contextlib.suppress(ValueError):  # the program has set its own filters since
-            filters.remove(entry)
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = usual
 
 
 @contextlib.contextmanager

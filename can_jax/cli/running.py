@@ -17,6 +17,7 @@ from can_jax.distributed.preemption import handler
 from can_jax.distributed.runtime import processor, spare_absent_tpu
 from can_jax.utils.errors import EXIT_REFUSED, EXIT_UNEXPECTED
 from can_jax.utils.files import user_cache
+from can_jax.utils.quiet import silence_threads
 
 COMPILED_BYTES = 4 * 2**30  # The limit of the cache of compiled programs, with LRU eviction.
 EXIT_SECONDS = 60.0  # The longest time that a finished program may take to exit.
@@ -31,6 +32,7 @@ def run(command: Command) -> NoReturn:
     os.environ["MPLBACKEND"] = "Agg"  # Figures are files; a notebook may set another.
     warnings.filterwarnings("ignore", module="PIL")  # The pipeline reports undecodable images.
     keep_compiled()
+    silence_threads()
     code = command()
     handler.finish(code)
     give_up_buffers()
