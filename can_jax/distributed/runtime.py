@@ -257,7 +257,8 @@ def commit() -> str | None:
     root = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        # Without this option, a status can leave a lock in the checkout, such as on a full disk.
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     if not (root / ".git").exists():

@@ -1,8 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
+from can_jax.distributed import runtime
 from can_jax.distributed.runtime import assert_equal_across_processes, detect_launcher, gather
 
 SLURM = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_PROCID": "1"}
@@ -72,3 +74,20 @@ def test_process_at_its_end_keeps_its_exit_code():
     )
     done = run(program)
     assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_state_of_a_checkout_is_read_without_a_write(monkeypatch, tmp_path):
+    module = tmp_path / "can_jax" / "distributed" / "runtime.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr(runtime, "__file__", str(module))
+    assert runtime.commit() is None
+    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for arguments in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "x"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    os.utime(module, (0, 0))  # A status would refresh the index, under a lock.
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    assert len(runtime.commit()) == 40 and index.read_bytes() == before
+    module.write_text("changed")
+    assert runtime.commit().endswith("+changes")
