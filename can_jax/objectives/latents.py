@@ -35,8 +35,9 @@ def head(config: Any, width: int, **options: Any) -> Linear:
 def loss(arrays: Arrays, head: Callable[[Array], Array]) -> tuple[Loss, Metrics]:
     """Compute the mean squared error to the teacher's standardized tokens, over hidden patches.
 
-    ``latents/deviation`` is the standard deviation of a target's feature over all hidden patches of
-    the batch, averaged over features. It is 0 if the teacher maps all patches to one token.
+    ``latents/deviation`` is the standard deviation of a target's feature over the hidden patches of
+    a batch or microbatch, averaged over features. It is 0 if the teacher maps all patches to one
+    token.
 
     Args:
         arrays: The outputs of the network and the targets of a step.

@@ -20,7 +20,7 @@ from can_jax.utils.errors import UserError
 from tests.helpers import objective_oracle as oracle
 from tests.helpers.configs import small_config
 from tests.train.states import random_state
-from tests.train.test_step import TERMS, assert_agree, described, random_batch
+from tests.train.test_step import TERMS, assert_agree, described, random_batch, trained, two_batches
 
 ONLY = {f"objective__{name}__weight": 0.0 for name in TERMS}
 LATENTS = {**ONLY, "objective__latents__weight": 1.0, "optimizer__ema_decay": 0.9}
@@ -126,3 +126,15 @@ def test_cost_of_a_teacher_is_one_forward_pass_of_all_patches():
     outputs = 3 * 2 * inner * patches * (width - inputs)
     more = train_flops_per_image(latents) - train_flops_per_image(pixels)
     assert more == pixels.augment.views * (teacher + outputs)
+
+
+@pytest.mark.slow
+def test_teacher_does_not_depend_on_mesh_and_microbatches():
+    split = {"mesh__data": 2, "mesh__fsdp": 4, "mesh__shard_state": True}
+    split["accumulation__microbatches"] = 2
+    wanted = trained(two_batches, devices=1, **LATENTS)
+    found = trained(two_batches, **LATENTS, **split)
+    # It is logged for each microbatch, and averaged.
+    deviations = [metrics.pop("latents/deviation") for metrics, _ in (wanted, found)]
+    assert deviations[0] > 0.1 and deviations[1] == pytest.approx(deviations[0], rel=0.01)
+    assert_agree(found, wanted)
