@@ -18,7 +18,7 @@ from tests.helpers.configs import small_config
 from tests.helpers.runs import main_in_process
 
 GIB = 2**30
-CARD = Devices("gpu", "NVIDIA GeForce RTX 4090", 1, 21 * GIB, True)
+CARD = Devices("gpu", "NVIDIA GeForce RTX 4090", 1, int(17.7 * GIB), True)
 CPU = Devices("cpu", "cpu", 1, None, False)
 PHOTOS = Survey("folder", 20_000, 480)
 
