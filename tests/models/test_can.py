@@ -73,7 +73,7 @@ def test_decoder_is_given_the_level_beside_the_latents(network):
     def compute(state, patches):
         model = nnx.merge(network[0], state)
         seen = []
-        model.decoder = nnx.data(lambda latent, _, __, level: seen.extend((latent, level)))
+        model.decoder = nnx.data(lambda latent, _, __, level: (seen.extend((latent, level)), None))
         shuffle = jnp.broadcast_to(jnp.arange(16), (2, 16))
         outputs = model(patches, shuffle, jnp.full(2, 0.03), grid=(4, 4))
         return seen, (outputs.latent, outputs.noise_level)
