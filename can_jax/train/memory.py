@@ -17,6 +17,7 @@ from can_jax.train.flops import transformers
 from can_jax.train.step import abstract_network
 
 STORED_BYTES = 12  # per parameter: its value and two moments, in float32
+AVERAGE_BYTES = 4  # per parameter: its moving average, with `optimizer.ema_decay`
 PASSING_BYTES = 4  # per parameter: its copy for the computation and its gradient, in 16 bits
 # The step's bytes of activations, divided by those of the formula, by remat policy.
 FACTORS = {"none": 1.0, "dots": 0.6, "dots_no_batch": 0.6, "full": 0.15}
@@ -59,7 +60,8 @@ def constant_bytes(config: ConfigDict, parameters: int, devices: int) -> int:
     """
     fsdp = max(config.mesh.fsdp, 1)
     shards = devices if config.mesh.shard_state else fsdp
-    return STORED_BYTES * parameters // shards + PASSING_BYTES * parameters // fsdp + FIXED
+    stored = STORED_BYTES + (AVERAGE_BYTES if config.optimizer.ema_decay else 0)
+    return stored * parameters // shards + PASSING_BYTES * parameters // fsdp + FIXED
 
 
 def gib(size: int | float) -> str:

@@ -15,6 +15,7 @@ from can_jax.models.masking import hidden_mask, unpatchify
 from can_jax.objectives import OBJECTIVES, Arrays
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.losses import forward, prepare
+from can_jax.train.memory import constant_bytes
 from can_jax.train.step import gradients, make_step
 from can_jax.utils.errors import UserError
 from tests.helpers import objective_oracle as oracle
@@ -126,6 +127,8 @@ def test_cost_of_a_teacher_is_one_forward_pass_of_all_patches():
     outputs = 3 * 2 * inner * patches * (width - inputs)
     more = train_flops_per_image(latents) - train_flops_per_image(pixels)
     assert more == pixels.augment.views * (teacher + outputs)
+    stored = [constant_bytes(config, 1000, devices=1) for config in (pixels, latents)]
+    assert stored[1] - stored[0] == 4000  # the moving average in float32
 
 
 @pytest.mark.slow
