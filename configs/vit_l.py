@@ -7,7 +7,7 @@
 on JFT-300M is `configs/jft_vit_l.py`.
 
 Hardware: 432 GFLOP per image and step; 800 epochs of ImageNet-1k are 4.4e20 FLOP. The table lists
-plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. All of them fit. The
+plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. All fit. The
 compilers estimate the step; the expected step, the rate and the days follow from the calibration in
 `docs/plan.md`:
 

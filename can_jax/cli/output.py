@@ -26,7 +26,7 @@ class Forgiving:
         self._failed = self._gone = False
 
     def write(self, text: str) -> int:
-        """Write a text, unless the write fails, and return the length of the text."""
+        """Write a text and return its length, even if the write fails."""
         if not self._gone:
             try:
                 self._stream.write(text)

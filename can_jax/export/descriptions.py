@@ -127,7 +127,10 @@ def pooler(width: int) -> dict[str, np.ndarray]:
 
 
 def huggingface_processor(model: Model) -> dict[str, Any]:
-    """Return the content of `preprocessor_config.json`: resizing and crop as in evaluations."""
+    """Return the content of `preprocessor_config.json`, close to the preprocessing of evaluations.
+
+    `docs/weights.md` lists the two differences.
+    """
     side, augment = model.config.data.image_size[0], model.config.augment
     return {
         "image_processor_type": "BitImageProcessor", "do_resize": True,

@@ -149,7 +149,7 @@ def train_heads(
         classes: The number of classes.
         settings: The hyperparameters of each classifier.
         epochs: The number of passes over the examples.
-        batch_size: The number of examples in a batch, limited to the number of examples. An
+        batch_size: The number of examples in a batch; if there are fewer, all form one batch. An
             incomplete last batch of an epoch is dropped.
         seed: The seed of the order of the examples.
     """

@@ -78,8 +78,8 @@ def check(config: Any) -> None:
     """
     if not config.noise.sigma_max:
         raise UserError(
-            "config.noise.sigma_max=0: there is no noise to predict; raise it or set "
-            "objective.denoising.weight=0"
+            "config.noise.sigma_max=0: there is no noise to predict; raise sigma_max, or "
+            "set config.objective.denoising.weight=0"
         )
 
 

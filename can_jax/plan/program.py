@@ -191,7 +191,7 @@ class Program:
 
     @functools.cached_property
     def _own_parent(self) -> int:
-        """An offset of ``parent_frame_id``: 1 if a frame without a parent names itself, else 0."""
+        """The number to subtract from ``parent_frame_id``: 1 if it holds the ID plus 1, else 0."""
         frames = self._tables["StackFrames"].items()
         return int(any(_number(text, "parent_frame_id") == number for number, text in frames))
 

@@ -59,7 +59,7 @@ class Training(Protocol):
         ...
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
-        """Return the state at step 0 of a new run, given a randomly initialized one."""
+        """Return the state with which a new run starts, given a randomly initialized state."""
         ...
 
     def finished(self, workdir: epath.Path) -> bool:

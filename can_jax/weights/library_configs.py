@@ -249,13 +249,14 @@ def _timm(config: Facts) -> Stated:
     facts |= {"gelu": TIMM_ACTIVATIONS[arguments.get("act_layer", "gelu")], **implied[0]}
     keys |= dict.fromkeys(("gelu", *implied[0]), f"{CONFIG}: architecture")
     pretrained = config.get("pretrained_cfg") or config
+    inside = "" if pretrained is config else "pretrained_cfg."
     channels, *size = pretrained.get("input_size") or [None]
     further = {
         "width": (config.get("num_features"), "num_features"),
-        "channels": (channels, "pretrained_cfg.input_size"),
-        "image_size": (size or None, "pretrained_cfg.input_size"),
-        "mean": (pretrained.get("mean"), "pretrained_cfg.mean"),
-        "std": (pretrained.get("std"), "pretrained_cfg.std"),
+        "channels": (channels, f"{inside}input_size"),
+        "image_size": (size or None, f"{inside}input_size"),
+        "mean": (pretrained.get("mean"), f"{inside}mean"),
+        "std": (pretrained.get("std"), f"{inside}std"),
     }
     for ours, (value, key) in further.items():
         if ours not in facts and value is not None:

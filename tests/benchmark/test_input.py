@@ -49,7 +49,7 @@ def test_mistakes_are_one_line(tmp_path):
     for arguments, message in [
         (("input",), "data.path is not set"),
         (("input", f"--path={tmp_path / 'none'}"), "is not a folder"),
-        (("input", f"--path={tmp_path}"), "none of 1 images"),
+        (("input", f"--path={tmp_path}"), "none of 1 sampled images"),
         (("input", "--source=shapes"), "choose one of folder, tfrecord, webdataset, tfds"),
         (("stop",), "choose one of input, step"),
         ((), "SUBJECT is missing"),

@@ -220,7 +220,9 @@ def test_nothing_to_index_is_one_line(tmp_path):
     (tmp_path / "a.png").write_bytes(b"broken")
     run = main_in_process("can_jax.data.index", tmp_path)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith(f"error: no image in {tmp_path} can be decoded")
+    assert run.stderr.splitlines()[-1].startswith(
+        f"error: {tmp_path} holds no image that can be used; for the reasons, see "
+    )
     for arguments, message in [((), "PATH is missing"), (("none",), "none does not exist")]:
         run = main_in_process("can_jax.data.index", *arguments)
         assert run.returncode == 1 and message in run.stderr and run.stderr.count("\n") == 1

@@ -237,7 +237,7 @@ def test_arrays_of_a_file_are_refused_by_file_and_name(reference, tmp_path, name
 def test_array_of_objects_is_refused_by_file_and_name(reference, tmp_path):
     path = tmp_path / "odd.npz"
     np.savez(path, **reference[1] | {"param/cls_token": np.array(object())})
-    message = f"^--reference={path} cannot be read: array 'param/cls_token': it holds Python obj"
+    message = f"^--reference={path} cannot be read: array 'param/cls_token': arrays of Python obj"
     with pytest.raises(UserError, match=message):
         check(str(path), x64=False)
 

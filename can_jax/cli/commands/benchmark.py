@@ -79,7 +79,7 @@ _ROUNDS = FLAGS.integer(
     "rounds", 5, "The number of repetitions of each measurement.", lower_bound=1
 )
 _SECONDS = FLAGS.number(
-    "seconds", 3.0, "The minimum duration of each repetition, in seconds.", lower_bound=0.1
+    "seconds", 3.0, "The minimum seconds of each repetition of a step or stage.", lower_bound=0.1
 )
 _JSON = FLAGS.switch("json", False, "Print one JSON object instead of a table.")
 

@@ -23,6 +23,9 @@ from can_jax.utils.errors import UserError
 
 PROGRESS_SECONDS = 10
 
+# Lists that are written beside an index.
+UNDECODABLE, CUT_OFF = "undecodable.txt", "cut_off.txt"
+
 
 def build_index(
     plan: Plan,
@@ -102,13 +105,13 @@ def _build(
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
     work = out / "parts"
     parts = examine_all(plan, names, work, workers, Progress())
-    whole = join_parts(parts, names, plan.unit, work, out / "undecodable.txt")
+    whole = join_parts(parts, names, plan.unit, work, out / UNDECODABLE)
     columns = whole.columns
     if problems := whole.problems:
-        print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/cut_off.txt")
+        print(f"warning: {shown(first_of(problems))}; see {shown(str(out))}/{CUT_OFF}")
     if whole.unused:
         print(f"tar members that are not used: {list_unused(whole.unused)}")
-    _write_lines(out / "cut_off.txt", problems)
+    _write_lines(out / CUT_OFF, problems)
     copies, firsts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if plan.verify != "none":
         copies, firsts = copies_of(columns["digest"], work)
@@ -119,9 +122,11 @@ def _build(
     pairs = zip(map(int, copies), map(int, firsts), strict=True)
     _write_lines(out / "duplicates.txt", (f"{place(row)} = {place(first)}" for row, first in pairs))
     if not len(columns["file"]):
-        raise UserError(
-            f"no image in {plan.root} can be decoded; {out}/undecodable.txt lists the reasons"
-        )
+        reasons = [
+            f"{out}/{name}" for name in (UNDECODABLE, CUT_OFF) if (out / name).stat().st_size
+        ]
+        see = f"; for the reasons, see {' and '.join(reasons)}" if reasons else ""
+        raise UserError(f"{plan.root} holds no image that can be used{see}")
     sizes = {}
     if plan.source != "folder":
         paths = [os.path.join(plan.root, name) for name in names]
@@ -138,7 +143,7 @@ def _build(
     write_facts(out, facts | counts, examples, label_names)
     shutil.rmtree(work)
     print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")
-    undecodable = f"{shown(str(out))}/undecodable.txt"
+    undecodable = f"{shown(str(out))}/{UNDECODABLE}"
     print(f"{counts['undecodable']} undecodable images are left out; see {undecodable}")
     kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
     print(f"{counts['duplicates']} duplicates are {kept}; see {shown(str(out))}/duplicates.txt")

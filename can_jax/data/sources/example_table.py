@@ -1,4 +1,4 @@
-"""The table that locates every example of a data set, which all sources of encoded images use.
+"""The table of the file and byte range of every example, for sources that read in any order.
 
 A table consists of a few columns of integers. It comes from scanning the files of the data set, or
 is memory-mapped from an index that `python -m can_jax.data.index` wrote. A memory-mapped table

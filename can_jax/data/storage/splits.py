@@ -259,10 +259,10 @@ def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "file
         )  # fmt: skip
 
 
-def some(names: Sequence[str], most: int = 4) -> str:
-    """Return a phrase with the first ``most`` names and the number of the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(shown, names[:most])) + more
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """Return a phrase that lists at most ``limit`` names and counts the rest."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(shown, names[:limit])) + more
 
 
 def shown(name: str) -> str:

@@ -33,8 +33,8 @@ class _Way(NamedTuple):
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the root and each visible folder below it, each with the names of its visible files.
 
-    Symbolic links to folders are followed, up to `NESTED_LINKS` nested ones. Folders that cannot be
-    read are logged and left out.
+    Symbolic links to folders are followed, up to `NESTED_LINKS` nested ones. The files and
+    subfolders of folders that cannot be read are logged as left out.
 
     A link that is part of a cycle is followed only if its target was not reached in another way. A
     link to the folder that contains it, or to one above, is not followed.

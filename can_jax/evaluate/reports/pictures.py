@@ -41,7 +41,7 @@ def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
     """Draw test images, each beside its nearest training images, and return PNG bytes.
 
     A neighbor has a green frame if its class is that of the test image, and a red frame otherwise.
-    Without a label of the test image, the frames are gray. If ``bank`` is ``test``, an image is not
+    If the test image has no label, the frames are gray. If ``bank`` is ``test``, an image is not
     its own neighbor.
 
     Args:
