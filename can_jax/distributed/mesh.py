@@ -72,7 +72,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | None = None) -> Me
 
 def selected_platforms() -> str | None:
     """Return JAX's option ``jax_platforms``: a comma-separated list, or None if not set."""
-    selected: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+    selected: str | None = jax.config.jax_platforms  # type: ignore[attr-defined, unused-ignore]
     return selected
 
 

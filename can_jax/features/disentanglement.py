@@ -170,7 +170,7 @@ def mutual_information_gap(codes: Codes, factors: Factors) -> dict[str, float]:
             level = np.unique(values, return_inverse=True)[1]
         else:
             level = discretize(values.astype(np.float64), FACTOR_BINS)
-        levels = int(level.max()) + 1
+        levels = int(np.max(level)) + 1
         cell = (np.arange(dimensions) * levels + level[:, None]) * CODE_BINS + cut
         joint = np.bincount(cell.reshape(-1), minlength=dimensions * levels * CODE_BINS)
         both = entropy(joint.reshape(dimensions, -1))

@@ -161,7 +161,7 @@ def frost_picture(height: int, width: int, rng: np.random.Generator) -> Picture:
     for decay in (1.25, 1.4, 1.6):
         ridges += (1 - np.abs(2 * fractal(height, width, decay, rng) - 1)) ** 4
     thick = fractal(height, width, 1.7, rng)
-    bright = np.clip(0.25 + 1.1 * thick * ridges / ridges.max(), 0, 1)
+    bright = np.clip(0.25 + 1.1 * thick * ridges / np.max(ridges), 0, 1)
     return bright[..., None] * np.array([0.86, 0.94, 1.0])
 
 
@@ -204,8 +204,8 @@ def fractal(
         along = corners + np.roll(corners, -1, 0)
         plane[half::step, ::step] = jitter(centers + np.roll(centers, 1, 1) + along)
         step, amplitude = half, amplitude / decay**2
-    plane -= plane.min()
-    return (plane / plane.max())[:height, :width]
+    plane -= np.min(plane)
+    return (plane / np.max(plane))[:height, :width]
 
 
 def fog(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:

@@ -83,7 +83,7 @@ def fewshot(task: EvalContext) -> EvalResults:
         findings.count(f"{name}/test", test)
         features, queries = task.select(train), task.select(test)
         counts = np.bincount(train.labels)
-        smallest = int(counts[counts > 0].min())
+        smallest = int(np.min(counts[counts > 0]))
         if smallest < max(settings.shots):
             findings.warn(
                 f"{name}: a class has only {smallest} training examples, fewer than "

@@ -61,7 +61,7 @@ def knn(task: EvalContext) -> EvalResults:
         votes = knn_predictions(bank, train.labels, others, K, FIXED_TEMPERATURE)
         findings.score(f"knn/top1_fixed_{name}", votes == test.labels)
         beside.append(_row(NAMES[name], f"knn/top1_fixed_{name}", findings))
-    findings.score("knn/top1_largest_class", test.labels == np.bincount(train.labels).argmax())
+    findings.score("knn/top1_largest_class", test.labels == np.argmax(np.bincount(train.labels)))
     beside.append(_row("none (majority class)", "knn/top1_largest_class", findings))
     findings.tables[f"Baselines: k = {K}, temperature {FIXED_TEMPERATURE}"] = beside
     findings.tables["Nearest neighbors: every setting"] = rows

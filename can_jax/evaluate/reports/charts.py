@@ -146,7 +146,9 @@ def _parts(
 ) -> tuple[Any, Any, Any, Any]:
     """Split a curve into up to `PARTS` sections; return their mean x, minima, means and maxima."""
     pieces = np.array_split(np.asarray(points, np.float64), min(PARTS, len(points)))
-    statistics = [(p[:, 0].mean(), p[:, 1].min(), p[:, 1].mean(), p[:, 1].max()) for p in pieces]
+    statistics = [
+        (np.mean(x), np.min(y), np.mean(y), np.max(y)) for x, y in (piece.T for piece in pieces)
+    ]
     x, low, mean, high = zip(*statistics, strict=True)
     return x, low, mean, high
 
