@@ -6,12 +6,13 @@
 `data.path` is a folder with images anywhere below it; no labels are needed.
 
 Hardware: 1.1 TFLOP per image and step; 800 epochs of ImageNet-1k are 1.1e21 FLOP. The table
-lists plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. It
-fits. The compiler estimates the step; the expected step, the rate and the days follow from the
+lists plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults. Both
+fit. The compilers estimate the step; the expected step, the rate and the days follow from the
 calibration in `docs/plan.md`:
 
     slice      memory of a device  estimated  expected  images/s  days
     v5e:16x16  7.6 of 15.8 GiB     0.207 s    0.233 s   17,600    0.67
+    h100:8x8   26.7 of 72.0 GiB    0.154 s    0.256 s   16,000    0.74
 
 Result: the paper's tables have no ViT-H, and none was measured here.
 """
