@@ -1,14 +1,11 @@
-"""RandAugment, random erasing, mixup and CutMix on the device, for fine-tuning.
+"""RandAugment and random erasing on the device, for fine-tuning.
 
-RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm. Mixup is described
-in arXiv 1710.09412, and CutMix in arXiv 1905.04899.
+RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm.
 
 The operations are the fifteen of timm's ``rand-m9-mstd0.5-inc1``. Under `jax.vmap`, a choice among
 the operations would compute all fifteen for every image. Therefore the five geometric operations
 share one affine warp. The ten others are cheap, so all ten are computed and one result is selected.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +21,6 @@ CHANGES = (
     "autocontrast", "equalize", "invert", "posterize", "solarize", "solarize_add", "color",
     "contrast", "brightness", "sharpness",
 )  # fmt: skip
-GROUP = 32  # images that share a draw of mixup or CutMix
 APPLIED = 0.5  # the probability that a drawn operation is applied
 
 
@@ -204,83 +200,3 @@ def random_erasing(
     noise = jax.random.normal(noise_key, image.shape, image.dtype)
     erased = jnp.where(inside[..., None], noise, image)
     return jnp.where(jax.random.bernoulli(chance, probability), erased, image)
-
-
-def mix(
-    images: Float[Array, "rows height width channels"],
-    targets: Float[Array, "rows classes"],
-    key: Key[Array, ""],
-    mixup: float,
-    cutmix: float,
-) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Apply mixup or CutMix to a batch, in groups of `GROUP` images.
-
-    Each group draws its own method and mixing ratio; MAE draws them per device, with 32 images. A
-    batch whose size is not a multiple of `GROUP` is one group. Arguments and result are those of
-    `mix_group`.
-    """
-    rows, classes = targets.shape
-    groups = rows // GROUP if rows % GROUP == 0 else 1
-    if not (mixup or cutmix):
-        return images, targets
-    split = images.reshape(groups, -1, *images.shape[1:]), targets.reshape(groups, -1, classes)
-
-    def mixed_group(images: Array, targets: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        return mix_group(images, targets, key, mixup, cutmix)
-
-    mixed = jax.vmap(mixed_group)(split[0], split[1], jax.random.split(key, groups))
-    return mixed[0].reshape(images.shape), mixed[1].reshape(targets.shape)
-
-
-def mix_group(
-    images: Float[Array, "rows height width channels"],
-    targets: Float[Array, "rows classes"],
-    key: Key[Array, ""],
-    mixup: float,
-    cutmix: float,
-) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
-    """Mix each image and its target with those at the mirrored index, for example first with last.
-
-    Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled, one
-    is chosen at random with equal probability. The whole group has the same mixing ratio.
-
-    Args:
-        images: The images of a group.
-        targets: The target class probabilities of each image.
-        key: The random key of the group.
-        mixup: The parameter alpha of mixup's Beta distribution; 0 disables mixup.
-        cutmix: The parameter alpha of CutMix's Beta distribution; 0 disables CutMix.
-
-    Returns:
-        The mixed images and targets.
-    """
-    which, mixup_key, cutmix_key, y_key, x_key = jax.random.split(key, 5)
-
-    def blended() -> tuple[Array, Array]:
-        share = jax.random.beta(mixup_key, mixup, mixup)
-        return share * images + (1 - share) * images[::-1], share
-
-    def pasted() -> tuple[Array, Array]:
-        _, height, width, _ = images.shape
-        side = jnp.sqrt(1 - jax.random.beta(cutmix_key, cutmix, cutmix))
-
-        def span(key: Array, length: int) -> tuple[Array, Array]:
-            middle = jax.random.randint(key, (), 0, length)
-            half = jnp.floor(side * length).astype(int) // 2
-            return jnp.maximum(middle - half, 0), jnp.minimum(middle + half, length)
-
-        (top, bottom), (left, right) = span(y_key, height), span(x_key, width)
-        y, x = jnp.arange(height)[:, None], jnp.arange(width)
-        inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-        # The box may have been clipped, so the share follows from its actual size.
-        share = 1 - (bottom - top) * (right - left) / (height * width)
-        return jnp.where(inside[..., None], images[::-1], images), share
-
-    forms: list[Callable[[], tuple[Array, Array]]] = []
-    forms += [blended] if mixup else []
-    forms += [pasted] if cutmix else []
-    if len(forms) == 1:
-        images, share = forms[0]()
-    else:
-        images, share = jax.lax.cond(jax.random.bernoulli(which), *forms)
-    return images, share * targets + (1 - share) * targets[::-1]

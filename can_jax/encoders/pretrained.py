@@ -29,7 +29,8 @@ from can_jax.models.can import grid_of
 from can_jax.models.masking import patch_grid
 from can_jax.models.patch_embed import embedding_kind, fold
 from can_jax.models.variant import variant_of
-from can_jax.train.step import encoder_network, initial_encoder, stored_step
+from can_jax.train.network import encoder_network
+from can_jax.train.step import initial_encoder, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import refuse_unused
 from can_jax.weights.descriptions import is_run

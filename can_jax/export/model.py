@@ -22,7 +22,8 @@ from can_jax.models.can import BUILDERS, CAN, grid_of
 from can_jax.models.patch_embed import fold
 from can_jax.models.positions import positions_with_class
 from can_jax.models.variant import variant_of
-from can_jax.train.step import abstract_state, encoder_network, stored_step
+from can_jax.train.network import encoder_network
+from can_jax.train.step import abstract_state, stored_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.descriptions import is_run
 from can_jax.weights.library_configs import EXACT, TANH

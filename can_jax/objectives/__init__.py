@@ -1,4 +1,4 @@
-"""The objectives, which are the terms of the training loss, and their weighted sum.
+"""The objectives, which are the terms of the training loss.
 
 To add an objective, register it in a recipe or in a module that ``--modules`` names:
 
@@ -9,8 +9,6 @@ The new objective is configured in the block ``objective.entropy``; see docs/ext
 
 from collections.abc import Iterator, Mapping
 from typing import Any
-
-import jax.numpy as jnp
 
 from can_jax.objectives import (
     barlow_twins,
@@ -25,7 +23,7 @@ from can_jax.objectives import (
     siglip,
     vicreg,
 )
-from can_jax.objectives.base import Arrays, Loss, Metrics, Objective
+from can_jax.objectives.base import Objective
 from can_jax.utils.registry import Registry
 from can_jax.utils.settings import Table
 
@@ -83,26 +81,3 @@ def head_names(settings: Settings) -> dict[str, str]:
         for name in OBJECTIVES
         if name in owners and owners[name].head
     }
-
-
-def total_loss(arrays: Arrays, settings: Settings, heads: Heads) -> tuple[Loss, Metrics]:
-    """Compute the weighted sum of the active objectives, and all metrics.
-
-    Args:
-        arrays: The network outputs and targets of one step, over the global batch.
-        settings: The config block of each objective, by name, including its ``weight``.
-        heads: The head module of each active objective that has one, by objective name.
-
-    Returns:
-        The total loss, and a dict of metrics. The dict holds ``loss/NAME``, the unweighted loss of
-            each objective, ``loss/total``, and the metrics that the objectives return.
-    """
-    metrics: Metrics = {}
-    total = jnp.zeros(())
-    for name, objective in active(settings).items():
-        block = settings[name]
-        given = (arrays,) if objective.head is None else (arrays, heads[name])
-        loss, extra = objective.loss(*given, **{key: block[key] for key in objective.settings})
-        metrics |= {f"loss/{name}": loss} | extra
-        total += block["weight"] * loss
-    return total, metrics | {"loss/total": total}

@@ -20,7 +20,8 @@ from can_jax.models.positions import positions_with_class, sincos_level
 from can_jax.objectives.denoising import denoising_loss
 from can_jax.selfcheck.reference_file import OUTPUTS, File, check_arrays, config_of, read
 from can_jax.train.losses import Inputs, Noise, forward, losses
-from can_jax.train.step import Step, abstract_network, make_step
+from can_jax.train.network import abstract_network
+from can_jax.train.step import Step, make_step
 from can_jax.utils.errors import UserError
 from can_jax.weights.accounting import grid_of_positions, refuse_unused
 from can_jax.weights.reading import read_contents

@@ -16,6 +16,7 @@ from can_jax.config.durations import value_of
 from can_jax.config.resolve import resolve
 from can_jax.data.sources.survey import Survey
 from can_jax.distributed.hardware import Devices
+from can_jax.optimizers.optimizer import peak_learning_rate
 from can_jax.train.memory import constant_bytes, gib, parameter_count, step_bytes
 
 # Settings that adapt to other devices at a resume, since the results do not depend on them.
@@ -180,7 +181,7 @@ def memory_choices(
     else:
         need = step_bytes(resolve(plan), parameters, count)
         memory = f"uses an estimated {gib(need)} of {gib(limit)} per device"
-    rate = config.optimizer.learning_rate * batch / 256
+    rate = peak_learning_rate(plan)
     yield Choice("batch_size", batch, f"{memory}; the peak learning rate is {rate:.3g}")
     yield Choice("accumulation.microbatches", parts, memory)
     yield Choice("model.remat", remat, memory)

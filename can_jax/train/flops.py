@@ -17,7 +17,7 @@ from can_jax.models.can import (
 )
 from can_jax.models.masking import visible_count
 from can_jax.models.variant import variant_of
-from can_jax.train.losses import heads
+from can_jax.train.network import heads
 
 
 def train_flops_per_image(config: ConfigDict) -> int:

@@ -1,17 +1,21 @@
-"""The CAN algorithm (arXiv 2210.16870), from a batch of images to the loss and its gradients.
+"""CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
 
-`prepare` augments the views of each image and draws noise and masks. `forward` encodes the visible
-noisy patches, pools their embeddings and decodes all patches. `losses` computes the contrastive,
-reconstruction and denoising losses and their weighted sum. `loss_and_gradients` calls `prepare`,
-`forward` and `losses`, and differentiates the total loss.
+1. Views: `prepare` changes the colors of the crops that the host made, and cuts them into patches.
+2. Noise: `draw_noise` draws a noise level and Gaussian noise for each view.
+3. Masks: `draw_shuffle` draws the order of the patches, of which the first ones are visible.
+4. Encode: `forward` runs the encoder on the visible patches with noise, and pools its tokens.
+5. Decode: within `forward`, the decoder predicts all patches, given the noise level.
+6. Compare: `losses` collects targets. Each objective in `can_jax.objectives` computes its loss; the
+   contrastive one projects the pooled embeddings first.
+7. Sum: `total_loss` adds the weighted losses.
+
+`loss_and_gradients` does all of it, and differentiates the sum.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, UInt32
 from ml_collections import ConfigDict
@@ -28,7 +32,10 @@ from can_jax.models.masking import (
     random_shuffle,
     visible_count,
 )
-from can_jax.objectives.rows import normalize as unit_length
+from can_jax.objectives.base import Arrays
+from can_jax.train.network import owned_heads, statistics_of
+from can_jax.train.random_keys import row_keys
+from can_jax.train.teacher import teacher_tokens
 
 Metrics = dict[str, Array]
 Tree = Any
@@ -128,8 +135,9 @@ def loss_and_gradients(
     settings = Photometric.from_settings(config.augment.to_dict())
     inputs = prepare(config, batch, step, settings)
     if teacher is not None:
-        encoder = nnx.merge(network, parameters | teacher, batch_stats, copy=True).encoder
-        inputs = inputs._replace(teacher=teacher_tokens(config, encoder, inputs.clean))
+        teacher = parameters | teacher
+        tokens = teacher_tokens(config, network, teacher, batch_stats, inputs.clean)
+        inputs = inputs._replace(teacher=tokens)
 
     def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
         model = nnx.merge(network, parameters, batch_stats, copy=True)
@@ -162,31 +170,48 @@ def prepare(
     views = normalize(views, config.augment.mean, config.augment.std)
     clean = constrain_batch_sharding(patchify(views, config.model.patch_size))
 
-    noise = None
-    if config.noise.sigma_max:
-        strength = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.noise.sigma_max))
-        normal = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:]))
-        noise = Noise(strength(sigma_keys), normal(noise_keys))
-    if config.model.mask_ratio:
-        shuffle = random_shuffle(mask_keys, clean.shape[1])
-    else:
-        shuffle = jnp.broadcast_to(jnp.arange(clean.shape[1]), clean.shape[:2])
+    noise = draw_noise(config, sigma_keys, noise_keys, clean.shape[1:])
+    shuffle = draw_shuffle(config, mask_keys, clean.shape[1])
     return Inputs(clean, noise, shuffle, batch.label, batch.content)
 
 
-def teacher_tokens(
-    config: ConfigDict, encoder: Any, clean: Float[Array, "rows patches pixels"]
-) -> Float[Array, "rows patches width"]:
-    """Return the patch tokens of a teacher for whole views without noise, in row-major order.
+def draw_noise(
+    config: ConfigDict,
+    sigma_keys: Key[Array, " rows"],
+    noise_keys: Key[Array, " rows"],
+    shape: tuple[int, ...],
+) -> Noise | None:
+    """Draw a noise level, uniform in [0, ``sigma_max``), and standard normal noise for each row.
 
     Args:
         config: The resolved configuration.
-        encoder: The encoder with the teacher's parameters.
-        clean: All patches of each row.
+        sigma_keys: The random keys of the noise levels.
+        noise_keys: The random keys of the noise.
+        shape: The number of patches of a row, and of values of a patch.
+
+    Returns:
+        The noise, or None if ``noise.sigma_max`` is 0.
     """
-    index = jnp.broadcast_to(np.arange(clean.shape[1]), clean.shape[:2])
-    patches = constrain_batch_sharding(clean.astype(config.model.dtype))
-    return encoder(patches, index, can.grid_of(config))[:, 1:]
+    if not config.noise.sigma_max:
+        return None
+    level = jax.vmap(lambda key: jax.random.uniform(key, maxval=config.noise.sigma_max))
+    normal = jax.vmap(lambda key: jax.random.normal(key, shape))
+    return Noise(level(sigma_keys), normal(noise_keys))
+
+
+def draw_shuffle(
+    config: ConfigDict, keys: Key[Array, " rows"], patches: int
+) -> Int[Array, "rows patches"]:
+    """Draw a permutation of the patches for each row; without masks, return their own order.
+
+    Args:
+        config: The resolved configuration.
+        keys: The random keys of the rows.
+        patches: The number of patches of a row.
+    """
+    if config.model.mask_ratio:
+        return random_shuffle(keys, patches)
+    return jnp.broadcast_to(jnp.arange(patches), (*keys.shape, patches))
 
 
 def forward(
@@ -235,7 +260,7 @@ def losses(
     noise = scale = None
     if inputs.noise is not None:
         noise, scale = inputs.noise.target(config.noise.target, config.noise.sigma_max)
-    arrays = objectives.Arrays(
+    arrays = Arrays(
         tokens=by_image(outputs.latent),
         pooled=by_image(outputs.pooled),
         prediction=outputs.prediction,
@@ -249,68 +274,29 @@ def losses(
         contents=inputs.contents,
     )
     unread = dict.fromkeys(set(arrays._fields) - objectives.reads(settings))
-    return objectives.total_loss(arrays._replace(**unread), settings, owned_heads(model, settings))
+    return total_loss(arrays._replace(**unread), settings, owned_heads(model, settings))
 
 
-def owned_heads(model: can.CAN, settings: objectives.Settings) -> objectives.Heads:
-    """Return the head module of each active objective that has one, by objective name."""
-    names = objectives.head_names(settings)
-    return {objective: getattr(model, name) for objective, name in names.items()}
+def total_loss(
+    arrays: Arrays, settings: objectives.Settings, heads: objectives.Heads
+) -> tuple[Float[Array, ""], Metrics]:
+    """Compute the weighted sum of the active objectives, and all metrics.
 
+    Args:
+        arrays: The network outputs and targets of one step, over the global batch.
+        settings: The config block of each objective, by name, including its ``weight``.
+        heads: The head module of each active objective that has one, by objective name.
 
-def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
-    """Return the functions that build the heads, in the order in which the heads are created.
-
-    The random initialization depends on this order. Only heads and decoders that the active
-    objectives need are included.
+    Returns:
+        The total loss, and a dict of metrics. The dict holds ``loss/NAME``, the unweighted loss of
+            each objective, ``loss/total``, and the metrics that the objectives return.
     """
-    settings = config.objective.to_dict()
-    reads, active = objectives.reads(settings), objectives.active(settings)
-    needed: dict[str, Any] = {
-        head: active[name].head for name, head in objectives.head_names(settings).items()
-    }
-    if "noise" in reads and config.noise.sigma_max and config.noise.embed_level:
-        needed["noise_level"] = can.BUILDERS["noise_level"]
-    if "prediction" in reads:
-        needed["decoder"] = can.BUILDERS["decoder"]
-    elif "decoded" in reads:
-        needed["decoder"] = functools.partial(can.BUILDERS["decoder"], predicts=False)
-    return needed
-
-
-def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
-    """Return two random keys, for initializing the parameters and for the training steps."""
-    return jax.random.split(jax.random.key(seed))
-
-
-def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
-    """Derive a random key for each row from the seed, step, image position and view index.
-
-    The random keys depend on neither the mesh nor resumes.
-    """
-    views = batch.views.shape[1]
-    key = jax.random.fold_in(random_streams(seed)[1], step)
-    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
-    by_view = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(by_view, (0, None))(image_keys, jnp.arange(views)).reshape(-1)
-
-
-def statistics_of(model: can.CAN) -> Tree:
-    """Return the running statistics of all BatchNorm layers, as a nested dict."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-
-def embedding_metrics(pooled: Float[Array, "rows width"]) -> Metrics:
-    """Compute metrics that reveal collapse from the L2-normalized pooled embeddings.
-
-    ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
-    multiplied by ``sqrt(width)``. The value is about 1 for embeddings spread evenly over the sphere
-    and 0 if all are equal. ``embedding/gram`` is the (width, width) matrix from which the logger
-    computes the effective rank.
-    """
-    unit = unit_length(pooled.astype(jnp.float32))
-    rows, width = unit.shape
-    return {
-        "embedding/std": unit.std(axis=0).mean() * width**0.5,
-        "embedding/gram": unit.T @ unit / rows,
-    }
+    metrics: Metrics = {}
+    total = jnp.zeros(())
+    for name, objective in objectives.active(settings).items():
+        block = settings[name]
+        given = (arrays,) if objective.head is None else (arrays, heads[name])
+        loss, extra = objective.loss(*given, **{key: block[key] for key in objective.settings})
+        metrics |= {f"loss/{name}": loss} | extra
+        total += block["weight"] * loss
+    return total, metrics | {"loss/total": total}

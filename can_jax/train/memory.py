@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from can_jax.train.flops import transformers
-from can_jax.train.step import abstract_network
+from can_jax.train.network import abstract_network
 
 STORED_BYTES = 12  # per parameter: its value and two moments, in float32
 AVERAGE_BYTES = 4  # per parameter: its moving average, with `optimizer.ema_decay`

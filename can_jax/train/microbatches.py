@@ -30,7 +30,7 @@ from can_jax.augment.photometric import Photometric
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import constrain_batch_sharding
 from can_jax.models import can
-from can_jax.objectives.base import at_least_float32
+from can_jax.objectives.base import Arrays, at_least_float32
 from can_jax.train.losses import (
     Embeddings,
     Inputs,
@@ -40,11 +40,11 @@ from can_jax.train.losses import (
     forward,
     loss_and_gradients,
     losses,
-    owned_heads,
     prepare,
-    statistics_of,
-    teacher_tokens,
+    total_loss,
 )
+from can_jax.train.network import owned_heads, statistics_of
+from can_jax.train.teacher import teacher_tokens
 
 
 def accumulate_gradients(
@@ -114,8 +114,9 @@ class _Run(NamedTuple):
         inputs = self.inputs(batch)
         if self.teacher is None:
             return inputs
-        encoder = self.model(self.parameters | self.teacher, self.batch_stats).encoder
-        return inputs._replace(teacher=teacher_tokens(self.config, encoder, inputs.clean))
+        teacher = self.parameters | self.teacher
+        tokens = teacher_tokens(self.config, self.network, teacher, self.batch_stats, inputs.clean)
+        return inputs._replace(teacher=tokens)
 
     def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Average the gradients of microbatches that use only their own images as negatives."""
@@ -161,9 +162,9 @@ class _Run(NamedTuple):
             pooled = pooled_of(embeddings)
             fields = {"tokens": embeddings, "labels": batch.label, "contents": batch.content}
             fields["pooled"] = pooled.reshape(*embeddings.shape[:2], -1)
-            arrays = objectives.Arrays(**{name: fields[name] for name in reads})
+            arrays = Arrays(**{name: fields[name] for name in reads})
             heads = owned_heads(model, settings)
-            total, metrics = objectives.total_loss(arrays, settings, heads)
+            total, metrics = total_loss(arrays, settings, heads)
             return total, (metrics, statistics_of(model))
 
         def separable(parameters: Tree, part: Batch, pull: Array) -> tuple[Array, Any]:

@@ -19,17 +19,12 @@ from can_jax.distributed.sharding_rules import shardings, splits_state
 from can_jax.models import can
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
 from can_jax.optimizers.transforms import is_bounded
+from can_jax.train.collapse import embedding_metrics
 from can_jax.train.compute_copy import compute_copy, compute_types, stored_gradients
-from can_jax.train.losses import (
-    Metrics,
-    StepOutput,
-    Tree,
-    embedding_metrics,
-    heads,
-    loss_and_gradients,
-    random_streams,
-)
+from can_jax.train.losses import Metrics, StepOutput, Tree, loss_and_gradients
 from can_jax.train.microbatches import accumulate_gradients
+from can_jax.train.network import abstract_network, heads
+from can_jax.train.random_keys import random_streams
 
 LARGEST_RATE = 1e30  # The updates of larger learning rates can overflow.
 
@@ -262,16 +257,6 @@ class Step:
         pixels = normalize(to_float(images), augment.mean, augment.std)
         state = dataclasses.replace(state, parameters=self.evaluated(state))
         return can.pool(self.model(state).encode(pixels))
-
-
-def abstract_network(config: ConfigDict) -> can.CAN:
-    """Return the network of a configuration with `jax.ShapeDtypeStruct` in place of arrays."""
-    return nnx.eval_shape(lambda: can.CAN(config, heads(config), nnx.Rngs(0)))
-
-
-def encoder_network(config: ConfigDict) -> can.CAN:
-    """Return the network without heads, with `jax.ShapeDtypeStruct` in place of arrays."""
-    return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 
 NOT_TRAINED = optax.constant_schedule(0.0)

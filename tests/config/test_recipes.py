@@ -9,7 +9,7 @@ import pytest
 from can_jax.config.baselines import METHODS
 from can_jax.config.resolve import resolve
 from can_jax.train.flops import train_flops_per_image
-from can_jax.train.losses import heads
+from can_jax.train.network import heads
 from can_jax.train.run_length import make_run_length
 from can_jax.train.step import make_step
 from can_jax.utils.errors import UserError

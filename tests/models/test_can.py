@@ -7,7 +7,7 @@ from flax import nnx
 from can_jax.models.backbones import SIZES, encoder_size
 from can_jax.models.can import CAN, pool
 from can_jax.models.masking import patchify
-from can_jax.train.losses import heads
+from can_jax.train.network import heads
 from tests.helpers.configs import small_config
 
 ALL = heads(small_config())

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from can_jax.objectives import Arrays
+from can_jax.objectives.base import Arrays
 from can_jax.objectives.denoising import denoising_loss, linear_bound, loss
 from tests.helpers import oracle
 

@@ -12,7 +12,8 @@ from flax import nnx
 from can_jax.augment.photometric import Photometric
 from can_jax.models.can import grid_of
 from can_jax.models.masking import hidden_mask, unpatchify
-from can_jax.objectives import OBJECTIVES, Arrays
+from can_jax.objectives import OBJECTIVES
+from can_jax.objectives.base import Arrays
 from can_jax.train.flops import train_flops_per_image
 from can_jax.train.losses import forward, prepare
 from can_jax.train.memory import constant_bytes

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from can_jax.distributed.mesh import make_mesh
-from can_jax.objectives import OBJECTIVES, Arrays, mec
+from can_jax.objectives import OBJECTIVES, mec
+from can_jax.objectives.base import Arrays
 from tests.helpers import objective_oracle as oracle
 from tests.helpers.configs import small_config
 

@@ -5,8 +5,9 @@ import pytest
 from flax import nnx
 
 from can_jax.config.resolve import default_config
-from can_jax.objectives import OBJECTIVES, Arrays, Objective, active, head_names, total_loss
-from can_jax.objectives.base import check_names
+from can_jax.objectives import OBJECTIVES, Objective, active, head_names
+from can_jax.objectives.base import Arrays, check_names
+from can_jax.train.losses import total_loss
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Number
 from tests.helpers.configs import small_config

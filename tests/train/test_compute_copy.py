@@ -5,7 +5,8 @@ from flax import nnx
 
 from can_jax.distributed.sharding_rules import named_leaves
 from can_jax.train.compute_copy import compute_copy, compute_types, stored_gradients
-from can_jax.train.step import abstract_network, make_step
+from can_jax.train.network import abstract_network
+from can_jax.train.step import make_step
 from tests.helpers.configs import small_config
 
 

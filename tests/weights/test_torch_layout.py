@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 
 from can_jax.models.can import CAN
-from can_jax.train.losses import heads
+from can_jax.train.network import heads
 from can_jax.utils.errors import UserError
 from can_jax.weights.torch_layout import from_torch, to_torch
 from tests.helpers import oracle

@@ -16,7 +16,7 @@ from rich.table import Table
 from can_jax.cli.command import Command
 from can_jax.distributed.mesh import batch_sharding, make_mesh
 from can_jax.monitoring.console import plain_console
-from can_jax.objectives import Arrays
+from can_jax.objectives.base import Arrays
 from can_jax.objectives.contrastive import loss
 from can_jax.objectives.rows import block_size
 from can_jax.plan.estimate import needed_temporaries

@@ -15,7 +15,8 @@ from can_jax.checkpoint.run_directory import newest_state, read_encoder
 from can_jax.data.sources.labels import Classes
 from can_jax.encoders.pretrained import PretrainedEncoder, changed, identity_of, with_normalization
 from can_jax.evaluate.protocols.classifier_step import ClassifierStep
-from can_jax.train.step import NOT_TRAINED, abstract_state, encoder_network
+from can_jax.train.network import encoder_network
+from can_jax.train.step import NOT_TRAINED, abstract_state
 from can_jax.utils.errors import UserError
 
 CARD = "classifier.json"  # Describes the head of a finished run, so that it can be evaluated.

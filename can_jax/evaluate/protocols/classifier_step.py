@@ -10,8 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
+from can_jax.augment.mixup import mix
 from can_jax.augment.photometric import Photometric, augment, normalize, to_float
-from can_jax.augment.randaugment import mix, randaugment, random_erasing
+from can_jax.augment.randaugment import randaugment, random_erasing
 from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.sharding_rules import decay_mask, path_name
 from can_jax.models import can
@@ -21,9 +22,11 @@ from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
 from can_jax.objectives.base import at_least_float32
 from can_jax.train.compute_copy import compute_copy, stored_gradients
-from can_jax.train.losses import Metrics, random_streams, row_keys
+from can_jax.train.losses import Metrics
 from can_jax.train.microbatches import split_microbatches
-from can_jax.train.step import TrainState, encoder_network
+from can_jax.train.network import encoder_network
+from can_jax.train.random_keys import random_streams, row_keys
+from can_jax.train.step import TrainState
 
 Tree = Any
 LARS_TRUST, LARS_MOMENTUM = 0.001, 0.9  # MAE's linear probe uses these values.

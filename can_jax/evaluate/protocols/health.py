@@ -22,7 +22,7 @@ from can_jax.features import health
 from can_jax.features.knn import nearest, vote
 from can_jax.features.unit_length import unit
 from can_jax.monitoring.scalars import effective_rank
-from can_jax.train.losses import row_keys
+from can_jax.train.random_keys import row_keys
 from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Table, Whole
 

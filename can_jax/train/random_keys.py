@@ -1,0 +1,24 @@
+"""Random keys that depend on the seed, the step and the image, but not on the mesh."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, Key
+
+from can_jax.data.pipeline.batch import Batch
+
+
+def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
+    """Return two random keys, for initializing the parameters and for the training steps."""
+    return jax.random.split(jax.random.key(seed))
+
+
+def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
+    """Derive a random key for each row from the seed, step, image position and view index.
+
+    The random keys depend on neither the mesh nor resumes.
+    """
+    views = batch.views.shape[1]
+    key = jax.random.fold_in(random_streams(seed)[1], step)
+    image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.position)
+    by_view = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(by_view, (0, None))(image_keys, jnp.arange(views)).reshape(-1)
