@@ -1,5 +1,7 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on the device, for fine-tuning."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
