@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from can_jax.augment import mixup
+from can_jax.augment import mixup as mixing
 from can_jax.augment import randaugment as ra
 
 
@@ -128,7 +128,7 @@ def test_mixed_targets_say_what_is_in_the_image(mixup, cutmix):
     # Image i is all ones in channel i, and its target is class i.
     images = jnp.asarray(np.eye(4)[:, None, None].repeat(32, 1).repeat(32, 2), jnp.float32)
     targets = jnp.eye(4)
-    mix = jax.jit(lambda key: mixup.mix(images, targets, key, mixup, cutmix))
+    mix = jax.jit(lambda key: mixing.mix(images, targets, key, mixup, cutmix))
     shares = set()
     for seed in range(20):
         found, mixed = mix(jax.random.key(seed))
@@ -138,13 +138,13 @@ def test_mixed_targets_say_what_is_in_the_image(mixup, cutmix):
         )
         np.testing.assert_allclose(np.asarray(mixed).sum(axis=1), 1, rtol=1e-6)
     assert len(shares) > 10 and 0 <= min(shares) < max(shares) <= 1
-    assert mixup.mix(images, targets, jax.random.key(0), 0.0, 0.0)[0] is images
+    assert mixing.mix(images, targets, jax.random.key(0), 0.0, 0.0)[0] is images
 
 
 def test_each_group_of_a_batch_is_mixed_by_itself(monkeypatch):
-    monkeypatch.setattr(ra, "GROUP", 4)
+    monkeypatch.setattr(mixing, "GROUP", 4)
     images, targets = jnp.arange(12.0)[:, None, None, None] * jnp.ones((2, 2, 3)), jnp.eye(12)
-    _, mixed = mixup.mix(images, targets, jax.random.key(3), 0.8, 0.0)
+    _, mixed = mixing.mix(images, targets, jax.random.key(3), 0.8, 0.0)
     mixed = np.asarray(mixed)
     assert len({float(mixed[start, start]) for start in (0, 4, 8)}) == 3
     for start in (0, 4, 8):
