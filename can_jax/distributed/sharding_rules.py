@@ -96,14 +96,6 @@ def map_with_rule(function: Callable[[Rule, Any], Any], tree: Any) -> Any:
     )
 
 
-def decay_mask(parameters: Any) -> Any:
-    """Return the weight decay mask: a pytree of bools, True for kernels and other matrices.
-
-    The mask is False for biases, scales, tokens and position embeddings.
-    """
-    return map_with_rule(lambda rule, _: rule.decay, parameters)
-
-
 def shardings(tree: Any, mesh: Mesh, *, over_data: bool = False) -> Any:
     """Return the sharding of each leaf of a train state. Scalars are replicated.
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from can_jax.distributed.sharding_rules import decay_mask
 from can_jax.optimizers import by_layer
+from can_jax.optimizers.weight_decay import decay_mask
 from can_jax.utils.errors import UserError, one_line
 from can_jax.utils.nearest import nearest
 from can_jax.utils.registry import Registry

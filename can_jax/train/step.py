@@ -17,6 +17,7 @@ from can_jax.data.pipeline.batch import Batch
 from can_jax.distributed.mesh import batch_sharding, replicated
 from can_jax.distributed.sharding_rules import shardings, splits_state
 from can_jax.models import can
+from can_jax.optimizers.average import update_average
 from can_jax.optimizers.optimizer import check_patterns, make_optimizer
 from can_jax.optimizers.transforms import is_bounded
 from can_jax.train.collapse import embedding_metrics
@@ -183,7 +184,9 @@ class Step:
         updates = jax.tree.map(lambda update: -rate * update, updates)
         updated = optax.apply_updates(state.parameters, updates)
         if self.averages:
-            average = self._average(state.optimizer["average"], updated, state.step)
+            average = update_average(
+                state.optimizer["average"], updated, self.config.optimizer.ema_decay, state.step
+            )
             optimizer = {"transform": optimizer, "average": average}
 
         gradient_norm = optax.global_norm(outputs.gradients)
@@ -221,17 +224,6 @@ class Step:
     def averages(self) -> bool:
         """Whether the state also holds an exponential moving average of the parameters."""
         return bool(self.config.optimizer.ema_decay)
-
-    def _average(self, average: Tree, parameters: Tree, step: Int[Array, ""]) -> Tree:
-        """Return the exponential moving average updated with new parameters.
-
-        At step ``t`` the decay is ``min(ema_decay, (1 + t) / (10 + t))``, so the initial parameters
-        are soon forgotten.
-        """
-        decay = jnp.minimum(self.config.optimizer.ema_decay, (1 + step) / (10 + step))
-        return jax.tree.map(
-            lambda a, b: a + (1 - decay).astype(a.dtype) * (b - a), average, parameters
-        )
 
     def teacher(self, state: TrainState) -> Tree | None:
         """Return the moving average of the encoder if an objective reads its tokens, else None."""

@@ -7,12 +7,12 @@ from can_jax.distributed import sharding_rules
 from can_jax.distributed.mesh import make_mesh
 from can_jax.distributed.sharding_rules import (
     RULES,
-    decay_mask,
     path_name,
     rule_of,
     shardings,
     splits_state,
 )
+from can_jax.optimizers.weight_decay import decay_mask
 from can_jax.train.step import abstract_state, make_step
 from tests.helpers.configs import small_config
 

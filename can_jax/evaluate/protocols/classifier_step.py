@@ -14,13 +14,14 @@ from can_jax.augment.mixup import mix
 from can_jax.augment.photometric import Photometric, augment, normalize, to_float
 from can_jax.augment.randaugment import randaugment, random_erasing
 from can_jax.data.pipeline.batch import Batch
-from can_jax.distributed.sharding_rules import decay_mask, path_name
+from can_jax.distributed.sharding_rules import path_name
 from can_jax.models import can
 from can_jax.models.backbones import encoder_size, encoder_width, position_grid
 from can_jax.models.positions import sincos_2d
 from can_jax.models.variant import variant_of
 from can_jax.models.vit import LAYER_NORM_EPS, drop_path
 from can_jax.objectives.base import at_least_float32
+from can_jax.optimizers.weight_decay import decay_mask
 from can_jax.train.compute_copy import compute_copy, stored_gradients
 from can_jax.train.losses import Metrics
 from can_jax.train.microbatches import split_microbatches
