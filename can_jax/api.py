@@ -81,8 +81,8 @@ def pretrain(
     Args:
         config: The configuration of the run, as returned by ``get_config()`` of a recipe.
         workdir: The run directory, created if missing; a local path, or a URL such as ``gs://…``.
-        allow_changes: The settings in which a resumed run may differ from its checkpoint: any of
-            ``seed``, ``batch_size`` and ``data``; none by default.
+        allow_changes: Which of ``seed``, ``batch_size`` and ``data`` a resumed run may change; none
+            by default. Settings that do not change the results, such as the mesh, always may.
 
     Raises:
         can_jax.errors.UserError: The configuration, data or run directory is invalid.

@@ -369,7 +369,7 @@ class Training:
         return Batch(jax.vmap(views)(images[example], position), position, labels[example])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the positions and example indices of an epoch, of shape (steps, seeds, batch)."""
+        """Return an epoch's positions in the data order and their examples, (steps, seeds, batch)."""
         steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
         positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
         sizes = (len(self.cell.images.train),)

@@ -30,8 +30,8 @@ class EvalResults:
         intervals: The 95 % bootstrap interval of some metrics over the test examples, by name.
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
-        chosen: The hyperparameters selected on held-out examples; for `classify`, its training
-            time.
+        chosen: The hyperparameters selected on held-out examples, by name. `classify` selects
+            none, and stores its training time here.
         tables: The tables of the report: rows of values, by title.
         pictures: The pictures of the report: HTML elements, by title.
         pictured_splits: The training and test splits from which the report draws pictures, if any.

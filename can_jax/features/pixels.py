@@ -11,8 +11,8 @@ def pixels(most: int) -> Callable[[Any, Any], Any]:
     """Return a function that computes pixel features: it resizes images to at most ``most`` pixels
     along each side.
 
-    The function takes a state, which it ignores, and images (images, height, width, channels). The
-    function returns an array (images, values).
+    The returned function takes a state, which it ignores, and images of shape (images, height,
+    width, channels). It returns an array of shape (images, values).
     """
 
     def features(state: Any, images: Any) -> Any:

@@ -101,7 +101,7 @@ def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Fl
     """Return the arrays of a weights file under this project's names, and notes to print.
 
     A parameter is converted if the file contains all arrays that make it up. Unused arrays outside
-    the encoder keep the names of the file.
+    the encoder keep the names that they have in the file.
 
     Raises:
         UserError: An encoder array of the file would be unused, or does not match this encoder.

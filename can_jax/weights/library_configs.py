@@ -124,7 +124,7 @@ def merged(*parts: Stated) -> Stated:
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """Return True if two values are numerically equal, after broadcasting a single number."""
+    """Return whether two values are equal: numbers up to rounding, a single one broadcast."""
     try:
         return np.allclose(np.asarray(value, float), np.asarray(other, float), rtol=1e-6, atol=0)
     except (TypeError, ValueError):  # The values are not numbers, or have different lengths.

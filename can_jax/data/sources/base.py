@@ -72,7 +72,7 @@ class Source(abc.ABC):
     def factors(self) -> dict[str, np.ndarray]:
         """Return the known generating factors of all examples, by name; empty without any.
 
-        Integers are classes; other values are continuous. `can_jax.evaluate` measures the
+        A factor with an integer type is treated as classes, any other as continuous. `can_jax.evaluate` measures the
         disentanglement of features by them.
         """
         return {}

@@ -172,7 +172,7 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
 
 
 def _problem(table: Table) -> str | None:
-    """Return a phrase that describes an invalid value in a table, or None if there is none."""
+    """Return a phrase on the first fault of a table, or None if the table is valid."""
     names, ends = table.names, table.names.ends
     if names.text.dtype != np.uint8:
         return "its file names are not stored as bytes"
