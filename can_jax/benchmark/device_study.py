@@ -369,7 +369,10 @@ class Training:
         return Batch(jax.vmap(views)(images[example], position), position, labels[example])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an epoch's positions in the data order and their examples, (steps, seeds, batch)."""
+        """Return an epoch's positions in the data order, and the examples there.
+
+        Both have the shape (steps, seeds, batch).
+        """
         steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
         positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
         sizes = (len(self.cell.images.train),)

@@ -40,7 +40,8 @@ class Report:
 
     Args:
         driver: The driver of the study, from which the report reads results.
-        page: The path of the Markdown file. The folder of plots is named like the page, without suffix.
+        page: The path of the Markdown file. The folder of plots has the page's name
+            without suffix.
 
     Raises:
         UserError: The study's reference arm has no result at its best learning rate.

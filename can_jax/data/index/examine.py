@@ -1,7 +1,8 @@
 """The examination of a data set: several processes read, decode and hash each of its examples.
 
 The work is divided into units: one shard, or `UNIT` image files of a folder. The result of each
-unit is stored in a file of its own until the index is written, so an interrupted command can resume.
+unit is stored in a file of its own until the index is written, so an interrupted command can
+resume.
 """
 
 import collections

@@ -72,8 +72,8 @@ class Source(abc.ABC):
     def factors(self) -> dict[str, np.ndarray]:
         """Return the known generating factors of all examples, by name; empty without any.
 
-        A factor with an integer type is treated as classes, any other as continuous. `can_jax.evaluate` measures the
-        disentanglement of features by them.
+        A factor with an integer type is treated as classes, any other as continuous.
+        `can_jax.evaluate` measures the disentanglement of features by them.
         """
         return {}
 
