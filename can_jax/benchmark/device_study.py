@@ -369,10 +369,7 @@ class Training:
         return Batch(jax.vmap(views)(images[example], position), position, labels[example])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an epoch's positions in the data order, and the examples there.
-
-        Both have the shape (steps, seeds, batch).
-        """
+        """Return an epoch's positions in the data order, and the example at each."""
         steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
         positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
         sizes = (len(self.cell.images.train),)
