@@ -51,7 +51,7 @@ class PreemptionHandler:
         self._deferred = False
         self._ending = False
         self._said = False
-        self._swallowed = False
+        self._send_again = False
         self._ctrl_c_at: float | None = None
         self._usual_hook = sys.unraisablehook
 
@@ -106,14 +106,22 @@ class PreemptionHandler:
         if self.requested is None or signum == signal.SIGINT:
             self.requested = signum
 
-    def _raise_stopped(self, signum: int, _frame: FrameType | None) -> None:
-        """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called."""
+    def _raise_stopped(self, signum: int, frame: FrameType | None) -> None:
+        """Raise `Stopped` once in the main thread, unless `defer` or `finish` was called.
+
+        During an import, `_read` sends the signal again instead: an exception within the import of
+        a C++ library such as jaxlib ends in a segmentation fault.
+        """
         self.request(signal.Signals(signum))
-        if not (self._deferred or self._ending) and self.fixed_code is None:
-            self._ending = self.stopped_alone = True
-            _ignore_further()
-            self._say_nothing_to_save()
-            raise Stopped(self.exit_code)
+        if self._deferred or self._ending or self.fixed_code is not None:
+            return
+        if _imports(frame):
+            self._send_again = True
+            return
+        self._ending = self.stopped_alone = True
+        _ignore_further()
+        self._say_nothing_to_save()
+        raise Stopped(self.exit_code)
 
     def _raise_again(self, unraisable: Any) -> None:
         """Make `_read` send the signal again if Python ignored `Stopped`, as in a destructor.
@@ -125,15 +133,15 @@ class PreemptionHandler:
             return
         self._ending = False
         signal.signal(signal.SIGTERM, self._raise_stopped)
-        self._swallowed = True
+        self._send_again = True
 
     def _read(self, received: int) -> None:
         """Record all signals, and end the process if the main thread does not react in time."""
         unanswered: float | None = None  # the time of the first signal without a response
         while True:
             ready, _, _ = select.select([received], [], [], 0.2 if self.requested else None)
-            if self._swallowed:
-                self._swallowed = False
+            if self._send_again and not ready:
+                self._send_again = False
                 # Not Ctrl-C, a second one of which would end the process at once.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             for signum in os.read(received, 64) if ready else ():
@@ -164,6 +172,15 @@ class PreemptionHandler:
         if not self._said:
             self._said = True
             os.write(2, f"{self.cause}: there was nothing new to save; {RESUME}\n".encode())
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Return whether a frame runs within an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _ignore_further() -> None:

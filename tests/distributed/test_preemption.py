@@ -74,6 +74,20 @@ def test_command_that_still_imports_is_stopped_as_promised(recipe, tmp_path, num
     assert not (tmp_path / "run").exists()
 
 
+def test_signal_waits_for_the_end_of_an_import(tmp_path):
+    """An exception within the import of a C++ library ends in a segmentation fault."""
+    slow = "import time; print('importing', flush=True); time.sleep(1); print('imported')"
+    (tmp_path / "slow.py").write_text(slow)
+    process = started(
+        f"preemption.GRACE_SECONDS = 60; sys.path.append({str(tmp_path)!r}); "
+        "import slow; time.sleep(60); print('slept')"
+    )
+    assert process.stdout.readline() == "importing\n"
+    code, out, err = ended(process, signal.SIGTERM)
+    assert code == 75 and out == "imported\n"
+    assert err.startswith("stopped by SIGTERM: there was nothing new to save")
+
+
 DROPS = """
 preemption.GRACE_SECONDS = 60
 
