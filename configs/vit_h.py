@@ -10,9 +10,9 @@ lists plans of `python -m can_jax.plan` for the recipe's 4096 images and its def
 fit. The compilers estimate the step; the expected step, the rate and the days follow from the
 calibration in `docs/plan.md`:
 
-    slice      memory of a device  estimated  expected  images/s  days
-    v5e:16x16  7.6 of 15.8 GiB     0.207 s    0.233 s   17,600    0.67
-    h100:8x8   26.7 of 72.0 GiB    0.154 s    0.256 s   16,000    0.74
+    slice      settings  memory of a device  estimated  expected  images/s  days
+    v5e:16x16  -         7.6 of 15.8 GiB     0.207 s    0.233 s   17,600    0.67
+    h100:8x8   -         26.7 of 72.0 GiB    0.154 s    0.256 s   16,000    0.74
 
 Result: the paper's tables have no ViT-H, and none was measured here.
 """

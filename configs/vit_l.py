@@ -11,9 +11,9 @@ plans of `python -m can_jax.plan` for the recipe's 4096 images and its defaults.
 compilers estimate the step; the expected step, the rate and the days follow from the calibration in
 `docs/plan.md`:
 
-    slice      memory of a device  estimated  expected  images/s  days
-    v5e:16x16  3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
-    h100:8x8   14.2 of 72.0 GiB    0.074 s    0.123 s   33,400    0.36
+    slice      settings  memory of a device  estimated  expected  images/s  days
+    v5e:16x16  -         3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
+    h100:8x8   -         14.2 of 72.0 GiB    0.074 s    0.123 s   33,400    0.36
 
 Result: for this run on ImageNet-1k the paper (Table 3) reports 84.7 % fine-tuned and 76.2 % linear
 probe. For comparison, also 800 epochs of ViT-L: SimCLR 83.4 and 73.9 %, MAE 83.7 and 71.4 % by the

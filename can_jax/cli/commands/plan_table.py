@@ -3,9 +3,9 @@
 Updates the table of plans in the docstring of a recipe, by running the planner for each row. A row
 begins with the devices and with the settings that differ from the recipe, or `-` if none differ:
 
-    slice      settings             memory of a device  step     images/s
-    v5e:16x16  -                    14.0 of 15.8 GiB    0.095 s    43,000
-    v4:4x4x4   model.remat=full     …
+    slice      settings          memory of a device  estimated  expected  images/s  days
+    v5e:16x16  -                 3.6 of 15.8 GiB     0.081 s    0.091 s   44,800    0.26
+    v4:4x4x4   model.remat=full  …
 """
 
 import json
@@ -22,7 +22,9 @@ from can_jax.plan.report import rounded
 from can_jax.utils.errors import UserError
 from can_jax.utils.files import replace_text
 
-HEADER = ("slice", "settings", "memory of a device", "step", "images/s")
+HEADER = (
+    "slice", "settings", "memory of a device", "estimated", "expected", "images/s", "days",
+)  # fmt: skip
 
 
 COMMAND = Command(__doc__, "RECIPE", *["[RECIPE]"] * 9)
@@ -58,8 +60,10 @@ def planned(path: str, row: tuple[str, str]) -> tuple[str, ...]:
     return (
         *row,
         f"{memory['total'] / GIB:.1f} of {memory['limit'] / GIB:.1f} GiB",
+        "-" if (estimated := values["estimated_seconds"]) is None else f"{estimated:.3f} s",
         f"{values['step_seconds']:.3f} s",
         rounded(values["images_per_second"]),
+        f"{values['days']:.2f}",
     )
 
 
