@@ -172,5 +172,6 @@ def test_when_one_process_dies_or_hangs_the_other_ends_with_a_reason(
     if sign == signal.SIGSTOP:
         (stacks,) = tmp_path.glob(f"stacks-*-{1 - victim}.txt")
         assert "most recent call first" in stacks.read_text()
-    last = errors.strip().splitlines()[-1]
-    assert last.startswith("error: ") and "host" in last, last
+    # A thread of JAX may write its own stack trace at the same moment.
+    messages = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert messages and "host" in messages[-1], errors[-2000:]
