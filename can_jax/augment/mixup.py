@@ -1,5 +1,6 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) on the device, for fine-tuning."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -22,16 +23,13 @@ def mix(
     batch whose size is not a multiple of `GROUP` is one group. Arguments and result are those of
     `mix_group`.
     """
-    rows, classes = targets.shape
-    groups = rows // GROUP if rows % GROUP == 0 else 1
     if not (mixup or cutmix):
         return images, targets
+    rows, classes = targets.shape
+    groups = rows // GROUP if rows % GROUP == 0 else 1
     split = images.reshape(groups, -1, *images.shape[1:]), targets.reshape(groups, -1, classes)
-
-    def mixed_group(images: Array, targets: Array, key: Key[Array, ""]) -> tuple[Array, Array]:
-        return mix_group(images, targets, key, mixup, cutmix)
-
-    mixed = jax.vmap(mixed_group)(split[0], split[1], jax.random.split(key, groups))
+    apply = jax.vmap(functools.partial(mix_group, mixup=mixup, cutmix=cutmix))
+    mixed = apply(*split, jax.random.split(key, groups))
     return mixed[0].reshape(images.shape), mixed[1].reshape(targets.shape)
 
 

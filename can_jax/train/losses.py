@@ -134,10 +134,7 @@ def loss_and_gradients(
     """
     settings = Photometric.from_settings(config.augment.to_dict())
     inputs = prepare(config, batch, step, settings)
-    if teacher is not None:
-        teacher = parameters | teacher
-        tokens = teacher_tokens(config, network, teacher, batch_stats, inputs.clean)
-        inputs = inputs._replace(teacher=tokens)
+    inputs = with_teacher(config, network, parameters, batch_stats, inputs, teacher)
 
     def loss(parameters: Tree) -> tuple[Array, tuple[Metrics, Tree, Array]]:
         model = nnx.merge(network, parameters, batch_stats, copy=True)
@@ -212,6 +209,24 @@ def draw_shuffle(
     if config.model.mask_ratio:
         return random_shuffle(keys, patches)
     return jnp.broadcast_to(jnp.arange(patches), (*keys.shape, patches))
+
+
+def with_teacher(
+    config: ConfigDict,
+    network: nnx.GraphDef,
+    parameters: Tree,
+    batch_stats: Tree,
+    inputs: Inputs,
+    teacher: Tree | None,
+) -> Inputs:
+    """Return the inputs with the tokens of the teacher, or unchanged if there is no teacher.
+
+    The first four arguments and ``teacher`` are those of `loss_and_gradients`.
+    """
+    if teacher is None:
+        return inputs
+    tokens = teacher_tokens(config, network, parameters | teacher, batch_stats, inputs.clean)
+    return inputs._replace(teacher=tokens)
 
 
 def forward(

@@ -42,9 +42,9 @@ from can_jax.train.losses import (
     losses,
     prepare,
     total_loss,
+    with_teacher,
 )
 from can_jax.train.network import owned_heads, statistics_of
-from can_jax.train.teacher import teacher_tokens
 
 
 def accumulate_gradients(
@@ -111,12 +111,10 @@ class _Run(NamedTuple):
 
     def targets(self, batch: Batch) -> Inputs:
         """Return the inputs, and the teacher's tokens for them if an objective reads these."""
-        inputs = self.inputs(batch)
-        if self.teacher is None:
-            return inputs
-        teacher = self.parameters | self.teacher
-        tokens = teacher_tokens(self.config, self.network, teacher, self.batch_stats, inputs.clean)
-        return inputs._replace(teacher=tokens)
+        return with_teacher(
+            self.config, self.network, self.parameters, self.batch_stats,
+            self.inputs(batch), self.teacher,
+        )  # fmt: skip
 
     def one_by_one(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
         """Average the gradients of microbatches that use only their own images as negatives."""
