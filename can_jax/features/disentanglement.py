@@ -84,9 +84,7 @@ def one_minus_entropy(
     """
     count = importances.shape[1]
     total = importances.sum(axis=1, keepdims=True)
-    shares = np.where(total > 0, importances / np.where(total > 0, total, 1), 1 / count)
-    logs = np.log(np.where(shares > 0, shares, 1))
-    return 1 + (shares * logs).sum(axis=1) / np.log(max(count, 2))
+    return 1 - entropy(np.where(total > 0, importances, 1.0)) / np.log(max(count, 2))
 
 
 def dci(
@@ -146,7 +144,7 @@ def discretize(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def entropy(counts: np.ndarray) -> np.ndarray:
-    """Return the entropy in nats of counts along the last axis."""
+    """Return the entropy in nats of counts or other nonnegative weights along the last axis."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     return np.asarray(-(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=-1))
 
