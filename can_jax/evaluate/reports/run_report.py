@@ -91,11 +91,13 @@ def notices(record: RunRecord) -> list[str]:
             f"{images:.0f} images could not be decoded and were replaced by others. log.txt names "
             "the first of them."
         )
-    std, rank = record.last("embedding/std"), record.last("embedding/effective_rank")
-    if (std is not None and std < COLLAPSED_STD) or (rank is not None and rank < COLLAPSED_RANK):
+    limits = {"embedding/std": COLLAPSED_STD, "embedding/effective_rank": COLLAPSED_RANK}
+    last = {name: value for name in limits if (value := record.last(name)) is not None}
+    if any(value < limits[name] for name, value in last.items()):
+        values = " and ".join(f"{name} is {value:.2g}" for name, value in last.items())
         lines.append(
-            f"The embedding has collapsed: embedding/std is {std or 0:.2g}, the effective rank "
-            f"{rank or 0:.2g}. A lower learning rate or a longer warm-up may prevent it."
+            f"The embedding has collapsed: {values}. "
+            "A lower learning rate or a longer warm-up may prevent it."
         )
     explained = record.last("denoising/explained")
     if explained is not None and explained < 0:
