@@ -1,6 +1,6 @@
 """A lossless byte encoding of image arrays with any number of channels.
 
-With it, a mixture of in-memory arrays and image files yields only byte strings.
+With this encoding, a mixture of in-memory arrays and image files yields only byte strings.
 """
 
 import numpy as np

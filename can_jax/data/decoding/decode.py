@@ -4,9 +4,9 @@ TensorFlow decodes JPEG, PNG and WebP in parallel and without Python. Pillow dec
 rejects, such as GIF, BMP, TIFF, AVIF and unusual variants of JPEG, PNG and WebP.
 `can_jax.data.decoding.open_image` limits Pillow to a few formats.
 
-Both decoders drop alpha unless four channels are requested, and take the first frame of an
-animation. `can_jax.data.decoding.depth` describes how images of more than 8 bits a channel are
-converted.
+TensorFlow and Pillow both drop alpha unless four channels are requested, and decode the first frame
+of an animation. `can_jax.data.decoding.depth` describes how images of more than 8 bits a channel
+are converted.
 
 The TensorFlow functions also decode the arrays that `can_jax.data.decoding.array_bytes` encodes.
 """
@@ -41,8 +41,8 @@ def native_size(encoded: Any, max_pixels: int) -> Any:
     """Return the (height, width) in the header of a JPEG, PNG, WebP or encoded array, as an int32
     tensor (2,).
 
-    Evaluating the tensor raises a TensorFlow error for any other content, and for more than
-    ``max_pixels`` pixels.
+    Evaluating the returned tensor raises a TensorFlow error if ``encoded`` has an unsupported
+    format or more than ``max_pixels`` pixels.
     """
     tf = tensorflow()
 
@@ -70,8 +70,8 @@ def reduction(encoded: Any, largest: Any) -> Any:
     """Return the factor by which to downscale an image during decoding.
 
     For a JPEG, the factor is the largest of 1, 2, 4 and 8 that does not exceed the int32 scalar
-    ``largest``. For other formats, the factor is 1. The sides of the downscaled image are the
-    original sides divided by the factor, rounded up.
+    ``largest``. For formats other than JPEG, the downscaling factor is 1. The sides of the
+    downscaled image are the original sides divided by the factor, rounded up.
     """
     tf = tensorflow()
     allowed = tf.reduce_max(tf.where(tf.constant(REDUCTIONS) <= largest, REDUCTIONS, 1))
@@ -91,14 +91,15 @@ def native_pixels(
 
     Args:
         encoded: The bytes of the image file or of the encoded array.
-        channels: The number of channels of the result; 1, 3 or 4 for image files, any number for
-            encoded arrays.
-        ratio: The downscaling factor that `reduction` returned. Downscaled JPEGs decode faster.
+        channels: The number of channels of the result: 1, 3 or 4 for image files; the number of
+            channels of the array for encoded arrays.
+        ratio: The downscaling factor that `reduction` returned. A larger factor speeds up the
+            decoding of a JPEG.
         window: The (top, left, height, width) of the part to decode, in pixels of the downscaled
-            image, as an int32 tensor (4,). None decodes the whole image. A smaller part of a JPEG
-            decodes faster.
-        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
-            or None if unset; see `can_jax.data.decoding.depth`.
+            image, as an int32 tensor (4,). If ``window`` is None, the whole image is decoded. For a
+            JPEG, a smaller window decodes faster.
+        value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
+            a channel; None if `config.data.range` is unset.
     """
     tf = tensorflow()
     colors = min(channels, 3)
@@ -180,8 +181,8 @@ def _webp_sides(encoded: Any) -> tuple[Any, Any]:
 
 
 def orientation(encoded: bytes, max_pixels: int = MOST_PIXELS) -> np.int32:
-    """Return the EXIF orientation of an image file, from 1 to 8; 1 (upright) if it has no valid
-    one.
+    """Return the EXIF orientation of an image file, from 1 to 8; 1 (upright) if the orientation is
+    missing or invalid.
 
     Args:
         encoded: The bytes of the image file.
@@ -215,8 +216,8 @@ def pillow_pixels(
         channels: The number of channels of the result: 1, 3 or 4.
         max_pixels: The maximum number of pixels, width times height, that `open_image` accepts.
         exif: Whether to rotate and mirror the image by its EXIF orientation.
-        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
-            or None if unset; see `can_jax.data.decoding.depth`.
+        value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
+            a channel; None if `config.data.range` is unset.
 
     Raises:
         Exception: The file cannot be decoded, or `can_jax.data.decoding.depth` rejects its values.

@@ -1,13 +1,12 @@
 """Conversion of images of more than 8 bits a channel to 8 bits.
 
 All images of a data set are scaled by the same rule. ``value_range`` (`config.data.range`) holds
-the two values that become 0 and 255. Values between them are scaled linearly, and values outside
-are clipped.
+the two pixel values that are mapped to 0 and 255. Values inside the range are scaled linearly, and
+values outside the range are clipped.
 
 Without a range, only 16-bit images with a value of 2**15 or more are accepted, and the upper byte
-of each value is used. Other images, such as 12-bit scans stored in 16 bits, floats and 32-bit
-integers, would become too dark or wrap around. Such images are treated as undecodable until
-`config.data.range` is set.
+of each value is used. Scans of 12 bits stored in 16 bits, floats and 32-bit integers would become
+too dark or wrap around. Without a range, such images are treated as undecodable.
 
 Images of unsigned 8-bit values are used unchanged, with or without a range.
 `can_jax.data.decoding.stored` determines the bit depth of files whose Pillow mode does not reveal
@@ -56,8 +55,9 @@ def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
     """Scale a uint16 tensor (height, width, channels) to uint8, as `to_eight_bits` does with
     arrays.
 
-    A fourth channel is alpha; its upper byte is used with any range. Evaluating the result raises a
-    TensorFlow error if ``value_range`` is None and all color values are below 2**15.
+    A fourth channel is alpha, of which the upper byte is used whatever ``value_range`` is.
+    Evaluating the result raises a TensorFlow error if ``value_range`` is None and all color values
+    are below 2**15.
     """
     tf = tensorflow()
     upper = tf.cast(tf.bitwise.right_shift(values, tf.constant(8, tf.uint16)), tf.uint8)
@@ -76,16 +76,16 @@ def tensor_to_eight_bits(values: Any, value_range: Range) -> Any:
 
 
 def check_reduced(pixels: UInt8[np.ndarray, "*shape"], value_range: Range) -> None:
-    """Reject a 16-bit color image that needs more than the upper bytes, which are all that Pillow
-    returns.
+    """Reject a 16-bit color image whose conversion needs the lower bytes, because Pillow returns
+    only the upper bytes.
 
     Raises:
         ValueError: ``value_range`` is neither None nor (0, 65535), or all values are below 2**15.
     """
     if value_range not in (None, (0.0, 65535.0)):
         raise ValueError(
-            f"has 16 bits a channel, and config.data.range={value_range} supports such color "
-            "images only as PNG"
+            f"is a color image of 16 bits a channel, which config.data.range={value_range} "
+            "supports only as PNG"
         )
     if pixels.max(initial=0) < TOP_BIT >> 8:
         raise ValueError(f"has 16 bits a channel, but all its values are below {TOP_BIT}; {ADVICE}")

@@ -21,7 +21,8 @@ TEXT = 2**20  # bytes of text before a GIF's first image; Pillow's own limit for
 
 @functools.cache
 def _known() -> tuple[str, ...]:
-    """Return those of `FORMATS` that the installed Pillow supports; old versions lack AVIF."""
+    """Return the formats in `FORMATS` that the installed Pillow supports; old versions lack
+    AVIF."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
@@ -31,8 +32,8 @@ def open_image(encoded: bytes, max_pixels: int = MOST_PIXELS) -> Image.Image:
 
     Args:
         encoded: The bytes of the image file.
-        max_pixels: The maximum number of pixels, width times height. If it exceeds
-            `PIL.Image.MAX_IMAGE_PIXELS`, that limit is raised for the whole process.
+        max_pixels: The maximum number of pixels, width times height. If ``max_pixels`` exceeds
+            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit is raised for the whole process.
 
     Raises:
         Exception: The format is not supported, the image is too large, or the file is damaged.
@@ -62,10 +63,10 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_text(encoded: bytes) -> None:
-    """Reject a GIF with more than 1 MiB of text before its first image.
+    """Reject a GIF with more than 1 MiB of comments and other extensions before its first image.
 
-    Pillow would take minutes to concatenate such text. For a PNG, Pillow itself limits each text to
-    1 MiB, and all texts together to 64 MiB.
+    Pillow would take minutes to concatenate so many comments. For a PNG, Pillow itself limits each
+    text chunk to 1 MiB, and all text chunks together to 64 MiB.
     """
     if encoded[:3] != b"GIF" or len(encoded) < 13:
         return
@@ -81,10 +82,10 @@ def _check_text(encoded: bytes) -> None:
 
 
 def _stated_sizes(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the (width, height) stated in the headers of a WebP and of the images in an ICO.
+    """Yield the (width, height) in the header of an extended WebP, or of each image in an ICO.
 
-    Pillow learns the size of a WebP only from its decoder. For an ICO, Pillow trusts the file's
-    directory, whose sizes may differ from those in the headers of the images.
+    Pillow determines the size of a WebP only when it starts to decode the file. For an ICO, Pillow
+    trusts the file's directory, whose sizes may differ from those in the headers of the images.
     """
     if encoded[:4] == b"RIFF" and encoded[12:16] == b"VP8X" and len(encoded) >= 30:
         yield (

@@ -17,12 +17,12 @@ class Stored(NamedTuple):
     Attributes:
         bits: The number of bits per channel.
         deep: Whether Pillow returns more than the upper 8 bits of each value.
-        kind: The NumPy type as which to reinterpret the bytes of Pillow's array; None to keep its
-            dtype.
-        inverted: Whether 0 means white. Pillow ignores this inversion in images of more than 8 bits
-            a channel.
-        maximum: The largest value that the file can hold. Pillow scales it to 65535 if ``deep`` is
-            True.
+        kind: The NumPy dtype as which to view the array that Pillow returns; None to keep the dtype
+            of that array.
+        inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
+            bits a channel.
+        maximum: The largest value that the file can hold. Pillow scales this maximum to 65535 if
+            ``deep`` is True.
     """
 
     bits: int
@@ -34,8 +34,8 @@ class Stored(NamedTuple):
     def values(self, pixels: np.ndarray, value_range: Range) -> np.ndarray:
         """Return the values stored in the file, given the array that Pillow returns.
 
-        If ``value_range`` is None or (0, 65535), Pillow's scaling is kept; it maps each file's own
-        maximum to white.
+        If ``value_range`` is None or (0, 65535), the values remain as scaled by Pillow, which maps
+        each file's own maximum to white.
         """
         if self.kind is not None:
             return pixels.view(self.kind)
