@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
     """Labeled examples selected from a split.
 
     Attributes:
-        name: The name of the split.
+        name: The name of the split, such as `train`.
         source: The data source from which to read the images.
         source_labels: The labels of all examples of the source; None if the labels are stored in
             the records and not listed elsewhere.
@@ -55,11 +55,11 @@ def choose(source: Source, split: str, count: int | None) -> Chosen:
 
     Args:
         source: The data source from which to select examples.
-        split: The name of the split.
+        split: The name of the split, such as `train`.
         count: The maximum number of examples to select; None for all.
 
     Raises:
-        UserError: The source holds no labeled example.
+        UserError: None of the selected examples has a label.
     """
     all_labels = known_labels(source)
     if all_labels is not None:
@@ -86,12 +86,12 @@ def choose_and_hold_out(
 
     Args:
         source: The data source from which to select examples.
-        split: The name of the split.
+        split: The name of the split, such as `train`.
         counts: The maximum numbers of training and test examples to select; None for no maximum.
         share: The maximum fraction of the labeled examples to hold out, above 0 and below 1.
         seed: The seed that selects the held-out examples.
-        notes: The list of notes for the user, which gives the reasons for holding out. A note with
-            the number of held-out examples is appended.
+        notes: The list of notes for the user, in which the caller gives the reason for holding out.
+            A note with the number of held-out examples is appended to the list.
 
     Raises:
         UserError: No class has two labeled examples, or the source has no labels.
@@ -113,14 +113,14 @@ def choose_and_hold_out(
 
 
 def classes_of(chosen: Chosen, count: int | None) -> tuple[Classes, bool]:
-    """Return the classes of a source, and True if no class can be missing from them.
+    """Return the classes of a source, and whether this list of classes is known to be complete.
 
     Args:
         chosen: The examples selected from the source.
-        count: The number of examples that were requested; None if all were.
+        count: The number of examples that were requested; None if all examples were requested.
 
     Raises:
-        UserError: A label is not an index of the list of class names.
+        UserError: A label is not a valid index into the list of class names.
     """
     label_names = chosen.source.label_names
     complete = True

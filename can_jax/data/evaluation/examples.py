@@ -100,7 +100,7 @@ class EvaluationSet:
             yield EvaluationBatch(images, label, valid, index)
 
     def images(self) -> UInt8[np.ndarray, "examples height width channels"]:
-        """Return all valid images as one array."""
+        """Return the center crops of all valid examples as one array."""
         (batch,) = self.batches(len(self), np.arange(len(self)))
         return batch.images[batch.valid]
 

@@ -21,11 +21,11 @@ def copies(
     """Count the test examples that duplicate a training example.
 
     Files are duplicates if their bytes are equal. If the indexes of both splits hold content
-    digests, all examples are compared. Otherwise a sample of the test files is compared with up to
-    `CANDIDATES` training files of the same size in bytes.
+    digests, all examples are compared. Without content digests, a sample of the test files is
+    compared with up to `CANDIDATES` training files of the same size in bytes.
 
     If one of the splits is an in-memory array, a sample of the images is compared by pixels
-    instead. Mixtures are compared part by part.
+    instead. Each part of a mixture is compared separately.
 
     Returns:
         The number of duplicates, and the number of test examples that were compared.
@@ -47,8 +47,8 @@ def copies(
 
 
 def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
-    """Return each part of a mixture with the selected indices in it; for another source, the source
-    and its indices."""
+    """Return pairs of a source and the selected indices in it: one pair for each part of a mixture,
+    or one pair for a source that is not a mixture."""
     if not source.parts:
         return [(source, examples)]
     parts, start = [], 0
@@ -62,8 +62,8 @@ def _parts(source: Source, examples: Numbers) -> list[tuple[Source, Numbers]]:
 def _copied(
     train: Source, train_examples: Numbers, test: Source, test_examples: Numbers
 ) -> tuple[Numbers, Numbers]:
-    """Return the indices of the duplicate test examples, and of all test examples that were
-    compared."""
+    """Return the indices of the test examples that are duplicates, and the indices of all test
+    examples that were compared."""
     decoded = test.images if train.images is None else train.images
     if decoded is None:
         return _copied_files(train, train_examples, test, test_examples)
@@ -101,7 +101,7 @@ def _copied_files(
 
 def _pixel_digests(source: Source, examples: Numbers, shape: tuple[int, ...]) -> list[bytes]:
     """Return a digest of the pixels of each example; empty bytes for a file whose image does not
-    have the given shape."""
+    have the shape ``shape``."""
     if source.images is not None:
         return [digest_of_bytes(source.images[i].tobytes()) for i in examples]
     return [_digest_of_file(encoded, shape) for encoded in source.read(examples)[0]]
@@ -123,7 +123,7 @@ def _digest_of_file(encoded: bytes, shape: tuple[int, ...]) -> bytes:
 def hold_out(labels: Labels, count: int, seed: int) -> tuple[Numbers, Numbers]:
     """Split examples at random into those to keep and at most ``count`` to hold out.
 
-    The same seed gives the same split. Each class keeps at least one example.
+    The same ``seed`` gives the same split. At least one example of each class is kept.
 
     Returns:
         The indices of the examples to keep, and of the examples to hold out, both ascending.

@@ -40,7 +40,7 @@ class Part:
         examples: The indices of the selected examples in the source.
         labels: The label of each selected example, as numbered in the source.
         numbering: The callable that maps the source's labels to class indices.
-        classes: The classes to which the class indices refer.
+        classes: The classes, in the order of the class indices.
     """
 
     name: str
@@ -85,13 +85,14 @@ def open_pair(
 ) -> Pair:
     """Open training and test examples with the same classes.
 
-    If no test split exists, or if the test split consists of the training files, examples of the
-    training split are held out instead.
+    Examples of the training split are held out for testing if no test split exists. Training
+    examples are also held out if the test split consists of the training files, unless ``chosen``
+    is True.
 
     Args:
         data: The config block that names the data set and its training split.
         splits: The names of the test splits to try, in order of preference; see `open_test`.
-        chosen: Whether the user chose the test split. If True, the test split is used even if it
+        chosen: Whether the user chose the test split. A chosen test split is used even if it
             consists of the training files.
         counts: The maximum numbers of training and test examples to select, evenly spread; None for
             all.
@@ -145,7 +146,8 @@ def _match(
 
     Args:
         learned, tested: The training and the test examples.
-        count: The number of training examples that were requested; None if all were.
+        count: The number of training examples that were requested; None if all examples were
+            requested.
         held: Whether the test examples were held out of the training split.
         notes: The list of notes for the user, to which notes about the classes are appended.
     """
@@ -202,16 +204,17 @@ def open_test(
 
     Args:
         data: The config block that names the data set.
-        splits: The names of the test splits to try, in order of preference. If only one name is
-            listed, that split must exist.
+        splits: The names of the test splits to try, in order of preference. A split that is listed
+            alone must exist, and is returned even if it has no labels.
         notes: The list of notes for the user, to which the reasons for skipping splits are
             appended.
-        names: The class names of the training split; empty if unknown. A test split with none of
-            these classes is skipped, such as one whose images are all in `unknown/`.
+        names: The class names of the training split; empty if unknown. A test split without any
+            class of the training split is skipped, for example if all of its images are in
+            `unknown/`.
 
     Returns:
-        The name of the split and its source. If no split qualifies, the function returns the first
-        name and None.
+        The name of the split and its source. If no listed split qualifies, the result is the first
+        listed name and None.
 
     Raises:
         UserError: The only listed split does not exist, or a source cannot be opened.
@@ -248,15 +251,15 @@ def open_part(
 
     Args:
         data: The config block from which the source was opened.
-        split: The name of the split.
+        split: The name of the split, such as `test`.
         source: The data source from which to read the images.
         count: The maximum number of examples to select, evenly spread; None for all.
         classes: The classes that the classifier predicts.
-        called: The name of the split for messages.
+        called: A phrase that names the split in messages.
 
     Returns:
-        The selected examples, and a phrase for messages that names the classes without examples;
-        the phrase is empty if there are none.
+        The selected examples, and a phrase for messages that names the classes without examples; ""
+        if every class has an example.
 
     Raises:
         UserError: The split has no labels, or has classes that the classifier does not predict.
@@ -270,11 +273,11 @@ def open_part(
 
 
 def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool = True) -> Part:
-    """Open a split on its own, so that its classes need not match those of another split.
+    """Select examples of a single split, whose classes need not match those of another split.
 
     Args:
         data: The config block that names the data set.
-        split: The name of the split.
+        split: The name of the split, such as `test`.
         count: The maximum number of examples to select, evenly spread; None for all.
         labeled: True to select only examples with a label; False to ignore all labels.
     """
@@ -290,7 +293,7 @@ def open_own(data: ConfigDict, split: str, count: int | None, *, labeled: bool =
 
 
 def _part(chosen: Chosen, data: ConfigDict, numbering: Numbering, classes: Classes) -> Part:
-    """Return the `Part` of selected examples and the classes to which their labels refer."""
+    """Return a `Part` that consists of the selected examples and the given classes."""
     return Part(
         chosen.name, data, chosen.source, chosen.examples, chosen.labels, numbering, classes
     )
