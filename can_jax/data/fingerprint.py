@@ -2,7 +2,8 @@
 
 `Source.fingerprint` computes them. Images in memory are compared by content. Image files and shards
 are compared by their paths relative to the data folder, their sizes, and the byte offsets of their
-examples. Their content is compared only if both fingerprints come from an index with digests.
+examples. The content of files is compared only if both fingerprints come from an index with content
+digests.
 
 The order of examples is a function of the seed and the number of examples. Adding or removing one
 file therefore changes the images of nearly every step.
@@ -13,19 +14,19 @@ from can_jax.data.sources.base import Fingerprint
 # The phrase that describes a difference in each entry.
 WORDS = {
     "names": "other files",
-    "sizes": "files of other sizes",
-    "places": "examples at other byte offsets",
+    "sizes": "other file sizes",
+    "places": "other example offsets",
     "labels": "other labels",
     "content": "other content",
-    "weights": "other sampling weights of the mixture",
+    "weights": "other mixture weights",
 }
 
 
 def differences(stored: Fingerprint, current: Fingerprint) -> list[str]:
     """Return a phrase for each difference between two fingerprints; an empty list if they agree.
 
-    Entries present in only one of the fingerprints are ignored, such as content digests after an
-    index was built.
+    An entry that only one of the fingerprints has is ignored. Content digests, for example, are
+    missing from the fingerprint of a run that began before the index was built.
     """
     if ("parts" in stored) != ("parts" in current):
         return [
