@@ -31,12 +31,12 @@ KAGGLE = "predictionstring"  # a class and boxes, separated by blanks
 
 
 def read_label_list(path: str) -> dict[str, str]:
-    """Return the label of each file name in a label list; labels remain text.
+    """Return a dict that maps each file name in a label list to its label as a string.
 
     Args:
-        path: The path of the list. A file ending in .jsonl or .json holds JSON lines, one ending in
-            .tsv is tab-separated, and any other is comma-separated. The first line of a CSV or TSV
-            file names the columns.
+        path: The path or URL of the list. A file ending in .jsonl or .json holds JSON lines, one
+            ending in .tsv is tab-separated, and any other is comma-separated. The first line of a
+            CSV or TSV file names the columns.
 
     Raises:
         UserError: The list cannot be read, or lacks a column of file names or of labels.
@@ -59,7 +59,7 @@ def _json_rows(lines: Iterator[str]) -> Iterator[dict]:
         if line.strip():
             row = json.loads(line)
             if not isinstance(row, dict):
-                raise ValueError("one of its lines is not a JSON object")
+                raise ValueError("a line of the file is not a JSON object")
             yield row
 
 
@@ -87,8 +87,8 @@ def labels_from(
     """Look up the labels of files in a label list.
 
     If any entry of the list contains a slash, entries are compared with the relative paths of the
-    files. Otherwise they are compared with the last components of these paths. An entry may omit
-    the suffix of the file name.
+    files. If no entry contains a slash, entries are compared with the base names of the files. An
+    entry may omit the suffix of a file's name.
 
     Args:
         listed: The label of each file name, as returned by `read_label_list`.

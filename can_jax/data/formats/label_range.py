@@ -1,4 +1,5 @@
-"""Conversion of class labels to int32. Labels outside its range become -1, which means unknown."""
+"""Conversion of class labels to int32. Labels outside the range of int32 become -1, which means
+unknown."""
 
 import functools
 
@@ -25,7 +26,8 @@ def as_label(value: int, where: str) -> int:
 
 
 def as_labels(labels: np.ndarray, where: str) -> Int[np.ndarray, " examples"]:
-    """Return labels as int32. Labels outside its range become -1, and their number is logged."""
+    """Return labels as int32. Labels outside the range of int32 become -1, and their number is
+    logged."""
     labels = np.asarray(labels)
     if labels.dtype == np.int32:
         return labels

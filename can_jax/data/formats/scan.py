@@ -18,7 +18,7 @@ class ScanResult(NamedTuple):
         length: The length of each example in bytes.
         label: The label of each example; -1 if it is unknown or stored within a TFRecord.
         problem: A phrase that describes the damage of the shard, or None if it is intact.
-        unused: The number of tar members that belong to no example, by kind.
+        unused: The number of tar members that are not used, by kind.
     """
 
     offset: Int[np.ndarray, " examples"]

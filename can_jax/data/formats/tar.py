@@ -30,7 +30,7 @@ def compression_of(start: bytes) -> str | None:
 
 
 def open_tar(file: Any, mode: str) -> tarfile.TarFile:
-    """Open a tar such that `Members` can read it.
+    """Open a tar for iteration with `Members`.
 
     Args:
         file: The binary file object of the tar, positioned at its start.
@@ -41,8 +41,8 @@ def open_tar(file: Any, mode: str) -> tarfile.TarFile:
     """
 
     class Header(tarfile.TarInfo):
-        """A tar member whose ``offset`` is that of its first header block, including preceding pax
-        and GNU long-name headers."""
+        """A tar member whose ``offset`` is the start of its first header block, which can be a pax
+        or GNU long-name header."""
 
         invalid = False  # whether any block was not a valid header
 
@@ -71,7 +71,8 @@ class _Bounded:
     """A file object that limits how many bytes `tarfile` reads for one header.
 
     A header may be followed by long names, attributes or sparse maps of any stated length, which
-    `tarfile` would read into memory. A compressed tar of a few megabytes can state gigabytes.
+    `tarfile` would read into memory. The headers in a compressed tar of a few megabytes can state
+    lengths of gigabytes.
 
     Args:
         file: The binary file object of the tar.
@@ -81,13 +82,13 @@ class _Bounded:
         self._file, self.left = file, sys.maxsize
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to ``size`` bytes, or all remaining bytes if it is negative.
+        """Return up to ``size`` bytes, or all remaining bytes if ``size`` is negative.
 
         Raises:
             tarfile.SubsequentHeaderError: The headers of one member exceed `LONGEST_HEADER` bytes.
         """
         if not 0 <= size <= self.left and self.left < sys.maxsize:
-            raise tarfile.SubsequentHeaderError("the header is too long")  # type: ignore[attr-defined]
+            raise tarfile.SubsequentHeaderError("the headers of a member are too long")  # type: ignore[attr-defined]
         content = self._file.read(size)
         if self.left < sys.maxsize:
             self.left -= len(content)
@@ -104,13 +105,13 @@ def _bytes_from(start: int, end: int) -> str:
 class Members:
     """An iterator over the members of a tar, in a single pass.
 
-    `tarfile` alone stops at a damaged header. This class resumes at the next header with a valid
-    checksum.
+    `tarfile` alone stops at a damaged header, whereas `Members` resumes at the next header with a
+    valid checksum.
 
     Args:
         tar: The open tar, as returned by `open_tar`.
-        size: The size of the file in bytes, if known. Iteration ends at a regular member that
-            extends beyond the file.
+        size: The size of the file in bytes; unlimited by default. Iteration ends before a regular,
+            non-sparse member that extends beyond ``size`` bytes.
     """
 
     def __init__(self, tar: tarfile.TarFile, size: int = sys.maxsize):
@@ -142,8 +143,8 @@ class Members:
 
     @property
     def problem(self) -> str | None:
-        """A phrase that describes all damage and its byte ranges, or None; complete only after the
-        iteration."""
+        """A phrase that describes all damage and its byte ranges, or None; complete only when the
+        iteration has ended."""
         phrases = []
         if self._gaps:
             ranges = name_gaps(self._gaps, _bytes_from)
@@ -182,7 +183,8 @@ class Members:
         return None
 
     def _seek(self) -> bool:
-        """Seek to the offset of the next header; return whether the file extends that far."""
+        """Seek to the offset of the next header, and return whether the file extends to this
+        offset."""
         file, offset = self.tar.fileobj, self.tar.offset
         if file.tell() >= offset:
             return bool(file.tell() == offset)  # beyond it, the file ends within a block

@@ -1,8 +1,8 @@
 """Security checks of the files of a TFDS data set, which run before TFDS reads them.
 
 `features.json` names the class of each feature, and TFDS imports the module of that class. A
-third-party data set could therefore execute arbitrary code. The name of a data set can likewise
-refer to code that TFDS downloads.
+third-party data set could therefore execute arbitrary code. The name of a TFDS data set can also
+refer to code that TFDS downloads and runs.
 """
 
 import json
@@ -93,8 +93,8 @@ def _read(path: str) -> Any:
 
 
 def _classes(content: Any) -> Iterator[Any]:
-    """Yield each class name in the content of a `features.json`, also from strings that contain
-    JSON."""
+    """Yield each class name in the content of a `features.json`, including those inside strings
+    that contain JSON."""
     todo = [content]
     while todo:
         part = todo.pop()

@@ -38,8 +38,8 @@ SUCH_AS = ", such as "  # between a kind and an example of it
 
 
 def scan_tar(path: str) -> ScanResult:
-    """Return the byte range and label of every image in an uncompressed tar; the byte range of a
-    link is that of its target."""
+    """Return the byte range and label of each example's image in an uncompressed tar; the byte
+    range of a link is that of its target."""
     file = open_random(path)
     if kind := compression_of(file.read(0, 8)):
         return found(
@@ -116,8 +116,8 @@ def examples_of_tar(
         members: The members of the tar, in order.
         tar: The open tar, seekable or streamed.
         take: A function that takes an image member, which may be a link, and returns a value for
-            it, or None if the image is unusable. In a stream, the member's content can be read only
-            during this call.
+            it, or None if the image is unusable. If the tar is streamed, ``take`` must read the
+            content of the member before it returns.
         unused: The number of unused members by kind; updated in place.
     """
     group = _Group("", "", unused)
@@ -163,8 +163,8 @@ class _Group:
         self._unused = unused
 
     def takes(self, name: str) -> bool:
-        """Return whether an image is an example of its own, not a companion of an earlier image
-        such as its mask."""
+        """Return whether an image is a new example, and record its name if so. An image that
+        accompanies an earlier one, such as its mask, is not a new example."""
         stem = posixpath.splitext(name)[0]
         if stem in self._stems or (self._stems and self._accompanies(stem)):
             return False
@@ -196,8 +196,8 @@ class _Group:
         self._labels[stem] = label
 
     def _count_no_integer(self, name: str, content: bytes) -> None:
-        """Count a label that is not an integer. All are counted as one kind, whose name quotes the
-        first such label."""
+        """Count a label that is not an integer. All labels that are not integers count as one kind,
+        and the name of the kind quotes the first of them."""
         kind = next((kind for kind in self._unused if kind.startswith(NO_INTEGER)), None)
         text = content[:20].decode(errors="backslashreplace")
         self._unused[kind or f"{NO_INTEGER}{SUCH_AS}{text!r} in {shown(name)}"] += 1
@@ -208,8 +208,8 @@ class _Group:
         self._bytes += len(image) if isinstance(image, bytes) else 0
 
     def overflow(self) -> Iterator[tuple[Any, int]]:
-        """Yield the oldest images and their labels while the group's images exceed `PENDING` bytes;
-        labels read later are counted as unused."""
+        """Yield the oldest images and their labels while the group's images exceed `PENDING` bytes.
+        If a different label for a yielded image is read later, that label counts as unused."""
         while self._bytes > PENDING:
             stem, image = self._images.popleft()
             self._bytes -= len(image)
@@ -217,10 +217,11 @@ class _Group:
             yield image, self._given[stem]
 
     def _label_of(self, stem: str) -> int:
-        """Return the label of an image, or -1.
+        """Return the label of an image, or -1 if the label is unknown.
 
-        A `.cls` member with the name of the image comes first, then one with the key of the group.
-        If the group has a single image, its last `.cls` member of any name applies.
+        A `.cls` member with the name of the image takes precedence over one with the key of the
+        group. Without a `.cls` member of either name, the only image of a group gets the label of
+        the group's last `.cls` member.
         """
         label = self._labels.get(stem, self._labels.get(self.key))
         if label is None and len(self._stems) == 1:
@@ -261,7 +262,7 @@ def list_unused(unused: Unused) -> str:
 
 
 def base_kind(kind: str) -> str:
-    """Return the name of a kind of unused members, without an example that it may quote."""
+    """Return the name of a kind of unused members without the example that the name may quote."""
     return kind.split(SUCH_AS)[0]
 
 
