@@ -39,8 +39,8 @@ def build_index(
 ) -> None:
     """Examine all files of a data set, write their index, and print a summary.
 
-    While another process writes the same index, this call blocks. It then reuses the index of that
-    process, if this was built from the same files with the same options.
+    While another process writes the same index, this call blocks. The index of the other process is
+    reused if it was built from the same files with the same options.
 
     Args:
         plan: The kind and location of the data, and how thoroughly to check each image.
@@ -99,7 +99,7 @@ def _build(
     drop_duplicates: bool,
     request: str,
 ) -> None:
-    """Write an index to a folder on which this process holds the lock."""
+    """Write an index to a folder that this process has locked."""
     started = time.monotonic()
     kind = "files" if plan.source == "folder" else "shards"
     print(f"{len(names)} {kind} in {shown(plan.root)}, index in {shown(str(out))}", flush=True)
@@ -145,7 +145,7 @@ def _build(
     print(f"{examples} examples indexed in {time.monotonic() - started:.1f}s")
     undecodable = f"{shown(str(out))}/{UNDECODABLE}"
     print(f"{counts['undecodable']} undecodable images are left out; see {undecodable}")
-    kept = "left out" if drop_duplicates else "kept (--drop_duplicates leaves them out)"
+    kept = "left out" if drop_duplicates else "kept (use --drop_duplicates to leave them out)"
     print(f"{counts['duplicates']} duplicates are {kept}; see {shown(str(out))}/duplicates.txt")
 
 

@@ -49,13 +49,14 @@ class Plan:
         source: The kind of data: `folder`, `tfrecord` or `webdataset`.
         root: The path or URL of the folder to which the names of files are relative.
         verify: The check of each image. `decode` decodes every image. `read` reads and hashes every
-            image but decodes only its header, so truncated images are not detected. `none` reads
-            only the headers of shards and the names of files.
+            image but decodes only its header, so truncated images are not detected. `none` checks
+            no image, and reads only the headers of shards and the names of files.
         image_key, label_key: The names of the TFRecord features that contain the encoded image and
             the integer label.
         max_pixels: The maximum width times height in pixels; a larger image counts as undecodable.
-        value_range: The values of black and white in images of more than 8 bits, or None. Images
-            that `can_jax.data.decoding.depth` rejects count as undecodable.
+        value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
+            a channel; None if no range is given. Images that `can_jax.data.decoding.depth` rejects
+            count as undecodable.
     """
 
     source: str
@@ -83,10 +84,10 @@ class Part(NamedTuple):
         label: The label of each example; -1 if unknown.
         digest: The 8-byte BLAKE2b hash of each example's content as an integer; 0 if the content
             was not read.
-        reason: The reason why each example cannot be decoded; "" if it can be decoded or was not
-            checked.
+        reason: The reason why each example cannot be decoded; "" for an example that can be decoded
+            or was not checked.
         problems: One sentence for each damaged shard.
-        unused: The number of tar members that belong to no example, as `kind=count` strings.
+        unused: The number of tar members that are not used, as `kind=count` strings.
     """
 
     which: np.ndarray
@@ -100,7 +101,8 @@ class Part(NamedTuple):
 
 
 def examine(plan: Plan, names: list[str]) -> Part:
-    """Check every example in some files as ``plan.verify`` requires, and return a row for each."""
+    """Check every example in some files as ``plan.verify`` requires, and return a `Part` with a row
+    per example."""
     rows: list[tuple[int, int, int, int, int, str]] = []
     problems = []
     unused: collections.Counter[str] = collections.Counter()
@@ -164,7 +166,8 @@ def why_undecodable(
     Args:
         encoded: The bytes of the image file.
         max_pixels: The maximum width times height in pixels.
-        value_range: The values of black and white in images of more than 8 bits, or None.
+        value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
+            a channel; None if no range is given.
         whole: Whether to decode the whole image with Pillow, rather than only its header.
     """
     try:
@@ -190,8 +193,8 @@ def examine_all(
 ) -> Iterator[Part]:
     """Examine all files in several processes, reusing the stored parts of an interrupted call.
 
-    The fingerprints of all files are computed first only if there are stored parts to compare them
-    with.
+    If there are stored parts, the fingerprints of all units are computed first, to find the parts
+    that can be reused.
 
     Args:
         plan: The kind and location of the data, and how thoroughly to check each image.
@@ -221,7 +224,7 @@ def examine_all(
 
 
 def _path(parts: Path, fingerprint: str) -> Path:
-    """Return the path of the file that stores the result of a unit with this fingerprint."""
+    """Return the path of the file that stores the result of the unit with the given fingerprint."""
     return parts / f"{fingerprint}.npz"
 
 

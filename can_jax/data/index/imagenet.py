@@ -61,14 +61,14 @@ def write_imagenet(
 ) -> None:
     """Write indexed TFRecord shards of ImageNet-1k, or of a data set with the same layout.
 
-    If ``root`` contains TFRecords, they are indexed in place instead.
+    If ``root`` contains TFRecords, no shards are written, and the TFRecords are indexed in place.
 
     Args:
-        root: The folder that contains the official tars, `train/` and `val/`, the unpacked archive
-            of Kaggle, or TFRecords.
+        root: The folder with the official tars, class folders in `train/` and `val/`, the unpacked
+            Kaggle archive, or TFRecords.
         target: The folder to which the shards are written; may be None only if ``root`` contains
             TFRecords.
-        shards: The number of shards of each split; None for about one per 140 MB.
+        shards: The number of shards of each split; None for shards of about 140 MB.
         partial: Whether to accept official tars whose number of images differs from that of
             ImageNet-1k.
 
@@ -98,12 +98,12 @@ def write_imagenet(
 def _compare_with_official(
     root: Path, split: str, images: list["Image"], classes: set[str], partial: bool
 ) -> None:
-    """Print the number of images of a split, and reject an official tar with another number than
-    ImageNet-1k.
+    """Print the number of images of a split, and reject an official tar whose number of images is
+    not that of ImageNet-1k.
 
     Raises:
-        UserError: An official tar has another number of images and ``partial`` is false, or the
-            split has a class that the training split lacks.
+        UserError: An official tar does not have the number of images of ImageNet-1k and ``partial``
+            is False, or the split has a class that the training split lacks.
     """
     official = OFFICIAL[split]
     same = "as in ImageNet-1k" if len(images) == official else f"where ImageNet-1k has {official}"
@@ -213,7 +213,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
         otherwise: The error message if the folder contains no image; None if that is not an error.
 
     Raises:
-        UserError: There is no image, or an image is in no class folder.
+        UserError: There is no image and ``otherwise`` is given, or an image is in no class folder.
     """
     names, _ = find_images(str(folder)) if folder.is_dir() else ([], [])
     if not names and otherwise:
@@ -225,7 +225,7 @@ def _images_of_folder(folder: Path, otherwise: str | None) -> Iterator[Image]:
 
 
 def _images_of_tars(path: Path) -> Iterator[Image]:
-    """Yield the images of a tar that contains one tar per class, without unpacking it."""
+    """Yield the images of a tar that contains one tar per class, without unpacking the tar."""
     with open(path, "rb") as file:
         for outer in _members(path):
             for image in _members(path, _Slice(file, outer.offset, outer.length)):
@@ -266,7 +266,7 @@ def _members(path: Path, part: _Slice | None = None) -> Iterator[Image]:
 
     Args:
         path: The path of the outer tar.
-        part: The nested tar to read; None for the outer one.
+        part: The nested tar to read; None to read the outer tar.
 
     Raises:
         UserError: The tar is damaged, or contains a link or a sparse file.
@@ -308,7 +308,7 @@ def labels_of_devkit(path: Path) -> list[str]:
     """Return the class name of each validation image, in the order of the image names.
 
     Raises:
-        UserError: The file is not the development kit of ImageNet-1k.
+        UserError: The file at ``path`` is not the development kit of ImageNet-1k.
     """
     from scipy.io import loadmat
 
@@ -344,7 +344,7 @@ def write_shards(
         split: The name of the split, with which the names of the shards begin.
         images: The location and class of each image.
         classes: The class names, in the order of their labels.
-        shards: The number of shards; None for about one per 140 MB.
+        shards: The number of shards; None for shards of about 140 MB.
 
     Raises:
         UserError: The disk has too little free space, or the folder contains shards of other

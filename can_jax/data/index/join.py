@@ -1,7 +1,7 @@
 """The table of an index, which is assembled from the results of all units with little memory.
 
-At 10^8 rows the columns take 3.2 GB on disk. Memory holds one byte for each row, the duplicates,
-and a few million rows at a time.
+At 10^8 rows the columns take 3.2 GB on disk. The memory in use is one byte for each row, the
+duplicates, and a few million rows at a time.
 """
 
 import collections
@@ -28,14 +28,14 @@ Rows = Int[np.ndarray, " copies"]
 
 
 class Joined(NamedTuple):
-    """The usable rows of all parts in memory-mapped columns, and the numbers of examples and
+    """The decodable rows of all parts in memory-mapped columns, and the numbers of examples and tar
     members left out.
 
     Attributes:
         columns: The memory-mapped array of each column, by name.
         undecodable: The number of examples that cannot be decoded.
         problems: One sentence for each damaged shard.
-        unused: The number of tar members that belong to no example, by kind.
+        unused: The number of tar members that are not used, by kind.
     """
 
     columns: dict[str, np.ndarray]
@@ -87,8 +87,8 @@ def copies_of(digest: UInt64[np.ndarray, " rows"], folder: Path) -> tuple[Rows, 
     """Return the rows whose content equals that of an earlier row, and for each the first row with
     this content.
 
-    Both arrays are sorted by the row of the duplicate. Rows are distributed by digest to temporary
-    files that are small enough to sort in memory.
+    Both returned arrays are sorted by the row of the duplicate. Rows are distributed by digest to
+    temporary files that are small enough to sort in memory.
 
     Args:
         digest: The digest of each row's content; may be memory-mapped.
@@ -131,8 +131,8 @@ def write_columns(
         columns: The array of each column, by name, with all rows.
         out: The folder of the index, to which one .npy file per column is written.
         dropped: The indices of the rows to leave out.
-        file_labels: The label of each file, which replaces the labels of its rows; None to keep
-            those.
+        file_labels: The label of each file, which replaces the labels of its rows; None to keep the
+            labels in ``columns``.
     """
     keep = np.ones(len(columns["file"]), bool)
     keep[dropped] = False
