@@ -205,7 +205,7 @@ def test_run_whose_shards_become_unreadable_ends_in_one_line(tmp_path, kind, con
     for path in tmp_path.iterdir():
         path.write_bytes(b"gone")
     loader = open_loader(config, source, make_mesh(config.mesh), 0, 8)
-    with pytest.raises(UserError, match=r"no image in any of 3 shards any more, such as .*train-"):
+    with pytest.raises(UserError, match=r"no image in any of 3 shards anymore, such as .*train-"):
         next(loader)
 
 
@@ -283,5 +283,5 @@ def test_compressions(tmp_path, contents, kind, how):
 
 def test_chunk_without_any_image_stops_the_run(tmp_path):
     config = shards(tmp_path, "tfrecord", [b"broken"] * 21)
-    with pytest.raises(UserError, match="no image of a whole chunk"):
+    with pytest.raises(UserError, match="no image of a chunk"):
         labels_of(config)

@@ -27,8 +27,8 @@ class Batch(NamedTuple):
 
 
 def needs_content(config: ConfigDict) -> bool:
-    """Return whether a batch must carry content identifiers, by which an objective recognizes
-    copies of an image."""
+    """Return whether a batch must contain the identifiers by which the contrastive objective
+    recognizes copies of an image."""
     return bool(config.objective.contrastive.exclude_copies)
 
 
@@ -36,7 +36,8 @@ def batch_shapes(config: ConfigDict, sharding: Any) -> Batch:
     """Return the shapes and dtypes of a batch, as a `Batch` of `jax.ShapeDtypeStruct`.
 
     Args:
-        config: The resolved configuration.
+        config: The resolved configuration, which determines the batch size, the views and the image
+            size.
         sharding: The `jax.sharding.Sharding` of every array of the batch.
     """
     images, data = config.batch_size, config.data

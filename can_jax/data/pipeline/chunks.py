@@ -1,8 +1,8 @@
 """The tf.data part of the input pipeline, which reads, decodes and crops images in chunks.
 
 One thread of tf.data decodes and crops a chunk of up to 64 images. Cropping and decoding run Python
-only to read EXIF orientations, and for images that TensorFlow cannot decode. Pillow decodes these
-if it can; otherwise another image replaces them.
+only to read EXIF orientations, and for images that TensorFlow cannot decode. An image that
+TensorFlow cannot decode is decoded by Pillow, or replaced by another image if Pillow fails as well.
 """
 
 import functools
@@ -41,8 +41,8 @@ def batches(
 ) -> Any:
     """Return a `tf.data.Dataset` of batches of views, in the order of ``pairs``.
 
-    An undecodable image is replaced by another example, which depends on the position alone. The
-    stream is therefore the same on every machine, and the other rows of a batch do not change.
+    If ``replacement`` is given, an undecodable image is replaced by the example that this function
+    returns for its position. A replacement changes no other row of the batch.
 
     Args:
         source: The data source from which to read the images.
@@ -51,7 +51,8 @@ def batches(
         rows: The number of examples in a batch; the last batch may have fewer.
         threads: The number of tf.data threads; None for one per usable CPU core.
         replacement: A function of (position, attempt) that returns the index of the example to try
-            instead of an undecodable one. If None, the same example is read again.
+            instead of an undecodable one. Without ``replacement``, the undecodable example itself
+            is read again.
         attempts: The maximum number of examples to try at a position, including the first.
 
     Returns:
@@ -91,9 +92,10 @@ def elements(dataset: Any) -> Iterator[dict[str, np.ndarray]]:
     fails.
 
     Args:
-        dataset: The data set, with two additional attributes. ``rows`` is the batch size.
-            ``failed`` is the list of errors raised by the data set's Python functions, which
-            tf.data wraps or mistakes for the end of the data.
+        dataset: The data set, with the additional attributes ``rows`` and ``failed``. ``rows`` is
+            the batch size. ``failed`` is the list of `UserError` exceptions raised by the data
+            set's Python functions. The list is needed because tf.data wraps such exceptions, or
+            mistakes them for the end of the data.
 
     Raises:
         UserError: The first error in ``dataset.failed``.
@@ -129,11 +131,12 @@ def in_parallel(
         elements: The `tf.data.Dataset` to process; its elements are single examples unless
             ``grouped``.
         chunk: A function that maps a group of elements to a `tf.data.Dataset` with one element, the
-            processed group. Each call of ``chunk`` runs in one thread.
+            processed group. Each group is processed by ``chunk`` in a single thread.
         rows: The number of examples in a batch.
         threads: The number of tf.data threads; None for one per usable CPU core.
-        first: A function that preprocesses a group for ``chunk``, and the number of threads that
-            run it. This function may block, for example while it reads from a remote store.
+        first: A pair of a function that preprocesses a group for ``chunk``, and the number of
+            threads that run this function. The preprocessing function may block, for example while
+            it reads from a remote store.
         grouped: Whether the elements already are groups of examples, possibly of different sizes.
     """
     tf = tensorflow()
@@ -182,7 +185,8 @@ def _array_chunk(source: Source, views: Views, positions: Any, examples: Any) ->
 
 
 def _read(read: Read, examples: Any) -> Any:
-    """Return the encoded images and the labels of the given examples as tensors."""
+    """Return the encoded images and the labels of the examples with the given indices as
+    tensors."""
     tf = tensorflow()
 
     def as_array(examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,8 +231,8 @@ def decoded(
         images, positions, labels: The encoded image, stream position and label of each example.
         mend: A Python function that is called only if TensorFlow cannot decode an image. ``mend``
             takes the views of the decoded images, their rows, all positions, all labels and
-            ``extra``. It returns the views, the labels and the numbers of skipped examples of all
-            rows.
+            ``extra``. ``mend`` returns the views, the labels and the numbers of skipped examples of
+            all rows.
         extra: Additional tensors to pass to ``mend``.
     """
     tf = tensorflow()
@@ -256,7 +260,7 @@ def decoded(
 
 
 def _element(views: Views, positions: Any, pixels: Any, labels: Any, skipped: Any) -> dict:
-    """Return the dict that `batches` describes, for one chunk."""
+    """Return the views, positions, labels and attempts of one chunk as a dict; see `batches`."""
     tf = tensorflow()
     return {
         "views": tf.ensure_shape(pixels, (None, *views.shape)),
@@ -271,7 +275,7 @@ def _traced(views: Views) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return the methods `from_bytes` and `from_pixels` of ``views``, traced as `tf.function`.
 
     Data sets with equal ``views`` share the traced functions, since tracing takes about a second.
-    AutoGraph is disabled: it would add seconds, and neither method needs it.
+    AutoGraph is disabled, because its conversion takes seconds and neither method needs it.
     """
     tf = tensorflow()
     encoded, position = tf.TensorSpec((), tf.string), tf.TensorSpec((), tf.int64)

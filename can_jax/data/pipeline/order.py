@@ -29,9 +29,9 @@ class Order:
     Attributes:
         seed: The seed of all permutations; any integer.
         sizes: The number of examples in each part.
-        weights: The relative sampling weight of each part, above 0. The fraction of a part in the
-            stream matches its weight to about 1 / `CYCLE`, which is also the smallest possible
-            fraction.
+        weights: The relative sampling weight of each part, above 0. A part's fraction of the stream
+            differs from its normalized weight by at most about 1 / `CYCLE`. The smallest possible
+            fraction is about 1 / `CYCLE`.
         version: The version of the ordering algorithm, by default `VERSION`, the newest.
 
     Raises:
@@ -57,8 +57,8 @@ class Order:
 
         Args:
             positions: The positions in the stream, at least 0.
-            attempt: 0 for the examples of the stream; 1 and more for substitutes, if these cannot
-                be decoded.
+            attempt: 0 for the examples of the stream; 1 or more for the substitutes of undecodable
+                examples.
 
         Returns:
             The indices of the examples. In a mixture, the indices of a part begin after those of
@@ -96,8 +96,8 @@ class Order:
 def turns(
     weights: tuple[float, ...],
 ) -> tuple[Int[np.ndarray, " cycle"], Int[np.ndarray, " cycle"], Int[np.ndarray, " parts"]]:
-    """Return the cycle in which the parts of a mixture alternate, each spread evenly over the
-    cycle.
+    """Return the cycle in which the parts of a mixture alternate; each part is spread evenly over
+    the cycle.
 
     Returns:
         The part at each slot of the cycle, the number of earlier slots with the same part, and the

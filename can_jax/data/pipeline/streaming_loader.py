@@ -1,7 +1,7 @@
 """A loader that reads shards sequentially, for data without an index.
 
 The loader supports compressed shards, and remote stores with slow random access. Compared to the
-loader of indexed data, it guarantees less about the order of examples.
+loader of indexed data, the streaming loader guarantees less about the order of examples.
 
 - In each epoch, a process reads each of its shards once, in a new order. Whole shards are divided
   among the processes, so a process with smaller shards begins its next epoch earlier.
@@ -9,8 +9,9 @@ loader of indexed data, it guarantees less about the order of examples.
 - Examples are shuffled within windows of `data.window` examples. The examples of a window come
   alternately from `data.shards_at_once` shards, which mixes shards that hold one class each.
 
-- A run resumed with the same number of processes reads the same stream as an uninterrupted run.
-  With another number, all processes start at the beginning of the next epoch and log a warning.
+- A run resumed with the same number of processes reads the same stream as an uninterrupted run. If
+the number of processes has changed, all processes start at the beginning of the next epoch and log
+a warning.
 
 - An image that cannot be decoded is replaced by another image of its chunk or its window.
 """
@@ -60,7 +61,8 @@ class Streamed(NamedTuple):
     """An example that a `ShardStream` yields.
 
     Attributes:
-        image, label, name: The encoded image, its label, and its shard and record for messages.
+        image, label, name: The encoded image, its label, and a phrase for messages that names its
+            shard and record.
         place: The position in the stream after this example, as a `Place`.
         window: All records of the example's shuffle window, in the order in which they were read.
     """
@@ -76,7 +78,7 @@ class ShardStream:
     """A source that can only be read sequentially.
 
     Args:
-        paths: The paths of the shards.
+        paths: The paths or URLs of the shards.
         read: A function that takes the path of a shard and yields its (encoded image, label) pairs.
         examples: The approximate number of examples in all shards, from which the run computes the
             number of steps in an epoch.
@@ -92,7 +94,7 @@ class ShardStream:
     def stream(
         self, seed: int, window: int, process: int, processes: int, place: tuple[int, ...]
     ) -> Iterator[Streamed]:
-        """Yield examples without end, epoch after epoch.
+        """Yield the examples of one epoch after another, without end.
 
         Args:
             seed: The seed of the order of the shards and of the shuffling within windows.
@@ -101,8 +103,8 @@ class ShardStream:
             place: The position in the stream at which to start, as a `Place`.
 
         Raises:
-            UserError: No shard yields an image any more, for example because the files were
-                removed.
+            UserError: None of the shards contains an image anymore, for example because the files
+                were removed.
         """
         epoch, shard, record, taken = place
         barren: set[str] = set()  # shards that were read since the last image
@@ -125,12 +127,12 @@ class ShardStream:
             shard, record, taken = 0, 0, 0
             if len(barren) == len(self.paths):
                 raise UserError(
-                    f"no image in any of {len(barren)} shards any more, such as {shown(mine[0])}; "
+                    f"no image in any of {len(barren)} shards anymore, such as {shown(mine[0])}; "
                     "the warnings above give the reasons"
                 )
 
     def fingerprint(self) -> Fingerprint:
-        """Return digests of the names and sizes of the shards."""
+        """Return a digest of the names of the shards and a digest of their sizes."""
         root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         names = Names.of([os.path.relpath(path, root) for path in self.paths])
         sizes = digest_of_columns(shard_sizes(self.paths))
@@ -141,7 +143,7 @@ class ShardStream:
 
         Args:
             paths: The paths of the shards that this process reads, in the order of the epoch.
-            shard: The index in ``paths`` of the first shard of the group to read concurrently.
+            shard: The index in ``paths`` of the first shard of the group that is read concurrently.
             record: The index of the first record to yield, among the interleaved records of the
                 group.
         """
@@ -156,8 +158,8 @@ def open_stream(data: ConfigDict, split: str) -> ShardStream:
     """Open the shards of a split for sequential reading.
 
     Args:
-        data: The validated config block `data`.
-        split: The name of the split.
+        data: The validated config block `data`, which locates the shards.
+        split: The name of the split, such as `train`.
 
     Raises:
         UserError: There are fewer shards than processes, or the first records of the shards hold no
@@ -187,7 +189,7 @@ class StreamingLoader(Loader):
     """A loader of training batches from a stream of shards.
 
     Args:
-        config: The resolved configuration.
+        config: The resolved configuration; `data`, `augment`, `batch_size` and `seed` are used.
         source: The stream of shards to read.
         mesh: The device mesh over which batches are split.
         first_step, total_steps: The first step to load, and the total number of steps of the run.
@@ -216,14 +218,15 @@ class StreamingLoader(Loader):
         """Store the stream position after a batch, and count the images replaced in it.
 
         Raises:
-            UserError: Neither an image of a chunk nor any of their substitutes can be decoded.
+            UserError: No image of a chunk can be decoded, and neither can any substitute from the
+                shuffle window.
         """
         self._last = host["place"][-1]
         self.skipped += int((host["attempt"] > 0).sum())
         if (host["attempt"] == NOTHING).any():
             raise UserError(
-                "no image of a whole chunk can be decoded, and no substitute from its shuffle "
-                "window; the log names the images"
+                "no image of a chunk can be decoded, and neither can any substitute from the "
+                "shuffle window; the log names the images"
             )
 
     @property
@@ -255,8 +258,8 @@ def _batches(
     share: ProcessSlice,
     start: tuple[int, ...],
 ) -> Any:
-    """Return the data set of batches that `chunks.batches` describes. Its dicts have one more
-    entry: ``place``, the stream position after each row."""
+    """Return the data set of batches that `chunks.batches` describes. Each dict has the additional
+    entry ``place``, which is the stream position after each row."""
     tf = tensorflow()
     failed: list[UserError] = []
 
@@ -329,8 +332,8 @@ def _batches(
 
 
 def _spares(window: list[Windowed], count: int) -> list[tuple[bytes, int]]:
-    """Return up to ``count`` images and labels of a window, as substitutes for undecodable images
-    of a small chunk."""
+    """Return up to ``count`` images of a window with their labels, as substitutes for undecodable
+    images of a small chunk."""
     if count <= 0:
         return []
     chosen = window[:: max(1, len(window) // count)][:count]

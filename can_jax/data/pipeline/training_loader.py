@@ -40,9 +40,11 @@ States = list[list[int]]  # a row for each process: images seen, images skipped,
 
 
 def counts_of(states: States | None, process: int, processes: int) -> tuple[int, int]:
-    """Return the numbers of images that a process has loaded and skipped before it resumes.
+    """Return the numbers of images that a process had loaded and skipped when the checkpoint was
+    written.
 
-    If the number of processes has changed, process 0 gets the sums over all, and the others get 0.
+    If the number of processes has changed, process 0 gets the sums over all processes, and the
+    others get 0.
     """
     if states and len(states) == processes:
         return states[process][0], states[process][1]
@@ -73,10 +75,11 @@ def host_batches(
     rows: Int[np.ndarray, " local"],
     order: Order | None = None,
 ) -> Any:
-    """Return a process's rows of the batches of a range of steps, as a `tf.data.Dataset`.
+    """Return the rows of each batch that one process loads, for a range of steps, as a
+    `tf.data.Dataset`.
 
     Args:
-        config: The resolved configuration.
+        config: The resolved configuration; `data`, `augment`, `batch_size` and `seed` are used.
         source: The random-access source from which to read the images.
         steps: The first step to load, and the step at which to stop, exclusive.
         rows: The indices of the rows of the global batch to load.
@@ -136,7 +139,7 @@ class Loader(Iterator[Batch]):
             raised; see `check_share`.
         states: The `state` stored in the checkpoint; None for a new run.
         contents: A function that maps stream positions to `Batch.content`; None for batches without
-            it.
+            content identifiers.
 
     Attributes:
         seen, skipped: The number of images that this process has loaded, and the number of images
@@ -185,16 +188,16 @@ class Loader(Iterator[Batch]):
         return []
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count the images skipped in a batch of this process, given as a dict of its host
-        arrays."""
+        """Count the images that were skipped in a batch, given this process's rows of the batch as
+        a dict of host arrays."""
         raise NotImplementedError
 
 
 def _place_next(
     batches: list[Any], share: ProcessSlice, contents: Contents | None
 ) -> tuple[dict[str, Any], Batch]:
-    """Load the next batch. Return its host arrays without the images, and the batch as global
-    arrays."""
+    """Load the next batch, and return the host arrays of this process without the images, and the
+    batch as global arrays."""
     host = next(batches[0])
     local: Any = Batch(host.pop("views"), host["position"].astype(np.uint32), host["label"])
     if contents is not None:
@@ -226,15 +229,14 @@ class TrainingLoader(Loader):
         self._named: set[int] = set()
 
     def account(self, host: dict[str, np.ndarray]) -> None:
-        """Count the images skipped in a batch of this process, and log their names."""
+        """Count the images that this process skipped in a batch, and log their names."""
         for row in np.flatnonzero(host["attempt"]):
             self._report(int(host["position"][row]), int(host["attempt"][row]))
 
     def _contents(self, positions: Int[np.ndarray, " local"]) -> UInt32[np.ndarray, " local"]:
-        """Return the `Batch.content` of images: the digest of the file if the index has one, else
-        the index of the example.
-
-        A substitute for an undecodable image gets the value of the undecodable one.
+        """Return the `Batch.content` of images: the lower 32 bits of the content digest if the
+        index has one, else of the example's index. A substitute for an undecodable image gets the
+        content value of the undecodable image.
         """
         examples = self._order.examples_at(np.asarray(positions, np.int64))
         numbers = examples.astype(np.uint64)
@@ -284,10 +286,10 @@ def check_share(skipped: int, seen: int, limit: float) -> None:
     Args:
         skipped: The number of undecodable images.
         seen: The number of images loaded so far, with or without success.
-        limit: The allowed fraction, from 0 to 1.
+        limit: The allowed fraction of undecodable images, from 0 to 1.
 
     Raises:
-        UserError: The fraction is significantly above the limit.
+        UserError: The fraction of undecodable images is significantly above ``limit``.
     """
     if skipped - 2 * math.sqrt(skipped) > limit * seen:
         raise UserError(

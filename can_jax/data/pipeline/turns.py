@@ -26,7 +26,7 @@ def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
     """Yield the records of several shards in round-robin order, until all shards have ended.
 
     The order depends on the shards alone, and not on the timing of threads. If there is more than
-    one shard, a thread per shard reads ahead; it releases the GIL while it reads and decompresses.
+    one shard, a thread per shard reads ahead, and releases the GIL while it reads and decompresses.
     """
     if len(paths) == 1:
         for number, (image, label) in enumerate(read(paths[0])):
@@ -47,8 +47,8 @@ def in_turns(read: Read, paths: list[str]) -> Iterator[Record]:
 
 
 def _ahead(read: Read, path: str, ended: threading.Event) -> Iterator[tuple[bytes, int]]:
-    """Yield the records of a shard. A background thread reads them ahead, and stops when ``ended``
-    is set.
+    """Yield the records of a shard. A background thread reads the records ahead, and stops when
+    ``ended`` is set.
 
     Raises:
         BaseException: Any error that ``read`` raised in the thread.

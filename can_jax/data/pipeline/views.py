@@ -14,16 +14,16 @@ from can_jax.utils.tensorflow import tensorflow
 
 @dataclasses.dataclass(frozen=True)
 class Views(abc.ABC):
-    """A description of the views to crop from an image. The crops depend on the image and its
-    stream position alone.
+    """A description of the views to crop from an image. For a given description, the crop boxes
+    depend only on the size and the stream position of the image.
 
     Attributes:
         size: The (height, width) of a view in pixels.
         channels: The number of channels of a view.
         max_pixels: The maximum number of pixels, width times height, of an image that is decoded.
         exif: Whether to rotate and mirror images by their EXIF orientation.
-        value_range: The two values that become 0 and 255 in images of more than 8 bits a channel,
-            or None if unset; see `can_jax.data.decoding.depth`.
+        value_range: The two pixel values that are mapped to 0 and 255 in images of more than 8 bits
+            a channel; None if `config.data.range` is unset.
     """
 
     size: tuple[int, int]
@@ -39,18 +39,19 @@ class Views(abc.ABC):
 
     @abc.abstractmethod
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """Return the uint8 views of a decoded image (height, width, channels), of shape `shape`."""
+        """Return the views of a decoded image (height, width, channels) as a uint8 tensor of the
+        shape ``self.shape``."""
 
     @abc.abstractmethod
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the uint8 views of an encoded image, of shape `shape`.
+        """Return the views of an encoded image as a uint8 tensor of the shape ``self.shape``.
 
         Evaluating the views raises a TensorFlow error if TensorFlow cannot decode the image.
         """
 
     def _header(self, encoded: Any) -> tuple[Any, Any]:
-        """Return the (height, width) after the EXIF rotation, and the EXIF orientation. If `exif`
-        is False, the orientation is 1."""
+        """Return the (height, width) after the EXIF rotation, and the EXIF orientation. If
+        ``self.exif`` is False, the orientation is 1 and the size is not rotated."""
         tf = tensorflow()
         size = native_size(encoded, self.max_pixels)
         if not self.exif:
@@ -86,11 +87,11 @@ class CenterView(Views):
         return (1, *self.size, self.channels)
 
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """Return the uint8 view of a decoded image, of shape `shape`."""
+        """Return the view of a decoded image as a uint8 tensor of the shape ``self.shape``."""
         return resize_and_center_crop(image, self.size)[None]
 
     def from_bytes(self, encoded: Any, position: Any) -> Any:
-        """Return the view of an encoded image, of shape `shape`.
+        """Return the view of an encoded image as a uint8 tensor of the shape ``self.shape``.
 
         Evaluating the view raises a TensorFlow error if TensorFlow cannot decode the image.
         """
@@ -104,7 +105,7 @@ class RandomViews(Views):
     """A description of random resized crops, seeded by the run's seed and the stream position.
 
     Attributes:
-        seed: The seed of the run.
+        seed: The seed of the run, from which the random keys of the crops are derived.
         views: The number of views per image.
         area: The smallest and largest area of a crop, as a fraction of the image.
         aspect: The smallest and largest ratio of width to height of a crop.
@@ -139,7 +140,7 @@ class RandomViews(Views):
         return (self.views, *self.size, self.channels)
 
     def from_pixels(self, image: Any, position: Any) -> Any:
-        """Return the uint8 views of a decoded image, of shape `shape`."""
+        """Return the views of a decoded image as a uint8 tensor of the shape ``self.shape``."""
         boxes = self._boxes(_sides(image), position)
         return crop_and_resize(image, boxes, self.size)
 
@@ -180,8 +181,8 @@ def _sides(image: Any) -> Any:
 
 
 def _reduced(boxes: Any, size: Any, ratio: Any) -> Any:
-    """Scale boxes to an image that is downscaled by ``ratio``, rounded to whole pixels inside the
-    image."""
+    """Scale crop boxes to an image that was downscaled by ``ratio``, and round them to whole pixels
+    inside that image."""
     tf = tensorflow()
     scaled = tf.cast(tf.round(boxes / ratio), tf.int32)
     sides = (size + ratio - 1) // ratio
