@@ -80,7 +80,7 @@ def test_split_expressions(data_dir):
     assert values("train[:50%]") + values("train[50%:]") == whole
     assert values("train[2:20]") == whole[2:20]
     assert values("train[20:]+train[:1]+test") == [*whole[20:], whole[0], *values("test")]
-    with pytest.raises(UserError, match=r"train\[:x\] is no split expression of 'tiny'"):
+    with pytest.raises(UserError, match=r"train\[:x\] is not a valid split expression of 'tiny'"):
         values("train[:x]")
 
 

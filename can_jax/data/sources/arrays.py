@@ -20,12 +20,13 @@ def open_arrays(path: str, split: str, channels: int) -> ArraySource:
     integers (n,), and ``label_names``. Files with pickled objects are rejected.
 
     Args:
-        path: The folder that contains the npz files, or the path of a single one.
+        path: The path of the folder that contains the npz files, or of a single npz file.
         split: The name of the split, such as `train`.
         channels: The number of channels that the images must have.
 
     Raises:
-        UserError: There is no npz file of the split, or one does not have the expected content.
+        UserError: There is no npz file of the split, or an npz file does not have the expected
+            content.
     """
     root = Path(path)
     if not root.exists():
@@ -55,8 +56,8 @@ def one_numbering(
         The new labels of each file, and the names of all classes.
 
     Raises:
-        UserError: The files have different class names, and a label has no name or shares its name
-            with another label.
+        UserError: The files have different class names, and in one of them a label has no name or
+            shares its name with another label.
     """
     first = next((own for own in names if own), ())
     union = tuple(dict.fromkeys(name for own in names for name in own))
@@ -76,7 +77,8 @@ def one_numbering(
 
 
 def shards_of_split(root: Path, split: str) -> list[Path]:
-    """Return the paths of a split's npz files in a folder, sorted by name.
+    """Return the paths of a split's npz files in a folder, sorted by name; if ``root`` is a file,
+    only its own path.
 
     Raises:
         UserError: There is no npz file of the split.

@@ -43,7 +43,7 @@ class Source(abc.ABC):
     @property
     @abc.abstractmethod
     def examples(self) -> int:
-        """The number of examples."""
+        """The number of examples in the source."""
 
     @abc.abstractmethod
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
@@ -57,9 +57,9 @@ class Source(abc.ABC):
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"] | None:
         """The label of each example as stored in an index, -1 if unknown; None without an index.
-
-        These labels can differ from those that ``read`` returns. `labels.known_labels` uses them if
-        ``labels`` is None and they agree with a sample of records.
+        The labels in an index can differ from those that ``read`` returns. If ``labels`` is None,
+        `labels.known_labels` uses the labels in the index, provided that they agree with a sample
+        of records.
         """
         return None
 
@@ -70,10 +70,11 @@ class Source(abc.ABC):
         return None
 
     def factors(self) -> dict[str, np.ndarray]:
-        """Return the known generating factors of all examples, by name; empty without any.
+        """Return the known generating factors of all examples, by name; an empty dict if no factors
+        are known.
 
-        A factor with an integer type is treated as classes, any other as continuous.
-        `can_jax.evaluate` measures the disentanglement of features by them.
+        An integer factor is treated as classes, and any other factor as continuous.
+        `can_jax.evaluate` measures the disentanglement of features with respect to these factors.
         """
         return {}
 
@@ -85,8 +86,9 @@ class Source(abc.ABC):
     def fingerprint(self) -> Fingerprint:
         """Return JSON-serializable values by which a resumed run detects that the data has changed.
 
-        By default they consist of the number of examples and of hashes of a sample of the images
-        and of all labels. If ``labels`` is None, only the labels of the sample are hashed.
+        By default, the fingerprint consists of the number of examples, a hash of a sample of the
+        images, and a hash of all labels. If ``labels`` is None, only the labels of the sample are
+        hashed.
         """
         count = min(SAMPLE, self.examples)
         images, labels = self.read(np.linspace(0, self.examples - 1, count).astype(np.int64))
@@ -170,20 +172,20 @@ class ArraySource(Source):
 
     @property
     def examples(self) -> int:
-        """The number of examples."""
+        """The number of examples in the source."""
         return len(self.images)
 
     def read(self, examples: Examples) -> tuple[list[bytes], np.ndarray]:
-        """Return images encoded as bytes, and their labels; used if the source is part of a
-        mixture."""
+        """Return images encoded by `encode_array`, and their labels; used if the source is part of
+        a mixture."""
         return [encode_array(self.images[i]) for i in examples], self.labels[examples]
 
     def describe(self, example: int) -> str:
-        """Return a phrase for messages that contains the index of an image."""
+        """Return a phrase that identifies an image in messages by its index."""
         return f"array, image {example}"
 
     def fingerprint(self) -> Fingerprint:
-        """Return the number of images, a hash of all images, and a hash of all labels."""
+        """Return a dict of the number of images, a hash of all images, and a hash of all labels."""
         content, labels = digest_of_columns(self.images), digest_of_columns(self.labels)
         return {"examples": self.examples, "content": content, "labels": labels}
 
@@ -199,7 +201,7 @@ class ArraySource(Source):
         labels: Int[np.ndarray, " chosen"],
         label_names: tuple[str, ...],
     ) -> Source:
-        """Return a source of the selected images; if all are selected in order, it shares this
-        source's array."""
+        """Return a source of the selected images, which shares the array of this source if all
+        images are selected in order."""
         whole = np.array_equal(examples, np.arange(self.examples))
         return ArraySource(self.images if whole else self.images[examples], labels, label_names)

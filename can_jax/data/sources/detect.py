@@ -1,4 +1,4 @@
-"""Detection of the kind of data at a path, for commands to which `data.source` is not given."""
+"""Detection of the kind of data at a path, for commands that are run without `data.source`."""
 
 import os
 from collections import Counter
@@ -21,8 +21,9 @@ class Kind(NamedTuple):
 
     Attributes:
         source: The value of ``data.source`` that reads the data.
-        images: The number of image files among the first `MOST` files.
-        files: The paths of the first `LOOKED` image files.
+        images: The number of image files among the first `MOST` files of a folder; 0 for a single
+            file or a pattern.
+        files: The paths of up to `LOOKED` image files.
     """
 
     source: str
@@ -33,9 +34,9 @@ class Kind(NamedTuple):
 def kind_of(path: str) -> Kind:
     """Return the kind of data at a path, which can be a folder, a file, or a pattern of shards.
 
-    If a folder contains files of several kinds, the most frequent kind counts, so an archive among
-    many images is ignored. If there are as many images as files of another kind, the other kind
-    counts.
+    If a folder contains files of several kinds, the most frequent kind is returned, so an archive
+    among many images is ignored. If there are as many images as files of another kind, the other
+    kind is returned.
 
     Raises:
         UserError: The path does not exist, or contains no data of a supported kind.
@@ -67,7 +68,8 @@ def kind_of(path: str) -> Kind:
 
 
 def _of_files(path: str) -> Kind:
-    """Return the kind of a file or pattern, from its own name or that of the first matching file.
+    """Return the kind of a file or pattern, derived from its name or from the name of the first
+    matching file.
 
     Raises:
         UserError: No file matches, the format of the first match is not supported, or the path is a
@@ -89,7 +91,7 @@ def _of_files(path: str) -> Kind:
 
 
 def _kind_of_name(name: str) -> str:
-    """Return the data source that reads files with such a name, or ""."""
+    """Return the data source that reads files with the given name, or ""."""
     if name.lower().endswith(".npz"):
         return "arrays"
     if IMAGE_NAME.search(name):
@@ -100,8 +102,7 @@ def _kind_of_name(name: str) -> str:
 
 
 def _files_below(path: str) -> Iterator[str]:
-    """Yield the paths of the visible files below a folder; a local folder is listed only as far as
-    needed."""
+    """Yield the paths of the visible files below a folder; local subfolders are listed lazily."""
     if is_remote(path):
         yield from (f"{folder}/{name}" for folder, names in walk(path) for name in names)
         return

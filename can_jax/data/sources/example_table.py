@@ -1,8 +1,8 @@
-"""The table of the file and byte range of every example, for sources that read in any order.
+"""A table of the file and byte range of every example, for sources with random access.
 
-A table consists of a few columns of integers. It comes from scanning the files of the data set, or
-is memory-mapped from an index that `python -m can_jax.data.index` wrote. A memory-mapped table
-occupies memory only for the pages in use, even with hundreds of millions of rows.
+A table consists of a few columns of integers. The table of a data set is built by scanning its
+files, or memory-mapped from an index that `python -m can_jax.data.index` wrote. A memory-mapped
+table occupies memory only for the pages in use, even with hundreds of millions of rows.
 """
 
 import dataclasses
@@ -27,14 +27,13 @@ FOLDER = ".can_jax_index"  # the folder beside the data that holds an index for 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The location and label of each example of a data set, ordered by file and by offset within
-    it.
+    """The location and label of each example of a data set, one row per example.
 
     Attributes:
         names: The paths of the files, relative to the root folder of the data.
         file: The index into ``names`` of each example's file.
-        offset, length: The byte range of each example in its file. A length of -1 means the whole
-            file.
+        offset, length: The byte range of each example in its file. A ``length`` of -1 means that
+            the whole file is the example.
         label: The label of each example; -1 if unknown.
         label_names: The class names, indexed by label; empty if unknown.
         digest: The 8-byte BLAKE2b hash of each example's content as an integer; None if contents
@@ -59,8 +58,8 @@ class Table:
         return place_of(self.names[int(self.file[index])], int(self.offset[index]))
 
     def select(self, rows: np.ndarray) -> "Table":
-        """Return a table of the rows that an array of indices or a mask selects; ``names`` stays
-        the same."""
+        """Return a table of the rows that an array of indices or a mask selects; all file names
+        remain in ``names``."""
         return dataclasses.replace(
             self,
             file=self.file[rows],
@@ -77,7 +76,7 @@ class Table:
 
         Args:
             folder: The folder of the index; created if missing.
-            facts: Further JSON-serializable entries of `index.json`.
+            facts: Further entries of `index.json`, by key; the values must be JSON-serializable.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for column, values in self._columns().items():
@@ -85,7 +84,8 @@ class Table:
         write_facts(folder, facts, len(self), self.label_names)
 
     def _columns(self) -> dict[str, np.ndarray]:
-        """Return the arrays to store, by the names of their files without suffix."""
+        """Return a dict of the arrays to store; the keys are the file names without the suffix
+        .npy."""
         columns = {
             "names": self.names.text,
             "name_ends": self.names.ends,
@@ -111,7 +111,7 @@ def write_facts(
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
-    """Return the metadata of an index, the content of its `index.json`.
+    """Return the metadata of an index, which is the content of its `index.json`.
 
     Raises:
         UserError: The folder contains no valid index.
@@ -142,7 +142,7 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
     """Return the memory-mapped table of an index, and the content of its `index.json`.
 
     Raises:
-        UserError: There is no index in the folder, or it is incomplete or damaged.
+        UserError: There is no index in the folder, or the index is incomplete or damaged.
     """
     facts = facts_of(folder)
     try:
@@ -172,7 +172,7 @@ def load_table(folder: Path) -> tuple[Table, dict[str, Any]]:
 
 
 def _problem(table: Table) -> str | None:
-    """Return a phrase on the first fault of a table, or None if the table is valid."""
+    """Return a phrase that describes the first fault of a table, or None if the table is valid."""
     names, ends = table.names, table.names.ends
     if names.text.dtype != np.uint8:
         return "its file names are not stored as bytes"

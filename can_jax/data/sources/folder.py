@@ -55,20 +55,20 @@ def open_folder(
 ) -> IndexedSource:
     """Open the images of a split below a folder.
 
-    If the split has a folder of its own, which `place_of_splits` finds, all images in that folder
-    are used. Otherwise `choose_images` selects the images of the split.
+    If `place_of_splits` finds a folder of the split, all images in that folder are used; if not,
+    `choose_images` selects the images of the split.
 
     Args:
         path: The path or URL of the folder that contains the data set.
         split: The name of the split, such as `train`.
         index: The folder of the index; None for the default folder below the images.
         cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
-        labels: The path of a list of file names and labels, which replaces the labels given by
-            folders; or None.
+        labels: The path of a label list, which replaces the labels derived from folder names; None
+            to use folder names.
 
     Raises:
-        UserError: The folder does not exist or contains no image of the split, or the list of
-            labels cannot be read.
+        UserError: The folder does not exist or contains no image of the split, or the label list
+            cannot be read.
     """
     if not is_folder(path):
         raise UserError(f"config.data.path={shown(path)} is not a folder")
@@ -89,8 +89,8 @@ def open_folder(
 
 
 def _labeled(table: Table, path: str, root: str) -> Table:
-    """Return a table with the labels of a label list; unchanged if the list contains none of its
-    files."""
+    """Return a table with the labels of a label list, or the unchanged table if the list contains
+    none of its files."""
     by_file, classes, missing = labels_from(read_label_list(path), table.names)
     labels = by_file[np.asarray(table.file)]
     count = int((labels < 0).sum())
@@ -142,7 +142,8 @@ def images_of_split(path: str, split: str) -> tuple[str, list[str], list[str]]:
 
 
 def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> None:
-    """Log which folders are treated as classes or left out, where their names are ambiguous."""
+    """Log the folders with ambiguous names that are treated as classes, and the images that are
+    left out beside the folder of the split `train`."""
     folders = folders_in(parent)
     stated = {name for group in groups.values() for name in group}
     classes = [name for name in folders if split_of_file(name) and name not in stated]
@@ -165,11 +166,12 @@ def _log_layout(parent: str, groups: Groups, split: str, inner: str | None) -> N
 
 
 def place_of_splits(path: str) -> tuple[str, Groups]:
-    """Return the folder that contains the folders of the splits, and the names of those by split.
+    """Return the folder that contains the folders of the splits, and a dict from each split to the
+    names of its folders.
 
-    The search descends from ``path`` as long as all images are in a single subfolder, so it finds
-    `images` for `images/train` and `images/val`. If no split has a folder, ``path`` and an empty
-    dict are returned.
+    The search descends from ``path`` as long as all images are in a single subfolder. For
+    `images/train` and `images/val`, the result is thus the folder `images`. If no split has a
+    folder, ``path`` and an empty dict are returned.
     """
     parent = path
     for _ in range(DEEPEST):
@@ -231,7 +233,8 @@ def _folder_of_split(parent: str, groups: Groups, split: str) -> str | None:
 def scan_folder(path: str, split: str) -> Table:
     """Return a table of the images of a split, sorted by name.
 
-    Labels follow from the folders; see `classes_of`. Images in no class folder have the label -1.
+    Labels are derived from folder names; see `classes_of`. Images in no class folder have the label
+    -1.
 
     Raises:
         UserError: The split contains no image.
@@ -279,16 +282,17 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
     The first folder in a file's path is its class. A file in no folder has the label -1. If at
     least half of the files are in no folder, there are no classes.
 
-    If every file is below a folder named after a split, as in `site/train/cat/0.png`, its class is
-    the folder directly below that one, here `cat`.
+    If every file is below a nested folder named after a split, as in `site/train/cat/0.png`, the
+    class is the folder directly below that folder, here `cat`.
     """
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
     below = [_folder_below_split(name) for name in names]
     if all(below):
         if len(set(tops)) > 1:
             logging.warning(
-                "the folders directly below those of the split are classes, such as %s in %s; the "
-                "top-level folders are not: set config.data.path to one to read only that folder",
+                "the folders directly below those of the split are classes, such as %s in %s. The "
+                "top-level folders are not classes: set config.data.path to one of them to read "
+                "only that folder",
                 shown(below[0]), shown(names[0]),
             )  # fmt: skip
         tops = below
@@ -300,8 +304,8 @@ def classes_of(names: list[str]) -> tuple[list[int], tuple[str, ...]]:
 
 
 def _log_no_classes(classes: list[str], names: list[str]) -> None:
-    """Log folders that are treated as classes but may not be, such as `images` and `masks`, or the
-    folders of splits."""
+    """Log folders that are treated as classes but are probably not classes, such as `images` and
+    `masks`, or the folders of splits."""
     inner = {os.path.basename(os.path.dirname(name)) for name in names}
     pairs = all(any(map(kind.search, map(str.lower, classes))) for kind in (PHOTOS, TARGETS))
     if pairs or all(map(split_of_folder, inner)):
@@ -312,7 +316,8 @@ def _log_no_classes(classes: list[str], names: list[str]) -> None:
 
 
 def _folder_below_split(name: str) -> str:
-    """Return the first folder in a path that is directly below one named after a split, or ""."""
+    """Return the first folder in a path that is directly below a nested folder named after a split,
+    or ""."""
     folders = name.split(os.sep)[:-1]
     below = (folders[i + 1] for i in range(1, len(folders) - 1) if split_of_folder(folders[i]))
     return next(below, "")

@@ -44,8 +44,8 @@ class IndexedSource(Source):
     Args:
         root: The path or URL of the folder to which the file names in ``table`` are relative.
         table: The table that locates the examples.
-        parse: A function that returns the encoded image and the label of a record. If None, the
-            byte ranges are the images themselves, and ``table`` contains their labels.
+        parse: A function that returns the encoded image and the label of a record. If ``parse`` is
+            None, the byte ranges are the images themselves, and ``table`` contains their labels.
         cache_bytes: The size of a cache of encoded images in memory, in bytes. Images are added as
             they are read, until the cache is full, and are never removed.
     """
@@ -66,7 +66,7 @@ class IndexedSource(Source):
 
     @property
     def examples(self) -> int:
-        """The number of examples."""
+        """The number of examples in the table."""
         return len(self.table)
 
     def cache_on_disk(self, folder: str, limit: int) -> None:
@@ -85,13 +85,13 @@ class IndexedSource(Source):
 
     @property
     def stored_labels(self) -> Int[np.ndarray, " examples"]:
-        """The labels in the table; those of an index may come from another `label_key` than the
+        """The labels in the table; an index may have been built with another `label_key` than the
         configured one."""
         return self.table.label
 
     @property
     def content_digests(self) -> UInt64[np.ndarray, " examples"] | None:
-        """The hash of each example's content as an integer; None if the table has none."""
+        """The hash of each example's content as an integer; None if the table has no hashes."""
         return self.table.digest
 
     def byte_sizes(self, examples: Examples) -> Int[np.ndarray, " chosen"] | None:
@@ -156,8 +156,8 @@ class IndexedSource(Source):
         empty image.
 
         Raises:
-            UserError: A file cannot be read, even after retries. No other image replaces it,
-                because that would change the order of the data.
+            UserError: A file cannot be read, even after retries. An unreadable file is not replaced
+                by another one, because that would change the order of the data.
         """
         apply = _remote_readers().map if self._remote else map
         contents = list(apply(self._content, map(int, examples)))
@@ -174,7 +174,8 @@ class IndexedSource(Source):
         """Return the path of a file in the table, given its index.
 
         Raises:
-            ValueError: The file name leads out of the root folder, as only a manipulated index can.
+            ValueError: The file name refers to a file outside the root folder, for example because
+                the index was tampered with.
         """
         name = self.table.names[file]
         if os.path.isabs(name) or os.pardir in name.split(os.sep) or "\0" in name:
@@ -217,7 +218,7 @@ class IndexedSource(Source):
 
 @functools.cache
 def _remote_readers() -> ThreadPoolExecutor:
-    """Return the thread pool for requests to object stores, which all sources share."""
+    """Return the thread pool for requests to object stores; all sources share this pool."""
     return ThreadPoolExecutor(REMOTE_READERS, "remote-reader")
 
 
@@ -253,15 +254,17 @@ def stored_table(
     """Return the table in the index of a data set, or None if it has no index.
 
     Args:
-        source: The kind of data that the index must be of, such as `tfrecord`.
+        source: The kind of data that the index must describe, such as `tfrecord`.
         root: The path or URL of the folder that contains the data.
         split: The name of the split, such as `train`.
         index: The folder of the index; None for the default folder below ``root``.
-        shards: The names of the shards relative to ``root``, which the index must contain. If None,
-            each file is one example, and files that were added after indexing are left out.
+        shards: The names of the shards relative to ``root``, which must be exactly the shards in
+            the index. If ``shards`` is None, each file is one example, and files that were added
+            after indexing are left out.
 
     Raises:
-        UserError: The index is damaged, of another kind of data, or does not match the shards.
+        UserError: The index is damaged, belongs to another kind of data, or does not match the
+            shards.
     """
     folder = local_copy(index) if index else _usual_place(root, split, shards)
     if folder is None:
@@ -276,7 +279,7 @@ def stored_table(
     sizes = dict(zip(shards, current.tolist(), strict=True))
     for name in sorted(sizes.keys() ^ facts["sizes"].keys()):
         raise UserError(
-            f"{folder} does not match the data: only one of them contains {name}; rebuild it "
+            f"{folder} does not match the data: only one of the two contains {name}; rebuild it "
             "with python -m can_jax.data.index"
         )
     for name, size in sizes.items():
@@ -314,7 +317,7 @@ def _usual_place(root: str, split: str, shards: Sequence[str] | None) -> Path | 
 
 
 def local_copy(index: str) -> Path:
-    """Return the local folder of an index; a remote index is copied first."""
+    """Return the local folder of an index; a remote index is copied to the local cache first."""
     return mirrored(index) if is_remote(index) else Path(index)
 
 

@@ -65,7 +65,7 @@ class Classes:
 
     @property
     def display_names(self) -> tuple[str, ...]:
-        """The names of the classes, or their labels as text if they have no names."""
+        """The names of the classes; the labels as strings if the classes have no names."""
         return self.names or tuple(map(str, self.labels.tolist()))
 
     @property
@@ -76,11 +76,13 @@ class Classes:
     def match(
         self, labels: Labels, label_names: Sequence[str], split: str, train: str
     ) -> Numbering:
-        """Return the translation of another source's labels to the class indices of this source.
+        """Return the translation of another source's labels to the class indices of the training
+        source.
 
-        Classes are matched by name. If only one source has class names and all of them are numbers,
-        these are compared with the labels of the other source. Otherwise, if either source has no
-        class names, the labels themselves are compared.
+        Classes are matched by name. If only one source has class names and every name is a number,
+        the names are compared with the labels of the other source as numbers. If neither source has
+        class names, or only one has and its names are not all numbers, the labels of both sources
+        are compared.
 
         Args:
             labels: The distinct labels that occur in the other source, ascending.
@@ -88,8 +90,8 @@ class Classes:
             split, train: Phrases that denote the other source and the training source in messages.
 
         Raises:
-            UserError: The other source has a class that this source lacks, or class names are
-                ambiguous.
+            UserError: The other source has a class that the training source lacks, or class names
+                are ambiguous.
         """
         indices = self.numbering(labels)
         as_text = [str(label) for label in labels]
@@ -116,8 +118,8 @@ class Classes:
         return Numbering(np.asarray(labels), indices)
 
     def absent(self, labels: Labels) -> str:
-        """Return a phrase that counts and names the classes without an entry in ``labels`` (class
-        indices); "" if there are none."""
+        """Return a phrase that counts and names the classes whose indices are missing from
+        ``labels``; "" if no index is missing."""
         absent = np.setdiff1d(np.arange(len(self)), labels)
         if not len(absent):
             return ""
@@ -134,8 +136,8 @@ class Classes:
         return ""
 
     def _unknown(self, unknown: list[str], split: str, train: str) -> str:
-        """Return the message about classes that the training source lacks; it suggests a class with
-        a similar name."""
+        """Return the error message about classes that the training source lacks, with a suggestion
+        of a class with a similar name."""
         what = f"the class {unknown[0]!r}"
         if len(unknown) > 1:
             what = f"{len(unknown)} classes, such as {', '.join(map(repr, unknown[:NAMED]))},"
@@ -154,7 +156,7 @@ def names_of(labels: Labels, label_names: Sequence[str], split: str) -> list[str
     if len(labels) and labels[-1] >= len(label_names):
         raise UserError(
             f"{split} has the label {labels[-1]}, but only {len(label_names)} label_names: give "
-            "each class a name, or none"
+            "every class a name, or omit label_names"
         )
     return [label_names[label] for label in labels]
 
@@ -188,7 +190,8 @@ def labels_of(source: Source, examples: Numbers, known: Labels | None) -> Labels
     Args:
         source: The source that contains the examples; it is read only if ``known`` is None.
         examples: The indices of the examples in the source.
-        known: The labels of all examples of the source, as returned by `known_labels`, or None.
+        known: The labels of all examples of the source, as returned by `known_labels`; None to read
+            the labels from the source.
     """
     if known is not None:
         return np.asarray(known[examples])
@@ -229,7 +232,8 @@ def _sample(source: Source) -> Numbers:
 
 
 def without_known_class(source: Source, names: Sequence[str]) -> str:
-    """Return some class names of a source if none of its classes is among ``names``, else ""."""
+    """Return a phrase with some class names of a source if none of its classes is in ``names``,
+    else ""."""
     labels = known_labels(source)
     if labels is None or not names or not source.label_names:
         return ""
@@ -241,7 +245,8 @@ def without_known_class(source: Source, names: Sequence[str]) -> str:
 
 
 def distinct(labels: Labels) -> Labels:
-    """Return the distinct labels in ascending order, without negative ones, which mean unknown."""
+    """Return the distinct labels in ascending order, without negative labels, which mean
+    unknown."""
     parts = [np.unique(labels[start : start + CHUNK]) for start in range(0, len(labels), CHUNK)]
     occurring = np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.int32)
     return occurring[occurring >= 0]

@@ -11,18 +11,19 @@ from can_jax.utils.errors import UserError
 
 
 class MixtureSource(Source):
-    """A source that concatenates the examples of several sources, its parts.
+    """A source that concatenates the examples of several sources, which are called its parts.
 
-    No two parts share a class. The name of a class consists of the number of its part and its name
-    there, such as `0/cat`. If the part has no class names, it consists of the part and the label,
-    such as `1/label 7`.
+    No two parts share a class. A class name consists of the index of the part and the name of the
+    class in this part, such as `0/cat`. For a part without class names, the class name consists of
+    the index of the part and the label, such as `1/label 7`.
 
-    Labels stored in records are used only if the part has class names or an index. Otherwise they
-    count as unknown, which is logged.
+    Labels stored in records are used only if the part has class names, or an index that contains
+    the labels. If a part has neither class names nor such an index, its labels count as unknown,
+    and a warning is logged.
 
     Args:
         parts: The sources of which the mixture consists.
-        weights: The sampling weight of each part; only their ratios matter.
+        weights: The sampling weight of each part; only the ratios of the weights matter.
 
     Raises:
         UserError: A label of a part is not a valid index into its class names.
@@ -85,12 +86,12 @@ def _classes(i: int, part: Source) -> tuple[np.ndarray, list[str]]:
         if len(occurring) and occurring[-1] >= len(part.label_names):
             raise UserError(
                 f"part {i} of config.data.mixture has the label {occurring[-1]}, but only "
-                f"{len(part.label_names)} label_names: give each class a name, or none"
+                f"{len(part.label_names)} label_names: give every class a name, or omit label_names"
             )
         return np.arange(len(part.label_names)), list(part.label_names)
     if labels is None:
         logging.warning(
-            "part %d of config.data.mixture: labels in its records count as unknown; "
-            "python -m can_jax.data.index builds an index with them", i,
+            "part %d of config.data.mixture: labels in its records count as unknown; build an "
+            "index that contains them with python -m can_jax.data.index", i,
         )  # fmt: skip
     return occurring, [f"label {label}" for label in occurring.tolist()]

@@ -31,13 +31,13 @@ class ShardFormat:
     """A format of shards that can be read sequentially, as `data.streaming` requires.
 
     Attributes:
-        locate: A function of a config block `data` and a split. The function returns the folder
-            that contains the shards of the split, and their file names.
-        reader: A function of a config block `data`. The function returns another one, which takes
-            the path of a shard, and yields the encoded image and the label of each record.
-        no_image: The error message if the first records of a shard contain no image, which follows
-            the path of the shard. Each `{key}` in the message is replaced by that key of `data`. If
-            the message is empty, the next shard is tried.
+        locate: A function of a config block `data` and a split. ``locate`` returns the folder that
+            contains the shards of the split, and their file names.
+        reader: A function of a config block `data`. ``reader`` returns a second function, which
+            takes the path of a shard, and yields the encoded image and the label of each record.
+        no_image: The error message if the first records of a shard contain no image; the path of
+            the shard is put before the message. Each `{key}` in the message is replaced by the
+            value of that key of `data`. If ``no_image`` is empty, the next shard is tried instead.
     """
 
     locate: Callable[[ConfigDict, str], tuple[str, list[str]]]
@@ -47,15 +47,15 @@ class ShardFormat:
 
 @dataclasses.dataclass(frozen=True)
 class SourceKind:
-    """A kind of data source, as `data.source` names it.
+    """A kind of data source, which `data.source` selects by name.
 
     Attributes:
-        open: A function that opens a source, given a config block `data` and a split. The function
+        open: A function that opens a source, given a config block `data` and a split. ``open``
             raises `UserError` if the data or the split does not exist.
-        locate: A cheaper function of the same arguments that raises the same errors; ``open`` if
-            None.
-        needs: The keys of `data` that must be set, each with the advice that the error message
-            gives if it is not set.
+        locate: A cheaper function with the arguments and errors of ``open``, which checks whether a
+            split exists; None to use ``open`` for this check.
+        needs: The required keys of `data`, each mapped to the advice in the error message if the
+            key is not set.
         options: The source's own settings by name, which `data.options` sets; see `options_of`.
         holds_files: Whether the images are encoded files, which are decoded to 1, 3 or 4 channels.
         shards: The format of the shards; None if the source cannot be streamed.
@@ -84,7 +84,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
     """Open the data source that a validated config block selects.
 
     Args:
-        data: The config block `data`.
+        data: The config block `data`, which selects the source.
         split: The name of the split, such as `train`.
 
     Raises:
@@ -100,11 +100,12 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
     """Return which of the splits `train`, `val` and `test` exist in the data of a validated config
     block.
 
-    A returned split can be opened by this name, even if the data spells it otherwise. A split that
-    the data spells in several ways cannot be opened, and is not returned.
+    A returned split can be opened by its standard name, even if the data spells the name
+    differently. A split is not returned if the data spells its name in several ways, none of which
+    is the standard name.
 
     Args:
-        data: The config block `data`.
+        data: The config block `data`, which selects the source.
         problems: A dict to which the error message of each ambiguous split is added, by split; None
             to discard the messages.
     """
@@ -117,8 +118,8 @@ def available_splits(data: ConfigDict, problems: dict[str, str] | None = None) -
 
 
 def _has(data: ConfigDict, split: str, problems: dict[str, str]) -> bool:
-    """Return whether the data has a split; if its spelling is ambiguous, add the error message to
-    ``problems``."""
+    """Return whether the data has a split; if the spelling of the split is ambiguous, add the error
+    message to ``problems``."""
     kind = SOURCES.get(data.source)
     try:
         (kind.locate or kind.open)(data, split)
@@ -189,8 +190,8 @@ def parts_of_mixture(data: ConfigDict) -> list[tuple[ConfigDict, float]]:
     """Return the config block and the sampling weight of each part of a mixture.
 
     The config block of a part is that of the mixture, updated with the settings of the part. The
-    source of a part is `folder` by default. A ``split`` in the settings of a part replaces the
-    requested split.
+    source of a part is `folder` by default; `split`, `index` and `options` are not taken from the
+    mixture. A ``split`` in the settings of a part replaces the requested split.
     """
     parts = []
     defaults = {"source": "folder", "split": None, "mixture": (), "index": None, "options": ()}
@@ -207,7 +208,7 @@ def cache_bytes(data: ConfigDict) -> int:
 
 
 def _cached(data: ConfigDict, source: IndexedSource) -> Source:
-    """Enable the cache on disk that ``data`` configures, if any, and return the source."""
+    """Enable the disk cache of a source if ``data`` configures one, and return the source."""
     if data.disk_cache:
         source.cache_on_disk(data.disk_cache, int(data.disk_cache_gb * 1e9))
     return source

@@ -60,8 +60,8 @@ class _Ahead:
         self.place = 0
 
     def holds(self, length: int, back: int = 0) -> bool:
-        """Return whether the stream contains ``length`` bytes, counted from ``back`` bytes before
-        the next byte.
+        """Return whether the stream contains ``length`` bytes from the position ``back`` bytes
+        before the next byte.
 
         Bytes that are not buffered yet are read into the buffer.
         """
@@ -87,7 +87,7 @@ class _Ahead:
 
 
 class _Log:
-    """A log of the problems of one shard, which repeats no line in later epochs.
+    """A log of the problems of one shard, which does not repeat a line in later epochs.
 
     Args:
         path: The path of the shard, with which each line begins.

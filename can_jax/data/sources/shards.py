@@ -163,8 +163,8 @@ def cut_off(path: str, shard: ScanResult) -> str:
 
 
 def first_of(problems: Sequence[str]) -> str:
-    """Return a line with the problems of the first `NAMED` damaged shards and the number of
-    others."""
+    """Return a line with the problems of the first `NAMED` damaged shards and the number of further
+    damaged shards."""
     more = len(problems) - NAMED
     rest = [f"{more} more shards have such problems"] if more > 0 else []
     return "; ".join([*problems[:NAMED], *rest])
@@ -185,8 +185,8 @@ def join(names: list[str], shards: Sequence[ScanResult]) -> Table:
 def example_parser(image_key: str, label_key: str | None) -> ParseRecord:
     """Return a function that parses a `tf.train.Example` record.
 
-    The function returns the encoded image, b"" if it is missing, and the label, -1 if it is
-    missing.
+    The returned function maps a record to its encoded image and label; a missing image becomes b"",
+    and a missing label -1.
     """
     where = f"the feature {label_key!r}"
 

@@ -38,8 +38,8 @@ Plane = Float[np.ndarray, "images height width"]
 
 
 def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height width"]:
-    """Return which points are inside a figure; a figure extends over about [-1, 1] in both
-    coordinates.
+    """Return a mask of the points that are inside a figure; a figure extends over about [-1, 1] in
+    both coordinates.
 
     Args:
         label: The class of the figure, an index into `LABEL_NAMES`.
@@ -71,8 +71,8 @@ def outline(label: int, x: Plane, y: Plane) -> Bool[np.ndarray, "images height w
 class Appearance(NamedTuple):
     """The random properties of a batch of synthetic images.
 
-    The first axis of each array indexes the images. Geometry and color have one value per figure,
-    and the noise has one per pixel and channel.
+    The first axis of each array indexes the images. Properties of figures are sampled per figure,
+    those of the background per image, and the noise per pixel and channel.
 
     Attributes:
         rows, columns: The coordinates of the image's points on the grid of figures, in grid cells.
@@ -83,8 +83,8 @@ class Appearance(NamedTuple):
         slope: The change of the background's color from the center of the image to its border,
             vertically and horizontally.
         back: The color of the background, from 0 (black) to 1 (white) in each channel.
-        shift: The color of each figure relative to that of the background. `paint` reverses its
-            sign where the figure's color would leave the range 0 to 1.
+        shift: The color of each figure relative to that of the background. `paint` reverses the
+            sign of the shift in a channel where the figure's color would leave the range 0 to 1.
         noise: The noise that is added to each pixel and channel, where 1 is white.
     """
 
@@ -124,8 +124,8 @@ def sample_appearance(
 def paint(
     labels: Int[np.ndarray, " images"], looks: Appearance
 ) -> UInt8[np.ndarray, "images height width channels"]:
-    """Render one image for each label: a grid of figures of that class, which differ in size, angle
-    and color."""
+    """Render one image for each label. An image shows a grid of figures of its class, which differ
+    in size, angle and color."""
     height, width = looks.noise.shape[1:3]
     y, x = looks.rows[:, :, None], looks.columns[:, None, :]
     cell = np.arange(CELLS)
@@ -189,20 +189,20 @@ def draw(
 
 @dataclasses.dataclass(frozen=True)
 class ShapesSource(ArraySource):
-    """The synthetic data set, with the factors of its images.
+    """The synthetic data set in memory, with the generating factors of its images.
 
     Attributes:
-        split: The name of the split.
+        split: The name of the split, which determines the seed of the images.
     """
 
     split: str = "train"
 
     def factors(self) -> dict[str, np.ndarray]:
-        """Return the factors that have one value for an image.
+        """Return the generating factors that have one value per image.
 
-        They are the class, the position of the grid within a cell, the color of the background, its
-        mean shading along rows and columns, and the mean size of the figures. Their appearance is
-        sampled again as for the images, which takes a tenth of the time of rendering.
+        The factors are the class, the offset of the grid, the color and the mean shading of the
+        background, and the mean size of the figures. To compute the factors, the appearance of all
+        images is sampled again with the same seed, which takes a tenth of the rendering time.
         """
         count, *size, channels = self.images.shape
         rng, labels = start(count, (size[0], size[1]), channels, self.split)
@@ -227,7 +227,7 @@ class ShapesSource(ArraySource):
 def start(
     count: int, size: tuple[int, int], channels: int, split: str
 ) -> tuple[np.random.Generator, Int[np.ndarray, " images"]]:
-    """Return the generator of a split's random appearance, and its labels."""
+    """Return the random generator for the images of a split, and the labels of these images."""
     rng = np.random.default_rng([0 if split == "train" else 1, *size, channels])
     return rng, rng.permutation(np.arange(count) % len(LABEL_NAMES)).astype(np.int32)
 
@@ -235,23 +235,25 @@ def start(
 def sampled(
     rng: np.random.Generator, count: int, size: tuple[int, int], channels: int
 ) -> Iterator[tuple[int, Appearance]]:
-    """Yield the appearance of `CHUNK` images at a time, with the index of the first one."""
+    """Yield the appearance of up to `CHUNK` images at a time, with the index of the first of these
+    images."""
     for first in range(0, count, CHUNK):
         yield first, sample_appearance(rng, min(CHUNK, count - first), size, channels)
 
 
 def open_shapes(count: int, size: tuple[int, int], channels: int, split: str) -> ArraySource:
-    """Return the synthetic data set: ``count`` images for the split `train`, `TEST_COUNT` for any
-    other.
+    """Return the synthetic data set: ``count`` images for the split `train`, `TEST_COUNT` images
+    for any other split.
 
-    The images depend only on the arguments, up to rounding differences between machines. Large sets
-    are cached in the user's cache folder, because reading them is much faster than rendering.
+    The images depend only on the arguments, up to rounding differences between machines. Data sets
+    of at least `KEPT_BYTES` are cached in the user's cache folder, because reading them is much
+    faster than rendering.
 
     Args:
         count: The number of training images.
         size: The height and width of the images in pixels.
         channels: The number of color channels.
-        split: The name of the split; only `train` is distinguished from others.
+        split: The name of the split; all splits other than `train` contain the same images.
     """
     count = count if split == "train" else TEST_COUNT
     begin = [0 if split == "train" else 1, *size, channels]

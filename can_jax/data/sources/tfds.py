@@ -26,7 +26,7 @@ class Located(NamedTuple):
         shards: The file names of the shards.
         image_key: The name of the feature that contains the image.
         label_key: The name of the feature that contains the label; None if there is none.
-        label_names: The class names, indexed by label; empty without a label.
+        label_names: The class names, indexed by label; empty if ``label_key`` is None.
         ranges: The shard, the index of the first record and the number of records for each part of
             a split expression such as `train[:90%]`; empty for a whole split.
     """
@@ -45,11 +45,11 @@ def open_tfds(
     """Open a split of a data set that TFDS has already prepared; see `locate_tfds`.
 
     Args:
-        name: The name of the data set, in the syntax of `tfds.builder`.
+        name: The name of the data set: NAME or NAME/CONFIG, optionally followed by :VERSION.
         data_dir: The TFDS data directory; None for the default of TFDS.
         split: The name of the split, or a split expression such as `train[:90%]`.
-        index: The folder of the index; None for the default folder. An index is not used for a
-            split expression.
+        index: The folder of the index; None for the default folder. If ``split`` is a split
+            expression, no index is used.
         cache_bytes: The size of a cache of encoded images in memory, in bytes; 0 for none.
     """
     located = locate_tfds(name, data_dir, split)
@@ -66,7 +66,8 @@ def open_tfds(
 
 
 def _selected(table: Table, located: Located) -> Table:
-    """Return a table of the records that a split expression selects, in the order of its parts."""
+    """Return a table of the records that a split expression selects, in the order of the parts of
+    the expression."""
     starts = np.searchsorted(table.file, np.arange(len(located.shards) + 1))
     rows = []
     for shard, first, count in located.ranges:
@@ -105,7 +106,7 @@ def locate_tfds(name: str, data_dir: str | None, split: str) -> Located:
             parts = splits[split].file_instructions
         except Exception as error:  # TFDS raises many types
             raise UserError(
-                f"config.data.split={split} is no split expression of {name!r}, such as "
+                f"config.data.split={split} is not a valid split expression of {name!r}, such as "
                 f"train[:90%] or train+test; it has the splits {', '.join(splits)}: "
                 f"{one_line(error)[:200]}"
             ) from error
