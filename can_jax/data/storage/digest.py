@@ -12,7 +12,8 @@ BLOCK = 2**24  # bytes hashed at once, because an index can be larger than memor
 def digest_of_columns(*columns: np.ndarray) -> str:
     """Return the 8-byte BLAKE2b hash of integer arrays, in hexadecimal.
 
-    Arrays with equal integers have the same hash whatever their type, except uint8.
+    Arrays of equal integers have the same hash whatever their integer type, except that uint8
+    arrays hash differently.
     """
     digest = hashlib.blake2b(digest_size=8)
     for column in columns:

@@ -19,12 +19,12 @@ class DiskCache:
     """A cache that holds a fixed fraction of the examples, chosen by a hash of their indices.
 
     Each epoch reads every example once, so a cache that replaces old entries by new ones would
-    evict each entry before its next use. Choosing by hash needs no record of the disk space in use,
-    and all hosts that share the folder choose the same examples.
+    evict each entry before its next use. Choosing examples by hash needs no record of the disk
+    space in use, and all hosts that share the folder choose the same examples.
 
-    If each host uses a folder on its own disk, the folder holds only examples that this host has
-    read. One of 8 hosts then has an eighth of the chosen examples in its cache after the first
-    epoch.
+    If each host uses a folder on its own disk, each folder holds only examples that its host has
+    read. With 8 hosts and separate folders, for example, each cache holds an eighth of the chosen
+    examples after the first epoch.
 
     Args:
         folder: The path of the cache folder; created if missing.
@@ -40,8 +40,8 @@ class DiskCache:
         self._working = True
 
     def path(self, example: int) -> Path | None:
-        """Return the path of an example's cache file, which may not exist yet; None if the cache
-        does not hold this example."""
+        """Return the path of an example's cache file, which may not exist yet; None if the example
+        is not to be cached."""
         text = f"{self._version} {example}".encode()
         name = hashlib.blake2b(text, digest_size=16).hexdigest()
         if not self._working or int(name[:16], 16) >= self._below:

@@ -37,7 +37,7 @@ def size_of(path: str) -> int:
     Read permission for the file is not needed.
 
     Raises:
-        UserError: The request fails with an I/O error, even after retries.
+        UserError: Reading the size of a file fails with an I/O error, even after retries.
         OSError: The file does not exist, or access to its folder is denied.
     """
     try:
@@ -52,7 +52,7 @@ def size_of(path: str) -> int:
 def shard_sizes(paths: Sequence[str]) -> Int[np.ndarray, " files"]:
     """Return the size in bytes of each file.
 
-    The sizes of remote files in the same folder come from one listing of this folder.
+    The sizes of remote files in the same folder are taken from a single listing of this folder.
 
     Raises:
         UserError, OSError: A size cannot be determined; see `size_of`.
@@ -73,7 +73,7 @@ def sizes_of(root: str, names: Sequence[str]) -> Int[np.ndarray, " files"]:
         names: The relative paths of the files.
 
     Raises:
-        UserError: The request fails with an I/O error, even after retries.
+        UserError: Reading the size of a file fails with an I/O error, even after retries.
     """
     if is_remote(root):
         tree = _tree(root.rstrip("/"))
@@ -127,7 +127,7 @@ class Names:
 def find_images(root: str) -> tuple[list[str], list[str]]:
     """Return the visible files below a folder, divided into images and other files.
 
-    A file is an image by its suffix or, without a suffix, by its first bytes.
+    A file counts as an image by its suffix or, without a suffix, by its first bytes.
 
     Returns:
         The list of images and the list of other files, each as sorted paths relative to ``root``.
@@ -172,7 +172,7 @@ def _tree(root: str) -> dict[str, dict[str, int]]:
     """Return the size of each visible file below a remote folder, by folder and file name.
 
     Opening a data set reads its folders many times. Listing millions of objects can take minutes,
-    so the result is cached for `LISTING_SECONDS`.
+    so the listing of a folder is cached for `LISTING_SECONDS`.
 
     Args:
         root: The URL of the remote folder, without a trailing slash.
@@ -209,7 +209,7 @@ def folders_in(path: str) -> list[str]:
 def folders_of(path: str) -> set[str]:
     """Return the names of all subfolders of a remote folder, including hidden ones.
 
-    The result is empty for a folder on a web server, which does not list its files.
+    The result is empty for a folder on a web server, because web servers do not list their files.
     """
     return set(_reachable(path, lambda: remote.inside(path))[0]) if remote.can_list(path) else set()
 
@@ -245,8 +245,8 @@ def listed(path: str) -> list[str]:
 
 
 def existing(paths: Sequence[str]) -> set[str]:
-    """Return those of the given paths that exist. Several paths in the same folder are checked with
-    one listing."""
+    """Return the set of those ``paths`` that exist. Several paths in the same folder are checked
+    with a single listing of the folder."""
     if paths and is_remote(paths[0]):
         return set(_reachable(paths[0], lambda: remote.existing(paths)))
     names: dict[str, set[str]] = {}

@@ -40,16 +40,17 @@ def find_shards(path: str, split: str, kind: str, compressed: bool = False) -> l
     Args:
         path: A shard, a pattern, a folder, or several of these joined by `::`. A pattern can
             contain `*`, `?`, `[…]`, `**`, ranges `{000..127}` and alternatives `{a,b}`. The
-            placeholder `{split}` is replaced by the split, in any of its spellings. Square brackets
-            are literal if a file or folder with such a name exists. A folder stands for the shards
-            in its subfolder named after the split. A folder without such a subfolder stands for the
-            shards in it whose names contain the split; see `choose_files`.
+            placeholder `{split}` stands for any spelling of the split. Square brackets are literal
+            if a file or folder with these brackets in its name exists. A folder stands for the
+            shards in its subfolder named after the split. A folder without a subfolder of the split
+            stands for the shards in it whose names contain the split; see `choose_files`.
         split: The name of the split, such as `train`.
         kind: The kind of shard, `tfrecord` or `tar`.
         compressed: Whether to include the compressed tars of a folder.
 
     Raises:
-        UserError: There is no shard of the split, or the data spells the split in several ways.
+        UserError: There is no shard of the split, or the spelling of the split in the data is
+            ambiguous.
     """
     if "{split}" in path:
         return _find_templated(path, split, kind, compressed)
@@ -73,7 +74,8 @@ def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[
     split.
 
     Raises:
-        UserError: No spelling of the split leads to a shard, or several lead to different shards.
+        UserError: No shard matches for any spelling of the split, or different spellings match
+            different shards.
     """
     missing = None
     shards = {}
@@ -99,8 +101,8 @@ def _find_templated(path: str, split: str, kind: str, compressed: bool) -> list[
 
 
 def _in_folder(path: str, split: str, kind: str, compressed: bool) -> list[str]:
-    """Return the shards of a split in a folder: those in its subfolder of the split, or those that
-    `choose_files` selects.
+    """Return the shards of a split in a folder: the shards in the folder's subfolder of the split,
+    or those that `choose_files` selects.
 
     Raises:
         UserError: There is no shard of the split.
@@ -135,7 +137,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
     relative paths.
 
     Raises:
-        UserError: All of the shards are compressed tars, and ``compressed`` is false.
+        UserError: All of the shards are compressed tars, and ``compressed`` is False.
     """
     here = listed(folder)
     names = [name for name in here if is_shard(name, kind)]
@@ -161,7 +163,7 @@ def _shards_below(folder: str, kind: str, compressed: bool) -> list[str]:
         )
         if not names:
             raise UserError(message)
-        logging.warning("%s; without these settings they are left out", message)
+        logging.warning("%s; without these settings, the compressed tars are left out", message)
     return sorted(names)
 
 
@@ -193,8 +195,8 @@ def _relative(paths: list[str]) -> list[str]:
 
 
 def matches(pattern: str) -> list[str]:
-    """Return the files that match a path or pattern; log the expansions of its braces that match no
-    file.
+    """Return the files that match a path or pattern; log the expansions of braces in the pattern
+    that match no file.
 
     Raises:
         UserError: No file matches.
@@ -251,8 +253,8 @@ def _braces(pattern: str) -> Iterator[tuple[int, int]]:
 
 
 def _range(inside: str) -> list[str]:
-    """Return the members of a brace range `000..127`, `0..10..2` or `a..e`; an empty list for any
-    other text."""
+    """Return the members of a brace range, such as `000..127`, `0..10..2` or `a..e`; an empty list
+    for any other text."""
     match = re.fullmatch(r"(\d+|[A-Za-z])\.\.(\d+|[A-Za-z])(?:\.\.-?(\d+))?", inside)
     if not match or match[1].isdigit() != match[2].isdigit():
         return []
@@ -264,8 +266,8 @@ def _range(inside: str) -> list[str]:
 
 
 def _alternatives(inside: str) -> list[str]:
-    """Return the alternatives between the top-level commas inside braces; an empty list without a
-    comma."""
+    """Return the alternatives between the top-level commas inside braces; an empty list if there is
+    no comma."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(inside):
         depth += (character == "{") - (character == "}")
@@ -321,9 +323,10 @@ def _expression(part: str) -> str:
 def _glob_part(folder: str, part: str) -> list[str]:
     """Return the paths in a folder that match one component of a pattern.
 
-    An opening bracket can be literal, or start a character class. All combinations of these two
-    readings are tried, from all literal to all classes, and the first that matches a path is used.
-    With `MOST_BRACKETS` or more opening brackets, all of them start character classes.
+    An opening bracket can be literal, or start a character class. All combinations of literal
+    brackets and character classes are tried, beginning with all brackets literal, and the first
+    combination that matches a path is used. If a component has `MOST_BRACKETS` or more opening
+    brackets, all of its brackets start character classes.
     """
     start = glob.escape(folder)
     pieces = part.split("[")
@@ -337,7 +340,8 @@ def _glob_part(folder: str, part: str) -> list[str]:
 
 
 def _files_below(folder: str) -> list[str]:
-    """Return the visible files in all subfolders of a folder, relative to the folder."""
+    """Return the paths of the visible files in all subfolders of a folder, relative to the
+    folder."""
     start = len(folder.rstrip("/")) + 1
     nested = ((inner.rstrip("/")[start:], files) for inner, files in walk(folder))
     return sorted(f"{inner}/{name}" for inner, files in nested if inner for name in files)

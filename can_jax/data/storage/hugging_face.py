@@ -19,8 +19,8 @@ Entry = tuple[str, int, str]  # the URL, the size in bytes and the version of a 
 
 
 def headers() -> tuple[tuple[str, str], ...]:
-    """Return the HTTP headers of requests to the Hub, with the token in the variable `HF_TOKEN` if
-    it is set."""
+    """Return the HTTP headers of requests to the Hub, with the token in the environment variable
+    `HF_TOKEN` if that is set."""
     token = os.environ.get("HF_TOKEN")
     return (("Authorization", f"Bearer {token}"),) if token else ()
 
@@ -55,7 +55,7 @@ def _parts(url: str) -> tuple[str, str, str]:
     match = ADDRESS.fullmatch(url)
     if not match:
         raise UserError(
-            f"{url}: give hf://datasets/USER/NAME/PATH; the Hub's other repositories are not read"
+            f"{url}: give hf://datasets/USER/NAME/PATH; models and Spaces are not supported"
         )
     return match[1], match[2] or "main", (match[3] or "").strip("/")
 
@@ -71,7 +71,7 @@ def _file(url: str, entry: dict[str, Any]) -> Entry:
 
 
 def _tree(url: str, recursive: bool) -> Iterator[dict[str, Any]]:
-    """Yield the entries of the Hub's listing of a folder, requested page by page; none if the
+    """Yield the entries of the Hub's listing of a folder, requested page by page; no entry if the
     folder does not exist.
 
     Raises:

@@ -1,4 +1,5 @@
-"""Local copies of folders in object stores. An index is copied so that it can be memory-mapped."""
+"""Local copies of folders in object stores. A remote index is copied so that its arrays can be
+memory-mapped."""
 
 import functools
 import os
@@ -30,8 +31,8 @@ def work_folder(url: str, kind: str) -> Path:
 
 
 def mirrored(url: str) -> Path:
-    """Return a local copy of the files directly in a remote folder; it is renewed after one of them
-    has changed.
+    """Return a local copy of the files directly in a remote folder; the folder is copied again if a
+    file has changed.
 
     Raises:
         UserError: A file cannot be read, or the local folder cannot be written.

@@ -46,10 +46,10 @@ TRANSIENT = (
 def patiently(call: Callable[[], Result]) -> Result:
     """Return the result of a call, which is repeated after transient errors.
 
-    Sleeps for up to 31 seconds in total between the attempts.
+    Blocking: the function sleeps for up to 31 seconds in total between the attempts.
 
     Raises:
-        UserError: The limit of open files is reached.
+        UserError: The limit of open files is still reached after all retries.
         OSError: The error is permanent, or persists after all retries.
     """
     for wait in (*WAITS, None):
@@ -88,7 +88,8 @@ def unreadable(where: str, error: Exception) -> UserError:
     """Return the error that ends a run whose data cannot be read.
 
     Args:
-        where: The path of the file, and optionally the location in it.
+        where: The path of the file for the message, optionally with the location of the example in
+            the file.
         error: The error of the last attempt.
     """
     reason = reason_of(error)
@@ -103,7 +104,8 @@ def stop_if_storage_fails(where: str, error: Exception) -> None:
     retries.
 
     Args:
-        where: The path of the file, and optionally the location in it.
+        where: The path of the file for the message, optionally with the location of the example in
+            the file.
         error: The error of the last attempt.
 
     Raises:
@@ -129,7 +131,7 @@ class LocalFile:
     """A local file with random access, which many threads can share.
 
     Args:
-        path: The path of the file.
+        path: The local path of the file.
 
     Attributes:
         size: The size of the file in bytes.
@@ -145,14 +147,14 @@ class LocalFile:
         self.size = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return bytes of the file; fewer than requested at its end.
+        """Return bytes of the file; fewer than requested at the end of the file.
 
         Args:
             offset: The offset of the first byte, at least 0.
             length: The number of bytes; -1 for all bytes up to the end of the file.
 
         Raises:
-            ValueError: More than `LARGEST` bytes are requested, or the offset is negative.
+            ValueError: The read would return more than `LARGEST` bytes, or the offset is negative.
         """
         _check_offset(offset)
         rest = max(0, self.size - offset)
@@ -188,11 +190,11 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A remote object with random access. Each read sends one ranged request, repeated after
-    transient errors.
+    """A remote object with random access. Each read sends one ranged request, which is repeated
+    after transient errors.
 
     Args:
-        url: The URL of the object.
+        url: The URL of the object, such as `gs://bucket/train-0.tar`.
     """
 
     def __init__(self, url: str):
@@ -200,7 +202,7 @@ class RemoteFile:
 
     @functools.cached_property
     def size(self) -> int:
-        """The size of the object in bytes; its first use sends a request."""
+        """The size of the object in bytes; the first access to this property sends a request."""
         return patiently(lambda: remote.size(self._url))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -289,8 +291,7 @@ def open_file(path: str) -> io.BufferedReader:
     """Open a local path or a URL as a buffered stream, which repeats reads after transient errors.
 
     Raises:
-        OSError: The local file cannot be opened. Reading from the stream can raise this error as
-            well.
+        OSError: The local file cannot be opened. Reading from the stream can also raise OSError.
     """
     return io.BufferedReader(_RemoteRaw(path) if is_remote(path) else _Raw(path), BLOCK)
 
@@ -327,8 +328,8 @@ class OpenFiles:
 
     @classmethod
     def release(cls) -> None:
-        """Empty the caches of all instances. A file in use is closed once its last reader releases
-        it."""
+        """Empty the caches of all instances. A file in use is closed when its last reader releases
+        the file."""
         with cls._lock:
             closing = [files._files for files in cls._all]
             for files in cls._all:

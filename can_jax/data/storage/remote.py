@@ -1,8 +1,8 @@
 """Ranged reads, sizes and listings of files in object stores and on web servers, through `obstore`.
 
-`obstore` is the Python package of the Rust library `object_store`. It reads without holding
-Python's GIL, so 64 threads read in parallel. All clients of `fsspec`, in contrast, share one event
-loop in Python. In one measurement, a ranged read of 100 kB with `obstore` took 172 µs of CPU time.
+`obstore` is the Python package of the Rust library `object_store`. `obstore` reads without holding
+Python's GIL, so threads read in parallel. In `fsspec`, all clients share one event loop in Python.
+In one measurement, a ranged read of 100 kB with `obstore` took 172 µs of CPU time.
 
 `obstore` retries requests with exponential backoff and jitter.
 """
@@ -46,7 +46,7 @@ BEYOND = re.compile(r"StartTooLarge|416 Range Not Satisfiable")
 
 
 class Place(NamedTuple):
-    """The location of an object or folder: its server and its name on this server.
+    """The location of an object or folder: the server, and the name on that server.
 
     Attributes:
         store: The `obstore` client of the bucket or web server.
@@ -93,11 +93,12 @@ def size(url: str) -> int:
 
 
 def read_range(url: str, offset: int, length: int, most: int = sys.maxsize) -> bytes:
-    """Return a range of bytes of a remote object; fewer than requested at its end.
+    """Return a range of bytes of a remote object; fewer bytes than requested at the end of the
+    object.
 
     Args:
-        url: The URL of the object.
-        offset: The offset of the first byte.
+        url: The URL of the object, such as `gs://bucket/train-0.tar`.
+        offset: The offset of the first byte to read, at least 0.
         length: The number of bytes; -1 for all bytes from ``offset`` on.
         most: The largest permitted size in bytes of an object if ``length`` is -1.
 
@@ -115,7 +116,9 @@ def read_range(url: str, offset: int, length: int, most: int = sys.maxsize) -> b
                 options: Any = {"range": {"offset": offset}} if offset else None
                 answer = obstore.get(place.store, place.key, options=options)
                 if answer.meta["size"] > most:
-                    raise ValueError(f"its {answer.meta['size']} bytes exceed the limit of {most}")
+                    raise ValueError(
+                        f"the object has {answer.meta['size']} bytes, more than the limit of {most}"
+                    )
                 return bytes(answer.bytes())
             return bytes(obstore.get_range(place.store, place.key, start=offset, length=length))
         except obstore.exceptions.GenericError as error:
@@ -128,10 +131,12 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
     """Write an object to a bucket.
 
     Args:
-        url: The URL of the object.
-        content: The content as bytes, or the path of a local file, which is uploaded in parts.
-        mode: ``overwrite`` replaces an existing object, ``create`` refuses to. The server checks
-            and writes in one operation, so exactly one of several writers with ``create`` succeeds.
+        url: The URL of the object, such as `gs://bucket/train-0.tar`.
+        content: The content as bytes, or the path of a local file. A large file is uploaded in
+            parts, unless ``mode`` is ``create``.
+        mode: ``overwrite`` replaces an existing object; ``create`` raises an error if the object
+            exists. The server checks and writes in one operation, so only one of several concurrent
+            writers with ``create`` succeeds.
 
     Raises:
         FileExistsError: The mode is ``create``, and the object exists.
@@ -147,7 +152,7 @@ def write(url: str, content: Any, mode: Literal["create", "overwrite"] = "overwr
 
 
 def below(url: str) -> Iterator[Object]:
-    """Yield all objects below a remote folder, at any depth; each request returns a page of them.
+    """Yield all objects below a remote folder, at any depth; the listing is requested page by page.
 
     Raises:
         OSError: The listing request fails.
@@ -187,8 +192,8 @@ def inside(url: str) -> tuple[list[str], list[Object]]:
 
 
 def is_folder(url: str) -> bool:
-    """Return whether there is any object below a URL; False for a web server, which has no
-    listing."""
+    """Return whether there is any object below a URL; False for a URL on a web server, which cannot
+    be listed."""
     return can_list(url) and next(below(url), None) is not None
 
 
@@ -198,12 +203,12 @@ def exists(url: str) -> bool:
 
 
 def existing(urls: Iterable[str]) -> dict[str, int]:
-    """Return the size in bytes of each object that exists, by URL.
+    """Return a dict from the URL of each object that exists to its size in bytes.
 
     If several objects are in the same folder, one listing gives all of their sizes.
 
     Raises:
-        OSError: A request fails for another reason than a missing object.
+        OSError: A request fails for a reason other than a missing object.
         UserError: The URL's scheme is not supported, or `obstore` is not installed.
     """
     folders: dict[str, list[str]] = {}

@@ -36,8 +36,8 @@ def standard(split: str) -> str:
 
 
 def spellings(split: str) -> list[str]:
-    """Return all spellings of a split, the given one first, each in the usual combinations of upper
-    and lower case."""
+    """Return all spellings of a split in the usual combinations of upper and lower case, beginning
+    with the given spelling."""
     words = [split, *SPELLINGS.get(standard(split), ())]
     cases = (str, str.lower, str.title, str.upper)
     return list(dict.fromkeys(case(word) for case in cases for word in words))
@@ -59,7 +59,7 @@ def split_of_file(name: str) -> str | None:
 
 
 def split_of_folder(name: str) -> str | None:
-    """Return the standard split after which alone a folder is named, such as `test` for `Test set`
+    """Return the standard split if a folder is named after it alone, such as `test` for `Test set`
     and `val` for `val2017`; else None."""
     words = [word for word in words_of(name) if not re.fullmatch(FILLERS, word)]
     return STANDARD.get(words[0]) if len(words) == 1 else None
@@ -70,16 +70,16 @@ def split_folders(
 ) -> dict[str, list[str]]:
     """Group the folders that are named after splits by their standard split.
 
-    Folders named after a split alone are included, such as `val`. So are folders whose names differ
-    only in the split, such as `images_train` and `images_val`. A folder such as `train station` is
-    a class instead.
+    Folders named after a split alone, such as `val`, are included. Folders whose names differ only
+    in the split, such as `images_train` and `images_val`, are included as well. A folder such as
+    `train station` is not included, because it is a class.
 
     Args:
         names: The names of all folders in one folder.
-        beside: Whether there are other folders with images, whose names contain no split. If so,
-            folders whose names differ only in the split are classes, such as `crash test` and
-            `crash train`. A folder `train` is then a class too, such as of vehicles, if it is the
-            only split and its images are directly in it.
+        beside: Whether there are other folders with images, whose names contain no split. If
+            ``beside`` is True, folders whose names differ only in the split are classes, such as
+            `crash test` and `crash train`. If ``beside`` is True, a folder `train` is also a class
+            (a vehicle), provided that it is the only split and is in ``flat``.
         flat: The names of the folders with images directly in them.
     """
     names = sorted(names)
@@ -131,14 +131,16 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
         path: The file, pattern or folder that the user gave.
         names: The paths of the candidate files, relative to a common folder.
         split: The requested split, in any spelling.
-        what: A noun for one of these files in messages, such as `tar shard`.
-        listed: Whether ``path`` selects these files itself, as a pattern or list. If so, `train`
-            consists of all files without another split in their names or, if there are none, of all
-            files. If ``path`` is a folder, `train` consists of the files with `train` in their
-            names or, if there are none, of those with no split in their names.
+        what: A noun that messages use for one of the files, such as `tar shard`.
+        listed: Whether ``path`` is a pattern or list that selects the files itself, rather than a
+            folder. If ``listed`` is True, `train` consists of all files without another split in
+            their names or, if there are none, of all files. If ``listed`` is False, `train`
+            consists of the files with `train` in their names or, if there are none, of those with
+            no split in their names.
 
     Raises:
-        UserError: No file belongs to the split, or the files spell it in several ways.
+        UserError: No file belongs to the split, or the spelling of the split in the names is
+            ambiguous.
     """
     requested = standard(split)
     splits = {name: split_of_file(name) for name in names}
@@ -166,11 +168,12 @@ def choose_files(path: str, names: Sequence[str], split: str, what: str, *, list
 
 
 def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
-    """Return those of the names that spell a split as requested, or all names if their spellings
-    agree.
+    """Return the names that spell a split as requested, or all names if they spell the split in the
+    same way.
 
     Raises:
-        AmbiguousSplitError: The spellings differ, and none is the requested one.
+        AmbiguousSplitError: The names spell the split in different ways, none of which is the
+            requested one.
     """
     spelled: dict[str, list[str]] = {}
     for name in names:
@@ -188,14 +191,14 @@ def _of_one_spelling(path: str, names: list[str], split: str) -> list[str]:
 
 
 def choose_images(path: str, names: list[str], split: str) -> list[str]:
-    """Return the images of a split below a folder that has no folder for the split itself.
+    """Return the images of a split below a folder in which the split has no subfolder of its own.
 
     A top-level folder named after another split, such as `val/` beside the folders of classes,
     belongs to that split. Deeper folders determine the split only if they name several splits, such
     as `cat/train/` and `cat/val/`.
 
     Raises:
-        UserError: No image belongs to the split.
+        UserError: ``names`` is not empty, but no image belongs to the split.
     """
     requested = standard(split)
     folders = {os.path.dirname(name) for name in names}
@@ -231,8 +234,8 @@ def choose_images(path: str, names: list[str], split: str) -> list[str]:
 
 
 def _folder_of(path: str, listed: bool) -> str:
-    """Return the name of the folder at a path, or, with ``listed``, of the folder that contains the
-    files."""
+    """Return the name of the folder at a path or, if ``listed`` is True, of the parent folder of
+    the path."""
     path = path.rstrip("/")
     return os.path.basename(os.path.dirname(path) if listed else path)
 
@@ -250,7 +253,8 @@ def _overview(splits: dict[str, str | None]) -> str:
 
 
 def _log_left_out(path: str, names: Sequence[str], split: str, what: str = "files") -> None:
-    """Log a warning about the files or folders that do not belong to the requested split."""
+    """Log a warning about the files or folders that are left out, because they do not belong to the
+    requested split."""
     if names:
         logging.warning(
             "%s: %d %s do not belong to the split %r and are left out: %s; to use them, set "

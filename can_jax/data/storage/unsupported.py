@@ -35,8 +35,8 @@ REMEDIES = {
 
 
 def remedy(names: Iterable[str]) -> str:
-    """Return a phrase on the most frequent unsupported format among some files and its conversion;
-    "" if there is none."""
+    """Return a phrase that names the most frequent unsupported format of some files and a way to
+    convert it; "" if no such format occurs."""
     suffixes = (os.path.splitext(name.lower().removesuffix(".gz"))[1] for name in names)
     counts = Counter(suffix for suffix in suffixes if suffix in REMEDIES)
     if not counts:

@@ -23,8 +23,8 @@ class _Folder(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """An entry that leads to a folder: the real path of the folder, and whether the entry is a
-    symbolic link."""
+    """A directory entry that leads to a folder: the real path of the folder, and whether the entry
+    is a symbolic link."""
 
     real: str
     link: bool
@@ -33,11 +33,11 @@ class _Way(NamedTuple):
 def walk_local(root: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the root and each visible folder below it, each with the names of its visible files.
 
-    Symbolic links to folders are followed, up to `NESTED_LINKS` nested ones. The files and
-    subfolders of folders that cannot be read are logged as left out.
+    Symbolic links to folders are followed, but at most `NESTED_LINKS` links on one path. Folders
+    that cannot be read are logged, and their content is left out.
 
     A link that is part of a cycle is followed only if its target was not reached in another way. A
-    link to the folder that contains it, or to one above, is not followed.
+    link to a folder that contains the link, directly or at any depth, is not followed.
     """
     start = os.path.realpath(root)
     contents, unreadable = _scan(start)
@@ -116,11 +116,11 @@ def is_folder_entry(entry: os.DirEntry) -> bool:
 
 
 def _circles(start: str, contents: dict[str, _Folder]) -> dict[str, int]:
-    """Return a number for each folder, which is the same for folders that can be reached from each
-    other.
+    """Return a number for each folder; folders that can be reached from each other have the same
+    number.
 
-    These sets of folders are the strongly connected components of the graph of folders, found with
-    Tarjan's algorithm (Tarjan, Depth-First Search and Linear Graph Algorithms, 1972).
+    Each number denotes a strongly connected component of the graph of folders. Source of the
+    algorithm: Tarjan, Depth-First Search and Linear Graph Algorithms, 1972.
     """
     order: dict[str, int] = {}
     lowest: dict[str, int] = {}
