@@ -1,4 +1,4 @@
-"""The public functions of the package.
+"""The public functions of `can_jax`, such as `load`, `pretrain` and `evaluate_encoder`.
 
 Each function imports its dependencies when it is called. Therefore `import can_jax` is fast and
 changes no global state of the process.
@@ -24,7 +24,7 @@ def load(
     step: "SupportsIndex | None" = None,
     batch_size: "SupportsIndex" = 256,
 ) -> "Encoder":
-    """Load a pretrained encoder onto the devices of this process; call the result with images.
+    """Load a pretrained encoder onto this process's devices; call it with images to get features.
 
         encoder = can_jax.load("runs/vit_l")
         images = [encoder.preprocess(path) for path in ("a.jpg", "b.jpg")]
@@ -33,22 +33,24 @@ def load(
     Args:
         path: A run directory, one of its checkpoints, an export, a Hugging Face or timm folder, or
             a file of weights.
-        image_size: The size of the input images in pixels: the side of a square, or (height,
+        image_size: The size of the input images in pixels: one side for square images, or (height,
             width). Defaults to the image size of pretraining.
         heads: The number of attention heads of the encoder, required only if neither the files nor
             the width and depth of the ViT determine it.
         mean: The mean that normalizes images with values in [0, 1]: one number, or one for each
-            channel. Defaults to the mean stated in the files, else to ImageNet's mean, with a
-            warning.
-        std: The standard deviation that normalizes images, with the same forms and defaults as
-            ``mean``.
+            channel. By default, the mean is read from the weight files; if they hold none,
+            ImageNet's mean is used, with a warning.
+        std: The standard deviation that normalizes images: one number, or one for each channel. By
+            default, the standard deviation is read from the weight files; if they hold none,
+            ImageNet's is used, with a warning.
         step: The step of the checkpoint to load from a run directory. By default, the latest valid
             checkpoint is loaded.
-        batch_size: The maximum number of images in a forward pass, summed over all devices.
+        batch_size: The maximum number of images in a forward pass, summed over all devices. A batch
+            size that the devices cannot share evenly is rounded up.
 
     Raises:
-        can_jax.errors.UserError: The weights cannot be read, or belong to a model that this package
-            cannot compute.
+        can_jax.errors.UserError: The weights cannot be read, their architecture is not supported,
+            or an argument is invalid.
     """
     from can_jax.encoders.encoder import load_encoder
 
@@ -74,19 +76,21 @@ def pretrain(
     *,
     allow_changes: Collection[str] = (),
 ) -> None:
-    """Pretrain an encoder, or resume from the latest valid checkpoint of the run directory.
+    """Pretrain an encoder, or resume from the latest valid checkpoint in ``workdir``.
 
     Collective: every process must call this.
 
     Args:
         config: The configuration of the run, as returned by ``get_config()`` of a recipe.
         workdir: The run directory, created if missing; a local path, or a URL such as ``gs://…``.
-        allow_changes: Which of ``seed``, ``batch_size`` and ``data`` a resumed run may change; none
-            by default. Settings that do not change the results, such as the mesh, always may.
+        allow_changes: The settings that may change when a run resumes: any of ``seed``,
+            ``batch_size`` and ``data``; none by default. The mesh and other settings that do not
+            affect the results may always change.
 
     Raises:
         can_jax.errors.UserError: The configuration, data or run directory is invalid.
-        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run after it was saved.
+        can_jax.errors.Preempted: A signal such as SIGTERM stopped the run after it saved a
+            checkpoint.
     """
     from etils import epath
 
@@ -103,18 +107,20 @@ def evaluate_encoder(
     untrained: bool = False,
     step: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate an encoder by a protocol, and return the content of ``results.json``.
+    """Evaluate an encoder with an evaluation protocol; return the content of ``results.json``.
 
     Collective: every process must call this.
 
     Args:
-        checkpoint: The encoder: a run directory, an export, or a file or folder of weights.
-        config: The configuration of an evaluation, for example as returned by ``get_config()`` of
-            `configs/eval/knn.py`.
+        checkpoint: The path of the encoder: a run directory, an export, or a file or folder of
+            weights.
+        config: The configuration of the evaluation, for example the return value of
+            ``get_config()`` in `configs/eval/knn.py`.
         workdir: The directory to which ``results.json`` and ``report.html`` are written.
-        untrained: Whether to evaluate the encoder with its random initial weights instead.
-        step: The step of the checkpoint to evaluate, for a run directory. By default, the latest
-            valid checkpoint is evaluated.
+        untrained: Whether to replace the trained weights by the random initial weights, as a
+            baseline.
+        step: The step of the checkpoint to evaluate, if ``checkpoint`` is a run directory. By
+            default, the latest valid checkpoint is evaluated.
 
     Raises:
         can_jax.errors.UserError: The weights, the data or the settings are invalid.
@@ -147,26 +153,27 @@ def export_encoder(
     """Export weights in the format of another library; return the content of ``manifest.json``.
 
     Args:
-        checkpoint: A run directory, an export, or a file or folder of weights to convert.
+        checkpoint: The path of the weights to convert: a run directory, an export, or a file or
+            folder of weights.
         format: The format of the export: ``timm``, ``huggingface``, ``big_vision``,
             ``safetensors``, ``stablehlo`` or ``onnx``.
-        output: The directory to create, which must not exist.
+        output: The path of the directory to create, which must not exist.
         contents: The part to export: ``encoder``, ``full`` (encoder and decoder) or ``classifier``.
             Defaults to the classifier of a fine-tuned run, else to the encoder.
-        step: The step of the checkpoint to export, for a run directory. By default, the latest
-            valid checkpoint is exported.
+        step: The step of the checkpoint to export, if ``checkpoint`` is a run directory. By
+            default, the latest valid checkpoint is exported.
         heads: The number of attention heads, for weights that do not determine it; see `load`.
         mean: The mean that normalizes images, for weights that do not state it; see `load`.
         std: The standard deviation that normalizes images, for weights that do not state it; see
             `load`.
-        license: The license of the weights to state on the model card, such as ``apache-2.0``.
+        license: The license to state for the weights on the model card, such as ``apache-2.0``.
         data: A description of the training data for the model card.
         push: The Hugging Face repository to which the directory is uploaded, as
             ``hf://user/name``. By default, nothing is uploaded.
 
     Raises:
-        can_jax.errors.UserError: The weights cannot be read, the directory exists, or the
-            verification or the upload failed.
+        can_jax.errors.UserError: The weights cannot be read, ``output`` exists, or the exported
+            weights cannot be verified or uploaded.
     """
     from etils import epath
 
@@ -185,22 +192,23 @@ def export_encoder(
 def plan_run(
     config: "ConfigDict", topology: str, *, slices: int = 1, mfu: float | None = None
 ) -> dict[str, Any]:
-    """Compile the train step for devices that are not attached, and estimate its memory and time.
+    """Compile the train step for devices that need not be attached; estimate its memory and time.
 
-    The call blocks until a child process has compiled the step. A child process is needed because
-    JAX cannot change its devices after initialization.
+    The function blocks until a child process has compiled the step. A child process is needed
+    because JAX cannot change its devices after initialization.
 
     Args:
-        config: The configuration of a run. The data set that it names is not read.
+        config: The configuration of the pretraining run. The data set is not read.
         topology: The devices, such as the TPU slice ``v5e:16x16``, or ``h100:8x4`` for four hosts
             of eight GPUs.
-        slices: The number of slices with this topology, which slower links connect.
+        slices: The number of TPU slices of this topology, connected by a slower network. For GPUs,
+            the number of hosts is multiplied by ``slices``.
         mfu: The assumed model FLOPs utilization, a fraction of peak FLOP/s in (0, 1]; by default
-            0.4. The argument is rejected if the compiler for these devices is installed, since the
+            0.4. ``mfu`` is rejected if the compiler for these devices is installed, because the
             time is then estimated from the compiled program.
 
     Returns:
-        The memory, collectives, times and length of the run, as printed by
+        A dict of the estimated memory, collective operations, times and run length, as printed by
         ``python -m can_jax.plan --json``.
 
     Raises:
