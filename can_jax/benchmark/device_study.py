@@ -1,8 +1,8 @@
-"""Training of the cells of a study on one device, with all images in the device's memory.
+"""Training of many configurations on one device, with all images in the device's memory.
 
-A cell is a configuration that is trained with several seeds. The seeds train in parallel in one
-`jax.vmap` program, so that even a small network occupies an accelerator. An epoch is one call of a
-compiled loop over `can_jax.train.step.Step.train`. The host only computes the order of examples.
+A `Cell` is one configuration that is trained with several seeds. The seeds train in parallel in one
+`jax.vmap` program, so that even a small network occupies an accelerator. Each epoch is one call of
+a compiled loop over `can_jax.train.step.Step.train`. The host only computes the order of examples.
 
 `can_jax.augment.device_crops` crops the images on the device. The train step is the same as in
 `can-jax train`.
@@ -64,9 +64,9 @@ class Images(NamedTuple):
     """The images and labels of a study, in host memory.
 
     Attributes:
-        train, test: The uint8 images of the two splits.
-        train_labels, test_labels: The label of each image of the two splits, at least 0.
-        origin: The path of the folder, or ``synthetic shapes``.
+        train, test: The uint8 images of the training and test splits.
+        train_labels, test_labels: The class label of each image, a nonnegative integer.
+        origin: The folder from which the images were read, or ``synthetic shapes``.
     """
 
     train: UInt8[np.ndarray, "examples height width channels"]
@@ -85,12 +85,12 @@ class Images(NamedTuple):
 
 
 def read_images(path: str | None, count: int | None, size: int) -> Images:
-    """Return the images of a folder of npz files, or synthetic shapes.
+    """Read images and labels from a folder of npz files, or generate images of synthetic shapes.
 
     Args:
         path: A folder that the data source ``arrays`` can read; None for synthetic shapes.
-        count: The maximum number of training images; None for all. For synthetic shapes, the
-            number of images per split; None for 50,000.
+        count: The maximum number of training images; None for all. For synthetic shapes, the number
+            of images in each split; None for 50,000.
         size: The height and width of synthetic images in pixels.
 
     Raises:
@@ -121,9 +121,9 @@ class Cell:
 
     Attributes:
         name: The name of the cell in results and file names.
-        config: The resolved configuration, whose number of steps is a multiple of `epoch_steps`.
-        seeds: The random seeds, which train in parallel.
-        images: The images of the study.
+        config: The resolved configuration, whose `total_steps` is a multiple of `epoch_steps`.
+        seeds: The random seeds, one for each of the parallel training runs.
+        images: The training and test images with their labels.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Cell:
 
     @property
     def epoch_steps(self) -> int:
-        """The number of whole batches in an epoch. Images that are left over begin the next one."""
+        """The number of full batches in an epoch. Leftover images begin the next epoch."""
         return len(self.images.train) // self.config.batch_size
 
     @property
@@ -151,18 +151,18 @@ class Cell:
 def make_cell(
     name: str, recipe: ConfigDict, changes: dict[str, Any], epochs: int, seeds: int, images: Images
 ) -> Cell:
-    """Return a cell whose configuration is a recipe with changes.
+    """Return a `Cell` that trains a recipe with some settings changed.
 
     Args:
-        name: The name of the cell.
-        recipe: The configuration of a recipe before `resolve`.
-        changes: The new values by dotted configuration key.
-        epochs: The number of epochs.
-        seeds: The number of seeds. The seeds are 0, 1, and so on.
-        images: The images of the study.
+        name: The name of the cell, used in results and file names.
+        recipe: The configuration of a recipe, not yet resolved.
+        changes: The changed settings by dotted configuration key.
+        epochs: The number of training epochs.
+        seeds: The number of runs in parallel, whose seeds are 0, 1 and so on.
+        images: The training and test images with their labels.
 
     Raises:
-        UserError: A setting is invalid, or the batch size exceeds the number of images.
+        UserError: A setting is invalid, or the batch size exceeds the number of training images.
     """
     recipe = changed(recipe, changes)
     steps = len(images.train) // recipe.batch_size
@@ -177,10 +177,10 @@ def make_cell(
 
 
 class Training:
-    """The training of a cell, with all seeds in parallel.
+    """A training job for a `Cell`, which trains all of its seeds in parallel.
 
     Args:
-        cell: The cell to train.
+        cell: The cell to train: its configuration, seeds and images.
         placed: The training images and their labels as arrays on the device.
 
     Attributes:
@@ -202,7 +202,7 @@ class Training:
         self.epoch = 0
 
     def compile(self) -> "Training":
-        """Compile the program of an epoch, and return this object."""
+        """Compile the program that trains for one epoch, and return ``self``."""
         states = jax.eval_shape(self._fresh, self._seeds)
         order = jax.ShapeDtypeStruct(
             (self.cell.epoch_steps, len(self._seeds), self.cell.config.batch_size), jnp.int32
@@ -214,7 +214,7 @@ class Training:
         return self
 
     def start(self) -> None:
-        """Initialize the train state of each seed, and measure patch statistics if needed."""
+        """Initialize the train state of each seed, and measure patch statistics if required."""
         quickly = {"xla_backend_optimization_level": 1}
         self.states = jax.jit(self._fresh, compiler_options=quickly)(self._seeds)
         config = self.cell.config
@@ -231,9 +231,9 @@ class Training:
         self.epoch = 0
 
     def train(self, epochs: int) -> Iterator[list[Metrics]]:
-        """Train up to epoch ``epochs``. Yield the mean metrics of each seed after each epoch.
+        """Train up to ``epochs`` epochs in total; after each, yield the mean metrics of each seed.
 
-        The host computes the order of the next epoch while the device trains.
+        While the device trains, the host computes the order of examples in the next epoch.
         """
         order = self._order(self.epoch)
         while self.epoch < epochs:
@@ -269,7 +269,8 @@ class Training:
                 np.savez(stream, epoch=np.int64(self.epoch), **arrays)
 
     def restore(self, folder: Path) -> bool:
-        """Restore the train states that `save` wrote. Return False if this cell has none."""
+        """Restore the train states that `save` wrote. Return False if ``folder`` has no train
+        states of this cell."""
         files = [self._file(folder, seed) for seed in self.cell.seeds]
         if not all(file.exists() for file in files):
             return False
@@ -286,8 +287,8 @@ class Training:
     def save_encoder(self, path: Path) -> None:
         """Write the encoder of the first seed as an npz file with the parameter names of MAE.
 
-        `can_jax.load` reads the file if its arguments ``heads``, ``mean`` and ``std`` are set to
-        the values of the configuration.
+        To read the file, pass the configured values of ``heads``, ``mean`` and ``std`` to
+        `can_jax.load`.
         """
         states = jax.tree.map(lambda leaf: leaf[0], jax.device_get(self.states))
         parameters, _ = fold(states.parameters, states.batch_stats)
@@ -318,7 +319,7 @@ class Training:
         return jax.vmap(lambda seed: self._seeded(seed).fresh())(seeds)
 
     def _moments(self) -> list[Moments]:
-        """Return the first and second moments of the patches for each seed, before training."""
+        """Return, for each seed, the mean and covariance of image patches in the first batches."""
         config = self.cell.config
         count = batches_to_measure(config, len(self.cell.images.train))
         images = count * config.batch_size
@@ -340,7 +341,7 @@ class Training:
         positions: Array,
         examples: Int[Array, "steps seeds batch"],
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Train for an epoch. Return the states and the mean metrics of each seed."""
+        """Train for one epoch, and return the states and the mean metrics of each seed."""
 
         def one(seed: Array, state: TrainState, position: Array, example: Array) -> Any:
             batch = self._batch(seed, *images, position, example)
@@ -369,7 +370,7 @@ class Training:
         return Batch(jax.vmap(views)(images[example], position), position, labels[example])
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an epoch's positions in the data order, and the example at each."""
+        """Return an epoch's positions in the data order, and the example index at each position."""
         steps, batch = self.cell.epoch_steps, self.cell.config.batch_size
         positions = np.arange(epoch * steps * batch, (epoch + 1) * steps * batch)
         sizes = (len(self.cell.images.train),)

@@ -33,17 +33,18 @@ Turn = Callable[[float], float]  # Measures for some seconds; returns images per
 
 
 def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, float]:
-    """Measure the throughput of each stage in images per second, with all threads.
+    """Measure the throughput of each stage of the input pipeline, in images per second.
 
     Args:
         config: The resolved configuration, whose data source must hold encoded images.
-        rounds: The number of measurements of each stage. The stages take turns.
-        seconds: The duration of a measurement.
+        rounds: The number of rounds, each of which measures every stage once.
+        seconds: The duration of each measurement in seconds.
 
     Returns:
-        The median throughputs: ``decode_only``, ``crops`` (of decoded images), ``host_pipeline``
-            (from files to uint8 batches), ``to_device`` (to arrays on the devices) and
-            ``pil_two_view`` (the Pillow baseline). The dict also holds the settings.
+        A dict of median throughputs in images per second: ``decode_only``, ``crops`` (of decoded
+            images), ``host_pipeline`` (from files to uint8 batches), ``to_device`` (from files to
+            arrays on the devices) and ``pil_two_view`` (the Pillow baseline). Further keys hold the
+            settings of the benchmark, such as ``threads``.
 
     Raises:
         UserError: TensorFlow cannot decode any of the sampled images.
@@ -79,7 +80,8 @@ def measure_input(config: ConfigDict, rounds: int, seconds: float) -> dict[str, 
 
 
 def _one_by_one(dataset: Any, work: Callable[..., Any], threads: int) -> tuple[Any, int]:
-    """Return an endless `tf.data` data set that applies ``work``, and the images per element: 1."""
+    """Return an infinite `tf.data.Dataset` that applies ``work`` to each element, and the number of
+    images per element, which is 1."""
     tf = tensorflow()
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
@@ -127,7 +129,7 @@ def _host(config: ConfigDict, source: Source) -> tuple[Any, int]:
 
 
 def _rows(dataset_and_count: tuple[Any, int]) -> Turn:
-    """Return a function that measures a data set for some seconds, in images per second.
+    """Return a function that measures the throughput of a data set in images per second.
 
     Args:
         dataset_and_count: The data set, and the number of images in each of its elements.
@@ -149,7 +151,7 @@ def _to_device(config: ConfigDict, source: Source) -> Turn:
 
 
 def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
-    """Measure the images per second of an iterator whose elements hold ``images`` images."""
+    """Return the images per second of an iterator that yields ``images`` images at a time."""
     for _ in range(max(WARM_BATCHES, -(-128 // images))):
         next(batches)
     count, started = 0, time.perf_counter()
@@ -162,9 +164,10 @@ def _rate(batches: Iterator[Any], images: int, seconds: float) -> float:
 def _pillow(
     config: ConfigDict, encoded: list[bytes], threads: int, stack: contextlib.ExitStack
 ) -> Turn:
-    """Return a function that measures the Pillow baseline with ``threads`` worker processes.
+    """Return a function that measures the Pillow baseline in ``threads`` worker processes.
 
-    The workers return only the number of images, so that no time is spent on transfers.
+    The workers return the number of images instead of the images, which would take time to
+    transfer.
     """
     names = {field.name for field in dataclasses.fields(TwoViews)} - {"size"}
     settings = {name: config.augment[name] for name in names}

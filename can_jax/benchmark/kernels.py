@@ -21,13 +21,13 @@ WARM_UPS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The shape of the tokens to which an operation is applied.
+    """The shape of the token array to which an operation is applied.
 
     Attributes:
-        rows: The number of rows: images times views.
-        tokens: The number of tokens per row.
-        heads: The number of attention heads.
-        width: The width of the residual stream.
+        rows: The number of sequences in the batch: images times views.
+        tokens: The number of tokens per sequence, including the class token.
+        heads: The number of attention heads, a divisor of ``width``.
+        width: The number of features per token (the width of the residual stream).
     """
 
     rows: int
@@ -45,7 +45,7 @@ Inputs = tuple[jax.Array, ...]
 
 
 def attention_operations() -> dict[str, Operation]:
-    """Return implementations of attention by name, for (rows, tokens, heads, head width) inputs."""
+    """Return implementations of attention by name; inputs are (rows, tokens, heads, head width)."""
     library = jax.nn.dot_product_attention
     return {
         "ours": functools.partial(ops.attend_on_gpu, kernel="auto"),
@@ -61,7 +61,7 @@ def gelu_operations() -> dict[str, Operation]:
 
 
 def norm_operations(width: int, dtype: Any = jnp.bfloat16) -> dict[str, Operation]:
-    """Return implementations of LayerNorm by name, which compute in ``dtype``."""
+    """Return implementations of LayerNorm that compute in ``dtype``, by name."""
     options = {"dtype": dtype, "rngs": nnx.Rngs(0)}
     library = nnx.LayerNorm(width, epsilon=LAYER_NORM_EPS, **options)
     return {"ours": layer_norm(width, **options), "nnx.LayerNorm": library}
@@ -76,11 +76,11 @@ def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operat
     """Yield each operation with its implementations and random bfloat16 inputs.
 
     Args:
-        shape: The shape of the tokens.
+        shape: The shape of the token array, from which the shapes of the inputs follow.
 
     Yields:
-        The name of the operation, its implementations by name, an implementation that computes in
-            float32 for float32 inputs, and the inputs.
+        The name of the operation, its implementations by name, a reference implementation for
+            float32 inputs, and the bfloat16 inputs.
     """
     rng = np.random.default_rng(0)
 
@@ -102,19 +102,19 @@ def operations(shape: Shape) -> Iterator[tuple[str, dict[str, Operation], Operat
 def measure_kernels(
     shapes: dict[str, Shape], rounds: int, repeats: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Time the forward and backward pass of each operation, with its implementations in turns.
+    """Time the forward and backward pass of each implementation of each operation.
 
     Args:
-        shapes: The shapes of the inputs, by label, such as ``encoder``.
+        shapes: The token shapes to measure, by label, such as ``encoder``.
         rounds: The number of measurements of each implementation.
         repeats: The number of executions per measurement.
 
     Yields:
-        The operation with the label of its shape, such as ``attention, encoder``, and a dict of
-            results for each implementation. ``milliseconds`` is the median time of an execution.
-            ``error`` is the largest deviation from float32, relative to the largest value of the
-            output or gradient. For an implementation that the device does not support, the dict
-            holds only the message ``unsupported``.
+        The name of the operation and the label of the shape, such as ``attention, encoder``, and a
+            dict of results for each implementation. ``milliseconds`` is the median time of an
+            execution. ``error`` is the largest deviation of the output or a gradient from float32,
+            relative to the largest absolute value of that array. If the device does not support an
+            implementation, its dict holds only the error message, under ``unsupported``.
     """
     for place, shape in shapes.items():
         for name, implementations, wide, inputs in operations(shape):
@@ -137,9 +137,9 @@ def measure_kernels(
 
 
 def _gradient(operation: Operation) -> Callable[..., tuple[jax.Array, Inputs]]:
-    """Return a function that returns an operation's output and its vector-Jacobian products.
+    """Return a function that computes the output and the vector-Jacobian product of an operation.
 
-    The elements of the vector differ, since LayerNorm has zero gradients for equal elements.
+    The elements of the vector differ, because the gradient of LayerNorm is zero if they are equal.
     """
 
     def both(*inputs: jax.Array) -> tuple[jax.Array, Inputs]:
@@ -164,12 +164,13 @@ def _prepare(
 
     Args:
         operation: The implementation to measure.
-        inputs: The inputs of the operation.
+        inputs: The arrays to which the operation is applied.
         repeats: The number of executions per measurement.
-        exact: The output and the gradients in float32.
+        exact: The output and the gradients in float32, with which the results are compared.
 
     Returns:
-        A function that returns the seconds per execution, and the largest relative error.
+        A function that measures and returns the seconds per execution; and the largest relative
+            error.
     """
     both = jax.jit(_gradient(operation))
     found = [np.asarray(x, np.float32) for x in jax.tree.leaves(both(*inputs))]

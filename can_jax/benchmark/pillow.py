@@ -1,4 +1,4 @@
-"""The Pillow baseline: random views of an image as torchvision makes them from Pillow images.
+"""A Pillow baseline for the input pipeline: random views of an image, augmented as in torchvision.
 
 The crops, color jitter, grayscale, blur and normalization use the settings of `config.augment`.
 This module imports neither JAX nor TensorFlow, so that worker processes start quickly.
@@ -23,7 +23,8 @@ _encoded: list[bytes] = []  # The images of this worker process.
 class TwoViews:
     """A random augmentation that returns several views of an image.
 
-    ``size`` is the height and width of a view. The other fields are keys of `config.augment`.
+    ``size`` is the (height, width) of a view in pixels. The other fields have the names and values
+    of keys in `config.augment`.
     """
 
     size: tuple[int, int]
@@ -43,7 +44,8 @@ class TwoViews:
     std: tuple[float, float, float]
 
     def __call__(self, encoded: bytes) -> np.ndarray:
-        """Return normalized float32 views of an encoded image: (views, 3, height, width)."""
+        """Return normalized float32 views of an encoded image, of shape (views, 3, height,
+        width)."""
         with open_image(encoded) as image:
             whole = image.convert("RGB")
         return np.stack([self._normalized(self._view(whole)) for _ in range(self.views)])
@@ -108,7 +110,7 @@ def start_worker(encoded: list[bytes]) -> None:
 
 
 def count_images(views: TwoViews, seconds: float) -> tuple[int, float]:
-    """Augment images for some seconds. Return the number of images and the elapsed seconds."""
+    """Augment images for ``seconds``; return the number of images and the elapsed seconds."""
     count, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < seconds:
         views(_encoded[count % len(_encoded)])

@@ -67,9 +67,9 @@ def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> Turn:
-    """Return a function that measures a train step for some seconds, in images per second.
+    """Return a function that measures the throughput of a train step in images per second.
 
-    The function dispatches short steps in groups, so that the devices do not wait for the host.
+    Short steps are dispatched in groups, so that the devices do not wait for the host.
 
     Args:
         step: A function that dispatches a step, and may return before the step is computed.
@@ -93,14 +93,15 @@ def timed(step: Callable[[], Any], finish: Callable[[], None], images: int) -> T
 
 @dataclasses.dataclass
 class CompiledStep:
-    """A compiled train step of can_jax.
+    """A compiled train step of can_jax, with its compilation time and memory use.
 
     Attributes:
-        turn: A function that runs the step for the given seconds, and returns images per second.
-        compile_seconds: The time of tracing and compiling.
-        memory: The peak memory use of a device in bytes, measured over all programs of this
-            process; or `planned_memory` if the device reports no measurement.
-        program: The compiled program.
+        turn: A function that runs the step for a number of seconds, and returns the images per
+            second.
+        compile_seconds: The duration of tracing and compilation in seconds.
+        memory: The peak memory use of a device in bytes, over all programs of this process;
+            `planned_memory` if the device does not report its memory use.
+        program: The compiled program of the step.
     """
 
     turn: Turn
@@ -110,7 +111,7 @@ class CompiledStep:
 
     @property
     def planned_memory(self) -> int:
-        """The bytes of the step's arguments and temporaries on a device, from the compiler."""
+        """The compiler's count of bytes for the step's arguments and temporaries on a device."""
         plan: Any = self.program.memory_analysis()
         return int(plan.argument_size_in_bytes + plan.temp_size_in_bytes)
 
@@ -141,8 +142,8 @@ def our_step(config: ConfigDict) -> CompiledStep:
 def counted_flops(config: ConfigDict) -> float:
     """Return the FLOPs per image of a train step, as XLA counts them before optimization.
 
-    XLA counts all operations of the step. For the count, the loop over the blocks is unrolled and
-    rematerialization is off.
+    The count includes all operations, not only matrix products. The loop over the transformer
+    blocks is unrolled and rematerialization is disabled, so that each operation is counted once.
     """
     config = resolve(changed(config, {"model.scan": False, "model.remat": "none"}))
     step, mesh = make_step(config), make_mesh(config.mesh, jax.devices()[:1])
@@ -153,17 +154,18 @@ def counted_flops(config: ConfigDict) -> float:
 
 
 def baseline_step(config: ConfigDict, compiled: bool) -> tuple[Turn, str]:
-    """Build the train step of a configuration in PyTorch, on the same kind of device.
+    """Build the train step of a configuration in PyTorch, on a GPU if JAX uses one, else on the
+    CPU.
 
-    The step omits color augmentation, which PyTorch programs usually do in data loader workers.
+    The step omits color augmentation, which PyTorch programs usually apply in data loader workers.
 
     Args:
-        config: The resolved configuration.
-        compiled: Whether to compile the losses by `torch.compile`.
+        config: The resolved configuration, whose backbone is a ViT.
+        compiled: Whether to compile the forward pass and the losses with `torch.compile`.
 
     Returns:
-        A function that measures the step for some seconds, in images per second; and a description
-            of the baseline with the version of PyTorch.
+        A function that measures the throughput of the step in images per second; and a label such
+            as ``torch 2.9.0, compiled``.
 
     Raises:
         UserError: PyTorch is not installed, or the backbone is not a ViT.
@@ -210,17 +212,18 @@ def measure_step(
     """Measure the throughput of consecutive train steps on one batch that stays on the device.
 
     Args:
-        recipe: The configuration of a recipe before `resolve`.
-        rounds: The number of measurements of each step and of a matrix product, which take turns.
-        seconds: The duration of a measurement.
-        peer: Whether to also measure the PyTorch baseline. Both steps then omit color augmentation
-            and use the paper's denoising branch.
-        peer_compiled: Whether to compile the baseline by `torch.compile`.
-        parts: Whether to also measure MAE, SimCLR, and CAN without each of its `ABLATIONS`.
+        recipe: The configuration of a recipe, not yet resolved.
+        rounds: The number of rounds, each of which measures a matrix product and every step once.
+        seconds: The duration of each measurement in seconds.
+        peer: Whether to also measure the PyTorch baseline. If True, can_jax and PyTorch both omit
+            color augmentation and use the paper's denoising branch.
+        peer_compiled: Whether to compile the PyTorch baseline with `torch.compile`.
+        parts: Whether to also measure MAE, SimCLR, and the variants of CAN in `ABLATIONS`, each of
+            which lacks one part.
 
     Returns:
-        A dict of JSON values. Throughputs are medians over the rounds. ``ratio`` is the median over
-            the rounds of can_jax's throughput divided by PyTorch's.
+        The results by name, as JSON values. Throughputs are medians over the rounds. ``ratio`` is
+            can_jax's throughput divided by PyTorch's, also a median over the rounds.
     """
     config = resolve(recipe)
     if peer:  # Both sides do the same work.

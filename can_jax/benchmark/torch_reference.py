@@ -1,8 +1,8 @@
-"""CAN in idiomatic PyTorch: a baseline for speed, and a reference for the mathematics.
+"""CAN in idiomatic PyTorch: a baseline for speed, and a reference for numerical tests.
 
-Parameters have the names and layouts of MAE, so that `can_jax.weights` can read a saved state dict.
-The model uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to bfloat16 and
-`torch.compile` are optional.
+Parameters have the names and layouts of the published MAE, so that `can_jax.weights` can read a
+saved state dict. The model uses `F.scaled_dot_product_attention` and a fused AdamW. Autocast to
+bfloat16 and `torch.compile` are optional.
 """
 
 import math
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 
 class Sizes(NamedTuple):
-    """The sizes of the network. ``projector`` holds the output width of each projector layer."""
+    """The layer sizes of the encoder, decoder and projector. ``projector`` holds the output width
+    of each projector layer."""
 
     width: int
     depth: int
@@ -126,12 +127,13 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 def full(x: Tensor) -> Tensor:
-    """Convert a tensor to float32, in which losses are computed; float64 remains float64."""
+    """Convert a bfloat16 tensor to float32, in which losses are computed; leave float64
+    unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def taken(x: Tensor, index: Tensor) -> Tensor:
-    """Return the tokens of each row at the indices of that row."""
+    """Return, for each row of ``x``, the tokens at the indices in the same row of ``index``."""
     return torch.gather(x, 1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
@@ -209,7 +211,8 @@ class CAN(nn.Module):
         """Return the losses, the encoder's tokens, the projections and the predictions.
 
         Args:
-            clean, unit_noise: The patches and standard normal noise, (rows, patches, pixels).
+            clean, unit_noise: The noise-free patches, and standard normal noise of the same shape
+                (rows, patches, pixels).
             sigma: The standard deviation of the noise of each row, (rows,).
             shuffle: A permutation of the patch indices, (rows, patches), whose first
                 ``settings.visible`` entries are the visible patches.
@@ -247,7 +250,8 @@ class CAN(nn.Module):
 def info_nce(projection: Tensor, temperature: float) -> Tensor:
     """Return the InfoNCE loss, averaged over all rows.
 
-    The positive of a row is the row of the same image in the other half of the batch.
+    The positive example of a row is the other view of the same image, in the other half of the
+    batch.
     """
     unit = F.normalize(projection, dim=1)
     logits = unit @ unit.T / temperature
@@ -261,11 +265,11 @@ class Trainer:
     """A train step on uint8 images: normalization, noise, masks, losses, gradients and AdamW.
 
     Args:
-        network: The network, already on its device.
+        network: The CAN network, already on its device.
         mean, std: The mean and standard deviation of each channel, for pixels between 0 and 1.
         learning_rate, weight_decay: The learning rate and weight decay of AdamW.
         bfloat16: Whether to use autocast to bfloat16 for the forward pass.
-        compiled: Whether to compile the losses by `torch.compile`.
+        compiled: Whether to compile the forward pass and the losses with `torch.compile`.
     """
 
     def __init__(
@@ -301,11 +305,11 @@ class Trainer:
             return self.network(clean, sigma, noise, shuffle)["total"]
 
     def step(self, views: Tensor) -> Tensor:
-        """Apply one update, and return the loss.
+        """Apply one optimizer update, and return the loss.
 
         Args:
-            views: The uint8 images, (rows, height, width, channels). The first views of all images
-                come first.
+            views: The uint8 images, (rows, height, width, channels): the first views of all images,
+                followed by the second views.
         """
         loss = self.losses(views)
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""A timed comparison of variants of the train step, and of PyTorch, on one device."""
+"""A benchmark of variants of the train step, compared with PyTorch, on one device."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -42,24 +42,26 @@ def measure_variants(
     report: Callable[[Result], None],
     left: Callable[[], float],
 ) -> None:
-    """Measure variants of the train step, and optionally PyTorch, in turns.
+    """Measure the throughput of variants of the train step, and optionally of PyTorch.
 
     If a variant fails, for example by running out of memory, the error is stored in its result and
-    the other variants are still measured. Compilations that do not finish in time are abandoned.
+    the other variants are still measured. A variant whose compilation does not finish in time is
+    not measured.
 
     Args:
-        recipe: The configuration of a recipe before `resolve`.
-        variants: The changes of each variant by name, as dicts from dotted configuration keys to
-            values.
+        recipe: The configuration of a recipe, not yet resolved.
+        variants: For each variant, by name, a dict of the changed settings by dotted configuration
+            key.
         peers: Whether to also measure PyTorch with and without `torch.compile`, and a variant named
-            `SAME_WORK`, whose step does the same work as PyTorch's.
+            `SAME_WORK` that performs the same computation as PyTorch.
         rounds: The number of measurements of each variant.
-        seconds: The duration of a measurement.
-        product: The number of rows of the square matrix product that is measured in each round.
+        seconds: The duration of each measurement in seconds.
+        product: The number of rows of the square matrices whose product is timed in each round.
         describe: A function that returns further results for a compiled step.
-        report: A function that receives all results so far after each new one.
-        left: A function that returns the remaining seconds. Measurements are skipped once no time
-            remains.
+        report: A function that is called with all results so far whenever a new result is
+            available.
+        left: A function that returns how many seconds remain for the benchmark. Measurements are
+            skipped once no time remains.
     """
     if peers:
         variants = {**variants, SAME_WORK: PEER_WORK}
@@ -100,7 +102,7 @@ def measure_variants(
     done, late = wait(futures, timeout=max(left() - TURNS_SECONDS, 0))
     pool.shutdown(wait=False, cancel_futures=True)
     for future in late:
-        results[futures[future]] = {"error": "no time was left to compile it"}
+        results[futures[future]] = {"error": "no time was left to compile this variant"}
     for future in done:
         future.result()
     report(whole)
@@ -134,8 +136,8 @@ def take_turns(
 ) -> None:
     """Measure each step once, and append the images per second to ``rates`` in its result.
 
-    Measurements are skipped when no time is left. A measurement that fails, for example by running
-    out of memory, adds ``error`` to the result instead.
+    Measurements are skipped when no time is left. If a measurement fails, for example for lack of
+    memory, the result holds ``error`` with the message.
     """
     for name, turn in turns.items():
         if left() > 0 and "error" not in results[name]:
@@ -146,7 +148,7 @@ def take_turns(
 
 
 def rated(whole: Result) -> Result:
-    """Add median throughputs, MFU, and speed ratios to PyTorch to the results; return them."""
+    """Add median throughputs, MFU and the speedup over PyTorch to ``whole``, and return it."""
     steps = whole["steps"]
     for step in steps.values():
         if rates := step.get("rates"):

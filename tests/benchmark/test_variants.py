@@ -58,7 +58,7 @@ def test_failures_and_late_programs_do_not_end_the_others(measured, monkeypatch)
     steps = results["steps"]
     assert steps["good"]["rates"] == [100.0] * 3 and steps["good"]["described"]
     assert steps["large"]["error"] == "RuntimeError: RESOURCE_EXHAUSTED: too little memory"
-    assert steps["slow"] == {"error": "no time was left to compile it"}
+    assert steps["slow"] == {"error": "no time was left to compile this variant"}
 
 
 def test_ratios_are_of_the_same_rounds_and_the_same_work(measured, monkeypatch):
