@@ -1,1 +1,1 @@
-"""Feature extraction, and classifiers, maps and quality metrics that are computed from features."""
+"""Extraction of image features, and classifiers, maps and quality metrics that use features."""

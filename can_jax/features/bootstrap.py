@@ -13,8 +13,8 @@ def interval(values: Shaped[np.ndarray, " examples"]) -> tuple[float, float]:
     """Return the lower and upper bound of a 95 % bootstrap confidence interval of a mean.
 
     The function resamples the values 10,000 times with replacement, and takes quantiles of the
-    means. It draws how often each distinct value occurs in a resample, which is fast if there are
-    few distinct values, such as 0 and 1.
+    means. A resample is drawn as the count of each distinct value, which is fast if there are few
+    distinct values, such as 0 and 1.
 
     Args:
         values: One value per example, such as whether its prediction is correct.

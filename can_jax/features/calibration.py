@@ -9,7 +9,7 @@ from scipy.special import softmax
 def calibration(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"], bins: int
 ) -> dict[str, float]:
-    """Return three calibration metrics of a classifier; smaller is better.
+    """Return three calibration metrics of a classifier, of which lower values are better.
 
     Args:
         logits: The logits of each example, of shape (examples, classes).

@@ -1,11 +1,13 @@
-"""Metrics of disentanglement: DCI and the mutual information gap, of codes with known factors.
+"""Disentanglement metrics of codes whose generative factors are known: DCI and MIG.
 
 - DCI (Eastwood and Williams, ICLR 2018, openreview By-7dz-AZ): a lasso regression predicts each
-  factor from all dimensions of the code. The absolute coefficients are the importances. A dimension
-  is disentangled if it is important for one factor only. A factor is represented completely if one
-  dimension alone is important for it.
-- MIG (arXiv 1802.04942): the gap between the largest and the second largest mutual information of a
-  dimension with a factor, over the entropy of the factor, averaged over factors.
+  factor from all dimensions of the code. The importance of a dimension for a factor is its mean
+  absolute coefficient. Disentanglement is high if each dimension is important for only one factor.
+  Completeness is high if only one dimension is important for each factor.
+
+- MIG, the mutual information gap (arXiv 1802.04942): for each factor, the difference in mutual
+  information between the two most informative dimensions, divided by the entropy of the factor. The
+  MIG score is the mean over factors.
 """
 
 from collections.abc import Mapping
@@ -21,13 +23,16 @@ STEPS = 1000  # the most steps of the lasso's solver
 
 
 class Dci(NamedTuple):
-    """The scores of DCI.
+    """The scores of DCI: disentanglement, completeness and informativeness.
 
     Attributes:
-        disentanglement: 1 if each dimension is important for one factor only, 0 if for all equally.
-        completeness: 1 if each factor depends on one dimension only, 0 if on all equally.
-        informativeness: The mean over factors of the explained variance of held-out examples.
-        by_factor: The explained variance of each factor.
+        disentanglement: From 0, if each dimension is equally important for all factors, to 1, if it
+            is important for one factor only.
+        completeness: From 0, if each factor depends equally on all dimensions, to 1, if it depends
+            on one dimension only.
+        informativeness: The mean over factors of the fraction of variance explained on the test
+            examples.
+        by_factor: The fraction of variance explained on the test examples, for each factor.
         importances: The importance of each dimension for each factor.
     """
 
@@ -39,11 +44,11 @@ class Dci(NamedTuple):
 
 
 def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples columns"]:
-    """Return the columns of a factor that are regressed: one per class, or the values.
+    """Return the regression targets of a factor: one-hot columns of its classes, or its values.
 
     Args:
-        values: The factor.
-        like: The factor of the training examples, which determines the classes.
+        values: The value of the factor for each example.
+        like: The values of the same factor for the training examples, which determine the classes.
     """
     if np.issubdtype(like.dtype, np.integer):
         return (values[:, None] == np.unique(like)).astype(np.float64)
@@ -53,12 +58,12 @@ def targets(values: np.ndarray, like: np.ndarray) -> Float[np.ndarray, "examples
 def lasso(
     inputs: Codes, outputs: Float[np.ndarray, "examples columns"], penalty: float
 ) -> Float[np.ndarray, "dimensions columns"]:
-    """Minimize ``|outputs - inputs W|^2 / (2 examples) + penalty |W|_1`` by FISTA.
+    """Return the ``W`` that minimizes ``|outputs - inputs W|^2 / (2 examples) + penalty |W|_1``.
 
     Args:
-        inputs: The inputs, centered.
-        outputs: The outputs, centered.
-        penalty: The factor of the absolute coefficients.
+        inputs: The inputs of the regression, centered to mean 0.
+        outputs: The target values, centered to mean 0.
+        penalty: The strength of the L1 penalty, at least 0.
     """
     gram, right = inputs.T @ inputs / len(inputs), inputs.T @ outputs / len(inputs)
     rate = 1 / max(float(np.linalg.eigvalsh(gram)[-1]), 1e-12)
@@ -78,9 +83,9 @@ def lasso(
 def one_minus_entropy(
     importances: Float[np.ndarray, "rows columns"],
 ) -> Float[np.ndarray, " rows"]:
-    """Return 1 minus the entropy of each row's shares, in units of that of equal shares.
+    """Return 1 minus the entropy of each row, scaled such that the entropy of a uniform row is 1.
 
-    A row of zeros counts as equal shares.
+    A row of zeros is treated as a uniform distribution.
     """
     count = importances.shape[1]
     total = importances.sum(axis=1, keepdims=True)
@@ -92,15 +97,18 @@ def dci(
     test: tuple[Float[np.ndarray, "test dimensions"], Factors],
     penalty: float = 0.02,
 ) -> Dci:
-    """Return the scores of DCI.
+    """Return the DCI scores of codes whose generative factors are known.
 
-    Dimensions and factors are standardized by the training examples. Scores of dimensions and of
-    factors are averaged with their shares of all importances as weights.
+    Dimensions and factors are standardized with statistics of the training examples. The
+    disentanglement score is a mean over dimensions, and the completeness score a mean over factors,
+    both weighted by importance.
 
     Args:
-        train: The codes and the factors with which the regressions are fitted.
-        test: The codes and the factors with which they are evaluated.
-        penalty: The penalty of the lasso; the default is that of the authors' code.
+        train: The codes and the factors of the training examples, on which the regressions are
+            fitted.
+        test: The codes and the factors of the test examples, on which the regressions are
+            evaluated.
+        penalty: The strength of the L1 penalty; the default is that of the authors' code.
     """
     mean, deviation = (
         train[0].mean(axis=0, dtype=np.float64),
@@ -132,11 +140,12 @@ def dci(
 
 
 def discretize(values: np.ndarray, bins: int) -> np.ndarray:
-    """Return the bin of each value, of equal bins between the extremes of its column.
+    """Return the bin index of each value, for bins of equal width between the extremes of its
+    column.
 
     Args:
-        values: The values; examples are along the first axis.
-        bins: The number of bins.
+        values: The values to discretize, with examples along the first axis.
+        bins: The number of bins per column.
     """
     low, high = values.min(axis=0), values.max(axis=0)
     width = np.where(high > low, high - low, 1)
@@ -152,12 +161,13 @@ def entropy(counts: np.ndarray) -> np.ndarray:
 def mutual_information_gap(codes: Codes, factors: Factors) -> dict[str, float]:
     """Return the mutual information gap of each factor, from 0 to 1.
 
-    Mutual information is that of a histogram: `CODE_BINS` for a dimension, `FACTOR_BINS` for a
-    continuous factor. With few examples it is biased upwards, alike for all dimensions.
+    Mutual information is estimated from histograms with `CODE_BINS` bins for a dimension and
+    `FACTOR_BINS` bins for a continuous factor. With few examples, the estimates are biased upwards
+    for all dimensions.
 
     Args:
-        codes: The codes.
-        factors: The factors of the same examples.
+        codes: The code (feature vector) of each example.
+        factors: The generative factors of the same examples, by name.
     """
     cut = discretize(codes.astype(np.float64), CODE_BINS)
     dimensions = codes.shape[1]

@@ -21,8 +21,8 @@ def embedding_map(
 
     Args:
         features: The feature vector of each example.
-        perplexity: The effective number of neighbors of each example. The value is limited to a
-            third of the number of examples.
+        perplexity: The effective number of neighbors of each example. A perplexity above a third of
+            the number of examples is reduced to that third.
     """
     if len(features) < 3:  # no neighborhoods to compare
         return np.stack([np.arange(len(features)), np.zeros(len(features))], axis=1)

@@ -1,4 +1,4 @@
-"""Extraction of image features on a device mesh, in which every image counts exactly once."""
+"""Extraction of image features on a device mesh; each image is returned once, without padding."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from can_jax.utils.progress import phase
 
 
 class Features(NamedTuple):
-    """The features of all valid examples, as NumPy arrays on the host.
+    """The features of all usable examples (decoded, and labeled if required), as NumPy arrays.
 
     Attributes:
         features: The feature vector of each example.
@@ -38,8 +38,8 @@ class FeatureExtractor:
         function: A function of (state, images) that maps uint8 images (images, height, width,
             channels) to features (images, width).
         mesh: The device mesh over which each batch is split.
-        batch_size: The number of images in a global batch. The number is rounded up to a multiple
-            of the number of batch shards of the mesh.
+        batch_size: The number of images in a global batch. The batch size is rounded up to a
+            multiple of the number of batch shards of the mesh.
     """
 
     def __init__(self, function: Callable[..., Any], mesh: Mesh, batch_size: int):
@@ -56,16 +56,17 @@ class FeatureExtractor:
     def __call__(
         self, state: Any, examples: EvaluationSet, change: Change | None = None
     ) -> Features:
-        """Return the features of all valid examples. Collective: every process must call this.
+        """Return the features of all usable examples (decoded, and labeled if required).
+        Collective: every process must call this.
 
-        Every process must pass the same ``examples``, of which it loads its slice.
+        Every process must pass the same ``examples``; each process loads its own slice.
 
         Args:
             state: The first argument of the feature function, for example the parameters of an
                 encoder.
-            examples: The set of images to read.
-            change: A function of (images, indices) that changes the images on the host first. The
-                function must keep the shape and dtype of the images.
+            examples: The evaluation set that loads the images in batches.
+            change: A function of (images, indices) that changes the images on the host before
+                features are computed. The function must keep the shape and dtype of the images.
         """
         parts, done = [], 0
         with jax.set_mesh(self._mesh), phase("computing features") as progress:

@@ -10,8 +10,8 @@ BIAS = 100.0  # the constant feature; its size makes the penalty on its weight n
 def draw_shots(
     labels: Int[np.ndarray, " examples"], shots: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " drawn"]:
-    """Return the indices of ``shots`` random examples of each class; of all its examples if it has
-    fewer."""
+    """Return the indices of ``shots`` random examples per class, and of all examples of smaller
+    classes."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
@@ -27,19 +27,19 @@ def ridge_predictions(
     queries: Float[np.ndarray, "queries width"],
     ridge: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Return the predicted class of each query, by ridge regression to targets 1 (the true class)
-    and -1.
+    """Predict the class of each query by ridge regression, with the target 1 for the true class and
+    -1 for the others.
 
     The regression minimizes the squared error plus ``ridge`` times the sum of the squared weights.
-    Features are standardized with the mean and standard deviation of ``features``, and a constant
-    is appended for the bias.
+    Features and queries are standardized with the mean and standard deviation of ``features``, and
+    a constant is appended for the bias.
 
-    If there are fewer examples than features, the dual form of the problem is solved, which has the
-    same solution.
+    If there are fewer examples than features, the dual form of the problem is solved, which gives
+    the same weights.
 
     Args:
         features: The feature vectors of the labeled examples.
-        labels: The class of each labeled example; any integers.
+        labels: The class of each labeled example, as any integer.
         queries: The feature vectors to classify.
         ridge: The strength of the L2 penalty on the weights, above 0.
     """

@@ -16,13 +16,13 @@ def alignment(
     """Return the alignment of the features of two views of each image (arXiv 2005.10242).
 
     Alignment is the mean squared distance of the two feature vectors of an image, scaled to length
-    1. It is 0 for equal vectors, 2 for orthogonal ones, and at most 4.
+    1. The distance is 0 for equal vectors, 2 for orthogonal vectors, and at most 4.
     """
     return float(((unit(one) - unit(other)) ** 2).sum(axis=1).mean())
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of pairs of different examples: all pairs, or `PAIRS` random ones if there
+    """Return the indices of all pairs of different examples, or of `PAIRS` random pairs if there
     are more."""
     if count * (count - 1) // 2 <= PAIRS:
         return np.triu_indices(count, 1)
@@ -54,8 +54,8 @@ def uniformity(features: Float[np.ndarray, "examples width"], seed: int = 0) -> 
 def tolerance(
     features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
 ) -> float | None:
-    """Return the mean cosine similarity of pairs of the same class (arXiv 2012.09740); None if no
-    class has two examples.
+    """Return the mean cosine similarity of pairs of examples in the same class (arXiv 2012.09740);
+    None if no class has two examples.
 
     The sum over all pairs of a class is computed from the sum of its feature vectors, without a
     loop over pairs.
@@ -69,7 +69,7 @@ def tolerance(
 
 
 def dead_dimensions(features: Float[np.ndarray, "examples width"]) -> int:
-    """Return the number of dimensions whose standard deviation is at most `DEAD` times the median
-    over dimensions."""
+    """Return the number of feature dimensions whose standard deviation is at most `DEAD` times the
+    median over all dimensions."""
     deviations = features.astype(np.float64).std(axis=0)
     return int((deviations <= DEAD * np.median(deviations)).sum())

@@ -15,7 +15,7 @@ VOTE_CHUNK = 4096  # queries whose votes are counted at a time
 
 
 class Neighbors(NamedTuple):
-    """The feature vectors of a bank that are most similar to each query, in order of decreasing
+    """The nearest neighbors of each query in a bank of feature vectors, in order of decreasing
     similarity.
 
     Attributes:
@@ -73,14 +73,14 @@ def nearest(
 ) -> Neighbors:
     """Return the ``k`` feature vectors of a bank with the highest cosine similarity to each query.
 
-    The search is exact.
+    The search is exact; it compares each query with all vectors of the bank.
 
     Args:
         bank: The feature vectors to search.
         queries: The feature vectors for which to find neighbors.
-        k: The number of neighbors per query. The number is limited to the size of the bank.
-        chunk: The number of queries to process at a time.
-        bank_chunk: The number of bank vectors to compare at a time.
+        k: The number of neighbors per query; reduced to the size of the bank if larger.
+        chunk: The number of queries to process at a time, which limits the memory use.
+        bank_chunk: The number of bank vectors to compare at a time, which limits the memory use.
     """
     unit_bank, unit_queries = (unit(x, x.dtype).astype(np.float32) for x in (bank, queries))
     count, size = len(bank), min(bank_chunk, len(bank))
@@ -100,7 +100,7 @@ def vote(
     """Return the predicted label of each query, by a weighted vote of its ``k`` nearest neighbors.
 
     The weight of a vote is ``exp(similarity / temperature)`` (arXiv 1805.01978). Ties go to the
-    smallest label. Memory grows with ``k``, not with the number of classes.
+    smallest label. The memory use grows with ``k``, not with the number of classes.
     """
     parts = [
         _vote(neighbors.similarity[rows, :k], labels[neighbors.indices[rows, :k]], temperature)
@@ -115,7 +115,7 @@ def _vote(
     labels: Int[np.ndarray, "queries k"],
     temperature: float,
 ) -> Int[np.ndarray, " queries"]:
-    """Return the label with the largest sum of weights for each query."""
+    """Return, for each query, the label whose neighbors have the largest sum of weights."""
     weights = np.exp(
         (similarity - similarity[:, :1]) / temperature
     )  # normalized so that the largest is 1
@@ -142,7 +142,7 @@ def knn_predictions(
     """Return the predicted label of each query, by a weighted vote of its ``k`` nearest neighbors
     in a bank.
 
-    If ``k`` exceeds the size of the bank, the whole bank votes.
+    If ``k`` exceeds the size of the bank, all vectors of the bank vote.
     """
     return vote(nearest(bank, queries, k), labels, k, temperature)
 

@@ -1,5 +1,5 @@
-"""Linear classifiers on frozen features. One classifier is trained for each setting of a
-hyperparameter grid, all in the same loop."""
+"""Linear classifiers on frozen features. For each setting of a hyperparameter grid, one classifier
+is trained; all are trained in one loop."""
 
 import functools
 import itertools
@@ -75,7 +75,7 @@ class Heads(NamedTuple):
 
 @jax.jit
 def _logits(kernel: Array, bias: Array, standard: Array) -> Array:
-    """Return the logits of every head, given features that are standardized already."""
+    """Return the logits of every head for standardized features."""
     products = jnp.einsum("ew,hwc->hec", standard, kernel, precision="highest")
     return products + bias[:, None]
 
@@ -86,7 +86,7 @@ def grid(learning_rates: tuple[float, ...], weight_decays: tuple[float, ...]) ->
 
 
 def _optimizer(rate: Any, decay: Any) -> optax.GradientTransformation:
-    """Return SGD with momentum, and weight decay of the kernel but not of the bias."""
+    """Return SGD with momentum and with weight decay of the kernel, but not of the bias."""
     only_kernel = optax.add_decayed_weights(decay, mask={"kernel": True, "bias": False})
     return optax.chain(only_kernel, optax.sgd(rate, MOMENTUM))
 
@@ -139,19 +139,19 @@ def train_heads(
     """Train a linear classifier for each setting, by SGD with momentum and a cosine schedule.
 
     The loss is the cross-entropy plus ``weight_decay / 2`` times the sum of the squared kernel. All
-    parameters start at zero. All classifiers are trained on the same batches and independently, so
-    the result of a setting does not depend on the other settings.
+    parameters start at zero. All classifiers are trained on the same batches. The result of a
+    setting does not depend on the other settings.
 
     Args:
-        features: The feature vectors of the training examples, which are standardized to mean 0 and
-            standard deviation 1.
+        features: The feature vectors of the training examples. The function standardizes the
+            features to mean 0 and standard deviation 1.
         labels: The class index of each example, from 0 to ``classes`` - 1.
-        classes: The number of classes.
-        settings: The hyperparameters of each classifier.
-        epochs: The number of passes over the examples.
-        batch_size: The number of examples in a batch; if there are fewer, all form one batch. An
-            incomplete last batch of an epoch is dropped.
-        seed: The seed of the order of the examples.
+        classes: The number of classes, and of outputs of each classifier.
+        settings: The learning rate and weight decay of each classifier.
+        epochs: The number of passes over the training examples.
+        batch_size: The number of examples in a batch, reduced to the number of examples if larger.
+            An incomplete last batch of an epoch is dropped.
+        seed: The seed of the random order of the examples.
     """
     mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
     standard = jnp.asarray((features - mean) / deviation, jnp.float32)

@@ -1,4 +1,4 @@
-"""Color maps of patch tokens, which show their first three principal components."""
+"""Color maps of patch tokens, in which RGB values show the first three principal components."""
 
 import numpy as np
 from jaxtyping import Float
@@ -9,8 +9,8 @@ TAIL = 2.0  # percent of the values at either end that share the darkest or the 
 def pca_colors(
     tokens: Float[np.ndarray, "images patches width"],
 ) -> Float[np.ndarray, "images patches 3"]:
-    """Return a color for each patch, from the first three principal components of the patches of
-    all images.
+    """Return a color for each patch, from the first three principal components of the patch tokens
+    of all images.
 
     Patches with similar tokens get similar colors, within an image and across images. A component
     without variance gets the constant value 0.5.
@@ -19,7 +19,8 @@ def pca_colors(
         tokens: The patch tokens of several images, of shape (images, patches, width).
 
     Returns:
-        The colors, in [0, 1]. Red, green and blue show the first, second and third component.
+        The RGB colors, with values in [0, 1]. Red, green and blue show the first, second and third
+            principal component.
     """
     rows = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
     rows = rows - rows.mean(axis=0)
