@@ -1,7 +1,7 @@
 """The configurations of the noise study: methods, and variants of CAN's denoising branch.
 
-A cell is a dict of changes to a CAN recipe, by dotted key. The values of
-`can_jax.config.baselines.METHODS` have the same form.
+A cell is a dict of changes to a CAN recipe, by dotted key. Each value of
+`can_jax.config.baselines.METHODS` is also such a dict of changes.
 """
 
 from typing import Any

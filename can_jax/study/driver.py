@@ -1,4 +1,4 @@
-"""The driver of a study, which trains and evaluates missing runs and stores their results."""
+"""The driver of a study, which trains and evaluates all runs that have no stored result."""
 
 import json
 import statistics
@@ -35,7 +35,8 @@ CURVES = (
 
 
 def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return the logged values of `CURVES`, one record per step, with five significant digits."""
+    """Return a record of the metrics in `CURVES` for each logged step, with five significant
+    digits."""
     merged: dict[int, dict[str, float]] = {}
     for line in logged:
         record = {name: float(f"{line[name]:.5g}") for name in CURVES if name in line}
@@ -44,16 +45,16 @@ def curves_of(logged: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[str, bytes]]:
-    """Evaluate a finished run.
+    """Evaluate a finished run, and collect its result and its pictures.
 
     Args:
         plan: The plan of the study, which holds the configuration of the evaluation.
-        run: The finished run.
-        workdir: The run directory.
+        run: The finished run to evaluate.
+        workdir: The directory of the run, to which the evaluation is written.
 
     Returns:
-        The result to store as JSON, and the content of each picture by file name. Only the run with
-        seed 0 of a pictured arm has pictures.
+        The result to store as JSON, and the content of each picture by file name. Pictures are
+        returned only for seed 0 of an arm whose attribute ``pictured`` is True.
     """
     folder, pictured = workdir / "evaluation", run.arm.pictured and run.config.seed == 0
     findings, subject = measure(
@@ -91,9 +92,10 @@ def conclude(plan: Plan, run: Run, workdir: epath.Path) -> tuple[Result, dict[st
 
 
 def _beyond(accuracies: dict[float, float | None]) -> float | None:
-    """Return the next learning rate to try if the best one is the smallest or largest, else None.
+    """Return the next learning rate to try: half the best rate if it is the smallest, twice the
+    best rate if it is the largest, else None.
 
-    Return None until all rates have been measured.
+    None is also returned until all learning rates have an accuracy.
     """
     measured = {rate: accuracy for rate, accuracy in accuracies.items() if accuracy is not None}
     if len(measured) < max(2, len(accuracies)):
@@ -107,9 +109,9 @@ class Driver:
 
     Args:
         plan: The plan of the study: its arms, recipe and evaluation.
-        workdir: The directory in which each run has its run directory.
-        results: The directory of result files, one JSON file per run. A run with a result is
-            skipped.
+        workdir: The directory that contains the run directories.
+        results: The directory that contains a JSON file for each run with a result. Runs with a
+            result are skipped.
     """
 
     def __init__(self, plan: Plan, workdir: epath.Path, results: epath.Path):
@@ -118,8 +120,8 @@ class Driver:
     def name_of(self, run: Run) -> str | None:
         """Return the name of a run's result file without suffix, or None if there is no result.
 
-        The name contains a hash of all settings. A result of an older version, which had fewer
-        settings, has a different hash and is identified by its stored settings.
+        The file name contains a hash of all settings. A result from an older version of the
+        package, which had fewer settings, has a different hash and is found by its stored settings.
         """
         if (self.results / f"{run.name}.json").exists():
             return run.name
@@ -129,14 +131,15 @@ class Driver:
         return None
 
     def known(self, run: Run) -> Result | None:
-        """Return the stored result of a run, plus its file name under ``file``, or None."""
+        """Return the stored result of a run with its file name under ``file``, or None if there is
+        none."""
         name = self.name_of(run)
         if name is None:
             return None
         return json.loads((self.results / f"{name}.json").read_text()) | {"file": name}
 
     def work(self) -> None:
-        """Train all missing runs, and block until the study is complete.
+        """Train all runs that have no result, and block until the study is complete.
 
         Several processes may call this method at once, and train different runs. Each process holds
         a lock on the run that it trains.
@@ -199,10 +202,11 @@ class Driver:
         return self.plan.run(arm, max(measured, key=lambda rate: measured[rate]), seed=0)
 
     def tried(self, arm: Arm) -> dict[float, float | None]:
-        """Return the accuracy on held-out training examples in percent, by learning rate.
+        """Return an arm's accuracies on held-out training examples in percent, by learning rate.
 
-        The accuracy is None for a rate without a result. While the best rate is the largest or the
-        smallest, twice or half that rate is added.
+        The accuracy is None for a learning rate without a result. As long as the largest learning
+        rate is the best, twice that rate is added; as long as the smallest is the best, half that
+        rate is added.
         """
         tuned = self.plan.tuned_like(arm)
         accuracies = {rate: self._held_out(tuned, rate) for rate in self.plan.learning_rates}
@@ -215,7 +219,7 @@ class Driver:
         return result["held_out_top1"] if result else None
 
     def _seeds(self, arm: Arm, first: Run) -> list[Run]:
-        """Return the runs of all seeds of an arm at the learning rate of its first run."""
+        """Return the runs of an arm for all seeds, at the learning rate of ``first``."""
         rate = first.config.optimizer.learning_rate
         return [self.plan.run(arm, rate, seed) for seed in range(arm.seeds)]
 

@@ -32,11 +32,11 @@ class Arm:
         changes: The changes to the study's recipe, by dotted key.
         like: The name of an earlier arm whose changes this arm inherits, or None. An arm that is
             not tuned also inherits the learning rate.
-        tuned: Whether to try all learning rates of the study, with seed 0.
-        seeds: The number of runs with different seeds.
-        equal_flops: Whether to train for as many FLOPs as the study's reference, instead of as many
+        tuned: Whether to select the learning rate: all rates of the study are tried with seed 0.
+        seeds: The number of runs at the selected learning rate, whose seeds are 0, 1 and so on.
+        equal_flops: Whether to train for as many FLOPs as the reference arm, instead of for as many
             images.
-        untrained: Whether to evaluate the encoder with random instead of trained weights.
+        untrained: Whether to evaluate the encoder with its random initial weights, as a baseline.
         pictured: Whether to store pictures with the result of the run with seed 0.
     """
 
@@ -56,7 +56,7 @@ class Run:
     """A pretraining run of an arm.
 
     Attributes:
-        arm: The arm.
+        arm: The arm to which the run belongs.
         config: The resolved configuration of the run.
         key: A hash of the settings of the run and of its evaluation, without the location of the
             data.
@@ -74,7 +74,7 @@ class Run:
 
 
 class Plan:
-    """The ordered arms of a study, and the configurations of their runs.
+    """The arms of a study in their order, and the configurations of their runs.
 
     Args:
         study: The configuration of a study, such as those in `configs/study`.
@@ -123,7 +123,7 @@ class Plan:
         return inherited | arm.changes
 
     def run(self, arm: Arm, learning_rate: float, seed: int) -> Run:
-        """Return the run of an arm for a learning rate and a seed, with its configuration."""
+        """Return the run of an arm with a given learning rate and seed."""
         own = {"optimizer.learning_rate": learning_rate, "seed": seed}
         config = resolve(changed(self._recipe, self.changes(arm) | own))
         if arm.equal_flops:
@@ -144,9 +144,10 @@ class Plan:
 
 
 def same_settings(result: dict[str, Any], run: Run, evaluation: ConfigDict) -> bool:
-    """Return True if a stored result has the settings of a run and an evaluation.
+    """Return True if a stored result was computed with the settings of a run and an evaluation.
 
-    Keys that an older result lacks get the values that reproduce its behavior.
+    Settings that do not affect the result are ignored. Keys that are missing in an older result get
+    the values that reproduce its behavior.
     """
     given, measured = result.get("config"), result.get("evaluation")
     if given is None or measured is None:

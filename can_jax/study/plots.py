@@ -30,7 +30,7 @@ def save(figure: Figure, path: epath.Path) -> None:
 
 
 def curves(arms: dict[str, list[Result]], path: epath.Path) -> None:
-    """Plot the kNN accuracy of each arm against images and against FLOPs.
+    """Plot the kNN accuracy of each arm against training images and against training FLOPs.
 
     A line shows the mean over seeds, and a band shows the minimum and maximum.
     """
@@ -73,13 +73,13 @@ def bars(
     measure: Callable[[Result], float],
     path: epath.Path,
 ) -> None:
-    """Plot the gain of each arm over the mean of the reference, with the reference's range shaded.
+    """Plot the gain of each arm over the mean of the reference arm, whose range is shaded.
 
     Args:
-        arms: The name and the results of each arm.
+        arms: The name and the results of each arm to plot.
         reference: The results of the reference arm.
-        measure: A function that returns the plotted value of a result, in percent.
-        path: The path of the SVG file.
+        measure: A function that returns the value to compare, in percent, from a result.
+        path: The path of the SVG file to write.
     """
     base = [measure(result) for result in reference]
     mean = statistics.mean(base)
@@ -94,5 +94,7 @@ def bars(
         )  # fmt: skip
         axis.set_yticks(range(len(arms)), [name for name, _ in arms])
         axis.invert_yaxis()
-        axis.set_xlabel("gain in linear top-1 over the reference, in points (shaded: its seeds)")
+        axis.set_xlabel(
+            "gain in linear top-1 over the reference arm, in points (shaded: range of its seeds)"
+        )
         save(figure, path)

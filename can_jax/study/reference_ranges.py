@@ -17,7 +17,7 @@ ReferenceRanges = dict[str, dict[str, Sequence[float]]]  # For each metric, (low
 
 
 def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
-    """Return reference ranges around the values that several runs logged at common steps."""
+    """Return a reference range for each metric and step that all given runs logged."""
     ranges: ReferenceRanges = {}
     for metric in METRICS:
         values = [{line["step"]: line[metric] for line in run if metric in line} for run in runs]
@@ -38,10 +38,10 @@ def ranges_of(runs: list[list[dict[str, Any]]]) -> ReferenceRanges:
 
 
 def outside(ranges: ReferenceRanges, run: list[dict[str, Any]]) -> list[str]:
-    """Return a line for each value outside its reference range.
+    """Return a message for each logged value outside its reference range.
 
-    Values at steps without a range are ignored. A value that was not finite, which metrics.jsonl
-    stores as null, counts as outside its range.
+    Values at steps without a range are ignored. A null in metrics.jsonl, which stands for a value
+    that was not finite, is outside every range.
     """
     violations = []
     for line in run:

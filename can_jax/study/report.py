@@ -1,4 +1,4 @@
-"""The Markdown report of a study: tables and plots made from its result files alone."""
+"""The Markdown report of a study, with tables and plots of the results in its result files."""
 
 import json
 import os
@@ -36,15 +36,15 @@ def spread(results: list[Result], measure: Callable[[Result], float]) -> str:
 
 
 class Report:
-    """The report of a study, with plots in a folder beside the page.
+    """The report of a study: a Markdown page, and a folder of plots beside it.
 
     Args:
         driver: The driver of the study, from which the report reads results.
-        page: The path of the Markdown file. The folder of plots has the page's name
-            without suffix.
+        page: The path of the Markdown file to write. The plots are written to a folder with the
+            same name without suffix.
 
     Raises:
-        UserError: The study's reference arm has no result at its best learning rate.
+        UserError: The reference arm of the study has no result at its best learning rate.
     """
 
     def __init__(self, driver: Driver, page: epath.Path):
@@ -92,8 +92,8 @@ class Report:
             "Images have {side} x {side} px. The encoder has width {width}, depth {depth} and "
             "patches of {patch} px. Runs take {steps} steps with batches of {batch}. Linear heads "
             "are trained on {train} images and tested on {test}. {command} writes this page from "
-            "the files in {results}, which hold configuration, commit and machine of each run. ± "
-            "is the standard deviation over seeds.",
+            "the files in {results}, which hold the configuration, commit and machine of each run. "
+            "± is the standard deviation over seeds.",
             side=side, width=model["width"], depth=model["depth"], patch=model["patch_size"],
             steps=first["steps"], batch=config["batch_size"], train=f"{examples['train']:,}",
             test=f"{examples['test']:,}", command=code(command),
@@ -105,7 +105,8 @@ class Report:
         return os.path.relpath(path.resolve(), self._page.parent.resolve())
 
     def _method_results(self) -> dict[str, list[Result]]:
-        """Return the results of all arms that are not variants of the reference arm, by name."""
+        """Return the results of all arms except trained variants of the reference arm, by arm
+        name."""
         choices = self._singles()
         arms = [arm for arm in self._plan.arms.values() if arm not in choices]
         return {arm.name: self._results[arm.name] for arm in arms if self._results[arm.name]}
@@ -137,7 +138,8 @@ class Report:
         return f"{table(rows, head, right=True)}\n\n{plot}"
 
     def _costs(self) -> str:
-        """Return the table of step times of the methods, and of CAN without each part."""
+        """Return a table of step times of the methods, and of CAN with one part removed at a
+        time."""
         path = self._driver.results / COST
         if not path.exists():
             return ""
@@ -149,7 +151,7 @@ class Report:
         ]
         ratio = cost["simclr_over_can"]
         return fill(
-            "{command} measured these step times on {machine}, in alternation. A step of SimCLR "
+            "{command} measured these step times on {machine}, in turns. A step of SimCLR "
             "has {flops} times the FLOPs of a step of CAN and takes {time} times as long."
             "\n\n{table}",
             command=code(cost["command"]), machine=cost["environment"]["processor"],
@@ -208,7 +210,7 @@ class Report:
         return "\n\n".join(lines)
 
     def _files(self) -> str:
-        """Return the table of result files behind the report."""
+        """Return the table of the result files from which the report was made."""
         rows = []
         for name, results in self._results.items():
             for result in results:
