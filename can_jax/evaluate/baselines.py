@@ -1,4 +1,4 @@
-"""Feature baselines on the same examples: the untrained encoder, and raw pixels."""
+"""Features of two baselines for an evaluation: the untrained encoder, and raw pixels."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -31,13 +31,13 @@ class _Pixels:
 
 
 def baselines(task: EvalContext, pair: Pair) -> Iterator[tuple[str, Features, Features]]:
-    """Yield each baseline as its name, its training features and its test features.
+    """Yield the name, the training features and the test features of each baseline.
 
-    Collective: every process must run the whole iteration.
+    Collective: every process must consume the whole iterator.
 
     Args:
         task: The evaluation context, whose setting ``baselines`` can disable the baselines.
-        pair: The opened training and test sets.
+        pair: The training and test sets, whose images are not read yet.
     """
     size = len(pair.train.examples) + len(pair.test.examples)
     wanted = task.config.baselines

@@ -1,4 +1,4 @@
-"""The table of all configuration keys of an evaluation, and their checks."""
+"""The table of all configuration keys of an evaluation, and functions that check their values."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def evaluation_table() -> Table:
     """Return the configuration keys of an evaluation: common keys, and a block for each protocol.
 
     Raises:
-        UserError: The name of a registered protocol is also a common key.
+        UserError: A registered protocol has the name of a common configuration key.
     """
     common: dict[str, Any] = {
         "protocol": Key("knn", Choice(PROTOCOLS), "The evaluation protocol."),
@@ -48,7 +48,8 @@ def evaluation_table() -> Table:
 
 
 def default_evaluation() -> ConfigDict:
-    """Return the default configuration: kNN on the pretraining data at its image size."""
+    """Return the default evaluation: kNN on the pretraining data, at the image size of
+    pretraining."""
     return configuration(evaluation_table()).lock()
 
 

@@ -40,7 +40,7 @@ def evaluate(
         checkpoint: The path of a pretraining run, an export, weights of another library, or a
             classifier that the protocol `classify` has trained.
         workdir: The directory for `results.json` and `report.html`, and for the run of a protocol
-            that trains.
+            that trains a model.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
 
     Returns:
@@ -62,17 +62,17 @@ def measure(
 ) -> tuple[EvalResults, Any]:
     """Evaluate an encoder with the protocol that ``config`` selects, without writing results.
 
-    A protocol that trains still writes its run into ``workdir``. Collective: every process must
-    call this.
+    A protocol that trains a model still writes its run to ``workdir``. Collective: every process
+    must call this.
 
     Args:
         config: The resolved configuration of the evaluation.
         checkpoint: The path of a pretraining run, an export, weights of another library, or a
             classifier that the protocol `classify` has trained.
-        workdir: The directory for the run of a protocol that trains; it is created if missing.
+        workdir: The directory for the run of a protocol that trains a model; created if missing.
         untrained: Whether to evaluate the encoder with random instead of trained weights.
-        pictures: Whether to draw the nearest neighbors and the embedding map, for protocols that
-            use frozen features.
+        pictures: Whether to draw the nearest neighbors and a map of the embedding, if the protocol
+            uses frozen features.
 
     Returns:
         The results, and the evaluated encoder or classifier.
@@ -128,12 +128,13 @@ def measure(
 
 
 def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> None:
-    """Check a run's data settings, and the other run settings that a protocol reads.
+    """Check the data settings of a pretraining run, and its other settings that a protocol reads.
 
     Args:
-        run: The configuration of the run, with the data block of the evaluation.
-        protocol: The protocol, whose `run_settings` list the settings that it reads.
-        path: The run directory, for the error message.
+        run: The configuration of the pretraining run, with the ``data`` block of the evaluation.
+        protocol: The protocol, whose attribute `run_settings` lists the settings to check besides
+            ``data``.
+        path: The run directory, which is named in error messages.
 
     Raises:
         UserError: A setting is invalid; the message names the first one.
@@ -148,7 +149,8 @@ def check_used(run: ConfigDict, protocol: EvalProtocol, path: epath.Path) -> Non
 
 
 def illustrate(task: EvalContext, findings: EvalResults) -> None:
-    """Add the nearest neighbors and the embedding map of ``findings.pictured_splits``, if set."""
+    """Add pictures of nearest neighbors and of the embedding to the results of a protocol that uses
+    frozen features."""
     if findings.pictured_splits is None:
         return
     grid = neighbor_grid(task, *findings.pictured_splits)

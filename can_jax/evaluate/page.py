@@ -1,8 +1,8 @@
-"""Self-contained HTML pages: templates, inlined pictures and inlined charts.
+"""Functions that render self-contained HTML pages from templates, with inlined pictures and charts.
 
-The values on a page come from untrusted files. Jinja escapes every value that is not `Html`, and
-`Html.format` escapes the values of elements that this module creates. No other module creates
-`Html`, so every other value is shown as text.
+Some values on a page come from untrusted files. Jinja escapes every value that is not `Html`, and
+`Html.format` escapes the values of elements that this module creates. Only this module creates
+`Html`, so a browser shows values from files as plain text.
 """
 
 import base64
@@ -38,8 +38,8 @@ def render(template: str, **values: Any) -> str:
     """Render a template to an HTML page without scripts and without external resources.
 
     Args:
-        template: The name of a file in `templates/`.
-        values: The template's variables. Strings are escaped unless they are `Html`.
+        template: The name of the template file in the folder `templates/`.
+        values: The variables of the template. Strings are escaped unless they are `Html`.
     """
     text = _templates().get_template(template).render(values)
     return text.encode(errors="backslashreplace").decode()  # File names need not be UTF-8.
@@ -55,7 +55,7 @@ def number(value: Any) -> str:
 
 
 def coded(text: str) -> Html:
-    """Return escaped text as HTML, with the parts between backticks as `<code>` elements."""
+    """Escape text for HTML, and convert the parts between backticks to `<code>` elements."""
     parts = text.split("`")
     code = Html("<code>{}</code>")
     return Html("").join(code.format(p) if i % 2 else p for i, p in enumerate(parts))
@@ -80,8 +80,8 @@ def inline_svg(svg: bytes, label: str, titles: Sequence[str] = ()) -> Html:
     Args:
         svg: The bytes of the SVG file.
         label: The description of the chart for screen readers.
-        titles: The tooltips of the markers in the SVG group with the id `MARKED`, one for each
-            marker, in order.
+        titles: The tooltips of the markers in the SVG group with the id `MARKED`, in the order of
+            the markers.
     """
     for color, variable in SCHEME.items():
         svg = svg.replace(color.encode(), variable.encode())

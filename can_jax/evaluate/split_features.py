@@ -20,7 +20,7 @@ from can_jax.utils.errors import UserError
 
 @runtime_checkable
 class Featurizer(Protocol):
-    """The interface of the models from which `SplitFeatureExtractor` extracts features."""
+    """The interface that `SplitFeatureExtractor` requires of a model."""
 
     @property
     def config(self) -> ConfigDict:
@@ -28,10 +28,10 @@ class Featurizer(Protocol):
 
     @property
     def parameters(self) -> Any:
-        """The parameters of the model, which `features` receives."""
+        """The parameters of the model, which are passed to `features`."""
 
     def features(self, parameters: Any, images: Any) -> Any:
-        """Return the features (images, width) of uint8 images."""
+        """Return the features of uint8 images, of shape (images, width)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Split:
 
     Attributes:
         name: The name of the split, such as ``test``.
-        outputs: The encoder's outputs: the class token and the mean patch token, concatenated; the
-            logits of a trained classifier.
+        outputs: The class token and the mean patch token of an encoder, concatenated; for a trained
+            classifier, its logits.
         labels: The class index of each example; -1 where unknown.
         indices: The index of each example in its source.
-        source: The source that the examples were read from.
+        source: The data source from which the examples were read.
         skipped: The number of examples that could not be decoded.
         training_classes: The classes of the training data, which define the class indices.
         fingerprint: A digest that identifies the images and labels; see `fingerprint`.
@@ -84,7 +84,8 @@ class SplitFeatureExtractor:
     Args:
         subject: The pretrained encoder, or another model with the interface `Featurizer`.
         mesh: The device mesh over which each batch of images is split.
-        batch_size: The number of images per batch, rounded up to divide evenly over the mesh.
+        batch_size: The number of images per batch, rounded up if the devices cannot share it
+            evenly.
     """
 
     def __init__(self, subject: Featurizer, mesh: Mesh, batch_size: int):
@@ -97,10 +98,10 @@ class SplitFeatureExtractor:
         Collective: every process must call this.
 
         Args:
-            part: The selected examples.
+            part: The selected examples of the split, whose images are not read yet.
             change: A function, such as a corruption, that maps a batch of images and their indices
                 to the images for the encoder; None for no change.
-            labeled: Whether to skip examples without a label.
+            labeled: Whether to skip examples without a label; if False, labels are not required.
 
         Raises:
             UserError: No selected example can be used, or labels changed while the split was read.

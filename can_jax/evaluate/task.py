@@ -30,10 +30,10 @@ class EvalResults:
         intervals: The 95 % bootstrap interval of some metrics over the test examples, by name.
         examples: The number of examples by role, such as ``train``, ``test`` and ``test_skipped``.
         data: The name and fingerprint of each split, as ``name:fingerprint``, by role.
-        chosen: The hyperparameters selected on held-out examples, by name. `classify` selects
-            none, and stores its training time here.
-        tables: The tables of the report: rows of values, by title.
-        pictures: The pictures of the report: HTML elements, by title.
+        chosen: The hyperparameters selected on held-out examples, by name. The protocol `classify`
+            selects no hyperparameters, and stores its training time in seconds instead.
+        tables: The tables of the report by title, each a list of rows.
+        pictures: The pictures of the report as HTML elements, by title.
         pictured_splits: The training and test splits from which the report draws pictures, if any.
         warnings: Warnings about the metrics, such as a class without test examples.
     """
@@ -49,7 +49,8 @@ class EvalResults:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def warn(self, *sentences: str) -> None:
-        """Log warnings about the metrics and add them to the results, except repeated ones."""
+        """Log warnings about the metrics and add them to the results; skip warnings that were added
+        before."""
         for sentence in sentences:
             if sentence not in self.warnings:
                 self.warnings.append(sentence)
@@ -59,9 +60,9 @@ class EvalResults:
         """Record an accuracy in percent with its bootstrap interval, and return the accuracy.
 
         Args:
-            name: The name of the metric.
-            right: Whether each test example is classified correctly, or the fraction of several
-                predictions for it that are correct.
+            name: The name of the metric, such as ``knn/top1``.
+            right: For each test example, whether the prediction is correct, or the fraction of
+                correct predictions if there are several.
         """
         self.metrics[name] = 100.0 * float(np.mean(right))
         low, high = interval(right)
@@ -82,10 +83,10 @@ class EvalContext:
 
     Attributes:
         config: The resolved configuration of the evaluation.
-        subject: The pretrained encoder, or the trained classifier.
-        mesh: The device mesh.
+        subject: The model under evaluation: a pretrained encoder or a trained classifier.
+        mesh: The device mesh over which batches of images are split.
         read: The feature extractor, which reads selected examples and returns their features.
-        workdir: The directory for the results, and for the run of a protocol that trains.
+        workdir: The directory for the results, and for the run of a protocol that trains a model.
         untrained: A function that opens the same encoder with random weights, as a baseline; None
             if the model is a classifier or already untrained.
     """
@@ -104,14 +105,14 @@ class EvalContext:
 
     @property
     def counts(self) -> tuple[int | None, int | None]:
-        """The numbers of training and of test examples to use; None for all."""
+        """The maximum numbers of training and test examples to use; None for all."""
         return self.config.data.train_examples, self.config.data.test_examples
 
     def test_splits(self, data: ConfigDict) -> tuple[str, ...]:
         """Return the candidate test splits in order of preference.
 
         If ``data.test_split`` is set, it is the only candidate. Otherwise the candidates are the
-        split of the run's probe and `TEST_SPLITS`, without the training split.
+        split of the run's kNN probe and those of `TEST_SPLITS`, except the training split.
         """
         if self.config.data.test_split:
             return (self.config.data.test_split,)
@@ -154,10 +155,11 @@ class EvalContext:
 
         Args:
             findings: The results, to which warnings are added.
-            classes: The classes of the classifier.
+            classes: The classes that the classifier predicts.
 
         Raises:
-            UserError: No test split is available, or its classes do not match.
+            UserError: No test split is available, or the classes of the test split do not match
+                ``classes``.
         """
         notes: list[str] = []
         split, source = open_test(
@@ -176,7 +178,8 @@ class EvalContext:
         return part
 
     def select(self, split: Split, kind: str | None = None) -> Float[np.ndarray, "examples width"]:
-        """Return features of one kind from a split's outputs; by default ``config.features``."""
+        """Compute features of a kind such as ``patches`` from a split's outputs; by default of the
+        kind ``config.features``."""
         return self.subject.select(split.outputs, kind or self.config.features)
 
 
@@ -211,7 +214,8 @@ def held_out(
     """Split example indices into a training and a held-out subset.
 
     Hyperparameters are selected on the held-out subset. The split depends on ``seed`` but not on
-    the order of the examples, which are first sorted by a random projection of their outputs.
+    the order of the examples, because the examples are first sorted by a random projection of their
+    features.
 
     Args:
         labels: The class index of each example.
@@ -220,7 +224,7 @@ def held_out(
         seed: The seed of the projection and of the permutation.
 
     Raises:
-        UserError: The fraction leaves no training examples.
+        UserError: The fraction ``share`` leaves no training examples.
     """
     rng = np.random.default_rng(seed)
     projected = outputs.astype(np.float64) @ rng.normal(size=outputs.shape[1])
@@ -242,9 +246,11 @@ def accuracy(predictions: Any, labels: Int[np.ndarray, " examples"]) -> float:
 def right_predictions(
     logits: Float[np.ndarray, "examples classes"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, Bool[np.ndarray, " examples"]]:
-    """Return whether the label of each example has the highest logit, under ``top1``.
+    """Return a dict in which ``top1`` states whether the label of each example has the highest
+    logit.
 
-    With more than five classes, ``top5`` states whether it has one of the five highest logits.
+    With more than five classes, ``top5`` states whether the label has one of the five highest
+    logits.
     """
     right = {"top1": logits.argmax(axis=1) == labels}
     if logits.shape[1] > 5:

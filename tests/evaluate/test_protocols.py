@@ -350,7 +350,7 @@ def test_probe_without_labels_measures_the_spread_of_features(tmp_path):
 
 def test_disentanglement_is_measured_where_factors_are_known(places, tmp_path):
     run, data = places
-    with pytest.raises(UserError, match=r"source='arrays': the factors .* not known; set config"):
+    with pytest.raises(UserError, match=r"source='arrays' does not provide the generative factors"):
         evaluate(recipe("disentanglement", data), str(run), epath.Path(tmp_path / "none"))
     counts = {"data__train_examples": 100, "data__test_examples": 60, "data__test_split": "test"}
     config = recipe("disentanglement", data, data__source="shapes", data__path=None, **counts)

@@ -244,7 +244,7 @@ def test_corruptions_on_the_fly_and_as_distributed(places, tmp_path):
         ({"kind": "imagenet_c", "path": "{imagenet}"}, "has no corruption folder"),
         (
             {"kind": "numbered", "path": "{imagenet}/val"},
-            "are not all integer labels of the training data, at most 2",
+            "are not all integer labels of the training data, whose largest is 2",
         ),
     ],
 )

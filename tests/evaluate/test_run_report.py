@@ -58,7 +58,7 @@ def test_page_shows_curves_settings_changes_starts_and_notices(tmp_path):
     for part in (
         "6 of 9", "<td>optimizer.weight_decay</td>", "waited for images for 30%",
         "2 updates were skipped", "has collapsed: embedding/std is 0.01.",
-        "noise is worse than zeros", "11.0 %, does not exceed",
+        "worse than a prediction of zero", "11.0 %, does not exceed",
         "plain is late", "prefers-color-scheme: dark", 'name="viewport"',
     ):  # fmt: skip
         assert part in text, part

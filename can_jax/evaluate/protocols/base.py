@@ -25,16 +25,16 @@ class EvalProtocol:
     Attributes:
         run: A function that evaluates an `EvalContext` and returns the results. Collective: every
             process calls it.
-        settings: The keys of the protocol's config block, which has the protocol's name. The
-            default is an empty table, for a protocol without a config block.
+        settings: The keys of the config block that is named like the protocol; empty if the
+            protocol has no config block.
         check: A function that checks the evaluation's configuration and may replace values by
             equivalent ones; it raises `UserError` if a setting is invalid. The checks of all
             registered protocols run before every evaluation.
         run_settings: The dotted keys and blocks of the pretraining configuration, besides ``data``,
             that the protocol reads; they are validated before the evaluation.
         takes_classifier: Whether the protocol can also evaluate a trained classifier.
-        trains: Whether the protocol trains a model in the results directory. An export then accepts
-            the results only if they belong to the run in that directory.
+        trains: Whether the protocol trains a model in the results directory. If True, the model
+            card of an export accepts results only if they belong to the run in their directory.
     """
 
     run: Callable[[EvalContext], EvalResults]

@@ -1,4 +1,4 @@
-"""Restoring a trained classifier as the model under evaluation."""
+"""The trained classifier as the model under evaluation, and a function that restores it."""
 
 import dataclasses
 import json
@@ -47,14 +47,14 @@ def open_classifier(
     """Restore the classifier of a finished `classify` run.
 
     Args:
-        workdir: The run directory, which contains the file `CARD`.
+        workdir: The run directory, which contains the file ``classifier.json``.
         changes: The resolved configuration of the evaluation, whose data and model settings
             override those of the run.
         mesh: The device mesh over which the parameters are placed.
-        at: The step of the checkpoint to restore; by default the latest.
+        at: The step of the checkpoint to restore; by default the latest valid checkpoint.
 
     Raises:
-        UserError: The file `CARD` was written by an earlier run in the same directory.
+        UserError: The file ``classifier.json`` was written by an earlier run in the same directory.
     """
     card = json.loads((workdir / CARD).read_text())
     run = with_normalization(read_encoder(workdir), changes.model, workdir)

@@ -36,14 +36,15 @@ BATCH_NORM_EPS, BATCH_NORM_DECAY = 1e-6, 0.9
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierStep:
-    """The train step of a classifier; the counterpart of `can_jax.train.step.Step`.
+    """The train step of a classifier, which replaces `can_jax.train.step.Step` in the training
+    loop.
 
     Attributes:
         config: The configuration of the classifier's run, with the keys of a pretraining run.
-        settings: The ``classify`` block of the evaluation's configuration.
+        settings: The config block ``classify`` of the evaluation.
         features: The input of the head: ``class``, ``patches``, ``all`` or ``both``; see
             `PretrainedEncoder.select`.
-        classes: The number of classes.
+        classes: The number of classes, and of logits.
         schedule: The learning rate as a function of the step.
     """
 
@@ -96,10 +97,10 @@ class ClassifierStep:
         return jax.tree_util.tree_map_with_path(scaled, updates)
 
     def fresh(self) -> TrainState:
-        """Initialize a state with a random head and a zero encoder; see `starting_from`.
+        """Initialize a train state with a random head, and an encoder whose parameters are zero.
 
-        The standard deviation of the head's kernel is MAE's: 0.01 if the encoder is frozen, else
-        2e-5.
+        `starting_from` sets the parameters of the encoder. As in MAE, the head's kernel has a
+        standard deviation of 0.01 if the encoder is frozen, else 2e-5.
         """
         key = random_streams(self.config.seed)[0]
         deviation = 0.01 if self.settings.freeze_encoder else 2e-5
@@ -125,7 +126,7 @@ class ClassifierStep:
     def starting_from(self, encoder: Tree, state: TrainState) -> TrainState:
         """Return ``state`` with the parameters of a pretrained encoder.
 
-        If position embeddings are trained and ``encoder`` has none, they start from MAE's
+        If position embeddings are trained and ``encoder`` has none, they are initialized with MAE's
         sine-cosine table.
         """
         own = state.parameters["encoder"]
@@ -216,7 +217,7 @@ class ClassifierStep:
 
         Args:
             batch: The images and labels of a microbatch.
-            step: The training step, which seeds the random draws.
+            step: The index of the training step, from which random keys are derived.
             part: The index of the microbatch in its batch.
         """
         settings, means = self.settings, self.config.augment

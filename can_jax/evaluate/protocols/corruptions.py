@@ -2,8 +2,8 @@
 
 Each corruption is a function of an image in [0, 1], the constants of one severity and a random
 generator. The constants come from the authors' code: the CIFAR-10-C constants if the shorter side
-has at most 64 px, the ImageNet-C constants otherwise. Frost is generated (`DRAWN`), because the
-authors' photographs of frost cannot be redistributed. Motion blur averages whole pixels along a
+has at most 64 px, the ImageNet-C constants otherwise. Frost is generated from a fractal, because
+the authors' photographs of frost cannot be redistributed. Motion blur samples whole pixels along a
 line and repeats the border pixels, as ImageMagick does.
 """
 
@@ -30,12 +30,12 @@ def gaussian_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
 
 
 def shot_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Apply Poisson noise; white has an expected count of ``c`` photons."""
+    """Apply Poisson noise, with an expected count of ``c`` photons for a white pixel."""
     return rng.poisson(x * c) / c
 
 
 def impulse_noise(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Set a random fraction ``c`` of all channel values to 0 or 1."""
+    """Set each channel value with probability ``c`` to 0 or 1."""
     hit, white = rng.random(x.shape) < c, rng.random(x.shape) < 0.5
     return np.where(hit, white.astype(x.dtype), x)
 
@@ -68,8 +68,8 @@ def glass_blur(x: Picture, c: tuple[Number, int, int], rng: np.random.Generator)
     """Replace pixels by random nearby pixels, between two Gaussian blurs.
 
     ``c`` holds the standard deviation of the blurs, the maximum displacement in pixels, and the
-    number of rounds. The authors' code intends to swap two pixels, but aliasing copies one onto the
-    other. This implementation also copies the pixel.
+    number of rounds. The authors' code is meant to swap two pixels, but copies one onto the other,
+    because NumPy views alias. This implementation also copies one pixel onto the other.
     """
     sigma, reach, rounds = c
     x = np.floor(255 * blurred(x, sigma)) / 255
@@ -133,7 +133,7 @@ def zoomed(x: np.ndarray, factor: Number) -> np.ndarray:
 def zoom_blur(x: Picture, c: tuple[Number, Number], rng: np.random.Generator) -> Picture:
     """Average an image with enlargements of its center.
 
-    ``c`` holds the upper bound of the zoom factors, which is exclusive, and their increment.
+    ``c`` holds the exclusive upper bound of the zoom factors, and the increment between them.
     """
     zooms = [zoomed(x, factor) for factor in np.arange(1, *c)]
     return (x + sum(zooms)) / (len(zooms) + 1)
@@ -177,13 +177,14 @@ def fractal(
 
     Each new point is the mean of its four neighbors plus uniform noise. The published code divides
     its ``wibble`` by ``decay`` at each finer grid, and adds ``wibble * uniform(-wibble, wibble)``.
-    The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The grid has
-    32 x 32 points if the shorter side of the image has at most 64 px, and 256 x 256 otherwise. If a
-    side of the image is longer, the grid has the next power of two instead.
+    The noise amplitude is therefore divided by ``decay ** 2`` at each finer grid. The grid has 32 x
+    32 points if the shorter side of the image has at most 64 px, and 256 x 256 otherwise. For a
+    larger image, the side of the grid is the next power of two that covers the image.
 
     Args:
-        height, width: The size of the returned array, which is the upper left part of the grid.
-        decay: The divisor of ``wibble`` at each finer grid.
+        height, width: The size of the returned array in pixels; the upper left part of the grid is
+            returned.
+        decay: The factor by which ``wibble`` decreases from each grid to the next finer grid.
         rng: The random generator of the noise.
     """
     least = 32 if min(height, width) <= SMALL else 256
@@ -223,7 +224,7 @@ def brightness(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
 
 
 def contrast(x: Picture, c: Number, rng: np.random.Generator) -> Picture:
-    """Multiply the deviations from each channel's mean by ``c``."""
+    """Multiply the deviations of pixels from the mean of their channel by ``c``."""
     mean = x.mean(axis=(0, 1))
     return (x - mean) * c + mean
 
@@ -350,9 +351,9 @@ def corrupt(
     """Return a corrupted image; its values are truncated to uint8, as in the authors' code.
 
     Args:
-        image: The RGB image.
+        image: The uint8 RGB image to corrupt.
         name: The name of the corruption, a key of `CORRUPTIONS`.
-        severity: The severity, from 1 to 5.
+        severity: The severity of the corruption, from 1 (weakest) to 5.
         rng: The random generator of the corruption.
     """
     function, small, large = CORRUPTIONS[name]

@@ -1,4 +1,5 @@
-"""The protocol `disentanglement`: DCI and MIG of features of images with known factors."""
+"""The protocol `disentanglement`: DCI and MIG scores of features of images with known generative
+factors."""
 
 import numpy as np
 
@@ -10,7 +11,11 @@ from can_jax.utils.errors import UserError
 from can_jax.utils.settings import Key, Number, Table
 
 SETTINGS: Table = {
-    "penalty": Key(0.02, Number(0, 10), "The penalty of the lasso of DCI, on standardized values."),
+    "penalty": Key(
+        0.02,
+        Number(0, 10),
+        "The L1 penalty of DCI's lasso regressions, for standardized features and factors.",
+    ),
 }
 
 
@@ -20,16 +25,16 @@ def disentanglement(task: EvalContext) -> EvalResults:
     The regressions of DCI are fitted on the training split.
 
     Raises:
-        UserError: The factors of the images are not known.
+        UserError: The data source does not provide the generative factors of its images.
     """
     findings = EvalResults()
     pair = task.pair(findings)
     for part in (pair.train, pair.test):
         if not part.source.factors():
             raise UserError(
-                f"config.data.source={part.data.source!r}: the factors of the images of "
-                f"{part.name!r} are not known; set config.data.source='shapes', or define "
-                "factors() of your own source"
+                f"config.data.source={part.data.source!r} does not provide the generative factors "
+                f"of the split {part.name!r}; set config.data.source='shapes', or implement "
+                "factors() in your own source"
             )
     train, test = read_pair(task, pair, findings)
     features, queries = (task.select(split).astype(np.float64) for split in (train, test))
@@ -54,7 +59,7 @@ def disentanglement(task: EvalContext) -> EvalResults:
 
 
 def factors_of(split: Split) -> dict[str, np.ndarray]:
-    """Return the factors of the examples of a split, by name."""
+    """Return the generative factors of the examples of a split, by name."""
     return {name: values[split.indices] for name, values in split.source.factors().items()}
 
 

@@ -24,7 +24,9 @@ SHARED = (
 DATASET: Table = {name: key for name, key in DATA.items() if name not in SHARED} | {
     "test_split": Key(None, Text(), "The name of the test split."),
     "name": Key(
-        None, Text(), "The data set's name in the results; for the source `tfds` also in TFDS."
+        None,
+        Text(),
+        "The name of the data set in the results; for the source `tfds`, also its TFDS name.",
     ),
 }
 SETTINGS: Table = {
@@ -61,7 +63,7 @@ def check_fewshot(config: ConfigDict) -> None:
 
 
 def dataset_name(index: int, block: dict[str, Any]) -> str:
-    """Return the name that an entry of `fewshot.datasets` has in metric names."""
+    """Return the name of a data set in metric names, for an entry of `fewshot.datasets`."""
     name = block.get("name") or block.get("path") or f"data{index}"
     return str(name).replace("/", "_").strip("_")
 
@@ -111,10 +113,10 @@ def fewshot(task: EvalContext) -> EvalResults:
 def datasets_of(task: EvalContext) -> list[tuple[str, ConfigDict, str | None]]:
     """Return the name, data block and test split of each data set of the few-shot protocol.
 
-    A test split of None means the default choice of `EvalContext.pair`.
+    If the test split is None, `EvalContext.pair` chooses one.
 
     Raises:
-        UserError: The data settings of an entry are invalid.
+        UserError: The data settings of an entry of `fewshot.datasets` are invalid.
     """
     datasets: list[tuple[str, ConfigDict, str | None]] = []
     if not task.config.fewshot.datasets:

@@ -50,7 +50,8 @@ ALPHA = Number(1e-3, 1e3, also=(0,))
 
 
 def _is_randaugment(value: Any) -> bool:
-    """Return whether a value holds valid RandAugment settings; see `SETTINGS`."""
+    """Return whether a value holds valid RandAugment settings (operations, magnitude,
+    deviation)."""
     kinds = (Whole(0, 15), Number(0, 10), Number(0, 10))
     return (
         isinstance(value, tuple | list)
@@ -68,7 +69,7 @@ SETTINGS: Table = {
         "The normalization of the features before the head.",
     ),
     "total_epochs": Key(
-        100.0, Number(above=0, high=1e9), "The length of the training.", unit="epochs"
+        100.0, Number(above=0, high=1e9), "The length of the classifier's training.", unit="epochs"
     ),
     "warmup_epochs": Key(
         5.0, Number(0, 1e9), "The length of the learning-rate warm-up.", unit="epochs"
@@ -104,10 +105,10 @@ SETTINGS: Table = {
     ),
     "randaugment": Key(
         (2, 9.0, 0.5),
-        Special("(operations up to 15, magnitude up to 10, standard deviation of the magnitude)",
+        Special("(operations up to 15, magnitude up to 10, standard deviation up to 10)",
                 _is_randaugment, tuple),
-        "The number of RandAugment operations, their magnitude and its standard deviation; 0 "
-        "operations disable RandAugment.",
+        "The number of RandAugment operations, their magnitude, and the standard deviation of the "
+        "magnitude; 0 operations disable RandAugment.",
     ),
     "random_erasing": Key(
         0.25, BELOW_ONE, "The probability of erasing a random rectangle of an image."
@@ -115,8 +116,8 @@ SETTINGS: Table = {
     "crop_area": dataclasses.replace(RECIPE["augment"]["crop_area"], default=(0.08, 1.0)),
     "ema_decay": Key(
         0.0, BELOW_ONE,
-            "The decay rate of the moving average (EMA) of the parameters, which is used for "
-            "tests; 0 disables it."
+            "The decay rate of the moving average (EMA) of the parameters, with which the "
+            "classifier is tested; 0 disables it."
     ),
     "test_every_epochs": Key(
         5.0, Number(0, 1e9), "The interval between tests during training; 0 disables them.",
@@ -126,7 +127,7 @@ SETTINGS: Table = {
     "trackers": RECIPE["trackers"],
     "microbatches": Key(
         1, COUNT,
-        "The number of microbatches per batch, whose gradients are accumulated; BatchNorm, mixup "
+        "The number of microbatches whose gradients are accumulated in each step; BatchNorm, mixup "
             "and CutMix act on each microbatch separately."
     ),
     "remat": Key("none", MODEL["remat"].kind,
@@ -279,7 +280,7 @@ class Classification:
     allowed: tuple[str, ...] = ()
 
     def identity(self) -> Identity:
-        """Return the encoder, the data and the settings on which the results depend."""
+        """Return a dict of the encoder, the data and the settings on which the results depend."""
         return self.depends_on
 
     def stream(self) -> dict[str, Any]:
@@ -338,7 +339,7 @@ class Tester(Log):
         return [PeriodicAction(every, self.test, saves_first=True)] if every else []
 
     def test(self, step: int, state: TrainState) -> None:
-        """Log the top-1 accuracy on the test split.
+        """Measure and log the top-1 accuracy on the test split.
 
         Collective: every process must call this.
         """
@@ -353,9 +354,9 @@ class Tester(Log):
         return outputs.features, outputs.labels, self._part.numbering(outputs.labels)
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Run the final test, and write `CARD`, from which `open_classifier` restores the model.
+        """Run the final test, and write ``classifier.json``, which `open_classifier` needs.
 
-        Collective: every process must call this. Only the main process writes `CARD`.
+        Collective: every process must call this. Only the main process writes ``classifier.json``.
         """
         logits, own_labels, labels = self._predict(state)
         findings, task = self._training.findings, self._training.task

@@ -1,4 +1,5 @@
-"""The protocol `health`: the geometry of a representation, and the kNN accuracy by class."""
+"""The protocol `health`: metrics of features, such as uniformity, and the kNN accuracy of each
+class."""
 
 from typing import Any
 
@@ -40,10 +41,10 @@ UNLABELED = 4  # Images without labels among which neighbors are searched, per m
 
 
 def representation_health(task: EvalContext) -> EvalResults:
-    """Measure the geometry of the representation, and the kNN accuracy of each class.
+    """Compute metrics of features, such as their uniformity, and the kNN accuracy of each class.
 
-    If the training split has no labels, only the geometry is measured. Collective: every process
-    must call this.
+    If the training split has no labels, only the metrics that need no labels are computed.
+    Collective: every process must call this.
 
     Raises:
         UserError: Fewer than two test examples are available.
@@ -73,7 +74,7 @@ def representation_health(task: EvalContext) -> EvalResults:
 
 
 def without_labels(task: EvalContext) -> EvalResults:
-    """Measure the geometry of the representation of unlabeled training images.
+    """Compute the metrics of features that need no labels, for unlabeled training images.
 
     The report shows the nearest neighbors of some of the images. Collective.
 
@@ -95,12 +96,12 @@ def without_labels(task: EvalContext) -> EvalResults:
 def measure_geometry(
     task: EvalContext, few: Float[np.ndarray, "examples width"], called: str, findings: EvalResults
 ) -> None:
-    """Record the geometry metrics of features, which need no labels.
+    """Compute and record the metrics of features that need no labels, such as uniformity.
 
     Args:
         task: The evaluation context: configuration, model and data.
-        few: The features of at least two examples.
-        called: The name of the split in messages.
+        few: The feature vectors of at least two examples.
+        called: The description of the split in error messages, such as ``the split 'test'``.
         findings: The results, to which metrics are added.
 
     Raises:
@@ -130,14 +131,16 @@ def by_class(
     names: tuple[str, ...],
     most: int = 1000,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return a report table of the kNN accuracy of each class, in a dict under its title.
+    """Return a report table of the kNN accuracy of each class, as a dict from the title to the
+    rows.
 
     Args:
         right: Whether the prediction for each example is correct.
         labels: The class index of each example.
         names: The name of each class by class index; empty if unknown.
-        most: The maximum number of rows, an even number. With more classes, the table holds the
-            ``most / 2`` classes of highest accuracy and the ``most / 2`` of lowest accuracy.
+        most: The maximum number of rows of the table, an even number. With more classes, the table
+            holds the ``most / 2`` classes of highest accuracy and the ``most / 2`` of lowest
+            accuracy.
     """
     classes, inverse, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     shares = np.round(100 * np.bincount(inverse, right) / sizes, 2)
@@ -160,8 +163,7 @@ def by_class(
 def two_views(task: EvalContext, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of two views of training images, augmented as in pretraining.
 
-    The number of images is ``count``, or the size of the training split if smaller, rounded down to
-    whole batches, but at least one batch.
+    The function reads up to ``count`` images in full batches, and at least one batch.
     """
     config = task.subject.config.copy_and_resolve_references()
     with config.unlocked():

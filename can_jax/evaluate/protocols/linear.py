@@ -21,15 +21,15 @@ from can_jax.utils.settings import Choice, Key, Several, Table, Whole
 SETTINGS: Table = {
     "learning_rates": Key(
         (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), Several(RATE, empty=False),
-            "The learning rates of the hyperparameter grid."
+            "The learning rates in the hyperparameter grid."
     ),
     "weight_decays": Key(
         (0.0, 1e-6, 1e-5, 1e-4), Several(FACTOR, empty=False),
-        "The weight decays of the hyperparameter grid."
+        "The weight decays in the hyperparameter grid."
     ),
     "features": Key(
         ("patches", "class", "both"), Several(Choice(FEATURES), empty=False),
-        "The kinds of features of the hyperparameter grid.",
+        "The kinds of features in the hyperparameter grid.",
     ),
     "batch_size": Key(1024, COUNT, "The number of images per optimizer step.", unit="images"),
     "epochs": Key(50, Whole(1, 10**6), "The training length of each head.", unit="epochs"),
@@ -37,12 +37,12 @@ SETTINGS: Table = {
 
 
 def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[str, Any]]]:
-    """Train linear heads over the hyperparameter grid, and retrain the best on all examples.
+    """Train a linear head for each grid setting, and retrain the best on all training examples.
 
     The best setting has the highest accuracy on held-out training examples.
 
     Returns:
-        The retrained head, the kind of features that it reads, and the table rows of the grid.
+        The retrained head, the kind of its input features, and a table row for each grid setting.
     """
     settings, config = task.config.linear, task.config
     classes = len(train.training_classes)
@@ -63,9 +63,10 @@ def best_heads(task: EvalContext, train: Split) -> tuple[Heads, str, list[dict[s
 
 
 def linear(task: EvalContext) -> EvalResults:
-    """Select a linear head on held-out training examples, and test it once.
+    """Select a linear head by its accuracy on held-out training examples, and test this head.
 
-    The features are extracted once for the whole grid. Collective: every process must call this.
+    Features are extracted only once for all settings of the hyperparameter grid. Collective: every
+    process must call this.
     """
     train, test, findings = both(task)
     heads, kind, rows = best_heads(task, train)

@@ -45,7 +45,7 @@ def corruptions_of(value: Any) -> tuple[str, ...]:
         value: ``all``, ``none``, or comma-separated names.
 
     Raises:
-        UserError: A name is unknown.
+        UserError: A name is not a key of `CORRUPTIONS`.
     """
     available = tuple(CORRUPTIONS)
     if value in ("all", "none"):
@@ -88,7 +88,8 @@ SETTINGS: Table = {
 
 
 def check_robustness(config: ConfigDict) -> None:
-    """Check that test sets have unique names, and ``labels`` only for the kind `real`."""
+    """Check that test sets have unique names, and that ``labels`` is set only for the kind
+    `real`."""
     taken = {*RESULTS, *CORRUPTIONS}
     for index, shift in enumerate(config.robustness.shifts):
         called, kind = f"robustness.shifts[{index}]", shift["kind"]
@@ -123,7 +124,7 @@ def mean_corruption_error(errors: dict[str, list[float]]) -> tuple[float, dict[s
     """Return the mean corruption error (mCE), and the error of each corruption.
 
     The error of a corruption is the mean top-1 error over severities, in percent of AlexNet's mean
-    (arXiv 1903.12261). The mCE is the mean over corruptions.
+    error (arXiv 1903.12261). The mCE is the mean of these errors over corruptions.
 
     Args:
         errors: The top-1 errors in percent at the five severities, by corruption.
@@ -145,8 +146,8 @@ def robustness(
     Args:
         task: The evaluation context: configuration, model and data.
         clean: The uncorrupted examples of the test split.
-        fit: A function that restores or trains the classifier, and returns a function from a split
-            to its logits.
+        fit: A function that returns the classifier as a function from a split to logits, and trains
+            a linear head first if needed.
         findings: The results, to which metrics and warnings are added.
 
     Raises:
@@ -211,7 +212,8 @@ def curves(
         read: For each corruption, a function that reads the test images at a given severity.
         prefix: A prefix of the metric names, such as ``imagenet_c/``.
         relative: Whether to compute the mean corruption error, if all corruptions and severities
-            are present. The reference errors of AlexNet hold only for the distributed ImageNet-C.
+            are present. AlexNet's reference errors are valid only for the ImageNet-C files that its
+            authors distribute.
     """
     settings, rows = task.config.robustness, []
     errors: dict[str, list[float]] = {}
@@ -269,7 +271,7 @@ def on_the_fly(task: EvalContext, clean: Part) -> Reads:
 
 
 def logits_of(task: EvalContext, train: Part | None, findings: EvalResults) -> Logits:
-    """Return a function from a split to its logits; train a linear head if there is no classifier.
+    """Return a function from a split to its logits; for an encoder, train a linear head first.
 
     Args:
         task: The evaluation context: configuration, model and data.

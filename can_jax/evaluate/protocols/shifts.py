@@ -1,13 +1,17 @@
-"""Separate test sets for robustness, and the classes that are correct for each of their images.
+"""Additional test sets of the robustness protocol, and the correct classes of their images.
 
 `robustness.shifts` lists test sets as dicts with a `path`, an optional `name`, and a `kind`:
 
-- `classes`: The class folders are named as in training. Predictions are restricted to the classes
-  of the test set. ImageNet-A, -R and -Sketch are of this kind.
+- `classes`: The class folders are named as in training, for example for ImageNet-A, -R and -Sketch.
+  Predictions are restricted to the classes of the test set.
+
 - `numbered`: The class folders are named by integer labels, as in ImageNet-V2.
+
 - `real`: The ImageNet validation images with ReaL labels; `labels` is the path of `real.json`.
-- `objectnet`: A folder with `images/` and `mappings/`, as ObjectNet is distributed.
-- `imagenet_c`: Folders `CORRUPTION/SEVERITY/CLASS/`, as ImageNet-C is distributed.
+
+- `objectnet`: The folder of ObjectNet as distributed, with `images/` and `mappings/`.
+
+- `imagenet_c`: The folder of ImageNet-C as distributed, with `CORRUPTION/SEVERITY/CLASS/` inside.
 """
 
 import dataclasses
@@ -34,12 +38,13 @@ WHOLE = "train"  # The split name of a folder without subfolders for splits.
 
 
 class Judged(NamedTuple):
-    """An opened test set, and the predictions that count as correct.
+    """A test set whose images are not read yet, and the classes that count as correct.
 
     Attributes:
-        part: The examples, not yet read.
-        accepted: A function from the split to a mask of the correct classes of each example.
-        among: A mask of the classes to which predictions are restricted.
+        part: The examples, whose images are not read yet.
+        accepted: A function that maps the split to a boolean mask of the correct classes of each
+            example.
+        among: A boolean mask of the classes to which predictions are restricted.
     """
 
     part: Part
@@ -53,12 +58,12 @@ Reads = dict[str, Callable[[int], Split]]  # By corruption, a reader of the spli
 def open_shift(
     task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
 ) -> Judged | Reads:
-    """Open a test set of `robustness.shifts`.
+    """Open one of the test sets in the setting `robustness.shifts`.
 
     Args:
         task: The evaluation context: configuration, model and data.
         shift: An entry of `robustness.shifts`, with the keys of `SHIFT`.
-        classes: The classes of the classifier.
+        classes: The classes that the classifier predicts.
         findings: The results, to which warnings are added.
 
     Raises:
@@ -70,7 +75,7 @@ def open_shift(
 
 
 def folder_of(task: EvalContext, path: str) -> ConfigDict:
-    """Return the evaluation's data block with the source set to a folder of images."""
+    """Return the ``data`` block of the evaluation, with a folder of images as the data source."""
     data = ConfigDict(task.data.to_dict())
     with data.ignore_type():
         data.update(source="folder", path=path, index=None)
@@ -94,9 +99,9 @@ def path_of(shift: dict[str, Any], key: str = "path") -> str:
 def distributed(
     task: EvalContext, shift: dict[str, Any], classes: Classes, findings: EvalResults
 ) -> Reads:
-    """Open the distributed ImageNet-C files.
+    """Open the corruption folders of ImageNet-C.
 
-    Return, for each corruption, a function that reads the images of a given severity.
+    Return, for each corruption, a function from a severity to the split of corrupted images.
     """
     root = Path(path_of(shift))
     # Some archives of ImageNet-C group the corruptions into four folders by kind.
@@ -126,11 +131,10 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
     """Open a folder whose class folders are named as in training.
 
     Returns:
-        The examples, and a phrase that names the missing classes. The phrase is empty if no class
-        is missing.
+        The examples; and a phrase that names the missing classes, empty if no class is missing.
 
     Raises:
-        UserError: The classes do not match those of training.
+        UserError: The folder names do not match the classes of the training data.
     """
     data, count = folder_of(task, path), task.config.data.test_examples
     source = open_source(data, WHOLE)
@@ -145,16 +149,17 @@ def same_classes(task: EvalContext, path: str, classes: Classes) -> tuple[Part, 
 
 
 def named_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open class folders named as in training; restrict predictions to the classes present."""
+    """Open a test set with the folder names of training; restrict predictions to its classes."""
     part, _ = same_classes(task, path_of(shift), classes)
     return judged(part, part.numbering.indices, len(classes))
 
 
 def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open class folders that are named by integers.
+    """Open a test set whose class folders are named by integers.
 
-    The class follows from the integer, because folders are sorted as strings, with 10 before 2. The
-    integer is a label of the training data, unless all folder names are names of training classes.
+    Classes are matched by the integer instead of the order of folders, because folders are sorted
+    as strings, with 10 before 2. The integers in folder names are labels of the training data. If
+    each folder has the name of a training class, classes are matched by name instead.
 
     Raises:
         UserError: A folder name is not a label of the training data, or two names are the same
@@ -170,7 +175,7 @@ def numbered_classes(task: EvalContext, shift: dict[str, Any], classes: Classes)
     if indices.min() < 0:
         raise UserError(
             f"config.robustness.shifts: the folder names in {shift['path']} are not all integer "
-            f"labels of the training data, at most {classes.labels[-1]}"
+            f"labels of the training data, whose largest is {classes.labels[-1]}"
         )
     if len(set(indices.tolist())) < len(indices):
         raise UserError(
@@ -187,8 +192,9 @@ def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judg
 
     Args:
         part: The examples.
-        there: The indices of the classes present, to which predictions are restricted.
-        classes: The number of classes of the classifier.
+        there: The indices of the classes that occur in the test set, to which predictions are
+            restricted.
+        classes: The number of classes that the classifier predicts.
     """
     among = np.zeros(classes, bool)
     among[there] = True
@@ -196,7 +202,7 @@ def judged(part: Part, there: Int[np.ndarray, " present"], classes: int) -> Judg
 
 
 def real_labels(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open the ImageNet validation images with the ReaL labels (arXiv 2006.07159).
+    """Open the ImageNet validation images with their ReaL labels (arXiv 2006.07159).
 
     `real.json` holds a list of labels for each image, in the order of the numbers in the file
     names. Images with an empty list are excluded from the accuracy.
@@ -228,10 +234,10 @@ def places_of(classes: Classes, labels: list[int]) -> Int[np.ndarray, " known"]:
 
 
 def objectnet(task: EvalContext, shift: dict[str, Any], classes: Classes) -> Judged:
-    """Open ObjectNet (Barbu et al., 2019) with its own mapping to ImageNet classes.
+    """Open ObjectNet (Barbu et al., 2019) with its published mapping to ImageNet classes.
 
-    Images of objects without an ImageNet class are excluded from the accuracy. Predictions are not
-    restricted to the classes present, as in the authors' code.
+    Images of objects without an ImageNet class are excluded from the accuracy. As in the authors'
+    code, predictions may be any class, not only classes in ObjectNet.
     """
     root = Path(path_of(shift))
     tables = {}
@@ -265,7 +271,7 @@ SHIFTS: dict[str, Callable[[EvalContext, dict[str, Any], Classes], Judged]] = {
 SHIFT: Table = {
     "kind": Key(
         "classes", Choice((*SHIFTS, "imagenet_c")),
-        "How the test set's classes correspond to the training classes.",
+        "The kind of test set, which determines how its classes match the training classes.",
     ),
     "path": Key(None, Text(), "The folder of the test set."),
     "name": Key(None, Text(), "The test set's name in the results; by default its `kind`."),

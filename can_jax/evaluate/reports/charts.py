@@ -54,8 +54,8 @@ def as_svg(figure: Figure, tight: bool = True) -> bytes:
 
     Args:
         figure: The figure.
-        tight: Whether to crop the margins. Without cropping, figures of equal size and layout have
-            axes of equal size.
+        tight: Whether to crop the margins of the figure. Without cropping, figures of equal size
+            and layout have axes of equal size.
     """
     box = "tight" if tight else None
     buffer = io.BytesIO()
@@ -83,7 +83,7 @@ def curve_chart(curves: dict[str, dict[int, float]]) -> Html:
 
 
 def colors_of(names: Sequence[str]) -> dict[str, str]:
-    """Return the color of each run on a page; colors repeat after ten."""
+    """Return the line color of each run by name; colors repeat after ten runs."""
     return dict(zip(names, itertools.cycle(COLORS), strict=False))
 
 
@@ -99,16 +99,17 @@ def metric_chart(
 ) -> Html:
     """Plot a metric over training, with one line for each run.
 
-    For a run with more than `PARTS` points, the line shows the means of `PARTS` sections, and a
-    band shows their minima and maxima.
+    For a run with more than `PARTS` points, a line shows the means of `PARTS` groups of points, and
+    a band shows the minimum and maximum of each group.
 
     Args:
         runs: The (x, value) points of each run, with ascending x. A run without points has no line.
-        references: A reference value of each run, drawn as a dashed horizontal line.
-        title: The name of the metric.
-        xlabel, ylabel: The labels of the axes.
+        references: The reference values of runs, drawn as dashed horizontal lines; a run may lack
+            one.
+        title: The title of the chart, which is the name of the metric.
+        xlabel, ylabel: The labels of the horizontal and the vertical axis.
         log: Whether to use a logarithmic vertical axis; ignored unless all values are above 0.
-        restarts: The x positions of dotted vertical lines, which mark restarts of the run.
+        restarts: The steps at which the run was resumed, marked by dotted vertical lines.
     """
     colors = colors_of(list(runs))
     with chart_style():
@@ -161,7 +162,7 @@ def scatter(
     """Plot examples in 2D. The ten smallest labels have colors, and all others are gray.
 
     Args:
-        points: The coordinates of each example.
+        points: The 2D coordinates of each example in the chart.
         labels: The class index of each example; -1 without a label.
         classes: The name of each class by class index; empty if unknown.
     """

@@ -1,4 +1,4 @@
-"""The HTML page that compares evaluations: a table of weights by metric and test data."""
+"""The HTML page that compares several evaluations, by weights, metric and test data."""
 
 import json
 import re
@@ -25,8 +25,8 @@ LESS = re.compile(r"(.*/)?(ece|mce|nll|brier)|health/dead_dimensions")
 def matrix(runs: dict[str, Results]) -> list[dict[str, Any]]:
     """Return the comparison table: a row for each set of weights, a column for each main metric.
 
-    A metric has a separate column for each set of test examples. A cell is a dict with the keys
-    ``text`` and ``best``, which is True for the best value of the column.
+    A metric has a separate column for each set of test examples. A cell is a dict in which ``text``
+    is the content, and ``best`` is True for the best value of the column.
 
     Args:
         runs: The content of each `results.json`, by the name of its evaluation.
@@ -71,7 +71,8 @@ def weights_of(results: Results) -> str:
 def best_of(metric: str, values: list[float]) -> float | None:
     """Return the best value of a metric.
 
-    Return None for a single value, or if neither high nor low values of the metric are better.
+    Return None if there is only one value, or if neither high nor low values of the metric are
+    better.
     """
     if len(values) < 2:
         return None

@@ -13,7 +13,7 @@ SPECIAL = re.compile(r"([\\`*\[\]<>|&#!~])")
 
 
 class Markdown(str):
-    """A string that is already escaped Markdown, made by the functions of this module."""
+    """A string that the functions of this module have already escaped."""
 
 
 def escape(value: Any) -> Markdown:
@@ -25,7 +25,7 @@ def escape(value: Any) -> Markdown:
 
 
 def fill(template: str, **values: Any) -> Markdown:
-    """Replace the names in braces of a trusted template by escaped values."""
+    """Replace each ``{name}`` in a trusted template by the escaped value of that name."""
     return Markdown(template.format_map({name: escape(value) for name, value in values.items()}))
 
 

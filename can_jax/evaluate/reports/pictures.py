@@ -38,11 +38,11 @@ def tile(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
 
 
 def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
-    """Draw test images, each beside its nearest training images, and return PNG bytes.
+    """Draw test images with their nearest training images beside them, and return PNG bytes.
 
     A neighbor has a green frame if its class is that of the test image, and a red frame otherwise.
-    If the test image has no label, the frames are gray. If ``bank`` is ``test``, an image is not
-    its own neighbor.
+    If the test image has no label, the frames are gray. If ``bank`` and ``test`` are the same
+    split, an image is not its own neighbor.
 
     Args:
         task: The evaluation context: configuration, model and data.
@@ -75,7 +75,7 @@ def neighbor_grid(task: EvalContext, bank: Split, test: Split) -> bytes:
 
 
 def pca_maps(task: EvalContext, split: Split) -> bytes:
-    """Draw images, each above a color map of its patch tokens, and return PNG bytes.
+    """Draw images with color maps of their patch tokens below them, and return PNG bytes.
 
     The colors are the first three principal components of the tokens of all drawn images.
     """

@@ -23,13 +23,13 @@ PACE = ("save_every_steps", "test_every_epochs", "remat", "trackers")
 def classifier_identity(
     task: EvalContext, config: ConfigDict, findings: EvalResults, pair: Pair
 ) -> Identity:
-    """Return the encoder, data and settings that identify a run which trains a classifier.
+    """Return a dict of the encoder, data and settings that identify the run of a classifier.
 
     Args:
         task: The evaluation context: configuration, model and data.
-        config: The resolved configuration of the run.
+        config: The resolved configuration of the classifier's run.
         findings: The results, which hold the fingerprints of both splits.
-        pair: The opened training and test sets.
+        pair: The training and test sets, whose images are not read yet.
     """
     data = {key: value for key, value in config.data.to_dict().items() if key not in DATA_PLACES}
     sampled = {
@@ -45,7 +45,7 @@ def classifier_identity(
 
 
 def digest_of(source: Source) -> str:
-    """Return a checksum of a source's size and of `SAMPLED` images spread evenly over it."""
+    """Return a checksum of a source's size and of up to `SAMPLED` evenly spaced images."""
     images, _ = source.read(spread(source.examples, SAMPLED))
     digest = hashlib.sha256(str(source.examples).encode())
     for image in images:
@@ -54,10 +54,10 @@ def digest_of(source: Source) -> str:
 
 
 def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
-    """Return the evaluation settings on which the results of a protocol that trains depend.
+    """Return the evaluation settings that affect the results of a protocol that trains a model.
 
-    The data source and the dtype are omitted, because an unset value defaults to that of the
-    pretraining run. `classifier_identity` holds the resolved values.
+    The data source and the dtype are omitted, because their unset values default to those of the
+    pretraining run. `classifier_identity` adds the data source and the dtype that were used.
 
     Args:
         protocol: The configuration of the evaluation, as a dict.
@@ -72,14 +72,15 @@ def protocol_settings(protocol: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_provenance(results: dict[str, Any], workdir: epath.Path) -> None:
-    """Check that the results of a protocol that trains belong to the run in their directory.
+    """Check that results belong to the run in their directory, for a protocol that trains a model.
 
     Args:
         results: The content of `results.json`.
         workdir: The directory that holds the results and the run.
 
     Raises:
-        UserError: The results belong to another run, or the directory has no file `IDENTITY`.
+        UserError: The results belong to another run, or the directory has no file
+            ``identity.json``.
     """
     stored = read_identity(workdir)
     if stored is None:

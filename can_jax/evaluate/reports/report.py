@@ -38,19 +38,20 @@ def splits_of(results: dict[str, Any]) -> list[str]:
 
 
 def chosen_of(results: dict[str, Any]) -> str:
-    """Return the hyperparameters that were selected on held-out examples as text."""
+    """Return a text that lists the hyperparameters selected on held-out examples."""
     return ", ".join(f"{key} = {value}" for key, value in results["chosen"].items())
 
 
 def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
     """Return curves of the mean accuracy over corruptions at each severity, by label.
 
-    Severity 0 means uncorrupted images. Values outside 0 to 100 are omitted.
+    Severity 0 means uncorrupted images. Accuracies outside 0 to 100 are omitted.
 
     Args:
         results: The content of `results.json`.
         run: The name of the evaluation, which labels the curve of corruptions computed on the test
-            split. Curves of other corrupted test sets are labeled with this name and the set's.
+            split. Curves of other corrupted test sets are labeled with the names of the evaluation
+            and of the test set.
     """
     scores: dict[str, dict[int, list[float]]] = {}
     for name, value in results["metrics"].items():
@@ -68,13 +69,13 @@ def curves_of(results: dict[str, Any], run: str) -> dict[str, dict[int, float]]:
 
 
 def data_of(results: dict[str, Any]) -> str:
-    """Return the location of an evaluation's data and the fingerprint of each split as text."""
+    """Return a text with the location of an evaluation's data and the fingerprint of each split."""
     splits = results["data"].get("fingerprints", {}).items()
     return ", ".join([location_of(results), *(f"{name} {digest}" for name, digest in splits)])
 
 
 def location_of(results: dict[str, Any]) -> str:
-    """Return the source, the name and the path of an evaluation's data, separated by blanks."""
+    """Return the source, the name and the path of an evaluation's data, separated by spaces."""
     data = results["data"]
     return " ".join(str(data[key]) for key in ("source", "name", "path") if data.get(key))
 
@@ -86,7 +87,7 @@ def tested_on(results: dict[str, Any]) -> frozenset[str]:
 
 
 def robustness_chart(curves: dict[str, dict[int, float]]) -> Html | str:
-    """Return the chart of the results of `curves_of`, or an empty string without curves."""
+    """Return a chart of the curves from `curves_of`, or an empty string if there are none."""
     if not curves:
         return ""
     from can_jax.evaluate.reports.charts import curve_chart  # imports matplotlib, in 0.7 s

@@ -1,4 +1,4 @@
-"""Reading and writing of an evaluation's `results.json`."""
+"""Functions that read and write the `results.json` of an evaluation."""
 
 import json
 from typing import Any
@@ -90,7 +90,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write `results.json` and `report.html`, and return the content of `results.json`.
 
-    Only the main process writes the two files.
+    Only the main process writes the files.
     """
     data = subject.config.data.to_dict()
     content = {

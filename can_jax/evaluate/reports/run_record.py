@@ -1,4 +1,4 @@
-"""Reading a run directory: metrics, configuration, starts, figures and warnings."""
+"""Functions that read a run directory: metrics, configuration, starts, figures and warnings."""
 
 import functools
 import json
@@ -27,11 +27,11 @@ class RunRecord(NamedTuple):
         name: The display name of the run.
         path: The run directory.
         series: For each metric, its (step, value) pairs with ascending steps.
-        config: The configuration in `config.json`, by dotted key.
+        config: The values in `config.json`, by dotted key.
         environment: The content of `environment.json`; empty if the file is missing.
-        starts: The records of the first start and of each resumption, the earliest first.
-        figures: The paths of the reconstruction figures, the latest last.
-        warnings: The lines of `log.txt` that contain a warning or an error.
+        starts: The records of the first start and of each resumption, in chronological order.
+        figures: The paths of the reconstruction figures, in the order of their steps.
+        warnings: The lines of `log.txt` that contain the word warning or error.
     """
 
     name: str

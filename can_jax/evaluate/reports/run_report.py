@@ -1,4 +1,4 @@
-"""The HTML page of a run, finished or in progress, and of several runs side by side."""
+"""The HTML page of one run, or of several runs side by side; runs may be in progress."""
 
 import statistics
 from typing import Any
@@ -102,9 +102,8 @@ def notices(record: RunRecord) -> list[str]:
     explained = record.last("denoising/explained")
     if explained is not None and explained < 0:
         lines.append(
-            "The predicted noise is worse than zeros, because denoising/explained is negative "
-            f"({explained:.2g}). "
-            "This is usual in short runs with noise.target=scaled."
+            "The predicted noise is worse than a prediction of zero: denoising/explained is "
+            f"negative ({explained:.2g}). This is usual in short runs with noise.target=scaled."
         )
     probe = record.series.get("probe/knn", [])
     if len(probe) > 1 and probe[0][0] == 0 and probe[-1][1] <= probe[0][1]:
