@@ -17,8 +17,8 @@ class Stored(NamedTuple):
     Attributes:
         bits: The number of bits per channel.
         deep: Whether Pillow returns more than the upper 8 bits of each value.
-        kind: The NumPy dtype as which to view the array that Pillow returns; None to keep the dtype
-            of that array.
+        kind: The correct NumPy dtype of the array that Pillow returns with a wrong one; None if
+            Pillow's dtype is correct.
         inverted: Whether 0 means white. Pillow does not invert white-is-zero images of more than 8
             bits a channel.
         maximum: The largest value that the file can hold. Pillow scales this maximum to 65535 if

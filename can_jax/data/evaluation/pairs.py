@@ -59,7 +59,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A training and a test set with the same classes.
+    """A training set, and a test set whose classes are matched with those of the training set.
 
     Attributes:
         train, test: The selected training and test examples.
@@ -83,7 +83,7 @@ def open_pair(
     seed: int,
     train: Source | None = None,
 ) -> Pair:
-    """Open training and test examples with the same classes.
+    """Select training and test examples, and match the classes of the two splits.
 
     Examples of the training split are held out for testing if no test split exists. Training
     examples are also held out if the test split consists of the training files, unless ``chosen``
