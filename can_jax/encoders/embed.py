@@ -2,8 +2,8 @@
 interruptions.
 
 To bound memory, features are computed in parts of 4096 images and stored in the folder
-`OUTPUT.parts`. When all parts are complete, they are merged to the output file. Pillow decodes the
-images, and TensorFlow is not imported for image files, arrays and tars.
+`OUTPUT.parts`. When all parts of the data set are complete, they are merged into the output file.
+Pillow decodes the images, and TensorFlow is not imported for image files, arrays and tars.
 """
 
 import csv
@@ -43,12 +43,14 @@ class Summary(NamedTuple):
 
 
 def chosen_split(data: ConfigDict, split: str | None) -> str:
-    """Return the name of the split to read: ``split`` if given, otherwise the only split of the
-    data.
+    """Return the name of the split to read: ``split`` if it is given, otherwise the only split of
+    the data set.
+
+    If none of the splits `train`, `val` and `test` is found, return ``data.split``.
 
     Args:
-        data: The validated config block that names the data set.
-        split: The name of the split; None for the only one.
+        data: The validated config block `data`, which selects the data set.
+        split: The name of the split; None selects the only split of the data set.
 
     Raises:
         UserError: ``split`` is None, and the data has several splits.
@@ -71,16 +73,16 @@ def embed(
     features: str = "patches",
     advance: Advance = lambda done, total: None,
 ) -> Summary:
-    """Compute the features of all images of a split, and write them to a file with names and
-    labels.
+    """Compute the features of all images of a split, and write them to a file with the names and
+    labels of the images.
 
     Undecodable images are skipped, and listed with the reason in `OUTPUT.skipped.csv`. After an
-    interruption, the same call computes only the missing parts.
+    interruption, a call with the same arguments computes only the missing parts.
 
     Args:
         encoder: The pretrained encoder that computes the features.
-        data: The validated config block that names the data set.
-        split: The name of the split; None for the only one.
+        data: The validated config block `data`, which selects the data set.
+        split: The name of the split; None selects the only split of the data set.
         output: The file to create, whose suffix selects the format: .parquet, .npz or .csv.
         features: The kind of features: ``patches``, ``all``, ``class`` or ``both``; see
             `Encoder.__call__`.
@@ -113,13 +115,14 @@ def embed(
         held = lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(
-            f"{output} is being written by another process: wait for it, or give another --output"
+            f"{output} is being written by another process: wait until that process ends, or give "
+            "another --output"
         ) from None
     with held:
         _check_parts(folder, identity)
         paths = _compute_parts(encoder, source, data, features, folder, advance)
         table = Table(paths, source.label_names, identity)
-        skipped = _check_skipped(paths, source, data, partial=False)
+        skipped = _check_skipped(paths, data, partial=False)
         if table.images:
             with replacing(output) as temporary:
                 WRITERS[output.suffix](temporary, table)
@@ -131,8 +134,11 @@ def embed(
 
 
 def _check_parts(folder: Path, identity: dict[str, Any]) -> None:
-    """Check that stored parts come from the same weights, data and settings, as described by
-    ``identity``. If there are no parts, store ``identity``."""
+    """Check that the stored parts were computed with the weights, data and settings in
+    ``identity``.
+
+    If the folder has no stored identity yet, ``identity`` is written to it.
+    """
     stored = read_identity(epath.Path(folder))
     if stored is None:
         store_identity(epath.Path(folder), identity)
@@ -165,7 +171,7 @@ def _compute_parts(
                     _batches(encoder, source, settings, features, range(start, stop), pool, advance)
                 )
                 Part.joined(parts).save(path)
-                _check_skipped([p for p in paths if p.exists()], source, data, partial=True)
+                _check_skipped([p for p in paths if p.exists()], data, partial=True)
             advance(stop, source.examples)
     return paths
 
@@ -179,7 +185,8 @@ def _batches(
     pool: ThreadPoolExecutor,
     advance: Advance,
 ) -> Iterator[Part]:
-    """Yield the features of a range of examples in batches, and decode the next batch meanwhile."""
+    """Yield the features of a range of examples batch by batch, and decode the next batch in the
+    background."""
     size = encoder.batch_size
     chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
     loading: Future[_Loaded] | None = None
@@ -200,8 +207,8 @@ def _batches(
 
 
 class _Loaded(NamedTuple):
-    """A decoded batch: a center crop per image, or an error message if it is undecodable, and the
-    labels."""
+    """A decoded batch: the labels and, for each image, a center crop or the reason why it cannot be
+    decoded."""
 
     views: list[Any]
     labels: np.ndarray
@@ -233,15 +240,16 @@ def _name(source: Source, example: int) -> str:
     return name.removeprefix(f"{root}/") if root else name
 
 
-def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial: bool) -> int:
-    """Return the number of undecodable images, and check that it does not exceed the limit.
+def _check_skipped(paths: list[Path], data: ConfigDict, partial: bool) -> int:
+    """Count the undecodable images, and check that their fraction does not exceed
+    ``data.skip_limit``.
 
     Args:
         paths: The paths of the parts computed so far.
-        source: The data source from which the images are read.
         data: The config block of the data set, whose ``skip_limit`` is the allowed fraction of
             undecodable images.
-        partial: Whether parts are missing. If True, the limit applies only after `LEAST` images.
+        partial: Whether some parts are still missing, so that ``skip_limit`` is checked only once
+            `LEAST` images have been read.
 
     Raises:
         UserError: The fraction of undecodable images exceeds ``data.skip_limit``.
@@ -255,15 +263,17 @@ def _check_skipped(paths: list[Path], source: Source, data: ConfigDict, partial:
             first = f"{part.broken[0]}: {part.reasons[0]}"
     if (done >= LEAST or not partial) and skipped > data.skip_limit * done:
         raise UserError(
-            f"{skipped} of {done} images cannot be decoded, more than data.skip_limit="
-            f"{data.skip_limit}; the first: {first}"
+            f"{skipped} of {done} images cannot be decoded, more than the fraction data.skip_limit="
+            f"{data.skip_limit}; the first is {first}"
         )
     return skipped
 
 
 def _write_skipped(output: Path, paths: list[Path]) -> None:
-    """Write the names of undecodable images and the reasons to `OUTPUT.skipped.csv`, if there are
-    any."""
+    """Write the name of each undecodable image and the reason to `OUTPUT.skipped.csv`.
+
+    If all images were decoded, no file is written.
+    """
     rows = []
     for path in paths:
         part = Part.load(path)

@@ -1,4 +1,4 @@
-"""The encoder object that `can_jax.load` returns, which checks its input images."""
+"""The class `Encoder`, which `can_jax.load` returns, and the function that constructs it."""
 
 import os
 import warnings
@@ -37,23 +37,23 @@ class Encoder:
         patch_size: The side length of a patch in pixels.
         grid: The number of patches along (height, width).
         channels: The number of channels of the input images.
-        width: The number of features of a token.
+        width: The number of features per token.
         depth, heads: The numbers of transformer blocks and of attention heads in each block; None
             if the backbone is not a ViT.
         mean, std: The mean and standard deviation per channel by which images in [0, 1] are
             normalized.
-        step: The training step of the weights; None if unknown.
+        step: The training step at which the weights were saved; None if unknown.
         batch_size: The maximum number of images in a forward pass.
     """
 
     def __init__(self, subject: PretrainedEncoder, mesh: Mesh, batch_size: int):
-        """Wrap a `PretrainedEncoder`, and compile its functions on first use.
+        """Wrap a `PretrainedEncoder`, whose functions are compiled on first use.
 
         Args:
-            subject: The configuration and parameters of the encoder.
+            subject: The pretrained encoder to wrap, with its configuration and parameters.
             mesh: The device mesh that holds the parameters, over which batches are split.
-            batch_size: The maximum number of images in a forward pass. The number is rounded up to
-                a multiple of the number of batch shards.
+            batch_size: The maximum number of images in a forward pass. ``batch_size`` is rounded up
+                to a multiple of the number of batch shards.
         """
         config = subject.config
         vit = config.model.backbone == "vit"
@@ -105,7 +105,8 @@ class Encoder:
     def preprocess(self, image: Any) -> UInt8[np.ndarray, "height width channels"]:
         """Decode, resize and center-crop one image, as evaluations do.
 
-        A list of such crops is a valid batch. TensorFlow is not used.
+        A list of crops from several calls can be passed to `Encoder.__call__` as a batch. Image
+        files are decoded by Pillow, without TensorFlow.
 
         Args:
             image: The path of an image file, its content as bytes, a `PIL.Image.Image`, or a uint8
@@ -122,14 +123,16 @@ class Encoder:
         Args:
             images: A uint8 array (n, height, width, channels) of values from 0 to 255, or an object
                 that NumPy converts to one, such as a list of results of `preprocess`.
-            features: The kind of features. ``patches`` and ``all`` are the mean of the patch tokens
-                and of all tokens. ``class`` is the class token. ``both`` is the class token and the
-                mean patch token, concatenated. ``patch_tokens`` are the patch tokens in row-major
-                order, without pooling. ``tokens`` are the class token followed by the patch tokens.
+            features: The kind of features to return, by default ``patches``. ``patches`` returns
+                the mean of the patch tokens, and ``all`` the mean of all tokens. ``class`` returns
+                the class token. ``both`` returns the class token and the mean patch token,
+                concatenated. ``patch_tokens`` returns all patch tokens in row-major order, without
+                pooling. ``tokens`` returns the class token followed by the patch tokens.
 
         Returns:
-            A float32 array (n, width), or (n, 2 * width) for ``both``. Its shape is (n, patches,
-            width) for ``patch_tokens``, and (n, 1 + patches, width) for ``tokens``.
+            A float32 array of shape (n, width), or (n, 2 * width) for ``both``. For
+            ``patch_tokens`` the shape is (n, patches, width), and for ``tokens`` it is (n, 1 +
+            patches, width).
 
         Raises:
             UserError: The images are not uint8, or their shape does not match the encoder.
@@ -152,7 +155,8 @@ class Encoder:
         """Return the outputs of ``compute`` for at most `batch_size` images.
 
         The batch is padded to the next power of two, at most `batch_size`, and then to a multiple
-        of the number of batch shards. This limits the number of compiled batch sizes.
+        of the number of batch shards. The padding limits the number of batch sizes for which
+        ``compute`` is compiled.
         """
         rows = min(1 << (len(images) - 1).bit_length(), self.batch_size)
         rows = -(-rows // self._shards) * self._shards

@@ -15,11 +15,11 @@ from can_jax.utils.files import replacing
 
 
 class Part(NamedTuple):
-    """The features of a range of examples, and the names of the undecodable ones.
+    """The features of a range of examples, and the names of its undecodable images.
 
     Attributes:
         features: The features of the decoded images, float32 (images, width).
-        labels: The label of each decoded image; -1 if unknown.
+        labels: The class label of each decoded image; -1 if unknown.
         names: The name of each decoded image.
         broken: The names of the undecodable images.
         reasons: The reason why each image in ``broken`` is undecodable.
@@ -40,15 +40,18 @@ class Part(NamedTuple):
         return Part(features, *rest)
 
     def save(self, path: Path) -> None:
-        """Write the part to ``path`` and a `.npy` file beside it; ``path`` is written last and
-        marks the part as complete."""
+        """Write the features to a `.npy` file beside ``path``, and then the other arrays to
+        ``path``.
+
+        The part counts as complete once ``path`` exists.
+        """
         np.save(path.with_suffix(".npy"), self.features)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **{name: getattr(self, name) for name in self._fields[1:]})
 
     @staticmethod
     def load(path: Path) -> "Part":
-        """Read a part; its features are memory-mapped."""
+        """Read a part, with memory-mapped features."""
         rest = read_npz(path)
         features = map_npy(path.with_suffix(".npy"))
         return Part(features, *(rest[name] for name in Part._fields[1:]))
@@ -83,7 +86,7 @@ class Table:
                 yield part
 
     def classes(self, labels: np.ndarray) -> list[str]:
-        """Return the class name of each label; an empty string if it is unknown."""
+        """Return the class name of each label, or an empty string for an unknown label."""
         names, count = self.label_names, len(self.label_names)
         return [names[label] if 0 <= label < count else "" for label in labels]
 

@@ -46,10 +46,13 @@ def preprocess(image: Any, data: ConfigDict) -> Pixels:
 
 
 def _decoded(content: bytes, data: ConfigDict, name: str) -> Pixels:
-    """Decode the bytes of an image file to pixels; ``name`` is the name of the image in
+    """Decode the bytes of an image file to pixels; ``name`` identifies the image in error
     messages."""
     if data.channels not in FILE_CHANNELS:
-        raise UserError(f"{name}: files are decoded to 1, 3 or 4 channels, not {data.channels}")
+        raise UserError(
+            f"{name}: image files can be decoded to 1, 3 or 4 channels, but the encoder takes "
+            f"{data.channels}"
+        )
     try:
         return pillow_pixels(
             content, data.channels, data.max_pixels, data.exif_orientation, data.range
@@ -67,7 +70,7 @@ def _of_pillow(image: Image.Image, channels: int) -> Pixels:
         )
     if image.mode.startswith("I") or image.mode == "F":
         raise UserError(
-            f"the image has mode {image.mode}, with more than 8 bits a channel: give the path of "
+            f"the image has mode {image.mode}, with more than 8 bits per channel: give the path of "
             "its file, or a uint8 array"
         )
     if image.mode in BEFORE:
@@ -124,13 +127,13 @@ def checked(images: Any, expected: tuple[int, ...]) -> np.ndarray:
 
 
 def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
-    """Return an error message about images of a wrong dtype or shape, if possible with code that
-    corrects them.
+    """Return an error message about images of a wrong dtype or shape, with code that corrects them
+    if possible.
 
     Args:
         array: The rejected images.
         expected: The (height, width, channels) of the images that the encoder takes.
-        name: Python code of the array, as the message shows it.
+        name: A Python expression for the array, such as ``images``, to show in the message.
     """
     shape = f"(n, {', '.join(map(str, expected))})"
     if array.size == 0:
@@ -156,13 +159,13 @@ def refusal(array: np.ndarray, expected: tuple[int, ...], name: str) -> str:
 def _layout(
     shape: tuple[int, ...], channels: int, code: str
 ) -> tuple[list[str], str, tuple[int, ...]]:
-    """Return hints about the shape of images, code that corrects their layout, and the shape after
-    it.
+    """Return hints about the images' shape, a Python expression that corrects their layout, and the
+    corrected shape.
 
     Args:
         shape: The shape of the rejected images.
         channels: The number of channels that the encoder takes.
-        code: Python code of the array, as the message shows it.
+        code: A Python expression for the array, such as ``images``, to show in the message.
     """
     hints = []
     if len(shape) == 3 and channels in (shape[0], shape[2]):
@@ -179,13 +182,13 @@ def _as_bytes(array: np.ndarray, code: str) -> str:
 
     Args:
         array: The rejected images.
-        code: Python code of the images in the correct layout.
+        code: A Python expression for the images in the correct layout.
     """
     if array.dtype.kind not in "fiub":
         return "give values 0 to 255"
     low, high = array.min(), array.max()
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
-        return f"values in [0, 1] become uint8 by (255 * {code}).round().astype('uint8')"
+        return f"convert values in [0, 1] to uint8 by (255 * {code}).round().astype('uint8')"
     if array.dtype.kind != "b" and low >= 0 and high <= 255:
-        return f"values in [0, 255] become uint8 by {code}.round().astype('uint8')"
+        return f"convert values in [0, 255] to uint8 by {code}.round().astype('uint8')"
     return f"values range from {low} to {high}; give values from 0 to 255, not normalized"

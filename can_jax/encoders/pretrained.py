@@ -46,7 +46,8 @@ class PretrainedEncoder:
     """A pretrained encoder: its configuration, parameters and network.
 
     Attributes:
-        config: The configuration of the training run, or an equivalent one for other weights.
+        config: The configuration of the training run, or an equivalent configuration for weights of
+            another library.
         parameters: The parameters of the encoder without heads, placed on the device mesh.
         graph: The `nnx.GraphDef` of the encoder's network, which holds no arrays.
         identity: The description of the weights that evaluations write to `results.json`.
@@ -60,8 +61,7 @@ class PretrainedEncoder:
     def tokens(
         self, parameters: Any, images: UInt8[Array, "images height width channels"]
     ) -> Float[Array, "images tokens units"]:
-        """Return the encoder's output tokens for uint8 images without masking; the class token is
-        first."""
+        """Return the encoder's output tokens for unmasked uint8 images, class token first."""
         model = nnx.merge(self.graph, parameters, {}, copy=True)
         augment = self.config.augment
         tokens = model.encode(normalize(to_float(images), augment.mean, augment.std))
@@ -70,8 +70,8 @@ class PretrainedEncoder:
         return tokens
 
     def features(self, parameters: Any, images: Any) -> Float[Array, "images features"]:
-        """Return the class token and the mean patch token of each image, concatenated for
-        `select`."""
+        """Return the class token and the mean patch token of each image, concatenated as `select`
+        expects."""
         tokens = self.tokens(parameters, images).astype(jnp.float32)
         return jnp.concatenate([tokens[:, 0], tokens[:, 1:].mean(axis=1)], axis=1)
 
@@ -83,7 +83,7 @@ class PretrainedEncoder:
     def select(
         self, outputs: Float[np.ndarray, "images features"], kind: str
     ) -> Float[np.ndarray, "images width"]:
-        """Compute features of one kind of `FEATURES` from the output of `features`.
+        """Convert the output of `features` to the requested kind of features.
 
         Args:
             outputs: The class token and the mean patch token of each image, concatenated; an array
@@ -123,17 +123,18 @@ def open_encoder(
     mesh: Mesh,
     warn: Callable[[str], None] = logging.warning,
 ) -> PretrainedEncoder:
-    """Load the encoder of a training run, of an export, or from the weights of another library.
+    """Load an encoder from a training run, an export, or the weights of another library.
 
     Args:
         checkpoint: The path of a run directory, of one of its checkpoints, of an export, of a model
             folder of Hugging Face or timm, or of a weight file.
-        untrained: Whether to return the encoder with its random initial parameters instead.
-        changes: The resolved configuration of the evaluation, whose blocks ``data`` and ``model``
-            override those of the run.
+        untrained: Whether to return the encoder with random initial parameters instead of trained
+            ones.
+        changes: The resolved configuration of the evaluation, whose blocks ``data``, ``model`` and
+            ``mesh`` override those of the run.
         mesh: The device mesh on which to place the parameters.
-        warn: A function that is called with each warning about an assumption, for example about an
-            unstated normalization.
+        warn: A function that is called with the text of each warning, for example that the mean and
+            std of the images are assumed.
 
     Raises:
         UserError: The weights cannot be read, or do not match the requested model or image size.
@@ -207,7 +208,7 @@ def identity_of(
 
     Args:
         path: The path from which the weights were read.
-        step: The training step of the weights; None if unknown.
+        step: The training step at which the weights were saved; None if unknown.
         config: The configuration of the encoder.
         parameters: The tree of the encoder's parameters, which is hashed.
     """
@@ -223,14 +224,15 @@ def identity_of(
 
 
 def from_arrays(arrays: Arrays, like: Any) -> Any:
-    """Convert named arrays to a tree of parameters; the names are those of MAE or of can_jax.
+    """Convert named arrays to a parameter tree; the names are those of MAE's PyTorch code or of
+    can_jax.
 
     Args:
         arrays: A mapping from names to arrays.
         like: A tree with the structure, shapes and dtypes of the expected parameters.
 
     Raises:
-        UserError: An array is missing, has an unexpected shape, or has no place in the tree.
+        UserError: An array is missing, has an unexpected shape, or does not belong to the tree.
     """
     leaves = named_leaves(like)
     if next(iter(leaves)) not in arrays:
@@ -268,18 +270,19 @@ def config_of_facts(facts: Facts) -> ConfigDict:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a JSON list to a tuple, as configurations hold sequences, and return other values
+    """Convert a list to a tuple, the type of sequences in configurations; return other values
     unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> ConfigDict:
-    """Return a run's configuration with the mean and std of an evaluation, where it sets them.
+    """Return a run's configuration, with the mean and std replaced by those that an evaluation
+    sets.
 
     Args:
         run: The configuration of the run.
         given: The config block `model` of the evaluation.
-        path: The path of the run directory, for messages.
+        path: The path of the run directory, to show in error messages.
 
     Raises:
         UserError: ``given.heads`` differs from the run's number of heads, or mean or std is
@@ -303,10 +306,11 @@ def with_normalization(run: ConfigDict, given: ConfigDict, path: epath.Path) -> 
 
 
 def changed(run: ConfigDict, changes: ConfigDict) -> ConfigDict:
-    """Return a run's configuration, with the data, image size, dtype and mesh of an evaluation.
+    """Return a run's configuration, with the data, image size, dtype and mesh that an evaluation
+    sets.
 
     Raises:
-        UserError: The evaluation's images do not have as many channels as the run's.
+        UserError: The number of image channels differs between the evaluation and the run.
     """
     config = run.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():

@@ -58,10 +58,13 @@ def test_encoder_says_what_it_is(encoder, folder):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (IMAGES / 255, r"float64, not uint8 \(n, 16, 24, 3\): values in \[0, 1\] become uint8 by"),
+        (
+            IMAGES / 255,
+            r"float64, not uint8 \(n, 16, 24, 3\): convert values in \[0, 1\] to uint8 by",
+        ),
         ((IMAGES / 255).astype(np.float32), "images are float32"),
-        (IMAGES.astype(np.float16), r"values in \[0, 255\] become uint8"),
-        (IMAGES.astype(np.int64), r"values in \[0, 255\] become uint8"),
+        (IMAGES.astype(np.float16), r"convert values in \[0, 255\] to uint8 by"),
+        (IMAGES.astype(np.int64), r"convert values in \[0, 255\] to uint8 by"),
         (IMAGES.astype(np.int16) - 300, "values range from -300 to"),
         (IMAGES / 127.5 - 1, "not normalized"),
         (IMAGES > 3, "images are bool"),
@@ -74,7 +77,10 @@ def test_encoder_says_what_it_is(encoder, folder):
             list(IMAGES.transpose(0, 3, 1, 2)),
             r"first.*give np\.asarray\(images\)\.transpose\(0, 2,",
         ),
-        (IMAGES.tolist(), r"become uint8 by np\.asarray\(images\)\.round\(\)\.astype"),
+        (
+            IMAGES.tolist(),
+            r"convert values in \[0, 255\] to uint8 by np\.asarray\(images\)\.round\(\)\.astype",
+        ),
         (np.zeros((2, 3, 224, 224), np.uint8), "channels are first.*resize the images"),
         (IMAGES[0].transpose(2, 0, 1), r"single image.*first.*give images\[None\]\.transpose\(0"),
         (IMAGES[0], r"of a single image; give images\[None\]$"),
