@@ -1,2 +1,2 @@
-"""The network, which maps patches to predictions; it does not depend on data, training or
+"""Networks that map image patches to predictions, independent of the code for data, training and
 checkpoints."""

@@ -36,12 +36,13 @@ class Backbone(Protocol):
     width: int
 
     def __call__(self, patches: Patches, index: Positions, grid: tuple[int, int]) -> Tokens:
-        """Encode patches to tokens. The first token is a class token or another summary of the
-        image.
+        """Encode patches to tokens.
+
+        The first output token is a class token or another summary of the image.
 
         Args:
-            patches: The pixels of the visible patches, with the noise of the run added, if any.
-            index: The index of each visible patch in the grid, in row-major order.
+            patches: The pixels of the visible patches, to which noise may have been added.
+            index: The row-major index of each visible patch in the grid of patches.
             grid: The number of patches of the whole image along (height, width).
         """
         ...
@@ -53,14 +54,14 @@ def _accept(_: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneType:
-    """A kind of encoder, as registered under the name that `model.backbone` selects.
+    """A registered kind of encoder, which `model.backbone` selects by its name.
 
     Attributes:
         build: A function ``build(config, pixels, **options)`` that builds the encoder. ``config``
-            is the whole configuration, and ``pixels`` the number of pixel values per patch. The
-            options are ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
+            is the complete configuration, and ``pixels`` is the number of pixel values per patch.
+            The options are ``dtype``, ``param_dtype`` and ``rngs``, as for a layer of `flax.nnx`.
         flops: A function ``flops(config, pixels, visible)`` that returns the FLOPs of the forward
-            pass for one view of an image with ``visible`` patches. A multiply-add counts as 2.
+            pass for one view with ``visible`` unmasked patches. A multiply-add counts as 2 FLOPs.
         check: A function that takes the configuration, and raises `UserError` if the encoder cannot
             be built with it.
     """
@@ -72,7 +73,9 @@ class BackboneType:
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a transformer. Its MLPs are 4 times as wide as the residual stream.
+    """The size of a transformer.
+
+    The hidden layer of each MLP is 4 times as wide as the residual stream.
 
     Attributes:
         width: The width of the residual stream.
@@ -93,7 +96,8 @@ class Size:
         """Check that the number of heads divides the width.
 
         Args:
-            name: The name of the config block with the size, such as `model`, for the message.
+            name: The name of the config block that sets the size, such as `model`, to show in the
+                error message.
 
         Raises:
             UserError: The number of heads does not divide the width.
@@ -107,7 +111,7 @@ class Size:
         """Return the FLOPs of the forward pass of all blocks, for one sequence of ``tokens``
         tokens.
 
-        For t tokens of width D, this is ``depth * (24 t D^2 + 4 t^2 D)``.
+        For t tokens of width D, the result is ``depth * (24 t D^2 + 4 t^2 D)``.
         """
         return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
 
@@ -136,8 +140,8 @@ def decoder_size(model: Any) -> Size:
 
 
 def compute_options(model: Any) -> dict[str, Any]:
-    """Return the keyword arguments of `can_jax.models.vit.Transformer` that set its compilation and
-    dtype."""
+    """Return the keyword arguments of `can_jax.models.vit.Transformer` that set how the blocks are
+    computed, such as ``remat``."""
     return {
         "scan": model.scan,
         "attention": model.attention,
@@ -156,14 +160,14 @@ def vit(config: Any, pixels: int, **options: Any) -> Encoder:
 
 
 def position_grid(config: Any) -> tuple[int, int]:
-    """Return the (height, width) of the grid of learned positions, in patches."""
+    """Return the (height, width) of the grid of learned position embeddings, in patches."""
     own = variant_of(config.model).position_grid
     return own or patch_grid(config.data.image_size, config.model.patch_size)
 
 
 def keep_position_grid(config: Any) -> None:
-    """Store the grid of learned positions in a configuration, so that a new image size does not
-    change it."""
+    """Store the size of the learned position grid in a configuration, so that a later change of the
+    image size does not change the grid."""
     if config.model.backbone == "vit" and variant_of(config.model).positions == "learned":
         options = dict(config.model.backbone_options) | {"position_grid": position_grid(config)}
         config.model.backbone_options = tuple(options.items())
@@ -203,8 +207,9 @@ def build_backbone(config: Any, pixels: int, **options: Any) -> Any:
     backbone = BACKBONES.get(name).build(config, pixels, **options)
     if not isinstance(backbone, nnx.Module) or not isinstance(backbone, Backbone):
         raise UserError(
-            f"config.model.backbone={name!r} builds a {type(backbone).__name__}: it must be a "
-            "flax.nnx.Module with an attribute `width` and a call (patches, index, grid)"
+            f"config.model.backbone={name!r} builds a {type(backbone).__name__}: a backbone must "
+            "be a flax.nnx.Module with an attribute `width` and a method "
+            "`__call__(patches, index, grid)`"
         )
     return backbone
 

@@ -22,7 +22,7 @@ LEVEL_TOKENS = ("all", "visible")
 def pool(
     latent: Float[Array, "rows tokens width"], kind: str = "patches"
 ) -> Float[Array, "rows width"]:
-    """Pool the tokens of each row to one vector.
+    """Pool the tokens of each view to one embedding.
 
     Args:
         latent: The encoder's output tokens, class token first.
@@ -40,11 +40,12 @@ class Forward(NamedTuple):
     not computed.
 
     Attributes:
-        latent: The encoder's tokens, class token first.
-        pooled: The pooled embeddings.
-        noise_level: The embedding of the noise level.
-        prediction: The decoder's prediction for every patch.
-        decoded: The decoder's tokens before its output layers, class token first.
+        latent: The encoder's output tokens, class token first.
+        pooled: The embedding of each view, pooled from its output tokens.
+        noise_level: The embedding of each view's noise level, on which the decoder is conditioned.
+        prediction: The decoder's prediction for each patch: the pixels of a masked patch, or the
+            noise of a visible patch.
+        decoded: The decoder's tokens before the output layers, class token first.
     """
 
     latent: Float[Array, "rows tokens width"]
@@ -61,10 +62,10 @@ def build_decoder(config: ConfigDict, width: int, predicts: bool = True, **optio
     """Build the decoder that a configuration describes, for an encoder of the given width.
 
     Args:
-        config: The configuration.
-        width: The width of the encoder.
-        predicts: Whether the decoder has output layers.
-        **options: The types and the random numbers of each layer.
+        config: The complete configuration.
+        width: The width of the encoder's output tokens.
+        predicts: Whether to build the output layer for pixels.
+        **options: The ``dtype``, ``param_dtype`` and ``rngs`` of each layer.
     """
     model = config.model
     return Decoder(
@@ -100,9 +101,9 @@ BUILDERS: dict[str, HeadBuilder] = {"noise_level": build_noise_level, "decoder":
 class CAN(nnx.Module):
     """An encoder with the heads that the active objectives require.
 
-    The forward pass treats the rows of a batch independently. Each head is an attribute of the
-    network. `__call__` runs the heads ``decoder`` and ``noise_level``; the objectives run the
-    others.
+    In the forward pass, the views of a batch do not interact. Each head is an attribute of the
+    network. `__call__` runs the heads ``decoder`` and ``noise_level``; the objectives call the
+    other heads.
 
     Args:
         config: The resolved configuration.
@@ -136,9 +137,9 @@ class CAN(nnx.Module):
 
         Args:
             patches: The pixels of the visible patches with noise, in the order of ``shuffle``.
-            shuffle: A permutation of the patch indices of each row. The first entries are the
-                visible patches.
-            sigma: The standard deviation of the noise of each row; None if the network has no
+            shuffle: A permutation of the patch indices for each view, with the visible patches
+                first.
+            sigma: The standard deviation of the noise in each view; None if the network has no
                 noise-level embedding.
             grid: The number of patches along (height, width).
             decode: Whether to run the decoder, if the network has one.
@@ -160,13 +161,13 @@ class CAN(nnx.Module):
     def encode(
         self, images: Float[Array, "rows height width channels"], **options: Any
     ) -> Float[Array, "rows tokens features"]:
-        """Return the encoder's output tokens for whole images, class token first. No patch is
-        masked.
+        """Return the encoder's output tokens for unmasked images, class token first.
 
         Args:
-            images: Images that are normalized by the mean and standard deviation of their channels.
+            images: Images, normalized by the configured mean and standard deviation of each
+                channel.
             **options: The keyword arguments ``drop`` and ``norm`` of
-                `can_jax.models.encoder.Encoder`.
+                `can_jax.models.encoder.Encoder.__call__`.
         """
         grid = patch_grid(images.shape[1:3], self.patch_size)
         patches = patchify(images, self.patch_size)
@@ -175,7 +176,8 @@ class CAN(nnx.Module):
 
 
 def layer_options(config: ConfigDict) -> dict[str, Any]:
-    """Return the ``dtype`` and ``param_dtype`` of the layers of a network."""
+    """Return the ``dtype`` and ``param_dtype`` of a network's layers, according to
+    ``model.dtype``."""
     dtype = jnp.dtype(config.model.dtype)
     return {"dtype": dtype, "param_dtype": jnp.promote_types(dtype, jnp.float32)}
 
@@ -191,7 +193,7 @@ def pixels_per_patch(config: ConfigDict) -> int:
 
 
 def level_scale(config: ConfigDict) -> float:
-    """Return ``noise.level_scale``, by default the factor that scales the noise level to [0,
+    """Return ``noise.level_scale`` or, if it is None, the factor that scales noise levels to [0,
     1000]."""
     scale = config.noise.level_scale
     return 1000.0 / config.noise.sigma_max if scale is None else scale

@@ -16,7 +16,8 @@ class Decoded(NamedTuple):
 
     Attributes:
         tokens: The tokens after the final LayerNorm, class token first.
-        prediction: The prediction of every patch; None without an output layer for it.
+        prediction: The predicted pixels or noise of each patch; None if the decoder has no output
+            layer.
     """
 
     tokens: Float[Array, "rows tokens width"]
@@ -26,7 +27,8 @@ class Decoded(NamedTuple):
 class Decoder(Transformer):
     """A decoder as in MAE (arXiv 2111.06377): a small transformer over the tokens of all patches.
 
-    Its inputs are the encoder's output tokens. A learned mask token stands for each masked patch.
+    The decoder's input consists of the encoder's output tokens and a learned mask token for each
+    masked patch.
 
     Args:
         encoder_width: The width of the encoder's output tokens.
@@ -40,7 +42,8 @@ class Decoder(Transformer):
         zero_output: Whether the kernel of the output layer for pixels is initialized to zero.
         noise_output: Whether a separate output layer, initialized to zero, predicts the noise of
             visible patches.
-        predicts: Whether there is an output layer at all. Without one, only tokens are computed.
+        predicts: Whether to build the output layer for pixels; if False, the decoder returns only
+            tokens.
         rngs: The `nnx.Rngs` for the initialization.
         dtype: The dtype of activations and matrix products.
         param_dtype: The dtype of the parameters.
@@ -83,16 +86,18 @@ class Decoder(Transformer):
     ) -> Decoded:
         """Predict the pixels of each masked patch and the noise of each visible patch.
 
-        Without ``noise_output``, the same output layer predicts both.
+        Without ``noise_output``, one output layer predicts both pixels and noise.
 
         Args:
             latent: The encoder's output tokens: the class token, then the visible patches.
-            shuffle: A permutation of the patch indices of each row, visible patches first.
+            shuffle: A permutation of the patch indices for each view, with the visible patches
+                first.
             grid: The number of patches along (height, width).
-            level: The noise-level embedding of each row, or None. If ``level_tokens`` is
-                ``visible``, the embedding is added to the input tokens of the visible patches. If
-                ``level_tokens`` is ``all``, as in the figure of arXiv 2210.16870, the embedding is
-                multiplied by the input layer's kernel and added to all patch tokens.
+            level: The noise-level embedding of each view; None if the decoder is not conditioned on
+                the noise level. If ``level_tokens`` is ``visible``, the embedding is added to the
+                input tokens of the visible patches. If ``level_tokens`` is ``all``, as in the
+                figure of arXiv 2210.16870, the embedding is multiplied by the input layer's kernel
+                and added to all patch tokens.
         """
         if level is not None and self.level_tokens == "visible":
             latent = latent.at[:, 1:].add(level[:, None].astype(latent.dtype))

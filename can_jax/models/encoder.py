@@ -1,4 +1,5 @@
-"""The Vision Transformer that encodes the visible patches, with a class token and positions."""
+"""The Vision Transformer that encodes the visible patches, with a class token and position
+embeddings."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from can_jax.models.vit import Linear, Transformer, layer_norm
 
 
 class Encoder(Transformer):
-    """A ViT encoder that processes a subset of the patches of an image and a class token.
+    """A ViT encoder that processes a class token and a subset of the patches of an image.
 
     Args:
         pixels: The number of pixel values per patch, over all channels.
@@ -27,8 +28,8 @@ class Encoder(Transformer):
         dtype: The dtype of activations and matrix products.
         param_dtype: The dtype of the parameters.
         variant: The architecture options, by default those of MAE.
-        grid: The (height, width) of the grid of learned positions, in patches; None if positions
-            are not learned.
+        grid: The (height, width) of the grid of learned position embeddings, in patches; None if
+            the position embeddings are fixed.
         **run: Further keyword arguments of `Transformer`.
     """
 
@@ -67,8 +68,10 @@ class Encoder(Transformer):
         super().__init__(width, depth, heads, mlp_width, variant=variant, **run, **options)
 
     def positions_of(self, grid: tuple[int, int]) -> Float[Array, "patches width"]:
-        """Return the position embedding of each patch of a grid. Learned embeddings are resized to
-        the grid."""
+        """Return the position embedding of each patch of a grid.
+
+        Learned position embeddings are resized to the grid.
+        """
         if self.variant.positions == "sincos":
             return jnp.asarray(sincos_2d(grid, self.width), self.residual_dtype)
         assert self.position_grid is not None
@@ -87,12 +90,13 @@ class Encoder(Transformer):
         """Encode patches, and return the output tokens, class token first.
 
         Args:
-            patches: The pixels of the visible patches of each row.
-            index: The index of each visible patch in the grid, in row-major order.
+            patches: The pixels of the visible patches of each view.
+            index: The row-major index of each visible patch in the grid of patches.
             grid: The number of patches of the whole image along (height, width).
-            drop: The factors for stochastic depth that `drop_path` returns; None to drop nothing.
+            drop: The factors that `drop_path` returns; None disables stochastic depth.
             norm: Whether to apply the final LayerNorm to the tokens. With the architecture option
-                ``norm="pooled"``, the LayerNorm follows the pooling and is not applied here.
+                ``norm="pooled"``, the argument ``norm`` has no effect, since the LayerNorm follows
+                the pooling.
         """
         tokens = self.patch_embed(patches).astype(self.residual_dtype)
         rows, _, width = tokens.shape

@@ -1,4 +1,4 @@
-"""The heads that are MLPs: the contrastive projector and the noise-level embedding."""
+"""Heads that are MLPs: the contrastive projector and the noise-level embedding."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ class Projector(nnx.Module):
     """An MLP with ReLU, and optionally BatchNorm, between its linear layers, for contrastive
     learning.
 
-    BatchNorm computes its statistics over all input rows, across all devices of the mesh. A linear
-    layer before BatchNorm has no bias, since the normalization would cancel it.
+    BatchNorm computes its statistics over all input vectors, across all devices of the mesh. A
+    linear layer before BatchNorm has no bias, since the normalization would cancel it.
 
     Args:
-        inputs: The width of an input row.
+        inputs: The width of an input vector.
         hidden: The output width of all linear layers except the last.
         outputs: The output width of the last linear layer.
         layers: The number of linear layers.
@@ -55,10 +55,10 @@ class Projector(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows width"], *, train: bool
     ) -> Float[Array, "rows outputs"]:
-        """Project each row, for example a pooled embedding, to ``outputs`` values.
+        """Project each input vector, for example a pooled embedding, to ``outputs`` values.
 
         Args:
-            x: The input rows, of shape (rows, inputs).
+            x: The input vectors, of shape (rows, inputs).
             train: True to normalize with the statistics of the batch and update the running
                 statistics; False to use the running statistics.
         """
@@ -89,9 +89,10 @@ class NoiseLevel(nnx.Module):
         self.scale = scale
 
     def sinusoid(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """Return the sinusoidal features of sigma, the input of the MLP."""
+        """Return the sinusoidal features of the noise level sigma, which are the input of the
+        MLP."""
         return sincos_level(sigma * jnp.asarray(self.scale, sigma.dtype), self.width)
 
     def __call__(self, sigma: Float[Array, " rows"]) -> Float[Array, "rows width"]:
-        """Return the embedding of the noise level of each row."""
+        """Return the embedding of the noise level of each view."""
         return self.out(jax.nn.relu(self.hidden(self.sinusoid(sigma))))

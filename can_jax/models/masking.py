@@ -1,7 +1,8 @@
 """Conversion of images to patches, and random masking of patches.
 
-A mask is given by ``shuffle``, a permutation of the patch indices of each row. The encoder
-processes the patches of the first ``visible`` entries; the other patches are masked.
+A mask is given by ``shuffle``, a permutation of the patch indices for each view. The first
+``visible`` entries of ``shuffle`` are the indices of the patches that the encoder processes; the
+other patches are masked.
 """
 
 import jax
@@ -23,8 +24,10 @@ def patch_grid(size: tuple[int, ...], patch_size: int) -> tuple[int, int]:
 def patchify(
     images: Float[Array, "rows height width channels"], patch_size: int
 ) -> Float[Array, "rows patches pixels"]:
-    """Split images into patches in row-major order. Within a patch, values are in the order (row,
-    column, channel)."""
+    """Split images into patches in row-major order.
+
+    Within a patch, values are in the order (row, column, channel).
+    """
     rows, *size, channels = images.shape
     grid = patch_grid(tuple(size), patch_size)
     blocks = images.reshape(rows, grid[0], patch_size, grid[1], patch_size, channels)
@@ -34,7 +37,7 @@ def patchify(
 def unpatchify(
     patches: Float[Array, "rows patches pixels"], grid: tuple[int, int], patch_size: int
 ) -> Float[Array, "rows height width channels"]:
-    """Assemble images from patches. This is the inverse of `patchify`.
+    """Assemble images from patches, as the inverse of `patchify`.
 
     Args:
         patches: All patches of each image in row-major order.
@@ -48,20 +51,22 @@ def unpatchify(
 
 
 def visible_count(patches: int, mask_ratio: float) -> int:
-    """Return the number of visible patches per image, ``floor(patches * (1 - mask_ratio))``."""
+    """Return the number of visible patches per view, ``floor(patches * (1 - mask_ratio))``."""
     # Rounded first, so that hiding 0.9 of 10 patches does not leave 0.99999 patches, hence none.
     return int(round(patches * (1 - mask_ratio), 6))
 
 
 def random_shuffle(keys: Key[Array, " rows"], patches: int) -> Int[Array, "rows patches"]:
-    """Draw a uniformly random permutation of the patch indices for each row, independently."""
+    """Draw an independent, uniformly random permutation of the patch indices for each random
+    key."""
     return jax.vmap(lambda key: jax.random.permutation(key, patches))(keys)
 
 
 def gather_patches(
     values: Shaped[Array, "rows patches width"], index: Int[Array, "rows chosen"]
 ) -> Shaped[Array, "rows chosen width"]:
-    """Return ``values[row, index[row]]`` for each row, stacked along the first axis."""
+    """Return ``values[row, index[row]]`` for each row of the batch, stacked along the first
+    axis."""
     return jnp.take_along_axis(values, index[:, :, None], axis=1)
 
 

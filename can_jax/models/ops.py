@@ -1,6 +1,6 @@
-"""Operations with custom derivatives, or with an implementation for one platform, for speed.
+"""Operations with custom derivatives or platform-specific implementations, for speed.
 
-All of them except cuDNN attention support forward-mode differentiation (`jax.jvp`).
+All operations except cuDNN attention support forward-mode differentiation (`jax.jvp`).
 """
 
 import functools
@@ -31,9 +31,10 @@ def matrix_product(
 ) -> Float[Array, "rows outputs"]:
     """Return ``x @ kernel``, with a faster gradient of the kernel on CPUs.
 
-    The gradient of the kernel is ``x.T @ gradient``. XLA's CPU backend computes a product with a
-    transposed left matrix by a slower routine. Therefore the narrower matrix is transposed first,
-    and an optimization barrier keeps XLA from merging the transpose into the product.
+    The gradient with respect to the kernel is ``x.T @ gradient``, where ``gradient`` is the
+    gradient with respect to the output. XLA's CPU backend computes a product with a transposed left
+    matrix by a slower routine. Therefore the backward pass first transposes the narrower of ``x``
+    and ``gradient``. An optimization barrier keeps XLA from merging the transpose into the product.
     """
     return x @ kernel
 
@@ -49,8 +50,8 @@ def _product_tangent(
 # Rematerialized, so that the backward pass saves ``x`` itself.
 @jax.checkpoint
 def _times_kernel_tangent(x: Array, dkernel: Array) -> Array:
-    """Return ``x @ dkernel``, written so that its backward pass transposes the narrower matrix
-    first."""
+    """Return ``x @ dkernel``, written so that the backward pass first transposes the narrower of
+    ``x`` and the gradient."""
     barrier = jax.lax.optimization_barrier
     if x.shape[1] <= dkernel.shape[1]:  # The transpose is barrier(x.T) @ gradient.
         return jax.lax.dot_general(barrier(x.T), dkernel, (((0,), (0,)), ((), ())))
@@ -63,9 +64,9 @@ def linear_product(x: Array, kernel: Array) -> Array:
     """Return ``x @ kernel``, the product along the last axis of ``x``, in the fastest form for the
     platform.
 
-    On CPUs, all leading axes are merged into one, which halves the time of the backward pass. On
-    TPUs, the axes are not merged, since the merge would copy the array, for example with 32 rows of
-    99 tokens. On GPUs, `unfused` is applied to the product.
+    On CPUs, all leading axes of ``x`` are merged into one, which halves the time of the backward
+    pass. On TPUs, the leading axes are not merged, since the merge would copy ``x``, for example if
+    its shape is (32, 99, width). On GPUs, `unfused` is applied to the product.
     """
     if platform() != "cpu":
         return unfused(jnp.matmul(x, kernel))
@@ -74,13 +75,14 @@ def linear_product(x: Array, kernel: Array) -> Array:
 
 @jax.custom_jvp
 def unfused(product: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Return a matrix product unchanged. On GPUs, keep XLA from fusing later additions into it.
+    """Return a matrix product unchanged, and keep XLA from fusing later additions into it on GPUs.
 
     Without the optimization barrier, cuBLAS adds the bias or the residual stream to the product.
-    Before that, XLA copies the residual stream and the weights of the layer. With the barrier, the
-    addition is fused into the next operation, such as a LayerNorm. In a training step of ViT-L with
-    64 images, this saves 7 GB of memory traffic and 160 kernel launches. The backward pass has no
-    such copies and no barrier.
+    Before such a fused addition, XLA copies the residual stream and the weights of the layer. With
+    the barrier, the addition is fused into the next operation, such as a LayerNorm. In a training
+    step of ViT-L with 64 images, the barrier saves 7 GB of memory traffic and 160 kernel launches.
+    The barrier is in the forward pass only, since XLA copies neither the residual stream nor the
+    weights in the backward pass.
     """
     return jax.lax.optimization_barrier(product) if platform() == "gpu" else product
 
@@ -128,8 +130,9 @@ def attention_logits(
     """Return the inner products of all queries and keys, in float32, or in float64 for float64
     inputs.
 
-    In the backward pass, the gradient is cast to the dtype of the queries before it is multiplied.
-    JAX's default would multiply in float32, which is several times slower on CPUs and GPUs.
+    In the backward pass, the gradient is cast to the dtype of the queries before it is multiplied
+    by queries or keys. JAX's default backward pass would multiply in float32, which is several
+    times slower on CPUs and GPUs.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     return jnp.einsum("rqhw,rkhw->rhqk", query, key, preferred_element_type=wide)
@@ -163,10 +166,10 @@ def attend_on_gpu(
     """Apply scaled dot-product attention with cuDNN's fused kernel or with `attend`.
 
     Args:
-        query, key, value: Arrays of shape (rows, tokens, heads, width).
+        query, key, value: Arrays of shape (rows, tokens, heads, head width).
         kernel: The implementation, ``auto``, ``xla`` or ``cudnn``; see `attention_kernel`.
-        tokens: The number of tokens without padding, which is at the end; None if there is no
-            padding.
+        tokens: The number of tokens before the padding at the end of each sequence; None if there
+            is no padding.
     """
     if attention_kernel(kernel, query.dtype, query.shape[-1]) == "xla":
         return attend(query, key, value)
@@ -178,11 +181,12 @@ def attend_on_gpu(
 
 
 def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
-    """Return the implementation of attention, ``xla`` or ``cudnn``, for the devices to compile for.
+    """Return the implementation of attention, ``xla`` or ``cudnn``, for the target devices of the
+    compilation.
 
     Args:
         setting: The value of `model.attention`: ``auto``, ``xla`` or ``cudnn``. On a GPU, ``auto``
-            selects ``cudnn`` where it is supported.
+            selects ``cudnn`` if cuDNN supports the GPU, the dtype and the head width.
         dtype: The dtype of queries, keys and values.
         head_width: The number of features of a query, key or value in one head.
     """
@@ -194,17 +198,19 @@ def attention_kernel(setting: str, dtype: Any, head_width: int) -> str:
 
 
 def compiles_as_loop(scan: bool | str) -> bool:
-    """Return whether to compile blocks as a loop, given ``model.scan``; ``auto`` selects a loop on
-    CPUs."""
+    """Return whether to compile the transformer blocks as a loop, for a value of ``model.scan``.
+
+    The value ``auto`` selects a loop on CPUs only.
+    """
     return platform() == "cpu" if scan == "auto" else bool(scan)
 
 
 def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
-    """Apply scaled dot-product attention to arrays (rows, heads, tokens, width), for TPUs.
+    """Apply scaled dot-product attention to arrays (rows, heads, tokens, head width), for TPUs.
 
     The logits are computed for a few heads at a time, and rematerialized in the backward pass, so
-    that they fit into vector memory. Unlike in `attention_logits`, no custom gradient is needed,
-    since TPUs multiply float32 at bfloat16 precision.
+    that they fit into the vector memory of a TPU core. Unlike `attention_logits`, this function
+    needs no custom gradient, since TPUs multiply float32 at bfloat16 precision by default.
     """
     size = query.shape[1] // _parts(query, key)
     parts = [
@@ -215,11 +221,11 @@ def attend_on_tpu(query: Heads, key: Heads, value: Heads) -> Heads:
 
 
 def _parts(query: Heads, key: Heads) -> int:
-    """Return the number of equal parts into which to split the heads.
+    """Return the number of equal parts into which to split the attention heads.
 
-    This is the smallest number for which the logits of a part take at most `TPU_LOGITS_BYTES`, but
-    there is at most one part per head. The result is 1 if heads are sharded over devices, or if the
-    number of rows is symbolic in an export.
+    The result is the smallest divisor of the number of heads for which the logits of a part take at
+    most `TPU_LOGITS_BYTES`, or else the number of heads. The result is 1 if heads are sharded over
+    devices, or if the batch size is symbolic, as in an export.
     """
     rows, heads, queries, _ = query.shape
     if axis_size("tensor") > 1 or not isinstance(rows, int):

@@ -1,13 +1,15 @@
-"""Patch embeddings with a fixed linear map before the learned layer, which whitens the patches.
+"""Patch embeddings in which a fixed linear map whitens the patches before the learned layer.
 
 The covariance of image patches is ill-conditioned: a few smooth patterns hold nearly all of the
-variance, and noise dominates the other patterns. A plain learned embedding passes on too little of
-these other patterns. Therefore a fixed map ``x -> (x - mean) @ map`` precedes the embedding, where
-``map`` is the inverse square root of a covariance. `whitening` uses the measured covariance of the
-data, and `dct_scaling` the covariance of a model of natural images.
+variance, and noise dominates the other patterns. A learned embedding alone transmits too little of
+the patterns with low variance. Therefore a fixed map ``x -> (x - mean) @ map`` precedes the
+embedding, where ``map`` is the inverse square root of a covariance. `whitening` uses the measured
+covariance of the data, and `dct_scaling` the covariance that a statistical model of natural images
+implies.
 
-The map is not trained. Checkpoints store it beside the running statistics of BatchNorm. Since map
-and embedding are linear, `fold` merges them into one ordinary patch embedding.
+The fixed map is not trained. Checkpoints store the fixed map beside the running statistics of
+BatchNorm. Since the fixed map and the learned embedding are linear, `fold` can merge them into one
+ordinary patch embedding.
 """
 
 import functools
@@ -57,8 +59,8 @@ def embedding_kind(config: ConfigDict) -> str:
 
 
 def noise_floor(sigma_max: float) -> float:
-    """Return the variance to add to all directions of a covariance: the noise variance, at least
-    `FLOOR`.
+    """Return the variance to add to the diagonal of a patch covariance: the mean noise variance,
+    but at least `FLOOR`.
 
     Args:
         sigma_max: The largest standard deviation of the noise, which is drawn uniformly from [0,
@@ -77,23 +79,24 @@ def inverse_root(covariance: Square, floor: float) -> Square:
 
 
 def whitening(mean: Pixels, covariance: Square, floor: float) -> InputMap:
-    """Return the map that whitens patches with the given mean and covariance, plus noise of
-    variance ``floor``."""
+    """Return the map that whitens noisy patches, for the mean and covariance of clean patches and
+    noise of variance ``floor``."""
     return InputMap(np.asarray(mean, np.float64), inverse_root(covariance, floor))
 
 
 def dct_scaling(patch_size: int, channels: int, floor: float) -> InputMap:
-    """Return the map that scales the 3-D DCT coefficients of a patch to equal variance under a
-    model.
+    """Return the map that scales the 3-D DCT coefficients of a patch to equal variance, assuming a
+    model of natural images.
 
     In the model, pixels at a distance d along a spatial axis have correlation ``SPATIAL ** d``, as
-    is common in image coding. Different channels have correlation ``SPECTRAL``. For CIFAR-10
-    patches of 4 x 4 pixels, the map lowers the condition number of the covariance from 4e4 to 48.
+    is common in image coding. Different channels of a pixel have correlation ``SPECTRAL`` in the
+    model. For CIFAR-10 patches of 4 x 4 pixels, the map lowers the condition number of the
+    covariance from 4e4 to 48.
 
     Args:
         patch_size: The side length of a patch in pixels.
         channels: The number of channels of the images.
-        floor: The noise variance to add to the variance of each coefficient.
+        floor: The noise variance to add to the variance of each DCT coefficient.
     """
     distance = np.abs(np.subtract.outer(np.arange(patch_size), np.arange(patch_size)))
     bases, variances = [dct(patch_size), dct(patch_size), dct(channels)], []
@@ -117,14 +120,15 @@ def dct(size: int) -> Float[np.ndarray, "size size"]:
 class PatchEmbed(Linear):
     """A learned linear patch embedding with a fixed linear map before it.
 
-    The map is multiplied with the kernel of the embedding, in float32 or wider, and the product is
-    applied to the patches. The cost of the map thus does not depend on the number of patches.
+    The fixed map is multiplied by the kernel of the learned embedding, in float32 or wider, and the
+    patches are multiplied by the product. The cost of the fixed map therefore does not depend on
+    the number of patches.
 
     Args:
         inputs: The number of pixel values per patch, over all channels.
         outputs: The width of an output token.
-        start: The initial value of the fixed map. For the kind ``whitened``, a new run replaces the
-            map by one measured on its data.
+        start: The initial value of the fixed map. For the kind ``whitened``, a new run replaces
+            this value by a map computed from its training images.
         **options: The ``dtype``, ``param_dtype`` and ``rngs`` of the layer.
     """
 
@@ -137,7 +141,7 @@ class PatchEmbed(Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Embed flattened patches, to which the fixed map has not been applied."""
+        """Apply the fixed map and the learned embedding to flattened patches."""
         assert self.bias is not None
         dot = functools.partial(jnp.matmul, precision="highest")
         kernel = dot(self.map[...], self.kernel[...])
@@ -150,8 +154,8 @@ def patch_embedding(config: ConfigDict, pixels: int) -> Any:
     """Return a function ``(pixels, width, **options)`` that builds the patch embedding of a
     configuration.
 
-    The map of a ``whitened`` embedding is initialized to the identity; a new run then replaces it
-    by one measured on its data.
+    The fixed map of a ``whitened`` embedding is initialized to the identity. A new run then
+    replaces the identity by a map computed from its training images.
     """
     kind = embedding_kind(config)
     if kind == "linear":
@@ -164,8 +168,8 @@ def patch_embedding(config: ConfigDict, pixels: int) -> Any:
 
 
 def fixed_map(statistics: Any) -> InputMap | None:
-    """Return the fixed map from the batch statistics of a network, in float64; None if there is
-    none."""
+    """Return the fixed map from the batch statistics of a network, in float64; None if the network
+    has no fixed map."""
     stored = statistics.get("encoder", {}).get("patch_embed")
     if stored is None:
         return None
@@ -173,10 +177,10 @@ def fixed_map(statistics: Any) -> InputMap | None:
 
 
 def fold(parameters: Any, statistics: Any) -> tuple[Any, Any]:
-    """Merge the fixed map into the learned patch embedding, which becomes an ordinary one.
+    """Merge the fixed map into the learned patch embedding, which becomes an ordinary linear layer.
 
     Args:
-        parameters: The parameters of a network.
+        parameters: The parameters of a network, as a nested dict.
         statistics: The batch statistics of the network, which hold the fixed map, if any.
 
     Returns:
@@ -201,7 +205,7 @@ def unfold(
     """Return the kernel and bias that, combined with a fixed map, equal an ordinary patch
     embedding.
 
-    The function is the inverse of `fold`.
+    `unfold` is the inverse of `fold`.
 
     Args:
         kernel, bias: The parameters of the ordinary patch embedding.

@@ -13,9 +13,10 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
     """Return fixed sin-cos position embeddings of a (height, width) grid of patches in row-major
     order.
 
-    The layout is that of MAE's code (arXiv 2111.06377). The first half of the width encodes the
-    column, the second half the row. Each half holds all sines, then all cosines, at the frequencies
-    ``10000 ** (-i / (width / 4))``. The class token is not part of the table.
+    The embeddings have the layout of MAE's code (arXiv 2111.06377). The first half of an embedding
+    encodes the column of the patch, and the second half its row. Each half holds all sines, then
+    all cosines, at the frequencies ``10000 ** (-i / (width / 4))``. The result has no embedding for
+    the class token.
 
     Raises:
         ValueError: ``width`` is not divisible by 4.
@@ -36,8 +37,8 @@ def sincos_2d(grid: tuple[int, int], width: int) -> Float[np.ndarray, "patches w
 
 
 def positions_with_class(grid: tuple[int, int], width: int) -> Float[np.ndarray, "tokens width"]:
-    """Return the table of `sincos_2d` with a zero row for the class token before it, as in MAE's
-    files."""
+    """Return the embeddings of `sincos_2d`, preceded by a zero embedding for the class token, as in
+    MAE's weight files."""
     table = sincos_2d(grid, width)
     return np.concatenate([np.zeros_like(table[:1]), table])
 
@@ -59,8 +60,8 @@ def resized_positions(
 
 
 def sincos_level(level: Float[Array, " rows"], width: int) -> Float[Array, "rows width"]:
-    """Return the sines, then the cosines, of ``level`` times the frequencies ``10000 ** (-i /
-    (width / 2))``."""
+    """Return the sines, then the cosines, of each noise level times the frequencies ``10000 ** (-i
+    / (width / 2))``."""
     frequencies = 10000.0 ** (-np.arange(width // 2) / (width / 2))
     angles = level[:, None] * jnp.asarray(frequencies, level.dtype)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)

@@ -17,8 +17,8 @@ OPTIONS: dict[str, Key] = {
     ),
     "position_grid": Key(
         None, Several(Whole(1, 2**15), length=2),
-        "The (height, width) of the grid of learned positions, in patches. They are resized if the "
-        "images have another grid. By default it is the grid of the images.",
+        "The (height, width) of the grid of learned position embeddings, in patches; by default, "
+        "the grid of the images. The embeddings are resized to images with another grid.",
     ),
     "registers": Key(
         0, Whole(0, 1024),
@@ -47,8 +47,8 @@ OPTIONS: dict[str, Key] = {
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """The architecture options of a ViT encoder, which `OPTIONS` documents. The defaults are those
-    of MAE."""
+    """The architecture options of a ViT encoder, which `OPTIONS` documents. The default values give
+    the architecture of MAE."""
 
     positions: str = "sincos"
     position_grid: tuple[int, int] | None = None

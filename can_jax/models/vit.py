@@ -47,7 +47,7 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch inputs"], out_sharding: Any = None
     ) -> Float[Array, "*batch outputs"]:
-        """Apply the layer. The bias may have additional axes for rows and tokens, which
+        """Apply the layer, whose bias may have the axes for sequences and tokens that
         `biases_by_row` adds."""
         bias = None if self.bias is None else self.bias[...]
         given = (inputs, self.kernel[...], bias)
@@ -62,8 +62,9 @@ def layer_norm(
     """Return a LayerNorm that computes its statistics in float32 or wider.
 
     For bfloat16 inputs, mean and variance are computed in one pass, as E[x²] - E[x]². If the mean
-    is m standard deviations, this gives the variance a relative error of m² 2^-24. Rounding the
-    inputs to 8 bits has a larger effect, m² 2^-18 / 3. Float32 inputs take two passes.
+    is m times the standard deviation, the one-pass variance has a relative error of m² 2^-24.
+    Rounding the inputs to bfloat16 causes a larger relative error of the variance, m² 2^-18 / 3.
+    For float32 inputs, mean and variance are computed in two passes.
     """
     narrow = jnp.finfo(dtype).bits < 32
     return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=narrow, dtype=dtype, **options)
@@ -72,24 +73,24 @@ def layer_norm(
 def drop_path(
     key: Key[Array, ""], rate: float, depth: int, rows: int
 ) -> Float[Array, "depth rows 2"]:
-    """Draw the random factors for stochastic depth, per block, row and branch (arXiv 1603.09382).
+    """Draw stochastic-depth factors (arXiv 1603.09382), one per block, sequence and branch.
 
-    The branches of a block are attention and MLP. A factor is 0 with the block's drop probability
-    p, and ``1 / (1 - p)`` otherwise. The drop probability increases linearly from 0 in the first
-    block to ``rate`` in the last.
+    The branches of a block are attention and MLP. A factor is 0 with probability p, the drop
+    probability of its block, and ``1 / (1 - p)`` otherwise. The drop probability increases linearly
+    from 0 in the first block to ``rate`` in the last.
 
     Args:
         key: The random key for all factors.
         rate: The drop probability of the last block, in [0, 1).
         depth: The number of transformer blocks.
-        rows: The number of rows in the batch.
+        rows: The number of sequences in the batch.
     """
     keep = 1 - jnp.linspace(0, rate, depth)[:, None, None]
     return jax.random.bernoulli(key, keep, (depth, rows, 2)) / keep
 
 
 class Attention(nnx.Module):
-    """A multi-head self-attention layer over all tokens of a row.
+    """A multi-head self-attention layer over all tokens of a sequence.
 
     Args:
         width: The width of the input and output tokens.
@@ -121,12 +122,12 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "rows tokens width"], tokens: int | None = None
     ) -> Float[Array, "rows tokens width"]:
-        """Apply self-attention within each row.
+        """Apply self-attention within each sequence.
 
         Args:
             x: The input tokens, of shape (rows, tokens, width).
-            tokens: The number of tokens without padding, which is at the end; None if there is no
-                padding.
+            tokens: The number of tokens before the padding at the end of each sequence; None if
+                there is no padding.
         """
         if platform() == "tpu":
             return self._merge_heads(attend_on_tpu(*self._normalize(*self._project(x))))
@@ -145,7 +146,7 @@ class Attention(nnx.Module):
         return attention_kernel(self.kernel, self.qkv.dtype, width)
 
     def _normalize(self, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
-        """Apply the LayerNorms of queries and keys, if the variant has them."""
+        """Apply the LayerNorms of queries and keys, if the option ``qk_norm`` is set."""
         if self.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         return query, key, value
@@ -154,8 +155,8 @@ class Attention(nnx.Module):
         """Yield query, key and value of shape (rows, heads, tokens, head width), the layout for
         TPUs.
 
-        The axes in the code are r(ow), t(oken), h(ead), d(imension). A single product for all three
-        would be faster, but each of its three parts would then be copied.
+        In the `einsum`, the axes are r(ow), t(oken), w(idth), h(ead) and d(imension of a head). One
+        product for query, key and value would be faster, but XLA would then copy each of the three.
         """
         kernel, bias = self._qkv_parameters()
         for i in range(3):
@@ -166,8 +167,8 @@ class Attention(nnx.Module):
         """Yield query, key and value of shape (rows, tokens, heads, head width), the layout for
         GPUs.
 
-        One product computes all three. The copies that cuDNN requires are made by a single GPU
-        kernel.
+        One matrix product computes query, key and value. A single GPU kernel makes the copies that
+        cuDNN requires.
         """
         kernel, bias = self._qkv_parameters()
         product = jnp.einsum("rtw,wihd->rtihd", x.astype(kernel.dtype), kernel)
@@ -176,14 +177,13 @@ class Attention(nnx.Module):
             yield product[:, :, i]
 
     def _qkv_parameters(self) -> tuple[Array, Array]:
-        """Return the kernel and the bias of the input layer, cast to the computation dtype."""
+        """Return kernel and bias of the query-key-value projection, in the computation dtype."""
         assert self.qkv.bias is not None
         kernel, bias = (p[...].astype(self.qkv.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         return kernel, bias
 
     def _merge_heads(self, attended: Float[Array, "rows heads tokens head_width"]) -> Array:
-        """Apply the output layer to an array (rows, heads, tokens, head width) without
-        transposing."""
+        """Apply the output layer to an untransposed array (rows, heads, tokens, head width)."""
         dtype = attended.dtype
         assert self.out.bias is not None
         kernel = self.out.kernel[...].astype(dtype)
@@ -205,7 +205,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block. The LayerNorms of the block compute in ``residual_dtype``."""
+    """A pre-norm transformer block, with LayerNorms that compute in ``residual_dtype``."""
 
     def __init__(
         self,
@@ -238,10 +238,10 @@ class Block(nnx.Module):
 
         Args:
             x: The residual stream, of shape (rows, tokens, width).
-            drop: The factors of this block that `drop_path` returns, for the attention and the MLP
-                branch of each row; None to drop nothing.
-            tokens: The number of tokens without padding, which is at the end; None if there is no
-                padding.
+            drop: The block's stochastic-depth factors from `drop_path`, one for the attention and
+                one for the MLP of each sequence; None disables stochastic depth.
+            tokens: The number of tokens before the padding at the end of each sequence; None if
+                there is no padding.
         """
         attended = self.attention(self.attention_norm(x), tokens).astype(x.dtype)
         if self.scaled:
@@ -254,20 +254,21 @@ class Block(nnx.Module):
 
 
 def biases_by_row(layers: Any, rows: Any) -> tuple[Any, Any]:
-    """Separate the biases of linear layers from the other parameters, and repeat them for each row.
+    """Separate the biases of linear layers from the other parameters, and repeat the biases for
+    each sequence.
 
     The separation speeds up the gradients of biases on GPUs. XLA's GPU compiler sums the gradient
-    of a bias over all tokens with two kernels per layer. With a bias for each row, the sum over the
-    tokens of a row is fused into the kernel that computes the gradient. The sum over rows is then
-    computed once for all layers.
+    of a bias over all tokens with two kernels per layer. With a bias for each sequence, the sum
+    over its tokens is fused into the kernel that computes the gradient. The sum over sequences is
+    then computed once for all layers.
 
     Args:
-        layers: The parameters of all blocks, whose first axis is the layer.
-        rows: The number of rows in the batch, which may be symbolic in an export.
+        layers: The parameters of all blocks, stacked along a leading layer axis.
+        rows: The number of sequences in the batch, which may be symbolic in an export.
 
     Returns:
-        The parameters without the biases of linear layers, and these biases with shape (layers,
-        rows, 1, …). The axis of size 1 broadcasts over tokens.
+        The parameters without the biases of linear layers, and the biases with shape (layers, rows,
+        1, …). The axis of size 1 of the biases broadcasts over tokens.
     """
     flat = traverse_util.flatten_dict(layers)
     biases = {path: flat.pop(path) for path in list(flat) if path[-2:] in BIASES}
@@ -329,7 +330,7 @@ class Blocks(nnx.Module):
 
         Args:
             x: The residual stream, of shape (rows, tokens, width).
-            drop: The factors for stochastic depth that `drop_path` returns; None to drop nothing.
+            drop: The factors that `drop_path` returns; None disables stochastic depth.
         """
         attention, tokens = self.layers.attention, None
         if x.shape[1] % 2 and attention.computed_by() == "cudnn":  # needs an even number
