@@ -4,7 +4,8 @@ To add an objective, register it in a recipe or in a module that ``--modules`` n
 
     OBJECTIVES.register("entropy", Objective({"pooled"}, loss))
 
-The new objective is configured in the block ``objective.entropy``; see docs/extend.md.
+An objective with the name ``entropy`` is configured in the block ``objective.entropy``; see
+docs/extend.md.
 """
 
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,7 @@ Heads = Mapping[str, Any]  # modules of flax.nnx
 
 
 class Blocks(Mapping[str, Table]):
-    """A live mapping from the name of each registered objective to its config block."""
+    """A mapping from the name of each objective registered so far to its config block."""
 
     def __getitem__(self, name: str) -> Table:
         if name not in OBJECTIVES:
@@ -60,7 +61,8 @@ class Blocks(Mapping[str, Table]):
 
 
 def active(settings: Settings) -> dict[str, Objective]:
-    """Return the objectives with nonzero weight, by name; the others are not computed."""
+    """Return the objectives with nonzero weight, by name; objectives with zero weight are not
+    computed."""
     return {name: OBJECTIVES.get(name) for name, block in settings.items() if block["weight"]}
 
 
@@ -70,10 +72,11 @@ def reads(settings: Settings) -> frozenset[str]:
 
 
 def head_names(settings: Settings) -> dict[str, str]:
-    """Return a dict from each active objective that has a head to the head's parameter name.
+    """Return a dict from the name of each active objective with a head to the name of the head in
+    the parameter tree.
 
-    The dict has the order in which the objectives were registered, on which the random
-    initialization of the heads depends.
+    The heads are in the order in which their objectives were registered, since their random
+    initialization depends on the order.
     """
     owners = active(settings)
     return {

@@ -1,4 +1,4 @@
-"""The Barlow Twins loss, which moves the cross-correlation of two views toward the identity.
+"""The Barlow Twins loss, which moves the cross-correlation matrix of two views toward the identity.
 
 See arXiv 2103.03230.
 """
@@ -22,15 +22,17 @@ from can_jax.utils.settings import Key, Number
 
 
 def loss(arrays: Arrays, head: Callable[..., Array], redundancy: float) -> tuple[Loss, Metrics]:
-    """Compute ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2``, averaged over view pairs.
+    """Compute ``sum_i (1 - C_ii)^2 + redundancy * sum_{i != j} C_ij^2``, averaged over pairs of
+    views (eq. 1).
 
-    ``C`` is the cross-correlation matrix of the embeddings of two views over the global batch (eq.
-    1). Each embedding dimension is divided by ``sqrt(variance + 1e-5)``, like in the BatchNorm
-    without affine parameters of facebookresearch/barlowtwins.
+    ``C`` is the cross-correlation matrix of the projected embeddings of two views over the global
+    batch (eq. 2). Each embedding dimension is centered and divided by ``sqrt(variance + 1e-5)``, as
+    by the BatchNorm without affine parameters in facebookresearch/barlowtwins.
 
     Args:
-        arrays: The network outputs and targets of one step.
-        head: The projection head, which is applied to all rows of the global batch at once.
+        arrays: The network outputs and targets of one training step.
+        head: The projection head, called once on the pooled embeddings of all views of the global
+            batch.
         redundancy: The coefficient of the off-diagonal terms of ``C``.
     """
     z = projected_by_view(arrays, head)

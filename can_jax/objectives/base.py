@@ -24,19 +24,21 @@ WEIGHT = Number(1e-6, 1e4, also=(0,))  # smaller gradients vanish beside Adam's 
 class Arrays(NamedTuple):
     """The network outputs and targets of one training step, from which losses are computed.
 
-    The views of an image are adjacent: row ``r`` is view ``r % views`` of image ``r // views``. A
+    In arrays with an axis ``rows``, row ``r`` is view ``r % views`` of image ``r // views``. A
     field is None unless an active objective reads it.
 
     Attributes:
         tokens: The output tokens of the encoder, class token first.
-        pooled: The encoder output pooled over tokens as ``objective.contrastive.pool`` selects.
-        prediction: The decoder's prediction for every patch.
-        decoded: The decoder's tokens before its output layers, class token first.
-        teacher: The patch tokens of the moving average of the encoder, for whole views without
-            noise; a constant for the derivative.
+        pooled: The embedding of each view, pooled from the encoder's output tokens as
+            ``objective.contrastive.pool`` selects.
+        prediction: The decoder's prediction for each patch: the pixels of a masked patch, or the
+            noise of a visible patch.
+        decoded: The decoder's tokens before the output layers, class token first.
+        teacher: The patch tokens of the moving average of the encoder, for unmasked views without
+            noise. No gradient flows through ``teacher``.
         clean: The normalized pixels of every patch, without the added noise.
-        noise: The noise to predict, in the scale that ``noise.target`` selects. Losses use the
-            values of visible patches only.
+        noise: The noise to predict for each patch, in the scale that ``noise.target`` selects.
+            Losses use only the noise of visible patches.
         noise_scale: The factor by which ``noise`` is multiplied to obtain the noise in the input.
         hidden: A mask that is True for the patches that the encoder did not see.
         labels: The class label of each image; -1 if unknown.
@@ -77,16 +79,16 @@ class Objective:
         loss: A function ``loss(arrays, **settings)`` that returns the loss and a dict of metrics to
             log. If the objective has a head, the signature is ``loss(arrays, head, **settings)``.
         weight: The default of the config key ``weight``. An objective with weight 0 is inactive.
-        keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Keys that
-            match a parameter of ``loss`` are passed to it.
+        keys: The config keys of the block ``objective.NAME``, apart from ``weight``. Keys with the
+            name of a parameter of ``loss`` are passed to ``loss``.
         head: A function ``head(config, width, **options)`` that builds the objective's own module,
             such as a projector or a learned temperature. ``width`` is the embedding dimension of
             the encoder. ``options`` holds the arguments ``dtype``, ``param_dtype`` and ``rngs`` of
             `flax.nnx` layers. ``head`` is None for an objective without parameters.
         head_name: The name of the head in the parameter tree; ``NAME_head`` by default.
         relates_rows: Whether the loss compares images of the batch with each other, so that it is
-            not a mean over microbatches. If True, ``reads`` may hold only fields in
-            `OF_WHOLE_BATCH`.
+            not a mean over microbatches. If ``relates_rows`` is True, ``reads`` may hold only
+            fields in `OF_WHOLE_BATCH`.
         min_views: The minimum number of views per image.
         min_images: The minimum number of images per batch, or per microbatch if the loss is
             computed separately for each microbatch.
@@ -132,8 +134,8 @@ class Objective:
             required = parameter.default is parameter.empty and parameter.kind is not VAR_KEYWORD
             if required and parameter.name not in self.keys:
                 raise ValueError(
-                    f"an objective whose loss requires {parameter.name!r}: add it to the "
-                    "objective's keys"
+                    f"the loss of an objective requires the parameter {parameter.name!r}: add a "
+                    "key of this name to the objective's keys"
                 )
 
     @property
@@ -175,8 +177,8 @@ def check_names(value: Any) -> None:
 
 
 def at_least_float32(x: Array) -> Array:
-    """Cast to float32, or keep float64.
+    """Cast an array to float32, or return a float64 array unchanged.
 
-    Losses are computed in at least float32 for every ``model.dtype``.
+    Losses are computed in float32 or float64, even if ``model.dtype`` is bfloat16.
     """
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -4,8 +4,9 @@ A row is the embedding of one view of an image. Every device holds a shard of th
 and gathers all rows as keys. The forward and backward passes compute the similarity matrix in
 blocks of keys, so memory grows linearly with the batch size.
 
-The custom backward pass needs no reduction over devices. The gradient of a row as a key depends
-only on two values of each query, the log of its softmax denominator and its number of positives.
+The custom backward pass needs no reduction over devices. To compute the gradient of a row as a key,
+a device gathers all rows and two numbers per query, namely the log of its softmax denominator and
+its number of positives.
 """
 
 import functools
@@ -45,19 +46,20 @@ def contrast(
     temperature: float,
     block: int,
 ) -> tuple[Loss, RowStatistics]:
-    """Compute ``-log softmax``, averaged over the positives of each row and then over all rows.
+    """Compute the InfoNCE or SupCon loss: ``-log softmax``, averaged over the positives of each row
+    and then over all rows.
 
-    The softmax of a row runs over all other rows of the global batch. With one positive per row
-    this is InfoNCE (arXiv 2002.05709, eq. 1); with several it is SupCon's ``L_out`` (arXiv
-    2004.11362, eq. 2).
+    The softmax of a row runs over all other rows of the global batch. With one positive per row,
+    the loss is InfoNCE (arXiv 2002.05709, eq. 1). With several positives per row, the loss is
+    SupCon's ``L_out`` (arXiv 2004.11362, eq. 2).
 
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
-        label: The class label of each row, -1 if unknown. Rows with the same label are positives of
-            each other. None for InfoNCE.
+        label: The class label of each row, -1 if unknown; None for InfoNCE. Rows with the same
+            known label are positives of each other.
         views: The number of augmented views per image.
         temperature: The positive number by which similarities are divided before the softmax.
-        block: The number of key rows per block of the similarity matrix.
+        block: The number of keys per block of the similarity matrix.
 
     Returns:
         The loss, and the similarity statistics of each row. Only the loss is differentiable.
@@ -92,8 +94,9 @@ def _backward(views: int, temperature: float, block: int, saved: Any, cotangent:
     """Compute the gradient of the loss with respect to ``unit``.
 
     Every pair of rows contributes twice, since each row of the pair is once the query and once the
-    key. The gradient with respect to ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. The term
-    ``g[i, j]`` is ``(softmax[i, j] - positive[i, j] / positives[i]) / (temperature * rows)``.
+    key. The gradient with respect to ``unit[i]`` is ``sum_j (g[i, j] + g[j, i]) unit[j]``. The
+    derivative with respect to the similarity of query i and key j, ``g[i, j]``, is ``(softmax[i, j]
+    - positive[i, j] / positives[i]) / (temperature * rows)``.
     """
     unit, keys, label, normalizer, positives = saved
     rows = Rows(jnp.arange(unit.shape[0]), label)
@@ -131,26 +134,29 @@ def loss(
 ) -> tuple[Loss, Metrics]:
     """Compute InfoNCE, or SupCon if ``supervised``, and similarity metrics.
 
-    ``contrastive/top1`` is the fraction of rows whose nearest other row is a view of the same
-    image. The last five arguments change the treatment of the negatives, as
-    `can_jax.objectives.negatives` describes. With the defaults of these five, the plain InfoNCE or
-    SupCon loss is compiled.
+    ``contrastive/top1`` is the fraction of rows whose most similar other row is a view of the same
+    image. The arguments from ``decoupled`` to ``exclude_copies`` change how negatives are weighted
+    or excluded, as `can_jax.objectives.negatives` describes. If ``decoupled`` and the later
+    arguments have their defaults, the plain InfoNCE or SupCon loss is compiled.
 
     Args:
-        arrays: The network outputs and targets of one step. For SupCon, an image with label -1 has
-            only its own views as positives.
-        head: The projection head, which is applied to all rows of the global batch at once.
+        arrays: The network outputs and targets of one training step. For SupCon, an image with
+            label -1 has only its own views as positives.
+        head: The projection head, called once on the pooled embeddings of all views of the global
+            batch.
         temperature: The positive number by which similarities are divided before the softmax.
-        directions: ``mean`` averages the loss over all rows. ``sum`` averages over images and sums
-            over views, as in google-research/simclr.
-        supervised: Whether rows with the same class label are positives of each other (SupCon).
-        block: The number of key rows per block of the similarity matrix; None for `block_size`.
+        directions: The reduction over views. ``mean`` averages the loss over all rows. ``sum``
+            averages the loss over images and sums it over views, as in google-research/simclr.
+        supervised: Whether all views of images with the same class label are positives of each
+            other (SupCon).
+        block: The number of keys per block of the similarity matrix; None selects the default,
+            `can_jax.objectives.rows.block_size`.
         decoupled: Whether to exclude the positives from the softmax denominator.
         positive_prior: The assumed fraction of negatives that have the query's class, in [0, 1).
-        hardness: How strongly the weights favor negatives similar to the query; 0 for equal
-            weights.
-        exclude_above: The cosine similarity to the query above which negatives are excluded; None
-            excludes none.
+        hardness: The strength with which negatives similar to the query are weighted more; 0 gives
+            all negatives the same weight.
+        exclude_above: The cosine similarity to the query above which a negative is excluded; None
+            excludes no negatives.
         exclude_copies: Whether to exclude duplicates of the query's image from the negatives.
     """
     assert arrays.pooled is not None
@@ -238,14 +244,14 @@ OBJECTIVE = Objective(
         "hardness": Key(
             0.0,
             Number(0, 100),
-            "How strongly the weights favor negatives similar to the query (hard negative "
-            "sampling, arXiv 2010.04592); 0 for equal weights.",
+            "The strength with which negatives similar to the query are weighted more (hard "
+            "negative sampling, arXiv 2010.04592); 0 gives all negatives the same weight.",
         ),
         "exclude_above": Key(
             None,
             Number(-1, 1),
-            "The cosine similarity to the query above which negatives are excluded; by default, "
-            "none are excluded.",
+            "The cosine similarity to the query above which a negative is excluded; by default, no "
+            "negatives are excluded.",
         ),
         "exclude_copies": Key(
             False,

@@ -29,11 +29,12 @@ def denoising_loss(
 
 
 def loss(arrays: Arrays) -> tuple[Loss, Metrics]:
-    """Return the `denoising_loss` of a step, and two metrics of the noise.
+    """Return the `denoising_loss` of a training step, and two metrics of the noise.
 
     ``denoising/energy`` is the mean square of the noise on visible patches. ``denoising/residual``
-    is the mean squared error of the predicted noise. Both metrics are in squared normalized pixel
-    units for every ``noise.target``.
+    is the mean squared error of the predicted noise on visible patches. The metrics
+    ``denoising/energy`` and ``denoising/residual`` are in units of squared normalized pixels,
+    whatever ``noise.target`` is.
     """
     prediction, noise, hidden = arrays.prediction, arrays.noise, arrays.hidden
     assert prediction is not None
@@ -54,7 +55,7 @@ def linear_bound(variances: Float[np.ndarray, " pixels"], sigma_max: float) -> f
 
     The optimal linear denoiser is the Wiener filter, which depends on the noise level sigma and on
     the covariance of clean patches. Along an eigenvector with eigenvalue v, the noise has the
-    energy ``sigma^2``, and the filter removes ``sigma^4 / (v + sigma^2)`` of it. With sigma uniform
+    energy ``sigma^2``, of which the filter removes ``sigma^4 / (v + sigma^2)``. With sigma uniform
     in [0, sigma_max] and ``r = sqrt(v) / sigma_max``, the removed fraction of the mean energy is
     ``1 - 3 r^2 + 3 r^3 arctan(1 / r)``.
 

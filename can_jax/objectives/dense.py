@@ -1,8 +1,10 @@
-"""A dense contrastive loss on patch tokens, matched between views (DenseCL, arXiv 2011.09157).
+"""A dense contrastive loss on patch tokens that are matched between views (DenseCL, arXiv
+2011.09157).
 
-Each visible patch token of a view is a query. Its positive is the token of another view of the
-image whose encoder feature is most similar. Its negatives are the mean tokens of all views of other
-images in the global batch. DenseCL takes them from a queue and a momentum encoder instead.
+Each visible patch token of a view is a query. The positive of a query is the token, in another view
+of the image, whose encoder feature is most similar. The negatives of a query are the mean tokens of
+all views of other images in the global batch. DenseCL instead takes the negatives from a queue and
+a momentum encoder.
 """
 
 from typing import Any
@@ -23,7 +25,7 @@ Projected = Float[Array, "images views patches outputs"]
 
 
 def head(config: Any, width: int, **options: Any) -> Projector:
-    """Build the projector of patch tokens: two linear layers with ReLU between them."""
+    """Build the projector of patch tokens, which has two linear layers with a ReLU between them."""
     settings = config.objective.dense
     return Projector(width, settings.hidden, settings.outputs, 2, False, False, **options)
 
@@ -33,13 +35,14 @@ def matched(
 ) -> Float[Array, "images patches"]:
     """Return the similarity of each token of a view to its match in another view.
 
-    The match has the most similar feature. It is a constant for the derivative.
+    The match of a token is the token of the other view with the most similar encoder feature. The
+    choice of the match is not differentiated.
 
     Args:
-        features: The encoder's tokens at unit length, by which tokens are matched.
-        unit: The projected tokens at unit length, which are compared.
-        view: The index of the queries' view.
-        other: The index of the positives' view.
+        features: The encoder's patch tokens, L2-normalized, by which tokens are matched.
+        unit: The projected patch tokens, L2-normalized, whose similarities are returned.
+        view: The index of the view that holds the queries.
+        other: The index of the view that holds the matches.
     """
     alike = jnp.einsum(
         "ipw,iqw->ipq", features[:, view], features[:, other], precision=jax.lax.Precision.HIGHEST
@@ -50,18 +53,19 @@ def matched(
 
 
 def loss(arrays: Arrays, head: Any, temperature: float, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute ``-log(exp(s+ / t) / (exp(s+ / t) + sum_n exp(s_n / t)))``, averaged over queries.
+    """Compute ``-log(exp(s+ / t) / (exp(s+ / t) + sum_n exp(s_n / t)))``, averaged over queries and
+    over the other views (eq. 2).
 
-    ``s+`` is the cosine similarity of a query to its positive, averaged over the other views, and
-    ``s_n`` that to the negatives (eq. 2). ``dense/top1`` is the fraction of queries that are more
-    similar to their positive than to any negative.
+    ``s+`` is the cosine similarity of a query to its positive in another view, and ``s_n`` is that
+    to its n-th negative. The metric ``dense/top1`` is the fraction of queries that are more similar
+    to their positive than to any negative.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: The projector, a function of all tokens of the global batch.
-        temperature: The temperature, by which similarities are divided.
-        block: The number of keys per block of the similarity matrix; None for the default of
-            `block_size`.
+        arrays: The network outputs and targets of one training step.
+        head: The projector, called once on all patch tokens of the global batch.
+        temperature: The positive number by which similarities are divided before the softmax.
+        block: The number of keys per block of the similarity matrix; None selects the default,
+            `can_jax.objectives.rows.block_size`.
     """
     assert arrays.tokens is not None
     tokens = arrays.tokens[:, :, 1:]
@@ -110,9 +114,9 @@ OBJECTIVE = Objective(
     loss=loss,
     keys={
         "temperature": Key(
-            0.2, Number(1e-3, 100), "The temperature, by which similarities are divided."
+            0.2, Number(1e-3, 100), "The temperature, by which cosine similarities are divided."
         ),
-        "hidden": Key(2048, Whole(1, 65536), "The width of the head's hidden layer."),
+        "hidden": Key(2048, Whole(1, 65536), "The width of the projector's hidden layer."),
         "outputs": Key(128, Whole(2, 65536), "The width of the projected tokens."),
         "block": BLOCK,
     },

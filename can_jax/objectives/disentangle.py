@@ -11,7 +11,8 @@ FORMS = ("decorrelation", "total_correlation")
 
 
 def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"]:
-    """Return the correlation matrix of the dimensions, with 1e-5 added to each variance."""
+    """Return the correlation matrix of the embedding dimensions, with 1e-5 added to each
+    variance."""
     centered = rows - rows.mean(axis=0)
     deviations = jnp.sqrt(jnp.mean(jnp.square(centered), axis=0) + 1e-5)
     normed = centered / deviations
@@ -19,20 +20,24 @@ def correlations(rows: Float[Array, "rows width"]) -> Float[Array, "width width"
 
 
 def loss(arrays: Arrays, form: str, shrinkage: float) -> tuple[Loss, Metrics]:
-    """Compute the penalty on the pooled embeddings of the global batch.
+    """Compute the penalty on dependent dimensions for the pooled embeddings of the global batch.
 
     - ``decorrelation``: the mean squared off-diagonal entry of the correlation matrix (DeCov, arXiv
       1511.06068, which uses the covariance matrix).
-    - ``total_correlation``: the total correlation of a Gaussian with the correlation matrix ``R``,
-      divided by the width: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``. The penalty
-      is 0 for uncorrelated dimensions. beta-TCVAE (arXiv 1802.04942) penalizes the total
+
+    - ``total_correlation``: ``-log det((1 - shrinkage) R + shrinkage I) / (2 width)``, the total
+      correlation per dimension of a Gaussian with the shrunk correlation matrix ``R``. The form
+      ``total_correlation`` is related to beta-TCVAE (arXiv 1802.04942), which penalizes the total
       correlation of a latent code.
 
+    Both penalties are 0 for uncorrelated dimensions.
+
     Args:
-        arrays: The network outputs and targets of one step.
+        arrays: The network outputs and targets of one training step.
         form: The penalty, ``decorrelation`` or ``total_correlation``.
         shrinkage: The weight of the identity matrix in ``total_correlation``, in (0, 1]. A positive
-            weight keeps the determinant positive if the batch has fewer rows than dimensions.
+            ``shrinkage`` keeps the determinant positive even if the batch has fewer rows than
+            dimensions.
     """
     assert arrays.pooled is not None
     width = arrays.pooled.shape[-1]
@@ -53,7 +58,8 @@ OBJECTIVE = Objective(
         "shrinkage": Key(
             0.1,
             Number(1e-4, 1),
-            "The weight of the identity matrix in the correlation matrix of total_correlation.",
+            "The shrinkage of the correlation matrix R to (1 - shrinkage) R + shrinkage I, for "
+            "total_correlation.",
         ),
     },
     relates_rows=True,

@@ -20,12 +20,13 @@ EPSILON = 1e-8  # added to a distance before its logarithm, as in DINOv2
 
 
 def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Array, " rows"]:
-    """Return, for each row, the index of its nearest row of the same view and another image.
+    """Return, for each embedding, the index of the nearest embedding of another image with the same
+    view index.
 
     Args:
         unit: The embeddings, in which the views of an image are adjacent rows.
         views: The number of augmented views per image.
-        block: The number of key rows per block of the similarity matrix.
+        block: The number of keys per block of the similarity matrix.
     """
     rows = Rows(jnp.arange(unit.shape[0]), None)
 
@@ -48,15 +49,17 @@ def nearest(unit: Float[Array, "rows width"], views: int, block: int) -> Int[Arr
 
 
 def loss(arrays: Arrays, block: int | None) -> tuple[Loss, Metrics]:
-    """Compute the mean over rows of ``-log(distance + 1e-8)`` to the nearest other image.
+    """Compute ``-log(distance + 1e-8)`` from each embedding to its nearest neighbor, averaged over
+    embeddings.
 
-    The pooled embeddings are L2-normalized, and a row is compared only with rows of the same view,
-    as in DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings get no gradient, since the
-    distance is not differentiable at 0.
+    The pooled embeddings are L2-normalized, and an embedding is compared only with embeddings of
+    the same view index, as in DINOv2 (arXiv 2304.07193, section 4). Two equal embeddings get no
+    gradient, since the distance is not differentiable at 0.
 
     Args:
-        arrays: The network outputs and targets of one step.
-        block: The number of key rows per block of the similarity matrix; None for `block_size`.
+        arrays: The network outputs and targets of one training step.
+        block: The number of keys per block of the similarity matrix; None selects the default,
+            `can_jax.objectives.rows.block_size`.
     """
     assert arrays.pooled is not None
     images, views, width = arrays.pooled.shape

@@ -1,8 +1,9 @@
-"""Prediction of hidden patches' latents: the tokens of a teacher, in place of or beside pixels.
+"""Prediction of a teacher's tokens for masked patches, instead of or in addition to their pixels.
 
-The teacher is the moving average of the encoder (`optimizer.ema_decay`). It sees the whole view,
-without noise. The student sees the visible patches, and its decoder predicts the teacher's tokens
-of the hidden ones, as in data2vec 2.0 (arXiv 2212.07525) and I-JEPA (arXiv 2301.08243).
+The teacher is the moving average of the encoder (`optimizer.ema_decay`). The teacher sees the whole
+view, without noise. The student sees only the visible patches. The student's decoder predicts the
+teacher's tokens for the masked patches, as in data2vec 2.0 (arXiv 2212.07525) and I-JEPA (arXiv
+2301.08243).
 """
 
 from collections.abc import Callable
@@ -28,20 +29,22 @@ def standardize(tokens: Float[Array, "rows patches width"]) -> Float[Array, "row
 
 
 def head(config: Any, width: int, **options: Any) -> Linear:
-    """Build the linear layer from the decoder's tokens to latents of the encoder's width."""
+    """Build the linear layer that maps the decoder's tokens to the width of the encoder."""
     return Linear(decoder_size(config.model).width, width, **options)
 
 
 def loss(arrays: Arrays, head: Callable[[Array], Array]) -> tuple[Loss, Metrics]:
-    """Compute the mean squared error to the teacher's standardized tokens, over hidden patches.
+    """Compute the mean squared error between predictions and the teacher's standardized tokens,
+    over masked patches.
 
-    ``latents/deviation`` is the standard deviation of a target's feature over the hidden patches of
-    a batch or microbatch, averaged over features. It is 0 if the teacher maps all patches to one
-    token.
+    The metric ``latents/deviation`` is the standard deviation of each target feature over the
+    masked patches of a batch or microbatch, averaged over features. A deviation of 0 means that the
+    teacher maps all patches to the same token.
 
     Args:
-        arrays: The outputs of the network and the targets of a step.
-        head: The linear layer from the decoder's tokens to latents.
+        arrays: The network outputs and targets of one training step.
+        head: The linear layer that maps the decoder's tokens to predictions of the teacher's
+            tokens.
     """
     assert arrays.decoded is not None
     assert arrays.teacher is not None
@@ -55,10 +58,10 @@ def loss(arrays: Arrays, head: Callable[[Array], Array]) -> tuple[Loss, Metrics]
 
 
 def check(config: Any) -> None:
-    """Check that masking hides patches.
+    """Check that masking hides at least one patch.
 
     Raises:
-        UserError: All patches are visible.
+        UserError: ``model.mask_ratio`` leaves all patches visible.
     """
     check_masking(config, "latents")
 

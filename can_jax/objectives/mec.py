@@ -1,9 +1,9 @@
 """Maximum entropy coding with a truncated Taylor series (MEC, arXiv 2210.11464).
 
-For ``m`` embeddings ``Z`` of dimension ``d`` and a distortion ``e^2``, the minimal coding length is
-``(m + d) / 2 * log det(I + d / (m e^2) Z.T Z)``. If ``Z.T Z`` is replaced by the product of the
-embeddings of two views, maximizing the length also aligns the views. The logarithm is replaced by
-the first ``order`` terms of its Taylor series.
+For an (m, d) matrix ``Z`` of embeddings and a squared distortion ``e^2``, the minimal coding length
+is ``(m + d) / 2 * log det(I + d / (m e^2) Z.T Z)``. The loss replaces ``Z.T Z`` by the product of
+the embeddings of two views, so that maximizing the coding length also aligns the views. The loss
+approximates the logarithm by the first ``order`` terms of its Taylor series.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from can_jax.utils.settings import Key, Number, Whole
 
 
 def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Array, ""]:
-    """Return ``sum_k (-1)^(k + 1) / k * trace(matrix^k)`` for k up to ``order``.
+    """Return ``sum_k (-1)^(k + 1) / k * trace(matrix^k)`` over k from 1 to ``order``.
 
     The sum converges to ``log det(I + matrix)`` if all eigenvalues are below 1 in absolute value.
     """
@@ -37,17 +37,18 @@ def log_determinant(matrix: Float[Array, "width width"], order: int) -> Float[Ar
 def loss(
     arrays: Arrays, head: Callable[..., Array], distortion: float, order: int
 ) -> tuple[Loss, Metrics]:
-    """Compute the negative coding length, averaged over all pairs of views.
+    """Compute the negative coding length of the embeddings, averaged over all pairs of views.
 
-    The length is divided by ``(m + d) / (2 distortion)``, so the first term of the loss is the
-    negative mean cosine similarity of two views. The division keeps the loss and its gradient from
-    growing with the batch size or the embedding dimension.
+    The coding length is divided by ``(m + d) / (2 distortion)``, so the first term of the loss is
+    the negative mean cosine similarity of two views. The division keeps the loss and its gradient
+    from growing with the batch size or the embedding dimension.
 
     Args:
-        arrays: The network outputs and targets of one step.
-        head: The projection head, which is applied to all rows of the global batch at once.
+        arrays: The network outputs and targets of one training step.
+        head: The projection head, called once on the pooled embeddings of all views of the global
+            batch.
         distortion: The squared distortion per dimension, ``e^2 / d``; positive.
-        order: The number of terms of the Taylor series; at least 1.
+        order: The number of terms of the Taylor series of the logarithm; at least 1.
     """
     z = normalize(projected_by_view(arrays, head))
     images = z.shape[0]

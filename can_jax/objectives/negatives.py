@@ -2,15 +2,20 @@
 
 `contrast_corrected` computes ``log D - s+ / t``, averaged over the positives of each row and then
 over all rows. The symbol ``s+`` is the similarity to a positive, ``t`` is the temperature, and
-``D`` is the softmax denominator. The following options change ``D``:
+``D`` is the softmax denominator. The following options change the denominator ``D``:
 
 - Default: ``D = P + G``, where ``P`` is the sum of ``exp(s / t)`` over positives and ``G`` the sum
-  over negatives. Without further options, this gives the loss of `can_jax.objectives.contrastive`.
+  over negatives. Without further options, the loss equals that of `can_jax.objectives.contrastive`.
+
 - Decoupled (DCL, arXiv 2110.06848, eq. 4): ``D = G``.
+
 - Hard (arXiv 2010.04592, eq. 4): the terms of ``G`` have weights proportional to ``exp(b s / t)``,
   with mean 1. The weights are equal for a hardness ``b`` of 0.
+
 - Debiased (arXiv 2007.00224, eq. 8): a fraction ``p`` of the ``N`` negatives is assumed to have the
-  query's class. ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 / t))``.
+  query's class. The sum ``G`` becomes ``max((G - p N mean(exp(s+ / t))) / (1 - p), N exp(-1 /
+  t))``.
+
 - Excluded: ``G`` and ``N`` leave out negatives above a similarity threshold and duplicates of the
   query's image.
 
@@ -39,7 +44,7 @@ LOWEST = -1e30  # the log of an empty sum; finite, so that differences are finit
 
 
 class LogSum(NamedTuple):
-    """A log-sum-exp that accumulates over blocks, with the value ``shift + log(total)``.
+    """A log-sum-exp that is accumulated over blocks of keys, with the value ``shift + log(total)``.
 
     Attributes:
         shift: The largest exponent so far, which carries no gradient.
@@ -59,7 +64,7 @@ class LogSum(NamedTuple):
         return LogSum(shift, self.total * jnp.exp(self.shift - shift) + terms.sum(axis=1))
 
     def log(self) -> Float[Array, " rows"]:
-        """Return the logarithm of the sum, or `LOWEST` if the sum is empty."""
+        """Return the logarithm of the accumulated sum, or `LOWEST` if the sum is empty."""
         some = self.total > 0
         return jnp.where(some, self.shift + jnp.log(jnp.where(some, self.total, 1.0)), LOWEST)
 
@@ -90,24 +95,26 @@ def contrast_corrected(
 ) -> tuple[Loss, RowStatistics, Float[Array, ""]]:
     """Compute a contrastive loss with modified negatives over the rows of the global batch.
 
-    The module docstring defines the loss. If all negatives of a row are excluded, its denominator
-    holds only its positives. If ``decoupled`` is also set, the loss of a row without negatives is
-    0.
+    The module docstring defines the loss. If all negatives of a row are excluded, the denominator
+    of the row holds only its positives. If ``decoupled`` is also set, the loss of a row without
+    negatives is 0.
 
     Args:
         unit: L2-normalized embeddings, in which the views of an image are adjacent rows.
-        label: The class label of each row, -1 if unknown. Rows with the same label are positives of
-            each other; with None, only the views of one image are.
+        label: The class label of each row, -1 if unknown. Rows with the same known label are
+            positives of each other. If ``label`` is None, only the views of one image are positives
+            of each other.
         views: The number of augmented views per image.
         temperature: The positive number by which similarities are divided before the softmax.
-        block: The number of key rows per block of the similarity matrix.
+        block: The number of keys per block of the similarity matrix.
         decoupled: Whether to exclude the positives from the softmax denominator.
         positive_prior: The assumed fraction of negatives that have the query's class, in [0, 1).
-        hardness: How strongly the weights favor negatives similar to the query; 0 for equal
-            weights.
-        exclude_above: The cosine similarity above which negatives are excluded; None excludes none.
-        content: An ID of each row's image content. Negatives with the ID of the query are excluded
-            as duplicates; None excludes none.
+        hardness: The strength with which negatives similar to the query are weighted more; 0 gives
+            all negatives the same weight.
+        exclude_above: The cosine similarity to the query above which a negative is excluded; None
+            excludes no negatives.
+        content: An ID of the image content of each row; None excludes no duplicates. Negatives with
+            the content ID of the query are excluded as duplicates.
 
     Returns:
         The loss, the similarity statistics of each row, and the mean over rows of the fraction of

@@ -1,4 +1,4 @@
-"""The reconstruction objective, which predicts hidden patches as in MAE (arXiv 2111.06377)."""
+"""The reconstruction objective, which predicts masked patches as in MAE (arXiv 2111.06377)."""
 
 import math
 from typing import Any
@@ -16,7 +16,8 @@ from can_jax.utils.settings import Key, Switch
 def patch_statistics(
     patches: Float[Array, "rows patches pixels"],
 ) -> tuple[Float[Array, "rows patches 1"], Float[Array, "rows patches 1"]]:
-    """Return the mean of each patch, and its deviation ``sqrt(unbiased variance + 1e-6)``."""
+    """Return the mean and the standard deviation, ``sqrt(unbiased variance + 1e-6)``, of each
+    patch."""
     mean = patches.mean(axis=-1, keepdims=True)
     variance = patches.var(axis=-1, keepdims=True, ddof=1)
     return mean, jnp.sqrt(variance + 1e-6)
@@ -28,7 +29,7 @@ def reconstruction_loss(
     hidden: Bool[Array, "rows patches"],
     normalize: bool = True,
 ) -> Loss:
-    """Return the mean squared error against the clean pixels, over the hidden patches.
+    """Return the mean squared error of the predicted pixels over the masked patches.
 
     The target is the image before noise was added to the input.
 
@@ -47,7 +48,7 @@ def reconstruction_loss(
 
 
 def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
-    """Return the `reconstruction_loss` of a step, and no further metrics."""
+    """Return the `reconstruction_loss` of a training step, and an empty dict of metrics."""
     assert arrays.prediction is not None
     assert arrays.clean is not None
     assert arrays.hidden is not None
@@ -55,20 +56,21 @@ def loss(arrays: Arrays, normalize: bool) -> tuple[Loss, Metrics]:
 
 
 def check_masking(config: Any, name: str) -> None:
-    """Check that masking hides patches, which an objective predicts.
+    """Check that masking hides at least one patch, as an objective that predicts masked patches
+    requires.
 
     Args:
         config: The configuration.
-        name: The name of the objective.
+        name: The name of the objective, to show in the error message.
 
     Raises:
-        UserError: All patches are visible.
+        UserError: ``model.mask_ratio`` leaves all patches visible.
     """
     patches, ratio = math.prod(grid_of(config)), config.model.mask_ratio
     if visible_count(patches, ratio) == patches:
         raise UserError(
-            f"config.model.mask_ratio={ratio} hides none of {patches} patches: there is nothing "
-            f"to predict; raise it or set objective.{name}.weight=0"
+            f"config.model.mask_ratio={ratio} hides none of {patches} patches: objective.{name} "
+            f"has nothing to predict; raise mask_ratio, or set config.objective.{name}.weight=0"
         )
 
 
@@ -76,7 +78,7 @@ def check(config: Any) -> None:
     """Check that patches can be normalized and that masking hides at least one patch.
 
     Raises:
-        UserError: The mask ratio hides no patch, or a patch of a single value is to be normalized.
+        UserError: The mask ratio hides no patch, or patches of a single value are to be normalized.
     """
     model = config.model
     values = model.patch_size**2 * config.data.channels

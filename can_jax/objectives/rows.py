@@ -1,8 +1,9 @@
-"""Blockwise similarities between all embeddings of the global batch, and the pairs they form.
+"""Blockwise similarities between all embeddings of the global batch, and masks that classify pairs
+of embeddings.
 
 A row is the embedding of one view of an image. Every device holds a shard of the rows as queries,
-and gathers all rows as keys, which are processed in blocks. The module also builds the projection
-head, which most objectives that compare rows use.
+and gathers all rows as keys, which are processed in blocks. The function `projector` builds the
+projection head of most objectives that compare rows.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class RowStatistics(NamedTuple):
         pair: "Pairs",
         position: Int[Array, " keys"],
     ) -> "RowStatistics":
-        """Return the statistics updated by a block of keys, all except ``normalizer``.
+        """Return the statistics after a further block of keys; ``normalizer`` is not updated.
 
         Only ``positive_sum`` is differentiable.
 
@@ -89,8 +90,9 @@ class RowStatistics(NamedTuple):
 def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
     """Normalize vectors to unit length along the last axis.
 
-    A vector shorter than 1e-12 becomes zero and gets no gradient. The gradient of its division
-    would exceed 1e12 and distort Adam's second moments for many steps.
+    A vector shorter than 1e-12 becomes zero and gets no gradient. The division of so short a vector
+    by its length would have a gradient above 1e12, which would distort Adam's second moments for
+    many steps.
     """
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     long = squares > 1e-24
@@ -99,7 +101,7 @@ def normalize(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
 
 
 def block_size(rows: int, shards: int) -> int:
-    """Return the default number of key rows per block of the similarity matrix.
+    """Return the default number of keys per block of the similarity matrix.
 
     The block size is at least 1, and limits a device to `BLOCK_ENTRIES` similarities at a time.
 
@@ -132,7 +134,8 @@ class Pairs(NamedTuple):
 
 
 def pairs(rows: Rows, keys: Rows, views: int) -> Pairs:
-    """Classify every pair of a row and a key. Keys beyond the number of rows are padding.
+    """Classify every pair of a row and a key. Keys whose batch index is not below the number of
+    rows are padding.
 
     Args:
         rows: The batch indices and class labels of all rows of the batch.
@@ -176,7 +179,8 @@ def projector(config: Any, width: int, **options: Any) -> Projector:
 
 
 def projected(arrays: Arrays, head: Callable[..., Array]) -> Float[Array, "rows outputs"]:
-    """Apply the projection head to the pooled embedding of each row; cast to at least float32."""
+    """Apply the projection head to the pooled embedding of each view, and cast the result to at
+    least float32."""
     assert arrays.pooled is not None
     images, views, width = arrays.pooled.shape
     return at_least_float32(head(arrays.pooled.reshape(images * views, width), train=True))
@@ -191,11 +195,12 @@ def on_sphere(rows: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
 BLOCK = Key(
     None,
     Whole(1, 2**31 - 1),
-    "The number of key rows per block of the similarity matrix; by default, as many as limit a "
-    "device to 2**25 similarities at a time.",
+    "The number of keys per block of the similarity matrix; by default, a block has at most 2**25 "
+    "similarities per device.",
 )
 
 
 def keys_at_a_time(block: int | None, rows: int) -> int:
-    """Return the number of key rows per block: ``block``, or `block_size` if it is None."""
+    """Return the number of keys per block: ``block`` or, if that is None, `block_size`; at most
+    ``rows``."""
     return min(block or block_size(rows, row_shards()), rows)

@@ -40,21 +40,23 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.asarray(settings.initial_bias, dtype))
 
     def __call__(self, rows: Float[Array, "rows width"], *, train: bool) -> Array:
-        """Apply the projection head to each row."""
+        """Apply the projection head to each pooled embedding."""
         return self.projector(rows, train=train)
 
 
 def loss(arrays: Arrays, head: Any, block: int | None) -> tuple[Loss, Metrics]:
     """Compute ``-log sigmoid(y (t s + b))``, summed over the keys and averaged over the queries.
 
-    Each row is a query, and all other rows are its keys. ``s`` is the cosine similarity, and ``y``
-    is 1 for two views of one image and -1 otherwise. The scale ``t`` and the bias ``b`` are
-    learned. The paper pairs images with texts; this loss pairs the views of all images.
+    Each embedding of the global batch is a query, and all other embeddings are its keys. ``s`` is
+    the cosine similarity, and ``y`` is 1 for two views of one image and -1 otherwise. The scale
+    ``t`` and the bias ``b`` are learned. SigLIP pairs images with texts, whereas this loss pairs
+    augmented views of images.
 
     Args:
-        arrays: The network outputs and targets of one step.
+        arrays: The network outputs and targets of one training step.
         head: A `Head`: a projector with the learned scalars ``log_scale`` and ``bias``.
-        block: The number of key rows per block of the similarity matrix; None for `block_size`.
+        block: The number of keys per block of the similarity matrix; None selects the default,
+            `can_jax.objectives.rows.block_size`.
     """
     assert arrays.pooled is not None
     images, views, _ = arrays.pooled.shape

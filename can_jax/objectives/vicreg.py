@@ -1,8 +1,8 @@
 """The VICReg loss: variance, invariance and covariance terms (arXiv 2105.04906).
 
-The paper uses ``25 * invariance + 25 * variance + 1 * covariance`` and a projector with three
-layers of width 8192. With two views, the terms equal those of facebookresearch/vicreg: the variance
-term is averaged over the views, and the covariance term is summed over them.
+The VICReg paper uses ``25 * invariance + 25 * variance + 1 * covariance`` and a projector with
+three layers of width 8192. With two views, the terms equal those of facebookresearch/vicreg: the
+variance term is averaged over the views, and the covariance term is summed over them.
 """
 
 from collections.abc import Callable
@@ -24,18 +24,21 @@ def loss(
     variance: float,
     covariance: float,
 ) -> tuple[Loss, Metrics]:
-    """Compute the weighted sum of the three terms, and return each term as a metric.
+    """Compute the weighted sum of the three VICReg terms, and return each term as a metric.
 
     - Invariance: the mean squared difference between two views, averaged over view pairs (eq. 5).
+
     - Variance: the mean of ``max(0, 1 - sqrt(variance + 1e-4))`` over dimensions and views (eq. 1).
+
     - Covariance: twice the mean over views of the sum of squared off-diagonal covariances, divided
       by the width (eq. 4).
 
     Variances and covariances are unbiased estimates over the images of the global batch.
 
     Args:
-        arrays: The network outputs and targets of one step.
-        head: The projection head, which is applied to all rows of the global batch at once.
+        arrays: The network outputs and targets of one training step.
+        head: The projection head, called once on the pooled embeddings of all views of the global
+            batch.
         invariance: The coefficient of the invariance term.
         variance: The coefficient of the variance term.
         covariance: The coefficient of the covariance term.

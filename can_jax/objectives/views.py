@@ -1,6 +1,7 @@
-"""Projections by view and matrix helpers, for objectives that relate embedding dimensions.
+"""Projections grouped by view, and matrix helpers, for objectives that compare embedding
+dimensions.
 
-`products` sums over the rows of the global batch, so each call is one reduction over devices.
+`products` sums over the images of the global batch, so each call is one reduction over devices.
 """
 
 from collections.abc import Callable, Iterator

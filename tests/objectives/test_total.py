@@ -79,7 +79,9 @@ def test_objective_is_called_with_its_head_and_its_settings():
 
 
 def test_settings_that_a_loss_needs_are_keys():
-    with pytest.raises(ValueError, match="loss requires 'power': add it to the objective's keys"):
+    with pytest.raises(
+        ValueError, match="loss of an objective requires the parameter 'power': add a key"
+    ):
         Objective({"clean"}, power_of_mean)
     with pytest.raises(ValueError, match=r"keys\['power'\]=2: each value must be a can_jax"):
         Objective({"clean"}, power_of_mean, keys={"power": 2})
