@@ -1,2 +1,2 @@
-"""Image augmentation: random crops on the host; photometric operations, mixup and CutMix on the
-device."""
+"""Image augmentation: random crops on the host or the device; photometric operations,
+RandAugment, mixup and CutMix on the device."""

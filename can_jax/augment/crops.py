@@ -1,4 +1,4 @@
-"""Crops on the host: random boxes, seeded by the run and the stream position, and resizing."""
+"""Random and center crops of images on the host, with TensorFlow or Pillow."""
 
 from typing import Any
 
@@ -14,19 +14,20 @@ ATTEMPTS = 10  # the maximum draws until a box fits, as in torchvision; the fall
 
 
 def uniforms(seed: int, positions: Any, count: int) -> Any:
-    """Return pseudorandom numbers in [0, 1), which are a function of (seed, position, index).
+    """Return pseudorandom numbers in [0, 1) for each position in the stream of examples.
 
-    The numbers are hashed counters, from SplitMix64 (Steele, Lea and Flood, 2014). One call
-    computes the numbers of many positions. TensorFlow's stateless random functions take one seed
-    per call, so they would need a call per image.
+    The numbers depend only on the seed, the positions and ``count``. The generator is SplitMix64
+    (Steele, Lea and Flood, 2014), which hashes counters. One call computes the numbers of all
+    positions. TensorFlow's stateless random functions take a single seed, so they would need one
+    call per image.
 
     Args:
         seed: Any integer.
-        positions: Positions in the stream of examples, an int64 tensor (...,).
+        positions: The positions of examples in the stream, an int64 tensor of any shape.
         count: The number of values to return per position.
 
     Returns:
-        A float32 tensor (..., count).
+        A float32 tensor of the shape of ``positions``, plus a last axis of length ``count``.
     """
     tf = tensorflow()
     # Python ints are reduced to 64 bits first, since TensorFlow rejects larger constants.
@@ -49,7 +50,7 @@ def mix_key(seed: int) -> int:
 
 
 def shifted(values: Any, bits: int) -> Any:
-    """Shift a uint64 tensor to the right by ``bits``, filling with zeros."""
+    """Shift each element of a uint64 tensor right by ``bits`` bits, filling with zeros."""
     tf = tensorflow()
     return tf.bitwise.right_shift(values, tf.constant(bits, tf.uint64))
 
@@ -62,17 +63,18 @@ def random_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> Any:
-    """Draw the boxes of random resized crops (arXiv 1409.4842), with torchvision's sampling.
+    """Draw random crop boxes as torchvision's `RandomResizedCrop` does (arXiv 1409.4842).
 
-    The fraction of the image that a box covers is drawn uniformly from ``area``. The
-    width-to-height ratio is drawn log-uniformly from ``aspect``.
+    The area of a box is drawn uniformly from ``area``, and its width-to-height ratio log-uniformly
+    from ``aspect``. If the box does not fit into the image, its area and its ratio are redrawn.
+    After `ATTEMPTS` draws, the largest centered box with a ratio in ``aspect`` is used.
 
     Args:
         seed: The seed of the run.
-        positions: Positions in the stream of examples, an int64 tensor (...,).
+        positions: The positions of examples in the stream, an int64 tensor of any shape.
         image_size: The (height, width) of the images in pixels, as ints or scalar tensors.
         views: The number of boxes per position.
-        area: The smallest and largest area of a box, as a fraction of the image.
+        area: The smallest and largest area of a box, as fractions of the image area.
         aspect: The smallest and largest width-to-height ratio of a box.
 
     Returns:
@@ -108,9 +110,9 @@ def random_boxes(
 
 
 def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
-    """Cut boxes from an image, and resize each bilinearly with half-pixel centers.
+    """Cut boxes from an image, and resize each box bilinearly with half-pixel centers.
 
-    Antialiasing is applied to boxes that are more than twice as large as ``size`` along both sides.
+    A box is antialiased if both of its sides are more than twice the sides of ``size``.
 
     Args:
         image: A uint8 tensor (height, width, channels).
@@ -135,10 +137,10 @@ def crop_and_resize(image: Any, boxes: Any, size: tuple[int, int]) -> Any:
 
 
 def enlarged(size: tuple[int, int]) -> Int[np.ndarray, "2"]:
-    """Return the (height, width) to which an image is resized before its center crop.
+    """Return the (height, width) that a resized image must cover before it is center-cropped.
 
-    As in MAE, it is 8/7 of ``size`` if the shorter side of ``size`` is at most 224 pixels (256 for
-    224), and ``size`` itself otherwise.
+    As in MAE, the result is 8/7 of ``size``, such as 256 for 224, if the shorter side of ``size``
+    is at most 224 pixels. For a larger crop, the result equals ``size``.
 
     Args:
         size: The (height, width) of the center crop in pixels.
@@ -151,8 +153,8 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
     """Resize and center-crop an image for evaluation, as torchvision's `Resize` and `CenterCrop`
     do.
 
-    The image is resized until it just covers `enlarged`, bicubically with antialiasing. Then the
-    center is cut out.
+    The image is resized bicubically with antialiasing, to the smallest size that covers
+    ``enlarged(size)`` and keeps the aspect ratio. The center of the resized image is then cut out.
 
     Args:
         image: A uint8 tensor (height, width, channels). An image of exactly ``size`` is returned
@@ -189,13 +191,12 @@ def resize_and_center_crop(image: Any, size: tuple[int, int]) -> Any:
 def center_crop(
     image: UInt8[np.ndarray, "height width channels"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "rows columns channels"]:
-    """Resize and center-crop an image with Pillow; the result equals that of
-    `resize_and_center_crop` up to rounding.
+    """Resize and center-crop an image with Pillow.
 
-    The two results differ by at most 1 in a uint8 value.
+    The uint8 values differ from those of `resize_and_center_crop` by at most 1.
 
     Args:
-        image: A uint8 array. An image of exactly ``size`` is returned unchanged.
+        image: The image to resize and crop. An image of exactly ``size`` is returned unchanged.
         size: The (height, width) of the result in pixels.
     """
     given, wanted = np.array(image.shape[:2], np.float64), np.array(size, np.float64)

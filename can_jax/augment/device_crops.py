@@ -26,10 +26,11 @@ def random_crops(
     """Cut random boxes from an image, and resize each bilinearly without antialiasing.
 
     Args:
-        image: The image; each side is at most twice as long as that of ``size``.
+        image: The image to crop. Each side must be at most twice that of ``size``, since crops are
+            not antialiased.
         key: The random key that determines the crops.
         views: The number of crops to return.
-        area: The smallest and largest area of a box, as a fraction of the image.
+        area: The smallest and largest area of a box, as fractions of the image area.
         aspect: The smallest and largest width-to-height ratio of a box.
         size: The (height, width) of the crops in pixels.
     """
@@ -54,7 +55,7 @@ def box_of(
     Args:
         drawn: `DRAWS` random numbers, uniform in [0, 1).
         image_size: The (height, width) of the image in pixels.
-        area: The smallest and largest area of a box, as a fraction of the image.
+        area: The smallest and largest area of a box, as fractions of the image area.
         aspect: The smallest and largest width-to-height ratio of a box.
     """
     height, width = image_size
@@ -99,8 +100,11 @@ def crop(
 def _interpolation(
     start: Float[Array, ""], extent: Float[Array, ""], pixels: int, size: int
 ) -> Float[Array, "size pixels"]:
-    """Return the matrix (size, pixels) that interpolates ``size`` values within a part of an axis
-    of ``pixels`` pixels."""
+    """Return the bilinear interpolation matrix for one axis of a crop.
+
+    The matrix maps the ``pixels`` values along an image axis to ``size`` values, sampled between
+    ``start`` and ``start + extent``.
+    """
     centers = (jnp.arange(size) + 0.5) * (extent / size) - 0.5
     centers = start + jnp.clip(centers, 0.0, extent - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(centers[:, None] - jnp.arange(pixels)))

@@ -19,9 +19,9 @@ def mix(
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
     """Apply mixup or CutMix to a batch, in groups of `GROUP` images.
 
-    Each group draws its own method and mixing ratio; MAE draws them per device, with 32 images. A
-    batch whose size is not a multiple of `GROUP` is one group. Arguments and result are those of
-    `mix_group`.
+    Each group draws its own method and mixing ratio. In MAE's code, each GPU draws a method and a
+    ratio for its own 32 images. A batch whose size is not a multiple of `GROUP` is one group.
+    Arguments and result are those of `mix_group`.
     """
     if not (mixup or cutmix):
         return images, targets
@@ -42,18 +42,19 @@ def mix_group(
 ) -> tuple[Float[Array, "rows height width channels"], Float[Array, "rows classes"]]:
     """Mix each image and its target with those at the mirrored index, for example first with last.
 
-    Mixup blends the two images; CutMix pastes a box of one into the other. If both are enabled, one
-    is chosen at random with equal probability. The whole group has the same mixing ratio.
+    Mixup blends two images; CutMix pastes a box of one image into another. If both methods are
+    enabled, one is chosen at random with equal probability. All images of the group have the same
+    mixing ratio.
 
     Args:
-        images: The images of a group.
+        images: The images of one group, which are mixed with one another.
         targets: The target class probabilities of each image.
         key: The random key of the group.
         mixup: The parameter alpha of mixup's Beta distribution; 0 disables mixup.
         cutmix: The parameter alpha of CutMix's Beta distribution; 0 disables CutMix.
 
     Returns:
-        The mixed images and targets.
+        The mixed images and targets, with the shapes of ``images`` and ``targets``.
     """
     which, mixup_key, cutmix_key, y_key, x_key = jax.random.split(key, 5)
 

@@ -1,8 +1,8 @@
 """Flip, color jitter, grayscale, blur and solarization of images on the device.
 
-Each operation takes one image with values in [0, 1], and `augment` applies all of them to a batch.
-Probabilities and strengths have the same meaning as in torchvision. An operation of probability or
-strength 0 is not compiled.
+Each operation takes one image with values in [0, 1]. `augment` applies the enabled operations to a
+batch of images. Probabilities and strengths have the same meaning as in torchvision. An operation
+with probability or strength 0 is left out of the compiled program.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class Photometric:
             ``brightness``.
         saturation: The jitter strength of the saturation, with the same range of factors as
             ``brightness``.
-        hue: The maximum shift of the hue, as a fraction of the color circle. The shift is drawn
+        hue: The maximum shift of the hue, as a fraction of the color circle. The hue shift is drawn
             uniformly from [-hue, hue].
         grayscale: The probability of conversion to grayscale.
         blur: The probability of a Gaussian blur.
@@ -52,17 +52,19 @@ class Photometric:
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> "Photometric":
-        """Select the photometric settings from ``config.augment``, and ignore the others."""
+        """Return the photometric settings in the dict ``config.augment``, without its other
+        keys."""
         return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
 
     @property
     def needs_color(self) -> bool:
-        """Whether an enabled operation is defined for RGB images only."""
+        """Whether any enabled operation is defined for RGB images only."""
         return bool((self.jitter and (self.saturation or self.hue)) or self.grayscale)
 
 
 def luminance(image: Image) -> Float[Array, "height width"]:
-    """Return the ITU-R 601 luma of an RGB image; for another number of channels, their mean."""
+    """Return the ITU-R 601 luma of an RGB image; for other images, return the mean of the
+    channels."""
     if image.shape[0] != 3:
         return image.mean(axis=0)
     red, green, blue = image
@@ -72,8 +74,8 @@ def luminance(image: Image) -> Float[Array, "height width"]:
 def blend(image: Image, parts: Float[Array, " 3"]) -> Image:
     """Return a weighted sum of an image, its luminance and its mean luminance, clipped to [0, 1].
 
-    Brightness, contrast and saturation all have this form. Color jitter can therefore choose one at
-    random without computing all three.
+    Depending on ``parts``, the sum changes the brightness, the contrast or the saturation. Color
+    jitter can therefore change the order of these operations by permuting their weights.
 
     Args:
         image: An image (channels, height, width) with values in [0, 1].
@@ -181,7 +183,7 @@ def solarize(image: Image) -> Image:
 
 
 def augment_one(image: Image, key: Key[Array, ""], settings: Photometric) -> Image:
-    """Apply each enabled operation to one image, at random with the operation's probability."""
+    """Apply each enabled operation to one image, with the operation's probability."""
     flip_key, jitter_key, gray_key, blur_key, solarize_key = jax.random.split(key, 5)
 
     def sometimes(key: Array, probability: float, changed: Image, image: Image) -> Image:
@@ -210,7 +212,7 @@ def augment(
     keys: Key[Array, " rows"],
     settings: Photometric,
 ) -> Float[Array, "rows height width channels"]:
-    """Augment each image of a batch with its own random key. Values stay in [0, 1]."""
+    """Augment each image of a batch with its own random key. Pixel values stay in [0, 1]."""
 
     def one(image: Array, key: Array) -> Array:
         return jnp.moveaxis(augment_one(jnp.moveaxis(image, -1, 0), key, settings), 0, -1)

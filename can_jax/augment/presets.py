@@ -1,6 +1,6 @@
-"""Presets of `config.augment`, each given by its differences from the default, the preset of CAN.
+"""Presets of `config.augment`, as dicts of the keys that differ from the default, CAN's preset.
 
-A recipe applies one with ``config.augment.update(PRESETS["mae"])``.
+A recipe applies a preset with ``config.augment.update(PRESETS["mae"])``.
 """
 
 from typing import Any

@@ -1,10 +1,11 @@
 """RandAugment and random erasing on the device, for fine-tuning.
 
-RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) follow timm.
+RandAugment (arXiv 1909.13719) and random erasing (arXiv 1708.04896) are implemented as in timm.
 
-The operations are the fifteen of timm's ``rand-m9-mstd0.5-inc1``. Under `jax.vmap`, a choice among
-the operations would compute all fifteen for every image. Therefore the five geometric operations
-share one affine warp. The ten others are cheap, so all ten are computed and one result is selected.
+RandAugment draws from the fifteen operations of timm's ``rand-m9-mstd0.5-inc1``. Under `jax.vmap`,
+a choice among the operations would compute all fifteen for every image. Therefore the five
+geometric operations share one affine warp. The ten color operations are cheap, so all ten are
+computed and one result is selected.
 """
 
 import jax
@@ -45,8 +46,8 @@ def equalize(image: Image) -> Image:
 
 
 def sharpened(image: Image, factor: Scalar) -> Image:
-    """Change the sharpness of an image: ``factor`` 0 smooths it, 1 changes nothing, and more
-    sharpens it.
+    """Change the sharpness of an image: ``factor`` 0 smooths it, 1 changes nothing, and larger
+    values sharpen it.
 
     The smoothing filter is Pillow's 3 x 3 kernel, which leaves the border pixels unchanged.
     """
@@ -87,11 +88,10 @@ def change(image: Image, index: Int[Array, ""], strength: Scalar, factor: Scalar
 def move_matrix(
     index: Int[Array, ""], amount: Scalar, size: tuple[int, ...]
 ) -> Float[Array, "2 3"]:
-    """Return the affine map from the coordinates of an output pixel to those of its source in the
-    image.
+    """Return the affine map from output to source coordinates, for one geometric operation.
 
-    Coordinates are (x, y) in pixels, relative to the center. Shears leave the upper left corner
-    fixed, as in Pillow.
+    Coordinates are (x, y) in pixels, relative to the image center. Shears leave the upper left
+    corner fixed, as in Pillow.
 
     Args:
         index: The index of the operation in `MOVES`.
@@ -179,10 +179,11 @@ def random_erasing(
     ``probability``.
 
     The area of the box is drawn uniformly from 2 % to 33.3 % of the image. A box that is longer
-    than a side of the image is clipped, so it covers less.
+    than a side of the image is clipped, so it covers a smaller area.
 
     Args:
-        image: An image whose channels have mean 0 and standard deviation 1.
+        image: An image whose channels are normalized to mean 0 and standard deviation 1 over the
+            data set.
         key: The random key of the image.
         probability: The probability of erasing a box, from 0 to 1.
     """
