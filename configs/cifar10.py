@@ -14,9 +14,9 @@ the same command resumes it.
 Result: measured here with one seed and the paper's form of the denoising branch (`PAPER_NOISE` in
 `can_jax/config/baselines.py`). kNN accuracy is 31.7 % on raw pixels, 30.6 % untrained, 45.4 % after
 one epoch and 54.3 % after nine. The contrastive loss falls to 1.4, reconstruction to 0.38,
-denoising to 0.0016. Predicting no noise would cost 0.0008, so that form does not learn here. The
-default form is another one, which learns to predict noise; its denoising loss is on another scale
-(`docs/method.md`).
+denoising to 0.0016. A prediction of zero noise has the loss 0.0008, so the paper's form does not
+learn to predict the noise here. The default form learns to predict it; its denoising loss is on
+another scale (`docs/method.md`).
 """
 
 from ml_collections import ConfigDict

@@ -1,13 +1,13 @@
-"""CAN, ViT-L/16 at 224 px: the paper's run on JFT-300M, for any set of that size.
+"""CAN, ViT-L/16 at 224 px: the paper's run on JFT-300M, for any data set of that size.
 
     python -m can_jax.main --config=configs/jft_vit_l.py:EPOCHS --workdir=runs/jft_vit_l \
         --config.data.path='/data/shards/train-{00000..16383}.tar'
 
 EPOCHS is the length of the run in epochs of ImageNet-1k's size, 1,281,167 images each: 5000 by
-default. The paper also has results for 800, 1600 and 3000. The recipe counts in examples
-(`total_examples`), so the size of the data set does not change the length. The cosine schedule ends
-with the run. To compare with a shorter length, start a run of that length: the learning rate of a
-longer run that is stopped early has not decayed.
+default. The paper also has results for 800, 1600 and 3000. The recipe sets `total_examples`,
+so the size of the data set does not change the length. The cosine schedule ends with the run. To
+compare with a shorter length, start a run of that length: the learning rate of a longer run that is
+stopped early has not decayed.
 
 `data.path` names tars of images (WebDataset), at least one for each process. No labels are needed.
 TFRecords are read with `--config.data.source=tfrecord`. Shards are streamed from start to end,

@@ -9,8 +9,8 @@ patches masked. The two branches with zero weight are not built.
 Hardware: 124 GFLOP per image and step; 800 epochs of ImageNet-1k are 1.3e20 FLOP, on 64 H100 at
 50 % of their peak a bit over an hour (arithmetic, not a measurement).
 Result: for this run on ImageNet-1k the CAN paper (Table 3) reports 83.7 % fine-tuned and 71.4 %
-linear probe by its authors, 84.9 and 73.5 % by MAE's. For comparison, also 800 epochs of ViT-L: CAN
-84.7 and 76.2 %, SimCLR 83.4 and 73.9 %. Not reproduced here.
+linear probe. It quotes 84.9 and 73.5 % from MAE's authors. For comparison, also 800 epochs of
+ViT-L: CAN 84.7 and 76.2 %, SimCLR 83.4 and 73.9 %. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

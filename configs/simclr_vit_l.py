@@ -10,8 +10,8 @@ sum over both directions. The head's three layers and the colors are those of CA
 Hardware: 739 GFLOP per image and step, 1.72 times CAN's; 800 epochs of ImageNet-1k are 7.6e20 FLOP,
 on 64 H100 at 50 % of their peak about seven hours (arithmetic, not a measurement).
 Result: for this run on ImageNet-1k the CAN paper (Table 3) reports 83.4 % fine-tuned and 73.9 %
-linear probe, by its authors. For comparison, also 800 epochs of ViT-L: CAN 84.7 and 76.2 %, MAE
-83.7 and 71.4 % by the same authors, 84.9 and 73.5 % by MAE's authors. Not reproduced here.
+linear probe. For comparison, also 800 epochs of ViT-L: CAN 84.7 and 76.2 %, MAE 83.7 and 71.4 % by
+the same authors, 84.9 and 73.5 % by MAE's authors. Not reproduced here.
 """
 
 from ml_collections import ConfigDict

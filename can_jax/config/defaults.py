@@ -28,12 +28,13 @@ from can_jax.utils.settings import Choice, Key, Number, Several, Special, Switch
 
 # For an optional key without a default, the description states the behavior if it is not set.
 DATA: Table = {
-    "source": Key("folder", Choice(SOURCES), "The kind of data source."),
+    "source": Key("folder", Choice(SOURCES), "The type of the data source, such as `folder`."),
     "path": Key(None, Text(), "The path of the data: a folder, or a glob pattern of files."),
     "name": Key(None, Text(), "The name of the data set, for the source `tfds`."),
     "split": Key("train", Text(), "The name of the split to train on."),
     "image_size": Key(
-        None, SIZE, "The size of views: a side, or (height, width); required for pretraining.",
+        None, SIZE,
+        "The size of a view: the side of a square, or (height, width); required for pretraining.",
         unit="pixels", required=True,
     ),
     "channels": Key(3, Whole(1, 8), "The number of channels to which images are decoded."),
@@ -42,16 +43,16 @@ DATA: Table = {
     "label_key": Key("image/class/label", Text(), "The TFRecord feature that holds the label."),
     "mixture": Key(
         (),
-        Special("a dict for each part: keys of this block to change, and `weight`", are_blocks,
+        Special("a dict for each part, with the keys of `data` to change and `weight`", are_blocks,
                 tuple),
         "The parts of the source `mixture`, one dict for each data set.",
     ),
-    "options": Key((), OPTIONS, "The options of a data source that a module registers."),
-    "labels": Key(None, Text(), "A CSV or JSON-lines list of file names and labels, for a folder."),
+    "options": Key((), OPTIONS, "Options of a data source from a user's module, by name."),
+    "labels": Key(None, Text(), "A CSV or JSON Lines list of images and labels, for a folder."),
     "index": Key(None, Text(), "The folder of the index; by default inside the data folder."),
     "streaming": Key(False, Switch(), "Whether to read shards sequentially, without an index."),
     "shards_at_once": Key(
-        8, Whole(1, 1024), "The number of shards that are streamed and mixed at once.", before=1
+        8, Whole(1, 1024), "The number of shards that a process streams concurrently.", before=1
     ),
     "window": Key(4096, COUNT, "The number of streamed examples that are shuffled together."),
     "examples": Key(
@@ -67,17 +68,17 @@ DATA: Table = {
     "range": Key(
         None,
         Special(RANGE, is_range),
-        "The pixel values (low, high) that become black and white in images of more than 8 bits. "
-        "By default, such images must use all 16 bits; others count as undecodable.",
+        "The pixel values (low, high) that become black and white in images of more than 8 bits "
+        "per channel. By default, they count as undecodable unless they use all 16 bits.",
     ),
     "skip_limit": Key(0.25, SHARE, "The fraction of undecodable images above which the run stops."),
     "cache_gb": Key(
-        0.0, Number(0, 1e6), "The memory of each process for caching encoded images; 0 for none.",
+        0.0, Number(0, 1e6), "The memory of a process for caching encoded images; 0 disables it.",
         unit="GB",
     ),
     "disk_cache": Key(None, Text(), "A folder for caching images on disk, which hosts may share."),
     "disk_cache_gb": Key(100.0, Number(0, 1e6), "The approximate size of `disk_cache`.", unit="GB"),
-    "threads": Key(None, Whole(1, 4096), "Threads of the input pipeline; by default one per core."),
+    "threads": Key(None, Whole(1, 4096), "The number of data threads; by default one per core."),
 }  # fmt: skip
 
 AUGMENT: Table = {
@@ -88,7 +89,7 @@ AUGMENT: Table = {
     ),
     "crop_aspect": Key(
         (3 / 4, 4 / 3), Several(Number(0.01, 100), length=2, ascending=True),
-        "The range of the aspect ratio (width / height) of a random crop, relative to the view's.",
+        "The range of a random crop's aspect ratio (width / height), relative to the view's ratio.",
     ),
     "flip": Key(0.5, SHARE, "The probability of a horizontal flip."),
     "jitter": Key(0.8, SHARE, "The probability of color jitter."),
@@ -97,7 +98,9 @@ AUGMENT: Table = {
     ),
     "contrast": Key(0.4, STRENGTH, "The jitter strength of contrast, as for `brightness`."),
     "saturation": Key(0.4, STRENGTH, "The jitter strength of saturation, as for `brightness`."),
-    "hue": Key(0.1, Number(0, 0.5), "Jitter strength s; hue shifts are in [-s, s].", unit="turns"),
+    "hue": Key(
+        0.1, Number(0, 0.5), "The jitter strength s; hue shifts are in [-s, s].", unit="turns"
+    ),
     "grayscale": Key(0.2, SHARE, "The probability of conversion to grayscale."),
     "blur": Key(0.5, SHARE, "The probability of a Gaussian blur."),
     "blur_sigma": Key(
@@ -125,7 +128,7 @@ MODEL: Table = {
     "size": Key("B", Choice(tuple(SIZES)), "The preset of the encoder's width, depth and heads."),
     "width": Key(None, WIDTH, "The width of the encoder; by default that of `size`."),
     "depth": Key(None, DEPTH, "The encoder's depth; by default that of `size`.", unit="blocks"),
-    "heads": Key(None, HEADS, "The encoder's attention heads; by default those of `size`."),
+    "heads": Key(None, HEADS, "The number of attention heads; by default that of `size`."),
     "backbone": Key("vit", Choice(BACKBONES), "The architecture of the encoder."),
     "backbone_options": Key(
         (), OPTIONS, "The options of the encoder architecture that `backbone` selects."
@@ -144,7 +147,7 @@ MODEL: Table = {
         "depth": Key(8, DEPTH, "The number of blocks of the decoder.", unit="blocks"),
         "heads": Key(16, HEADS, "The number of attention heads of the decoder."),
         "noise_output": NOW_ON("Whether a separate zero-initialized layer predicts the noise."),
-        "zero_output": NOW_ON("Whether the pixel output layer is initialized with zeros."),
+        "zero_output": NOW_ON("Whether the decoder's pixel layer is initialized with zeros."),
     },
     "projector": {
         "layers": Key(3, Whole(1, 64), "The number of linear layers of the projector."),
@@ -161,11 +164,11 @@ MODEL: Table = {
     },
     "dtype": Key(
         "bfloat16", Choice(DTYPES),
-        "The type of activations and matrix products; parameters and losses are at least float32.",
+        "The dtype of activations and matrix products; parameters and losses are at least float32.",
     ),
     "residual_dtype": Key(
         None, Choice(DTYPES),
-        "The type of the residual stream and the LayerNorms; by default `model.dtype`.",
+        "The dtype of the residual stream and the LayerNorms; by default `model.dtype`.",
     ),
     "scan": Key(
         AUTO, AUTO_OR_SWITCH,
@@ -176,7 +179,7 @@ MODEL: Table = {
     "attention": Key(
         AUTO, Choice(ATTENTION),
         "The implementation of attention on GPUs. `cudnn` is NVIDIA's fused kernel, which `auto` "
-        "selects from Ampere on, for 16-bit types; `xla` is compiled from plain operations.",
+        "selects for 16-bit dtypes on Ampere and later GPUs; `xla` uses plain matrix products.",
     ),
     "remat": Key(
         "none", Choice(tuple(REMAT_POLICIES)),
@@ -189,7 +192,7 @@ OPTIMIZER: Table = {
         "adamw", Text(), "The optimizer: adamw, another one of optax, or a registered one."
     ),
     "options": Key(
-        (), OPTIONS, "Further arguments of the optimizer, by name."
+        (), OPTIONS, "Further arguments of the optimizer, as (name, value) pairs."
     ),
     "learning_rate": Key(
         2.5e-4, Number(1e-9, 10),
@@ -219,12 +222,12 @@ OPTIMIZER: Table = {
         "The maximum global norm of gradients; by default, they are not clipped.",
     ),
     "moment_dtype": Key(
-        "float32", Choice(("float32", "bfloat16")), "The type of the optimizer's first moment."
+        "float32", Choice(("float32", "bfloat16")), "The dtype of the optimizer's first moment."
     ),
     "ema_decay": Key(
         0.0, Number(0, below=1),
-        "The decay rate of an exponential moving average of all parameters, which the probe, "
-        "evaluations and exports use if it is enabled; 0 disables it.",
+        "The decay rate of an exponential moving average (EMA) of the parameters; 0 disables it. "
+        "With an EMA, the probe, evaluations and exports use the averaged parameters.",
     ),
 }  # fmt: skip
 
@@ -258,8 +261,8 @@ RECIPE: Table = {
     "total_examples": Key(None, Whole(1, 10**15), "The length of the run.", unit="images"),
     "total_minutes": Key(
         None, Number(above=0, high=1e7),
-        "The length of the run as a time, summed over all its starts. The learning rate follows "
-        "the time, so such a run cannot be reproduced bit for bit.",
+        "The training time of the run, summed over all starts. The learning rate depends on the "
+        "measured speed, so such a run cannot be reproduced bit for bit.",
         unit="minutes",
     ),
     "log_every_steps": Key(50, COUNT, "The interval at which metrics are logged.", unit="steps"),
@@ -277,17 +280,19 @@ RECIPE: Table = {
             "The threshold of a loss spike, in running standard deviations above the running mean.",
         ),
         "steps": Key(
-            10, OR_NEVER, "How many steps in a row above the threshold form a spike; 0 for none.",
+            10, OR_NEVER,
+            "The number of steps in a row above the threshold that form a spike; 0 detects none.",
             unit="steps",
         ),
         "rewinds": Key(
             0, Whole(0, 10**6),
-            "The number of spikes after which the run returns to a checkpoint before the spike and "
-            "skips the images since; at the next spike, it stops. With 0, spikes are only logged.",
+            "The maximum number of rollbacks. Each returns to a checkpoint before a loss spike and "
+            "skips the images since. A further spike stops the run; with 0, it is only logged.",
         ),
     },
     "check_replicas": Key(
-        True, Switch(), "Whether to check that state replicas are equal before each checkpoint."
+        True, Switch(),
+        "Whether to check before each checkpoint that replicated arrays are equal on all devices.",
     ),
     "stuck_after_seconds": Key(
         1800.0, Number(1, 1e7, also=(0,)),
@@ -304,7 +309,7 @@ RECIPE: Table = {
         ),
         "negatives": Key(
             "batch", Choice(("batch", "microbatch")),
-            "Whether negatives come from the whole batch or, at less cost, from the microbatch.",
+            "Whether contrastive negatives come from the whole batch, or from the microbatch only.",
         ),
     },
     "noise": {
@@ -317,7 +322,7 @@ RECIPE: Table = {
         ),
         "level_scale": Key(
             None, Number(1e-3, 1e9),
-            "The factor on the noise level before its embedding; by default 1000 / sigma_max.",
+            "The factor that scales the noise level before embedding; by default 1000 / sigma_max.",
         ),
         "level_tokens": Key(
             "all",
@@ -327,11 +332,13 @@ RECIPE: Table = {
         ),
         "target": Key(
             "normalized", Choice(("scaled", "normalized", "unit")),
-            "The target of denoising, for the noise sigma * e with standard normal e: the noise "
-            "(scaled), the noise divided by its root mean square (normalized), or e (unit).",
+            "The target of denoising, for the noise sigma * e with standard normal e: sigma * e "
+            "(scaled), sigma * e / rms with rms = sigma_max / sqrt(3) (normalized), or e (unit).",
             before="scaled", was_default=True,
         ),
-        "linear_bound": NOW_ON("Whether to log the noise share that a linear denoiser explains."),
+        "linear_bound": NOW_ON(
+            "Whether to log the fraction of the noise that the best linear denoiser explains."
+        ),
     },
     "optimizer": OPTIMIZER,
     "schedule": {
@@ -340,7 +347,7 @@ RECIPE: Table = {
             "The learning-rate schedule after the warm-up: cosine, linear, constant, another of "
             "optax, or one that is registered.",
         ),
-        "options": Key((), OPTIONS, "Further arguments of the learning-rate schedule, by name."),
+        "options": Key((), OPTIONS, "Further arguments of the schedule, as (name, value) pairs."),
     },
     "mesh": MESH,
     "checkpoint": {
@@ -356,7 +363,7 @@ RECIPE: Table = {
         ),
         "keep_last": Key(3, Whole(1, 10**6), "The number of latest checkpoints to retain."),
         "keep_every_steps": Key(
-            None, COUNT, "Checkpoints of steps divisible by this number are retained.", unit="steps"
+            None, COUNT, "Checkpoints at multiples of this step are also retained.", unit="steps"
         ),
     },
     "probe": {
@@ -368,11 +375,11 @@ RECIPE: Table = {
         ),
         "split": Key(
             "test", Text(),
-            "The labeled split to classify by kNN; `val` or `validation` if `test` does not exist.",
+            "The labeled split that the kNN probe classifies; if `test` is missing, `val` is used.",
         ),
         "held_out": Key(
             0.05, Number(above=0, below=1),
-            "The fraction of data.split that the kNN probe classifies if there is no other split.",
+            "The fraction of data.split that the kNN probe holds out if there is no other split.",
         ),
         "bank": Key(10000, COUNT, "The maximum number of training images that serve as neighbors."),
         "queries": Key(5000, COUNT, "The maximum number of images that the kNN probe classifies."),

@@ -36,7 +36,8 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
         config: The configuration to change in place.
         keys: The keys of the duration, an entry of `DURATIONS`.
         but: The key whose value is retained.
-        prefix: The dotted prefix of the keys, if ``config`` contains the recipe as a block.
+        prefix: The dotted prefix of the recipe's keys, such as ``recipe.``, if the recipe is a
+            block of ``config``; empty by default.
     """
     for key in keys:
         if key != but and value_of(config, prefix + key) is not None:
@@ -49,7 +50,8 @@ def unset(config: ConfigDict, keys: tuple[str, ...], but: str, prefix: str = "")
 
 
 def keep_first(config: ConfigDict) -> None:
-    """Keep only the first unit that is set for each duration, as older versions did."""
+    """Set the keys of each duration to None, except for the first one that is set. Older versions
+    used only the first one."""
     for keys in DURATIONS:
         set_keys = [key for key in keys if value_of(config, key) is not None]
         if len(set_keys) > 1:
@@ -57,7 +59,7 @@ def keep_first(config: ConfigDict) -> None:
 
 
 def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Set the default unit of a duration to None if another unit is set.
+    """Set the default unit of a duration to None if the recipe sets another unit.
 
     Args:
         config: The configuration to change in place.
@@ -77,12 +79,13 @@ def keep_only(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def keep_overrides(config: ConfigDict, overrides: dict[str, Any], prefix: str = "") -> None:
-    """Set to None the other units of each duration that the command line sets.
+    """Set all units of a duration to None, except for the one that the command line sets.
 
     Args:
         config: A recipe to which the overrides have been applied; changed in place.
         overrides: The values from the command line, by dotted key.
-        prefix: The dotted prefix of the recipe's keys, if it is a block of the configuration.
+        prefix: The dotted prefix of the recipe's keys, such as ``recipe.``, if the recipe is a
+            block of ``config``; empty by default.
 
     Raises:
         UserError: The command line sets several units of one duration.
@@ -103,10 +106,10 @@ def exact_steps(
 ) -> float | None:
     """Return a duration in steps before rounding, or None if none of its keys is set.
 
-    A run whose length is a time counts as `TIMED_STEPS` virtual steps.
+    A run with a time limit, ``total_minutes``, counts as `TIMED_STEPS` virtual steps.
 
     Args:
-        config: A checked configuration, in which at most one of the keys is set.
+        config: A checked configuration, in which at most one of ``keys`` is set.
         keys: The keys of the duration, an entry of `DURATIONS`.
         examples: The number of images in an epoch.
         total: The number of steps in the run, required if the duration is a fraction of the run.
@@ -136,7 +139,7 @@ def exact_steps(
 
 
 def steps_of(config: ConfigDict, keys: tuple[str, ...], examples: int) -> int | None:
-    """Return a duration in steps, at least 1 unless it is 0; None if none of its keys is set."""
+    """Return a duration in steps, rounded to at least 1 unless it is 0; None if it is not set."""
     exact = exact_steps(config, keys, examples)
     return None if exact is None else max(1, round(exact)) if exact else 0
 

@@ -1,4 +1,4 @@
-"""A re-export of `can_jax.evaluate.config`, at the path from which recipes import it."""
+"""An alias of `can_jax.evaluate.config`, for recipes that import from this path."""
 
 from can_jax.evaluate.config import default_evaluation as default_evaluation
 from can_jax.evaluate.config import resolve_evaluation as resolve_evaluation

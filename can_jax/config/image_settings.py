@@ -1,4 +1,4 @@
-"""Checks of the image size, and of the pixel values that become black and white."""
+"""Checks of the values of `config.data.image_size` and `config.data.range`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ LIMITS = Number(-1e300, 1e300)  # the difference of two such numbers is finite
 
 
 def is_size(value: Any) -> bool:
-    """Return whether a value is a number of pixels, or a pair (height, width)."""
+    """Return whether a value is an image size: a number of pixels or a pair (height, width)."""
     sides = tuple(value) if isinstance(value, tuple | list) else (value,)
     return len(sides) in (1, 2) and all(map(Whole(1, 2**15).accepts, sides))
 

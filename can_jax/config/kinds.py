@@ -1,4 +1,4 @@
-"""Kinds of values, such as positive integers, that several configuration keys share."""
+"""Types of configuration values, such as positive integers, that several keys share."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""The configuration keys of an evaluation for the encoder, the data and the devices, and checks of
-these keys.
+"""The configuration keys that select the encoder, the data and the devices of an evaluation, and
+their checks.
 
 `can_jax.evaluate.config` adds the keys of the evaluation protocols. `can_jax.load` uses only the
 keys of this module.
@@ -34,14 +34,15 @@ OF_ANY_DATA = ("source", "image_size", "test_split", "held_out", "train_examples
 
 
 def _per_channel(kind: Number) -> Special:
-    """Return the kind of value that is a number, or one number for each channel."""
+    """Return the type of a key whose value is one number, or one number per channel."""
     each = Several(kind, empty=False)
-    words = f"{kind.describe()}, or one for each channel, of images in [0, 1]"
+    words = f"{kind.describe()}, or one for each channel, for pixel values in [0, 1]"
     return Special(words, lambda value: kind.accepts(value) or each.accepts(value))
 
 
 def encoder_table() -> Table:
-    """Return the table of the blocks `data`, `mesh` and `model` of an evaluation."""
+    """Return the tables of keys of the config blocks `data`, `mesh` and `model` of an
+    evaluation."""
     return {
         # By default, the whole block is that of the run.
         "data": {
@@ -50,19 +51,20 @@ def encoder_table() -> Table:
             "image_size": dataclasses.replace(DATA["image_size"], required=False),
             "test_split": Key(
                 None, Text(),
-                "The split to test on; by default the first existing one of the split of the run's "
-                "probe, `test`, and `val` (or `validation`).",
+                "The split to test on. By default, it is the split of the run's kNN probe if that "
+                "exists, else `test`, else `val` or `validation`.",
             ),
             "held_out": Key(
                 None, INSIDE,
-                "The fraction of the training examples to test on if there is no test split.",
+                "The fraction of the training examples to hold out if there is no test split. By "
+                "default, it is config.probe.held_out of the run.",
             ),
             "train_examples": Key(
                 None, COUNT,
-                "The maximum number of training examples, chosen at even spacing; by default all.",
+                "The maximum number of training examples, at even intervals; by default all.",
             ),
             "test_examples": Key(None, COUNT,
-            "The maximum number of test examples, chosen at even spacing; by default all."),
+            "The maximum number of test examples, at even intervals; by default all."),
         },
         "mesh": MESH,
         # Settings that a weights file may lack; by default its own, or those of its library.
@@ -72,7 +74,7 @@ def encoder_table() -> Table:
             "The mean with which images are normalized."),
             "std": Key(None, _per_channel(Number(1e-3, 1)),
             "The standard deviation with which images are normalized."),
-            "dtype": Key(None, MODEL["dtype"].kind, "The type of activations and matrix products."),
+            "dtype": Key(None, MODEL["dtype"].kind, "The dtype of the activations."),
             "average": Key(
                 True, Switch(),
                 "Whether to evaluate the moving average of a run's parameters, if it exists.",
@@ -90,7 +92,7 @@ def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
         origin: The name of the function that returns the defaults, for error messages.
 
     Raises:
-        UserError: A setting is invalid; the one-line message names the first one.
+        UserError: A setting is invalid; the one-line message names the first invalid setting.
     """
     check_table(config, table, origin)
     config = expand_paths(config)
@@ -103,11 +105,11 @@ def resolve_blocks(config: ConfigDict, table: Table, origin: str) -> ConfigDict:
 
 
 def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
-    """Check the settings of the data, and reject those that have no effect.
+    """Check the config block `data` of an evaluation, and reject settings that have no effect.
 
     Args:
         config: The configuration of an evaluation.
-        table: The table of the block `data`.
+        table: The table of the keys of the block `data`.
     """
     data = config.data
     if data.source is None:
@@ -127,5 +129,6 @@ def check_evaluation_data(config: ConfigDict, table: dict[str, Any]) -> None:
         value = config.model[name]
         check(
             not isinstance(value, tuple | list) or len(value) == data.channels,
-            f"model.{name}={value} does not have a value for each of data.channels={data.channels}",
+            f"model.{name}={value}: give one number, or one for each of the "
+            f"data.channels={data.channels} channels",
         )

@@ -56,7 +56,8 @@ def load_recipe(beside: str, name: str) -> ConfigDict:
 def resolve(config: ConfigDict) -> ConfigDict:
     """Return a checked copy of a recipe's configuration.
 
-    In the copy, ``data.image_size`` is (height, width), and each duration is set in one unit.
+    In the copy, ``data.image_size`` is (height, width), and each duration is set in at most one
+    unit.
 
     Raises:
         UserError: A setting is invalid; the one-line message names the first invalid setting.
@@ -79,7 +80,7 @@ def resolve_encoder(config: ConfigDict) -> ConfigDict:
     are rejected now.
 
     Raises:
-        UserError: A setting of the encoder is invalid; the one-line message names the first one.
+        UserError: A setting of the encoder is invalid; the message names the first invalid one.
     """
     check_keys(config, ENCODER)
     config = config.copy_and_resolve_references()
@@ -92,14 +93,14 @@ def resolve_encoder(config: ConfigDict) -> ConfigDict:
 
 
 def check_keys(config: ConfigDict, names: Collection[str]) -> None:
-    """Check the values of the named keys, and of all keys in the named blocks.
+    """Check the values of the keys in ``names``, and of all keys in the blocks in ``names``.
 
     Args:
         config: The configuration of a recipe.
         names: The dotted names of the keys and blocks.
 
     Raises:
-        UserError: A value is not allowed.
+        UserError: A key has a value that is not allowed.
     """
     for name, key in flat_keys(RECIPE):
         if within(name, names):
@@ -133,10 +134,11 @@ def within(name: str, names: Collection[str]) -> bool:
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """Return a copy in which a leading ``~`` of every string is replaced by the home directory.
+    """Return a copy of a configuration whose strings have a leading ``~`` expanded to the home
+    directory.
 
-    It is assumed that only paths begin with ``~``. Strings inside tuples and dicts, such as those
-    of ``data.mixture``, are included.
+    Every string that begins with ``~`` is assumed to be a path. Strings inside tuples and dicts,
+    such as those of ``data.mixture``, are expanded, too.
 
     Raises:
         UserError: The home directory of a path does not exist; the message names the key.
@@ -167,7 +169,7 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
 
 
 def as_size(value: Any) -> tuple[int, int]:
-    """Return an image size, an int or a pair, as (height, width).
+    """Return an image size, given as an int or a pair, as (height, width).
 
     Raises:
         UserError: The value is not a valid image size.
@@ -193,16 +195,17 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Return the configuration of a JSON text that this or an older version wrote.
+    """Parse a configuration from JSON text that this or an older version of can_jax wrote.
 
-    Keys that the older version did not have get the values that reproduce its behavior.
+    Keys that an older version did not have get values that reproduce the behavior of that version.
 
     Raises:
-        UserError: The text is not a configuration, or has an unknown key.
+        UserError: The JSON value is not a configuration, or has a key that this version does not
+            have.
     """
     values = with_new_names(json.loads(text))
     if not isinstance(values, dict):
-        raise UserError(f"the JSON text holds a {type(values).__name__}, not a configuration")
+        raise UserError(f"the JSON text contains a {type(values).__name__}, not a configuration")
     config = default_config()
 
     def fill(block: ConfigDict, values: dict[str, Any], table: Table, prefix: str) -> None:
@@ -213,8 +216,10 @@ def from_json(text: str) -> ConfigDict:
                     "yours registers it, import that module with --modules=FILE"
                 )
             if isinstance(table[key], Mapping) != isinstance(value, dict):
+                is_block = isinstance(table[key], Mapping)
+                wanted = "a block of keys" if is_block else "a single value"
                 raise UserError(
-                    f"config.{prefix}{key}={value!r} is of another kind in this version of can_jax"
+                    f"config.{prefix}{key}={value!r}: this version of can_jax expects {wanted} here"
                 )
             if isinstance(value, dict):
                 fill(block[key], value, table[key], f"{prefix}{key}.")
@@ -229,10 +234,10 @@ def from_json(text: str) -> ConfigDict:
 
 
 def values_before(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return values for the keys that a stored configuration lacks, where a default would change
-    it.
+    """Return values for keys that a stored configuration lacks and whose defaults would change the
+    run.
 
-    These values reproduce the behavior of the version that stored the configuration; see
+    The values reproduce the behavior of the version that stored the configuration; see
     `can_jax.utils.settings.Key`.
     """
     present = flatten(stored)
@@ -244,5 +249,5 @@ def values_before(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuples(value: Any) -> Any:
-    """Convert the lists of JSON to tuples, recursively."""
+    """Convert JSON lists to tuples, recursively."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,9 +1,9 @@
 """Lookup of the recipes, protocols, studies, reference ranges and launchers shipped with the
 package.
 
-In a checkout, these files are in the top-level folders `configs/` and `launch/`; in a wheel, they
-are inside the package. The same names are valid in both, such as `vit_l`, `eval/knn`,
-`study/cifar10`, `healthy/quickstart` and `launch/slurm`.
+In a checkout, shipped files are in the top-level folders `configs/` and `launch/`; in a wheel, they
+are inside the package. The same names are valid in a checkout and in a wheel, such as `vit_l`,
+`eval/knn`, `study/cifar10`, `healthy/quickstart` and `launch/slurm`.
 """
 
 import ast
@@ -16,13 +16,13 @@ from can_jax.utils.errors import UserError
 
 
 class Kind(NamedTuple):
-    """A kind of file that is shipped with the package, such as recipes.
+    """A kind of shipped file, such as the pretraining recipes.
 
     Attributes:
-        title: The name of this kind of file in messages.
-        prefix: The prefix of the names of these files, such as ``eval/``; empty for recipes.
-        suffix: The suffix of these files, such as ``.py``.
-        command: The program that takes such a file: a module of can_jax, or ``bash``.
+        title: The noun that messages use for such a file, such as ``study``.
+        prefix: The prefix of the names of such files, such as ``eval/``; empty for recipes.
+        suffix: The suffix of such files, such as ``.py``.
+        command: The program to which such a file is given: a module of can_jax, or ``bash``.
     """
 
     title: str
@@ -32,7 +32,7 @@ class Kind(NamedTuple):
 
     @property
     def one(self) -> str:
-        """The title with its indefinite article, for messages."""
+        """The title of the kind with an indefinite article, for messages."""
         return f"{'an' if self.title[0] in 'aeiou' else 'a'} {self.title}"
 
 
@@ -60,10 +60,11 @@ def names_of(kind: str) -> list[str]:
 
 
 def find_shipped(name: str, kind: str) -> Path | None:
-    """Return the path of the shipped file with a name, or None.
+    """Return the path of the shipped file with the given name, or None if there is none.
 
-    ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The name can omit the prefix of
-    the kind, such as ``eval/``. Files of this kind take precedence over files of other kinds.
+    The names ``vit_l``, ``vit_l.py`` and ``configs/vit_l.py`` are equivalent. The name can omit the
+    prefix of the kind, such as ``eval/``. If files of several kinds match, the one of the kind
+    ``kind`` is returned.
     """
     suffix = KINDS[kind].suffix
     parts = PurePosixPath(name.removesuffix(suffix)).parts
@@ -79,16 +80,17 @@ def find_shipped(name: str, kind: str) -> Path | None:
 
 
 def find(name: str, kind: str, option: str) -> Path:
-    """Return the file identified by a path or by the name of a shipped file.
+    """Return the path of a file that is given by its path or by the name of a shipped file.
 
     Args:
-        name: The path of a file, or the name of a shipped file. If both exist, the path takes
-            precedence only if it has the suffix of the kind.
+        name: The path of a file, or the name of a shipped file. A file at that path takes
+            precedence over a shipped file only if ``name`` ends with the suffix of the kind, such
+            as ``.py``.
         kind: The kind of file, a key of `KINDS`.
         option: The option as it appears in messages, such as ``--config=vit_x``.
 
     Raises:
-        UserError: There is no such file; the message names the most similar file, if any.
+        UserError: No file matches ``name``; the message suggests the most similar name, if any.
     """
     path, shipped = Path(name), find_shipped(name, kind)
     if shipped and not (path.is_file() and name.endswith(KINDS[kind].suffix)):
@@ -105,7 +107,7 @@ def find(name: str, kind: str, option: str) -> Path:
 
 
 def _nearest(name: str, kind: str) -> str | None:
-    """Return the name of a shipped file or the path of a file that is most similar, or None."""
+    """Return the name or path of the file whose spelling is most similar to ``name``, or None."""
     _, prefix, suffix, _ = KINDS[kind]
     path = Path(name)
     if path.with_name(path.name + suffix).is_file():
@@ -126,7 +128,7 @@ def _nearest(name: str, kind: str) -> str | None:
 
 
 def summary(path: Path) -> str:
-    """Return the one-line summary that a shipped file contains."""
+    """Return a one-line summary of a shipped file."""
     text = path.read_text()
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]

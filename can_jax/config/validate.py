@@ -1,6 +1,6 @@
 """Checks of a configuration that involve several keys.
 
-The table in `can_jax.config.defaults` limits the values of each key by itself.
+The values that a single key allows are declared in `can_jax.config.defaults`.
 """
 
 import math
@@ -42,7 +42,7 @@ def check(condition: Any, message: str) -> None:
 
 
 def check_source(data: ConfigDict) -> None:
-    """Check that a `data` block sets the keys that its source requires, and none that it rejects.
+    """Check that the settings of a `data` block are complete and valid for its source.
 
     Raises:
         UserError: A required key is not set, or a setting is invalid for this source.
@@ -114,8 +114,8 @@ def check_part(name: str, key: Any, value: Any) -> None:
 
 
 def check_encoder(config: ConfigDict) -> None:
-    """Check that the encoder's sizes are compatible, and that the normalization covers all
-    channels."""
+    """Check that the encoder's settings are compatible, and that mean and standard deviation have
+    one value per channel."""
     model, (height, width) = config.model, config.data.image_size
     for name in ("dtype", "residual_dtype"):
         check(
@@ -164,7 +164,8 @@ def check_masking(config: ConfigDict) -> None:
 
 
 def check_objectives(config: ConfigDict) -> None:
-    """Check that an objective has a nonzero weight, and run the checks of each such objective."""
+    """Check that at least one objective has a nonzero weight, and run the checks of all such
+    objectives."""
     objectives = active(config.objective.to_dict())
     check(objectives, "objective: all weights are 0; set the weight of at least one objective")
     for name, objective in objectives.items():
@@ -177,8 +178,8 @@ def check_objectives(config: ConfigDict) -> None:
 
 
 def check_batch(config: ConfigDict) -> None:
-    """Check that microbatches divide the batch, and that all objectives get enough images and
-    views."""
+    """Check that the microbatches divide the batch, and that each active objective gets enough
+    images and views."""
     settings = config.accumulation
     count = settings.microbatches
     check(
@@ -217,7 +218,7 @@ def check_augment(config: ConfigDict) -> None:
 def check_optimizer(config: ConfigDict) -> None:
     """Check the optimizer, its settings and the schedule.
 
-    Learning rates and weight decays at which training cannot be stable are rejected.
+    Learning rates and weight decays that are too large for stable training are rejected.
     """
     settings = config.optimizer
     scale = max([1.0, *(factor for _, factor in settings.learning_rate_scale)])
@@ -239,31 +240,34 @@ def check_rates(name: str, settings: ConfigDict, peak: float) -> None:
     """Check the learning rate, the weight decay, and the decay rates of AdamW's moments.
 
     If beta2 exceeds the square of beta1, the Cauchy-Schwarz inequality bounds the ratio of Adam's
-    moments. Otherwise a small gradient after larger ones can cause an arbitrarily large step.
+    moments. With a smaller beta2, a small gradient after larger ones can cause an arbitrarily large
+    step.
 
     Args:
         name: The name of the optimizer's config block in messages, such as ``optimizer``.
-        settings: The block.
+        settings: The config block of the optimizer.
         peak: The largest learning rate of any parameter.
     """
-    scale = " and learning_rate_scale" if "learning_rate_scale" in settings else ""
+    scales = "batch_size"
+    if "learning_rate_scale" in settings:
+        scales = "batch_size and learning_rate_scale"
     if settings.get("name", "adamw") == "adamw":
         check(
             peak <= HIGHEST_RATE,
-            f"{name}.learning_rate={settings.learning_rate:g} is a peak of {peak:g} for this "
-            f"batch_size{scale}: at most {HIGHEST_RATE:g}",
+            f"{name}.learning_rate={settings.learning_rate:g} is a peak learning rate of {peak:g} "
+            f"with this {scales}: the maximum is {HIGHEST_RATE:g}",
         )
         beta1, beta2 = settings.get("beta1", 0.9), settings.beta2
         check(
             not beta1 or beta2 > beta1**2,
-            f"{name}.beta2={beta2:g} with beta1={beta1:g}: the steps of Adam have no bound; give a "
-            f"beta2 above the square of beta1, {beta1**2:.4g}",
+            f"{name}.beta2={beta2:g} with beta1={beta1:g}: Adam's step size would be "
+            f"unbounded; give a beta2 above the square of beta1, {beta1**2:.4g}",
         )
     decay = settings.weight_decay * peak
     check(
         decay < 1,
         f"{name}.weight_decay={settings.weight_decay:g}: with a peak learning rate of "
-        f"{peak:g} a step would subtract {decay:g} times each weight; lower one of them",
+        f"{peak:g} a step would subtract {decay:g} times each weight; lower the decay or the rate",
     )
 
 
@@ -279,7 +283,7 @@ def check_schedule(config: ConfigDict) -> None:
             check(
                 key == WARMUP_SHARE or not value_of(config, key),
                 f"{key}={value_of(config, key)}: the number of steps of a run with total_minutes "
-                f"is not known; set config.{WARMUP_SHARE} instead",
+                f"is not known in advance; set config.{WARMUP_SHARE} instead",
             )
     for block in ("probe", "figures"):
         for unit in ("every_steps", "every_epochs"):

@@ -62,10 +62,11 @@ def test_settings_of_an_evaluation_that_cannot_work(name, value, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__mean": (0.5, 0.5)}, "config.model.mean=.* each of data.channels=3"),
+        ({"model__mean": (0.5, 0.5)}, "config.model.mean=.* each of the data.channels=3 channels"),
         ({"data__source": "mixture", "data__mixture": ({"path": 3},)}, r"mixture\[0\]: path=3"),
         ({"classify__learning_rate": 100.0},
-         "config.classify.learning_rate=100 is a peak of 6.25 for this batch_size: at most 1"),
+         "config.classify.learning_rate=100 is a peak learning rate of 6.25 with this batch_size: "
+         "the maximum is 1"),
         ({"classify__weight_decay": 9e3, "classify__learning_rate": 1.0},
          "config.classify.weight_decay=9000: with a peak learning rate of 0.0625"),
     ],
