@@ -1,8 +1,8 @@
 """LAMB, LARS and Muon for networks whose transformer blocks share stacked parameter arrays.
 
-The parameters of all transformer blocks are stacked along a leading layer axis. The implementations
-of optax treat such an array as one parameter: LAMB and LARS would use one trust ratio for all
-layers, and Muon would skip the stacked matrices. The implementations here treat each layer
+The parameters of all transformer blocks are stacked along a leading layer axis. Optax treats a
+stacked array as a single parameter. In optax, LAMB and LARS would use one trust ratio for all
+layers, and Muon would skip stacked matrices. The optimizers of this module treat each layer
 separately.
 """
 
@@ -23,7 +23,7 @@ ENDS = ("patch_embed/", "predict/", "predict_noise/", "head/kernel")
 
 
 def layer_axes(name: str, axes: int) -> tuple[int, ...]:
-    """Return the axes of a parameter, without the layer axis if it is stacked.
+    """Return the axis indices of a parameter, without its layer axis if it is stacked.
 
     Args:
         name: The path of the parameter, such as ``encoder/blocks/layers/mlp/expand/kernel``.
@@ -39,7 +39,7 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
     parameters with weight decay, which are the matrices, are scaled.
 
     Args:
-        coefficient: The trust coefficient, a factor of every trust ratio.
+        coefficient: The trust coefficient, by which every trust ratio is multiplied.
     """
 
     def scaled(path: tuple[Any, ...], update: Array, parameter: Array) -> Array:
@@ -65,7 +65,7 @@ def scale_by_trust_ratio(coefficient: float = 1.0) -> optax.GradientTransformati
 def is_matrix(name: str, axes: int) -> bool:
     """Return whether Muon, rather than AdamW, updates a parameter.
 
-    Muon updates the weight matrices inside the network. AdamW updates vectors, learned tokens, and
+    Muon updates the weight matrices of hidden layers. AdamW updates vectors, learned tokens, and
     the first and last layers in `ENDS`.
 
     Args:
@@ -130,8 +130,8 @@ def muon(
     """Return Muon for the matrices that `is_matrix` selects, and AdamW for all other parameters.
 
     Muon's updates are scaled to a root mean square of about ``rms``, which is typical of AdamW
-    (arXiv 2502.16982). Learning rates tuned for AdamW are therefore a starting point. ``b1`` and
-    ``b2`` apply to AdamW alone.
+    (arXiv 2502.16982). Learning rates tuned for AdamW are therefore a starting point for Muon.
+    ``b1`` and ``b2`` apply to AdamW alone.
     """
 
     def scaled(path: tuple[Any, ...], update: Array) -> Array:

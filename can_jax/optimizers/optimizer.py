@@ -22,9 +22,9 @@ def peak_learning_rate(config: ConfigDict) -> float:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Return the configured optimizer without the multiplication by the learning rate.
 
-    The train step multiplies the update by the learning rate. The logged learning rate is therefore
-    the one that was applied, and a skipped step does not shift the schedule. Frozen parameters have
-    no optimizer state.
+    The train step multiplies the update by the learning rate, so it can log the rate that it
+    applied. A skipped update does not delay the schedule. Frozen parameters have no optimizer
+    state.
     """
     settings = config.optimizer
     update = transform(settings)
@@ -47,9 +47,11 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def clipped(
     transformation: optax.GradientTransformation, norm: float
 ) -> optax.GradientTransformation:
-    """Return a transformation that clips the gradients to a global norm before the given one.
+    """Return a transformation that clips gradients by their global norm, then applies
+    ``transformation``.
 
-    The clipping adds no state, so a resumed run may change the norm or turn clipping on or off.
+    Clipping adds no optimizer state, so a resumed run may change the norm or turn clipping on or
+    off.
 
     Args:
         transformation: The transformation applied to the clipped gradients.
@@ -65,11 +67,13 @@ def clipped(
 
 
 def by_pattern(parameters: Any, values: dict[str, Any], default: Any) -> Any:
-    """Return a tree that holds, for each parameter, the value of the first pattern in its path.
+    """Return a tree that holds, for each parameter, the value of the first pattern that matches its
+    path.
 
     Args:
         parameters: A tree of parameters, whose paths look like ``encoder/norm/scale``.
-        values: A dict from regular expressions, matched by `re.search`, to values.
+        values: A dict from regular expressions to values. An expression may match any part of a
+            path.
         default: The value for parameters that no pattern matches.
     """
 

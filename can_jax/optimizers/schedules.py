@@ -1,4 +1,5 @@
-"""The learning-rate schedules that `schedule.name` can select, from here, plugins and optax."""
+"""The learning-rate schedules that `config.schedule.name` can select: registered ones and
+optax's."""
 
 import inspect
 import math
@@ -39,9 +40,10 @@ def constant(peak: float, steps: int) -> optax.Schedule:
 def stable(peak: float, steps: int, decay_share: float = 0.2) -> optax.Schedule:
     """Return a schedule that is constant and then decays as ``1 - sqrt(t)`` (arXiv 2405.18392).
 
-    The rate is ``peak`` until the last ``decay_share`` of the steps, in which ``t`` rises from 0 to
-    1. With ``decay_share=0`` the rate never decays. To decay from an intermediate checkpoint, copy
-    the run directory and resume the copy with another run length and ``decay_share``.
+    The learning rate decays during the last fraction ``decay_share`` of the steps, in which ``t``
+    rises from 0 to 1. With ``decay_share=0`` the learning rate never decays. To decay from an
+    intermediate checkpoint, copy the run directory and resume the copy with another run length and
+    ``decay_share``.
 
     Raises:
         ValueError: ``decay_share`` is not in [0, 1].
@@ -84,10 +86,10 @@ def restarts(
 
 
 def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
-    """Return a function ``(peak, steps, **options)`` that builds a schedule, or None.
+    """Return the function ``(peak, steps, **options)`` that builds the named schedule, or None.
 
-    Registered names take precedence over the schedules of optax. An optax schedule qualifies if its
-    first parameter is the initial value.
+    Registered names take precedence over the schedules of optax. A function of optax qualifies if
+    its first parameter is ``init_value`` or ``value``.
     """
     if name in SCHEDULES:
         return SCHEDULES.get(name)
@@ -108,7 +110,8 @@ def find_schedule(name: Any) -> Callable[..., optax.Schedule] | None:
 
 
 def unknown_schedule(name: str) -> UserError:
-    """Return the error for an unknown ``schedule.name``, with valid names as a hint."""
+    """Return the error for an unknown ``schedule.name``, with a similar name or the registered
+    names."""
     names = [*SCHEDULES, *(name for name in dir(optax) if find_schedule(name))]
     near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else f"registered are {', '.join(SCHEDULES)}"
@@ -122,7 +125,7 @@ def learning_rate_schedule(
 ) -> optax.Schedule:
     """Return a linear warm-up from 0 to ``peak``, followed by the configured schedule.
 
-    A run that is shorter than the warm-up never reaches ``peak``.
+    A run that is shorter than the warm-up does not reach ``peak``.
 
     Args:
         peak: The learning rate at the end of the warm-up.

@@ -1,4 +1,4 @@
-"""The optimizers that `optimizer.name` can select: registered ones and those of optax."""
+"""The optimizers that `config.optimizer.name` can select: registered ones and those of optax."""
 
 import inspect
 from collections.abc import Callable
@@ -64,7 +64,8 @@ def is_bounded(settings: Any) -> bool:
 
 
 def unknown_optimizer(name: str) -> UserError:
-    """Return the error for an unknown ``optimizer.name``, with valid names as a hint."""
+    """Return the error for an unknown ``optimizer.name``, with a similar name or examples of
+    names."""
     names = [*OPTIMIZERS, *(name for name in dir(optax) if find_optimizer(name))]
     near = nearest(name, names)
     hint = f"did you mean {near!r}?" if near else "valid names are, e.g., adamw, lion and sgd"
@@ -79,7 +80,7 @@ def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
 
 
 def unused_settings(settings: Any) -> list[str]:
-    """Return the keys among `PARAMETERS` that the configured optimizer has no parameter for.
+    """Return the keys among `PARAMETERS` for which the configured optimizer has no parameter.
 
     Args:
         settings: The config block ``optimizer``, whose ``name`` must be valid.
@@ -92,16 +93,19 @@ def unused_settings(settings: Any) -> list[str]:
 def transform(settings: Any) -> optax.GradientTransformation:
     """Return the configured optimizer with weight decay, at a learning rate of 1.
 
-    The train step multiplies the update by the learning rate. The keys of the config block
-    ``optimizer`` are passed under the names that optax uses, and ``optimizer.options`` override
-    them. If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
-    update. Biases, normalization scales and learned tokens have no weight decay.
+    The train step multiplies the update by the learning rate. Config keys such as ``beta1`` set the
+    optimizer's parameters, such as ``b1``. ``optimizer.options`` take precedence over these keys.
+
+    If the optimizer has no parameter ``weight_decay``, decoupled weight decay is added to its
+    update. Biases, normalization scales and learned tokens have no weight decay, unless an
+    optimizer of optax has a parameter ``weight_decay`` but none for a mask.
 
     Args:
         settings: The config block ``optimizer``.
 
     Raises:
-        UserError: ``optimizer.name`` is unknown, or ``optimizer.options`` are not valid for it.
+        UserError: ``optimizer.name`` is unknown or does not return an
+            `optax.GradientTransformation`, or ``optimizer.options`` are not valid for it.
     """
     function = find_optimizer(settings.name)
     if function is None:
