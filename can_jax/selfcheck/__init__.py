@@ -1,1 +1,1 @@
-"""A comparison of network, losses and gradients with a file of reference vectors."""
+"""Checks of an installation: a comparison with reference vectors, and checks of the machine."""

@@ -1,6 +1,7 @@
-"""A comparison of this installation with a file of reference vectors.
+"""A comparison of this installation with a file of reference outputs, losses and gradients.
 
-Outputs, losses and gradients are computed from the weights and inputs in the file.
+The file also holds the weights and inputs from which this installation computes the same
+quantities.
 """
 
 from pathlib import Path
@@ -38,10 +39,10 @@ def tolerance(quantity: str, x64: bool) -> float:
 
 
 def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
-    """Return the network inputs that a reference file holds, with rows ordered by image.
+    """Return the network inputs that a reference file contains, with rows ordered by image.
 
     Args:
-        config: The configuration of the file's network.
+        config: The configuration of the network that the file describes.
         file: The arrays of the file, with rows ordered by view.
         order: The row indices that sort the rows of the file by image.
     """
@@ -59,7 +60,8 @@ def inputs_of(config: ConfigDict, file: File, order: np.ndarray) -> Inputs:
 
 
 def statistics_of(config: ConfigDict, file: File) -> Any:
-    """Return the network's state that is not trained: a fixed linear map of patches, if any."""
+    """Return the variables of the network that are not trained: a fixed linear map of patches, if
+    any."""
     if config.model.patch_embed == "linear":
         return {}
     dtype = jnp.dtype(config.model.dtype)
@@ -69,7 +71,7 @@ def statistics_of(config: ConfigDict, file: File) -> Any:
 
 
 def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dict[str, np.ndarray]:
-    """Compute all quantities of a reference file, with rows ordered by image."""
+    """Compute all quantities that a reference file can contain, with rows ordered by image."""
     config = step.config
 
     def loss(parameters: Any) -> tuple[jax.Array, Any]:
@@ -102,7 +104,8 @@ def compute(step: Step, parameters: Any, statistics: Any, inputs: Inputs) -> dic
 
 
 def expected(file: File, order: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the outputs, losses and gradients of a file, with rows in the given order."""
+    """Return the reference outputs, losses and gradients of a file, with rows in the given
+    order."""
     quantities = {}
     for name, array in file.items():
         if name.startswith("out/"):
@@ -116,19 +119,20 @@ def errors(computed: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> di
     """Return the relative error of each quantity.
 
     A relative error is the largest absolute difference, divided by the largest absolute reference
-    value. Gradients are compared array by array, and reported as the largest error of each block or
-    module.
+    value. For a gradient, the divisor is at least 1e-6 times the largest absolute gradient.
+    Gradients are compared array by array, and only the largest error of each block or module is
+    returned.
 
     Args:
-        computed: The quantities of this installation, by name.
-        wanted: The quantities of the file, by name.
+        computed: The quantities that this installation computed, by name.
+        wanted: The reference quantities in the file, by name.
 
     Raises:
         UserError: A quantity of the file is unknown, or its shape differs from the computed one.
     """
     missing = sorted(set(wanted) - set(computed))
     if missing:
-        raise UserError(f"{missing[0]} is not a quantity that this version computes")
+        raise UserError(f"{missing[0]} in the file is not a quantity that this version computes")
     for name, reference in wanted.items():
         if computed[name].shape != reference.shape:
             raise UserError(
@@ -160,7 +164,8 @@ def group_of(name: str) -> str:
 
 
 def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
-    """Return the largest absolute error of the fixed positions against those in the file."""
+    """Return the largest absolute difference of each fixed position embedding from that in the
+    file."""
     widths = {"pos_embed": config.model.width, "decoder_pos_embed": config.model.decoder.width}
     worst = {}
     for name, width in widths.items():
@@ -177,7 +182,7 @@ def position_errors(config: ConfigDict, file: File) -> dict[str, float]:
 
 
 def refuse_strange(weights: File, names: list[str]) -> None:
-    """Raise `UserError` for a parameter that the network does not have."""
+    """Raise `UserError` if the file has a parameter that the network does not have."""
     positions = ("pos_embed", "decoder_pos_embed")
     if strange := sorted(weights.keys() - {*names, *positions}):
         raise UserError(
@@ -195,9 +200,10 @@ def check(path: str, x64: bool, weights_path: str | None = None) -> dict[str, An
             None.
 
     Returns:
-        ``max_relative_error`` and ``tolerance`` by quantity, and ``passed``. In ``weights``,
-            ``taken`` is the number of arrays from ``weights_path``, ``of`` the number of all arrays
-            of weights, and ``left_over`` the names in ``weights_path`` that were not used.
+        A dict with ``max_relative_error`` and ``tolerance`` by quantity, ``passed``, and
+        ``weights``. ``passed`` is True if no error exceeds its tolerance. In ``weights``, ``taken``
+        is the number of arrays from ``weights_path``, and ``of`` is the number of all weight
+        arrays. ``left_over`` names the unused arrays in ``weights_path``.
 
     Raises:
         UserError: A file cannot be read, or does not match the network.

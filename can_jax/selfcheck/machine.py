@@ -1,4 +1,4 @@
-"""The properties of this machine that affect a run, with remedies for problems."""
+"""Checks of the properties of this machine that affect a run, with remedies for problems."""
 
 import importlib.util
 import io
@@ -59,7 +59,7 @@ class Finding(NamedTuple):
 
 
 def devices() -> list[Finding]:
-    """Return the devices, the driver, and the versions of Python and of installed packages."""
+    """Return a `Finding` for each property of the devices, the driver, Python and the packages."""
     attached = attached_devices()
     memory = f", {gb(attached.memory)} each" if attached.memory else ""
     unused = ""
@@ -70,12 +70,15 @@ def devices() -> list[Finding]:
     lack = ""
     if missing:
         lack = (
-            f"not installed: {', '.join(missing)}, which training and evaluation need: "
+            f"not installed, but needed for training and evaluation: {', '.join(missing)}; run "
             f"{install_command(fitting_extra())}"
         )
     return [
         Finding("devices", f"{attached.count} x {attached.kind}{memory}", unused),
-        Finding("bfloat16 units", "yes" if attached.bfloat16 else "no; training uses float32"),
+        Finding(
+            "bfloat16 units",
+            "yes" if attached.bfloat16 else "no; `can-jax train --data` then selects float32",
+        ),
         Finding("NVIDIA driver", nvidia_driver() or "none"),
         Finding("TPU chips", str(len(tpu_chips()) or "none")),
         Finding("processor", processor()),
@@ -85,7 +88,7 @@ def devices() -> list[Finding]:
 
 
 def limits() -> list[Finding]:
-    """Return the numbers of cores and file descriptors, and the sizes of memory."""
+    """Return a `Finding` each for cores, file descriptors, main memory and shared memory."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = ""
     if 0 <= soft < FEWEST_DESCRIPTORS:
@@ -107,13 +110,13 @@ def limits() -> list[Finding]:
         size = shutil.disk_usage(shm).total
         small = ""
         if size < SMALLEST_SHM and jax.local_device_count() > 1 and jax.default_backend() == "gpu":
-            small = "NCCL needs more shared memory for several GPUs: docker run --shm-size=8g"
+            small = "NCCL needs more shared memory for several GPUs: use docker run --shm-size=8g"
         found.append(Finding("shared memory", gb(size), small))
     return found
 
 
 def file_systems() -> list[Finding]:
-    """Return the type and the free space of the file systems that a run uses."""
+    """Return a `Finding` for each file system that a run uses, with its type and free space."""
     found = []
     places = {"current folder": Path.cwd(), "temporary files": Path(tempfile.gettempdir())}
     if cache := user_cache():
@@ -132,7 +135,7 @@ def file_systems() -> list[Finding]:
         elif usage.free < SMALLEST_DISK:
             mend = "a checkpoint of ViT-B takes 1.6 GB, and three are retained: free some space"
         elif name.startswith("cache") and kind.startswith(REMOTE):
-            mend = "the cache is faster on a local disk: set XDG_CACHE_HOME"
+            mend = "compiled programs load faster from a local disk: set XDG_CACHE_HOME to one"
         found.append(Finding(name, f"{path} ({kind}), {gb(usage.free)} free", mend))
     return found
 
@@ -170,7 +173,7 @@ def speeds() -> list[Finding]:
 
 
 def repeated(action: Callable[[], Any]) -> float:
-    """Return the number of calls of an action per second, after one call to warm up."""
+    """Return how often per second an action can be called, after one call to warm up."""
     action()
     start, times = time.perf_counter(), 0
     while (seconds := time.perf_counter() - start) < SECONDS:
@@ -195,5 +198,5 @@ def file_system(path: Path) -> str:
 
 
 def gb(size: int) -> str:
-    """Format a number of bytes in GB."""
+    """Format a number of bytes in GB, such as ``1.6 GB``."""
     return f"{size / 1e9:.1f} GB"

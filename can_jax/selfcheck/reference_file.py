@@ -1,4 +1,4 @@
-"""The reader and the validation of reference-vector files for `python -m can_jax.selfcheck`."""
+"""Reading and validation of the reference files of `python -m can_jax.selfcheck`."""
 
 import json
 from typing import Any
@@ -63,12 +63,12 @@ def read(path: str) -> tuple[dict[str, Any], File]:
     except (UserError, OSError) as error:
         raise UserError(f"--reference={path} cannot be read: {one_line(error)}") from error
     if "meta" not in arrays:
-        raise UserError(f"--reference={path} is not a reference file: it has no 'meta'")
+        raise UserError(f"--reference={path} is not a reference file: it has no array 'meta'")
     return _settings(path, arrays.pop("meta")), arrays
 
 
 def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
-    """Return the validated settings in the array `meta`."""
+    """Parse and validate the settings in the array `meta` of a reference file."""
     where = f"--reference={path}: 'meta'"
     text = array.item() if array.size == 1 else None
     if not isinstance(text, str | bytes):
@@ -94,7 +94,7 @@ def _settings(path: str, array: np.ndarray) -> dict[str, Any]:
 
 
 def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
-    """Validate inputs against the settings, and check that all arrays hold finite numbers.
+    """Check the input arrays against the settings, and check that all arrays hold finite numbers.
 
     Raises:
         UserError: An array is missing or invalid; the message names the array and the file.
@@ -107,7 +107,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
             raise UserError(f"{where} has no array {name!r}")
     if not any(name.startswith(OUTPUTS) for name in file):
         raise UserError(
-            f"{where} has no array to compare, whose name begins with out/, loss/ or grad/"
+            f"{where} has no array to compare: no array name begins with out/, loss/ or grad/"
         )
     for name, array in file.items():
         if array.dtype.kind not in "fiub":
@@ -117,7 +117,7 @@ def check_arrays(path: str, meta: dict[str, Any], file: File) -> None:
         if not np.isfinite(array).all():
             raise UserError(f"{where}: array {name!r} has values that are not finite")
         if name.startswith("out/") and array.shape[:1] != (rows,):
-            raise _misshapen(path, name, array, f"({rows}, ...), with images times views rows")
+            raise _misshapen(path, name, array, f"({rows}, ...): images x views = {rows}")
     views = file["in/views"]
     if views.ndim != 4 or len(views) != rows:
         raise _misshapen(path, "in/views", views, f"({rows}, height, width, channels)")
@@ -148,7 +148,7 @@ def _misshapen(path: str, name: str, array: np.ndarray, wanted: str) -> UserErro
 
 
 def _projector(path: str, file: File) -> list[np.ndarray]:
-    """Return the weights of the projector's linear layers, which have even indices in the file."""
+    """Return the kernels of the projector's linear layers, which have even indices in the file."""
     weights: list[np.ndarray] = []
     while (name := f"param/projection_head.{2 * len(weights)}.weight") in file:
         if file[name].ndim != 2:
@@ -166,7 +166,7 @@ def config_of(path: str, meta: dict[str, Any], file: File, dtype: str) -> Config
         path: The path of the file, for messages.
         meta: The settings from `read`.
         file: The arrays, validated by `check_arrays`.
-        dtype: The type of the computation, ``float32`` or ``float64``.
+        dtype: The dtype of the computation, ``float32`` or ``float64``.
 
     Raises:
         UserError: The settings contradict each other; the message names the keys of `meta`.
