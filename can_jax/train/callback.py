@@ -1,7 +1,7 @@
 """Callbacks, which a run calls at its start, at intervals, after a rollback and at its end.
 
-A user's module registers a callback in `CALLBACKS`. Every pretraining or fine-tuning run in the
-same process then calls that callback.
+A user's module registers its callbacks in `CALLBACKS`. Every pretraining or fine-tuning run in the
+same process then calls the registered callbacks.
 """
 
 import dataclasses
@@ -24,11 +24,12 @@ class PeriodicAction(NamedTuple):
 
     Attributes:
         every: The interval between calls in steps; at least 1.
-        act: A function ``act(step, state)``. The next step reuses the buffers of the state, so the
+        act: A function ``act(step, state)``. The next step reuses the buffers of ``state``, so the
             function must copy any arrays that it keeps.
-        saves_first: Whether the run saves a checkpoint before each call. With this checkpoint, a
-            run that is killed during a long evaluation repeats no steps. A run that receives a stop
-            signal skips these calls; ``on_train_start`` of the resumed run can make up for them.
+        saves_first: Whether the run saves a checkpoint before each call. If ``saves_first`` is
+            True, a run that is killed during a long evaluation repeats no training steps when it
+            resumes. After a stop signal, actions with ``saves_first`` are not called;
+            ``on_train_start`` of the resumed run can make up for them.
     """
 
     every: int
@@ -44,7 +45,7 @@ class Callback:
     """
 
     def on_train_start(self, step: int, state: TrainState) -> None:
-        """Run before the first step of a start or resume.
+        """Run before the first step after a start or resume.
 
         Args:
             step: The step from which the run starts or resumes; 0 for a new run.
@@ -103,7 +104,7 @@ class CallbackList(Callback):
         self._callbacks = tuple(callbacks)
 
     def on_train_start(self, step: int, state: TrainState) -> None:
-        """Run before the first step of a start or resume."""
+        """Run before the first step after a start or resume."""
         for callback in self._callbacks:
             callback.on_train_start(step, state)
 

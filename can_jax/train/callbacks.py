@@ -44,8 +44,9 @@ LINEAR_BOUND = "denoising/linear_bound"
 def pending_evaluations(step: int, times: RunLength, workdir: epath.Path) -> list[str]:
     """Return the evaluations, ``probe`` or ``picture``, that are due at a step but have no output.
 
-    A run saves a checkpoint of a step before it evaluates the step. If it is killed in between, the
-    checkpoint exists but the output is missing. Collective: every process must call this.
+    A run saves a checkpoint of a step before it evaluates the step. If the run is killed during the
+    evaluation, the checkpoint exists but the output is missing. Collective: every process must call
+    this.
 
     Args:
         step: The step from which the run starts or resumes.
@@ -87,18 +88,20 @@ class Log(Callback):
 
     @functools.cached_property
     def _peak(self) -> float:
-        """The total peak FLOP/s of all devices; measured while they are idle if unknown."""
+        """The peak FLOP/s of all devices together, measured on idle devices if the peak is
+        unknown."""
         return peak_flops(self._config.model.dtype)[0] * self._devices
 
     def on_rollback(self, step: int) -> None:
-        """Discard the metrics after a step, and move the progress bar back to it."""
+        """Discard the metrics of later steps, and move the progress bar back to ``step``."""
         self._writer.truncate_after(step)
         self.report.advance(step)
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
         """Print a status line `EARLY_SECONDS` after the first step if none was printed until then.
 
-        The training loop calls this after every step that it does not log; no metrics are written.
+        The training loop calls `early` after every step whose metrics it does not log. No metrics
+        are written.
         """
         if self._logged or jax.process_index():
             return
@@ -177,7 +180,7 @@ class PretrainCallbacks(Log):
                 if has_labels(run.source):
                     raise
                 self._health = HealthProbe(*arguments)
-                logging.info("statistics of the features replace the kNN probe: %s", error)
+                logging.info("label-free feature metrics replace the kNN probe: %s", error)
         if run.times.figures_every:
             self._panel = jax.jit(
                 functools.partial(make_panel, step), out_shardings=replicated(run.mesh)
@@ -191,7 +194,8 @@ class PretrainCallbacks(Log):
         return examples.images()
 
     def periodic_actions(self) -> list[PeriodicAction]:
-        """Return the kNN probe and the figure, each if the configuration enables it."""
+        """Return the actions of the kNN probe and of the figures, each if the configuration enables
+        it."""
         periodic_actions = []
         if self._times.probe_every:
             probe = PeriodicAction(self._times.probe_every, self.probe, saves_first=True)
@@ -205,8 +209,8 @@ class PretrainCallbacks(Log):
         """Run the evaluations that are due before the first step of this start.
 
         A new run evaluates raw pixels, the untrained encoder and the optimal linear denoiser. A
-        resumed run evaluates its checkpoint if an evaluation was due there and its output is
-        missing.
+        resumed run evaluates its checkpoint if an evaluation was due at the checkpoint's step and
+        has no output.
         """
         if not step:
             self._bound()
@@ -223,7 +227,8 @@ class PretrainCallbacks(Log):
             getattr(self, name)(step, state)
 
     def _bound(self) -> None:
-        """Log the fraction of noise that the optimal linear denoiser removes, if enabled."""
+        """Log the fraction of the noise that the optimal linear denoiser of a patch removes, if
+        enabled."""
         config = self._step.config
         if config.noise.linear_bound and "noise" in reads(config.objective.to_dict()):
             variances = np.linalg.eigvalsh(self._moments().covariance)
@@ -236,12 +241,12 @@ class PretrainCallbacks(Log):
     def probe(self, step: int, state: TrainState) -> None:
         """Evaluate the features, write the metrics, and print the kNN accuracy in percent.
 
-        Without labels, this prints statistics of the features instead of an accuracy.
+        Without labels, label-free metrics of the features are printed instead of an accuracy.
         """
         if self._health is not None:
             health = self._health(state)
             self._writer.scalars(step, health)
-            self.report.say(f"step {step}: features without labels: {described(health)}")
+            self.report.say(f"step {step}: label-free feature metrics: {described(health)}")
             return
         assert self._probe is not None
         measured = self._probe(state)
@@ -249,7 +254,8 @@ class PretrainCallbacks(Log):
         self.report.say(f"step {step}: kNN {measured[PROBE]:.1f}%")
 
     def picture(self, step: int, state: TrainState) -> None:
-        """Draw the figure of a step and write it as a PNG and a TensorBoard image."""
+        """Draw the figure of a step, write it as a PNG file, and pass it to the experiment
+        trackers."""
         with jax.set_mesh(self._mesh):
             panel = jax.device_get(self._panel(state, self._pictured))
         if jax.process_index() == 0:
@@ -264,7 +270,7 @@ class PretrainCallbacks(Log):
                 logging.warning("the figure of step %d was not written: %s", step, one_line(error))
 
     def on_train_end(self, state: TrainState, seconds: float) -> None:
-        """Print the run's duration, kNN accuracies and files, and commands to continue with."""
+        """Print the run's duration, kNN accuracies and files, and commands for the next steps."""
         lines = read_metrics(self._workdir)
         probes = [line for line in lines if PROBE in line]
         accuracies: dict[str, float | None] = {}
@@ -292,7 +298,7 @@ class PretrainCallbacks(Log):
 
 
 def next_steps(workdir: epath.Path, labeled: bool = True) -> list[str]:
-    """Return the lines that suggest commands after a finished pretraining run.
+    """Return lines that suggest commands to run after a finished pretraining run.
 
     Args:
         workdir: The run directory.

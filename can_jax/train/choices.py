@@ -1,6 +1,6 @@
-"""The settings that a run chooses by its devices, its data and its time limit.
+"""Automatic settings of a run, which depend on its devices, its data and its time limit.
 
-`can-jax train --data=DIR` chooses these settings at the first start and prints a reason for each. A
+`can-jax train --data=DIR` chooses settings at the first start, and prints a reason for each. A
 resumed run keeps the stored settings, except for `DEVICE_KEYS`, which are chosen again.
 """
 
@@ -46,7 +46,8 @@ class Choice(NamedTuple):
 
 
 def recipe_for(devices: Devices) -> str:
-    """Return ``small`` for a CPU, else ``vit_b`` or ``vit_s`` by the memory of all devices."""
+    """Return the recipe: ``small`` for a CPU, else ``vit_b`` or ``vit_s`` by the total device
+    memory."""
     if devices.platform == "cpu":
         return "small"
     memory = (devices.memory or 0) * devices.count
@@ -60,14 +61,13 @@ def choose(
     found: Survey | None,
     stored: bool = False,
 ) -> list[Choice]:
-    """Choose settings by the devices, the data and the time limit, set them, and return them.
+    """Set the settings that depend on devices, data and time limit, and return the chosen values.
 
     Args:
         config: The configuration of a recipe or a run directory; changed in place.
         given: The dotted keys that the command line sets, which are not changed.
         devices: The number, kind and memory of the devices.
-        found: The facts detected in the data, such as format, image size and labels; None to leave
-            the data settings unchanged.
+        found: The result of the survey of the data; None to leave the data settings unchanged.
         stored: Whether ``config`` comes from a run directory, so that only `DEVICE_KEYS` may
             change.
     """
@@ -138,8 +138,9 @@ def patch_of(height: int, width: int) -> int:
     """Return a patch size in pixels that divides both sides of an image.
 
     The patch size is 16 if 16 divides both sides and the shorter side has at least 8 patches.
-    Otherwise the patch size is the common divisor, up to a quarter of the greatest, for which the
-    number of patches along the shorter side is closest to 8.
+    Otherwise the patch size is a common divisor of both sides, at most a quarter of their greatest
+    common divisor. The divisor is chosen so that the number of patches along the shorter side is
+    closest to 8.
     """
     side, both = min(height, width), math.gcd(height, width)
     if both % 16 == 0 and side >= 128:
@@ -192,16 +193,17 @@ def fit(
 ) -> tuple[int, str, int]:
     """Return a batch size, remat policy and number of microbatches that fit the device memory.
 
-    Larger batches are preferred, then less recomputation. Batches below `SMALLEST_BATCH` are tried
-    only after microbatches. If no combination fits, the smallest batch with full rematerialization
-    is returned. On a CPU or with unknown memory, only the batch size is chosen.
+    The largest batch that fits is preferred, and then the remat policy that recomputes least.
+    Batches below `SMALLEST_BATCH` are tried only if no number of microbatches fits. If no
+    combination fits, the smallest batch with full rematerialization is returned. On a CPU or with
+    unknown memory, only the batch size is chosen.
 
     Args:
         config: The configuration, which is left unchanged.
         parameters: The number of parameters of the network.
         devices: The number, kind and memory of the devices.
-        found: The facts detected in the data, whose size limits the batch size; None for no such
-            limit.
+        found: The result of the survey of the data, whose number of images limits the batch size;
+            None for no such limit.
         fixed: Whether to keep the batch size of ``config``.
     """
     count, limit = devices.count, devices.memory

@@ -10,9 +10,9 @@ def embedding_metrics(pooled: Float[Array, "rows width"]) -> dict[str, Array]:
     """Compute metrics that reveal collapse from the L2-normalized pooled embeddings.
 
     ``embedding/std`` is the standard deviation over the batch, averaged over dimensions and
-    multiplied by ``sqrt(width)``. The value is about 1 for embeddings spread evenly over the sphere
-    and 0 if all are equal. ``embedding/gram`` is the (width, width) matrix from which the logger
-    computes the effective rank.
+    multiplied by ``sqrt(width)``. ``embedding/std`` is about 1 for embeddings spread evenly over
+    the sphere, and 0 if all are equal. ``embedding/gram`` is the (width, width) matrix from which
+    the logger computes the effective rank.
     """
     unit = normalize(pooled.astype(jnp.float32))
     rows, width = unit.shape

@@ -1,10 +1,11 @@
-"""The copy of the parameters, in the compute dtype, that a train step differentiates.
+"""The copy of the parameters, in the compute dtype, with respect to which a train step
+differentiates.
 
 By default, each layer casts its parameters to its compute dtype when it uses them. A train step
-instead casts the parameters of all linear layers once, before it differentiates. In a 16-bit dtype,
-the blocks then read half the bytes, and their gradients are stacked and summed over devices in that
-dtype. Parameters that are sharded over all devices (`config.mesh.shard_state`, ZeRO, arXiv
-1910.02054) are also gathered in the compute dtype.
+instead casts the parameters of all linear layers once, before it differentiates. If the compute
+dtype has 16 bits, transformer blocks then read half the bytes. The gradients of the blocks are
+stacked and summed over devices in 16 bits, too. Parameters that are sharded over all devices
+(`config.mesh.shard_state`, ZeRO, arXiv 1910.02054) are also gathered in the compute dtype.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ STACKED = "blocks/layers/"  # in the paths of parameters with a layer axis
 def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any]) -> Tree:
     """Return the parameters in the compute dtype of their layers, gathered from their shards.
 
-    Without microbatches, the stacked block parameters stay sharded, and each block gathers its own.
+    Without microbatches, the stacked parameters of the transformer blocks stay sharded, and each
+    block gathers its own parameters.
 
     Args:
         config: The resolved configuration.
@@ -50,7 +52,7 @@ def compute_copy(config: ConfigDict, parameters: Tree, types: Mapping[str, Any])
 
 
 def stored_gradients(config: ConfigDict, gradients: Tree, parameters: Tree) -> Tree:
-    """Cast and reshard the gradients of the copy to match the stored parameters.
+    """Cast and reshard the gradients of the compute copy to match the stored parameters.
 
     Args:
         config: The resolved configuration.

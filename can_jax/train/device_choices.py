@@ -1,4 +1,4 @@
-"""The values that settings of ``auto`` get on the devices of a run."""
+"""The values that ``auto`` stands for on the devices of a run."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from can_jax.models.ops import attention_kernel, compiles_as_loop
 
 
 def device_choices(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Return the settings that can be ``auto``, with their values on the devices of a mesh."""
+    """Return the device-dependent settings that can be ``auto``, with their values on a mesh."""
     model, size = config.model, encoder_size(config.model)
     dtype, head_width = jnp.dtype(model.dtype), size.width // size.heads
     with jax.set_mesh(mesh):

@@ -27,8 +27,8 @@ class Panel(NamedTuple):
         shown: The noisy visible patches that the encoder receives, with hidden patches in the mean
             color.
         reconstruction: The images with their hidden patches replaced by the predictions.
-        noise: The noise of the visible patches, with 0 in gray; None without the denoising
-            objective.
+        noise: The noise of the visible patches; zero noise and hidden patches are gray. None
+            without the denoising objective.
         predicted_noise: The predicted noise, drawn like ``noise``; None without the denoising
             objective.
         sigma: The noise level of each image, as a standard deviation; None without noise.
@@ -48,7 +48,8 @@ def make_panel(
     """Run the network on unaugmented images, and return the images of the figure.
 
     The masks and the noise are the same in every call. If the reconstruction target is normalized
-    per patch, each prediction is mapped back with the true mean and deviation of its patch.
+    per patch, predictions are denormalized with the mean and standard deviation of the true
+    patches.
     """
     config = step.config
     count = images.shape[0]
@@ -92,7 +93,8 @@ def make_panel(
 
 
 def draw(panel: Panel, title: str) -> bytes:
-    """Draw a panel as a PNG, with one row per image and one column per field of `Panel`."""
+    """Draw a panel as a PNG, with one row per image and one column for each kind of image in
+    `Panel`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -130,7 +132,7 @@ def draw(panel: Panel, title: str) -> bytes:
 
 
 def pixels_of(png: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode a PNG file to an RGB array."""
+    """Decode a PNG file to a uint8 RGB array."""
     from matplotlib.image import imread
 
     return (imread(io.BytesIO(png))[..., :3] * 255).astype(np.uint8)

@@ -23,10 +23,10 @@ from can_jax.train.network import heads
 def train_flops_per_image(config: ConfigDict) -> int:
     """Return the FLOPs of a training step per image, for all of its views.
 
-    The count is 3 times that of the forward pass, and once that of a teacher. The count includes
-    matrix products, except those of rematerialization and of the noise-level embedding. It assumes
-    that each objective applies its own heads once to the pooled embedding of each view, or to each
-    patch token that it reads.
+    The number is that of three forward passes of the network, plus one forward pass of a teacher's
+    encoder if there is one. Only matrix products are counted, except those of rematerialization and
+    of the noise-level embedding. Each objective is assumed to apply its own head once, to the
+    pooled embedding of each view or to each patch token that it reads.
 
     Args:
         config: The resolved configuration.

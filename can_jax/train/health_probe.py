@@ -20,8 +20,8 @@ class HealthProbe:
     """A probe that measures effective rank, uniformity and dead dimensions on training images.
 
     Args:
-        config: The resolved configuration. At most ``config.probe.bank`` and at most `EXAMPLES`
-            images are used.
+        config: The resolved configuration. The probe uses at most ``config.probe.bank`` and at most
+            `EXAMPLES` images.
         step: The train step, whose method `features` computes the features.
         source: The source of the training images.
         mesh: The device mesh on which features are computed.
@@ -43,7 +43,7 @@ class HealthProbe:
 
 
 def described(metrics: dict[str, Any]) -> str:
-    """Format the metrics for a status line."""
+    """Format the metrics of the label-free probe for a status line."""
     uniformity = metrics.get("probe/uniformity", 0.0)
     dead = 100 * metrics["probe/dead_dimensions"]
     return (

@@ -1,7 +1,7 @@
 """Initialization of a new run with the weights of another run, an export or another library.
 
-Only weights are loaded. Unlike in a resumed run, the learning-rate schedule, the optimizer state
-and the data order start from the beginning.
+Only weights are loaded, and not the optimizer state. The learning-rate schedule and the data order
+start from the beginning, unlike in a resumed run.
 """
 
 from typing import Any
@@ -40,9 +40,10 @@ def initial_weights(
         parameters: The initialized parameters, which keep their values where the source has no
             match.
         mesh: The device mesh on which the parameters are sharded.
-        variant: The options of this run's encoder, such as its GELU.
-        statistics: The batch statistics of the network. If they hold a fixed whitening map, the
-            loaded patch embedding is converted to give the same tokens for whitened patches.
+        variant: The options of this run's encoder, such as its GELU approximation.
+        statistics: The batch statistics of the network. If ``statistics`` holds a fixed whitening
+            map, the loaded patch embedding is converted so that its tokens stay the same with that
+            map.
 
     Returns:
         The updated parameters, and lines to print about loaded, missing and unused arrays.
@@ -100,8 +101,8 @@ def _fits(theirs: Any, ours: Any) -> bool:
 def _of_weights(weights: Weights, parameters: Any, variant: Variant) -> tuple[Flat, list[str]]:
     """Return the arrays of a weights file under this project's names, and notes to print.
 
-    A parameter is converted if the file contains all arrays that make it up. Unused arrays outside
-    the encoder keep the names that they have in the file.
+    A parameter is converted if the file contains all arrays of which it consists. Unused arrays
+    outside the encoder keep the names that they have in the file.
 
     Raises:
         UserError: An encoder array of the file would be unused, or does not match this encoder.
@@ -158,13 +159,13 @@ def _differences(options: dict[str, Any], variant: Variant) -> list[str]:
 
 
 def _compare_encoder(weights: Weights, parameters: Any, notes: list[str]) -> None:
-    """Reject weights whose final norm, position embedding or number of heads differs.
+    """Reject weights whose final norm, position embedding or number of heads does not match this
+    run.
 
     Args:
         weights: The weights and the options read from the file.
         parameters: The parameters of this run, to which the weights are compared.
-        notes: A list of notes to print, to which this appends a line if positions cannot be
-            compared.
+        notes: A list of notes to print. If positions cannot be compared, a note is appended.
 
     Raises:
         UserError: The encoder of the weights differs from that of this run.

@@ -42,7 +42,7 @@ class KnnProbe:
 
     Raises:
         UserError: The queries or the bank have no labeled images, or the queries have classes that
-            the bank has not.
+            the bank lacks.
     """
 
     def __init__(self, config: ConfigDict, step: Step, bank: Source, mesh: Mesh):
@@ -69,8 +69,8 @@ class KnnProbe:
     def __call__(self, state: Any) -> dict[str, float]:
         """Return the kNN accuracy in percent, and `geometry` metrics of the query features.
 
-        The metrics are ``probe/knn`` and those of `geometry`, with the prefix ``probe/``; all are
-        comparable between objectives.
+        The keys of the dict are ``probe/knn`` and the keys of `geometry` with the prefix
+        ``probe/``.
         """
         parts = self._features(self._encoder, state)
         measured = geometry(*parts[1])
@@ -100,7 +100,7 @@ class KnnProbe:
 def geometry(
     features: Float[np.ndarray, "examples width"], labels: Int[np.ndarray, " examples"]
 ) -> dict[str, float]:
-    """Return effective rank, uniformity, tolerance and the fraction of dead dimensions.
+    """Return effective rank, uniformity, tolerance and the fraction of dead dimensions of features.
 
     At most `EXAMPLES` examples are evaluated. Uniformity is omitted for fewer than two examples,
     and tolerance if no two examples share a class.

@@ -75,11 +75,12 @@ class Logger(Protocol):
         ...
 
     def saved(self, step: int) -> None:
-        """Report that a checkpoint of a step that is not temporary is being saved."""
+        """Report the save of a checkpoint. The training loop does not call `saved` for temporary
+        checkpoints."""
         ...
 
     def early(self, step: int, metrics: dict[str, Any]) -> None:
-        """Print an early status line if the first regular one takes long."""
+        """Print a status line early if the first regular status line takes long."""
         ...
 
 
@@ -95,7 +96,7 @@ class Loop:
         total: The number of steps of the run; re-estimated during a timed run.
         workdir: The run directory.
         lock: The lock on the run directory, which is checked before each write.
-        loader: The iterator over training batches, positioned at the first step.
+        loader: The iterator over training batches, positioned at the batch of the first step.
         checkpoints: The manager that saves and restores the checkpoints of the run.
         logger: The logger of metrics and status lines.
         callbacks: The callbacks, which include the periodic evaluations.
@@ -103,12 +104,12 @@ class Loop:
         watchdog: The timer that ends the process if no step completes for too long.
         replicas: The check that replicated arrays are equal on all devices; None if
             ``check_replicas`` is False.
-        progress: The progress at the step from which the run starts or resumes.
+        progress: The progress of the run, initially at the step from which it starts or resumes.
         startup: The measurement of the time to the first step; None once it is printed.
         trace: The profiler that traces some of the steps; None without ``--profile``.
-        pace: The schedule control of a timed run; None for other runs.
-        end_seconds: The longest time so far for the evaluations of one step, in seconds. A timed
-            run reserves this time for the evaluations after its last step.
+        pace: The `Pace` of a timed run, which estimates the last step; None for other runs.
+        end_seconds: The longest time in seconds that the evaluations of one step have taken so far.
+            A timed run reserves ``end_seconds`` for the evaluations after its last step.
     """
 
     step: Steps
@@ -134,12 +135,13 @@ class Loop:
         """Train from ``step`` until the last step or a stop signal.
 
         Args:
-            step: The number of steps already taken, at which ``state`` was reached.
+            step: The number of steps already taken, after which the train state is ``state``.
             state: The train state; its buffers are donated.
 
         Returns:
-            The last completed step, whose save has at least started, and its state. The step is
-            below ``total`` if a signal asked the job to stop.
+            The last completed step and its state. The checkpoint of the last completed step is
+            saved or being saved. The last completed step is below ``total`` if a stop signal ended
+            the loop.
 
         Raises:
             UserError: Training diverged, replicated arrays differ between devices, or checkpoints
@@ -219,8 +221,9 @@ class Loop:
     def _minutes_passed(self, step: int) -> bool:
         """Return whether a time-based checkpoint is due. Collective: every process must call this.
 
-        The clock of process 0 decides. With several processes, this returns True only at log steps,
-        since agreeing on the result blocks each process until all have reached the step.
+        The clock of process 0 determines the result. With several processes, the result is True
+        only at log steps, since agreement blocks each process until all processes have reached the
+        step.
         """
         config = self.step.config
         seconds = 60 * config.checkpoint.every_minutes
@@ -230,7 +233,7 @@ class Loop:
         return bool(gather("checkpoint by time", np.int32(passed))[0])
 
     def _save(self, step: int, state: TrainState, temporary: bool = False) -> None:
-        """Start to save a checkpoint asynchronously. Collective: every process must call this.
+        """Start an asynchronous save of a checkpoint. Collective: every process must call this.
 
         Raises:
             UserError: A replicated array of the state differs between devices.
@@ -239,8 +242,9 @@ class Loop:
         self.lock.check_together()
         if self.replicas and (difference := self.replicas(state)):
             raise UserError(
-                f"at step {step} {difference}: that device or its memory is faulty. Exclude it and "
-                "re-run the command to resume from the last checkpoint, at which all were equal"
+                f"at step {step} {difference}: that device or its memory is faulty. Exclude the "
+                "device and re-run the command, which resumes from the last checkpoint; there, all "
+                "copies were equal"
             )
         progress = self.progress
         progress.seconds, progress.loader = self._seconds(), self.loader.state

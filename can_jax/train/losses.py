@@ -1,15 +1,22 @@
 """CAN on one page (arXiv 2210.16870): from a batch of images to the loss and its gradients.
 
-1. Views: `prepare` changes the colors of the crops that the host made, and cuts them into patches.
+1. Views: `prepare` applies the color augmentation to the crops from the host, and cuts the crops
+   into patches.
+
 2. Noise: `draw_noise` draws a noise level and Gaussian noise for each view.
-3. Masks: `draw_shuffle` draws the order of the patches, of which the first ones are visible.
-4. Encode: `forward` runs the encoder on the visible patches with noise, and pools its tokens.
+
+3. Masks: `draw_shuffle` draws a random order of the patches, of which the first ones stay visible.
+
+4. Encode: `forward` runs the encoder on the noisy visible patches, and pools its tokens.
+
 5. Decode: within `forward`, the decoder predicts all patches, given the noise level.
-6. Compare: `losses` collects targets. Each objective in `can_jax.objectives` computes its loss; the
-   contrastive one projects the pooled embeddings first.
+
+6. Compare: `losses` collects the targets. Each objective in `can_jax.objectives` computes its loss;
+   the contrastive one projects the pooled embeddings first.
+
 7. Sum: `total_loss` adds the weighted losses.
 
-`loss_and_gradients` does all of it, and differentiates the sum.
+`loss_and_gradients` runs all seven steps, and differentiates the weighted sum.
 """
 
 from typing import Any, NamedTuple
@@ -61,12 +68,13 @@ class Noise(NamedTuple):
     def target(
         self, kind: str, sigma_max: float
     ) -> tuple[Float[Array, "rows patches pixels"], Float[Array, " rows"]]:
-        """Return the target of the decoder, and the factor per row that rescales it to the noise.
+        """Return the decoder's target noise, and for each row the factor that converts it to the
+        added noise.
 
         Args:
-            kind: The value of ``noise.target``: ``scaled`` for the added noise, ``normalized`` for
-                the added noise divided by its root mean square ``sigma_max / sqrt(3)``, or ``unit``
-                for the noise before it is scaled by sigma.
+            kind: The value of ``noise.target``. ``scaled`` is the added noise. ``normalized`` is
+                the added noise divided by its root mean square, ``sigma_max / sqrt(3)``. ``unit``
+                is the noise before it is scaled by sigma.
             sigma_max: The largest noise level, as a standard deviation in normalized pixels.
         """
         if kind == "unit":
@@ -101,7 +109,7 @@ class Inputs(NamedTuple):
 
 
 class StepOutput(NamedTuple):
-    """The total loss, metrics, updated BatchNorm statistics and gradients of one batch."""
+    """The total loss, metrics, updated batch statistics and gradients of one batch."""
 
     total: Float[Array, ""]
     metrics: Metrics
@@ -124,7 +132,8 @@ def loss_and_gradients(
         config: The resolved configuration.
         network: The `nnx.GraphDef` of the network.
         parameters: The parameters of the network, as a nested dict.
-        batch_stats: The running statistics of BatchNorm.
+        batch_stats: The variables that are not trained: running statistics of BatchNorm, and the
+            fixed map of the patch embedding, if any.
         batch: A global batch of images.
         step: The training step, from which the random keys of the batch are derived.
         teacher: The parameters of the teacher's encoder, if an objective reads its tokens.
@@ -184,7 +193,7 @@ def draw_noise(
         config: The resolved configuration.
         sigma_keys: The random keys of the noise levels.
         noise_keys: The random keys of the noise.
-        shape: The number of patches of a row, and of values of a patch.
+        shape: The number of patches per row, and the number of pixel values per patch.
 
     Returns:
         The noise, or None if ``noise.sigma_max`` is 0.
@@ -199,7 +208,7 @@ def draw_noise(
 def draw_shuffle(
     config: ConfigDict, keys: Key[Array, " rows"], patches: int
 ) -> Int[Array, "rows patches"]:
-    """Draw a permutation of the patches for each row; without masks, return their own order.
+    """Draw a random permutation of the patches of each row, or keep their order if masking is off.
 
     Args:
         config: The resolved configuration.
@@ -295,7 +304,7 @@ def losses(
 def total_loss(
     arrays: Arrays, settings: objectives.Settings, heads: objectives.Heads
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Compute the weighted sum of the active objectives, and all metrics.
+    """Compute the weighted sum of the losses of the active objectives, and all metrics.
 
     Args:
         arrays: The network outputs and targets of one step, over the global batch.
@@ -303,8 +312,8 @@ def total_loss(
         heads: The head module of each active objective that has one, by objective name.
 
     Returns:
-        The total loss, and a dict of metrics. The dict holds ``loss/NAME``, the unweighted loss of
-            each objective, ``loss/total``, and the metrics that the objectives return.
+        The total loss, and a dict of metrics. The dict holds the unweighted loss ``loss/NAME`` of
+        each objective, ``loss/total``, and the metrics that the objectives return.
     """
     metrics: Metrics = {}
     total = jnp.zeros(())

@@ -1,10 +1,10 @@
-"""An estimate of the device memory of a train step that needs no compilation.
+"""An estimate of the device memory that a train step needs, made without compiling the step.
 
-In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature
-and 5 bytes per attention weight (arXiv 2205.05198, equation 1). Programs compiled by XLA take 7
-bytes per attention weight. `FACTORS` were chosen so that the estimate is an upper bound for ViT-S,
-B and L at 224 px, as compiled by XLA for an H100. `can_jax.plan` compiles the step to get exact
-numbers.
+In 16-bit types, the activations of a transformer block take about 34 bytes per token and feature,
+and 5 bytes per entry of the attention matrices (arXiv 2205.05198, equation 1). Programs compiled by
+XLA take 7 bytes per entry of the attention matrices. `FACTORS` were chosen so that the estimate is
+an upper bound for ViT-S, B and L at 224 px, as compiled by XLA for an H100. `can_jax.plan` compiles
+the step and reports the memory that the compiler assigns.
 """
 
 import math

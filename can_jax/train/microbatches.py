@@ -2,19 +2,18 @@
 
 A row is one view of an image. Losses that are means over rows can be averaged over microbatches. A
 contrastive loss cannot be averaged, since it compares all rows of the batch, and BatchNorm in its
-projector normalizes over all of them. With `accumulation.negatives='batch'`, such a loss is
-computed as in GradCache (arXiv 2101.06983):
+projector normalizes over all rows.
 
-1. Compute the embeddings of all microbatches without gradients. 2. Compute the contrastive loss of
-the whole batch, and its gradient with respect to the embeddings. 3. Run each microbatch again, and
-backpropagate its other losses and the gradient of its embeddings.
+With `accumulation.negatives='batch'`, a contrastive loss is computed as in GradCache (arXiv
+2101.06983). First, the embeddings of all microbatches are computed without gradients. Second, the
+contrastive loss of the whole batch is computed, with its gradient with respect to the embeddings.
+Third, each microbatch is run again, to backpropagate its other losses and the gradient of its
+embeddings. Up to rounding, GradCache gives the gradients of the whole batch. GradCache costs one
+more forward pass of the encoder.
 
-Up to rounding, the gradients equal those of the whole batch. GradCache costs one more forward pass
-of the encoder.
-
-`accumulation.negatives='microbatch'` needs no extra forward pass. Each row is compared only with
-its own microbatch, over which BatchNorm also normalizes, so the loss differs from that of the
-paper.
+`accumulation.negatives='microbatch'` needs no extra forward pass, but compares each row only with
+its own microbatch. With microbatch negatives, BatchNorm also normalizes over one microbatch, so the
+loss differs from that of the paper.
 """
 
 from typing import Any, NamedTuple
@@ -95,13 +94,14 @@ class _Run(NamedTuple):
     teacher: Tree | None
 
     def settings(self, *, related: bool) -> objectives.Settings:
-        """Return the config blocks of the active objectives with the given ``relates_rows``."""
+        """Return the config blocks of the active objectives whose ``relates_rows`` equals
+        ``related``."""
         settings = self.config.objective.to_dict()
         terms = objectives.active(settings)
         return {name: settings[name] for name in terms if terms[name].relates_rows == related}
 
     def model(self, parameters: Tree, batch_stats: Tree) -> can.CAN:
-        """Build the network from its parameters and BatchNorm statistics."""
+        """Build the network from its parameters and batch statistics."""
         return nnx.merge(self.network, parameters, batch_stats, copy=True)
 
     def inputs(self, batch: Batch) -> Inputs:
@@ -110,7 +110,7 @@ class _Run(NamedTuple):
         return prepare(self.config, batch, self.step, settings)
 
     def targets(self, batch: Batch) -> Inputs:
-        """Return the inputs, and the teacher's tokens for them if an objective reads these."""
+        """Return the network inputs, with the teacher's tokens if an objective reads them."""
         return with_teacher(
             self.config, self.network, self.parameters, self.batch_stats,
             self.inputs(batch), self.teacher,
@@ -136,7 +136,8 @@ class _Run(NamedTuple):
         return StepOutput(loss, metrics, batch_stats, total), pooled.reshape(-1, pooled.shape[-1])
 
     def with_all_negatives(self, batch: Batch) -> tuple[StepOutput, Embeddings]:
-        """Compute the whole-batch gradients in microbatches, as the module docstring describes."""
+        """Compute the gradients of the whole batch in microbatches, with GradCache for related
+        rows."""
         count, views = self.config.accumulation.microbatches, batch.views.shape[1]
         parts = jax.tree.map(lambda x: split_microbatches(x, count), batch)
         settings = self.settings(related=True)

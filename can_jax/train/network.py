@@ -1,4 +1,4 @@
-"""The network of a configuration: the heads that its objectives need, and its structure."""
+"""Construction of the network of a configuration, with the heads that its objectives need."""
 
 import functools
 from typing import Any
@@ -15,8 +15,8 @@ Tree = Any
 def heads(config: ConfigDict) -> dict[str, can.HeadBuilder]:
     """Return the functions that build the heads, in the order in which the heads are created.
 
-    The random initialization depends on this order. Only heads and decoders that the active
-    objectives need are included.
+    The random initialization of the network depends on the order of the heads. The result includes
+    only heads and decoders that the active objectives need.
     """
     settings = config.objective.to_dict()
     reads, active = objectives.reads(settings), objectives.active(settings)
@@ -44,10 +44,12 @@ def abstract_network(config: ConfigDict) -> can.CAN:
 
 
 def encoder_network(config: ConfigDict) -> can.CAN:
-    """Return the network without heads, with `jax.ShapeDtypeStruct` in place of arrays."""
+    """Return the network of a configuration without heads, with `jax.ShapeDtypeStruct` in place of
+    arrays."""
     return nnx.eval_shape(lambda: can.CAN(config, {}, nnx.Rngs(0)))
 
 
 def statistics_of(model: can.CAN) -> Tree:
-    """Return the running statistics of all BatchNorm layers, as a nested dict."""
+    """Return the variables that are not trained, such as the running statistics of BatchNorm
+    layers, as a nested dict."""
     return nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))

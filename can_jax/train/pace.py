@@ -3,7 +3,8 @@
 On devices of any speed, a timed run ends at about the given time, with the learning rate at the end
 of its schedule. The schedule has `TIMED_STEPS` virtual steps. The schedule position grows linearly
 with the step number and reaches the end at the estimated last step. The last step is re-estimated
-every 1/200 of the run's time, but at intervals of 2 to 60 seconds and at least one step.
+at intervals of 1/200 of the time limit, but at least 2 seconds, at most 60 seconds, and at least
+one step.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ class Used(NamedTuple):
 
     Attributes:
         seconds: The time used, in seconds.
-        allowed: The time limit of the run in seconds when this was stored.
+        allowed: The time limit of the run in seconds, as of its last start.
         last_step: The last step of the run, or None if the run has not reached it.
     """
 
@@ -60,8 +61,8 @@ def known_last_step(workdir: epath.Path, seconds: float) -> int | None:
 
     Args:
         workdir: The run directory.
-        seconds: The time limit of this start in seconds. If it differs from the stored limit, the
-            run continues, so the result is None.
+        seconds: The time limit of this start in seconds. If the limit differs from the stored one,
+            the run continues, so the result is None.
 
     Raises:
         UserError: The file ``time_used.json`` cannot be read.
@@ -86,7 +87,7 @@ class Pace:
             workdir: The run directory, in which the time used is stored.
             seconds: The time limit of the run in seconds, summed over all starts.
             step: The step from which the run starts or resumes.
-            stored: The result of `state` at that step; None for a new run.
+            stored: The result of `state` in the checkpoint of that step; None for a new run.
         """
         self._path, self._allowed = workdir / FILE, seconds
         used = time_used(workdir)
@@ -116,7 +117,8 @@ class Pace:
         return np.float32(position + (TIMED_STEPS - position) * max(share, 0.0))
 
     def state(self, step: int) -> dict[str, float]:
-        """Return the JSON values that a checkpoint of a step stores for a resume."""
+        """Return the JSON values in the checkpoint of ``step``, from which a resumed run
+        continues."""
         return {"position": float(self.position(step)), "allowed": self._allowed}
 
     def used(self) -> float:
@@ -144,7 +146,8 @@ class Pace:
 
         Args:
             step: The step that was just dispatched to the devices.
-            paused: The total seconds for which training was paused, for example by evaluations.
+            paused: The total seconds so far for which training was paused, for example by
+                evaluations.
             reserve: The seconds reserved for the evaluations after the last step.
         """
         if self._fixed or step < self._next:

@@ -24,7 +24,7 @@ IMAGES = 2048  # with two views of 64 patches: a quarter of a million patches
 
 
 class Moments(NamedTuple):
-    """The mean and covariance of noise-free image patches, in float64."""
+    """The mean and covariance of noise-free image patches, in float64, and the number of images."""
 
     mean: Float[np.ndarray, " pixels"]
     covariance: Float[np.ndarray, "pixels pixels"]
@@ -32,7 +32,8 @@ class Moments(NamedTuple):
 
 
 def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]:
-    """Return the mean of ``x x^T`` over the patches ``p`` of a batch, where ``x`` is ``(1, p)``.
+    """Return the mean of ``x x^T`` over all patches of a batch, where ``x`` is a flattened patch
+    with a 1 in front.
 
     The images are augmented as in step 0, without noise. `second_moment` can be jitted.
 
@@ -56,14 +57,15 @@ def second_moment(config: ConfigDict, batch: Batch) -> Float[Array, "size size"]
 
 
 def moments_of(second: Float[np.ndarray, "size size"], images: int) -> Moments:
-    """Compute the moments from the mean of `second_moment` over ``images`` images."""
+    """Compute mean and covariance from the average of `second_moment` over ``images`` images."""
     mean = np.asarray(second[0, 1:], np.float64)
     covariance = np.asarray(second[1:, 1:], np.float64) - np.outer(mean, mean)
     return Moments(mean, covariance, images)
 
 
 def batches_to_measure(config: ConfigDict, examples: int) -> int:
-    """Return the number of batches that contain `IMAGES` images, or one epoch if it is shorter."""
+    """Return the number of batches that hold `IMAGES` images, or an epoch if that has fewer
+    images."""
     return math.ceil(min(IMAGES, examples) / config.batch_size)
 
 
@@ -78,7 +80,7 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
         mesh: The device mesh over which the batches are split.
 
     Returns:
-        The mean and covariance of the patches, and the number of images.
+        The mean and covariance of the patches, and the number of images measured.
     """
     from can_jax.data.pipeline.loader import open_loader  # decoders, which a study has not
 
@@ -91,14 +93,14 @@ def patch_moments(config: ConfigDict, source: Any, mesh: Mesh) -> Moments:
 
 
 def whitening_of(config: ConfigDict, moments: Moments) -> dict[str, np.ndarray]:
-    """Return the arrays of the whitening map for patches with the given moments, by name."""
+    """Return the arrays of the map that whitens patches with the given moments, by name."""
     floor = noise_floor(config.noise.sigma_max)
     fixed = whitening(moments.mean, moments.covariance, floor)
     return {"map_mean": fixed.mean, "map": fixed.map}
 
 
 def with_map(statistics: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Return the batch statistics with a new whitening map, sharded as the old one.
+    """Return the batch statistics with a new whitening map that has the sharding of the old one.
 
     Args:
         statistics: The batch statistics of the network, as a nested dict.

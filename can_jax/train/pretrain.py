@@ -68,7 +68,7 @@ def pretrain(
     Raises:
         UserError: The configuration, the data or the run directory is invalid, or training
             diverged.
-        Preempted: A signal such as SIGTERM stopped the run after its state was saved.
+        Preempted: A signal such as SIGTERM ended the run before its last step; the state was saved.
     """
     with RunLog() as log:
         training = prepare(config, workdir, given, allowed)
@@ -103,7 +103,7 @@ def prepare(
     given: Collection[str] = (),
     allowed: Collection[str] = (),
 ) -> "Pretraining":
-    """Check a configuration, open its data, and return the prepared pretraining.
+    """Check a configuration, open its data, and return a `Pretraining` that is ready to run.
 
     Collective: every process must call this.
 
@@ -174,7 +174,8 @@ class Pretraining:
 
     @functools.cached_property
     def moments(self) -> Moments:
-        """The patch mean and covariance of the data. Collective: every process must read this."""
+        """The patch mean and covariance of the data. Collective: every process must read this
+        property."""
         return patch_moments(self.config, self.source, self.mesh)
 
     def begin(self, state: TrainState, report: console.Reporter) -> TrainState:
@@ -197,7 +198,7 @@ class Pretraining:
         return state
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return whether the last step has its evaluations.
+        """Return whether the evaluations of the last step are complete.
 
         Collective: every process must call this.
         """
@@ -216,7 +217,7 @@ def continued(
 ) -> ConfigDict:
     """Return the configuration with which a run starts or resumes.
 
-    On a resume, config keys that did not exist when the run began keep the old behavior.
+    On a resume, config keys that did not exist when the run began keep the behavior of that time.
 
     Args:
         config: The resolved configuration of this start.
@@ -290,7 +291,7 @@ def check_labels(config: ConfigDict, source: Any) -> None:
 
 
 def warn_of_repeats(config: ConfigDict, source: Any) -> None:
-    """Log a warning if a batch draws more images from a data set or mixture part than it has."""
+    """Log a warning if a batch draws more images than a data set or a part of a mixture has."""
     contrastive = config.objective.contrastive
     compared = 0 if contrastive.supervised or not contrastive.weight else config.batch_size
     if config.accumulation.negatives == "microbatch":
@@ -327,7 +328,8 @@ def length_facts(config: ConfigDict, times: RunLength) -> dict[str, Any]:
 
 
 def microbatch_facts(config: ConfigDict) -> dict[str, Any]:
-    """Return the facts about gradient accumulation, by label; an empty dict if it is off."""
+    """Return the facts about gradient accumulation, by label; an empty dict without
+    microbatches."""
     settings, views = config.accumulation, config.augment.views
     images = config.batch_size // settings.microbatches
     if settings.microbatches == 1:

@@ -15,7 +15,7 @@ def random_streams(seed: int | Int[Array, ""]) -> Key[Array, " 2"]:
 def row_keys(seed: int | Int[Array, ""], step: Int[Array, ""], batch: Batch) -> Key[Array, " rows"]:
     """Derive a random key for each row from the seed, step, image position and view index.
 
-    The random keys depend on neither the mesh nor resumes.
+    The random keys are the same on every mesh and after a resume.
     """
     views = batch.views.shape[1]
     key = jax.random.fold_in(random_streams(seed)[1], step)

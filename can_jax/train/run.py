@@ -76,7 +76,7 @@ def run(
 
     Raises:
         UserError: The configuration, data or run directory is invalid, or training diverged.
-        Preempted: A signal such as SIGTERM stopped the run after its state was saved.
+        Preempted: A signal such as SIGTERM ended the run before its last step; the state was saved.
     """
     config, times, step = training.config, training.times, training.step
     startup = Startup()
@@ -223,21 +223,21 @@ def finish(last: int, total: int, checkpoints: Checkpointer) -> None:
 
 
 def batches_left(progress: Progress, first: int, total: int, rewinds: int) -> tuple[int, int]:
-    """Return the indices of the first batch to load and of one beyond the last possible batch.
+    """Return the index of the first batch to load, and an exclusive upper bound of batch indices.
 
     Args:
         progress: The progress of the run, with the number of rollbacks and skipped batches.
         first: The step from which the run starts or resumes.
         total: The number of steps of the run.
         rewinds: The maximum number of rollbacks, including those in ``progress``. Each rollback
-            skips fewer than ``total`` batches.
+            skips at most ``total`` batches.
     """
     left = max(rewinds - progress.rewinds, 0)
     return first + progress.passed_over, total * (1 + left) + progress.passed_over
 
 
 def compile_timed(lowering: Future[jax.stages.Lowered], report: console.Reporter) -> Any:
-    """Wait for the lowered train step, compile it, and print the compile time."""
+    """Wait for the lowered train step, compile it, and print the seconds that both took."""
     started = time.perf_counter()
     compiled = lowering.result().compile()
     report.say(f"compiled the train step in {time.perf_counter() - started:.1f}s")

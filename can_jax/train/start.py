@@ -102,8 +102,8 @@ def restore_or_begin(
         timeout: The time limit in seconds for initializing or restoring the state.
 
     Returns:
-        The step, the train state and the progress. The step is below ``first`` if only an earlier
-        checkpoint matches the model.
+        The step, train state and progress of the restored checkpoint or of the new run. The
+        restored step is below ``first`` if only an earlier checkpoint matches the model.
 
     Raises:
         UserError: No checkpoint matches the model, or the seed, batch size or data differs.

@@ -40,7 +40,8 @@ class TrainState:
     Attributes:
         step: The number of steps taken, including those whose update was skipped.
         parameters: The trainable parameters, as a nested dict.
-        batch_stats: The running statistics of BatchNorm.
+        batch_stats: The variables that are not trained: running statistics of BatchNorm, and the
+            fixed map of the patch embedding, if any.
         optimizer: The optimizer state, with the moving average of the parameters if there is one.
         skipped: The number of updates skipped because a value was not finite.
     """
@@ -68,7 +69,7 @@ class TrainState:
         Args:
             finite: Whether the loss and the gradient norm are finite, as a boolean scalar.
             parameters: The updated parameters.
-            batch_stats: The updated running statistics.
+            batch_stats: The updated batch statistics.
             optimizer: The updated optimizer state.
             bounded: Whether a finite gradient always gives a finite update, so that parameters and
                 optimizer state need no check.
@@ -84,7 +85,7 @@ class TrainState:
 
 
 def select(condition: Array, new: Tree, old: Tree) -> Tree:
-    """Return ``new`` if the condition is True, else ``old``, for every leaf."""
+    """Return ``new`` if the condition is True, else ``old``, for every leaf of two pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
@@ -112,10 +113,11 @@ def gradients(
         config: The resolved configuration.
         network: The `nnx.GraphDef` of the network.
         parameters: The parameters of the network, as a nested dict.
-        batch_stats: The running statistics of BatchNorm.
+        batch_stats: The variables that are not trained: running statistics of BatchNorm, and the
+            fixed map of the patch embedding, if any.
         batch: A global batch of images.
         step: The training step, from which the random keys of the batch are derived.
-        teacher: The parameters from `Step.teacher`.
+        teacher: The teacher's parameters from `Step.teacher`; None without a teacher.
     """
     compute = loss_and_gradients if config.accumulation.microbatches == 1 else accumulate_gradients
     types = compute_types(nnx.merge(network, parameters, batch_stats, copy=True))
@@ -143,7 +145,8 @@ class Steps(Protocol):
         ...
 
     def train(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """Take one step; return metrics that include ``loss/total`` and ``skipped_steps``."""
+        """Take one step; return the new state, and metrics such as ``loss/total`` and
+        ``skipped_steps``."""
         ...
 
 
@@ -151,7 +154,7 @@ class Steps(Protocol):
 class Step:
     """A train step: the network's structure, the optimizer and the learning-rate schedule.
 
-    The arrays are in a `TrainState`, not in this class.
+    The parameters and other arrays of a run are in a `TrainState`, not in this class.
     """
 
     config: ConfigDict
@@ -236,7 +239,7 @@ class Step:
         return state.optimizer["average"] if self.averages else state.parameters
 
     def started(self, state: TrainState, parameters: Tree) -> TrainState:
-        """Return the state with its parameters, and their moving average, replaced."""
+        """Return the state with new parameters, which also replace their moving average, if any."""
         state = dataclasses.replace(state, parameters=parameters)
         if self.averages:
             copied = jax.tree.map(jnp.copy, parameters)  # the step donates both
@@ -312,8 +315,8 @@ def initialize(step: Steps, abstract: TrainState) -> TrainState:
 def initial_encoder(step: Steps) -> Tree:
     """Initialize only the parameters of the encoder, on the default device.
 
-    The values equal those of `initialize` bit for bit. Without `jax.jit`, some would be rounded
-    differently.
+    The values equal those of `initialize` bit for bit. Without `jax.jit`, some values would be
+    rounded differently.
     """
     return jax.jit(lambda: step.fresh().parameters["encoder"], compiler_options=QUICKLY)()
 

@@ -1,4 +1,5 @@
-"""The targets that a moving average of the encoder computes, for objectives beside CAN's."""
+"""The targets of a teacher, which is a moving average of the encoder, for objectives such as
+`latents`."""
 
 from typing import Any
 
@@ -26,9 +27,10 @@ def teacher_tokens(
     Args:
         config: The resolved configuration.
         network: The `nnx.GraphDef` of the network.
-        parameters: The parameters of the network, its encoder being the teacher's.
-        batch_stats: The running statistics of BatchNorm.
-        clean: All patches of each row.
+        parameters: The parameters of the network, in which ``encoder`` holds those of the teacher.
+        batch_stats: The variables that are not trained: running statistics of BatchNorm, and the
+            fixed map of the patch embedding, if any.
+        clean: The normalized pixels of all patches of each row, without noise.
     """
     index = jnp.broadcast_to(np.arange(clean.shape[1]), clean.shape[:2])
     patches = constrain_batch_sharding(clean.astype(config.model.dtype))

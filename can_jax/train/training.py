@@ -63,7 +63,8 @@ class Training(Protocol):
         ...
 
     def finished(self, workdir: epath.Path) -> bool:
-        """Return whether a run that has taken its last step also has its last evaluation."""
+        """Return whether a run that has taken its last step has also completed its last
+        evaluation."""
         ...
 
     def callbacks(self, run: RunContext) -> Log:

@@ -232,7 +232,7 @@ def test_run_without_labels_probes_its_features(recipe, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines if "probe/effective_rank" in line] == [0, 6]
-    assert "features without labels: effective rank" in done.stdout
+    assert "label-free feature metrics: effective rank" in done.stdout
     assert "--config=health" in done.stdout and "kNN" not in done.stdout
 
 
