@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files: a save writes them last, and the next start verifies them."""
+"""Checksums that detect incomplete or damaged checkpoints."""
 
 import errno
 import json
@@ -22,7 +22,7 @@ def write_checksums(folder: epath.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def saved_shapes(folder: epath.Path) -> dict[str, list[int]] | None:
-    """Return the shape of each array of a checkpoint by its path, or None if none are stored."""
+    """Return a dict from array path to shape, or None if the checkpoint stores no shapes."""
     try:
         shapes = json.loads((folder / NAME).read_text()).get("shapes")
     except (OSError, ValueError, AttributeError):
@@ -35,11 +35,11 @@ def find_damage(folder: epath.Path) -> str | None:
 
     Returns:
         A description of the damage, or None for a valid checkpoint. A checkpoint without checksums
-        is reported as damaged, since an incomplete save leaves none.
+        is reported as damaged, since an interrupted save writes no checksums.
 
     Raises:
-        UserError: A file cannot be read because of, for example, its permissions or a disk error,
-            so whether the checkpoint is valid is unknown.
+        UserError: A file cannot be read, for example because of its permissions, so the checkpoint
+            cannot be verified.
     """
     try:
         return _find_damage(folder)
@@ -79,7 +79,8 @@ def _find_damage(folder: epath.Path) -> str | None:
 
 
 def _files(folder: epath.Path) -> list[str]:
-    """Return the paths of a checkpoint's files, relative to its folder, except `WRITTEN_LATER`."""
+    """Return the relative paths of a checkpoint's files, except those written after the
+    checksums."""
     names = []
     for path in folder.iterdir():
         if path.is_dir():

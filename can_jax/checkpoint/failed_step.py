@@ -1,7 +1,8 @@
-"""The dump of a failed train step, which `python -m can_jax.replay` runs again to debug it.
+"""Dumps of failed train steps, which `python -m can_jax.replay` re-runs for debugging.
 
 A dump is a folder with the configuration, the parameters before the step, and one file for each
-process with its rows of the batch. File and folder names use the older term "capture".
+process with the rows of the batch on its devices. File and folder names use the older term
+"capture".
 """
 
 import json
@@ -28,8 +29,8 @@ def write_failed_step(
         folder: The folder to write the dump to; created if missing.
         config: The resolved configuration.
         step: The number of the step whose update was not finite.
-        state: The train state after the step, with the same parameters as before the step, since
-            the update was skipped.
+        state: The train state after the step. Its parameters equal those before the step, since the
+            update was skipped.
         batch: The global batch on which the step failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,8 @@ def write_failed_step(
 
 
 def read_batch(folder: epath.Path) -> Batch:
-    """Return the batch that a dump stores, merged over processes and sorted by stream position.
+    """Return the batch that a dump stores, merged over processes and sorted by position in the data
+    stream.
 
     Raises:
         UserError: The folder contains no ``batch_*.npz`` file, or one cannot be read.

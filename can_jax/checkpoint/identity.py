@@ -41,7 +41,7 @@ def read_identity(workdir: epath.Path) -> Identity | None:
 
 
 def store_identity(workdir: epath.Path, identity: Identity | None) -> None:
-    """Store the identity of a new run; if it is None, remove a stored identity."""
+    """Store the identity of a new run; if ``identity`` is None, remove the stored one."""
     path = workdir / IDENTITY
     if identity is not None:
         replace_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
@@ -69,11 +69,12 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
     """Check that the checkpoints in a run directory belong to the run that is about to resume.
 
     Args:
-        workdir: The run directory. If it has no checkpoints, the check passes.
+        workdir: The run directory. A directory without checkpoints passes the check.
         identity: The identity of the run that is about to start; None for pretraining.
 
     Raises:
-        UserError: The checkpoints belong to another run, or their identity is not stored.
+        UserError: The checkpoints belong to another run, or a fine-tuning run finds no stored
+            identity.
     """
     if not has_checkpoints(workdir):
         return
@@ -82,8 +83,8 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
         return
     if identity is None:
         raise UserError(
-            f"--workdir={workdir} holds the training of a classifier, not a pretraining run; give "
-            "another --workdir"
+            f"--workdir={workdir} holds a fine-tuning run, not a pretraining run; give another "
+            "--workdir"
         )
     if stored is None:
         raise UserError(
@@ -102,7 +103,7 @@ def check_identity(workdir: epath.Path, identity: Identity | None) -> None:
 def differences(stored: Identity, wanted: Identity) -> list[str]:
     """Return a description of each key whose value differs between two identities.
 
-    The path and step of the encoder weights are ignored if their checksums are equal.
+    The path and step of the encoder weights are ignored if the checksums of the weights are equal.
 
     Args:
         stored: The identity stored in the run directory.
@@ -116,7 +117,7 @@ def differences(stored: Identity, wanted: Identity) -> list[str]:
 
 
 def _short(value: Any) -> str:
-    """Format a value for a message, with the middle of a long text elided."""
+    """Format a value for a message; shorten checksums and long texts."""
     text = value if isinstance(value, str) else json.dumps(value)
     if len(text) == 64:  # a checksum
         return f"{text[:12]}…"

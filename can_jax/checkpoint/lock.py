@@ -41,11 +41,11 @@ class RunLock:
 
     @property
     def ending(self) -> bool:
-        """True if this run is about to end. A run that starts meanwhile waits for it."""
+        """Whether this run is about to end, so that a newly started run waits for the end."""
         return self._ending or handler.requested is not None
 
     def end_soon(self) -> None:
-        """Announce to runs that wait for the directory that this run only saves and then ends."""
+        """Announce that this run ends after its last save, so that other runs wait for the end."""
         self._ending = True
 
     def check(self) -> None:
@@ -55,17 +55,17 @@ class RunLock:
 
         Raises:
             LostLock: Another run has taken over the directory.
-            OSError: The lock could not be read until another host may have taken it over.
+            OSError: The lock was unreadable for so long that another host may have taken it over.
         """
         if self._lease is not None:
             self._lease.check()
 
     def check_together(self) -> None:
-        """Check the lock for all processes of the job. Collective: every process must call this.
+        """Check that this job still holds the lock. Collective: every process must call this.
 
         Raises:
             LostLock: Another run has taken over the directory.
-            OSError: The lock could not be read until another host may have taken it over.
+            OSError: The lock was unreadable for so long that another host may have taken it over.
         """
         error: Exception | None = None
         try:
@@ -121,7 +121,7 @@ def run_lock(
 
 
 def _take(claim: Lease, workdir: epath.Path, wait: float, wait_ending: float) -> UserError | None:
-    """Take a lease. Return None on success, else the error to raise."""
+    """Take a lease; return None on success, else the error to raise."""
     try:
         holder = claim.take(wait, wait_ending)
     except OSError as error:

@@ -38,7 +38,7 @@ class Restored(NamedTuple):
 
 
 class _OtherModel(Exception):
-    """The arrays of a checkpoint differ in name or shape from those of the configured model."""
+    """The error raised if the arrays of a checkpoint do not match the configured model."""
 
 
 class Checkpointer:
@@ -51,7 +51,7 @@ class Checkpointer:
             off.
         read_only: Whether to leave the directory unchanged, because another run may write to it.
         check: A function called before a save is finalized and before files of a failed save are
-            removed. An error that it raises prevents the write.
+            removed. An error raised by this function prevents the write or the removal.
 
     Raises:
         UserError: The directory cannot be listed or created.
@@ -106,16 +106,16 @@ class Checkpointer:
         return max((step for step in self._manager.all_steps() if step <= up_to), default=None)
 
     def set_aside_after(self, step: int, reason: str) -> None:
-        """Move all checkpoints after a step away. Collective: every process must call this."""
+        """Move checkpoints after ``step`` to ``refused_checkpoints/``. Collective."""
         for later in self._manager.all_steps():
             if later > step and jax.process_index() == 0:
                 self._set_aside(later, reason)
         self._settle()
 
     def set_aside_refused(self) -> None:
-        """Move the checkpoints that `latest_valid_step` and `restore` rejected out of the folder.
+        """Move the checkpoints that `latest_valid_step` and `restore` rejected to another folder.
 
-        Call this once the run is certain to resume. Collective: every process must call this.
+        Call this when the run is certain to resume. Collective: every process must call this.
         """
         refused, self._refused = self._refused, {}
         for step, reason in refused.items():
@@ -126,8 +126,8 @@ class Checkpointer:
     def latest_valid_step(self) -> int | None:
         """Return the latest step whose checksums verify, or None if there are no checkpoints.
 
-        Later, damaged checkpoints are rejected; see `set_aside_refused`. Collective: every process
-        must call this.
+        Damaged checkpoints of later steps are rejected; see `set_aside_refused`. Collective: every
+        process must call this.
 
         Raises:
             UserError: All checkpoints are damaged, or one cannot be read.
@@ -187,12 +187,12 @@ class Checkpointer:
     def save(self, step: int, state: Any, run: dict[str, Any], temporary: bool = False) -> None:
         """Start to save a checkpoint asynchronously. Collective: every process must call this.
 
-        This blocks until the previous save is finished. A step equal to the latest saved one is
-        skipped. If a checkpoint cannot be written, for example on a full disk, this logs a warning.
+        This blocks until the previous save is finished. If ``step`` is the latest saved step,
+        nothing is saved. If the save fails, for example on a full disk, this logs a warning.
 
         Args:
             step: The step at which ``state`` was reached.
-            state: A pytree of `jax.Array`.
+            state: The state to save, as a pytree of `jax.Array`.
             run: The progress of the run as a JSON-serializable dict.
             temporary: Whether to delete this checkpoint when the next one is saved.
 
@@ -215,9 +215,9 @@ class Checkpointer:
         self._agree(failure)
 
     def restore(self, step: int, abstract: Any, *, partial: bool = False) -> Restored:
-        """Restore the latest checkpoint, up to a step, whose array shapes match the model.
+        """Restore the latest checkpoint up to ``step`` that has the shapes of ``abstract``.
 
-        Later checkpoints that do not match are rejected; see `set_aside_refused`. Collective: every
+        Later checkpoints with other shapes are rejected; see `set_aside_refused`. Collective: every
         process must call this.
 
         Args:
@@ -358,14 +358,14 @@ class Checkpointer:
             trial.rmdir()
             free = shutil.disk_usage(self._directory).free
             if needed > free:
-                refusal = f"it needs {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free"
+                refusal = f"{needed / 1e6:.1f} MB are needed, but {free / 1e6:.1f} MB are free"
         except OSError as error:
             refusal = one_line(error).removeprefix("OSError: ")
         if gather("space for a checkpoint", np.int32(bool(refusal))).any():
             raise OSError(refusal or "another process cannot write its arrays; see its log")
 
     def _settle(self) -> None:
-        """Block until every process has reloaded the steps that process 0 changed. Collective."""
+        """Wait until process 0 has moved checkpoints, then reload the list of steps. Collective."""
         gather("checkpoints", np.int32(0))
         self._manager.reload()
 

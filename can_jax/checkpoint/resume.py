@@ -36,12 +36,12 @@ def with_stored(
 ) -> tuple[ConfigDict, list[str]]:
     """Return the configuration with which a run resumes under a newer version of the program.
 
-    A key that the stored configuration lacks gets the value that keeps the old behavior. A key that
-    is stored with a former default keeps it if ``config`` has the current default. All other keys
-    have the values of ``config``.
+    A key that the stored configuration lacks gets the value that keeps the old behavior. A key
+    whose stored value is a former default keeps that value if ``config`` has the current default.
+    All other keys have the values of ``config``.
 
     Args:
-        config: The resolved configuration of this start.
+        config: The resolved configuration of the resumed run.
         stored: The configuration in the run directory, as JSON text.
         given: The dotted keys that the command line sets; their values in ``config`` are kept.
 
@@ -61,7 +61,7 @@ def with_stored(
         with config.ignore_type():
             config.update_from_flattened_dict(old)
         kept.append(
-            f"{_said(old, name)} is used, the value with which this run began, instead of "
+            f"{_said(old, name)}, the value at the start of this run, is used instead of "
             f"{_said(new, name)}; to change it, give --{_said(new, name)}"
         )
     return config, kept
@@ -71,9 +71,9 @@ def check_changes(config: ConfigDict, stored: str, allowed: Collection[str] = ()
     """Check that a resumed run keeps its seed, batch size and data settings.
 
     Args:
-        config: The resolved configuration of this start.
+        config: The resolved configuration of the resumed run.
         stored: The configuration in the run directory, as JSON text.
-        allowed: The keys of `CHANGES` whose settings may differ.
+        allowed: The names of the settings that may differ: ``seed``, ``batch_size`` or ``data``.
 
     Raises:
         UserError: A setting differs, and ``allowed`` does not name it.
@@ -97,9 +97,9 @@ def check_stream(
     Args:
         stored: The ``seed``, the ``batch_size`` and the data fingerprint ``data`` in the
             checkpoint; empty if an older version wrote the checkpoint.
-        current: The values of the same keys at this start.
+        current: The current values of ``seed``, ``batch_size`` and ``data``.
         step: The step of the checkpoint, for messages.
-        allowed: The keys of `CHANGES` that may differ.
+        allowed: The names of the settings that may differ: ``seed``, ``batch_size`` or ``data``.
 
     Raises:
         UserError: The seed, the batch size or the data differs, and ``allowed`` does not name it.
@@ -127,11 +127,11 @@ def newer_keys(stored: str) -> list[str]:
 
 
 def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
-    """Return the keys that are stored with a former default and now have the current one.
+    """Return the keys whose stored value is a former default and that now have the current default.
 
     Args:
         began: The configuration in the run directory, parsed.
-        config: The resolved configuration of this start.
+        config: The resolved configuration of the resumed run.
     """
     return [
         name
@@ -143,15 +143,16 @@ def redefined_keys(began: ConfigDict, config: ConfigDict) -> list[str]:
 
 
 def is_given(key: str, given: Collection[str]) -> bool:
-    """Return whether ``given`` names a key, an element of its value, or a block that holds it."""
+    """Return whether ``given`` has a key, an element of its value, or a block that contains the
+    key."""
     return within(key, {name.split("[")[0] for name in given})
 
 
 def to_store(config: ConfigDict, stored: str | None) -> str:
     """Return the JSON text of a configuration, to be stored in a run directory.
 
-    Keys that are newer than the run and keep the old behavior are omitted. The next resume then
-    also keeps the old behavior.
+    Keys that a newer version added are omitted if their values keep the old behavior, so that the
+    next resume also keeps the old behavior.
 
     Args:
         config: The resolved configuration of the run.

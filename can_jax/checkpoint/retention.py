@@ -19,8 +19,8 @@ class Retention:
     Attributes:
         last: The number of latest regular checkpoints to retain; None for all.
         every: Checkpoints whose step is a multiple of this are also retained; None for off.
-        temporary: The steps of the temporary checkpoints, which are deleted once a later one
-            exists.
+        temporary: The steps of the temporary checkpoints. A temporary checkpoint is deleted when a
+            later checkpoint exists, unless ``every`` retains its step.
     """
 
     last: int | None

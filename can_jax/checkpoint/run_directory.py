@@ -25,7 +25,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, Any]) -> None:
-    """Append this start of the run to its history.
+    """Append a record of this start to the history of the run.
 
     Args:
         workdir: The run directory.
@@ -53,7 +53,7 @@ def append_start(workdir: epath.Path, step: int, config: str, facts: dict[str, A
 
 
 def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
-    """Return the starts of a run, oldest first, or an empty list if there is no history.
+    """Return the records of a run's starts, oldest first; an empty list if there is no history.
 
     Lines that are not valid JSON are skipped, so they do not prevent a start.
     """
@@ -63,7 +63,7 @@ def read_starts(workdir: epath.Path) -> list[dict[str, Any]]:
 def first_config(workdir: epath.Path) -> dict[str, Any] | None:
     """Return the configuration of a run's first start, or None if there is no history.
 
-    A start from step 0 counts as a new first start, since earlier ones left no checkpoint.
+    A start from step 0 counts as a new first start, since earlier starts left no checkpoint.
     """
     first = current = None
     for start in read_starts(workdir):
@@ -122,7 +122,8 @@ def read_encoder(folder: epath.Path) -> ConfigDict:
     """Return the configuration of a run directory, after checking the settings of the encoder.
 
     Raises:
-        UserError: ``config.json`` cannot be read, or this version cannot build its encoder.
+        UserError: ``config.json`` cannot be read, or this version of can_jax cannot build the
+            encoder.
     """
     config = read_config(folder)
     try:
@@ -181,9 +182,10 @@ def newest_state(
 
 
 def step_path(checkpoint: str, step: int | None) -> str:
-    """Return ``RUN/checkpoints/STEP`` for a run directory and a step; without a step, the path.
+    """Return the path ``RUN/checkpoints/STEP`` of a checkpoint; without a step, return
+    ``checkpoint``.
 
-    Functions that open a run accept both kinds of paths; see `split_step`.
+    Functions that open a run accept run directories and checkpoint paths; see `split_step`.
 
     Raises:
         UserError: A step is given, but the path is not a run directory.

@@ -13,7 +13,7 @@ SLICE = 2**23  # the minimum bytes of a part, if devices with copies of an array
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Remove the log messages of Orbax."""
+    """Suppress the log messages of Orbax."""
     logger = logging.get_absl_logger()
 
     def keep(record: python_logging.LogRecord) -> bool:
@@ -30,8 +30,8 @@ def quiet_orbax() -> Iterator[None]:
 def small_arrays_whole() -> Iterator[None]:
     """Make one device write each small array that is replicated over several devices.
 
-    By default, Orbax splits the write of such an array among the devices and compiles a program for
-    each slice. For 150 small arrays on eight devices, that takes 15 s per save.
+    By default, Orbax splits the write of a replicated array among the devices and compiles a
+    program for each slice. For 150 small arrays on eight devices, the default takes 15 s per save.
     """
     usual = ocp.type_handlers.get_type_handler(jax.Array)
     handler = ocp.type_handlers.ArrayHandler(

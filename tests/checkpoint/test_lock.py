@@ -218,7 +218,7 @@ def test_storage_that_fails_stops_the_run_once_another_could_have_got_in(place, 
         with pytest.raises(OSError, match="could not be read for 1 s: OSError:.*Input/output"):
             claim.check()
         disk.until = 0.0
-        with pytest.raises(OSError, match="another may have taken over"):
+        with pytest.raises(OSError, match="another run may have taken over"):
             claim.check()  # for good
     else:
         claim.check()

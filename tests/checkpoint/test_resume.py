@@ -46,7 +46,7 @@ def test_a_key_that_is_newer_than_the_run_keeps_its_old_meaning():
     config, kept = with_stored(small_config(), text)
     assert config.noise.level_tokens == "visible"
     assert kept == [
-        "config.noise.level_tokens=visible is used, the value with which this run began, instead "
+        "config.noise.level_tokens=visible, the value at the start of this run, is used instead "
         "of config.noise.level_tokens=all; to change it, give --config.noise.level_tokens=all"
     ]
     again, kept = with_stored(small_config(), to_store(config, text))  # the next time
@@ -95,7 +95,7 @@ def test_an_older_run_resumes_with_the_schedule_that_it_began_with():
     text = stored_without(recipe, *keys, warmup_epochs=40.0)
     config, kept = with_stored(recipe, text)
     assert make_run_length(config, 64).warmup == 320
-    said = "warmup_epochs=40.0 is used, the value with which this run began, instead of c"
+    said = "warmup_epochs=40.0, the value at the start of this run, is used instead of c"
     assert f"config.optimizer.{said}" in kept[0]
     again, _ = with_stored(recipe, to_store(config, text))  # the next time it resumes
     assert make_run_length(again, 64).warmup == 320
@@ -112,7 +112,7 @@ def test_the_configuration_of_a_run_directory_is_continued(tmp_path, caplog):
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=0.125))
     assert make_run_length(continued(recipe, place), 64).warmup == 1
     assert (
-        "config.optimizer.warmup_epochs=0.125 is used, the value with which this run began"
+        "config.optimizer.warmup_epochs=0.125, the value at the start of this run, is used"
         in caplog.text
     )
     (place / "config.json").write_text(stored_without(recipe, share, warmup_epochs=-1.0))
@@ -140,12 +140,12 @@ def test_the_command_line_tells_what_it_sets(recipe, tmp_path, caplog):
     options = command(recipe, tmp_path, "data.source=folder", "data.path=/no/such/place")[2:]
     main_in_process(*options)
     assert (
-        "config.noise.level_tokens=visible is used, the value with which this run began"
+        "config.noise.level_tokens=visible, the value at the start of this run, is used"
         in caplog.text
     )
     caplog.clear()
     done = main_in_process(*options, f"--config.{LEVEL}=all")
-    assert "/no/such/place" in done.stderr and "with which this run began" not in caplog.text
+    assert "/no/such/place" in done.stderr and "the start of this run" not in caplog.text
 
 
 @pytest.mark.parametrize(

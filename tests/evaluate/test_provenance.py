@@ -138,7 +138,7 @@ def test_directories_of_other_kinds_are_refused(place):
     config, a = finetuning(place / "imagenet"), str(place / "a")
     with pytest.raises(UserError, match="their encoder and data are unknown"):
         evaluate(config, a, epath.Path(place / "b"))  # of pretraining
-    with pytest.raises(UserError, match="holds the training of a classifier, not a pretraining"):
+    with pytest.raises(UserError, match="holds a fine-tuning run, not a pretraining run"):
         pretrain(small_config(), epath.Path(place / "ft"))
     (place / "ft" / IDENTITY).write_text("{")
     with pytest.raises(UserError, match=r"identity\.json cannot be read"):

@@ -1,6 +1,6 @@
-"""A lease that lets one process at a time write to a run directory, also across hosts.
+"""A lease that lets only one process, on any host, write to a run directory at a time.
 
-`protocol.py` implements the lease, `records.py` the files it uses, `owner.py` the identity of a
-process, and `files.py` the file operations on disks and buckets. This package imports no JAX and
-starts no thread; `can_jax.checkpoint.lock` does both.
+`protocol.py` implements the lease, and `records.py` the record files. `owner.py` identifies
+processes, and `files.py` implements the file operations on disks and buckets. This package uses
+neither JAX nor threads; `can_jax.checkpoint.lock` uses both.
 """

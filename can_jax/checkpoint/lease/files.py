@@ -54,7 +54,8 @@ class Files(Protocol):
     def lock(self) -> bool:
         """Take the kernel's file lock; return False if another process holds it.
 
-        On a file system without file locks, return True, so that the lease records alone decide.
+        On a file system without file locks, return True, so that only the lease records determine
+        the holder.
         """
         ...
 
@@ -108,7 +109,7 @@ class DiskFiles:
     def update(self, name: str, text: str) -> bool:
         """See `Files`.
 
-        The file is overwritten in place, so this needs no disk space and creates no file.
+        Overwriting the file in place needs no disk space and creates no file.
         """
         try:
             file = os.open(self._folder / name, os.O_WRONLY)
@@ -178,7 +179,7 @@ class BucketFiles:
     def create(self, name: str, text: str) -> bool:
         """See `Files`. With the library `obstore`, the object store creates the object atomically.
 
-        Without that library, if several processes create the file within `SETTLE_SECONDS`, the last
+        Without `obstore`, if several processes create the file within `SETTLE_SECONDS`, the last
         one succeeds.
         """
         path = self._folder / name
@@ -196,7 +197,8 @@ class BucketFiles:
         return self.read(name) == text
 
     def update(self, name: str, text: str) -> bool:
-        """See `Files`. An object that is removed after the existence check is created again."""
+        """See `Files`. If another process removes the object after the existence check, this
+        recreates it."""
         if self.read(name) is None:
             return False
         (self._folder / name).write_text(text)
@@ -225,7 +227,7 @@ def files_of(folder: epath.Path) -> Files:
 
 
 def creates_exclusively(url: str) -> bool:
-    """Return whether objects under a URL can be created atomically, failing if they exist.
+    """Return whether the object store of a URL can create an object only if it does not exist.
 
     Atomic creation requires a conditional write by the object store, which the library `obstore`
     supports. TensorFlow's file system checks whether the object exists and then writes, so another

@@ -15,9 +15,9 @@ Owner = dict[str, Any]
 def describe() -> Owner:
     """Return a description of this process, by which other processes can identify it.
 
-    Containers can share a host name, and a process ID is meaningless outside its PID namespace.
-    `Host` therefore compares the keys ``boot`` and ``namespace``. On a system without boot IDs, it
-    compares ``boot`` and ``host``.
+    Containers can share a host name, and a process ID is meaningless outside its PID namespace. To
+    recognize processes of this host, `Host` therefore compares the keys ``boot`` and ``namespace``,
+    or only ``host`` on a system without boot IDs.
     """
     pid = os.getpid()
     return {
@@ -92,7 +92,8 @@ class Host:
         return all(owner.get(key) == self._me[key] for key in keys)
 
     def shares_kernel(self, owner: Owner) -> bool:
-        """Return whether a lock owner runs under the same kernel and thus shares its file locks."""
+        """Return whether a lock owner runs under the kernel of this process, so both share file
+        locks."""
         return bool(self._me["boot"]) and owner.get("boot") == self._me["boot"]
 
     def is_gone(self, owner: Owner) -> bool:

@@ -1,13 +1,13 @@
 """The protocol by which one process at a time holds a run directory.
 
 Each holder has a record file ``.lock-NUMBER`` that only it writes. A new process creates the record
-with the next number, but only if the holder of the newest record has ended. The file system lets
-only one process create a given file. The process that created the record then removes the older
-records. A holder whose record is missing has lost the lease.
+with the next number, but only if the holder of the newest record has ended. If several processes
+try to create the same record, only one succeeds. The process that creates a new record then removes
+the older records. A holder whose record is missing has lost the lease.
 
-A kernel file lock on ``.lock`` decides between processes under the same kernel, and protects a
-suspended holder. Other hosts watch the heartbeats in a holder's record. ``lock.json`` is a copy of
-the record under a fixed name.
+Processes under the same kernel also use a file lock on ``.lock``, which a holder keeps while it is
+suspended. Processes on other hosts check the heartbeats in the holder's record. ``lock.json`` is a
+copy of the record under a fixed name.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ STALE_BEATS = 3  # missed heartbeats after which a holder on another host counts
 
 
 class Clock:
-    """A monotonic clock that, if the system supports it, includes time in suspend."""
+    """A monotonic clock that also counts the time of a suspended system, if supported."""
 
     def now(self) -> float:
         """Return the time in seconds since an arbitrary start."""
@@ -70,11 +70,11 @@ class Lease:
 
     @property
     def stale_seconds(self) -> float:
-        """The seconds without a heartbeat after which another host takes over the directory."""
+        """The seconds without a heartbeat after which another process takes over the directory."""
         return STALE_BEATS * self._beat_seconds
 
     def take(self, wait: float = 0.0, wait_ending: float = 0.0) -> Record | None:
-        """Take the lease; block while the current holder may still end.
+        """Take the lease; if another process holds the lease, wait for that process to end.
 
         Args:
             wait: The time in seconds to wait for a holder that has not announced that it will end.
@@ -105,12 +105,13 @@ class Lease:
     def check(self) -> None:
         """Check that this process still holds the lease; call this before every write.
 
-        If the storage fails, this retries until shortly before another host could take over.
+        If the storage fails, this retries until shortly before another host could take over the
+        lease.
 
         Raises:
-            LostLock: Another process holds the lease, or the lease was released or its files
+            LostLock: Another process holds the lease, the lease was released, or its files were
                 removed.
-            OSError: The storage failed until shortly before another host could take over.
+            OSError: The storage failed until shortly before another host could take over the lease.
         """
         begin = self._clock.now()
         while True:
@@ -121,7 +122,7 @@ class Lease:
                 if waited >= self.stale_seconds - self._beat_seconds and self.lost is None:
                     self.lost = OSError(
                         f"the lock of {self._name} could not be read for {waited:.0f} s: "
-                        f"{one_line(error)}; this run ends, since another may have taken over"
+                        f"{one_line(error)}; this run ends, since another run may have taken over"
                     )
                 if self.lost is not None:
                     raise self.lost from error
@@ -213,8 +214,8 @@ class Lease:
         Args:
             number: The number of the newest record; 0 if there is none.
             newest: The content of the newest record, or None if there is none.
-            alone: Whether `Files.lock` returned True, so no other process is known to hold the file
-                lock.
+            alone: Whether `Files.lock` returned True, so that no other process is known to hold the
+                file lock.
         """
         records = {} if newest is None else {name_of(number): newest}
         copy = self._records.read(COPY)
@@ -239,7 +240,7 @@ class Lease:
         return not self._beats(name, record)
 
     def _beats(self, name: str, record: Record) -> bool:
-        """Return whether a holder writes a heartbeat within `stale_seconds`; block until then."""
+        """Wait up to `stale_seconds` for a heartbeat of a holder; return whether there was one."""
         logging.warning(
             "%s is held by %s; waiting up to %.0f s for its heartbeat",
             self._name, who(record), self.stale_seconds,
@@ -256,13 +257,14 @@ class Lease:
         return False
 
     def _claim(self, gone: int, judged: Record | None) -> Record | None:
-        """Create the record with the next number.
+        """Create the record of this process, which has the next number.
 
-        Return None on success, else a faster process's record.
+        Return None on success, else the record of the process that was faster.
 
         Args:
             gone: The number of the newest record, whose holder has ended; 0 if there is none.
-            judged: The content of that record when its holder was found to have ended, or None.
+            judged: The content of record ``gone`` when its holder was found to have ended; None if
+                there is no record.
         """
         number = gone + 1
         if not self._files.create(name_of(number), self._text(claiming=True)):
@@ -292,7 +294,7 @@ class Lease:
     def _taker(self) -> Record | None:
         """Return the record of the process that took over the lease, or None if none did.
 
-        The result is an empty dict if this process's record is missing and its successor is
+        The result is an empty dict if this process's record is missing and the new holder is
         unknown.
         """
         copy = self._records.read(COPY)
